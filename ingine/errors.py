@@ -1,0 +1,121 @@
+"""Every error that ingine raises on purpose.
+
+IngineError
+├── ConfigError              a setting, flag or file is wrong; the message names it and what it may be
+│   ├── ModelNotFound        no such model name, folder, file or hub id
+│   └── UnsupportedModel     the architecture (or a feature of it) is not one of ours; lists those that are
+├── InvalidRequest           a request the engine refuses; has a stable `code`, see `ErrorCode`
+│   └── InvalidJob           a wire job that cannot be run as sent (`ingine.wire`)
+├── EngineError              the engine failed while it ran; nothing is wrong with the request
+└── ClientError              what a producer or consumer meets
+    ├── QueueFull            the queue is at its limit; nothing was accepted
+    ├── DuplicateJob         a job with this id exists already
+    ├── JobNotFound          no such job: never submitted, or its result's TTL has passed
+    ├── JobFailed            the job ended in `failed`; has the `code` of its terminal event
+    ├── JobCancelled         the job ended in `cancelled`
+    ├── JobExpired           the job's deadline passed before it finished
+    ├── ResultTimeout        no terminal event within the caller's own timeout; the job goes on
+    └── ServerUnavailable    Redis cannot be reached, or refuses the command
+"""
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """Why a job failed or was buried. Part of the contract: a code never changes its meaning."""
+
+    NOT_MSGPACK = "not_msgpack"
+    INVALID_SHAPE = "invalid_shape"
+    UNKNOWN_FIELD = "unknown_field"
+    INVALID_TYPE = "invalid_type"
+    INVALID_PARAMETER = "invalid_parameter"
+    UNSUPPORTED_VERSION = "unsupported_version"
+    JOB_TOO_LARGE = "job_too_large"
+    NESTED_TOO_DEEP = "nested_too_deep"
+    DUPLICATE_ID = "duplicate_id"
+    EMPTY_PROMPT = "empty_prompt"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    INVALID_TOKEN_ID = "invalid_token_id"
+    UNKNOWN_MODEL = "unknown_model"
+    NO_CHAT_TEMPLATE = "no_chat_template"
+    INVALID_MESSAGES = "invalid_messages"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    WORKER_LOST = "worker_lost"
+    ENGINE_ERROR = "engine_error"
+
+
+class IngineError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ConfigError(IngineError):
+    pass
+
+
+class ModelNotFound(ConfigError):
+    pass
+
+
+class UnsupportedModel(ConfigError):
+    pass
+
+
+class InvalidRequest(IngineError):
+    """A request that can never run as it is. Sending it again unchanged will fail again."""
+
+    def __init__(self, code: ErrorCode, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+class InvalidJob(InvalidRequest):
+    """A wire job that cannot be run. `job_id` is None where not even that could be read."""
+
+    def __init__(
+        self, code: ErrorCode, message: str, *, job_id: str | None = None, reply_to: str | None = None
+    ):
+        super().__init__(code, message)
+        self.job_id = job_id
+        self.reply_to = reply_to
+
+
+class EngineError(IngineError):
+    pass
+
+
+class ClientError(IngineError):
+    pass
+
+
+class QueueFull(ClientError):
+    pass
+
+
+class DuplicateJob(ClientError):
+    pass
+
+
+class JobNotFound(ClientError):
+    pass
+
+
+class JobFailed(ClientError):
+    def __init__(self, message: str, *, code: str):
+        super().__init__(message)
+        self.code = code
+
+
+class JobCancelled(ClientError):
+    pass
+
+
+class JobExpired(ClientError):
+    pass
+
+
+class ResultTimeout(ClientError):
+    pass
+
+
+class ServerUnavailable(ClientError):
+    pass

@@ -1,0 +1,316 @@
+"""The contract between producers, workers and consumers: key names, jobs and events.
+
+Both sides import this file and nothing else of each other; `docs/protocol.md` says the same in prose, for
+other languages. Needs msgpack and pydantic only.
+"""
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+from ingine.errors import ErrorCode, InvalidJob
+from ingine.sampling_params import SamplingParams, TokenId
+
+PROTOCOL_VERSION = 1
+GROUP = "workers"
+"""The one consumer group of every jobs stream, created at 0."""
+
+JOB_FIELD, EVENT_FIELD = "job", "event"
+"""The only field of an entry in a jobs stream, and in a token log."""
+
+DEFAULT_MAX_QUEUED_JOBS = 100_000
+DEFAULT_MAX_JOB_BYTES = 1 << 20
+MAX_NESTING = 16
+MAX_METADATA_BYTES = 16 << 10
+
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_QUEUE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class Priority(StrEnum):
+    """Which jobs stream a job waits in. Strict order, but for the ageing that keeps `low` from starving."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    """In the stream: not begun, or handed over by a worker that stopped; its log is kept."""
+    RUNNING = "running"
+    """A worker holds the lease, under the attempt number in the job's hash."""
+    FINISHED = "finished"
+    """All tokens are in the log; `finish_reason` is `stop` or `length`."""
+    FAILED = "failed"
+    """It cannot be run, or could not; `error` in the terminal event says why."""
+    CANCELLED = "cancelled"
+    """Somebody cancelled it. The tokens made until then are in the log."""
+    EXPIRED = "expired"
+    """Its deadline passed first. The tokens made until then are in the log."""
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Every Redis key of one queue. All bear the queue's hash tag, so one script may touch any of them.
+
+    | key                         | type    | holds
+    | --------------------------- | ------- | -----
+    | ingine:{q}:jobs:<priority>  | stream  | jobs that wait or run; one field, the msgpack job
+    | ingine:{q}:job:<id>         | hash    | the job's record: status, attempt, position, entry, cancel, times
+    | ingine:{q}:tokens:<id>      | stream  | the token log: `<n>-0` tokens up to n, `<n>-1` the terminal event
+    | ingine:{q}:channel:<id>     | channel | the same events, live
+    | ingine:{q}:replies:<name>   | stream  | terminal events of the jobs that named it as `reply_to`
+    | ingine:{q}:dead             | stream  | what could not be run: raw bytes, code, reason, deliveries
+    | ingine:{q}:idem:<key>       | string  | idempotency key -> job id, with a TTL
+    | ingine:{q}:workers          | hash    | worker id -> msgpack heartbeat
+    | ingine:{q}:queue            | hash    | limits and switches: max_jobs, max_job_bytes, paused, drain:<worker>
+    | ingine:{q}:control          | channel | nudges to workers; the truth is always in a key
+    """
+
+    queue: str = "default"
+
+    def __post_init__(self):
+        if not _QUEUE.fullmatch(self.queue):
+            raise ValueError(f"a queue's name matches {_QUEUE.pattern}, {self.queue!r} does not")
+
+    @property
+    def prefix(self) -> str:
+        return f"ingine:{{{self.queue}}}"
+
+    def jobs(self, priority: Priority | str) -> str:
+        return f"{self.prefix}:jobs:{Priority(priority)}"
+
+    @property
+    def all_jobs(self) -> list[str]:
+        """The three jobs streams, most urgent first."""
+        return [self.jobs(priority) for priority in Priority]
+
+    def job(self, job_id: str) -> str:
+        return f"{self.prefix}:job:{job_id}"
+
+    def tokens(self, job_id: str) -> str:
+        return f"{self.prefix}:tokens:{job_id}"
+
+    def channel(self, job_id: str) -> str:
+        return f"{self.prefix}:channel:{job_id}"
+
+    def replies(self, name: str) -> str:
+        return f"{self.prefix}:replies:{name}"
+
+    def idem(self, key: str) -> str:
+        return f"{self.prefix}:idem:{key}"
+
+    @property
+    def dead(self) -> str:
+        return f"{self.prefix}:dead"
+
+    @property
+    def workers(self) -> str:
+        return f"{self.prefix}:workers"
+
+    @property
+    def settings(self) -> str:
+        return f"{self.prefix}:queue"
+
+    @property
+    def control(self) -> str:
+        return f"{self.prefix}:control"
+
+
+# ---------------------------------------------------------------------------------------------- jobs
+
+Name = Annotated[str, Field(pattern=rf"^{_ID.pattern}$")]
+Prompt = Annotated[
+    Annotated[str, Tag("text")] | Annotated[tuple[TokenId, ...], Tag("token_ids")],
+    Discriminator(lambda value: "token_ids" if isinstance(value, tuple) else "text"),
+]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: str
+
+
+class Job(BaseModel):
+    """What a producer pushes, as a msgpack map. Unknown fields are refused by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    v: Literal[1] = PROTOCOL_VERSION
+    id: Name
+    prompt: Prompt | None = None
+    messages: tuple[Message, ...] | None = None
+    sampling: SamplingParams = SamplingParams()
+    priority: Priority = Field(Priority.NORMAL, strict=False, description="Informative: the stream decides.")
+    tenant: Name | None = None
+    deadline_ms: int | None = Field(
+        None, ge=1, lt=2**53, description="From submission, by the server's clock: the entry's id is its time."
+    )
+    stream: bool = Field(True, description="False: nothing is published live but the terminal event.")
+    reply_to: Name | None = None
+    model: str | None = Field(None, max_length=256, description="Refused unless the worker serves it.")
+    metadata: dict[str, Any] | None = Field(None, description="Comes back in the terminal event.")
+    trace: str | None = Field(None, max_length=256, description="A W3C traceparent, for logs.")
+
+    @model_validator(mode="after")
+    def _one_input(self):
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("a job has either `prompt` or `messages`")
+        if self.metadata and len(msgpack.packb(self.metadata)) > MAX_METADATA_BYTES:
+            raise ValueError(f"metadata is over {MAX_METADATA_BYTES} bytes")
+        return self
+
+
+def encode_job(job: Job) -> bytes:
+    """The msgpack map of `job`, without the fields that have their default."""
+    return msgpack.packb(job.model_dump(mode="python", exclude_defaults=True) | {"v": job.v, "id": job.id})
+
+
+def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
+    """Validate what came through the door. Raises InvalidJob, with the job's id if that could be read.
+
+    The size is checked before anything is parsed, the depth before anything is validated: neither time nor
+    memory grows faster than the job's bytes.
+    """
+    if len(raw) > max_bytes:
+        raise InvalidJob(ErrorCode.JOB_TOO_LARGE, f"the job has {len(raw)} bytes, the limit is {max_bytes}")
+    try:
+        fields = msgpack.unpackb(raw, strict_map_key=False)
+    except msgpack.StackError:
+        raise InvalidJob(ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels") from None
+    except (ValueError, TypeError) as error:  # all of msgpack's errors, bad UTF-8, unhashable map keys
+        reason = str(error) or type(error).__name__
+        raise InvalidJob(ErrorCode.NOT_MSGPACK, f"not a msgpack value: {reason}") from None
+    if not isinstance(fields, dict):
+        raise InvalidJob(ErrorCode.INVALID_SHAPE, f"a job is a map, not {type(fields).__name__}")
+
+    job_id, reply_to = (_name_or_none(fields.get(name)) for name in ("id", "reply_to"))
+    if _deeper_than(fields, MAX_NESTING):
+        raise InvalidJob(
+            ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels", job_id=job_id, reply_to=reply_to
+        )
+    for name in ("prompt", "messages"):
+        if isinstance(fields.get(name), list):
+            fields[name] = tuple(fields[name])
+    try:
+        return Job.model_validate(fields)
+    except ValidationError as error:
+        code, message = _explain(error)
+        raise InvalidJob(code, message, job_id=job_id, reply_to=reply_to) from None
+
+
+def _name_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) and _ID.fullmatch(value) else None
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _explain(error: ValidationError) -> tuple[ErrorCode, str]:
+    """The first fault, as a stable code and a sentence that names the field. Never quotes the value."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("text", "token_ids")) or "job"
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        return ErrorCode.UNKNOWN_FIELD, f"unknown field `{where}`"
+    if where == "v":
+        return ErrorCode.UNSUPPORTED_VERSION, f"this worker speaks version {PROTOCOL_VERSION} of the protocol"
+    if kind == "missing":
+        return ErrorCode.INVALID_SHAPE, f"`{where}` is missing"
+    if kind.endswith("_type") or kind == "invalid_key":
+        return ErrorCode.INVALID_TYPE, f"`{where}`: {first['msg']}"
+    if where == "job":
+        return ErrorCode.INVALID_SHAPE, first["msg"].removeprefix("Value error, ")
+    if where.startswith("prompt."):
+        return ErrorCode.INVALID_TOKEN_ID, f"`{where}`: {first['msg']}"
+    return ErrorCode.INVALID_PARAMETER, f"`{where}`: {first['msg'].removeprefix('Value error, ')}"
+
+
+# -------------------------------------------------------------------------------------------- events
+
+
+@dataclass(slots=True)
+class TokensEvent:
+    """New tokens of one job: log entry `<position>-0`, and the same bytes on its channel."""
+
+    position: int
+    """Output tokens committed with and before this event. It starts at position - len(token_ids)."""
+    token_ids: list[int]
+    text: str
+    """What these tokens add to the text: often less or more than their own characters, see `TerminalEvent`."""
+    logprobs: list[dict] | None = None
+    """One a token: {token_id, logprob, top: [[token_id, logprob], ...]}."""
+
+
+@dataclass(slots=True)
+class TerminalEvent:
+    """How the job ended: log entry `<position>-1`. There is exactly one a job, and nothing after it."""
+
+    position: int
+    status: JobStatus
+    job_id: str
+    text: str = ""
+    """The end of the text that was held back until now (a half character, the start of a stop string)."""
+    finish_reason: str | None = None
+    """stop, length, abort or error."""
+    error: dict | None = None
+    """{code, message} where status is failed or expired."""
+    usage: dict = field(default_factory=dict)
+    """num_prompt_tokens, num_cached_tokens, num_output_tokens."""
+    timings: dict = field(default_factory=dict)
+    """queue_ms, first_token_ms and total_ms from submission, by the worker's measure; attempts."""
+    metadata: dict | None = None
+
+
+Event = TokensEvent | TerminalEvent
+
+
+def encode_event(event: Event) -> bytes:
+    if isinstance(event, TokensEvent):
+        fields = {"type": "tokens", "position": event.position, "token_ids": event.token_ids, "text": event.text}
+        if event.logprobs is not None:
+            fields["logprobs"] = event.logprobs
+        return msgpack.packb(fields)
+    fields = {"type": str(event.status)}
+    for name in TerminalEvent.__slots__:
+        value = getattr(event, name)
+        if name != "status" and value not in (None, "", {}):
+            fields[name] = value
+    return msgpack.packb(fields)
+
+
+def decode_event(raw: bytes) -> Event:
+    """Inverse of `encode_event`. Fields that this version does not know are ignored: workers may be newer."""
+    fields = msgpack.unpackb(raw, strict_map_key=False)
+    kind = fields.pop("type")
+    if kind == "tokens":
+        return TokensEvent(fields["position"], fields["token_ids"], fields["text"], fields.get("logprobs"))
+    known = {name: value for name, value in fields.items() if name in TerminalEvent.__slots__}
+    return TerminalEvent(status=JobStatus(kind), **known)
+
+
+def log_id(position: int, *, terminal: bool = False) -> str:
+    """The token log entry that ends at `position`. Its id is the position, so Redis refuses a duplicate."""
+    return f"{position}-{int(terminal)}"
