@@ -1,0 +1,82 @@
+"""What every attention backend gets and does: the one place of the engine with device code behind it."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KVCache = tuple[Tensor, Tensor]
+"""One layer's paged keys and values. Their layout is the business of the backend that allocated them."""
+
+
+@dataclass(slots=True)
+class AttentionMetadata:
+    """The packed tokens of one step, in the order of their sequences.
+
+    Sequences with exactly one query token come first, `num_decodes` of them; the rest (prefill chunks, resumed
+    sequences) follow. A query token's position is its sequence's KV length minus the query tokens from it on:
+    each sequence's queries are the last of its KV tokens, and see those before them, cached or new.
+    """
+
+    slot_mapping: Tensor
+    """[num_tokens] int64: where each token's KV goes, block * block_size + offset in the block."""
+    block_tables: Tensor
+    """[num_seqs, max_blocks] int32, padded with 0."""
+    seq_lens: Tensor
+    """[num_seqs] int32: KV tokens, this step's included."""
+    query_start_loc: Tensor
+    """[num_seqs + 1] int32: sequence i's queries are tokens query_start_loc[i] to query_start_loc[i + 1]."""
+    num_decodes: int
+    query_lens: list[int]
+    """Query tokens of each sequence: query_start_loc on the host, so that no backend needs to wait for the device."""
+    kv_lens: list[int]
+    """seq_lens on the host."""
+    plan: dict[Any, Any] = field(default_factory=dict)
+    """What a backend works out once a step and uses in every layer."""
+
+    @property
+    def max_seq_len(self) -> int:
+        return max(self.kv_lens)
+
+
+class AttentionBackend(ABC):
+    """Writes a step's keys and values into paged memory, then attends over it. Holds no state of its own."""
+
+    name: str
+
+    @abstractmethod
+    def allocate_kv_cache(
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> KVCache:
+        """One layer's cache, zeroed: memory never written is still read (and masked) where tables are padded."""
+
+    def bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """Bytes of one block in one layer, keys and values together."""
+        return 2 * block_size * num_kv_heads * head_dim * dtype.itemsize
+
+    @abstractmethod
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+        *,
+        scale: float,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """Causal attention of a step's tokens, after their keys and values have gone into the cache.
+
+        query is [num_tokens, num_heads, head_dim], key and value [num_tokens, num_kv_heads, head_dim]; any of
+        them may be a strided view. Returns [num_tokens, num_heads, head_dim]. With a sliding window of w, a
+        token sees itself and the w - 1 tokens before it.
+        """
