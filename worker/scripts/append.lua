@@ -1,0 +1,36 @@
+-- Commit one step: for every running request of a queue, its new tokens, or why not.
+--
+-- KEYS  a pair a request: job hash, token log
+-- ARGV  five a request: attempt, start (tokens committed before), position (after), event, channel or ''
+-- returns a number a request:
+--   n >= 0  tokens committed now. Equal to `position`: written (by this call, or by an earlier one whose reply
+--           was lost). Anything else: the log ends there, send from n on.
+--   -1      stale: the attempt is not ours any more
+--   -2      cancelled: nothing was written, finish it
+
+local answers = {}
+local now
+for i = 1, #KEYS / 2 do
+  local job, log = KEYS[2 * i - 1], KEYS[2 * i]
+  local attempt, start, position, event, channel = unpack(ARGV, 5 * i - 4, 5 * i)
+  local record = redis.call('HMGET', job, 'status', 'attempt', 'position', 'cancel')
+  if record[1] ~= 'running' or record[2] ~= attempt then
+    answers[i] = -1
+  elseif record[3] ~= start then
+    answers[i] = tonumber(record[3])
+  elseif record[4] == '1' then
+    answers[i] = -2
+  else
+    redis.call('XADD', log, position .. '-0', 'event', event)
+    redis.call('HSET', job, 'position', position)
+    if start == '0' then
+      now = now or redis.call('TIME')
+      redis.call('HSET', job, 'first_token_at', now[1] * 1000 + math.floor(now[2] / 1000))
+    end
+    if channel ~= '' then
+      redis.call('PUBLISH', channel, event)
+    end
+    answers[i] = tonumber(position)
+  end
+end
+return answers

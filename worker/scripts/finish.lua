@@ -1,0 +1,32 @@
+-- End a job: terminal event, record, reply, ack, delete and TTLs, all or nothing.
+--
+-- KEYS  1 jobs stream  2 job hash  3 token log  4 replies stream (only where ARGV[9] is 1)
+-- ARGV  1 group  2 entry  3 attempt  4 position  5 status  6 event  7 channel  8 result TTL in ms
+--       9 1: send a reply
+-- returns a number, as append does: position: ended; another n >= 0: the log ends at n; -1: stale
+
+local record = redis.call('HMGET', KEYS[2], 'status', 'attempt', 'position')
+if record[2] ~= ARGV[3] then
+  return -1
+end
+if record[1] ~= 'running' then
+  -- Ended by an earlier call whose reply was lost; anything else is another's business.
+  return record[1] == ARGV[5] and tonumber(record[3]) or -1
+end
+if record[3] ~= ARGV[4] then
+  return tonumber(record[3])
+end
+
+redis.call('XADD', KEYS[3], ARGV[4] .. '-1', 'event', ARGV[6])
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[1], ARGV[2])
+local now = redis.call('TIME')
+redis.call('HSET', KEYS[2], 'status', ARGV[5], 'finished_at', now[1] * 1000 + math.floor(now[2] / 1000))
+redis.call('PEXPIRE', KEYS[2], ARGV[8])
+redis.call('PEXPIRE', KEYS[3], ARGV[8])
+if ARGV[9] == '1' then
+  redis.call('XADD', KEYS[4], '*', 'event', ARGV[6])
+  redis.call('PEXPIRE', KEYS[4], ARGV[8])
+end
+redis.call('PUBLISH', ARGV[7], ARGV[6])
+return tonumber(ARGV[4])
