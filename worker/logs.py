@@ -1,0 +1,52 @@
+"""Logging: one line an event, `name key=value ...` for people or one JSON object for machines."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+
+def log_event(logger: logging.Logger, level: int, name: str, **fields) -> None:
+    """Log the event `name` ("job finished") with fields. Callers never pass prompts or outputs unasked."""
+    if logger.isEnabledFor(level):
+        logger.log(level, name, extra={"fields": fields})
+
+
+class _Formatter(logging.Formatter):
+    def _parts(self, record: logging.LogRecord) -> tuple[datetime, str, dict]:
+        fields = dict(getattr(record, "fields", {}))
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        return datetime.fromtimestamp(record.created, UTC), record.getMessage(), fields
+
+
+class TextFormatter(_Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        when, message, fields = self._parts(record)
+        error = fields.pop("error", None)
+        pairs = "".join(f" {name}={_short(value)}" for name, value in fields.items() if value is not None)
+        end = f"\n{error}" if error and record.exc_info else f" error={error}" if error else ""
+        return f"{when:%H:%M:%S}.{when.microsecond // 1000:03d} {record.levelname:<7} {message}{pairs}{end}"
+
+
+class JsonFormatter(_Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        when, message, fields = self._parts(record)
+        line = {"time": when.isoformat(), "level": record.levelname.lower(), "logger": record.name, "event": message}
+        return json.dumps(line | fields, default=str, ensure_ascii=False)
+
+
+def _short(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if " " in text or text == "" else text
+
+
+def setup_logging(level: str, *, as_json: bool) -> None:
+    """Log to standard error, which a supervisor collects; standard output stays free for programs."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    logging.basicConfig(level="WARNING", handlers=[handler], force=True)
+    for name in ("ingine", "worker"):
+        logging.getLogger(name).setLevel(level.upper())

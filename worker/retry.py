@@ -1,0 +1,53 @@
+"""Waiting for Redis. A worker outlives its server's absence: it waits, says so once, and goes on."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from redis.exceptions import RedisError
+
+from worker.logs import log_event
+
+logger = logging.getLogger(__name__)
+
+FIRST_DELAY_S, LAST_DELAY_S = 0.05, 1.0
+
+T = TypeVar("T")
+
+
+class Backoff:
+    """Delays that double with each failure, up to `LAST_DELAY_S`, with jitter; `reset` after a success."""
+
+    def __init__(self, what: str):
+        self._what = what
+        self._delay_s = 0.0
+
+    async def sleep(self, error: Exception) -> None:
+        if self._delay_s == 0:
+            log_event(logger, logging.WARNING, "redis failed, retrying", what=self._what, error=error)
+        self._delay_s = min(max(FIRST_DELAY_S, 2 * self._delay_s), LAST_DELAY_S)
+        await asyncio.sleep(self._delay_s * random.uniform(0.5, 1.0))
+
+    def reset(self) -> None:
+        if self._delay_s:
+            log_event(logger, logging.WARNING, "redis is back", what=self._what)
+        self._delay_s = 0.0
+
+
+async def until_served(what: str, call: Callable[[], Awaitable[T]]) -> T:
+    """The result of `call()`, made again after each error of Redis or of the connection to it.
+
+    For calls that may be repeated. Errors of the server (out of memory, read-only, loading) count too: they
+    pass when somebody mends the server, and until then nothing that was computed is thrown away.
+    """
+    backoff = Backoff(what)
+    while True:
+        try:
+            result = await call()
+        except (RedisError, OSError) as error:
+            await backoff.sleep(error)
+        else:
+            backoff.reset()
+            return result
