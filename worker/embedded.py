@@ -10,6 +10,8 @@ import os
 import socket
 import subprocess
 import time
+from contextlib import suppress
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Self
@@ -18,16 +20,16 @@ import redis
 
 from ingine.errors import ConfigError
 
-DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 HOST, DEFAULT_PORT = "127.0.0.1", 6379
+DEFAULT_REDIS_URL = f"redis://{HOST}:{DEFAULT_PORT}/0"
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
 
-# The server must end when its parent does, however that ends: the shell keeps the read end of a pipe whose
-# write end only the parent has, and becomes the server (so that the parent's child is the server itself). End of
-# file means that the parent is gone; a line means that the server is, and that its pid may be someone else's.
-# Unlike PR_SET_PDEATHSIG this works on macOS too, and does not fire when merely the starting thread ends.
-# The watcher drops the log file, whose lock must live exactly as long as the server.
+# The server must end when its parent does, however that ends: a watcher keeps the read end of a pipe whose
+# write end only the parent has, while the shell becomes the server (so the parent's child is the server
+# itself). End of file means that the parent is gone; a line, that the server is, and that its pid may be
+# someone else's by now. Unlike PR_SET_PDEATHSIG this works on macOS too, and does not fire when merely the
+# starting thread ends. The watcher drops the log file, whose lock must live exactly as long as the server.
 _ENDS_WITH_PARENT = """
 exec 3<&0 </dev/null
 (read -r _ <&3 || kill -TERM $$) >/dev/null 2>&1 &
@@ -35,6 +37,19 @@ exec "$@" 3<&-
 """
 
 log = logging.getLogger(__name__)
+
+
+class _Listener(StrEnum):
+    """What a probe of a URL finds there."""
+
+    SERVER = "a server that answers"
+    LOADING = "a server that loads its files"
+    LOCKED = "a server that wants a password"
+    NOBODY = "nobody"
+    STRANGER = "something that is not a Redis server"
+
+
+_USABLE = (_Listener.SERVER, _Listener.LOADING)
 
 
 class _DataDirInUse(ConfigError):
@@ -93,9 +108,10 @@ class EmbeddedServer:
         child, self._child = self._child, None
         if child is None:
             return
-        if child.poll() is not None:
-            child.stdin.write(b"\n")
-        child.stdin.close()
+        with suppress(BrokenPipeError):
+            if child.poll() is not None:
+                child.stdin.write(b"\n")
+            child.stdin.close()
         try:
             child.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -103,7 +119,7 @@ class EmbeddedServer:
             child.wait()
 
     def __enter__(self) -> Self:
-        return self.start()
+        return self if self.pid else self.start()
 
     def __exit__(self, *_) -> None:
         self.stop()
@@ -130,7 +146,10 @@ class EmbeddedServer:
             )
 
     def _open_log(self) -> IO[bytes]:
-        """The server's log, locked. The server inherits the lock: two on one append-only file would ruin it."""
+        """The server's log, locked. The server inherits the lock: two on one append-only file would ruin it.
+
+        Raises ConfigError (read-only, not a folder, disk full), or _DataDirInUse if another has the lock.
+        """
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             log_file = self.log_path.open("ab")
@@ -152,18 +171,18 @@ class EmbeddedServer:
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while (state := _probe(self.url)) != "answers":
+        while True:
+            found, pid = _probe(self.port)
             if self._child.poll() is not None:
                 self.stop()
                 raise self._start_error("it ended at once")
+            if pid == self._child.pid:  # and not another server, on a port that ours will not get
+                return
             # A long log takes as long to load as it takes; only silence is an error.
-            if state != "loading" and time.monotonic() > deadline:
+            if found is not _Listener.LOADING and time.monotonic() > deadline:
                 self.stop()
                 raise self._start_error(f"it does not answer after {START_TIMEOUT_S:.0f} s")
             time.sleep(0.02)
-        if self._child.poll() is not None:  # who answers is another server, on a port that ours could not get
-            self.stop()
-            raise self._start_error("it ended at once")
 
     def _start_error(self, what: str) -> ConfigError:
         with self.log_path.open("rb") as log_file:
@@ -182,35 +201,31 @@ def ensure_server(
 ) -> tuple[str, EmbeddedServer | None]:
     """The URL of the server to use, and the embedded server if one had to be started (the caller stops it).
 
-    With a URL: that one, and nothing is ever started. Without: the server that answers on the default URL, else
-    a new one there, or on a free port if another program has the default one.
+    With a URL: that one, and nothing is ever started. Without: the server that answers on the default URL,
+    else a new one there, or on a free port if another program has the default one.
     """
     if redis_url:
         return redis_url, None
-    state = _probe(DEFAULT_REDIS_URL)
-    if state == "silent":
+    found, _ = _probe(DEFAULT_PORT)
+    if found is _Listener.NOBODY:
         server = EmbeddedServer(data_dir, port=DEFAULT_PORT)
         try:
             server.start()
         except _DataDirInUse:  # perhaps another worker is starting it at this very moment
-            if not _answers_soon(DEFAULT_REDIS_URL):
+            if not _answers_soon(DEFAULT_PORT):
                 raise
-            state = "answers"
+            found = _Listener.SERVER
         except _PortTaken:
-            state = "not redis"
-    if state in ("answers", "loading"):
+            found = _Listener.STRANGER
+    if found in _USABLE:
         log.info("using the server that answers at %s", DEFAULT_REDIS_URL)
         return DEFAULT_REDIS_URL, None
-    if state == "needs a password":
-        raise ConfigError(
-            f"the server at {DEFAULT_REDIS_URL} wants a password: set INGINE_REDIS_URL=redis://:PASSWORD@{HOST}:{DEFAULT_PORT}/0"
-        )
-    if state == "not redis":
-        log.warning("port %d is taken by something that is not a Redis server", DEFAULT_PORT)
+    if found is _Listener.LOCKED:
+        raise ConfigError(f"{DEFAULT_REDIS_URL} is {found}: set INGINE_REDIS_URL, with the password in it")
+    if found is _Listener.STRANGER:
+        log.warning("port %d is taken by %s", DEFAULT_PORT, found)
         server = EmbeddedServer(data_dir).start()
-    log.info(
-        "started an embedded Valkey server at %s, its log of writes is in %s", server.url, server.data_dir
-    )
+    log.info("started an embedded Valkey server at %s, its files are in %s", server.url, server.data_dir)
     return server.url, server
 
 
@@ -237,25 +252,28 @@ def find_binary() -> Path:
     return found[0]
 
 
-def _probe(url: str) -> str:
-    """What listens at `url`: answers, loading, needs a password, silent (nobody) or not redis."""
-    client = redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=2, retry=None)
+def _probe(port: int) -> tuple[_Listener, int | None]:
+    """Who listens on this machine's `port`, and the process id of the server that answers there."""
     try:
-        client.ping()
-        return "answers"
+        socket.create_connection((HOST, port), timeout=1).close()
+    except OSError:
+        return _Listener.NOBODY, None
+    client = redis.Redis(HOST, port, socket_timeout=2, retry=None)
+    try:
+        return _Listener.SERVER, client.info("server").get("process_id")
     except redis.BusyLoadingError:
-        return "loading"
+        return _Listener.LOADING, None
     except redis.AuthenticationError:
-        return "needs a password"
-    except redis.RedisError as error:
-        return "silent" if isinstance(error.__cause__, ConnectionRefusedError) else "not redis"
+        return _Listener.LOCKED, None
+    except redis.RedisError:
+        return _Listener.STRANGER, None
     finally:
         client.close()
 
 
-def _answers_soon(url: str) -> bool:
+def _answers_soon(port: int) -> bool:
     deadline = time.monotonic() + START_TIMEOUT_S
-    while _probe(url) not in ("answers", "loading"):
+    while _probe(port)[0] not in _USABLE:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
