@@ -1,0 +1,43 @@
+# Everything a fresh checkout needs: Python >= 3.11 and make. `make help` lists what there is.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test bench lint format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## The main job end to end: server, two workers, one killed, no token lost
+	@$(BIN)/ingine demo $(ARGS)
+
+test: $(STAMP) ## The whole test suite; ARGS="-k name" for a part of it
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+
+bench: $(STAMP) ## Continuous batching against one at a time and Hugging Face
+	@$(BIN)/ingine bench $(ARGS)
+
+lint: $(STAMP) ## Style and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(STAMP) ## Mend style and format
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+venv: $(STAMP) ## Set up .venv with the package and all it needs
+
+clean: ## Remove .venv and all that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Skipped while up to date. The stamp is written last, so an interrupted set-up starts over.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "ingine needs Python >= 3.11, and $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Setting up $(VENV): a few minutes the first time (most of it is torch)."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,embedded,dev]'
+	@touch $@
