@@ -8,9 +8,7 @@ import fcntl
 import logging
 import os
 import socket
-import subprocess
 import time
-from contextlib import suppress
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,22 +17,11 @@ from typing import IO, Self
 import redis
 
 from ingine.errors import ConfigError
+from worker.child import Child
 
 HOST, DEFAULT_PORT = "127.0.0.1", 6379
 DEFAULT_REDIS_URL = f"redis://{HOST}:{DEFAULT_PORT}/0"
 START_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 10.0
-
-# The server must end when its parent does, however that ends: a watcher keeps the read end of a pipe whose
-# write end only the parent has, while the shell becomes the server (so the parent's child is the server
-# itself). End of file means that the parent is gone; a line, that the server is, and that its pid may be
-# someone else's by now. Unlike PR_SET_PDEATHSIG this works on macOS too, and does not fire when merely the
-# starting thread ends. The watcher drops the log file, whose lock must live exactly as long as the server.
-_ENDS_WITH_PARENT = """
-exec 3<&0 </dev/null
-(read -r _ <&3 || kill -TERM $$) >/dev/null 2>&1 &
-exec "$@" 3<&-
-"""
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +59,7 @@ class EmbeddedServer:
         """`data_dir` None: $INGINE_DATA_DIR, or the user's own data directory. `port` 0: any free one."""
         self.data_dir = Path(data_dir or default_data_dir()).absolute()
         self.port = port
-        self._child: subprocess.Popen | None = None
+        self._child: Child | None = None
 
     @property
     def url(self) -> str:
@@ -81,7 +68,7 @@ class EmbeddedServer:
     @property
     def pid(self) -> int | None:
         """The server's process id; None when it is not running."""
-        return self._child.pid if self._child and self._child.poll() is None else None
+        return self._child.pid if self._child and self._child.running else None
 
     @property
     def log_path(self) -> Path:
@@ -105,18 +92,8 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         """Shut down cleanly and wait for it. Safe to call twice."""
-        child, self._child = self._child, None
-        if child is None:
-            return
-        with suppress(BrokenPipeError):
-            if child.poll() is not None:
-                child.stdin.write(b"\n")
-            child.stdin.close()
-        try:
-            child.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        if self._child:
+            self._child.stop()
 
     def __enter__(self) -> Self:
         return self if self.pid else self.start()
@@ -137,13 +114,7 @@ class EmbeddedServer:
                 "maxmemory-policy": "noeviction",
             }
             arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-            self._child = subprocess.Popen(
-                ["/bin/sh", "-c", _ENDS_WITH_PARENT, "sh", str(binary), *arguments],
-                stdin=subprocess.PIPE,
-                stdout=log_file,
-                stderr=log_file,
-                start_new_session=True,
-            )
+            self._child = Child([str(binary), *arguments], output=log_file)
 
     def _open_log(self) -> IO[bytes]:
         """The server's log, locked. The server inherits the lock: two on one append-only file would ruin it.
@@ -173,7 +144,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             found, pid = _probe(self.port)
-            if self._child.poll() is not None:
+            if not self._child.running:
                 self.stop()
                 raise self._start_error("it ended at once")
             if pid == self._child.pid:  # and not another server, on a port that ours will not get

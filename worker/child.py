@@ -1,0 +1,57 @@
+"""Starting a program that never outlives us, however we end."""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import IO
+
+# A watcher keeps the read end of a pipe whose write end only the parent has, while the shell becomes the
+# program (so the parent's child is the program itself). End of file means that the parent is gone, even by
+# `kill -9`; a line, that the program is, and that its pid may be someone else's by now. Unlike
+# PR_SET_PDEATHSIG this works on macOS too, and does not fire when merely the starting thread ends. The watcher
+# drops the program's output: what depends on that (a lock, a reader's end of file) must not wait for it.
+_ENDS_WITH_PARENT = """
+exec 3<&0 </dev/null
+(read -r _ <&3 || kill -TERM $$) >/dev/null 2>&1 &
+exec "$@" 3<&-
+"""
+
+
+class Child:
+    """A program in its own session, which the terminal's Ctrl-C does not reach.
+
+    It gets SIGTERM on `stop()`, or as soon as the process that started it is gone.
+    """
+
+    def __init__(self, command: Sequence[str], *, output: IO, env: Mapping[str, str] | None = None):
+        """`output` takes stdout and stderr; the caller may close it afterwards."""
+        self._popen = subprocess.Popen(
+            ["/bin/sh", "-c", _ENDS_WITH_PARENT, "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=env,
+            start_new_session=True,
+        )
+        self.pid = self._popen.pid
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def kill(self) -> None:
+        """`kill -9`, and wait for the end."""
+        self._popen.kill()
+        self._popen.wait()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """SIGTERM, and wait for the end; SIGKILL after `timeout_s`. Safe to call twice, and after `kill`."""
+        pipe = self._popen.stdin
+        with suppress(BrokenPipeError):
+            if not self.running and not pipe.closed:
+                pipe.write(b"\n")
+            pipe.close()
+        try:
+            self._popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
