@@ -8,8 +8,8 @@ from typing import IO
 # A watcher keeps the read end of a pipe whose write end only the parent has, while the shell becomes the
 # program (so the parent's child is the program itself). End of file means that the parent is gone, even by
 # `kill -9`; a line, that the program is, and that its pid may be someone else's by now. Unlike
-# PR_SET_PDEATHSIG this works on macOS too, and does not fire when merely the starting thread ends. The watcher
-# drops the program's output: what depends on that (a lock, a reader's end of file) must not wait for it.
+# PR_SET_PDEATHSIG this works on macOS too, and does not fire when merely the starting thread ends. It drops
+# the program's output: what depends on that (a lock, a reader's end of file) must not wait for the watcher.
 _ENDS_WITH_PARENT = """
 exec 3<&0 </dev/null
 (read -r _ <&3 || kill -TERM $$) >/dev/null 2>&1 &
