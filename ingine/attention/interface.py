@@ -15,9 +15,9 @@ KVCache = tuple[Tensor, Tensor]
 class AttentionMetadata:
     """The packed tokens of one step, in the order of their sequences.
 
-    Sequences with exactly one query token come first, `num_decodes` of them; the rest (prefill chunks, resumed
-    sequences) follow. A query token's position is its sequence's KV length minus the query tokens from it on:
-    each sequence's queries are the last of its KV tokens, and see those before them, cached or new.
+    Sequences with exactly one query token come first, `num_decodes` of them; the rest (prefill chunks,
+    resumed sequences) follow. A sequence's query tokens are the last of its KV tokens; each sees itself and
+    what comes before it.
     """
 
     slot_mapping: Tensor
@@ -30,7 +30,7 @@ class AttentionMetadata:
     """[num_seqs + 1] int32: sequence i's queries are tokens query_start_loc[i] to query_start_loc[i + 1]."""
     num_decodes: int
     query_lens: list[int]
-    """Query tokens of each sequence: query_start_loc on the host, so that no backend needs to wait for the device."""
+    """Query tokens of each sequence, on the host: a backend never needs to wait for the device."""
     kv_lens: list[int]
     """seq_lens on the host."""
     plan: dict[Any, Any] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class AttentionBackend(ABC):
         dtype: torch.dtype,
         device: torch.device,
     ) -> KVCache:
-        """One layer's cache, zeroed: memory never written is still read (and masked) where tables are padded."""
+        """One layer's cache, zeroed: padding is read before it is masked, and NaN survives a mask."""
 
     def bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """Bytes of one block in one layer, keys and values together."""

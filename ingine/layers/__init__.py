@@ -1,0 +1,1 @@
+"""The few layers that every decoder of ours is made of."""

@@ -1,0 +1,79 @@
+"""From a folder of safetensors to a decoder, shard by shard: no second copy of the weights is ever made."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ingine.attention import AttentionBackend
+from ingine.errors import ConfigError
+from ingine.models.config import ModelConfig, read_json
+from ingine.models.decoder import Decoder
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, backend: AttentionBackend) -> Decoder:
+    """The model in the Hugging Face folder `path`, its weights converted to `dtype` on `device`.
+
+    Raises ConfigError (or its UnsupportedModel) that names the file or the weights at fault.
+    """
+    config = ModelConfig.from_folder(path)
+    shards = _shards(path)
+    model = Decoder(config, backend, dtype=dtype, device=device).eval()
+    tensors = model.checkpoint_tensors()
+    for shard in shards:
+        _load_shard(shard, tensors, tied=config.tie_word_embeddings)
+    if tensors:
+        raise ConfigError(f"{path}: weights are missing: {_some(tensors)}")
+    return model
+
+
+def _shards(path: Path) -> list[Path]:
+    if (path / WEIGHTS_INDEX).exists():
+        weight_map = read_json(path / WEIGHTS_INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ConfigError(f"{path / WEIGHTS_INDEX} has no weight_map")
+        shards = [path / name for name in sorted(set(weight_map.values()))]
+    else:
+        shards = [path / WEIGHTS]
+    for shard in shards:
+        if not shard.exists():
+            raise ConfigError(
+                f"{shard} does not exist: no weights in safetensors format, or only part of them"
+            )
+    return shards
+
+
+@torch.no_grad()
+def _load_shard(shard: Path, tensors: dict[str, Tensor], *, tied: bool) -> None:
+    """Copy what `shard` holds into `tensors`, and take from there what is done."""
+    try:
+        with safe_open(shard, framework="pt") as file:
+            names = [name for name in file.keys() if not _redundant(name, tied=tied)]  # noqa: SIM118 (no mapping)
+            if unexpected := [name for name in names if name not in tensors]:
+                raise ConfigError(
+                    f"{shard}: weights that this architecture has no place for: {_some(unexpected)}"
+                )
+            for name in names:
+                target, weight = tensors.pop(name), file.get_tensor(name)
+                if target.shape != weight.shape:
+                    raise ConfigError(
+                        f"{shard}: {name} is {list(weight.shape)}, config.json says {list(target.shape)}"
+                    )
+                target.copy_(weight)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{shard} is damaged or not a safetensors file: {error}") from error
+
+
+def _redundant(name: str, *, tied: bool) -> bool:
+    """Some checkpoints also hold what can be computed (old Llamas), or the tied output matrix once more."""
+    return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
+
+
+def _some(names: Iterable[str], limit: int = 5) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

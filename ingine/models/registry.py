@@ -1,0 +1,33 @@
+"""Which architectures run here, and how they differ: one row an architecture."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ingine.errors import UnsupportedModel
+
+
+@dataclass(frozen=True)
+class ArchitectureOptions:
+    attention_bias: Literal["never", "qkv", "config"]
+    """Which attention projections have one; `config`: all four, if config.json's `attention_bias` is set."""
+    sliding_window: Literal["never", "every_layer", "layer_types"]
+    """Where config.json's `sliding_window` counts, if it has one."""
+    qk_norm: bool = False
+    """Each query and key head is normalised before its rotation."""
+
+
+ARCHITECTURES: dict[str, ArchitectureOptions] = {
+    "LlamaForCausalLM": ArchitectureOptions("config", "never"),  # also SmolLM and SmolLM2
+    "MistralForCausalLM": ArchitectureOptions("never", "every_layer"),
+    "Qwen2ForCausalLM": ArchitectureOptions("qkv", "layer_types"),  # also Qwen2.5
+    "Qwen3ForCausalLM": ArchitectureOptions("config", "layer_types", qk_norm=True),
+}
+
+
+def find_architecture(names: list[str]) -> tuple[str, ArchitectureOptions]:
+    """The first of a config's `architectures` that runs here. Raises UnsupportedModel."""
+    for name in names:
+        if name in ARCHITECTURES:
+            return name, ARCHITECTURES[name]
+    given = ", ".join(names) or "config.json names no architecture"
+    raise UnsupportedModel(f"unsupported architecture: {given}. Those that work: {', '.join(ARCHITECTURES)}")
