@@ -1,4 +1,4 @@
-"""How a worker connects to Redis. Each kind of use has its own connection, so that none can hold up another."""
+"""How a worker connects to Redis: a connection for each kind of use, so that none can hold up another."""
 
 from urllib.parse import urlsplit, urlunsplit
 

@@ -32,7 +32,7 @@ class TextFormatter(_Formatter):
 class JsonFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when, message, fields = self._parts(record)
-        line = {"time": when.isoformat(), "level": record.levelname.lower(), "logger": record.name, "event": message}
+        line = {"time": when.isoformat(), "level": record.levelname.lower(), "event": message}
         return json.dumps(line | fields, default=str, ensure_ascii=False)
 
 

@@ -16,7 +16,6 @@ from ingine.wire import (
     EVENT_FIELD,
     GROUP,
     JOB_FIELD,
-    JobStatus,
     Keys,
     Priority,
     TerminalEvent,
@@ -88,7 +87,8 @@ class Queue:
         self._blocking = blocking
         self._result_ttl_ms = int(result_ttl_s * 1000)
         self._scripts = {
-            name: redis.register_script(script(name)) for name in ("begin", "append", "finish", "release", "bury")
+            name: redis.register_script(script(name))
+            for name in ("begin", "append", "finish", "release", "bury")
         }
         self._num_reads = itertools.count(1)
         self._cursors = dict.fromkeys(Priority, "0-0")
@@ -240,4 +240,3 @@ class Queue:
 
     async def is_cancelled(self, job_id: str) -> bool:
         return await self._redis.hget(self.keys.job(job_id), "cancel") == b"1"
-

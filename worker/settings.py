@@ -6,7 +6,7 @@ import uuid
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ingine.errors import ConfigError
 from ingine.wire import DEFAULT_RESULT_TTL_S, Name
@@ -24,15 +24,15 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=".env", extra="ignore", frozen=True)
 
     redis_url: str | None = Field(
-        None, description="redis:// or rediss:// URL. Unset: the server on 127.0.0.1:6379, or an embedded one."
+        None, description="Unset: the server on 127.0.0.1:6379 or, if none answers, an embedded one."
     )
     queue: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "default"
-    worker_id: Name = Field(default_factory=new_worker_id, description="Unset: host, pid and a random part.")
+    worker_id: Name = Field(default_factory=new_worker_id, description="Unset: host-pid-random.")
 
-    model: str | None = Field(None, description="Packaged name, folder, GGUF file or hub id. Unset: SmolLM2-135M.")
+    model: str | None = Field(None, description="Packaged name, folder, GGUF file, hub id. Unset: SmolLM2.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
-    max_model_len: int | None = Field(None, ge=1, description="Tokens of prompt + output. Unset: the model's.")
+    max_model_len: int | None = Field(None, ge=1, description="Prompt + output. Unset: the model's.")
     max_num_seqs: int | None = Field(None, ge=1, description="Sequences in a step, and jobs taken at a time.")
     max_num_batched_tokens: int | None = Field(None, ge=1, description="Token budget of one step.")
     block_size: int = Field(16, ge=1, description="Tokens in a KV block.")
@@ -43,13 +43,13 @@ class WorkerSettings(BaseSettings):
 
     lease_s: float = Field(15.0, ge=0.5, description="A worker silent for this long loses its jobs.")
     result_ttl_s: float = Field(DEFAULT_RESULT_TTL_S, gt=0, description="How long an ended job can be read.")
-    max_jobs: int | None = Field(None, ge=1, description="Queue limit, waiting + running. Unset: as the queue has it.")
-    max_job_bytes: int | None = Field(None, ge=64, description="Limit of one job. Unset: as the queue has it.")
+    max_jobs: int | None = Field(None, ge=1, description="Queue limit. Unset: as the queue has it.")
+    max_job_bytes: int | None = Field(None, ge=64, description="Job limit. Unset: as the queue has it.")
     max_deaths: int = Field(3, ge=1, description="Workers that a job may take down before it is failed.")
-    drain_timeout_s: float = Field(10.0, gt=0, description="Hand-over may take this long while Redis is away.")
+    drain_timeout_s: float = Field(10.0, gt=0, description="How long a hand-over may take.")
 
     http_host: str = "127.0.0.1"
-    http_port: int = Field(9464, ge=-1, le=65535, description="/metrics /healthz /readyz; 0: any free port, -1: off.")
+    http_port: int = Field(9464, ge=-1, le=65535, description="/metrics, /healthz. 0: any free, -1: off.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
     log_prompts: bool = Field(False, description="Log prompts and outputs. Off: they never reach a log.")
@@ -57,17 +57,28 @@ class WorkerSettings(BaseSettings):
     def engine_options(self) -> dict:
         """The settings that are `EngineConfig` fields, without those left to the engine."""
         names = (
-            "model", "dtype", "device", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size",
-            "kv_cache_bytes", "gpu_memory_utilization", "enable_prefix_caching", "priority_ageing_s",
+            "model", "dtype", "device", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
+            "block_size", "kv_cache_bytes", "gpu_memory_utilization", "enable_prefix_caching", "priority_ageing_s",
         )  # fmt: skip
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-def load_settings(**overrides) -> WorkerSettings:
-    """Settings from flags over environment over `.env`. ConfigError names the variable and what it may be."""
-    given = {name: value for name, value in overrides.items() if value is not None}
+def load_settings(args: list[str] | None = None, **overrides) -> WorkerSettings:
+    """Settings from `args` (flags) over the environment over `.env`.
+
+    ConfigError names each wrong variable and what it may be. A `--help` in `args` prints all of them and
+    exits: flags, help and parsing are pydantic-settings', so they cannot drift from the class above.
+    """
     try:
-        return WorkerSettings(**given)
+        return WorkerSettings(
+            _cli_parse_args=args or False,
+            _cli_prog_name="ingine worker",
+            _cli_kebab_case=True,
+            _cli_implicit_flags=True,
+            **overrides,
+        )
+    except SettingsError as error:
+        raise ConfigError(str(error)) from None
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(fault) for fault in error.errors(include_url=False))) from None
 
@@ -75,5 +86,6 @@ def load_settings(**overrides) -> WorkerSettings:
 def _explain(fault: dict) -> str:
     name = str(fault["loc"][0])
     field = WorkerSettings.model_fields.get(name)
-    sentence = f"{ENV_PREFIX}{name.upper()} (--{name.replace('_', '-')}): {fault['msg']}, not {fault['input']!r}"
+    flag = f"--{name.replace('_', '-')}"
+    sentence = f"{ENV_PREFIX}{name.upper()} ({flag}): {fault['msg']}, not {fault['input']!r}"
     return f"{sentence}. {field.description}" if field and field.description else sentence

@@ -1,0 +1,84 @@
+"""`ingine worker`. Its flags are the settings' own: `worker.settings`."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import typer
+
+from ingine.errors import ConfigError, IngineError
+from worker.settings import WorkerSettings, load_settings
+
+EXIT_CONFIG, EXIT_FAILED, EXIT_NOW = 2, 1, 130
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "worker",
+        help="Run a worker: take jobs from the queue, generate, publish every token.",
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(worker)
+
+
+def worker(context: typer.Context) -> None:
+    try:
+        settings = load_settings(context.args)
+        run_worker(settings)
+    except ConfigError as error:
+        sys.exit(_complain(error, EXIT_CONFIG))
+    except IngineError as error:
+        sys.exit(_complain(error, EXIT_FAILED))
+
+
+def run_worker(settings: WorkerSettings) -> None:
+    """Blocks until a signal ends it. Loads the model first: a wrong one fails before Redis is touched."""
+    from worker.embedded import ensure_server
+    from worker.logs import setup_logging
+
+    setup_logging(settings.log_level, as_json=settings.log_json)
+    engine, served_names = build_engine(settings)
+    url, server = ensure_server(settings.redis_url)
+    try:
+        asyncio.run(_serve(settings, url, engine, served_names))
+    finally:
+        if server:
+            server.stop()
+
+
+def build_engine(settings: WorkerSettings):
+    """The engine and the names under which jobs may ask for its model."""
+    from ingine.engine import Engine
+    from ingine.model_store import DEFAULT_MODEL
+
+    from ingine.config import EngineConfig
+
+    model = settings.model or DEFAULT_MODEL
+    engine = Engine(EngineConfig(**settings.engine_options() | {"model": model}))
+    return engine, frozenset({model, Path(model).name})
+
+
+async def _serve(settings: WorkerSettings, url: str, engine, served_names: frozenset[str]) -> None:
+    from worker.worker import Worker
+
+    worker = Worker(settings, url, engine, served_names=served_names)
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if worker.stopping:
+            # No hand-over: the leases run out by themselves.
+            logging.getLogger("worker").warning("second signal: leaving now")
+            os._exit(EXIT_NOW)
+        worker.stop()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, on_signal)
+    await worker.run()
+
+
+def _complain(error: IngineError, code: int) -> int:
+    print(f"ingine worker: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,90 @@
+"""The heartbeat: says that this worker lives and how it fares, and learns what the queue's settings say."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+import msgpack
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from ingine.wire import GROUP, Keys, Priority
+from worker.metrics import Metrics
+from worker.queue import script
+from worker.retry import Backoff
+
+INTERVAL_S = 1.0
+FORGET_EVERY = 60
+"""Beats between two clean-ups of what dead workers left behind."""
+
+FORGET_AFTER_S = 600
+WORKERS_TTL_S = 24 * 3600
+
+
+class Heartbeat:
+    """`describe()` is what the workers hash says of us; `learn` gets the queue's settings each beat."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        keys: Keys,
+        worker_id: str,
+        metrics: Metrics,
+        *,
+        describe: Callable[[], dict],
+        learn: Callable[[dict[str, str]], None],
+    ):
+        self._redis = redis
+        self._keys = keys
+        self._worker_id = worker_id
+        self._metrics = metrics
+        self._describe = describe
+        self._learn = learn
+        self._forget = redis.register_script(script("forget"))
+        self._early = asyncio.Event()
+
+    def beat_early(self) -> None:
+        self._early.set()
+
+    async def run(self) -> None:
+        backoff = Backoff("heartbeat")
+        for beat in itertools.count():
+            self._early.clear()
+            try:
+                await self.beat()
+                if beat % FORGET_EVERY == 0:
+                    await self._forget_the_dead()
+            except (RedisError, OSError) as error:
+                await backoff.sleep(error)
+                continue
+            backoff.reset()
+            try:
+                await asyncio.wait_for(self._early.wait(), INTERVAL_S)
+            except TimeoutError:
+                continue
+
+    async def beat(self) -> None:
+        now_s, _ = await self._redis.time()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hset(self._keys.workers, self._worker_id, msgpack.packb(self._describe() | {"at_s": now_s}))
+            pipe.expire(self._keys.workers, WORKERS_TTL_S)
+            pipe.hgetall(self._keys.settings)
+            for stream in (*self._keys.all_jobs, self._keys.dead):
+                pipe.xlen(stream)
+            _, _, settings, *depths, num_dead = await pipe.execute()
+        for priority, depth in zip(Priority, depths, strict=True):
+            self._metrics.queue_depth.labels(priority).set(depth)
+        self._metrics.dead_depth.set(num_dead)
+        self._learn({name.decode(): value.decode() for name, value in settings.items()})
+
+    async def leave(self) -> None:
+        """Nobody is to count on us any more."""
+        await self._redis.hdel(self._keys.workers, self._worker_id)
+        await self._redis.hdel(self._keys.settings, f"drain:{self._worker_id}")
+
+    async def _forget_the_dead(self) -> None:
+        await self._forget(keys=self._keys.all_jobs, args=[GROUP, FORGET_AFTER_S * 1000])
+        now_s, _ = await self._redis.time()
+        for worker_id, raw in (await self._redis.hgetall(self._keys.workers)).items():
+            if msgpack.unpackb(raw).get("at_s", 0) < now_s - FORGET_AFTER_S:
+                await self._redis.hdel(self._keys.workers, worker_id)

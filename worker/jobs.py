@@ -1,0 +1,92 @@
+"""The jobs that this worker holds a lease on, and nothing else about them."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ingine.wire import Job, JobStatus, TokensEvent
+from worker.queue import Begun, Entry
+
+
+@dataclass(slots=True, eq=False)
+class RunningJob:
+    """One job under one attempt. Only the event loop changes it."""
+
+    job: Job
+    entry: Entry
+    begun: Begun
+    num_prompt_tokens: int
+    position: int
+    """Output tokens that are committed in the log."""
+
+    began: float = field(default_factory=time.monotonic)
+    sent: list[TokensEvent] = field(default_factory=list)
+    """Every event of this attempt: a server that lost the log's tail is sent it again."""
+    ending: JobStatus | None = None
+    """Set once the job is to end early; the engine's abort then ends it so."""
+    first_token_ms: float | None = None
+    last_commit: float | None = None
+    expiry: asyncio.TimerHandle | None = None
+
+    @property
+    def id(self) -> str:
+        return self.job.id
+
+    @property
+    def attempt(self) -> int:
+        return self.begun.attempt
+
+    @property
+    def seq_id(self) -> str:
+        """The engine's name of it. It bears the attempt: late outputs of a lost one are nobody's."""
+        return f"{self.job.id}#{self.attempt}"
+
+    @property
+    def since_submit_ms(self) -> float:
+        """By the server's clock until begin, by our own monotonic one since."""
+        return self.begun.now - self.begun.submitted_at + (time.monotonic() - self.began) * 1000
+
+    def next_event(self) -> TokensEvent | None:
+        """The first event behind the committed position: nearly always the last, so look from there."""
+        following = None
+        for event in reversed(self.sent):
+            if event.position <= self.position:
+                break
+            following = event
+        return following
+
+
+class JobTable:
+    """The running jobs by the engine's name and by job id."""
+
+    def __init__(self) -> None:
+        self._by_seq: dict[str, RunningJob] = {}
+        self._by_id: dict[str, RunningJob] = {}
+
+    def add(self, job: RunningJob) -> None:
+        self._by_seq[job.seq_id] = job
+        self._by_id[job.id] = job
+
+    def remove(self, job: RunningJob) -> None:
+        if job.expiry:
+            job.expiry.cancel()
+        self._by_seq.pop(job.seq_id, None)
+        if self._by_id.get(job.id) is job:
+            del self._by_id[job.id]
+
+    def by_seq(self, seq_id: str) -> RunningJob | None:
+        return self._by_seq.get(seq_id)
+
+    def by_id(self, job_id: str) -> RunningJob | None:
+        return self._by_id.get(job_id)
+
+    def holds(self, entry: Entry) -> bool:
+        return any(job.entry.id == entry.id and job.entry.priority == entry.priority for job in self)
+
+    def __iter__(self) -> Iterator[RunningJob]:
+        # A copy: the lease thread iterates while the loop adds and removes.
+        return iter(list(self._by_seq.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_seq)

@@ -1,0 +1,75 @@
+"""Prometheus metrics of one worker. Every name is in `docs/operations.md`."""
+
+from ingine.engine import EngineStats
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from ingine.wire import Priority, TerminalEvent
+from worker.queue import Begun
+
+_LATENCY_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_BETWEEN_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def make(kind, name: str, text: str, labels=(), **options):
+            return kind(f"ingine_{name}", text, labels, registry=self.registry, **options)
+
+        self.queue_depth = make(
+            Gauge, "queue_depth", "Entries in a jobs stream: waiting and running.", ["priority"]
+        )
+        self.dead_depth = make(Gauge, "dead_letters_depth", "Entries in the dead letters.")
+        self.running = make(Gauge, "sequences_running", "Sequences in the engine's batch.")
+        self.waiting = make(Gauge, "sequences_waiting", "Sequences that wait in the engine.")
+        self.jobs_held = make(Gauge, "jobs_held", "Jobs that this worker holds a lease on.")
+        self.kv_usage = make(Gauge, "kv_usage_ratio", "Share of KV blocks that sequences hold.")
+        self.prefix_hits = make(Gauge, "prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache.")
+        self.prefix_queries = make(Gauge, "prefix_cache_queried_tokens", "Prompt tokens looked up there.")
+        self.preemptions = make(Gauge, "preemptions", "Sequences preempted for want of KV blocks.")
+
+        self.jobs = make(Counter, "jobs", "Jobs that ended here.", ["status"])
+        self.prompt_tokens = make(Counter, "prompt_tokens", "Tokens of the prompts begun here.")
+        self.output_tokens = make(Counter, "output_tokens", "Tokens committed here.")
+        self.redeliveries = make(Counter, "redeliveries", "Jobs begun here under an attempt after the first.")
+        self.fenced_writes = make(Counter, "fenced_writes", "Jobs dropped because another worker has them.")
+        self.dead_letters = make(Counter, "dead_letters", "Entries buried here.")
+        self.log_rollbacks = make(
+            Counter, "log_rollbacks", "Logs found shorter than what had been committed."
+        )
+        self.engine_failures = make(Counter, "engine_failures", "Steps that raised.")
+
+        self._first_token = make(
+            Histogram, "first_token_seconds", "Submit to first token.", buckets=_LATENCY_S
+        )
+        self._between = make(
+            Histogram, "between_tokens_seconds", "Time a token after the first.", buckets=_BETWEEN_S
+        )
+        self._queue_wait = make(
+            Histogram, "queue_wait_seconds", "Submit to first begin.", ["priority"], buckets=_LATENCY_S
+        )
+
+    def began(self, begun: Begun, priority: Priority) -> None:
+        if begun.attempt == 1:
+            self._queue_wait.labels(priority).observe((begun.now - begun.submitted_at) / 1000)
+        else:
+            self.redeliveries.inc()
+
+    def first_token(self, seconds: float) -> None:
+        self._first_token.observe(seconds)
+
+    def between_tokens(self, seconds: float) -> None:
+        self._between.observe(seconds)
+
+    def ended(self, event: TerminalEvent) -> None:
+        self.jobs.labels(event.status).inc()
+
+    def observe_engine(self, stats: EngineStats, num_jobs: int) -> None:
+        self.jobs_held.set(num_jobs)
+        self.running.set(stats.num_running)
+        self.waiting.set(stats.num_waiting)
+        self.kv_usage.set(stats.kv_usage)
+        self.prefix_hits.set(stats.prefix_cache_hit_tokens)
+        self.prefix_queries.set(stats.prefix_cache_query_tokens)
+        self.preemptions.set(stats.num_preemptions)

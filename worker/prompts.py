@@ -1,0 +1,53 @@
+"""From a job to what the engine takes: token ids and complete sampling parameters, checked."""
+
+import asyncio
+import hashlib
+import logging
+
+from ingine.engine import Engine
+
+from ingine.errors import ErrorCode, InvalidRequest
+from ingine.sampling_params import SamplingParams
+from ingine.wire import Job
+from worker.logs import log_event
+
+logger = logging.getLogger(__name__)
+
+
+class PromptReader:
+    """`served_names` are the values of `Job.model` that mean this worker's model."""
+
+    def __init__(self, engine: Engine, served_names: frozenset[str], *, log_prompts: bool):
+        self._engine = engine
+        self._served_names = served_names
+        self._log_prompts = log_prompts
+
+    async def read(self, job: Job) -> tuple[list[int], SamplingParams]:
+        """Raises InvalidRequest. Tokenising a long prompt takes a while, so it runs beside the event loop."""
+        return await asyncio.to_thread(self._read, job)
+
+    def _read(self, job: Job) -> tuple[list[int], SamplingParams]:
+        if job.model is not None and job.model not in self._served_names:
+            names = ", ".join(sorted(self._served_names))
+            raise InvalidRequest(ErrorCode.UNKNOWN_MODEL, f"model {job.model!r}: this worker serves {names}")
+        if self._log_prompts:
+            log_event(logger, logging.INFO, "prompt", job_id=job.id, prompt=job.prompt or job.messages)
+        prompt_token_ids = self._token_ids(job)
+        params = job.sampling
+        if params.seed is None:
+            # Drawn from the job's id, so that whoever resumes it rolls the same dice.
+            digest = hashlib.blake2b(job.id.encode(), digest_size=8).digest()
+            params = params.model_copy(update={"seed": int.from_bytes(digest, "little") >> 1})
+        self._engine.validate(prompt_token_ids, params)
+        return prompt_token_ids, params
+
+    def _token_ids(self, job: Job) -> list[int]:
+        if isinstance(job.prompt, tuple):
+            return list(job.prompt)
+        if self._engine.tokenizer is None:
+            raise InvalidRequest(ErrorCode.INVALID_PARAMETER, "this model has no tokenizer: send token ids")
+        if job.messages is not None:
+            return self._engine.tokenizer.encode_chat([message.model_dump() for message in job.messages])
+        if not job.prompt:
+            raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt is empty")
+        return self._engine.tokenizer.encode(job.prompt)

@@ -1,0 +1,178 @@
+"""From the engine's outputs to the token log: append each step, finish what has ended."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from ingine.errors import ErrorCode
+from ingine.outputs import FinishReason, SeqOutput
+from ingine.wire import JobStatus, TerminalEvent, TokensEvent
+from worker.jobs import JobTable, RunningJob
+from worker.logs import log_event
+from worker.metrics import Metrics
+from worker.queue import CANCELLED, STALE, Append, Finish, Queue
+from worker.retry import until_served
+
+logger = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Commits outputs in the order in which the engine made them.
+
+    `abort` is called with the engine's name of each sequence that need not go on: fenced, or cancelled.
+    """
+
+    def __init__(self, queue: Queue, jobs: JobTable, metrics: Metrics, abort: Callable[[str], None]):
+        self._queue = queue
+        self._jobs = jobs
+        self._metrics = metrics
+        self._abort = abort
+
+    async def commit(self, outputs: list[SeqOutput]) -> None:
+        """Append a step's tokens in one call, then end the jobs that it finished.
+
+        Returns once all of it is in Redis, however long the server is away.
+        """
+        held = [(job, out) for out in outputs if (job := self._jobs.by_seq(out.seq_id))]
+        for job, output in held:
+            # A cancelled job takes no more tokens; its abort is on its way.
+            if output.token_ids and job.ending is not JobStatus.CANCELLED:
+                job.sent.append(TokensEvent(output.position, output.token_ids, output.text, output.logprobs))
+        await self._append([job for job, output in held if output.token_ids])
+        for job, output in held:
+            if output.finish_reason and self._jobs.by_seq(job.seq_id) is job:
+                await self._finish_job(job, output)
+
+    async def end(self, finish: Finish) -> int:
+        """Write a terminal event. What it answers is `Queue.finish`'s; the reply has been waited for."""
+        answer = await until_served("finish", lambda: self._queue.finish(finish))
+        if answer == finish.event.position:
+            self._metrics.ended(finish.event)
+            event = finish.event
+            log_event(
+                logger,
+                logging.INFO,
+                f"job {event.status}",
+                job_id=event.job_id,
+                finish_reason=event.finish_reason,
+                code=(event.error or {}).get("code"),
+                position=event.position,
+                attempt=finish.attempt,
+                ms=event.timings.get("total_ms"),
+            )
+        return answer
+
+    async def _append(self, jobs: list[RunningJob]) -> None:
+        """Until each job's log has all of its events, or the job is known to be ours no more."""
+        while calls := [(job, event) for job in jobs if (event := job.next_event())]:
+            appends = [Append(job.id, job.attempt, event, job.job.stream) for job, event in calls]
+            answers = await until_served("append", lambda: self._queue.append(appends))  # noqa: B023
+            jobs = [
+                job
+                for (job, event), answer in zip(calls, answers, strict=True)
+                if self._took(job, event, answer)
+            ]
+
+    def _took(self, job: RunningJob, event: TokensEvent, answer: int) -> bool:
+        """Act on one answer of `append`. Whether the job is still ours to write."""
+        if answer == STALE:
+            self.drop(job)
+            return False
+        if answer == CANCELLED:
+            job.sent = [sent for sent in job.sent if sent.position <= job.position]
+            self.cancel(job)
+            return False
+        if answer == event.position:
+            self._measure(job, event)
+        else:
+            # The server came back with an older log. Everything behind it is in `sent`.
+            log_event(
+                logger, logging.WARNING, "log went back", job_id=job.id, to=answer, position=job.position
+            )
+            self._metrics.log_rollbacks.inc()
+        job.position = answer
+        return True
+
+    def _measure(self, job: RunningJob, event: TokensEvent) -> None:
+        now = time.monotonic()
+        if job.first_token_ms is None and not job.begun.first_token_at:
+            job.first_token_ms = job.since_submit_ms
+            self._metrics.first_token(job.first_token_ms / 1000)
+        elif job.last_commit is not None:
+            self._metrics.between_tokens((now - job.last_commit) / len(event.token_ids))
+        job.last_commit = now
+        self._metrics.output_tokens.inc(len(event.token_ids))
+
+    def cancel(self, job: RunningJob) -> None:
+        if job.ending is not JobStatus.CANCELLED:
+            job.ending = JobStatus.CANCELLED
+            self._abort(job.seq_id)
+
+    def drop(self, job: RunningJob) -> None:
+        """Somebody else holds the job now. Not a word to Redis about it."""
+        log_event(logger, logging.WARNING, "job fenced", job_id=job.id, attempt=job.attempt)
+        self._metrics.fenced_writes.inc()
+        self._jobs.remove(job)
+        self._abort(job.seq_id)
+
+    async def _finish_job(self, job: RunningJob, output: SeqOutput) -> None:
+        while True:
+            answer = await self.end(
+                Finish(job.entry, job.attempt, terminal_event(job, output), job.job.reply_to)
+            )
+            if answer == STALE:
+                self.drop(job)
+                return
+            if answer == job.position:
+                self._jobs.remove(job)
+                return
+            job.position = answer
+            await self._append([job])
+            if self._jobs.by_seq(job.seq_id) is not job:
+                return
+
+
+def terminal_event(job: RunningJob, output: SeqOutput) -> TerminalEvent:
+    """How a job ends whose sequence has ended."""
+    status, finish_reason, error = _ending(job, output)
+    if job.begun.first_token_at:
+        first_token_ms = float(job.begun.first_token_at - job.begun.submitted_at)
+    else:
+        first_token_ms = job.first_token_ms
+    return TerminalEvent(
+        position=job.position,
+        status=status,
+        job_id=job.id,
+        # Text that is held back belongs to the tokens before it; a cancelled job may lack some of those.
+        text="" if status is JobStatus.CANCELLED else output.final_text,
+        finish_reason=str(finish_reason),
+        error=error,
+        usage={
+            "num_prompt_tokens": output.num_prompt_tokens,
+            "num_cached_tokens": output.num_cached_tokens,
+            "num_output_tokens": job.position,
+        },
+        timings={
+            "queue_ms": job.begun.now - job.begun.submitted_at,
+            "first_token_ms": round(first_token_ms, 1) if first_token_ms is not None else None,
+            "total_ms": round(job.since_submit_ms, 1),
+            "attempts": job.attempt,
+        },
+        metadata=job.job.metadata,
+    )
+
+
+def _ending(job: RunningJob, output: SeqOutput) -> tuple[JobStatus, FinishReason, dict | None]:
+    if job.ending is JobStatus.CANCELLED:
+        return JobStatus.CANCELLED, FinishReason.ABORT, None
+    if output.finish_reason is FinishReason.ABORT:
+        return JobStatus.EXPIRED, FinishReason.ABORT, deadline_error(job.job.deadline_ms)
+    if output.finish_reason is FinishReason.ERROR:
+        error = {"code": str(ErrorCode.ENGINE_ERROR), "message": str(output.stop_reason)}
+        return JobStatus.FAILED, FinishReason.ERROR, error
+    return JobStatus.FINISHED, output.finish_reason, None
+
+
+def deadline_error(deadline_ms: int | None) -> dict:
+    message = f"not finished {deadline_ms} ms after it was submitted"
+    return {"code": str(ErrorCode.DEADLINE_EXCEEDED), "message": message}
