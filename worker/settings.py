@@ -57,8 +57,8 @@ class WorkerSettings(BaseSettings):
     def engine_options(self) -> dict:
         """The settings that are `EngineConfig` fields, without those left to the engine."""
         names = (
-            "model", "dtype", "device", "max_model_len", "max_num_seqs", "max_num_batched_tokens",
-            "block_size", "kv_cache_bytes", "gpu_memory_utilization", "enable_prefix_caching", "priority_ageing_s",
+            "model", "dtype", "device", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size",
+            "kv_cache_bytes", "gpu_memory_utilization", "enable_prefix_caching", "priority_ageing_s",
         )  # fmt: skip
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 

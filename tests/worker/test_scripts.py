@@ -1,0 +1,277 @@
+"""The worker's scripts, one promise at a time."""
+
+import pytest
+
+from ingine.wire import Job, JobStatus, Priority, TerminalEvent, TokensEvent, decode_event
+from tests.worker.conftest import take
+from worker.queue import CANCELLED, STALE, Append, Finish
+
+JOB = Job(id="job-1", prompt="Hello", reply_to="batch")
+
+
+def append(position: int, token_ids: list[int], attempt: int = 1) -> Append:
+    return Append(JOB.id, attempt, TokensEvent(position, token_ids, "x" * len(token_ids)), publish=True)
+
+
+def finish(entry, position: int, attempt: int = 1, status: JobStatus = JobStatus.FINISHED) -> Finish:
+    event = TerminalEvent(position=position, status=status, job_id=JOB.id, finish_reason="stop")
+    return Finish(entry, attempt, event, JOB.reply_to)
+
+
+async def log_of(client, keys, job_id: str = JOB.id) -> dict[str, object]:
+    entries = await client.xrange(keys.tokens(job_id))
+    return {entry_id.decode(): decode_event(fields[b"event"]) for entry_id, fields in entries}
+
+
+async def test_a_job_from_xadd_to_its_terminal_event(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+
+    begun = await worker.begin(entry, JOB.id, JOB.reply_to)
+    assert (begun.verdict, begun.attempt, begun.position, begun.deaths) == ("run", 1, 0, 0)
+    assert begun.submitted_at == entry.submitted_at_ms <= begun.now
+
+    assert await worker.append([append(1, [11])]) == [1]
+    assert await worker.append([append(3, [12, 13])]) == [3]
+    assert await worker.finish(finish(entry, 3)) == 3
+
+    log = await log_of(client, keys)
+    assert list(log) == ["1-0", "3-0", "3-1"]
+    assert [t for event in list(log.values())[:2] for t in event.token_ids] == [11, 12, 13]
+    assert log["3-1"].status is JobStatus.FINISHED
+
+    # Nothing is left behind but what has a TTL: no entry, nothing pending.
+    assert await client.xlen(keys.jobs("normal")) == 0
+    assert (await client.xpending(keys.jobs("normal"), "workers"))["pending"] == 0
+    for key in (keys.job(JOB.id), keys.tokens(JOB.id), keys.replies("batch")):
+        assert 0 < await client.pttl(key) <= 60_000
+    ((_, reply),) = await client.xrange(keys.replies("batch"))
+    assert decode_event(reply[b"event"]) == log["3-1"]
+
+
+async def test_events_are_published_as_they_are_logged(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+    await worker.begin(entry, JOB.id, None)
+    async with client.pubsub() as pubsub:
+        await pubsub.subscribe(keys.channel(JOB.id))
+        await pubsub.get_message(timeout=5)
+        await worker.append([append(1, [11])])
+        await worker.finish(finish(entry, 1))
+        live = [
+            decode_event((await pubsub.get_message(ignore_subscribe_messages=True, timeout=5))["data"])
+            for _ in range(2)
+        ]
+    assert live == list((await log_of(client, keys)).values())
+
+
+async def test_an_append_whose_reply_was_lost_is_made_again_without_a_repeat(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    await worker.begin(await take(worker), JOB.id, None)
+    assert await worker.append([append(2, [11, 12])]) == [2]
+    assert await worker.append([append(2, [11, 12])]) == [2]
+    assert list(await log_of(client, keys)) == ["2-0"]
+
+
+async def test_a_gap_is_refused_with_the_position_to_go_on_from(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    await worker.begin(await take(worker), JOB.id, None)
+    await worker.append([append(1, [11])])
+    assert await worker.append([append(3, [13])]) == [1]
+    assert list(await log_of(client, keys)) == ["1-0"]
+
+
+async def test_one_append_answers_each_request_by_itself(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    for name in ("a", "b", "c"):
+        await push(Job(id=name, prompt="x"))
+    for entry, name in zip(await worker.read_new(3), ("a", "b", "c"), strict=True):
+        await worker.begin(entry, name, None)
+    await client.hset(keys.job("b"), "cancel", 1)
+    event = TokensEvent(1, [7], "x")
+    appends = [
+        Append(name, attempt, event, publish=False) for name, attempt in (("a", 1), ("b", 1), ("c", 9))
+    ]
+    assert await worker.append(appends) == [1, CANCELLED, STALE]
+    assert [list(await log_of(client, keys, name)) for name in ("a", "b", "c")] == [["1-0"], [], []]
+
+
+async def test_a_zombie_is_fenced_from_every_write(client, keys, make_queue, push):
+    zombie, heir = make_queue("zombie"), make_queue("heir")
+    await push(JOB)
+    entry = await take(zombie)
+    await zombie.begin(entry, JOB.id, None)
+    await zombie.append([append(1, [11])])
+
+    (claimed,) = await heir.claim_idle(0, 10)
+    begun = await heir.begin(claimed, JOB.id, None)
+    assert (begun.attempt, begun.position, begun.deaths) == (2, 1, 1)
+    assert await heir.committed(JOB.id) == [11]
+
+    assert await zombie.append([append(2, [12])]) == [STALE]
+    assert await zombie.finish(finish(entry, 1)) == STALE
+    assert await zombie.release(entry, JOB.id, 1) is False
+    assert (await zombie.begin(entry, JOB.id, None)).verdict == "stale"
+    assert await zombie.bury(entry, "x", "y") is False
+
+    assert await heir.append([append(2, [12], attempt=2)]) == [2]
+    assert await heir.finish(finish(claimed, 2, attempt=2)) == 2
+    assert list(await log_of(client, keys)) == ["1-0", "2-0", "2-1"]
+
+
+async def test_finish_is_exactly_once(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+    await worker.begin(entry, JOB.id, None)
+    await worker.append([append(1, [11])])
+    assert await worker.finish(finish(entry, 2)) == 1, "the log ends at 1, not at 2"
+    assert await worker.finish(finish(entry, 1)) == 1
+    assert await worker.finish(finish(entry, 1)) == 1, "the reply was lost: the same answer"
+    assert await worker.finish(finish(entry, 1, status=JobStatus.FAILED)) == STALE
+    assert list(await log_of(client, keys)) == ["1-0", "1-1"]
+    assert await client.xlen(keys.replies("batch")) == 1
+
+
+async def test_a_released_job_is_claimed_at_once_and_keeps_its_place(client, keys, make_queue, push):
+    leaving, staying = make_queue("leaving"), make_queue("staying")
+    await push(JOB)
+    entry = await take(leaving)
+    await leaving.begin(entry, JOB.id, None)
+    await leaving.append([append(1, [11])])
+    await push(Job(id="later", prompt="x"))
+
+    assert await staying.claim_idle(3600, 10) == [], "a live lease is left alone"
+    assert await leaving.release(entry, JOB.id, 1) is True
+    assert await leaving.release(entry, JOB.id, 1) is False
+
+    (claimed,) = await staying.claim_idle(3600, 10)
+    assert claimed == entry
+    begun = await staying.begin(claimed, JOB.id, None)
+    assert (begun.attempt, begun.position, begun.deaths) == (2, 1, 0), "a hand-over is no death"
+
+
+async def test_an_entry_that_was_never_begun_can_be_released(make_queue, push):
+    leaving, staying = make_queue("leaving"), make_queue("staying")
+    await push(JOB)
+    entry = await take(leaving)
+    assert await leaving.release(entry, "", 0) is True
+    assert await staying.claim_idle(3600, 10) == [entry]
+
+
+async def test_a_begin_whose_reply_was_lost_counts_no_death(make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+    await worker.begin(entry, JOB.id, None)
+    (again,) = await worker.read_own_pending()
+    begun = await worker.begin(again, JOB.id, None)
+    assert (begun.attempt, begun.deaths) == (2, 0)
+
+
+async def test_an_engine_failure_counts_as_a_death(make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    for deaths in range(3):
+        (entry,) = await worker.read_new(1) or await worker.claim_idle(3600, 1)
+        assert (await worker.begin(entry, JOB.id, None)).deaths == deaths
+        await worker.release(entry, JOB.id, deaths + 1, died=True)
+
+
+async def test_a_second_entry_with_the_same_id_is_a_duplicate_and_can_be_buried(
+    client, keys, make_queue, push
+):
+    worker = make_queue("w1")
+    await push(JOB)
+    first = await take(worker)
+    await worker.begin(first, JOB.id, None)
+    await push(JOB)
+    second = await take(worker)
+    assert (await worker.begin(second, JOB.id, None)).verdict == "duplicate"
+    assert await worker.bury(second, "duplicate_id", "why") is True
+    ((_, dead),) = await client.xrange(keys.dead)
+    assert dead[b"code"] == b"duplicate_id" and dead[b"job"] == second.raw
+    assert dead[b"stream"].decode() == keys.jobs("normal") and dead[b"deliveries"] == b"1"
+    # The first one is not disturbed, not even when it has ended.
+    assert await worker.finish(finish(first, 0)) == 0
+    await push(JOB)
+    assert (await worker.begin(await take(worker), JOB.id, None)).verdict == "duplicate"
+
+
+async def test_an_entry_that_comes_back_after_its_job_has_ended_is_cleared_away(
+    client, keys, make_queue, push
+):
+    """As after a failover that lost the XACK but kept the record."""
+    worker = make_queue("w1")
+    entry_id = await push(JOB)
+    entry = await take(worker)
+    await worker.begin(entry, JOB.id, None)
+    await worker.finish(finish(entry, 0))
+    await client.xgroup_setid(keys.jobs("normal"), "workers", "0")
+    await client.execute_command("XADD", keys.jobs("high"), entry_id, "job", entry.raw)
+    (again,) = await worker.read_new(1)
+    assert (await worker.begin(again, JOB.id, None)).verdict == "done"
+    assert await client.xlen(keys.jobs("high")) == 0
+    assert list(await log_of(client, keys)) == ["0-1"]
+
+
+async def test_urgent_jobs_come_first_and_low_ones_are_not_starved(make_queue, push):
+    worker = make_queue("w1")
+    await push(Job(id="low", prompt="x"), Priority.LOW)
+    for number in range(20):
+        await push(Job(id=f"high-{number}", prompt="x"), Priority.HIGH)
+    order = [(await worker.read_new(1))[0].priority for _ in range(12)]
+    assert order[0] is Priority.HIGH
+    assert order.count(Priority.LOW) == 1
+
+
+async def test_a_read_takes_no_more_than_it_was_asked_for(make_queue, push):
+    worker = make_queue("w1")
+    for priority in Priority:
+        for number in range(3):
+            await push(Job(id=f"{priority}-{number}", prompt="x"), priority)
+    taken = await worker.read_new(4)
+    assert [entry.priority for entry in taken] == ["high", "high", "high", "normal"]
+
+
+async def test_claiming_keeps_its_cursor_past_live_leases(make_queue, push):
+    """A wall of entries that are not idle must not hide the idle one behind them."""
+    alive, dead, sweeper = make_queue("alive"), make_queue("dead"), make_queue("sweeper")
+    for number in range(30):
+        await push(Job(id=f"a{number}", prompt="x"))
+    await alive.read_new(30)
+    await push(Job(id="z", prompt="x"))
+    entry = await take(dead)
+    await dead.release(entry, "", 0)
+    for _ in range(10):
+        if claimed := await sweeper.claim_idle(3600, 1):
+            break
+    assert claimed == [entry]
+
+
+@pytest.mark.parametrize("client", ["real"], indirect=True)  # fakeredis words this error differently
+async def test_a_server_that_was_emptied_gets_its_groups_again(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    await client.delete(*keys.all_jobs)
+    assert await worker.read_new(1) == []
+    await push(JOB)
+    assert (await take(worker)).raw
+
+
+@pytest.mark.parametrize("field", ["prompt", "x"])
+async def test_an_entry_without_a_job_field_is_delivered_empty(client, keys, make_queue, field):
+    worker = make_queue("w1")
+    await client.xadd(keys.jobs("normal"), {field: "hello"})
+    assert (await take(worker)).raw == b""
+
+
+async def test_an_entry_deleted_while_pending_is_passed_over(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+    await client.xdel(keys.jobs("normal"), entry.id)
+    assert await worker.read_own_pending() == []
