@@ -3,11 +3,13 @@
 import os
 import socket
 import uuid
+from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from ingine.config import EngineConfig
 from ingine.errors import ConfigError
 from ingine.wire import DEFAULT_RESULT_TTL_S, Name
 
@@ -56,10 +58,7 @@ class WorkerSettings(BaseSettings):
 
     def engine_options(self) -> dict:
         """The settings that are `EngineConfig` fields, without those left to the engine."""
-        names = (
-            "model", "dtype", "device", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size",
-            "kv_cache_bytes", "gpu_memory_utilization", "enable_prefix_caching", "priority_ageing_s",
-        )  # fmt: skip
+        names = {field.name for field in fields(EngineConfig)} & self.__class__.model_fields.keys()
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

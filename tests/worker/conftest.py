@@ -1,4 +1,4 @@
-"""The contract is tested on fakeredis, which is fast, and on a real server, which is right: both must agree."""
+"""The contract is tested on fakeredis, which is fast, and on a real server, which is right."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
