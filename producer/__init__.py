@@ -1,0 +1,59 @@
+"""What other services import to use ingine: submit jobs, follow their tokens. Never imports torch.
+
+from producer import Client
+
+with Client("redis://127.0.0.1:6379/0") as client:
+    for chunk in client.submit("Once upon a time", max_tokens=64).stream():
+        print(chunk.text, end="", flush=True)
+"""
+
+from ingine.errors import (
+    ClientError,
+    ConfigError,
+    DuplicateJob,
+    ErrorCode,
+    IngineError,
+    InvalidJob,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    QueueFull,
+    ResultTimeout,
+    ServerUnavailable,
+)
+from ingine.sampling_params import SamplingParams
+from ingine.wire import Job, JobStatus, Priority
+from producer.client import AsyncClient
+from producer.handle import AsyncJobHandle
+from producer.results import Chunk, DeadLetter, JobInfo, QueueInfo, Result
+from producer.sync import Client, JobHandle
+
+__all__ = [
+    "AsyncClient",
+    "AsyncJobHandle",
+    "Chunk",
+    "Client",
+    "ClientError",
+    "ConfigError",
+    "DeadLetter",
+    "DuplicateJob",
+    "ErrorCode",
+    "IngineError",
+    "InvalidJob",
+    "Job",
+    "JobCancelled",
+    "JobExpired",
+    "JobFailed",
+    "JobHandle",
+    "JobInfo",
+    "JobNotFound",
+    "JobStatus",
+    "Priority",
+    "QueueFull",
+    "QueueInfo",
+    "Result",
+    "ResultTimeout",
+    "SamplingParams",
+    "ServerUnavailable",
+]

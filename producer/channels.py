@@ -1,0 +1,138 @@
+"""The fast lane: live events of all of a client's streams, over one pub/sub connection."""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from contextlib import suppress
+
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+
+MAX_UNREAD_EVENTS = 256
+"""Live events kept for one stream. A slower consumer goes on from the log instead."""
+PING_S = 10.0
+MAX_BACKOFF_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class Subscription:
+    """One stream's end of the hub: the live events that it has not read, and whether the log has others."""
+
+    def __init__(self):
+        self.events: deque[bytes] = deque()
+        self.stale = True
+        """The log must be read before any live event: it may have more than we were sent."""
+        self._wake = asyncio.Event()
+
+    def push(self, event: bytes) -> None:
+        if len(self.events) >= MAX_UNREAD_EVENTS:
+            self.mark_stale()
+        elif not self.stale:
+            self.events.append(event)
+        self._wake.set()
+
+    def mark_stale(self) -> None:
+        self.events.clear()
+        self.stale = True
+        self._wake.set()
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until something is pushed; after `timeout_s` of silence the subscription is stale."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+        except TimeoutError:
+            self.stale = True
+        self._wake.clear()
+
+
+class ChannelHub:
+    """The one pub/sub connection of a client. Dispatches what comes in; never waits for a consumer.
+
+    It works on a bare connection instead of redis-py's `PubSub`, which reconnects inside whichever call meets
+    the error: with one coroutine reading and another subscribing, both would.
+    """
+
+    def __init__(self, redis: Redis):
+        self._redis = redis
+        self._subscriptions: dict[bytes, list[Subscription]] = {}
+        self._changed = asyncio.Event()
+        self._runner: asyncio.Task | None = None
+
+    def subscribe(self, channel: str) -> Subscription:
+        """Starts at once as stale, since the log may have something already. Never fails and never waits."""
+        subscription = Subscription()
+        self._subscriptions.setdefault(channel.encode(), []).append(subscription)
+        self._changed.set()
+        if self._runner is None:
+            self._runner = asyncio.create_task(self._run())
+        return subscription
+
+    def unsubscribe(self, channel: str, subscription: Subscription) -> None:
+        remaining = self._subscriptions[channel.encode()]
+        remaining.remove(subscription)
+        if not remaining:
+            del self._subscriptions[channel.encode()]
+            self._changed.set()
+
+    async def aclose(self) -> None:
+        if self._runner:
+            self._runner.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._runner
+        for subscriptions in self._subscriptions.values():
+            for subscription in subscriptions:
+                subscription.mark_stale()
+
+    async def _run(self) -> None:
+        backoff_s = 0.05
+        while True:
+            connection = self._redis.connection_pool.make_connection()
+            try:
+                await connection.connect()
+                backoff_s = 0.05
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._read(connection))
+                    group.create_task(self._keep_subscribed(connection))
+            except* (exceptions.RedisError, OSError) as errors:
+                log.warning(
+                    "live events are interrupted (%s), streams go on from the log", errors.exceptions[0]
+                )
+            finally:
+                await connection.disconnect(nowait=True)
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+    async def _keep_subscribed(self, connection: AbstractConnection) -> None:
+        """Level-triggered: whatever came and went since the last look travels as one command each."""
+        subscribed: set[bytes] = set()
+        while True:
+            self._changed.clear()
+            wanted = set(self._subscriptions)
+            if new := wanted - subscribed:
+                await connection.send_command("SUBSCRIBE", *new)
+            if old := subscribed - wanted:
+                await connection.send_command("UNSUBSCRIBE", *old)
+            subscribed = wanted
+            await self._changed.wait()
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        unanswered_ping = False
+        while True:
+            message = await connection.read_response(timeout=PING_S, push_request=True)
+            if message is None:  # a connection may be half-open for hours; only a ping finds out
+                if unanswered_ping:
+                    raise exceptions.ConnectionError(f"no answer to PING for {PING_S:.0f} s")
+                await connection.send_command("PING", check_health=False)
+                unanswered_ping = True
+                continue
+            unanswered_ping = False
+            if isinstance(message, list) and message[0] in (b"message", b"subscribe"):
+                for subscription in self._subscriptions.get(message[1], ()):
+                    if message[0] == b"message":
+                        subscription.push(message[2])
+                    else:
+                        subscription.mark_stale()

@@ -1,0 +1,92 @@
+"""A handle on one job: its stream, its result, its status."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from ingine.errors import ResultTimeout
+from ingine.wire import Event, TokensEvent
+from producer.results import Chunk, JobInfo, Result, raise_unless_finished
+
+if TYPE_CHECKING:
+    from producer.client import AsyncClient
+
+
+class AsyncJobHandle:
+    """One job, from the outside. Cheap: it holds an id and a position, and talks to the server when asked."""
+
+    def __init__(self, client: "AsyncClient", job_id: str, from_position: int = 0):
+        self._client = client
+        self.job_id = job_id
+        self.from_position = from_position
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.job_id!r})"
+
+    async def stream(self, from_position: int | None = None) -> AsyncIterator[Chunk]:
+        """The job's output after `from_position` output tokens, as it is made, each token exactly once.
+
+        `from_position` (default: what the handle was attached with, else 0) is the `position` of the last
+        chunk that you have. With another number the first chunk's token ids begin right after it, too, but
+        its text is that of the whole log entry, since text is not divisible by token.
+
+        Text that was held back until the end comes as a last chunk without token ids. Then the iterator ends
+        if the job finished, and raises JobFailed, JobCancelled or JobExpired otherwise. JobNotFound: the id
+        is unknown. ServerUnavailable: the server stayed away for 30 s; a shorter outage is outlasted.
+        """
+        position = self.from_position if from_position is None else from_position
+        async with aclosing(self._client._streams.follow(self.job_id, position)) as events:
+            async for event in events:
+                if isinstance(event, TokensEvent):
+                    yield Chunk(event.text, event.token_ids, event.position, event.logprobs)
+                else:
+                    if event.text:
+                        yield Chunk(event.text, [], event.position)
+                    raise_unless_finished(event)
+
+    async def result(self, timeout: float | None = None) -> Result:  # noqa: ASYNC109
+        """The whole output, from its first token, once the job has finished.
+
+        Raises JobFailed, JobCancelled or JobExpired if it ended otherwise, JobNotFound for an unknown id, and
+        ResultTimeout after `timeout` seconds; the job goes on then, ask again or cancel it.
+        """
+        events: list[Event] = []
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                aclosing(self._client._streams.follow(self.job_id)) as stream,
+            ):
+                async for event in stream:
+                    events.append(event)
+        except TimeoutError:
+            raise ResultTimeout(
+                f"job {self.job_id} has not ended within {timeout} s, and goes on: ask again, or cancel it"
+            ) from None
+        return _result(events)
+
+    async def cancel(self) -> str:
+        """See `cancel` of the client."""
+        return await self._client.cancel(self.job_id)
+
+    async def status(self) -> JobInfo:
+        """See `status` of the client."""
+        return await self._client.status(self.job_id)
+
+
+def _result(events: list[Event]) -> Result:
+    """All events of one job, the last of which is its terminal one."""
+    *tokens, end = events
+    raise_unless_finished(end)
+    logprobs = [entry for event in tokens for entry in event.logprobs or ()]
+    return Result(
+        job_id=end.job_id,
+        text="".join(event.text for event in events),
+        token_ids=[token_id for event in tokens for token_id in event.token_ids],
+        finish_reason=end.finish_reason,
+        usage=end.usage,
+        timings=end.timings,
+        metadata=end.metadata,
+        status=end.status,
+        logprobs=logprobs or None,
+    )

@@ -1,0 +1,143 @@
+"""What a producer gets back: chunks, results, and how jobs and queues stand."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingine.errors import JobCancelled, JobExpired, JobFailed
+from ingine.wire import JobStatus, TerminalEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a job's output."""
+
+    text: str
+    """What it adds to the text. May be empty: half characters and possible stop strings are held back."""
+    token_ids: list[int]
+    """Empty in the last chunk if that only brings text which was held back."""
+    position: int
+    """Output tokens up to and including this chunk: give it to `attach` or `stream` to go on after it."""
+    logprobs: list[dict[str, Any]] | None = None
+    """If asked for, one a token: {token_id, logprob, top: [[token_id, logprob], ...]}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished job."""
+
+    job_id: str
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    """`stop` or `length`."""
+    usage: dict[str, int]
+    """num_prompt_tokens, num_cached_tokens, num_output_tokens."""
+    timings: dict[str, float]
+    """queue_ms, first_token_ms, total_ms from submission; attempts."""
+    metadata: dict[str, Any] | None
+    status: JobStatus
+    logprobs: list[dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """How a job stands. Times are Unix times in milliseconds by the server's clock, None if not reached."""
+
+    job_id: str
+    status: JobStatus
+    position: int
+    """Output tokens committed."""
+    priority: str | None
+    worker: str | None
+    """Who runs it, or ran it last."""
+    attempt: int
+    """How often a worker has begun it."""
+    deaths: int
+    """Workers that died or failed while they ran it."""
+    cancel_requested: bool
+    reply_to: str | None
+    entry: str | None
+    """Its id in the jobs stream."""
+    submitted_at_ms: int | None
+    began_at_ms: int | None
+    first_token_at_ms: int | None
+    finished_at_ms: int | None
+
+    @classmethod
+    def from_record(cls, job_id: str, record: dict[bytes, bytes]) -> "JobInfo":
+        """From the job's hash, see `worker/scripts`."""
+        fields = {name.decode(): value.decode() for name, value in record.items()}
+        return cls(
+            job_id=job_id,
+            status=JobStatus(fields["status"]),
+            position=int(fields.get("position", 0)),
+            priority=fields.get("priority"),
+            worker=fields.get("worker") or None,
+            attempt=int(fields.get("attempt", 0)),
+            deaths=int(fields.get("deaths", 0)),
+            cancel_requested=fields.get("cancel") == "1",
+            reply_to=fields.get("reply_to") or None,
+            entry=fields.get("entry"),
+            **{f"{name}_ms": _int_or_none(fields.get(name)) for name in _TIMES},
+        )
+
+
+_TIMES = ("submitted_at", "began_at", "first_token_at", "finished_at")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """How a queue stands."""
+
+    queue: str
+    waiting: dict[str, int]
+    """Jobs that no worker has, by priority."""
+    running: dict[str, int]
+    """Jobs that a worker has, by priority."""
+    max_jobs: int
+    """`submit` raises QueueFull at so many jobs, waiting and running together."""
+    max_job_bytes: int
+    paused: bool
+    draining: list[str]
+    """Workers that were told to drain."""
+    workers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Worker id -> its last heartbeat."""
+    num_dead: int = 0
+    """Dead letters."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An entry that no worker could answer."""
+
+    entry_id: str
+    """Its place among the dead letters; what `requeue` and `purge` want."""
+    job: bytes
+    """As it was sent."""
+    job_id: str | None
+    """None if not even that can be read."""
+    code: str
+    reason: str
+    stream: str
+    """The jobs stream that it came from."""
+    entry: str
+    """Its id there; begins with the time of its submission in Unix milliseconds."""
+    deliveries: int
+    worker: str
+
+
+def raise_unless_finished(end: TerminalEvent) -> None:
+    """Raises JobFailed, JobCancelled or JobExpired."""
+    error = end.error or {}
+    reason = error.get("message") or "no reason was given"
+    match end.status:
+        case JobStatus.FAILED:
+            raise JobFailed(f"job {end.job_id} failed: {reason}", code=str(error.get("code", "engine_error")))
+        case JobStatus.CANCELLED:
+            raise JobCancelled(f"job {end.job_id} was cancelled after {end.position} tokens")
+        case JobStatus.EXPIRED:
+            raise JobExpired(f"job {end.job_id} expired after {end.position} tokens: its deadline passed")
+
+
+def _int_or_none(value: str | None) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,47 @@
+"""What a producer has to know: where Redis is, and which queue. `INGINE_` variables, or lines in `.env`."""
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ingine.errors import ConfigError
+from ingine.wire import Keys
+
+ENV_PREFIX = "INGINE_"
+URL_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+class ProducerSettings(BaseSettings):
+    # A worker's variables may lie in the same `.env`, so those that are not ours are no error.
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL.")
+    queue: str = Field("default", description="Letters, digits and `_.-`, at most 64.")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if not value.startswith(URL_SCHEMES):
+            raise ValueError(f"must begin with {', '.join(URL_SCHEMES)}")
+        return value
+
+    @field_validator("queue")
+    @classmethod
+    def _queue_name(cls, value: str) -> str:
+        return Keys(value).queue
+
+
+def load_settings(**overrides: str | None) -> ProducerSettings:
+    """Settings from arguments over environment over `.env`. ConfigError names the variable."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return ProducerSettings(**given)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(fault) for fault in error.errors(include_url=False))) from None
+
+
+def _explain(fault: dict) -> str:
+    """One sentence. It never quotes the value: a URL may hold a password."""
+    name = str(fault["loc"][0])
+    message = fault["msg"].removeprefix("Value error, ")
+    field = ProducerSettings.model_fields[name]
+    return f"{ENV_PREFIX}{name.upper()} (--{name.replace('_', '-')}): {message}. {field.description}"

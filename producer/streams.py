@@ -1,0 +1,89 @@
+"""Streams: what a job's consumer gets, in order and exactly once, from a fast lane and a log.
+
+Pub/sub is only the fast lane. It may lose, repeat or delay anything; every rule here leads back to the log:
+
+- a stream reads the log when it starts, and again as soon as its subscription is confirmed, so nothing falls
+  between the two. A reconnect subscribes anew, and its confirmations wake every stream the same way;
+- a live event that does not start where the stream is, an overflow of what a slow consumer has not read yet,
+  or silence, send the stream back to the log;
+- what the log has given already is dropped when it comes in live.
+"""
+
+import random
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from ingine.errors import JobNotFound
+from ingine.wire import Event, Keys, TerminalEvent, TokensEvent, decode_event
+from producer.channels import ChannelHub
+from producer.connection import Server
+from producer.token_log import LogReader
+
+NO_SUCH_JOB = "no job {}: never submitted, or its result's TTL has passed"
+SILENCE_S = 2.0
+"""A stream that hears nothing for about this long looks into the log."""
+
+
+class Streams:
+    """All streams of one client: each job's events in order and exactly once."""
+
+    def __init__(self, server: Server, keys: Keys):
+        self._keys = keys
+        self._hub = ChannelHub(server.redis)
+        self._log = LogReader(server, keys)
+
+    async def follow(self, job_id: str, position: int = 0) -> AsyncIterator[Event]:
+        """Events after `position`, up to and including the terminal one, which is always the last.
+
+        Raises JobNotFound if there is no record and no log, ServerUnavailable if the server stays away.
+        """
+        channel = self._keys.channel(job_id)
+        subscription = self._hub.subscribe(channel)
+        try:
+            while True:
+                if subscription.stale:
+                    subscription.stale = False  # before the read: what is published from now on queues up
+                    page = await self._log.read(job_id, position)
+                    events, subscription.stale = page.events, subscription.stale or page.full
+                    if not events:
+                        if page.status is None:
+                            raise JobNotFound(
+                                f"no job {job_id!r}: never submitted, or its result's TTL has passed"
+                            )
+                        if page.status.terminal and page.committed < position:
+                            position, subscription.stale = (
+                                page.committed,
+                                True,
+                            )  # asked for more than there is
+                elif subscription.events:
+                    events = [decode_event(subscription.events.popleft())]
+                    if _start(events[0]) > position:
+                        subscription.mark_stale()
+                        continue
+                else:
+                    await subscription.wait(SILENCE_S * random.uniform(0.75, 1.25))
+                    continue
+                for event in events:
+                    if isinstance(event, TerminalEvent):
+                        yield event
+                        return
+                    if event.position > position:
+                        yield _after(event, position)
+                        position = event.position
+        finally:
+            self._hub.unsubscribe(channel, subscription)
+
+    async def aclose(self) -> None:
+        await self._hub.aclose()
+        await self._log.aclose()
+
+
+def _start(event: Event) -> int:
+    return event.position - len(event.token_ids) if isinstance(event, TokensEvent) else event.position
+
+
+def _after(event: TokensEvent, position: int) -> TokensEvent:
+    """`event` without the tokens up to `position`. Its text is not divisible and stays whole."""
+    num_new = event.position - max(position, _start(event))
+    logprobs = event.logprobs and event.logprobs[-num_new:]
+    return replace(event, token_ids=event.token_ids[-num_new:], logprobs=logprobs)

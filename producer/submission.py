@@ -1,0 +1,139 @@
+"""From `submit`'s arguments to a valid job, and from the script's answer to an error. No I/O here."""
+
+import math
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from ingine.errors import ClientError, DuplicateJob, ErrorCode, InvalidJob, QueueFull
+from ingine.sampling_params import SamplingParams
+from ingine.wire import (
+    DEFAULT_MAX_JOB_BYTES,
+    DEFAULT_MAX_QUEUED_JOBS,
+    Job,
+    Keys,
+    Priority,
+    decode_job,
+    encode_job,
+)
+
+IDEMPOTENCY_TTL_S = 24 * 3600
+MAX_IDEMPOTENCY_KEY = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One job on its way, and the nonce by which the server knows it again if it is sent twice."""
+
+    job: Job
+    raw: bytes
+    idempotency_key: str | None = None
+    nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def script_call(self, keys: Keys) -> tuple[list[str], list[Any]]:
+        """KEYS and ARGV of `scripts/submit.lua`."""
+        job = self.job
+        touched = [keys.job(job.id), keys.settings, keys.jobs(job.priority), *keys.all_jobs]
+        idempotency_ms = 0
+        if self.idempotency_key is not None:
+            touched.append(keys.idem(self.idempotency_key))
+            idempotency_ms = IDEMPOTENCY_TTL_S * 1000
+        return touched, [
+            job.id,
+            self.raw,
+            str(job.priority),
+            self.nonce,
+            job.reply_to or "",
+            idempotency_ms,
+            DEFAULT_MAX_QUEUED_JOBS,
+            DEFAULT_MAX_JOB_BYTES,
+        ]
+
+    def accepted_id(self, answer: Sequence[bytes], keys: Keys) -> str:
+        """The id of the job that the script accepted, or knew by its idempotency key. Raises its refusal."""
+        verdict, detail = (part.decode() for part in answer)
+        match verdict:
+            case "accepted":
+                return self.job.id
+            case "same":
+                return detail
+            case "duplicate":
+                raise DuplicateJob(
+                    f"job {self.job.id} exists already: attach to it, or submit under another job_id"
+                )
+            case "full":
+                raise QueueFull(
+                    f"queue {keys.queue!r} is at its limit of {detail} jobs, nothing was accepted: "
+                    "try again later, start more workers, or raise max_jobs"
+                )
+            case "too_large":
+                raise InvalidJob(
+                    ErrorCode.JOB_TOO_LARGE,
+                    f"the job has {len(self.raw)} bytes, the limit of queue {keys.queue!r} is {detail}",
+                    job_id=self.job.id,
+                )
+        raise ClientError(f"the submit script answered {verdict!r}")
+
+
+def build_submission(
+    prompt: str | Sequence[int] | None = None,
+    *,
+    messages: Sequence[dict[str, str]] | None = None,
+    sampling: SamplingParams | dict[str, Any] | None = None,
+    priority: Priority | str = Priority.NORMAL,
+    deadline_s: float | None = None,
+    idempotency_key: str | None = None,
+    reply_to: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    tenant: str | None = None,
+    model: str | None = None,
+    stream: bool = True,
+    trace: str | None = None,
+    job_id: str | None = None,
+    **sampling_fields: Any,
+) -> Submission:
+    """See `AsyncClient.submit`. Raises InvalidJob, and TypeError for a keyword that nobody knows."""
+    if unknown := sampling_fields.keys() - SamplingParams.model_fields.keys():
+        raise TypeError(f"submit() has no argument {sorted(unknown)[0]!r}, nor is it a sampling parameter")
+    if sampling is not None and sampling_fields:
+        raise TypeError(f"give {', '.join(sorted(sampling_fields))} inside sampling=, or leave sampling= out")
+    if isinstance(sampling, SamplingParams):
+        sampling = sampling.model_dump(exclude_defaults=True)
+    if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY:
+        raise InvalidJob(
+            ErrorCode.INVALID_PARAMETER, f"an idempotency_key has 1 to {MAX_IDEMPOTENCY_KEY} characters"
+        )
+    fields = {
+        "id": uuid.uuid4().hex if job_id is None else job_id,
+        "prompt": prompt,
+        "messages": messages,
+        "sampling": sampling or sampling_fields,
+        "priority": priority,
+        "tenant": tenant,
+        "deadline_ms": None if deadline_s is None else _milliseconds(deadline_s),
+        "stream": stream,
+        "reply_to": reply_to,
+        "model": model,
+        "metadata": metadata,
+        "trace": trace,
+    }
+    job = _through_the_door({name: value for name, value in fields.items() if value is not None})
+    return Submission(job, encode_job(job), idempotency_key)
+
+
+def _through_the_door(fields: dict[str, Any]) -> Job:
+    """What the worker will do with it: so nothing that it would refuse on sight is ever sent."""
+    try:
+        raw = msgpack.packb(fields)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidJob(ErrorCode.INVALID_TYPE, f"cannot be sent as msgpack: {error}") from None
+    return decode_job(raw, max_bytes=len(raw))  # the size limit is the queue's, only the server knows it
+
+
+def _milliseconds(deadline_s: float) -> int:
+    if not math.isfinite(deadline_s) or deadline_s <= 0:
+        raise InvalidJob(ErrorCode.INVALID_PARAMETER, f"deadline_s is a positive number, not {deadline_s}")
+    return max(1, round(deadline_s * 1000))

@@ -1,0 +1,174 @@
+"""The client for code without an event loop. It is the asyncio client, run on a thread of its own.
+
+One implementation, two faces: a second one over blocking sockets would have to repeat every rule about logs,
+channels and reconnects. The price is a hop between threads a call and a chunk, some 100 microseconds. A chunk
+is fetched when the caller asks for it, so a slow caller slows nothing else down and loses nothing.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from redis.asyncio import Redis
+
+from ingine.errors import ClientError
+from ingine.wire import Job
+from producer.client import AsyncClient
+from producer.handle import AsyncJobHandle
+from producer.results import Chunk, JobInfo, Result
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _LoopThread:
+    """An event loop on a daemon thread: a client that was never closed does not keep a program alive."""
+
+    def __init__(self):
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ingine-client", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self.closed:
+            coroutine.close()
+            raise ClientError("the client is closed")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C in the caller's thread ends what it waits for, too
+            future.cancel()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        return self._loop.is_closed()
+
+    def close(self) -> None:
+        self.run(self._loop.shutdown_asyncgens())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _sync(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Client", P], T]:
+    """The blocking face of one of AsyncClient's methods: same name, signature and docstring."""
+
+    @wraps(method)
+    def call(self: "Client", *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._thread.run(method(self._client, *args, **kwargs))
+
+    return call
+
+
+def _sync_submit(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, AsyncJobHandle]],
+) -> Callable[Concatenate["Client", P], "JobHandle"]:
+    @wraps(method)
+    def call(self: "Client", *args: P.args, **kwargs: P.kwargs) -> "JobHandle":
+        return JobHandle(self._thread, self._thread.run(method(self._client, *args, **kwargs)))
+
+    return call
+
+
+class JobHandle:
+    """One job, from the outside. Cheap: it holds an id and a position, and talks to the server when asked."""
+
+    def __init__(self, thread: _LoopThread, handle: AsyncJobHandle):
+        self._thread, self._handle = thread, handle
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.job_id!r})"
+
+    @property
+    def job_id(self) -> str:
+        return self._handle.job_id
+
+    @property
+    def from_position(self) -> int:
+        return self._handle.from_position
+
+    @wraps(AsyncJobHandle.stream)
+    def stream(self, from_position: int | None = None) -> Iterator[Chunk]:
+        chunks = self._handle.stream(from_position)
+
+        async def next_chunk() -> Chunk | None:
+            return await anext(chunks, None)
+
+        try:
+            while (chunk := self._thread.run(next_chunk())) is not None:
+                yield chunk
+        finally:
+            self._thread.run(chunks.aclose())
+
+    @wraps(AsyncJobHandle.result)
+    def result(self, timeout: float | None = None) -> Result:
+        return self._thread.run(self._handle.result(timeout))
+
+    @wraps(AsyncJobHandle.cancel)
+    def cancel(self) -> str:
+        return self._thread.run(self._handle.cancel())
+
+    @wraps(AsyncJobHandle.status)
+    def status(self) -> JobInfo:
+        return self._thread.run(self._handle.status())
+
+
+class Client:
+    """A producer's or consumer's view of one queue. Threads may share it; a forked child makes its own.
+
+    All streams of a client share one pub/sub connection, all commands a pool of a few. Every method raises
+    ServerUnavailable, with what to do about it, if the server cannot be reached or refuses the command.
+    """
+
+    def __init__(self, redis_url: str | None = None, *, queue: str | None = None, redis: Redis | None = None):
+        """Does not connect yet. Raises ConfigError for a wrong setting.
+
+        redis_url, queue: default to INGINE_REDIS_URL and INGINE_QUEUE, from the environment or `.env`.
+        redis: an asyncio client of your own instead, used by nobody else; it stays yours to close.
+        """
+        self._client = AsyncClient(redis_url, queue=queue, redis=redis)
+        self._thread = _LoopThread()
+
+    submit = _sync_submit(AsyncClient.submit)
+    status = _sync(AsyncClient.status)
+    cancel = _sync(AsyncClient.cancel)
+    queue_info = _sync(AsyncClient.queue_info)
+    pause = _sync(AsyncClient.pause)
+    resume = _sync(AsyncClient.resume)
+    drain = _sync(AsyncClient.drain)
+    set_limits = _sync(AsyncClient.set_limits)
+    dead_letters = _sync(AsyncClient.dead_letters)
+    dead_letter = _sync(AsyncClient.dead_letter)
+    requeue = _sync(AsyncClient.requeue)
+    purge = _sync(AsyncClient.purge)
+
+    @wraps(AsyncClient.submit_many)
+    def submit_many(self, jobs: Iterable[dict[str, Any] | Job]) -> list[JobHandle]:
+        try:
+            handles = self._thread.run(self._client.submit_many(jobs))
+        except Exception as error:
+            if hasattr(error, "accepted"):
+                error.accepted = [JobHandle(self._thread, handle) for handle in error.accepted]
+            raise
+        return [JobHandle(self._thread, handle) for handle in handles]
+
+    @wraps(AsyncClient.attach)
+    def attach(self, job_id: str, from_position: int = 0) -> JobHandle:
+        return JobHandle(self._thread, self._client.attach(job_id, from_position))
+
+    def close(self) -> None:
+        """End all streams of this client and close its connections. Jobs go on. Safe to call twice."""
+        if not self._thread.closed:
+            self._thread.run(self._client.aclose())
+            self._thread.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

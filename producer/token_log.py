@@ -1,0 +1,102 @@
+"""The truth: token logs, read for all of a client's streams together."""
+
+import asyncio
+import random
+from collections import deque
+from dataclasses import dataclass
+
+from redis import exceptions
+
+from ingine.errors import ClientError
+from ingine.wire import EVENT_FIELD, Event, JobStatus, Keys, decode_event, log_id
+from producer.connection import Server
+
+READS_PER_TRIP = 128
+ENTRIES_PER_READ = 256
+GIVE_UP_S = 30.0
+"""Streams outlast a server that is away for so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """What the log of a job has after a position."""
+
+    events: list[Event]
+    full: bool
+    """There may be more: the page ends where the limit was, not where the log does."""
+    status: JobStatus | None
+    """None where the job has no record."""
+    committed: int
+    """Tokens in the whole log."""
+
+
+class LogReader:
+    """Reads the logs of all streams of a client. Requests made during a round trip share the next one."""
+
+    def __init__(self, server: Server, keys: Keys):
+        self._server, self._keys = server, keys
+        self._waiting: deque[tuple[str, int, asyncio.Future]] = deque()
+        self._runner: asyncio.Task | None = None
+        self._unreachable_since: float | None = None
+        self._closed = False
+
+    async def read(self, job_id: str, position: int) -> LogPage:
+        """Raises ServerUnavailable after GIVE_UP_S without a server."""
+        if self._closed:
+            raise ClientError("the client is closed")
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((job_id, position, future))
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run())
+        return await future
+
+    async def aclose(self) -> None:
+        self._closed = True
+        if self._runner and not self._runner.done():
+            await self._runner
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(READS_PER_TRIP, len(self._waiting)))]
+            try:
+                answers = await self._fetch([(job_id, position) for job_id, position, _ in batch])
+            except exceptions.RedisError as error:
+                answers = [error] * len(batch)
+            for (_, _, future), answer in zip(batch, answers, strict=True):
+                if future.done():  # its stream has left
+                    continue
+                if isinstance(answer, exceptions.RedisError):
+                    future.set_exception(self._server.unavailable(answer))
+                else:
+                    future.set_result(answer)
+
+    async def _fetch(self, requests: list[tuple[str, int]]) -> list[LogPage | exceptions.RedisError]:
+        while True:
+            pipeline = self._server.redis.pipeline(transaction=False)
+            for job_id, position in requests:
+                start = f"({log_id(position)}"
+                pipeline.xrange(self._keys.tokens(job_id), min=start, count=ENTRIES_PER_READ)
+                pipeline.hmget(self._keys.job(job_id), "status", "position")
+            try:
+                answers = iter(await pipeline.execute(raise_on_error=False))
+                self._unreachable_since = None
+                return [_page(*pair) for pair in zip(answers, answers, strict=True)]
+            except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
+                now = asyncio.get_running_loop().time()
+                self._unreachable_since = self._unreachable_since or now
+                refused = isinstance(error, exceptions.AuthenticationError)
+                if refused or self._closed or now - self._unreachable_since > GIVE_UP_S:
+                    raise
+                await asyncio.sleep(random.uniform(0.1, 0.5))
+
+
+def _page(entries, record) -> LogPage | exceptions.RedisError:
+    for answer in (entries, record):
+        if isinstance(answer, exceptions.RedisError):
+            return answer
+    return LogPage(
+        events=[decode_event(fields[EVENT_FIELD.encode()]) for _, fields in entries],
+        full=len(entries) == ENTRIES_PER_READ,
+        status=JobStatus(record[0].decode()) if record[0] else None,
+        committed=int(record[1] or 0),
+    )
