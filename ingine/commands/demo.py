@@ -1,0 +1,32 @@
+"""`ingine demo`."""
+
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    model: Annotated[str | None, typer.Option(help="As of `ingine worker`. Default: SmolLM2-135M.")] = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="Use this server instead of one that lives as long as the demo.")
+    ] = None,
+) -> None:
+    """Two workers, several producers, a few dozen chats: then one worker is killed, and no token is lost.
+
+    Pulls the model if it is absent, submits everything at once, shows the streams side by side, kills a
+    worker with `kill -9` in mid-generation, and counts every consumer's tokens against the token log. Takes a
+    minute or two. Exit status 0 only if every job finished, some of them on another worker than they began
+    on, and nothing was lost or repeated.
+    """
+    from rich.console import Console
+
+    from worker.demo.run import run
+
+    # A program of its own: what pulling imports (torch) is not needed by the demo itself.
+    pull = [sys.executable, "-m", "ingine.cli", "pull", *([model] if model else [])]
+    if subprocess.run(pull, check=False).returncode:
+        raise typer.Exit(1)
+    if not run(Console(), model=model, redis_url=redis_url):
+        raise typer.Exit(1)

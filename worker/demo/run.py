@@ -1,0 +1,186 @@
+"""The demo's story: submit from several processes, stream, kill a worker, stream on, and count."""
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+from redis.asyncio import Redis
+from rich.console import Console
+
+from ingine.errors import IngineError
+from ingine.wire import EVENT_FIELD, JobStatus, Keys
+from producer import AsyncClient, JobInfo
+from worker.demo.audit import Audit, audit
+from worker.demo.prompts import QUESTIONS
+from worker.demo.report import Report
+from worker.demo.screen import open_screen
+from worker.demo.streams import Stream
+from worker.demo.workers import LEASE_S, Workers
+from worker.embedded import EmbeddedServer
+
+NUM_PRODUCERS = 4
+KILL_AFTER_NUM_TOKENS = 500
+START_TIMEOUT_S = 120
+STALL_TIMEOUT_S = 60
+FRAMES_PER_S = 6
+
+
+def run(console: Console, *, model: str | None, redis_url: str | None) -> bool:
+    """True if every job finished, a killed worker's jobs went on, and no token was lost or repeated."""
+    queue = f"demo-{uuid4().hex[:8]}"
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="ingine-demo-")))
+        if redis_url is None:
+            redis_url = stack.enter_context(EmbeddedServer(folder / "valkey")).url
+            console.print(f"Valkey server of the demo's own: {redis_url}", highlight=False)
+        names = ("worker-a", "worker-b")
+        workers = Workers(names, redis_url=redis_url, queue=queue, model=model, folder=folder)
+        stack.enter_context(workers)
+        report = asyncio.run(Demo(console, redis_url, queue, workers).run())
+    console.print(report.table())
+    console.print(report.verdict, style="bold green" if report.passed else "bold red")
+    return report.passed
+
+
+class Demo:
+    def __init__(self, console: Console, redis_url: str, queue: str, workers: Workers):
+        self._console = console
+        self._redis_url, self._queue, self._workers = redis_url, queue, workers
+        self._keys = Keys(queue)
+        self._streams: list[Stream] = []
+        self._screen = open_screen(console, self._streams)
+        self._alive = set(workers.names)
+        self._news = asyncio.Condition()
+
+    async def run(self) -> Report:
+        async with AsyncClient(self._redis_url, queue=self._queue) as client:
+            try:
+                await self._wait_for_workers(client)
+                with self._screen:
+                    started = time.monotonic()
+                    await self._until_all_end(client)
+                    wall_s = time.monotonic() - started
+                return Report(self._streams, [await self._audit(s) for s in self._streams], wall_s)
+            finally:
+                await self._delete_keys()
+
+    async def _wait_for_workers(self, client: AsyncClient) -> None:
+        self._console.print(
+            f"Starting {len(self._alive)} workers, one thread each. A dead worker's jobs go on elsewhere "
+            f"after its lease: {LEASE_S:g} s here, 15 s by default.",
+            highlight=False,
+        )
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while len((await client.queue_info()).workers) < len(self._alive):
+                self._workers.require_running(self._alive)
+                await asyncio.sleep(0.1)
+
+    async def _until_all_end(self, client: AsyncClient) -> None:
+        frames = asyncio.create_task(self._draw())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for stream in await self._submit():
+                    group.create_task(self._consume(client, stream))
+                group.create_task(self._kill_one(client))
+                group.create_task(self._watch_for_stall())
+        except* IngineError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            frames.cancel()
+            with suppress(asyncio.CancelledError):
+                await frames
+
+    async def _submit(self) -> list[Stream]:
+        """All questions at once, from several processes of their own."""
+        arguments = [sys.executable, "-m", "worker.demo.producer", self._redis_url, self._queue]
+        pipe = asyncio.subprocess.PIPE
+        producers = [
+            await asyncio.create_subprocess_exec(
+                *arguments, str(index), str(NUM_PRODUCERS), stdin=pipe, stdout=pipe, start_new_session=True
+            )
+            for index in range(NUM_PRODUCERS)
+        ]
+        for producer in producers:
+            await producer.stdout.readline()
+        for producer in producers:
+            producer.stdin.write(b"go\n")
+        for producer in producers:
+            output, _ = await producer.communicate()
+            self._streams += [
+                Stream(question=QUESTIONS[fields["number"]], **fields)
+                for fields in map(json.loads, output.splitlines())
+            ]
+        if len(self._streams) != len(QUESTIONS):
+            raise IngineError(f"{len(self._streams)} of {len(QUESTIONS)} jobs were submitted")
+        self._streams.sort(key=lambda stream: stream.number)
+        self._screen.say(f"{NUM_PRODUCERS} producers submitted {len(self._streams)} jobs at once")
+        return self._streams
+
+    async def _consume(self, client: AsyncClient, stream: Stream) -> None:
+        await stream.follow(client, self._news)
+        self._screen.tell(
+            f"{stream.number + 1:>3} {stream.question.priority:6} {stream.ending}, {stream.position} tokens: "
+            f"{' '.join(stream.text.split())[:60]}"
+        )
+
+    async def _kill_one(self, client: AsyncClient) -> None:
+        """`kill -9` the busier worker, once generation is well under way."""
+        await self._until(lambda: sum(stream.position for stream in self._streams) >= KILL_AFTER_NUM_TOKENS)
+        held = Counter(info.worker for _, info in await self._running(client))
+        if not held:
+            return  # all have ended already: the report will say that nothing was taken over
+        victim, _ = held.most_common(1)[0]
+        self._alive.remove(victim)
+        pid = self._workers.kill(victim)
+        for stream, info in await self._running(client):
+            if info.worker == victim:
+                stream.interrupted_at = info.position
+        self._screen.say(f"kill -9 {pid}: {victim} is dead, with {held[victim]} streams in mid-sentence")
+        await self._until(lambda: any(stream.resumed for stream in self._streams))
+        self._screen.say(f"{', '.join(self._alive)} goes on with them, each after its last token")
+
+    async def _running(self, client: AsyncClient) -> list[tuple[Stream, JobInfo]]:
+        streams = [stream for stream in self._streams if stream.running]
+        infos = await asyncio.gather(*(client.status(stream.job_id) for stream in streams))
+        return [(s, info) for s, info in zip(streams, infos, strict=True) if info.status is JobStatus.RUNNING]
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Until it is met, or nothing can meet it any more."""
+        async with self._news:
+            await self._news.wait_for(lambda: condition() or all(s.ending for s in self._streams))
+
+    async def _watch_for_stall(self) -> None:
+        """Raises IngineError where nothing happens any more, instead of waiting for ever."""
+        position, since = -1, time.monotonic()
+        while not all(stream.ending for stream in self._streams):
+            self._workers.require_running(self._alive)
+            if (now_at := sum(stream.position for stream in self._streams)) != position:
+                position, since = now_at, time.monotonic()
+            elif time.monotonic() - since > STALL_TIMEOUT_S:
+                raise IngineError(f"no token for {STALL_TIMEOUT_S} s")
+            await asyncio.sleep(0.5)
+
+    async def _draw(self) -> None:
+        while True:
+            self._screen.draw()
+            await asyncio.sleep(1 / FRAMES_PER_S)
+
+    async def _audit(self, stream: Stream) -> Audit:
+        async with Redis.from_url(self._redis_url) as redis:
+            entries = await redis.xrange(self._keys.tokens(stream.job_id))
+        log = [(entry_id.decode(), fields[EVENT_FIELD.encode()]) for entry_id, fields in entries]
+        return audit(log, stream.seen, stream.text)
+
+    async def _delete_keys(self) -> None:
+        """The server may be the user's own: leave nothing there."""
+        async with Redis.from_url(self._redis_url) as redis:
+            names = [name async for name in redis.scan_iter(f"{self._keys.prefix}:*", count=1000)]
+            if names:
+                await redis.unlink(*names)
