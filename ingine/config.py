@@ -1,0 +1,67 @@
+"""What an engine is built from. Imports no torch: a flag is checked before anything heavy is loaded."""
+
+from dataclasses import dataclass
+
+from ingine.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Raises ConfigError naming the field. None leaves the choice to the engine; `Engine.config` tells it."""
+
+    model: str
+    """A packaged model's name, a folder, a GGUF file or a hub id: see `ingine.model_store`."""
+    dtype: str = "auto"
+    """Of weights and KV. auto: bfloat16 where it is fast."""
+    device: str = "auto"
+    """torch's name. auto: cuda, else mps, else cpu."""
+    max_model_len: int | None = None
+    """Most tokens of one sequence, prompt and output together. None: what the model was made for."""
+    max_num_seqs: int | None = None
+    """Most sequences of one step. None: fits the device."""
+    max_num_batched_tokens: int | None = None
+    """The token budget of one step. Not under max_num_seqs: a running sequence always gets a token."""
+    block_size: int = 16
+    """Tokens of one KV block."""
+    kv_cache_bytes: int | None = None
+    """KV memory. None: from `gpu_memory_utilization`, or a share of the host's available memory."""
+    gpu_memory_utilization: float = 0.9
+    """Share of the whole GPU's memory that weights and KV may take; CUDA only."""
+    enable_prefix_caching: bool = True
+    priority_ageing_s: float = 30.0
+    """How much earlier a sequence must have come to be as urgent as one of the next better priority."""
+    seed: int = 0
+    """Where the seeds of requests that bring none are drawn from."""
+
+    def __post_init__(self):
+        for name in ("model", "device"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ConfigError(f"{name} must be a non-empty string, not {getattr(self, name)!r}")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes"):
+            if getattr(self, name) is not None:
+                self._require_int(name, at_least=1)
+        self._require_int("block_size", at_least=1)
+        self._require_int("seed", at_least=0)
+        if not isinstance(self.enable_prefix_caching, bool):
+            raise ConfigError(f"enable_prefix_caching must be a bool, not {self.enable_prefix_caching!r}")
+        self._require_number("gpu_memory_utilization", above=0, up_to=1)
+        self._require_number("priority_ageing_s", above=0, up_to=1e9)
+        budget = self.max_num_batched_tokens
+        if budget is not None and self.max_num_seqs is not None and budget < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({budget}) must not be under max_num_seqs ({self.max_num_seqs})"
+            )
+
+    def _require_int(self, name: str, *, at_least: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+            raise ConfigError(f"{name} must be an int of at least {at_least}, not {value!r}")
+
+    def _require_number(self, name: str, *, above: float, up_to: float) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not above < value <= up_to:
+            raise ConfigError(f"{name} must be a number over {above} and up to {up_to:g}, not {value!r}")

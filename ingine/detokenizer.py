@@ -1,0 +1,34 @@
+"""Token ids in, text out, at a constant cost a token."""
+
+import codecs
+from typing import Protocol
+
+
+class TokenBytes(Protocol):
+    def token_bytes(self, token_id: int, *, first: bool) -> bytes:
+        """The UTF-8 bytes of a token, b"" for a special one. `first`: it begins the text."""
+
+
+class Detokenizer:
+    """One sequence's output as text. The deltas and the flush, put together, are the decoded whole.
+
+    A token is bytes, and need not end where a character does; the incremental UTF-8 decoder holds an
+    unfinished character back, and replaces what can never become one.
+    """
+
+    def __init__(self, tokenizer: TokenBytes):
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._first = True
+
+    def append(self, token_id: int) -> str:
+        """The text that is complete with this token."""
+        token = self._tokenizer.token_bytes(token_id, first=self._first)
+        # Special tokens are skipped wherever they stand, so the text begins with the first token that is
+        # not one.
+        self._first = self._first and not token
+        return self._utf8.decode(token)
+
+    def flush(self) -> str:
+        """The replacement character for what is held back, if anything is."""
+        return self._utf8.decode(b"", final=True)

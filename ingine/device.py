@@ -1,0 +1,113 @@
+"""Device, dtype, limits of a step and memory for KV, where the config leaves them to the machine."""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ingine.config import EngineConfig
+from ingine.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+HOST_MEMORY_SHARE = 0.25
+"""Of available memory: a worker without a GPU shares it with all else that the machine does."""
+
+
+def select_device(name: str) -> torch.device:
+    """cuda, else mps, else cpu for "auto". Raises ConfigError for what this machine does not have."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch is not consistent here
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used: {reason}") from None
+    return device
+
+
+def select_dtype(name: str, device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it, for "auto"; else the fastest that is safe."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "mps":
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    has_bf16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def resolve_limits(config: EngineConfig, device: torch.device, model_max_len: int) -> EngineConfig:
+    """`config` with every None of its limits filled in, but for `kv_cache_bytes`."""
+    num_seqs, num_tokens = (256, 8192) if device.type == "cuda" else (64, 512)
+    if config.max_num_batched_tokens is None:
+        num_seqs = config.max_num_seqs or num_seqs
+        num_tokens = max(num_tokens, num_seqs)
+    else:
+        num_tokens = config.max_num_batched_tokens
+        num_seqs = config.max_num_seqs or min(num_seqs, num_tokens)
+    if config.max_model_len is not None and config.max_model_len > model_max_len:
+        raise ConfigError(
+            f"max_model_len ({config.max_model_len}) is over what the model was made for ({model_max_len})"
+        )
+    return replace(
+        config,
+        max_num_seqs=num_seqs,
+        max_num_batched_tokens=num_tokens,
+        max_model_len=config.max_model_len or model_max_len,
+    )
+
+
+def num_kv_blocks(config: EngineConfig, device: torch.device, bytes_per_block: int) -> int:
+    """Blocks that fit `kv_cache_bytes`, or what the device has to spare once the weights are loaded.
+
+    Never more than `max_num_seqs` sequences of `max_model_len` tokens can use. Raises ConfigError if not
+    even one block fits. `config` is one from `resolve_limits`.
+    """
+    useful = config.max_num_seqs * -(-config.max_model_len // config.block_size)
+    budget = config.kv_cache_bytes
+    if budget is None:
+        budget = _spare_bytes(device, config.gpu_memory_utilization)
+    num_blocks = min(useful, budget // bytes_per_block)
+    if num_blocks * config.block_size < 2:
+        raise ConfigError(
+            f"no room for KV: {budget} bytes, where a block of {config.block_size} tokens takes "
+            f"{bytes_per_block}; raise kv_cache_bytes or gpu_memory_utilization"
+        )
+    logger.info(
+        "KV: %d blocks of %d tokens, %.2f GiB",
+        num_blocks,
+        config.block_size,
+        num_blocks * bytes_per_block / 2**30,
+    )
+    return num_blocks
+
+
+def _spare_bytes(device: torch.device, gpu_memory_utilization: float) -> int:
+    if device.type != "cuda":
+        return int(_available_host_bytes() * HOST_MEMORY_SHARE)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, int(free - total * (1 - gpu_memory_utilization)))
+
+
+def _available_host_bytes() -> int:
+    """Memory that can be had without swapping, by what the kernel says and by a container's limit."""
+    try:
+        meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(meminfo["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux: half of what the machine has
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no cgroup v2, or its limit is "max"
+        return available
+    return min(available, max(0, limit - used))

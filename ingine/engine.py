@@ -1,0 +1,228 @@
+"""The engine: sequences in, tokens out, one step at a time."""
+
+import logging
+import random
+import time
+from array import array
+from collections.abc import Iterable
+from collections.abc import Sequence as Tokens
+from itertools import count
+
+from ingine.attention import select_backend
+from ingine.block_manager import BlockManager
+from ingine.config import EngineConfig
+from ingine.detokenizer import Detokenizer
+from ingine.device import num_kv_blocks, resolve_limits, select_device, select_dtype
+from ingine.errors import EngineError, ErrorCode, InvalidRequest
+from ingine.model_runner import ModelRunner
+from ingine.model_store import resolve_model
+from ingine.models import load_model
+from ingine.outputs import EngineStats, FinishReason, SeqOutput
+from ingine.sampler import SampledToken
+from ingine.sampling_params import SamplingParams
+from ingine.scheduler import Scheduler
+from ingine.sequence import Sequence
+from ingine.step_trace import log_step
+from ingine.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Owned by one thread; only `validate` and the tokenizer may be used from others.
+
+    If the model raises, so does `step`, and that step counts for nothing: no sequence has advanced, and no
+    block that it wrote to is cached. Calling `step` again tries it again. To give up, `abort` the
+    `running_seq_ids`, of which the failed step had its sequences; those that wait go on.
+    """
+
+    def __init__(self, config: EngineConfig, *, model=None, tokenizer: Tokenizer | None = None):
+        """Loads `config.model` unless a loaded `model` is given, whose text is "" without a `tokenizer`."""
+        if model is None:
+            model, tokenizer = _load(config, tokenizer)
+        self.tokenizer = tokenizer
+        self.model_config = model.config
+        device = model.device
+        config = resolve_limits(config, device, model.config.max_position_embeddings)
+        num_blocks = num_kv_blocks(config, device, model.bytes_per_block(config.block_size))
+        self._num_kv_tokens = num_blocks * config.block_size
+        self.max_model_len = min(config.max_model_len, self._num_kv_tokens)
+        if self.max_model_len < config.max_model_len:
+            logger.warning("KV memory limits sequences to %d tokens", self.max_model_len)
+        self.config = config
+        """As given, with the engine's choice for every limit that was None."""
+
+        self._runner = ModelRunner(
+            model, model.allocate_kv_caches(num_blocks, config.block_size), config.block_size
+        )
+        self._blocks = BlockManager(
+            num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+        )
+        self._scheduler = Scheduler(
+            self._blocks,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
+        self._eos_token_ids = frozenset(model.config.eos_token_ids)
+        if not self._eos_token_ids and tokenizer is not None:
+            self._eos_token_ids = tokenizer.eos_token_ids
+        self._seqs: dict[str, Sequence] = {}
+        self._ended_at_add: list[Sequence] = []
+        self._seeds = random.Random(config.seed)
+        self._arrivals = count()
+        self._num_prompt_tokens = 0
+        self._num_output_tokens = 0
+
+    def validate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> None:
+        """Raises InvalidRequest for what `add` would refuse. Thread-safe."""
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequest(
+                ErrorCode.INVALID_TYPE, f"params are SamplingParams, not {type(params).__name__}"
+            )
+        num_tokens = len(prompt_token_ids)
+        if num_tokens == 0:
+            raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt has no tokens")
+        if num_tokens >= self.max_model_len:
+            raise InvalidRequest(
+                ErrorCode.PROMPT_TOO_LONG,
+                f"the prompt has {num_tokens} tokens; the most is {self.max_model_len - 1}, so that one more fits "
+                f"(max_model_len is {self.config.max_model_len}, all KV blocks hold {self._num_kv_tokens})",
+            )
+        self._validate_token_ids(prompt_token_ids, "the prompt", ErrorCode.INVALID_TOKEN_ID)
+        self._validate_token_ids(params.stop_token_ids, "stop_token_ids", ErrorCode.INVALID_PARAMETER)
+        self._validate_token_ids(params.logit_bias or (), "logit_bias", ErrorCode.INVALID_PARAMETER)
+
+    def add(
+        self,
+        seq_id: str,
+        prompt_token_ids: Tokens[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        output_token_ids: Tokens[int] = (),
+        arrival_time: float | None = None,
+    ) -> None:
+        """Queue a sequence. Raises InvalidRequest, see `validate`; also for a `seq_id` that is in use.
+
+        A lower `priority` is more urgent. `arrival_time` is in seconds since the epoch; None is now.
+
+        `output_token_ids` are tokens that the sequence has from an earlier life. It goes on after them
+        exactly as if it had never stopped; their text is not emitted again. If they are its end already,
+        the next `step` says so.
+        """
+        if seq_id in self._seqs:
+            raise InvalidRequest(ErrorCode.DUPLICATE_ID, f"a sequence {seq_id!r} is here already")
+        self.validate(prompt_token_ids, params)
+        self._validate_token_ids(output_token_ids, "the output so far", ErrorCode.INVALID_TOKEN_ID)
+        arrival_time = time.time() if arrival_time is None else arrival_time
+        seq = Sequence(
+            seq_id,
+            prompt_token_ids,
+            params,
+            seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
+            sort_key=(arrival_time + priority * self.config.priority_ageing_s, next(self._arrivals)),
+            max_num_tokens=self.max_model_len,
+            eos_token_ids=self._eos_token_ids,
+            detokenizer=Detokenizer(self.tokenizer) if self.tokenizer else None,
+            output_token_ids=output_token_ids,
+        )
+        self._seqs[seq_id] = seq
+        self._num_prompt_tokens += seq.num_prompt_tokens
+        if seq.finish_reason is None:
+            self._scheduler.add(seq)
+        else:
+            self._ended_at_add.append(seq)
+
+    def abort(self, seq_id: str) -> SeqOutput | None:
+        """End a sequence, whatever it is doing. Returns the end of its text; None for an unknown one."""
+        seq = self._seqs.pop(seq_id, None)
+        if seq is None:
+            return None
+        if seq in self._ended_at_add:
+            self._ended_at_add.remove(seq)
+        else:
+            self._scheduler.remove(seq)
+        seq.finish(FinishReason.ABORT)
+        return seq.output([])
+
+    def step(self) -> list[SeqOutput]:
+        """Compute one batch. Returns what each sequence got out of it; those in mid-prefill get nothing."""
+        started = time.perf_counter()
+        batch = self._scheduler.schedule()
+        sampled = self._runner.run(batch) if batch.seqs else []
+        self._scheduler.advance(batch)
+        outputs = self._end_those_ended_at_add() + [self._take(token) for token in sampled]
+        log_step(batch, outputs, self.stats, started)
+        return outputs
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._seqs)
+
+    @property
+    def running_seq_ids(self) -> list[str]:
+        """Sequences that have a place in the batch, most urgent first."""
+        return [seq.seq_id for seq in self._scheduler.running]
+
+    def stats(self) -> EngineStats:
+        scheduler, blocks = self._scheduler, self._blocks
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=blocks.num_blocks,
+            num_free_blocks=blocks.num_free_blocks,
+            kv_usage=1 - blocks.num_free_blocks / blocks.num_blocks,
+            prefix_cache_hit_tokens=scheduler.prefix_cache_hit_tokens,
+            prefix_cache_query_tokens=scheduler.prefix_cache_query_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_output_tokens=self._num_output_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises EngineError unless every sequence is in exactly one place, and every block accounted for."""
+        scheduler = self._scheduler
+        places = [*scheduler.running, *scheduler.waiting, *self._ended_at_add]
+        if sorted(seq.seq_id for seq in places) != sorted(self._seqs):
+            raise EngineError("a sequence is in no queue, or in two")
+        if stray := [seq.seq_id for seq in places if seq.block_table and seq not in scheduler.running]:
+            raise EngineError(f"sequences {stray} hold blocks and do not run")
+        self._blocks.check_integrity(scheduler.running)
+
+    def _take(self, sampled: SampledToken) -> SeqOutput:
+        """Append a sampled token to its sequence, and let go of the sequence if that ends it."""
+        seq, token_id, logprobs = sampled
+        token_ids, text = [], ""
+        if token_id is None:
+            seq.finish(FinishReason.ERROR, "the model's logits are not finite")
+        else:
+            token_ids, text = [token_id], seq.append(token_id)
+            self._num_output_tokens += 1
+        if seq.finish_reason is not None:
+            self._scheduler.remove(seq)
+            del self._seqs[seq.seq_id]
+        return seq.output(token_ids, text, [logprobs] if token_ids and logprobs else None)
+
+    def _end_those_ended_at_add(self) -> list[SeqOutput]:
+        ended, self._ended_at_add = self._ended_at_add, []
+        for seq in ended:
+            del self._seqs[seq.seq_id]
+        return [seq.output([]) for seq in ended]
+
+    def _validate_token_ids(self, token_ids: Iterable[int], where: str, code: ErrorCode) -> None:
+        try:
+            ids = array("q", token_ids)  # refuses what is no int, in C
+        except (TypeError, OverflowError) as error:
+            raise InvalidRequest(code, f"{where}: token ids are ints ({error})") from None
+        vocab_size = self.model_config.vocab_size
+        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            raise InvalidRequest(code, f"{where}: {wrong} is no token id, the vocabulary has {vocab_size}")
+
+
+def _load(config: EngineConfig, tokenizer: Tokenizer | None):
+    device = select_device(config.device)
+    dtype = select_dtype(config.dtype, device)
+    path = resolve_model(config.model)
+    model = load_model(path, dtype=dtype, device=device, backend=select_backend(device, dtype))
+    return model, tokenizer or Tokenizer.from_folder(path)

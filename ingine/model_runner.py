@@ -1,0 +1,67 @@
+"""Packs a scheduled batch into tensors, runs the model, and samples where a sequence has caught up."""
+
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from ingine.attention import AttentionMetadata, KVCache
+from ingine.sampler import SampledToken, sample
+from ingine.scheduler import ScheduledBatch
+from ingine.sequence import Sequence
+
+
+class ModelRunner:
+    """`model` is a decoder of `ingine.models`, `kv_caches` what it allocated."""
+
+    def __init__(self, model, kv_caches: list[KVCache], block_size: int):
+        self._model = model
+        self._kv_caches = kv_caches
+        self._block_size = block_size
+        self._device = kv_caches[0][0].device
+
+    @torch.inference_mode()
+    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
+        """Compute the batch's tokens. Returns the next token of each sequence that has caught up."""
+        # One query token first: the decodes, and whatever looks like one.
+        work = sorted(zip(batch.seqs, batch.num_tokens, strict=True), key=lambda item: item[1] > 1)
+        query_start = [0, *accumulate(num_tokens for _, num_tokens in work)]
+        input_ids, positions, metadata = self._pack(work, query_start)
+        hidden = self._model.forward(input_ids, positions, self._kv_caches, metadata)
+
+        caught_up = [i for i, (seq, num_tokens) in enumerate(work) if num_tokens == seq.num_uncomputed_tokens]
+        if not caught_up:
+            return []
+        last_tokens = torch.tensor([query_start[i + 1] - 1 for i in caught_up], device=self._device)
+        logits = self._model.compute_logits(hidden[last_tokens])
+        return sample(logits, [work[i][0] for i in caught_up])
+
+    def _pack(
+        self, work: list[tuple[Sequence, int]], query_start: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, AttentionMetadata]:
+        query_lens = [num_tokens for _, num_tokens in work]
+        computed = [seq.num_computed_tokens for seq, _ in work]
+        kv_lens = [done + new for done, new in zip(computed, query_lens, strict=True)]
+        token_ids: list[int] = []
+        for (seq, _), start, end in zip(work, computed, kv_lens, strict=True):
+            token_ids += seq.token_ids[start:end]
+
+        seq_of_token = np.repeat(np.arange(len(work)), query_lens)
+        positions = np.arange(len(token_ids)) + (np.array(computed) - query_start[:-1])[seq_of_token]
+        block_tables = np.zeros((len(work), max(len(seq.block_table) for seq, _ in work)), dtype=np.int32)
+        for row, (seq, _) in zip(block_tables, work, strict=True):
+            row[: len(seq.block_table)] = seq.block_table
+        blocks = block_tables[seq_of_token, positions // self._block_size].astype(np.int64)
+        metadata = AttentionMetadata(
+            slot_mapping=self._tensor(blocks * self._block_size + positions % self._block_size),
+            block_tables=self._tensor(block_tables),
+            seq_lens=self._tensor(np.array(kv_lens, dtype=np.int32)),
+            query_start_loc=self._tensor(np.array(query_start, dtype=np.int32)),
+            num_decodes=query_lens.count(1),
+            query_lens=query_lens,
+            kv_lens=kv_lens,
+        )
+        return self._tensor(np.array(token_ids)), self._tensor(positions), metadata
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)

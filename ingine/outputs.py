@@ -1,0 +1,63 @@
+"""What comes out of the engine, a step at a time, and its counters."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    """An end-of-sequence token, a stop token or a stop string."""
+    LENGTH = "length"
+    """`max_tokens`, or the longest sequence the engine can hold."""
+    ABORT = "abort"
+    """`Engine.abort`."""
+    ERROR = "error"
+    """The model's logits left nothing to choose from; `stop_reason` says what was wrong."""
+
+
+@dataclass(slots=True)
+class SeqOutput:
+    """What one step added to one sequence.
+
+    The text emitted up to a position is a pure function of the sampling parameters and of the output
+    tokens up to it, however they were batched or resumed. What is only known at the end is in
+    `final_text`.
+    """
+
+    seq_id: str
+    position: int
+    """Output tokens so far, these included."""
+    token_ids: list[int]
+    """The new ones. Empty where a sequence ends without: aborted, failed, or resumed at its end."""
+    text: str
+    """What they add to the text. With a stop string it ends before that."""
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    """Tokens whose KV the prefix cache had when the sequence was first admitted; resumed output included."""
+    logprobs: list[dict] | None = None
+    """One a new token: {token_id, logprob, top: [[token_id, logprob], ...]}."""
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    """The stop token's id (None for end of sequence) or the stop string."""
+    final_text: str = ""
+    """When finished: the text held back until now, a half character or the start of a stop string."""
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Gauges now, and totals since the engine was made."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_free_blocks: int
+    """Free ones, cached or not."""
+    kv_usage: float
+    """Share of the blocks in use, 0 to 1."""
+    prefix_cache_hit_tokens: int
+    prefix_cache_query_tokens: int
+    num_preemptions: int
+    num_prompt_tokens: int
+    """Of the sequences added."""
+    num_output_tokens: int
+    """Sampled here; tokens that a resumed sequence brought are not in it."""

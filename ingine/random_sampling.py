@@ -1,0 +1,120 @@
+"""One draw a row from what temperature, min_p, top_k and top_p leave of a distribution, by inverse CDF."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ingine.sampling_params import SamplingParams
+
+CANDIDATE_WIDTHS = (256, 4096)
+"""How many of the likeliest tokens to sort for top_k, top_p and min_p, before the whole vocabulary."""
+
+MIN_TEMPERATURE = 1e-5
+"""Colder would divide logits out of float32's range, and is greedy anyway."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniforms(seeds: Iterable[int], positions: Iterable[int]) -> np.ndarray:
+    """A float32 in [0, 1) for each (seed, position), the same on every platform.
+
+    SplitMix64 (Steele, Lea and Flood 2014) used as a counter-based hash; made on the host, where both
+    numbers are.
+    """
+    with np.errstate(over="ignore"):  # wrapping is meant; numpy warns of it for a single number only
+        streams = _mix(np.array(seeds, dtype=np.uint64) + _GOLDEN)
+        bits = _mix(streams + (np.array(positions, dtype=np.uint64) + np.uint64(1)) * _GOLDEN)
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def draw(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:
+    """[num_rows] int64 token ids, from logits [num_rows, vocab_size], which are overwritten.
+
+    `uniform` [num_rows] are the numbers to draw with. A row of NaN gives some token id or other: the
+    caller knows.
+    """
+    device = logits.device
+    temperature = np.maximum(np.array([p.temperature for p in params], dtype=np.float32), MIN_TEMPERATURE)
+    probs = torch.softmax(logits.div_(torch.from_numpy(temperature).to(device)[:, None]), dim=-1)
+    target = torch.from_numpy(uniform).to(device)[:, None]
+
+    truncated = [row for row, p in enumerate(params) if p.top_k > 0 or p.top_p < 1 or p.min_p > 0]
+    if not truncated:
+        return _inverse_cdf(probs, target)
+    if len(truncated) == len(params):
+        return _draw_truncated(probs, params, target)
+    token_ids = torch.empty(len(params), dtype=torch.int64, device=device)
+    whole = [row for row in range(len(params)) if row not in set(truncated)]
+    token_ids[whole] = _inverse_cdf(probs[whole], target[whole])
+    token_ids[truncated] = _draw_truncated(
+        probs[truncated], [params[row] for row in truncated], target[truncated]
+    )
+    return token_ids
+
+
+def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The index of each row's first cumulative weight over uniform * sum. Never one of weight 0."""
+    cdf = weights.cumsum(dim=-1)
+    total = cdf[:, -1:].contiguous()
+    index = torch.searchsorted(cdf, uniform * total, right=True)
+    # Rounding can lift the product up to the sum: the last index with a weight is then the one.
+    return torch.minimum(index, torch.searchsorted(cdf, total)).squeeze(1)
+
+
+def _draw_truncated(probs: Tensor, params: list[SamplingParams], uniform: Tensor) -> Tensor:
+    """Sorts only as many of the likeliest tokens as it takes to hold all that top_k, top_p and min_p keep.
+
+    That number depends on the row alone, so a row's draw does not depend on its batch.
+    """
+    vocab_size = probs.shape[1]
+    limits = np.array(
+        [(p.top_k if p.top_k > 0 else vocab_size, p.top_p, p.min_p) for p in params], dtype=np.float32
+    )
+    top_k, top_p, min_p = torch.from_numpy(limits).to(probs.device)[:, :, None].unbind(1)
+    floor = min_p * probs.amax(dim=-1, keepdim=True)
+    mass = (
+        probs.where(probs >= floor, 0).sum(dim=-1, keepdim=True)
+        if limits[:, 2].any()
+        else torch.ones_like(floor)
+    )
+
+    token_ids = torch.zeros(len(params), dtype=torch.int64, device=probs.device)
+    rows = torch.arange(len(params), device=probs.device)
+    per_row = (top_k, top_p, floor, mass)
+    for width in (*CANDIDATE_WIDTHS, vocab_size):
+        candidates, columns = probs.topk(min(width, vocab_size), dim=-1)
+        kept, complete = _truncate(candidates, vocab_size, *per_row)
+        chosen = columns.gather(1, _inverse_cdf(kept, uniform)[:, None]).squeeze(1)
+        token_ids[rows[complete]] = chosen[complete]
+        if complete.all():
+            break
+        rows, probs, uniform, *per_row = (t[~complete] for t in (rows, probs, uniform, *per_row))
+    return token_ids
+
+
+def _truncate(
+    candidates: Tensor, vocab_size: int, top_k: Tensor, top_p: Tensor, floor: Tensor, mass: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The candidates [num_rows, width], likeliest first, with 0 for those cut off; and [num_rows], whether
+    no other token of the row is left. `mass` [num_rows, 1] is the sum of all probabilities that are not under
+    `floor`.
+    """
+    width = candidates.shape[1]
+    rank = torch.arange(width, device=candidates.device)
+    kept = candidates.where((rank < top_k) & (candidates >= floor), 0)
+    cdf = kept.cumsum(dim=-1)
+    # Nothing beyond the candidates survives min_p and top_k; or, of those that do, top_p keeps none.
+    bounded = (top_k <= width) | (kept[:, -1:] == 0)
+    covered = (top_k >= vocab_size) & (top_p < 1) & (cdf[:, -1:] >= top_p * mass)
+    nucleus = top_p * torch.where(bounded, cdf[:, -1:], mass)
+    kept = kept.where((top_p >= 1) | (cdf - kept < nucleus), 0)
+    complete = bounded | covered
+    return kept, complete.squeeze(1)

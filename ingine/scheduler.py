@@ -1,0 +1,141 @@
+"""Which tokens of which sequences the next step computes.
+
+There are no phases. Each sequence's `num_computed_tokens` chases its `num_tokens`, under one budget of
+tokens a step: a decode is a sequence that is one token behind, a prefill one that is many behind, and a
+long prefill is cut where the budget ends (chunked prefill). A preempted or resumed sequence is simply far
+behind again.
+
+Order is by a key that never changes, lower first: arrival_time + priority * priority_ageing_s. Because it is
+static it ages for free: a sequence of priority 1 goes before every one of priority 0 that came more than
+`priority_ageing_s` after it, so nothing waits forever behind a stream of better priority.
+"""
+
+from bisect import insort
+from collections import deque
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from ingine.block_manager import BlockManager
+from ingine.sequence import Sequence
+
+_sort_key = attrgetter("sort_key")
+
+
+@dataclass(slots=True)
+class ScheduledBatch:
+    """One step's work: sequence i computes its next `num_tokens[i]` tokens."""
+
+    seqs: list[Sequence] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+
+    def add(self, seq: Sequence, num_tokens: int) -> None:
+        self.seqs.append(seq)
+        self.num_tokens.append(num_tokens)
+
+
+class Scheduler:
+    """`waiting` and `running` are in the order of their keys.
+
+    Nothing can hang: a victim of preemption always has the largest key of those running, so the most
+    urgent one keeps its blocks and advances in every step until it finishes; alone, it fits, because its
+    length was checked.
+    """
+
+    def __init__(self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int):
+        self.block_manager = block_manager
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.prefix_cache_query_tokens = 0
+        self.prefix_cache_hit_tokens = 0
+
+    def add(self, seq: Sequence) -> None:
+        insort(self.waiting, seq, key=_sort_key)
+
+    def schedule(self) -> ScheduledBatch:
+        """Choose, and give blocks to, the next step's tokens. Running sequences first, then waiting ones."""
+        batch = ScheduledBatch()
+        budget = self._schedule_running(batch)
+        if not batch.preempted:  # else memory is short, and what comes in now would be the next victim
+            self._admit_waiting(batch, budget)
+        return batch
+
+    def advance(self, batch: ScheduledBatch) -> None:
+        """The batch has been computed. Without this call nothing of it counts, and the next repeats it."""
+        for seq, num_tokens in zip(batch.seqs, batch.num_tokens, strict=True):
+            seq.num_computed_tokens += num_tokens
+            self.block_manager.cache_full_blocks(seq)
+
+    def remove(self, seq: Sequence) -> None:
+        """Forget a sequence, wherever it is, and free its blocks."""
+        queue = self.running if seq in self.running else self.waiting
+        queue.remove(seq)
+        self.block_manager.free(seq)
+
+    def _schedule_running(self, batch: ScheduledBatch) -> int:
+        """Returns the rest of the budget."""
+        budget = self.max_num_batched_tokens
+        queue = deque(self.running)
+        while queue:
+            seq = queue.popleft()
+            # A long prefill leaves every running sequence behind it one token, so that decodes go on.
+            num_tokens = min(seq.num_uncomputed_tokens, budget - len(queue))
+            if self._allocate(seq, num_tokens, queue, batch):
+                batch.add(seq, num_tokens)
+                budget -= num_tokens
+        return budget
+
+    def _allocate(
+        self, seq: Sequence, num_tokens: int, queue: deque[Sequence], batch: ScheduledBatch
+    ) -> bool:
+        """Blocks for `seq`, at the cost of those after it in the order. False if it had to go itself."""
+        while not self.block_manager.allocate(seq, seq.num_computed_tokens + num_tokens):
+            victim = queue.pop() if queue else seq
+            self._preempt(victim)
+            batch.preempted.append(victim)
+            if victim is seq:
+                return False
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Take all its blocks. It waits with its old key, and recomputes what the cache loses till then."""
+        self.running.remove(seq)
+        self.block_manager.free(seq)
+        self.num_preemptions += 1
+        self.add(seq)
+
+    def _admit_waiting(self, batch: ScheduledBatch, budget: int) -> None:
+        while self.waiting and budget and len(self.running) < self.max_num_seqs:
+            seq = self.waiting[0]
+            prefix = self.block_manager.find_prefix(seq)
+            if not self._has_room(seq, prefix):
+                break  # nobody overtakes: it would take the memory that the first one waits for
+            del self.waiting[0]
+            self.block_manager.share_prefix(seq, prefix)
+            self._count_prefix(seq)
+            num_tokens = min(seq.num_uncomputed_tokens, budget)
+            self.block_manager.allocate(seq, seq.num_computed_tokens + num_tokens)
+            insort(self.running, seq, key=_sort_key)
+            batch.add(seq, num_tokens)
+            batch.admitted.append(seq)
+            budget -= num_tokens
+
+    def _has_room(self, seq: Sequence, prefix: list[int]) -> bool:
+        """Whether all of `seq` fits beside what those running are promised, and one block more for each.
+
+        The margin lets them decode on for a while before the newcomer has to be preempted.
+        """
+        blocks = self.block_manager
+        promised = sum(blocks.num_missing_blocks(other, other.num_tokens) + 1 for other in self.running)
+        needed = blocks.num_missing_blocks(seq, seq.num_tokens) - len(prefix) + blocks.num_free_in(prefix)
+        return needed + promised <= blocks.num_free_blocks
+
+    def _count_prefix(self, seq: Sequence) -> None:
+        self.prefix_cache_query_tokens += seq.num_tokens
+        self.prefix_cache_hit_tokens += seq.num_computed_tokens
+        if seq.num_cached_tokens is None:
+            seq.num_cached_tokens = seq.num_computed_tokens

@@ -1,0 +1,125 @@
+"""One request inside the engine: its tokens, what is computed of them, and when it ends."""
+
+from collections.abc import Sequence as Tokens
+
+from ingine.detokenizer import Detokenizer
+from ingine.outputs import FinishReason, SeqOutput
+from ingine.sampling_params import SamplingParams
+from ingine.stop import StopStrings
+from ingine.token_counts import TokenCounts
+
+
+class Sequence:
+    """`token_ids` is prompt and output; KV is computed of the first `num_computed_tokens` of them.
+
+    Output tokens of an earlier life, from before a worker died say, pass through the same `append` as sampled
+    ones: detokenizer, stop strings and counts are then where they would be without the interruption.
+    """
+
+    def __init__(
+        self,
+        seq_id: str,
+        prompt_token_ids: Tokens[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        sort_key: tuple[float, int],
+        max_num_tokens: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+        detokenizer: Detokenizer | None = None,
+        output_token_ids: Tokens[int] = (),
+    ):
+        self.seq_id = seq_id
+        self.params = params
+        self.seed = seed
+        self.sort_key = sort_key
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.max_num_tokens = min(max_num_tokens, self.num_prompt_tokens + params.max_tokens)
+
+        self.num_computed_tokens = 0
+        self.num_cached_tokens: int | None = None
+        self.block_table: list[int] = []
+        self.block_hashes: list[bytes] = []
+        self.num_hashed_blocks = 0
+
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.end_token_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            self.end_token_ids |= eos_token_ids
+        has_penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (
+            1,
+            0,
+            0,
+        )
+        self.token_counts = TokenCounts(self.token_ids) if has_penalties else None
+        self.is_plain_greedy = params.greedy and not (
+            has_penalties or params.logit_bias or params.min_tokens or params.logprobs is not None
+        )
+        self._detokenizer = detokenizer
+        self._stop_strings = StopStrings(params.stop)
+        self._replay(output_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    def append(self, token_id: int) -> str:
+        """Take the next output token, and finish if it is the last. Returns the text that is now sure."""
+        self.token_ids.append(token_id)
+        if self.token_counts is not None:
+            self.token_counts.add(token_id)
+        if token_id in self.end_token_ids:  # as in vLLM, such a token is in the ids and not in the text
+            self.finish(FinishReason.STOP, token_id if token_id in self.params.stop_token_ids else None)
+            return ""
+        text, stop = self._detokenizer.append(token_id) if self._detokenizer else "", None
+        # The text of the first `min_tokens` tokens is not searched: it may not end the output.
+        if self.num_output_tokens > self.params.min_tokens:
+            text, stop = self._stop_strings.append(text)
+        if stop is not None:
+            self._detokenizer = (
+                None  # the text ends here; what is held of the last character is not part of it
+            )
+            self.finish(FinishReason.STOP, stop)
+        elif self.num_tokens >= self.max_num_tokens:
+            self.finish(FinishReason.LENGTH)
+        return text
+
+    def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        self.finish_reason = reason
+        self.stop_reason = stop_reason
+
+    def output(self, token_ids: list[int], text: str = "", logprobs: list[dict] | None = None) -> SeqOutput:
+        """What a step added; with the end of the text, if the sequence has finished."""
+        final_text = ""
+        if self.finish_reason is not None:
+            final_text = self._stop_strings.flush() + (self._detokenizer.flush() if self._detokenizer else "")
+        return SeqOutput(
+            seq_id=self.seq_id,
+            position=self.num_output_tokens,
+            token_ids=token_ids,
+            text=text,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens or 0,
+            logprobs=logprobs,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            final_text=final_text,
+        )
+
+    def _replay(self, output_token_ids: Tokens[int]) -> None:
+        for token_id in output_token_ids:
+            if self.finish_reason is not None:
+                break
+            self.append(token_id)
+        # An engine with a smaller limit may find the end before the last of them; their number is what it is.
+        self.token_ids.extend(output_token_ids[self.num_output_tokens :])

@@ -1,0 +1,125 @@
+"""A model's own tokenizer and chat template, for use from several threads."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ingine.errors import ConfigError, ErrorCode, InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class Tokenizer:
+    """Wraps a fast tokenizer of transformers, whose Rust core encodes without a lock and without state."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        self._tokenizer = tokenizer
+        self._core = tokenizer.backend_tokenizer
+        # A tokenizer.json may bring these along from training; a prompt must never be cut in silence.
+        self._core.no_truncation()
+        self._core.no_padding()
+        self._special_ids = {
+            token_id for token_id, token in self._core.get_added_tokens_decoder().items() if token.special
+        }
+        self._is_byte_level = _has_byte_level_decoder(self._core)
+        self._anchor = self._core.encode("a", add_special_tokens=False).ids[-1]
+        self._token_bytes: dict[tuple[int, bool], bytes] = {}
+        self.eos_token_ids = frozenset({tokenizer.eos_token_id} - {None})
+
+    @classmethod
+    def from_folder(cls, path: Path) -> "Tokenizer":
+        """Raises ConfigError if the folder has no tokenizer, or one that is not fast."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        except Exception as error:  # transformers raises whatever the parser of the day does
+            raise ConfigError(f"no usable tokenizer in {path}: {error}") from error
+        if not getattr(tokenizer, "is_fast", False):
+            raise ConfigError(f"the tokenizer in {path} is not a fast one (it has no tokenizer.json)")
+        return cls(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, with the special tokens that the model's tokenizer adds to a prompt."""
+        return self._core.encode(_without_surrogates(text)).ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of the conversation in the model's chat template, up to the assistant's next turn.
+
+        Raises InvalidRequest: NO_CHAT_TEMPLATE, or INVALID_MESSAGES with what the template has against them.
+        """
+        if self._tokenizer.chat_template is None:
+            raise InvalidRequest(
+                ErrorCode.NO_CHAT_TEMPLATE, "this model has no chat template: send a prompt, not messages"
+            )
+        if not messages:
+            raise InvalidRequest(ErrorCode.INVALID_MESSAGES, "a conversation has at least one message")
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            raise InvalidRequest(
+                ErrorCode.INVALID_MESSAGES, f"the model's chat template refuses these messages: {error}"
+            ) from None
+        # The template has written the special tokens already.
+        return self._core.encode(_without_surrogates(text), add_special_tokens=False).ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of all tokens together, special ones skipped."""
+        return self._core.decode(list(token_ids), skip_special_tokens=True)
+
+    def token_bytes(self, token_id: int, *, first: bool) -> bytes:
+        """The UTF-8 bytes that a token adds to a text, or begins it with; b"" for a special or unknown token.
+
+        Put together they are the bytes of `decode`, save that a decoder with byte fallback (Llama 2's and
+        Mistral's) replaces a whole run of byte tokens where one of them is invalid.
+        """
+        known = self._token_bytes.get((token_id, first))
+        if known is None:
+            known = self._token_bytes[token_id, first] = self._compute_token_bytes(token_id, first)
+        return known
+
+    def _compute_token_bytes(self, token_id: int, first: bool) -> bytes:
+        token = self._core.id_to_token(token_id)
+        if token is None or token_id in self._special_ids:
+            return b""
+        if self._is_byte_level:
+            if all(char in _BYTE_OF_CHAR for char in token):
+                return bytes(_BYTE_OF_CHAR[char] for char in token)
+            return token.encode()  # an added token stands for itself
+        if byte := _BYTE_TOKEN.fullmatch(token):
+            return bytes.fromhex(byte[1])
+        if first:
+            return self._core.decode([token_id]).encode()
+        return (
+            self._core.decode([self._anchor, token_id])
+            .removeprefix(self._core.decode([self._anchor]))
+            .encode()
+        )
+
+
+def _has_byte_level_decoder(core) -> bool:
+    decoder = json.loads(core.decoder.__getstate__()) if core.decoder else {}
+    parts = decoder.get("decoders", [decoder])
+    return any(part.get("type") == "ByteLevel" for part in parts)
+
+
+def _without_surrogates(text: str) -> str:
+    """A str may hold halves of UTF-16 pairs, which UTF-8 cannot: pairs are joined, lone ones replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _byte_of_char() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and on, in order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF_CHAR = _byte_of_char()
