@@ -22,12 +22,14 @@ from worker.demo.prompts import QUESTIONS
 from worker.demo.report import Report
 from worker.demo.screen import open_screen
 from worker.demo.streams import Stream
-from worker.demo.workers import LEASE_S, Workers
 from worker.embedded import EmbeddedServer
+from worker.local import LocalWorkers
 
 NUM_PRODUCERS = 4
+WORKERS = ("worker-a", "worker-b")
+LEASE_S = 3.0
+MAX_NUM_SEQS, MAX_MODEL_LEN = 16, 1024
 KILL_AFTER_NUM_TOKENS = 500
-START_TIMEOUT_S = 120
 STALL_TIMEOUT_S = 60
 FRAMES_PER_S = 6
 
@@ -40,8 +42,22 @@ def run(console: Console, *, model: str | None, redis_url: str | None) -> bool:
         if redis_url is None:
             redis_url = stack.enter_context(EmbeddedServer(folder / "valkey")).url
             console.print(f"Valkey server of the demo's own: {redis_url}", highlight=False)
-        names = ("worker-a", "worker-b")
-        workers = Workers(names, redis_url=redis_url, queue=queue, model=model, folder=folder)
+        workers = LocalWorkers(
+            WORKERS,
+            redis_url=redis_url,
+            queue=queue,
+            folder=folder,
+            num_threads=1,
+            model=model,
+            lease_s=LEASE_S,
+            max_num_seqs=MAX_NUM_SEQS,
+            max_model_len=MAX_MODEL_LEN,
+        )
+        console.print(
+            f"Starting {len(WORKERS)} workers, one thread each. A dead worker's jobs go on elsewhere "
+            f"after its lease: {LEASE_S:g} s here, 15 s by default.",
+            highlight=False,
+        )
         stack.enter_context(workers)
         report = asyncio.run(Demo(console, redis_url, queue, workers).run())
     console.print(report.table())
@@ -50,7 +66,7 @@ def run(console: Console, *, model: str | None, redis_url: str | None) -> bool:
 
 
 class Demo:
-    def __init__(self, console: Console, redis_url: str, queue: str, workers: Workers):
+    def __init__(self, console: Console, redis_url: str, queue: str, workers: LocalWorkers):
         self._console = console
         self._redis_url, self._queue, self._workers = redis_url, queue, workers
         self._keys = Keys(queue)
@@ -62,7 +78,6 @@ class Demo:
     async def run(self) -> Report:
         async with AsyncClient(self._redis_url, queue=self._queue) as client:
             try:
-                await self._wait_for_workers(client)
                 with self._screen:
                     started = time.monotonic()
                     await self._until_all_end(client)
@@ -70,17 +85,6 @@ class Demo:
                 return Report(self._streams, [await self._audit(s) for s in self._streams], wall_s)
             finally:
                 await self._delete_keys()
-
-    async def _wait_for_workers(self, client: AsyncClient) -> None:
-        self._console.print(
-            f"Starting {len(self._alive)} workers, one thread each. A dead worker's jobs go on elsewhere "
-            f"after its lease: {LEASE_S:g} s here, 15 s by default.",
-            highlight=False,
-        )
-        async with asyncio.timeout(START_TIMEOUT_S):
-            while len((await client.queue_info()).workers) < len(self._alive):
-                self._workers.require_running(self._alive)
-                await asyncio.sleep(0.1)
 
     async def _until_all_end(self, client: AsyncClient) -> None:
         frames = asyncio.create_task(self._draw())
@@ -138,11 +142,13 @@ class Demo:
             return  # all have ended already: the report will say that nothing was taken over
         victim, _ = held.most_common(1)[0]
         self._alive.remove(victim)
-        pid = self._workers.kill(victim)
+        self._workers.kill(victim)
         for stream, info in await self._running(client):
             if info.worker == victim:
                 stream.interrupted_at = info.position
-        self._screen.say(f"kill -9 {pid}: {victim} is dead, with {held[victim]} streams in mid-sentence")
+        self._screen.say(
+            f"kill -9 {self._workers.pid(victim)}: {victim} is dead, {held[victim]} streams in mid-sentence"
+        )
         await self._until(lambda: any(stream.resumed for stream in self._streams))
         self._screen.say(f"{', '.join(self._alive)} goes on with them, each after its last token")
 

@@ -1,0 +1,1 @@
+"""`ingine bench`: one at a time against continuous batching, against Hugging Face, and through Redis."""

@@ -1,0 +1,100 @@
+"""`ingine worker` programs as children of this one: for the demo, for benchmarks and for crash tests."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from redis import Redis
+
+from ingine.errors import IngineError
+from ingine.wire import Keys
+from worker.child import Child
+from worker.settings import ENV_PREFIX
+
+START_TIMEOUT_S = 300.0
+
+
+class LocalWorkers:
+    """Started on entry, ready when entered; on exit told to drain, and waited for.
+
+    Their logs are files in `folder`. Raises IngineError, with the end of its log, if one does not start.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        *,
+        redis_url: str,
+        queue: str = "default",
+        folder: Path,
+        num_threads: int | None = None,
+        **settings: object,
+    ):
+        """`settings` are fields of WorkerSettings, None for their default; `num_threads` torch's of each."""
+        self._redis_url, self._queue, self._folder = redis_url, queue, folder
+        given = {"http_port": -1, **settings, "redis_url": redis_url, "queue": queue}
+        self._env = dict(os.environ)
+        if num_threads:
+            self._env["OMP_NUM_THREADS"] = str(num_threads)
+        self._env |= {_variable(name): str(value) for name, value in given.items() if value is not None}
+        self._children: dict[str, Child | None] = dict.fromkeys(names)
+
+    def __enter__(self) -> Self:
+        for name in self._children:
+            with self._log(name).open("wb") as output:
+                self._children[name] = Child(
+                    [sys.executable, "-m", "ingine.cli", "worker"],
+                    output=output,
+                    env=self._env | {_variable("worker_id"): name},
+                )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        for child in self._children.values():
+            if child:
+                child.stop()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._children)
+
+    def pid(self, name: str) -> int:
+        return self._children[name].pid
+
+    def kill(self, name: str) -> None:
+        """`kill -9`."""
+        self._children[name].kill()
+
+    def require_running(self, names: Iterable[str]) -> None:
+        """Raises IngineError, with the end of its log, if one of `names` has ended by itself."""
+        for name in names:
+            if not self._children[name].running:
+                raise IngineError(f"{name} ended by itself.{self._end_of_log(name)}")
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        with Redis.from_url(self._redis_url) as redis:
+            while missing := [n for n in self.names if not redis.hexists(Keys(self._queue).workers, n)]:
+                self.require_running(self.names)
+                if time.monotonic() > deadline:
+                    raise IngineError(f"{missing[0]} does not get ready.{self._end_of_log(missing[0])}")
+                time.sleep(0.05)
+
+    def _end_of_log(self, name: str) -> str:
+        tail = self._log(name).read_text(errors="replace").splitlines()[-10:]
+        return "\n  ".join([" The end of its log:", *tail])
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+
+def _variable(setting: str) -> str:
+    return f"{ENV_PREFIX}{setting.upper()}"
