@@ -85,7 +85,7 @@ class Engine:
         if num_tokens >= self.max_model_len:
             raise InvalidRequest(
                 ErrorCode.PROMPT_TOO_LONG,
-                f"the prompt has {num_tokens} tokens; the most is {self.max_model_len - 1}, so that one more fits "
+                f"the prompt has {num_tokens} tokens; the most is {self.max_model_len - 1} "
                 f"(max_model_len is {self.config.max_model_len}, all KV blocks hold {self._num_kv_tokens})",
             )
         self._validate_token_ids(prompt_token_ids, "the prompt", ErrorCode.INVALID_TOKEN_ID)

@@ -1,4 +1,4 @@
-"""What comes out of the engine, a step at a time, and its counters."""
+"""What comes out: of the engine a step at a time, with its counters; and of `LLM` a request at a time."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -61,3 +61,40 @@ class EngineStats:
     """Of the sequences added."""
     num_output_tokens: int
     """Sampled here; tokens that a resumed sequence brought are not in it."""
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+    logprobs: list[dict] | None
+    """As in `SeqOutput`, for all tokens."""
+
+
+@dataclass(slots=True)
+class RequestTimings:
+    """Seconds since the epoch."""
+
+    arrival_time: float
+    first_token_time: float | None = None
+    finished_time: float | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """What `LLM.generate` and `LLM.chat` return for each prompt, with vLLM's names."""
+
+    request_id: str
+    prompt: str | None
+    """None where token ids or a conversation were given."""
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    """One."""
+    finished: bool
+    num_cached_tokens: int
+    usage: dict[str, int]
+    """num_prompt_tokens, num_cached_tokens, num_output_tokens."""
+    timings: RequestTimings

@@ -1,0 +1,85 @@
+"""`ingine generate`."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ingine.model_store import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from ingine.llm import LLM
+    from ingine.sampling_params import SamplingParams
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="Read from standard input where it is piped.")] = None,
+    model: Annotated[
+        str, typer.Option(help="A packaged model's name, a folder, a GGUF file or a hub id.")
+    ] = DEFAULT_MODEL,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat/--raw", help="As a user's message in the model's chat template, or as it is."),
+    ] = True,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that have this share.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text. May be given again.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole result as one JSON object when it is done.")
+    ] = False,
+) -> None:
+    """Generate on this machine, with the engine alone: no server, no worker. The text appears as it is made.
+
+    echo "Why is the sky blue?" | ingine generate
+    """
+    from pydantic import ValidationError
+
+    from ingine.sampling_params import SamplingParams
+
+    prompt = _prompt_or_stdin(prompt)
+    try:
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=tuple(stop or ()),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+    from ingine.llm import LLM  # from here on it is torch's time that passes
+
+    llm = LLM(model)
+    messages = [{"role": "user", "content": prompt}]
+    if as_json:
+        output = llm.chat(messages, params)[0] if chat else llm.generate(prompt, params)[0]
+        typer.echo(json.dumps(asdict(output)))
+    else:
+        tokenizer = llm.engine.tokenizer
+        _stream(llm, tokenizer.encode_chat(messages) if chat else tokenizer.encode(prompt), params)
+
+
+def _prompt_or_stdin(prompt: str | None) -> str:
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise typer.BadParameter("no prompt: give one as an argument, or pipe one in")
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
+    return prompt
+
+
+def _stream(llm: "LLM", prompt_token_ids: list[int], params: "SamplingParams") -> None:
+    engine = llm.engine
+    engine.add("generate", prompt_token_ids, params)
+    while engine.has_unfinished:
+        for output in engine.step():
+            typer.echo(output.text + output.final_text, nl=False)
+            sys.stdout.flush()
+    typer.echo()
