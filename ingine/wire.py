@@ -10,7 +10,16 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ingine.errors import ErrorCode, InvalidJob
 from ingine.sampling_params import SamplingParams, TokenId
@@ -24,6 +33,7 @@ JOB_FIELD, EVENT_FIELD = "job", "event"
 
 DEFAULT_MAX_QUEUED_JOBS = 100_000
 DEFAULT_MAX_JOB_BYTES = 1 << 20
+DEFAULT_RESULT_TTL_S = 3600
 MAX_NESTING = 16
 MAX_METADATA_BYTES = 16 << 10
 
@@ -163,6 +173,11 @@ class Job(BaseModel):
     metadata: dict[str, Any] | None = Field(None, description="Comes back in the terminal event.")
     trace: str | None = Field(None, max_length=256, description="A W3C traceparent, for logs.")
 
+    @field_validator("prompt", "messages", mode="before")
+    @classmethod
+    def _list_or_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
     @model_validator(mode="after")
     def _one_input(self):
         if (self.prompt is None) == (self.messages is None):
@@ -200,9 +215,6 @@ def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
         raise InvalidJob(
             ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels", job_id=job_id, reply_to=reply_to
         )
-    for name in ("prompt", "messages"):
-        if isinstance(fields.get(name), list):
-            fields[name] = tuple(fields[name])
     try:
         return Job.model_validate(fields)
     except ValidationError as error:

@@ -4,15 +4,14 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from pathlib import Path
 
 import typer
 
-from ingine.errors import ConfigError, IngineError
 from worker.settings import WorkerSettings, load_settings
 
-EXIT_CONFIG, EXIT_FAILED, EXIT_NOW = 2, 1, 130
+EXIT_NOW = 130
+"""Of a worker that was told twice to stop, and left without a hand-over."""
 
 
 def register(app: typer.Typer) -> None:
@@ -25,13 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def worker(context: typer.Context) -> None:
-    try:
-        settings = load_settings(context.args)
-        run_worker(settings)
-    except ConfigError as error:
-        sys.exit(_complain(error, EXIT_CONFIG))
-    except IngineError as error:
-        sys.exit(_complain(error, EXIT_FAILED))
+    run_worker(load_settings(context.args))
 
 
 def run_worker(settings: WorkerSettings) -> None:
@@ -51,10 +44,9 @@ def run_worker(settings: WorkerSettings) -> None:
 
 def build_engine(settings: WorkerSettings):
     """The engine and the names under which jobs may ask for its model."""
+    from ingine.config import EngineConfig
     from ingine.engine import Engine
     from ingine.model_store import DEFAULT_MODEL
-
-    from ingine.config import EngineConfig
 
     model = settings.model or DEFAULT_MODEL
     engine = Engine(EngineConfig(**settings.engine_options() | {"model": model}))
@@ -77,8 +69,3 @@ async def _serve(settings: WorkerSettings, url: str, engine, served_names: froze
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, on_signal)
     await worker.run()
-
-
-def _complain(error: IngineError, code: int) -> int:
-    print(f"ingine worker: {error}", file=sys.stderr)
-    return code

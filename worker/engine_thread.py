@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ingine.engine import Engine, EngineStats
+import torch
 
+from ingine.engine import Engine, EngineStats
 from ingine.outputs import SeqOutput
 from ingine.sampling_params import SamplingParams
 from worker.logs import log_event
@@ -18,13 +19,14 @@ logger = logging.getLogger(__name__)
 MAX_STEPS_AHEAD = 2
 """Steps that may be computed and not yet committed: one on its way to Redis while the next is computed."""
 
-MAX_FAILED_STEPS = 3
-"""Steps in a row that may raise before the engine counts as broken."""
+MAX_FAILED_STEPS = 10
+"""Steps in a row that may raise before the engine counts as broken. Well over a job's `max_deaths`, so that a
+lone poisonous job is failed before its worker gives up."""
 
 
 @dataclass(slots=True)
 class EngineFailure:
-    """An exception out of the engine: these sequences are lost, it has let go of them."""
+    """An exception out of the engine, which has let go of these sequences: those of the failed batch."""
 
     seq_ids: list[str]
     error: Exception
@@ -49,7 +51,6 @@ class EngineThread:
         self._wake = threading.Condition()
         self._credits = threading.Semaphore(MAX_STEPS_AHEAD)
         self._stopping = False
-        self._seq_ids: set[str] = set()
         self._failed_steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.stats: EngineStats = engine.stats()
@@ -71,13 +72,11 @@ class EngineThread:
         priority: int,
         output_token_ids: Sequence[int],
     ) -> None:
-        def command() -> None:
-            self._seq_ids.add(seq_id)
-            self._engine.add(
+        self._enqueue(
+            lambda: self._engine.add(
                 seq_id, prompt_token_ids, params, priority=priority, output_token_ids=output_token_ids
             )
-
-        self._enqueue(command)
+        )
 
     def abort(self, seq_id: str) -> None:
         """Its last output, with finish reason `abort`, is delivered like a step's. Unknown: ignored."""
@@ -104,12 +103,10 @@ class EngineThread:
             try:
                 outputs = self._turn()
             except Exception as error:
-                self._fail(error)
-                if self._failed_steps >= MAX_FAILED_STEPS:
+                if self._fail(error):
                     return
             else:
                 self._failed_steps = 0
-                self._seq_ids.difference_update(out.seq_id for out in outputs if out.finish_reason)
                 if outputs:
                     self._send(outputs)
             self.stats = self._engine.stats()
@@ -131,14 +128,20 @@ class EngineThread:
             outputs += self._engine.step()
         return outputs
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> bool:
+        """Give up the batch that raised; what waits is innocent. Whether the engine is broken for good."""
         self._failed_steps += 1
-        log_event(logger, logging.ERROR, "engine failed", error=repr(error), sequences=len(self._seq_ids))
-        logger.debug("engine failed", exc_info=error)
-        seq_ids, self._seq_ids = sorted(self._seq_ids), set()
+        # After an error of the accelerator itself every later step fails too: let another process try.
+        fatal = isinstance(error, torch.AcceleratorError) or self._failed_steps >= MAX_FAILED_STEPS
+        seq_ids = self._engine.running_seq_ids
+        log_event(
+            logger, logging.ERROR, "step failed", sequences=len(seq_ids), fatal=fatal, error=repr(error)
+        )
+        logger.debug("step failed", exc_info=error)
         for seq_id in seq_ids:
             self._engine.abort(seq_id)
-        self._send(EngineFailure(seq_ids, error, fatal=self._failed_steps >= MAX_FAILED_STEPS))
+        self._send(EngineFailure(seq_ids, error, fatal))
+        return fatal
 
     def _send(self, message: StepMessage) -> None:
         while not self._credits.acquire(timeout=0.1):

@@ -1,8 +1,8 @@
 """Prometheus metrics of one worker. Every name is in `docs/operations.md`."""
 
-from ingine.engine import EngineStats
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from ingine.engine import EngineStats
 from ingine.wire import Priority, TerminalEvent
 from worker.queue import Begun
 

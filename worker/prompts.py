@@ -5,7 +5,6 @@ import hashlib
 import logging
 
 from ingine.engine import Engine
-
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
 from ingine.wire import Job

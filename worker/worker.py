@@ -5,10 +5,10 @@ import contextlib
 import logging
 import time
 
-from ingine.engine import Engine
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 import ingine
+from ingine.engine import Engine
 from ingine.errors import ConfigError, EngineError
 from ingine.wire import DEFAULT_MAX_JOB_BYTES, GROUP, JobStatus, Keys
 from worker.connections import connect, connect_sync, redact

@@ -1,14 +1,23 @@
 """The contract is tested on fakeredis, which is fast, and on a real server, which is right."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import fakeredis
 import pytest
 import redis.asyncio
 
-from ingine.wire import Job, Keys, Priority, encode_job
+from ingine.config import EngineConfig
+from ingine.engine import Engine
+from ingine.wire import Job, JobStatus, Keys, Priority, TerminalEvent, decode_event, encode_job
+from tests.tiny_models import make_tiny_model
+from tests.waiting import wait_until_async
 from worker.connections import connect
 from worker.queue import Entry, Queue
+from worker.settings import WorkerSettings
+from worker.worker import Worker
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -51,3 +60,93 @@ async def take(queue: Queue) -> Entry:
     """The one entry that waits."""
     (entry,) = await queue.read_new(1)
     return entry
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A random Llama with a byte-level tokenizer and a chat template, in float32."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_model) -> Callable[..., Engine]:
+    """A new engine on each call; its options are `EngineConfig`'s."""
+
+    def make(**options) -> Engine:
+        defaults = {"dtype": "float32", "device": "cpu", "max_num_seqs": 8, "kv_cache_bytes": 8 << 20}
+        return Engine(EngineConfig(model=str(tiny_model), **defaults | options))
+
+    return make
+
+
+@dataclass
+class Harness:
+    """A worker in this process on the real server, and what a test needs beside it."""
+
+    worker: Worker
+    running: asyncio.Task
+    redis: redis.asyncio.Redis
+    keys: Keys
+    engine: Engine
+    push: Callable[..., Awaitable[str]]
+
+    async def events(self, job_id: str) -> list:
+        """The log of an ended job, the terminal event last. Checks that positions are 1..N, each once."""
+        await wait_until_async(lambda: self._status(job_id), what=f"the end of {job_id}")
+        entries = await self.redis.xrange(self.keys.tokens(job_id))
+        events = [decode_event(fields[b"event"]) for _, fields in entries]
+        position = 0
+        for event in events[:-1]:
+            assert event.position - len(event.token_ids) == position
+            position = event.position
+        assert events[-1].position == position
+        return events
+
+    async def _status(self, job_id: str) -> bool:
+        status = await self.redis.hget(self.keys.job(job_id), "status")
+        return status is not None and JobStatus(status.decode()).terminal
+
+    async def text(self, job_id: str) -> str:
+        return "".join(event.text for event in await self.events(job_id))
+
+    async def end(self, job_id: str) -> TerminalEvent:
+        return (await self.events(job_id))[-1]
+
+    async def position(self, job_id: str) -> int:
+        return int(await self.redis.hget(self.keys.job(job_id), "position") or 0)
+
+    async def dead_letters(self) -> list[dict[bytes, bytes]]:
+        return [fields for _, fields in await self.redis.xrange(self.keys.dead)]
+
+    async def stop(self) -> None:
+        self.worker.stop()
+        await self.running
+
+
+@pytest.fixture
+async def harness(redis_url, queue, tiny_engine) -> AsyncIterator[Callable[..., Awaitable[Harness]]]:
+    """Starts a worker with these settings. Each is stopped, and its engine's blocks are counted."""
+    started: list[Harness] = []
+    client = connect(redis_url)
+
+    async def push(job: Job | bytes, priority: Priority = Priority.NORMAL) -> str:
+        raw = job if isinstance(job, bytes) else encode_job(job)
+        return (await client.xadd(Keys(queue).jobs(priority), {"job": raw})).decode()
+
+    async def start(engine: Engine | None = None, **options) -> Harness:
+        settings = WorkerSettings(
+            _env_file=None,
+            **{"queue": queue, "http_port": -1, "lease_s": 2.0, "worker_id": f"w{len(started)}"} | options,
+        )
+        engine = engine or tiny_engine()
+        worker = Worker(settings, redis_url, engine, served_names=frozenset({"tiny"}))
+        running = asyncio.create_task(worker.run())
+        started.append(Harness(worker, running, client, Keys(queue), engine, push))
+        return started[-1]
+
+    yield start
+    for harness in started:
+        if not harness.running.done():
+            await harness.stop()
+        harness.engine.check_integrity()
+    await client.aclose()

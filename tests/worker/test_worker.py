@@ -1,0 +1,390 @@
+"""One worker, a real server, a tiny real model: what a producer without a library gets for its XADD."""
+
+import asyncio
+import json
+
+import msgpack
+import pytest
+
+from ingine.errors import ErrorCode
+from ingine.sampling_params import SamplingParams
+from ingine.wire import Job, JobStatus, Priority, decode_event, encode_job
+from tests.waiting import wait_until_async
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+ENDLESS = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
+
+
+def alone(engine, job: Job) -> tuple[list[int], str]:
+    """What the engine makes of a job without Redis: token ids and text."""
+    if job.messages:
+        prompt = engine.tokenizer.encode_chat([m.model_dump() for m in job.messages])
+    else:
+        prompt = list(job.prompt) if isinstance(job.prompt, tuple) else engine.tokenizer.encode(job.prompt)
+    engine.add("alone", prompt, job.sampling)
+    token_ids, text = [], ""
+    while engine.has_unfinished:
+        for output in engine.step():
+            token_ids += output.token_ids
+            text += output.text + output.final_text
+    return token_ids, text
+
+
+async def test_what_comes_out_is_what_the_engine_makes(harness, tiny_engine):
+    worker = await harness()
+    jobs = [
+        Job(id="text", prompt="Hello, ", sampling=GREEDY),
+        Job(id="ids", prompt=(72, 101, 108), sampling=GREEDY),
+        Job(id="chat", messages=[{"role": "user", "content": "Hi"}], sampling=GREEDY),
+        Job(id="dice", prompt="Once", sampling=SamplingParams(seed=7, max_tokens=24, ignore_eos=True)),
+    ]
+    for job in jobs:
+        await worker.push(job)
+    for job in jobs:
+        token_ids, text = alone(tiny_engine(), job)
+        events = await worker.events(job.id)
+        assert [t for event in events[:-1] for t in event.token_ids] == token_ids
+        assert "".join(event.text for event in events) == text
+        end = events[-1]
+        assert (end.status, end.finish_reason) == (JobStatus.FINISHED, "length")
+        assert end.usage["num_output_tokens"] == 24
+        assert end.timings["attempts"] == 1 and end.timings["total_ms"] >= end.timings["first_token_ms"] > 0
+
+
+async def test_metadata_and_reply_come_back(harness):
+    worker = await harness()
+    await worker.push(Job(id="a", prompt="x", sampling=GREEDY, metadata={"row": 7}, reply_to="me"))
+    end = await worker.end("a")
+    assert end.metadata == {"row": 7}
+    ((_, fields),) = await worker.redis.xrange(worker.keys.replies("me"))
+    assert decode_event(fields[b"event"]) == end
+
+
+async def test_a_job_with_stream_off_publishes_only_its_end(harness):
+    worker = await harness()
+    async with worker.redis.pubsub() as pubsub:
+        await pubsub.subscribe(worker.keys.channel("quiet"))
+        await worker.push(Job(id="quiet", prompt="x", sampling=GREEDY, stream=False))
+        await worker.end("quiet")
+        message = await wait_until_async(
+            lambda: pubsub.get_message(ignore_subscribe_messages=True, timeout=1), what="a message"
+        )
+    assert decode_event(message["data"]).status is JobStatus.FINISHED
+
+
+def raw(**fields) -> bytes:
+    return msgpack.packb({"id": "bad", "prompt": "x"} | fields)
+
+
+ADDRESSED = {
+    "unknown field": (raw(promt="x"), ErrorCode.UNKNOWN_FIELD, "promt"),
+    "unknown sampling field": (raw(sampling={"temprature": 1}), ErrorCode.UNKNOWN_FIELD, "temprature"),
+    "wrong type": (raw(prompt=5), ErrorCode.INVALID_TYPE, "prompt"),
+    "wrong type inside": (raw(sampling={"max_tokens": "9"}), ErrorCode.INVALID_TYPE, "max_tokens"),
+    "no input": (msgpack.packb({"id": "bad"}), ErrorCode.INVALID_SHAPE, "prompt"),
+    "two inputs": (raw(messages=[{"role": "user", "content": "x"}]), ErrorCode.INVALID_SHAPE, "messages"),
+    "empty text": (raw(prompt=""), ErrorCode.EMPTY_PROMPT, "empty"),
+    "no token ids": (raw(prompt=[]), ErrorCode.EMPTY_PROMPT, "no tokens"),
+    "empty chat": (raw(prompt=None, messages=[]), ErrorCode.INVALID_MESSAGES, "message"),
+    "too long": (raw(prompt="x" * 600), ErrorCode.PROMPT_TOO_LONG, "512"),
+    "token id out of range": (raw(prompt=[1, 100_000]), ErrorCode.INVALID_TOKEN_ID, "100000"),
+    "negative token id": (raw(prompt=[1, -1]), ErrorCode.INVALID_TOKEN_ID, "prompt"),
+    "unknown model": (raw(model="gpt-5"), ErrorCode.UNKNOWN_MODEL, "tiny"),
+    "out of range": (raw(sampling={"top_p": 1.5}), ErrorCode.INVALID_PARAMETER, "top_p"),
+    "not a number": (raw(sampling={"temperature": float("nan")}), ErrorCode.INVALID_PARAMETER, "temperature"),
+    "min over max": (
+        raw(sampling={"min_tokens": 9, "max_tokens": 2}),
+        ErrorCode.INVALID_PARAMETER,
+        "min_tokens",
+    ),
+    "bias for no token": (raw(sampling={"logit_bias": {9999: 1.0}}), ErrorCode.INVALID_PARAMETER, "9999"),
+    "other version": (raw(v=2), ErrorCode.UNSUPPORTED_VERSION, "version"),
+    "nested metadata": (
+        raw(metadata={"a": [[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]}),
+        ErrorCode.NESTED_TOO_DEEP,
+        "16",
+    ),
+    "huge metadata": (raw(metadata={"a": "x" * 20_000}), ErrorCode.INVALID_SHAPE, "metadata"),
+}
+
+
+@pytest.mark.parametrize("name", ADDRESSED)
+async def test_bad_input_with_an_id_ends_in_a_clear_error(harness, name):
+    payload, code, word = ADDRESSED[name]
+    worker = await harness()
+    await worker.push(payload)
+    await worker.push(Job(id="good", prompt="x", sampling=GREEDY))
+    end = await worker.end("bad")
+    assert (end.status, end.error["code"], end.finish_reason) == (JobStatus.FAILED, code, "error")
+    assert word in end.error["message"]
+    assert (await worker.end("good")).status is JobStatus.FINISHED, "the worker goes on"
+
+
+DEAD = {
+    "not msgpack": (b"\xc1", ErrorCode.NOT_MSGPACK),
+    "text": (b'{"id": "a"}', ErrorCode.NOT_MSGPACK),
+    "cut off": (raw()[:-1], ErrorCode.NOT_MSGPACK),
+    "empty": (b"", ErrorCode.NOT_MSGPACK),
+    "a list": (msgpack.packb([1, 2]), ErrorCode.INVALID_SHAPE),
+    "no id": (msgpack.packb({"prompt": "x"}), ErrorCode.INVALID_SHAPE),
+    "impossible id": (msgpack.packb({"id": "a b", "prompt": "x"}), ErrorCode.INVALID_PARAMETER),
+    "id of another type": (msgpack.packb({"id": 7, "prompt": "x"}), ErrorCode.INVALID_TYPE),
+    "nested to exhaust the stack": (b"\x91" * 100_000, ErrorCode.NESTED_TOO_DEEP),
+    "an array that claims 4 G": (b"\xdd\xff\xff\xff\xff", ErrorCode.NOT_MSGPACK),
+    "unhashable key": (b"\x81\x90\x01", ErrorCode.NOT_MSGPACK),
+    "over the limit": (raw(prompt="x" * 5000), ErrorCode.JOB_TOO_LARGE),
+}
+
+
+@pytest.mark.parametrize("name", DEAD)
+async def test_bad_input_without_an_address_is_buried_with_its_bytes(harness, name):
+    payload, code = DEAD[name]
+    worker = await harness(max_job_bytes=4096 if code is ErrorCode.JOB_TOO_LARGE else None)
+    await worker.push(payload)
+    await worker.push(Job(id="good", prompt="x", sampling=GREEDY))
+    assert (await worker.end("good")).status is JobStatus.FINISHED, "the worker goes on"
+    (dead,) = await worker.dead_letters()
+    assert (dead[b"job"], dead[b"code"].decode()) == (payload, code)
+    assert dead[b"reason"]
+    assert await worker.redis.xlen(worker.keys.jobs("normal")) == 0
+
+
+async def test_a_duplicate_id_is_buried_and_the_first_goes_on(harness):
+    worker = await harness()
+    await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
+    await worker.push(Job(id="a", prompt="y", sampling=GREEDY))
+    assert (await worker.end("a")).status is JobStatus.FINISHED
+    (dead,) = await wait_until_async(worker.dead_letters, what="a dead letter")
+    assert dead[b"code"] == b"duplicate_id"
+
+
+async def test_a_chat_for_a_model_without_a_template(harness, tmp_path):
+    from ingine.config import EngineConfig
+    from ingine.engine import Engine
+    from tests.tiny_models import make_tiny_model
+
+    model = make_tiny_model(tmp_path, chat_template=None)
+    worker = await harness(Engine(EngineConfig(model=str(model), dtype="float32", kv_cache_bytes=4 << 20)))
+    await worker.push(Job(id="a", messages=[{"role": "user", "content": "x"}]))
+    assert (await worker.end("a")).error["code"] == ErrorCode.NO_CHAT_TEMPLATE
+
+
+async def test_a_deadline_that_passed_in_the_queue(harness):
+    worker = await harness()
+    await wait_until_async(lambda: worker.redis.exists(worker.keys.workers), what="the worker's start")
+    # An entry's id is its time of submission, by the server's clock: this one is from 2001.
+    await worker.redis.execute_command(
+        "XADD", worker.keys.jobs("high"), "1000000000000-0", "job",
+        encode_job(Job(id="late", prompt="x", deadline_ms=60_000)),
+    )  # fmt: skip
+    end = await worker.end("late")
+    assert (end.status, end.error["code"], end.position) == (
+        JobStatus.EXPIRED,
+        ErrorCode.DEADLINE_EXCEEDED,
+        0,
+    )
+
+
+async def test_a_deadline_that_passes_while_it_runs(harness):
+    worker = await harness()
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS, deadline_ms=400))
+    end = await worker.end("a")
+    assert end.status is JobStatus.EXPIRED
+    assert end.usage["num_output_tokens"] == end.position
+
+
+async def ask_to_cancel(worker, job_id: str, *, nudge: bool = True) -> None:
+    await worker.redis.hset(worker.keys.job(job_id), "cancel", 1)
+    if nudge:
+        await worker.redis.publish(
+            worker.keys.control, msgpack.packb({"command": "cancel", "job_id": job_id})
+        )
+
+
+@pytest.mark.parametrize("nudge", [True, False], ids=["nudged", "by the flag alone"])
+async def test_cancel_while_running(harness, nudge):
+    worker = await harness()
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="the first token")
+    await ask_to_cancel(worker, "a", nudge=nudge)
+    end = await worker.end("a")
+    assert (end.status, end.finish_reason) == (JobStatus.CANCELLED, "abort")
+    assert 0 < end.position < 450
+
+
+async def test_cancel_while_waiting_in_the_engine(harness, tiny_engine):
+    """Room for one sequence's KV only: the second is taken, and waits without a token."""
+    bytes_per_block = 2 * 2 * 16 * 2 * 16 * 4  # layers, K and V, tokens, heads, head size, float32
+    worker = await harness(tiny_engine(kv_cache_bytes=26 * bytes_per_block))
+    long = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    await worker.push(Job(id="a", prompt="x" * 300, sampling=long))
+    await worker.push(Job(id="b", prompt="y" * 200, sampling=GREEDY))
+    await wait_until_async(lambda: worker.redis.hget(worker.keys.job("b"), "began_at"), what="begin of b")
+    await ask_to_cancel(worker, "b")
+    assert (await worker.end("b")).status is JobStatus.CANCELLED
+    assert (await worker.end("a")).status is JobStatus.FINISHED
+
+
+async def test_a_forged_nudge_cancels_nothing(harness):
+    worker = await harness()
+    await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
+    for forged in ({"command": "cancel", "job_id": "a"}, {"command": 5}, {"cmd": "x"}, [1], "x"):
+        await worker.redis.publish(worker.keys.control, msgpack.packb(forged))
+    await worker.redis.publish(worker.keys.control, b"\xc1")
+    assert (await worker.end("a")).status is JobStatus.FINISHED
+
+
+async def test_pause_and_resume(harness):
+    worker = await harness()
+    await worker.redis.hset(worker.keys.settings, "paused", 1)
+    await worker.redis.publish(worker.keys.control, msgpack.packb({"command": "pause"}))
+
+    async def state() -> str:
+        beats = await worker.redis.hvals(worker.keys.workers)
+        return msgpack.unpackb(beats[0])["state"] if beats else ""
+
+    async def paused() -> bool:
+        return await state() == "paused"
+
+    await wait_until_async(paused, what="the pause")
+    await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
+    await wait_until_async(paused)
+    assert not await worker.redis.exists(worker.keys.job("a"))
+    await worker.redis.hdel(worker.keys.settings, "paused")
+    await worker.redis.publish(worker.keys.control, msgpack.packb({"command": "resume"}))
+    assert (await worker.end("a")).status is JobStatus.FINISHED
+
+
+async def test_a_worker_drains_when_its_key_says_so(harness):
+    worker = await harness(worker_id="leaving")
+    await worker.redis.hset(worker.keys.settings, "drain:leaving", 1)
+    await worker.redis.publish(worker.keys.control, msgpack.packb({"command": "drain"}))
+    await asyncio.wait_for(worker.running, 20)
+    assert not await worker.redis.hexists(worker.keys.workers, "leaving")
+    assert not await worker.redis.hexists(worker.keys.settings, "drain:leaving")
+
+
+async def test_no_more_jobs_are_taken_than_the_engine_has_room_for(harness, tiny_engine):
+    worker = await harness(tiny_engine(max_num_seqs=2))
+    for number in range(6):
+        await worker.push(Job(id=f"j{number}", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("j1"), what="tokens of the second job")
+    pending = await worker.redis.xpending(worker.keys.jobs("normal"), "workers")
+    assert pending["pending"] == 2
+    for number in range(6):
+        await ask_to_cancel(worker, f"j{number}")
+
+
+async def test_stop_hands_running_jobs_to_a_peer_mid_generation(harness, tiny_engine):
+    first, other_engine = await harness(), tiny_engine()
+    job = Job(id="a", prompt="Once upon a time", sampling=ENDLESS.model_copy(update={"temperature": 1.0, "seed": 3}))
+    await first.push(job)
+    await wait_until_async(lambda: first.position("a"), what="the first token")
+    second = await harness(other_engine)
+    await first.stop()
+    assert 0 < await first.position("a") < 450, "it was mid-generation"
+    events = await second.events("a")
+    assert events[-1].timings["attempts"] == 2
+    token_ids, text = alone(tiny_engine(), job)
+    assert [t for event in events[:-1] for t in event.token_ids] == token_ids
+    assert "".join(event.text for event in events) == text
+    assert await second.redis.hget(second.keys.job("a"), "deaths") == b"0"
+
+
+@pytest.mark.parametrize("resume_at", [1, 5, 11, 23])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0, max_tokens=24, ignore_eos=True),
+        SamplingParams(temperature=1.3, top_p=0.9, seed=5, max_tokens=24, ignore_eos=True),
+        SamplingParams(max_tokens=24, ignore_eos=True, repetition_penalty=1.3, frequency_penalty=0.7),
+        SamplingParams(temperature=1.0, seed=1, max_tokens=24, min_tokens=20, stop=["e", "th"]),
+    ],
+    ids=["greedy", "top_p", "penalties", "stop strings"],
+)  # fmt: skip
+async def test_a_job_resumes_from_its_log_as_if_nothing_had_happened(harness, sampling, resume_at):
+    """A worker has died behind `resume_at` tokens: its record, its log and its pending entry are there."""
+    worker = await harness()
+    job = Job(id="whole", prompt="Tell me", sampling=sampling.model_copy(update={"seed": 5}))
+    await worker.push(job)
+    whole = await worker.events("whole")
+
+    log = [event for event in whole[:-1] if event.position <= resume_at]
+    position = log[-1].position if log else 0
+    keys, again = worker.keys, job.model_copy(update={"id": "again"})
+    for event in log:
+        await worker.redis.xadd(keys.tokens("again"), {"event": encode(event)}, id=f"{event.position}-0")
+    async with worker.redis.pipeline(transaction=True) as pipe:
+        pipe.xadd(keys.jobs("normal"), {"job": encode_job(again)}, id="9999999999999-0")
+        record = {"status": "running", "worker": "dead", "attempt": 1, "position": position, "deaths": 0}
+        pipe.hset(keys.job("again"), mapping=record | {"entry": "9999999999999-0", "submitted_at": 1})
+        await pipe.execute()
+
+    resumed = await worker.events("again")
+    assert [t for e in resumed[:-1] for t in e.token_ids] == [t for e in whole[:-1] for t in e.token_ids]
+    assert [e.text for e in resumed] == [e.text for e in whole]
+    assert resumed[-1].finish_reason == whole[-1].finish_reason
+
+
+def encode(event) -> bytes:
+    from ingine.wire import encode_event
+
+    return encode_event(event)
+
+
+async def test_a_job_that_died_between_its_last_token_and_its_end_is_only_finished(harness):
+    worker = await harness()
+    await worker.push(Job(id="whole", prompt="x", sampling=GREEDY))
+    whole = await worker.events("whole")
+    keys = worker.keys
+    for event in whole[:-1]:
+        await worker.redis.xadd(keys.tokens("again"), {"event": encode(event)}, id=f"{event.position}-0")
+    async with worker.redis.pipeline(transaction=True) as pipe:
+        pipe.xadd(
+            keys.jobs("normal"), {"job": encode_job(Job(id="again", prompt="x", sampling=GREEDY))}, id="9999999999999-0"
+        )
+        record = {"status": "running", "worker": "dead", "attempt": 1, "position": 24, "deaths": 0}
+        pipe.hset(keys.job("again"), mapping=record | {"entry": "9999999999999-0", "submitted_at": 1})
+        await pipe.execute()
+    assert (await worker.events("again"))[-1].finish_reason == "length"
+
+
+async def test_a_job_that_kills_its_engine_every_time_ends_as_failed(harness, tiny_engine, monkeypatch):
+    engine = tiny_engine()
+    run = engine._runner.run
+
+    def run_or_break(batch):
+        if any(seq.seq_id.startswith("poison") for seq in batch.seqs):
+            raise RuntimeError("poisoned")
+        return run(batch)
+
+    monkeypatch.setattr(engine._runner, "run", run_or_break)
+    worker = await harness(engine)
+    await worker.push(Job(id="poison", prompt="x", sampling=GREEDY))
+    end = await worker.end("poison")
+    assert (end.status, end.error["code"]) == (JobStatus.FAILED, ErrorCode.WORKER_LOST)
+    assert end.timings["attempts"] == 4
+    await worker.push(Job(id="good", prompt="x", sampling=GREEDY))
+    assert (await worker.end("good")).status is JobStatus.FINISHED
+
+
+async def test_logs_never_contain_prompts_or_outputs(harness, caplog):
+    worker = await harness()
+    with caplog.at_level("DEBUG"):
+        await worker.push(Job(id="a", prompt="SECRETPROMPT", sampling=GREEDY))
+        text = await worker.text("a")
+    logged = "\n".join(json.dumps(record.__dict__, default=str) for record in caplog.records)
+    assert "job begun" in logged
+    assert "SECRETPROMPT" not in logged and text not in logged
+
+
+async def test_priorities_decide_who_runs_first(harness, tiny_engine):
+    worker = await harness(tiny_engine(max_num_seqs=1))
+    await worker.push(Job(id="first", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("first"), what="the first token")
+    await worker.push(Job(id="low", prompt="x", sampling=GREEDY), Priority.LOW)
+    await worker.push(Job(id="high", prompt="x", sampling=GREEDY), Priority.HIGH)
+    await ask_to_cancel(worker, "first")
+    await worker.end("low")
+    began = [int(await worker.redis.hget(worker.keys.job(name), "began_at")) for name in ("high", "low")]
+    assert began == sorted(began)
