@@ -1,4 +1,4 @@
-"""One of the demo's producers, a process of its own: python -m worker.demo.producer URL QUEUE INDEX COUNT
+"""One of the demo's producers, a process of its own: python -m worker.demo.producer INDEX COUNT
 
 It asks every COUNT-th question, all at once as soon as a line comes in, and prints what it submitted: one
 JSON object a line. Nothing of it streams: consumers attach from elsewhere.
@@ -12,8 +12,8 @@ from producer import Client
 from worker.demo.prompts import QUESTIONS
 
 
-def main(url: str, queue: str, index: int, count: int) -> None:
-    with Client(redis_url=url, queue=queue) as client:
+def main(index: int, count: int) -> None:
+    with Client() as client:
         print("ready", flush=True)
         if not sys.stdin.readline():
             return
@@ -30,4 +30,4 @@ def main(url: str, queue: str, index: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

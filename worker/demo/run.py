@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
 
-from redis.asyncio import Redis
+from redis import Redis
 from rich.console import Console
 
 from ingine.errors import IngineError
@@ -57,7 +58,9 @@ def run(console: Console, *, model: str | None, redis_url: str | None) -> bool:
             f"Starting {len(WORKERS)} workers, one thread each. A dead worker's jobs go on elsewhere "
             f"after its lease: {LEASE_S:g} s here, 15 s by default.",
             highlight=False,
+            soft_wrap=True,
         )
+        stack.callback(_delete_keys, redis_url, Keys(queue))  # after the workers have gone
         stack.enter_context(workers)
         report = asyncio.run(Demo(console, redis_url, queue, workers).run())
     console.print(report.table())
@@ -67,7 +70,6 @@ def run(console: Console, *, model: str | None, redis_url: str | None) -> bool:
 
 class Demo:
     def __init__(self, console: Console, redis_url: str, queue: str, workers: LocalWorkers):
-        self._console = console
         self._redis_url, self._queue, self._workers = redis_url, queue, workers
         self._keys = Keys(queue)
         self._streams: list[Stream] = []
@@ -77,14 +79,12 @@ class Demo:
 
     async def run(self) -> Report:
         async with AsyncClient(self._redis_url, queue=self._queue) as client:
-            try:
-                with self._screen:
-                    started = time.monotonic()
-                    await self._until_all_end(client)
-                    wall_s = time.monotonic() - started
-                return Report(self._streams, [await self._audit(s) for s in self._streams], wall_s)
-            finally:
-                await self._delete_keys()
+            with self._screen:
+                started = time.monotonic()
+                await self._until_all_end(client)
+                wall_s = time.monotonic() - started
+        with Redis.from_url(self._redis_url) as redis:
+            return Report(self._streams, [self._audit(redis, s) for s in self._streams], wall_s)
 
     async def _until_all_end(self, client: AsyncClient) -> None:
         frames = asyncio.create_task(self._draw())
@@ -103,11 +103,15 @@ class Demo:
 
     async def _submit(self) -> list[Stream]:
         """All questions at once, from several processes of their own."""
-        arguments = [sys.executable, "-m", "worker.demo.producer", self._redis_url, self._queue]
         pipe = asyncio.subprocess.PIPE
+        env = os.environ | {"INGINE_REDIS_URL": self._redis_url, "INGINE_QUEUE": self._queue}
         producers = [
             await asyncio.create_subprocess_exec(
-                *arguments, str(index), str(NUM_PRODUCERS), stdin=pipe, stdout=pipe, start_new_session=True
+                *(sys.executable, "-m", "worker.demo.producer", str(index), str(NUM_PRODUCERS)),
+                env=env,
+                stdin=pipe,
+                stdout=pipe,
+                start_new_session=True,
             )
             for index in range(NUM_PRODUCERS)
         ]
@@ -178,15 +182,14 @@ class Demo:
             self._screen.draw()
             await asyncio.sleep(1 / FRAMES_PER_S)
 
-    async def _audit(self, stream: Stream) -> Audit:
-        async with Redis.from_url(self._redis_url) as redis:
-            entries = await redis.xrange(self._keys.tokens(stream.job_id))
+    def _audit(self, redis: Redis, stream: Stream) -> Audit:
+        entries = redis.xrange(self._keys.tokens(stream.job_id))
         log = [(entry_id.decode(), fields[EVENT_FIELD.encode()]) for entry_id, fields in entries]
         return audit(log, stream.seen, stream.text)
 
-    async def _delete_keys(self) -> None:
-        """The server may be the user's own: leave nothing there."""
-        async with Redis.from_url(self._redis_url) as redis:
-            names = [name async for name in redis.scan_iter(f"{self._keys.prefix}:*", count=1000)]
-            if names:
-                await redis.unlink(*names)
+
+def _delete_keys(redis_url: str, keys: Keys) -> None:
+    """The server may be the user's own: leave nothing there."""
+    with Redis.from_url(redis_url) as redis:
+        if names := list(redis.scan_iter(f"{keys.prefix}:*", count=1000)):
+            redis.unlink(*names)

@@ -77,11 +77,12 @@ class LiveScreen:
         num_tokens, _, _ = _progress(self._streams)
         remaining = sum(s.question.max_tokens - s.position for s in self._streams if not s.ending)
         bar = ProgressBar(total=max(1, num_tokens + remaining), completed=num_tokens)
-        lines: list[RenderableType] = [
-            Text(m, no_wrap=True, overflow="ellipsis") for m in self._messages[-2:]
-        ]
-        lines += [bar, Text(_status(self._streams, self._started), no_wrap=True, overflow="ellipsis")]
-        return Group(*lines[-height:])
+        texts = [*self._messages[-2:], _status(self._streams, self._started)]
+        *messages, status = [Text(text, no_wrap=True, overflow="ellipsis") for text in texts]
+        footer = Table.grid(expand=True)
+        for line in (*messages, bar, status)[-height:]:
+            footer.add_row(line)
+        return footer
 
 
 class PlainScreen:
@@ -128,7 +129,7 @@ def _cell(stream: Stream, width: int, height: int) -> Panel:
     if stream.ending:
         style, state = ("green", "done") if stream.ending == "finished" else ("red", "failed")
     elif stream.interrupted_at is not None and not stream.resumed:
-        style, state = "bold red", f"its worker was killed at {stream.interrupted_at}"
+        style, state = "bold red", "worker killed"
     elif stream.running:
         style, state = "cyan", ""
     if stream.resumed:
