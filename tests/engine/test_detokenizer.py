@@ -1,0 +1,88 @@
+"""Incremental text: its pieces are the decoded whole, and none of them ends in half a character."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer as CoreTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ingine.detokenizer import Detokenizer
+from ingine.tokenizer import Tokenizer
+from tests.tiny_models import make_tokenizer
+
+TEXTS = (
+    "Plain words, and  spaces\n\n\tof all kinds.",
+    "Grüße, naïve café — “quotes” … №",
+    "日本語と中文 и русский हिन्दी",
+    "👩‍👩‍👧 🏳️‍🌈 e\u0301",
+)
+
+
+@pytest.fixture(scope="module", params=["tiny", "smollm2"])
+def tokenizer(request) -> Tokenizer:
+    if request.param == "tiny":
+        return Tokenizer(make_tokenizer())
+    return request.getfixturevalue("smollm2").tokenizer
+
+
+def pieces(tokenizer: Tokenizer, token_ids: list[int]) -> list[str]:
+    """One a token, and the flush."""
+    detokenizer = Detokenizer(tokenizer)
+    return [*(detokenizer.append(token_id) for token_id in token_ids), detokenizer.flush()]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_comes_back_and_no_piece_has_half_a_character(tokenizer, text):
+    parts = pieces(tokenizer, tokenizer.encode(text))
+    assert "".join(parts) == text
+    assert "\ufffd" not in "".join(parts)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_any_tokens_at_all_give_what_decoding_them_together_gives(tokenizer, seed):
+    """The first tokens are the special ones and the bytes: mostly invalid UTF-8. SmolLM2 has 49152 in all."""
+    rng = random.Random(seed)
+    token_ids = [rng.randrange(rng.choice((259, 49152))) for _ in range(200)]
+    assert "".join(pieces(tokenizer, token_ids)) == tokenizer.decode(token_ids)
+
+
+def test_a_character_comes_with_its_last_byte():
+    tokenizer = Tokenizer(make_tokenizer())
+    assert pieces(tokenizer, tokenizer.encode("aé")) == ["a", "", "é", ""]
+
+
+def test_half_a_character_at_the_end_is_flushed_as_a_replacement():
+    tokenizer = Tokenizer(make_tokenizer())
+    assert pieces(tokenizer, tokenizer.encode("é")[:1]) == ["", "\ufffd"]
+
+
+def test_special_and_unknown_tokens_have_no_text():
+    tokenizer = Tokenizer(make_tokenizer())
+    im_start = tokenizer.encode("<|im_start|>")
+    assert len(im_start) == 1
+    assert "".join(pieces(tokenizer, [*im_start, *tokenizer.encode("a"), 10**6])) == "a"
+
+
+@pytest.fixture(scope="module")
+def byte_fallback() -> Tokenizer:
+    """The kind that Llama 2 and Mistral have: a word begins with ▁, and what has no token is bytes."""
+    words = ["▁Hello", "▁world", "!", "▁", "a"]
+    vocab = {"<unk>": 0, "<s>": 1} | {f"<0x{byte:02X}>": byte + 2 for byte in range(256)}
+    vocab |= {word: 258 + index for index, word in enumerate(words)}
+    core = CoreTokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    core.add_special_tokens(["<s>", "<unk>"])
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=core))
+
+
+def test_with_byte_fallback_the_first_space_goes_and_bytes_make_characters(byte_fallback):
+    hello, world, bang = 258, 259, 260
+    grin = [byte + 2 for byte in "😀".encode()]
+    token_ids = [1, hello, world, *grin, bang, world]
+    parts = pieces(byte_fallback, token_ids)
+    assert parts == ["", "Hello", " world", "", "", "", "😀", "!", " world", ""]
+    assert "".join(parts) == byte_fallback.decode(token_ids)
