@@ -110,7 +110,7 @@ class _GGUFFile:
         return cls(path, metadata, {tensor.name: tensor for tensor in reader.tensors}, FAMILIES[name])
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The architecture's own metadata, with no default: it must be there."""
+        """Metadata that bears the architecture's name; without a default it must be there."""
         value = self.metadata.get(f"{self.metadata['general.architecture']}.{key}", default)
         if value is None:
             raise ConfigError(f"{self.path} lacks the metadata {key}")

@@ -30,8 +30,11 @@ class BlockPool:
 
 
 def pack(step: list[tuple[PagedSequence, int]], pool: BlockPool) -> tuple[Tensor, AttentionMetadata]:
-    """Positions and metadata of a step: sequences, each with the number of its next tokens to compute."""
-    step.sort(key=lambda item: item[1] != 1)  # the interface wants decodes first
+    """Positions and metadata of a step: sequences, each with the number of its next tokens to compute.
+
+    Puts `step` into the order of the interface: decodes first.
+    """
+    step.sort(key=lambda item: item[1] != 1)
     positions, slots, kv_lens = [], [], []
     for sequence, query_len in step:
         kv_lens.append(sequence.num_computed_tokens + query_len)

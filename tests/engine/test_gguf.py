@@ -84,12 +84,13 @@ def write_gguf(
 
 def gguf_tensors(model: Path, config: dict, arch: str) -> dict[str, np.ndarray]:
     """Names by the gguf package's own table, rows of queries and keys in llama.cpp's order."""
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
+    table = gguf.MODEL_ARCH["LLAMA" if arch == "mistral" else arch.upper()]
+    names = gguf.get_tensor_name_map(table, config["num_hidden_layers"])
     tensors = {}
     for name, tensor in load_file(model / "model.safetensors").items():
         weight = tensor.float().numpy()
         for projection, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
-            if projection in name and arch == "llama":
+            if projection in name and arch in ("llama", "mistral"):
                 halves = weight.reshape(config[heads], 2, -1, *weight.shape[1:])
                 weight = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = weight
@@ -106,7 +107,7 @@ def loaded(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "qwen3"])
 def test_a_round_trip_changes_nothing(arch, tied, tmp_path):
     model = tiny(tmp_path, arch, tie_word_embeddings=tied)
     convert_gguf(write_gguf(tmp_path / "m.gguf", model, arch), tmp_path / "out", dtype=torch.float32)
