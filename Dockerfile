@@ -1,0 +1,30 @@
+# Two images from one file: `producer` (small: no torch) and `worker`.
+#
+#   docker build --target producer -t ingine-producer .
+#   docker build --target worker -t ingine-worker .
+#
+# On Linux the torch of the default index brings CUDA, some gigabytes. For a CPU-only worker give the index of
+# torch's CPU builds: --build-arg PIP_EXTRA_INDEX_URL=...
+
+FROM python:3.12-slim AS producer
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY ingine ingine
+COPY producer producer
+COPY worker worker
+RUN pip install --constraint constraints.txt . && useradd --create-home ingine
+USER ingine
+ENTRYPOINT ["ingine"]
+
+FROM producer AS worker
+ARG PIP_EXTRA_INDEX_URL
+USER root
+RUN pip install --constraint constraints.txt '.[worker]' \
+    && install --directory --owner ingine /models
+USER ingine
+# Converted and downloaded models; a volume keeps them from being fetched again.
+ENV INGINE_CACHE_DIR=/models INGINE_HTTP_HOST=0.0.0.0
+VOLUME /models
+EXPOSE 9464
+CMD ["worker"]
