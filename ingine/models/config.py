@@ -100,9 +100,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _refuse_unsupported(hf_config: PretrainedConfig) -> None:
     """A feature that the decoder would silently leave out gives wrong tokens: better none."""
     if getattr(hf_config, "quantization_config", None):
-        raise UnsupportedModel(
-            "quantised checkpoints are not supported; use the original weights or a GGUF file"
-        )
+        raise UnsupportedModel("unsupported: quantised safetensors; use the original weights or a GGUF file")
     if hf_config.hidden_act != "silu":
         raise UnsupportedModel(f"unsupported hidden_act: {hf_config.hidden_act} (silu works)")
     if getattr(hf_config, "mlp_bias", False):
@@ -139,7 +137,5 @@ def _eos_token_ids(path: Path, raw: dict[str, Any]) -> tuple[int, ...]:
     named = [raw.get("eos_token_id")]
     if generation.exists():
         named.append(read_json(generation).get("eos_token_id"))
-    ids = [
-        id_ for value in named for id_ in (value if isinstance(value, list) else [value]) if id_ is not None
-    ]
-    return tuple(dict.fromkeys(ids))
+    token_ids = [token_id for value in named for token_id in (value if isinstance(value, list) else [value])]
+    return tuple(dict.fromkeys(token_id for token_id in token_ids if token_id is not None))

@@ -27,11 +27,8 @@ class Attention(nn.Module):
         super().__init__()
         self.backend = backend
         self.sliding_window = sliding_window
-        self.num_heads, self.num_kv_heads, self.head_dim = (
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-        )
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         factory = {"dtype": dtype, "device": device}
@@ -62,10 +59,8 @@ class Attention(nn.Module):
         tensors = self.qkv_proj.parts([f"{prefix}.{name}_proj" for name in "qkv"])
         tensors |= self.o_proj.parts([f"{prefix}.o_proj"])
         if self.q_norm is not None:
-            tensors |= {
-                f"{prefix}.q_norm.weight": self.q_norm.weight,
-                f"{prefix}.k_norm.weight": self.k_norm.weight,
-            }
+            tensors[f"{prefix}.q_norm.weight"] = self.q_norm.weight
+            tensors[f"{prefix}.k_norm.weight"] = self.k_norm.weight
         return tensors
 
 

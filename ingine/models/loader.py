@@ -41,9 +41,7 @@ def _shards(path: Path) -> list[Path]:
         shards = [path / WEIGHTS]
     for shard in shards:
         if not shard.exists():
-            raise ConfigError(
-                f"{shard} does not exist: no weights in safetensors format, or only part of them"
-            )
+            raise ConfigError(f"{shard} does not exist: there are no safetensors here, or not all of them")
     return shards
 
 
