@@ -1,4 +1,4 @@
-"""The `ingine` command: composition only. What is imported here is light; a command imports torch as it runs."""
+"""The `ingine` command: composition only. All imports here are light; a command imports torch as it runs."""
 
 import sys
 from typing import Annotated
@@ -14,16 +14,10 @@ from ingine.commands.generate import generate
 from ingine.commands.pull import pull
 from ingine.errors import ConfigError, IngineError, InvalidRequest, ServerUnavailable
 
-WORKER_EXTRA = {
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "gguf",
-    "numpy",
-    "jinja2",
-    "prometheus_client",
-}
+WORKER_EXTRA = (
+    ("torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy", "jinja2")
+    + ("filelock", "huggingface_hub", "prometheus_client")
+)  # fmt: skip
 
 app = typer.Typer(
     name="ingine",
