@@ -14,10 +14,12 @@ from ingine.commands.generate import generate
 from ingine.commands.pull import pull
 from ingine.errors import ConfigError, IngineError, InvalidRequest, ServerUnavailable
 
-WORKER_EXTRA = (
-    ("torch", "transformers", "tokenizers", "safetensors", "gguf", "numpy", "jinja2")
-    + ("filelock", "huggingface_hub", "prometheus_client")
-)  # fmt: skip
+# fmt: off
+WORKER_EXTRA = {
+    "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub",
+    "gguf", "numpy", "jinja2", "filelock", "prometheus_client",
+}
+# fmt: on
 
 app = typer.Typer(
     name="ingine",

@@ -1,0 +1,53 @@
+"""The compose file and its images, as far as they can be checked without an engine that runs them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES = COMPOSE["services"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def test_the_server_is_durable_checked_and_never_evicts():
+    valkey = SERVICES["valkey"]
+    assert "--appendonly yes" in valkey["command"]
+    assert "--maxmemory-policy noeviction" in valkey["command"]
+    assert valkey["healthcheck"]["test"][0] == "CMD"
+    assert "valkey:/data" in valkey["volumes"]
+
+
+@pytest.mark.parametrize(("service", "profile"), [("worker-cpu", "cpu"), ("worker-gpu", "gpu")])
+def test_a_worker_for_each_profile_has_time_to_hand_over(service, profile):
+    worker = SERVICES[service]
+    assert worker["profiles"] == [profile]
+    drain_timeout_s = WorkerSettings.model_fields["drain_timeout_s"].default
+    assert int(worker["stop_grace_period"].removesuffix("s")) > drain_timeout_s
+    assert worker["depends_on"]["valkey"]["condition"] == "service_healthy"
+    port = WorkerSettings.model_fields["http_port"].default
+    assert f":{port}/readyz" in worker["healthcheck"]["test"][-1]
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_every_reference_of_a_service_is_defined(name):
+    service = SERVICES[name]
+    for volume in service.get("volumes", []):
+        assert volume.partition(":")[0] in COMPOSE["volumes"]
+    if "build" in service:
+        assert f" AS {service['build']['target']}\n" in DOCKERFILE
+    for variable in service.get("environment", {}):
+        assert variable.removeprefix("INGINE_").lower() in WorkerSettings.model_fields
+
+
+def test_what_the_image_copies_is_there_and_not_ignored():
+    wanted = (ROOT / ".dockerignore").read_text().splitlines()
+    for line in DOCKERFILE.splitlines():
+        if line.startswith("COPY "):
+            *names, _ = line.split()[1:]
+            for name in names:
+                assert (ROOT / name).exists(), name
+                assert f"!{name}" in wanted, name

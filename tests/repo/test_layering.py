@@ -1,0 +1,90 @@
+"""Which package may import what. The rules are in docs/design.md; here they are proven."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NOT_IN_BASE = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf"}
+
+COMPOSITION = ("ingine/cli.py", "ingine/commands/")
+"""Only the command line knows all three packages."""
+
+TORCH_FREE_FILES = [
+    *("wire", "errors", "config", "sampling_params", "sequence", "block_manager", "scheduler", "outputs"),
+    *("detokenizer", "stop", "model_store"),
+]
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Every module that `path` imports anywhere, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            yield node.module
+
+
+def packages_imported(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports_of(path)}
+
+
+def sources(package: str) -> list[Path]:
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found
+    return [path for path in found if not path.relative_to(ROOT).as_posix().startswith(COMPOSITION)]
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("ingine", {"redis", "worker", "producer"}),
+        ("producer", {"worker", *NOT_IN_BASE}),
+    ],
+)
+def test_packages_do_not_reach_over(package, forbidden):
+    for path in sources(package):
+        assert not packages_imported(path) & forbidden, path
+
+
+def test_the_producer_takes_nothing_of_ours_but_the_contract():
+    allowed = {"ingine", "ingine.wire", "ingine.errors", "ingine.sampling_params"}
+    for path in sources("producer"):
+        ours = {name for name in imports_of(path) if name.partition(".")[0] == "ingine"}
+        assert ours <= allowed, path
+
+
+def test_the_worker_needs_the_producer_for_demo_and_bench_only():
+    for path in sources("worker"):
+        if path.relative_to(ROOT).parts[1] not in ("demo", "bench"):
+            assert "producer" not in packages_imported(path), path
+
+
+@pytest.mark.parametrize("name", TORCH_FREE_FILES)
+def test_policy_needs_no_torch(name):
+    assert "torch" not in packages_imported(ROOT / "ingine" / f"{name}.py")
+
+
+def loaded_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "module", ["producer", "ingine", "ingine.wire", "ingine.errors", "ingine.sampling_params", "ingine.cli"]
+)
+def test_the_base_install_is_enough_for(module):
+    assert not loaded_by(module) & NOT_IN_BASE
+
+
+@pytest.mark.parametrize(
+    "module", ["ingine.scheduler", "ingine.block_manager", "ingine.config", "worker.settings"]
+)
+def test_importing_it_loads_no_torch(module):
+    assert not loaded_by(module) & {"torch", "transformers"}
