@@ -90,7 +90,8 @@ def _draw_truncated(probs: Tensor, params: list[SamplingParams], uniform: Tensor
     rows = torch.arange(len(params), device=probs.device)
     per_row = (top_k, top_p, floor, mass)
     for width in (*CANDIDATE_WIDTHS, vocab_size):
-        candidates, columns = probs.topk(min(width, vocab_size), dim=-1)
+        is_whole = width >= vocab_size
+        candidates, columns = probs.sort(descending=True) if is_whole else probs.topk(width)
         kept, complete = _truncate(candidates, vocab_size, *per_row)
         chosen = columns.gather(1, _inverse_cdf(kept, uniform)[:, None]).squeeze(1)
         token_ids[rows[complete]] = chosen[complete]

@@ -1,0 +1,276 @@
+"""Each sampling parameter against a slow reference, and the draws against their distribution."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ingine.random_sampling import draw, uniforms
+from ingine.sampler import sample
+from ingine.sampling_params import SamplingParams
+from ingine.sequence import Sequence
+
+VOCAB_SIZE = 6000
+"""More than the widest set of candidates, so that rows which need all of the vocabulary do."""
+EOS = 7
+
+
+def make_sequence(output: list[int] = (), prompt: list[int] = (1, 2, 3), **params) -> Sequence:
+    params = SamplingParams(**{"temperature": 0.0, "max_tokens": 1000, **params})
+    return Sequence(
+        "seq",
+        prompt,
+        params,
+        seed=params.seed or 0,
+        sort_key=(0, 0),
+        max_num_tokens=10_000,
+        eos_token_ids=frozenset({EOS}),
+        output_token_ids=output,
+    )
+
+
+def make_logits(num_rows: int = 1, *, seed: int = 0, spread: float = 3.0, vocab_size: int = VOCAB_SIZE):
+    return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def sample_one(logits: torch.Tensor, seq: Sequence) -> int | None:
+    return sample(logits.clone(), [seq])[0].token_id
+
+
+# --------------------------------------------------------------------------------- one parameter each
+
+
+def test_greedy_takes_the_largest_logit():
+    logits = make_logits(4)
+    tokens = sample(logits.clone(), [make_sequence() for _ in range(4)])
+    assert [token.token_id for token in tokens] == logits.argmax(dim=-1).tolist()
+
+
+def test_logit_bias_is_added():
+    logits = torch.zeros(1, 10)
+    assert sample_one(logits, make_sequence(logit_bias={4: 1.0, 5: 2.0, 6: -1.0})) == 5
+
+
+def test_min_tokens_masks_every_token_that_ends_the_sequence():
+    logits = torch.zeros(1, 10)
+    logits[0, [EOS, 5, 4]] = torch.tensor([9.0, 8.0, 7.0])
+    params = {"min_tokens": 3, "stop_token_ids": (5,)}
+    assert sample_one(logits, make_sequence([0, 0], **params)) == 4
+    assert sample_one(logits, make_sequence([0, 0, 0], **params)) == EOS
+    assert sample_one(logits, make_sequence([0, 0], **params, ignore_eos=True)) == EOS, "it ends nothing then"
+
+
+def penalised(
+    logits: list[float], prompt: list[int], output: list[int], params: SamplingParams
+) -> list[float]:
+    """vLLM's definition, one token at a time."""
+    result = []
+    for token_id, logit in enumerate(logits):
+        if token_id in prompt or token_id in output:
+            logit = logit / params.repetition_penalty if logit > 0 else logit * params.repetition_penalty
+        logit -= params.frequency_penalty * output.count(token_id)
+        logit -= params.presence_penalty * (token_id in output)
+        result.append(logit)
+    return result
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 0.5},
+        {"presence_penalty": 1.5},
+        {"presence_penalty": -1.5},
+        {"frequency_penalty": 0.7},
+        {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.9},
+    ],
+)
+def test_penalties_lower_what_has_been_said(params):
+    """Compared by the tokens of a whole greedy generation: each changes the counts for those after it."""
+    logits = make_logits(vocab_size=12, spread=1.5)
+    prompt, output = [1, 2, 2, 3], []
+    for _ in range(40):
+        seq = make_sequence(output, prompt, **params, ignore_eos=True)
+        expected = penalised(logits[0].tolist(), prompt, output, seq.params)
+        token_id = sample_one(logits, seq)
+        assert expected[token_id] == pytest.approx(max(expected), abs=1e-5)
+        output.append(token_id)
+
+
+def test_logprobs_are_those_of_the_model_whatever_is_done_to_the_logits():
+    logits = make_logits()
+    seq = make_sequence(logit_bias={9: 100.0}, repetition_penalty=1.5, logprobs=3)
+    [token] = sample(logits.clone(), [seq])
+    expected = logits[0].double().log_softmax(dim=-1)
+    assert token.token_id == token.logprobs["token_id"] == 9
+    assert token.logprobs["logprob"] == pytest.approx(expected[9].item(), abs=1e-4)
+    top = expected.topk(3)
+    assert [token_id for token_id, _ in token.logprobs["top"]] == top.indices.tolist()
+    assert [logprob for _, logprob in token.logprobs["top"]] == pytest.approx(top.values.tolist(), abs=1e-4)
+
+
+def test_logprobs_of_zero_report_the_chosen_token_only():
+    plain, wanted = sample(make_logits(2), [make_sequence(), make_sequence(logprobs=0)])
+    assert plain.logprobs is None
+    assert wanted.logprobs["top"] == []
+
+
+# ------------------------------------------------------------------------------- what may be drawn
+
+
+def survivors(logits: list[float], params: SamplingParams) -> dict[int, float]:
+    """The definition: temperature, min_p, top_k, top_p, each on what the one before left."""
+
+    def normalised(weights: dict[int, float]) -> dict[int, float]:
+        total = sum(weights.values())
+        return {token_id: weight / total for token_id, weight in weights.items()}
+
+    largest = max(logits)
+    probs = normalised(
+        {i: math.exp((logit - largest) / params.temperature) for i, logit in enumerate(logits)}
+    )
+    floor = params.min_p * max(probs.values())
+    probs = normalised({i: prob for i, prob in probs.items() if prob >= floor})
+    by_prob = sorted(probs, key=probs.get, reverse=True)
+    if params.top_k > 0:
+        by_prob = by_prob[: params.top_k]
+        probs = normalised({i: probs[i] for i in by_prob})
+    nucleus, mass = {}, 0.0
+    for i in by_prob:
+        if mass >= params.top_p:
+            break
+        nucleus[i] = probs[i]
+        mass += probs[i]
+    return normalised(nucleus)
+
+
+TRUNCATIONS = [
+    {"top_k": 1},
+    {"top_k": 40},
+    {"top_k": 300},
+    {"top_k": 5000},
+    {"top_p": 0.5},
+    {"top_p": 0.95},
+    {"top_p": 0.999},
+    {"top_p": 1e-6},
+    {"min_p": 0.1},
+    {"min_p": 1e-6},
+    {"min_p": 1.0},
+    {"top_k": 40, "top_p": 0.8, "min_p": 0.01},
+    {"top_k": 5000, "top_p": 0.7},
+    {"top_p": 0.9, "min_p": 1e-4},
+]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
+def test_only_what_is_left_is_drawn_each_at_its_own_number(truncation, temperature):
+    """Evenly spaced numbers walk through the whole CDF: a token comes as often as it is probable."""
+    params = SamplingParams(temperature=temperature, **truncation)
+    logits = make_logits()
+    expected = survivors(logits[0].tolist(), params)
+    num_draws = 512
+    numbers = ((np.arange(num_draws) + 0.5) / num_draws).astype(np.float32)
+    drawn = draw(logits.expand(num_draws, -1).clone(), [params] * num_draws, numbers).tolist()
+    assert set(drawn) <= expected.keys()
+    for token_id, prob in expected.items():
+        assert abs(drawn.count(token_id) - prob * num_draws) <= 1.01
+
+
+def test_a_batch_of_all_kinds_draws_what_each_would_alone():
+    kinds = [{}, *TRUNCATIONS, {}]
+    all_params = [SamplingParams(temperature=0.7 + i / 4, **kind) for i, kind in enumerate(kinds)]
+    logits = make_logits(len(all_params))
+    numbers = uniforms(range(len(all_params)), [3] * len(all_params))
+    together = draw(logits.clone(), all_params, numbers).tolist()
+    alone = [
+        draw(logits[row : row + 1].clone(), [params], numbers[row : row + 1]).item()
+        for row, params in enumerate(all_params)
+    ]
+    assert together == alone
+
+
+def test_very_low_temperatures_are_greedy():
+    logits = make_logits()
+    for temperature in (1e-3, 1e-30, 5e-324):
+        assert sample_one(logits, make_sequence(temperature=temperature)) == logits.argmax().item()
+
+
+def test_the_ends_of_the_unit_interval_draw_tokens_that_have_a_probability():
+    logits = torch.full((2, 9), -torch.inf)
+    logits[:, 3:6] = 0.0
+    numbers = np.array([0.0, 1.0], dtype=np.float32)  # 1.0 never comes; rounding can act as if it did
+    assert draw(logits, [SamplingParams()] * 2, numbers).tolist() == [3, 5]
+
+
+# ------------------------------------------------------------------------------------------ randomness
+
+
+def test_draws_follow_the_distribution():
+    """Chi square over 8 tokens; the bound is the 99.9% quantile at 7 degrees of freedom."""
+    probs = torch.tensor([0.3, 0.2, 0.15, 0.1, 0.1, 0.08, 0.05, 0.02])
+    num_draws = 20_000
+    numbers = uniforms([42] * num_draws, range(num_draws))
+    drawn = draw(probs.log().expand(num_draws, -1).clone(), [SamplingParams()] * num_draws, numbers)
+    expected = probs * num_draws
+    chi_square = ((drawn.bincount(minlength=8) - expected) ** 2 / expected).sum()
+    assert chi_square < 24.3
+
+
+@pytest.mark.parametrize(
+    ("seeds", "positions"),
+    [([5] * 4096, range(4096)), (range(4096), [5] * 4096), (range(4096), range(4096))],
+    ids=["of one seed", "of one position", "of both"],
+)
+def test_numbers_are_uniform_and_independent_of_their_neighbours(seeds, positions):
+    numbers = uniforms(seeds, positions)
+    assert numbers.dtype == np.float32 and numbers.min() >= 0 and numbers.max() < 1
+    counts = np.histogram(numbers, bins=16, range=(0, 1))[0]
+    assert ((counts - 256) ** 2 / 256).sum() < 37.7  # 99.9% at 15 degrees
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.06
+
+
+def test_the_numbers_never_change():
+    """A sequence may go on under another version, so these are part of the contract."""
+    mask = 2**64 - 1
+
+    def mix(x: int) -> int:
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & mask
+        return x ^ (x >> 31)
+
+    def number(seed: int, position: int) -> float:
+        golden = 0x9E3779B97F4A7C15
+        return (mix((mix((seed + golden) & mask) + (position + 1) * golden) & mask) >> 40) / 2**24
+
+    pairs = [(0, 0), (0, 1), (1, 0), (2**63 - 1, 10)]
+    seeds, positions = zip(*pairs, strict=True)
+    assert uniforms(seeds, positions).tolist() == [number(*pair) for pair in pairs]
+    assert number(0, 0) == 0.6524484753608704
+
+
+# ------------------------------------------------------------------------------------ nothing to choose
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.inf])
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}], ids=str)
+def test_a_row_without_a_finite_largest_logit_has_no_token_and_spoils_no_other(value, params):
+    logits = make_logits(2)
+    expected = sample_one(logits[1:], make_sequence(**params))
+    logits[0] = value
+    sick, well = sample(logits, [make_sequence(**params), make_sequence(**params)])
+    assert sick.token_id is None
+    assert well.token_id == expected
+
+
+def test_one_nan_is_enough():
+    logits = make_logits()
+    logits[0, 17] = torch.nan
+    assert sample_one(logits, make_sequence(temperature=1.0)) is None
+    assert sample_one(logits, make_sequence()) is None
+
+
+def test_min_tokens_that_mask_everything_leave_no_token():
+    seq = make_sequence(min_tokens=3, stop_token_ids=tuple(range(8)))
+    assert sample_one(torch.zeros(1, 8), seq) is None
