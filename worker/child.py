@@ -44,6 +44,11 @@ class Child:
         self._popen.kill()
         self._popen.wait()
 
+    def terminate(self, timeout_s: float = 60.0) -> int:
+        """SIGTERM, and wait for the end. Its exit status; subprocess.TimeoutExpired if it does not end."""
+        self._popen.terminate()
+        return self._popen.wait(timeout_s)
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """SIGTERM, and wait for the end; SIGKILL after `timeout_s`. Safe to call twice, and after `kill`."""
         pipe = self._popen.stdin

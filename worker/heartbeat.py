@@ -1,6 +1,7 @@
 """The heartbeat: says that this worker lives and how it fares, and learns what the queue's settings say."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable
 
@@ -58,10 +59,9 @@ class Heartbeat:
                 await backoff.sleep(error)
                 continue
             backoff.reset()
-            try:
-                await asyncio.wait_for(self._early.wait(), INTERVAL_S)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL_S):
+                    await self._early.wait()
 
     async def beat(self) -> None:
         now_s, _ = await self._redis.time()

@@ -87,7 +87,8 @@ class Intake:
                 self.last_poll = time.monotonic()
                 self._room_changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._room_changed.wait(), BLOCK_S)
+                    async with asyncio.timeout(BLOCK_S):
+                        await self._room_changed.wait()
                 continue
             try:
                 await self._take()

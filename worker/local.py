@@ -73,6 +73,13 @@ class LocalWorkers:
         """`kill -9`."""
         self._children[name].kill()
 
+    def terminate(self, name: str) -> int:
+        """SIGTERM, as a supervisor stops a worker. Its exit status."""
+        return self._children[name].terminate()
+
+    def log_text(self, name: str) -> str:
+        return self._log(name).read_text(errors="replace")
+
     def require_running(self, names: Iterable[str]) -> None:
         """Raises IngineError, with the end of its log, if one of `names` has ended by itself."""
         for name in names:
@@ -89,7 +96,7 @@ class LocalWorkers:
                 time.sleep(0.05)
 
     def _end_of_log(self, name: str) -> str:
-        tail = self._log(name).read_text(errors="replace").splitlines()[-10:]
+        tail = self.log_text(name).splitlines()[-10:]
         return "\n  ".join([" The end of its log:", *tail])
 
     def _log(self, name: str) -> Path:

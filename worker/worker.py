@@ -114,12 +114,11 @@ class Worker:
         self._log_start()
         await self._until_stopped([intake, *background])
         try:
-            await asyncio.wait_for(self._hand_over(intake), self._settings.drain_timeout_s)
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                await self._hand_over(intake)
         except TimeoutError:
             log_event(logger, logging.WARNING, "hand-over timed out", jobs=len(self._jobs))
-        for running in (intake, *background):
-            running.cancel()
-        await asyncio.gather(intake, *background, return_exceptions=True)
+        await _cancel({intake, *background})
         await self._close()
         if self._fatal:
             raise EngineError(f"the worker stopped: {self._fatal!r}") from self._fatal
@@ -160,6 +159,7 @@ class Worker:
 
     async def _hand_over(self, intake: asyncio.Task) -> None:
         started = time.monotonic()
+        log_event(logger, logging.INFO, "worker draining", jobs=len(self._jobs))
         self._intake.stopping = True
         self._intake.room_changed()
         await self._engine.stop()
@@ -299,3 +299,11 @@ class Worker:
             group=GROUP,
             http=self._http and f"{self._settings.http_host}:{self._http.port}",
         )
+
+
+async def _cancel(running: set[asyncio.Task]) -> None:
+    """Until all have ended. Asks again, since a library may swallow a cancellation that comes with a reply."""
+    while running:
+        for each in running:
+            each.cancel()
+        _, running = await asyncio.wait(running, timeout=1.0)
