@@ -61,6 +61,7 @@ class ChannelHub:
         self._subscriptions: dict[bytes, list[Subscription]] = {}
         self._changed = asyncio.Event()
         self._runner: asyncio.Task | None = None
+        self._closed = False
 
     def subscribe(self, channel: str) -> Subscription:
         """Starts at once as stale, since the log may have something already. Never fails and never waits."""
@@ -79,6 +80,7 @@ class ChannelHub:
             self._changed.set()
 
     async def aclose(self) -> None:
+        self._closed = True
         if self._runner:
             self._runner.cancel()
             with suppress(asyncio.CancelledError):
@@ -89,7 +91,8 @@ class ChannelHub:
 
     async def _run(self) -> None:
         backoff_s = 0.05
-        while True:
+        # A task group whose member fails while it is being cancelled raises the failure, not the cancellation.
+        while not self._closed:
             connection = self._redis.connection_pool.make_connection()
             try:
                 await connection.connect()

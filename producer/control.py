@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
 
 import msgpack
 from redis.asyncio import Redis
@@ -22,7 +23,6 @@ from producer.results import DeadLetter, QueueInfo
 
 RELEASED = b"released"
 """The consumer that holds the entries which a stopping worker has handed over: they wait."""
-_SWITCHES = ("max_jobs", "max_job_bytes", "paused")
 
 
 def load_script(redis: Redis, name: str):
@@ -46,7 +46,8 @@ class QueueControl:
         pipeline.hgetall(self._keys.settings)
         pipeline.hgetall(self._keys.workers)
         pipeline.xlen(self._keys.dead)
-        *streams, settings, workers, num_dead = await self._server.call(
+        pipeline.time()
+        *streams, settings, workers, num_dead, (now_s, _) = await self._server.call(
             lambda: pipeline.execute(raise_on_error=False)
         )
         waiting, running = {}, {}
@@ -61,8 +62,8 @@ class QueueControl:
             max_jobs=int(switches.get("max_jobs", DEFAULT_MAX_QUEUED_JOBS)),
             max_job_bytes=int(switches.get("max_job_bytes", DEFAULT_MAX_JOB_BYTES)),
             paused=switches.get("paused") == "1",
-            draining=sorted(name.removeprefix("drain:") for name in switches if name not in _SWITCHES),
-            workers={name.decode(): msgpack.unpackb(heartbeat) for name, heartbeat in workers.items()},
+            draining=sorted(name.removeprefix("drain:") for name in switches if name.startswith("drain:")),
+            workers={name.decode(): _heartbeat(raw, now_s) for name, raw in workers.items()},
             num_dead=num_dead,
         )
 
@@ -153,6 +154,11 @@ def _num_running(pending: dict | RedisError) -> int:
     if isinstance(pending, RedisError):  # NOGROUP: no worker has ever looked at this stream
         return 0
     return sum(consumer["pending"] for consumer in pending["consumers"] if consumer["name"] != RELEASED)
+
+
+def _heartbeat(raw: bytes, now_s: int) -> dict[str, Any]:
+    fields = msgpack.unpackb(raw)
+    return fields | {"silent_s": now_s - fields["at_s"]}
 
 
 def _dead_letter(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:

@@ -101,7 +101,7 @@ class QueueInfo:
     draining: list[str]
     """Workers that were told to drain."""
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Worker id -> its last heartbeat."""
+    """Worker id -> its last heartbeat, and `silent_s` since then; one that lives beats each second."""
     num_dead: int = 0
     """Dead letters."""
 

@@ -56,10 +56,11 @@ class Streams:
                                 True,
                             )  # asked for more than there is
                 elif subscription.events:
-                    events = [decode_event(subscription.events.popleft())]
-                    if _start(events[0]) > position:
+                    event = _decode_live(subscription.events.popleft())
+                    if event is None or _start(event) > position:
                         subscription.mark_stale()
                         continue
+                    events = [event]
                 else:
                     await subscription.wait(SILENCE_S * random.uniform(0.75, 1.25))
                     continue
@@ -76,6 +77,14 @@ class Streams:
     async def aclose(self) -> None:
         await self._hub.aclose()
         await self._log.aclose()
+
+
+def _decode_live(raw: bytes) -> Event | None:
+    """None: no event. Anybody can publish anything; that there is something to see is all it means."""
+    try:
+        return decode_event(raw)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _start(event: Event) -> int:

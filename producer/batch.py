@@ -1,0 +1,170 @@
+"""Run a file of requests through the queue: a bounded window in flight, every line accounted for.
+
+A line's digest (of custom_id, url, body and model) names both its row and its job. That makes a run that was
+killed resumable with no state of its own: a line that has a row is done, and a job that the earlier run has
+submitted is found again under the same id instead of being paid for twice.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+from ingine.errors import (
+    ConfigError,
+    DuplicateJob,
+    InvalidJob,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    QueueFull,
+)
+from ingine.wire import Priority
+from producer.batch_files import RowFile
+from producer.batch_format import Line, LineRefused, error_row, output_row, parse_line
+from producer.client import AsyncClient
+from producer.handle import AsyncJobHandle
+from producer.results import Result
+
+DEFAULT_WINDOW = 256
+MAX_FULL_QUEUE_WAIT_S = 5.0
+_LINE_ERRORS = (LineRefused, InvalidJob, JobFailed, JobCancelled, JobExpired)
+_ENDED_OTHERWISE = (JobFailed, JobCancelled, JobExpired)
+
+
+class Progress(Protocol):
+    """Who is told how far it is."""
+
+    def start(self, total: int, num_done: int) -> None: ...
+    def advance(self, *, failed: bool) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSummary:
+    num_lines: int
+    num_failed: int
+    """Lines of the error file, those of earlier runs included."""
+    num_resumed: int
+    """Lines that earlier runs had done."""
+
+
+class Batch:
+    """One input file on its way into an output and an error file.
+
+    Once `run` returns, output lines + error lines = input lines (blank ones apart). A line with a row in
+    either file is never run again; to retry the failed ones, remove the error file.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        input_path: Path,
+        output_path: Path,
+        error_path: Path,
+        *,
+        progress: Progress,
+        model: str | None = None,
+        window: int = DEFAULT_WINDOW,
+    ):
+        """model: instead of the one that the lines name. window: lines in flight at once."""
+        if len({path.resolve() for path in (input_path, output_path, error_path)}) < 3:
+            raise ConfigError("input, output and error file must be three different files")
+        if not input_path.is_file():
+            raise ConfigError(f"{input_path} is no file")
+        self._client, self._input_path, self._model, self._progress = client, input_path, model, progress
+        self._output_path, self._error_path = output_path, error_path
+        self._slots = asyncio.Semaphore(window)
+        self._num_failed = 0
+
+    async def run(self) -> BatchSummary:
+        """Raises ConfigError (files that cannot be used, or do not belong together), WriteFailed and
+        ServerUnavailable. After any of them, and after cancellation, running it again goes on."""
+        with RowFile(self._output_path) as self._output, RowFile(self._error_path) as self._errors:
+            done, num_lines = self._survey()
+            self._progress.start(num_lines, len(done))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for line in self._lines():
+                        if line.row_id not in done:
+                            await self._slots.acquire()
+                            group.create_task(self._run_line(line))
+            except ExceptionGroup as errors:  # one is enough: the first stops all lines
+                raise errors.exceptions[0] from None
+            return BatchSummary(num_lines, self._num_failed, len(done))
+
+    def _lines(self) -> Iterator[Line]:
+        known_ids: set[str] = set()
+        try:
+            with self._input_path.open("rb") as file:
+                for number, raw in enumerate(file, 1):
+                    if raw.strip():
+                        yield parse_line(number, raw, model=self._model, known_ids=known_ids)
+        except OSError as error:
+            raise ConfigError(f"cannot read {self._input_path}: {error.strerror}") from None
+
+    def _survey(self) -> tuple[set[str], int]:
+        """Row ids of the lines that earlier runs have done, and the number of all lines.
+
+        Raises ConfigError if a row is of no line of this input: then they could never add up.
+        """
+        rows = {row["id"]: (self._output_path, row["custom_id"]) for row in self._output.rows()}
+        for row in self._errors.rows():
+            rows[row["id"]] = (self._error_path, row["custom_id"])
+            self._num_failed += 1
+        done, num_lines = set(), 0
+        for line in self._lines():
+            num_lines += 1
+            if rows.pop(line.row_id, None):
+                done.add(line.row_id)
+        for path, custom_id in rows.values():
+            raise ConfigError(
+                f"{path} has a row for custom_id {custom_id!r} that answers no line of {self._input_path}: "
+                "the line or --model has changed since, or the files are of another batch. Remove the row to "
+                "run that line anew, or name other files"
+            )
+        return done, num_lines
+
+    async def _run_line(self, line: Line) -> None:
+        try:
+            if line.refusal:
+                raise line.refusal
+            row, file = output_row(line, await self._result(line)), self._output
+        except _LINE_ERRORS as error:
+            row, file = error_row(line, error), self._errors
+            self._num_failed += 1
+        file.write(row)
+        self._slots.release()
+        self._progress.advance(failed=file is self._errors)
+
+    async def _result(self, line: Line) -> Result:
+        for attempt in count():
+            job_id = f"{line.job_id}.{attempt}" if attempt else line.job_id
+            try:
+                job, ours = await self._submit(line, job_id), True
+            except DuplicateJob:
+                job, ours = self._client.attach(job_id), False
+            try:
+                return await job.result()
+            except JobNotFound:  # its TTL passed while nobody looked
+                continue
+            except _ENDED_OTHERWISE:
+                if ours:
+                    raise
+                # An earlier run's failure, whose row was removed to try again.
+        raise AssertionError("unreachable")
+
+    async def _submit(self, line: Line, job_id: str) -> AsyncJobHandle:
+        """Waits while the queue is full."""
+        wait_s = 0.1
+        while True:
+            try:
+                return await self._client.submit(
+                    **line.arguments, job_id=job_id, priority=Priority.LOW, stream=False
+                )
+            except QueueFull:
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+                wait_s = min(2 * wait_s, MAX_FULL_QUEUE_WAIT_S)

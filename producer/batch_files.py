@@ -1,0 +1,106 @@
+"""Row files that survive anything: append-only JSON lines, of which at most the last one is ever torn."""
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from ingine.errors import ConfigError, IngineError
+
+FSYNC_EVERY_S = 1.0
+_REPAIR_STEP = 1 << 16
+
+
+class WriteFailed(IngineError):
+    """A row could not be written: disk full, quota, or a file system that went away."""
+
+
+class RowFile:
+    """One result file of a batch, locked against a second run. A row is either in it whole, or not at all.
+
+    Opening it cuts off the last line if that is torn, as after `kill -9` or a crash of the machine.
+    Raises ConfigError if it cannot be opened, or if another run has it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._fd)
+            raise ConfigError(f"{path} is being written by another run") from None
+        self._size = self._cut_torn_line()
+        self._synced_at = time.monotonic()
+
+    def _cut_torn_line(self) -> int:
+        """The file's size, without what follows its last newline."""
+        size = os.fstat(self._fd).st_size
+        end = size
+        while end > 0:
+            start = max(0, end - _REPAIR_STEP)
+            newline = os.pread(self._fd, end - start, start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            os.ftruncate(self._fd, end)
+        return end
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Raises ConfigError at a line that is no row of ours."""
+        with self.path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                try:
+                    row = json.loads(raw)
+                    row["id"], row["custom_id"]
+                except (ValueError, TypeError, KeyError):
+                    raise ConfigError(f"{self.path}, line {number}: not a row of a batch file") from None
+                yield row
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row. It is safe from our own death at once, from the machine's within FSYNC_EVERY_S.
+
+        Raises WriteFailed, with nothing of the row left in the file.
+        """
+        raw = json.dumps(row).encode() + b"\n"
+        try:
+            unwritten = memoryview(raw)
+            while unwritten:
+                unwritten = unwritten[os.write(self._fd, unwritten) :]
+            self._size += len(raw)
+            if time.monotonic() - self._synced_at > FSYNC_EVERY_S:
+                os.fsync(self._fd)
+                self._synced_at = time.monotonic()
+        except OSError as error:
+            os.ftruncate(self._fd, self._size)
+            hint = (
+                "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
+            )
+            raise WriteFailed(
+                f"cannot write {self.path}: {error.strerror}. All rows so far are whole: "
+                f"{hint}, and run the same command again to go on"
+            ) from None
+
+    def close(self) -> None:
+        """Bring all of it to the disk, and let go of the lock."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise WriteFailed(f"cannot write {self.path}: {error.strerror}") from None
+        finally:
+            os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

@@ -1,0 +1,97 @@
+"""A worker played by hand: it writes what the contract says that workers write, whenever a test wants it."""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from ingine.wire import (
+    EVENT_FIELD,
+    GROUP,
+    JOB_FIELD,
+    Job,
+    JobStatus,
+    Keys,
+    TerminalEvent,
+    TokensEvent,
+    decode_job,
+    encode_event,
+    log_id,
+)
+
+
+class FakeWorker:
+    """Every token is `<n>`, its own position. `publish=False` commits to the log and tells nobody."""
+
+    def __init__(self, redis: Redis, keys: Keys):
+        self.redis, self.keys = redis, keys
+        self._delivered: deque[bytes] = deque()
+
+    async def take(self) -> Job:
+        """The next job, begun. Waits for one."""
+        for jobs in self.keys.all_jobs:
+            with suppress(ResponseError):  # BUSYGROUP: there is one
+                await self.redis.xgroup_create(jobs, GROUP, id="0", mkstream=True)
+        streams = dict.fromkeys(self.keys.all_jobs, ">")
+        while not self._delivered:
+            for _, entries in await self.redis.xreadgroup(GROUP, "fake", streams, count=1, block=100) or []:
+                self._delivered += [fields[JOB_FIELD.encode()] for _, fields in entries]
+        job = decode_job(self._delivered.popleft())
+        began = {"status": "running", "worker": "fake", "attempt": 1}
+        await self.redis.hset(self.keys.job(job.id), mapping=began)
+        return job
+
+    async def serve(self, answer: Callable[["FakeWorker", Job], Awaitable[None]]) -> None:
+        """Take jobs and answer them one after the other, until cancelled."""
+        while True:
+            await answer(self, await self.take())
+
+    async def commit(self, job_id: str, start: int, position: int, *, publish: bool = True) -> bytes:
+        """Tokens start+1 ... position as one event. Returns its bytes."""
+        positions = range(start + 1, position + 1)
+        event = encode_event(TokensEvent(position, [*positions], "".join(f"<{n}>" for n in positions)))
+        await self.redis.xadd(self.keys.tokens(job_id), {EVENT_FIELD: event}, id=log_id(position))
+        await self.redis.hset(self.keys.job(job_id), "position", position)
+        if publish:
+            await self.publish(job_id, event)
+        return event
+
+    async def end(
+        self,
+        job_id: str,
+        position: int,
+        status: JobStatus = JobStatus.FINISHED,
+        *,
+        publish: bool = True,
+        **fields,
+    ) -> bytes:
+        if status is JobStatus.FINISHED:
+            fields.setdefault("finish_reason", "length")
+        event = encode_event(TerminalEvent(position=position, status=status, job_id=job_id, **fields))
+        entry_id = log_id(position, terminal=True)
+        await self.redis.xadd(self.keys.tokens(job_id), {EVENT_FIELD: event}, id=entry_id)
+        record = await self.redis.hgetall(self.keys.job(job_id))
+        jobs = self.keys.jobs(record[b"priority"].decode())
+        await self.redis.xack(jobs, GROUP, record[b"entry"])
+        await self.redis.xdel(jobs, record[b"entry"])
+        await self.redis.hset(self.keys.job(job_id), "status", str(status))
+        if publish:
+            await self.publish(job_id, event)
+        return event
+
+    async def run(self, job_id: str, num_tokens: int, *, publish: bool = True, **fields) -> None:
+        """The whole job, a token an event."""
+        await self.run_from(job_id, 0, num_tokens, publish=publish, **fields)
+
+    async def run_from(
+        self, job_id: str, position: int, num_tokens: int, *, publish: bool = True, **fields
+    ) -> None:
+        """What is left of it after `position`."""
+        for start in range(position, num_tokens):
+            await self.commit(job_id, start, start + 1, publish=publish)
+        await self.end(job_id, num_tokens, publish=publish, **fields)
+
+    async def publish(self, job_id: str, event: bytes) -> int:
+        return await self.redis.publish(self.keys.channel(job_id), event)

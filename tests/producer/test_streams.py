@@ -1,0 +1,336 @@
+"""Streams: every token once and in order, whatever pub/sub loses, repeats or delays."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from ingine.wire import JobStatus, Keys, TokensEvent, encode_event
+from producer import (
+    AsyncClient,
+    Chunk,
+    Client,
+    ClientError,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    ResultTimeout,
+)
+from tests.producer.conftest import Face, Server
+from tests.producer.fake_worker import FakeWorker
+from tests.waiting import wait_until_async
+
+NEVER = 1000.0
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams do not look into the log out of silence: something else must send them there."""
+    monkeypatch.setattr("producer.streams.SILENCE_S", NEVER)
+
+
+@pytest.fixture
+def alert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams look into the log after a moment of silence."""
+    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+
+
+@pytest.fixture
+async def job_id(face: Face, worker: FakeWorker) -> str:
+    """A job that runs and has no token yet."""
+    await face("submit", "hi")
+    return (await worker.take()).id
+
+
+def text(chunks: list[Chunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
+
+
+def token_ids(chunks: list[Chunk]) -> list[int]:
+    return [token_id for chunk in chunks for token_id in chunk.token_ids]
+
+
+async def has(chunks: list[Chunk], position: int) -> None:
+    """Until the consumer has come so far, that is, subscribed, read the log and follows live."""
+    await wait_until_async(lambda: chunks and chunks[-1].position >= position, what=f"position {position}")
+
+
+async def following(face: Face, worker: FakeWorker, job_id: str) -> tuple[asyncio.Task, list[Chunk]]:
+    """A consumer that has token 1, and is surely subscribed: token 2 was published to somebody."""
+    chunks: list[Chunk] = []
+    consumer = asyncio.create_task(face.stream(job_id, into=chunks))
+    await worker.commit(job_id, 0, 1)
+    await has(chunks, 1)
+    event = await worker.commit(job_id, 1, 2, publish=False)
+
+    async def heard() -> bool:
+        return await worker.publish(job_id, event) > 0
+
+    await wait_until_async(heard, what="the subscription")
+    await has(chunks, 2)
+    return consumer, chunks
+
+
+async def test_tokens_come_as_they_are_made(face: Face, worker: FakeWorker, job_id: str, deaf):
+    consumer, chunks = await following(face, worker, job_id)
+    await worker.commit(job_id, 2, 3)
+    await has(chunks, 3)
+    await worker.end(job_id, 3, text=" held back")
+    assert await consumer is chunks
+    assert [chunk.position for chunk in chunks] == [1, 2, 3, 3]
+    assert token_ids(chunks) == [1, 2, 3]
+    assert text(chunks) == "<1><2><3> held back"
+    assert chunks[-1] == Chunk(" held back", [], 3)
+
+
+async def test_a_late_consumer_misses_nothing(face: Face, worker: FakeWorker, job_id: str, deaf):
+    await worker.run(job_id, 5)
+    assert token_ids(await face.stream(job_id)) == [1, 2, 3, 4, 5]
+
+
+async def test_a_consumer_comes_back_at_the_position_it_had(
+    face: Face, worker: FakeWorker, job_id: str, deaf
+):
+    consumer, chunks = await following(face, worker, job_id)
+    await worker.run_from(job_id, 2, 6)
+    await consumer
+    again = await face.stream(job_id, chunks[2].position)
+    assert token_ids(chunks[:3]) + token_ids(again) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_inside_an_entry_the_token_ids_are_exact_and_the_text_is_whole(
+    face: Face, worker: FakeWorker, job_id: str
+):
+    await worker.commit(job_id, 0, 4)
+    await worker.end(job_id, 4)
+    assert await face.stream(job_id, 3) == [Chunk("<1><2><3><4>", [4], 4)]
+
+
+@pytest.mark.parametrize("position", [5, 6, 1000])
+async def test_at_or_after_the_end_there_is_only_the_end(
+    face: Face, worker: FakeWorker, job_id: str, deaf, position: int
+):
+    await worker.run(job_id, 5)
+    assert await face.stream(job_id, position) == []
+
+
+async def test_what_was_never_published_is_read_from_the_log(
+    face: Face, worker: FakeWorker, job_id: str, alert
+):
+    consumer = asyncio.create_task(face.stream(job_id))
+    await worker.run(job_id, 5, publish=False)
+    assert token_ids(await consumer) == [1, 2, 3, 4, 5]
+
+
+async def test_a_repeated_event_is_dropped(face: Face, worker: FakeWorker, job_id: str, deaf):
+    consumer, chunks = await following(face, worker, job_id)
+    event = await worker.commit(job_id, 2, 4)
+    await worker.publish(job_id, event)
+    await worker.publish(job_id, encode_event(TokensEvent(3, [3], "<3>")))
+    await worker.commit(job_id, 4, 5)
+    end = await worker.end(job_id, 5)
+    await worker.publish(job_id, end)
+    await consumer
+    assert token_ids(chunks) == [1, 2, 3, 4, 5]
+
+
+async def test_a_gap_sends_the_stream_to_the_log_at_once(face: Face, worker: FakeWorker, job_id: str, deaf):
+    consumer, chunks = await following(face, worker, job_id)
+    await worker.commit(job_id, 2, 3, publish=False)
+    await worker.commit(job_id, 3, 4)
+    await has(chunks, 4)
+    await worker.commit(job_id, 4, 5, publish=False)
+    await worker.end(job_id, 5)  # a job with stream=False publishes nothing but its end
+    await consumer
+    assert token_ids(chunks) == [1, 2, 3, 4, 5]
+
+
+async def test_what_is_published_but_no_event_is_no_more_than_a_hint(
+    face: Face, worker: FakeWorker, job_id: str, deaf
+):
+    consumer, chunks = await following(face, worker, job_id)
+    await worker.commit(job_id, 2, 3, publish=False)
+    await worker.publish(job_id, b"\xc1 not msgpack")
+    await has(chunks, 3)
+    await worker.end(job_id, 3)
+    await consumer
+    assert token_ids(chunks) == [1, 2, 3]
+
+
+async def test_a_slow_consumer_loses_nothing(
+    client: AsyncClient, worker: FakeWorker, deaf, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("producer.channels.MAX_UNREAD_EVENTS", 4)
+    monkeypatch.setattr("producer.token_log.ENTRIES_PER_READ", 7)
+    job_id = (await client.submit("hi")).job_id
+    await worker.take()
+    await worker.commit(job_id, 0, 1)
+    stream = client.attach(job_id).stream()
+    chunks = [await anext(stream)]
+    await worker.run_from(job_id, 1, 50)
+    async for chunk in stream:
+        chunks.append(chunk)
+    assert token_ids(chunks) == [*range(1, 51)]
+
+
+async def test_two_streams_of_one_job_do_not_disturb_each_other(
+    client: AsyncClient, worker: FakeWorker, deaf
+):
+    handle = await client.submit("hi")
+    await worker.take()
+    await worker.commit(handle.job_id, 0, 1)
+    first, second = handle.stream(), handle.stream()
+    assert (await anext(first)).position == (await anext(second)).position == 1
+    await first.aclose()
+    await worker.run_from(handle.job_id, 1, 3)
+    assert token_ids([chunk async for chunk in second]) == [2, 3]
+    assert token_ids([chunk async for chunk in handle.stream()]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        (JobStatus.FAILED, {"code": "prompt_too_long", "message": "9 tokens, the limit is 8"}, JobFailed),
+        (JobStatus.CANCELLED, None, JobCancelled),
+        (JobStatus.EXPIRED, {"code": "deadline_exceeded", "message": "late"}, JobExpired),
+    ],
+)
+async def test_another_end_is_raised_after_all_tokens(
+    face: Face, worker: FakeWorker, job_id: str, status, error, expected
+):
+    await worker.commit(job_id, 0, 2)
+    await worker.end(job_id, 2, status, error=error, finish_reason="abort", text="…")
+    chunks: list[Chunk] = []
+    with pytest.raises(expected, match=job_id) as raised:
+        if isinstance(face._client, Client):
+            for chunk in face._client.attach(job_id).stream():
+                chunks.append(chunk)
+        else:
+            await face.stream(job_id, into=chunks)
+    assert text(chunks) == "<1><2>…"
+    with pytest.raises(expected):
+        await face.result(job_id)
+    if expected is JobFailed:
+        assert raised.value.code == "prompt_too_long"
+        assert "limit is 8" in str(raised.value)
+
+
+async def test_the_result_has_everything(face: Face, worker: FakeWorker):
+    job_id = (await face("submit", "hi", metadata={"row": 1})).job_id
+    await worker.take()
+    usage, timings = {"num_output_tokens": 3}, {"total_ms": 5.0}
+    waiting = asyncio.create_task(face.result(job_id))
+    await worker.run(job_id, 3, text="!", usage=usage, timings=timings, metadata={"row": 1})
+    result = await waiting
+    assert (result.text, result.token_ids, result.finish_reason) == ("<1><2><3>!", [1, 2, 3], "length")
+    assert (result.usage, result.timings, result.metadata) == (usage, timings, {"row": 1})
+    assert (result.job_id, result.status, result.logprobs) == (job_id, JobStatus.FINISHED, None)
+
+
+async def test_a_result_that_takes_too_long_is_a_timeout_and_can_be_asked_for_again(
+    face: Face, worker: FakeWorker, job_id: str
+):
+    with pytest.raises(ResultTimeout, match="goes on"):
+        await face.result(job_id, 0.05)
+    await worker.run(job_id, 1)
+    assert (await face.result(job_id)).token_ids == [1]
+
+
+async def test_an_unknown_job_does_not_hang(face: Face):
+    with pytest.raises(JobNotFound, match="nobody"):
+        await face.stream("nobody")
+    with pytest.raises(JobNotFound, match="TTL"):
+        await face.result("nobody")
+
+
+async def test_a_job_whose_ttl_passes_while_a_consumer_waits_is_not_found(
+    face: Face, worker: FakeWorker, job_id: str, alert, redis: Redis, keys: Keys
+):
+    consumer = asyncio.create_task(face.stream(job_id))
+    await redis.delete(keys.job(job_id), keys.tokens(job_id))
+    with pytest.raises(JobNotFound):
+        await consumer
+
+
+async def test_a_closed_client_ends_its_streams(server: Server, queue: str):
+    async with server.client(queue) as client:
+        handle = await client.submit("hi")
+        consumer = asyncio.create_task(handle.result())
+        await wait_until_async(lambda: client._streams._hub._subscriptions)
+    with pytest.raises(ClientError, match="closed"):
+        await consumer
+
+
+# --------------------------------------------------------------------------- on the real server alone
+
+
+@pytest.fixture
+async def real(valkey: Server, queue: str, keys: Keys) -> AsyncIterator[tuple[AsyncClient, FakeWorker]]:
+    async with valkey.connect() as connection, valkey.client(queue) as client:
+        yield client, FakeWorker(connection, keys)
+
+
+async def test_a_reconnect_wakes_every_stream(real: tuple[AsyncClient, FakeWorker], deaf):
+    client, worker = real
+    job_id = (await client.submit("hi")).job_id
+    await worker.take()
+    consumer, chunks = await following(Face(client), worker, job_id)
+    await worker.redis.client_kill_filter(_type="pubsub")
+    await worker.commit(job_id, 2, 3, publish=False)
+    await has(chunks, 3)
+    await worker.end(job_id, 3, publish=False)
+    await worker.redis.client_kill_filter(_type="pubsub")
+    await consumer
+    assert token_ids(chunks) == [1, 2, 3]
+
+
+async def test_losing_every_connection_is_not_noticed(real: tuple[AsyncClient, FakeWorker], alert):
+    client, worker = real
+    job_id = (await client.submit("hi")).job_id
+    await worker.take()
+    consumer, chunks = await following(Face(client), worker, job_id)
+    for position in range(3, 10):
+        await worker.redis.client_kill_filter(_type="normal", skipme=True)
+        await worker.redis.client_kill_filter(_type="pubsub")
+        await worker.commit(job_id, position - 1, position)
+    await worker.end(job_id, 9)
+    await consumer
+    assert token_ids(chunks) == [*range(1, 10)]
+    assert (await client.status(job_id)).status is JobStatus.FINISHED
+
+
+async def test_a_thousand_streams_share_few_connections(real: tuple[AsyncClient, FakeWorker]):
+    client, worker = real
+    num_jobs, num_tokens = 1000, 3
+    handles = await client.submit_many({"prompt": f"{n}"} for n in range(num_jobs))
+
+    async def consume(handle) -> list[int]:
+        return token_ids([chunk async for chunk in handle.stream()])
+
+    consumers = [asyncio.create_task(consume(handle)) for handle in handles]
+    subscribed = client._streams._hub._subscriptions
+    await wait_until_async(lambda: len(subscribed) == num_jobs)
+    for _ in range(num_jobs):
+        await worker.run((await worker.take()).id, num_tokens)
+    assert await asyncio.gather(*consumers) == [[1, 2, 3]] * num_jobs
+    names = [connection["name"] for connection in await worker.redis.client_list()]
+    assert names.count("ingine-producer") <= 9
+    assert not subscribed
+
+
+def test_breaking_off_a_stream_leaves_the_sync_client_usable(redis_url: str, queue: str):
+    with Client(redis_url, queue=queue) as client:
+        handle = client.submit("hi")
+        client.cancel(handle.job_id)
+        assert handle.status().status is JobStatus.CANCELLED
+        stream = handle.stream()
+        with pytest.raises(JobCancelled):
+            next(stream)
+        stream.close()
+        with pytest.raises(JobCancelled):
+            handle.result(5)
+    with pytest.raises(ClientError, match="closed"):
+        client.submit("hi")
+    client.close()
