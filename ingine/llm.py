@@ -106,10 +106,12 @@ class LLM:
         columns = (TextColumn("{task.completed}/{task.total} prompts"), BarColumn(), TimeRemainingColumn())
         with Progress(*columns, disable=not progress) as bar:
             row = bar.add_task("", total=len(requests))
-            while not bar.finished:
+            num_finished = 0
+            while num_finished < len(requests):
                 for output in self.engine.step():
                     _update(requests[output.seq_id], output)
-                    bar.advance(row, output.finish_reason is not None)
+                    num_finished += output.finish_reason is not None
+                bar.update(row, completed=num_finished)
 
 
 def _new_output(request_id: str, prompt: str | None, prompt_token_ids: list[int]) -> RequestOutput:

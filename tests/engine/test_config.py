@@ -1,0 +1,95 @@
+"""Engine settings: what is refused, and what the engine chooses where it may."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ingine.config import EngineConfig
+from ingine.device import num_kv_blocks, resolve_limits, select_device, select_dtype
+from ingine.errors import ConfigError
+from tests.engine.driving import make_engine
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": ""}, "model must be a non-empty string"),
+        ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16"),
+        ({"device": 0}, "device must be"),
+        ({"max_model_len": 0}, "max_model_len must be an int of at least 1, not 0"),
+        ({"max_num_seqs": 1.5}, "max_num_seqs must be an int"),
+        ({"max_num_batched_tokens": True}, "max_num_batched_tokens must be an int"),
+        ({"max_num_seqs": 8, "max_num_batched_tokens": 4}, r"\(4\) must not be under max_num_seqs \(8\)"),
+        ({"block_size": 0}, "block_size must be"),
+        ({"kv_cache_bytes": -1}, "kv_cache_bytes must be"),
+        ({"gpu_memory_utilization": 0}, "gpu_memory_utilization must be a number over 0 and up to 1, not 0"),
+        ({"gpu_memory_utilization": 1.1}, "gpu_memory_utilization must be"),
+        ({"enable_prefix_caching": "no"}, "enable_prefix_caching must be a bool"),
+        ({"priority_ageing_s": 0}, "priority_ageing_s must be"),
+        ({"seed": -1}, "seed must be"),
+    ],
+)
+def test_a_wrong_value_names_its_field(options, says):
+    with pytest.raises(ConfigError, match=says):
+        EngineConfig(**{"model": "m"} | options)
+
+
+def test_what_only_keeps_books_imports_no_torch():
+    modules = "ingine.config, ingine.scheduler, ingine.outputs, ingine.detokenizer"
+    script = f"import sys, {modules}; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "False"
+
+
+def test_limits_are_chosen_together(llama):
+    def limits(**options) -> tuple[int, int, int]:
+        config = resolve_limits(EngineConfig("m", **options), CPU, model_max_len=512)
+        return config.max_num_seqs, config.max_num_batched_tokens, config.max_model_len
+
+    assert limits() == (64, 512, 512)
+    assert limits(max_num_seqs=1000) == (1000, 1000, 512)
+    assert limits(max_num_batched_tokens=8) == (8, 8, 512)
+    assert limits(max_model_len=100) == (64, 512, 100)
+
+
+def test_a_sequence_longer_than_the_model_was_made_for_is_refused(llama):
+    with pytest.raises(
+        ConfigError, match=r"max_model_len \(513\) is over what the model was made for \(512\)"
+    ):
+        make_engine(llama, max_model_len=513)
+
+
+def resolved(**options) -> EngineConfig:
+    return resolve_limits(EngineConfig("m", **options), CPU, model_max_len=512)
+
+
+def test_kv_memory_is_what_is_given_but_never_more_than_can_be_used():
+    assert num_kv_blocks(resolved(kv_cache_bytes=10_500), CPU, bytes_per_block=1000) == 10
+    assert num_kv_blocks(resolved(kv_cache_bytes=10**9, max_num_seqs=2), CPU, bytes_per_block=1000) == 64
+
+
+def test_kv_memory_of_the_host_is_a_share_of_what_is_available():
+    available = 64 * 32 * 10**9  # each of all blocks would take a gigabyte
+    assert 0 < num_kv_blocks(resolved(), CPU, bytes_per_block=10**6) * 10**6 < available
+
+
+def test_too_little_kv_memory_is_refused():
+    with pytest.raises(ConfigError, match="no room for KV: 999 bytes, where a block of 16 tokens takes 1000"):
+        num_kv_blocks(resolved(kv_cache_bytes=999), CPU, bytes_per_block=1000)
+
+
+def test_devices_and_dtypes():
+    assert select_device("cpu") == CPU
+    assert select_dtype("float16", CPU) == torch.float16
+    assert select_dtype("auto", CPU) in (torch.bfloat16, torch.float32)
+    for name in ("tpu!", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"device '{name}' cannot be used"):
+            select_device(name)
+
+
+def test_the_engine_tells_what_it_chose(llama):
+    config = make_engine(llama, max_num_seqs=None, max_num_batched_tokens=None, max_model_len=None).config
+    assert (config.max_num_seqs, config.max_num_batched_tokens, config.max_model_len) == (64, 512, 512)

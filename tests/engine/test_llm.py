@@ -1,0 +1,123 @@
+"""The offline face: what vLLM's users know, and what they get when something is wrong."""
+
+import pytest
+
+from ingine import LLM, RequestOutput, SamplingParams
+from ingine.errors import ConfigError, InvalidRequest, ModelNotFound
+from tests.engine.driving import greedy
+
+PROMPT = list(range(60, 90))
+
+
+@pytest.fixture(scope="module")
+def llm(llama) -> LLM:
+    return LLM(str(llama.path), dtype="float32", max_num_seqs=4, block_size=4)
+
+
+def test_one_prompt(llm, llama):
+    [output] = llm.generate({"prompt_token_ids": PROMPT}, greedy(8, logprobs=1))
+    assert isinstance(output, RequestOutput) and output.finished
+    assert output.prompt is None and output.prompt_token_ids == PROMPT
+    [completion] = output.outputs
+    assert completion.token_ids == llama.hf_greedy(PROMPT, 8)
+    assert completion.text == llama.tokenizer.decode(completion.token_ids)
+    assert (completion.index, completion.finish_reason, completion.stop_reason) == (0, "length", None)
+    assert [entry["token_id"] for entry in completion.logprobs] == completion.token_ids
+    assert output.usage == {"num_prompt_tokens": 30, "num_cached_tokens": 0, "num_output_tokens": 8}
+    timings = output.timings
+    assert timings.arrival_time <= timings.first_token_time <= timings.finished_time
+
+
+def test_outputs_come_in_the_order_of_the_prompts(llm):
+    prompts = ["a long prompt, so that it is not the first to finish", "b", {"prompt_token_ids": [1, 2]}, "a"]
+    outputs = llm.generate(prompts, [greedy(length) for length in (20, 1, 3, 2)])
+    assert [output.prompt for output in outputs] == [prompts[0], "b", None, "a"]
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [20, 1, 3, 2]
+    assert len({output.request_id for output in outputs}) == 4
+
+
+def test_a_repeated_prompt_is_found_in_the_cache(llm):
+    [first] = llm.generate("once more, with feeling", greedy(4))
+    [second] = llm.generate("once more, with feeling", greedy(4))
+    assert second.num_cached_tokens > first.num_cached_tokens
+    assert second.outputs[0].token_ids == first.outputs[0].token_ids
+
+
+def test_chat_with_one_conversation_or_several(llm, llama):
+    one = [{"role": "user", "content": "Hi"}]
+    two = [{"role": "system", "content": "Be brief."}, *one]
+    [alone] = llm.chat(one, greedy(4))
+    both = llm.chat([one, two], greedy(4))
+    assert alone.prompt_token_ids == llama.tokenizer.encode_chat(one)
+    assert [output.prompt_token_ids for output in both] == [
+        llama.tokenizer.encode_chat(messages) for messages in (one, two)
+    ]
+    assert both[0].outputs[0].token_ids == alone.outputs[0].token_ids
+
+
+def test_without_params_the_defaults_apply(llm):
+    [output] = llm.generate({"prompt_token_ids": PROMPT})
+    assert 1 <= len(output.outputs[0].token_ids) <= SamplingParams().max_tokens
+
+
+def test_no_prompts_give_no_outputs(llm):
+    assert llm.generate([]) == [] and llm.chat([]) == []
+
+
+def test_progress_goes_to_the_terminal(llm, capsys):
+    llm.generate(["a", "b"], greedy(2), progress=True)
+    assert "2/2 prompts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params", "code", "says"),
+    [
+        (7, None, "invalid_type", "prompts must be a list, not int"),
+        ([7], None, "invalid_type", "a prompt is a str or"),
+        ([{"prompt": "a"}], None, "invalid_type", "a prompt is a str or"),
+        ({"prompt_token_ids": "abc"}, None, "invalid_type", "prompt_token_ids must be a list, not str"),
+        ("", None, "empty_prompt", "no tokens"),
+        (["a", "b"], [SamplingParams()], "invalid_parameter", "1 sampling_params for 2 prompts"),
+        ("a", {"temperature": 0}, "invalid_type", "sampling_params must be a list, not dict"),
+        (["a", {"prompt_token_ids": [999]}], None, "invalid_token_id", "999"),
+    ],
+)
+def test_wrong_prompts_and_params_are_refused_before_anything_runs(llm, prompts, params, code, says):
+    with pytest.raises(InvalidRequest, match=says) as error:
+        llm.generate(prompts, params)
+    assert error.value.code == code
+    assert not llm.engine.has_unfinished
+
+
+@pytest.mark.parametrize(
+    "messages", [["Hi"], [[{"role": "user"}]], [[{"role": "user", "content": 7}]]], ids=str
+)
+def test_wrong_messages_are_refused(llm, messages):
+    with pytest.raises(InvalidRequest):
+        llm.chat(messages)
+
+
+def test_unknown_options_and_models_are_refused(llama):
+    with pytest.raises(ConfigError, match="unknown option max_seqs; there are block_size, device"):
+        LLM(str(llama.path), max_seqs=4)
+    with pytest.raises(ModelNotFound):
+        LLM("no-such-model")
+
+
+def test_an_interrupted_call_leaves_the_engine_usable(llm, llama, monkeypatch):
+    step = llm.engine.step
+    steps_left = iter(range(3))
+
+    def interrupted_step():
+        if next(steps_left, None) is None:
+            raise KeyboardInterrupt
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", interrupted_step)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["a", "b", "c", "d", "e", "f"], greedy(20))
+    monkeypatch.undo()
+    assert not llm.engine.has_unfinished
+    llm.engine.check_integrity()
+    [output] = llm.generate({"prompt_token_ids": PROMPT}, greedy(8))
+    assert output.outputs[0].token_ids == llama.hf_greedy(PROMPT, 8)
