@@ -40,7 +40,7 @@ def _short(value) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     text = str(value)
-    return json.dumps(text, ensure_ascii=False) if " " in text or text == "" else text
+    return text if text.isprintable() and text and " " not in text else json.dumps(text, ensure_ascii=False)
 
 
 def setup_logging(level: str, *, as_json: bool) -> None:

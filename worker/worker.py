@@ -128,6 +128,10 @@ class Worker:
         self._stop_requested.set()
 
     @property
+    def http_port(self) -> int | None:
+        return self._http and self._http.port
+
+    @property
     def stopping(self) -> bool:
         return self._stop_requested.is_set()
 
@@ -297,12 +301,12 @@ class Worker:
             redis=redact(self._url),
             model=min(self._served_names, key=len),
             group=GROUP,
-            http=self._http and f"{self._settings.http_host}:{self._http.port}",
+            http=self._http and f"{self._settings.http_host}:{self.http_port}",
         )
 
 
 async def _cancel(running: set[asyncio.Task]) -> None:
-    """Until all have ended. Asks again, since a library may swallow a cancellation that comes with a reply."""
+    """Until all have ended. Asks again, since a library may swallow one that comes with a reply."""
     while running:
         for each in running:
             each.cancel()

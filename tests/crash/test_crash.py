@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from ingine.wire import Keys, decode_event
-from producer import JobStatus
+from producer import Client, JobStatus
 from tests.crash.conftest import LONG
 from tests.waiting import wait_until
 from worker.embedded import EmbeddedServer
@@ -107,12 +107,8 @@ def test_a_second_signal_leaves_without_a_hand_over(server, client, workers):
             os.kill(server.pid, signal.SIGCONT)
 
 
-def test_a_server_killed_and_restarted_from_its_append_only_file(
-    tmp_path, queue, workers, uninterrupted, server
-):
-    from producer import Client
-
-    with workers("w") as _, Client(server.url, queue=queue) as client:
+def test_a_server_killed_and_restarted_from_its_file(server, queue, workers, uninterrupted):
+    with workers("w"), Client(server.url, queue=queue) as client:
         handles = client.submit_many({"prompt": prompt, "sampling": LONG} for prompt in PROMPTS[:8])
         wait_until(lambda: min(handle.status().position for handle in handles) > 3)
         os.kill(server.pid, signal.SIGKILL)
@@ -125,10 +121,10 @@ def test_a_server_killed_and_restarted_from_its_append_only_file(
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
-def test_a_server_that_would_evict_is_refused(server, queue, tiny_model, policy):
+def test_a_server_that_would_evict_is_refused(server, tiny_model, policy):
     with redis.Redis.from_url(server.url) as connection:
         connection.config_set("maxmemory-policy", policy)
-    command = [sys.executable, "-m", "ingine.cli", "worker", "--redis-url", server.url, "--queue", queue]
+    command = [sys.executable, "-m", "ingine.cli", "worker", "--redis-url", server.url]
     ended = subprocess.run(
         [*command, "--model", str(tiny_model), "--http-port", "-1"],
         capture_output=True,
