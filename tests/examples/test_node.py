@@ -1,0 +1,169 @@
+"""The Node example: proof that docs/protocol.md is enough. Skipped where its packages cannot be had."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import redis
+
+from ingine.wire import Keys
+from producer import Client
+from tests.examples.conftest import EXAMPLES, QUEUE
+from tests.waiting import wait_until
+
+PROMPT = "Once upon a time"
+LONG = {"temperature": 0, "max_tokens": 300, "ignore_eos": True}
+
+
+class Ended(NamedTuple):
+    status: int
+    text: str
+    remarks: str
+    """What it said on standard error."""
+
+
+RunNode = Callable[..., Ended]
+
+
+@pytest.fixture(scope="session")
+def node_example(tmp_path_factory) -> Path:
+    """A copy of the example with its packages, and the script that it reads, where it expects it."""
+    if not shutil.which("node") or not shutil.which("npm"):
+        pytest.skip("node or npm is not installed")
+    root = tmp_path_factory.mktemp("node")
+    folder = root / "examples" / "node"
+    shutil.copytree(EXAMPLES / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copytree(EXAMPLES.parent / "producer" / "scripts", root / "producer" / "scripts")
+    install = ["npm", "install", "--no-audit", "--no-fund"]
+    try:
+        installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm install has not ended after 120 s: no registry within reach")
+    if installed.returncode:
+        pytest.skip(f"npm install failed: {installed.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+@pytest.fixture
+def start(node_example, environment) -> Callable[..., subprocess.Popen]:
+    """`start("stream", job_id)` runs the example; keywords are environment variables."""
+
+    def start(*arguments: str, **variables: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            ["node", "main.js", *arguments],
+            cwd=node_example,
+            env=environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    return start
+
+
+@pytest.fixture
+def node(start) -> RunNode:
+    """As `start`, to the end."""
+    return lambda *arguments, **variables: end_of(start(*arguments, **variables))
+
+
+def end_of(running: subprocess.Popen) -> Ended:
+    # Not in text mode, which would make newlines of the model's carriage returns.
+    text, remarks = (output.decode() for output in running.communicate(timeout=60))
+    return Ended(running.returncode, text, remarks)
+
+
+def text_of(client: Client, job_id: str, from_position: int = 0) -> str:
+    return "".join(chunk.text for chunk in client.attach(job_id, from_position).stream())
+
+
+@pytest.mark.parametrize("how", [[], ["--checked"]], ids=["bare XADD", "submit.lua"])
+def test_submit_prints_what_the_python_client_gets(node, client, how):
+    ended = node("submit", *how, PROMPT)
+    assert ended.status == 0, ended.remarks
+    submitted, finished = ended.remarks.splitlines()
+    job_id = submitted.removeprefix("job ")
+    assert finished == f"finished after {client.status(job_id).position} tokens"
+    assert ended.text == text_of(client, job_id) + "\n"
+    # Greedy, so the same job gives the same text.
+    again = client.submit(PROMPT, max_tokens=64, temperature=0).result(timeout=30)
+    assert ended.text == again.text + "\n" != "\n"
+
+
+def test_attach_to_a_job_that_runs(node, client):
+    job = client.submit(PROMPT, sampling=LONG)
+    wait_until(lambda: job.status().position > 3)
+    ended = node("stream", job.job_id)
+    assert (ended.status, ended.text) == (0, text_of(client, job.job_id) + "\n")
+
+
+@pytest.mark.parametrize("position", [1, 100, 300, 10_000])
+def test_resume_at_a_position(node, client, position):
+    job = client.submit(PROMPT, sampling=LONG)
+    job.result(timeout=60)
+    ended = node("stream", "--from", str(position), job.job_id)
+    assert (ended.status, ended.text) == (0, text_of(client, job.job_id, position) + "\n")
+    assert ended.remarks == "finished after 300 tokens\n"
+
+
+def test_a_hole_in_the_channel_is_filled_from_the_log(start, client, served_url):
+    """Of a job with `stream: false` the channel carries the terminal event alone: a jump over all tokens."""
+    with redis.Redis.from_url(served_url) as connection:
+        client.pause()
+        try:
+            wait_until(
+                lambda: {worker["state"] for worker in client.queue_info().workers.values()} == {"paused"}
+            )
+            job = client.submit(PROMPT, sampling=LONG, stream=False)
+            following = start("stream", job.job_id)
+            channel = Keys(QUEUE).channel(job.job_id)
+            wait_until(lambda: connection.pubsub_numsub(channel)[0][1], what="its subscription")
+        finally:
+            client.resume()
+        ended = end_of(following)
+    assert (ended.status, ended.text) == (0, text_of(client, job.job_id) + "\n")
+
+
+def test_an_unknown_job(node):
+    ended = node("stream", "no-such-job")
+    assert (ended.status, ended.text) == (1, "")
+    assert "no such job" in ended.remarks
+
+
+def test_a_failed_job_says_why(node):
+    ended = node("submit", "")
+    assert ended.status == 1
+    assert "failed after 0 tokens: empty_prompt" in ended.remarks
+
+
+def test_a_cancelled_job(node, client):
+    job = client.submit(PROMPT, sampling=LONG | {"max_tokens": 490})
+    job.cancel()
+    ended = node("stream", job.job_id)
+    assert ended.status == 1
+    assert ended.remarks.startswith("cancelled after ")
+
+
+def test_a_full_queue_refuses(node, served_url):
+    with Client(served_url, queue="examples-full") as client:
+        client.set_limits(max_jobs=1)
+        client.submit(PROMPT)
+        ended = node("submit", "--checked", PROMPT, INGINE_QUEUE="examples-full")
+        assert client.queue_info().waiting["normal"] == 1
+    assert (ended.status, ended.text) == (1, "")
+    assert "full 1" in ended.remarks
+
+
+def test_no_server(node):
+    ended = node("stream", "some-job", INGINE_REDIS_URL="redis://127.0.0.1:1/0")
+    assert (ended.status, ended.text) == (3, "")
+    assert "ECONNREFUSED" in ended.remarks
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["submit"], ["stream", "a", "b"], ["stream", "a", "--from", "x"], ["-x"]]
+)
+def test_wrong_usage(node, arguments):
+    assert node(*arguments).status == 2
