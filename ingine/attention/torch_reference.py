@@ -1,7 +1,9 @@
 """The slow reference: attention over paged KV in plain torch, for CPU, CUDA and MPS."""
 
+import math
 from dataclasses import dataclass
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,7 +63,7 @@ class TorchAttention(AttentionBackend):
         device: torch.device,
     ) -> KVCache:
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
-        return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+        return _zeros(shape, dtype, device), _zeros(shape, dtype, device)
 
     def forward(
         self,
@@ -122,6 +124,18 @@ def _prefill(
         queries[None], keys[None], values[None], attn_mask=plan.mask, scale=scale, enable_gqa=True
     )
     return attended[0].transpose(0, 1)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, since what is masked is multiplied by 0, and 0 times a NaN of old memory is no 0.
+
+    On a CPU torch.zeros writes every page, seconds for gigabytes; numpy leaves that to the system's own zero
+    pages, which cost nothing until a block is used.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(numpy.zeros(num_bytes, numpy.uint8)).view(dtype).view(shape)
 
 
 def _make_plan(metadata: AttentionMetadata, key_cache: Tensor, sliding_window: int | None) -> _StepPlan:
