@@ -1,0 +1,56 @@
+"""`ingine bench` on a tiny random model: every mode runs, and the figures are of what they say."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.tiny_models import make_tiny_model
+from worker.bench.measure import Measurement, Stopwatch, median
+
+
+def test_bench_measures_every_mode(tmp_path):
+    model = make_tiny_model(tmp_path / "model")
+    path = tmp_path / "results" / "bench.json"
+    command = [sys.executable, "-m", "ingine.cli", "bench", "--model", str(model), "--rounds", "1"]
+    shown = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True, timeout=170)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "ours through Redis / ours continuous, 32 requests" in shown.stdout
+
+    written = json.loads(path.read_text())
+    modes = {(row["mode"], row["num_requests"]): row for row in written["results"]}
+    assert len(modes) == 8
+    for (_, num_requests), row in modes.items():
+        assert len(row["rounds"]) == 1
+        for measured in row["rounds"]:
+            assert measured["num_tokens"] == num_requests * written["num_output_tokens"]
+            assert 0 < measured["first_token_p50_s"] <= measured["latency_p50_s"] <= measured["wall_s"]
+    assert len(written["ratios"]) == 6
+
+
+def test_the_stopwatch_refuses_a_run_that_lost_tokens():
+    watch = Stopwatch(2)
+    watch.tokens(0, 3)
+    watch.tokens(1, 2)
+    with pytest.raises(ValueError, match=r"\[3, 2\]"):
+        watch.read(expected=3)
+
+
+def test_first_and_last_token_of_each_request_are_timed_from_the_start():
+    watch = Stopwatch(2)
+    for _ in range(3):
+        for request in range(2):
+            watch.tokens(request, 1)
+    measured = watch.read(expected=3)
+    assert measured.num_tokens == 6
+    assert measured.first_token_p50_s <= measured.first_token_p95_s < measured.latency_p50_s
+    assert measured.wall_s == measured.latency_p95_s
+    assert measured.tokens_per_s == pytest.approx(6 / measured.wall_s)
+
+
+def test_the_median_is_taken_figure_by_figure():
+    rounds = [Measurement(8, 512, wall_s, 512 / wall_s, 1, 1, first, first) for wall_s, first in
+              ((4.0, 0.1), (2.0, 0.3), (8.0, 0.2))]  # fmt: skip
+    middle = median(rounds)
+    assert (middle.wall_s, middle.first_token_p50_s, middle.num_tokens) == (4.0, 0.2, 512)
