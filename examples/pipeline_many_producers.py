@@ -1,9 +1,8 @@
 """A pipeline: many producers, which wait for nothing, and one collector that reads what has ended.
 
 Every job names the same replies stream. Its terminal event arrives there, whoever submitted it, so the
-collector need not know the jobs beforehand; what a producer wants it to know travels in `metadata`. The replies
-stream is a plain Redis stream: a collector that remembers the last entry id it has dealt with can be restarted
-at any time.
+collector need not know the jobs beforehand; what it shall know of them travels in `metadata`. It is a
+plain Redis stream: a collector that remembers the last entry id it has dealt with may be restarted at will.
 """
 
 from collections.abc import Iterator
