@@ -152,6 +152,14 @@ def test_two_that_start_at_the_same_moment_share_one_server(default_port, tmp_pa
             server.stop()
 
 
+def test_a_worker_may_start_at_once_after_one_that_was_killed(default_port, parent, tmp_path):
+    process, _ = parent
+    process.kill()  # its server has yet to notice, and has the data directory
+    _, server = ensure_server(None, data_dir=tmp_path)
+    with server, redis.Redis.from_url(server.url) as client:
+        assert client.get("state") == b"running"
+
+
 def test_a_stranger_on_the_default_port_is_left_alone(default_port, tmp_path):
     with socket.create_server(("127.0.0.1", default_port)):
         url, server = ensure_server(None, data_dir=tmp_path)

@@ -36,9 +36,6 @@ class _Listener(StrEnum):
     STRANGER = "something that is not a Redis server"
 
 
-_USABLE = (_Listener.SERVER, _Listener.LOADING)
-
-
 class _DataDirInUse(ConfigError):
     pass
 
@@ -87,7 +84,6 @@ class EmbeddedServer:
             except _PortTaken:  # a free port may be taken by someone else before the server binds it
                 if not any_port or attempt == 4:
                     raise
-        (self.data_dir / "url").write_text(self.url)
         return self
 
     def stop(self) -> None:
@@ -121,23 +117,23 @@ class EmbeddedServer:
 
         Raises ConfigError (read-only, not a folder, disk full), or _DataDirInUse if another has the lock.
         """
+        url = self.data_dir / "url"
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             log_file = self.log_path.open("ab")
+            fcntl.flock(log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            url.write_text(self.url)
+        except BlockingIOError:
+            log_file.close()
+            where = f" at {url.read_text()}. Set INGINE_REDIS_URL to that" if url.exists() else ""
+            raise _DataDirInUse(
+                f"the data directory {self.data_dir} belongs to a server that is running{where}"
+            ) from None
         except OSError as error:
             raise ConfigError(
                 f"the data directory {self.data_dir} cannot be used: {error.strerror}. "
                 "Set INGINE_DATA_DIR to one that can, or INGINE_REDIS_URL to a server of yours"
             ) from error
-        try:
-            fcntl.flock(log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log_file.close()
-            url = self.data_dir / "url"
-            raise _DataDirInUse(
-                f"the data directory {self.data_dir} belongs to a server that is running"
-                + (f" at {url.read_text()}. Set INGINE_REDIS_URL to that" if url.exists() else "")
-            ) from None
         return log_file
 
     def _wait_until_it_answers(self) -> None:
@@ -177,25 +173,27 @@ def ensure_server(
     """
     if redis_url:
         return redis_url, None
-    found, _ = _probe(DEFAULT_PORT)
-    if found is _Listener.NOBODY:
-        server = EmbeddedServer(data_dir, port=DEFAULT_PORT)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while (found := _probe(DEFAULT_PORT)[0]) is _Listener.NOBODY:
         try:
-            server.start()
-        except _DataDirInUse:  # perhaps another worker is starting it at this very moment
-            if not _answers_soon(DEFAULT_PORT):
+            return _start(EmbeddedServer(data_dir, port=DEFAULT_PORT))
+        except (_DataDirInUse, _PortTaken):
+            # By a worker that starts at this very moment, or by the server of one that has just been killed:
+            # the next probe will tell.
+            if time.monotonic() > deadline:
                 raise
-            found = _Listener.SERVER
-        except _PortTaken:
-            found = _Listener.STRANGER
-    if found in _USABLE:
+            time.sleep(0.1)
+    if found in (_Listener.SERVER, _Listener.LOADING):
         log.info("using the server that answers at %s", DEFAULT_REDIS_URL)
         return DEFAULT_REDIS_URL, None
     if found is _Listener.LOCKED:
         raise ConfigError(f"{DEFAULT_REDIS_URL} is {found}: set INGINE_REDIS_URL, with the password in it")
-    if found is _Listener.STRANGER:
-        log.warning("port %d is taken by %s", DEFAULT_PORT, found)
-        server = EmbeddedServer(data_dir).start()
+    log.warning("port %d is taken by %s", DEFAULT_PORT, found)
+    return _start(EmbeddedServer(data_dir))
+
+
+def _start(server: EmbeddedServer) -> tuple[str, EmbeddedServer]:
+    server.start()
     log.info("started an embedded Valkey server at %s, its files are in %s", server.url, server.data_dir)
     return server.url, server
 
@@ -240,15 +238,6 @@ def _probe(port: int) -> tuple[_Listener, int | None]:
         return _Listener.STRANGER, None
     finally:
         client.close()
-
-
-def _answers_soon(port: int) -> bool:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while _probe(port)[0] not in _USABLE:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def _free_port() -> int:

@@ -24,7 +24,9 @@ class Measurement:
 def median(measurements: Sequence[Measurement]) -> Measurement:
     """Figure by figure."""
     rows = [asdict(measurement) for measurement in measurements]
-    return Measurement(**{name: statistics.median(row[name] for row in rows) for name in rows[0]})
+    return Measurement(
+        **{name: type(first)(statistics.median(row[name] for row in rows)) for name, first in rows[0].items()}
+    )
 
 
 class Stopwatch:

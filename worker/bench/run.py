@@ -59,12 +59,12 @@ def run(console: Console, *, model: str, num_rounds: int, json_path: Path) -> No
                 prompts = make_workload(engine.tokenizer, num_requests)
                 for mode, measure in modes.items():
                     if mode == HF and round_number > 0:
-                        continue  # minutes a round, and nothing that it is compared with depends on it
+                        continue  # it takes minutes, and hardly varies
                     results[mode, num_requests].append(measure(prompts))
                     _print_progress(console, round_number, mode, results[mode, num_requests][-1])
     console.print(_table(results))
-    for sentence in _comparisons(results):
-        console.print(sentence, highlight=False)
+    for name, ratio in _ratios(results).items():
+        console.print(f"{name}: {ratio:.2f}x", highlight=False)
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(json.dumps(_as_json(results, model, device, dtype), indent=2) + "\n")
     console.print(f"written to {json_path}", highlight=False)
@@ -101,10 +101,6 @@ def _ratios(results: Results) -> dict[str, float]:
         for n in BATCH_SIZES
         for first, second in pairs
     }
-
-
-def _comparisons(results: Results) -> list[str]:
-    return [f"{name}: {ratio:.2f}x" for name, ratio in _ratios(results).items()]
 
 
 def _as_json(results: Results, model: str, device: torch.device, dtype: torch.dtype) -> dict:
