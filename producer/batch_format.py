@@ -148,11 +148,12 @@ def _prompt(prompt: Any) -> Any:
 
 def _sampling(body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
     sampling = {}
-    top_logprobs = body.pop("top_logprobs", 0) if chat else 0
-    if chat and "logprobs" in body:
-        sampling |= {"logprobs": top_logprobs} if body.pop("logprobs") else {}
-    elif top_logprobs:
-        raise LineRefused("invalid_parameter", "top_logprobs needs logprobs: true", "top_logprobs")
+    if chat:  # a completion's `logprobs` is the number itself
+        wanted, num_top = body.pop("logprobs", False), body.pop("top_logprobs", 0)
+        if wanted:
+            sampling["logprobs"] = num_top
+        elif num_top:
+            raise LineRefused("invalid_parameter", "top_logprobs needs logprobs: true", "top_logprobs")
     for name, value in body.items():
         if _RENAMED.get(name, name) in SamplingParams.model_fields:
             sampling[_RENAMED.get(name, name)] = _bias(value) if name == "logit_bias" else value

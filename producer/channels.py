@@ -80,7 +80,10 @@ class ChannelHub:
             self._changed.set()
 
     async def aclose(self) -> None:
+        # Cancelling is not enough: before Python 3.12 asyncio.wait_for, under which redis-py writes, may
+        # swallow it, and a task group whose member fails meanwhile raises that failure instead.
         self._closed = True
+        self._changed.set()
         if self._runner:
             self._runner.cancel()
             with suppress(asyncio.CancelledError):
@@ -91,7 +94,6 @@ class ChannelHub:
 
     async def _run(self) -> None:
         backoff_s = 0.05
-        # A task group whose member fails while it is being cancelled raises the failure, not the cancellation.
         while not self._closed:
             connection = self._redis.connection_pool.make_connection()
             try:
@@ -101,9 +103,7 @@ class ChannelHub:
                     group.create_task(self._read(connection))
                     group.create_task(self._keep_subscribed(connection))
             except* (exceptions.RedisError, OSError) as errors:
-                log.warning(
-                    "live events are interrupted (%s), streams go on from the log", errors.exceptions[0]
-                )
+                log.warning("no live events (%s), streams go on from the log", errors.exceptions[0])
             finally:
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
@@ -112,7 +112,7 @@ class ChannelHub:
     async def _keep_subscribed(self, connection: AbstractConnection) -> None:
         """Level-triggered: whatever came and went since the last look travels as one command each."""
         subscribed: set[bytes] = set()
-        while True:
+        while not self._closed:
             self._changed.clear()
             wanted = set(self._subscriptions)
             if new := wanted - subscribed:
@@ -124,7 +124,7 @@ class ChannelHub:
 
     async def _read(self, connection: AbstractConnection) -> None:
         unanswered_ping = False
-        while True:
+        while not self._closed:
             message = await connection.read_response(timeout=PING_S, push_request=True)
             if message is None:  # a connection may be half-open for hours; only a ping finds out
                 if unanswered_ping:

@@ -28,25 +28,38 @@ class FakeWorker:
     def __init__(self, redis: Redis, keys: Keys):
         self.redis, self.keys = redis, keys
         self._delivered: deque[bytes] = deque()
+        self._stopped = False
 
     async def take(self) -> Job:
         """The next job, begun. Waits for one."""
+        while (job := await self._poll()) is None:
+            pass
+        return job
+
+    async def serve(self, answer: Callable[["FakeWorker", Job], Awaitable[None]]) -> None:
+        """Take jobs and answer them one after the other, until `stop`."""
+        while not self._stopped:
+            if job := await self._poll():
+                await answer(self, job)
+
+    def stop(self) -> None:
+        """Cancelling `serve` instead may be lost in asyncio.wait_for (redis-py, Python < 3.12)."""
+        self._stopped = True
+
+    async def _poll(self) -> Job | None:
         for jobs in self.keys.all_jobs:
             with suppress(ResponseError):  # BUSYGROUP: there is one
                 await self.redis.xgroup_create(jobs, GROUP, id="0", mkstream=True)
-        streams = dict.fromkeys(self.keys.all_jobs, ">")
-        while not self._delivered:
-            for _, entries in await self.redis.xreadgroup(GROUP, "fake", streams, count=1, block=100) or []:
+        if not self._delivered:
+            streams = dict.fromkeys(self.keys.all_jobs, ">")
+            for _, entries in await self.redis.xreadgroup(GROUP, "fake", streams, count=1, block=50) or []:
                 self._delivered += [fields[JOB_FIELD.encode()] for _, fields in entries]
+        if not self._delivered:
+            return None
         job = decode_job(self._delivered.popleft())
         began = {"status": "running", "worker": "fake", "attempt": 1}
         await self.redis.hset(self.keys.job(job.id), mapping=began)
         return job
-
-    async def serve(self, answer: Callable[["FakeWorker", Job], Awaitable[None]]) -> None:
-        """Take jobs and answer them one after the other, until cancelled."""
-        while True:
-            await answer(self, await self.take())
 
     async def commit(self, job_id: str, start: int, position: int, *, publish: bool = True) -> bytes:
         """Tokens start+1 ... position as one event. Returns its bytes."""

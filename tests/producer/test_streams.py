@@ -312,8 +312,9 @@ async def test_a_thousand_streams_share_few_connections(real: tuple[AsyncClient,
     consumers = [asyncio.create_task(consume(handle)) for handle in handles]
     subscribed = client._streams._hub._subscriptions
     await wait_until_async(lambda: len(subscribed) == num_jobs)
-    for _ in range(num_jobs):
-        await worker.run((await worker.take()).id, num_tokens)
+    job_ids = [(await worker.take()).id for _ in range(num_jobs)]
+    for start in range(0, num_jobs, 50):
+        await asyncio.gather(*(worker.run(job_id, num_tokens) for job_id in job_ids[start : start + 50]))
     assert await asyncio.gather(*consumers) == [[1, 2, 3]] * num_jobs
     names = [connection["name"] for connection in await worker.redis.client_list()]
     assert names.count("ingine-producer") <= 9

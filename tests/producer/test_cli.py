@@ -1,0 +1,214 @@
+"""The producer's commands, as processes: output, exit status, one clear line for an error."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NamedTuple
+
+import msgpack
+import pytest
+from redis.asyncio import Redis
+
+from ingine.wire import Job, JobStatus, Keys, decode_job
+from tests.producer.conftest import Server
+from tests.producer.fake_worker import FakeWorker
+
+
+class Finished(NamedTuple):
+    exit_status: int
+    stdout: str
+    stderr: str
+
+
+Ingine = Callable[..., Awaitable[Finished]]
+
+
+async def start(*arguments: str) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    command = [sys.executable, "-m", "ingine.cli", *arguments]
+    return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+
+
+@pytest.fixture
+def where(valkey: Server, queue: str) -> list[str]:
+    return ["--redis-url", valkey.url, "--queue", queue]
+
+
+@pytest.fixture
+def ingine(where: list[str]) -> Ingine:
+    """`await ingine("submit", "hi")` runs `ingine submit hi` on the test's queue."""
+
+    async def run(*arguments: str, stdin: str = "") -> Finished:
+        process = await start(*arguments, *where)
+        stdout, stderr = await process.communicate(stdin.encode())
+        return Finished(process.returncode, stdout.decode(), stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+async def redis(valkey: Server) -> AsyncIterator[Redis]:
+    async with valkey.connect() as connection:
+        yield connection
+
+
+@pytest.fixture
+def worker(redis: Redis, keys: Keys) -> FakeWorker:
+    return FakeWorker(redis, keys)
+
+
+async def queued(redis: Redis, keys: Keys, priority: str = "normal") -> Job:
+    [(_, fields)] = await redis.xrange(keys.jobs(priority))
+    return decode_job(fields[b"job"])
+
+
+async def test_submit_prints_the_job_id(ingine: Ingine, redis: Redis, keys: Keys):
+    finished = await ingine(
+        *("submit", "hi there", "--max-tokens", "7", "--stop", "a", "--stop", "b", "--seed", "3"),
+        *("--priority", "high", "--deadline-s", "2.5", "--job-id", "mine"),
+    )
+    assert finished == (0, "mine\n", "")
+    job = await queued(redis, keys, "high")
+    assert (job.id, job.prompt, job.deadline_ms) == ("mine", "hi there", 2500)
+    assert (job.sampling.max_tokens, job.sampling.stop, job.sampling.seed) == (7, ("a", "b"), 3)
+
+
+async def test_a_prompt_can_be_piped_in(ingine: Ingine, redis: Redis, keys: Keys):
+    finished = await ingine("submit", "--chat", "--json", stdin="two\nlines\n")
+    job = await queued(redis, keys)
+    assert json.loads(finished.stdout) == {"job_id": job.id}
+    assert [message.model_dump() for message in job.messages] == [{"role": "user", "content": "two\nlines"}]
+
+
+async def test_submit_and_stream(ingine: Ingine, worker: FakeWorker):
+    running = asyncio.create_task(ingine("submit", "--stream", stdin="prompt\n"))
+    job = await worker.take()
+    assert job.prompt == "prompt"
+    await worker.run(job.id, 3, text="!")
+    assert await running == (0, "<1><2><3>!\n", "")
+
+
+async def test_stream_from_a_position_as_json(ingine: Ingine, worker: FakeWorker):
+    await ingine("submit", "hi", "--job-id", "mine")
+    await worker.take()
+    await worker.run("mine", 3)
+    finished = await ingine("stream", "mine", "--from", "1", "--json")
+    assert [json.loads(line) for line in finished.stdout.splitlines()] == [
+        {"position": 2, "token_ids": [2], "text": "<2>"},
+        {"position": 3, "token_ids": [3], "text": "<3>"},
+    ]
+
+
+async def test_a_failed_job_is_one_line_and_exit_status_1(ingine: Ingine, worker: FakeWorker):
+    await ingine("submit", "hi", "--job-id", "mine")
+    await worker.take()
+    await worker.commit("mine", 0, 1)
+    await worker.end("mine", 1, JobStatus.FAILED, error={"code": "engine_error", "message": "a cosmic ray"})
+    finished = await ingine("stream", "mine")
+    assert finished == (1, "<1>\n", "ingine: job mine failed: a cosmic ray\n")
+
+
+async def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(worker: FakeWorker, where: list[str]):
+    process = await start("submit", "hi", "--stream", *where)
+    job = await worker.take()
+    await worker.commit(job.id, 0, 2)
+    assert await process.stdout.readexactly(6) == b"<1><2>"
+    process.send_signal(signal.SIGINT)
+    _, said = await process.communicate()
+    assert process.returncode == 130
+    assert f"ingine stream {job.id} --from 2" in said.decode()
+    assert b"Traceback" not in said
+    assert not await worker.redis.hexists(worker.keys.job(job.id), "cancel")
+
+
+async def test_status_and_cancel(ingine: Ingine):
+    await ingine("submit", "hi", "--job-id", "mine")
+    assert json.loads((await ingine("status", "mine", "--json")).stdout)["status"] == "queued"
+    assert (await ingine("cancel", "mine")).stdout == "cancelled\n"
+    assert json.loads((await ingine("cancel", "mine", "--json")).stdout) == {
+        "job_id": "mine",
+        "outcome": "cancelled",
+    }
+    shown = (await ingine("status", "mine")).stdout
+    assert "status:            cancelled\n" in shown
+    assert await ingine("status", "nobody") == (
+        1, "", "ingine: no job nobody: never submitted, or its result's TTL has passed\n",
+    )  # fmt: skip
+
+
+async def test_queue(ingine: Ingine, redis: Redis, keys: Keys):
+    await ingine("submit", "hi", "--priority", "low")
+    now_s, _ = await redis.time()
+    await redis.hset(keys.workers, "w1", msgpack.packb({"state": "running", "at_s": now_s}))
+    limits = await ingine("queue", "limits", "--max-jobs", "1", "--json")
+    assert json.loads(limits.stdout) == {"max_jobs": 1, "max_job_bytes": 1 << 20}
+    assert (await ingine("queue", "pause")).exit_status == 0
+    assert (await ingine("queue", "drain", "w1")).exit_status == 0
+    shown = (await ingine("queue", "show")).stdout
+    assert f"queue {keys.queue}, paused\n" in shown
+    assert "low     1 waiting, 0 running\n" in shown
+    assert "w1, draining: state running" in shown
+    full = await ingine("submit", "one too many")
+    assert full.exit_status == 1
+    assert "at its limit of 1 jobs" in full.stderr
+    assert (await ingine("queue", "resume")).exit_status == 0
+    assert not json.loads((await ingine("queue", "show", "--json")).stdout)["paused"]
+
+
+async def test_dead_letters(ingine: Ingine, redis: Redis, keys: Keys):
+    fields = {"job": b"\xc1\x00", "code": "not_msgpack", "reason": "bad bytes", "stream": keys.jobs("high")}
+    letter = fields | {"entry": "1-0", "deliveries": 1, "worker": "w1"}
+    first, second, third = [(await redis.xadd(keys.dead, letter)).decode() for _ in range(3)]
+    listed = (await ingine("dead", "list")).stdout.splitlines()
+    assert listed[0] == f"{first}  not_msgpack  job ?  bad bytes"
+    assert len((await ingine("dead", "list", "--json", "--limit", "2")).stdout.splitlines()) == 2
+    assert r"\xc1" in (await ingine("dead", "show", first)).stdout
+    assert json.loads((await ingine("dead", "show", first, "--json")).stdout)["deliveries"] == 1
+    assert (await ingine("dead", "requeue", first)).exit_status == 0
+    assert await redis.xlen(keys.jobs("high")) == 1
+    assert (await ingine("dead", "purge", second)).stdout == "1\n"
+    assert (await ingine("dead", "purge")).exit_status == 2
+    assert (await ingine("dead", "purge", third, "--all")).exit_status == 2
+    assert (await ingine("dead", "purge", "--all")).stdout == "1\n"
+    assert (await ingine("dead", "show", third)).exit_status == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_status", "says"),
+    [
+        (["submit", "hi", "--max-tokens", "0"], 2, "sampling.max_tokens"),
+        (["submit", "hi", "--priority", "urgent"], 2, "urgent"),
+        (["submit", "hi", "--nonsense"], 2, "nonsense"),
+        (
+            ["submit", "hi", "--redis-url", "http://x"],
+            2,
+            "INGINE_REDIS_URL (--redis-url): must begin with redis://",
+        ),
+        (["submit", "hi", "--redis-url", "redis://127.0.0.1:1/0"], 3, "127.0.0.1:1 cannot be reached"),
+        (["batch", "missing.jsonl", "-o", "out.jsonl"], 2, "missing.jsonl is no file"),
+    ],
+)
+async def test_errors_are_one_line_and_an_exit_status(arguments: list[str], exit_status: int, says: str):
+    process = await start(*arguments)
+    stdout, stderr = await process.communicate()
+    assert process.returncode == exit_status
+    assert stdout == b""
+    assert says in stderr.decode()
+    assert "Traceback" not in stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("submit", "stream", "batch", "status", "cancel", "queue", "dead"),
+        *(f"queue {name}" for name in ("show", "pause", "resume", "drain", "limits")),
+        *(f"dead {name}" for name in ("list", "show", "requeue", "purge")),
+    ],
+)
+async def test_every_command_explains_itself(command: str):
+    process = await start(*command.split(), "--help")
+    stdout, _ = await process.communicate()
+    assert process.returncode == 0
+    assert f"{command} [OPTIONS]" in stdout.decode()

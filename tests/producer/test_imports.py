@@ -1,0 +1,17 @@
+import subprocess
+import sys
+
+import producer
+
+
+def test_everything_exported_exists():
+    assert sorted(producer.__all__) == producer.__all__
+    assert all(hasattr(producer, name) for name in producer.__all__)
+
+
+def test_a_producer_needs_neither_torch_nor_the_worker():
+    program = "import producer, producer.cli, sys; print(*sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    imported = set(finished.stdout.split())
+    assert "producer" in imported
+    assert not imported & {"torch", "transformers", "numpy", "worker", "ingine.engine"}

@@ -1,0 +1,194 @@
+"""What the client makes of a server that is away, loses replies or refuses: on real servers only."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from redis.asyncio import Redis
+
+from ingine.wire import Keys
+from producer import AsyncClient, Client, ConfigError, ServerUnavailable
+from tests.producer.conftest import Server
+from tests.producer.fake_worker import FakeWorker
+from worker.embedded import EmbeddedServer
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """One that the test may break."""
+    with EmbeddedServer(tmp_path) as server:
+        yield server
+
+
+@asynccontextmanager
+async def lossy_proxy(url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """A way to the server that, when the event is set, loses one reply to EVALSHA and breaks off."""
+    lose_next = asyncio.Event()
+    address = urlsplit(url)
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection(address.hostname, address.port)
+        try:
+            while request := await reader.read(1 << 16):
+                upstream_writer.write(request)
+                reply = await upstream_reader.read(1 << 16)
+                if lose_next.is_set() and b"EVALSHA" in request:
+                    lose_next.clear()
+                    break
+                writer.write(reply)
+        finally:
+            writer.close()
+            upstream_writer.close()
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    async with server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", lose_next
+
+
+async def test_a_submission_whose_reply_was_lost_is_one_submission(valkey: Server, queue: str, keys: Keys):
+    async with (
+        lossy_proxy(valkey.url) as (url, lose_next),
+        AsyncClient(url, queue=queue) as client,
+        valkey.connect() as redis,
+    ):
+        await client.submit("the script is known now")
+        lose_next.set()
+        handle = await client.submit("once", job_id="once")
+        assert not lose_next.is_set()
+        assert handle.job_id == "once"
+        assert await redis.xlen(keys.jobs("normal")) == 2
+
+        lose_next.set()
+        handles = await client.submit_many({"prompt": f"{n}", "job_id": f"many-{n}"} for n in range(5))
+        assert not lose_next.is_set()
+        assert [handle.job_id for handle in handles] == [f"many-{n}" for n in range(5)]
+        assert await redis.xlen(keys.jobs("normal")) == 7
+
+
+async def test_nobody_there_is_an_error_that_says_so(own_server: EmbeddedServer):
+    own_server.stop()
+    async with AsyncClient(own_server.url) as client:
+        with pytest.raises(
+            ServerUnavailable, match=f"127.0.0.1:{own_server.port} cannot be reached.*is it running"
+        ):
+            await client.submit("hi")
+
+
+def test_the_sync_client_says_it_too(own_server: EmbeddedServer):
+    own_server.stop()
+    with Client(own_server.url) as client, pytest.raises(ServerUnavailable, match="cannot be reached"):
+        client.submit("hi")
+
+
+async def test_a_stream_gives_up_when_the_server_stays_away(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("producer.token_log.GIVE_UP_S", 0.1)
+    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    async with AsyncClient(own_server.url) as client:
+        handle = await client.submit("hi")
+        consumer = asyncio.create_task(handle.result())
+        own_server.stop()
+        with pytest.raises(ServerUnavailable, match="cannot be reached"):
+            await consumer
+
+
+async def test_a_stream_outlasts_a_server_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    with EmbeddedServer(tmp_path) as server:
+        async with AsyncClient(server.url) as client:
+            worker = FakeWorker(Redis.from_url(server.url), Keys())
+            handle = await client.submit("hi")
+            await worker.take()
+            await worker.commit(handle.job_id, 0, 2)
+            stream = client.attach(handle.job_id).stream()
+            assert (await anext(stream)).position == 2
+            server.stop()
+            waiting = asyncio.ensure_future(anext(stream))
+            await worker.redis.aclose()
+            with EmbeddedServer(tmp_path, port=server.port):
+                await worker.run_from(handle.job_id, 2, 4)
+                assert [(await waiting).token_ids, *[chunk.token_ids async for chunk in stream]] == [[3], [4]]
+
+
+async def test_wrong_credentials(valkey: Server):
+    async with AsyncClient(valkey.url.replace("redis://", "redis://nobody:wrong@")) as client:
+        with pytest.raises(ServerUnavailable, match=r"refuses these credentials.*INGINE_REDIS_URL"):
+            await client.submit("hi")
+        with pytest.raises(ServerUnavailable, match="credentials"):
+            await client.attach("x").result()
+
+
+async def test_a_user_who_may_not(valkey: Server, queue: str):
+    async with valkey.connect() as admin:
+        await admin.acl_setuser(
+            queue, enabled=True, passwords=["+pw"], keys=["*"], commands=["+ping", "+hello"]
+        )
+        async with AsyncClient(valkey.url.replace("redis://", f"redis://{queue}:pw@")) as client:
+            with pytest.raises(ServerUnavailable, match="refuses these credentials"):
+                await client.submit("hi")
+        await admin.acl_deluser(queue)
+
+
+async def test_a_replica_that_cannot_be_written(own_server: EmbeddedServer):
+    async with Redis.from_url(own_server.url) as admin, AsyncClient(own_server.url) as client:
+        await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(ServerUnavailable, match="read-only replica"):
+            await client.submit("hi")
+
+
+async def test_a_server_out_of_memory(own_server: EmbeddedServer):
+    async with Redis.from_url(own_server.url) as admin, AsyncClient(own_server.url) as client:
+        await admin.config_set("maxmemory", 1)
+        with pytest.raises(ServerUnavailable, match="out of memory"):
+            await client.submit("hi")
+        with pytest.raises(ServerUnavailable, match="out of memory") as refused:
+            await client.submit_many([{"prompt": "hi"}])
+        assert refused.value.accepted == []
+
+
+async def test_a_key_of_another_type_fails_its_own_stream_alone(valkey: Server, queue: str, keys: Keys):
+    async with valkey.client(queue) as client, valkey.connect() as redis:
+        worker = FakeWorker(redis, keys)
+        handle = await client.submit("hi")
+        await worker.take()
+        await worker.run(handle.job_id, 1)
+        await redis.set(keys.tokens("odd"), "a string")
+        results = await asyncio.gather(client.attach("odd").result(), handle.result(), return_exceptions=True)
+        assert isinstance(results[0], ServerUnavailable)
+        assert "WRONGTYPE" in str(results[0])
+        assert results[1].token_ids == [1]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("INGINE_REDIS_URL", "http://secret@example.com", "INGINE_REDIS_URL .*must begin with redis://"),
+        ("INGINE_REDIS_URL", "redis://localhost:port/0", "INGINE_REDIS_URL"),
+        ("INGINE_QUEUE", "no spaces", "INGINE_QUEUE .*matches"),
+    ],
+)
+def test_a_wrong_setting_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=says) as wrong:
+        AsyncClient()
+    assert "secret" not in str(wrong.value)
+
+
+def test_settings_come_from_arguments_environment_and_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("INGINE_QUEUE=from-file\nINGINE_MODEL=a-worker-s-affair\n")
+    assert AsyncClient()._keys.queue == "from-file"
+    monkeypatch.setenv("INGINE_QUEUE", "from-environment")
+    assert AsyncClient()._keys.queue == "from-environment"
+    assert AsyncClient(queue="given")._keys.queue == "given"
+
+
+def test_a_decoding_redis_client_is_refused():
+    with pytest.raises(ConfigError, match="decode_responses"):
+        AsyncClient(redis=Redis(decode_responses=True))
