@@ -86,9 +86,7 @@ class Sequence:
         if self.num_output_tokens > self.params.min_tokens:
             text, stop = self._stop_strings.append(text)
         if stop is not None:
-            self._detokenizer = (
-                None  # the text ends here; what is held of the last character is not part of it
-            )
+            self._detokenizer = None  # what it may hold of a last character comes after the end
             self.finish(FinishReason.STOP, stop)
         elif self.num_tokens >= self.max_num_tokens:
             self.finish(FinishReason.LENGTH)

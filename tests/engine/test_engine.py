@@ -292,6 +292,20 @@ def test_stats_count_tokens_and_blocks(llama):
     assert (stats.num_running, stats.kv_usage) == (0, 0)
 
 
+def test_of_the_same_arrival_time_the_first_to_be_added_stays_first(llama):
+    """Also when it has been preempted while the other was waiting."""
+    driver = Driver(make_engine(llama, num_blocks=20, max_num_seqs=2))
+    for seq_id in "abc":
+        driver.engine.add(seq_id, PROMPT, greedy(), arrival_time=0.0)
+    while driver.engine.stats().num_preemptions == 0:
+        driver.step()
+    assert driver.engine.running_seq_ids == ["a"]
+    while len(driver.engine.running_seq_ids) < 2:
+        driver.step()
+    assert driver.engine.running_seq_ids == ["a", "b"]
+    driver.finish()
+
+
 def test_the_trace_has_a_line_a_step(llama, caplog):
     driver = Driver(make_engine(llama, num_blocks=40))
     driver.engine.add("a", PROMPT, greedy(2))

@@ -218,6 +218,15 @@ def test_draws_follow_the_distribution():
     assert chi_square < 24.3
 
 
+def test_the_number_of_a_token_is_that_of_its_seed_and_position():
+    logits = make_logits(spread=0.0)  # all tokens alike: the number decides
+    for seed, position in ((1, 0), (1, 1), (2, 1)):
+        token_id = sample_one(logits, make_sequence([0] * position, temperature=1.0, seed=seed))
+        expected = draw(logits.clone(), [SamplingParams()], uniforms([seed], [position]))
+        assert token_id == expected.item()
+    assert len({float(uniforms([seed], [position])[0]) for seed in (1, 2) for position in (0, 1)}) == 4
+
+
 @pytest.mark.parametrize(
     ("seeds", "positions"),
     [([5] * 4096, range(4096)), (range(4096), [5] * 4096), (range(4096), range(4096))],

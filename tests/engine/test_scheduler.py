@@ -145,6 +145,21 @@ def test_the_victim_is_the_latest():
     assert fill_memory(scheduler, make_sequence("a", 4, arrival=0), make_sequence("b", 4, arrival=1)) == ["b"]
 
 
+def test_of_several_the_victim_is_still_the_latest():
+    scheduler = make_scheduler(num_blocks=6)
+    seqs = [make_sequence(name, 4, arrival=arrival) for arrival, name in enumerate("abc")]
+    assert fill_memory(scheduler, *seqs) == ["c"]
+
+
+def test_nobody_comes_in_who_would_soon_be_preempted():
+    """There are just the blocks that it needs, and the one that runs will need one of them."""
+    scheduler = make_scheduler(num_blocks=6)
+    scheduler.add(make_sequence("running", 12, arrival=0))
+    run(scheduler, scheduler.schedule())
+    scheduler.add(make_sequence("newcomer", 8, arrival=1))
+    assert work(scheduler.schedule()) == {"running": 1}
+
+
 def test_the_victim_is_the_least_urgent_even_if_it_came_first():
     scheduler = make_scheduler(num_blocks=6)
     low, high = make_sequence("low", 4, arrival=0, priority=1), make_sequence("high", 4, arrival=1)
