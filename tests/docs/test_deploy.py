@@ -1,0 +1,43 @@
+"""The files in deploy/ agree with the settings and the keys."""
+
+import configparser
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from ingine.wire import Keys
+from tests.docs.tables import ROOT
+from worker.settings import WorkerSettings
+
+UNIT = ROOT / "deploy" / "ingine-worker.service"
+
+
+def test_the_unit_gives_a_worker_time_to_hand_over():
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str
+    unit.read(UNIT)
+    service = unit["Service"]
+    assert service["KillSignal"] == "SIGTERM"
+    assert int(service["TimeoutStopSec"]) > WorkerSettings.model_fields["drain_timeout_s"].default
+    assert service["ExecStart"].endswith("/ingine worker")
+
+
+def test_systemd_takes_the_unit(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    # The program need not be installed here, but has to exist to be verified.
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/opt/ingine/bin/ingine", "/bin/true"))
+    verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert UNIT.stem not in verified.stderr, verified.stderr
+
+
+def test_keda_adds_up_every_jobs_stream():
+    spec = yaml.safe_load((ROOT / "deploy" / "keda.yaml").read_text())["spec"]
+    streams = {trigger["name"]: trigger["metadata"]["stream"] for trigger in spec["triggers"]}
+    assert list(streams.values()) == Keys().all_jobs
+    assert spec["advanced"]["scalingModifiers"]["formula"] == " + ".join(streams)
+    # With a consumer group the trigger would count that group's pending entries instead.
+    assert all("consumerGroup" not in trigger["metadata"] for trigger in spec["triggers"])
