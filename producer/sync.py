@@ -35,22 +35,39 @@ class _LoopThread:
         if self.closed:
             coroutine.close()
             raise ClientError("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        ended = threading.Event()
+        started: list[asyncio.Task[T]] = []
+
+        def start() -> None:
+            started.append(self._loop.create_task(coroutine))
+            started[0].add_done_callback(lambda _: ended.set())
+
+        self._loop.call_soon_threadsafe(start)
         try:
-            return future.result()
-        except BaseException:  # Ctrl-C in the caller's thread ends what it waits for, too
-            future.cancel()
+            ended.wait()
+        except BaseException:  # Ctrl-C: end what we wait for, too, and not before it has let go of everything
+            self._loop.call_soon_threadsafe(lambda: started[0].cancel())
+            ended.wait()
             raise
+        return started[0].result()
 
     @property
     def closed(self) -> bool:
         return self._loop.is_closed()
 
     def close(self) -> None:
-        self.run(self._loop.shutdown_asyncgens())
+        self.run(self._end_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _end_all(self) -> None:
+        """What other threads still wait for."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
 
 
 def _sync(
@@ -103,7 +120,8 @@ class JobHandle:
             while (chunk := self._thread.run(next_chunk())) is not None:
                 yield chunk
         finally:
-            self._thread.run(chunks.aclose())
+            if not self._thread.closed:
+                self._thread.run(chunks.aclose())
 
     @wraps(AsyncJobHandle.result)
     def result(self, timeout: float | None = None) -> Result:

@@ -321,17 +321,23 @@ async def test_a_thousand_streams_share_few_connections(real: tuple[AsyncClient,
     assert not subscribed
 
 
-def test_breaking_off_a_stream_leaves_the_sync_client_usable(redis_url: str, queue: str):
-    with Client(redis_url, queue=queue) as client:
-        handle = client.submit("hi")
-        client.cancel(handle.job_id)
-        assert handle.status().status is JobStatus.CANCELLED
-        stream = handle.stream()
-        with pytest.raises(JobCancelled):
-            next(stream)
-        stream.close()
-        with pytest.raises(JobCancelled):
-            handle.result(5)
+async def test_breaking_off_a_stream_leaves_the_sync_client_usable(
+    valkey: Server, queue: str, keys: Keys, recwarn: pytest.WarningsRecorder
+):
+    async with valkey.connect() as redis:
+        worker = FakeWorker(redis, keys)
+        client = Client(valkey.url, queue=queue)
+        handle = await asyncio.to_thread(client.submit, "hi")
+        await worker.take()
+        await worker.run(handle.job_id, 3)
+    first = await asyncio.to_thread(lambda: next(handle.stream()))
+    assert first.position == 1
+    kept = handle.stream()
+    await asyncio.to_thread(next, kept)
+    assert (await asyncio.to_thread(handle.result, 5)).token_ids == [1, 2, 3]
+    await asyncio.to_thread(client.close)
+    del kept
     with pytest.raises(ClientError, match="closed"):
         client.submit("hi")
     client.close()
+    assert [str(warning.message) for warning in recwarn] == []
