@@ -16,7 +16,7 @@ from ingine.device import num_kv_blocks, resolve_limits, select_device, select_d
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
 from ingine.model_runner import ModelRunner
 from ingine.model_store import resolve_model
-from ingine.models import load_model
+from ingine.models import Decoder, load_model
 from ingine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.sampler import SampledToken
 from ingine.sampling_params import SamplingParams
@@ -36,22 +36,22 @@ class Engine:
     `running_seq_ids`, of which the failed step had its sequences; those that wait go on.
     """
 
-    def __init__(self, config: EngineConfig, *, model=None, tokenizer: Tokenizer | None = None):
+    def __init__(
+        self, config: EngineConfig, *, model: Decoder | None = None, tokenizer: Tokenizer | None = None
+    ):
         """Loads `config.model` unless a loaded `model` is given, whose text is "" without a `tokenizer`."""
         if model is None:
             model, tokenizer = _load(config, tokenizer)
         self.tokenizer = tokenizer
         self.model_config = model.config
-        device = model.device
-        config = resolve_limits(config, device, model.config.max_position_embeddings)
-        num_blocks = num_kv_blocks(config, device, model.bytes_per_block(config.block_size))
+        config = resolve_limits(config, model.device, model.config.max_position_embeddings)
+        num_blocks = num_kv_blocks(config, model.device, model.bytes_per_block(config.block_size))
         self._num_kv_tokens = num_blocks * config.block_size
         self.max_model_len = min(config.max_model_len, self._num_kv_tokens)
         if self.max_model_len < config.max_model_len:
             logger.warning("KV memory limits sequences to %d tokens", self.max_model_len)
         self.config = config
         """As given, with the engine's choice for every limit that was None."""
-
         self._runner = ModelRunner(
             model, model.allocate_kv_caches(num_blocks, config.block_size), config.block_size
         )
@@ -220,7 +220,7 @@ class Engine:
             raise InvalidRequest(code, f"{where}: {wrong} is no token id, the vocabulary has {vocab_size}")
 
 
-def _load(config: EngineConfig, tokenizer: Tokenizer | None):
+def _load(config: EngineConfig, tokenizer: Tokenizer | None) -> tuple[Decoder, Tokenizer]:
     device = select_device(config.device)
     dtype = select_dtype(config.dtype, device)
     path = resolve_model(config.model)

@@ -6,19 +6,20 @@ import numpy as np
 import torch
 
 from ingine.attention import AttentionMetadata, KVCache
+from ingine.models import Decoder
 from ingine.sampler import SampledToken, sample
 from ingine.scheduler import ScheduledBatch
 from ingine.sequence import Sequence
 
 
 class ModelRunner:
-    """`model` is a decoder of `ingine.models`, `kv_caches` what it allocated."""
+    """`kv_caches` are what `model` allocated, of blocks of `block_size` tokens."""
 
-    def __init__(self, model, kv_caches: list[KVCache], block_size: int):
+    def __init__(self, model: Decoder, kv_caches: list[KVCache], block_size: int):
         self._model = model
         self._kv_caches = kv_caches
         self._block_size = block_size
-        self._device = kv_caches[0][0].device
+        self._device = model.device
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> list[SampledToken]:

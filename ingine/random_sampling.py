@@ -44,19 +44,18 @@ def draw(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> T
     device = logits.device
     temperature = np.maximum(np.array([p.temperature for p in params], dtype=np.float32), MIN_TEMPERATURE)
     probs = torch.softmax(logits.div_(torch.from_numpy(temperature).to(device)[:, None]), dim=-1)
-    target = torch.from_numpy(uniform).to(device)[:, None]
+    numbers = torch.from_numpy(uniform).to(device)[:, None]
 
-    truncated = [row for row, p in enumerate(params) if p.top_k > 0 or p.top_p < 1 or p.min_p > 0]
-    if not truncated:
-        return _inverse_cdf(probs, target)
-    if len(truncated) == len(params):
-        return _draw_truncated(probs, params, target)
+    is_cut = [p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params]
+    if not any(is_cut):
+        return _inverse_cdf(probs, numbers)
+    if all(is_cut):
+        return _draw_truncated(probs, params, numbers)
     token_ids = torch.empty(len(params), dtype=torch.int64, device=device)
-    whole = [row for row in range(len(params)) if row not in set(truncated)]
-    token_ids[whole] = _inverse_cdf(probs[whole], target[whole])
-    token_ids[truncated] = _draw_truncated(
-        probs[truncated], [params[row] for row in truncated], target[truncated]
-    )
+    cut = [row for row in range(len(params)) if is_cut[row]]
+    whole = [row for row in range(len(params)) if not is_cut[row]]
+    token_ids[whole] = _inverse_cdf(probs[whole], numbers[whole])
+    token_ids[cut] = _draw_truncated(probs[cut], [params[row] for row in cut], numbers[cut])
     return token_ids
 
 
@@ -80,11 +79,9 @@ def _draw_truncated(probs: Tensor, params: list[SamplingParams], uniform: Tensor
     )
     top_k, top_p, min_p = torch.from_numpy(limits).to(probs.device)[:, :, None].unbind(1)
     floor = min_p * probs.amax(dim=-1, keepdim=True)
-    mass = (
-        probs.where(probs >= floor, 0).sum(dim=-1, keepdim=True)
-        if limits[:, 2].any()
-        else torch.ones_like(floor)
-    )
+    mass = torch.ones_like(floor)
+    if limits[:, 2].any():
+        mass = probs.where(probs >= floor, 0).sum(dim=-1, keepdim=True)
 
     token_ids = torch.zeros(len(params), dtype=torch.int64, device=probs.device)
     rows = torch.arange(len(params), device=probs.device)
@@ -117,5 +114,4 @@ def _truncate(
     covered = (top_k >= vocab_size) & (top_p < 1) & (cdf[:, -1:] >= top_p * mass)
     nucleus = top_p * torch.where(bounded, cdf[:, -1:], mass)
     kept = kept.where((top_p >= 1) | (cdf - kept < nucleus), 0)
-    complete = bounded | covered
-    return kept, complete.squeeze(1)
+    return kept, (bounded | covered).squeeze(1)

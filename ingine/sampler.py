@@ -5,9 +5,8 @@ The order of operations is vLLM's:
 1. The log probabilities that are reported are those of the model's own logits.
 2. `min_tokens` masks what would end a sequence, `logit_bias` is added.
 3. Penalties: repetition (prompt and output), then frequency and presence (output).
-4. Greedy takes the largest logit. Else temperature, min_p, top_k, top_p, each applied to what the one
-before left,
-   and one draw by inverse CDF with the uniform number that belongs to (seed, position).
+4. Greedy takes the largest logit. Else temperature, min_p, top_k and top_p, each on what the one before
+   left, then one draw by inverse CDF with the uniform number that belongs to (seed, position).
 """
 
 from typing import NamedTuple
@@ -39,9 +38,8 @@ def sample(logits: Tensor, seqs: list[Sequence]) -> list[SampledToken]:
         add_bias(logits, seqs)
         penalise(logits, seqs)
         token_ids = _choose(logits, seqs).tolist()
-        logprobs = dict(
-            zip(wanted, _logprobs(model_logits, [(seqs[r], token_ids[r]) for r in wanted]), strict=True)
-        )
+        reports = _logprobs(model_logits, [(seqs[row], token_ids[row]) for row in wanted])
+        logprobs = dict(zip(wanted, reports, strict=True))
     return [
         SampledToken(seq, token_id if token_id >= 0 else None, logprobs.get(row))
         for row, (seq, token_id) in enumerate(zip(seqs, token_ids, strict=True))
@@ -74,14 +72,9 @@ def _logprobs(logits: Tensor, chosen: list[tuple[Sequence, int]]) -> list[dict]:
     logprobs = logits.log_softmax(dim=-1)
     ids = torch.tensor([[max(token_id, 0)] for _, token_id in chosen], device=logits.device)
     of_chosen = logprobs.gather(1, ids).squeeze(1).tolist()
-    top_values, top_ids = (top.tolist() for top in logprobs.topk(num_top, dim=-1))
+    values, ids = (top.tolist() for top in logprobs.topk(num_top, dim=-1))
+    tops = [[list(pair) for pair in zip(*row, strict=True)] for row in zip(ids, values, strict=True)]
     return [
-        {
-            "token_id": token_id,
-            "logprob": of_chosen[row],
-            "top": [list(pair) for pair in zip(top_ids[row], top_values[row], strict=True)][
-                : seq.params.logprobs
-            ],
-        }
-        for row, (seq, token_id) in enumerate(chosen)
+        {"token_id": token_id, "logprob": logprob, "top": top[: seq.params.logprobs]}
+        for (seq, token_id), logprob, top in zip(chosen, of_chosen, tops, strict=True)
     ]

@@ -48,11 +48,8 @@ class Sequence:
         self.end_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             self.end_token_ids |= eos_token_ids
-        has_penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (
-            1,
-            0,
-            0,
-        )
+        penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+        has_penalties = penalties != (1, 0, 0)
         self.token_counts = TokenCounts(self.token_ids) if has_penalties else None
         self.is_plain_greedy = params.greedy and not (
             has_penalties or params.logit_bias or params.min_tokens or params.logprobs is not None
