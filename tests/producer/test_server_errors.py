@@ -16,6 +16,11 @@ from tests.producer.fake_worker import FakeWorker
 from worker.embedded import EmbeddedServer
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("producer.connection.RETRIES", 1)
+
+
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
     """One that the test may break."""

@@ -63,14 +63,18 @@ async def following(face: Face, worker: FakeWorker, job_id: str) -> tuple[asynci
     consumer = asyncio.create_task(face.stream(job_id, into=chunks))
     await worker.commit(job_id, 0, 1)
     await has(chunks, 1)
-    event = await worker.commit(job_id, 1, 2, publish=False)
+    await commit_until_heard(worker, job_id, 1, 2)
+    await has(chunks, 2)
+    return consumer, chunks
+
+
+async def commit_until_heard(worker: FakeWorker, job_id: str, start: int, position: int) -> None:
+    event = await worker.commit(job_id, start, position, publish=False)
 
     async def heard() -> bool:
         return await worker.publish(job_id, event) > 0
 
     await wait_until_async(heard, what="the subscription")
-    await has(chunks, 2)
-    return consumer, chunks
 
 
 async def test_tokens_come_as_they_are_made(face: Face, worker: FakeWorker, job_id: str, deaf):
@@ -167,9 +171,13 @@ async def test_a_slow_consumer_loses_nothing(
     job_id = (await client.submit("hi")).job_id
     await worker.take()
     await worker.commit(job_id, 0, 1)
+    quick = asyncio.create_task(Face(client).stream(job_id))
     stream = client.attach(job_id).stream()
     chunks = [await anext(stream)]
-    await worker.run_from(job_id, 1, 50)
+    await commit_until_heard(worker, job_id, 1, 2)
+    chunks.append(await anext(stream))
+    await worker.run_from(job_id, 2, 50)
+    await quick  # so all has come in, and the slow one has had no part in it
     async for chunk in stream:
         chunks.append(chunk)
     assert token_ids(chunks) == [*range(1, 51)]
