@@ -72,18 +72,18 @@ class JobStatus(StrEnum):
 class Keys:
     """Every Redis key of one queue. All bear the queue's hash tag, so one script may touch any of them.
 
-    | key                         | type    | holds
-    | --------------------------- | ------- | -----
-    | ingine:{q}:jobs:<priority>  | stream  | jobs that wait or run; one field, the msgpack job
-    | ingine:{q}:job:<id>         | hash    | the job's record: status, attempt, position, entry, cancel, times
-    | ingine:{q}:tokens:<id>      | stream  | the token log: `<n>-0` tokens up to n, `<n>-1` the terminal event
-    | ingine:{q}:channel:<id>     | channel | the same events, live
-    | ingine:{q}:replies:<name>   | stream  | terminal events of the jobs that named it as `reply_to`
-    | ingine:{q}:dead             | stream  | what could not be run: raw bytes, code, reason, deliveries
-    | ingine:{q}:idem:<key>       | string  | idempotency key -> job id, with a TTL
-    | ingine:{q}:workers          | hash    | worker id -> msgpack heartbeat
-    | ingine:{q}:queue            | hash    | limits and switches: max_jobs, max_job_bytes, paused, drain:<worker>
-    | ingine:{q}:control          | channel | nudges to workers; the truth is always in a key
+    | key                        | type    | holds
+    | -------------------------- | ------- | -----
+    | ingine:{q}:jobs:<priority> | stream  | jobs that wait or run; one field, the msgpack job
+    | ingine:{q}:job:<id>        | hash    | the job's record: status, attempt, position, cancel, times ...
+    | ingine:{q}:tokens:<id>     | stream  | the token log: `<n>-0` tokens up to n, `<n>-1` the terminal event
+    | ingine:{q}:channel:<id>    | channel | the same events, live
+    | ingine:{q}:replies:<name>  | stream  | terminal events of the jobs that named it as `reply_to`
+    | ingine:{q}:dead            | stream  | what could not be run: raw bytes, code, reason, deliveries
+    | ingine:{q}:idem:<key>      | string  | idempotency key -> job id, with a TTL
+    | ingine:{q}:workers         | hash    | worker id -> msgpack heartbeat
+    | ingine:{q}:queue           | hash    | limits, switches: max_jobs, max_job_bytes, paused, drain:<worker>
+    | ingine:{q}:control         | channel | nudges to workers; the truth is always in a key
     """
 
     queue: str = "default"
@@ -165,7 +165,10 @@ class Job(BaseModel):
     priority: Priority = Field(Priority.NORMAL, strict=False, description="Informative: the stream decides.")
     tenant: Name | None = None
     deadline_ms: int | None = Field(
-        None, ge=1, lt=2**53, description="From submission, by the server's clock: the entry's id is its time."
+        None,
+        ge=1,
+        lt=2**53,
+        description="From submission, by the server's clock: the entry's id is its time.",
     )
     stream: bool = Field(True, description="False: nothing is published live but the terminal event.")
     reply_to: Name | None = None
@@ -213,7 +216,10 @@ def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
     job_id, reply_to = (_name_or_none(fields.get(name)) for name in ("id", "reply_to"))
     if _deeper_than(fields, MAX_NESTING):
         raise InvalidJob(
-            ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels", job_id=job_id, reply_to=reply_to
+            ErrorCode.NESTED_TOO_DEEP,
+            f"nested deeper than {MAX_NESTING} levels",
+            job_id=job_id,
+            reply_to=reply_to,
         )
     try:
         return Job.model_validate(fields)
@@ -271,7 +277,7 @@ class TokensEvent:
     """Output tokens committed with and before this event. It starts at position - len(token_ids)."""
     token_ids: list[int]
     text: str
-    """What these tokens add to the text: often less or more than their own characters, see `TerminalEvent`."""
+    """What these tokens add to the text: often less or more than their own, see `TerminalEvent`."""
     logprobs: list[dict] | None = None
     """One a token: {token_id, logprob, top: [[token_id, logprob], ...]}."""
 
@@ -301,7 +307,12 @@ Event = TokensEvent | TerminalEvent
 
 def encode_event(event: Event) -> bytes:
     if isinstance(event, TokensEvent):
-        fields = {"type": "tokens", "position": event.position, "token_ids": event.token_ids, "text": event.text}
+        fields = {
+            "type": "tokens",
+            "position": event.position,
+            "token_ids": event.token_ids,
+            "text": event.text,
+        }
         if event.logprobs is not None:
             fields["logprobs"] = event.logprobs
         return msgpack.packb(fields)

@@ -103,7 +103,8 @@ class ChannelHub:
                     group.create_task(self._read(connection))
                     group.create_task(self._keep_subscribed(connection))
             except* (exceptions.RedisError, OSError) as errors:
-                log.warning("no live events (%s), streams go on from the log", errors.exceptions[0])
+                if not self._closed:
+                    log.warning("no live events (%s), streams go on from the log", errors.exceptions[0])
             finally:
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))

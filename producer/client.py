@@ -208,7 +208,10 @@ class AsyncClient(QueueControl):
         if not entries:
             return None
         raw = entries[0][1][JOB_FIELD.encode()]
-        return decode_job(raw, max_bytes=len(raw)).metadata
+        try:
+            return decode_job(raw, max_bytes=len(raw)).metadata
+        except InvalidJob:  # from a newer producer perhaps; no reason not to cancel it
+            return None
 
     async def aclose(self) -> None:
         """End all streams of this client and close its connections. Jobs go on."""

@@ -17,7 +17,7 @@ from ingine.errors import JobNotFound
 from ingine.wire import Event, Keys, TerminalEvent, TokensEvent, decode_event
 from producer.channels import ChannelHub
 from producer.connection import Server
-from producer.token_log import LogReader
+from producer.token_log import UNREADABLE, LogReader
 
 NO_SUCH_JOB = "no job {}: never submitted, or its result's TTL has passed"
 SILENCE_S = 2.0
@@ -35,8 +35,11 @@ class Streams:
     async def follow(self, job_id: str, position: int = 0) -> AsyncIterator[Event]:
         """Events after `position`, up to and including the terminal one, which is always the last.
 
-        Raises JobNotFound if there is no record and no log, ServerUnavailable if the server stays away.
+        Raises JobNotFound if there is no record and no log, ServerUnavailable if the server stays away, and
+        ValueError for a negative position.
         """
+        if position < 0:
+            raise ValueError(f"a position is 0 or more, not {position}")
         channel = self._keys.channel(job_id)
         subscription = self._hub.subscribe(channel)
         try:
@@ -45,16 +48,11 @@ class Streams:
                     subscription.stale = False  # before the read: what is published from now on queues up
                     page = await self._log.read(job_id, position)
                     events, subscription.stale = page.events, subscription.stale or page.full
-                    if not events:
-                        if page.status is None:
-                            raise JobNotFound(
-                                f"no job {job_id!r}: never submitted, or its result's TTL has passed"
-                            )
-                        if page.status.terminal and page.committed < position:
-                            position, subscription.stale = (
-                                page.committed,
-                                True,
-                            )  # asked for more than there is
+                    if not events and page.status is None:
+                        raise JobNotFound(NO_SUCH_JOB.format(job_id))
+                    if not events and page.status.terminal and page.committed < position:
+                        # The caller asked for more than there is: go to where the end is.
+                        position, subscription.stale = page.committed, True
                 elif subscription.events:
                     event = _decode_live(subscription.events.popleft())
                     if event is None or _start(event) > position:
@@ -83,7 +81,7 @@ def _decode_live(raw: bytes) -> Event | None:
     """None: no event. Anybody can publish anything; that there is something to see is all it means."""
     try:
         return decode_event(raw)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except UNREADABLE:
         return None
 
 

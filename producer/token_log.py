@@ -15,6 +15,8 @@ READS_PER_TRIP = 128
 ENTRIES_PER_READ = 256
 GIVE_UP_S = 30.0
 """Streams outlast a server that is away for so long."""
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
+"""What `decode_event` raises for bytes that are no event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class LogReader:
         self._closed = False
 
     async def read(self, job_id: str, position: int) -> LogPage:
-        """Raises ServerUnavailable after GIVE_UP_S without a server."""
+        """Raises ServerUnavailable after GIVE_UP_S without a server, ClientError for a log that is no log."""
         if self._closed:
             raise ClientError("the client is closed")
         future = asyncio.get_running_loop().create_future()
@@ -60,17 +62,19 @@ class LogReader:
             batch = [self._waiting.popleft() for _ in range(min(READS_PER_TRIP, len(self._waiting)))]
             try:
                 answers = await self._fetch([(job_id, position) for job_id, position, _ in batch])
-            except exceptions.RedisError as error:
+            except Exception as error:  # whatever it is, nobody must wait for ever
                 answers = [error] * len(batch)
             for (_, _, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # its stream has left
                     continue
                 if isinstance(answer, exceptions.RedisError):
                     future.set_exception(self._server.unavailable(answer))
+                elif isinstance(answer, Exception):
+                    future.set_exception(answer)
                 else:
                     future.set_result(answer)
 
-    async def _fetch(self, requests: list[tuple[str, int]]) -> list[LogPage | exceptions.RedisError]:
+    async def _fetch(self, requests: list[tuple[str, int]]) -> list[LogPage | Exception]:
         while True:
             pipeline = self._server.redis.pipeline(transaction=False)
             for job_id, position in requests:
@@ -80,7 +84,7 @@ class LogReader:
             try:
                 answers = iter(await pipeline.execute(raise_on_error=False))
                 self._unreachable_since = None
-                return [_page(*pair) for pair in zip(answers, answers, strict=True)]
+                return [_page(job_id, next(answers), next(answers)) for job_id, _ in requests]
             except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
                 now = asyncio.get_running_loop().time()
                 self._unreachable_since = self._unreachable_since or now
@@ -90,12 +94,17 @@ class LogReader:
                 await asyncio.sleep(random.uniform(0.1, 0.5))
 
 
-def _page(entries, record) -> LogPage | exceptions.RedisError:
+def _page(job_id: str, entries, record) -> LogPage | Exception:
+    """From the answers to one request. An error is its own stream's alone, so it is returned, not raised."""
     for answer in (entries, record):
         if isinstance(answer, exceptions.RedisError):
             return answer
+    try:
+        events = [decode_event(fields[EVENT_FIELD.encode()]) for _, fields in entries]
+    except UNREADABLE as error:
+        return ClientError(f"the token log of job {job_id} has an entry that is no event: {error!r}")
     return LogPage(
-        events=[decode_event(fields[EVENT_FIELD.encode()]) for _, fields in entries],
+        events=events,
         full=len(entries) == ENTRIES_PER_READ,
         status=JobStatus(record[0].decode()) if record[0] else None,
         committed=int(record[1] or 0),

@@ -57,9 +57,10 @@ class LeaseThread:
                 self._renew_all()
                 interval_s = self._interval_s
             except (RedisError, OSError) as error:
+                if interval_s == self._interval_s:  # once an outage
+                    log_event(logger, logging.WARNING, "leases not renewed", error=error)
                 # The lease still runs for two intervals: try again well within them.
                 interval_s = self._interval_s / 4
-                log_event(logger, logging.WARNING, "leases not renewed", error=error)
 
     def _renew_all(self) -> None:
         jobs = list(self._jobs)

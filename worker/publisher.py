@@ -27,12 +27,15 @@ class Publisher:
         self._jobs = jobs
         self._metrics = metrics
         self._abort = abort
+        self.waiting_since: float | None = None
+        """Since when (`time.monotonic`) the step under way waits for Redis to take it."""
 
     async def commit(self, outputs: list[SeqOutput]) -> None:
         """Append a step's tokens in one call, then end the jobs that it finished.
 
         Returns once all of it is in Redis, however long the server is away.
         """
+        self.waiting_since = time.monotonic()
         held = [(job, out) for out in outputs if (job := self._jobs.by_seq(out.seq_id))]
         for job, output in held:
             # A cancelled job takes no more tokens; its abort is on its way.
@@ -42,6 +45,7 @@ class Publisher:
         for job, output in held:
             if output.finish_reason and self._jobs.by_seq(job.seq_id) is job:
                 await self._finish_job(job, output)
+        self.waiting_since = None
 
     async def end(self, finish: Finish) -> int:
         """Write a terminal event. What it answers is `Queue.finish`'s; the reply has been waited for."""

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import fields
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ingine.config import EngineConfig
@@ -14,6 +14,7 @@ from ingine.errors import ConfigError
 from ingine.wire import DEFAULT_RESULT_TTL_S, Name
 
 ENV_PREFIX = "INGINE_"
+URL_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 def new_worker_id() -> str:
@@ -28,6 +29,14 @@ class WorkerSettings(BaseSettings):
     redis_url: str | None = Field(
         None, description="Unset: the server on 127.0.0.1:6379 or, if none answers, an embedded one."
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(URL_SCHEMES):
+            raise ValueError(f"must begin with {' or '.join(URL_SCHEMES)}")
+        return url
+
     queue: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "default"
     worker_id: Name = Field(default_factory=new_worker_id, description="Unset: host-pid-random.")
 
@@ -41,7 +50,7 @@ class WorkerSettings(BaseSettings):
     kv_cache_bytes: int | None = Field(None, ge=1, description="Unset: what the device has.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     enable_prefix_caching: bool = True
-    priority_ageing_s: float = Field(30.0, ge=0, description="Waiting that outweighs one step of priority.")
+    priority_ageing_s: float = Field(30.0, gt=0, description="Waiting that outweighs one step of priority.")
 
     lease_s: float = Field(15.0, ge=0.5, description="A worker silent for this long loses its jobs.")
     result_ttl_s: float = Field(DEFAULT_RESULT_TTL_S, gt=0, description="How long an ended job can be read.")
@@ -54,7 +63,7 @@ class WorkerSettings(BaseSettings):
     http_port: int = Field(9464, ge=-1, le=65535, description="/metrics, /healthz. 0: any free, -1: off.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = False
-    log_prompts: bool = Field(False, description="Log prompts and outputs. Off: they never reach a log.")
+    log_prompts: bool = Field(False, description="Log prompts. Off: no prompt and no output reaches a log.")
 
     def engine_options(self) -> dict:
         """The settings that are `EngineConfig` fields, without those left to the engine."""
@@ -86,5 +95,6 @@ def _explain(fault: dict) -> str:
     name = str(fault["loc"][0])
     field = WorkerSettings.model_fields.get(name)
     flag = f"--{name.replace('_', '-')}"
-    sentence = f"{ENV_PREFIX}{name.upper()} ({flag}): {fault['msg']}, not {fault['input']!r}"
+    given = "" if name == "redis_url" else f", not {fault['input']!r}"  # it may hold a password
+    sentence = f"{ENV_PREFIX}{name.upper()} ({flag}): {fault['msg'].removeprefix('Value error, ')}{given}"
     return f"{sentence}. {field.description}" if field and field.description else sentence

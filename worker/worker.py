@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 HEALTHY_POLL_S = 15.0
 """Without an answer for this long a worker is not healthy: a hung reconnect looks like an idle queue."""
 
+READY_COMMIT_S = 5.0
+"""A step that waits for longer than this to be committed: Redis is away, or refuses writes."""
+
 
 class Worker:
     """One worker on one queue, `await run()` until `stop()` or a fatal error.
@@ -289,7 +292,12 @@ class Worker:
         return None
 
     def _unready(self) -> str | None:
-        return self._unhealthy() or (None if self._state == "serving" else f"the worker is {self._state}")
+        if fault := self._unhealthy():
+            return fault
+        since = self._publisher.waiting_since
+        if since is not None and (waiting_s := time.monotonic() - since) > READY_COMMIT_S:
+            return f"Redis has not taken a step's tokens for {waiting_s:.0f} s"
+        return None if self._state == "serving" else f"the worker is {self._state}"
 
     def _log_start(self) -> None:
         log_event(

@@ -1,1 +1,1 @@
-"""The commands of `ingine` that need the engine, or everything at once. Each imports what it needs as it runs."""
+"""The commands of `ingine` that need the engine, or everything. Each imports what it needs as it runs."""

@@ -163,6 +163,24 @@ async def test_what_is_published_but_no_event_is_no_more_than_a_hint(
     assert token_ids(chunks) == [1, 2, 3]
 
 
+async def test_a_log_that_is_no_log_fails_its_own_stream_alone(
+    client: AsyncClient, worker: FakeWorker, redis: Redis, keys: Keys
+):
+    handle = await client.submit("hi")
+    await worker.take()
+    await worker.run(handle.job_id, 1)
+    await redis.xadd(keys.tokens("odd"), {"event": b"\xc1"}, id="1-0")
+    odd, good = await asyncio.gather(client.attach("odd").result(), handle.result(), return_exceptions=True)
+    assert isinstance(odd, ClientError)
+    assert "no event" in str(odd)
+    assert good.token_ids == [1]
+
+
+async def test_a_negative_position_is_refused(face: Face, job_id: str):
+    with pytest.raises(ValueError, match="0 or more"):
+        await face.stream(job_id, -1)
+
+
 async def test_a_slow_consumer_loses_nothing(
     client: AsyncClient, worker: FakeWorker, deaf, monkeypatch: pytest.MonkeyPatch
 ):
@@ -292,6 +310,21 @@ async def test_a_reconnect_wakes_every_stream(real: tuple[AsyncClient, FakeWorke
     await worker.redis.client_kill_filter(_type="pubsub")
     await consumer
     assert token_ids(chunks) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_a_redis_client_of_ones_own(valkey: Server, queue: str, keys: Keys, deaf, protocol: int):
+    async with Redis.from_url(valkey.url, protocol=protocol) as own, valkey.connect() as connection:
+        worker = FakeWorker(connection, keys)
+        async with AsyncClient(redis=own, queue=queue) as client:
+            job_id = (await client.submit("hi")).job_id
+            await worker.take()
+            consumer, chunks = await following(Face(client), worker, job_id)
+            assert (await client.queue_info()).running["normal"] == 1
+            await worker.run_from(job_id, 2, 4)
+            await consumer
+            assert token_ids(chunks) == [1, 2, 3, 4]
+        assert await own.ping()
 
 
 async def test_losing_every_connection_is_not_noticed(real: tuple[AsyncClient, FakeWorker], alert):

@@ -5,6 +5,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+import redis.exceptions
 
 from ingine.errors import ConfigError
 from ingine.wire import Job, Priority
@@ -77,6 +78,26 @@ async def test_a_worker_is_ready_when_it_serves(harness):
 
     await wait_until_async(paused, what="the pause")
     assert (await get(worker, "/healthz"))[0] == 200, "a paused worker is alive"
+
+
+async def test_a_server_that_takes_no_writes_makes_a_worker_unready(harness, monkeypatch):
+    worker = await harness(http_port=0)
+    monkeypatch.setattr("worker.worker.READY_COMMIT_S", 0.1)
+
+    async def full(appends):
+        raise redis.exceptions.ResponseError("OOM command not allowed when used memory > 'maxmemory'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.worker._queue, "append", full)
+        await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
+
+        async def unready() -> bool:
+            status, body = await get(worker, "/readyz")
+            return status == 503 and "taken" in body
+
+        await wait_until_async(unready, what="the complaint")
+        assert (await get(worker, "/healthz"))[0] == 200
+    assert (await worker.end("a")).position == 24, "nothing was lost"
 
 
 async def test_a_dead_engine_is_unhealthy(harness):

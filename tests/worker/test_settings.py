@@ -35,6 +35,12 @@ def test_a_wrong_value_names_the_variable_and_what_it_may_be(monkeypatch, variab
     assert message.startswith(variable) and says in message and value in message
 
 
+def test_a_wrong_url_is_named_without_its_password():
+    with pytest.raises(ConfigError, match=r"INGINE_REDIS_URL.*redis:// or rediss:// or unix://") as caught:
+        load_settings(["--redis-url", "http://:secret@host"])
+    assert "secret" not in str(caught.value)
+
+
 def test_all_faults_are_named_at_once(monkeypatch):
     monkeypatch.setenv("INGINE_DTYPE", "int3")
     monkeypatch.setenv("INGINE_BLOCK_SIZE", "-1")
