@@ -18,6 +18,7 @@ IngineError
     └── ServerUnavailable    Redis cannot be reached, or refuses the command
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 
@@ -71,6 +72,9 @@ class InvalidRequest(IngineError):
 class InvalidJob(InvalidRequest):
     """A wire job that cannot be run. `job_id` is None where not even that could be read."""
 
+    accepted: Sequence = ()
+    """Raised by `submit_many`: the handles of the jobs that were accepted all the same."""
+
     def __init__(
         self, code: ErrorCode, message: str, *, job_id: str | None = None, reply_to: str | None = None
     ):
@@ -84,7 +88,8 @@ class EngineError(IngineError):
 
 
 class ClientError(IngineError):
-    pass
+    accepted: Sequence = ()
+    """Raised by `submit_many`: the handles of the jobs that were accepted all the same."""
 
 
 class QueueFull(ClientError):

@@ -33,7 +33,10 @@ def register(app: typer.Typer) -> None:
 def submit(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; default: standard input.")] = None,
     follow: Annotated[bool, typer.Option("--stream", help="Print the output as it is made.")] = False,
-    chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")] = False,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat/--raw", help="As a user's message in the model's chat template, or as it is."),
+    ] = True,
     max_tokens: Annotated[int | None, typer.Option(help="At most so many output tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,

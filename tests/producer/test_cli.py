@@ -66,7 +66,7 @@ async def queued(redis: Redis, keys: Keys, priority: str = "normal") -> Job:
 
 async def test_submit_prints_the_job_id(ingine: Ingine, redis: Redis, keys: Keys):
     finished = await ingine(
-        *("submit", "hi there", "--max-tokens", "7", "--stop", "a", "--stop", "b", "--seed", "3"),
+        *("submit", "--raw", "hi there", "--max-tokens", "7", "--stop", "a", "--stop", "b", "--seed", "3"),
         *("--priority", "high", "--deadline-s", "2.5", "--job-id", "mine"),
     )
     assert finished == (0, "mine\n", "")
@@ -76,14 +76,14 @@ async def test_submit_prints_the_job_id(ingine: Ingine, redis: Redis, keys: Keys
 
 
 async def test_a_prompt_can_be_piped_in(ingine: Ingine, redis: Redis, keys: Keys):
-    finished = await ingine("submit", "--chat", "--json", stdin="two\nlines\n")
+    finished = await ingine("submit", "--json", stdin="two\nlines\n")
     job = await queued(redis, keys)
     assert json.loads(finished.stdout) == {"job_id": job.id}
     assert [message.model_dump() for message in job.messages] == [{"role": "user", "content": "two\nlines"}]
 
 
 async def test_submit_and_stream(ingine: Ingine, worker: FakeWorker):
-    running = asyncio.create_task(ingine("submit", "--stream", stdin="prompt\n"))
+    running = asyncio.create_task(ingine("submit", "--raw", "--stream", stdin="prompt\n"))
     job = await worker.take()
     assert job.prompt == "prompt"
     await worker.run(job.id, 3, text="!")
