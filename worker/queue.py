@@ -30,6 +30,9 @@ STALE, CANCELLED = -1, -2
 LOW_FIRST_EVERY = 8
 """Each eighth read asks for low priority first, so that a flood of urgent jobs does not starve it."""
 
+MAX_SCANS = 200
+"""Calls of one sweep in one stream, so that a long list of live leases does not hold up the intake."""
+
 
 @cache
 def script(name: str) -> str:
@@ -130,19 +133,25 @@ class Queue:
         """
         entries: list[Entry] = []
         for priority in Priority:
-            if len(entries) >= count:
-                break
+            if len(entries) < count:
+                entries += await self._claim(priority, int(min_idle_s * 1000), count - len(entries))
+        return entries
+
+    async def _claim(self, priority: Priority, min_idle_ms: int, count: int) -> list[Entry]:
+        """One call looks at ten entries for each it may claim; so look on until one is found, or the end."""
+        for _ in range(MAX_SCANS):
             cursor, claimed, *_ = await self._redis.xautoclaim(
                 self.keys.jobs(priority),
                 GROUP,
                 self.worker_id,
-                int(min_idle_s * 1000),
+                min_idle_ms,
                 start_id=self._cursors[priority],
-                count=count - len(entries),
+                count=count,
             )
             self._cursors[priority] = cursor
-            entries += self._entries(priority, claimed)
-        return entries
+            if claimed or cursor == b"0-0":
+                break
+        return self._entries(priority, claimed)
 
     async def _read(self, redis: Redis, priorities: list[Priority], after: str, **options) -> list[Entry]:
         streams = {self.keys.jobs(priority): after for priority in priorities}
@@ -183,7 +192,7 @@ class Queue:
 
     async def append(self, appends: Sequence[Append]) -> list[int]:
         """Commit a step's tokens in one call. A position, STALE or CANCELLED for each, see append.lua."""
-        keys, args = [], []
+        keys, args = [], [self.worker_id]
         for append in appends:
             event = append.event
             keys += [self.keys.job(append.job_id), self.keys.tokens(append.job_id)]
@@ -210,6 +219,7 @@ class Queue:
                 self.keys.channel(event.job_id),
                 self._result_ttl_ms,
                 int(finish.reply_to is not None),
+                self.worker_id,
             ],
         )
 

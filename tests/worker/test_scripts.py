@@ -123,6 +123,35 @@ async def test_a_zombie_is_fenced_from_every_write(client, keys, make_queue, pus
     assert list(await log_of(client, keys)) == ["1-0", "2-0", "2-1"]
 
 
+async def test_an_attempt_number_given_out_twice_fences_all_the_same(client, keys, make_queue, push):
+    """As after a server that lost its last second, and with it the first begin."""
+    first, second = make_queue("first"), make_queue("second")
+    await push(JOB)
+    entry = await take(first)
+    assert (await first.begin(entry, JOB.id, None)).attempt == 1
+    await client.delete(keys.job(JOB.id))
+    (claimed,) = await second.claim_idle(0, 1)
+    assert (await second.begin(claimed, JOB.id, None)).attempt == 1
+
+    assert await first.append([append(1, [98])]) == [STALE]
+    assert await first.finish(finish(entry, 0)) == STALE
+    assert await second.append([append(1, [11])]) == [1]
+    assert (await log_of(client, keys))["1-0"].token_ids == [11]
+
+
+@pytest.mark.parametrize("cancel", ["true", "", "0", "yes"])
+async def test_only_a_1_cancels(client, keys, make_queue, push, cancel):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+    await worker.begin(entry, JOB.id, None)
+    await client.hset(keys.job(JOB.id), "cancel", cancel)
+    assert await worker.append([append(1, [11])]) == [1]
+    (again,) = await worker.read_own_pending()
+    begun = await worker.begin(again, JOB.id, None)
+    assert (begun.cancelled, begun.attempt) == (False, 2)
+
+
 async def test_finish_is_exactly_once(client, keys, make_queue, push):
     worker = make_queue("w1")
     await push(JOB)
@@ -241,16 +270,13 @@ async def test_a_read_takes_no_more_than_it_was_asked_for(make_queue, push):
 async def test_claiming_keeps_its_cursor_past_live_leases(make_queue, push):
     """A wall of entries that are not idle must not hide the idle one behind them."""
     alive, dead, sweeper = make_queue("alive"), make_queue("dead"), make_queue("sweeper")
-    for number in range(30):
+    for number in range(300):
         await push(Job(id=f"a{number}", prompt="x"))
-    await alive.read_new(30)
+    await alive.read_new(300)
     await push(Job(id="z", prompt="x"))
     entry = await take(dead)
     await dead.release(entry, "", 0)
-    for _ in range(10):
-        if claimed := await sweeper.claim_idle(3600, 1):
-            break
-    assert claimed == [entry]
+    assert await sweeper.claim_idle(3600, 1) == [entry]
 
 
 @pytest.mark.parametrize("client", ["real"], indirect=True)  # fakeredis words this error differently

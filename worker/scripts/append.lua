@@ -1,20 +1,22 @@
 -- Commit one step: for every running request of a queue, its new tokens, or why not.
 --
 -- KEYS  a pair a request: job hash, token log
--- ARGV  five a request: attempt, start (tokens committed before), position (after), event, channel or ''
+-- ARGV  1 worker  then five a request: attempt, start (tokens committed before), position (after), event,
+--       channel or ''
 -- returns a number a request:
 --   n >= 0  tokens committed now. Equal to `position`: written (by this call, or by an earlier one whose reply
 --           was lost). Anything else: the log ends there, send from n on.
---   -1      stale: the attempt is not ours any more
+--   -1      stale: the attempt is not ours any more. The worker is compared too: a server that lost its last
+--           second may give a number out again
 --   -2      cancelled: nothing was written, finish it
 
 local answers = {}
 local now
 for i = 1, #KEYS / 2 do
   local job, log = KEYS[2 * i - 1], KEYS[2 * i]
-  local attempt, start, position, event, channel = unpack(ARGV, 5 * i - 4, 5 * i)
-  local record = redis.call('HMGET', job, 'status', 'attempt', 'position', 'cancel')
-  if record[1] ~= 'running' or record[2] ~= attempt then
+  local attempt, start, position, event, channel = unpack(ARGV, 5 * i - 3, 5 * i + 1)
+  local record = redis.call('HMGET', job, 'status', 'attempt', 'position', 'cancel', 'worker')
+  if record[1] ~= 'running' or record[2] ~= attempt or record[5] ~= ARGV[1] then
     answers[i] = -1
   elseif record[3] ~= start then
     answers[i] = tonumber(record[3])

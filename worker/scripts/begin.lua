@@ -39,5 +39,5 @@ local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[2], 'status', 'running', 'worker', ARGV[2], 'began_at', now)
-return {'run', attempt, tonumber(record[4] or 0), deaths, tonumber(record[5] or 0), now,
-  tonumber(record[6]), tonumber(record[7] or 0)}
+return {'run', attempt, tonumber(record[4]) or 0, deaths, record[5] == '1' and 1 or 0, now,
+  tonumber(record[6]) or now, tonumber(record[7]) or 0}

@@ -2,11 +2,11 @@
 --
 -- KEYS  1 jobs stream  2 job hash  3 token log  4 replies stream (only where ARGV[9] is 1)
 -- ARGV  1 group  2 entry  3 attempt  4 position  5 status  6 event  7 channel  8 result TTL in ms
---       9 1: send a reply
+--       9 1: send a reply  10 worker
 -- returns a number, as append does: position: ended; another n >= 0: the log ends at n; -1: stale
 
-local record = redis.call('HMGET', KEYS[2], 'status', 'attempt', 'position')
-if record[2] ~= ARGV[3] then
+local record = redis.call('HMGET', KEYS[2], 'status', 'attempt', 'position', 'worker')
+if record[2] ~= ARGV[3] or record[4] ~= ARGV[10] then
   return -1
 end
 if record[1] ~= 'running' then

@@ -13,8 +13,8 @@ if not pending[1] or pending[1][2] ~= ARGV[2] then
   return 0
 end
 if ARGV[4] ~= '0' then
-  local record = redis.call('HMGET', KEYS[2], 'status', 'attempt')
-  if record[1] ~= 'running' or record[2] ~= ARGV[4] then
+  local record = redis.call('HMGET', KEYS[2], 'status', 'attempt', 'worker')
+  if record[1] ~= 'running' or record[2] ~= ARGV[4] or record[3] ~= ARGV[2] then
     return 0
   end
   redis.call('HSET', KEYS[2], 'status', 'queued', 'worker', '')

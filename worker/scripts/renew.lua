@@ -10,8 +10,8 @@
 local answers = {}
 for i = 1, #KEYS / 2 do
   local entry, attempt = ARGV[1 + 2 * i], ARGV[2 + 2 * i]
-  local record = redis.call('HMGET', KEYS[2 * i], 'status', 'attempt', 'cancel')
-  if record[1] == 'running' and record[2] == attempt then
+  local record = redis.call('HMGET', KEYS[2 * i], 'status', 'attempt', 'cancel', 'worker')
+  if record[1] == 'running' and record[2] == attempt and record[4] == ARGV[2] then
     redis.call('XCLAIM', KEYS[2 * i - 1], ARGV[1], ARGV[2], 0, entry, 'JUSTID')
     answers[i] = record[3] == '1' and -2 or 0
   else
