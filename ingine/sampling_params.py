@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
+MAX_LOGIT_BIASES = 1024
 
 
 class SamplingParams(BaseModel):
@@ -28,8 +29,10 @@ class SamplingParams(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**63, description="None: drawn when the request is added.")
     max_tokens: int = Field(256, ge=1)
     min_tokens: int = Field(0, ge=0, description="No end of sequence before this many output tokens.")
-    stop: tuple[str, ...] = Field((), description="Strings that end the output; not part of its text.")
-    stop_token_ids: tuple[TokenId, ...] = ()
+    stop: tuple[str, ...] = Field(
+        (), fail_fast=True, description="Strings that end the output; not part of its text."
+    )
+    stop_token_ids: tuple[TokenId, ...] = Field((), fail_fast=True)
     ignore_eos: bool = False
     logit_bias: dict[int, float] | None = None
     logprobs: int | None = Field(
@@ -55,6 +58,13 @@ class SamplingParams(BaseModel):
             raise ValueError(f"at most {MAX_STOP_STRINGS} stop strings, not {len(value)}")
         if "" in value:
             raise ValueError("a stop string must not be empty")
+        return value
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _not_too_many(cls, value):
+        if isinstance(value, dict) and len(value) > MAX_LOGIT_BIASES:
+            raise ValueError(f"at most {MAX_LOGIT_BIASES} biases, not {len(value)}")
         return value
 
     @field_validator("logit_bias")

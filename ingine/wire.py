@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.job_faults import MAX_NESTING, MAX_REASON_CHARS, deeper_than, explain, too_many_fields
 from ingine.sampling_params import SamplingParams, TokenId
 
 PROTOCOL_VERSION = 1
@@ -34,11 +35,10 @@ JOB_FIELD, EVENT_FIELD = "job", "event"
 DEFAULT_MAX_QUEUED_JOBS = 100_000
 DEFAULT_MAX_JOB_BYTES = 1 << 20
 DEFAULT_RESULT_TTL_S = 3600
-MAX_NESTING = 16
 MAX_METADATA_BYTES = 16 << 10
 
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-_QUEUE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Priority(StrEnum):
@@ -89,8 +89,8 @@ class Keys:
     queue: str = "default"
 
     def __post_init__(self):
-        if not _QUEUE.fullmatch(self.queue):
-            raise ValueError(f"a queue's name matches {_QUEUE.pattern}, {self.queue!r} does not")
+        if not QUEUE_NAME.fullmatch(self.queue):
+            raise ValueError(f"a queue's name matches {QUEUE_NAME.pattern}, {self.queue!r} does not")
 
     @property
     def prefix(self) -> str:
@@ -140,7 +140,7 @@ class Keys:
 
 Name = Annotated[str, Field(pattern=rf"^{_ID.pattern}$")]
 Prompt = Annotated[
-    Annotated[str, Tag("text")] | Annotated[tuple[TokenId, ...], Tag("token_ids")],
+    Annotated[str, Tag("text")] | Annotated[tuple[TokenId, ...], Field(fail_fast=True), Tag("token_ids")],
     Discriminator(lambda value: "token_ids" if isinstance(value, tuple) else "text"),
 ]
 
@@ -160,7 +160,7 @@ class Job(BaseModel):
     v: Literal[1] = PROTOCOL_VERSION
     id: Name
     prompt: Prompt | None = None
-    messages: tuple[Message, ...] | None = None
+    messages: Annotated[tuple[Message, ...], Field(fail_fast=True)] | None = None
     sampling: SamplingParams = SamplingParams()
     priority: Priority = Field(Priority.NORMAL, strict=False, description="Informative: the stream decides.")
     tenant: Name | None = None
@@ -198,8 +198,8 @@ def encode_job(job: Job) -> bytes:
 def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
     """Validate what came through the door. Raises InvalidJob, with the job's id if that could be read.
 
-    The size is checked before anything is parsed, the depth before anything is validated: neither time nor
-    memory grows faster than the job's bytes.
+    The size is checked before anything is parsed, depth and numbers of fields before anything is validated,
+    and validation stops at a list's first fault: neither time nor memory grows faster than the job's bytes.
     """
     if len(raw) > max_bytes:
         raise InvalidJob(ErrorCode.JOB_TOO_LARGE, f"the job has {len(raw)} bytes, the limit is {max_bytes}")
@@ -214,56 +214,20 @@ def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
         raise InvalidJob(ErrorCode.INVALID_SHAPE, f"a job is a map, not {type(fields).__name__}")
 
     job_id, reply_to = (_name_or_none(fields.get(name)) for name in ("id", "reply_to"))
-    if _deeper_than(fields, MAX_NESTING):
-        raise InvalidJob(
-            ErrorCode.NESTED_TOO_DEEP,
-            f"nested deeper than {MAX_NESTING} levels",
-            job_id=job_id,
-            reply_to=reply_to,
-        )
-    try:
-        return Job.model_validate(fields)
-    except ValidationError as error:
-        code, message = _explain(error)
-        raise InvalidJob(code, message, job_id=job_id, reply_to=reply_to) from None
+    if deeper_than(fields, MAX_NESTING):
+        code, message = ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels"
+    elif too_many := too_many_fields(fields):
+        code, message = ErrorCode.INVALID_SHAPE, too_many
+    else:
+        try:
+            return Job.model_validate(fields)
+        except ValidationError as error:
+            code, message = explain(error)
+    raise InvalidJob(code, message[:MAX_REASON_CHARS], job_id=job_id, reply_to=reply_to)
 
 
 def _name_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and _ID.fullmatch(value) else None
-
-
-def _deeper_than(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
-
-
-def _explain(error: ValidationError) -> tuple[ErrorCode, str]:
-    """The first fault, as a stable code and a sentence that names the field. Never quotes the value."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("text", "token_ids")) or "job"
-    kind = first["type"]
-    if kind == "extra_forbidden":
-        return ErrorCode.UNKNOWN_FIELD, f"unknown field `{where}`"
-    if where == "v":
-        return ErrorCode.UNSUPPORTED_VERSION, f"this worker speaks version {PROTOCOL_VERSION} of the protocol"
-    if kind == "missing":
-        return ErrorCode.INVALID_SHAPE, f"`{where}` is missing"
-    if kind.endswith("_type") or kind == "invalid_key":
-        return ErrorCode.INVALID_TYPE, f"`{where}`: {first['msg']}"
-    if where == "job":
-        return ErrorCode.INVALID_SHAPE, first["msg"].removeprefix("Value error, ")
-    if where.startswith("prompt."):
-        return ErrorCode.INVALID_TOKEN_ID, f"`{where}`: {first['msg']}"
-    return ErrorCode.INVALID_PARAMETER, f"`{where}`: {first['msg'].removeprefix('Value error, ')}"
 
 
 # -------------------------------------------------------------------------------------------- events

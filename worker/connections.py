@@ -1,6 +1,6 @@
 """How a worker connects to Redis: a connection for each kind of use, so that none can hold up another."""
 
-from urllib.parse import urlsplit, urlunsplit
+import re
 
 import redis
 import redis.asyncio
@@ -29,10 +29,5 @@ def connect_sync(url: str) -> redis.Redis:
 
 
 def redact(url: str) -> str:
-    """`url` without its password, for logs."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.hostname or ""
-    netloc = f"{parts.username or ''}:***@{host}" + (f":{parts.port}" if parts.port else "")
-    return urlunsplit(parts._replace(netloc=netloc))
+    """`url` without its password, for logs. Its options may hold one too."""
+    return re.sub(r"//([^:@/]*):[^@]*@", r"//\1:***@", url.partition("?")[0])

@@ -8,13 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from redis.connection import parse_url
 
 from ingine.config import EngineConfig
 from ingine.errors import ConfigError
-from ingine.wire import DEFAULT_RESULT_TTL_S, Name
+from ingine.wire import DEFAULT_RESULT_TTL_S, QUEUE_NAME, Name
 
 ENV_PREFIX = "INGINE_"
 URL_SCHEMES = ("redis://", "rediss://", "unix://")
+FIXED_URL_OPTIONS = {"protocol", "decode_responses", "encoding", "encoding_errors"}
 
 
 def new_worker_id() -> str:
@@ -33,11 +35,15 @@ class WorkerSettings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _known_scheme(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(URL_SCHEMES):
+        if url is None:
+            return None
+        if not url.startswith(URL_SCHEMES):
             raise ValueError(f"must begin with {' or '.join(URL_SCHEMES)}")
+        if refused := parse_url(url).keys() & FIXED_URL_OPTIONS:
+            raise ValueError(f"must not set {', '.join(sorted(refused))}, which the worker relies on")
         return url
 
-    queue: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "default"
+    queue: Annotated[str, Field(pattern=rf"^{QUEUE_NAME.pattern}$")] = "default"
     worker_id: Name = Field(default_factory=new_worker_id, description="Unset: host-pid-random.")
 
     model: str | None = Field(None, description="Packaged name, folder, GGUF file, hub id. Unset: SmolLM2.")

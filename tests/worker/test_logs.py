@@ -59,7 +59,8 @@ def test_a_value_cannot_forge_a_line(logged):
     [
         ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
         ("redis://:secret@host:6379/1", "redis://:***@host:6379/1"),
-        ("rediss://me:secret@host/1?a=b", "rediss://me:***@host/1?a=b"),
+        ("rediss://me:secret@host/1?db=1", "rediss://me:***@host/1"),
+        ("unix:///run/redis.sock?password=secret", "unix:///run/redis.sock"),
     ],
 )
 def test_a_password_is_never_shown(url, shown):

@@ -41,6 +41,19 @@ def test_a_wrong_url_is_named_without_its_password():
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://host:abc/0", "INGINE_REDIS_URL"),
+        ("redis://host/0?protocol=3", "must not set protocol"),
+        ("redis://host/0?decode_responses=True", "must not set decode_responses"),
+    ],
+)
+def test_a_url_that_would_break_later_is_refused_now(url, says):
+    with pytest.raises(ConfigError, match=says):
+        load_settings(["--redis-url", url])
+
+
 def test_all_faults_are_named_at_once(monkeypatch):
     monkeypatch.setenv("INGINE_DTYPE", "int3")
     monkeypatch.setenv("INGINE_BLOCK_SIZE", "-1")

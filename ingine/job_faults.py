@@ -1,0 +1,57 @@
+"""What is wrong with a job: found cheaply where it is meant to be costly, and told in one sentence."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from ingine.errors import ErrorCode
+
+MAX_NESTING = 16
+MAX_FIELDS = 64
+MAX_REASON_CHARS = 500
+
+
+def deeper_than(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def too_many_fields(fields: dict) -> str | None:
+    """Each unknown field is a fault to describe, at a hundred times its own size."""
+    messages = fields.get("messages")
+    for value in (fields, fields.get("sampling"), *(messages if isinstance(messages, list) else ())):
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            return f"a map of {len(value)} fields, which no part of a job has"
+    return None
+
+
+def explain(error: ValidationError) -> tuple[ErrorCode, str]:
+    """The first fault, as a stable code and a sentence that names the field. Never quotes the value."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = [str(part) for part in first["loc"]]
+    if path[:1] == ["prompt"]:
+        del path[1:2]  # which of the two kinds of prompt it was taken for
+    where = ".".join(path) or "job"
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        return ErrorCode.UNKNOWN_FIELD, f"unknown field `{where}`"
+    if where == "v":
+        return ErrorCode.UNSUPPORTED_VERSION, f"`v`: {first['msg']}"
+    if kind == "missing":
+        return ErrorCode.INVALID_SHAPE, f"`{where}` is missing"
+    if kind.endswith("_type") or kind == "invalid_key":
+        return ErrorCode.INVALID_TYPE, f"`{where}`: {first['msg']}"
+    if where == "job":
+        return ErrorCode.INVALID_SHAPE, first["msg"].removeprefix("Value error, ")
+    if where.startswith("prompt."):
+        return ErrorCode.INVALID_TOKEN_ID, f"`{where}`: {first['msg']}"
+    return ErrorCode.INVALID_PARAMETER, f"`{where}`: {first['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,152 @@
+"""The contract's own code: what is encoded is what is decoded, and no bytes can hurt the decoder."""
+
+import time
+import tracemalloc
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingine.errors import ErrorCode, InvalidJob
+from ingine.sampling_params import SamplingParams
+from ingine.wire import (
+    Job,
+    JobStatus,
+    Keys,
+    TerminalEvent,
+    TokensEvent,
+    decode_event,
+    decode_job,
+    encode_event,
+    encode_job,
+)
+
+MIB = 1 << 20
+
+
+def job(**fields) -> bytes:
+    return msgpack.packb({"id": "a", "prompt": "x"} | fields)
+
+
+HEAVY = {
+    "token ids out of range": job(prompt=[-1] * (MIB - 50)),
+    "messages that are none": job(prompt=None, messages=[1] * (MIB - 50)),
+    "messages of many fields": job(prompt=None, messages=[{str(i): 1 for i in range(100_000)}]),
+    "stop strings that are none": job(sampling={"stop": [1] * (MIB - 50)}),
+    "stop token ids that are none": job(sampling={"stop_token_ids": ["x"] * (MIB // 2 - 50)}),
+    "biases that are none": job(sampling={"logit_bias": {i: "x" for i in range(100_000)}}),
+    "unknown fields": job(**{str(i): 1 for i in range(100_000)}),
+    "unknown sampling fields": job(sampling={str(i): 1 for i in range(100_000)}),
+    "a long unknown field": job(**{"x" * (MIB - 50): 1}),
+    "a wide metadata": job(metadata={"a": [[]] * (MIB - 50)}),
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_mebibyte_of_faults_costs_little(name):
+    raw = HEAVY[name]
+    assert len(raw) <= MIB
+    tracemalloc.start()
+    started = time.process_time()
+    with pytest.raises(InvalidJob) as caught:
+        decode_job(raw)
+    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert caught.value.job_id == "a"
+    assert len(str(caught.value)) <= 500
+    # Generous: tracing is slow. One fault object each would be over a gigabyte.
+    assert peak < 150 * MIB and seconds < 5
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_crash_the_decoder(raw):
+    try:
+        decode_job(raw)
+    except InvalidJob as fault:
+        assert fault.code in ErrorCode
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(0, 9), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(Job.model_fields)), values))
+def test_no_values_in_known_fields_crash_the_decoder(fields):
+    try:
+        decoded = decode_job(msgpack.packb(fields))
+    except InvalidJob as fault:
+        assert fault.code in ErrorCode
+    else:
+        assert decode_job(encode_job(decoded)) == decoded
+
+
+@given(st.dictionaries(st.sampled_from(sorted(SamplingParams.model_fields)), values))
+def test_no_values_in_sampling_crash_the_decoder(fields):
+    try:
+        decode_job(job(sampling=fields))
+    except InvalidJob as fault:
+        assert fault.code in ErrorCode and "sampling" in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (job(text="x"), "unknown field `text`"),
+        (
+            job(prompt=None, messages=[{"role": "user", "content": "x", "text": "y"}]),
+            "unknown field `messages.0.text`",
+        ),
+        (job(prompt=[1, -7]), "`prompt.1`"),
+        (job(prompt=5), "`prompt`"),
+    ],
+)
+def test_the_message_names_the_field(raw, says):
+    with pytest.raises(InvalidJob) as caught:
+        decode_job(raw)
+    assert says in str(caught.value)
+
+
+def test_a_job_comes_back_as_it_went():
+    sent = Job(
+        id="a:b.c-d_1",
+        messages=[{"role": "user", "content": "hé"}],
+        sampling=SamplingParams(temperature=0, stop="x", logit_bias={3: 1.5}),
+        priority="low",
+        deadline_ms=5,
+        metadata={"n": [1, {"x": None}]},
+    )
+    assert decode_job(encode_job(sent)) == sent
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        TokensEvent(3, [1, 2], "ab"),
+        TokensEvent(1, [1], "", [{"token_id": 1, "logprob": -0.5, "top": [[1, -0.5]]}]),
+        TerminalEvent(3, JobStatus.FINISHED, "a", "tail", "stop", usage={"num_output_tokens": 3}),
+        TerminalEvent(0, JobStatus.FAILED, "a", finish_reason="error", error={"code": "x", "message": "y"}),
+    ],
+)
+def test_an_event_comes_back_as_it_went(event):
+    assert decode_event(encode_event(event)) == event
+
+
+def test_an_event_of_a_newer_worker_is_understood():
+    raw = msgpack.packb({"type": "finished", "position": 1, "job_id": "a", "invented_later": [1]})
+    assert decode_event(raw) == TerminalEvent(1, JobStatus.FINISHED, "a")
+
+
+def test_all_keys_of_a_queue_share_one_slot():
+    keys = Keys("mail.3")
+    made = [keys.job("a"), keys.tokens("a"), keys.channel("a"), keys.replies("r"), keys.idem("i"), keys.dead]
+    assert all(
+        "{mail.3}" in key for key in [*made, *keys.all_jobs, keys.workers, keys.settings, keys.control]
+    )
+    with pytest.raises(ValueError, match="queue's name"):
+        Keys("a}b")
