@@ -145,10 +145,15 @@ class Engine:
         seq.finish(FinishReason.ABORT)
         return seq.output([])
 
-    def step(self) -> list[SeqOutput]:
-        """Compute one batch. Returns what each sequence got out of it; those in mid-prefill get nothing."""
+    def step(self, *, alone: str | None = None) -> list[SeqOutput]:
+        """Compute one batch. Returns what each sequence got out of it; those in mid-prefill get nothing.
+
+        alone: compute only this one of `running_seq_ids`, to find out which of a batch that raised is to
+        blame.
+        """
         started = time.perf_counter()
-        batch = self._scheduler.schedule()
+        scheduler = self._scheduler
+        batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(self._seqs[alone])
         sampled = self._runner.run(batch) if batch.seqs else []
         self._scheduler.advance(batch)
         outputs = self._end_those_ended_at_add() + [self._take(token) for token in sampled]
@@ -195,6 +200,7 @@ class Engine:
         token_ids, text = [], ""
         if token_id is None:
             seq.finish(FinishReason.ERROR, "the model's logits are not finite")
+            self._blocks.uncache(seq)
         else:
             token_ids, text = [token_id], seq.append(token_id)
             self._num_output_tokens += 1

@@ -64,6 +64,15 @@ class Scheduler:
             self._admit_waiting(batch, budget)
         return batch
 
+    def schedule_alone(self, seq: Sequence) -> ScheduledBatch:
+        """As `schedule`, for one sequence of those running. Those after it may lose their blocks to it."""
+        batch = ScheduledBatch()
+        num_tokens = min(seq.num_uncomputed_tokens, self.max_num_batched_tokens)
+        behind = deque(self.running[self.running.index(seq) + 1 :])
+        if self._allocate(seq, num_tokens, behind, batch):
+            batch.add(seq, num_tokens)
+        return batch
+
     def advance(self, batch: ScheduledBatch) -> None:
         """The batch has been computed. Without this call nothing of it counts, and the next repeats it."""
         for seq, num_tokens in zip(batch.seqs, batch.num_tokens, strict=True):
