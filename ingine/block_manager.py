@@ -70,8 +70,7 @@ class BlockManager:
             return False
         for _ in range(num_missing):
             block, _ = self._free.popitem(last=False)
-            if (evicted := self._hash_of_block.pop(block, None)) is not None:
-                del self._block_of_hash[evicted]
+            self._forget(block)
             self.ref_counts[block] = 1
             seq.block_table.append(block)
         return True
@@ -88,6 +87,11 @@ class BlockManager:
                 self._block_of_hash[digest] = block
                 self._hash_of_block[block] = digest
             seq.num_hashed_blocks = index + 1
+
+    def uncache(self, seq: Sequence) -> None:
+        """Hide the blocks that `seq` has, which hold something wrong, from `find_prefix`."""
+        for block in seq.block_table:
+            self._forget(block)
 
     def free(self, seq: Sequence) -> None:
         """Give up all of `seq`'s blocks, the last first: a block is of no use without those before it."""
@@ -119,6 +123,10 @@ class BlockManager:
                 raise EngineError(f"sequence {seq.seq_id} has a block twice: {seq.block_table}")
             if self.num_missing_blocks(seq, seq.num_computed_tokens):
                 raise EngineError(f"sequence {seq.seq_id} has more tokens computed than its blocks hold")
+
+    def _forget(self, block: int) -> None:
+        if (digest := self._hash_of_block.pop(block, None)) is not None:
+            del self._block_of_hash[digest]
 
     def _hash(self, seq: Sequence, index: int) -> bytes:
         """The chained hash of `seq`'s full block `index`. Each is computed once: tokens never change."""

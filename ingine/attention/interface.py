@@ -23,7 +23,8 @@ class AttentionMetadata:
     slot_mapping: Tensor
     """[num_tokens] int64: where each token's KV goes, block * block_size + offset in the block."""
     block_tables: Tensor
-    """[num_seqs, max_blocks] int32, padded with 0."""
+    """[num_seqs, max_blocks] int32, each row padded with its own first block: what a backend reads of the
+    padding, and masks, is then nothing of another sequence."""
     seq_lens: Tensor
     """[num_seqs] int32: KV tokens, this step's included."""
     query_start_loc: Tensor
@@ -42,7 +43,10 @@ class AttentionMetadata:
 
 
 class AttentionBackend(ABC):
-    """Writes a step's keys and values into paged memory, then attends over it. Holds no state of its own."""
+    """Writes a step's keys and values into paged memory, then attends over it. Holds no state of its own.
+
+    Free memory holds anything, NaN included: nothing beyond a sequence's own KV tokens may reach its output.
+    """
 
     name: str
 
@@ -56,7 +60,7 @@ class AttentionBackend(ABC):
         dtype: torch.dtype,
         device: torch.device,
     ) -> KVCache:
-        """One layer's cache, zeroed: padding is read before it is masked, and NaN survives a mask."""
+        """One layer's cache, uninitialised."""
 
     def bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """Bytes of one block in one layer, keys and values together."""

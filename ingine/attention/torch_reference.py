@@ -1,9 +1,8 @@
 """The slow reference: attention over paged KV in plain torch, for CPU, CUDA and MPS."""
 
-import math
 from dataclasses import dataclass
+from itertools import accumulate
 
-import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,6 +38,8 @@ class _PrefillPlan:
 class _StepPlan:
     write_rows: Tensor
     """[num_tokens * num_kv_heads]: where each head's key and value go."""
+    begun_rows: Tensor | None
+    """Which rows of block_size tokens to zero first: of the blocks that the step begins and does not fill."""
     decode: _DecodePlan | None
     prefills: list[_PrefillPlan]
 
@@ -63,7 +64,7 @@ class TorchAttention(AttentionBackend):
         device: torch.device,
     ) -> KVCache:
         shape = (num_blocks, num_kv_heads, block_size, head_dim)
-        return _zeros(shape, dtype, device), _zeros(shape, dtype, device)
+        return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
 
     def forward(
         self,
@@ -81,6 +82,8 @@ class TorchAttention(AttentionBackend):
             plan = metadata.plan[sliding_window] = _make_plan(metadata, kv_cache[0], sliding_window)
 
         for cache, new in zip(kv_cache, (key, value), strict=True):
+            if plan.begun_rows is not None:
+                cache.flatten(0, 1).index_fill_(0, plan.begun_rows, 0)
             cache.flatten(0, 2).index_copy_(0, plan.write_rows, new.reshape(-1, new.shape[-1]))
 
         num_decodes = metadata.num_decodes
@@ -126,18 +129,6 @@ def _prefill(
     return attended[0].transpose(0, 1)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, since what is masked is multiplied by 0, and 0 times a NaN of old memory is no 0.
-
-    On a CPU torch.zeros writes every page, seconds for gigabytes; numpy leaves that to the system's own zero
-    pages, which cost nothing until a block is used.
-    """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    return torch.from_numpy(numpy.zeros(num_bytes, numpy.uint8)).view(dtype).view(shape)
-
-
 def _make_plan(metadata: AttentionMetadata, key_cache: Tensor, sliding_window: int | None) -> _StepPlan:
     num_kv_heads, block_size = key_cache.shape[1:3]
     heads = torch.arange(num_kv_heads, device=key_cache.device)
@@ -151,7 +142,25 @@ def _make_plan(metadata: AttentionMetadata, key_cache: Tensor, sliding_window: i
         prefills.append(_plan_prefill(metadata, index, queries, key_cache, sliding_window))
         start += query_len
     decode = _plan_decode(metadata, key_cache, sliding_window) if metadata.num_decodes else None
-    return _StepPlan(write_rows.flatten(), decode, prefills)
+    return _StepPlan(write_rows.flatten(), _begun_rows(metadata, key_cache), decode, prefills)
+
+
+def _begun_rows(metadata: AttentionMetadata, key_cache: Tensor) -> Tensor | None:
+    """Decode reads a sequence's last block whole. What is masked there is multiplied by 0, and 0 times the
+    NaN of an earlier sequence is NaN: so a block is zeroed before its first token is written.
+    """
+    block_size = key_cache.shape[2]
+    last_slots = [
+        end - 1
+        for end, query_len, kv_len in zip(
+            accumulate(metadata.query_lens), metadata.query_lens, metadata.kv_lens, strict=True
+        )
+        if 0 < kv_len % block_size <= query_len
+    ]
+    if not last_slots:
+        return None
+    last_slots = torch.tensor(last_slots, device=key_cache.device)
+    return _cache_rows(metadata.slot_mapping[last_slots, None] // block_size, key_cache)
 
 
 def _plan_decode(metadata: AttentionMetadata, key_cache: Tensor, sliding_window: int | None) -> _DecodePlan:

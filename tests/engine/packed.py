@@ -45,7 +45,7 @@ def pack(step: list[tuple[PagedSequence, int]], pool: BlockPool) -> tuple[Tensor
             positions.append(position)
     query_lens = [query_len for _, query_len in step]
     width = max(len(sequence.block_table) for sequence, _ in step)
-    tables = [sequence.block_table + [0] * (width - len(sequence.block_table)) for sequence, _ in step]
+    tables = [table + table[:1] * (width - len(table)) for table in (s.block_table for s, _ in step)]
     metadata = AttentionMetadata(
         slot_mapping=torch.tensor(slots),
         block_tables=torch.tensor(tables, dtype=torch.int32),

@@ -34,6 +34,8 @@ def run_steps(
     torch.manual_seed(0)
     pool = BlockPool(num_blocks=100, block_size=BLOCK_SIZE)
     kv_cache = backend.allocate_kv_cache(100, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, dtype, CPU)
+    for memory in kv_cache:
+        memory.fill_(torch.nan)  # what an earlier sequence may have left in any block
     sequences = {index: PagedSequence([]) for step in steps for index, _ in step}
     history = {index: torch.empty(0, 2, NUM_KV_HEADS, HEAD_DIM, dtype=dtype) for index in sequences}
     worst = 0.0
@@ -43,7 +45,7 @@ def run_steps(
         num_tokens = sum(metadata.query_lens)
         query, key, value = make_qkv(num_tokens, dtype)
         output = backend.forward(query, key, value, kv_cache, metadata, scale=SCALE, sliding_window=window)
-        assert output.shape == query.shape
+        assert output.shape == query.shape and output.isfinite().all()
         start = 0
         for sequence, query_len in order:
             index = next(index for index, known in sequences.items() if known is sequence)

@@ -9,8 +9,9 @@ from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.errors import EngineError, InvalidRequest
 from ingine.sampling_params import SamplingParams
+from tests.engine.conftest import LoadedModel, load
 from tests.engine.driving import Driver, greedy, make_engine, run_one
-from tests.tiny_models import EOS_TOKEN_ID
+from tests.tiny_models import EOS_TOKEN_ID, make_tiny_model
 
 PROMPT = list(range(60, 90))
 
@@ -188,6 +189,47 @@ def test_logits_of_nan_end_their_own_sequence_only(llama, failing, temperature):
     assert (results["sick"].finish_reason, len(results["sick"].token_ids)) == ("error", 1)
     assert "finite" in results["sick"].stop_reason
     assert results["well"].token_ids == llama.hf_greedy(PROMPT[:5], 9)
+
+
+POISON = 50
+"""A token whose embedding is NaN, and with it all KV of those that have it from there on."""
+
+
+@pytest.fixture
+def poisoned(tmp_path) -> LoadedModel:
+    model = load(make_tiny_model(tmp_path))
+    model.decoder.embed_tokens[POISON] = torch.nan
+    return model
+
+
+@pytest.mark.parametrize("block_size", [4, 16])
+@pytest.mark.parametrize("is_aborted", [False, True], ids=["found out", "aborted in mid-prefill"])
+def test_nan_in_the_kv_of_a_sequence_reaches_no_other(poisoned, is_aborted, block_size):
+    """Neither in the batch nor later, from blocks that the sick one had: memory is short, all are reused."""
+    sick = [POISON, *PROMPT]
+    expected = [poisoned.hf_greedy(PROMPT[:length], 9) for length in (3, 9, 26)]
+    num_blocks = 128 // block_size
+    driver = Driver(make_engine(poisoned, num_blocks=num_blocks, block_size=block_size, max_num_seqs=8))
+    for attempt in "123":
+        driver.engine.add(f"sick {attempt}", sick, greedy(9))
+        for index, length in enumerate((3, 9, 26)):
+            driver.engine.add(f"well {attempt} {index}", PROMPT[:length], greedy(9))
+        driver.step()
+        if is_aborted:
+            driver.engine.abort(f"sick {attempt}")
+        results = driver.finish()
+        assert is_aborted or results[f"sick {attempt}"].finish_reason == "error"
+        assert [results[f"well {attempt} {index}"].token_ids for index in range(3)] == expected
+
+
+def test_blocks_of_a_sequence_that_failed_are_not_shared(poisoned, llama):
+    """What made the logits NaN may have been a passing fault: the next try computes everything anew."""
+    engine = make_engine(poisoned)
+    prompt = [*PROMPT, POISON, *PROMPT]
+    assert run_one(engine, prompt, greedy(9)).finish_reason == "error"
+    poisoned.decoder.embed_tokens[POISON] = llama.decoder.embed_tokens[POISON]
+    result = run_one(engine, prompt, greedy(9))
+    assert (result.num_cached_tokens, result.token_ids) == (0, llama.hf_greedy(prompt, 9))
 
 
 def test_check_integrity_notices(llama):
