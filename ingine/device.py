@@ -46,7 +46,7 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def resolve_limits(config: EngineConfig, device: torch.device, model_max_len: int) -> EngineConfig:
     """`config` with every None of its limits filled in, but for `kv_cache_bytes`."""
-    num_seqs, num_tokens = (256, 8192) if device.type == "cuda" else (64, 512)
+    num_seqs, num_tokens = (256, 2048) if device.type == "cuda" else (64, 512)
     if config.max_num_batched_tokens is None:
         num_seqs = config.max_num_seqs or num_seqs
         num_tokens = max(num_tokens, num_seqs)

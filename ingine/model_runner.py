@@ -24,8 +24,11 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> list[SampledToken]:
         """Compute the batch's tokens. Returns the next token of each sequence that has caught up."""
-        # One query token first: the decodes, and whatever looks like one.
-        work = sorted(zip(batch.seqs, batch.num_tokens, strict=True), key=lambda item: item[1] > 1)
+        # One query token first: the decodes, and whatever looks like one. Of each kind the shortest first.
+        work = sorted(
+            zip(batch.seqs, batch.num_tokens, strict=True),
+            key=lambda item: (item[1] > 1, item[0].num_computed_tokens),
+        )
         query_start = [0, *accumulate(num_tokens for _, num_tokens in work)]
         input_ids, positions, metadata = self._pack(work, query_start)
         hidden = self._model.forward(input_ids, positions, self._kv_caches, metadata)
@@ -66,4 +69,5 @@ class ModelRunner:
         return self._tensor(np.array(token_ids)), self._tensor(positions), metadata
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        # CUDA stages pageable memory before it returns; for other devices the array would have to live on.
+        return torch.from_numpy(array).to(self._device, non_blocking=self._device.type == "cuda")

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KVCache = tuple[Tensor, Tensor]
-"""One layer's paged keys and values. Their layout is the business of the backend that allocated them."""
+KVCache = tuple[Tensor, ...]
+"""One layer's paged keys and values. How many tensors, and their layout, is the business of the backend that
+allocated them."""
 
 
 @dataclass(slots=True)
@@ -16,8 +17,8 @@ class AttentionMetadata:
     """The packed tokens of one step, in the order of their sequences.
 
     Sequences with exactly one query token come first, `num_decodes` of them; the rest (prefill chunks,
-    resumed sequences) follow. A sequence's query tokens are the last of its KV tokens; each sees itself and
-    what comes before it.
+    resumed sequences) follow. Each kind has its shortest first, for a backend that pads. A sequence's query
+    tokens are the last of its KV tokens; each sees itself and what comes before it.
     """
 
     slot_mapping: Tensor
@@ -28,7 +29,8 @@ class AttentionMetadata:
     seq_lens: Tensor
     """[num_seqs] int32: KV tokens, this step's included."""
     query_start_loc: Tensor
-    """[num_seqs + 1] int32: sequence i's queries are tokens query_start_loc[i] to query_start_loc[i + 1]."""
+    """[num_seqs + 1] int32: sequence i's queries are tokens query_start_loc[i] to query_start_loc[i + 1]. The
+    torch reference has no use for it; kernels for packed sequences of any length do."""
     num_decodes: int
     query_lens: list[int]
     """Query tokens of each sequence, on the host: a backend never needs to wait for the device."""
@@ -36,10 +38,6 @@ class AttentionMetadata:
     """seq_lens on the host."""
     plan: dict[Any, Any] = field(default_factory=dict)
     """What a backend works out once a step and uses in every layer."""
-
-    @property
-    def max_seq_len(self) -> int:
-        return max(self.kv_lens)
 
 
 class AttentionBackend(ABC):

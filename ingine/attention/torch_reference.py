@@ -9,16 +9,20 @@ from torch import Tensor
 
 from ingine.attention.interface import AttentionBackend, AttentionMetadata, KVCache
 
+MAX_GATHERED_BYTES = 256 << 20
+"""Of keys and values, padding included, that decode gathers at a time; more only for one longer sequence."""
+
 
 @dataclass(slots=True)
 class _DecodePlan:
-    """The sequences with one query token, as one batch over their KV, padded to the longest."""
+    """Sequences with one query token, as one batch over their KV, padded to the longest."""
 
+    queries: slice
     cache_rows: Tensor
-    """[num_decodes * num_kv_heads * num_blocks]: which rows of block_size tokens to gather."""
+    """[num_seqs * num_kv_heads * num_blocks]: which rows of block_size tokens to gather."""
     bias: Tensor
-    """[num_decodes, 1, 1, num_blocks * block_size] float32: -inf where a token is not seen."""
-    gathered: KVCache
+    """[num_seqs, 1, 1, num_blocks * block_size] float32: -inf where a token is not seen."""
+    gathered: tuple[Tensor, Tensor]
     """Where every layer of the step gathers to: fresh memory a layer costs more than the copy itself."""
 
 
@@ -30,8 +34,8 @@ class _PrefillPlan:
     cache_rows: Tensor | None
     """[num_kv_heads * num_blocks]; None when the step's own keys and values are all there is to see."""
     kv_len: int
-    mask: Tensor
-    """[query_len, kv_len] bool: True where a token is seen."""
+    mask: Tensor | None
+    """[query_len, kv_len] bool: True where a token is seen. None: each token sees all up to itself."""
 
 
 @dataclass(slots=True)
@@ -40,7 +44,7 @@ class _StepPlan:
     """[num_tokens * num_kv_heads]: where each head's key and value go."""
     begun_rows: Tensor | None
     """Which rows of block_size tokens to zero first: of the blocks that the step begins and does not fill."""
-    decode: _DecodePlan | None
+    decodes: list[_DecodePlan]
     prefills: list[_PrefillPlan]
 
 
@@ -86,12 +90,11 @@ class TorchAttention(AttentionBackend):
                 cache.flatten(0, 1).index_fill_(0, plan.begun_rows, 0)
             cache.flatten(0, 2).index_copy_(0, plan.write_rows, new.reshape(-1, new.shape[-1]))
 
-        num_decodes = metadata.num_decodes
-        if not plan.prefills:
-            return _decode(query, kv_cache, plan.decode, scale)
+        if not plan.prefills and len(plan.decodes) == 1:
+            return _decode(query, kv_cache, plan.decodes[0], scale)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        if plan.decode is not None:
-            output[:num_decodes] = _decode(query[:num_decodes], kv_cache, plan.decode, scale)
+        for decode in plan.decodes:
+            output[decode.queries] = _decode(query[decode.queries], kv_cache, decode, scale)
         for prefill in plan.prefills:
             output[prefill.queries] = _prefill(query, key, value, kv_cache, prefill, scale)
         return output
@@ -105,8 +108,9 @@ def _decode(query: Tensor, kv_cache: KVCache, plan: _DecodePlan, scale: float) -
         )
         for cache, out in zip(kv_cache, plan.gathered, strict=True)
     )
-    grouped = query.reshape(batch_size, keys.shape[1], -1, head_dim)
-    scores = torch.matmul(grouped, keys.transpose(2, 3)).float().mul_(scale).add_(plan.bias)
+    # Scaled before the product, which would else go beyond what float16 holds.
+    grouped = (query * scale).reshape(batch_size, keys.shape[1], -1, head_dim)
+    scores = torch.matmul(grouped, keys.transpose(2, 3)).float().add_(plan.bias)
     weights = torch.softmax(scores, dim=-1).to(values.dtype)
     return torch.matmul(weights, values).view(batch_size, num_heads, head_dim)
 
@@ -123,8 +127,18 @@ def _prefill(
             for cache in kv_cache
         )
     queries = query[plan.queries].transpose(0, 1)
+    if plan.mask is not None and query.device.type != "cpu":
+        # No fused kernel of a GPU takes both a mask and several query heads to a key head.
+        group_size = len(queries) // len(keys)
+        keys, values = (new.repeat_interleave(group_size, dim=0) for new in (keys, values))
     attended = F.scaled_dot_product_attention(
-        queries[None], keys[None], values[None], attn_mask=plan.mask, scale=scale, enable_gqa=True
+        queries[None],
+        keys[None],
+        values[None],
+        attn_mask=plan.mask,
+        is_causal=plan.mask is None,
+        scale=scale,
+        enable_gqa=len(queries) != len(keys),
     )
     return attended[0].transpose(0, 1)
 
@@ -141,8 +155,8 @@ def _make_plan(metadata: AttentionMetadata, key_cache: Tensor, sliding_window: i
         queries = slice(start, start + query_len)
         prefills.append(_plan_prefill(metadata, index, queries, key_cache, sliding_window))
         start += query_len
-    decode = _plan_decode(metadata, key_cache, sliding_window) if metadata.num_decodes else None
-    return _StepPlan(write_rows.flatten(), _begun_rows(metadata, key_cache), decode, prefills)
+    decodes = _plan_decodes(metadata, key_cache, sliding_window) if metadata.num_decodes else []
+    return _StepPlan(write_rows.flatten(), _begun_rows(metadata, key_cache), decodes, prefills)
 
 
 def _begun_rows(metadata: AttentionMetadata, key_cache: Tensor) -> Tensor | None:
@@ -163,17 +177,45 @@ def _begun_rows(metadata: AttentionMetadata, key_cache: Tensor) -> Tensor | None
     return _cache_rows(metadata.slot_mapping[last_slots, None] // block_size, key_cache)
 
 
-def _plan_decode(metadata: AttentionMetadata, key_cache: Tensor, sliding_window: int | None) -> _DecodePlan:
-    block_size, head_dim = key_cache.shape[2:]
-    num_decodes = metadata.num_decodes
-    num_blocks = -(-max(metadata.kv_lens[:num_decodes]) // block_size)
-    cache_rows = _cache_rows(metadata.block_tables[:num_decodes, :num_blocks], key_cache)
+def _plan_decodes(
+    metadata: AttentionMetadata, key_cache: Tensor, sliding_window: int | None
+) -> list[_DecodePlan]:
+    num_kv_heads, block_size, head_dim = key_cache.shape[1:]
+    num_blocks = [-(-kv_len // block_size) for kv_len in metadata.kv_lens[: metadata.num_decodes]]
+    groups = _group(num_blocks, max_blocks=MAX_GATHERED_BYTES // (2 * key_cache[0].nbytes))
+    num_rows = [num_seqs * longest * num_kv_heads for num_seqs, longest in groups]
+    gathered = key_cache.new_empty(2, max(num_rows), block_size, head_dim)
 
-    kv_lens = metadata.seq_lens[:num_decodes, None]
-    seen = _seen(kv_lens - 1, num_blocks * block_size, sliding_window)
-    bias = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
-    gathered = key_cache.new_empty(2, len(cache_rows), block_size, head_dim)
-    return _DecodePlan(cache_rows, bias[:, None, None], (gathered[0], gathered[1]))
+    plans, start = [], 0
+    for (num_seqs, longest), rows in zip(groups, num_rows, strict=True):
+        queries = slice(start, start + num_seqs)
+        seen = _seen(metadata.seq_lens[queries, None] - 1, longest * block_size, sliding_window)
+        bias = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))
+        plans.append(
+            _DecodePlan(
+                queries,
+                _cache_rows(metadata.block_tables[queries, :longest], key_cache),
+                bias[:, None, None],
+                (gathered[0, :rows], gathered[1, :rows]),
+            )
+        )
+        start += num_seqs
+    return plans
+
+
+def _group(num_blocks: list[int], max_blocks: int) -> list[tuple[int, int]]:
+    """Cut a row of sequences into groups that, padded to their longest, have no more than `max_blocks`.
+
+    Returns the number of sequences of each, and the blocks of its longest. A sequence longer than
+    `max_blocks` is alone.
+    """
+    groups, num_seqs, longest = [], 0, 0
+    for blocks in num_blocks:
+        if num_seqs and (num_seqs + 1) * max(longest, blocks) > max_blocks:
+            groups.append((num_seqs, longest))
+            num_seqs, longest = 0, 0
+        num_seqs, longest = num_seqs + 1, max(longest, blocks)
+    return [*groups, (num_seqs, longest)]
 
 
 def _plan_prefill(
@@ -181,12 +223,14 @@ def _plan_prefill(
 ) -> _PrefillPlan:
     kv_len = metadata.kv_lens[index]
     num_computed_tokens = kv_len - metadata.query_lens[index]
-    positions = torch.arange(num_computed_tokens, kv_len, device=key_cache.device)
-    cache_rows = None
+    cache_rows = mask = None
     if num_computed_tokens:
         num_blocks = -(-kv_len // key_cache.shape[2])
         cache_rows = _cache_rows(metadata.block_tables[index : index + 1, :num_blocks], key_cache)
-    return _PrefillPlan(queries, cache_rows, kv_len, _seen(positions[:, None], kv_len, sliding_window))
+    if num_computed_tokens or (sliding_window is not None and sliding_window < kv_len):
+        positions = torch.arange(num_computed_tokens, kv_len, device=key_cache.device)
+        mask = _seen(positions[:, None], kv_len, sliding_window)
+    return _PrefillPlan(queries, cache_rows, kv_len, mask)
 
 
 def _cache_rows(block_tables: Tensor, key_cache: Tensor) -> Tensor:

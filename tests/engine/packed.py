@@ -32,9 +32,9 @@ class BlockPool:
 def pack(step: list[tuple[PagedSequence, int]], pool: BlockPool) -> tuple[Tensor, AttentionMetadata]:
     """Positions and metadata of a step: sequences, each with the number of its next tokens to compute.
 
-    Puts `step` into the order of the interface: decodes first.
+    Puts `step` into the order of the interface: decodes first, of each kind the shortest first.
     """
-    step.sort(key=lambda item: item[1] != 1)
+    step.sort(key=lambda item: (item[1] != 1, item[0].num_computed_tokens))
     positions, slots, kv_lens = [], [], []
     for sequence, query_len in step:
         kv_lens.append(sequence.num_computed_tokens + query_len)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ingine.attention import AttentionBackend, AttentionMetadata, TorchAttention, select_backend
+from ingine.attention import AttentionBackend, TorchAttention, select_backend, torch_reference
 from tests.engine.packed import BlockPool, PagedSequence, pack
 
 BACKENDS = [TorchAttention()]
@@ -121,18 +121,6 @@ def test_bytes_per_block_is_what_a_block_takes(backend):
     assert 7 * per_block == sum(tensor.numel() * tensor.itemsize for tensor in kv_cache)
 
 
-def test_decode_copies_no_more_than_the_longest_sequence_needs():
-    """One sequence that only waits must not make the gather of those that decode any larger."""
-    backend, pool = TorchAttention(), BlockPool(num_blocks=300, block_size=BLOCK_SIZE)
-    kv_cache = backend.allocate_kv_cache(300, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, torch.float32, CPU)
-    short, long = PagedSequence([], num_computed_tokens=5), PagedSequence([], num_computed_tokens=400)
-    _, metadata = pack([(short, 1), (long, 2)], pool)
-    assert metadata.block_tables.shape[1] > 100
-    backend.forward(*make_qkv(3, torch.float32), kv_cache, metadata, scale=SCALE, sliding_window=None)
-    gathered = metadata.plan[None].decode.gathered[0]
-    assert gathered.numel() == 2 * BLOCK_SIZE * NUM_KV_HEADS * HEAD_DIM
-
-
 def test_the_choice_of_backend_is_logged_once(caplog):
     with caplog.at_level("INFO", logger="ingine.attention"):
         backend = select_backend(CPU, torch.float32)
@@ -141,8 +129,64 @@ def test_the_choice_of_backend_is_logged_once(caplog):
     ]
 
 
-def test_max_seq_len_is_the_longest_kv_length():
-    pool = BlockPool(num_blocks=20, block_size=BLOCK_SIZE)
-    _, metadata = pack([(PagedSequence([]), 3), (PagedSequence([], num_computed_tokens=8), 1)], pool)
-    assert isinstance(metadata, AttentionMetadata)
-    assert (metadata.num_decodes, metadata.max_seq_len) == (1, 9)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_large_float16_values_do_not_overflow(backend):
+    """The product of a query and a key may be over 65504, the scaled product is not."""
+    kv_cache = backend.allocate_kv_cache(9, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, torch.float16, CPU)
+    tokens = make_qkv(7, torch.float16)
+    query, key, _ = tokens
+    query.fill_(80.0)
+    key.fill_(-80.0)[-1] = 80.0  # so the last token sees nothing but itself
+
+    def last_output(*lengths: int) -> Tensor:
+        sequence, pool = PagedSequence([]), BlockPool(9, BLOCK_SIZE)
+        for length in lengths:
+            _, metadata = pack([(sequence, length)], pool)
+            step = (new[sequence.num_computed_tokens :][:length] for new in tokens)
+            output = backend.forward(*step, kv_cache, metadata, scale=SCALE, sliding_window=None)
+            sequence.num_computed_tokens += length
+        return output[-1]
+
+    prefilled, decoded = last_output(7), last_output(6, 1)
+    assert torch.equal(prefilled, tokens[2][-1].repeat_interleave(NUM_HEADS // NUM_KV_HEADS, dim=0))
+    assert torch.equal(decoded, prefilled)
+
+
+# ------------------------------------------------------------------------------- the torch reference alone
+
+
+@pytest.mark.parametrize("max_bytes", [1, 4 * 2 * BLOCK_SIZE * NUM_KV_HEADS * HEAD_DIM * 4])
+@pytest.mark.parametrize("window", [None, 5])
+def test_decodes_that_take_too_much_memory_at_a_time_go_in_groups(monkeypatch, max_bytes, window):
+    """One by one, and by four blocks; among them are prompts of one token, and there is a prefill."""
+    monkeypatch.setattr(torch_reference, "MAX_GATHERED_BYTES", max_bytes)
+    steps = [[(0, 3), (1, 19), (2, 8), (3, 4)], [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 6)]]
+    assert run_steps(TorchAttention(), [*steps, [(i, 1) for i in range(6)]], torch.float32, window) < 1e-5
+
+
+def test_decode_copies_no_more_than_the_longest_sequence_needs():
+    """One sequence that only waits must not make the gather of those that decode any larger."""
+    backend, pool = TorchAttention(), BlockPool(num_blocks=300, block_size=BLOCK_SIZE)
+    kv_cache = backend.allocate_kv_cache(300, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, torch.float32, CPU)
+    short, long = PagedSequence([], num_computed_tokens=5), PagedSequence([], num_computed_tokens=400)
+    _, metadata = pack([(short, 1), (long, 2)], pool)
+    assert metadata.block_tables.shape[1] > 100
+    backend.forward(*make_qkv(3, torch.float32), kv_cache, metadata, scale=SCALE, sliding_window=None)
+    gathered = metadata.plan[None].decodes[0].gathered[0]
+    assert gathered.numel() == 2 * BLOCK_SIZE * NUM_KV_HEADS * HEAD_DIM
+
+
+def test_one_long_sequence_does_not_make_the_others_as_long(monkeypatch):
+    """Sixteen short ones and one of 100 blocks: padded to one length they would gather 1700 blocks."""
+    block_bytes = 2 * BLOCK_SIZE * NUM_KV_HEADS * HEAD_DIM * 4
+    monkeypatch.setattr(torch_reference, "MAX_GATHERED_BYTES", 100 * block_bytes)
+    backend, pool = TorchAttention(), BlockPool(200, BLOCK_SIZE)
+    kv_cache = backend.allocate_kv_cache(200, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, torch.float32, CPU)
+    lengths = [5] * 16 + [399]
+    _, metadata = pack([(PagedSequence([], num_computed_tokens=length), 1) for length in lengths], pool)
+    backend.forward(*make_qkv(17, torch.float32), kv_cache, metadata, scale=SCALE, sliding_window=None)
+    decodes = metadata.plan[None].decodes
+    assert [decode.queries for decode in decodes] == [slice(0, 16), slice(16, 17)]
+    assert (
+        max(keys.untyped_storage().nbytes() for keys, _ in (d.gathered for d in decodes)) == 100 * block_bytes
+    )

@@ -54,6 +54,9 @@ def test_limits_are_chosen_together(llama):
     assert limits(max_num_batched_tokens=8) == (8, 8, 512)
     assert limits(max_model_len=100) == (64, 512, 100)
 
+    on_a_gpu = resolve_limits(EngineConfig("m"), torch.device("cuda"), model_max_len=512)
+    assert (on_a_gpu.max_num_seqs, on_a_gpu.max_num_batched_tokens) == (256, 2048)
+
 
 def test_a_sequence_longer_than_the_model_was_made_for_is_refused(llama):
     with pytest.raises(
