@@ -81,7 +81,8 @@ def _draw_truncated(probs: Tensor, params: list[SamplingParams], uniform: Tensor
     floor = min_p * probs.amax(dim=-1, keepdim=True)
     mass = torch.ones_like(floor)
     if limits[:, 2].any():
-        mass = probs.where(probs >= floor, 0).sum(dim=-1, keepdim=True)
+        # Elsewhere 1, whatever the sum says: a row's draw does not depend on what other rows ask for.
+        mass = torch.where(min_p > 0, probs.where(probs >= floor, 0).sum(dim=-1, keepdim=True), mass)
 
     token_ids = torch.zeros(len(params), dtype=torch.int64, device=probs.device)
     rows = torch.arange(len(params), device=probs.device)

@@ -191,6 +191,21 @@ def test_a_batch_of_all_kinds_draws_what_each_would_alone():
     assert together == alone
 
 
+def test_a_draw_does_not_depend_on_whether_another_row_has_min_p():
+    """With top_p at the very edge of a token, where a last digit in the sum of all decides."""
+    logits = make_logits(spread=1.5)
+    cdf = logits[0].softmax(-1).sort(descending=True).values.cumsum(-1)
+    all_params = [SamplingParams(top_p=top_p) for top_p in cdf[:300].tolist()]
+    numbers = np.full(len(all_params), 1 - 2**-24, dtype=np.float32)  # draws the last token that is left
+    alone = draw(logits.repeat(len(all_params), 1), all_params, numbers)
+    beside = draw(
+        logits.repeat(len(all_params) + 1, 1),
+        [*all_params, SamplingParams(min_p=0.5)],
+        np.append(numbers, numbers[0]),
+    )
+    assert alone.tolist() == beside[:-1].tolist()
+
+
 def test_very_low_temperatures_are_greedy():
     logits = make_logits()
     for temperature in (1e-3, 1e-30, 5e-324):
