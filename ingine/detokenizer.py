@@ -5,8 +5,8 @@ from typing import Protocol
 
 
 class TokenBytes(Protocol):
-    def token_bytes(self, token_id: int, *, first: bool) -> bytes:
-        """The UTF-8 bytes of a token, b"" for a special one. `first`: it begins the text."""
+    def token_bytes(self, token_id: int, *, first: bool) -> bytes | None:
+        """The UTF-8 bytes of a token, None for a special one. `first`: it begins the text."""
 
 
 class Detokenizer:
@@ -24,9 +24,9 @@ class Detokenizer:
     def append(self, token_id: int) -> str:
         """The text that is complete with this token."""
         token = self._tokenizer.token_bytes(token_id, first=self._first)
-        # Special tokens are skipped wherever they stand, so the text begins with the first token that is
-        # not one.
-        self._first = self._first and not token
+        if token is None:
+            return ""
+        self._first = False  # also where nothing is left of it, as of a lone space that begins a text
         return self._utf8.decode(token)
 
     def flush(self) -> str:

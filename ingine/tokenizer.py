@@ -30,7 +30,7 @@ class Tokenizer:
         }
         self._is_byte_level = _has_byte_level_decoder(self._core)
         self._anchor = self._core.encode("a", add_special_tokens=False).ids[-1]
-        self._token_bytes: dict[tuple[int, bool], bytes] = {}
+        self._token_bytes: dict[tuple[int, bool], bytes | None] = {}
         self.eos_token_ids = frozenset({tokenizer.eos_token_id} - {None})
 
     @classmethod
@@ -74,26 +74,26 @@ class Tokenizer:
         """The text of all tokens together, special ones skipped."""
         return self._core.decode(list(token_ids), skip_special_tokens=True)
 
-    def token_bytes(self, token_id: int, *, first: bool) -> bytes:
-        """The UTF-8 bytes that a token adds to a text, or begins it with; b"" for a special or unknown token.
+    def token_bytes(self, token_id: int, *, first: bool) -> bytes | None:
+        """The UTF-8 bytes that a token adds to a text, or begins it with. None for a special or unknown one.
 
         Put together they are the bytes of `decode`, save that a decoder with byte fallback (Llama 2's and
         Mistral's) replaces a whole run of byte tokens where one of them is invalid.
         """
-        known = self._token_bytes.get((token_id, first))
-        if known is None:
-            known = self._token_bytes[token_id, first] = self._compute_token_bytes(token_id, first)
-        return known
+        key = (token_id, first)
+        if key not in self._token_bytes:
+            self._token_bytes[key] = self._compute_token_bytes(token_id, first)
+        return self._token_bytes[key]
 
-    def _compute_token_bytes(self, token_id: int, first: bool) -> bytes:
+    def _compute_token_bytes(self, token_id: int, first: bool) -> bytes | None:
         token = self._core.id_to_token(token_id)
         if token is None or token_id in self._special_ids:
-            return b""
+            return None
         if self._is_byte_level:
             if all(char in _BYTE_OF_CHAR for char in token):
                 return bytes(_BYTE_OF_CHAR[char] for char in token)
             return token.encode()  # an added token stands for itself
-        if byte := _BYTE_TOKEN.fullmatch(token):
+        if (byte := _BYTE_TOKEN.fullmatch(token)) and byte[1] >= "80":  # else it is a whole character
             return bytes.fromhex(byte[1])
         if first:
             return self._core.decode([token_id]).encode()

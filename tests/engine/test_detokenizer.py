@@ -86,3 +86,17 @@ def test_with_byte_fallback_the_first_space_goes_and_bytes_make_characters(byte_
     parts = pieces(byte_fallback, token_ids)
     assert parts == ["", "Hello", " world", "", "", "", "😀", "!", " world", ""]
     assert "".join(parts) == byte_fallback.decode(token_ids)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_with_byte_fallback_only_the_very_first_space_goes(byte_fallback, seed):
+    """Whatever the text begins with: words, lone spaces, spaces as bytes, special tokens in between."""
+    rng = random.Random(seed)
+    space, *words = 261, 258, 259, 260, 262, 0x20 + 2, 0x41 + 2
+    token_ids = [rng.choice((0, 1, space, *words)) for _ in range(4)]
+    assert "".join(pieces(byte_fallback, token_ids)) == byte_fallback.decode(token_ids)
+
+
+def test_a_lone_space_at_the_start_leaves_the_next_word_its_own(byte_fallback):
+    space, hello = 261, 258
+    assert pieces(byte_fallback, [space, hello]) == ["", " Hello", ""]
