@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jinja2
@@ -14,6 +15,20 @@ from ingine.errors import ConfigError, ErrorCode, InvalidRequest
 logger = logging.getLogger(__name__)
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+# Some chat templates write the date with transformers' `strftime_now`, which reads the clock. This macro
+# takes its place and tells a given time instead, so that a conversation is the same tokens whenever it is
+# encoded. (A function of ours would not do: a template sees plain values only.)
+_STRFTIME_NOW = """\
+{%- macro strftime_now(format) -%}
+  {%- set text = namespace(value=format) -%}
+  {%- for directive, value in strftime_values.items() -%}
+    {%- set text.value = text.value.replace(directive, value) -%}
+  {%- endfor -%}
+  {{- text.value -}}
+{%- endmacro %}
+"""
+_STRFTIME_DIRECTIVE = re.compile(r"%-?[aAbBcdHIjmMpSUwWxXyYZ]")
 
 
 class Tokenizer:
@@ -48,8 +63,10 @@ class Tokenizer:
         """Token ids, with the special tokens that the model's tokenizer adds to a prompt."""
         return self._core.encode(_without_surrogates(text)).ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, now: datetime | None = None) -> list[int]:
         """Token ids of the conversation in the model's chat template, up to the assistant's next turn.
+
+        `now` is what the template takes for the present, if it writes the date; None is the present, in UTC.
 
         Raises InvalidRequest: NO_CHAT_TEMPLATE, or INVALID_MESSAGES with what the template has against them.
         """
@@ -60,15 +77,26 @@ class Tokenizer:
         if not messages:
             raise InvalidRequest(ErrorCode.INVALID_MESSAGES, "a conversation has at least one message")
         try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-            )
+            text = self._render_chat([dict(message) for message in messages], now or datetime.now(UTC))
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise InvalidRequest(
                 ErrorCode.INVALID_MESSAGES, f"the model's chat template refuses these messages: {error}"
             ) from None
         # The template has written the special tokens already.
         return self._core.encode(_without_surrogates(text), add_special_tokens=False).ids
+
+    def _render_chat(self, messages: list[dict[str, str]], now: datetime) -> str:
+        template, values = self._tokenizer.get_chat_template(), {}
+        if "strftime_now" in template:
+            template = _STRFTIME_NOW + template
+            values = {each: now.strftime(each) for each in _STRFTIME_DIRECTIVE.findall(template)}
+        return self._tokenizer.apply_chat_template(
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            strftime_values=values,
+        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of all tokens together, special ones skipped."""

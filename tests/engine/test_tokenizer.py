@@ -2,8 +2,10 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from ingine.errors import ConfigError, InvalidRequest
@@ -61,6 +63,40 @@ def test_a_model_without_a_template_takes_no_chat():
     with pytest.raises(InvalidRequest, match="no chat template") as error:
         Tokenizer(make_tokenizer(chat_template=None)).encode_chat(CHAT)
     assert error.value.code == "no_chat_template"
+
+
+DATED = (
+    "\n  {% macro today() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}"
+    '{% if strftime_now is defined %}{{ today() }}, {{ strftime_now("%Y-%m-%d") }}{% endif %}'
+)
+
+
+def test_a_template_s_date_is_the_given_one_else_the_present():
+    tokenizer = Tokenizer(make_tokenizer(chat_template=DATED))
+    token_ids = tokenizer.encode_chat(CHAT, now=datetime(2024, 2, 29, 23, 59, tzinfo=UTC))
+    assert tokenizer.decode(token_ids).split() == ["29", "Feb", "2024,", "2024-02-29"]
+
+    before, token_ids, after = datetime.now(UTC), tokenizer.encode_chat(CHAT), datetime.now(UTC)
+    assert tokenizer.decode(token_ids).endswith((f"{before:%Y-%m-%d}", f"{after:%Y-%m-%d}"))
+
+
+def test_a_template_with_a_date_gives_what_transformers_gives():
+    """To the last space."""
+    for template in ("\n  {% if true %}a{% endif %}", "  {{- 'a' }}\n", "{#- b #}\n a"):
+        core = make_tokenizer(chat_template=template + " {{ strftime_now('%Y')[:2] }}\n")
+        expected = core.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
+        assert Tokenizer(core).encode_chat(CHAT) == expected
+
+
+def test_the_template_s_beginning_of_sequence_is_the_only_one():
+    core = make_tokenizer(chat_template="<|im_start|>{{ messages[0].content }}")
+    core.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A",
+        special_tokens=[("<|im_start|>", core.convert_tokens_to_ids("<|im_start|>"))],
+    )
+    tokenizer = Tokenizer(core)
+    assert tokenizer.encode_chat(CHAT) == tokenizer.encode("Hi")
+    assert len(tokenizer.encode("Hi")) == 3
 
 
 REFUSING = "{% if messages[0].role != 'user' %}{{ raise_exception('the user speaks first') }}{% endif %}"
