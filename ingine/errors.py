@@ -43,6 +43,7 @@ class ErrorCode(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     WORKER_LOST = "worker_lost"
     ENGINE_ERROR = "engine_error"
+    BAD_RECORD = "bad_record"
 
 
 class IngineError(Exception):

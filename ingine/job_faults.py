@@ -45,7 +45,7 @@ def explain(error: ValidationError) -> tuple[ErrorCode, str]:
     if kind == "extra_forbidden":
         return ErrorCode.UNKNOWN_FIELD, f"unknown field `{where}`"
     if where == "v":
-        return ErrorCode.UNSUPPORTED_VERSION, f"`v`: {first['msg']}"
+        return ErrorCode.UNSUPPORTED_VERSION, f"the protocol's version, `v`: {first['msg']}"
     if kind == "missing":
         return ErrorCode.INVALID_SHAPE, f"`{where}` is missing"
     if kind.endswith("_type") or kind == "invalid_key":

@@ -1,6 +1,7 @@
 """`ingine worker`. Its flags are the settings' own: `worker.settings`."""
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -58,9 +59,10 @@ async def _serve(settings: WorkerSettings, url: str, engine, served_names: froze
 
     worker = Worker(settings, url, engine, served_names=served_names)
     loop = asyncio.get_running_loop()
+    signals = itertools.count(1)
 
     def on_signal() -> None:
-        if worker.stopping:
+        if next(signals) > 1:
             # No hand-over: the leases run out by themselves.
             logging.getLogger("worker").warning("second signal: leaving now")
             os._exit(EXIT_NOW)

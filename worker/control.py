@@ -14,10 +14,6 @@ from worker.retry import Backoff
 logger = logging.getLogger(__name__)
 
 
-def nudge(command: str, **fields) -> bytes:
-    return msgpack.packb({"command": command, **fields})
-
-
 class ControlListener:
     """Calls `obey(command)` for each map that arrives, until cancelled. Anybody can publish here: whatever is
     not a map with a command is ignored, and `obey` trusts nothing that it has not read from a key."""

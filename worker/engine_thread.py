@@ -20,17 +20,16 @@ MAX_STEPS_AHEAD = 2
 """Steps that may be computed and not yet committed: one on its way to Redis while the next is computed."""
 
 MAX_FAILED_STEPS = 10
-"""Steps in a row that may raise before the engine counts as broken. Well over a job's `max_deaths`, so that a
-lone poisonous job is failed before its worker gives up."""
+"""Steps in a row that may raise, each with a lone sequence to blame, before the engine counts as broken."""
 
 
 @dataclass(slots=True)
 class EngineFailure:
-    """An exception out of the engine, which has let go of these sequences: those of the failed batch."""
+    """An exception out of the engine, which has let go of the sequences that are to blame for it."""
 
     seq_ids: list[str]
     error: Exception
-    fatal: bool
+    fatal: bool = False
     """The engine is broken: its thread has ended."""
 
 
@@ -47,7 +46,7 @@ class EngineThread:
     def __init__(self, engine: Engine, deliver: Callable[[StepMessage], None]):
         self._engine = engine
         self._deliver = deliver
-        self._commands: deque[Callable[[], SeqOutput | None]] = deque()
+        self._commands: deque[tuple[str, Callable[[], SeqOutput | None]]] = deque()
         self._wake = threading.Condition()
         self._credits = threading.Semaphore(MAX_STEPS_AHEAD)
         self._stopping = False
@@ -57,6 +56,7 @@ class EngineThread:
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
         self._thread.start()
 
     @property
@@ -70,17 +70,25 @@ class EngineThread:
         params: SamplingParams,
         *,
         priority: int,
+        arrival_time: float,
         output_token_ids: Sequence[int],
     ) -> None:
+        """As `Engine.add`. If that raises, an EngineFailure for this sequence alone is delivered."""
         self._enqueue(
+            seq_id,
             lambda: self._engine.add(
-                seq_id, prompt_token_ids, params, priority=priority, output_token_ids=output_token_ids
-            )
+                seq_id,
+                prompt_token_ids,
+                params,
+                priority=priority,
+                arrival_time=arrival_time,
+                output_token_ids=output_token_ids,
+            ),
         )
 
     def abort(self, seq_id: str) -> None:
         """Its last output, with finish reason `abort`, is delivered like a step's. Unknown: ignored."""
-        self._enqueue(lambda: self._engine.abort(seq_id))
+        self._enqueue(seq_id, lambda: self._engine.abort(seq_id))
 
     def credit(self) -> None:
         """A message has been dealt with: the engine may compute one step more."""
@@ -91,25 +99,22 @@ class EngineThread:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join)
+        # Not a join in the loop's executor: that would hold up the exit of a process whose step hangs.
+        await self._ended.wait()
 
-    def _enqueue(self, command: Callable[[], SeqOutput | None]) -> None:
+    def _enqueue(self, seq_id: str, command: Callable[[], SeqOutput | None]) -> None:
         with self._wake:
-            self._commands.append(command)
+            self._commands.append((seq_id, command))
             self._wake.notify()
 
     def _run(self) -> None:
-        while self._wait_for_work():
-            try:
-                outputs = self._turn()
-            except Exception as error:
-                if self._fail(error):
-                    return
-            else:
-                self._failed_steps = 0
-                if outputs:
-                    self._send(outputs)
+        healthy = True
+        while healthy and self._wait_for_work():
+            self._obey_commands()
+            if self._engine.has_unfinished:
+                healthy = self._step()
             self.stats = self._engine.stats()
+        self._loop.call_soon_threadsafe(self._ended.set)
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -117,31 +122,70 @@ class EngineThread:
                 self._wake.wait()
             return not self._stopping
 
-    def _turn(self) -> list[SeqOutput]:
-        """What was asked for since the last step, then one step."""
-        outputs = []
+    def _obey_commands(self) -> None:
+        """What was asked for since the last step. Each is on its own: one that raises harms no other."""
         while self._commands:
-            output = self._commands.popleft()()
-            if output is not None:
-                outputs.append(output)
-        if self._engine.has_unfinished:
-            outputs += self._engine.step()
-        return outputs
+            seq_id, command = self._commands.popleft()
+            try:
+                output = command()
+            except Exception as error:
+                self._send(EngineFailure([seq_id], error))
+            else:
+                if output is not None:
+                    self._send([output])
 
-    def _fail(self, error: Exception) -> bool:
-        """Give up the batch that raised; what waits is innocent. Whether the engine is broken for good."""
+    def _step(self) -> bool:
+        """Whether the engine is fit for another one."""
+        try:
+            outputs = self._engine.step()
+        except Exception as error:
+            return self._find_culprits(error)
+        self._failed_steps = 0
+        if outputs:
+            self._send(outputs)
+        return True
+
+    def _find_culprits(self, error: Exception) -> bool:
+        """Each sequence of the batch that raised takes its step alone, so that innocents go on.
+
+        The engine is broken, and no sequence in particular to blame, after an error of the accelerator
+        itself (every later step fails too), when several fail alone and none does not, or when lone ones
+        keep failing.
+        """
         self._failed_steps += 1
-        # After an error of the accelerator itself every later step fails too: let another process try.
-        fatal = isinstance(error, torch.AcceleratorError) or self._failed_steps >= MAX_FAILED_STEPS
-        seq_ids = self._engine.running_seq_ids
-        log_event(
-            logger, logging.ERROR, "step failed", sequences=len(seq_ids), fatal=fatal, error=repr(error)
-        )
+        suspects = self._engine.running_seq_ids
+        log_event(logger, logging.ERROR, "step failed", sequences=len(suspects), error=repr(error))
         logger.debug("step failed", exc_info=error)
+        if isinstance(error, torch.AcceleratorError):
+            return self._give_up(suspects, error)
+        culprits = [seq_id for seq_id in suspects if not self._step_alone(seq_id)]
+        if len(culprits) < len(suspects):
+            self._failed_steps = 0
+        elif len(culprits) > 1 or self._failed_steps >= MAX_FAILED_STEPS:
+            return self._give_up(culprits, error)
+        if culprits:
+            self._let_go(culprits, error)
+        return True
+
+    def _step_alone(self, seq_id: str) -> bool:
+        if seq_id not in self._engine.running_seq_ids:
+            return True  # Preempted for the sake of one before it.
+        try:
+            outputs = self._engine.step(alone=seq_id)
+        except Exception:
+            return False
+        if outputs:
+            self._send(outputs)
+        return True
+
+    def _give_up(self, seq_ids: list[str], error: Exception) -> bool:
+        self._let_go(seq_ids, error, fatal=True)
+        return False
+
+    def _let_go(self, seq_ids: list[str], error: Exception, *, fatal: bool = False) -> None:
         for seq_id in seq_ids:
             self._engine.abort(seq_id)
         self._send(EngineFailure(seq_ids, error, fatal))
-        return fatal
 
     def _send(self, message: StepMessage) -> None:
         while not self._credits.acquire(timeout=0.1):

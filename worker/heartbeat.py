@@ -86,5 +86,13 @@ class Heartbeat:
         await self._forget(keys=self._keys.all_jobs, args=[GROUP, FORGET_AFTER_S * 1000])
         now_s, _ = await self._redis.time()
         for worker_id, raw in (await self._redis.hgetall(self._keys.workers)).items():
-            if msgpack.unpackb(raw).get("at_s", 0) < now_s - FORGET_AFTER_S:
+            if _last_beat_s(raw) < now_s - FORGET_AFTER_S:
                 await self._redis.hdel(self._keys.workers, worker_id)
+
+
+def _last_beat_s(raw: bytes) -> float:
+    """0 for what is no heartbeat: it goes too."""
+    try:
+        return float(msgpack.unpackb(raw)["at_s"])
+    except (ValueError, TypeError, KeyError):
+        return 0.0

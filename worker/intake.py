@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
 from ingine.wire import DEFAULT_MAX_JOB_BYTES, Job, JobStatus, Priority, TerminalEvent, decode_job
@@ -21,8 +21,8 @@ from worker.retry import Backoff, until_served
 
 logger = logging.getLogger(__name__)
 
-BLOCK_S = 0.5
-"""How long one read waits for new entries. Short, since a worker that drains waits for it to return."""
+BLOCK_S = 0.25
+"""How long one read waits for new entries. Short, since a hand-over waits for it, at either end."""
 
 SWEEP_INTERVAL_S = 1.0
 
@@ -59,8 +59,7 @@ class Intake:
         self._lease_s = lease_s
         self._max_deaths = max_deaths
         self._expire = expire
-        self._room_changed = asyncio.Event()
-        self._sweeping = asyncio.Lock()
+        self._woken = asyncio.Event()
         self._next_sweep = 0.0
         self._lost_delivery = False
         self.stopping = False
@@ -76,44 +75,47 @@ class Intake:
             return 0
         return max(0, self._max_num_jobs - len(self._jobs))
 
-    def room_changed(self) -> None:
-        self._room_changed.set()
+    def wake(self) -> None:
+        """There may be room now, or a reason to stop."""
+        self._woken.set()
+
+    def sweep_soon(self) -> None:
+        """A peer has released jobs: look for them before the next sweep is due."""
+        self._next_sweep = 0.0
+        self.wake()
 
     async def run(self) -> None:
         """Until `stopping` is set. A server that is away is waited for."""
         backoff = Backoff("intake")
         while not self.stopping:
-            if not self.room:
-                self.last_poll = time.monotonic()
-                self._room_changed.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(BLOCK_S):
-                        await self._room_changed.wait()
-                continue
             try:
-                await self._take()
+                await (self._take() if self.room else self._wait_for_room())
             except (RedisError, OSError) as error:
                 self._lost_delivery = True
                 await backoff.sleep(error)
             else:
                 backoff.reset()
 
-    async def sweep(self) -> None:
-        """Claim and admit entries of workers that have died or let go. Called early when a peer releases."""
-        async with self._sweeping:
-            self._next_sweep = time.monotonic() + SWEEP_INTERVAL_S
-            if room := self.room:
-                await self._admit_all(await self._queue.claim_idle(self._lease_s, room))
+    async def _wait_for_room(self) -> None:
+        self.last_poll = time.monotonic()
+        self._woken.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BLOCK_S):
+                await self._woken.wait()
 
     async def _take(self) -> None:
+        """Jobs that others left behind come first: they are mid-sentence, and older than what is new."""
         if self._lost_delivery:
             await self._admit_all(await self._queue.read_own_pending())
             self._lost_delivery = False
         if time.monotonic() >= self._next_sweep:
-            await self.sweep()
+            self._next_sweep = time.monotonic() + SWEEP_INTERVAL_S
+            await self._admit_all(await self._queue.claim_idle(self._lease_s, self.room))
         if room := self.room:
             entries = await self._queue.read_new(room) or await self._queue.wait_for_new(BLOCK_S)
-            await self._admit_all(entries)
+            await self._admit_all(entries[:room])
+            for surplus in entries[room:]:  # the waiting read brings up to one of each priority
+                await self._queue.release(surplus, "", 0)
         self.last_poll = time.monotonic()
 
     async def _admit_all(self, entries: list[Entry]) -> None:
@@ -121,7 +123,19 @@ class Intake:
             if self.stopping:
                 await self._queue.release(entry, "", 0)
             elif not self._jobs.holds(entry):
-                await self._admit(entry)
+                await self._admit_or_bury(entry)
+
+    async def _admit_or_bury(self, entry: Entry) -> None:
+        try:
+            await self._admit(entry)
+        except ResponseError as error:
+            # Somebody has put something else under this job's keys: that will not pass, and must not hold
+            # up the entries behind it. Whatever else the server refuses for (memory, disk) will pass.
+            if not any(sign in str(error) for sign in ("WRONGTYPE", "not an integer")):
+                raise
+            await self._bury(
+                entry, ErrorCode.BAD_RECORD, f"the job's keys are not what they should be: {error}"
+            )
 
     async def _admit(self, entry: Entry) -> None:
         """One entry through the door: it runs, has ended, is in the dead letters, or is somebody else's."""
@@ -144,7 +158,7 @@ class Intake:
             if ending is None:
                 await self._start(entry, job, begun)
             else:
-                await self._reject(entry, job_id, reply_to, begun, *ending)
+                await self._reject(entry, job_id, reply_to, begun, *ending, job and job.metadata)
 
     def _ends_at_the_door(
         self, job: Job | None, fault: InvalidJob | None, begun: Begun
@@ -194,6 +208,7 @@ class Intake:
             prompt_token_ids,
             params,
             priority=ENGINE_PRIORITY[entry.priority],
+            arrival_time=time.time() - running.since_submit_ms / 1000,
             output_token_ids=committed,
         )
 

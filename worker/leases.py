@@ -48,7 +48,8 @@ class LeaseThread:
 
     def stop(self) -> None:
         self._stopped.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         interval_s = self._interval_s

@@ -13,6 +13,7 @@ _BETWEEN_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._totals: dict[Counter, int] = {}
 
         def make(kind, name: str, text: str, labels=(), **options):
             return kind(f"ingine_{name}", text, labels, registry=self.registry, **options)
@@ -25,9 +26,9 @@ class Metrics:
         self.waiting = make(Gauge, "sequences_waiting", "Sequences that wait in the engine.")
         self.jobs_held = make(Gauge, "jobs_held", "Jobs that this worker holds a lease on.")
         self.kv_usage = make(Gauge, "kv_usage_ratio", "Share of KV blocks that sequences hold.")
-        self.prefix_hits = make(Gauge, "prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache.")
-        self.prefix_queries = make(Gauge, "prefix_cache_queried_tokens", "Prompt tokens looked up there.")
-        self.preemptions = make(Gauge, "preemptions", "Sequences preempted for want of KV blocks.")
+        self.prefix_hits = make(Counter, "prefix_cache_hit_tokens", "Prompt tokens found cached.")
+        self.prefix_queries = make(Counter, "prefix_cache_queried_tokens", "Prompt tokens looked up.")
+        self.preemptions = make(Counter, "preemptions", "Sequences preempted for want of KV blocks.")
 
         self.jobs = make(Counter, "jobs", "Jobs that ended here.", ["status"])
         self.prompt_tokens = make(Counter, "prompt_tokens", "Tokens of the prompts begun here.")
@@ -70,6 +71,10 @@ class Metrics:
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)
         self.kv_usage.set(stats.kv_usage)
-        self.prefix_hits.set(stats.prefix_cache_hit_tokens)
-        self.prefix_queries.set(stats.prefix_cache_query_tokens)
-        self.preemptions.set(stats.num_preemptions)
+        self._count_up(self.prefix_hits, stats.prefix_cache_hit_tokens)
+        self._count_up(self.prefix_queries, stats.prefix_cache_query_tokens)
+        self._count_up(self.preemptions, stats.num_preemptions)
+
+    def _count_up(self, counter: Counter, total: int) -> None:
+        counter.inc(total - self._totals.get(counter, 0))
+        self._totals[counter] = total

@@ -31,7 +31,13 @@ class PromptReader:
             raise InvalidRequest(ErrorCode.UNKNOWN_MODEL, f"model {job.model!r}: this worker serves {names}")
         if self._log_prompts:
             log_event(logger, logging.INFO, "prompt", job_id=job.id, prompt=job.prompt or job.messages)
-        prompt_token_ids = self._token_ids(job)
+        try:
+            prompt_token_ids = self._token_ids(job)
+        except InvalidRequest:
+            raise
+        except Exception as error:  # a tokenizer or template that this job, of all, sets off
+            message = f"the prompt cannot be tokenised: {type(error).__name__}: {error}"
+            raise InvalidRequest(ErrorCode.ENGINE_ERROR, message) from error
         params = job.sampling
         if params.seed is None:
             # Drawn from the job's id, so that whoever resumes it rolls the same dice.

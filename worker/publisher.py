@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from ingine.errors import ErrorCode
+from ingine.errors import ErrorCode, InvalidRequest
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from worker.jobs import JobTable, RunningJob
@@ -66,6 +66,21 @@ class Publisher:
             )
         return answer
 
+    async def refuse(self, job: RunningJob, fault: InvalidRequest) -> None:
+        """End a job that the engine would not take."""
+        self._jobs.remove(job)
+        event = TerminalEvent(
+            position=job.position,
+            status=JobStatus.FAILED,
+            job_id=job.id,
+            finish_reason=str(FinishReason.ERROR),
+            error={"code": str(fault.code), "message": str(fault)},
+            usage={"num_output_tokens": job.position},
+            timings={"total_ms": round(job.since_submit_ms, 1), "attempts": job.attempt},
+            metadata=job.job.metadata,
+        )
+        await self.end(Finish(job.entry, job.attempt, event, job.job.reply_to))
+
     async def _append(self, jobs: list[RunningJob]) -> None:
         """Until each job's log has all of its events, or the job is known to be ours no more."""
         while calls := [(job, event) for job in jobs if (event := job.next_event())]:
@@ -114,6 +129,8 @@ class Publisher:
 
     def drop(self, job: RunningJob) -> None:
         """Somebody else holds the job now. Not a word to Redis about it."""
+        if self._jobs.by_seq(job.seq_id) is not job:
+            return
         log_event(logger, logging.WARNING, "job fenced", job_id=job.id, attempt=job.attempt)
         self._metrics.fenced_writes.inc()
         self._jobs.remove(job)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
@@ -32,6 +33,11 @@ LOW_FIRST_EVERY = 8
 
 MAX_SCANS = 200
 """Calls of one sweep in one stream, so that a long list of live leases does not hold up the intake."""
+
+
+def nudge(command: str, **fields) -> bytes:
+    """A message for the control channel."""
+    return msgpack.packb({"command": command, **fields})
 
 
 @cache
@@ -231,6 +237,10 @@ class Queue:
                 args=[GROUP, self.worker_id, entry.id, attempt, int(died)],
             )
         )
+
+    async def tell_released(self) -> None:
+        """Spare the peers waiting for their next sweep."""
+        await self._redis.publish(self.keys.control, nudge("released"))
 
     async def bury(self, entry: Entry, code: str, reason: str) -> bool:
         return bool(

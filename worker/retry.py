@@ -32,7 +32,7 @@ class Backoff:
 
     def reset(self) -> None:
         if self._delay_s:
-            log_event(logger, logging.WARNING, "redis is back", what=self._what)
+            log_event(logger, logging.INFO, "redis is back", what=self._what)
         self._delay_s = 0.0
 
 

@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 import logging
-import time
 
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 import ingine
 from ingine.engine import Engine
-from ingine.errors import ConfigError, EngineError
+from ingine.errors import EngineError, InvalidRequest
 from ingine.wire import DEFAULT_MAX_JOB_BYTES, GROUP, JobStatus, Keys
 from worker.connections import connect, connect_sync, redact
-from worker.control import ControlListener, nudge
+from worker.control import ControlListener
 from worker.engine_thread import EngineFailure, EngineThread, StepMessage
+from worker.hand_over import HandOver, cancel_all
+from worker.health import Health
 from worker.heartbeat import Heartbeat
 from worker.http import HttpServer
 from worker.intake import Intake
@@ -26,14 +27,9 @@ from worker.publisher import Publisher
 from worker.queue import CANCELLED, STALE, Queue
 from worker.retry import until_served
 from worker.settings import WorkerSettings
+from worker.startup import check_server, set_limits
 
 logger = logging.getLogger(__name__)
-
-HEALTHY_POLL_S = 15.0
-"""Without an answer for this long a worker is not healthy: a hung reconnect looks like an idle queue."""
-
-READY_COMMIT_S = 5.0
-"""A step that waits for longer than this to be committed: Redis is away, or refuses writes."""
 
 
 class Worker:
@@ -84,15 +80,25 @@ class Worker:
         self._heartbeat = Heartbeat(
             self._redis, keys, settings.worker_id, metrics, describe=self._describe, learn=self._learn
         )
+        self._hand_over = HandOver(
+            self._engine,
+            self._steps,
+            self._queue,
+            self._jobs,
+            self._intake,
+            self._heartbeat,
+            limit_s=settings.drain_timeout_s,
+        )
         self._control = ControlListener(self._listening, keys, self._obey)
+        self._health = Health(self._engine, self._intake, self._publisher, lambda: self._state)
         self._http = None
         if settings.http_port >= 0:
             self._http = HttpServer(
                 settings.http_host,
                 settings.http_port,
                 metrics.registry,
-                healthy=self._unhealthy,
-                ready=self._unready,
+                healthy=self._health.unhealthy,
+                ready=self._health.unready,
             )
 
     # ------------------------------------------------------------------------------ start and stop
@@ -102,27 +108,11 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         if self._http:
             self._http.start()
-        await until_served("start", self._prepare_queue)
-        self._leases.start()
-        self._engine.start()
-        background = [
-            asyncio.create_task(coroutine, name=name)
-            for name, coroutine in (
-                ("publisher", self._publish()),
-                ("control", self._control.run()),
-                ("heartbeat", self._heartbeat.run()),
-            )
-        ]
-        intake = asyncio.create_task(self._intake.run(), name="intake")
-        self._log_start()
-        await self._until_stopped([intake, *background])
         try:
-            async with asyncio.timeout(self._settings.drain_timeout_s):
-                await self._hand_over(intake)
-        except TimeoutError:
-            log_event(logger, logging.WARNING, "hand-over timed out", jobs=len(self._jobs))
-        await _cancel({intake, *background})
-        await self._close()
+            if await self._prepared():
+                await self._serve()
+        finally:
+            await self._close()
         if self._fatal:
             raise EngineError(f"the worker stopped: {self._fatal!r}") from self._fatal
 
@@ -138,59 +128,49 @@ class Worker:
     def stopping(self) -> bool:
         return self._stop_requested.is_set()
 
-    async def _prepare_queue(self) -> None:
-        try:
-            policy = (await self._redis.config_get("maxmemory-policy")).get("maxmemory-policy", "")
-        except AuthenticationError as error:
-            raise ConfigError(f"INGINE_REDIS_URL: the server at {redact(self._url)} says: {error}") from None
-        except ResponseError:
-            policy = ""  # CONFIG is forbidden here, which is a good sign.
-        if policy.startswith("allkeys-"):
-            raise ConfigError(
-                f"the server's maxmemory-policy is {policy}: it would delete jobs and logs. Set noeviction."
-            )
-        limits = {name: getattr(self._settings, name) for name in ("max_jobs", "max_job_bytes")}
-        if limits := {name: value for name, value in limits.items() if value is not None}:
-            await self._redis.hset(self._keys.settings, mapping=limits)
+    async def _prepared(self) -> bool:
+        """Waits for Redis. False if told to stop first."""
+        preparing = asyncio.create_task(until_served("start", self._prepare))
+        asked = asyncio.create_task(self._stop_requested.wait())
+        await asyncio.wait({preparing, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if not preparing.done():
+            await cancel_all({preparing})
+            return False
+        await preparing
+        return True
+
+    async def _prepare(self) -> None:
+        await check_server(self._redis, self._url)
+        await set_limits(self._redis, self._keys, self._settings)
         await self._queue.create_groups()
         await self._heartbeat.beat()
 
-    async def _until_stopped(self, running: list[asyncio.Task]) -> None:
+    async def _serve(self) -> None:
+        self._leases.start()
+        self._engine.start()
+        parts = {
+            "intake": self._intake.run(),
+            "publisher": self._publish(),
+            "control": self._control.run(),
+            "heartbeat": self._heartbeat.run(),
+        }
+        running = {name: asyncio.create_task(part, name=name) for name, part in parts.items()}
+        self._log_start()
+        await self._until_stopped(set(running.values()))
+        try:
+            await self._hand_over.run(**running)
+        finally:
+            await cancel_all(set(running.values()))
+
+    async def _until_stopped(self, running: set[asyncio.Task]) -> None:
         """Until somebody asks, or one of the tasks ends: they never should."""
         asked = asyncio.create_task(self._stop_requested.wait())
-        done, _ = await asyncio.wait([asked, *running], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({asked, *running}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
         for ended in done - {asked}:
             self._fatal = self._fatal or ended.exception() or EngineError(f"{ended.get_name()} ended")
             log_event(logger, logging.ERROR, "worker failed", part=ended.get_name(), error=repr(self._fatal))
-
-    async def _hand_over(self, intake: asyncio.Task) -> None:
-        started = time.monotonic()
-        log_event(logger, logging.INFO, "worker draining", jobs=len(self._jobs))
-        self._intake.stopping = True
-        self._intake.room_changed()
-        await self._engine.stop()
-        await self._steps.join()
-        num_released = await self._release_all()
-        # Its last read may still have brought something, which it releases, or begins at the same moment.
-        await asyncio.wait([intake])
-        num_released += await self._release_all()
-        await self._heartbeat.leave()
-        log_event(
-            logger,
-            logging.INFO,
-            "worker drained",
-            released=num_released,
-            ms=(time.monotonic() - started) * 1000,
-        )
-
-    async def _release_all(self) -> int:
-        num_released = 0
-        for job in self._jobs:
-            self._jobs.remove(job)
-            num_released += await self._queue.release(job.entry, job.id, job.attempt)
-        await self._redis.publish(self._keys.control, nudge("released"))
-        return num_released
 
     async def _close(self) -> None:
         await asyncio.to_thread(self._leases.stop)
@@ -208,7 +188,7 @@ class Worker:
             await self._commit(message)
             self._steps.task_done()
             self._metrics.observe_engine(self._engine.stats, len(self._jobs))
-            self._intake.room_changed()
+            self._intake.wake()
 
     async def _commit(self, message: StepMessage) -> None:
         if isinstance(message, EngineFailure):
@@ -218,14 +198,13 @@ class Worker:
         self._engine.credit()
 
     async def _engine_failed(self, failure: EngineFailure) -> None:
-        """Its jobs go back as if we had died with them: one that breaks every engine ends as failed."""
+        """Jobs go back as if we had died with them: one that breaks every engine ends as failed."""
         self._metrics.engine_failures.inc()
         for job in filter(None, map(self._jobs.by_seq, failure.seq_ids)):
-            self._jobs.remove(job)
-            await until_served(
-                "release",
-                lambda: self._queue.release(job.entry, job.id, job.attempt, died=True),  # noqa: B023
-            )
+            if isinstance(failure.error, InvalidRequest):
+                await self._publisher.refuse(job, failure.error)
+            else:
+                await self._hand_over.release(job, died=True)
         if failure.fatal:
             self._fatal = failure.error
             self.stop()
@@ -239,14 +218,17 @@ class Worker:
                 if job and await self._queue.is_cancelled(job.id):
                     self._publisher.cancel(job)
             case "released":
-                await self._intake.sweep()
+                self._intake.sweep_soon()
             case "pause" | "resume" | "drain":
                 self._heartbeat.beat_early()
 
     def _learn(self, settings: dict[str, str]) -> None:
-        self._intake.max_job_bytes = int(settings.get("max_job_bytes", DEFAULT_MAX_JOB_BYTES))
+        try:
+            self._intake.max_job_bytes = int(settings.get("max_job_bytes", DEFAULT_MAX_JOB_BYTES))
+        except ValueError:  # anybody may write there: what is no number is no limit
+            self._intake.max_job_bytes = DEFAULT_MAX_JOB_BYTES
         self._intake.paused = settings.get("paused") == "1"
-        self._intake.room_changed()
+        self._intake.wake()
         if settings.get(f"drain:{self._settings.worker_id}") == "1":
             self.stop()
 
@@ -283,22 +265,6 @@ class Worker:
             "kv_usage": round(stats.kv_usage, 4),
         }
 
-    def _unhealthy(self) -> str | None:
-        if not self._engine.alive:
-            return "the engine's thread is not running"
-        silent_s = time.monotonic() - self._intake.last_poll
-        if silent_s > HEALTHY_POLL_S:
-            return f"Redis has not answered for {silent_s:.0f} s"
-        return None
-
-    def _unready(self) -> str | None:
-        if fault := self._unhealthy():
-            return fault
-        since = self._publisher.waiting_since
-        if since is not None and (waiting_s := time.monotonic() - since) > READY_COMMIT_S:
-            return f"Redis has not taken a step's tokens for {waiting_s:.0f} s"
-        return None if self._state == "serving" else f"the worker is {self._state}"
-
     def _log_start(self) -> None:
         log_event(
             logger,
@@ -311,11 +277,3 @@ class Worker:
             group=GROUP,
             http=self._http and f"{self._settings.http_host}:{self.http_port}",
         )
-
-
-async def _cancel(running: set[asyncio.Task]) -> None:
-    """Until all have ended. Asks again, since a library may swallow one that comes with a reply."""
-    while running:
-        for each in running:
-            each.cancel()
-        _, running = await asyncio.wait(running, timeout=1.0)

@@ -82,7 +82,7 @@ async def test_a_worker_is_ready_when_it_serves(harness):
 
 async def test_a_server_that_takes_no_writes_makes_a_worker_unready(harness, monkeypatch):
     worker = await harness(http_port=0)
-    monkeypatch.setattr("worker.worker.READY_COMMIT_S", 0.1)
+    monkeypatch.setattr("worker.health.READY_COMMIT_S", 0.1)
 
     async def full(appends):
         raise redis.exceptions.ResponseError("OOM command not allowed when used memory > 'maxmemory'")

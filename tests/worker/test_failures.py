@@ -1,0 +1,235 @@
+"""What a worker does when a part of it, its server or its queue's keys misbehave. Nothing is lost by it."""
+
+import asyncio
+import threading
+
+import msgpack
+import pytest
+import redis.exceptions
+
+from ingine.errors import EngineError, ErrorCode
+from ingine.wire import Job, JobStatus, TokensEvent
+from tests.waiting import wait_until_async
+from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel, leave_behind
+from worker.embedded import EmbeddedServer
+from worker.settings import WorkerSettings
+from worker.worker import Worker
+
+
+def break_steps(engine, monkeypatch, should_break) -> None:
+    """Steps raise where `should_break(ids of the batch's sequences)`."""
+    run = engine._runner.run
+
+    def run_or_break(batch):
+        if should_break([seq.seq_id for seq in batch.seqs]):
+            raise RuntimeError("the model broke")
+        return run(batch)
+
+    monkeypatch.setattr(engine._runner, "run", run_or_break)
+
+
+async def status(worker, job_id: str) -> str:
+    return (await worker.redis.hget(worker.keys.job(job_id), "status") or b"").decode()
+
+
+async def test_innocents_finish_beside_a_poisonous_job(harness, tiny_engine, monkeypatch):
+    engine = tiny_engine()
+    break_steps(engine, monkeypatch, lambda ids: any(seq_id.startswith("poison") for seq_id in ids))
+    worker = await harness(engine)
+    names = ["a", "b", "poison", "c", "d"]
+    for name in names:
+        await worker.push(Job(id=name, prompt=name, sampling=GREEDY))
+    ends = {name: await worker.end(name) for name in names}
+    assert ends.pop("poison").error["code"] == ErrorCode.WORKER_LOST
+    assert {end.status for end in ends.values()} == {JobStatus.FINISHED}
+    assert {end.timings["attempts"] for end in ends.values()} == {1}
+
+
+async def test_a_batch_that_breaks_as_a_whole_goes_on_one_by_one(harness, tiny_engine, monkeypatch):
+    """As when memory is enough for each sequence, and not for all."""
+    engine = tiny_engine()
+    break_steps(engine, monkeypatch, lambda ids: len(ids) > 1)
+    worker = await harness(engine)
+    for name in "abc":
+        await worker.push(Job(id=name, prompt=name, sampling=GREEDY))
+    assert {(await worker.end(name)).status for name in "abc"} == {JobStatus.FINISHED}
+
+
+async def test_a_broken_engine_ends_the_worker_and_its_jobs_go_on(harness, tiny_engine, monkeypatch):
+    engine = tiny_engine()
+    broken = threading.Event()
+    break_steps(engine, monkeypatch, lambda ids: broken.is_set())
+    first = await harness(engine)
+    for name in "abc":
+        await first.push(Job(id=name, prompt=name, sampling=ENDLESS))
+    await wait_until_async(lambda: first.position("c"), what="tokens")
+    broken.set()
+    with pytest.raises(EngineError, match="the model broke"):
+        await first.running
+    second = await harness()
+    assert {(await second.end(name)).position for name in "abc"} == {450}
+    with pytest.raises(EngineError):
+        first.running.result()
+
+
+async def test_a_cancelled_job_ends_even_if_the_next_step_raises(harness, tiny_engine, monkeypatch):
+    engine = tiny_engine()
+    to_break = threading.Event()
+
+    def once(ids) -> bool:
+        broke = to_break.is_set()
+        to_break.clear()
+        return broke
+
+    break_steps(engine, monkeypatch, once)
+    worker = await harness(engine)
+    for name in "ab":
+        await worker.push(Job(id=name, prompt=name, sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("b"), what="tokens")
+    abort = engine.abort
+    monkeypatch.setattr(engine, "abort", lambda seq_id: (to_break.set(), abort(seq_id))[1])
+    await ask_to_cancel(worker, "a")
+    assert (await worker.end("a")).status is JobStatus.CANCELLED
+    assert (await worker.end("b")).status is JobStatus.FINISHED
+
+
+async def test_a_log_that_this_model_cannot_go_on_from_fails_its_job_alone(harness):
+    """Written by a worker of another model, with another vocabulary."""
+    worker = await harness()
+    await worker.push(Job(id="innocent", prompt="x", sampling=ENDLESS))
+    await leave_behind(
+        worker, Job(id="foreign", prompt="x", sampling=GREEDY), [TokensEvent(1, [100_000], "x")]
+    )
+    end = await worker.end("foreign")
+    assert (end.status, end.error["code"]) == (JobStatus.FAILED, ErrorCode.INVALID_TOKEN_ID)
+    innocent = await worker.end("innocent")
+    assert (innocent.status, innocent.timings["attempts"]) == (JobStatus.FINISHED, 1)
+
+
+async def test_a_hand_over_outlasts_an_error_of_the_server(harness, monkeypatch):
+    worker = await harness()
+    for name in "abc":
+        await worker.push(Job(id=name, prompt=name, sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("c"), what="tokens")
+    queue, release = worker.worker._queue, worker.worker._queue.release
+    errors = iter([redis.exceptions.ConnectionError("gone"), redis.exceptions.OutOfMemoryError("full")])
+
+    async def release_at_last(*args, **options):
+        if error := next(errors, None):
+            raise error
+        return await release(*args, **options)
+
+    monkeypatch.setattr(queue, "release", release_at_last)
+    await worker.stop()
+    assert {await status(worker, name) for name in "abc"} == {"queued"}
+
+
+async def test_a_broken_publisher_hands_the_jobs_over_all_the_same(harness, monkeypatch):
+    worker = await harness()
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+
+    async def broken(outputs):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(worker.worker._publisher, "commit", broken)
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
+        await worker.running
+    assert await status(worker, "a") == "queued"
+
+
+async def test_a_step_that_hangs_does_not_keep_the_jobs_nor_the_process(harness, tiny_engine, monkeypatch):
+    engine, hang, ended = tiny_engine(), threading.Event(), threading.Event()
+    run = engine._runner.run
+
+    def run_or_hang(batch):
+        if hang.is_set():
+            assert ended.wait(30)
+        return run(batch)
+
+    monkeypatch.setattr(engine._runner, "run", run_or_hang)
+    worker = await harness(engine, drain_timeout_s=0.4)
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    hang.set()
+    try:
+        await worker.stop()
+        assert await status(worker, "a") == "queued"
+    finally:
+        ended.set()
+        await wait_until_async(lambda: not worker.worker._engine.alive, what="the thread's end")
+
+
+async def test_a_worker_that_waits_for_its_server_can_be_stopped(queue, tiny_engine):
+    settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1)
+    worker = Worker(settings, "redis://127.0.0.1:1/0", tiny_engine(), served_names=frozenset({"tiny"}))
+    running = asyncio.create_task(worker.run())
+    worker.stop()
+    async with asyncio.timeout(10):
+        await running
+
+
+async def test_a_worker_waits_for_a_server_that_comes_later(queue, tiny_engine, tmp_path):
+    with EmbeddedServer(tmp_path) as server:
+        url, port = server.url, server.port
+    settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1, worker_id="early")
+    worker = Worker(settings, url, tiny_engine(), served_names=frozenset({"tiny"}))
+    running = asyncio.create_task(worker.run())
+    with EmbeddedServer(tmp_path, port=port):
+        await wait_until_async(lambda: worker._redis.hexists(worker._keys.workers, "early"), what="the start")
+        worker.stop()
+        await running
+
+
+async def test_values_that_anybody_may_write_harm_no_worker(harness):
+    worker = await harness()
+    await worker.redis.hset(worker.keys.settings, mapping={"max_job_bytes": "1e6", "paused": "maybe"})
+    await worker.redis.hset(worker.keys.workers, "junk", b"\xc1")
+    await worker.redis.hset(worker.keys.workers, "list", msgpack.packb([1]))
+    await worker.redis.publish(worker.keys.control, msgpack.packb({"command": "pause"}))
+    await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
+    assert (await worker.end("a")).status is JobStatus.FINISHED
+    assert not worker.running.done()
+
+
+async def test_a_record_of_another_type_does_not_hold_up_the_queue(harness):
+    worker = await harness()
+    await worker.redis.set(worker.keys.job("bad"), "x")
+    await worker.push(Job(id="bad", prompt="x", sampling=GREEDY))
+    await worker.push(Job(id="good", prompt="x", sampling=GREEDY))
+    assert (await worker.end("good")).status is JobStatus.FINISHED
+    (dead,) = await worker.dead_letters()
+    assert dead[b"code"].decode() == ErrorCode.BAD_RECORD
+    await worker.redis.delete(worker.keys.job("bad"))
+
+
+async def test_a_tokenizer_that_breaks_on_one_job_fails_that_job(harness, tiny_engine, monkeypatch):
+    engine = tiny_engine()
+    encode = engine.tokenizer.encode
+    monkeypatch.setattr(engine.tokenizer, "encode", lambda text: 1 / 0 if text == "bad" else encode(text))
+    worker = await harness(engine)
+    await worker.push(Job(id="bad", prompt="bad", metadata={"row": 1}))
+    await worker.push(Job(id="good", prompt="good", sampling=GREEDY))
+    end = await worker.end("bad")
+    assert (end.error["code"], end.metadata) == (ErrorCode.ENGINE_ERROR, {"row": 1})
+    assert (await worker.end("good")).status is JobStatus.FINISHED
+
+
+async def test_no_nudge_makes_a_worker_take_more_than_it_has_room_for(harness, tiny_engine):
+    worker = await harness(tiny_engine(max_num_seqs=2))
+    for number in range(8):
+        await worker.push(Job(id=f"j{number}", prompt="x", sampling=ENDLESS))
+        await worker.redis.publish(worker.keys.control, msgpack.packb({"command": "released"}))
+    await wait_until_async(lambda: worker.position("j1"), what="tokens")
+    assert (await worker.redis.xpending(worker.keys.jobs("normal"), "workers"))["pending"] == 2
+    for number in range(8):
+        await ask_to_cancel(worker, f"j{number}")
+
+
+async def test_metadata_comes_back_from_the_door(harness):
+    worker = await harness()
+    await worker.redis.hset(worker.keys.settings, "paused", 1)
+    await worker.push(Job(id="late", prompt="x", deadline_ms=1, metadata={"row": 7}))
+    await worker.redis.hdel(worker.keys.settings, "paused")
+    end = await worker.end("late")
+    assert (end.status, end.metadata) == (JobStatus.EXPIRED, {"row": 7})

@@ -1,0 +1,106 @@
+"""How a worker leaves: commits what is computed, releases what runs, tells its peers, and goes."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+
+from redis.exceptions import RedisError
+
+from worker.engine_thread import EngineThread, StepMessage
+from worker.heartbeat import Heartbeat
+from worker.intake import Intake
+from worker.jobs import JobTable, RunningJob
+from worker.logs import log_event
+from worker.queue import Queue
+from worker.retry import until_served
+
+logger = logging.getLogger(__name__)
+
+LEAVE_TIMEOUT_S = 2.0
+
+
+class HandOver:
+    """None of it may take for ever: `limit_s` bounds the whole, but for taking leave.
+
+    A step that hangs, or a broken publisher, costs the uncommitted tokens, which whoever goes on makes again.
+    What cannot be released in time goes on when its lease has run out.
+    """
+
+    def __init__(
+        self,
+        engine: EngineThread,
+        steps: asyncio.Queue[StepMessage],
+        queue: Queue,
+        jobs: JobTable,
+        intake: Intake,
+        heartbeat: Heartbeat,
+        *,
+        limit_s: float,
+    ):
+        self._engine = engine
+        self._steps = steps
+        self._queue = queue
+        self._jobs = jobs
+        self._intake = intake
+        self._heartbeat = heartbeat
+        self._limit_s = limit_s
+
+    async def run(
+        self, intake: asyncio.Task, publisher: asyncio.Task, control: asyncio.Task, heartbeat: asyncio.Task
+    ) -> None:
+        started = time.monotonic()
+        log_event(logger, logging.INFO, "worker draining", jobs=len(self._jobs))
+        self._intake.stopping = True
+        self._intake.wake()
+        await _within(self._limit_s / 2, "the last step", self._settle(publisher))
+        await _within(self._limit_s / 2, "releasing jobs", self._release_all(intake))
+        await cancel_all({control, heartbeat})
+        await _within(LEAVE_TIMEOUT_S, "taking leave", self._heartbeat.leave())
+        log_event(logger, logging.INFO, "worker drained", ms=(time.monotonic() - started) * 1000)
+
+    async def release(self, job: RunningJob, *, died: bool = False) -> None:
+        """Back to the queue, for anybody, with its log."""
+        self._jobs.remove(job)
+        await until_served("release", lambda: self._queue.release(job.entry, job.id, job.attempt, died=died))
+        log_event(
+            logger, logging.INFO, "job released",
+            job_id=job.id, attempt=job.attempt, position=job.position, died=died,
+        )  # fmt: skip
+
+    async def _settle(self, publisher: asyncio.Task) -> None:
+        """Until all that the engine has delivered is committed, or never will be."""
+        await self._engine.stop()
+        committed = asyncio.create_task(self._steps.join())
+        await asyncio.wait({committed, publisher}, return_when=asyncio.FIRST_COMPLETED)
+        committed.cancel()
+
+    async def _release_all(self, intake: asyncio.Task) -> None:
+        await self._release_running()
+        # Its last read may still have brought something, which it releases, or begins at the same moment.
+        await asyncio.wait({intake})
+        await self._release_running()
+
+    async def _release_running(self) -> None:
+        for job in self._jobs:
+            await self.release(job)
+        await until_served("telling the peers", self._queue.tell_released)
+
+
+async def _within(limit_s: float, what: str, leaving: Awaitable[None]) -> None:
+    try:
+        async with asyncio.timeout(limit_s):
+            await leaving
+    except TimeoutError:
+        log_event(logger, logging.WARNING, "hand-over gave up", on=what, limit_s=limit_s)
+    except (RedisError, OSError) as error:
+        log_event(logger, logging.WARNING, "hand-over gave up", on=what, error=error)
+
+
+async def cancel_all(running: set[asyncio.Task]) -> None:
+    """Until all have ended. Asks again, since a library may swallow a cancellation that comes with a reply:
+    `asyncio.wait_for` does before Python 3.12, and redis-py writes under it."""
+    while running:
+        for each in running:
+            each.cancel()
+        _, running = await asyncio.wait(running, timeout=1.0)

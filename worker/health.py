@@ -1,0 +1,41 @@
+"""Whether a worker lives, and whether it takes jobs: what /healthz and /readyz answer."""
+
+import time
+from collections.abc import Callable
+
+from worker.engine_thread import EngineThread
+from worker.intake import Intake
+from worker.publisher import Publisher
+
+HEALTHY_POLL_S = 15.0
+"""Without an answer for this long a worker is not healthy: a hung reconnect looks like an idle queue."""
+
+READY_COMMIT_S = 5.0
+"""A step that waits for longer than this to be committed: Redis is away, or refuses writes."""
+
+
+class Health:
+    """Answers with what is wrong, in a sentence, or None. Asked from the http thread; only reads."""
+
+    def __init__(self, engine: EngineThread, intake: Intake, publisher: Publisher, state: Callable[[], str]):
+        self._engine = engine
+        self._intake = intake
+        self._publisher = publisher
+        self._state = state
+
+    def unhealthy(self) -> str | None:
+        if not self._engine.alive:
+            return "the engine's thread is not running"
+        silent_s = time.monotonic() - self._intake.last_poll
+        if silent_s > HEALTHY_POLL_S:
+            return f"Redis has not answered for {silent_s:.0f} s"
+        return None
+
+    def unready(self) -> str | None:
+        if fault := self.unhealthy():
+            return fault
+        since = self._publisher.waiting_since
+        if since is not None and (waiting_s := time.monotonic() - since) > READY_COMMIT_S:
+            return f"Redis has not taken a step's tokens for {waiting_s:.0f} s"
+        state = self._state()
+        return None if state == "serving" else f"the worker is {state}"

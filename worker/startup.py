@@ -1,0 +1,30 @@
+"""What a worker does to a queue before it serves it. May be repeated."""
+
+from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError, ResponseError
+
+from ingine.errors import ConfigError
+from ingine.wire import Keys
+from worker.connections import redact
+from worker.settings import WorkerSettings
+
+
+async def check_server(redis: Redis, url: str) -> None:
+    """Raises ConfigError for a server that lets nobody in, or that would throw jobs and logs away."""
+    try:
+        policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "")
+    except AuthenticationError as error:
+        raise ConfigError(f"INGINE_REDIS_URL: the server at {redact(url)} says: {error}") from None
+    except ResponseError:
+        return  # CONFIG is forbidden to us, which speaks for whoever set the server up.
+    if policy.startswith("allkeys-"):
+        raise ConfigError(
+            f"the server's maxmemory-policy is {policy}: it would delete jobs and logs. Set noeviction."
+        )
+
+
+async def set_limits(redis: Redis, keys: Keys, settings: WorkerSettings) -> None:
+    """The queue's limits live in the queue, so that all producers agree; a worker may bring new ones."""
+    limits = {"max_jobs": settings.max_jobs, "max_job_bytes": settings.max_job_bytes}
+    if given := {name: value for name, value in limits.items() if value is not None}:
+        await redis.hset(keys.settings, mapping=given)
