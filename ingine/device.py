@@ -68,14 +68,15 @@ def resolve_limits(config: EngineConfig, device: torch.device, model_max_len: in
 def num_kv_blocks(config: EngineConfig, device: torch.device, bytes_per_block: int) -> int:
     """Blocks that fit `kv_cache_bytes`, or what the device has to spare once the weights are loaded.
 
-    Never more than `max_num_seqs` sequences of `max_model_len` tokens can use. Raises ConfigError if not
-    even one block fits. `config` is one from `resolve_limits`.
+    Of the latter no more than `max_num_seqs` sequences of `max_model_len` tokens can use. Raises ConfigError
+    if not even one block fits. `config` is one from `resolve_limits`.
     """
-    useful = config.max_num_seqs * -(-config.max_model_len // config.block_size)
-    budget = config.kv_cache_bytes
-    if budget is None:
-        budget = _spare_bytes(device, config.gpu_memory_utilization)
-    num_blocks = min(useful, budget // bytes_per_block)
+    if config.kv_cache_bytes is not None:
+        budget = config.kv_cache_bytes
+    else:
+        useful = config.max_num_seqs * -(-config.max_model_len // config.block_size)
+        budget = min(_spare_bytes(device, config.gpu_memory_utilization), useful * bytes_per_block)
+    num_blocks = budget // bytes_per_block
     if num_blocks * config.block_size < 2:
         raise ConfigError(
             f"no room for KV: {budget} bytes, where a block of {config.block_size} tokens takes "
@@ -92,13 +93,13 @@ def num_kv_blocks(config: EngineConfig, device: torch.device, bytes_per_block: i
 
 def _spare_bytes(device: torch.device, gpu_memory_utilization: float) -> int:
     if device.type != "cuda":
-        return int(_available_host_bytes() * HOST_MEMORY_SHARE)
+        return int(available_host_bytes() * HOST_MEMORY_SHARE)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return max(0, int(free - total * (1 - gpu_memory_utilization)))
 
 
-def _available_host_bytes() -> int:
+def available_host_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory that can be had without swapping, by what the kernel says and by a container's limit."""
     try:
         meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -106,8 +107,11 @@ def _available_host_bytes() -> int:
     except (OSError, KeyError):  # not Linux: half of what the machine has
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no cgroup v2, or its limit is "max"
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        # Pages of files, such as the weights just read, count as used and go when memory is wanted.
+        used -= int(stat["inactive_file"]) + int(stat["active_file"])
+    except (OSError, ValueError, KeyError):  # no cgroup v2, or its limit is "max"
         return available
     return min(available, max(0, limit - used))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ingine.config import EngineConfig
-from ingine.device import num_kv_blocks, resolve_limits, select_device, select_dtype
+from ingine.device import available_host_bytes, num_kv_blocks, resolve_limits, select_device, select_dtype
 from ingine.errors import ConfigError
 from tests.engine.driving import make_engine
 
@@ -69,14 +69,33 @@ def resolved(**options) -> EngineConfig:
     return resolve_limits(EngineConfig("m", **options), CPU, model_max_len=512)
 
 
-def test_kv_memory_is_what_is_given_but_never_more_than_can_be_used():
+def test_kv_memory_is_what_is_given():
+    """Also where it is more than all sequences can use at a time: the rest is for prefixes."""
     assert num_kv_blocks(resolved(kv_cache_bytes=10_500), CPU, bytes_per_block=1000) == 10
-    assert num_kv_blocks(resolved(kv_cache_bytes=10**9, max_num_seqs=2), CPU, bytes_per_block=1000) == 64
+    assert num_kv_blocks(resolved(kv_cache_bytes=10**6, max_num_seqs=2), CPU, bytes_per_block=1000) == 1000
+
+
+def test_kv_memory_that_is_not_given_is_no_more_than_can_be_used():
+    assert num_kv_blocks(resolved(max_num_seqs=2), CPU, bytes_per_block=1000) == 64
 
 
 def test_kv_memory_of_the_host_is_a_share_of_what_is_available():
     available = 64 * 32 * 10**9  # each of all blocks would take a gigabyte
     assert 0 < num_kv_blocks(resolved(), CPU, bytes_per_block=10**6) * 10**6 < available
+
+
+def test_a_container_s_cached_files_are_not_memory_in_use(tmp_path):
+    def available(**files: str) -> int:
+        for name, content in files.items():
+            (tmp_path / name.replace("_", ".", 1)).write_text(content)
+        return available_host_bytes(tmp_path)
+
+    of_the_machine = available()
+    assert of_the_machine > 10_000
+    stat = "anon 2500\nfile 4000\ninactive_file 3000\nactive_file 900\n"
+    assert available(memory_max="10000\n", memory_current="7000\n", memory_stat=stat) == 6900
+    assert available(memory_current="20000\n") == 0
+    assert available(memory_max="max\n") > 10_000
 
 
 def test_too_little_kv_memory_is_refused():
