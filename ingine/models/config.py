@@ -29,6 +29,7 @@ class ModelConfig:
     head_dim: int
     rms_norm_eps: float
     max_position_embeddings: int
+    """Most tokens of a sequence, the scaling of rotary positions included."""
     rope_inv_freq: tuple[float, ...]
     """head_dim / 2 angular frequencies, scaling included."""
     rope_attention_scaling: float
@@ -71,7 +72,7 @@ class ModelConfig:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             rms_norm_eps=hf_config.rms_norm_eps,
-            max_position_embeddings=hf_config.max_position_embeddings,
+            max_position_embeddings=_max_position_embeddings(hf_config),
             rope_inv_freq=inv_freq,
             rope_attention_scaling=attention_scaling,
             sliding_windows=_sliding_windows(hf_config, options),
@@ -121,6 +122,17 @@ def _rope(hf_config: PretrainedConfig, head_dim: int) -> tuple[tuple[float, ...]
         return tuple((1.0 / parameters["rope_theta"] ** exponents).tolist()), 1.0
     inv_freq, attention_scaling = ROPE_INIT_FUNCTIONS[rope_type](hf_config, device=torch.device("cpu"))
     return tuple(inv_freq.tolist()), attention_scaling
+
+
+def _max_position_embeddings(hf_config: PretrainedConfig) -> int:
+    """As vLLM has it: `yarn` and `linear` stretch what the model was trained for by their factor. Llama 3's
+    configs name the stretched length.
+    """
+    parameters = hf_config.rope_parameters
+    length, factor = hf_config.max_position_embeddings, parameters.get("factor") or 1.0
+    if parameters.get("rope_type") == "yarn":
+        return int(parameters["original_max_position_embeddings"] * factor)
+    return int(length * factor) if parameters.get("rope_type") == "linear" else length
 
 
 def _sliding_windows(hf_config: PretrainedConfig, options: ArchitectureOptions) -> tuple[int | None, ...]:

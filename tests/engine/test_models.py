@@ -154,6 +154,30 @@ def test_config_has_what_the_engine_needs(tmp_path):
     assert load(path).bytes_per_block(8) == 2 * (2 * 8 * 2 * 16 * 4)
 
 
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "default"}, 512),
+        ({"rope_type": "linear", "factor": 4.0}, 2048),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 300}, 1200),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+            512,
+        ),
+    ],
+    ids=lambda value: value["rope_type"] if isinstance(value, dict) else "",
+)
+def test_scaled_rope_makes_longer_sequences(rope, expected, tmp_path):
+    path = make_tiny_model(tmp_path, rope_parameters={"rope_theta": 10_000.0, **rope})
+    assert ModelConfig.from_folder(path).max_position_embeddings == expected
+
+
 def test_end_of_sequence_ids_come_from_both_config_files(tmp_path):
     path = make_tiny_model(tmp_path)
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, EOS_TOKEN_ID]}))
