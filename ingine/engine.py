@@ -64,8 +64,8 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
         self._eos_token_ids = frozenset(model.config.eos_token_ids)
-        if not self._eos_token_ids and tokenizer is not None:
-            self._eos_token_ids = tokenizer.eos_token_ids
+        if tokenizer is not None:  # a chat model's config may name the base model's end alone
+            self._eos_token_ids |= tokenizer.eos_token_ids
         self._seqs: dict[str, Sequence] = {}
         self._ended_at_add: list[Sequence] = []
         self._seeds = random.Random(config.seed)

@@ -9,9 +9,10 @@ from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.errors import EngineError, InvalidRequest
 from ingine.sampling_params import SamplingParams
+from ingine.tokenizer import Tokenizer
 from tests.engine.conftest import LoadedModel, load
 from tests.engine.driving import Driver, greedy, make_engine, run_one
-from tests.tiny_models import EOS_TOKEN_ID, make_tiny_model
+from tests.tiny_models import EOS_TOKEN_ID, make_tiny_model, make_tokenizer
 
 PROMPT = list(range(60, 90))
 
@@ -40,6 +41,17 @@ def test_end_of_sequence_ends_it_and_is_in_the_ids_but_not_in_the_text(llama):
     result = run_one(make_engine(llama), PROMPT, params)
     assert (result.token_ids, result.text) == ([EOS_TOKEN_ID], "")
     assert (result.finish_reason, result.stop_reason) == ("stop", None)
+
+
+def test_end_of_sequence_is_what_config_or_tokenizer_call_so(llama):
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"
+    [of_tokenizer] = Tokenizer(tokenizer).eos_token_ids
+    assert of_tokenizer != EOS_TOKEN_ID
+    config = EngineConfig("tiny", dtype="float32", max_num_seqs=1, max_model_len=160)
+    engine = Engine(config, model=llama.decoder, tokenizer=Tokenizer(tokenizer))
+    for token_id in (of_tokenizer, EOS_TOKEN_ID):
+        assert run_one(engine, PROMPT, greedy(5, logit_bias={token_id: 100.0})).token_ids == [token_id]
 
 
 def test_ignore_eos_goes_on(llama):
@@ -346,6 +358,18 @@ def test_of_the_same_arrival_time_the_first_to_be_added_stays_first(llama):
         driver.step()
     assert driver.engine.running_seq_ids == ["a", "b"]
     driver.finish()
+
+
+def test_the_trace_names_who_was_preempted(llama, caplog):
+    driver = Driver(make_engine(llama, num_blocks=18))
+    driver.engine.add("first", PROMPT, greedy())
+    driver.engine.add("second", PROMPT[::-1], greedy())
+    with caplog.at_level(logging.DEBUG, logger="ingine.engine"):
+        driver.finish()
+    lines = [record.getMessage() for record in caplog.records]
+    preempted = next(i for i, line in enumerate(lines) if line.endswith("ms | preempted second"))
+    assert lines[preempted].startswith("prefill 0 tok/0 seq | decode 1 | 1 tok")
+    assert any(line.endswith("ms | admitted second") for line in lines[preempted:]), "it comes back"
 
 
 def test_the_trace_has_a_line_a_step(llama, caplog):
