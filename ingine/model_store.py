@@ -94,7 +94,7 @@ def _gguf_file(path: Path, report: Progress) -> Path:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelNotFound(f"{path} is a file, but not a GGUF file; name the folder of a model instead")
-    out_dir = _models_dir() / f"{path.stem}-{_sha256(path)[:16]}"
+    out_dir = _models_dir() / f"{path.stem}-{_known_sha256(path)[:16]}"
     with _made_once(out_dir) as missing:
         if missing:
             _convert(path, out_dir, report)
@@ -198,6 +198,19 @@ def _check_sha256(path: Path, expected: str) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _known_sha256(path: Path) -> str:
+    """As `_sha256`, which takes seconds a gigabyte, but once only while the file does not change."""
+    stat = path.stat()
+    version = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    note = cache_root() / "sha256" / hashlib.sha256(os.fsencode(version)).hexdigest()
+    if note.exists() and len(digest := note.read_text()) == 64:  # shorter: its writer was killed
+        return digest
+    digest = _sha256(path)
+    note.parent.mkdir(exist_ok=True)
+    note.write_text(digest)
+    return digest
 
 
 def _folder_bytes(folder: Path) -> int:

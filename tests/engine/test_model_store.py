@@ -80,6 +80,26 @@ def test_a_gguf_file_is_converted_once(gguf_file, cache, tmp_path):
     assert resolve_model(str(gguf_file)) != path
 
 
+def test_a_gguf_file_that_did_not_change_is_not_read_whole_again(gguf_file, cache):
+    """Seen by changing it behind its back: same size, same time."""
+    path, seen = resolve_model(str(gguf_file)), gguf_file.stat()
+    content = bytearray(gguf_file.read_bytes())
+    content[-1] ^= 1
+    gguf_file.write_bytes(content)
+    os.utime(gguf_file, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert resolve_model(str(gguf_file)) == path
+
+    os.utime(gguf_file, ns=(seen.st_atime_ns, seen.st_mtime_ns + 1))
+    assert resolve_model(str(gguf_file)) != path
+
+
+def test_a_note_of_a_file_s_hash_that_was_half_written_does_not_matter(gguf_file, cache):
+    path = resolve_model(str(gguf_file))
+    [note] = (cache / "sha256").iterdir()
+    note.write_text(note.read_text()[:9])
+    assert resolve_model(str(gguf_file)) == path
+
+
 def test_processes_that_want_the_same_model_wait_for_each_other(gguf_file, cache):
     processes = [start_resolving(gguf_file) for _ in range(3)]
     folders = {process.communicate(timeout=120)[0].strip() for process in processes}
