@@ -120,17 +120,16 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.backend, self.dtype, self.device = config, backend, dtype, device
         factory = {"dtype": dtype, "device": device}
-        embedding = torch.empty(config.vocab_size, config.hidden_size, **factory)
-        self.embed_tokens = nn.Parameter(embedding, requires_grad=False)
+        self.lm_head = Linear(config.hidden_size, [config.vocab_size], bias=False, **factory)
+        self.embed_tokens = self.lm_head.weight
+        if not config.tie_word_embeddings:
+            self.embed_tokens = nn.Parameter(torch.empty_like(self.lm_head.weight), requires_grad=False)
         self.rotary = RotaryEmbedding(config.rope_inv_freq, config.rope_attention_scaling, **factory)
         self.layers = nn.ModuleList(
             DecoderLayer(config, backend, sliding_window, dtype, device)
             for sliding_window in config.sliding_windows
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
-        self.lm_head = self.embed_tokens
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Parameter(torch.empty_like(embedding), requires_grad=False)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, kv_caches: list[KVCache], metadata: AttentionMetadata
@@ -144,7 +143,7 @@ class Decoder(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden_size] -> float32 [R, vocab_size]. Costly: pass only the rows that are sampled."""
-        return F.linear(hidden, self.lm_head).float()
+        return self.lm_head(hidden).float()
 
     def allocate_kv_caches(self, num_blocks: int, block_size: int) -> list[KVCache]:
         """One cache a layer, `num_blocks` blocks of `block_size` tokens each."""
@@ -165,8 +164,8 @@ class Decoder(nn.Module):
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Every tensor a checkpoint must have, by its Hugging Face name: views into the merged parameters."""
         tensors = {"model.embed_tokens.weight": self.embed_tokens, "model.norm.weight": self.norm.weight}
-        if self.lm_head is not self.embed_tokens:
-            tensors["lm_head.weight"] = self.lm_head
+        if not self.config.tie_word_embeddings:
+            tensors |= self.lm_head.parts(["lm_head"])
         for index, layer in enumerate(self.layers):
             tensors |= layer.checkpoint_tensors(f"model.layers.{index}")
         return tensors

@@ -117,7 +117,7 @@ def test_scaled_rope(rope, tmp_path):
 def test_tied_embeddings(arch, tmp_path):
     path = make_tiny_model(tmp_path, arch, tie_word_embeddings=True)
     model = load(path)
-    assert model.lm_head is model.embed_tokens
+    assert model.lm_head.weight is model.embed_tokens
     [logits] = PackedModel(model).step((PagedSequence(PROMPT), len(PROMPT)))
     assert_same(logits, hf_logits(path, PROMPT))
 
@@ -246,7 +246,7 @@ def test_a_redundant_output_matrix_of_a_tied_model_is_ignored(tmp_path):
     path = make_tiny_model(tmp_path, tie_word_embeddings=True)
     weights = load_file(path / "model.safetensors")
     save_file({**weights, "lm_head.weight": torch.zeros(1, 1)}, path / "model.safetensors")
-    assert torch.equal(load(path).lm_head, weights["model.embed_tokens.weight"])
+    assert torch.equal(load(path).lm_head.weight, weights["model.embed_tokens.weight"])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
