@@ -24,7 +24,7 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> list[SampledToken]:
         """Compute the batch's tokens. Returns the next token of each sequence that has caught up."""
-        # One query token first: the decodes, and whatever looks like one. Of each kind the shortest first.
+        # One query token first: the decodes, and whatever looks like one. Of these the shortest first.
         work = sorted(
             zip(batch.seqs, batch.num_tokens, strict=True),
             key=lambda item: (item[1] > 1, item[0].num_computed_tokens),

@@ -16,9 +16,9 @@ allocated them."""
 class AttentionMetadata:
     """The packed tokens of one step, in the order of their sequences.
 
-    Sequences with exactly one query token come first, `num_decodes` of them; the rest (prefill chunks,
-    resumed sequences) follow. Each kind has its shortest first, for a backend that pads. A sequence's query
-    tokens are the last of its KV tokens; each sees itself and what comes before it.
+    Sequences with exactly one query token come first, `num_decodes` of them, the shortest first for a backend
+    that pads; the rest (prefill chunks, resumed sequences) follow. A sequence's query tokens are the last of
+    its KV tokens; each sees itself and what comes before it.
     """
 
     slot_mapping: Tensor

@@ -128,11 +128,13 @@ def _max_position_embeddings(hf_config: PretrainedConfig) -> int:
     """As vLLM has it: `yarn` and `linear` stretch what the model was trained for by their factor. Llama 3's
     configs name the stretched length.
     """
-    parameters = hf_config.rope_parameters
-    length, factor = hf_config.max_position_embeddings, parameters.get("factor") or 1.0
-    if parameters.get("rope_type") == "yarn":
-        return int(parameters["original_max_position_embeddings"] * factor)
-    return int(length * factor) if parameters.get("rope_type") == "linear" else length
+    parameters, length = hf_config.rope_parameters, hf_config.max_position_embeddings
+    rope_type, factor = parameters.get("rope_type"), parameters.get("factor")
+    if rope_type not in ("linear", "yarn") or factor is None:  # None: transformers takes it from the lengths
+        return length
+    if rope_type == "yarn":
+        length = parameters.get("original_max_position_embeddings") or length
+    return int(length * factor)
 
 
 def _sliding_windows(hf_config: PretrainedConfig, options: ArchitectureOptions) -> tuple[int | None, ...]:

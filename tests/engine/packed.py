@@ -32,7 +32,7 @@ class BlockPool:
 def pack(step: list[tuple[PagedSequence, int]], pool: BlockPool) -> tuple[Tensor, AttentionMetadata]:
     """Positions and metadata of a step: sequences, each with the number of its next tokens to compute.
 
-    Puts `step` into the order of the interface: decodes first, of each kind the shortest first.
+    Puts `step` into the order of the interface: decodes first, of these the shortest first.
     """
     step.sort(key=lambda item: (item[1] != 1, item[0].num_computed_tokens))
     positions, slots, kv_lens = [], [], []

@@ -160,6 +160,7 @@ def test_config_has_what_the_engine_needs(tmp_path):
         ({"rope_type": "default"}, 512),
         ({"rope_type": "linear", "factor": 4.0}, 2048),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 300}, 1200),
+        ({"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 300}, 512),
         (
             {
                 "rope_type": "llama3",
