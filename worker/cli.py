@@ -44,14 +44,15 @@ def run_worker(settings: WorkerSettings) -> None:
 
 
 def build_engine(settings: WorkerSettings):
-    """The engine and the names under which jobs may ask for its model."""
+    """The engine in its thread, and the names under which jobs may ask for its model."""
     from ingine.config import EngineConfig
     from ingine.engine import Engine
     from ingine.model_store import DEFAULT_MODEL
+    from worker.engine_thread import EngineThread
 
     model = settings.model or DEFAULT_MODEL
-    engine = Engine(EngineConfig(**settings.engine_options() | {"model": model}))
-    return engine, frozenset({model, Path(model).name})
+    config = EngineConfig(**settings.engine_options() | {"model": model})
+    return EngineThread(lambda: Engine(config)), frozenset({model, Path(model).name})
 
 
 async def _serve(settings: WorkerSettings, url: str, engine, served_names: frozenset[str]) -> None:

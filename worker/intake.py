@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -176,8 +177,11 @@ class Intake:
         return None
 
     async def _start(self, entry: Entry, job: Job, begun: Begun) -> None:
+        submitted_at = datetime.fromtimestamp(begun.submitted_at / 1000, UTC)
         try:
-            prompt_token_ids, params = await self._prompts.read(job)
+            prompt_token_ids, params = await self._prompts.read(
+                job, datetime.fromtimestamp(begun.submitted_at / 1000, UTC)
+            )
         except InvalidRequest as fault:
             error = {"code": str(fault.code), "message": str(fault)}
             await self._reject(entry, job.id, job.reply_to, begun, JobStatus.FAILED, error, job.metadata)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+from datetime import datetime
 
 from ingine.engine import Engine
 from ingine.errors import ErrorCode, InvalidRequest
@@ -21,18 +22,22 @@ class PromptReader:
         self._served_names = served_names
         self._log_prompts = log_prompts
 
-    async def read(self, job: Job) -> tuple[list[int], SamplingParams]:
-        """Raises InvalidRequest. Tokenising a long prompt takes a while, so it runs beside the event loop."""
-        return await asyncio.to_thread(self._read, job)
+    async def read(self, job: Job, submitted_at: datetime) -> tuple[list[int], SamplingParams]:
+        """Raises InvalidRequest. Tokenising a long prompt takes a while, so it runs beside the event loop.
 
-    def _read(self, job: Job) -> tuple[list[int], SamplingParams]:
+        A chat template that asks for the date gets `submitted_at`: whoever resumes the job must see the same
+        prompt, also after midnight.
+        """
+        return await asyncio.to_thread(self._read, job, submitted_at)
+
+    def _read(self, job: Job, submitted_at: datetime) -> tuple[list[int], SamplingParams]:
         if job.model is not None and job.model not in self._served_names:
             names = ", ".join(sorted(self._served_names))
             raise InvalidRequest(ErrorCode.UNKNOWN_MODEL, f"model {job.model!r}: this worker serves {names}")
         if self._log_prompts:
             log_event(logger, logging.INFO, "prompt", job_id=job.id, prompt=job.prompt or job.messages)
         try:
-            prompt_token_ids = self._token_ids(job)
+            prompt_token_ids = self._token_ids(job, submitted_at)
         except InvalidRequest:
             raise
         except Exception as error:  # a tokenizer or template that this job, of all, sets off
@@ -46,13 +51,14 @@ class PromptReader:
         self._engine.validate(prompt_token_ids, params)
         return prompt_token_ids, params
 
-    def _token_ids(self, job: Job) -> list[int]:
+    def _token_ids(self, job: Job, submitted_at: datetime) -> list[int]:
         if isinstance(job.prompt, tuple):
             return list(job.prompt)
         if self._engine.tokenizer is None:
             raise InvalidRequest(ErrorCode.INVALID_PARAMETER, "this model has no tokenizer: send token ids")
         if job.messages is not None:
-            return self._engine.tokenizer.encode_chat([message.model_dump() for message in job.messages])
+            messages = [message.model_dump() for message in job.messages]
+            return self._engine.tokenizer.encode_chat(messages, now=submitted_at)
         if not job.prompt:
             raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt is empty")
         return self._engine.tokenizer.encode(job.prompt)

@@ -7,7 +7,6 @@ import logging
 from redis.exceptions import RedisError
 
 import ingine
-from ingine.engine import Engine
 from ingine.errors import EngineError, InvalidRequest
 from ingine.wire import DEFAULT_MAX_JOB_BYTES, GROUP, JobStatus, Keys
 from worker.connections import connect, connect_sync, redact
@@ -35,11 +34,11 @@ logger = logging.getLogger(__name__)
 class Worker:
     """One worker on one queue, `await run()` until `stop()` or a fatal error.
 
-    `engine` is given so that it can be built (and fail) before anything touches Redis.
+    `engine` is given, so that it is built (or fails) before anything touches Redis.
     """
 
     def __init__(
-        self, settings: WorkerSettings, redis_url: str, engine: Engine, *, served_names: frozenset[str]
+        self, settings: WorkerSettings, redis_url: str, engine: EngineThread, *, served_names: frozenset[str]
     ):
         self._settings = settings
         self._url = redis_url
@@ -52,7 +51,7 @@ class Worker:
         self._fatal: Exception | None = None
         self._served_names = served_names
 
-        self._engine = EngineThread(engine, self._steps.put_nowait)
+        self._engine = engine
         self._queue = Queue(
             keys, settings.worker_id, self._redis, self._blocking, result_ttl_s=settings.result_ttl_s
         )
@@ -62,9 +61,9 @@ class Worker:
             self._jobs,
             self._engine,
             self._publisher,
-            PromptReader(engine, served_names, log_prompts=settings.log_prompts),
+            PromptReader(engine.engine, served_names, log_prompts=settings.log_prompts),
             metrics,
-            max_num_jobs=engine.config.max_num_seqs,
+            max_num_jobs=engine.engine.config.max_num_seqs,
             lease_s=settings.lease_s,
             max_deaths=settings.max_deaths,
             expire=self._expire,
@@ -148,7 +147,7 @@ class Worker:
 
     async def _serve(self) -> None:
         self._leases.start()
-        self._engine.start()
+        self._engine.start(self._steps.put_nowait)
         parts = {
             "intake": self._intake.run(),
             "publisher": self._publish(),

@@ -15,6 +15,7 @@ from ingine.wire import Job, JobStatus, Keys, Priority, TerminalEvent, decode_ev
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until_async
 from worker.connections import connect
+from worker.engine_thread import EngineThread
 from worker.queue import Entry, Queue
 from worker.settings import WorkerSettings
 from worker.worker import Worker
@@ -140,7 +141,7 @@ async def harness(redis_url, queue, tiny_engine) -> AsyncIterator[Callable[..., 
             **{"queue": queue, "http_port": -1, "lease_s": 2.0, "worker_id": f"w{len(started)}"} | options,
         )
         engine = engine or tiny_engine()
-        worker = Worker(settings, redis_url, engine, served_names=frozenset({"tiny"}))
+        worker = Worker(settings, redis_url, EngineThread(lambda: engine), served_names=frozenset({"tiny"}))
         running = asyncio.create_task(worker.run())
         started.append(Harness(worker, running, client, Keys(queue), engine, push))
         return started[-1]

@@ -103,10 +103,9 @@ async def test_a_server_that_takes_no_writes_makes_a_worker_unready(harness, mon
 async def test_a_dead_engine_is_unhealthy(harness):
     worker = await harness(http_port=0)
 
-    async def healthy() -> bool:
-        return await get(worker, "/healthz") == (200, "ok\n")
-
-    await wait_until_async(healthy, what="health")
+    await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
+    await worker.end("a")
+    assert await get(worker, "/healthz") == (200, "ok\n")
     await worker.worker._engine.stop()
     assert await get(worker, "/healthz") == (503, "the engine's thread is not running\n")
 
