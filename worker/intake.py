@@ -155,11 +155,20 @@ class Intake:
             await self._bury(entry, ErrorCode.DUPLICATE_ID, f"another entry has the job id {job_id}")
         elif begun.verdict == "run":
             self._metrics.began(begun, entry.priority)
-            ending = self._ends_at_the_door(job, fault, begun)
-            if ending is None:
-                await self._start(entry, job, begun)
-            else:
-                await self._reject(entry, job_id, reply_to, begun, *ending, job and job.metadata)
+            try:
+                ending = self._ends_at_the_door(job, fault, begun)
+                if ending is None:
+                    await self._start(entry, job, begun)
+                else:
+                    await self._reject(entry, job_id, reply_to, begun, *ending, job and job.metadata)
+            except (RedisError, OSError):
+                raise
+            except Exception as error:
+                # A fault of ours that this job, of all, sets off: it must not take one worker after another
+                # down. Each time is a death, so it ends as failed.
+                log_event(logger, logging.ERROR, "job not begun", job_id=job_id, error=repr(error))
+                logger.debug("job not begun", exc_info=error)
+                await self._queue.release(entry, job_id, begun.attempt, died=True)
 
     def _ends_at_the_door(
         self, job: Job | None, fault: InvalidJob | None, begun: Begun
@@ -179,9 +188,7 @@ class Intake:
     async def _start(self, entry: Entry, job: Job, begun: Begun) -> None:
         submitted_at = datetime.fromtimestamp(begun.submitted_at / 1000, UTC)
         try:
-            prompt_token_ids, params = await self._prompts.read(
-                job, datetime.fromtimestamp(begun.submitted_at / 1000, UTC)
-            )
+            prompt_token_ids, params = await self._prompts.read(job, submitted_at)
         except InvalidRequest as fault:
             error = {"code": str(fault.code), "message": str(fault)}
             await self._reject(entry, job.id, job.reply_to, begun, JobStatus.FAILED, error, job.metadata)

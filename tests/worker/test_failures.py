@@ -8,7 +8,7 @@ import pytest
 import redis.exceptions
 
 from ingine.errors import EngineError, ErrorCode
-from ingine.wire import Job, JobStatus, TokensEvent
+from ingine.wire import Job, JobStatus, TokensEvent, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel, leave_behind
 from worker.embedded import EmbeddedServer
@@ -216,6 +216,20 @@ async def test_a_tokenizer_that_breaks_on_one_job_fails_that_job(harness, tiny_e
     end = await worker.end("bad")
     assert (end.error["code"], end.metadata) == (ErrorCode.ENGINE_ERROR, {"row": 1})
     assert (await worker.end("good")).status is JobStatus.FINISHED
+
+
+async def test_a_job_that_sets_off_a_fault_of_ours_takes_no_worker_down(harness):
+    worker = await harness()
+    await worker.push(Job(id="bad", prompt="x"))
+    await worker.end("bad")
+    await worker.redis.delete(worker.keys.job("bad"), worker.keys.tokens("bad"))
+    record = {"status": "queued", "entry": "9999999999999-0", "position": 0, "submitted_at": 10**17}
+    await worker.redis.hset(worker.keys.job("bad"), mapping=record)  # a time that no calendar has
+    entry = {"job": encode_job(Job(id="bad", prompt="x"))}
+    await worker.redis.xadd(worker.keys.jobs("normal"), entry, id="9999999999999-0")
+    end = await worker.end("bad")
+    assert end.error["code"] == ErrorCode.WORKER_LOST
+    assert not worker.running.done()
 
 
 async def test_no_nudge_makes_a_worker_take_more_than_it_has_room_for(harness, tiny_engine):
