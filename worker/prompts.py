@@ -13,6 +13,9 @@ from worker.logs import log_event
 
 logger = logging.getLogger(__name__)
 
+INLINE_CHARS = 4096
+"""Texts shorter than this are tokenised in the loop: about a millisecond, less than a thread costs there."""
+
 
 class PromptReader:
     """`served_names` are the values of `Job.model` that mean this worker's model."""
@@ -23,11 +26,13 @@ class PromptReader:
         self._log_prompts = log_prompts
 
     async def read(self, job: Job, submitted_at: datetime) -> tuple[list[int], SamplingParams]:
-        """Raises InvalidRequest. Tokenising a long prompt takes a while, so it runs beside the event loop.
+        """Raises InvalidRequest. A long text takes a while to tokenise, so it is done beside the event loop.
 
         A chat template that asks for the date gets `submitted_at`: whoever resumes the job must see the same
         prompt, also after midnight.
         """
+        if _num_chars(job) < INLINE_CHARS:
+            return self._read(job, submitted_at)
         return await asyncio.to_thread(self._read, job, submitted_at)
 
     def _read(self, job: Job, submitted_at: datetime) -> tuple[list[int], SamplingParams]:
@@ -62,3 +67,10 @@ class PromptReader:
         if not job.prompt:
             raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt is empty")
         return self._engine.tokenizer.encode(job.prompt)
+
+
+def _num_chars(job: Job) -> int:
+    """Characters to tokenise; 0 for token ids."""
+    if job.messages is not None:
+        return sum(len(message.content) for message in job.messages)
+    return len(job.prompt) if isinstance(job.prompt, str) else 0
