@@ -39,7 +39,9 @@ class HttpServer:
         try:
             self._server = ThreadingHTTPServer((host, port), RequestHandler)
         except OSError as error:
-            raise ConfigError(f"INGINE_HTTP_PORT: cannot listen on {host}:{port}: {error.strerror}") from None
+            raise ConfigError(
+                f"INGINE_HTTP_PORT: cannot listen on {host}:{port}: {error.strerror}; 0 takes any free port"
+            ) from None
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
 
