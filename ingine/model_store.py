@@ -52,6 +52,12 @@ PACKAGED_MODELS = {
 ALIASES = {"smollm2": DEFAULT_MODEL}
 
 
+def names_of(model: str) -> frozenset[str]:
+    """What a request may call a model that was loaded as `model`: that, its last part, and its aliases."""
+    own = {model, Path(model).name, ALIASES.get(model, model)}
+    return frozenset(own | {alias for alias, name in ALIASES.items() if name in own})
+
+
 def cache_root() -> Path:
     """$INGINE_CACHE_DIR, or `ingine` in the user's cache directory."""
     if own := os.environ.get("INGINE_CACHE_DIR"):

@@ -5,7 +5,6 @@ import itertools
 import logging
 import os
 import signal
-from pathlib import Path
 
 import typer
 
@@ -47,12 +46,12 @@ def build_engine(settings: WorkerSettings):
     """The engine in its thread, and the names under which jobs may ask for its model."""
     from ingine.config import EngineConfig
     from ingine.engine import Engine
-    from ingine.model_store import DEFAULT_MODEL
+    from ingine.model_store import DEFAULT_MODEL, names_of
     from worker.engine_thread import EngineThread
 
     model = settings.model or DEFAULT_MODEL
     config = EngineConfig(**settings.engine_options() | {"model": model})
-    return EngineThread(lambda: Engine(config)), frozenset({model, Path(model).name})
+    return EngineThread(lambda: Engine(config)), names_of(model)
 
 
 async def _serve(settings: WorkerSettings, url: str, engine, served_names: frozenset[str]) -> None:

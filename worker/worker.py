@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from pathlib import Path
 
 from redis.exceptions import RedisError
 
@@ -49,7 +50,7 @@ class Worker:
         self._steps: asyncio.Queue[StepMessage] = asyncio.Queue()
         self._stop_requested = asyncio.Event()
         self._fatal: Exception | None = None
-        self._served_names = served_names
+        self._model_name = Path(max(served_names, key=len)).name
 
         self._engine = engine
         self._queue = Queue(
@@ -256,7 +257,7 @@ class Worker:
         stats = self._engine.stats
         return {
             "state": self._state,
-            "model": min(self._served_names, key=len),
+            "model": self._model_name,
             "version": ingine.__version__,
             "num_jobs": len(self._jobs),
             "num_running": stats.num_running,
@@ -272,7 +273,7 @@ class Worker:
             worker=self._settings.worker_id,
             queue=self._settings.queue,
             redis=redact(self._url),
-            model=min(self._served_names, key=len),
+            model=self._model_name,
             group=GROUP,
             http=self._http and f"{self._settings.http_host}:{self.http_port}",
         )

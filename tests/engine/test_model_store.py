@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ingine import model_store
 from ingine.attention import TorchAttention
 from ingine.errors import ConfigError, ModelNotFound
-from ingine.model_store import DEFAULT_MODEL, cache_root, resolve_model
+from ingine.model_store import DEFAULT_MODEL, cache_root, names_of, resolve_model
 from ingine.models import load_model
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.engine.test_gguf import tiny, write_gguf
@@ -256,3 +256,16 @@ def test_the_default_model_answers_as_it_does_in_transformers(smollm2):
 def test_the_default_model_is_found_by_its_alias(smollm2):
     assert resolve_model("smollm2") == smollm2
     assert model_store.ALIASES["smollm2"] == DEFAULT_MODEL
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (DEFAULT_MODEL, {DEFAULT_MODEL, "smollm2"}),
+        ("smollm2", {DEFAULT_MODEL, "smollm2"}),
+        ("Qwen/Qwen2.5-1.5B-Instruct", {"Qwen/Qwen2.5-1.5B-Instruct", "Qwen2.5-1.5B-Instruct"}),
+        ("/models/mine", {"/models/mine", "mine"}),
+    ],
+)
+def test_a_model_answers_to_what_it_was_loaded_as_and_to_its_aliases(model, names):
+    assert names_of(model) == names
