@@ -22,6 +22,7 @@ from worker.child import Child
 HOST, DEFAULT_PORT = "127.0.0.1", 6379
 DEFAULT_REDIS_URL = f"redis://{HOST}:{DEFAULT_PORT}/0"
 START_TIMEOUT_S = 10.0
+LOCK_TIMEOUT_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class EmbeddedServer:
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             log_file = self.log_path.open("ab")
-            fcntl.flock(log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(log_file)
             url.write_text(self.url)
         except BlockingIOError:
             log_file.close()
@@ -196,6 +197,18 @@ def _start(server: EmbeddedServer) -> tuple[str, EmbeddedServer]:
     server.start()
     log.info("started an embedded Valkey server at %s, its files are in %s", server.url, server.data_dir)
     return server.url, server
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Raises BlockingIOError. Waits a little: a server that ends closes its port before it lets go."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def default_data_dir() -> Path:
