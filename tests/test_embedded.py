@@ -60,8 +60,8 @@ from worker.embedded import EmbeddedServer
 with EmbeddedServer(Path(sys.argv[1])) as server:
     client = redis.Redis.from_url(server.url)
     client.set("state", "running")
-    print(server.url, flush=True)
     try:
+        print(server.url, flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         client.set("state", "drained")
