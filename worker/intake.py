@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError, ResponseError
 
 from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
-from ingine.wire import DEFAULT_MAX_JOB_BYTES, Job, JobStatus, Priority, TerminalEvent, decode_job
+from ingine.wire import DEFAULT_MAX_JOB_BYTES, Job, JobStatus, Priority, decode_job
 from worker.engine_thread import EngineThread
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
 from worker.metrics import Metrics
 from worker.prompts import PromptReader
 from worker.publisher import Publisher, deadline_error
-from worker.queue import Begun, Entry, Finish, Queue
+from worker.queue import Begun, Entry, Queue
 from worker.retry import Backoff, until_served
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,9 @@ class Intake:
                 if ending is None:
                     await self._start(entry, job, begun)
                 else:
-                    await self._reject(entry, job_id, reply_to, begun, *ending, job and job.metadata)
+                    await self._publisher.reject(
+                        entry, job_id, reply_to, begun, *ending, job and job.metadata
+                    )
             except (RedisError, OSError):
                 raise
             except Exception as error:
@@ -191,12 +193,14 @@ class Intake:
             prompt_token_ids, params = await self._prompts.read(job, submitted_at)
         except InvalidRequest as fault:
             error = {"code": str(fault.code), "message": str(fault)}
-            await self._reject(entry, job.id, job.reply_to, begun, JobStatus.FAILED, error, job.metadata)
+            await self._publisher.reject(
+                entry, job.id, job.reply_to, begun, JobStatus.FAILED, error, job.metadata
+            )
             return
         committed: list[int] = []
         if begun.position:
             committed = await until_served("read log", lambda: self._queue.committed(job.id))
-        running = RunningJob(job, entry, begun, len(prompt_token_ids), position=len(committed))
+        running = RunningJob(job, entry, begun, position=len(committed))
         if job.deadline_ms is not None:
             left_s = (job.deadline_ms - running.since_submit_ms) / 1000
             running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)
@@ -222,28 +226,6 @@ class Intake:
             arrival_time=time.time() - running.since_submit_ms / 1000,
             output_token_ids=committed,
         )
-
-    async def _reject(
-        self,
-        entry: Entry,
-        job_id: str,
-        reply_to: str | None,
-        begun: Begun,
-        status: JobStatus,
-        error: dict | None,
-        metadata: dict | None = None,
-    ) -> None:
-        event = TerminalEvent(
-            position=begun.position,
-            status=status,
-            job_id=job_id,
-            finish_reason="error" if status is JobStatus.FAILED else "abort",
-            error=error,
-            usage={"num_output_tokens": begun.position},
-            timings={"queue_ms": begun.now - begun.submitted_at, "attempts": begun.attempt},
-            metadata=metadata,
-        )
-        await self._publisher.end(Finish(entry, begun.attempt, event, reply_to))
 
     async def _bury(self, entry: Entry, code: ErrorCode, reason: str) -> None:
         if await self._queue.bury(entry, str(code), reason):

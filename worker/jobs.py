@@ -16,7 +16,6 @@ class RunningJob:
     job: Job
     entry: Entry
     begun: Begun
-    num_prompt_tokens: int
     position: int
     """Output tokens that are committed in the log."""
 

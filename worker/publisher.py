@@ -10,7 +10,7 @@ from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
 from worker.metrics import Metrics
-from worker.queue import CANCELLED, STALE, Append, Finish, Queue
+from worker.queue import CANCELLED, STALE, Append, Begun, Entry, Finish, Queue
 from worker.retry import until_served
 
 logger = logging.getLogger(__name__)
@@ -66,20 +66,35 @@ class Publisher:
             )
         return answer
 
+    async def reject(
+        self,
+        entry: Entry,
+        job_id: str,
+        reply_to: str | None,
+        begun: Begun,
+        status: JobStatus,
+        error: dict | None,
+        metadata: dict | None = None,
+    ) -> None:
+        """End a job that never ran under this attempt."""
+        event = TerminalEvent(
+            position=begun.position,
+            status=status,
+            job_id=job_id,
+            finish_reason=str(FinishReason.ERROR if status is JobStatus.FAILED else FinishReason.ABORT),
+            error=error,
+            usage={"num_output_tokens": begun.position},
+            timings={"queue_ms": begun.now - begun.submitted_at, "attempts": begun.attempt},
+            metadata=metadata,
+        )
+        await self.end(Finish(entry, begun.attempt, event, reply_to))
+
     async def refuse(self, job: RunningJob, fault: InvalidRequest) -> None:
         """End a job that the engine would not take."""
         self._jobs.remove(job)
-        event = TerminalEvent(
-            position=job.position,
-            status=JobStatus.FAILED,
-            job_id=job.id,
-            finish_reason=str(FinishReason.ERROR),
-            error={"code": str(fault.code), "message": str(fault)},
-            usage={"num_output_tokens": job.position},
-            timings={"total_ms": round(job.since_submit_ms, 1), "attempts": job.attempt},
-            metadata=job.job.metadata,
-        )
-        await self.end(Finish(job.entry, job.attempt, event, job.job.reply_to))
+        error = {"code": str(fault.code), "message": str(fault)}
+        reply_to, metadata = job.job.reply_to, job.job.metadata
+        await self.reject(job.entry, job.id, reply_to, job.begun, JobStatus.FAILED, error, metadata)
 
     async def _append(self, jobs: list[RunningJob]) -> None:
         """Until each job's log has all of its events, or the job is known to be ours no more."""

@@ -53,10 +53,6 @@ class Entry:
     id: str
     raw: bytes
 
-    @property
-    def submitted_at_ms(self) -> int:
-        return int(self.id.partition("-")[0])
-
 
 @dataclass(frozen=True, slots=True)
 class Begun:

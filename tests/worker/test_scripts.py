@@ -30,7 +30,7 @@ async def test_a_job_from_xadd_to_its_terminal_event(client, keys, make_queue, p
 
     begun = await worker.begin(entry, JOB.id, JOB.reply_to)
     assert (begun.verdict, begun.attempt, begun.position, begun.deaths) == ("run", 1, 0, 0)
-    assert begun.submitted_at == entry.submitted_at_ms <= begun.now
+    assert begun.submitted_at == int(entry.id.split("-")[0]) <= begun.now
 
     assert await worker.append([append(1, [11])]) == [1]
     assert await worker.append([append(3, [12, 13])]) == [3]
