@@ -1,9 +1,10 @@
 """What a producer has to know: where Redis is, and which queue. `INGINE_` variables, or lines in `.env`."""
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ingine.errors import ConfigError
+from ingine.secret_files import secrets_dir
 from ingine.wire import Keys
 
 ENV_PREFIX = "INGINE_"
@@ -14,7 +15,9 @@ class ProducerSettings(BaseSettings):
     # A worker's variables may lie in the same `.env`, so those that are not ours are no error.
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=".env", extra="ignore", frozen=True)
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// URL.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", repr=False, description="redis://, rediss:// or unix:// URL."
+    )
     queue: str = Field("default", description="Letters, digits and `_.-`, at most 64.")
 
     @field_validator("redis_url")
@@ -31,10 +34,12 @@ class ProducerSettings(BaseSettings):
 
 
 def load_settings(**overrides: str | None) -> ProducerSettings:
-    """Settings from arguments over environment over `.env`. ConfigError names the variable."""
+    """Settings from arguments, else variables, `.env`, secret files. ConfigError names the variable."""
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return ProducerSettings(**given)
+        return ProducerSettings(_secrets_dir=secrets_dir(), **given)
+    except (SettingsError, OSError) as error:  # of secret files
+        raise ConfigError(str(error)) from None
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(fault) for fault in error.errors(include_url=False))) from None
 

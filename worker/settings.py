@@ -12,6 +12,7 @@ from redis.connection import parse_url
 
 from ingine.config import EngineConfig
 from ingine.errors import ConfigError
+from ingine.secret_files import secrets_dir
 from ingine.wire import DEFAULT_RESULT_TTL_S, QUEUE_NAME, Name
 
 ENV_PREFIX = "INGINE_"
@@ -29,7 +30,9 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=".env", extra="ignore", frozen=True)
 
     redis_url: str | None = Field(
-        None, description="Unset: the server on 127.0.0.1:6379 or, if none answers, an embedded one."
+        None,
+        repr=False,
+        description="Unset: the server on 127.0.0.1:6379 or, if none answers, an embedded one.",
     )
 
     @field_validator("redis_url")
@@ -78,7 +81,7 @@ class WorkerSettings(BaseSettings):
 
 
 def load_settings(args: list[str] | None = None, **overrides) -> WorkerSettings:
-    """Settings from `args` (flags) over the environment over `.env`.
+    """Settings from `args` (flags) over the environment over `.env` over the files in INGINE_SECRETS_DIR.
 
     ConfigError names each wrong variable and what it may be. A `--help` in `args` prints all of them and
     exits: flags, help and parsing are pydantic-settings', so they cannot drift from the class above.
@@ -89,9 +92,10 @@ def load_settings(args: list[str] | None = None, **overrides) -> WorkerSettings:
             _cli_prog_name="ingine worker",
             _cli_kebab_case=True,
             _cli_implicit_flags=True,
+            _secrets_dir=secrets_dir(),
             **overrides,
         )
-    except SettingsError as error:
+    except (SettingsError, OSError) as error:
         raise ConfigError(str(error)) from None
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(fault) for fault in error.errors(include_url=False))) from None

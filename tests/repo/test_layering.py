@@ -53,7 +53,7 @@ def test_packages_do_not_reach_over(package, forbidden):
 
 
 def test_the_producer_takes_nothing_of_ours_but_the_contract():
-    allowed = {"ingine", "ingine.wire", "ingine.errors", "ingine.sampling_params"}
+    allowed = {"ingine", "ingine.wire", "ingine.errors", "ingine.sampling_params", "ingine.secret_files"}
     for path in sources("producer"):
         ours = {name for name in imports_of(path) if name.partition(".")[0] == "ingine"}
         assert ours <= allowed, path

@@ -1,0 +1,23 @@
+"""Settings that lie in files, as Docker and Kubernetes mount secrets: one named `ingine_redis_url`, say."""
+
+import os
+from pathlib import Path
+
+from ingine.errors import ConfigError
+
+
+def secrets_dir() -> str | None:
+    """`INGINE_SECRETS_DIR`, or None if unset. Raises ConfigError for what is no folder, or may not be read.
+
+    pydantic-settings would only warn of one that is missing, and a worker would go on without its password.
+    """
+    folder = os.environ.get("INGINE_SECRETS_DIR")
+    if not folder:
+        return None
+    try:
+        next(Path(folder).expanduser().iterdir(), None)
+    except OSError as error:
+        raise ConfigError(
+            f"INGINE_SECRETS_DIR: {folder} must be a folder that can be read: {error.strerror}"
+        ) from None
+    return folder
