@@ -8,7 +8,8 @@ IngineError
 │   └── InvalidJob           a wire job that cannot be run as sent (`ingine.wire`)
 ├── EngineError              the engine failed while it ran; nothing is wrong with the request
 └── ClientError              what a producer or consumer meets
-    ├── QueueFull            the queue is at its limit; nothing was accepted
+    ├── QueueFull            the queue is at its limit of jobs or bytes; nothing was accepted
+    ├── RateLimited          the tenant submits faster than the queue allows; nothing was accepted
     ├── DuplicateJob         a job with this id exists already
     ├── JobNotFound          no such job: never submitted, or its result's TTL has passed
     ├── JobFailed            the job ended in `failed`; has the `code` of its terminal event
@@ -95,6 +96,12 @@ class ClientError(IngineError):
 
 class QueueFull(ClientError):
     pass
+
+
+class RateLimited(ClientError):
+    def __init__(self, message: str, *, retry_after_s: float):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DuplicateJob(ClientError):

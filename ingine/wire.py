@@ -5,6 +5,7 @@ other languages. Needs msgpack and pydantic only.
 """
 
 import re
+import zlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -29,10 +30,15 @@ PROTOCOL_VERSION = 1
 GROUP = "workers"
 """The one consumer group of every jobs stream, created at 0."""
 
-JOB_FIELD, EVENT_FIELD = "job", "event"
-"""The only field of an entry in a jobs stream, and in a token log."""
+WAITING, RELEASED = "waiting", "released"
+"""Consumers of that group which are no workers: of entries in the fair order, and of those handed over."""
 
+JOB_FIELD, EVENT_FIELD = "job", "event"
+"""The field of an entry in a jobs stream that holds the job, and the only field in a token log."""
+
+MAX_PARTITIONS = 64
 DEFAULT_MAX_QUEUED_JOBS = 100_000
+DEFAULT_MAX_QUEUED_BYTES = 1 << 30
 DEFAULT_MAX_JOB_BYTES = 1 << 20
 DEFAULT_RESULT_TTL_S = 3600
 MAX_METADATA_BYTES = 16 << 10
@@ -50,6 +56,8 @@ class Priority(StrEnum):
 
 
 class JobStatus(StrEnum):
+    DELAYED = "delayed"
+    """Its time has not come: `not_before_ms`, or the pause after a step that failed under it."""
     QUEUED = "queued"
     """In the stream: not begun, or handed over by a worker that stopped; its log is kept."""
     RUNNING = "running"
@@ -65,28 +73,37 @@ class JobStatus(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+        return self not in (JobStatus.DELAYED, JobStatus.QUEUED, JobStatus.RUNNING)
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Every Redis key of one queue. All bear the queue's hash tag, so one script may touch any of them.
+    """Every Redis key of one partition. All bear its hash tag, so one script may touch any of them.
 
-    | key                        | type    | holds
-    | -------------------------- | ------- | -----
-    | ingine:{q}:jobs:<priority> | stream  | jobs that wait or run; one field, the msgpack job
-    | ingine:{q}:job:<id>        | hash    | the job's record: status, attempt, position, cancel, times ...
-    | ingine:{q}:tokens:<id>     | stream  | the token log: `<n>-0` tokens up to n, `<n>-1` the terminal event
-    | ingine:{q}:channel:<id>    | channel | the same events, live
-    | ingine:{q}:replies:<name>  | stream  | terminal events of the jobs that named it as `reply_to`
-    | ingine:{q}:dead            | stream  | what could not be run: raw bytes, code, reason, deliveries
-    | ingine:{q}:idem:<key>      | string  | idempotency key -> job id, with a TTL
-    | ingine:{q}:workers         | hash    | worker id -> msgpack heartbeat
-    | ingine:{q}:queue           | hash    | limits, switches: max_jobs, max_job_bytes, paused, drain:<worker>
-    | ingine:{q}:control         | channel | nudges to workers; the truth is always in a key
+    | key                          | type    | holds
+    | ---------------------------- | ------- | -----
+    | ingine:{q}:jobs:<priority>   | stream  | jobs that wait or run; the msgpack job, its tenant and cost
+    | ingine:{q}:fair:<priority>   | zset    | entries that wait -> virtual start, see worker/scripts/take.lua
+    | ingine:{q}:shares:<priority> | hash    | virtual time, and how far each tenant's jobs reach in it
+    | ingine:{q}:delayed           | zset    | job id -> due time in ms; such a job is in no stream
+    | ingine:{q}:job:<id>          | hash    | the job's record: status, attempt, position, cancel, times ...
+    | ingine:{q}:tokens:<id>       | stream  | the token log: `<n>-0` tokens up to n, `<n>-1` terminal event
+    | ingine:{q}:channel:<id>      | channel | the same events, live (sharded pub/sub)
+    | ingine:{q}:replies:<name>    | stream  | terminal events of the jobs that named it as `reply_to`
+    | ingine:{q}:dead              | stream  | what could not be run: raw bytes, code, reason, deliveries
+    | ingine:{q}:idem:<key>        | string  | idempotency key -> job id, with a TTL
+    | ingine:{q}:rate:<tenant>     | string  | when the tenant's next job may come (GCRA), with a TTL
+    | ingine:{q}:bytes             | string  | bytes of the submitted jobs that wait or run; absent: 0
+    | ingine:{q}:workers           | hash    | worker id -> msgpack heartbeat
+    | ingine:{q}:queue             | hash    | limits, switches, `partitions`, `weight:<tenant>`
+    | ingine:{q}:control           | channel | nudges to workers (sharded); the truth is always in a key
+
+    `{q}` is the queue's name, plus `.<partition>` where the queue has more than one.
     """
 
     queue: str = "default"
+    partition: int | None = None
+    """None: the queue has only one."""
 
     def __post_init__(self):
         if not QUEUE_NAME.fullmatch(self.queue):
@@ -94,7 +111,8 @@ class Keys:
 
     @property
     def prefix(self) -> str:
-        return f"ingine:{{{self.queue}}}"
+        suffix = "" if self.partition is None else f".{self.partition}"
+        return f"ingine:{{{self.queue}{suffix}}}"
 
     def jobs(self, priority: Priority | str) -> str:
         return f"{self.prefix}:jobs:{Priority(priority)}"
@@ -103,6 +121,12 @@ class Keys:
     def all_jobs(self) -> list[str]:
         """The three jobs streams, most urgent first."""
         return [self.jobs(priority) for priority in Priority]
+
+    def fair(self, priority: Priority | str) -> str:
+        return f"{self.prefix}:fair:{Priority(priority)}"
+
+    def shares(self, priority: Priority | str) -> str:
+        return f"{self.prefix}:shares:{Priority(priority)}"
 
     def job(self, job_id: str) -> str:
         return f"{self.prefix}:job:{job_id}"
@@ -119,6 +143,17 @@ class Keys:
     def idem(self, key: str) -> str:
         return f"{self.prefix}:idem:{key}"
 
+    def rate(self, tenant: str) -> str:
+        return f"{self.prefix}:rate:{tenant}"
+
+    @property
+    def delayed(self) -> str:
+        return f"{self.prefix}:delayed"
+
+    @property
+    def bytes(self) -> str:
+        return f"{self.prefix}:bytes"
+
     @property
     def dead(self) -> str:
         return f"{self.prefix}:dead"
@@ -134,6 +169,21 @@ class Keys:
     @property
     def control(self) -> str:
         return f"{self.prefix}:control"
+
+
+def partition_of(job_id: str, num_partitions: int) -> int:
+    """Where a job lives, for ever: every producer, worker and consumer in any language computes the same."""
+    return zlib.crc32(job_id.encode()) % num_partitions
+
+
+def all_partitions(queue: str, num_partitions: int) -> list[Keys]:
+    """The keys of each partition. A queue with one has its bare name in the tag."""
+    return [Keys(queue)] if num_partitions == 1 else [Keys(queue, n) for n in range(num_partitions)]
+
+
+def keys_of(queue: str, job_id: str, num_partitions: int) -> Keys:
+    """The keys of the partition that the job lives in."""
+    return all_partitions(queue, num_partitions)[partition_of(job_id, num_partitions)]
 
 
 # ---------------------------------------------------------------------------------------------- jobs
@@ -165,11 +215,9 @@ class Job(BaseModel):
     priority: Priority = Field(Priority.NORMAL, strict=False, description="Informative: the stream decides.")
     tenant: Name | None = None
     deadline_ms: int | None = Field(
-        None,
-        ge=1,
-        lt=2**53,
-        description="From submission, by the server's clock: the entry's id is its time.",
+        None, ge=1, lt=2**53, description="From submission, by the server's clock."
     )
+    not_before_ms: int | None = Field(None, ge=1, lt=2**53, description="From submission: not begun earlier.")
     stream: bool = Field(True, description="False: nothing is published live but the terminal event.")
     reply_to: Name | None = None
     model: str | None = Field(None, max_length=256, description="Refused unless the worker serves it.")
@@ -185,6 +233,8 @@ class Job(BaseModel):
     def _one_input(self):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("a job has either `prompt` or `messages`")
+        if self.deadline_ms is not None and (self.not_before_ms or 0) >= self.deadline_ms:
+            raise ValueError("not_before_ms lies behind deadline_ms: the job could only expire")
         if self.metadata and len(msgpack.packb(self.metadata)) > MAX_METADATA_BYTES:
             raise ValueError(f"metadata is over {MAX_METADATA_BYTES} bytes")
         return self
