@@ -1,0 +1,196 @@
+"""A worker whose engine costs nothing, so that what is measured is all the rest: `python benchmarks/stand_in.py`.
+
+Everything else is the `ingine worker` program, with its settings. Other benchmarks start it as a process of its
+own, through `StandInWorker`. With STAND_IN_PROFILE set to a path, cProfile's figures of the event loop's thread
+are written there at the end.
+"""
+
+import cProfile
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Self
+
+from redis import Redis
+
+from ingine.errors import ErrorCode, InvalidRequest
+from ingine.outputs import EngineStats, FinishReason, SeqOutput
+from ingine.sampling_params import SamplingParams
+from ingine.wire import Keys
+from worker.child import Child
+
+PROFILE_VARIABLE = "STAND_IN_PROFILE"
+WORDS = tuple(f" w{number:03d}" for number in range(500))
+"""The texts of token ids 0 to 499; the token at position p has the id p modulo 500."""
+
+
+class _Sequence:
+    __slots__ = ("max_tokens", "num_prompt_tokens", "position", "seq_id")
+
+    def __init__(self, seq_id: str, num_prompt_tokens: int, position: int, max_tokens: int):
+        self.seq_id = seq_id
+        self.num_prompt_tokens = num_prompt_tokens
+        self.position = position
+        self.max_tokens = max_tokens
+
+    def next_output(self) -> SeqOutput:
+        token_ids, text = [], ""
+        if self.position < self.max_tokens:
+            token_id = self.position % len(WORDS)
+            token_ids, text = [token_id], WORDS[token_id]
+            self.position += 1
+        ended = FinishReason.LENGTH if self.position >= self.max_tokens else None
+        return self.output(token_ids, text, ended)
+
+    def output(self, token_ids: list[int], text: str, finish_reason: FinishReason | None) -> SeqOutput:
+        return SeqOutput(
+            self.seq_id,
+            self.position,
+            token_ids,
+            text,
+            self.num_prompt_tokens,
+            num_cached_tokens=0,
+            finish_reason=finish_reason,
+        )
+
+
+class StandInEngine:
+    """What a worker uses of `ingine.engine.Engine`: a token for each running sequence a step, ready-made.
+
+    The token at a position depends on the position alone, so a resumed sequence goes on as it would have.
+    """
+
+    tokenizer = None
+    max_model_len = 1 << 30
+
+    def __init__(self, max_num_seqs: int, step_s: float = 0.0):
+        """`step_s`: how long a step takes at least. 0: as fast as its outputs are taken."""
+        self.config = SimpleNamespace(max_num_seqs=max_num_seqs)
+        self._step_s = step_s
+        self._running: dict[str, _Sequence] = {}
+        self._waiting: deque[_Sequence] = deque()
+        self._num_prompt_tokens = 0
+        self._num_output_tokens = 0
+
+    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        if not prompt_token_ids:
+            raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt has no tokens")
+
+    def add(
+        self,
+        seq_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        output_token_ids: Sequence[int] = (),
+        arrival_time: float | None = None,
+    ) -> None:
+        self.validate(prompt_token_ids, params)
+        self._num_prompt_tokens += len(prompt_token_ids)
+        seq = _Sequence(seq_id, len(prompt_token_ids), len(output_token_ids), params.max_tokens)
+        self._waiting.append(seq)
+        self._admit()
+
+    def abort(self, seq_id: str) -> SeqOutput | None:
+        seq = self._running.pop(seq_id, None)
+        if seq is None:
+            seq = next((waiting for waiting in self._waiting if waiting.seq_id == seq_id), None)
+            if seq is None:
+                return None
+            self._waiting.remove(seq)
+        self._admit()
+        return seq.output([], "", FinishReason.ABORT)
+
+    def step(self, *, alone: str | None = None) -> list[SeqOutput]:
+        if self._step_s:
+            time.sleep(self._step_s)
+        seqs = list(self._running.values()) if alone is None else [self._running[alone]]
+        outputs = [seq.next_output() for seq in seqs]
+        for output in outputs:
+            self._num_output_tokens += len(output.token_ids)
+            if output.finish_reason:
+                del self._running[output.seq_id]
+        self._admit()
+        return outputs
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._running)
+
+    @property
+    def running_seq_ids(self) -> list[str]:
+        return list(self._running)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_blocks=1,
+            num_free_blocks=1,
+            kv_usage=0.0,
+            prefix_cache_hit_tokens=0,
+            prefix_cache_query_tokens=0,
+            num_preemptions=0,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_output_tokens=self._num_output_tokens,
+        )
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self.config.max_num_seqs:
+            seq = self._waiting.popleft()
+            self._running[seq.seq_id] = seq
+
+
+class StandInWorker:
+    """This file as a process beside us: entered when it is ready, told to drain on exit."""
+
+    def __init__(self, redis_url: str, folder: Path, *, profile: Path | None = None, **settings: object):
+        """`settings` are fields of WorkerSettings. Its log is a file in `folder`."""
+        self._url, self._log = redis_url, folder / "worker.log"
+        given = {"worker_id": "stand-in", "http_port": -1, "log_level": "warning", **settings}
+        given |= {"redis_url": redis_url}
+        self._env = dict(os.environ) | {f"INGINE_{name.upper()}": str(value) for name, value in given.items()}
+        if profile:
+            self._env[PROFILE_VARIABLE] = str(profile)
+
+    def __enter__(self) -> Self:
+        with self._log.open("wb") as output:
+            self._child = Child([sys.executable, __file__], output=output, env=self._env)
+        self.pid = self._child.pid
+        with Redis.from_url(self._url) as redis:
+            while not redis.hexists(Keys().workers, "stand-in"):
+                if not self._child.running:
+                    raise RuntimeError(f"the worker ended by itself:\n{self._log.read_text()}")
+                time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._child.stop(timeout_s=30)
+
+
+def main() -> None:
+    import worker.cli
+    from worker.engine_thread import EngineThread
+    from worker.settings import load_settings
+
+    def build_engine(settings):
+        engine = EngineThread(lambda: StandInEngine(settings.max_num_seqs or 64))
+        return engine, frozenset({"stand-in"})
+
+    worker.cli.build_engine = build_engine
+    settings = load_settings()
+    if path := os.environ.get(PROFILE_VARIABLE):
+        profile = cProfile.Profile()
+        profile.runcall(worker.cli.run_worker, settings)
+        profile.dump_stats(path)
+    else:
+        worker.cli.run_worker(settings)
+
+
+if __name__ == "__main__":
+    main()
