@@ -1,0 +1,112 @@
+"""The URLs that say where Redis is: one server, Sentinels, or a cluster. `ingine.servers` connects there."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from redis import exceptions
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+
+URL_SCHEMES = (
+    *("redis://", "rediss://", "unix://"),
+    *("redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://"),
+)
+POOL_OPTIONS = {"max_connections", "timeout"}
+"""Those that are of a pool of connections, not of a connection."""
+
+_RELIED_ON = {"protocol", "decode_responses", "encoding", "encoding_errors", "retry", "find"}
+_DATA_SERVERS_ONLY = {"username", "password", "db", *POOL_OPTIONS}
+_SENTINELS_ONLY = {"sentinel_username": "username", "sentinel_password": "password"}
+_DEFAULT_PORTS = {"": 6379, "sentinel": 26379, "cluster": 6379}
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, repr=False)
+class Location:
+    """What a URL says. Not for printing: the options hold the password."""
+
+    kind: str
+    """`sentinel`, `cluster`, or "" for one server."""
+    addresses: list[Address]
+    """Of Sentinels, or of some of the cluster's nodes."""
+    service: str
+    """What Sentinel calls the primary."""
+    connection_class: type[AbstractConnection]
+    """redis-py's."""
+    options: dict[str, Any]
+    """For connections to data servers, and for their pool."""
+    sentinel_options: dict[str, Any]
+    """For connections to Sentinels."""
+
+
+def check_url(url: str) -> str:
+    """`url`, if it can be used. Raises ValueError, which never quotes a user or password."""
+    parse_server_url(url)
+    return url
+
+
+def redact(url: str) -> str:
+    """`url` without its password, for logs. Its options may hold one too."""
+    return re.sub(r"//([^:@/]*):.*@", r"//\1:***@", url.partition("?")[0])
+
+
+def parse_server_url(url: str) -> Location:
+    """Raises ValueError, which never quotes a user or password."""
+    if not url.startswith(URL_SCHEMES):
+        raise ValueError(f"must begin with {', '.join(URL_SCHEMES[:-1])} or {URL_SCHEMES[-1]}")
+    try:
+        parts = urlsplit(url)
+        transport, _, kind = parts.scheme.partition("+")
+        user, at, hosts = parts.netloc.rpartition("@")
+        addresses = [_address(host, _DEFAULT_PORTS[kind]) for host in hosts.split(",")]
+        service, path = "", parts.path
+        if kind == "sentinel":
+            service, _, path = path.lstrip("/").partition("/")
+        first = hosts.partition(",")[0]
+        options = dict(parse_url(urlunsplit((transport, f"{user}{at}{first}", path, parts.query, ""))))
+    except ValueError:  # whose text may quote a part of the password
+        raise ValueError(
+            "is no URL that can be read. In a user or password write @ : / ? # % as %40 %3A %2F %3F %23 %25"
+        ) from None
+    if kind == "" and len(addresses) > 1:
+        raise ValueError("names several servers: use redis+sentinel:// or redis+cluster://")
+    if kind == "sentinel" and not service:
+        raise ValueError("lacks the name of the primary, as in redis+sentinel://host:26379/NAME/0")
+    if kind == "cluster" and options.get("db"):
+        raise ValueError("names a database, and a cluster has only number 0")
+    if refused := options.keys() & _RELIED_ON:
+        raise ValueError(f"must not set {', '.join(sorted(refused))}, which ingine relies on")
+    return _location(kind, addresses, service, options)
+
+
+def _address(host: str, default_port: int) -> Address:
+    parts = urlsplit(f"//{host}")
+    return parts.hostname or "localhost", parts.port or default_port
+
+
+def _location(kind: str, addresses: list[Address], service: str, options: dict[str, Any]) -> Location:
+    connection_class = options.pop("connection_class", Connection)
+    sentinel_options = {}
+    if kind == "sentinel":
+        theirs = {name: options.pop(given) for given, name in _SENTINELS_ONLY.items() if given in options}
+        sentinel_options = {n: value for n, value in options.items() if n not in _DATA_SERVERS_ONLY} | theirs
+    if kind:
+        for options_of in (options, sentinel_options):
+            options_of.pop("host", None)
+            options_of.pop("port", None)
+    _try_options(connection_class, options)
+    return Location(kind, addresses, service, connection_class, options, sentinel_options)
+
+
+def _try_options(connection_class: type[AbstractConnection], options: dict[str, Any]) -> None:
+    """Raises ValueError for what redis-py does not know, and for certificates that cannot be read."""
+    try:
+        connection = connection_class(**{n: value for n, value in options.items() if n not in POOL_OPTIONS})
+        if isinstance(connection, SSLConnection):
+            connection.ssl_context.get()
+    except TypeError:
+        raise ValueError("has an option that redis-py's connections do not know") from None
+    except (exceptions.RedisError, OSError) as error:
+        raise ValueError(f"has an option that cannot be used: {error}") from None

@@ -1,0 +1,206 @@
+"""Real servers of other shapes than one: a cluster, and a primary with a replica and a Sentinel.
+
+All on loopback, on free ports, and ended with the test process.
+"""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import redis
+from redis.crc import key_slot
+
+from tests.waiting import wait_until
+from worker.child import Child
+from worker.embedded import find_binary
+
+HOST = "127.0.0.1"
+NUM_SLOTS = 16384
+SERVICE = "primary"
+"""What the Sentinel calls the primary."""
+
+
+class Valkey:
+    """A `valkey-server` with any options. It keeps its port and its folder when it is started again."""
+
+    def __init__(self, folder: Path, *, password: str = "", config: str = "", **options: object):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self._folder = folder
+        arguments = {"port": self.port, "bind": HOST, "dir": folder, "save": '""'}
+        arguments |= {"repl_diskless_sync_delay": 0, **options}
+        if password:
+            arguments["requirepass"] = password
+        lines = [f"{name.replace('_', '-')} {value}" for name, value in arguments.items()]
+        (folder / "valkey.conf").write_text("\n".join([*lines, config, ""]))
+        self.admin = redis.Redis(HOST, self.port, password=password or None, decode_responses=True)
+
+    @property
+    def address(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    def start(self, *flags: str) -> Self:
+        with (self._folder / "valkey.log").open("ab") as log:
+            command = [str(find_binary()), str(self._folder / "valkey.conf"), *flags]
+            self._child = Child(command, output=log)
+        wait_until(self.answers, what=f"the server in {self._folder}")
+        return self
+
+    def answers(self) -> bool:
+        try:
+            return self.admin.ping()
+        except redis.RedisError:
+            return False
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self._child.kill()
+
+    def stop(self) -> None:
+        self._child.stop()
+        self.admin.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+
+@dataclass
+class Cluster:
+    """Three primaries, no replicas."""
+
+    nodes: list[Valkey]
+
+    @property
+    def url(self) -> str:
+        return f"redis+cluster://{','.join(node.address for node in self.nodes)}"
+
+    def owner(self, key: str) -> Valkey:
+        slot = key_slot(key.encode())
+        for first, last, (_, port, *_), *_ in self.nodes[0].admin.execute_command("CLUSTER SLOTS"):
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == port)
+        raise LookupError(f"slot {slot} is nobody's")
+
+    def begin_move(self, key: str) -> tuple[Valkey, Valkey]:
+        """The key's slot starts to move, key by key, from the first to the second node of the answer."""
+        source = self.owner(key)
+        target = next(node for node in self.nodes if node is not source)
+        slot = key_slot(key.encode())
+        target.admin.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", node_id(source))
+        source.admin.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", node_id(target))
+        return source, target
+
+    def end_move(self, key: str, source: Valkey, target: Valkey) -> None:
+        """Moves what keys there are, and with them the slot."""
+        slot = key_slot(key.encode())
+        while keys := source.admin.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+            source.admin.execute_command("MIGRATE", HOST, target.port, "", 0, 5000, "KEYS", *keys)
+        for node in (target, source, *self.nodes):
+            node.admin.execute_command("CLUSTER SETSLOT", slot, "NODE", node_id(target))
+
+    def move(self, key: str) -> None:
+        """The slot of `key`, to another node."""
+        self.end_move(key, *self.begin_move(key))
+
+
+@contextmanager
+def cluster(folder: Path, **options: object) -> Iterator[Cluster]:
+    """`options` of every node. One that is away takes only its own slots with it."""
+    with ExitStack() as stack:
+        nodes = [
+            stack.enter_context(
+                Valkey(
+                    folder / f"node-{n}",
+                    appendonly="yes",
+                    cluster_enabled="yes",
+                    cluster_port=free_port(),
+                    cluster_node_timeout=1000,
+                    cluster_require_full_coverage="no",
+                    **options,
+                )
+            )
+            for n in range(3)
+        ]
+        bounds = [NUM_SLOTS * n // len(nodes) for n in range(len(nodes) + 1)]
+        for node, first, end in zip(nodes, bounds, bounds[1:], strict=False):
+            node.admin.execute_command("CLUSTER ADDSLOTSRANGE", first, end - 1)
+            bus_port = node.admin.config_get("cluster-port")["cluster-port"]
+            nodes[0].admin.execute_command("CLUSTER MEET", HOST, node.port, bus_port)
+        wait_until(lambda: all(map(_knows_all, nodes)), what="a cluster of three")
+        yield Cluster(nodes)
+
+
+def _knows_all(node: Valkey) -> bool:
+    info = node.admin.execute_command("CLUSTER INFO")
+    info = info if isinstance(info, dict) else dict(line.split(":") for line in info.split())
+    return (info["cluster_state"], info["cluster_slots_ok"]) == ("ok", str(NUM_SLOTS))
+
+
+def node_id(node: Valkey) -> str:
+    return node.admin.execute_command("CLUSTER MYID")
+
+
+@dataclass
+class Watched:
+    """A primary and a replica, until they change places, and the Sentinel that sees to it."""
+
+    servers: list[Valkey]
+    sentinel: Valkey
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://{self.sentinel.address}/{SERVICE}/0"
+
+    @property
+    def primary(self) -> Valkey:
+        _, port = self.sentinel.admin.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", SERVICE)
+        return next(server for server in self.servers if server.port == int(port))
+
+    def change_places(self) -> None:
+        """An orderly hand-over, as before maintenance. Returns once it is done."""
+        old = self.primary
+        wait_until(self._hand_over, what="a replica that can take over")
+        wait_until(lambda: self.primary is not old, what="the hand-over")
+
+    def _hand_over(self) -> bool:
+        try:
+            return self.sentinel.admin.execute_command("SENTINEL FAILOVER", SERVICE)
+        except redis.ResponseError:  # it knows too little of the replica as yet
+            return False
+
+
+@contextmanager
+def watched_pair(folder: Path, *, password: str = "", sentinel_password: str = "") -> Iterator[Watched]:
+    options = {"appendonly": "yes", "password": password}
+    if password:
+        options["masterauth"] = password
+    with ExitStack() as stack:
+        first = stack.enter_context(Valkey(folder / "first", **options))
+        second = stack.enter_context(Valkey(folder / "second", replicaof=f"{HOST} {first.port}", **options))
+        wait_until(lambda: first.admin.info("replication")["connected_slaves"] == 1, what="the replica")
+        config = f"""
+sentinel monitor {SERVICE} {HOST} {first.port} 1
+sentinel down-after-milliseconds {SERVICE} 300
+sentinel failover-timeout {SERVICE} 2000
+"""
+        if password:
+            config += f"sentinel auth-pass {SERVICE} {password}\n"
+        sentinel = Valkey(folder / "sentinel", password=sentinel_password, config=config)
+        stack.callback(sentinel.stop)
+        sentinel.start("--sentinel")
+        wait_until(
+            lambda: sentinel.admin.execute_command("SENTINEL REPLICAS", SERVICE), what="the Sentinel's view"
+        )
+        yield Watched([first, second], sentinel)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]

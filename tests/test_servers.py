@@ -1,0 +1,348 @@
+"""Clients that find their server: on one, behind Sentinel, in a cluster. On real servers throughout."""
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError, RedisError, ResponseError
+
+from ingine.errors import ConfigError
+from ingine.server_url import check_url, redact
+from ingine.servers import Servers, WrongServer
+from ingine.wire import Keys, all_partitions
+from tests.servers import HOST, Cluster, Valkey, Watched, cluster, free_port, watched_pair
+from tests.waiting import wait_until_async
+
+CERTIFICATE = Path(__file__).parent / "tls" / "cert.pem"
+SET_TWO = "redis.call('SET', KEYS[1], ARGV[1]) redis.call('SET', KEYS[2], ARGV[1]) return ARGV[1]"
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("cluster")) as servers:
+        yield servers
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Watched]:
+    with watched_pair(tmp_path) as servers:
+        yield servers
+
+
+@asynccontextmanager
+async def connected(url: str, *, retries: int = 5) -> AsyncIterator[Servers]:
+    servers = Servers(url, client_name="ingine-test", retries=retries)
+    yield servers
+    await servers.aclose()
+
+
+async def patiently(call: Callable[[], Awaitable[Any]]) -> Any:
+    """As a worker calls: again and again, whatever happens to the server."""
+
+    async def served() -> list[Any]:
+        try:
+            return [await call()]
+        except RedisError:
+            return []
+
+    return (await wait_until_async(served))[0]
+
+
+# ------------------------------------------------------------------------------------------- URLs
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "rediss://user:p%40ss@host:1/3?ssl_cert_reqs=none",
+        "unix:///run/valkey.sock?db=1",
+        "redis+sentinel://user:pw@a:1,b,[::1]:3/primary/2?sentinel_password=other",
+        f"rediss+cluster://:pw@a,b:2?ssl_ca_certs={CERTIFICATE}",
+    ],
+)
+def test_a_url_that_can_be_used(url: str):
+    assert check_url(url) == url
+    servers = Servers(url, client_name="x")
+    shown = f"{servers} {servers!r} {servers.client(Keys())!r}"
+    assert not {"pw", "p%40ss", "p@ss", "other"} & set(shown.replace(":", " ").replace("@", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://user:pw@host", r"must begin with redis://, rediss://.* or rediss\+cluster://"),
+        ("redis://user:pw/x@host", "is no URL that can be read"),
+        ("redis://user:pw@host:port", "is no URL that can be read"),
+        ("redis://user:pw@a,b", r"use redis\+sentinel:// or redis\+cluster://"),
+        ("redis+sentinel://user:pw@a,b", "lacks the name of the primary"),
+        ("redis+cluster://user:pw@a/1", "names a database"),
+        ("redis://user:pw@host?decode_responses=1", "must not set decode_responses"),
+        ("redis://user:pw@host?colour=green", "has an option that redis-py's connections do not know"),
+        ("rediss://user:pw@host?ssl_ca_certs=/nowhere", "No such file"),
+    ],
+)
+def test_a_url_that_cannot(url: str, says: str):
+    with pytest.raises(ConfigError, match=rf"^INGINE_REDIS_URL \(--redis-url\) .*{says}") as refused:
+        Servers(url, client_name="x")
+    assert "pw" not in str(refused.value)
+
+
+def test_a_redacted_url_has_neither_password_nor_options():
+    assert redact("redis+cluster://me:a@b@x:1,y:2/0?password=c") == "redis+cluster://me:***@x:1,y:2/0"
+
+
+# ------------------------------------------------------------------------------------- one server
+
+
+async def test_on_one_server_all_partitions_share_a_client(redis_url: str, queue: str):
+    async with connected(redis_url) as servers:
+        first, second = (servers.client(keys) for keys in all_partitions(queue, 2))
+        assert first is second
+        assert await first.set(Keys(queue).settings, "x")
+        assert await first.client_getname() == "ingine-test"
+
+
+async def test_a_primary_that_became_a_replica_is_left(tmp_path: Path, queue: str):
+    """Behind an address that has gone over to another server: here a link to a socket."""
+    link, (old_socket, new_socket) = tmp_path / "link", (tmp_path / "old.sock", tmp_path / "new.sock")
+    link.symlink_to(old_socket)
+    with (
+        Valkey(tmp_path / "old", unixsocket=old_socket) as old,
+        Valkey(tmp_path / "new", unixsocket=new_socket) as new,
+    ):
+        async with connected(f"unix://{link}") as patient, connected(f"unix://{link}", retries=0) as hasty:
+            for servers in (patient, hasty):
+                await servers.client(Keys(queue)).set("key", 1)
+            old.admin.replicaof(HOST, new.port)
+            link.unlink()
+            link.symlink_to(new_socket)
+            await patient.client(Keys(queue)).eval(SET_TWO, 2, "key", "other", 2)
+            with pytest.raises(WrongServer, match="read-only replica"):
+                await hasty.client(Keys(queue)).set("key", 3)
+            await hasty.client(Keys(queue)).set("key", 3)
+            assert new.admin.get("key") == "3"
+
+
+async def test_a_primary_without_enough_replicas_is_left(tmp_path: Path):
+    with Valkey(tmp_path, min_replicas_to_write=1) as server:
+        async with connected(f"redis://{server.address}", retries=0) as servers:
+            with pytest.raises(WrongServer, match="lost its replicas"):
+                await servers.client(Keys()).set("key", 1)
+
+
+async def test_a_fault_of_the_command_is_nothing_of_that(redis_url: str, queue: str):
+    async with connected(redis_url, retries=0) as servers:
+        redis = servers.client(Keys(queue))
+        with pytest.raises(ResponseError, match="not an integer"):
+            await redis.eval("return redis.call('INCRBY', KEYS[1], 'x')", 1, queue)
+
+
+# --------------------------------------------------------------------------------------- Sentinel
+
+
+async def test_clients_follow_a_primary_that_was_killed(pair: Watched, queue: str):
+    async with connected(pair.url, retries=0) as servers:
+        redis = servers.client(Keys(queue))
+        await redis.set("key", 1)
+        old = pair.primary
+        old.kill()
+        with pytest.raises(ConnectionError):
+            await redis.set("key", 2)
+        await patiently(lambda: redis.set("key", 2))
+        assert pair.primary is not old
+        assert pair.primary.admin.get("key") == "2"
+
+
+async def test_a_hand_over_between_primaries_breaks_nothing_but_connections(pair: Watched, queue: str):
+    async with connected(pair.url, retries=0) as servers:
+        redis, keys = servers.client(Keys(queue)), Keys(queue)
+        await patiently(lambda: redis.xgroup_create(keys.dead, "g", "0", mkstream=True))
+        reader = asyncio.ensure_future(
+            patiently(lambda: redis.xreadgroup("g", "c", {keys.dead: ">"}, block=0))
+        )
+        await asyncio.to_thread(pair.change_places)
+        await patiently(lambda: redis.xadd(keys.dead, {"job": "x"}))
+        [[_, [[_, fields]]]] = await reader
+        assert fields == {b"job": b"x"}
+
+
+async def test_passwords_for_servers_and_sentinels(tmp_path: Path, queue: str):
+    with watched_pair(tmp_path, password="inner", sentinel_password="outer") as pair:
+        right = pair.url.replace("//", "//:inner@") + "?sentinel_password=outer"
+        async with connected(right, retries=0) as servers:
+            assert await servers.client(Keys(queue)).set("key", 1)
+        address = re.escape(pair.sentinel.address)
+        for wrong, says in [
+            (right.replace("inner", "secret"), "invalid username-password pair"),
+            (right.replace("outer", "secret"), f"No master found for 'primary' : {address} .*Authentication"),
+        ]:
+            async with connected(wrong, retries=0) as servers:
+                with pytest.raises(ConnectionError, match=says) as refused:
+                    await servers.client(Keys(queue)).set("key", 1)
+                assert not re.search("inner|outer|secret", str(refused.value))
+
+
+async def test_no_such_primary(pair: Watched):
+    async with connected(pair.url.replace("/primary", "/other"), retries=0) as servers:
+        with pytest.raises(ConnectionError, match="No master found for 'other'"):
+            await servers.client(Keys()).set("key", 1)
+
+
+# ---------------------------------------------------------------------------------------- cluster
+
+
+async def test_each_partition_is_at_its_node(three: Cluster, queue: str):
+    async with connected(three.url) as servers:
+        partitions = all_partitions(queue, 8)
+        for n, keys in enumerate(partitions):
+            async with servers.client(keys).pipeline(transaction=True) as pipeline:
+                await pipeline.set(keys.settings, n).set(keys.control, n).execute()
+            assert three.owner(keys.settings).admin.get(keys.settings) == str(n)
+        assert len({three.owner(keys.settings).port for keys in partitions}) > 1
+
+
+async def test_any_node_will_do_as_a_seed(three: Cluster, queue: str):
+    async with connected(f"redis+cluster://{HOST}:{free_port()},{three.nodes[2].address}") as servers:
+        for keys in all_partitions(queue, 4):
+            assert await servers.client(keys).set(keys.settings, 1)
+
+
+async def test_clients_follow_a_slot_to_another_node(three: Cluster, queue: str):
+    keys = Keys(queue)
+    async with connected(three.url) as patient, connected(three.url, retries=0) as hasty:
+        script = patient.client(keys).register_script(SET_TWO)
+        await script(keys=[keys.settings, keys.control], args=["before"])
+        assert await hasty.client(keys).get(keys.settings) == b"before"
+        three.move(keys.settings)
+        await script(keys=[keys.settings, keys.control], args=["after"])
+        with pytest.raises(WrongServer, match="another node"):
+            await hasty.client(keys).get(keys.settings)
+        assert await hasty.client(keys).get(keys.settings) == b"after"
+
+        pipeline = patient.client(keys).pipeline(transaction=False)
+        three.move(keys.settings)
+        pipeline.get(keys.settings).get(keys.control)
+        assert await pipeline.execute() == [b"after", b"after"]
+
+
+async def test_what_a_moving_slot_refuses_ends_well_once_it_has_moved(three: Cluster, queue: str):
+    keys = Keys(queue)
+    async with connected(three.url, retries=0) as servers:
+        redis = servers.client(keys)
+        await redis.set(keys.settings, "here")
+        source, target = three.begin_move(keys.settings)
+        with pytest.raises(WrongServer, match="moves to another node"):
+            await redis.eval(SET_TWO, 2, keys.settings, keys.control, "x")
+        with pytest.raises(WrongServer, match="moves to another node"):
+            await redis.set(keys.dead, "x")
+        three.end_move(keys.settings, source, target)
+        await patiently(lambda: redis.eval(SET_TWO, 2, keys.settings, keys.control, "x"))
+        assert target.admin.get(keys.settings) == "x"
+
+
+async def test_a_blocking_read_goes_where_the_slot_goes(three: Cluster, queue: str):
+    keys = Keys(queue)
+    async with connected(three.url, retries=0) as servers:
+        redis = servers.client(keys)
+        await redis.xadd(keys.dead, {"n": 1})
+        reader = asyncio.ensure_future(patiently(lambda: redis.xread({keys.dead: "$"}, block=0)))
+        old = three.owner(keys.dead)
+        await wait_until_async(lambda: old.admin.info("clients")["blocked_clients"], what="a blocked reader")
+        three.move(keys.dead)
+        new = three.owner(keys.dead)
+        await wait_until_async(lambda: new.admin.info("clients")["blocked_clients"], what="a blocked reader")
+        await redis.xadd(keys.dead, {"n": 2})
+        [[_, [[_, fields]]]] = await reader
+        assert fields == {b"n": b"2"}
+
+
+async def test_a_node_that_was_killed_and_comes_back(tmp_path: Path, queue: str):
+    with cluster(tmp_path) as three:
+        async with connected(three.url, retries=0) as servers:
+            lost, *_ = partitions = all_partitions(queue, 8)
+            for keys in partitions:
+                await servers.client(keys).set(keys.settings, "kept")
+            node = three.owner(lost.settings)
+            elsewhere = next(keys for keys in partitions if three.owner(keys.settings) is not node)
+            node.kill()
+            with pytest.raises(ConnectionError):
+                await servers.client(lost).get(lost.settings)
+            assert await servers.client(elsewhere).get(elsewhere.settings) == b"kept"
+            node.start()
+            assert await patiently(lambda: servers.client(lost).get(lost.settings)) == b"kept"
+
+
+async def test_live_messages_of_a_partition(three: Cluster, queue: str):
+    async with connected(three.url) as servers:
+        for keys in all_partitions(queue, 4):
+            redis, channel = servers.client(keys), keys.channel("x")
+            async with redis.pubsub() as pubsub:
+                await pubsub.ssubscribe(channel)
+                assert (await pubsub.get_message(timeout=5))["type"] == "ssubscribe"
+                await redis.eval("return redis.call('SPUBLISH', KEYS[1], ARGV[1])", 1, channel, "hello")
+                message = await pubsub.get_message(timeout=5)
+                assert (message["type"], message["data"]) == ("smessage", b"hello")
+
+
+async def test_a_cluster_behind_a_plain_url_says_what_to_do(three: Cluster, queue: str):
+    keys = next(
+        keys for keys in all_partitions(queue, 16) if three.owner(keys.settings) is not three.nodes[0]
+    )
+    async with connected(f"redis://{three.nodes[0].address}", retries=0) as servers:
+        with pytest.raises(WrongServer, match=r"redis\+cluster://"):
+            await servers.client(keys).set(keys.settings, 1)
+
+
+async def test_a_plain_server_is_no_cluster(redis_url: str):
+    async with connected(redis_url.replace("redis:", "redis+cluster:").removesuffix("/0")) as servers:
+        with pytest.raises(ResponseError, match="cluster support disabled"):
+            await servers.client(Keys()).set("key", 1)
+
+
+# -------------------------------------------------------------------------------------------- TLS
+
+
+@asynccontextmanager
+async def tls(port: int, target: Valkey) -> AsyncIterator[None]:
+    """What listens on `port` with a certificate and passes on to `target`: the wheel's server has no TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(CERTIFICATE, CERTIFICATE.with_name("key.pem"))
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while some := await reader.read(1 << 16):
+            writer.write(some)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection(HOST, target.port)
+        await asyncio.gather(copy(reader, there_writer), copy(there_reader, writer))
+
+    async with await asyncio.start_server(relay, HOST, port, ssl=context):
+        yield
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster"])
+async def test_tls(tmp_path: Path, queue: str, scheme: str):
+    port, keys = free_port(), Keys(queue)
+    options = {"cluster_enabled": "yes", "cluster_port": free_port(), "cluster_announce_port": port}
+    with Valkey(tmp_path, **(options if "cluster" in scheme else {})) as server:
+        if "cluster" in scheme:
+            server.admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        async with tls(port, server):
+            async with connected(f"{scheme}://{HOST}:{port}?ssl_ca_certs={CERTIFICATE}") as servers:
+                assert await patiently(lambda: servers.client(keys).set(keys.settings, 1))
+            async with connected(f"{scheme}://{HOST}:{port}", retries=0) as servers:
+                with pytest.raises(ConnectionError, match="certificate"):
+                    await servers.client(keys).set(keys.settings, 2)
+
+
+async def test_a_client_of_redis_py_stays_one(redis_url: str):
+    async with connected(redis_url) as servers:
+        assert type(servers.client(Keys())) is Redis
