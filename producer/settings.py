@@ -5,10 +5,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ingine.errors import ConfigError
 from ingine.secret_files import secrets_dir
+from ingine.server_url import check_url
 from ingine.wire import Keys
 
 ENV_PREFIX = "INGINE_"
-URL_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 class ProducerSettings(BaseSettings):
@@ -16,16 +16,16 @@ class ProducerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=".env", extra="ignore", frozen=True)
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", repr=False, description="redis://, rediss:// or unix:// URL."
+        "redis://127.0.0.1:6379/0",
+        repr=False,
+        description="One server (redis://, rediss://, unix://), redis+sentinel:// or redis+cluster://.",
     )
     queue: str = Field("default", description="Letters, digits and `_.-`, at most 64.")
 
     @field_validator("redis_url")
     @classmethod
-    def _known_scheme(cls, value: str) -> str:
-        if not value.startswith(URL_SCHEMES):
-            raise ValueError(f"must begin with {', '.join(URL_SCHEMES)}")
-        return value
+    def _usable(cls, value: str) -> str:
+        return check_url(value)
 
     @field_validator("queue")
     @classmethod

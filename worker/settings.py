@@ -8,16 +8,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
-from redis.connection import parse_url
 
 from ingine.config import EngineConfig
 from ingine.errors import ConfigError
 from ingine.secret_files import secrets_dir
+from ingine.server_url import check_url
 from ingine.wire import DEFAULT_RESULT_TTL_S, QUEUE_NAME, Name
 
 ENV_PREFIX = "INGINE_"
-URL_SCHEMES = ("redis://", "rediss://", "unix://")
-FIXED_URL_OPTIONS = {"protocol", "decode_responses", "encoding", "encoding_errors"}
 
 
 def new_worker_id() -> str:
@@ -37,14 +35,8 @@ class WorkerSettings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _known_scheme(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        if not url.startswith(URL_SCHEMES):
-            raise ValueError(f"must begin with {' or '.join(URL_SCHEMES)}")
-        if refused := parse_url(url).keys() & FIXED_URL_OPTIONS:
-            raise ValueError(f"must not set {', '.join(sorted(refused))}, which the worker relies on")
-        return url
+    def _usable(cls, url: str | None) -> str | None:
+        return None if url is None else check_url(url)
 
     queue: Annotated[str, Field(pattern=rf"^{QUEUE_NAME.pattern}$")] = "default"
     worker_id: Name = Field(default_factory=new_worker_id, description="Unset: host-pid-random.")
