@@ -8,11 +8,10 @@ import asyncio
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, from_url
 
 from ingine.wire import JobStatus, Keys, TerminalEvent, TokensEvent
 from producer import AsyncClient
-from worker.connections import connect
 from worker.embedded import EmbeddedServer
 from worker.queue import Append, Begun, Entry, Finish, Queue
 
@@ -58,7 +57,7 @@ async def finish_all(queue: Queue, running: list[tuple[Entry, str, Begun]]) -> N
 
 
 async def measure(url: str) -> None:
-    redis = connect(url)
+    redis = from_url(url, protocol=2)
     queue = Queue(Keys(), "worker", redis, redis, result_ttl_s=3600)
     await queue.create_groups()
     meter = Meter(redis)

@@ -117,9 +117,9 @@ class ChannelHub:
             self._changed.clear()
             wanted = set(self._subscriptions)
             if new := wanted - subscribed:
-                await connection.send_command("SUBSCRIBE", *new)
+                await connection.send_command("SSUBSCRIBE", *new)
             if old := subscribed - wanted:
-                await connection.send_command("UNSUBSCRIBE", *old)
+                await connection.send_command("SUNSUBSCRIBE", *old)
             subscribed = wanted
             await self._changed.wait()
 
@@ -134,9 +134,9 @@ class ChannelHub:
                 unanswered_ping = True
                 continue
             unanswered_ping = False
-            if isinstance(message, list) and message[0] in (b"message", b"subscribe"):
+            if isinstance(message, list) and message[0] in (b"smessage", b"ssubscribe"):
                 for subscription in self._subscriptions.get(message[1], ()):
-                    if message[0] == b"message":
+                    if message[0] == b"smessage":
                         subscription.push(message[2])
                     else:
                         subscription.mark_stale()

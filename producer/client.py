@@ -62,6 +62,7 @@ class AsyncClient(QueueControl):
         sampling: SamplingParams | dict[str, Any] | None = None,
         priority: Priority | str = Priority.NORMAL,
         deadline_s: float | None = None,
+        not_before_s: float | None = None,
         idempotency_key: str | None = None,
         reply_to: str | None = None,
         metadata: dict[str, Any] | None = None,
@@ -78,6 +79,7 @@ class AsyncClient(QueueControl):
         sampling: a SamplingParams, or a dict with its fields; or its fields as keywords: `max_tokens=64`.
         priority: high, normal or low.
         deadline_s: seconds from submission; the job expires if it has not finished by then.
+        not_before_s: seconds from submission; no worker begins it earlier.
         idempotency_key: a second submission with the same key within 24 h returns the first one's handle.
         reply_to: name of a replies stream that gets the terminal event too.
         metadata: comes back in the result. tenant, trace: for the worker's books and logs.
@@ -96,6 +98,7 @@ class AsyncClient(QueueControl):
             sampling=sampling,
             priority=priority,
             deadline_s=deadline_s,
+            not_before_s=not_before_s,
             idempotency_key=idempotency_key,
             reply_to=reply_to,
             metadata=metadata,
@@ -182,7 +185,7 @@ class AsyncClient(QueueControl):
             metadata=await self._queued_metadata(info),
         )
         keys = self._keys
-        touched = [keys.job(job_id), keys.tokens(job_id), *keys.all_jobs]
+        touched = [keys.job(job_id), keys.tokens(job_id), *keys.all_jobs, keys.delayed, keys.bytes]
         if info.reply_to:
             touched.append(keys.replies(info.reply_to))
         args = [
@@ -193,6 +196,7 @@ class AsyncClient(QueueControl):
             int(info.reply_to is not None),
             keys.control,
             msgpack.packb({"command": "cancel", "job_id": job_id}),
+            job_id,
         ]
         answer = await self._server.call(lambda: self._cancel_script(keys=touched, args=args))
         if answer == b"unknown":
@@ -200,14 +204,18 @@ class AsyncClient(QueueControl):
         return answer.decode()
 
     async def _queued_metadata(self, info: JobInfo) -> dict[str, Any] | None:
-        """What the terminal event of a job that no worker has read shall bring back: only its entry knows."""
-        if info.status is not JobStatus.QUEUED or info.position > 0:
+        """What the terminal event of a job that no worker has read shall bring back: only the job knows."""
+        redis, keys = self._server.redis, self._keys
+        if info.position > 0 or info.status not in (JobStatus.QUEUED, JobStatus.DELAYED):
             return None
-        jobs, entry = self._keys.jobs(info.priority), info.entry
-        entries = await self._server.call(lambda: self._server.redis.xrange(jobs, min=entry, max=entry))
-        if not entries:
+        if info.status is JobStatus.DELAYED:
+            raw = await self._server.call(lambda: redis.hget(keys.job(info.job_id), "raw"))
+        else:
+            jobs, entry = keys.jobs(info.priority), info.entry
+            entries = await self._server.call(lambda: redis.xrange(jobs, min=entry, max=entry))
+            raw = entries[0][1][JOB_FIELD.encode()] if entries else None
+        if raw is None:  # it has got ahead of us, and the script will say so
             return None
-        raw = entries[0][1][JOB_FIELD.encode()]
         try:
             return decode_job(raw, max_bytes=len(raw)).metadata
         except InvalidJob:  # from a newer producer perhaps; no reason not to cancel it

@@ -146,7 +146,7 @@ class QueueControl:
     async def _nudge(self, command: dict[str, str]) -> None:
         """So that workers look at once. It may get lost: they look by themselves now and then."""
         await self._server.call(
-            lambda: self._server.redis.publish(self._keys.control, msgpack.packb(command))
+            lambda: self._server.redis.spublish(self._keys.control, msgpack.packb(command))
         )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import msgpack
 
-from ingine.errors import ClientError, DuplicateJob, ErrorCode, InvalidJob, QueueFull
+from ingine.errors import ClientError, DuplicateJob, ErrorCode, InvalidJob, QueueFull, RateLimited
 from ingine.sampling_params import SamplingParams
 from ingine.wire import (
     DEFAULT_MAX_JOB_BYTES,
+    DEFAULT_MAX_QUEUED_BYTES,
     DEFAULT_MAX_QUEUED_JOBS,
     Job,
     Keys,
@@ -22,6 +23,15 @@ from ingine.wire import (
 
 IDEMPOTENCY_TTL_S = 24 * 3600
 MAX_IDEMPOTENCY_KEY = 256
+CHARS_PER_TOKEN = 4
+
+
+class Repartitioned(Exception):
+    """The queue has another number of partitions by now: nothing was accepted, the job belongs elsewhere."""
+
+    def __init__(self, num_partitions: int):
+        super().__init__(num_partitions)
+        self.num_partitions = num_partitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +43,21 @@ class Submission:
     idempotency_key: str | None = None
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def script_call(self, keys: Keys) -> tuple[list[str], list[Any]]:
+    @property
+    def cost(self) -> int:
+        """Tokens that the job may take, for fair shares: a guess, since texts are not tokenised."""
+        job = self.job
+        prompt = job.prompt or "".join(message.content for message in job.messages or ())
+        num_prompt_tokens = len(prompt) // CHARS_PER_TOKEN if isinstance(prompt, str) else len(prompt)
+        return num_prompt_tokens + job.sampling.max_tokens
+
+    def script_call(self, keys: Keys, num_partitions: int = 1) -> tuple[list[str], list[Any]]:
         """KEYS and ARGV of `scripts/submit.lua`."""
         job = self.job
-        touched = [keys.job(job.id), keys.settings, keys.jobs(job.priority), *keys.all_jobs]
+        touched = [
+            *(keys.job(job.id), keys.settings, keys.jobs(job.priority), *keys.all_jobs),
+            *(keys.delayed, keys.bytes, keys.rate(job.tenant or "")),
+        ]
         idempotency_ms = 0
         if self.idempotency_key is not None:
             touched.append(keys.idem(self.idempotency_key))
@@ -50,16 +71,21 @@ class Submission:
             idempotency_ms,
             DEFAULT_MAX_QUEUED_JOBS,
             DEFAULT_MAX_JOB_BYTES,
+            DEFAULT_MAX_QUEUED_BYTES,
+            num_partitions,
+            job.tenant or "",
+            self.cost,
+            job.not_before_ms or 0,
         ]
 
     def accepted_id(self, answer: Sequence[bytes], keys: Keys) -> str:
         """The id of the job that the script accepted, or knew by its idempotency key. Raises its refusal."""
         verdict, detail = (part.decode() for part in answer)
         match verdict:
-            case "accepted":
-                return self.job.id
-            case "same":
+            case "accepted" | "same":
                 return detail
+            case "partitions":
+                raise Repartitioned(int(detail))
             case "duplicate":
                 raise DuplicateJob(
                     f"job {self.job.id} exists already: attach to it, or submit under another job_id"
@@ -68,6 +94,17 @@ class Submission:
                 raise QueueFull(
                     f"queue {keys.queue!r} is at its limit of {detail} jobs, nothing was accepted: "
                     "try again later, start more workers, or raise max_jobs"
+                )
+            case "full_bytes":
+                raise QueueFull(
+                    f"queue {keys.queue!r} is at its limit of {detail} bytes, nothing was accepted: "
+                    "try again later, start more workers, or raise max_bytes"
+                )
+            case "rate":
+                raise RateLimited(
+                    f"tenant {self.job.tenant or ''!r} submits faster than queue {keys.queue!r} allows, "
+                    f"nothing was accepted: try again in {detail} ms, or raise max_jobs_per_s",
+                    retry_after_s=int(detail) / 1000,
                 )
             case "too_large":
                 raise InvalidJob(
@@ -85,6 +122,7 @@ def build_submission(
     sampling: SamplingParams | dict[str, Any] | None = None,
     priority: Priority | str = Priority.NORMAL,
     deadline_s: float | None = None,
+    not_before_s: float | None = None,
     idempotency_key: str | None = None,
     reply_to: str | None = None,
     metadata: dict[str, Any] | None = None,
@@ -113,7 +151,8 @@ def build_submission(
         "sampling": sampling or sampling_fields,
         "priority": priority,
         "tenant": tenant,
-        "deadline_ms": None if deadline_s is None else _milliseconds(deadline_s),
+        "deadline_ms": None if deadline_s is None else _milliseconds("deadline_s", deadline_s),
+        "not_before_ms": None if not_before_s is None else _milliseconds("not_before_s", not_before_s),
         "stream": stream,
         "reply_to": reply_to,
         "model": model,
@@ -133,7 +172,7 @@ def _through_the_door(fields: dict[str, Any]) -> Job:
     return decode_job(raw, max_bytes=len(raw))  # the size limit is the queue's, only the server knows it
 
 
-def _milliseconds(deadline_s: float) -> int:
-    if not math.isfinite(deadline_s) or deadline_s <= 0:
-        raise InvalidJob(ErrorCode.INVALID_PARAMETER, f"deadline_s is a positive number, not {deadline_s}")
-    return max(1, round(deadline_s * 1000))
+def _milliseconds(name: str, seconds: float) -> int:
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise InvalidJob(ErrorCode.INVALID_PARAMETER, f"{name} is a positive number, not {seconds}")
+    return max(1, round(seconds * 1000))

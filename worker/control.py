@@ -28,7 +28,7 @@ class ControlListener:
         while True:
             try:
                 async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(self._keys.control)
+                    await pubsub.ssubscribe(self._keys.control)
                     while True:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=1.0)
                         backoff.reset()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -54,6 +55,8 @@ class EngineThread:
         self._credits = threading.Semaphore(MAX_STEPS_AHEAD)
         self._stopping = False
         self._failed_steps = 0
+        self.step_began: float | None = None
+        """When (`time.monotonic`) the step under way began."""
         self._started = threading.Event()
         built: Future[Engine] = Future()
         self._thread = threading.Thread(target=self._live, args=(build, built), name="engine", daemon=True)
@@ -134,7 +137,9 @@ class EngineThread:
         while healthy and self._wait_for_work():
             self._obey_commands()
             if self._engine.has_unfinished:
+                self.step_began = time.monotonic()
                 healthy = self._step()
+                self.step_began = None
             self.stats = self._engine.stats()
         self._loop.call_soon_threadsafe(self._ended.set)
 

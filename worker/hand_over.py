@@ -3,16 +3,15 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Container
 
 from redis.exceptions import RedisError
 
+from worker.admission import Admission
 from worker.engine_thread import EngineThread, StepMessage
-from worker.heartbeat import Heartbeat
-from worker.intake import Intake
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
-from worker.queue import Queue
+from worker.partition import Partition
 from worker.retry import until_served
 
 logger = logging.getLogger(__name__)
@@ -31,38 +30,46 @@ class HandOver:
         self,
         engine: EngineThread,
         steps: asyncio.Queue[StepMessage],
-        queue: Queue,
         jobs: JobTable,
-        intake: Intake,
-        heartbeat: Heartbeat,
+        admission: Admission,
+        partitions: list[Partition],
         *,
         limit_s: float,
     ):
         self._engine = engine
         self._steps = steps
-        self._queue = queue
         self._jobs = jobs
-        self._intake = intake
-        self._heartbeat = heartbeat
+        self._admission = admission
+        self._partitions = partitions
         self._limit_s = limit_s
 
     async def run(
-        self, intake: asyncio.Task, publisher: asyncio.Task, control: asyncio.Task, heartbeat: asyncio.Task
+        self,
+        intakes: set[asyncio.Task],
+        publisher: asyncio.Task,
+        rest: set[asyncio.Task],
+        *,
+        suspects: Container[str] = (),
     ) -> None:
+        """rest: what goes on until all is released. suspects: sequences whose release counts as a death."""
+        self._suspects = suspects
         started = time.monotonic()
         log_event(logger, logging.INFO, "worker draining", jobs=len(self._jobs))
-        self._intake.stopping = True
-        self._intake.wake()
+        self._admission.stopping = True
+        for partition in self._partitions:
+            partition.intake.wake()
         await _within(self._limit_s / 2, "the last step", self._settle(publisher))
-        await _within(self._limit_s / 2, "releasing jobs", self._release_all(intake))
-        await cancel_all({control, heartbeat})
-        await _within(LEAVE_TIMEOUT_S, "taking leave", self._heartbeat.leave())
+        await _within(self._limit_s / 2, "releasing jobs", self._release_all(intakes))
+        await cancel_all(rest)
+        for partition in self._partitions:
+            await _within(LEAVE_TIMEOUT_S, "taking leave", partition.heartbeat.leave())
         log_event(logger, logging.INFO, "worker drained", ms=(time.monotonic() - started) * 1000)
 
     async def release(self, job: RunningJob, *, died: bool = False) -> None:
-        """Back to the queue, for anybody, with its log."""
+        """Back to the queue, for anybody, with its log; `died`: after a pause, and one death is counted."""
         self._jobs.remove(job)
-        await until_served("release", lambda: self._queue.release(job.entry, job.id, job.attempt, died=died))
+        give_back = job.queue.delay if died else job.queue.release
+        await until_served("release", lambda: give_back(job.entry, job.id, job.attempt))
         log_event(
             logger, logging.INFO, "job released",
             job_id=job.id, attempt=job.attempt, position=job.position, died=died,
@@ -75,16 +82,17 @@ class HandOver:
         await asyncio.wait({committed, publisher}, return_when=asyncio.FIRST_COMPLETED)
         committed.cancel()
 
-    async def _release_all(self, intake: asyncio.Task) -> None:
+    async def _release_all(self, intakes: set[asyncio.Task]) -> None:
         await self._release_running()
-        # Its last read may still have brought something, which it releases, or begins at the same moment.
-        await asyncio.wait({intake})
+        # Their last reads may still have brought something, which they release, or begin at the same moment.
+        await asyncio.wait(intakes)
         await self._release_running()
 
     async def _release_running(self) -> None:
         for job in self._jobs:
-            await self.release(job)
-        await until_served("telling the peers", self._queue.tell_released)
+            await self.release(job, died=job.seq_id in self._suspects)
+        for partition in self._partitions:
+            await until_served("telling the peers", partition.queue.tell_released)
 
 
 async def _within(limit_s: float, what: str, leaving: Awaitable[None]) -> None:

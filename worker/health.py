@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from worker.engine_thread import EngineThread
-from worker.intake import Intake
+from worker.partition import Partition
 from worker.publisher import Publisher
 
 HEALTHY_POLL_S = 15.0
@@ -17,18 +17,25 @@ READY_COMMIT_S = 5.0
 class Health:
     """Answers with what is wrong, in a sentence, or None. Asked from the http thread; only reads."""
 
-    def __init__(self, engine: EngineThread, intake: Intake, publisher: Publisher, state: Callable[[], str]):
+    def __init__(
+        self,
+        engine: EngineThread,
+        partitions: list[Partition],
+        publisher: Publisher,
+        state: Callable[[], str],
+    ):
         self._engine = engine
-        self._intake = intake
+        self._partitions = partitions
         self._publisher = publisher
         self._state = state
 
     def unhealthy(self) -> str | None:
         if not self._engine.alive:
             return "the engine's thread is not running"
-        silent_s = time.monotonic() - self._intake.last_poll
-        if silent_s > HEALTHY_POLL_S:
-            return f"Redis has not answered for {silent_s:.0f} s"
+        for partition in self._partitions:
+            silent_s = time.monotonic() - partition.intake.last_poll
+            if silent_s > HEALTHY_POLL_S:
+                return f"Redis has not answered for {silent_s:.0f} s ({partition.queue.keys.prefix})"
         return None
 
     def unready(self) -> str | None:

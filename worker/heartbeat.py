@@ -71,10 +71,13 @@ class Heartbeat:
             pipe.hgetall(self._keys.settings)
             for stream in (*self._keys.all_jobs, self._keys.dead):
                 pipe.xlen(stream)
-            _, _, settings, *depths, num_dead = await pipe.execute()
+            pipe.zcard(self._keys.delayed)
+            _, _, settings, *depths, num_dead, num_delayed = await pipe.execute()
+        partition = self._keys.partition or 0
         for priority, depth in zip(Priority, depths, strict=True):
-            self._metrics.queue_depth.labels(priority).set(depth)
-        self._metrics.dead_depth.set(num_dead)
+            self._metrics.queue_depth.labels(priority, partition).set(depth)
+        self._metrics.dead_depth.labels(partition).set(num_dead)
+        self._metrics.delayed_depth.labels(partition).set(num_delayed)
         self._learn({name.decode(): value.decode() for name, value in settings.items()})
 
     async def leave(self) -> None:

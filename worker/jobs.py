@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ingine.wire import Job, JobStatus, TokensEvent
-from worker.queue import Begun, Entry
+from worker.queue import SUSPECT_DEATHS, Begun, Entry, Queue
 
 
 @dataclass(slots=True, eq=False)
 class RunningJob:
     """One job under one attempt. Only the event loop changes it."""
 
+    queue: Queue
+    """The partition that it lives in."""
     job: Job
     entry: Entry
     begun: Begun
@@ -35,6 +37,11 @@ class RunningJob:
     @property
     def attempt(self) -> int:
         return self.begun.attempt
+
+    @property
+    def alone(self) -> bool:
+        """It has the worker to itself, since workers died under it."""
+        return self.begun.deaths >= SUSPECT_DEATHS
 
     @property
     def seq_id(self) -> str:
@@ -80,8 +87,12 @@ class JobTable:
     def by_id(self, job_id: str) -> RunningJob | None:
         return self._by_id.get(job_id)
 
+    @property
+    def one_runs_alone(self) -> bool:
+        return len(self) == 1 and next(iter(self._by_seq.values())).alone
+
     def holds(self, entry: Entry) -> bool:
-        return any(job.entry.id == entry.id and job.entry.priority == entry.priority for job in self)
+        return any(job.entry == entry for job in self)
 
     def __iter__(self) -> Iterator[RunningJob]:
         # A copy: the lease thread iterates while the loop adds and removes.

@@ -1,16 +1,20 @@
-"""Keeping what we hold: in a thread with its own connection, so that nothing else delays it."""
+"""Keeping what we hold: in a thread with its own loop and connections, so that nothing else delays it."""
 
+import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
-from redis import Redis
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ingine.wire import GROUP, Keys
+from ingine.servers import Servers
+from ingine.wire import GROUP
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
-from worker.queue import script
+from worker.queue import Queue, script
 
 logger = logging.getLogger(__name__)
 
@@ -20,42 +24,54 @@ RENEWALS_PER_LEASE = 3
 class LeaseThread:
     """Renews every running job's lease until `stop`. It outlives what it protects: stop it last.
 
-    `answered(job, answer)` is called from this thread, for each job that was not simply renewed, with STALE
-    or CANCELLED (see renew.lua).
+    `connect` makes the thread's own clients. `answered(job, answer)` is called from this thread, for each job
+    that was not simply renewed, with STALE or CANCELLED (see renew.lua).
     """
 
     def __init__(
         self,
-        redis: Redis,
-        keys: Keys,
+        connect: Callable[[], Servers],
         worker_id: str,
         jobs: JobTable,
         *,
         lease_s: float,
         answered: Callable[[RunningJob, int], None],
     ):
-        self._renew = redis.register_script(script("renew"))
-        self._keys = keys
+        self._connect = connect
         self._worker_id = worker_id
         self._jobs = jobs
         self._interval_s = lease_s / RENEWALS_PER_LEASE
         self._answered = answered
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+        self._running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="leases", daemon=True)
 
-    def start(self) -> None:
+    def start(self, queues: list[Queue]) -> None:
+        self._queues = queues
         self._thread.start()
 
     def stop(self) -> None:
-        self._stopped.set()
+        """Waits for the end. Does nothing if it never started, or a second time."""
         if self._thread.is_alive():
+            loop, stopped = self._running.result()
+            loop.call_soon_threadsafe(stopped.set)
             self._thread.join()
 
-    def _run(self) -> None:
+    async def _run(self) -> None:
+        self._stopped = asyncio.Event()
+        self._running.set_result((asyncio.get_running_loop(), self._stopped))
+        servers = self._connect()
+        async with asyncio.TaskGroup() as group:
+            for queue in self._queues:
+                group.create_task(self._renew_until_stopped(queue, servers.client(queue.keys)))
+        await servers.aclose()
+
+    async def _renew_until_stopped(self, queue: Queue, redis: Redis) -> None:
+        """A partition whose server is away must not cost the others their leases: each has its own rhythm."""
+        renew = redis.register_script(script("renew"))
         interval_s = self._interval_s
-        while not self._stopped.wait(interval_s):
+        while not await self._stopped_within(interval_s):
             try:
-                self._renew_all()
+                await self._renew_all(queue, renew)
                 interval_s = self._interval_s
             except (RedisError, OSError) as error:
                 if interval_s == self._interval_s:  # once an outage
@@ -63,14 +79,20 @@ class LeaseThread:
                 # The lease still runs for two intervals: try again well within them.
                 interval_s = self._interval_s / 4
 
-    def _renew_all(self) -> None:
-        jobs = list(self._jobs)
+    async def _stopped_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
+        return self._stopped.is_set()
+
+    async def _renew_all(self, queue: Queue, renew) -> None:
+        jobs = [job for job in self._jobs if job.queue is queue]
         if not jobs:
             return
         keys, args = [], [GROUP, self._worker_id]
         for job in jobs:
-            keys += [self._keys.jobs(job.entry.priority), self._keys.job(job.id)]
+            keys += [queue.keys.jobs(job.entry.priority), queue.keys.job(job.id)]
             args += [job.entry.id, job.attempt]
-        for job, answer in zip(jobs, self._renew(keys=keys, args=args), strict=True):
+        for job, answer in zip(jobs, await renew(keys=keys, args=args), strict=True):
             if answer:
                 self._answered(job, answer)

@@ -19,9 +19,10 @@ class Metrics:
             return kind(f"ingine_{name}", text, labels, registry=self.registry, **options)
 
         self.queue_depth = make(
-            Gauge, "queue_depth", "Entries in a jobs stream: waiting and running.", ["priority"]
+            Gauge, "queue_depth", "Entries in a jobs stream: waiting and running.", ["priority", "partition"]
         )
-        self.dead_depth = make(Gauge, "dead_letters_depth", "Entries in the dead letters.")
+        self.delayed_depth = make(Gauge, "delayed_depth", "Jobs whose time has not come.", ["partition"])
+        self.dead_depth = make(Gauge, "dead_letters_depth", "Entries in the dead letters.", ["partition"])
         self.running = make(Gauge, "sequences_running", "Sequences in the engine's batch.")
         self.waiting = make(Gauge, "sequences_waiting", "Sequences that wait in the engine.")
         self.jobs_held = make(Gauge, "jobs_held", "Jobs that this worker holds a lease on.")

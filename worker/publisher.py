@@ -1,5 +1,6 @@
 """From the engine's outputs to the token log: append each step, finish what has ended."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -22,8 +23,7 @@ class Publisher:
     `abort` is called with the engine's name of each sequence that need not go on: fenced, or cancelled.
     """
 
-    def __init__(self, queue: Queue, jobs: JobTable, metrics: Metrics, abort: Callable[[str], None]):
-        self._queue = queue
+    def __init__(self, jobs: JobTable, metrics: Metrics, abort: Callable[[str], None]):
         self._jobs = jobs
         self._metrics = metrics
         self._abort = abort
@@ -31,7 +31,7 @@ class Publisher:
         """Since when (`time.monotonic`) the step under way waits for Redis to take it."""
 
     async def commit(self, outputs: list[SeqOutput]) -> None:
-        """Append a step's tokens in one call, then end the jobs that it finished.
+        """Append a step's tokens, in one call a partition, then end the jobs that it finished.
 
         Returns once all of it is in Redis, however long the server is away.
         """
@@ -47,9 +47,9 @@ class Publisher:
                 await self._finish_job(job, output)
         self.waiting_since = None
 
-    async def end(self, finish: Finish) -> int:
+    async def end(self, queue: Queue, finish: Finish) -> int:
         """Write a terminal event. What it answers is `Queue.finish`'s; the reply has been waited for."""
-        answer = await until_served("finish", lambda: self._queue.finish(finish))
+        answer = await until_served("finish", lambda: queue.finish(finish))
         if answer == finish.event.position:
             self._metrics.ended(finish.event)
             event = finish.event
@@ -68,6 +68,7 @@ class Publisher:
 
     async def reject(
         self,
+        queue: Queue,
         entry: Entry,
         job_id: str,
         reply_to: str | None,
@@ -87,20 +88,31 @@ class Publisher:
             timings={"queue_ms": begun.now - begun.submitted_at, "attempts": begun.attempt},
             metadata=metadata,
         )
-        await self.end(Finish(entry, begun.attempt, event, reply_to))
+        bury = (error or {}).get("code") == ErrorCode.WORKER_LOST
+        await self.end(queue, Finish(entry, begun.attempt, event, reply_to, bury))
+        if bury:
+            self._metrics.dead_letters.inc()
 
     async def refuse(self, job: RunningJob, fault: InvalidRequest) -> None:
         """End a job that the engine would not take."""
         self._jobs.remove(job)
         error = {"code": str(fault.code), "message": str(fault)}
         reply_to, metadata = job.job.reply_to, job.job.metadata
-        await self.reject(job.entry, job.id, reply_to, job.begun, JobStatus.FAILED, error, metadata)
+        await self.reject(
+            job.queue, job.entry, job.id, reply_to, job.begun, JobStatus.FAILED, error, metadata
+        )
 
     async def _append(self, jobs: list[RunningJob]) -> None:
         """Until each job's log has all of its events, or the job is known to be ours no more."""
+        by_queue: dict[Queue, list[RunningJob]] = {}
+        for job in jobs:
+            by_queue.setdefault(job.queue, []).append(job)
+        await asyncio.gather(*(self._append_to(queue, held) for queue, held in by_queue.items()))
+
+    async def _append_to(self, queue: Queue, jobs: list[RunningJob]) -> None:
         while calls := [(job, event) for job in jobs if (event := job.next_event())]:
             appends = [Append(job.id, job.attempt, event, job.job.stream) for job, event in calls]
-            answers = await until_served("append", lambda: self._queue.append(appends))  # noqa: B023
+            answers = await until_served("append", lambda: queue.append(appends))  # noqa: B023
             jobs = [
                 job
                 for (job, event), answer in zip(calls, answers, strict=True)
@@ -153,9 +165,8 @@ class Publisher:
 
     async def _finish_job(self, job: RunningJob, output: SeqOutput) -> None:
         while True:
-            answer = await self.end(
-                Finish(job.entry, job.attempt, terminal_event(job, output), job.job.reply_to)
-            )
+            event = terminal_event(job, output)
+            answer = await self.end(job.queue, Finish(job.entry, job.attempt, event, job.job.reply_to))
             if answer == STALE:
                 self.drop(job)
                 return

@@ -1,10 +1,10 @@
-"""One queue as its workers see it: typed calls around the scripts in `scripts/`, and the reads beside them.
+"""One partition of a queue as its workers see it: typed calls around `scripts/`, and the reads beside them.
 
 Nothing here retries. Every call may be made again after an error: that is the scripts' design.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -17,6 +17,8 @@ from ingine.wire import (
     EVENT_FIELD,
     GROUP,
     JOB_FIELD,
+    RELEASED,
+    WAITING,
     Keys,
     Priority,
     TerminalEvent,
@@ -31,13 +33,25 @@ STALE, CANCELLED = -1, -2
 LOW_FIRST_EVERY = 8
 """Each eighth read asks for low priority first, so that a flood of urgent jobs does not starve it."""
 
-MAX_SCANS = 200
-"""Calls of one sweep in one stream, so that a long list of live leases does not hold up the intake."""
+MAX_ORDERED = 1000
+"""New entries that one call puts into the fair order: some milliseconds of the server's time."""
+
+MAX_PROMOTED = 100
+"""Delayed jobs that one sweep looks at."""
+
+SUSPECT_DEATHS = 2
+"""A job that as many workers died under runs alone from then on: it shall not take others down with it."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+"""The pause after a step that failed. It doubles with each death of the job."""
 
 
 def nudge(command: str, **fields) -> bytes:
     """A message for the control channel."""
     return msgpack.packb({"command": command, **fields})
+
+
+SCRIPTS = ("take", "claim", "promote", "begin", "append", "finish", "release", "delay", "bury")
 
 
 @cache
@@ -82,21 +96,19 @@ class Finish:
     attempt: int
     event: TerminalEvent
     reply_to: str | None
+    bury: bool = False
+    """Leave a copy of the job, with the event's error, in the dead letters."""
 
 
 class Queue:
-    def __init__(self, keys: Keys, worker_id: str, redis: Redis, blocking: Redis, *, result_ttl_s: float):
+    def __init__(self, keys: Keys, worker_id: str, redis: Redis, *, result_ttl_s: float, max_deaths: int):
         self.keys = keys
         self.worker_id = worker_id
         self._redis = redis
-        self._blocking = blocking
         self._result_ttl_ms = int(result_ttl_s * 1000)
-        self._scripts = {
-            name: redis.register_script(script(name))
-            for name in ("begin", "append", "finish", "release", "bury")
-        }
+        self._max_deaths = max_deaths
+        self._scripts = {name: redis.register_script(script(name)) for name in SCRIPTS}
         self._num_reads = itertools.count(1)
-        self._cursors = dict.fromkeys(Priority, "0-0")
 
     # ------------------------------------------------------------------------------------ intake
 
@@ -109,83 +121,97 @@ class Queue:
                 if "BUSYGROUP" not in str(error):
                     raise
 
-    async def read_new(self, count: int) -> list[Entry]:
-        """Up to `count` entries that no worker has seen, most urgent first. Does not wait."""
+    async def take(self, count: int) -> list[Entry]:
+        """Up to `count` entries that no worker has, most urgent first, then in fair order. Does not wait."""
         order = list(Priority)
         if next(self._num_reads) % LOW_FIRST_EVERY == 0:
             order.reverse()
         entries: list[Entry] = []
         for priority in order:
             if len(entries) < count:
-                entries += await self._read(self._redis, [priority], ">", count=count - len(entries))
+                entries += await self._take(priority, count - len(entries))
         return entries
+
+    async def _take(self, priority: Priority, count: int) -> list[Entry]:
+        keys = self.keys
+        return await self._read(
+            priority,
+            self._scripts["take"](
+                keys=[keys.jobs(priority), keys.fair(priority), keys.shares(priority), keys.settings],
+                args=[GROUP, self.worker_id, count, WAITING, MAX_ORDERED],
+            ),
+        )
 
     async def wait_for_new(self, timeout_s: float) -> list[Entry]:
         """Waits until there is something new, and takes at most one entry of each priority."""
-        return await self._read(self._blocking, list(Priority), ">", count=1, block=int(timeout_s * 1000))
+        return await self._read_group(">", count=1, block=int(timeout_s * 1000))
 
-    async def read_own_pending(self) -> list[Entry]:
+    async def own_pending(self) -> list[Entry]:
         """What was delivered to us already, among it entries whose delivery was lost with a connection."""
-        return await self._read(self._redis, list(Priority), "0", count=None)
+        return await self._read_group("0", count=None)
 
     async def claim_idle(self, min_idle_s: float, count: int) -> list[Entry]:
-        """Up to `count` entries whose holders were silent for `min_idle_s`, or have released them.
-
-        The cursor is kept from call to call, so a wall of live leases at a stream's front hides nothing.
-        """
+        """Up to `count` entries whose holders were silent for `min_idle_s`, or have released them."""
         entries: list[Entry] = []
         for priority in Priority:
             if len(entries) < count:
-                entries += await self._claim(priority, int(min_idle_s * 1000), count - len(entries))
+                args = [GROUP, self.worker_id, int(min_idle_s * 1000), count - len(entries), WAITING]
+                claiming = self._scripts["claim"](keys=[self.keys.jobs(priority)], args=args)
+                entries += await self._read(priority, claiming)
         return entries
 
-    async def _claim(self, priority: Priority, min_idle_ms: int, count: int) -> list[Entry]:
-        """One call looks at ten entries for each it may claim; so look on until one is found, or the end."""
-        for _ in range(MAX_SCANS):
-            cursor, claimed, *_ = await self._redis.xautoclaim(
-                self.keys.jobs(priority),
-                GROUP,
-                self.worker_id,
-                min_idle_ms,
-                start_id=self._cursors[priority],
-                count=count,
-            )
-            self._cursors[priority] = cursor
-            if claimed or cursor == b"0-0":
-                break
-        return self._entries(priority, claimed)
+    async def promote(self) -> None:
+        """Put the delayed jobs whose time has come into their streams. Whether it has, the script decides."""
+        delayed = self.keys.delayed
+        if job_ids := [raw.decode() for raw in await self._redis.zrange(delayed, 0, MAX_PROMOTED - 1)]:
+            touched = [delayed, *self.keys.all_jobs, *(self.keys.job(job_id) for job_id in job_ids)]
+            await self._scripts["promote"](keys=touched, args=job_ids)
 
-    async def _read(self, redis: Redis, priorities: list[Priority], after: str, **options) -> list[Entry]:
-        streams = {self.keys.jobs(priority): after for priority in priorities}
-        try:
-            replies = await redis.xreadgroup(GROUP, self.worker_id, streams, **options)
-        except ResponseError as error:
-            # The server lost its data, or the stream is new: nothing to read yet, but the group must exist.
-            if not str(error).startswith("NOGROUP"):
-                raise
-            await self.create_groups()
-            return []
-        by_stream = {self.keys.jobs(priority).encode(): priority for priority in priorities}
+    async def _read(self, priority: Priority, reading: Awaitable) -> list[Entry]:
+        """The entries of a reply as XRANGE gives it: fields are a flat list there."""
         return [
-            entry for stream, entries in replies or [] for entry in self._entries(by_stream[stream], entries)
-        ]
-
-    @staticmethod
-    def _entries(priority: Priority, replies) -> list[Entry]:
-        # An entry that was deleted while pending comes without fields. One with a foreign field is
-        # delivered with no bytes, which is no msgpack: it ends in the dead letters.
-        return [
-            Entry(priority, entry_id.decode(), fields.get(JOB_FIELD.encode(), b""))
-            for entry_id, fields in replies
+            Entry(priority, entry_id.decode(), _job(dict(zip(fields[::2], fields[1::2], strict=True))))
+            for entry_id, fields in await self._despite_a_loss(reading) or []
             if fields
         ]
 
+    async def _read_group(self, after: str, **options) -> list[Entry]:
+        streams = {self.keys.jobs(priority): after for priority in Priority}
+        by_stream = {self.keys.jobs(priority).encode(): priority for priority in Priority}
+        reading = self._redis.xreadgroup(GROUP, self.worker_id, streams, **options)
+        return [
+            Entry(by_stream[stream], entry_id.decode(), _job(fields))
+            for stream, entries in await self._despite_a_loss(reading) or []
+            for entry_id, fields in entries
+            if fields  # without any: deleted while it was pending
+        ]
+
+    async def _despite_a_loss(self, reading: Awaitable[list]) -> list | None:
+        """The server lost its data, or the queue is new: nothing to read yet, but the groups must exist."""
+        try:
+            return await reading
+        except ResponseError as error:
+            if "NOGROUP" not in str(error) and "no such key" not in str(error):
+                raise
+            await self.create_groups()
+            return None
+
     # ----------------------------------------------------------------------------------- scripts
 
-    async def begin(self, entry: Entry, job_id: str, reply_to: str | None) -> Begun:
+    async def begin(self, entry: Entry, job_id: str, reply_to: str | None, *, alone: bool = True) -> Begun:
+        """`alone`: we have no other job, so may have one that workers died under."""
         verdict, *fields = await self._scripts["begin"](
             keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
-            args=[GROUP, self.worker_id, entry.id, entry.priority, reply_to or ""],
+            args=[
+                GROUP,
+                self.worker_id,
+                entry.id,
+                entry.priority,
+                reply_to or "",
+                SUSPECT_DEATHS,
+                self._max_deaths,
+                int(alone),
+            ],
         )
         if not fields:
             return Begun(verdict.decode())
@@ -205,12 +231,14 @@ class Queue:
 
     async def finish(self, finish: Finish) -> int:
         """End a job. A position or STALE, see finish.lua."""
-        event, stream = finish.event, self.keys.jobs(finish.entry.priority)
-        keys = [stream, self.keys.job(event.job_id), self.keys.tokens(event.job_id)]
+        event, keys = finish.event, self.keys
+        stream = keys.jobs(finish.entry.priority)
+        touched = [stream, keys.job(event.job_id), keys.tokens(event.job_id), keys.bytes, keys.dead]
         if finish.reply_to:
-            keys.append(self.keys.replies(finish.reply_to))
+            touched.append(keys.replies(finish.reply_to))
+        error = (event.error or {}) if finish.bury else {}
         return await self._scripts["finish"](
-            keys=keys,
+            keys=touched,
             args=[
                 GROUP,
                 finish.entry.id,
@@ -218,25 +246,39 @@ class Queue:
                 event.position,
                 event.status,
                 encode_event(event),
-                self.keys.channel(event.job_id),
+                keys.channel(event.job_id),
                 self._result_ttl_ms,
                 int(finish.reply_to is not None),
                 self.worker_id,
+                error.get("code", ""),
+                error.get("message", ""),
             ],
         )
 
-    async def release(self, entry: Entry, job_id: str, attempt: int, *, died: bool = False) -> bool:
+    async def release(self, entry: Entry, job_id: str, attempt: int) -> bool:
         """Hand a job over. With attempt 0: an entry that was delivered but never begun."""
         return bool(
             await self._scripts["release"](
                 keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
-                args=[GROUP, self.worker_id, entry.id, attempt, int(died)],
+                args=[GROUP, self.worker_id, entry.id, attempt, RELEASED],
+            )
+        )
+
+    async def delay(self, entry: Entry, job_id: str, attempt: int, pause_s: float | None = None) -> bool:
+        """Put a begun job off by `pause_s`. None: after a failure, for a pause that grows with each death."""
+        died = pause_s is None
+        first_s = FIRST_PAUSE_S if died else pause_s
+        pauses_ms = [int(first_s * 1000), int(died), int(LONGEST_PAUSE_S * 1000)]
+        return bool(
+            await self._scripts["delay"](
+                keys=[self.keys.jobs(entry.priority), self.keys.job(job_id), self.keys.delayed],
+                args=[GROUP, self.worker_id, entry.id, attempt, job_id, *pauses_ms],
             )
         )
 
     async def tell_released(self) -> None:
         """Spare the peers waiting for their next sweep."""
-        await self._redis.publish(self.keys.control, nudge("released"))
+        await self._redis.spublish(self.keys.control, nudge("released"))
 
     async def bury(self, entry: Entry, code: str, reason: str) -> bool:
         return bool(
@@ -256,3 +298,8 @@ class Queue:
 
     async def is_cancelled(self, job_id: str) -> bool:
         return await self._redis.hget(self.keys.job(job_id), "cancel") == b"1"
+
+
+def _job(fields: dict[bytes, bytes]) -> bytes:
+    """Of an entry with foreign fields only: no bytes, which is no msgpack. It ends in the dead letters."""
+    return fields.get(JOB_FIELD.encode(), b"")

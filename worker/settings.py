@@ -57,7 +57,10 @@ class WorkerSettings(BaseSettings):
     result_ttl_s: float = Field(DEFAULT_RESULT_TTL_S, gt=0, description="How long an ended job can be read.")
     max_jobs: int | None = Field(None, ge=1, description="Queue limit. Unset: as the queue has it.")
     max_job_bytes: int | None = Field(None, ge=64, description="Job limit. Unset: as the queue has it.")
+    max_bytes: int | None = Field(None, ge=64, description="Of all jobs. Unset: as the queue has it.")
+    max_jobs_per_s: float | None = Field(None, gt=0, description="Of a tenant. Unset: as the queue has it.")
     max_deaths: int = Field(3, ge=1, description="Workers that a job may take down before it is failed.")
+    step_timeout_s: float = Field(300.0, gt=0, description="A step that takes longer ends the worker.")
     drain_timeout_s: float = Field(10.0, gt=0, description="How long a hand-over may take.")
 
     http_host: str = "127.0.0.1"

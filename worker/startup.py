@@ -5,16 +5,23 @@ from redis.exceptions import AuthenticationError, ResponseError
 
 from ingine.errors import ConfigError
 from ingine.wire import Keys
-from worker.connections import redact
 from worker.settings import WorkerSettings
 
 
+async def num_partitions(redis: Redis, queue: str) -> int:
+    """What the queue's own hash says, for all to agree on."""
+    return int(await redis.hget(Keys(queue).settings, "partitions") or 1)
+
+
 async def check_server(redis: Redis, url: str) -> None:
-    """Raises ConfigError for a server that lets nobody in, or that would throw jobs and logs away."""
+    """Raises ConfigError for a server that lets nobody in, or that would throw jobs and logs away.
+
+    url: as it may be shown.
+    """
     try:
         policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "")
     except AuthenticationError as error:
-        raise ConfigError(f"INGINE_REDIS_URL: the server at {redact(url)} says: {error}") from None
+        raise ConfigError(f"INGINE_REDIS_URL: the server at {url} says: {error}") from None
     except ResponseError:
         return  # CONFIG is forbidden to us, which speaks for whoever set the server up.
     if policy.startswith("allkeys-"):
@@ -25,6 +32,7 @@ async def check_server(redis: Redis, url: str) -> None:
 
 async def set_limits(redis: Redis, keys: Keys, settings: WorkerSettings) -> None:
     """The queue's limits live in the queue, so that all producers agree; a worker may bring new ones."""
-    limits = {"max_jobs": settings.max_jobs, "max_job_bytes": settings.max_job_bytes}
+    names = ("max_jobs", "max_job_bytes", "max_bytes", "max_jobs_per_s")
+    limits = {name: getattr(settings, name) for name in names}
     if given := {name: value for name, value in limits.items() if value is not None}:
         await redis.hset(keys.settings, mapping=given)

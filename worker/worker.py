@@ -3,31 +3,32 @@
 import asyncio
 import contextlib
 import logging
+from functools import partial
 from pathlib import Path
 
 from redis.exceptions import RedisError
 
 import ingine
 from ingine.errors import EngineError, InvalidRequest
-from ingine.wire import DEFAULT_MAX_JOB_BYTES, GROUP, JobStatus, Keys
-from worker.connections import connect, connect_sync, redact
-from worker.control import ControlListener
+from ingine.servers import Servers
+from ingine.wire import GROUP, JobStatus, Keys, all_partitions
+from worker.admission import Admission
 from worker.engine_thread import EngineFailure, EngineThread, StepMessage
 from worker.hand_over import HandOver, cancel_all
 from worker.health import Health
-from worker.heartbeat import Heartbeat
 from worker.http import HttpServer
-from worker.intake import Intake
 from worker.jobs import JobTable, RunningJob
 from worker.leases import LeaseThread
 from worker.logs import log_event
 from worker.metrics import Metrics
+from worker.partition import Partition
 from worker.prompts import PromptReader
 from worker.publisher import Publisher
 from worker.queue import CANCELLED, STALE, Queue
 from worker.retry import until_served
 from worker.settings import WorkerSettings
-from worker.startup import check_server, set_limits
+from worker.startup import check_server, num_partitions, set_limits
+from worker.watchdog import StepHangs, watch_steps
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,8 @@ class Worker:
         self, settings: WorkerSettings, redis_url: str, engine: EngineThread, *, served_names: frozenset[str]
     ):
         self._settings = settings
-        self._url = redis_url
-        self._keys = keys = Keys(settings.queue)
-        self._redis, self._blocking, self._listening = (connect(redis_url) for _ in range(3))
+        self._connect = partial(Servers, redis_url, client_name="ingine-worker")
+        self._servers = self._connect()
         self._jobs = JobTable()
         self._metrics = metrics = Metrics()
         self._steps: asyncio.Queue[StepMessage] = asyncio.Queue()
@@ -53,44 +53,34 @@ class Worker:
         self._model_name = Path(max(served_names, key=len)).name
 
         self._engine = engine
-        self._queue = Queue(
-            keys, settings.worker_id, self._redis, self._blocking, result_ttl_s=settings.result_ttl_s
-        )
-        self._publisher = Publisher(self._queue, self._jobs, metrics, self._engine.abort)
-        self._intake = Intake(
-            self._queue,
+        self._publisher = Publisher(self._jobs, metrics, self._engine.abort)
+        self._admission = Admission(
             self._jobs,
             self._engine,
             self._publisher,
             PromptReader(engine.engine, served_names, log_prompts=settings.log_prompts),
             metrics,
             max_num_jobs=engine.engine.config.max_num_seqs,
-            lease_s=settings.lease_s,
             max_deaths=settings.max_deaths,
             expire=self._expire,
         )
+        self._partitions: list[Partition] = []
         self._leases = LeaseThread(
-            connect_sync(redis_url),
-            keys,
+            self._connect,
             settings.worker_id,
             self._jobs,
             lease_s=settings.lease_s,
             answered=lambda job, answer: self._loop.call_soon_threadsafe(self._lease_answered, job, answer),
         )
-        self._heartbeat = Heartbeat(
-            self._redis, keys, settings.worker_id, metrics, describe=self._describe, learn=self._learn
-        )
         self._hand_over = HandOver(
             self._engine,
             self._steps,
-            self._queue,
             self._jobs,
-            self._intake,
-            self._heartbeat,
+            self._admission,
+            self._partitions,
             limit_s=settings.drain_timeout_s,
         )
-        self._control = ControlListener(self._listening, keys, self._obey)
-        self._health = Health(self._engine, self._intake, self._publisher, lambda: self._state)
+        self._health = Health(self._engine, self._partitions, self._publisher, lambda: self._state)
         self._http = None
         if settings.http_port >= 0:
             self._http = HttpServer(
@@ -141,27 +131,61 @@ class Worker:
         return True
 
     async def _prepare(self) -> None:
-        await check_server(self._redis, self._url)
-        await set_limits(self._redis, self._keys, self._settings)
-        await self._queue.create_groups()
-        await self._heartbeat.beat()
+        """May be repeated."""
+        queue = self._settings.queue
+        number = await num_partitions(self._servers.client(Keys(queue)), queue)
+        self._partitions[:] = [self._partition(keys, number) for keys in all_partitions(queue, number)]
+        for partition in self._partitions:
+            redis = self._servers.client(partition.queue.keys)
+            await check_server(redis, str(self._servers))
+            await set_limits(redis, partition.queue.keys, self._settings)
+            await partition.queue.create_groups()
+            await partition.heartbeat.beat()
+
+    def _partition(self, keys: Keys, number: int) -> Partition:
+        settings, redis = self._settings, self._servers.client(keys)
+        queue = Queue(
+            keys,
+            settings.worker_id,
+            redis,
+            result_ttl_s=settings.result_ttl_s,
+            max_deaths=settings.max_deaths,
+        )
+        return Partition(
+            queue,
+            redis,
+            self._admission,
+            self._jobs,
+            self._publisher,
+            self._metrics,
+            num_partitions=number,
+            lease_s=settings.lease_s,
+            describe=self._describe,
+            stop=self._told_to_stop,
+        )
 
     async def _serve(self) -> None:
-        self._leases.start()
+        self._leases.start([partition.queue for partition in self._partitions])
         self._engine.start(self._steps.put_nowait)
-        parts = {
-            "intake": self._intake.run(),
-            "publisher": self._publish(),
-            "control": self._control.run(),
-            "heartbeat": self._heartbeat.run(),
+        intakes = {
+            asyncio.create_task(partition.intake.run(), name=f"intake of {partition.queue.keys.prefix}")
+            for partition in self._partitions
         }
-        running = {name: asyncio.create_task(part, name=name) for name, part in parts.items()}
+        publisher = asyncio.create_task(self._publish(), name="publisher")
+        rest = {
+            asyncio.create_task(watch_steps(self._engine, self._settings.step_timeout_s), name="watchdog")
+        }
+        for partition in self._partitions:
+            rest |= {asyncio.create_task(part, name=name) for name, part in partition.parts().items()}
         self._log_start()
-        await self._until_stopped(set(running.values()))
+        await self._until_stopped({publisher, *intakes, *rest})
         try:
-            await self._hand_over.run(**running)
+            # A step that hangs has all of its batch under suspicion.
+            hangs = isinstance(self._fatal, StepHangs)
+            suspects = self._engine.engine.running_seq_ids if hangs else ()
+            await self._hand_over.run(intakes, publisher, rest, suspects=suspects)
         finally:
-            await cancel_all(set(running.values()))
+            await cancel_all({publisher, *intakes, *rest})
 
     async def _until_stopped(self, running: set[asyncio.Task]) -> None:
         """Until somebody asks, or one of the tasks ends: they never should."""
@@ -176,9 +200,8 @@ class Worker:
         await asyncio.to_thread(self._leases.stop)
         if self._http:
             await asyncio.to_thread(self._http.stop)
-        for client in (self._redis, self._blocking, self._listening):
-            with contextlib.suppress(RedisError, OSError):
-                await client.aclose()
+        with contextlib.suppress(RedisError, OSError):
+            await self._servers.aclose()
 
     # ------------------------------------------------------------------------------------ publish
 
@@ -188,7 +211,8 @@ class Worker:
             await self._commit(message)
             self._steps.task_done()
             self._metrics.observe_engine(self._engine.stats, len(self._jobs))
-            self._intake.wake()
+            for partition in self._partitions:
+                partition.intake.wake()
 
     async def _commit(self, message: StepMessage) -> None:
         if isinstance(message, EngineFailure):
@@ -211,26 +235,10 @@ class Worker:
 
     # ------------------------------------------------------------------------- what others ask for
 
-    async def _obey(self, command: dict) -> None:
-        match command["command"]:
-            case "cancel":
-                job = self._jobs.by_id(str(command.get("job_id")))
-                if job and await self._queue.is_cancelled(job.id):
-                    self._publisher.cancel(job)
-            case "released":
-                self._intake.sweep_soon()
-            case "pause" | "resume" | "drain":
-                self._heartbeat.beat_early()
-
-    def _learn(self, settings: dict[str, str]) -> None:
-        try:
-            self._intake.max_job_bytes = int(settings.get("max_job_bytes", DEFAULT_MAX_JOB_BYTES))
-        except ValueError:  # anybody may write there: what is no number is no limit
-            self._intake.max_job_bytes = DEFAULT_MAX_JOB_BYTES
-        self._intake.paused = settings.get("paused") == "1"
-        self._intake.wake()
-        if settings.get(f"drain:{self._settings.worker_id}") == "1":
-            self.stop()
+    def _told_to_stop(self, reason: str | None) -> None:
+        if reason:
+            self._fatal = self._fatal or EngineError(reason)
+        self.stop()
 
     def _lease_answered(self, job: RunningJob, answer: int) -> None:
         if self._jobs.by_seq(job.seq_id) is not job:
@@ -251,7 +259,7 @@ class Worker:
     def _state(self) -> str:
         if self.stopping:
             return "draining"
-        return "paused" if self._intake.paused else "serving"
+        return "paused" if any(partition.intake.paused for partition in self._partitions) else "serving"
 
     def _describe(self) -> dict:
         stats = self._engine.stats
@@ -272,7 +280,8 @@ class Worker:
             "worker ready",
             worker=self._settings.worker_id,
             queue=self._settings.queue,
-            redis=redact(self._url),
+            partitions=len(self._partitions),
+            redis=str(self._servers),
             model=self._model_name,
             group=GROUP,
             http=self._http and f"{self._settings.http_host}:{self.http_port}",

@@ -11,10 +11,20 @@ import redis.asyncio
 
 from ingine.config import EngineConfig
 from ingine.engine import Engine
-from ingine.wire import Job, JobStatus, Keys, Priority, TerminalEvent, decode_event, encode_job
+from ingine.wire import (
+    GROUP,
+    RELEASED,
+    WAITING,
+    Job,
+    JobStatus,
+    Keys,
+    Priority,
+    TerminalEvent,
+    decode_event,
+    encode_job,
+)
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until_async
-from worker.connections import connect
 from worker.engine_thread import EngineThread
 from worker.queue import Entry, Queue
 from worker.settings import WorkerSettings
@@ -24,9 +34,9 @@ from worker.worker import Worker
 @pytest.fixture(params=["fake", "real"])
 async def client(request) -> AsyncIterator[redis.asyncio.Redis]:
     if request.param == "fake":
-        client = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(), version=(7,))
+        client = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(), version=(7,), protocol=2)
     else:
-        client = connect(request.getfixturevalue("redis_url"))
+        client = redis.asyncio.from_url(request.getfixturevalue("redis_url"), protocol=2)
     yield client
     await client.aclose()
 
@@ -42,8 +52,8 @@ MakeWorker = Callable[[str], Queue]
 @pytest.fixture
 async def make_queue(client, keys) -> MakeWorker:
     """The queue as the worker of a given name sees it."""
-    await Queue(keys, "setup", client, client, result_ttl_s=60).create_groups()
-    return lambda worker_id: Queue(keys, worker_id, client, client, result_ttl_s=60)
+    await Queue(keys, "setup", client, result_ttl_s=60, max_deaths=3).create_groups()
+    return lambda worker_id: Queue(keys, worker_id, client, result_ttl_s=60, max_deaths=3)
 
 
 @pytest.fixture
@@ -59,7 +69,7 @@ def push(client, keys) -> Callable[..., Awaitable[str]]:
 
 async def take(queue: Queue) -> Entry:
     """The one entry that waits."""
-    (entry,) = await queue.read_new(1)
+    (entry,) = await queue.take(1)
     return entry
 
 
@@ -90,6 +100,15 @@ class Harness:
     keys: Keys
     engine: Engine
     push: Callable[..., Awaitable[str]]
+
+    @property
+    def queue(self) -> Queue:
+        return self.worker._partitions[0].queue
+
+    async def num_held(self) -> int:
+        """Entries that workers have, of normal priority: not those that wait, nor those handed over."""
+        consumers = await self.redis.xinfo_consumers(self.keys.jobs("normal"), GROUP)
+        return sum(c["pending"] for c in consumers if c["name"].decode() not in (WAITING, RELEASED))
 
     async def events(self, job_id: str) -> list:
         """The log of an ended job, the terminal event last. Checks that positions are 1..N, each once."""
@@ -129,7 +148,7 @@ class Harness:
 async def harness(redis_url, queue, tiny_engine) -> AsyncIterator[Callable[..., Awaitable[Harness]]]:
     """Starts a worker with these settings. Each is stopped, and its engine's blocks are counted."""
     started: list[Harness] = []
-    client = connect(redis_url)
+    client = redis.asyncio.from_url(redis_url, protocol=2)
 
     async def push(job: Job | bytes, priority: Priority = Priority.NORMAL) -> str:
         raw = job if isinstance(job, bytes) else encode_job(job)
@@ -143,6 +162,7 @@ async def harness(redis_url, queue, tiny_engine) -> AsyncIterator[Callable[..., 
         engine = engine or tiny_engine()
         worker = Worker(settings, redis_url, EngineThread(lambda: engine), served_names=frozenset({"tiny"}))
         running = asyncio.create_task(worker.run())
+        await wait_until_async(lambda: worker._partitions, what="the start")
         started.append(Harness(worker, running, client, Keys(queue), engine, push))
         return started[-1]
 

@@ -8,7 +8,7 @@ import pytest
 import redis.exceptions
 
 from ingine.errors import EngineError, ErrorCode
-from ingine.wire import Job, JobStatus, TokensEvent, encode_job
+from ingine.wire import Job, JobStatus, Keys, TokensEvent, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel, leave_behind
 from worker.embedded import EmbeddedServer
@@ -112,7 +112,7 @@ async def test_a_hand_over_outlasts_an_error_of_the_server(harness, monkeypatch)
     for name in "abc":
         await worker.push(Job(id=name, prompt=name, sampling=ENDLESS))
     await wait_until_async(lambda: worker.position("c"), what="tokens")
-    queue, release = worker.worker._queue, worker.worker._queue.release
+    queue, release = worker.queue, worker.queue.release
     errors = iter([redis.exceptions.ConnectionError("gone"), redis.exceptions.OutOfMemoryError("full")])
 
     async def release_at_last(*args, **options):
@@ -179,7 +179,9 @@ async def test_a_worker_waits_for_a_server_that_comes_later(queue, tiny_engine, 
     worker = Worker(settings, url, EngineThread(tiny_engine), served_names=frozenset({"tiny"}))
     running = asyncio.create_task(worker.run())
     with EmbeddedServer(tmp_path, port=port):
-        await wait_until_async(lambda: worker._redis.hexists(worker._keys.workers, "early"), what="the start")
+        keys = Keys(queue)
+        redis_client = worker._servers.client(keys)
+        await wait_until_async(lambda: redis_client.hexists(keys.workers, "early"), what="the start")
         worker.stop()
         await running
 
@@ -189,7 +191,7 @@ async def test_values_that_anybody_may_write_harm_no_worker(harness):
     await worker.redis.hset(worker.keys.settings, mapping={"max_job_bytes": "1e6", "paused": "maybe"})
     await worker.redis.hset(worker.keys.workers, "junk", b"\xc1")
     await worker.redis.hset(worker.keys.workers, "list", msgpack.packb([1]))
-    await worker.redis.publish(worker.keys.control, msgpack.packb({"command": "pause"}))
+    await worker.redis.spublish(worker.keys.control, msgpack.packb({"command": "pause"}))
     await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
     assert (await worker.end("a")).status is JobStatus.FINISHED
     assert not worker.running.done()
@@ -236,9 +238,9 @@ async def test_no_nudge_makes_a_worker_take_more_than_it_has_room_for(harness, t
     worker = await harness(tiny_engine(max_num_seqs=2))
     for number in range(8):
         await worker.push(Job(id=f"j{number}", prompt="x", sampling=ENDLESS))
-        await worker.redis.publish(worker.keys.control, msgpack.packb({"command": "released"}))
+        await worker.redis.spublish(worker.keys.control, msgpack.packb({"command": "released"}))
     await wait_until_async(lambda: worker.position("j1"), what="tokens")
-    assert (await worker.redis.xpending(worker.keys.jobs("normal"), "workers"))["pending"] == 2
+    assert await worker.num_held() == 2
     for number in range(8):
         await ask_to_cancel(worker, f"j{number}")
 

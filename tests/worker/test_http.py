@@ -42,7 +42,7 @@ async def test_metrics_count_what_happened(harness):
 
     async def counted() -> dict[str, float]:
         values = samples((await get(worker, "/metrics"))[1])
-        return values if values.get("ingine_dead_letters_depth") else {}
+        return values if values.get('ingine_dead_letters_depth{partition="0"}') else {}
 
     values = await wait_until_async(counted, what="a heartbeat after the dead letter")
     expected = {
@@ -56,7 +56,7 @@ async def test_metrics_count_what_happened(harness):
         "ingine_dead_letters_total": 1,
         "ingine_redeliveries_total": 0,
         "ingine_fenced_writes_total": 0,
-        'ingine_queue_depth{priority="normal"}': 0,
+        'ingine_queue_depth{partition="0",priority="normal"}': 0,
     }
     assert {name: values[name] for name in expected} == expected
 
@@ -88,7 +88,7 @@ async def test_a_server_that_takes_no_writes_makes_a_worker_unready(harness, mon
         raise redis.exceptions.ResponseError("OOM command not allowed when used memory > 'maxmemory'")
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker.worker._queue, "append", full)
+        patch.setattr(worker.queue, "append", full)
         await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
 
         async def unready() -> bool:

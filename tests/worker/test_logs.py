@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from worker.connections import redact
+from ingine.servers import redact
 from worker.logs import JsonFormatter, TextFormatter, log_event
 
 

@@ -2,9 +2,21 @@
 
 import pytest
 
-from ingine.wire import Job, JobStatus, Priority, TerminalEvent, TokensEvent, decode_event
+from ingine.wire import (
+    GROUP,
+    WAITING,
+    Job,
+    JobStatus,
+    Priority,
+    TerminalEvent,
+    TokensEvent,
+    decode_event,
+    decode_job,
+    encode_job,
+)
+from tests.waiting import wait_until_async
 from tests.worker.conftest import take
-from worker.queue import CANCELLED, STALE, Append, Finish
+from worker.queue import CANCELLED, FIRST_PAUSE_S, STALE, SUSPECT_DEATHS, Append, Finish
 
 JOB = Job(id="job-1", prompt="Hello", reply_to="batch")
 
@@ -56,7 +68,7 @@ async def test_events_are_published_as_they_are_logged(client, keys, make_queue,
     entry = await take(worker)
     await worker.begin(entry, JOB.id, None)
     async with client.pubsub() as pubsub:
-        await pubsub.subscribe(keys.channel(JOB.id))
+        await pubsub.ssubscribe(keys.channel(JOB.id))
         await pubsub.get_message(timeout=5)
         await worker.append([append(1, [11])])
         await worker.finish(finish(entry, 1))
@@ -89,7 +101,7 @@ async def test_one_append_answers_each_request_by_itself(client, keys, make_queu
     worker = make_queue("w1")
     for name in ("a", "b", "c"):
         await push(Job(id=name, prompt="x"))
-    for entry, name in zip(await worker.read_new(3), ("a", "b", "c"), strict=True):
+    for entry, name in zip(await worker.take(3), ("a", "b", "c"), strict=True):
         await worker.begin(entry, name, None)
     await client.hset(keys.job("b"), "cancel", 1)
     event = TokensEvent(1, [7], "x")
@@ -147,7 +159,7 @@ async def test_only_a_1_cancels(client, keys, make_queue, push, cancel):
     await worker.begin(entry, JOB.id, None)
     await client.hset(keys.job(JOB.id), "cancel", cancel)
     assert await worker.append([append(1, [11])]) == [1]
-    (again,) = await worker.read_own_pending()
+    (again,) = await worker.own_pending()
     begun = await worker.begin(again, JOB.id, None)
     assert (begun.cancelled, begun.attempt) == (False, 2)
 
@@ -197,18 +209,30 @@ async def test_a_begin_whose_reply_was_lost_counts_no_death(make_queue, push):
     await push(JOB)
     entry = await take(worker)
     await worker.begin(entry, JOB.id, None)
-    (again,) = await worker.read_own_pending()
+    (again,) = await worker.own_pending()
     begun = await worker.begin(again, JOB.id, None)
     assert (begun.attempt, begun.deaths) == (2, 0)
 
 
-async def test_an_engine_failure_counts_as_a_death(make_queue, push):
+async def test_a_failed_step_counts_as_a_death_and_pauses_for_longer_each_time(
+    client, keys, make_queue, push
+):
     worker = make_queue("w1")
     await push(JOB)
     for deaths in range(3):
-        (entry,) = await worker.read_new(1) or await worker.claim_idle(3600, 1)
+        entry = await take(worker)
         assert (await worker.begin(entry, JOB.id, None)).deaths == deaths
-        await worker.release(entry, JOB.id, deaths + 1, died=True)
+        now, _ = await client.time()
+        assert await worker.delay(entry, JOB.id, deaths + 1)
+        assert await client.hget(keys.job(JOB.id), "status") == b"delayed"
+        due_ms = await client.zscore(keys.delayed, JOB.id)
+        assert due_ms >= (now + FIRST_PAUSE_S * 2**deaths) * 1000
+        await worker.promote()
+        assert await worker.take(1) == []
+        await client.zadd(keys.delayed, {JOB.id: 1})
+        await worker.promote()
+    assert not await client.exists(keys.delayed)
+    assert await client.xlen(keys.jobs("normal")) == 1
 
 
 async def test_a_second_entry_with_the_same_id_is_a_duplicate_and_can_be_buried(
@@ -242,7 +266,7 @@ async def test_an_entry_that_comes_back_after_its_job_has_ended_is_cleared_away(
     await worker.finish(finish(entry, 0))
     await client.xgroup_setid(keys.jobs("normal"), "workers", "0")
     await client.execute_command("XADD", keys.jobs("high"), entry_id, "job", entry.raw)
-    (again,) = await worker.read_new(1)
+    (again,) = await worker.take(1)
     assert (await worker.begin(again, JOB.id, None)).verdict == "done"
     assert await client.xlen(keys.jobs("high")) == 0
     assert list(await log_of(client, keys)) == ["0-1"]
@@ -253,7 +277,7 @@ async def test_urgent_jobs_come_first_and_low_ones_are_not_starved(make_queue, p
     await push(Job(id="low", prompt="x"), Priority.LOW)
     for number in range(20):
         await push(Job(id=f"high-{number}", prompt="x"), Priority.HIGH)
-    order = [(await worker.read_new(1))[0].priority for _ in range(12)]
+    order = [(await worker.take(1))[0].priority for _ in range(12)]
     assert order[0] is Priority.HIGH
     assert order.count(Priority.LOW) == 1
 
@@ -263,7 +287,7 @@ async def test_a_read_takes_no_more_than_it_was_asked_for(make_queue, push):
     for priority in Priority:
         for number in range(3):
             await push(Job(id=f"{priority}-{number}", prompt="x"), priority)
-    taken = await worker.read_new(4)
+    taken = await worker.take(4)
     assert [entry.priority for entry in taken] == ["high", "high", "high", "normal"]
 
 
@@ -272,7 +296,7 @@ async def test_claiming_keeps_its_cursor_past_live_leases(make_queue, push):
     alive, dead, sweeper = make_queue("alive"), make_queue("dead"), make_queue("sweeper")
     for number in range(300):
         await push(Job(id=f"a{number}", prompt="x"))
-    await alive.read_new(300)
+    await alive.take(300)
     await push(Job(id="z", prompt="x"))
     entry = await take(dead)
     await dead.release(entry, "", 0)
@@ -283,7 +307,7 @@ async def test_claiming_keeps_its_cursor_past_live_leases(make_queue, push):
 async def test_a_server_that_was_emptied_gets_its_groups_again(client, keys, make_queue, push):
     worker = make_queue("w1")
     await client.delete(*keys.all_jobs)
-    assert await worker.read_new(1) == []
+    assert await worker.take(1) == []
     await push(JOB)
     assert (await take(worker)).raw
 
@@ -300,4 +324,179 @@ async def test_an_entry_deleted_while_pending_is_passed_over(client, keys, make_
     await push(JOB)
     entry = await take(worker)
     await client.xdel(keys.jobs("normal"), entry.id)
-    assert await worker.read_own_pending() == []
+    assert await worker.own_pending() == []
+
+
+async def test_a_delayed_job_keeps_its_time_of_submission_and_its_log(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    first = await push(JOB)
+    entry = await take(worker)
+    begun = await worker.begin(entry, JOB.id, None)
+    await worker.append([append(1, [11])])
+    await worker.delay(entry, JOB.id, 1)
+    assert await worker.append([append(2, [12])]) == [STALE]
+    assert await worker.finish(finish(entry, 1)) == STALE
+    await client.zadd(keys.delayed, {JOB.id: 1})
+    await worker.promote()
+    again = await take(worker)
+    assert again.id != first and again.raw == entry.raw
+    resumed = await worker.begin(again, JOB.id, None)
+    assert (resumed.position, resumed.submitted_at) == (1, begun.submitted_at)
+    assert not await client.hexists(keys.job(JOB.id), "raw")
+
+
+async def test_a_job_is_not_promoted_before_its_time(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+    await worker.begin(entry, JOB.id, None)
+    await worker.delay(entry, JOB.id, 1, pause_s=3600)
+    await worker.promote()
+    assert await worker.take(1) == [] and await client.zcard(keys.delayed) == 1
+    assert await client.hget(keys.job(JOB.id), "deaths") == b"0"
+
+
+async def test_a_record_that_is_none_does_not_hold_up_those_that_are_due(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+    await worker.begin(entry, JOB.id, None)
+    await worker.delay(entry, JOB.id, 1)
+    await client.set(keys.job("foreign"), "x")
+    await client.zadd(keys.delayed, {JOB.id: 3, "foreign": 1, "gone": 2})
+    await worker.promote()
+    assert (await take(worker)).raw == entry.raw
+    assert not await client.exists(keys.delayed)
+
+
+# ------------------------------------------------------------------------------------- fair order
+
+
+async def submit(client, keys, name: str, *, tenant: str, cost: int) -> None:
+    fields = {"job": encode_job(Job(id=name, prompt="x")), "tenant": tenant, "cost": cost}
+    await client.xadd(keys.jobs("normal"), fields)
+
+
+async def order(queue, count: int) -> list[str]:
+    return [decode_job(entry.raw).id for entry in await queue.take(count)]
+
+
+async def test_a_tenant_that_floods_does_not_starve_another(client, keys, make_queue):
+    worker = make_queue("w1")
+    for number in range(50):
+        await submit(client, keys, f"flood-{number}", tenant="flood", cost=100)
+    assert await order(worker, 5) == [f"flood-{number}" for number in range(5)]
+    for number in range(3):
+        await submit(client, keys, f"small-{number}", tenant="small", cost=100)
+    taken = await order(worker, 6)
+    assert {name for name in taken if name.startswith("small")} == {"small-0", "small-1", "small-2"}
+
+
+async def test_shares_are_counted_in_tokens_and_weighted(client, keys, make_queue):
+    await client.hset(keys.settings, "weight:gold", 3)
+    for number in range(40):
+        await submit(client, keys, f"gold-{number}", tenant="gold", cost=30)
+        await submit(client, keys, f"long-{number}", tenant="long", cost=40)
+        await submit(client, keys, f"short-{number}", tenant="short", cost=10)
+    names = [name.partition("-")[0] for name in await order(make_queue("w1"), 45)]
+    tokens = {"gold": 30 * names.count("gold"), "long": 40 * names.count("long")}
+    tokens["short"] = 10 * names.count("short")
+    assert tokens["gold"] == pytest.approx(3 * tokens["short"], rel=0.25)
+    assert tokens["long"] == pytest.approx(tokens["short"], abs=40)
+
+
+async def test_within_a_tenant_the_oldest_comes_first(client, keys, make_queue):
+    for number, cost in enumerate((900, 1, 50, 7)):
+        await submit(client, keys, f"job-{number}", tenant="a", cost=cost)
+    assert await order(make_queue("w1"), 4) == [f"job-{number}" for number in range(4)]
+
+
+async def test_nothing_of_the_fair_order_is_left_when_nothing_waits(client, keys, make_queue):
+    worker = make_queue("w1")
+    await submit(client, keys, "a", tenant="a", cost=5)
+    await order(worker, 1)
+    assert await order(worker, 1) == []
+    assert not await client.exists(keys.fair("normal"), keys.shares("normal"))
+
+
+async def test_a_fair_order_that_was_lost_is_made_again(client, keys, make_queue):
+    worker = make_queue("w1")
+    for name in "abc":
+        await submit(client, keys, name, tenant=name, cost=5)
+    assert await order(worker, 1) == ["a"]
+    await client.delete(keys.fair("normal"), keys.shares("normal"))
+    assert await order(worker, 5) == ["b", "c"]
+
+
+async def test_a_cancelled_entry_leaves_no_hole_in_what_is_taken(client, keys, make_queue):
+    worker = make_queue("w1")
+    for name in "abcd":
+        await submit(client, keys, name, tenant="t", cost=5)
+    assert await order(worker, 1) == ["a"]
+    (second, *_) = await client.xpending_range(keys.jobs("normal"), GROUP, "-", "+", 1, WAITING)
+    await client.xack(keys.jobs("normal"), GROUP, second["message_id"])
+    await client.xdel(keys.jobs("normal"), second["message_id"])
+    assert await order(worker, 2) == ["c", "d"]
+
+
+async def test_tenant_and_cost_may_be_missing_or_nonsense(client, keys, make_queue):
+    worker = make_queue("w1")
+    for number, cost in enumerate(("nan", "-5", "x", "1e999", "")):
+        await submit(client, keys, f"job-{number}", tenant="t", cost=cost)
+    await client.xadd(keys.jobs("normal"), {"foreign": b"x"})
+    await submit(client, keys, "other", tenant="u", cost=1)
+    assert len(await worker.take(10)) == 7
+
+
+async def test_what_waits_is_never_swept(client, keys, make_queue):
+    for name in "ab":
+        await submit(client, keys, name, tenant="t", cost=5)
+    await order(make_queue("w1"), 1)
+    swept = await make_queue("w2").claim_idle(0.001, 10)
+    assert [decode_job(entry.raw).id for entry in swept] in (["a"], [])
+    assert await order(make_queue("w3"), 10) == ["b"]
+
+
+# ---------------------------------------------------------------------------- suspects, dead letters
+
+
+async def test_a_job_with_two_deaths_is_begun_by_a_worker_without_others_only(client, keys, make_queue, push):
+    await push(JOB)
+    for death in range(SUSPECT_DEATHS):
+        worker = make_queue(f"w{death}")
+        (entry,) = await worker.take(1) or await wait_until_async(lambda: worker.claim_idle(0.001, 1))  # noqa: B023
+        assert (await worker.begin(entry, JOB.id, None, alone=False)).deaths == death
+    careful = make_queue("careful")
+    (entry,) = await wait_until_async(lambda: careful.claim_idle(0.001, 1))
+    assert (await careful.begin(entry, JOB.id, None, alone=False)).verdict == "suspect"
+    assert await client.hget(keys.job(JOB.id), "worker") == b"w1"
+    begun = await careful.begin(entry, JOB.id, None, alone=True)
+    assert (begun.verdict, begun.deaths) == ("run", SUSPECT_DEATHS)
+
+
+async def test_a_job_that_runs_no_more_needs_no_worker_to_itself(make_queue, push):
+    await push(JOB)
+    for death in range(3):
+        worker = make_queue(f"w{death}")
+        (entry,) = await worker.take(1) or await wait_until_async(lambda: worker.claim_idle(0.001, 1))  # noqa: B023
+        await worker.begin(entry, JOB.id, None)
+    last = make_queue("last")
+    (entry,) = await wait_until_async(lambda: last.claim_idle(0.001, 1))
+    assert (await last.begin(entry, JOB.id, None, alone=False)).deaths == 3
+
+
+async def test_a_buried_job_has_its_terminal_event_and_lies_in_the_dead_letters(
+    client, keys, make_queue, push
+):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+    await worker.begin(entry, JOB.id, None)
+    error = {"code": "worker_lost", "message": "3 workers died"}
+    event = TerminalEvent(position=0, status=JobStatus.FAILED, job_id=JOB.id, error=error)
+    assert await worker.finish(Finish(entry, 1, event, None, bury=True)) == 0
+    assert await worker.finish(Finish(entry, 1, event, None, bury=True)) == 0
+    ((_, letter),) = await client.xrange(keys.dead)
+    assert letter[b"job"] == entry.raw
+    assert (letter[b"code"], letter[b"reason"]) == (b"worker_lost", b"3 workers died")
+    assert (await log_of(client, keys))["0-1"].error == error

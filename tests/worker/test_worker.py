@@ -64,7 +64,7 @@ async def test_metadata_and_reply_come_back(harness):
 async def test_a_job_with_stream_off_publishes_only_its_end(harness):
     worker = await harness()
     async with worker.redis.pubsub() as pubsub:
-        await pubsub.subscribe(worker.keys.channel("quiet"))
+        await pubsub.ssubscribe(worker.keys.channel("quiet"))
         await worker.push(Job(id="quiet", prompt="x", sampling=GREEDY, stream=False))
         await worker.end("quiet")
         message = await wait_until_async(
@@ -197,7 +197,7 @@ async def test_a_deadline_that_passes_while_it_runs(harness):
 async def ask_to_cancel(worker, job_id: str, *, nudge: bool = True) -> None:
     await worker.redis.hset(worker.keys.job(job_id), "cancel", 1)
     if nudge:
-        await worker.redis.publish(
+        await worker.redis.spublish(
             worker.keys.control, msgpack.packb({"command": "cancel", "job_id": job_id})
         )
 
@@ -230,15 +230,15 @@ async def test_a_forged_nudge_cancels_nothing(harness):
     worker = await harness()
     await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
     for forged in ({"command": "cancel", "job_id": "a"}, {"command": 5}, {"cmd": "x"}, [1], "x"):
-        await worker.redis.publish(worker.keys.control, msgpack.packb(forged))
-    await worker.redis.publish(worker.keys.control, b"\xc1")
+        await worker.redis.spublish(worker.keys.control, msgpack.packb(forged))
+    await worker.redis.spublish(worker.keys.control, b"\xc1")
     assert (await worker.end("a")).status is JobStatus.FINISHED
 
 
 async def test_pause_and_resume(harness):
     worker = await harness()
     await worker.redis.hset(worker.keys.settings, "paused", 1)
-    await worker.redis.publish(worker.keys.control, msgpack.packb({"command": "pause"}))
+    await worker.redis.spublish(worker.keys.control, msgpack.packb({"command": "pause"}))
 
     async def state() -> str:
         beats = await worker.redis.hvals(worker.keys.workers)
@@ -252,14 +252,14 @@ async def test_pause_and_resume(harness):
     await wait_until_async(paused)
     assert not await worker.redis.exists(worker.keys.job("a"))
     await worker.redis.hdel(worker.keys.settings, "paused")
-    await worker.redis.publish(worker.keys.control, msgpack.packb({"command": "resume"}))
+    await worker.redis.spublish(worker.keys.control, msgpack.packb({"command": "resume"}))
     assert (await worker.end("a")).status is JobStatus.FINISHED
 
 
 async def test_a_worker_drains_when_its_key_says_so(harness):
     worker = await harness(worker_id="leaving")
     await worker.redis.hset(worker.keys.settings, "drain:leaving", 1)
-    await worker.redis.publish(worker.keys.control, msgpack.packb({"command": "drain"}))
+    await worker.redis.spublish(worker.keys.control, msgpack.packb({"command": "drain"}))
     await asyncio.wait_for(worker.running, 20)
     assert not await worker.redis.hexists(worker.keys.workers, "leaving")
     assert not await worker.redis.hexists(worker.keys.settings, "drain:leaving")
@@ -270,8 +270,7 @@ async def test_no_more_jobs_are_taken_than_the_engine_has_room_for(harness, tiny
     for number in range(6):
         await worker.push(Job(id=f"j{number}", prompt="x", sampling=ENDLESS))
     await wait_until_async(lambda: worker.position("j1"), what="tokens of the second job")
-    pending = await worker.redis.xpending(worker.keys.jobs("normal"), "workers")
-    assert pending["pending"] == 2
+    assert await worker.num_held() == 2
     for number in range(6):
         await ask_to_cancel(worker, f"j{number}")
 

@@ -30,7 +30,7 @@ for i = 1, #KEYS / 2 do
       redis.call('HSET', job, 'first_token_at', now[1] * 1000 + math.floor(now[2] / 1000))
     end
     if channel ~= '' then
-      redis.call('PUBLISH', channel, event)
+      redis.call('SPUBLISH', channel, event)
     end
     answers[i] = tonumber(position)
   end

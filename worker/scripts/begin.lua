@@ -1,11 +1,13 @@
 -- Take a job: check that its entry is ours, take the next attempt number, learn what is committed.
 --
 -- KEYS  1 jobs stream  2 job hash
--- ARGV  1 group  2 worker  3 entry  4 priority  5 reply_to or ''
+-- ARGV  1 group  2 worker  3 entry  4 priority  5 reply_to or ''  6 deaths from which a job runs alone
+--       7 deaths from which it runs no more  8 1: the worker has no other job
 -- returns {'run', attempt, position, deaths, cancel, now_ms, submitted_at, first_token_at}
 --       | {'stale'}      the entry is not ours (any more)
 --       | {'duplicate'}  another entry has this job id
 --       | {'done'}       the job has ended before; the entry is gone now
+--       | {'suspect'}    to be begun by a worker without other jobs; nothing was done, but its lease is renewed
 --
 -- A bare XADD has no record yet: it is made here, with the entry's own time as the time of submission.
 
@@ -15,7 +17,7 @@ if not pending[1] or pending[1][2] ~= ARGV[2] then
 end
 
 local record = redis.call('HMGET', KEYS[2],
-  'status', 'entry', 'worker', 'position', 'cancel', 'submitted_at', 'first_token_at')
+  'status', 'entry', 'worker', 'position', 'cancel', 'submitted_at', 'first_token_at', 'deaths')
 local status = record[1]
 if status and record[2] ~= ARGV[3] then
   return {'duplicate'}
@@ -25,19 +27,24 @@ if status and status ~= 'queued' and status ~= 'running' then
   redis.call('XDEL', KEYS[1], ARGV[3])
   return {'done'}
 end
+
+-- Still `running` under another worker: that one died without a word. Our own half-begun attempt, whose
+-- reply was lost, is no death.
+local died = status == 'running' and record[3] ~= ARGV[2]
+local deaths = tonumber(record[8] or 0) + (died and 1 or 0)
+if deaths >= tonumber(ARGV[6]) and deaths < tonumber(ARGV[7]) and ARGV[8] ~= '1' then
+  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
+  return {'suspect'}
+end
+
 if not status then
   record[6] = string.match(ARGV[3], '^%d+')
   redis.call('HSET', KEYS[2], 'position', 0, 'entry', ARGV[3], 'priority', ARGV[4], 'reply_to', ARGV[5],
     'submitted_at', record[6])
 end
-
--- Still `running` under another worker: that one died without a word. Our own half-begun attempt, whose
--- reply was lost, is no death.
-local died = status == 'running' and record[3] ~= ARGV[2]
-local deaths = redis.call('HINCRBY', KEYS[2], 'deaths', died and 1 or 0)
 local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('HSET', KEYS[2], 'status', 'running', 'worker', ARGV[2], 'began_at', now)
+redis.call('HSET', KEYS[2], 'status', 'running', 'worker', ARGV[2], 'began_at', now, 'deaths', deaths)
 return {'run', attempt, tonumber(record[4]) or 0, deaths, record[5] == '1' and 1 or 0, now,
   tonumber(record[6]) or now, tonumber(record[7]) or 0}

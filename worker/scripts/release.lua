@@ -1,8 +1,7 @@
 -- Hand a job over now, mid-generation: it keeps its place, its log and its entry.
 --
 -- KEYS  1 jobs stream  2 job hash
--- ARGV  1 group  2 worker  3 entry  4 attempt, or 0 for an entry that was never begun
---       5 1: count this as a death (the engine failed), 0: an ordinary hand-over
+-- ARGV  1 group  2 worker  3 entry  4 attempt, or 0 for an entry that was never begun  5 consumer of what is released
 -- returns 1, or 0 where the job is not ours any more
 --
 -- The entry goes to the consumer `released`, idle since ever: the next sweep of any worker claims it, ahead of
@@ -18,7 +17,6 @@ if ARGV[4] ~= '0' then
     return 0
   end
   redis.call('HSET', KEYS[2], 'status', 'queued', 'worker', '')
-  redis.call('HINCRBY', KEYS[2], 'deaths', ARGV[5])
 end
-redis.call('XCLAIM', KEYS[1], ARGV[1], 'released', 0, ARGV[3], 'IDLE', 1000000000, 'JUSTID')
+redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[5], 0, ARGV[3], 'IDLE', 1000000000, 'JUSTID')
 return 1

@@ -1,0 +1,199 @@
+"""The door: which entries become running jobs, how many, and which end there. One for all partitions."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from redis.exceptions import RedisError, ResponseError
+
+from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
+from ingine.wire import Job, JobStatus, Priority, decode_job
+from worker.engine_thread import EngineThread
+from worker.jobs import JobTable, RunningJob
+from worker.logs import log_event
+from worker.metrics import Metrics
+from worker.prompts import PromptReader
+from worker.publisher import Publisher, deadline_error
+from worker.queue import Begun, Entry, Queue
+from worker.retry import until_served
+
+logger = logging.getLogger(__name__)
+
+ENGINE_PRIORITY = {Priority.HIGH: -1, Priority.NORMAL: 0, Priority.LOW: 1}
+
+
+class Admission:
+    """Room is counted here, so that the intakes of several partitions never take more than there is."""
+
+    def __init__(
+        self,
+        jobs: JobTable,
+        engine: EngineThread,
+        publisher: Publisher,
+        prompts: PromptReader,
+        metrics: Metrics,
+        *,
+        max_num_jobs: int,
+        max_deaths: int,
+        expire: Callable[[RunningJob], None],
+    ):
+        self._jobs = jobs
+        self._engine = engine
+        self._publisher = publisher
+        self._prompts = prompts
+        self._metrics = metrics
+        self._max_num_jobs = max_num_jobs
+        self._max_deaths = max_deaths
+        self._expire = expire
+        self._num_reserved = 0
+        self.num_suspects = 0
+        """Entries that wait until this worker has no other job. While any does, nothing else is taken."""
+        self.stopping = False
+
+    @property
+    def room(self) -> int:
+        """Jobs to take now. None while the engine has sequences waiting: another worker may be idle."""
+        if self.stopping or self.num_suspects or self._engine.stats.num_waiting or self._jobs.one_runs_alone:
+            return 0
+        return max(0, self._max_num_jobs - len(self._jobs) - self._num_reserved)
+
+    @property
+    def idle(self) -> bool:
+        """No job runs, nor is one on its way: a suspect may have the worker to itself."""
+        return not self._jobs and not self._num_reserved
+
+    @contextlib.contextmanager
+    def reserve(self, num_jobs: int) -> Iterator[int]:
+        """Room that nobody else counts on, from before a read until what it brought is admitted."""
+        self._num_reserved += num_jobs
+        try:
+            yield num_jobs
+        finally:
+            self._num_reserved -= num_jobs
+
+    @contextlib.contextmanager
+    def reserve_all(self) -> Iterator[None]:
+        with self.reserve(self._max_num_jobs):
+            yield
+
+    def holds(self, entry: Entry) -> bool:
+        return self._jobs.holds(entry)
+
+    async def admit(self, queue: Queue, entry: Entry, max_job_bytes: int, *, alone: bool = False) -> bool:
+        """One entry through the door: it runs, waits, has ended, is buried, or is somebody else's.
+
+        False for a suspect that must have the worker to itself: nothing was done to it.
+        """
+        try:
+            return await self._admit(queue, entry, max_job_bytes, alone)
+        except ResponseError as error:
+            # Somebody has put something else under this job's keys: that will not pass, and must not hold
+            # up the entries behind it. Whatever else the server refuses for (memory, disk) will pass.
+            if not any(sign in str(error) for sign in ("WRONGTYPE", "not an integer")):
+                raise
+            reason = f"the job's keys are not what they should be: {error}"
+            await self._bury(queue, entry, ErrorCode.BAD_RECORD, reason)
+            return True
+
+    async def _admit(self, queue: Queue, entry: Entry, max_job_bytes: int, alone: bool) -> bool:
+        try:
+            job, fault = decode_job(entry.raw, max_bytes=max_job_bytes), None
+            job_id, reply_to = job.id, job.reply_to
+        except InvalidJob as invalid:
+            job, fault = None, invalid
+            job_id, reply_to = invalid.job_id, invalid.reply_to
+        if job_id is None:
+            await self._bury(queue, entry, fault.code, str(fault))
+            return True
+
+        begun = await queue.begin(entry, job_id, reply_to, alone=alone)
+        if begun.verdict == "duplicate":
+            await self._bury(queue, entry, ErrorCode.DUPLICATE_ID, f"another entry has the job id {job_id}")
+        elif begun.verdict == "run":
+            self._metrics.began(begun, entry.priority)
+            try:
+                await self._begin(queue, entry, job or fault, job_id, begun)
+            except (RedisError, OSError):
+                raise
+            except Exception as error:
+                # A fault of ours that this job, of all, sets off: it must not take one worker after another
+                # down. Each time is a death, so it ends as failed.
+                log_event(logger, logging.ERROR, "job not begun", job_id=job_id, error=repr(error))
+                logger.debug("job not begun", exc_info=error)
+                await queue.delay(entry, job_id, begun.attempt)
+        return begun.verdict != "suspect"
+
+    async def _begin(
+        self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, begun: Begun
+    ) -> None:
+        if (ending := self._ends_at_the_door(job, begun)) is not None:
+            status, error = ending
+            metadata = job.metadata if isinstance(job, Job) else None
+            await self._publisher.reject(queue, entry, job_id, job.reply_to, begun, status, error, metadata)
+        elif job.not_before_ms and (early_ms := begun.submitted_at + job.not_before_ms - begun.now) > 0:
+            # A bare XADD: a submitted job gets into its stream only when its time has come.
+            await queue.delay(entry, job_id, begun.attempt, early_ms / 1000)
+        else:
+            await self._start(queue, entry, job, begun)
+
+    def _ends_at_the_door(self, job: Job | InvalidJob, begun: Begun) -> tuple[JobStatus, dict | None] | None:
+        """Status and error of a job that is not to run, else None."""
+        if isinstance(job, InvalidJob):
+            return JobStatus.FAILED, {"code": str(job.code), "message": str(job)}
+        if begun.cancelled:
+            return JobStatus.CANCELLED, None
+        if job.deadline_ms is not None and begun.now >= begun.submitted_at + job.deadline_ms:
+            return JobStatus.EXPIRED, deadline_error(job.deadline_ms)
+        if begun.deaths >= self._max_deaths:
+            message = f"{begun.deaths} workers died or failed while they ran this job; it is not tried again"
+            return JobStatus.FAILED, {"code": str(ErrorCode.WORKER_LOST), "message": message}
+        return None
+
+    async def _start(self, queue: Queue, entry: Entry, job: Job, begun: Begun) -> None:
+        submitted_at = datetime.fromtimestamp(begun.submitted_at / 1000, UTC)
+        try:
+            prompt_token_ids, params = await self._prompts.read(job, submitted_at)
+        except InvalidRequest as fault:
+            error = {"code": str(fault.code), "message": str(fault)}
+            await self._publisher.reject(
+                queue, entry, job.id, job.reply_to, begun, JobStatus.FAILED, error, job.metadata
+            )
+            return
+        committed: list[int] = []
+        if begun.position:
+            committed = await until_served("read log", lambda: queue.committed(job.id))
+        running = RunningJob(queue, job, entry, begun, position=len(committed))
+        if job.deadline_ms is not None:
+            left_s = (job.deadline_ms - running.since_submit_ms) / 1000
+            running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)
+        self._jobs.add(running)
+        self._metrics.prompt_tokens.inc(len(prompt_token_ids))
+        log_event(
+            logger,
+            logging.INFO,
+            "job begun",
+            job_id=job.id,
+            attempt=begun.attempt,
+            priority=entry.priority,
+            prompt_tokens=len(prompt_token_ids),
+            resumed_from=begun.position or None,
+            alone=running.alone or None,
+            queue_ms=begun.now - begun.submitted_at,
+            trace=job.trace,
+        )
+        self._engine.add(
+            running.seq_id,
+            prompt_token_ids,
+            params,
+            priority=ENGINE_PRIORITY[entry.priority],
+            arrival_time=time.time() - running.since_submit_ms / 1000,
+            output_token_ids=committed,
+        )
+
+    async def _bury(self, queue: Queue, entry: Entry, code: ErrorCode, reason: str) -> None:
+        if await queue.bury(entry, str(code), reason):
+            self._metrics.dead_letters.inc()
+            log_event(logger, logging.WARNING, "entry buried", entry=entry.id, code=str(code), reason=reason)

@@ -1,0 +1,22 @@
+-- Claim entries whose holders were silent for a lease, or have released them: those of any consumer but `waiting`.
+--
+-- KEYS  1 jobs stream
+-- ARGV  1 group  2 worker  3 lease in ms  4 count  5 consumer of what waits
+-- returns entries, as XRANGE does
+
+local claimed = {}
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local name, num_pending, room = consumer[2], consumer[4], ARGV[4] - #claimed
+  if room <= 0 then
+    break
+  end
+  if num_pending > 0 and name ~= ARGV[5] then
+    local idle = redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', room, name)
+    for _, pending in ipairs(idle) do
+      for _, entry in ipairs(redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], pending[1])) do
+        claimed[#claimed + 1] = entry
+      end
+    end
+  end
+end
+return claimed

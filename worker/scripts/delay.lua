@@ -1,0 +1,32 @@
+-- Put a job that we have begun off: because its time has not come, or for a pause after a step that failed.
+--
+-- KEYS  1 jobs stream  2 job hash  3 delayed
+-- ARGV  1 group  2 worker  3 entry  4 attempt  5 job id  6 pause in ms  7 1: the pause is for a death, which is
+--       counted, and doubles with each one  8 longest pause in ms
+-- returns 1, or 0 where the job is not ours any more
+--
+-- The job leaves its stream and lies in its record until it is promoted; the log stays.
+
+local record = redis.call('HMGET', KEYS[2], 'status', 'attempt', 'worker', 'deaths')
+local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
+if record[1] ~= 'running' or record[2] ~= ARGV[4] or record[3] ~= ARGV[2] or not entry then
+  return 0
+end
+local pause = tonumber(ARGV[6])
+if ARGV[7] == '1' then
+  local deaths = tonumber(record[4] or 0) + 1
+  redis.call('HSET', KEYS[2], 'deaths', deaths)
+  pause = math.min(pause * 2 ^ (deaths - 1), tonumber(ARGV[8]))
+end
+local fields = {}
+for i = 1, #entry[2], 2 do
+  fields[entry[2][i]] = entry[2][i + 1]
+end
+redis.call('HSET', KEYS[2], 'status', 'delayed', 'worker', '', 'raw', fields.job,
+  'tenant', fields.tenant or '', 'cost', fields.cost or '')
+local time = redis.call('TIME')
+local due = time[1] * 1000 + math.floor(time[2] / 1000) + pause
+redis.call('ZADD', KEYS[3], string.format('%d', due), ARGV[5])
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+redis.call('XDEL', KEYS[1], ARGV[3])
+return 1
