@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test bench lint format clean
+.PHONY: help venv demo test chaos bench lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo: $(STAMP) ## The main job end to end: server, two workers, one killed, no t
 
 test: $(STAMP) ## The whole test suite; ARGS="-k name" for a part of it
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+
+chaos: $(STAMP) ## Ten minutes in which everything breaks, and a table; ARGS="--seed 7 --minutes 10 --cluster"
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: $(STAMP) ## Continuous batching against one at a time and Hugging Face
 	@$(BIN)/ingine bench $(ARGS)

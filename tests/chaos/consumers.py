@@ -1,0 +1,100 @@
+"""Consumers: late, dropped and resumed, slow, frozen and killed. What each stream saw goes to a journal."""
+
+import asyncio
+import hashlib
+from contextlib import aclosing
+from pathlib import Path
+
+from ingine.errors import ClientError, JobCancelled, JobExpired, JobFailed, JobNotFound
+from producer import AsyncClient
+from tests.chaos.journal import Journal, Tail, read
+
+POLL_S = 0.1
+ENDINGS = {JobFailed: "failed", JobCancelled: "cancelled", JobExpired: "expired"}
+
+
+def run(**options) -> None:
+    asyncio.run(_Consumer(**options).run())
+
+
+class _Consumer:
+    """Follows the jobs in the producers' journals whose number is `remainder` modulo `modulus`, each with a
+    habit of its own, until all `end` jobs are known and followed to their end."""
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        queue: str,
+        journal: str,
+        sources: list[str],
+        remainder: int,
+        modulus: int,
+        end: int,
+    ):
+        self._client = AsyncClient(url, queue=queue)
+        self._sources = [Tail(Path(source)) for source in sources]
+        self._remainder, self._modulus, self._end = remainder, modulus, end
+        self._seen: dict[str, int] = {}
+        self._ended: set[str] = set()
+        for record in read(Path(journal)):
+            if "end" in record:
+                self._ended.add(record["job_id"])
+            elif "ids" in record:
+                self._seen[record["job_id"]] = record["position"]
+        self._journal = Journal(Path(journal))
+
+    async def run(self) -> None:
+        known: set[str] = set()
+        numbers: set[int] = set()
+        wanted = set(range(self._remainder, self._end, self._modulus))
+        async with asyncio.TaskGroup() as group:
+            while numbers < wanted:
+                for record in (record for source in self._sources for record in source.read()):
+                    number, job_id = record.get("number"), record.get("job_id")
+                    if job_id and job_id not in known and number in wanted:
+                        known.add(job_id)
+                        numbers.add(number)
+                        if job_id not in self._ended:
+                            group.create_task(self._follow(job_id))
+                await asyncio.sleep(POLL_S)
+        await self._client.aclose()
+
+    async def _follow(self, job_id: str) -> None:
+        """To the end, over every error that a consumer may meet."""
+        habit = hashlib.blake2b(job_id.encode(), digest_size=2).digest()
+        if habit[0] % 4 == 1:
+            await asyncio.sleep(habit[1] / 50)  # late: perhaps after the end
+        drop_after = 1 + habit[1] % 40 if habit[0] % 4 == 2 else None
+        pause_s = 0.05 if habit[0] % 8 == 3 else 0.0
+        while True:
+            try:
+                if await self._stream(job_id, drop_after, pause_s):
+                    return
+            except JobNotFound as error:
+                return self._journal.write(job_id=job_id, end="unknown", error=str(error))
+            except ClientError as error:
+                if ending := ENDINGS.get(type(error)):
+                    code = getattr(error, "code", None)
+                    return self._journal.write(job_id=job_id, end=ending, code=code)
+                self._journal.write(job_id=job_id, unavailable=str(error))
+                await asyncio.sleep(0.2)
+
+    async def _stream(self, job_id: str, drop_after: int | None, pause_s: float) -> bool:
+        """Whether it came to the end. It drops the stream after so many chunks, and comes back."""
+        start = self._seen.get(job_id, 0)
+        self._journal.write(job_id=job_id, attached=start)
+        num_chunks = 0
+        async with aclosing(self._client.attach(job_id, start).stream()) as chunks:
+            async for chunk in chunks:
+                self._journal.write(
+                    job_id=job_id, position=chunk.position, ids=chunk.token_ids, text=chunk.text
+                )
+                self._seen[job_id] = chunk.position
+                num_chunks += 1
+                if num_chunks == drop_after and chunk.token_ids:
+                    return False
+                if pause_s:
+                    await asyncio.sleep(pause_s)
+        self._journal.write(job_id=job_id, end="finished")
+        return True

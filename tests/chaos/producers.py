@@ -1,0 +1,81 @@
+"""A producer that is killed again and again: it writes down what it was told before it does anything else."""
+
+import asyncio
+import os
+import random
+import signal
+from pathlib import Path
+
+from ingine.errors import ClientError, JobNotFound, QueueFull, ServerUnavailable
+from producer import AsyncClient
+from tests.chaos import jobs
+from tests.chaos.journal import Journal, read
+
+BURST_EVERY, BURST = 80, 30
+"""Of a producer's jobs: the first so many of each stretch come as fast as it can, over the queue's limit."""
+
+
+def run(**options) -> None:
+    asyncio.run(_Producer(**options).run())
+
+
+class _Producer:
+    """Submits the jobs `first`, `first + step` ... below `end`, and begins where its journal ends.
+
+    `die_after`: after so many submissions it is gone, between the answer and the journal.
+    """
+
+    def __init__(
+        self, *, url: str, queue: str, journal: str, seed: int, first: int, step: int, end: int,
+        interval_s: float, poison_every: int, die_after: int | None,
+    ):  # fmt: skip
+        self._client = AsyncClient(url, queue=queue)
+        self._seed, self._poison_every = seed, poison_every
+        done = {record["number"] for record in read(Path(journal)) if "job_id" in record}
+        self._numbers = [number for number in range(first, end, step) if number not in done]
+        self._again = sorted(done)[-3:]  # submitted twice on purpose: they are known again
+        self._journal = Journal(Path(journal))
+        self._interval_s, self._step, self._die_after = interval_s, step, die_after
+        self._cancels: set[asyncio.Task] = set()
+
+    async def run(self) -> None:
+        for number in (*self._again, *self._numbers):
+            await self._submit(jobs.spec(self._seed, number, poison_every=self._poison_every))
+            if number // self._step % BURST_EVERY >= BURST:
+                await asyncio.sleep(self._interval_s * random.uniform(0.5, 1.5))
+        if self._cancels:
+            await asyncio.wait(self._cancels)
+        await self._client.aclose()
+
+    async def _submit(self, spec: jobs.JobSpec) -> None:
+        while True:
+            self._journal.write(number=spec.number, intent=True)
+            try:
+                handle = await self._client.submit(**spec.arguments())
+            except QueueFull:
+                self._journal.write(number=spec.number, refused="full")
+                await asyncio.sleep(random.uniform(0.5, 1.0))
+            except ServerUnavailable as error:
+                self._journal.write(number=spec.number, unavailable=str(error))
+                await asyncio.sleep(random.uniform(0.1, 0.5))
+            else:
+                break
+        if self._die_after is not None:
+            self._die_after -= 1
+            if self._die_after < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        self._journal.write(number=spec.number, job_id=handle.job_id)
+        if spec.cancel_after_s is not None:
+            cancel = asyncio.create_task(self._cancel(handle, spec.cancel_after_s))
+            self._cancels.add(cancel)
+            cancel.add_done_callback(self._cancels.discard)
+
+    async def _cancel(self, handle, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        for _ in range(10):
+            try:
+                return await handle.cancel()
+            except JobNotFound as error:
+                return self._journal.write(job_id_unknown=handle.job_id, error=str(error))
+            except ClientError:
+                await asyncio.sleep(0.3)

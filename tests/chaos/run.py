@@ -1,0 +1,305 @@
+"""One run of chaos: start everything, break it by the schedule, let it calm down, and audit what is left."""
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from ingine.wire import all_partitions
+from tests.chaos import jobs
+from tests.chaos.audit import Findings, Seen, audit
+from tests.chaos.journal import read
+from tests.chaos.proxy import FAULTS as WIRE_FAULTS
+from tests.chaos.proxy import ProxyProcess
+from tests.chaos.reference import read_answers
+from tests.chaos.schedule import Fault, fate, schedule
+from tests.chaos.servers import Cluster, Pair
+from tests.chaos.snapshot import Snapshot, take
+from tests.chaos.zygote import Zygote
+
+QUEUE = "chaos"
+MAX_JOBS = 64
+"""The queue's limit: bursts run into it."""
+MAX_DEATHS = 6
+"""More than by default: innocents die with others' workers here a hundred times."""
+NUM_WORKERS, NUM_PRODUCERS, NUM_CONSUMERS = 3, 3, 3
+WORKER = {
+    "queue": QUEUE,
+    "dtype": "float32",
+    "device": "cpu",
+    "max_num_seqs": 8,
+    "kv_cache_bytes": 512 << 10,  # too little for eight long ones: some are preempted
+    "http_port": -1,
+    "lease_s": 2.0,
+    "max_deaths": MAX_DEATHS,
+    "drain_timeout_s": 5.0,
+}
+CALM_TIMEOUT_S = 120.0
+
+
+@dataclass
+class Report:
+    seed: int
+    folder: Path
+    topology: str
+    duration_s: float = 0.0
+    num_accepted: int = 0
+    counts: Counter = field(default_factory=Counter)
+    """What went wrong on purpose, by kind."""
+    findings: Findings = field(default_factory=Findings)
+    failures: list[str] = field(default_factory=list)
+    """What else went wrong: a worker that ended unclean, a queue over its limit, a part that got stuck."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether every promise was."""
+        return not self.findings.violations and not self.failures
+
+
+class Run:
+    def __init__(
+        self, seed: int, folder: Path, *, duration_s: float, num_jobs: int, poison_every: int, cluster: bool
+    ):
+        self._seed, self._folder, self._duration_s = seed, folder, duration_s
+        self._num_jobs, self._poison_every, self._cluster = num_jobs, poison_every, cluster
+        self._random = random.Random(f"{seed}:run")
+        self._report = Report(seed, folder, "three-node cluster" if cluster else "primary and replica")
+        self._lives: Counter = Counter()
+        self._killed: set[str] = set()
+        self._calm = False
+        self._done: set[str] = set()
+        self._restarts: set[asyncio.Task] = set()
+        self._one_server_fault = asyncio.Lock()
+
+    async def run(self) -> Report:
+        (self._folder / "logs").mkdir(parents=True)
+        async with AsyncExitStack() as stack:
+            proxy = await ProxyProcess().start()
+            stack.push_async_callback(proxy.stop)
+            self._proxy = proxy
+            self._servers = (Cluster if self._cluster else Pair)(self._folder, proxy, self._seed)
+            stack.push_async_callback(self._servers.stop)
+            await self._servers.start()
+            self._zygote = Zygote(self._folder / "logs", self._ended)
+            stack.push_async_callback(self._zygote.stop)
+            await self._zygote.start()
+            await self._zygote.spawn(
+                "reference",
+                "reference",
+                model=str(self._folder / "model"),
+                answers=str(self._folder / "answers"),
+            )
+            await self._until(lambda: "reference" in self._done, "the uninterrupted run")
+            await self._set_limits()
+            started = time.monotonic()
+            await self._start_all()
+            await self._break_things(started)
+            await self._calm_down()
+            self._report.duration_s = time.monotonic() - started
+            await self._audit()
+        return self._report
+
+    # ------------------------------------------------------------------------------------- processes
+
+    async def _start_all(self) -> None:
+        for kind, number in (
+            ("worker", NUM_WORKERS),
+            ("producer", NUM_PRODUCERS),
+            ("consumer", NUM_CONSUMERS),
+        ):
+            for index in range(number):
+                await self._start(kind, index)
+
+    async def _start(self, kind: str, index: int) -> None:
+        """Another life of this worker, producer or consumer."""
+        life = self._lives[kind]
+        self._lives[kind] += 1
+        name = f"{kind}-{index}-{life}"
+        await self._zygote.spawn(name, kind, **getattr(self, f"_{kind}")(index, life, name))
+
+    def _worker(self, index: int, life: int, name: str) -> dict[str, Any]:
+        settings = WORKER | {
+            "redis_url": self._servers.url, "worker_id": name, "model": str(self._folder / "model")
+        }  # fmt: skip
+        return {"settings": settings, "fate": {} if self._calm else fate(self._seed, life)}
+
+    def _producer(self, index: int, life: int, name: str) -> dict[str, Any]:
+        die_after = None if self._calm or life % 2 else self._random.randint(1, 60)
+        return {
+            "url": self._servers.url, "queue": QUEUE, "journal": self._journal("producer", index),
+            "seed": self._seed, "first": index, "step": NUM_PRODUCERS, "end": self._num_jobs,
+            "interval_s": 0.8 * self._duration_s * NUM_PRODUCERS / self._num_jobs,
+            "poison_every": self._poison_every, "die_after": die_after,
+        }  # fmt: skip
+
+    def _consumer(self, index: int, life: int, name: str) -> dict[str, Any]:
+        return {
+            "url": self._servers.url, "queue": QUEUE, "journal": self._journal("consumer", index),
+            "sources": [self._journal("producer", number) for number in range(NUM_PRODUCERS)],
+            "remainder": index, "modulus": NUM_CONSUMERS, "end": self._num_jobs,
+        }  # fmt: skip
+
+    def _journal(self, kind: str, index: int) -> str:
+        return str(self._folder / f"{kind}-{index}.journal")
+
+    def _ended(self, name: str, status: int) -> None:
+        """Told of each process that ends. All but those that have done their work get another life."""
+        kind, _, rest = name.partition("-")
+        self._done.add(name)
+        if kind == "worker":
+            self._count_worker(name, status)
+        elif kind == "reference":
+            if status:
+                raise RuntimeError(f"no uninterrupted run: {self._zygote.log(name).read_text()}")
+            return
+        elif status == -signal.SIGKILL:
+            self._report.counts[f"{kind} killed"] += 1
+        elif status:
+            self._report.failures.append(f"{name} ended with {status}, see its log")
+        if self._leaving or (kind != "worker" and status == 0):
+            return
+        again = asyncio.create_task(self._start(kind, int(rest.split("-")[0])))
+        self._restarts.add(again)
+        again.add_done_callback(self._restarts.discard)
+
+    _leaving = False
+
+    def _count_worker(self, name: str, status: int) -> None:
+        log = self._zygote.log(name).read_text(errors="replace")
+        whys = [line.removeprefix("chaos: ") for line in log.splitlines() if line.startswith("chaos: ")]
+        if status == 0:
+            self._report.counts["worker stopped"] += 1
+        elif status == -signal.SIGKILL:
+            why = "kill -9" if name in self._killed or not whys else whys[-1]
+            self._report.counts[f"worker killed: {'crash' if why.startswith('crash') else why}"] += 1
+        elif "step hangs" in whys:
+            self._report.counts["worker killed: watchdog"] += 1
+        else:
+            self._report.failures.append(f"{name} ended with {status}, see its log")
+        self._report.counts["step raised"] += whys.count("step raises")
+
+    # ------------------------------------------------------------------------------------- faults
+
+    async def _set_limits(self) -> None:
+        for keys in all_partitions(QUEUE, self._servers.num_partitions):
+            await self._servers.owner(keys.settings).hset(keys.settings, "max_jobs", MAX_JOBS)
+
+    async def _break_things(self, started: float) -> None:
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(self._watch_the_limit())
+            for fault in schedule(self._seed, self._duration_s, replica=not self._cluster):
+                await asyncio.sleep(started + fault.at_s - time.monotonic())
+                group.create_task(self._commit(fault))
+            await asyncio.sleep(started + self._duration_s - time.monotonic())
+            watch.cancel()
+
+    async def _commit(self, fault: Fault) -> None:
+        if fault.kind in WIRE_FAULTS:
+            node = self._servers.target(fault.draw)
+            if await self._proxy.ask(fault=fault.kind, front=node.front, **fault.options):
+                self._report.counts[f"wire: {fault.kind}"] += 1
+        elif hasattr(self._servers, fault.kind):
+            async with self._one_server_fault:
+                node = self._servers.target(fault.draw)
+                arguments = [] if fault.kind == "failover" else [node]
+                await getattr(self._servers, fault.kind)(*arguments, **fault.options)
+                self._report.counts[f"server: {fault.kind}"] += 1
+        else:
+            action, _, kind = fault.kind.partition("_")
+            await self._signal(action, kind, fault)
+
+    async def _signal(self, action: str, kind: str, fault: Fault) -> None:
+        living = sorted(name for name in self._zygote.pids if name.startswith(kind))
+        if not living:
+            return
+        victim = living[int(fault.draw * len(living))]
+        if action == "freeze":
+            self._zygote.signal(victim, signal.SIGSTOP)
+            await asyncio.sleep(fault.options["for_s"])
+            if self._zygote.signal(victim, signal.SIGCONT):
+                self._report.counts[f"{kind} frozen"] += 1
+        elif action == "kill":
+            self._killed.add(victim)
+            self._zygote.signal(victim, signal.SIGKILL)
+        else:
+            self._zygote.signal(victim, signal.SIGTERM)
+
+    async def _watch_the_limit(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            for keys in all_partitions(QUEUE, self._servers.num_partitions):
+                try:
+                    owner = self._servers.owner(keys.settings)
+                    length = sum([await owner.xlen(stream) for stream in keys.all_jobs])
+                except (RedisError, OSError):
+                    continue
+                if length > MAX_JOBS:
+                    self._report.failures.append(f"{length} jobs in a queue for {MAX_JOBS}")
+
+    # -------------------------------------------------------------------------------------- the end
+
+    async def _calm_down(self) -> None:
+        """No more faults: all that was begun comes to its end, and everybody leaves."""
+        self._calm = True
+        await self._until(lambda: not self._living("producer"), "every job's submission")
+        await self._until(lambda: not self._living("consumer"), "every stream's end")
+        await self._until(self._empty, "the end of every job")
+        self._leaving = True
+        for name in self._living("worker"):
+            self._zygote.signal(name, signal.SIGTERM)
+        await self._until(lambda: not self._living("worker"), "every worker's leave")
+
+    def _living(self, kind: str) -> list[str]:
+        return [name for name in self._zygote.pids if name.startswith(kind)]
+
+    async def _empty(self) -> bool:
+        for keys in all_partitions(QUEUE, self._servers.num_partitions):
+            owner = self._servers.owner(keys.settings)
+            if any([await owner.xlen(stream) for stream in keys.all_jobs]) or await owner.exists(
+                keys.delayed
+            ):
+                return False
+        return True
+
+    async def _until(self, condition, what: str) -> None:
+        deadline = time.monotonic() + CALM_TIMEOUT_S
+        while True:
+            met = condition()
+            if await met if asyncio.iscoroutine(met) else met and not self._restarts:
+                return
+            if time.monotonic() > deadline:
+                self._report.failures.append(f"{what} did not come within {CALM_TIMEOUT_S:.0f} s")
+                return
+            await asyncio.sleep(0.1)
+
+    async def _audit(self) -> None:
+        report, snapshot = self._report, Snapshot()
+        for keys in all_partitions(QUEUE, self._servers.num_partitions):
+            await take(self._servers.owner(keys.settings), keys, snapshot)
+        accepted = []
+        for index in range(NUM_PRODUCERS):
+            for record in read(Path(self._journal("producer", index))):
+                if "job_id" in record:
+                    accepted.append((record["number"], record["job_id"]))
+                report.counts["submission refused: queue full"] += record.get("refused") == "full"
+        seen: dict[str, Seen] = {}
+        for index in range(NUM_CONSUMERS):
+            for record in read(Path(self._journal("consumer", index))):
+                seen.setdefault(record["job_id"], Seen()).take(record)
+        report.num_accepted = len(set(accepted))
+        if report.num_accepted != self._num_jobs:
+            report.failures.append(f"{report.num_accepted} of {self._num_jobs} jobs were accepted")
+        report.findings = audit(
+            accepted,
+            lambda number: jobs.spec(self._seed, number, poison_every=self._poison_every),
+            snapshot,
+            seen,
+            read_answers(self._folder / "answers"),
+        )

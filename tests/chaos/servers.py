@@ -1,0 +1,224 @@
+"""The servers of a run: a primary with its replica, or a cluster of three; how each is broken and mended."""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from redis.asyncio import Redis
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+
+from tests.chaos.proxy import HOST, ProxyProcess
+from worker.child import Child
+from worker.embedded import find_binary
+
+OPTIONS = {
+    "bind": HOST,
+    "save": "",
+    "appendonly": "yes",
+    "appendfsync": "always",  # so that `kill -9` may lose nothing, and every lost token is a bug
+    "maxmemory-policy": "noeviction",
+    "repl-diskless-sync-delay": 0,
+    "client-output-buffer-limit": "pubsub 32kb 16kb 1",
+}
+UP_TIMEOUT_S = 20.0
+CLUSTER_SLOTS = 16384
+
+
+class Node:
+    """One server that can be killed and started again on its files. `admin` goes past the proxy."""
+
+    def __init__(self, folder: Path, **options):
+        self._folder = folder
+        folder.mkdir(parents=True)
+        self.port = free_port()
+        self.options = {**OPTIONS, "port": self.port, "dir": folder, **options}
+        self.admin = Redis(host=HOST, port=self.port, protocol=2, socket_timeout=10)
+        self.front = 0
+        """Which of the proxy's fronts stands for it."""
+
+    async def start(self) -> "Node":
+        command = [str(find_binary())]
+        for name, value in self.options.items():
+            command += [f"--{name}", *str(value).split(" ")] if value != "" else [f"--{name}", ""]
+        with (self._folder / "server.log").open("ab") as log:
+            self._child = Child(command, output=log)
+        await until(self.admin.ping, f"the server on port {self.port}")
+        return self
+
+    async def kill_and_restart(self) -> None:
+        os.kill(self._child.pid, signal.SIGKILL)
+        self._child.stop()
+        await self.start()
+
+    async def stop(self) -> None:
+        await self.admin.aclose()
+        self._child.stop()
+
+
+class Servers:
+    """What a run needs of its servers. `url` leads through the proxy."""
+
+    nodes: list[Node]
+    url: str
+    num_partitions = 1
+
+    def __init__(self, folder: Path, proxy: ProxyProcess, seed: int):
+        self._folder, self._proxy, self._seed = folder, proxy, seed
+
+    def target(self, draw: float) -> Node:
+        """A node that serves."""
+        return self.nodes[int(draw * len(self.nodes))]
+
+    def owner(self, key: str) -> Redis:
+        """Past the proxy, whoever has `key`."""
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        for node in self.nodes:
+            await node.stop()
+
+    async def _listen(self, upstream: int) -> int:
+        return await self._proxy.ask(listen=upstream, seed=f"{self._seed}:{upstream}")
+
+    # ---------------------------------------------------------------------------------------- faults
+
+    async def kill_server(self, node: Node) -> None:
+        await node.kill_and_restart()
+
+    async def kill_clients(self, node: Node) -> None:
+        for kind in ("normal", "pubsub"):
+            await node.admin.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+
+    async def pause_server(self, node: Node, for_s: float) -> None:
+        await node.admin.execute_command("CLIENT", "PAUSE", int(for_s * 1000), "ALL")
+
+    async def fill_memory(self, node: Node, for_s: float) -> None:
+        """As if something else had eaten it: every command that may grow the memory is refused."""
+        await self._for_a_while(node, "maxmemory", 1, 0, for_s)
+
+    async def refuse_writes(self, node: Node, for_s: float) -> None:
+        await self._for_a_while(node, "min-replicas-to-write", 2, 0, for_s)
+
+    async def _for_a_while(self, node: Node, name: str, value: int, usual: int, for_s: float) -> None:
+        await node.admin.config_set(name, value)
+        await asyncio.sleep(for_s)
+        await node.admin.config_set(name, usual)
+
+
+class Pair(Servers):
+    """A primary and its replica behind one port."""
+
+    async def start(self) -> "Pair":
+        first = await Node(self._folder / "first").start()
+        second = await Node(self._folder / "second", replicaof=f"{HOST} {first.port}").start()
+        self.nodes = [first, second]
+        self.url = f"redis://{HOST}:{await self._listen(first.port)}/0"
+        await self._synced()
+        return self
+
+    def target(self, draw: float) -> Node:
+        return self.nodes[0]
+
+    def owner(self, key: str) -> Redis:
+        return self.nodes[0].admin
+
+    async def failover(self, cut: bool) -> None:
+        """The replica takes over, having all that was written; the old primary follows it."""
+        await self._synced()
+        primary, replica = self.nodes
+        await primary.admin.execute_command("FAILOVER", "TO", HOST, replica.port)
+        await until(lambda: _is_primary(replica), "the failover")
+        self.nodes.reverse()
+        replica.options.pop("replicaof")
+        primary.options["replicaof"] = f"{HOST} {replica.port}"
+        await self._proxy.ask(point=replica.port, front=0, cut=cut)
+
+    async def _synced(self) -> None:
+        async def synced() -> bool:
+            return (await self.nodes[0].admin.info("replication")).get("slave0", {}).get("state") == "online"
+
+        await until(synced, "the replica")
+
+
+async def _is_primary(node: Node) -> bool:
+    return (await node.admin.info("replication"))["role"] == "master"
+
+
+class Cluster(Servers):
+    """Three nodes without replicas. Each tells its clients the port of a front of its own."""
+
+    num_partitions = 6
+
+    async def start(self) -> "Cluster":
+        self.nodes = []
+        for number in range(3):
+            bus = free_port()
+            node = Node(
+                self._folder / f"node{number}",
+                **{
+                    "cluster-enabled": "yes",
+                    "cluster-port": bus,
+                    "cluster-announce-ip": HOST,
+                    "cluster-announce-bus-port": bus,
+                    "cluster-node-timeout": 2000,
+                    "cluster-require-full-coverage": "no",
+                },
+            )
+            node.front, node.bus = number, bus
+            node.announced = await self._listen(node.port)
+            node.options["cluster-announce-port"] = node.announced
+            self.nodes.append(await node.start())
+        await self._form()
+        self.url = "redis+cluster://" + ",".join(f"{HOST}:{node.announced}" for node in self.nodes)
+        return self
+
+    async def _form(self) -> None:
+        share = CLUSTER_SLOTS // len(self.nodes) + 1
+        for number, node in enumerate(self.nodes):
+            last = min((number + 1) * share, CLUSTER_SLOTS) - 1
+            await node.admin.execute_command("CLUSTER", "ADDSLOTSRANGE", number * share, last)
+            node.slots = range(number * share, last + 1)
+        for node in self.nodes[1:]:
+            await node.admin.execute_command("CLUSTER", "MEET", HOST, self.nodes[0].port, self.nodes[0].bus)
+
+        async def formed() -> bool:
+            infos = [str(await node.admin.execute_command("CLUSTER", "INFO")) for node in self.nodes]
+            return all("cluster_slots_ok:16384" in i and "cluster_state:ok" in i for i in infos)
+
+        await until(formed, "the cluster")
+
+    def owner(self, key: str) -> Redis:
+        slot = key_slot(key.encode())
+        return next(node.admin for node in self.nodes if slot in node.slots)
+
+
+async def until(condition, what: str, errors: Iterable[type[Exception]] = (RedisError, OSError)) -> None:
+    """Asks until the answer is true; these errors mean not yet. TimeoutError after UP_TIMEOUT_S."""
+    try:
+        async with asyncio.timeout(UP_TIMEOUT_S):
+            while True:
+                try:
+                    if await condition():
+                        return
+                except tuple(errors):
+                    pass
+                await asyncio.sleep(0.03)
+    except TimeoutError:
+        raise TimeoutError(f"{what} is not there after {UP_TIMEOUT_S} s") from None
+
+
+def free_port() -> int:
+    """Below 32768, where no outgoing connection takes it while its server is being restarted."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port

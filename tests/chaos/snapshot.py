@@ -1,0 +1,63 @@
+"""All that is left on the servers after a run, as plain values: what the audit looks at."""
+
+from dataclasses import dataclass, field
+
+from redis.asyncio import Redis
+
+from ingine.wire import EVENT_FIELD, GROUP, Event, Keys, decode_event
+
+TTL_FREE = ("queue", "workers", "dead", "jobs:high", "jobs:normal", "jobs:low")
+"""Keys that may stay for ever, behind the queue's prefix."""
+
+
+@dataclass
+class Log:
+    """One job as the servers have it."""
+
+    status: str | None = None
+    deaths: int = 0
+    position: int | None = None
+    entries: list[tuple[str, Event]] = field(default_factory=list)
+
+
+@dataclass
+class Snapshot:
+    logs: dict[str, Log] = field(default_factory=dict)
+    """By job id: every record and every token log."""
+    replies: list[Event] = field(default_factory=list)
+    dead: list[dict[str, bytes]] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    """Keys without a TTL that should have one, entries in jobs streams, pending entries."""
+
+
+async def take(redis: Redis, keys: Keys, into: Snapshot) -> None:
+    """One partition, on the server that has it."""
+    async for raw in redis.scan_iter(f"{keys.prefix}:*", count=1000):
+        key = raw.decode()
+        name = key.removeprefix(f"{keys.prefix}:")
+        kind, _, job_id = name.partition(":")
+        if name not in TTL_FREE and await redis.ttl(key) < 0:
+            into.orphans.append(f"{key} has no TTL")
+        if kind == "job":
+            record = {field.decode(): value.decode() for field, value in (await redis.hgetall(key)).items()}
+            log = into.logs.setdefault(job_id, Log())
+            log.status, log.deaths = record.get("status"), int(record.get("deaths", 0))
+            log.position = int(record.get("position", 0))
+        elif kind == "tokens":
+            log = into.logs.setdefault(job_id, Log())
+            log.entries = [(entry.decode(), _event(fields)) for entry, fields in await redis.xrange(key)]
+        elif kind == "replies":
+            into.replies += [_event(fields) for _, fields in await redis.xrange(key)]
+        elif name == "dead":
+            for _, fields in await redis.xrange(key):
+                into.dead.append({field.decode(): value for field, value in fields.items()})
+    for stream in keys.all_jobs:
+        if await redis.exists(stream):
+            if length := await redis.xlen(stream):
+                into.orphans.append(f"{stream} has {length} entries")
+            if pending := (await redis.xpending(stream, GROUP))["pending"]:
+                into.orphans.append(f"{stream} has {pending} pending entries")
+
+
+def _event(fields: dict[bytes, bytes]) -> Event:
+    return decode_event(fields[EVENT_FIELD.encode()])

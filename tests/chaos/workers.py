@@ -1,0 +1,96 @@
+"""A real worker in a forked process, and the fate that it was dealt. The product has no hook for this: its
+calls are wrapped from outside."""
+
+import asyncio
+import functools
+import itertools
+import os
+import signal
+import time
+
+import torch
+
+from ingine.model_runner import ModelRunner
+from ingine.scheduler import ScheduledBatch
+from tests.chaos.jobs import POISON
+from worker.cli import _serve, build_engine
+from worker.logs import setup_logging
+from worker.queue import Queue
+from worker.settings import WorkerSettings
+
+CALLS = ("begin", "append", "finish", "release", "claim_idle", "read_new", "wait_for_new")
+"""The steps between which a fate may let a worker die."""
+WHEN = ("before", "amid", "after")
+
+
+def run(*, settings: dict, fate: dict) -> None:
+    """As `ingine worker`, until SIGTERM or the fate. Raises if the engine's books do not agree at the end."""
+    torch.set_num_threads(1)
+    settings = WorkerSettings(_env_file=None, **settings)
+    setup_logging(settings.log_level, as_json=False)
+    engine, served_names = build_engine(settings)
+    meet(engine.engine.tokenizer.encode(POISON), **fate)
+    asyncio.run(_serve(settings, settings.redis_url, engine, served_names))
+    engine.engine.check_integrity()
+
+
+def meet(
+    poison: list[int],
+    *,
+    clock_offset_s: float = 0.0,
+    crash: tuple[str, int, str] | None = None,
+    raise_at_step: int | None = None,
+    hang_at_step: int | None = None,
+) -> None:
+    """crash: (call, its number, before, amid or after): `kill -9` there. raise, hang: the runner, at a step.
+
+    A batch with a prompt that begins with POISON kills any worker.
+    """
+    if clock_offset_s:
+        right = time.time
+        time.time = lambda: right() + clock_offset_s
+    if crash:
+        call, number, when = crash
+        setattr(Queue, call, _crashing(getattr(Queue, call), number, when))
+    ModelRunner.run = _failing(ModelRunner.run, poison, raise_at_step, hang_at_step)
+
+
+def die(why: str) -> None:
+    os.write(2, f"chaos: {why}\n".encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _crashing(call, number: int, when: str):
+    numbers = itertools.count(1)
+
+    @functools.wraps(call)
+    async def crashing(*args, **options):
+        if next(numbers) != number:
+            return await call(*args, **options)
+        if when == "after":
+            await call(*args, **options)
+        elif when == "amid":  # the command is on its way, and nobody knows how far
+            under_way = asyncio.ensure_future(call(*args, **options))
+            await asyncio.wait({under_way}, timeout=0.0005)
+        die(f"crash {when} {call.__name__}")
+
+    return crashing
+
+
+def _failing(run_batch, poison: list[int], raise_at: int | None, hang_at: int | None):
+    steps = itertools.count(1)
+
+    @functools.wraps(run_batch)
+    def failing(self, batch: ScheduledBatch):
+        step = next(steps)
+        if step == raise_at:
+            os.write(2, b"chaos: step raises\n")
+            raise RuntimeError("chaos: this step raises")
+        if step == hang_at:
+            os.write(2, b"chaos: step hangs\n")
+            time.sleep(3600)
+        if any(seq.token_ids[: len(poison)] == poison for seq in batch.seqs):
+            die("poison")
+        return run_batch(self, batch)
+
+    return failing
