@@ -23,7 +23,15 @@ from pydantic import (
 )
 
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.job_faults import MAX_NESTING, MAX_REASON_CHARS, deeper_than, explain, too_many_fields
+from ingine.job_faults import (
+    MAX_MAP_ENTRIES,
+    MAX_NESTING,
+    MAX_REASON_CHARS,
+    BoundedMaps,
+    deeper_than,
+    explain,
+    too_many_fields,
+)
 from ingine.sampling_params import SamplingParams, TokenId
 
 PROTOCOL_VERSION = 1
@@ -253,8 +261,9 @@ def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
     """
     if len(raw) > max_bytes:
         raise InvalidJob(ErrorCode.JOB_TOO_LARGE, f"the job has {len(raw)} bytes, the limit is {max_bytes}")
+    maps = BoundedMaps()
     try:
-        fields = msgpack.unpackb(raw, strict_map_key=False)
+        fields = msgpack.unpackb(raw, strict_map_key=False, object_pairs_hook=maps)
     except msgpack.StackError:
         raise InvalidJob(ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels") from None
     except (ValueError, TypeError) as error:  # all of msgpack's errors, bad UTF-8, unhashable map keys
@@ -266,6 +275,9 @@ def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
     job_id, reply_to = (_name_or_none(fields.get(name)) for name in ("id", "reply_to"))
     if deeper_than(fields, MAX_NESTING):
         code, message = ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels"
+    elif maps.largest > MAX_MAP_ENTRIES:
+        code = ErrorCode.INVALID_SHAPE
+        message = f"a map of {maps.largest} entries, and {MAX_MAP_ENTRIES} is the limit"
     elif too_many := too_many_fields(fields):
         code, message = ErrorCode.INVALID_SHAPE, too_many
     else:
@@ -339,13 +351,33 @@ def encode_event(event: Event) -> bytes:
 
 
 def decode_event(raw: bytes) -> Event:
-    """Inverse of `encode_event`. Fields that this version does not know are ignored: workers may be newer."""
-    fields = msgpack.unpackb(raw, strict_map_key=False)
+    """Inverse of `encode_event`. Fields that this version does not know are ignored: workers may be newer.
+
+    Raises ValueError, TypeError, KeyError or AttributeError for what is no event: anybody may publish.
+    """
+    fields = msgpack.unpackb(raw, strict_map_key=False, max_map_len=MAX_MAP_ENTRIES)
     kind = fields.pop("type")
     if kind == "tokens":
-        return TokensEvent(fields["position"], fields["token_ids"], fields["text"], fields.get("logprobs"))
-    known = {name: value for name, value in fields.items() if name in TerminalEvent.__slots__}
-    return TerminalEvent(status=JobStatus(kind), **known)
+        event = TokensEvent(fields["position"], fields["token_ids"], fields["text"], fields.get("logprobs"))
+        well_formed = (
+            type(event.token_ids) is list
+            and all(type(token_id) is int for token_id in event.token_ids)
+            and (event.logprobs is None or type(event.logprobs) is list)
+            and type(event.position) is int
+            and event.position >= len(event.token_ids)
+        )
+    else:
+        known = {name: value for name, value in fields.items() if name in TerminalEvent.__slots__}
+        event = TerminalEvent(status=JobStatus(kind), **known)
+        well_formed = (
+            event.status.terminal
+            and (event.error is None or type(event.error) is dict)
+            and type(event.position) is int
+            and event.position >= 0
+        )
+    if not well_formed or type(event.text) is not str:
+        raise ValueError(f"not the shape of a {kind} event")
+    return event
 
 
 def log_id(position: int, *, terminal: bool = False) -> str:
