@@ -1,5 +1,6 @@
 """The control channel: nudges that spare waiting for the next heartbeat. What they say is always in a key."""
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -10,6 +11,8 @@ from redis.exceptions import RedisError
 from ingine.wire import Keys
 from worker.logs import log_event
 from worker.retry import Backoff
+
+MAX_NUDGE_BYTES = 1024
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +41,10 @@ class ControlListener:
                 await backoff.sleep(error)
 
     async def _receive(self, raw: bytes) -> None:
-        try:
-            command = msgpack.unpackb(raw)
-        except (ValueError, TypeError):
-            command = None
+        command = None
+        if len(raw) <= MAX_NUDGE_BYTES:
+            with contextlib.suppress(ValueError, TypeError):
+                command = msgpack.unpackb(raw)
         if isinstance(command, dict) and isinstance(command.get("command"), str):
             await self._obey(command)
         else:

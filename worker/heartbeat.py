@@ -78,7 +78,7 @@ class Heartbeat:
             self._metrics.queue_depth.labels(priority, partition).set(depth)
         self._metrics.dead_depth.labels(partition).set(num_dead)
         self._metrics.delayed_depth.labels(partition).set(num_delayed)
-        self._learn({name.decode(): value.decode() for name, value in settings.items()})
+        self._learn({_text(name): _text(value) for name, value in settings.items()})
 
     async def leave(self) -> None:
         """Nobody is to count on us any more."""
@@ -91,6 +91,10 @@ class Heartbeat:
         for worker_id, raw in (await self._redis.hgetall(self._keys.workers)).items():
             if _last_beat_s(raw) < now_s - FORGET_AFTER_S:
                 await self._redis.hdel(self._keys.workers, worker_id)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")  # whoever may write there may write anything
 
 
 def _last_beat_s(raw: bytes) -> float:
