@@ -14,7 +14,7 @@ from tests.chaos.run import Run
 from tests.chaos.table import show
 
 JOBS_PER_MINUTE = 240
-POISON_EVERY = 0
+POISON_EVERY = 160
 
 
 def main() -> int:

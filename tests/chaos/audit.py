@@ -4,7 +4,7 @@ Each violation is counted under one of `KINDS` and told in a sentence.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ KINDS = {
     "gaps": "positions that are missing in a log or in what a consumer saw",
     "mismatched": "consumers that saw something else than the log has",
     "wrong": "outputs that differ from an uninterrupted run's",
-    "unfair": "jobs that ended in a way that nobody asked for",
+    "unfair": "jobs that began or ended as nobody asked for",
     "orphans": "keys without a TTL, entries and pending entries that nobody will ever touch",
 }
 
@@ -84,10 +84,10 @@ def audit(
     seen: dict[str, Seen],
     answers: list[tuple[list[int], str]],
     *,
-    followed: Callable[[int], bool] = lambda number: True,
+    cancelled: Container[int] = (),
 ) -> Findings:
     """accepted: (job number, job id) of each answer to a submission; the same job may be told twice.
-    answers: the uninterrupted run's, one for each greedy request. followed: whether a consumer followed it.
+    answers: the uninterrupted run's, one for each greedy request. cancelled: jobs of which `cancel` said so.
     """
     findings = Findings()
     ids: dict[int, str] = {}
@@ -106,11 +106,10 @@ def audit(
             findings.add("lost", f"job {number} ({job_id}) has no terminal event, its status is {log.status}")
             continue
         spec = spec_of(number)
-        _check_ending(findings, spec, log, end)
+        _check_ending(findings, spec, log, end, cancelled)
         if spec.greedy is not None:
             _check_output(findings, number, log, end, answers[spec.greedy])
-        if followed(number):
-            _check_seen(findings, number, log, end, seen.get(job_id, Seen()))
+        _check_seen(findings, number, log, end, seen.get(job_id, Seen()))
     for job_id in snapshot.logs.keys() - number_of.keys():
         _check_unacknowledged(findings, job_id, snapshot.logs[job_id], ids)
     _check_replies(findings, ids, spec_of, snapshot)
@@ -144,7 +143,9 @@ def _check_log(findings: Findings, job_id: str, log: Log) -> TerminalEvent | Non
     return ends[-1] if ends else None
 
 
-def _check_ending(findings: Findings, spec: JobSpec, log: Log, end: TerminalEvent) -> None:
+def _check_ending(
+    findings: Findings, spec: JobSpec, log: Log, end: TerminalEvent, cancelled: Container[int]
+) -> None:
     findings.endings[str(end.status)] += 1
     findings.num_deaths += log.deaths
     code = (end.error or {}).get("code")
@@ -156,6 +157,10 @@ def _check_ending(findings: Findings, spec: JobSpec, log: Log, end: TerminalEven
     }
     if not expected[end.status]:
         findings.add("unfair", f"job {spec.number} ended as {end.status} ({code}) after {log.deaths} deaths")
+    if spec.number in cancelled and end.status is not JobStatus.CANCELLED:
+        findings.add("unfair", f"job {spec.number} was said to be cancelled and ended as {end.status}")
+    if spec.not_before_s and log.waited_s is not None and log.waited_s < round(spec.not_before_s, 3) - 0.001:
+        findings.add("unfair", f"job {spec.number} began after {log.waited_s} s, not {spec.not_before_s}")
     if log.status != end.status:
         findings.add("mismatched", f"job {spec.number}: its record says {log.status}, its log {end.status}")
     if (end.metadata or {}).get("number") != spec.number:

@@ -23,6 +23,7 @@ class JobSpec:
     priority: str = "normal"
     tenant: str | None = None
     deadline_s: float | None = None
+    not_before_s: float | None = None
     cancel_after_s: float | None = None
     stream: bool = True
     reply_to: str | None = None
@@ -41,6 +42,7 @@ class JobSpec:
             "priority": self.priority,
             "tenant": self.tenant,
             "deadline_s": self.deadline_s,
+            "not_before_s": self.not_before_s,
             "stream": self.stream,
             "reply_to": self.reply_to,
             "metadata": {"number": self.number},
@@ -79,7 +81,8 @@ def spec(seed: int, number: int, *, poison_every: int = 0) -> JobSpec:
         None if sampled else index,
         priority=draw.choices(("high", "normal", "low"), (1, 4, 1))[0],
         tenant=draw.choice((None, "ada", "bob")),
-        deadline_s=draw.uniform(0.2, 3.0) if draw.random() < 0.03 else None,
+        deadline_s=draw.uniform(2.0, 5.0) if draw.random() < 0.05 else None,
+        not_before_s=draw.uniform(0.2, 2.0) if draw.random() < 0.05 else None,
         cancel_after_s=draw.uniform(0.0, 1.5) if draw.random() < 0.04 else None,
         stream=draw.random() > 0.1,
         reply_to="audit" if draw.random() < 0.2 else None,

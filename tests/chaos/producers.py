@@ -6,8 +6,8 @@ import random
 import signal
 from pathlib import Path
 
-from ingine.errors import ClientError, JobNotFound, QueueFull, ServerUnavailable
-from producer import AsyncClient
+from ingine.errors import QueueFull, RateLimited, ServerUnavailable
+from producer import AsyncClient, AsyncJobHandle
 from tests.chaos import jobs
 from tests.chaos.journal import Journal, read
 
@@ -52,7 +52,7 @@ class _Producer:
             self._journal.write(number=spec.number, intent=True)
             try:
                 handle = await self._client.submit(**spec.arguments())
-            except QueueFull:
+            except (QueueFull, RateLimited):
                 self._journal.write(number=spec.number, refused="full")
                 await asyncio.sleep(random.uniform(0.5, 1.0))
             except ServerUnavailable as error:
@@ -66,16 +66,14 @@ class _Producer:
                 os.kill(os.getpid(), signal.SIGKILL)
         self._journal.write(number=spec.number, job_id=handle.job_id)
         if spec.cancel_after_s is not None:
-            cancel = asyncio.create_task(self._cancel(handle, spec.cancel_after_s))
+            cancel = asyncio.create_task(self._cancel(spec.number, handle, spec.cancel_after_s))
             self._cancels.add(cancel)
             cancel.add_done_callback(self._cancels.discard)
 
-    async def _cancel(self, handle, after_s: float) -> None:
+    async def _cancel(self, number: int, handle: AsyncJobHandle, after_s: float) -> None:
         await asyncio.sleep(after_s)
-        for _ in range(10):
+        while True:
             try:
-                return await handle.cancel()
-            except JobNotFound as error:
-                return self._journal.write(job_id_unknown=handle.job_id, error=str(error))
-            except ClientError:
+                return self._journal.write(number=number, cancel=await handle.cancel())
+            except ServerUnavailable:
                 await asyncio.sleep(0.3)

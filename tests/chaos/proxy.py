@@ -74,7 +74,7 @@ class Link:
                     await asyncio.sleep(self.delay_s)
                 if self.stalled or (replies and self.deaf):
                     continue
-                if replies and self.dropping:
+                if writer.is_closing() or (replies and self.dropping):
                     return
                 if loop.time() < self.trickle_until:
                     await self._trickle(chunk, writer)
@@ -84,7 +84,7 @@ class Link:
 
     async def _trickle(self, chunk: bytes, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
-        while chunk and loop.time() < self.trickle_until:
+        while chunk and loop.time() < self.trickle_until and not writer.is_closing():
             writer.write(chunk[:TRICKLE_BYTES])
             chunk = chunk[TRICKLE_BYTES:]
             await asyncio.sleep(TRICKLE_PAUSE_S)

@@ -40,6 +40,7 @@ WORKER = {
     "lease_s": 2.0,
     "max_deaths": MAX_DEATHS,
     "drain_timeout_s": 5.0,
+    "step_timeout_s": 3.0,
 }
 CALM_TIMEOUT_S = 120.0
 
@@ -222,6 +223,8 @@ class Run:
         victim = living[int(fault.draw * len(living))]
         if action == "freeze":
             self._zygote.signal(victim, signal.SIGSTOP)
+            if kind == "consumer":
+                await self._servers.flood()
             await asyncio.sleep(fault.options["for_s"])
             if self._zygote.signal(victim, signal.SIGCONT):
                 self._report.counts[f"{kind} frozen"] += 1
@@ -281,13 +284,16 @@ class Run:
 
     async def _audit(self) -> None:
         report, snapshot = self._report, Snapshot()
+        report.counts["slow consumer cut off"] = self._servers.num_cut_off
         for keys in all_partitions(QUEUE, self._servers.num_partitions):
             await take(self._servers.owner(keys.settings), keys, snapshot)
-        accepted = []
+        accepted, cancelled = [], set()
         for index in range(NUM_PRODUCERS):
             for record in read(Path(self._journal("producer", index))):
                 if "job_id" in record:
                     accepted.append((record["number"], record["job_id"]))
+                if record.get("cancel") == "cancelled":
+                    cancelled.add(record["number"])
                 report.counts["submission refused: queue full"] += record.get("refused") == "full"
         seen: dict[str, Seen] = {}
         for index in range(NUM_CONSUMERS):
@@ -302,4 +308,5 @@ class Run:
             snapshot,
             seen,
             read_answers(self._folder / "answers"),
+            cancelled=cancelled,
         )

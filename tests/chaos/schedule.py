@@ -72,18 +72,22 @@ def _apart(faults: list[Fault], duration_s: float) -> list[Fault]:
 
 
 CRASH_CALLS = {
-    "begin": 6,
-    "append": 300,
-    "finish": 6,
-    "release": 2,
-    "claim_idle": 6,
-    "read_new": 30,
-    "wait_for_new": 6,
+    "take": 60,
+    "wait_for_new": 10,
+    "claim_idle": 10,
+    "own_pending": 1,
+    "promote": 6,
+    "begin": 12,
+    "append": 400,
+    "finish": 10,
+    "release": 3,
+    "delay": 1,
 }
 """Calls of a worker's queue at which it may die, and the highest number of the call."""
+WHEN = ("before", "amid", "after")
 
 
-def fate(seed: int, life: int, *, watchdog: bool = False) -> dict[str, Any]:
+def fate(seed: int, life: int) -> dict[str, Any]:
     """What shall happen to the worker that is started as number `life`: see `workers.meet`."""
     draw = random.Random(f"{seed}:fate:{life}")
     dealt: dict[str, Any] = {"clock_offset_s": draw.choice((0.0, -420.0, 300.0, 3600.0))}
@@ -91,9 +95,9 @@ def fate(seed: int, life: int, *, watchdog: bool = False) -> dict[str, Any]:
     if dice < 0.4:
         call = draw.choice(list(CRASH_CALLS))
         number = draw.randint(1, CRASH_CALLS[call])
-        dealt["crash"] = [call, number, draw.choice(("before", "amid", "after"))]
+        dealt["crash"] = [call, number, draw.choice(WHEN)]
     elif dice < 0.5:
         dealt["raise_at_step"] = draw.randint(2, 200)
-    elif dice < 0.55 and watchdog:
+    elif dice < 0.55:
         dealt["hang_at_step"] = draw.randint(2, 200)
     return dealt

@@ -1,6 +1,7 @@
 """The servers of a run: a primary with its replica, or a cluster of three; how each is broken and mended."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -25,6 +26,10 @@ OPTIONS = {
     "repl-diskless-sync-delay": 0,
     "client-output-buffer-limit": "pubsub 32kb 16kb 1",
 }
+CUT_OFF = "client_output_buffer_limit_disconnections"
+RUBBISH = b"rubbish" * 50_000
+FLOOD_ROUNDS = 30
+"""Until the operating system's own buffers are full too: some megabytes."""
 UP_TIMEOUT_S = 20.0
 CLUSTER_SLOTS = 16384
 
@@ -66,6 +71,8 @@ class Servers:
     nodes: list[Node]
     url: str
     num_partitions = 1
+    num_cut_off = 0
+    """Subscribers that were too slow for `client-output-buffer-limit`, as far as `flood` has seen."""
 
     def __init__(self, folder: Path, proxy: ProxyProcess, seed: int):
         self._folder, self._proxy, self._seed = folder, proxy, seed
@@ -103,6 +110,19 @@ class Servers:
 
     async def refuse_writes(self, node: Node, for_s: float) -> None:
         await self._for_a_while(node, "min-replicas-to-write", 2, 0, for_s)
+
+    async def flood(self) -> None:
+        """So much rubbish on every channel that a subscriber which does not read is cut off."""
+        for node in self.nodes:
+            with contextlib.suppress(RedisError, OSError):
+                before = cut_off = (await node.admin.info("stats"))[CUT_OFF]
+                for _ in range(FLOOD_ROUNDS):
+                    for channel in await node.admin.execute_command("PUBSUB", "SHARDCHANNELS", "*:channel:*"):
+                        await node.admin.execute_command("SPUBLISH", channel, RUBBISH)
+                    cut_off = (await node.admin.info("stats"))[CUT_OFF]
+                    if cut_off > before:
+                        break
+                self.num_cut_off += cut_off - before
 
     async def _for_a_while(self, node: Node, name: str, value: int, usual: int, for_s: float) -> None:
         await node.admin.config_set(name, value)

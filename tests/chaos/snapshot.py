@@ -17,6 +17,8 @@ class Log:
     status: str | None = None
     deaths: int = 0
     position: int | None = None
+    waited_s: float | None = None
+    """From its submission to its first token, by the server's clock."""
     entries: list[tuple[str, Event]] = field(default_factory=list)
 
 
@@ -43,6 +45,8 @@ async def take(redis: Redis, keys: Keys, into: Snapshot) -> None:
             log = into.logs.setdefault(job_id, Log())
             log.status, log.deaths = record.get("status"), int(record.get("deaths", 0))
             log.position = int(record.get("position", 0))
+            if "first_token_at" in record:
+                log.waited_s = (int(record["first_token_at"]) - int(record["submitted_at"])) / 1000
         elif kind == "tokens":
             log = into.logs.setdefault(job_id, Log())
             log.entries = [(entry.decode(), _event(fields)) for entry, fields in await redis.xrange(key)]

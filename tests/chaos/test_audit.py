@@ -10,7 +10,7 @@ from tests.chaos.snapshot import Log, Snapshot
 
 TOKEN_IDS, TEXT = [7, 8, 9], "abc!"
 SPECS = [
-    JobSpec(0, "hello", {}, greedy=0, reply_to="audit"),
+    JobSpec(0, "hello", {}, greedy=0, reply_to="audit", not_before_s=1.0),
     JobSpec(1, "POISON", {}, greedy=None, poison=True),
 ]
 ACCEPTED = [(0, "good"), (1, "bad")]
@@ -34,7 +34,8 @@ class World:
         bad = log_of("bad", 1, [], status=JobStatus.FAILED, error=error)
         letter = {"job": msgpack.packb({"id": "bad"}), "code": b"worker_lost", "reason": b"it died"}
         self.snapshot = Snapshot({"good": good, "bad": bad}, replies=[good.entries[-1][1]], dead=[letter])
-        self.accepted = list(ACCEPTED)
+        good.waited_s = 1.0
+        self.accepted, self.cancelled = list(ACCEPTED), set()
         self.seen_records = {
             "good": [
                 {"attached": 0},
@@ -56,7 +57,14 @@ class World:
         for job_id, records in self.seen_records.items():
             for record in records:
                 seen.setdefault(job_id, Seen()).take(record)
-        return audit(self.accepted, SPECS.__getitem__, self.snapshot, seen, [(TOKEN_IDS, TEXT)])
+        return audit(
+            self.accepted,
+            SPECS.__getitem__,
+            self.snapshot,
+            seen,
+            [(TOKEN_IDS, TEXT)],
+            cancelled=self.cancelled,
+        )
 
 
 @pytest.fixture
@@ -151,6 +159,14 @@ def cancel_what_nobody_cancelled(world):
     world.snapshot.logs["good"] = log_of("good", 0, TOKEN_IDS, status=JobStatus.CANCELLED)
 
 
+def finish_in_spite_of_a_cancel(world):
+    world.cancelled = {0}
+
+
+def begin_too_early(world):
+    world.good.waited_s = 0.5
+
+
 def bury_an_innocent(world):
     world.snapshot.dead.append({"job": msgpack.packb({"id": "good"}), "code": b"duplicate_id"})
 
@@ -201,6 +217,8 @@ def leave_a_key(world):
         (fail_an_innocent, "unfair"),
         (let_the_poison_finish, "unfair"),
         (cancel_what_nobody_cancelled, "unfair"),
+        (finish_in_spite_of_a_cancel, "unfair"),
+        (begin_too_early, "unfair"),
         (bury_an_innocent, "unfair"),
         (show_a_consumer_a_token_twice, "repeated"),
         (show_a_consumer_a_gap, "gaps"),

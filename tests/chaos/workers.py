@@ -18,10 +18,6 @@ from worker.logs import setup_logging
 from worker.queue import Queue
 from worker.settings import WorkerSettings
 
-CALLS = ("begin", "append", "finish", "release", "claim_idle", "read_new", "wait_for_new")
-"""The steps between which a fate may let a worker die."""
-WHEN = ("before", "amid", "after")
-
 
 def run(*, settings: dict, fate: dict) -> None:
     """As `ingine worker`, until SIGTERM or the fate. Raises if the engine's books do not agree at the end."""
