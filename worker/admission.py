@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
@@ -19,6 +18,7 @@ from worker.prompts import PromptReader
 from worker.publisher import Publisher, deadline_error
 from worker.queue import Begun, Entry, Queue
 from worker.retry import until_served
+from worker.shares import fair_arrival
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,9 @@ class Admission:
         committed: list[int] = []
         if begun.position:
             committed = await until_served("read log", lambda: queue.committed(job.id))
-        running = RunningJob(queue, job, entry, begun, position=len(committed))
+        num_tokens = len(prompt_token_ids) + params.max_tokens
+        running = RunningJob(queue, job, entry, begun, position=len(committed), num_tokens=num_tokens)
+        running.arrival = fair_arrival(running, self._jobs)
         if job.deadline_ms is not None:
             left_s = (job.deadline_ms - running.since_submit_ms) / 1000
             running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)
@@ -189,7 +191,7 @@ class Admission:
             prompt_token_ids,
             params,
             priority=ENGINE_PRIORITY[entry.priority],
-            arrival_time=time.time() - running.since_submit_ms / 1000,
+            arrival_time=running.arrival,
             output_token_ids=committed,
         )
 

@@ -20,6 +20,10 @@ class RunningJob:
     begun: Begun
     position: int
     """Output tokens that are committed in the log."""
+    num_tokens: int = 0
+    """Prompt and the longest output that it may have."""
+    arrival: float = 0.0
+    """Since when it counts as waiting, in seconds since the epoch: what the engine orders by."""
 
     began: float = field(default_factory=time.monotonic)
     sent: list[TokensEvent] = field(default_factory=list)
@@ -37,6 +41,15 @@ class RunningJob:
     @property
     def attempt(self) -> int:
         return self.begun.attempt
+
+    @property
+    def tenant(self) -> str:
+        return self.job.tenant or ""
+
+    @property
+    def submitted(self) -> float:
+        """In seconds since the epoch, by our own clock."""
+        return time.time() - self.since_submit_ms / 1000
 
     @property
     def alone(self) -> bool:

@@ -1,5 +1,6 @@
 """One partition of the queue, and what a worker runs for it."""
 
+import math
 from collections.abc import Callable, Coroutine
 
 from redis.asyncio import Redis
@@ -60,13 +61,24 @@ class Partition:
                 self.heartbeat.beat_early()
 
     def _learn(self, settings: dict[str, str]) -> None:
-        try:
-            self.intake.max_job_bytes = int(settings.get("max_job_bytes", DEFAULT_MAX_JOB_BYTES))
-        except ValueError:  # anybody may write there: what is no number is no limit
-            self.intake.max_job_bytes = DEFAULT_MAX_JOB_BYTES
+        self.intake.max_job_bytes = int(_number(settings.get("max_job_bytes"), DEFAULT_MAX_JOB_BYTES))
+        self.queue.weights = {
+            name.removeprefix("weight:"): _number(weight, 1.0)
+            for name, weight in settings.items()
+            if name.startswith("weight:")
+        }
         self.intake.paused = settings.get("paused") == "1"
         self.intake.wake()
         if (number := settings.get("partitions", "1")) != str(self._num_partitions):
             self._stop(f"the queue has {number} partitions now, not {self._num_partitions}: start again")
         elif settings.get(f"drain:{self.queue.worker_id}") == "1":
             self._stop(None)
+
+
+def _number(text: str | None, default: float) -> float:
+    """Anybody may write there: what is no positive number counts as not set."""
+    try:
+        number = float(text or "")
+    except ValueError:
+        return default
+    return number if 0 < number < math.inf else default

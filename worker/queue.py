@@ -109,6 +109,8 @@ class Queue:
         self._max_deaths = max_deaths
         self._scripts = {name: redis.register_script(script(name)) for name in SCRIPTS}
         self._num_reads = itertools.count(1)
+        self.weights: dict[str, float] = {}
+        """Of tenants, where they are not 1."""
 
     # ------------------------------------------------------------------------------------ intake
 

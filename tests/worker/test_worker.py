@@ -292,10 +292,10 @@ async def test_stop_hands_running_jobs_to_a_peer_mid_generation(harness, tiny_en
     assert await second.redis.hget(second.keys.job("a"), "deaths") == b"0"
 
 
-async def leave_behind(worker: Harness, job: Job, log: list[TokensEvent]) -> None:
+async def leave_behind(worker: Harness, job: Job, log: list[TokensEvent], *, deaths: int = 0) -> None:
     """What a worker leaves that died behind `log`: the job's entry, its record and its log."""
     keys, position = worker.keys, log[-1].position if log else 0
-    record = {"status": "running", "worker": "dead", "attempt": 1, "position": position, "deaths": 0}
+    record = {"status": "running", "worker": "dead", "attempt": 1, "position": position, "deaths": deaths}
     async with worker.redis.pipeline(transaction=True) as pipe:
         for event in log:
             pipe.xadd(keys.tokens(job.id), {"event": encode_event(event)}, id=f"{event.position}-0")

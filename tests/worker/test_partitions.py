@@ -1,0 +1,82 @@
+"""A queue of several partitions is one queue: to its producers, its consumers, and a worker's room."""
+
+import pytest
+
+from ingine.errors import EngineError
+from ingine.wire import Job, JobStatus, Keys, all_partitions, encode_job, keys_of, partition_of
+from tests.waiting import wait_until_async
+from tests.worker.test_worker import ENDLESS, GREEDY
+
+NUM = 3
+
+
+@pytest.fixture
+async def partitioned(harness, redis_url, queue):
+    """Makes a queue of several partitions, and starts a worker on it."""
+
+    async def start(engine=None, **settings):
+        import redis.asyncio
+
+        client = redis.asyncio.from_url(redis_url, protocol=2)
+        for keys in (*all_partitions(queue, NUM), Keys(queue)):
+            await client.hset(keys.settings, "partitions", NUM)
+        await client.aclose()
+        return await harness(engine, **settings)
+
+    return start
+
+
+async def push(worker, queue: str, job: Job) -> Keys:
+    keys = keys_of(queue, job.id, NUM)
+    await worker.redis.xadd(keys.jobs("normal"), {"job": encode_job(job)})
+    return keys
+
+
+def test_the_partition_follows_from_the_id_in_any_language():
+    assert [partition_of(name, 8) for name in ("a", "job-1", "ünï")] == [3, 7, 2]
+    assert keys_of("q", "a", 1) == Keys("q") and Keys("q").prefix == "ingine:{q}"
+    assert keys_of("q", "a", 8).prefix == "ingine:{q.3}"
+
+
+async def test_one_worker_serves_all_partitions_within_its_room(partitioned, queue, tiny_engine):
+    worker = await partitioned(tiny_engine(max_num_seqs=4))
+    jobs = [Job(id=f"job-{number}", prompt="x", sampling=GREEDY) for number in range(30)]
+    assert {partition_of(job.id, NUM) for job in jobs} == set(range(NUM))
+    for job in jobs:
+        await push(worker, queue, job)
+    most = 0
+
+    async def all_ended() -> bool:
+        nonlocal most
+        most = max(most, len(worker.worker._jobs))
+        ends = [await worker.redis.hget(keys_of(queue, j.id, NUM).job(j.id), "status") for j in jobs]
+        return set(ends) == {b"finished"}
+
+    await wait_until_async(all_ended, what="the end of all jobs")
+    assert 1 < most <= 4
+
+
+async def test_a_hand_over_releases_the_jobs_of_all_partitions(partitioned, queue):
+    worker = await partitioned()
+    jobs = [Job(id=f"job-{number}", prompt="x", sampling=ENDLESS) for number in range(6)]
+    for job in jobs:
+        await push(worker, queue, job)
+
+    async def all_run() -> bool:
+        records = [await worker.redis.hget(keys_of(queue, j.id, NUM).job(j.id), "position") for j in jobs]
+        return all(position and int(position) for position in records)
+
+    await wait_until_async(all_run, what="tokens of all")
+    await worker.stop()
+    for job in jobs:
+        record = await worker.redis.hgetall(keys_of(queue, job.id, NUM).job(job.id))
+        assert record[b"status"].decode() == JobStatus.QUEUED and record[b"deaths"] == b"0"
+
+
+async def test_a_worker_ends_when_the_number_of_partitions_changes(partitioned, queue):
+    worker = await partitioned()
+    await wait_until_async(lambda: worker.redis.hexists(Keys(queue, 0).workers, "w0"), what="the start")
+    for keys in all_partitions(queue, NUM):
+        await worker.redis.hset(keys.settings, "partitions", 2)
+    with pytest.raises(EngineError, match="2 partitions now, not 3"):
+        await worker.running

@@ -1,0 +1,101 @@
+"""A tenant that floods starves nobody: in what the worker takes, and in what its engine runs."""
+
+from ingine.sampling_params import SamplingParams
+from ingine.wire import Job, Priority, encode_job
+from tests.waiting import wait_until_async
+from worker.jobs import JobTable, RunningJob
+from worker.queue import Begun, Entry
+from worker.shares import SECONDS_PER_TOKEN, fair_arrival
+
+LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+
+
+class FakeQueue:
+    def __init__(self):
+        self.weights = {"gold": 4.0}
+
+
+def held(jobs: JobTable, name: str, tenant: str, num_tokens: int, priority=Priority.NORMAL) -> RunningJob:
+    begun = Begun("run", attempt=1, now=1_000, submitted_at=1_000)
+    entry = Entry(priority, "1000-0", b"")
+    job = RunningJob(
+        FakeQueue(), Job(id=name, prompt="x", tenant=tenant), entry, begun, position=0, num_tokens=num_tokens
+    )
+    job.arrival = fair_arrival(job, jobs)
+    jobs.add(job)
+    return job
+
+
+def test_a_job_arrives_later_by_what_its_tenant_has_under_way():
+    jobs = JobTable()
+    first = held(jobs, "a", "flood", 100)
+    second = held(jobs, "b", "flood", 100)
+    other = held(jobs, "c", "small", 100)
+    assert round(second.arrival - first.arrival, 1) == 100 * SECONDS_PER_TOKEN
+    assert other.arrival < second.arrival
+    third = held(jobs, "d", "flood", 100)
+    assert round(third.arrival - first.arrival, 1) == 200 * SECONDS_PER_TOKEN
+
+
+def test_weight_and_priority_are_taken_into_account():
+    jobs = JobTable()
+    first = held(jobs, "a", "gold", 400)
+    assert round(held(jobs, "b", "gold", 1).arrival - first.arrival, 1) == 100 * SECONDS_PER_TOKEN
+    urgent = held(jobs, "c", "gold", 1, Priority.HIGH)
+    assert round(urgent.arrival - first.arrival, 1) == 0
+
+
+def test_a_tenants_own_jobs_keep_their_order_when_its_backlog_shrinks():
+    jobs = JobTable()
+    first, second = held(jobs, "a", "t", 1000), held(jobs, "b", "t", 1)
+    jobs.remove(first)
+    assert held(jobs, "c", "t", 1).arrival >= second.arrival
+
+
+async def test_a_flood_does_not_keep_another_tenant_waiting(harness, tiny_engine):
+    """Room for two at a time; the flood of one tenant is there first."""
+    worker = await harness(tiny_engine(max_num_seqs=2))
+    for number in range(10):
+        await submit(worker, f"flood-{number}", "flood")
+    await wait_until_async(lambda: worker.position("flood-1"), what="two of the flood run")
+    await submit(worker, "small", "small")
+    end = await worker.end("small")
+    assert end.status == "finished"
+    mine = await began_at(worker, "small")
+    began = [await began_at(worker, f"flood-{number}") for number in range(10)]
+    assert sum(1 for at in began if 0 < at < mine) <= 4
+    for number in range(10):
+        await worker.end(f"flood-{number}")
+
+
+async def submit(worker, name: str, tenant: str) -> None:
+    job = Job(id=name, prompt="x", sampling=LONG, tenant=tenant)
+    fields = {"job": encode_job(job), "tenant": tenant, "cost": 200}
+    await worker.redis.xadd(worker.keys.jobs("normal"), fields)
+
+
+async def began_at(worker, name: str) -> int:
+    return int(await worker.redis.hget(worker.keys.job(name), "began_at") or 0)
+
+
+async def test_a_flood_does_not_have_the_engine_to_itself(harness, tiny_engine):
+    """KV for about two sequences, and all jobs are in the engine at once: order is the scheduler's."""
+    worker = await harness(tiny_engine(max_num_seqs=8, kv_cache_bytes=tokens_of_kv(tiny_engine, 512)))
+    await worker.redis.hset(worker.keys.settings, "paused", 1)
+    await wait_until_async(lambda: worker.worker._partitions[0].intake.paused)
+    for number in range(5):
+        await submit(worker, f"flood-{number}", "flood")
+    await submit(worker, "small", "small")
+    await worker.redis.hdel(worker.keys.settings, "paused")
+    await worker.end("small")
+    ended = [await worker.redis.hget(worker.keys.job(f"flood-{n}"), "status") for n in range(5)]
+    assert ended.count(b"finished") <= 2
+    for number in range(5):
+        await worker.end(f"flood-{number}")
+
+
+def tokens_of_kv(tiny_engine, num_tokens: int) -> int:
+    """Bytes of a KV cache that holds `num_tokens`."""
+    engine = tiny_engine()
+    block_bytes = engine.config.kv_cache_bytes // engine.stats().num_blocks
+    return block_bytes * num_tokens // engine.config.block_size

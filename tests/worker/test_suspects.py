@@ -1,0 +1,94 @@
+"""Jobs that workers died under, that failed, or whose time has not come."""
+
+import threading
+
+import pytest
+
+from ingine.errors import EngineError, ErrorCode
+from ingine.wire import Job, JobStatus, TokensEvent
+from tests.waiting import wait_until_async
+from tests.worker.test_failures import break_steps, status
+from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
+
+
+async def test_a_suspect_has_the_worker_to_itself(harness):
+    worker = await harness()
+    await worker.push(Job(id="innocent", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("innocent"), what="tokens")
+    suspect = Job(id="suspect", prompt="x", sampling=GREEDY)
+    await leave_behind(worker, suspect, [TokensEvent(1, [65], "A")], deaths=1)
+    await worker.push(Job(id="later", prompt="x", sampling=GREEDY))
+    ends = {name: await worker.end(name) for name in ("innocent", "suspect", "later")}
+    assert {end.status for end in ends.values()} == {JobStatus.FINISHED}
+    times = {name: await worker.redis.hgetall(worker.keys.job(name)) for name in ends}
+    assert int(times["suspect"][b"deaths"]) == 2
+    assert int(times["innocent"][b"finished_at"]) <= int(times["suspect"][b"began_at"])
+    assert int(times["suspect"][b"finished_at"]) <= int(times["later"][b"began_at"])
+
+
+async def test_suspects_are_left_to_others_when_the_worker_stops(harness):
+    worker = await harness()
+    await worker.push(Job(id="innocent", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("innocent"), what="tokens")
+    suspect = Job(id="suspect", prompt="x", sampling=GREEDY)
+    await leave_behind(worker, suspect, [TokensEvent(1, [65], "A")], deaths=1)
+    await wait_until_async(lambda: worker.worker._admission.num_suspects, what="the suspect")
+    await worker.stop()
+    other = await harness()
+    assert (await other.end("suspect")).status is JobStatus.FINISHED
+    assert (await other.end("innocent")).status is JobStatus.FINISHED
+
+
+async def test_a_poisonous_job_ends_in_the_dead_letters_with_its_bytes(harness, tiny_engine, monkeypatch):
+    engine = tiny_engine()
+    break_steps(engine, monkeypatch, lambda ids: any(seq_id.startswith("poison") for seq_id in ids))
+    worker = await harness(engine)
+    poison = Job(id="poison", prompt="x", metadata={"row": 1})
+    await worker.push(poison)
+    end = await worker.end("poison")
+    assert (end.status, end.error["code"], end.metadata) == (
+        JobStatus.FAILED,
+        ErrorCode.WORKER_LOST,
+        {"row": 1},
+    )
+    (letter,) = await worker.dead_letters()
+    assert letter[b"code"].decode() == ErrorCode.WORKER_LOST
+    assert b"poison" in letter[b"job"] and b"3 workers" in letter[b"reason"]
+
+
+async def test_a_step_that_hangs_ends_the_worker_and_counts_as_a_death(harness, tiny_engine, monkeypatch):
+    engine, hang, ended = tiny_engine(), threading.Event(), threading.Event()
+    run = engine._runner.run
+
+    def run_or_hang(batch):
+        if hang.is_set():
+            assert ended.wait(30)
+        return run(batch)
+
+    monkeypatch.setattr(engine._runner, "run", run_or_hang)
+    worker = await harness(engine, step_timeout_s=0.5, drain_timeout_s=0.4)
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    hang.set()
+    try:
+        with pytest.raises(EngineError, match="hangs"):
+            await worker.running
+        assert await status(worker, "a") == "delayed"
+        assert await worker.redis.hget(worker.keys.job("a"), "deaths") == b"1"
+    finally:
+        ended.set()
+        await wait_until_async(lambda: not worker.worker._engine.alive, what="the thread's end")
+    other = await harness()
+    assert (await other.end("a")).position == 450
+
+
+async def test_a_job_of_a_bare_xadd_waits_for_its_time_too(harness):
+    worker = await harness()
+    await worker.push(Job(id="later", prompt="x", sampling=GREEDY, not_before_ms=1500))
+    await worker.push(Job(id="now", prompt="x", sampling=GREEDY))
+    await worker.end("now")
+    await wait_until_async(lambda: worker.redis.zcard(worker.keys.delayed), what="the delay")
+    assert (await worker.end("later")).status is JobStatus.FINISHED
+    record = await worker.redis.hgetall(worker.keys.job("later"))
+    assert int(record[b"began_at"]) >= int(record[b"submitted_at"]) + 1500
+    assert record[b"deaths"] == b"0"
