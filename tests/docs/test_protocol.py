@@ -33,7 +33,8 @@ def test_every_key():
     keys = Keys("q")
     documented = {row["key"] for row in table(PROTOCOL, "Keys")}
     expected = {
-        "ingine:{q}:jobs:high :normal :low",
+        *(f"ingine:{{q}}:{name}:high :normal :low" for name in ("jobs", "fair", "shares")),
+        *(keys.delayed, keys.rate("<tenant>"), keys.bytes),
         *(keys.job("<id>"), keys.tokens("<id>"), keys.channel("<id>"), keys.replies("<name>")),
         *(keys.idem("<key>"), keys.dead, keys.workers, keys.settings, keys.control),
     }
