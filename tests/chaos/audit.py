@@ -24,6 +24,8 @@ KINDS = {
     "orphans": "keys without a TTL, entries and pending entries that nobody will ever touch",
 }
 
+MS = 0.001
+
 
 @dataclass
 class Seen:
@@ -159,8 +161,10 @@ def _check_ending(
         findings.add("unfair", f"job {spec.number} ended as {end.status} ({code}) after {log.deaths} deaths")
     if spec.number in cancelled and end.status is not JobStatus.CANCELLED:
         findings.add("unfair", f"job {spec.number} was said to be cancelled and ended as {end.status}")
-    if spec.not_before_s and log.waited_s is not None and log.waited_s < round(spec.not_before_s, 3) - 0.001:
+    if spec.not_before_s and log.waited_s is not None and log.waited_s < spec.not_before_s - MS:
         findings.add("unfair", f"job {spec.number} began after {log.waited_s} s, not {spec.not_before_s}")
+    if end.status is JobStatus.EXPIRED and spec.deadline_s and log.lived_s < spec.deadline_s - 3 * MS:
+        findings.add("unfair", f"job {spec.number} expired after {log.lived_s} s, not {spec.deadline_s}")
     if log.status != end.status:
         findings.add("mismatched", f"job {spec.number}: its record says {log.status}, its log {end.status}")
     if (end.metadata or {}).get("number") != spec.number:

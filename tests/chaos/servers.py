@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -38,7 +38,7 @@ class Node:
     """One server that can be killed and started again on its files. `admin` goes past the proxy."""
 
     def __init__(self, folder: Path, **options):
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True)
         self.port = free_port()
         self.options = {**OPTIONS, "port": self.port, "dir": folder, **options}
@@ -50,14 +50,15 @@ class Node:
         command = [str(find_binary())]
         for name, value in self.options.items():
             command += [f"--{name}", *str(value).split(" ")] if value != "" else [f"--{name}", ""]
-        with (self._folder / "server.log").open("ab") as log:
+        with (self.folder / "server.log").open("ab") as log:
             self._child = Child(command, output=log)
         await until(self.admin.ping, f"the server on port {self.port}")
         return self
 
-    async def kill_and_restart(self) -> None:
+    async def kill_and_restart(self, before_start: Callable[[], None] = lambda: None) -> None:
         os.kill(self._child.pid, signal.SIGKILL)
         self._child.stop()
+        before_start()
         await self.start()
 
     async def stop(self) -> None:

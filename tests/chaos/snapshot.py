@@ -19,6 +19,8 @@ class Log:
     position: int | None = None
     waited_s: float | None = None
     """From its submission to its first token, by the server's clock."""
+    lived_s: float | None = None
+    """From its submission to its end."""
     entries: list[tuple[str, Event]] = field(default_factory=list)
 
 
@@ -45,8 +47,8 @@ async def take(redis: Redis, keys: Keys, into: Snapshot) -> None:
             log = into.logs.setdefault(job_id, Log())
             log.status, log.deaths = record.get("status"), int(record.get("deaths", 0))
             log.position = int(record.get("position", 0))
-            if "first_token_at" in record:
-                log.waited_s = (int(record["first_token_at"]) - int(record["submitted_at"])) / 1000
+            log.waited_s = _seconds(record, "first_token_at")
+            log.lived_s = _seconds(record, "finished_at")
         elif kind == "tokens":
             log = into.logs.setdefault(job_id, Log())
             log.entries = [(entry.decode(), _event(fields)) for entry, fields in await redis.xrange(key)]
@@ -61,6 +63,11 @@ async def take(redis: Redis, keys: Keys, into: Snapshot) -> None:
                 into.orphans.append(f"{stream} has {length} entries")
             if pending := (await redis.xpending(stream, GROUP))["pending"]:
                 into.orphans.append(f"{stream} has {pending} pending entries")
+
+
+def _seconds(record: dict[str, str], until: str) -> float | None:
+    """From the submission."""
+    return (int(record[until]) - int(record["submitted_at"])) / 1000 if until in record else None
 
 
 def _event(fields: dict[bytes, bytes]) -> Event:

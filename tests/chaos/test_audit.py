@@ -10,7 +10,7 @@ from tests.chaos.snapshot import Log, Snapshot
 
 TOKEN_IDS, TEXT = [7, 8, 9], "abc!"
 SPECS = [
-    JobSpec(0, "hello", {}, greedy=0, reply_to="audit", not_before_s=1.0),
+    JobSpec(0, "hello", {}, greedy=0, reply_to="audit", not_before_s=1.0, deadline_s=5.0),
     JobSpec(1, "POISON", {}, greedy=None, poison=True),
 ]
 ACCEPTED = [(0, "good"), (1, "bad")]
@@ -167,6 +167,11 @@ def begin_too_early(world):
     world.good.waited_s = 0.5
 
 
+def expire_too_early(world):
+    world.snapshot.logs["good"] = log_of("good", 0, TOKEN_IDS, status=JobStatus.EXPIRED)
+    world.good.lived_s = 4.0
+
+
 def bury_an_innocent(world):
     world.snapshot.dead.append({"job": msgpack.packb({"id": "good"}), "code": b"duplicate_id"})
 
@@ -219,6 +224,7 @@ def leave_a_key(world):
         (cancel_what_nobody_cancelled, "unfair"),
         (finish_in_spite_of_a_cancel, "unfair"),
         (begin_too_early, "unfair"),
+        (expire_too_early, "unfair"),
         (bury_an_innocent, "unfair"),
         (show_a_consumer_a_token_twice, "repeated"),
         (show_a_consumer_a_gap, "gaps"),

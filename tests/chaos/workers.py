@@ -37,10 +37,11 @@ def meet(
     crash: tuple[str, int, str] | None = None,
     raise_at_step: int | None = None,
     hang_at_step: int | None = None,
+    step_s: float = 0.0,
 ) -> None:
     """crash: (call, its number, before, amid or after): `kill -9` there. raise, hang: the runner, at a step.
 
-    A batch with a prompt that begins with POISON kills any worker.
+    step_s: each step takes so much longer. A batch with a prompt that begins with POISON kills any worker.
     """
     if clock_offset_s:
         right = time.time
@@ -48,7 +49,7 @@ def meet(
     if crash:
         call, number, when = crash
         setattr(Queue, call, _crashing(getattr(Queue, call), number, when))
-    ModelRunner.run = _failing(ModelRunner.run, poison, raise_at_step, hang_at_step)
+    ModelRunner.run = _failing(ModelRunner.run, poison, raise_at_step, hang_at_step, step_s)
 
 
 def die(why: str) -> None:
@@ -73,12 +74,13 @@ def _crashing(call, number: int, when: str):
     return crashing
 
 
-def _failing(run_batch, poison: list[int], raise_at: int | None, hang_at: int | None):
+def _failing(run_batch, poison: list[int], raise_at: int | None, hang_at: int | None, step_s: float):
     steps = itertools.count(1)
 
     @functools.wraps(run_batch)
     def failing(self, batch: ScheduledBatch):
         step = next(steps)
+        time.sleep(step_s)
         if step == raise_at:
             os.write(2, b"chaos: step raises\n")
             raise RuntimeError("chaos: this step raises")
