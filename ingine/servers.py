@@ -141,8 +141,18 @@ class Servers:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._redacted!r})"
 
-    def __str__(self) -> str:
-        return self._redacted
+    @property
+    def where(self) -> str:
+        """The servers as a message may name them: no password in it."""
+        location = self._location
+        hosts = ",".join(f"{host}:{port}" for host, port in location.addresses)
+        match location.kind:
+            case "sentinel":
+                return f"{location.service} of Sentinel {hosts}"
+            case "cluster":
+                return f"cluster {hosts}"
+            case _:
+                return location.options.get("path", hosts)
 
     def client(self, keys: Keys) -> Redis:
         """The client for one partition's keys; another partition's too if the two never part."""

@@ -19,6 +19,7 @@ from ingine.errors import (
     JobFailed,
     JobNotFound,
     QueueFull,
+    RateLimited,
     ResultTimeout,
     ServerUnavailable,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "Priority",
     "QueueFull",
     "QueueInfo",
+    "RateLimited",
     "Result",
     "ResultTimeout",
     "SamplingParams",

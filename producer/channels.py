@@ -1,9 +1,9 @@
-"""The fast lane: live events of all of a client's streams, over one pub/sub connection."""
+"""The fast lane: live events of all of a client's streams on one server, over one pub/sub connection."""
 
 import asyncio
 import logging
 import random
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 
 from redis import exceptions
@@ -50,7 +50,9 @@ class Subscription:
 
 
 class ChannelHub:
-    """The one pub/sub connection of a client. Dispatches what comes in; never waits for a consumer.
+    """One pub/sub connection to one server. Dispatches what comes in; never waits for a consumer.
+
+    Channels are sharded: they live where their partition's keys do, in a cluster too.
 
     It works on a bare connection instead of redis-py's `PubSub`, which reconnects inside whichever call meets
     the error: with one coroutine reading and another subscribing, both would.
@@ -99,9 +101,10 @@ class ChannelHub:
             try:
                 await connection.connect()
                 backoff_s = 0.05
+                leaving = Counter()
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self._read(connection))
-                    group.create_task(self._keep_subscribed(connection))
+                    group.create_task(self._read(connection, leaving))
+                    group.create_task(self._keep_subscribed(connection, leaving))
             except* (exceptions.RedisError, OSError) as errors:
                 if not self._closed:
                     log.warning("no live events (%s), streams go on from the log", errors.exceptions[0])
@@ -110,8 +113,11 @@ class ChannelHub:
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
-    async def _keep_subscribed(self, connection: AbstractConnection) -> None:
-        """Level-triggered: whatever came and went since the last look travels as one command each."""
+    async def _keep_subscribed(self, connection: AbstractConnection, leaving: Counter[bytes]) -> None:
+        """Level-triggered: whatever came and went since the last look travels as one command each.
+
+        `leaving`: channels that the server has been asked to end, and has not confirmed yet.
+        """
         subscribed: set[bytes] = set()
         while not self._closed:
             self._changed.clear()
@@ -119,11 +125,12 @@ class ChannelHub:
             if new := wanted - subscribed:
                 await connection.send_command("SSUBSCRIBE", *new)
             if old := subscribed - wanted:
+                leaving.update(old)
                 await connection.send_command("SUNSUBSCRIBE", *old)
             subscribed = wanted
             await self._changed.wait()
 
-    async def _read(self, connection: AbstractConnection) -> None:
+    async def _read(self, connection: AbstractConnection, leaving: Counter[bytes]) -> None:
         unanswered_ping = False
         while not self._closed:
             message = await connection.read_response(timeout=PING_S, push_request=True)
@@ -134,9 +141,14 @@ class ChannelHub:
                 unanswered_ping = True
                 continue
             unanswered_ping = False
-            if isinstance(message, list) and message[0] in (b"smessage", b"ssubscribe"):
-                for subscription in self._subscriptions.get(message[1], ()):
-                    if message[0] == b"smessage":
-                        subscription.push(message[2])
-                    else:
+            match message:
+                case [b"smessage", channel, event]:
+                    for subscription in self._subscriptions.get(channel, ()):
+                        subscription.push(event)
+                case [b"ssubscribe", channel, _]:
+                    for subscription in self._subscriptions.get(channel, ()):
                         subscription.mark_stale()
+                case [b"sunsubscribe", channel, _] if leaving[channel]:
+                    leaving[channel] -= 1
+                case [b"sunsubscribe", *_]:
+                    raise exceptions.ConnectionError("the channels have moved to another node")

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import msgpack
-from redis import exceptions
 from redis.asyncio import Redis
 
-from ingine.errors import ClientError, InvalidJob, JobNotFound
+from ingine.errors import InvalidJob, JobNotFound
 from ingine.sampling_params import SamplingParams
 from ingine.wire import (
     DEFAULT_RESULT_TTL_S,
@@ -15,44 +14,43 @@ from ingine.wire import (
     JOB_FIELD,
     Job,
     JobStatus,
-    Keys,
     Priority,
     TerminalEvent,
     decode_job,
     encode_event,
     encode_job,
 )
-from producer.connection import Server, connect
-from producer.control import QueueControl, load_script
+from producer.connection import connect
+from producer.control import QueueControl
 from producer.handle import AsyncJobHandle
+from producer.partitions import Partition, Partitions
 from producer.results import JobInfo
 from producer.settings import load_settings
 from producer.streams import NO_SUCH_JOB, Streams
 from producer.submission import Submission, build_submission
-
-SUBMISSIONS_PER_TRIP = 256
+from producer.submitter import Submitter, load_script
 
 
 class AsyncClient(QueueControl):
     """A producer's or consumer's view of one queue. For use in one event loop; share it between coroutines.
 
-    All streams of a client share one pub/sub connection, all commands a pool of a few. Every method raises
-    ServerUnavailable, with what to do about it, if the server cannot be reached or refuses the command.
+    All its streams on one server share a pub/sub connection, all commands there a pool of a few. Every method
+    raises ServerUnavailable, with what to do about it, if a server cannot be reached or refuses the command.
     """
 
     def __init__(self, redis_url: str | None = None, *, queue: str | None = None, redis: Redis | None = None):
         """Does not connect yet. Raises ConfigError for a wrong setting.
 
         redis_url, queue: default to INGINE_REDIS_URL and INGINE_QUEUE, from the environment or `.env`.
-        redis: a client of your own instead, e.g. from `Sentinel.master_for`; it stays yours to close.
+        redis: a client of your own instead, for all partitions; it stays yours to close.
         """
         settings = load_settings(redis_url=redis_url, queue=queue)
-        self._owned_redis = connect(settings.redis_url) if redis is None else None
-        redis = redis or self._owned_redis
-        super().__init__(Server(redis), Keys(settings.queue))
-        self._streams = Streams(self._server, self._keys)
-        self._submit_script = load_script(redis, "submit")
-        self._cancel_script = load_script(redis, "cancel")
+        self._owned_servers = connect(settings.redis_url) if redis is None else None
+        partitions = Partitions(settings.queue, self._owned_servers or redis)
+        super().__init__(partitions)
+        self._streams = Streams(partitions)
+        self._submitter = Submitter(partitions)
+        self._cancel_script = load_script(partitions.base.server.redis, "cancel")
 
     async def submit(
         self,
@@ -109,9 +107,7 @@ class AsyncClient(QueueControl):
             job_id=job_id,
             **sampling_fields,
         )
-        touched, args = submission.script_call(self._keys)
-        answer = await self._server.call(lambda: self._submit_script(keys=touched, args=args))
-        return AsyncJobHandle(self, submission.accepted_id(answer, self._keys))
+        return AsyncJobHandle(self, await self._submitter.submit(submission))
 
     async def submit_many(self, jobs: Iterable[dict[str, Any] | Job]) -> list[AsyncJobHandle]:
         """Submit many jobs in few round trips; each is a dict of `submit`'s arguments, or a Job.
@@ -125,35 +121,12 @@ class AsyncClient(QueueControl):
             Submission(job, encode_job(job)) if isinstance(job, Job) else build_submission(**job)
             for job in jobs
         ]
-        accepted: list[AsyncJobHandle] = []
-        for start in range(0, len(submissions), SUBMISSIONS_PER_TRIP):
-            refusal = await self._submit_batch(submissions[start : start + SUBMISSIONS_PER_TRIP], accepted)
-            if refusal:
-                refusal.accepted = accepted
-                raise refusal
+        job_ids, refusal = await self._submitter.submit_many(submissions)
+        accepted = [AsyncJobHandle(self, job_id) for job_id in job_ids]
+        if refusal:
+            refusal.accepted = accepted
+            raise refusal
         return accepted
-
-    async def _submit_batch(
-        self, submissions: list[Submission], accepted: list[AsyncJobHandle]
-    ) -> ClientError | InvalidJob | None:
-        """Appends to `accepted`. Returns the first refusal."""
-        pipeline = self._server.redis.pipeline(transaction=False)
-        for submission in submissions:
-            touched, args = submission.script_call(self._keys)
-            await self._submit_script(keys=touched, args=args, client=pipeline)
-        try:
-            answers = await self._server.call(lambda: pipeline.execute(raise_on_error=False))
-        except ClientError as error:
-            return error
-        refusal = None
-        for submission, answer in zip(submissions, answers, strict=True):
-            try:
-                if isinstance(answer, exceptions.RedisError):
-                    raise self._server.unavailable(answer)
-                accepted.append(AsyncJobHandle(self, submission.accepted_id(answer, self._keys)))
-            except (ClientError, InvalidJob) as error:
-                refusal = refusal or error
-        return refusal
 
     def attach(self, job_id: str, from_position: int = 0) -> AsyncJobHandle:
         """A handle for a job that anyone has submitted. `from_position`: where its stream shall go on.
@@ -165,10 +138,17 @@ class AsyncClient(QueueControl):
 
     async def status(self, job_id: str) -> JobInfo:
         """How a job stands. Raises JobNotFound."""
-        record = await self._server.call(lambda: self._server.redis.hgetall(self._keys.job(job_id)))
-        if b"status" not in record:
-            raise JobNotFound(NO_SUCH_JOB.format(job_id))
-        return JobInfo.from_record(job_id, record)
+        return (await self._find(job_id))[1]
+
+    async def _find(self, job_id: str) -> tuple[Partition, JobInfo]:
+        """Where a job lives, and how it stands. Raises JobNotFound."""
+        while True:
+            partition = await self._partitions.of(job_id)
+            record = await partition.call(lambda redis, keys: redis.hgetall(keys.job(job_id)))
+            if b"status" in record:
+                return partition, JobInfo.from_record(job_id, record)
+            if not await self._partitions.changed():
+                raise JobNotFound(NO_SUCH_JOB.format(job_id))
 
     async def cancel(self, job_id: str) -> str:
         """Cancel a job. Raises JobNotFound.
@@ -176,15 +156,15 @@ class AsyncClient(QueueControl):
         Returns `cancelled` if it had not begun, `requested` if its worker will stop it at its next step, or
         the status in which it had ended already.
         """
-        info = await self.status(job_id)
+        partition, info = await self._find(job_id)
         end = TerminalEvent(
             position=0,
             status=JobStatus.CANCELLED,
             job_id=job_id,
             finish_reason="abort",
-            metadata=await self._queued_metadata(info),
+            metadata=await _metadata_before_it_began(partition, info),
         )
-        keys = self._keys
+        keys = partition.keys
         touched = [keys.job(job_id), keys.tokens(job_id), *keys.all_jobs, keys.delayed, keys.bytes]
         if info.reply_to:
             touched.append(keys.replies(info.reply_to))
@@ -198,37 +178,40 @@ class AsyncClient(QueueControl):
             msgpack.packb({"command": "cancel", "job_id": job_id}),
             job_id,
         ]
-        answer = await self._server.call(lambda: self._cancel_script(keys=touched, args=args))
+        answer = await partition.call(
+            lambda redis, _: self._cancel_script(keys=touched, args=args, client=redis)
+        )
         if answer == b"unknown":
             raise JobNotFound(NO_SUCH_JOB.format(job_id))
         return answer.decode()
 
-    async def _queued_metadata(self, info: JobInfo) -> dict[str, Any] | None:
-        """What the terminal event of a job that no worker has read shall bring back: only the job knows."""
-        redis, keys = self._server.redis, self._keys
-        if info.position > 0 or info.status not in (JobStatus.QUEUED, JobStatus.DELAYED):
-            return None
-        if info.status is JobStatus.DELAYED:
-            raw = await self._server.call(lambda: redis.hget(keys.job(info.job_id), "raw"))
-        else:
-            jobs, entry = keys.jobs(info.priority), info.entry
-            entries = await self._server.call(lambda: redis.xrange(jobs, min=entry, max=entry))
-            raw = entries[0][1][JOB_FIELD.encode()] if entries else None
-        if raw is None:  # it has got ahead of us, and the script will say so
-            return None
-        try:
-            return decode_job(raw, max_bytes=len(raw)).metadata
-        except InvalidJob:  # from a newer producer perhaps; no reason not to cancel it
-            return None
-
     async def aclose(self) -> None:
         """End all streams of this client and close its connections. Jobs go on."""
         await self._streams.aclose()
-        if self._owned_redis:
-            await self._owned_redis.aclose()
+        if self._owned_servers:
+            await self._owned_servers.aclose()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_) -> None:
         await self.aclose()
+
+
+async def _metadata_before_it_began(partition: Partition, info: JobInfo) -> dict[str, Any] | None:
+    """What the terminal event of a job that no worker has read shall bring back: only the job knows."""
+    if info.position > 0 or info.status not in (JobStatus.QUEUED, JobStatus.DELAYED):
+        return None
+    if info.status is JobStatus.DELAYED:
+        raw = await partition.call(lambda redis, keys: redis.hget(keys.job(info.job_id), "raw"))
+    else:
+        entries = await partition.call(
+            lambda redis, keys: redis.xrange(keys.jobs(info.priority), min=info.entry, max=info.entry)
+        )
+        raw = entries[0][1][JOB_FIELD.encode()] if entries else None
+    if raw is None:  # it has got ahead of us, and the script will say so
+        return None
+    try:
+        return decode_job(raw, max_bytes=len(raw)).metadata
+    except InvalidJob:  # from a newer producer perhaps; no reason not to cancel it
+        return None

@@ -1,15 +1,14 @@
-"""Commands on the server: one small pool, retries, and errors that say what to do."""
+"""Commands on a server: one small pool, retries, and errors that say what to do."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from redis import exceptions
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import EqualJitterBackoff
+from redis.asyncio import Redis
 
 from ingine.errors import ConfigError, ServerUnavailable
+from ingine.servers import Servers, WrongServer
 
 T = TypeVar("T")
 MAX_CONNECTIONS = 8
@@ -19,31 +18,28 @@ RETRIES = 5
 TIMEOUT_S = 10.0
 
 
-def connect(redis_url: str) -> Redis:
-    """A client with its own pool. Does not connect yet. Raises ConfigError if the URL cannot be parsed."""
-    try:
-        pool = BlockingConnectionPool.from_url(
-            redis_url,
-            max_connections=MAX_CONNECTIONS,
-            protocol=2,
-            retry=Retry(EqualJitterBackoff(cap=1.0, base=0.1), RETRIES),
-            socket_connect_timeout=TIMEOUT_S,
-            socket_timeout=TIMEOUT_S,
-            socket_keepalive=True,
-            client_name="ingine-producer",
-        )
-    except ValueError as error:
-        raise ConfigError(f"INGINE_REDIS_URL (--redis-url): {error}") from None
-    return Redis.from_pool(pool)
+def connect(redis_url: str) -> Servers:
+    """Does not connect yet. Raises ConfigError if the URL cannot be used."""
+    return Servers(
+        redis_url,
+        client_name="ingine-producer",
+        retries=RETRIES,
+        timeout_s=TIMEOUT_S,
+        max_connections=MAX_CONNECTIONS,
+    )
 
 
 class Server:
-    """The commands of one client. Its pool may be shared; nothing here keeps state between calls."""
+    """The commands on one server. Its pool may be shared; nothing here keeps state between calls."""
 
-    def __init__(self, redis: Redis):
-        if redis.connection_pool.connection_kwargs.get("decode_responses"):
+    def __init__(self, redis: Redis, where: str | None = None):
+        """`where` is for errors, if the client itself does not know: it may find its server by asking."""
+        options = redis.connection_pool.connection_kwargs
+        if options.get("decode_responses"):
             raise ConfigError("jobs and events are bytes: give a redis client without decode_responses")
         self.redis = redis
+        address = f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        self._where = where or options.get("path", address)
 
     async def call(self, command: Callable[[], Awaitable[T]]) -> T:
         """Await one command. Raises ServerUnavailable for whatever the server or the wire has against it.
@@ -59,20 +55,15 @@ class Server:
             raise self.unavailable(error) from error
 
     def unavailable(self, error: exceptions.RedisError) -> ServerUnavailable:
-        return ServerUnavailable(f"{self._where()} {_what_to_do(error)}")
-
-    def _where(self) -> str:
-        options = self.redis.connection_pool.connection_kwargs
-        address = f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        return f"Redis at {options.get('path', address)}"
+        return ServerUnavailable(f"Redis at {self._where} {_what_to_do(error)}")
 
 
 def _what_to_do(error: exceptions.RedisError) -> str:
     match error:
         case exceptions.AuthenticationError() | exceptions.NoPermissionError():
             return f"refuses these credentials ({error}): set user and password in INGINE_REDIS_URL"
-        case exceptions.ReadOnlyError():
-            return "is a read-only replica: point INGINE_REDIS_URL at the primary"
+        case WrongServer() | exceptions.ReadOnlyError() | exceptions.MovedError():
+            return f"cannot serve the queue ({error}): point INGINE_REDIS_URL at the primary"
         case exceptions.OutOfMemoryError():
             return "is out of memory: let workers drain, or raise maxmemory, and try again"
         case exceptions.BusyLoadingError():

@@ -1,114 +1,152 @@
 """Looking at a queue, steering it, and its dead letters: the operator's half of the client."""
 
-from collections.abc import Sequence
-from importlib.resources import files
-from typing import Any
+import asyncio
+import math
+import re
+from collections.abc import Mapping, Sequence
 
 import msgpack
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from ingine.errors import ClientError, InvalidJob
-from ingine.wire import (
-    DEFAULT_MAX_JOB_BYTES,
-    DEFAULT_MAX_QUEUED_JOBS,
-    GROUP,
-    JOB_FIELD,
-    Keys,
-    Priority,
-    decode_job,
-)
-from producer.connection import Server
+from ingine.wire import JOB_FIELD, MAX_PARTITIONS, Keys, decode_job
+from producer.partitions import Partition, Partitions
+from producer.queue_info import merge, read_partition
 from producer.results import DeadLetter, QueueInfo
+from producer.submitter import load_script
 
-RELEASED = b"released"
-"""The consumer that holds the entries which a stopping worker has handed over: they wait."""
-
-
-def load_script(redis: Redis, name: str):
-    """A Lua script of this package; sent once, then known to the server by its hash."""
-    return redis.register_script((files("producer") / "scripts" / f"{name}.lua").read_text())
+_TENANT = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 class QueueControl:
     """Base of `AsyncClient`: what concerns the queue as a whole instead of one job."""
 
-    def __init__(self, server: Server, keys: Keys):
-        self._server, self._keys = server, keys
-        self._requeue_script = load_script(server.redis, "requeue")
+    def __init__(self, partitions: Partitions):
+        self._partitions = partitions
+        self._requeue_script = load_script(partitions.base.server.redis, "requeue")
+        self._partition_script = load_script(partitions.base.server.redis, "partition")
 
     async def queue_info(self) -> QueueInfo:
-        """Depth by priority, limits, switches, workers and the number of dead letters, as of one moment."""
-        pipeline = self._server.redis.pipeline(transaction=True)
-        for jobs in self._keys.all_jobs:
-            pipeline.xlen(jobs)
-            pipeline.xpending(jobs, GROUP)
-        pipeline.hgetall(self._keys.settings)
-        pipeline.hgetall(self._keys.workers)
-        pipeline.xlen(self._keys.dead)
-        pipeline.time()
-        *streams, settings, workers, num_dead, (now_s, _) = await self._server.call(
-            lambda: pipeline.execute(raise_on_error=False)
-        )
-        waiting, running = {}, {}
-        for priority, num_entries, pending in zip(Priority, streams[::2], streams[1::2], strict=True):
-            running[str(priority)] = _num_running(pending)
-            waiting[str(priority)] = num_entries - running[str(priority)]
-        switches = {name.decode(): value.decode() for name, value in settings.items()}
-        return QueueInfo(
-            queue=self._keys.queue,
-            waiting=waiting,
-            running=running,
-            max_jobs=int(switches.get("max_jobs", DEFAULT_MAX_QUEUED_JOBS)),
-            max_job_bytes=int(switches.get("max_job_bytes", DEFAULT_MAX_JOB_BYTES)),
-            paused=switches.get("paused") == "1",
-            draining=sorted(name.removeprefix("drain:") for name in switches if name.startswith("drain:")),
-            workers={name.decode(): _heartbeat(raw, now_s) for name, raw in workers.items()},
-            num_dead=num_dead,
-        )
+        """Depth by priority, limits, switches, workers, dead letters; of each partition as of one moment."""
+        await self._partitions.changed()
+        return merge(self._partitions.queue, await self._partitions.each(read_partition))
 
     async def pause(self) -> None:
         """Workers take no further jobs; what runs goes on, and `submit` still accepts."""
-        await self._server.call(lambda: self._server.redis.hset(self._keys.settings, "paused", 1))
+        await self._partitions.each(lambda redis, keys: redis.hset(keys.settings, "paused", 1))
         await self._nudge({"command": "pause"})
 
     async def resume(self) -> None:
         """Undo `pause`."""
-        await self._server.call(lambda: self._server.redis.hdel(self._keys.settings, "paused"))
+        await self._partitions.each(lambda redis, keys: redis.hdel(keys.settings, "paused"))
         await self._nudge({"command": "resume"})
 
     async def drain(self, worker_id: str) -> None:
         """Tell one worker to hand its jobs over and exit. Raises ClientError if no such worker is alive."""
-        workers = await self._server.call(lambda: self._server.redis.hkeys(self._keys.workers))
-        if worker_id.encode() not in workers:
-            alive = ", ".join(sorted(name.decode() for name in workers)) or "none"
-            raise ClientError(f"no worker {worker_id!r} in queue {self._keys.queue!r}; there are: {alive}")
+        answers = await self._partitions.each(lambda redis, keys: redis.hkeys(keys.workers))
+        workers = {name.decode() for names in answers for name in names}
+        if worker_id not in workers:
+            alive = ", ".join(sorted(workers)) or "none"
+            raise ClientError(
+                f"no worker {worker_id!r} in queue {self._partitions.queue!r}; there are: {alive}"
+            )
         switch = f"drain:{worker_id}"
-        await self._server.call(lambda: self._server.redis.hset(self._keys.settings, switch, 1))
+        await self._partitions.each(lambda redis, keys: redis.hset(keys.settings, switch, 1))
         await self._nudge({"command": "drain", "worker": worker_id})
 
-    async def set_limits(self, *, max_jobs: int | None = None, max_job_bytes: int | None = None) -> None:
-        """Limits of the whole queue, from now on; None leaves one as it is. Raises ValueError below 1."""
-        given = {"max_jobs": max_jobs, "max_job_bytes": max_job_bytes}
+    async def set_limits(
+        self,
+        *,
+        max_jobs: int | None = None,
+        max_job_bytes: int | None = None,
+        max_bytes: int | None = None,
+        max_jobs_per_s: float | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """Limits from now on, of each partition by itself; None leaves one as it is.
+
+        max_jobs, max_bytes: of all jobs that wait or run. max_job_bytes: of one job.
+        max_jobs_per_s: of each tenant; 0 lifts it.
+        weights: tenant -> its share of the work while others wait too, against the 1 of whom is not named.
+
+        Raises ValueError for a number that cannot be one.
+        """
+        counts = {"max_jobs": max_jobs, "max_job_bytes": max_job_bytes, "max_bytes": max_bytes}
+        for name, limit in counts.items():
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} is at least 1, not {limit}")
+        if max_jobs_per_s is not None and not 0 <= max_jobs_per_s < math.inf:
+            raise ValueError(f"max_jobs_per_s is 0 or more, not {max_jobs_per_s}")
+        for tenant, weight in (weights or {}).items():
+            if not _TENANT.fullmatch(tenant):
+                raise ValueError(f"a tenant's name matches {_TENANT.pattern}, {tenant!r} does not")
+            if not 0 < weight < math.inf:
+                raise ValueError(f"the weight of tenant {tenant!r} is more than 0, not {weight}")
+        given = counts | {"max_jobs_per_s": max_jobs_per_s}
         limits = {name: limit for name, limit in given.items() if limit is not None}
-        if bad := [name for name, limit in limits.items() if limit < 1]:
-            raise ValueError(f"{bad[0]} is at least 1, not {limits[bad[0]]}")
+        limits |= {f"weight:{tenant}": weight for tenant, weight in (weights or {}).items()}
         if limits:
-            await self._server.call(lambda: self._server.redis.hset(self._keys.settings, mapping=limits))
+            await self._partitions.each(lambda redis, keys: redis.hset(keys.settings, mapping=limits))
+
+    async def set_partitions(self, number: int) -> None:
+        """Spread the queue over so many partitions, each with the limits that the queue has.
+
+        Raises ValueError below 1 and above 64, and ClientError unless the queue is empty: nothing waits or
+        runs, and there are no dead letters. Results of jobs that have ended cannot be read any more. Workers
+        end, to be started again. Should it break off in between, submitting is refused until it is called
+        again.
+        """
+        if not 1 <= number <= MAX_PARTITIONS:
+            raise ValueError(f"a queue has 1 to {MAX_PARTITIONS} partitions, not {number}")
+        await self._partitions.changed()
+        old, base = await self._partitions.all(), self._partitions.base
+        settings = await old[0].call(lambda redis, keys: redis.hgetall(keys.settings))
+        kept = {n: value for n, value in settings.items() if n.startswith((b"max_", b"weight:", b"paused"))}
+        # First those where nobody looks yet, then those where all look, and last the one that says how many
+        # there are: so whoever has learned the new number finds each partition ready.
+        fresh = {"partitions": number} | kept
+        for partition in self._partitions.among(number):
+            if partition not in old and partition != base:
+                await partition.call(lambda redis, keys: redis.hset(keys.settings, mapping=fresh))
+        closed: list[Partition] = []
+        for partition in sorted(old, key=lambda partition: partition == base):
+            if what := await self._close(partition, number):
+                for earlier in closed:
+                    await earlier.call(lambda redis, keys: redis.hset(keys.settings, "partitions", len(old)))
+                raise ClientError(
+                    f"queue {self._partitions.queue!r} is not empty ({what}): nothing was changed"
+                )
+            closed.append(partition)
+        await base.call(lambda redis, keys: redis.hset(keys.settings, mapping=fresh))
+        await self._partitions.changed()
+
+    async def _close(self, partition: Partition, number: int) -> str:
+        """Producers are told the new number from now on. Returns what lies there, if there is anything."""
+        keys = partition.keys
+        touched = [keys.settings, *keys.all_jobs, keys.delayed, keys.dead]
+        answer = await partition.call(
+            lambda redis, _: self._partition_script(keys=touched, args=[number], client=redis)
+        )
+        return answer.decode()
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """The oldest `limit` entries that no worker could answer."""
-        entries = await self._server.call(lambda: self._server.redis.xrange(self._keys.dead, count=limit))
-        return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
+        partitions = await self._partitions.all()
+        answers = await self._partitions.each(lambda redis, keys: redis.xrange(keys.dead, count=limit))
+        letters = [
+            _dead_letter(partition.keys, *entry)
+            for partition, entries in zip(partitions, answers, strict=True)
+            for entry in entries
+        ]
+        return sorted(letters, key=_age)[:limit]
 
     async def dead_letter(self, entry_id: str) -> DeadLetter:
         """Raises ClientError if there is none with this id."""
-        entries = await self._server.call(
-            lambda: self._server.redis.xrange(self._keys.dead, min=entry_id, max=entry_id)
-        )
+        partition, entry = await self._locate(entry_id)
+        entries = await partition.call(lambda redis, keys: redis.xrange(keys.dead, min=entry, max=entry))
         if not entries:
             raise ClientError(_no_letter(entry_id))
-        return _dead_letter(*entries[0])
+        return _dead_letter(partition.keys, *entries[0])
 
     async def requeue(self, entry_id: str) -> str:
         """Put a dead letter back into its stream, as it was sent. Returns its new entry id there.
@@ -117,12 +155,16 @@ class QueueControl:
         duplicate, which would be buried again): submit its contents anew instead.
         """
         letter = await self.dead_letter(entry_id)
-        if letter.stream not in self._keys.all_jobs:
+        partition, entry = await self._locate(entry_id)
+        keys = partition.keys
+        if letter.stream not in keys.all_jobs:
             raise ClientError(f"dead letter {entry_id} came from {letter.stream!r}, which is no jobs stream")
-        touched = [self._keys.dead, letter.stream]
+        touched = [keys.dead, letter.stream]
         if letter.job_id is not None:
-            touched.append(self._keys.job(letter.job_id))
-        answer = await self._server.call(lambda: self._requeue_script(keys=touched, args=[entry_id]))
+            touched.append(keys.job(letter.job_id))
+        answer = await partition.call(
+            lambda redis, _: self._requeue_script(keys=touched, args=[entry], client=redis)
+        )
         verdict, detail = (part.decode() for part in answer)
         if verdict == "known":
             raise ClientError(
@@ -135,37 +177,43 @@ class QueueControl:
 
     async def purge(self, entry_ids: Sequence[str] | None = None) -> int:
         """Delete dead letters for good, all of them if none is named. Returns how many there were."""
-        dead = self._keys.dead
-        if entry_ids is not None:
-            named = [*entry_ids]
-            return await self._server.call(lambda: self._server.redis.xdel(dead, *named)) if named else 0
-        pipeline = self._server.redis.pipeline(transaction=True).xlen(dead).delete(dead)
-        num_letters, _ = await self._server.call(pipeline.execute)
-        return num_letters
+        if entry_ids is None:
+            return sum(await self._partitions.each(_purge_all))
+        named: dict[Partition, list[str]] = {}
+        for partition, entry in [await self._locate(entry_id) for entry_id in entry_ids]:
+            named.setdefault(partition, []).append(entry)
+        counts = [
+            partition.call(lambda redis, keys, entries=entries: redis.xdel(keys.dead, *entries))
+            for partition, entries in named.items()
+        ]
+        return sum(await asyncio.gather(*counts))
+
+    async def _locate(self, entry_id: str) -> tuple[Partition, str]:
+        """From a dead letter's id to where it lies. With several partitions the id says in which one."""
+        partitions = await self._partitions.all()
+        number, _, entry = entry_id.rpartition(":")
+        if len(partitions) == 1 and not number:
+            return partitions[0], entry
+        if number.isdecimal() and int(number) < len(partitions) > 1:
+            return partitions[int(number)], entry
+        raise ClientError(_no_letter(entry_id))
 
     async def _nudge(self, command: dict[str, str]) -> None:
         """So that workers look at once. It may get lost: they look by themselves now and then."""
-        await self._server.call(
-            lambda: self._server.redis.spublish(self._keys.control, msgpack.packb(command))
-        )
+        message = msgpack.packb(command)
+        await self._partitions.each(lambda redis, keys: redis.spublish(keys.control, message))
 
 
-def _num_running(pending: dict | RedisError) -> int:
-    if isinstance(pending, RedisError):  # NOGROUP: no worker has ever looked at this stream
-        return 0
-    return sum(consumer["pending"] for consumer in pending["consumers"] if consumer["name"] != RELEASED)
+async def _purge_all(redis: Redis, keys: Keys) -> int:
+    num_letters, _ = await redis.pipeline(transaction=True).xlen(keys.dead).delete(keys.dead).execute()
+    return num_letters
 
 
-def _heartbeat(raw: bytes, now_s: int) -> dict[str, Any]:
-    fields = msgpack.unpackb(raw)
-    return fields | {"silent_s": now_s - fields["at_s"]}
-
-
-def _dead_letter(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
+def _dead_letter(keys: Keys, entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
     text = {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
     raw = fields[JOB_FIELD.encode()]
     return DeadLetter(
-        entry_id=entry_id.decode(),
+        entry_id=entry_id.decode() if keys.partition is None else f"{keys.partition}:{entry_id.decode()}",
         job=raw,
         job_id=_readable_id(raw),
         code=text["code"],
@@ -182,6 +230,11 @@ def _readable_id(raw: bytes) -> str | None:
         return decode_job(raw, max_bytes=len(raw)).id
     except InvalidJob as error:
         return error.job_id
+
+
+def _age(letter: DeadLetter) -> tuple[int, ...]:
+    """Entry ids begin with the time, by the server's clock."""
+    return tuple(map(int, letter.entry_id.rpartition(":")[2].split("-")))
 
 
 def _no_letter(entry_id: str) -> str:

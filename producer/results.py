@@ -94,9 +94,21 @@ class QueueInfo:
     """Jobs that no worker has, by priority."""
     running: dict[str, int]
     """Jobs that a worker has, by priority."""
+    num_delayed: int
+    """Jobs whose time has not come."""
+    num_bytes: int
+    """Of the submitted jobs that wait or run."""
+    num_partitions: int
+    """The limits hold for each of them by itself."""
     max_jobs: int
-    """`submit` raises QueueFull at so many jobs, waiting and running together."""
+    """`submit` raises QueueFull at so many jobs, delayed, waiting and running together."""
+    max_bytes: int
+    """Likewise at so many bytes."""
     max_job_bytes: int
+    max_jobs_per_s: float | None
+    """Of each tenant: `submit` raises RateLimited. None: no limit."""
+    weights: dict[str, float]
+    """Tenant -> its share of the work while others wait too; 1 for those not named."""
     paused: bool
     draining: list[str]
     """Workers that were told to drain."""
@@ -111,7 +123,8 @@ class DeadLetter:
     """An entry that no worker could answer."""
 
     entry_id: str
-    """Its place among the dead letters; what `requeue` and `purge` want."""
+    """Its place among the dead letters; what `requeue` and `purge` want. Begins with `PARTITION:` where the
+    queue has several."""
     job: bytes
     """As it was sent."""
     job_id: str | None

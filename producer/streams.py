@@ -11,13 +11,15 @@ Pub/sub is only the fast lane. It may lose, repeat or delay anything; every rule
 
 import random
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 
-from ingine.errors import JobNotFound
-from ingine.wire import Event, Keys, TerminalEvent, TokensEvent, decode_event
+from ingine.errors import ClientError, JobNotFound
+from ingine.wire import Event, TerminalEvent, TokensEvent, decode_event
 from producer.channels import ChannelHub
 from producer.connection import Server
-from producer.token_log import UNREADABLE, LogReader
+from producer.partitions import Partition, Partitions
+from producer.token_log import UNREADABLE, LogReader, Patience
 
 NO_SUCH_JOB = "no job {}: never submitted, or its result's TTL has passed"
 SILENCE_S = 2.0
@@ -27,10 +29,11 @@ SILENCE_S = 2.0
 class Streams:
     """All streams of one client: each job's events in order and exactly once."""
 
-    def __init__(self, server: Server, keys: Keys):
-        self._keys = keys
-        self._hub = ChannelHub(server.redis)
-        self._log = LogReader(server, keys)
+    def __init__(self, partitions: Partitions):
+        self._partitions = partitions
+        self._patience = Patience()
+        self._readers: dict[Server, tuple[ChannelHub, LogReader]] = {}
+        self._closed = False
 
     async def follow(self, job_id: str, position: int = 0) -> AsyncIterator[Event]:
         """Events after `position`, up to and including the terminal one, which is always the last.
@@ -40,13 +43,34 @@ class Streams:
         """
         if position < 0:
             raise ValueError(f"a position is 0 or more, not {position}")
-        channel = self._keys.channel(job_id)
-        subscription = self._hub.subscribe(channel)
+        while True:
+            partition = await self._patience(lambda: self._partitions.of(job_id))
+            try:
+                async with aclosing(self._follow(partition, job_id, position)) as events:
+                    async for event in events:
+                        position = event.position
+                        yield event
+                return
+            except JobNotFound:
+                if not await self._patience(self._partitions.changed):
+                    raise
+
+    def _readers_at(self, server: Server) -> tuple[ChannelHub, LogReader]:
+        if self._closed:
+            raise ClientError("the client is closed")
+        if server not in self._readers:
+            self._readers[server] = ChannelHub(server.redis), LogReader(server)
+        return self._readers[server]
+
+    async def _follow(self, partition: Partition, job_id: str, position: int) -> AsyncIterator[Event]:
+        hub, log = self._readers_at(partition.server)
+        channel = partition.keys.channel(job_id)
+        subscription = hub.subscribe(channel)
         try:
             while True:
                 if subscription.stale:
                     subscription.stale = False  # before the read: what is published from now on queues up
-                    page = await self._log.read(job_id, position)
+                    page = await log.read(partition.keys, job_id, position)
                     events, subscription.stale = page.events, subscription.stale or page.full
                     if not events and page.status is None:
                         raise JobNotFound(NO_SUCH_JOB.format(job_id))
@@ -70,11 +94,13 @@ class Streams:
                         yield _after(event, position)
                         position = event.position
         finally:
-            self._hub.unsubscribe(channel, subscription)
+            hub.unsubscribe(channel, subscription)
 
     async def aclose(self) -> None:
-        await self._hub.aclose()
-        await self._log.aclose()
+        self._closed = self._patience.ended = True
+        for hub, log in self._readers.values():
+            await hub.aclose()
+            await log.aclose()
 
 
 def _decode_live(raw: bytes) -> Event | None:

@@ -3,7 +3,7 @@
 import math
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgpack
@@ -19,6 +19,7 @@ from ingine.wire import (
     Priority,
     decode_job,
     encode_job,
+    partition_of,
 )
 
 IDEMPOTENCY_TTL_S = 24 * 3600
@@ -41,7 +42,28 @@ class Submission:
     job: Job
     raw: bytes
     idempotency_key: str | None = None
+    chosen_id: bool = True
+    """The caller named the job; else any other random id will do as well."""
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def placed(self, num_partitions: int) -> "Submission":
+        """The same in the partition of its idempotency key, by another id: only there is the key known.
+
+        Raises InvalidJob where both are given, and there is more than one partition.
+        """
+        if self.idempotency_key is None or num_partitions == 1:
+            return self
+        if self.chosen_id:
+            raise InvalidJob(
+                ErrorCode.INVALID_PARAMETER,
+                "give a job_id or an idempotency_key, not both: in a queue with partitions each decides "
+                "where the job lives",
+                job_id=self.job.id,
+            )
+        job, partition = self.job, partition_of(self.idempotency_key, num_partitions)
+        while partition_of(job.id, num_partitions) != partition:
+            job = job.model_copy(update={"id": uuid.uuid4().hex})
+        return replace(self, job=job, raw=encode_job(job))
 
     @property
     def cost(self) -> int:
@@ -160,7 +182,7 @@ def build_submission(
         "trace": trace,
     }
     job = _through_the_door({name: value for name, value in fields.items() if value is not None})
-    return Submission(job, encode_job(job), idempotency_key)
+    return Submission(job, encode_job(job), idempotency_key, chosen_id=job_id is not None)
 
 
 def _through_the_door(fields: dict[str, Any]) -> Job:

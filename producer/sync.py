@@ -139,15 +139,16 @@ class JobHandle:
 class Client:
     """A producer's or consumer's view of one queue. Threads may share it; a forked child makes its own.
 
-    All streams of a client share one pub/sub connection, all commands a pool of a few. Every method raises
-    ServerUnavailable, with what to do about it, if the server cannot be reached or refuses the command.
+    All its streams on one server share a pub/sub connection, all commands there a pool of a few. Every method
+    raises ServerUnavailable, with what to do about it, if a server cannot be reached or refuses the command.
     """
 
     def __init__(self, redis_url: str | None = None, *, queue: str | None = None, redis: Redis | None = None):
         """Does not connect yet. Raises ConfigError for a wrong setting.
 
         redis_url, queue: default to INGINE_REDIS_URL and INGINE_QUEUE, from the environment or `.env`.
-        redis: an asyncio client of your own instead, used by nobody else; it stays yours to close.
+        redis: an asyncio client of your own instead, for all partitions, used by nobody else; it stays yours
+        to close.
         """
         self._client = AsyncClient(redis_url, queue=queue, redis=redis)
         self._thread = _LoopThread()
@@ -160,6 +161,7 @@ class Client:
     resume = _sync(AsyncClient.resume)
     drain = _sync(AsyncClient.drain)
     set_limits = _sync(AsyncClient.set_limits)
+    set_partitions = _sync(AsyncClient.set_partitions)
     dead_letters = _sync(AsyncClient.dead_letters)
     dead_letter = _sync(AsyncClient.dead_letter)
     requeue = _sync(AsyncClient.requeue)

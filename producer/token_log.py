@@ -1,16 +1,20 @@
-"""The truth: token logs, read for all of a client's streams together."""
+"""The truth: token logs, read for all of a client's streams on one server together."""
 
 import asyncio
 import random
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from redis import exceptions
 
-from ingine.errors import ClientError
+from ingine.errors import ClientError, ServerUnavailable
 from ingine.wire import EVENT_FIELD, Event, JobStatus, Keys, decode_event, log_id
 from producer.connection import Server
 
+T = TypeVar("T")
 READS_PER_TRIP = 128
 ENTRIES_PER_READ = 256
 GIVE_UP_S = 30.0
@@ -32,28 +36,56 @@ class LogPage:
     """Tokens in the whole log."""
 
 
-class LogReader:
-    """Reads the logs of all streams of a client. Requests made during a round trip share the next one."""
+class Patience:
+    """Makes a call again while its server is away, but not for ever. Calls in a row share the time."""
 
-    def __init__(self, server: Server, keys: Keys):
-        self._server, self._keys = server, keys
-        self._waiting: deque[tuple[str, int, asyncio.Future]] = deque()
-        self._runner: asyncio.Task | None = None
+    def __init__(self):
         self._unreachable_since: float | None = None
+        self.ended = False
+
+    async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Raises what `call` does, if that is a refusal or has been so for longer than GIVE_UP_S."""
+        while True:
+            try:
+                answer = await call()
+                self._unreachable_since = None
+                return answer
+            except (exceptions.RedisError, ServerUnavailable) as error:
+                now = asyncio.get_running_loop().time()
+                self._unreachable_since = self._unreachable_since or now
+                if not _is_away(error) or self.ended or now - self._unreachable_since > GIVE_UP_S:
+                    raise
+                await asyncio.sleep(random.uniform(0.1, 0.5))
+
+
+def _is_away(error: exceptions.RedisError | ServerUnavailable) -> bool:
+    cause = error.__cause__ if isinstance(error, ServerUnavailable) else error
+    away = isinstance(cause, exceptions.ConnectionError | exceptions.TimeoutError)
+    return away and not isinstance(cause, exceptions.AuthenticationError)
+
+
+class LogReader:
+    """Reads logs on one server. Requests made during a round trip share the next one."""
+
+    def __init__(self, server: Server):
+        self._server = server
+        self._waiting: deque[tuple[Keys, str, int, asyncio.Future]] = deque()
+        self._runner: asyncio.Task | None = None
+        self._patience = Patience()
         self._closed = False
 
-    async def read(self, job_id: str, position: int) -> LogPage:
+    async def read(self, keys: Keys, job_id: str, position: int) -> LogPage:
         """Raises ServerUnavailable after GIVE_UP_S without a server, ClientError for a log that is no log."""
         if self._closed:
             raise ClientError("the client is closed")
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((job_id, position, future))
+        self._waiting.append((keys, job_id, position, future))
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
         return await future
 
     async def aclose(self) -> None:
-        self._closed = True
+        self._closed = self._patience.ended = True
         if self._runner and not self._runner.done():
             await self._runner
 
@@ -61,10 +93,11 @@ class LogReader:
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(READS_PER_TRIP, len(self._waiting)))]
             try:
-                answers = await self._fetch([(job_id, position) for job_id, position, _ in batch])
+                requests = [request for *request, _ in batch]
+                answers = await self._patience(partial(self._fetch, requests))
             except Exception as error:  # whatever it is, nobody must wait for ever
                 answers = [error] * len(batch)
-            for (_, _, future), answer in zip(batch, answers, strict=True):
+            for (*_, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # its stream has left
                     continue
                 if isinstance(answer, exceptions.RedisError):
@@ -74,24 +107,13 @@ class LogReader:
                 else:
                     future.set_result(answer)
 
-    async def _fetch(self, requests: list[tuple[str, int]]) -> list[LogPage | Exception]:
-        while True:
-            pipeline = self._server.redis.pipeline(transaction=False)
-            for job_id, position in requests:
-                start = f"({log_id(position)}"
-                pipeline.xrange(self._keys.tokens(job_id), min=start, count=ENTRIES_PER_READ)
-                pipeline.hmget(self._keys.job(job_id), "status", "position")
-            try:
-                answers = iter(await pipeline.execute(raise_on_error=False))
-                self._unreachable_since = None
-                return [_page(job_id, next(answers), next(answers)) for job_id, _ in requests]
-            except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
-                now = asyncio.get_running_loop().time()
-                self._unreachable_since = self._unreachable_since or now
-                refused = isinstance(error, exceptions.AuthenticationError)
-                if refused or self._closed or now - self._unreachable_since > GIVE_UP_S:
-                    raise
-                await asyncio.sleep(random.uniform(0.1, 0.5))
+    async def _fetch(self, requests: list[tuple[Keys, str, int]]) -> list[LogPage | Exception]:
+        pipeline = self._server.redis.pipeline(transaction=False)
+        for keys, job_id, position in requests:
+            pipeline.xrange(keys.tokens(job_id), min=f"({log_id(position)}", count=ENTRIES_PER_READ)
+            pipeline.hmget(keys.job(job_id), "status", "position")
+        answers = iter(await pipeline.execute(raise_on_error=False))
+        return [_page(job_id, next(answers), next(answers)) for _, job_id, _ in requests]
 
 
 def _page(job_id: str, entries, record) -> LogPage | Exception:

@@ -70,7 +70,7 @@ async def patiently(call: Callable[[], Awaitable[Any]]) -> Any:
 def test_a_url_that_can_be_used(url: str):
     assert check_url(url) == url
     servers = Servers(url, client_name="x")
-    shown = f"{servers} {servers!r} {servers.client(Keys())!r}"
+    shown = f"{servers.where} {servers!r} {servers.client(Keys())!r}"
     assert not {"pw", "p%40ss", "p@ss", "other"} & set(shown.replace(":", " ").replace("@", " ").split())
 
 

@@ -107,4 +107,4 @@ class FakeWorker:
         await self.end(job_id, num_tokens, publish=publish, **fields)
 
     async def publish(self, job_id: str, event: bytes) -> int:
-        return await self.redis.publish(self.keys.channel(job_id), event)
+        return await self.redis.spublish(self.keys.channel(job_id), event)

@@ -49,7 +49,7 @@ async def test_workers_and_their_silence(face: Face, redis: Redis, keys: Keys):
 
 async def test_pause_and_resume_set_a_switch_and_nudge(face: Face, redis: Redis, keys: Keys):
     async with redis.pubsub() as pubsub:
-        await pubsub.subscribe(keys.control)
+        await pubsub.ssubscribe(keys.control)
         await pubsub.get_message(timeout=5)
         await face("pause")
         assert (await face("queue_info")).paused

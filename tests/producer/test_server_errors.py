@@ -188,10 +188,10 @@ def test_a_wrong_setting_names_its_variable(
 def test_settings_come_from_arguments_environment_and_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("INGINE_QUEUE=from-file\nINGINE_MODEL=a-worker-s-affair\n")
-    assert AsyncClient()._keys.queue == "from-file"
+    assert AsyncClient()._partitions.queue == "from-file"
     monkeypatch.setenv("INGINE_QUEUE", "from-environment")
-    assert AsyncClient()._keys.queue == "from-environment"
-    assert AsyncClient(queue="given")._keys.queue == "given"
+    assert AsyncClient()._partitions.queue == "from-environment"
+    assert AsyncClient(queue="given")._partitions.queue == "given"
 
 
 def test_a_decoding_redis_client_is_refused():

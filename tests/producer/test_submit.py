@@ -202,7 +202,7 @@ async def test_a_running_job_is_asked_to_stop(face: Face, worker: FakeWorker, re
     job_id = (await face("submit", "hi")).job_id
     await worker.take()
     async with redis.pubsub() as pubsub:
-        await pubsub.subscribe(keys.control)
+        await pubsub.ssubscribe(keys.control)
         await pubsub.get_message(timeout=5)
         assert await face("cancel", job_id) == "requested"
         nudge = await pubsub.get_message(timeout=5)
@@ -220,8 +220,10 @@ async def test_cancel_says_how_a_job_had_ended(face: Face, worker: FakeWorker):
 
 
 async def test_a_cancelled_caller_does_not_cut_off_its_command(client: AsyncClient, redis: Redis, keys: Keys):
+    await client.queue_info()  # it knows the partitions
     submitting = asyncio.create_task(client.submit("hi", job_id="mine"))
-    await asyncio.sleep(0)  # as far as its first await
+    for _ in range(3):  # as far as its command
+        await asyncio.sleep(0)
     submitting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await submitting

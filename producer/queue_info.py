@@ -1,0 +1,121 @@
+"""How a queue stands: read from each partition at one moment of its own, and added up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from ingine.wire import (
+    DEFAULT_MAX_JOB_BYTES,
+    DEFAULT_MAX_QUEUED_BYTES,
+    DEFAULT_MAX_QUEUED_JOBS,
+    GROUP,
+    RELEASED,
+    WAITING,
+    Keys,
+    Priority,
+)
+from producer.results import QueueInfo
+
+_NO_WORKERS = {WAITING.encode(), RELEASED.encode()}
+"""Consumers whose entries nobody runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionInfo:
+    """As in `QueueInfo`."""
+
+    waiting: dict[str, int]
+    running: dict[str, int]
+    num_delayed: int
+    num_bytes: int
+    settings: dict[str, str]
+    workers: dict[str, dict[str, Any]]
+    num_dead: int
+
+
+async def read_partition(redis: Redis, keys: Keys) -> PartitionInfo:
+    pipeline = redis.pipeline(transaction=True)
+    for jobs in keys.all_jobs:
+        pipeline.xlen(jobs)
+        pipeline.xpending(jobs, GROUP)
+    pipeline.zcard(keys.delayed)
+    pipeline.get(keys.bytes)
+    pipeline.hgetall(keys.settings)
+    pipeline.hgetall(keys.workers)
+    pipeline.xlen(keys.dead)
+    pipeline.time()
+    answers = await pipeline.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, RedisError) and not _is_no_group(answer):
+            raise answer
+    *streams, num_delayed, num_bytes, settings, workers, num_dead, (now_s, _) = answers
+    waiting, running = {}, {}
+    for priority, num_entries, pending in zip(Priority, streams[::2], streams[1::2], strict=True):
+        running[str(priority)] = _num_running(pending)
+        waiting[str(priority)] = num_entries - running[str(priority)]
+    return PartitionInfo(
+        waiting=waiting,
+        running=running,
+        num_delayed=num_delayed,
+        num_bytes=int(num_bytes or 0),
+        settings={name.decode(): value.decode() for name, value in settings.items()},
+        workers={name.decode(): _heartbeat(raw, now_s) for name, raw in workers.items()},
+        num_dead=num_dead,
+    )
+
+
+def merge(queue: str, partitions: Sequence[PartitionInfo]) -> QueueInfo:
+    """Numbers are sums. Limits and switches are the first partition's: all have the same."""
+    settings = partitions[0].settings
+    workers: dict[str, dict[str, Any]] = {}
+    for partition in partitions:
+        for name, heartbeat in partition.workers.items():
+            if name not in workers or heartbeat["silent_s"] < workers[name]["silent_s"]:
+                workers[name] = heartbeat
+    return QueueInfo(
+        queue=queue,
+        num_partitions=len(partitions),
+        waiting=_sums([partition.waiting for partition in partitions]),
+        running=_sums([partition.running for partition in partitions]),
+        num_delayed=sum(partition.num_delayed for partition in partitions),
+        num_bytes=sum(partition.num_bytes for partition in partitions),
+        max_jobs=int(settings.get("max_jobs", DEFAULT_MAX_QUEUED_JOBS)),
+        max_bytes=int(settings.get("max_bytes", DEFAULT_MAX_QUEUED_BYTES)),
+        max_job_bytes=int(settings.get("max_job_bytes", DEFAULT_MAX_JOB_BYTES)),
+        max_jobs_per_s=float(settings.get("max_jobs_per_s", 0)) or None,
+        weights={tenant: float(weight) for tenant, weight in _with_prefix(settings, "weight:").items()},
+        paused=settings.get("paused") == "1",
+        draining=sorted(_with_prefix(settings, "drain:")),
+        workers=workers,
+        num_dead=sum(partition.num_dead for partition in partitions),
+    )
+
+
+def _sums(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(count[name] for count in counts) for name in counts[0]}
+
+
+def _with_prefix(settings: dict[str, str], prefix: str) -> dict[str, str]:
+    return {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+
+
+def _is_no_group(error: RedisError) -> bool:
+    """No worker has ever looked at this stream."""
+    return isinstance(error, ResponseError) and str(error).startswith("NOGROUP")
+
+
+def _num_running(pending: dict | ResponseError) -> int:
+    if isinstance(pending, ResponseError):
+        return 0
+    return sum(
+        consumer["pending"] for consumer in pending["consumers"] if consumer["name"] not in _NO_WORKERS
+    )
+
+
+def _heartbeat(raw: bytes, now_s: int) -> dict[str, Any]:
+    fields = msgpack.unpackb(raw)
+    return fields | {"silent_s": now_s - fields["at_s"]}

@@ -1,0 +1,22 @@
+-- From now on tell producers another number of partitions, unless something lies in this one.
+--
+-- KEYS  1 queue settings  2..4 all three jobs streams  5 delayed  6 dead letters
+-- ARGV  1 the number
+-- returns '' | what there is
+
+for i = 2, 4 do
+  local num_jobs = redis.call('XLEN', KEYS[i])
+  if num_jobs > 0 then
+    return num_jobs .. ' jobs in ' .. KEYS[i]
+  end
+end
+local num_delayed = redis.call('ZCARD', KEYS[5])
+if num_delayed > 0 then
+  return num_delayed .. ' delayed jobs'
+end
+local num_letters = redis.call('XLEN', KEYS[6])
+if num_letters > 0 then
+  return num_letters .. ' dead letters'
+end
+redis.call('HSET', KEYS[1], 'partitions', ARGV[1])
+return ''

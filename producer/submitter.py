@@ -1,0 +1,114 @@
+"""Submissions on their way to the partitions that they belong in."""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.resources import files
+
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+from ingine.errors import ClientError, InvalidJob
+from ingine.wire import partition_of
+from producer.partitions import Partition, Partitions
+from producer.submission import Repartitioned, Submission
+
+SUBMISSIONS_PER_TRIP = 256
+MAX_ATTEMPTS = 10
+"""While the number of partitions changes, which takes a moment."""
+
+Refusal = ClientError | InvalidJob
+
+
+def load_script(redis: Redis, name: str) -> AsyncScript:
+    """A Lua script of this package, for any server; sent once, then known there by its hash."""
+    return redis.register_script((files("producer") / "scripts" / f"{name}.lua").read_text())
+
+
+class Submitter:
+    def __init__(self, partitions: Partitions):
+        self._partitions = partitions
+        self._script = load_script(partitions.base.server.redis, "submit")
+
+    async def submit(self, submission: Submission) -> str:
+        """The id of the accepted job. Raises what refuses it, see `AsyncClient.submit`."""
+        [outcome] = await self._trip([submission])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def submit_many(self, submissions: Sequence[Submission]) -> tuple[list[str], Refusal | None]:
+        """The ids of the accepted jobs, in order, and the first refusal; after that one no more trips."""
+        accepted: list[str] = []
+        for start in range(0, len(submissions), SUBMISSIONS_PER_TRIP):
+            outcomes = await self._trip(submissions[start : start + SUBMISSIONS_PER_TRIP])
+            accepted += [outcome for outcome in outcomes if isinstance(outcome, str)]
+            if refusal := next((outcome for outcome in outcomes if isinstance(outcome, Exception)), None):
+                return accepted, refusal
+        return accepted, None
+
+    async def _trip(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
+        """What comes of each. Those that met no verdict, since their place has changed, are sent again."""
+        outcomes: dict[int, str | Refusal] = {}
+        for attempt in range(MAX_ATTEMPTS):
+            missing = [n for n in range(len(submissions)) if n not in outcomes]
+            if not missing:
+                return [outcomes[n] for n in range(len(submissions))]
+            try:
+                if attempt:
+                    await asyncio.sleep(0.1 * attempt * random.uniform(0.5, 1.0))
+                    await self._partitions.changed()
+                partitions = await self._partitions.all()
+            except ClientError as error:
+                return [outcomes.get(n, error) for n in range(len(submissions))]
+            groups: dict[Partition, dict[int, Submission]] = defaultdict(dict)
+            for n in missing:
+                try:
+                    placed = submissions[n].placed(len(partitions))
+                    groups[partitions[partition_of(placed.job.id, len(partitions))]][n] = placed
+                except InvalidJob as error:
+                    outcomes[n] = error
+            sent = (self._send(partition, group, len(partitions)) for partition, group in groups.items())
+            for some in await asyncio.gather(*sent):
+                outcomes |= some
+        unplaced = ClientError(
+            f"the number of partitions of queue {self._partitions.queue!r} is being changed: "
+            "try again, or complete the change with `ingine queue partition`"
+        )
+        return [outcomes.get(n, unplaced) for n in range(len(submissions))]
+
+    async def _send(
+        self, partition: Partition, group: dict[int, Submission], num_partitions: int
+    ) -> dict[int, str | Refusal]:
+        """The outcomes of those that met one."""
+        calls = [submission.script_call(partition.keys, num_partitions) for submission in group.values()]
+        try:
+            answers = await partition.call(lambda redis, _: self._run(redis, calls))
+        except ClientError as error:
+            return dict.fromkeys(group, error)
+        outcomes = {}
+        for (n, submission), answer in zip(group.items(), answers, strict=True):
+            try:
+                if isinstance(answer, exceptions.RedisError):
+                    raise partition.server.unavailable(answer)
+                outcomes[n] = submission.accepted_id(answer, partition.keys)
+            except (ClientError, InvalidJob) as error:
+                outcomes[n] = error
+            except Repartitioned:
+                pass
+        return outcomes
+
+    async def _run(self, redis: Redis, calls: list[tuple[list[str], list]]) -> list:
+        if len(calls) == 1:
+            [(touched, args)] = calls
+            return [await self._script(keys=touched, args=args, client=redis)]
+        pipeline = redis.pipeline(transaction=False)
+        for touched, args in calls:
+            await self._script(keys=touched, args=args, client=pipeline)
+        answers = await pipeline.execute(raise_on_error=False)
+        if any(isinstance(answer, exceptions.NoScriptError) for answer in answers):
+            # The server has changed after the pipeline had looked for the script. What ran is known again.
+            return await self._run(redis, calls)
+        return answers
