@@ -66,7 +66,8 @@ class JobInfo:
     @classmethod
     def from_record(cls, job_id: str, record: dict[bytes, bytes]) -> "JobInfo":
         """From the job's hash, see `worker/scripts`."""
-        fields = {name.decode(): value.decode() for name, value in record.items()}
+        # Without the job itself, which the record of a delayed one holds: it is no text.
+        fields = {name.decode(): value.decode() for name, value in record.items() if name != b"raw"}
         return cls(
             job_id=job_id,
             status=JobStatus(fields["status"]),
