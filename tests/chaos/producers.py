@@ -36,15 +36,13 @@ class _Producer:
         self._again = sorted(done)[-3:]  # submitted twice on purpose: they are known again
         self._journal = Journal(Path(journal))
         self._interval_s, self._step, self._die_after = interval_s, step, die_after
-        self._cancels: set[asyncio.Task] = set()
 
     async def run(self) -> None:
-        for number in (*self._again, *self._numbers):
-            await self._submit(jobs.spec(self._seed, number, poison_every=self._poison_every))
-            if number // self._step % BURST_EVERY >= BURST:
-                await asyncio.sleep(self._interval_s * random.uniform(0.5, 1.5))
-        if self._cancels:
-            await asyncio.wait(self._cancels)
+        async with asyncio.TaskGroup() as self._cancels:
+            for number in (*self._again, *self._numbers):
+                await self._submit(jobs.spec(self._seed, number, poison_every=self._poison_every))
+                if number // self._step % BURST_EVERY >= BURST:
+                    await asyncio.sleep(self._interval_s * random.uniform(0.5, 1.5))
         await self._client.aclose()
 
     async def _submit(self, spec: jobs.JobSpec) -> None:
@@ -66,9 +64,7 @@ class _Producer:
                 os.kill(os.getpid(), signal.SIGKILL)
         self._journal.write(number=spec.number, job_id=handle.job_id)
         if spec.cancel_after_s is not None:
-            cancel = asyncio.create_task(self._cancel(spec.number, handle, spec.cancel_after_s))
-            self._cancels.add(cancel)
-            cancel.add_done_callback(self._cancels.discard)
+            self._cancels.create_task(self._cancel(spec.number, handle, spec.cancel_after_s))
 
     async def _cancel(self, number: int, handle: AsyncJobHandle, after_s: float) -> None:
         await asyncio.sleep(after_s)

@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from ingine.wire import all_partitions
+from ingine.wire import Keys, all_partitions
 from tests.chaos import jobs
 from tests.chaos.audit import Findings, Seen, audit
 from tests.chaos.journal import read
@@ -188,9 +188,16 @@ class Run:
 
     # ------------------------------------------------------------------------------------- faults
 
+    @property
+    def _max_jobs(self) -> int:
+        """The limit is each partition's."""
+        return MAX_JOBS // self._servers.num_partitions
+
     async def _set_limits(self) -> None:
-        for keys in all_partitions(QUEUE, self._servers.num_partitions):
-            await self._servers.owner(keys.settings).hset(keys.settings, "max_jobs", MAX_JOBS)
+        number = self._servers.num_partitions
+        settings = {"max_jobs": self._max_jobs, "partitions": number}
+        for keys in {Keys(QUEUE), *all_partitions(QUEUE, number)}:
+            await self._servers.owner(keys.settings).hset(keys.settings, mapping=settings)
 
     async def _break_things(self, started: float) -> None:
         async with asyncio.TaskGroup() as group:
@@ -243,8 +250,8 @@ class Run:
                     length = sum([await owner.xlen(stream) for stream in keys.all_jobs])
                 except (RedisError, OSError):
                     continue
-                if length > MAX_JOBS:
-                    self._report.failures.append(f"{length} jobs in a queue for {MAX_JOBS}")
+                if length > self._max_jobs:
+                    self._report.failures.append(f"{length} jobs in a queue for {self._max_jobs}")
 
     # -------------------------------------------------------------------------------------- the end
 
