@@ -55,7 +55,7 @@ def too_many_fields(fields: dict) -> str | None:
 def explain(error: ValidationError) -> tuple[ErrorCode, str]:
     """The first fault, as a stable code and a sentence that names the field. Never quotes the value."""
     first = error.errors(include_url=False, include_input=False)[0]
-    path = [str(part) for part in first["loc"]]
+    path = [_printable(str(part)) for part in first["loc"]]
     if path[:1] == ["prompt"]:
         del path[1:2]  # which of the two kinds of prompt it was taken for
     where = ".".join(path) or "job"
@@ -73,3 +73,8 @@ def explain(error: ValidationError) -> tuple[ErrorCode, str]:
     if where.startswith("prompt."):
         return ErrorCode.INVALID_TOKEN_ID, f"`{where}`: {first['msg']}"
     return ErrorCode.INVALID_PARAMETER, f"`{where}`: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _printable(name: str) -> str:
+    """Of a field: its sender's choice, and shown on an operator's terminal."""
+    return "".join(char if char.isprintable() else "?" for char in name[:MAX_REASON_CHARS])

@@ -250,7 +250,11 @@ class Job(BaseModel):
 
 def encode_job(job: Job) -> bytes:
     """The msgpack map of `job`, without the fields that have their default."""
-    return msgpack.packb(job.model_dump(mode="python", exclude_defaults=True) | {"v": job.v, "id": job.id})
+    fields = job.model_dump(mode="python", exclude_defaults=True, exclude={"metadata"})
+    fields |= {"v": job.v, "id": job.id}
+    if job.metadata is not None:
+        fields["metadata"] = job.metadata  # as it is: a dump would make lists of msgpack's extension types
+    return msgpack.packb(fields)
 
 
 def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:

@@ -1,0 +1,134 @@
+"""What must hold for any bytes at the wire's decoders. For the suite, and for `fuzz_wire`."""
+
+import copy
+import tracemalloc
+from typing import Any
+
+import msgpack
+from hypothesis import strategies as st
+
+from ingine.errors import ErrorCode, InvalidJob
+from ingine.job_faults import MAX_REASON_CHARS
+from ingine.wire import (
+    Event,
+    Job,
+    JobStatus,
+    TerminalEvent,
+    TokensEvent,
+    decode_event,
+    decode_job,
+    encode_job,
+)
+from producer.token_log import UNREADABLE
+
+PEAK_PER_BYTE = 160
+"""Bytes of memory for each of a job: a map of one entry is 3 bytes on the wire, and 240 in memory."""
+PEAK_AT_LEAST = 1 << 19
+
+CANARY = "a-secret-of-the-sender"
+FULL_JOB: dict[str, Any] = {
+    "v": 1,
+    "id": "job-1",
+    "prompt": "x",
+    "sampling": {
+        "temperature": 0.5,
+        "top_k": 5,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "seed": 7,
+        "max_tokens": 9,
+        "min_tokens": 2,
+        "stop": ["end"],
+        "stop_token_ids": [3],
+        "ignore_eos": True,
+        "logit_bias": {7: 1.5},
+        "logprobs": 2,
+    },
+    "priority": "low",
+    "tenant": "t",
+    "deadline_ms": 5000,
+    "not_before_ms": 10,
+    "stream": False,
+    "reply_to": "r",
+    "model": "m",
+    "metadata": {"key": [1]},
+    "trace": "00-1-2-3",
+}
+"""Every field but `messages`, which excludes `prompt`."""
+
+
+def packed(value: Any) -> bytes:
+    return msgpack.packb(value)
+
+
+def at(job: dict, path: tuple, value: Any) -> dict:
+    """A copy of `job` with `value` in one place; `messages` replaces `prompt` if that is where it is."""
+    changed = copy.deepcopy(job)
+    if path[0] == "messages":
+        changed["prompt"] = None
+        changed["messages"] = [{"role": "user", "content": "x"}]
+    place = changed
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return changed
+
+
+def check_job(raw: bytes) -> Job | None:
+    try:
+        job = decode_job(raw)
+    except InvalidJob as fault:
+        assert fault.code in ErrorCode
+        assert 0 < len(str(fault)) <= MAX_REASON_CHARS
+        assert str(fault).isprintable(), "a terminal shows it"
+        return None
+    # As bytes: what is not a number is not equal to itself.
+    assert encode_job(decode_job(encode_job(job))) == encode_job(job)
+    return job
+
+
+def check_event(raw: bytes) -> Event | None:
+    try:
+        event = decode_event(raw)
+    except UNREADABLE:
+        return None
+    assert event.position >= 0
+    if isinstance(event, TokensEvent):
+        assert event.position - len(event.token_ids) >= 0
+    else:
+        assert event.status.terminal
+    return event
+
+
+def check_peak(raw: bytes) -> None:
+    """As `check_job`, and memory in proportion to the bytes."""
+    tracemalloc.start()
+    try:
+        check_job(raw)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= max(PEAK_AT_LEAST, PEAK_PER_BYTE * len(raw)), f"{peak / len(raw):.0f} bytes for each"
+
+
+def events() -> st.SearchStrategy[Event]:
+    token_ids = st.lists(st.integers(0, 2**31 - 1), max_size=5)
+    tokens = st.builds(
+        lambda ids, before, text: TokensEvent(before + len(ids), ids, text),
+        token_ids,
+        st.integers(0, 2**40),
+        st.text(),
+    )
+    terminal = st.builds(
+        TerminalEvent,
+        position=st.integers(0, 2**53),
+        status=st.sampled_from([status for status in JobStatus if status.terminal]),
+        job_id=st.text(min_size=1),
+        text=st.text(),
+        error=st.none() | st.just({"code": "x", "message": "y"}),
+        metadata=st.none() | st.dictionaries(st.text() | st.integers(0, 9), st.text(), min_size=1),
+    )
+    return tokens | terminal
