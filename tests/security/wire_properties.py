@@ -103,15 +103,16 @@ def check_event(raw: bytes) -> Event | None:
     return event
 
 
-def check_peak(raw: bytes) -> None:
+def check_peak(raw: bytes) -> Job | None:
     """As `check_job`, and memory in proportion to the bytes."""
     tracemalloc.start()
     try:
-        check_job(raw)
+        job = check_job(raw)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak <= max(PEAK_AT_LEAST, PEAK_PER_BYTE * len(raw)), f"{peak / len(raw):.0f} bytes for each"
+    return job
 
 
 def events() -> st.SearchStrategy[Event]:
