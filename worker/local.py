@@ -7,14 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from redis import Redis
-
 from ingine.errors import IngineError
-from ingine.wire import Keys
 from worker.child import Child
 from worker.settings import ENV_PREFIX
 
 START_TIMEOUT_S = 300.0
+READY = "worker ready"
 
 
 class LocalWorkers:
@@ -34,8 +32,8 @@ class LocalWorkers:
         **settings: object,
     ):
         """`settings` are fields of WorkerSettings, None for their default; `num_threads` torch's of each."""
-        self._redis_url, self._queue, self._folder = redis_url, queue, folder
-        given = {"http_port": -1, **settings, "redis_url": redis_url, "queue": queue}
+        self._folder = folder
+        given = {"http_port": -1, "log_level": "info", **settings, "redis_url": redis_url, "queue": queue}
         self._env = dict(os.environ)
         if num_threads:
             self._env["OMP_NUM_THREADS"] = str(num_threads)
@@ -88,12 +86,12 @@ class LocalWorkers:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        with Redis.from_url(self._redis_url) as redis:
-            while missing := [n for n in self.names if not redis.hexists(Keys(self._queue).workers, n)]:
-                self.require_running(self.names)
-                if time.monotonic() > deadline:
-                    raise IngineError(f"{missing[0]} does not get ready.{self._end_of_log(missing[0])}")
-                time.sleep(0.05)
+        # Their logs tell for servers of every kind, which this process need not be able to reach.
+        while missing := [name for name in self.names if READY not in self.log_text(name)]:
+            self.require_running(self.names)
+            if time.monotonic() > deadline:
+                raise IngineError(f"{missing[0]} does not get ready.{self._end_of_log(missing[0])}")
+            time.sleep(0.05)
 
     def _end_of_log(self, name: str) -> str:
         tail = self.log_text(name).splitlines()[-10:]
