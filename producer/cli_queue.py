@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ingine.wire import MAX_PARTITIONS
 from producer import Client
 from producer.cli_options import AsJson, QueueName, RedisUrl, print_fields, print_json
 from producer.results import DeadLetter, QueueInfo
@@ -54,16 +55,54 @@ def drain(
 @queue_app.command("limits")
 def limits(
     max_jobs: Annotated[int | None, typer.Option(min=1, help="Jobs that wait or run.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Bytes of jobs that wait or run.")] = None,
     max_job_bytes: Annotated[int | None, typer.Option(min=1, help="Size of one job.")] = None,
+    max_jobs_per_s: Annotated[
+        float | None, typer.Option(min=0, help="Submissions of one tenant; 0: no limit.")
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TENANT=WEIGHT", help="A tenant's share against the 1 of others; repeatable."),
+    ] = None,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Set the queue's limits, for all producers from now on, and show them."""
+    """Set limits, for all producers from now on and for each partition by itself, and show them."""
     with Client(redis_url, queue=queue) as client:
-        client.set_limits(max_jobs=max_jobs, max_job_bytes=max_job_bytes)
+        try:
+            client.set_limits(
+                max_jobs=max_jobs,
+                max_bytes=max_bytes,
+                max_job_bytes=max_job_bytes,
+                max_jobs_per_s=max_jobs_per_s,
+                weights=dict(_parse_weight(given) for given in weight or ()),
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
         info = client.queue_info()
-    print_fields({"max_jobs": info.max_jobs, "max_job_bytes": info.max_job_bytes}, as_json)
+    names = ("max_jobs", "max_bytes", "max_job_bytes", "max_jobs_per_s", "weights", "num_partitions")
+    print_fields({name: getattr(info, name) for name in names}, as_json)
+
+
+def _parse_weight(given: str) -> tuple[str, float]:
+    tenant, _, weight = given.rpartition("=")
+    try:
+        return tenant, float(weight)
+    except ValueError:
+        raise typer.BadParameter(f"{given!r} is not TENANT=WEIGHT", param_hint="--weight") from None
+
+
+@queue_app.command("partition")
+def partition(
+    number: Annotated[int, typer.Argument(min=1, max=MAX_PARTITIONS, help="How many.", show_default=False)],
+    redis_url: RedisUrl = None,
+    queue: QueueName = None,
+) -> None:
+    """Spread a queue over so many partitions, so that the nodes of a cluster share it. It has to be empty, of
+    dead letters too; results of ended jobs cannot be read afterwards; workers end, to be started again."""
+    with Client(redis_url, queue=queue) as client:
+        client.set_partitions(number)
 
 
 @dead_app.command("list")
@@ -114,10 +153,18 @@ def purge(
 
 
 def _print_queue(info: QueueInfo) -> None:
-    typer.echo(f"queue {info.queue}{', paused' if info.paused else ''}")
+    partitions = f", {info.num_partitions} partitions" if info.num_partitions > 1 else ""
+    typer.echo(f"queue {info.queue}{partitions}{', paused' if info.paused else ''}")
     for priority, num_waiting in info.waiting.items():
         typer.echo(f"  {priority:<7} {num_waiting} waiting, {info.running[priority]} running")
-    typer.echo(f"  limits  {info.max_jobs} jobs, {info.max_job_bytes} bytes a job")
+    typer.echo(f"  delayed {info.num_delayed}")
+    typer.echo(f"  bytes   {info.num_bytes}")
+    rate = f", {info.max_jobs_per_s:g} jobs/s a tenant" if info.max_jobs_per_s else ""
+    each = ", each partition" if info.num_partitions > 1 else ""
+    jobs = f"{info.max_jobs} jobs, {info.max_bytes} bytes, {info.max_job_bytes} bytes a job"
+    typer.echo(f"  limits  {jobs}{rate}{each}")
+    for tenant, weight in info.weights.items():
+        typer.echo(f"  weight  {tenant} {weight:g}")
     typer.echo(f"  dead    {info.num_dead}")
     for worker, heartbeat in info.workers.items():
         draining = ", draining" if worker in info.draining else ""

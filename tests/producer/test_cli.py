@@ -142,13 +142,25 @@ async def test_queue(ingine: Ingine, redis: Redis, keys: Keys):
     await ingine("submit", "hi", "--priority", "low")
     now_s, _ = await redis.time()
     await redis.hset(keys.workers, "w1", msgpack.packb({"state": "running", "at_s": now_s}))
-    limits = await ingine("queue", "limits", "--max-jobs", "1", "--json")
-    assert json.loads(limits.stdout) == {"max_jobs": 1, "max_job_bytes": 1 << 20}
+    limits = await ingine("queue", "limits", "--max-jobs", "1", "--max-jobs-per-s", "2.5", "--json")
+    assert json.loads(limits.stdout) == {
+        "max_jobs": 1,
+        "max_bytes": 1 << 30,
+        "max_job_bytes": 1 << 20,
+        "max_jobs_per_s": 2.5,
+        "weights": {},
+        "num_partitions": 1,
+    }
+    assert "{'big': 3.0}" in (await ingine("queue", "limits", "--weight", "big=3")).stdout
+    for wrong in ("big", "big=much", "big=0", "a tenant=1"):
+        assert (await ingine("queue", "limits", "--weight", wrong)).exit_status == 2
     assert (await ingine("queue", "pause")).exit_status == 0
     assert (await ingine("queue", "drain", "w1")).exit_status == 0
     shown = (await ingine("queue", "show")).stdout
     assert f"queue {keys.queue}, paused\n" in shown
     assert "low     1 waiting, 0 running\n" in shown
+    assert "limits  1 jobs, 1073741824 bytes, 1048576 bytes a job, 2.5 jobs/s a tenant\n" in shown
+    assert "weight  big 3\n" in shown
     assert "w1, draining: state running" in shown
     full = await ingine("submit", "one too many")
     assert full.exit_status == 1
@@ -203,7 +215,7 @@ async def test_errors_are_one_line_and_an_exit_status(arguments: list[str], exit
     "command",
     [
         *("submit", "stream", "batch", "status", "cancel", "queue", "dead"),
-        *(f"queue {name}" for name in ("show", "pause", "resume", "drain", "limits")),
+        *(f"queue {name}" for name in ("show", "pause", "resume", "drain", "limits", "partition")),
         *(f"dead {name}" for name in ("list", "show", "requeue", "purge")),
     ],
 )
