@@ -1,0 +1,298 @@
+"""A queue with several partitions, on one server and in a cluster: each job in its place, and found there."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import msgpack
+import pytest
+
+from ingine.servers import Servers
+from ingine.wire import Keys, all_partitions, keys_of, partition_of
+from producer import AsyncClient, ClientError, DuplicateJob, InvalidJob, JobNotFound, QueueFull
+from producer.batch import Batch
+from producer.batch_progress import make_progress
+from tests.producer.fake_worker import FakeWorker
+from tests.producer.test_cli import start
+from tests.producer.test_control import bury
+from tests.servers import Cluster, cluster
+from tests.waiting import wait_until_async
+
+NUM_PARTITIONS = 4
+
+
+class Place(NamedTuple):
+    """Where the test's queue is, and a way there of the test's own."""
+
+    url: str
+    servers: Servers
+    queue: str
+    partitions: list[Keys]
+
+    def worker(self, keys: Keys) -> FakeWorker:
+        return FakeWorker(self.servers.client(keys), keys)
+
+    def worker_of(self, job_id: str) -> FakeWorker:
+        return self.worker(keys_of(self.queue, job_id, NUM_PARTITIONS))
+
+    async def settings(self, keys: Keys, *names: str) -> list[bytes | None]:
+        return await self.servers.client(keys).hmget(keys.settings, names)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("cluster")) as servers:
+        yield servers
+
+
+@pytest.fixture(params=["one server", "cluster"])
+async def place(request: pytest.FixtureRequest, queue: str) -> AsyncIterator[Place]:
+    if request.param == "cluster":
+        url = request.getfixturevalue("three").url
+    else:
+        url = request.getfixturevalue("redis_url")
+    servers = Servers(url, client_name="ingine-test", retries=5)
+    yield Place(url, servers, queue, all_partitions(queue, NUM_PARTITIONS))
+    await servers.aclose()
+
+
+@pytest.fixture
+async def client(place: Place) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(place.url, queue=place.queue) as client:
+        await client.set_partitions(NUM_PARTITIONS)
+        yield client
+
+
+def id_in(partition: int, name: str = "job") -> str:
+    """A job id that lives there."""
+    candidates = (f"{name}-{n}" for n in range(10_000))
+    return next(job_id for job_id in candidates if partition_of(job_id, NUM_PARTITIONS) == partition)
+
+
+async def test_each_job_lives_in_its_partition_and_is_followed_there(client: AsyncClient, place: Place):
+    handles = [await client.submit("hi", job_id=id_in(n)) for n in range(NUM_PARTITIONS)]
+    results = [asyncio.create_task(handle.result()) for handle in handles]
+    for keys, handle in zip(place.partitions, handles, strict=True):
+        worker = place.worker(keys)
+        assert (await worker.take()).id == handle.job_id
+        await worker.run(handle.job_id, 2)
+    assert [(await result).token_ids for result in results] == [[1, 2]] * NUM_PARTITIONS
+    assert {(await handle.status()).status for handle in handles} == {"finished"}
+
+
+async def test_many_at_once_go_where_they_belong(client: AsyncClient, place: Place):
+    job_ids = [f"many-{n}" for n in range(300)]
+    handles = await client.submit_many({"prompt": "hi", "job_id": job_id} for job_id in job_ids)
+    assert [handle.job_id for handle in handles] == job_ids
+    info = await client.queue_info()
+    assert (info.waiting["normal"], info.num_partitions) == (300, NUM_PARTITIONS)
+    assert info.num_bytes > 300
+    for keys in place.partitions:
+        num_jobs = await place.servers.client(keys).xlen(keys.jobs("normal"))
+        assert num_jobs == sum(keys_of(place.queue, job_id, NUM_PARTITIONS) == keys for job_id in job_ids)
+
+
+async def test_one_full_partition_refuses_its_own_jobs_alone(client: AsyncClient):
+    await client.set_limits(max_jobs=1)
+    first, *others = [id_in(n) for n in range(NUM_PARTITIONS)]
+    await client.submit("hi", job_id=first)
+    jobs = [{"prompt": "hi", "job_id": job_id} for job_id in (others[0], id_in(0, "more"), *others[1:])]
+    with pytest.raises(QueueFull, match="limit of 1 jobs") as full:
+        await client.submit_many(jobs)
+    assert [handle.job_id for handle in full.value.accepted] == others
+    with pytest.raises(DuplicateJob):
+        await client.submit("hi", job_id=first)
+
+
+async def test_an_idempotency_key_decides_where_its_job_lives(client: AsyncClient):
+    for n in range(8):
+        once = await client.submit("hi", idempotency_key=f"key-{n}")
+        [again] = await client.submit_many([{"prompt": "hi", "idempotency_key": f"key-{n}"}])
+        assert again.job_id == once.job_id
+        assert partition_of(once.job_id, NUM_PARTITIONS) == partition_of(f"key-{n}", NUM_PARTITIONS)
+    with pytest.raises(InvalidJob, match="not both"):
+        await client.submit("hi", idempotency_key="key", job_id="mine")
+    assert (await client.queue_info()).waiting["normal"] == 8
+
+
+async def test_jobs_are_cancelled_where_they_live(client: AsyncClient, place: Place):
+    for n in range(NUM_PARTITIONS):
+        handle = await client.submit("hi", job_id=id_in(n), metadata={"n": n})
+        assert await handle.cancel() == "cancelled"
+        running = await client.submit("hi", job_id=id_in(n, "running"))
+        await place.worker(place.partitions[n]).take()
+        assert await running.cancel() == "requested"
+    with pytest.raises(JobNotFound):
+        await client.cancel("nobody")
+
+
+async def test_switches_are_set_and_nudged_in_every_partition(client: AsyncClient, place: Place):
+    await client.set_limits(max_bytes=9999, max_jobs_per_s=0.5, weights={"big": 3, "small": 0.5})
+    for keys in place.partitions:
+        redis = place.servers.client(keys)
+        await redis.hset(keys.workers, "w1", msgpack.packb({"at_s": 0}))
+        async with redis.pubsub() as pubsub:
+            await pubsub.ssubscribe(keys.control)
+            await pubsub.get_message(timeout=5)
+            await client.pause()
+            nudge = await pubsub.get_message(timeout=5)
+            assert msgpack.unpackb(nudge["data"]) == {"command": "pause"}
+    await client.drain("w1")
+    for keys in place.partitions:
+        assert await place.settings(keys, "paused", "drain:w1", "weight:big") == [b"1", b"1", b"3"]
+    info = await client.queue_info()
+    assert (info.paused, info.draining, list(info.workers)) == (True, ["w1"], ["w1"])
+    assert (info.max_bytes, info.max_jobs_per_s) == (9999, 0.5)
+    assert info.weights == {"big": 3.0, "small": 0.5}
+    await client.resume()
+    assert not (await client.queue_info()).paused
+
+
+async def test_dead_letters_of_all_partitions(client: AsyncClient, place: Place):
+    expected = []
+    for n in (2, 0, 3, 1):
+        keys = place.partitions[n]
+        entry_id = await bury(place.servers.client(keys), keys, msgpack.packb({"id": f"dead-{n}"}))
+        expected.append(f"{n}:{entry_id}")
+    letters = await client.dead_letters()
+    assert sorted(letter.entry_id for letter in letters) == sorted(expected)
+    times = [letter.entry_id.partition(":")[2] for letter in letters]
+    assert times == sorted(times)
+    assert len(await client.dead_letters(2)) == 2
+
+    assert (await client.dead_letter(expected[0])).job_id == "dead-2"
+    for unknown in (expected[0].partition(":")[2], "9:1-1", "x:1-1"):
+        with pytest.raises(ClientError, match="no dead letter"):
+            await client.dead_letter(unknown)
+    await client.requeue(expected[0])
+    low = place.partitions[2].jobs("low")
+    assert await place.servers.client(place.partitions[2]).xlen(low) == 1
+    assert await client.purge(expected[1:3]) == 2
+    assert await client.purge() == 1
+
+
+# --------------------------------------------------------------------------- another number of them
+
+
+async def test_others_learn_of_another_number_when_they_need_it(client: AsyncClient, place: Place):
+    async with AsyncClient(place.url, queue=place.queue) as other:
+        assert (await other.queue_info()).num_partitions == NUM_PARTITIONS
+        await client.set_limits(max_jobs=77)
+        for number in (2, 1, 3, NUM_PARTITIONS):
+            await client.set_partitions(number)
+            job = await client.submit("found by its id")
+            assert (await other.status(job.job_id)).status == "queued"
+            assert await job.cancel() == "cancelled"
+            await client.set_partitions(number)  # once more is fine
+            [again] = await other.submit_many([{"prompt": "accepted at once"}])
+            assert (await client.queue_info()).max_jobs == 77
+            await again.cancel()
+
+
+async def test_a_stream_finds_a_job_in_the_new_place(client: AsyncClient, place: Place):
+    async with AsyncClient(place.url, queue=place.queue) as other:
+        await client.set_partitions(1)
+        await other.queue_info()
+        await client.set_partitions(NUM_PARTITIONS)
+        handle = await client.submit("hi", job_id=id_in(3))
+        worker = place.worker_of(handle.job_id)
+        await worker.take()
+        await worker.run(handle.job_id, 2)
+        assert (await other.attach(handle.job_id).result(20)).token_ids == [1, 2]
+
+
+async def test_only_an_empty_queue_is_partitioned_anew(client: AsyncClient, place: Place):
+    last = place.partitions[-1]
+    waiting = await client.submit("hi", job_id=id_in(NUM_PARTITIONS - 1))
+    with pytest.raises(ClientError, match=r"not empty \(1 jobs in .*jobs:normal\): nothing was changed"):
+        await client.set_partitions(2)
+    await client.submit("still accepted", job_id=id_in(0))
+    await client.cancel(id_in(0))
+    await waiting.cancel()
+    later = await client.submit("hi", job_id=id_in(NUM_PARTITIONS - 1, "later"), not_before_s=1000)
+    with pytest.raises(ClientError, match=r"not empty \(1 delayed jobs\)"):
+        await client.set_partitions(2)
+    await later.cancel()
+    await bury(place.servers.client(last), last, b"x")
+    with pytest.raises(ClientError, match=r"not empty \(1 dead letters\)"):
+        await client.set_partitions(2)
+    await client.purge()
+    await client.set_partitions(2)
+    for wrong in (0, 65):
+        with pytest.raises(ValueError, match="1 to 64 partitions"):
+            await client.set_partitions(wrong)
+
+
+async def test_a_change_that_broke_off_is_completed_by_another(
+    client: AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("producer.submitter.MAX_ATTEMPTS", 2)
+    closed = place.partitions[1]
+    await place.servers.client(closed).hset(closed.settings, "partitions", 2)
+    with pytest.raises(ClientError, match="complete the change with `ingine queue partition`"):
+        await client.submit("hi", job_id=id_in(1))
+    await client.set_partitions(2)
+    await client.submit("hi", job_id=id_in(1))
+
+
+# ----------------------------------------------------------------------------------- what lies above
+
+
+async def test_a_batch(client: AsyncClient, place: Place, tmp_path):
+    lines = [
+        {"custom_id": f"{n}", "method": "POST", "url": "/v1/completions", "body": {"prompt": f"{n}"}}
+        for n in range(12)
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    paths = [tmp_path / name for name in ("in.jsonl", "out.jsonl", "errors.jsonl")]
+    workers = [place.worker(keys) for keys in place.partitions]
+    serving = [asyncio.create_task(worker.serve(lambda w, job: w.run(job.id, 2))) for worker in workers]
+    summary = await Batch(client, *paths, progress=make_progress()).run()
+    assert (summary.num_lines, summary.num_failed) == (12, 0)
+    for worker in workers:
+        worker.stop()
+    await asyncio.gather(*serving)
+
+
+async def test_commands(place: Place):
+    async def ingine(*arguments: str) -> tuple[int, str]:
+        process = await start(*arguments, "--redis-url", place.url, "--queue", place.queue)
+        stdout, stderr = await process.communicate()
+        return process.returncode, (stdout + stderr).decode()
+
+    assert await ingine("queue", "partition", str(NUM_PARTITIONS)) == (0, "")
+    exit_status, job_id = await ingine("submit", "hi")
+    assert exit_status == 0
+    assert "status:            queued" in (await ingine("status", job_id.strip()))[1]
+    shown = (await ingine("queue", "show"))[1]
+    assert f"queue {place.queue}, {NUM_PARTITIONS} partitions\n" in shown
+    assert "1 waiting" in shown
+    assert (await ingine("queue", "partition", "2"))[0] == 1
+    assert await ingine("cancel", job_id.strip()) == (0, "cancelled\n")
+
+
+async def test_a_stream_goes_on_when_its_partition_moves(
+    three: Cluster, queue: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Live again, too: silence sends no stream into the log here."""
+    monkeypatch.setattr("producer.streams.SILENCE_S", 1000.0)
+    servers = Servers(three.url, client_name="ingine-test", retries=5)
+    async with AsyncClient(three.url, queue=queue) as client:
+        handle = await client.submit("hi")
+        worker = FakeWorker(servers.client(Keys(queue)), Keys(queue))
+        await worker.take()
+        chunks, channel = handle.stream(), Keys(queue).channel(handle.job_id)
+        await worker.commit(handle.job_id, 0, 1)
+        assert (await anext(chunks)).token_ids == [1]
+        for position in (1, 2):
+            await asyncio.to_thread(three.move, Keys(queue).settings)
+            waiting = asyncio.ensure_future(anext(chunks))
+            subscribed = partial(three.owner(channel).admin.execute_command, "PUBSUB SHARDCHANNELS", channel)
+            await wait_until_async(subscribed, what="a subscription at the new node")
+            await worker.commit(handle.job_id, position, position + 1)
+            assert (await waiting).token_ids == [position + 1]
+        await worker.end(handle.job_id, 3)
+        assert [chunk async for chunk in chunks] == []
+    await servers.aclose()
