@@ -137,9 +137,7 @@ class EngineThread:
         while healthy and self._wait_for_work():
             self._obey_commands()
             if self._engine.has_unfinished:
-                self.step_began = time.monotonic()
                 healthy = self._step()
-                self.step_began = None
             self.stats = self._engine.stats()
         self._loop.call_soon_threadsafe(self._ended.set)
 
@@ -164,13 +162,21 @@ class EngineThread:
     def _step(self) -> bool:
         """Whether the engine is fit for another one."""
         try:
-            outputs = self._engine.step()
+            outputs = self._compute()
         except Exception as error:
             return self._find_culprits(error)
         self._failed_steps = 0
         if outputs:
             self._send(outputs)
         return True
+
+    def _compute(self, *, alone: str | None = None) -> list[SeqOutput]:
+        """The step itself, which alone is watched: what comes after it waits for the server."""
+        self.step_began = time.monotonic()
+        try:
+            return self._engine.step(alone=alone)
+        finally:
+            self.step_began = None
 
     def _find_culprits(self, error: Exception) -> bool:
         """Each sequence of the batch that raised takes its step alone, so that innocents go on.
@@ -198,7 +204,7 @@ class EngineThread:
         if seq_id not in self._engine.running_seq_ids:
             return True  # Preempted for the sake of one before it.
         try:
-            outputs = self._engine.step(alone=seq_id)
+            outputs = self._compute(alone=seq_id)
         except Exception:
             return False
         if outputs:

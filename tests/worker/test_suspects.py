@@ -5,10 +5,12 @@ import threading
 import pytest
 
 from ingine.errors import EngineError, ErrorCode
+from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, JobStatus, TokensEvent
 from tests.waiting import wait_until_async
 from tests.worker.test_failures import break_steps, status
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
+from worker.engine_thread import MAX_STEPS_AHEAD, EngineThread
 
 
 async def test_a_suspect_has_the_worker_to_itself(harness):
@@ -80,6 +82,22 @@ async def test_a_step_that_hangs_ends_the_worker_and_counts_as_a_death(harness, 
         await wait_until_async(lambda: not worker.worker._engine.alive, what="the thread's end")
     other = await harness()
     assert (await other.end("a")).position == 450
+
+
+async def test_a_server_that_is_away_is_no_step_that_hangs(tiny_engine):
+    """Steps that nobody commits hold the engine up; however long that takes, no step is under way."""
+    engine, delivered = tiny_engine(), []
+    thread = EngineThread(lambda: engine)
+    thread.start(delivered.append)
+    params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
+    thread.add("a", [65, 66], params, priority=0, arrival_time=0.0, output_token_ids=[])
+    try:
+        one_more = MAX_STEPS_AHEAD + 1
+        await wait_until_async(lambda: engine.stats().num_output_tokens == one_more, what="the last step")
+        await wait_until_async(lambda: thread.step_began is None, 5.0, what="the end of that step")
+        assert len(delivered) == MAX_STEPS_AHEAD
+    finally:
+        await thread.stop()
 
 
 async def test_a_job_of_a_bare_xadd_waits_for_its_time_too(harness):
