@@ -1,0 +1,45 @@
+"""Hunt for faults of the scripts, or the model, with seeds drawn anew: `python -m tests.contract --minutes 10`.
+
+Exit status 1, with the shortest sequence of calls that shows it, at the first fault.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.contract.test_contract import fake_contract, real_contract
+from worker.embedded import EmbeddedServer
+
+FAKE_EVERY = 5
+"""Each fifth round is on fakeredis; a real server is faster, and right."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.contract", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--steps", type=int, default=80, help="calls a sequence")
+    options = parser.parse_args()
+    hunt = settings(
+        max_examples=100,
+        stateful_step_count=options.steps,
+        deadline=None,
+        database=None,
+        derandomize=False,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    num_rounds, end = 0, time.monotonic() + options.minutes * 60
+    with tempfile.TemporaryDirectory() as folder, EmbeddedServer(Path(folder)) as server:
+        while time.monotonic() < end:
+            fake = num_rounds % FAKE_EVERY == FAKE_EVERY - 1
+            run_state_machine_as_test(fake_contract() if fake else real_contract(server.url), settings=hunt)
+            num_rounds += 1
+    print(f"{num_rounds * hunt.max_examples} sequences of {options.steps} calls, no fault")
+
+
+if __name__ == "__main__":
+    main()

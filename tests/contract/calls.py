@@ -1,0 +1,163 @@
+"""The calls that the machine makes: for workers through `Queue`, for producers through the scripts."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from uuid import uuid4
+
+from redis.asyncio import Redis
+
+from ingine.errors import JobNotFound
+from ingine.wire import GROUP, JobStatus, Keys, Priority, TerminalEvent, TokensEvent
+from producer.client import AsyncClient
+from producer.submission import Submission
+from tests.contract.model import MAX_DEATHS
+from tests.contract.snapshot import SILENT_MS, take_snapshot
+from worker.queue import Append, Entry, Finish, Queue, script
+
+RESULT_TTL_S = 3600
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """An entry that a worker was given, perhaps long ago."""
+
+    worker: str
+    entry: Entry
+    job_id: str | None
+    reply_to: str | None
+
+    @property
+    def place(self) -> tuple[str, Priority, str]:
+        return self.worker, self.entry.priority, self.entry.id
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A job that a worker has begun, perhaps long ago: the number is what it writes under."""
+
+    delivered: Delivered
+    number: int
+
+    @property
+    def worker(self) -> str:
+        return self.delivered.worker
+
+    @property
+    def entry(self) -> Entry:
+        return self.delivered.entry
+
+    @property
+    def job_id(self) -> str:
+        return self.delivered.job_id
+
+    @property
+    def place(self) -> tuple[str, Priority, str]:
+        return self.delivered.place
+
+    def tokens(self, start: int, position: int) -> Append:
+        """Tokens that tell who made them, see `broken_promises`."""
+        event = TokensEvent(position, [self.number] * (position - start), self.worker)
+        return Append(self.job_id, self.number, event, publish=True)
+
+    def end(self, position: int, status: JobStatus, code: str | None) -> Finish:
+        """code: why it is to be copied to the dead letters."""
+        error = {"code": code, "message": "as told"} if code else None
+        event = TerminalEvent(position, status, self.job_id, error=error)
+        return Finish(self.entry, self.number, event, self.delivered.reply_to, bury=code is not None)
+
+
+@dataclass
+class Calls:
+    redis: Redis
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+    keys: Keys = field(default_factory=lambda: Keys(f"contract-{uuid4().hex[:12]}"))
+
+    def __post_init__(self):
+        self._submit = self._script((files("producer") / "scripts" / "submit.lua").read_text())
+        self._renew, self._forget = self._script(script("renew")), self._script(script("forget"))
+        self._client = AsyncClient(queue=self.keys.queue, redis=self.redis)
+        self._queues: dict[str, Queue] = {}
+        self.run(self.queue("setup").create_groups())
+
+    def _script(self, source: str) -> Callable:
+        return self.redis.register_script(source)
+
+    def run(self, call):
+        return self.loop.run_until_complete(call)
+
+    def queue(self, worker: str) -> Queue:
+        if worker not in self._queues:
+            self._queues[worker] = Queue(
+                self.keys, worker, self.redis, result_ttl_s=RESULT_TTL_S, max_deaths=MAX_DEATHS
+            )
+        return self._queues[worker]
+
+    def close(self) -> None:
+        self.run(self._leave())
+        self.loop.close()
+
+    async def _leave(self) -> None:
+        if names := await self.redis.keys(f"{self.keys.prefix}:*"):
+            await self.redis.delete(*names)
+        await self.redis.aclose()
+
+    # ---------------------------------------------------------------------------------- producers
+
+    def submit(self, submission: Submission, num_partitions: int = 1) -> tuple[str, str]:
+        touched, args = submission.script_call(self.keys, num_partitions)
+        verdict, detail = self.run(self._submit(keys=touched, args=args))
+        return verdict.decode(), detail.decode()
+
+    def cancel(self, job_id: str) -> str:
+        try:
+            return self.run(self._client.cancel(job_id))
+        except JobNotFound:
+            return "unknown"
+
+    def xadd(self, priority: Priority, raw: bytes) -> str:
+        return self.run(self.redis.xadd(self.keys.jobs(priority), {"job": raw})).decode()
+
+    def entry_of(self, job_id: str) -> str:
+        """What the server called the job's entry."""
+        return (self.run(self.redis.hget(self.keys.job(job_id), "entry")) or b"").decode()
+
+    # ------------------------------------------------------------------------------------ workers
+
+    def renew(self, worker: str, attempts: list[Attempt]) -> list[int]:
+        touched, args = [], [GROUP, worker]
+        for attempt in attempts:
+            touched += [self.keys.jobs(attempt.entry.priority), self.keys.job(attempt.job_id)]
+            args += [attempt.entry.id, attempt.number]
+        return self.run(self._renew(keys=touched, args=args)) if attempts else []
+
+    def forget_consumers(self) -> None:
+        """As if those with nothing pending had been gone for long."""
+        self.run(self._forget(keys=self.keys.all_jobs, args=[GROUP, -1]))
+
+    # --------------------------------------------------------------------------------------- time
+
+    def silence(self, worker: str, priority: Priority, entry_id: str) -> None:
+        """A lease passes without a word from the worker."""
+        stream = self.keys.jobs(priority)
+        self.run(self.redis.xclaim(stream, GROUP, worker, 0, [entry_id], idle=SILENT_MS, justid=True))
+
+    def set_due(self, job_id: str, due_ms: float) -> None:
+        self.run(self.redis.zadd(self.keys.delayed, {job_id: due_ms}, xx=True))
+
+    def due_ms(self, job_id: str) -> float:
+        return self.run(self.redis.zscore(self.keys.delayed, job_id))
+
+    def now_ms(self) -> float:
+        seconds, microseconds = self.run(self.redis.time())
+        return seconds * 1000 + microseconds // 1000
+
+    def expire(self, *names: str) -> None:
+        """Their TTL passes. Only what has one may be named."""
+        for name in names:
+            assert self.run(self.redis.pttl(name)) > 0, name
+        self.run(self.redis.delete(*names))
+
+    def snapshot(self):
+        return self.run(take_snapshot(self.redis, self.keys))

@@ -1,0 +1,105 @@
+"""One jobs stream of the model: who has which entry, and in which order those that wait are taken."""
+
+from dataclasses import dataclass, field
+
+from ingine.wire import RELEASED, WAITING
+
+
+@dataclass
+class Entry:
+    id: str
+    job_id: str | None
+    """None: nobody can read it."""
+    raw: bytes
+    tenant: str = ""
+    cost: float | None = None
+    """In tokens. None, after a bare XADD: a guess from the job's bytes."""
+    holder: str | None = None
+    """The consumer that it is pending with. None: nobody has read it yet."""
+    silent: bool = False
+    """Its holder has not renewed it for a lease: anybody may claim it."""
+
+
+@dataclass
+class FairOrder:
+    """Start-time fair queueing. An entry starts where its tenant's last one ended, but not in the past."""
+
+    starts: dict[str, float] = field(default_factory=dict)
+    """Entry id -> virtual start. A cancelled entry stays until its turn has come, and is passed over then."""
+    now: float = 0.0
+    """The start of the last entry that was taken."""
+    ends: dict[str, float] = field(default_factory=dict)
+    """Tenant -> virtual end of its last entry."""
+
+    def add(self, entry: Entry, weight: float) -> None:
+        start = max(self.now, self.ends.get(entry.tenant, 0.0))
+        cost = len(entry.raw) / 4 if entry.cost is None else entry.cost
+        self.ends[entry.tenant] = start + max(1, cost) / weight
+        self.starts[entry.id] = start
+
+    def pop(self, count: int) -> list[str]:
+        first = sorted(self.starts, key=lambda entry_id: (self.starts[entry_id], entry_id))[:count]
+        for entry_id in first:
+            self.now = self.starts.pop(entry_id)
+        return first
+
+    def forget(self) -> None:
+        """Once nothing waits, nobody has a past."""
+        self.starts, self.now, self.ends = {}, 0.0, {}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """As the server keeps them."""
+        ends = {f"tenant:{tenant}": end for tenant, end in self.ends.items()}
+        return {"now": self.now} | ends if ends else {}
+
+
+@dataclass
+class JobsStream:
+    """Entries in the order in which they came; what has ended is deleted."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    order: FairOrder = field(default_factory=FairOrder)
+
+    def add(self, entry: Entry) -> None:
+        self.entries[entry.id] = entry
+
+    def held_by(self, consumer: str | None) -> list[Entry]:
+        return [entry for entry in self.entries.values() if entry.holder == consumer]
+
+    def take(self, worker: str, count: int, weights: dict[str, float]) -> list[str]:
+        """What is new gets its place in the order; then the first `count` become the worker's."""
+        if new := self.held_by(None):
+            for entry in new:
+                entry.holder = WAITING
+        for entry in new or (self.held_by(WAITING) if not self.order.starts else []):
+            self.order.add(entry, weights.get(entry.tenant, 1.0))
+        taken: list[str] = []
+        while len(taken) < count:
+            popped = self.order.pop(count - len(taken))
+            if not popped:
+                self.order.forget()
+                break
+            for entry_id in popped:
+                if entry_id in self.entries:
+                    self.give(entry_id, worker)
+                    taken.append(entry_id)
+        return taken
+
+    def take_new(self, worker: str) -> list[str]:
+        """The oldest one that nobody has read, past the order: only a worker that waited for it does so."""
+        new = [entry.id for entry in self.held_by(None)[:1]]
+        for entry_id in new:
+            self.give(entry_id, worker)
+        return new
+
+    def claimable(self) -> list[str]:
+        """Of any consumer, the claiming worker itself included."""
+        return [entry.id for entry in self.entries.values() if entry.silent]
+
+    def give(self, entry_id: str, consumer: str) -> None:
+        entry = self.entries[entry_id]
+        entry.holder, entry.silent = consumer, consumer == RELEASED
+
+    def delete(self, entry_id: str) -> None:
+        self.entries.pop(entry_id, None)

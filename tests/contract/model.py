@@ -1,0 +1,256 @@
+"""The contract between producers, workers and consumers as plain Python: what each call answers, and what it
+leaves behind. One method a script; read it beside `worker/scripts` and `producer/scripts`.
+
+The server chooses two things, and the model is told: the ids of entries, and the time.
+"""
+
+from dataclasses import dataclass, field
+
+from ingine.errors import ErrorCode
+from ingine.wire import RELEASED, JobStatus, Priority
+from tests.contract.fair_order import Entry, JobsStream
+
+MAX_DEATHS, SUSPECT_DEATHS = 3, 2
+STALE, CANCELLED = -1, -2
+
+
+@dataclass
+class Record:
+    """What is known of a job from its submission, or its first begin, until its result's TTL has passed."""
+
+    status: JobStatus
+    priority: Priority
+    reply_to: str
+    attempt: int = 0
+    position: int = 0
+    deaths: int = 0
+    cancel: bool = False
+    worker: str = ""
+    entry: str = ""
+    """The last one: of a delayed job it is gone, or there has been none yet."""
+    nonce: str = ""
+    num_bytes: int = 0
+    """Counted against the queue's limit. 0: it came by a bare XADD."""
+    submitted_at: int = 0
+    """In ms; 0 until the first begin has told. Deadlines count from it, so it never changes."""
+    log: list[str] = field(default_factory=list)
+    delayed: Entry | None = None
+    """What comes back into the stream, under another id."""
+
+    def runs_under(self, worker: str, attempt: int) -> bool:
+        """The fence: only the worker of the current attempt may write."""
+        return (self.status, self.worker, self.attempt) == (JobStatus.RUNNING, worker, attempt)
+
+
+@dataclass
+class Limits:
+    max_jobs: int = 100_000
+    max_bytes: int = 1 << 30
+    max_job_bytes: int = 1 << 20
+    one_a_tenant: bool = False
+    """A rate so low that a tenant's second job does not come through while the test runs."""
+
+
+@dataclass
+class Model:
+    limits: Limits = field(default_factory=Limits)
+    records: dict[str, Record] = field(default_factory=dict)
+    streams: dict[Priority, JobsStream] = field(default_factory=lambda: {p: JobsStream() for p in Priority})
+    due: set[str] = field(default_factory=set)
+    """Delayed jobs whose time has come."""
+    idempotency: dict[str, str] = field(default_factory=dict)
+    hurried: set[str] = field(default_factory=set)
+    """Tenants that have submitted a job under `one_a_tenant`."""
+    replies: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """Name of a replies stream -> (job id, how it ended)."""
+    dead: list[tuple[str, str]] = field(default_factory=list)
+    """(code, entry id)."""
+    weights: dict[str, float] = field(default_factory=dict)
+
+    # ---------------------------------------------------------------------------------- producers
+
+    @property
+    def num_jobs(self) -> int:
+        return len(self.delayed) + sum(len(stream.entries) for stream in self.streams.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the submitted jobs that wait or run."""
+        return sum(record.num_bytes for record in self.records.values() if not record.status.terminal)
+
+    @property
+    def delayed(self) -> list[str]:
+        return [job_id for job_id, record in self.records.items() if record.status is JobStatus.DELAYED]
+
+    def refusal(self, submission, num_partitions: int = 1) -> tuple[str, str] | None:
+        """The answer to a submission that adds nothing; None: it is accepted."""
+        job, size, limits = submission.job, len(submission.raw), self.limits
+        record = self.records.get(job.id)
+        if num_partitions != 1:
+            return "partitions", "1"
+        if record and record.nonce == submission.nonce:
+            return "accepted", job.id
+        if submission.idempotency_key in self.idempotency:
+            return "same", self.idempotency[submission.idempotency_key]
+        if record:
+            return "duplicate", ""
+        if size > limits.max_job_bytes:
+            return "too_large", str(limits.max_job_bytes)
+        if self.num_jobs >= limits.max_jobs:
+            return "full", str(limits.max_jobs)
+        if self.num_bytes + size > limits.max_bytes:
+            return "full_bytes", str(limits.max_bytes)
+        if limits.one_a_tenant and (job.tenant or "") in self.hurried:
+            return "rate", ""
+        return None
+
+    def accept(self, submission, entry_id: str) -> tuple[str, str]:
+        job, raw = submission.job, submission.raw
+        entry = Entry(entry_id, job.id, raw, job.tenant or "", submission.cost)
+        status = JobStatus.DELAYED if job.not_before_ms else JobStatus.QUEUED
+        record = Record(status, job.priority, job.reply_to or "", nonce=submission.nonce, num_bytes=len(raw))
+        self.records[job.id] = record
+        if job.not_before_ms:
+            record.delayed = entry
+        else:
+            record.entry = entry_id
+            self.streams[job.priority].add(entry)
+        if submission.idempotency_key:
+            self.idempotency[submission.idempotency_key] = job.id
+        if self.limits.one_a_tenant:
+            self.hurried.add(job.tenant or "")
+        return "accepted", job.id
+
+    def cancel(self, job_id: str) -> str:
+        record = self.records.get(job_id)
+        if record is None:
+            return "unknown"
+        if record.status.terminal:
+            return str(record.status)
+        if record.status is not JobStatus.RUNNING and record.position == 0:
+            self._end(job_id, JobStatus.CANCELLED, record.reply_to)
+            return "cancelled"
+        # Tokens are in the log: only the holder of an attempt may write behind them.
+        record.cancel = True
+        if record.status is JobStatus.DELAYED:
+            self.due.add(job_id)
+        return "requested"
+
+    # ------------------------------------------------------------------------------------ workers
+
+    def begin(self, worker: str, priority: Priority, entry_id: str, job_id: str, reply_to: str, alone: bool):
+        """The verdict; for `run` also attempt, position, deaths and whether it is cancelled."""
+        stream, record = self.streams[priority], self.records.get(job_id)
+        if not self.holds(worker, priority, entry_id):
+            return ("stale",)
+        if record and record.entry != entry_id:
+            return ("duplicate",)
+        if record is None:
+            entry_ms = int(entry_id.split("-")[0])
+            record = Record(JobStatus.QUEUED, priority, reply_to, entry=entry_id, submitted_at=entry_ms)
+        deaths = record.deaths + (record.status is JobStatus.RUNNING and record.worker != worker)
+        if SUSPECT_DEATHS <= deaths < MAX_DEATHS and not alone:
+            stream.give(entry_id, worker)
+            return ("suspect",)
+        self.records[job_id] = record
+        record.status, record.worker, record.deaths = JobStatus.RUNNING, worker, deaths
+        record.attempt += 1
+        return "run", record.attempt, record.position, deaths, record.cancel
+
+    def append(self, worker: str, job_id: str, attempt: int, start: int, position: int) -> int:
+        record = self.records.get(job_id)
+        if record is None or not record.runs_under(worker, attempt):
+            return STALE
+        if record.position != start:
+            return record.position
+        if record.cancel:
+            return CANCELLED
+        record.log.append(f"{position}-0")
+        record.position = position
+        return position
+
+    def finish(self, worker: str, priority: Priority, entry_id: str, finish) -> int:
+        event = finish.event
+        record = self.records.get(event.job_id)
+        if record is None or (record.worker, record.attempt) != (worker, finish.attempt):
+            return STALE
+        if record.status is not JobStatus.RUNNING:  # perhaps this very call, whose reply was lost
+            return record.position if record.status is event.status else STALE
+        if record.position != event.position:
+            return record.position
+        if finish.bury:
+            self.dead.append((event.error["code"], entry_id))
+        self._end(event.job_id, event.status, finish.reply_to or "")
+        return event.position
+
+    def release(self, worker: str, priority: Priority, entry_id: str, job_id: str, attempt: int) -> bool:
+        """Attempt 0: an entry that was taken and not begun."""
+        if not self.holds(worker, priority, entry_id):
+            return False
+        if attempt:
+            record = self.records.get(job_id)
+            if record is None or not record.runs_under(worker, attempt):
+                return False
+            record.status, record.worker = JobStatus.QUEUED, ""
+        self.streams[priority].give(entry_id, RELEASED)
+        return True
+
+    def delay(self, worker: str, priority: Priority, entry_id: str, job_id: str, attempt: int, died: bool):
+        record = self.records.get(job_id)
+        if record is None or not record.runs_under(worker, attempt):
+            return False
+        record.deaths += died
+        record.status, record.worker = JobStatus.DELAYED, ""
+        record.delayed = self.streams[priority].entries[entry_id]
+        self.streams[priority].delete(entry_id)
+        return True
+
+    def promote(self, entry_ids: dict[str, str]) -> None:
+        """entry_ids: what the server has called them, by job."""
+        for job_id in self.due:
+            record, entry_id = self.records[job_id], entry_ids[job_id]
+            old = record.delayed
+            self.streams[record.priority].add(Entry(entry_id, job_id, old.raw, old.tenant, old.cost))
+            record.status, record.entry, record.delayed = JobStatus.QUEUED, entry_id, None
+        self.due = set()
+
+    def renew(self, worker: str, priority: Priority, entry_id: str, job_id: str, attempt: int) -> int:
+        record = self.records.get(job_id)
+        if record is None or not record.runs_under(worker, attempt):
+            return STALE
+        self.streams[priority].give(entry_id, worker)
+        return CANCELLED if record.cancel else 0
+
+    def bury(self, worker: str, priority: Priority, entry_id: str, code: str) -> bool:
+        if not self.holds(worker, priority, entry_id):
+            return False
+        self.dead.append((code, entry_id))
+        self.streams[priority].delete(entry_id)
+        return True
+
+    # -------------------------------------------------------------------------------------- others
+
+    def holds(self, worker: str, priority: Priority, entry_id: str) -> bool:
+        entry = self.streams[priority].entries.get(entry_id)
+        return entry is not None and entry.holder == worker
+
+    def fault(self, priority: Priority, entry_id: str) -> ErrorCode | None:
+        """Why an entry can never run, if it cannot."""
+        entry = self.streams[priority].entries[entry_id]
+        if entry.job_id is None:
+            return ErrorCode.INVALID_SHAPE
+        record = self.records.get(entry.job_id)
+        return ErrorCode.DUPLICATE_ID if record and record.entry != entry_id else None
+
+    def forget(self, job_id: str) -> None:
+        """The result's TTL has passed."""
+        del self.records[job_id]
+
+    def _end(self, job_id: str, status: JobStatus, reply_to: str) -> None:
+        record = self.records[job_id]
+        record.log.append(f"{record.position}-1")
+        record.status, record.delayed = status, None
+        self.streams[record.priority].delete(record.entry)
+        self.due.discard(job_id)
+        if reply_to:
+            self.replies.setdefault(reply_to, []).append((job_id, str(status)))

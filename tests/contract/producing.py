@@ -1,0 +1,100 @@
+"""What producers do, in any order; and the base of the machine, which all its parts share."""
+
+from collections.abc import Callable
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule
+from redis.asyncio import Redis
+
+from ingine.wire import Job, Priority, encode_job
+from producer.submission import Submission, build_submission
+from tests.contract.calls import Calls
+from tests.contract.fair_order import Entry
+from tests.contract.model import Limits, Model
+
+WORKERS = ("w1", "w2", "w3")
+
+job_ids = st.sampled_from("abcde")
+tenants = st.sampled_from([None, "gold", "flood"])
+priorities = st.sampled_from(Priority)
+reply_names = st.sampled_from([None, "batch"])
+
+
+class Machine(RuleBasedStateMachine):
+    make_redis: Callable[[], Redis]
+    reading_renews = True
+    """Reading one's own pending entries starts their idle time again. Fakeredis leaves it as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.model = Calls(type(self).make_redis()), Model(weights={"gold": 3.0})
+        self.calls.run(self.calls.redis.hset(self.calls.keys.settings, "weight:gold", 3))
+        self.num_reads = dict.fromkeys(WORKERS, 0)
+
+
+class Producing(Machine):
+    submissions = Bundle("submissions")
+
+    @rule(
+        target=submissions, job_id=job_ids, priority=priorities, tenant=tenants, reply_to=reply_names,
+        size=st.sampled_from([1, 80]), key=st.sampled_from([None, None, None, "k1", "k2"]),
+        delayed=st.sampled_from([False, False, True]),
+    )  # fmt: skip
+    def submit(self, job_id, priority, tenant, size, reply_to, key, delayed):
+        submission = build_submission(
+            "x" * size,
+            job_id=job_id,
+            priority=priority,
+            tenant=tenant,
+            reply_to=reply_to,
+            idempotency_key=key,
+            not_before_s=1e6 if delayed else None,
+            max_tokens=size,
+        )
+        self._submit(submission)
+        return submission
+
+    @rule(submission=submissions)
+    def submit_again(self, submission):
+        """Its reply was lost, or it is an old one: the nonce is the same."""
+        self._submit(submission)
+
+    def _submit(self, submission: Submission) -> None:
+        refusal = self.model.refusal(submission)
+        verdict, detail = self.calls.submit(submission)
+        if verdict == "rate":
+            assert 0 < int(detail) <= 1_001_000
+            detail = ""
+        job_id = submission.job.id
+        assert (verdict, detail) == (refusal or self.model.accept(submission, self.calls.entry_of(job_id)))
+
+    @rule(submission=submissions, wrong=st.integers(2, 4))
+    def submit_to_another_number_of_partitions(self, submission, wrong):
+        assert self.calls.submit(submission, wrong) == self.model.refusal(submission, wrong)
+
+    @rule(job_id=job_ids, priority=priorities, reply_to=reply_names)
+    def submit_bare(self, job_id, priority, reply_to):
+        raw = encode_job(Job(id=job_id, prompt="x", reply_to=reply_to))
+        self.model.streams[priority].add(Entry(self.calls.xadd(priority, raw), job_id, raw))
+
+    @rule(priority=priorities, raw=st.sampled_from([b"", b"\xc1", b"\x01"]))
+    def submit_rubbish(self, priority, raw):
+        self.model.streams[priority].add(Entry(self.calls.xadd(priority, raw), None, raw))
+
+    @rule(
+        max_jobs=st.none() | st.integers(0, 4), max_bytes=st.none() | st.integers(0, 300),
+        max_job_bytes=st.none() | st.integers(40, 80), one_a_tenant=st.booleans(),
+    )  # fmt: skip
+    def set_limits(self, max_jobs, max_bytes, max_job_bytes, one_a_tenant):
+        given = {"max_jobs": max_jobs, "max_bytes": max_bytes, "max_job_bytes": max_job_bytes}
+        given = {name: limit for name, limit in given.items() if limit is not None}
+        self.model.limits = Limits(**given, one_a_tenant=one_a_tenant)
+        settings, redis = self.calls.keys.settings, self.calls.redis
+        self.calls.run(redis.hdel(settings, "max_jobs", "max_bytes", "max_job_bytes", "max_jobs_per_s"))
+        fields = given | ({"max_jobs_per_s": 0.001} if one_a_tenant else {})
+        if fields:
+            self.calls.run(redis.hset(settings, mapping=fields))
+
+    @rule(job_id=job_ids)
+    def cancel(self, job_id):
+        assert self.calls.cancel(job_id) == self.model.cancel(job_id)

@@ -1,0 +1,174 @@
+"""All that a server holds of one queue, in the terms of the model, so that the two can be compared."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio import Redis
+
+from ingine.wire import GROUP, Event, JobStatus, Keys, Priority, TerminalEvent, decode_event
+from tests.contract.model import Model, Record
+
+SILENT_MS = 10**9
+"""Idle time of what its holder has let go of; far more than a test runs, or a lease lasts."""
+
+COMPARED = ("status", "attempt", "position", "deaths", "cancel", "worker", "entry", "priority", "reply_to")
+
+
+@dataclass
+class Snapshot:
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Job id -> what of its record is the contract's."""
+    logs: dict[str, list[str]] = field(default_factory=dict)
+    """Job id -> ids of its token log."""
+    entries: dict[str, list[tuple[str, str | None, bool]]] = field(default_factory=dict)
+    """Priority -> (entry id, consumer that has it, whether anybody may claim it)."""
+    order: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Priority -> entry id -> virtual start."""
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    delayed: list[str] = field(default_factory=list)
+    num_bytes: int = 0
+    replies: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    dead: list[tuple[str, str]] = field(default_factory=list)
+    lasting: list[str] = field(default_factory=list)
+    """Keys without a TTL, but for those of the queue itself: streams with their groups, and settings."""
+
+
+def expected(model: Model, keys: Keys) -> Snapshot:
+    """What the server should hold."""
+    snapshot = Snapshot(num_bytes=model.num_bytes, delayed=sorted(model.delayed), dead=model.dead)
+    snapshot.replies = model.replies
+    for job_id, record in model.records.items():
+        snapshot.records[job_id] = _compared(record)
+        if record.log:
+            snapshot.logs[job_id] = record.log
+        if not record.status.terminal:
+            snapshot.lasting += [keys.job(job_id), *([keys.tokens(job_id)] if record.log else [])]
+    for priority, stream in model.streams.items():
+        if stream.entries:
+            snapshot.entries[priority] = [(e.id, e.holder, e.silent) for e in stream.entries.values()]
+        if stream.order.starts:
+            snapshot.order[priority] = stream.order.starts
+            snapshot.lasting.append(keys.fair(priority))
+        if stream.order.shares:
+            snapshot.shares[priority] = stream.order.shares
+            snapshot.lasting.append(keys.shares(priority))
+    for key, exists in (
+        (keys.delayed, model.delayed),
+        (keys.bytes, model.num_bytes),
+        (keys.dead, model.dead),
+    ):
+        if exists:
+            snapshot.lasting.append(key)
+    snapshot.lasting.sort()
+    return snapshot
+
+
+def _compared(record: Record) -> dict[str, Any]:
+    fields = {name: getattr(record, name) for name in COMPARED}
+    return fields | {"raw": record.delayed.raw if record.delayed else None}
+
+
+async def take_snapshot(redis: Redis, keys: Keys) -> tuple[Snapshot, dict[str, list[Event]]]:
+    """And the events of each log. Two round trips."""
+    names = sorted(key.decode() for key in await redis.keys(f"{keys.prefix}:*"))
+    kinds = defaultdict(list)
+    pipeline = redis.pipeline(transaction=False)
+    for name in names:
+        kind, _, rest = name.removeprefix(keys.prefix + ":").partition(":")
+        kinds[kind].append(rest)
+        pipeline.pttl(name)
+        match kind:
+            case "jobs":
+                pipeline.xrange(name)
+                pipeline.xpending_range(name, GROUP, "-", "+", 1000)
+            case "tokens" | "replies" | "dead":
+                pipeline.xrange(name)
+            case "job" | "shares":
+                pipeline.hgetall(name)
+            case "fair" | "delayed":
+                pipeline.zrange(name, 0, -1, withscores=True)
+            case "bytes":
+                pipeline.get(name)
+    answers = iter(await pipeline.execute())
+    snapshot, events = Snapshot(), {}
+    for name in names:
+        kind, _, rest = name.removeprefix(keys.prefix + ":").partition(":")
+        if next(answers) < 0 and kind not in ("jobs", "queue"):
+            snapshot.lasting.append(name)
+        match kind:
+            case "jobs":
+                _read_stream(snapshot, rest, next(answers), next(answers))
+            case "tokens":
+                entries = next(answers)
+                snapshot.logs[rest] = [entry_id.decode() for entry_id, _ in entries]
+                events[rest] = [decode_event(fields[b"event"]) for _, fields in entries]
+            case "replies":
+                ends = [decode_event(fields[b"event"]) for _, fields in next(answers)]
+                snapshot.replies[rest] = [(end.job_id, str(end.status)) for end in ends]
+            case "dead":
+                snapshot.dead = [(f[b"code"].decode(), f[b"entry"].decode()) for _, f in next(answers)]
+            case "job":
+                snapshot.records[rest] = _read_record(next(answers))
+            case "shares":
+                snapshot.shares[rest] = {name.decode(): float(v) for name, v in next(answers).items()}
+            case "fair":
+                snapshot.order[rest] = {entry_id.decode(): start for entry_id, start in next(answers)}
+            case "delayed":
+                snapshot.delayed = sorted(job_id.decode() for job_id, _ in next(answers))
+            case "bytes":
+                snapshot.num_bytes = int(next(answers))
+    return snapshot, events
+
+
+def _read_stream(snapshot: Snapshot, priority: str, entries: list, pending: list) -> None:
+    holders = {p["message_id"]: (p["consumer"].decode(), p["time_since_delivered"]) for p in pending}
+    rows = []
+    for entry_id, _ in entries:
+        holder, idle_ms = holders.pop(entry_id, (None, 0))
+        rows.append((entry_id.decode(), holder, idle_ms >= SILENT_MS))
+    rows += [
+        (entry_id.decode(), f"{holder}, but deleted", False) for entry_id, (holder, _) in holders.items()
+    ]
+    if rows:
+        snapshot.entries[Priority(priority)] = rows
+
+
+def _read_record(fields: dict[bytes, bytes]) -> dict[str, Any]:
+    def text(name: str) -> str:
+        return fields.get(name.encode(), b"").decode()
+
+    status = JobStatus(text("status"))
+    numbers = {name: int(text(name) or 0) for name in ("attempt", "position", "deaths")}
+    record = numbers | {name: text(name) for name in ("worker", "entry", "reply_to")}
+    return record | {
+        "status": status,
+        "cancel": text("cancel") == "1",
+        "priority": Priority(text("priority")),
+        "raw": fields.get(b"raw"),
+    }
+
+
+def broken_promises(snapshot: Snapshot, events: dict[str, list[Event]]) -> list[str]:
+    """What must hold of any queue at any time, whatever the model says."""
+    broken = [f"{job_id} has a log and no record" for job_id in events.keys() - snapshot.records.keys()]
+    for job_id, record in snapshot.records.items():
+        *tokens, end = events.get(job_id) or [None]
+        if not isinstance(end, TerminalEvent):
+            tokens, end = [*tokens, end] if end else tokens, None
+        position, authors = 0, {0: ""}
+        for event in tokens:
+            if isinstance(event, TerminalEvent) or event.position - len(event.token_ids) != position:
+                broken.append(f"{job_id} goes on from {position} with {event}")
+            position = event.position
+            # A token's id is the attempt that made it, its text the worker.
+            attempt = event.token_ids[0]
+            if attempt < max(authors) or authors.setdefault(attempt, event.text) != event.text:
+                broken.append(f"{job_id}: {event.text} wrote under attempt {attempt} after {authors}")
+        if position != record["position"]:
+            broken.append(f"{job_id} is at {record['position']}, its log at {position}")
+        if (end and end.status) != (record["status"] if record["status"].terminal else None):
+            broken.append(f"{job_id} is {record['status']}, its log ends with {end}")
+        if end and end.position != position:
+            broken.append(f"{job_id} ends at {end.position}, its tokens at {position}")
+    return broken

@@ -1,0 +1,36 @@
+"""The scripts against the model, on fakeredis and on a real server. To hunt: `python -m tests.contract`."""
+
+import fakeredis
+import redis.asyncio
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.contract.machine import Contract
+
+SUITE = settings.get_profile("suite")
+
+
+def fake_contract() -> type[Contract]:
+    def connect():
+        return fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(), version=(7,), protocol=2)
+
+    return type("FakeContract", (Contract,), {"make_redis": staticmethod(connect), "reading_renews": False})
+
+
+def real_contract(url: str) -> type[Contract]:
+    def connect():
+        return redis.asyncio.from_url(url, protocol=2)
+
+    return type("RealContract", (Contract,), {"make_redis": staticmethod(connect)})
+
+
+def test_a_fake_server_does_what_the_model_says():
+    run_state_machine_as_test(
+        fake_contract(), settings=settings(SUITE, max_examples=25, stateful_step_count=40)
+    )
+
+
+def test_a_real_server_does_what_the_model_says(redis_url):
+    run_state_machine_as_test(
+        real_contract(redis_url), settings=settings(SUITE, max_examples=60, stateful_step_count=40)
+    )

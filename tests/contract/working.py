@@ -1,0 +1,197 @@
+"""What workers do: those that live, and those that were taken for dead and come back with old numbers."""
+
+import contextlib
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, multiple, precondition, rule
+
+from ingine.errors import ErrorCode, InvalidJob
+from ingine.wire import JobStatus, Priority, decode_job
+from tests.contract.calls import Attempt, Delivered
+from tests.contract.producing import WORKERS, Machine
+from worker.queue import LOW_FIRST_EVERY, Append
+from worker.queue import Entry as QueueEntry
+
+FAR_MS = 2**45
+"""A due time that no test lives to see."""
+
+workers = st.sampled_from(WORKERS)
+counts = st.integers(1, 4)
+offsets = st.sampled_from([0, 0, 0, 0, -1, 1])
+"""How far a worker is from the log's end: mostly it is right."""
+endings = st.sampled_from([JobStatus.FINISHED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED])
+
+
+class Working(Machine):
+    delivered = Bundle("delivered")
+    """Every entry that a worker was ever given."""
+    attempts = Bundle("attempts")
+    """Every attempt that was ever begun: most are over, and their writes must be refused."""
+
+    # ------------------------------------------------------------------------------------- intake
+
+    @rule(target=delivered, worker=workers, count=counts)
+    def take(self, worker, count):
+        return multiple(*self._take(worker, count))
+
+    def _take(self, worker: str, count: int) -> list[Delivered]:
+        entries = self.calls.run(self.calls.queue(worker).take(count))
+        self.num_reads[worker] += 1
+        order = list(Priority)
+        if self.num_reads[worker] % LOW_FIRST_EVERY == 0:
+            order.reverse()
+        taken: list[str] = []
+        for priority in order:
+            if len(taken) < count:
+                taken += self.model.streams[priority].take(worker, count - len(taken), self.model.weights)
+        assert [entry.id for entry in entries] == taken
+        return self._deliver(worker, entries)
+
+    @precondition(lambda self: any(stream.held_by(None) for stream in self.model.streams.values()))
+    @rule(target=delivered, worker=workers)
+    def wait_for_new(self, worker):
+        entries = self.calls.run(self.calls.queue(worker).wait_for_new(0.01))
+        taken = [entry_id for stream in self.model.streams.values() for entry_id in stream.take_new(worker)]
+        assert [entry.id for entry in entries] == taken
+        return multiple(*self._deliver(worker, entries))
+
+    @rule(target=delivered, worker=workers, count=counts)
+    def claim(self, worker, count):
+        return multiple(*self._claim(worker, count))
+
+    def _claim(self, worker: str, count: int) -> list[Delivered]:
+        """Urgent ones first; within a stream no order is promised."""
+        entries = self.calls.run(self.calls.queue(worker).claim_idle(3600, count))
+        for priority, stream in self.model.streams.items():
+            claimable, room = stream.claimable(), count
+            claimed = [entry.id for entry in entries if entry.priority is priority]
+            assert len(claimed) == min(len(claimable), room) and set(claimed) <= set(claimable)
+            count -= len(claimed)
+            for entry_id in claimed:
+                stream.give(entry_id, worker)
+        return self._deliver(worker, entries)
+
+    @rule(target=delivered, worker=workers)
+    def read_own_pending(self, worker):
+        """After a connection that was lost, perhaps with a reply."""
+        entries = self.calls.run(self.calls.queue(worker).own_pending())
+        held = [entry for stream in self.model.streams.values() for entry in stream.held_by(worker)]
+        assert [entry.id for entry in entries] == [entry.id for entry in held]
+        for entry in held:
+            entry.silent = entry.silent and not self.reading_renews
+        return multiple(*self._deliver(worker, entries))
+
+    def _deliver(self, worker: str, entries: list[QueueEntry]) -> list[Delivered]:
+        deliveries = []
+        for entry in entries:
+            job = None
+            with contextlib.suppress(InvalidJob):
+                job = decode_job(entry.raw)
+            deliveries.append(Delivered(worker, entry, job and job.id, job and job.reply_to))
+        return deliveries
+
+    # --------------------------------------------------------------------------------------- jobs
+
+    @rule(target=attempts, delivered=delivered, alone=st.booleans())
+    def begin(self, delivered, alone):
+        return self._begin(delivered, alone) or multiple()
+
+    def _begin(self, delivered: Delivered, alone: bool) -> Attempt | None:
+        """None: it does not run."""
+        entry, job_id, place = delivered.entry, delivered.job_id, delivered.place
+        if job_id is None:  # the worker buries it
+            return None
+        queue = self.calls.queue(delivered.worker)
+        begun = self.calls.run(queue.begin(entry, job_id, delivered.reply_to, alone=alone))
+        answer = (begun.verdict, begun.attempt, begun.position, begun.deaths, begun.cancelled)
+        predicted = self.model.begin(*place, job_id, delivered.reply_to or "", alone)
+        assert answer[: len(predicted)] == predicted
+        if begun.verdict != "run":
+            return None
+        record = self.model.records[job_id]
+        record.submitted_at = record.submitted_at or begun.submitted_at
+        assert record.submitted_at == begun.submitted_at <= begun.now
+        return Attempt(delivered, begun.attempt)
+
+    @rule(delivered=delivered)
+    def bury(self, delivered):
+        """What can never run. An entry that is not the worker's any more is left alone."""
+        place, code = delivered.place, ErrorCode.DUPLICATE_ID
+        if self.model.holds(*place):
+            code = self.model.fault(*place[1:])
+        if code:
+            queue = self.calls.queue(delivered.worker)
+            buried = self.calls.run(queue.bury(delivered.entry, str(code), "why"))
+            assert buried == self.model.bury(*place, str(code))
+
+    @rule(attempt=attempts, offset=offsets, num_tokens=st.integers(1, 3), twice=st.booleans())
+    def append(self, attempt, offset, num_tokens, twice):
+        tokens = self._tokens(attempt, offset, num_tokens)
+        for _ in range(1 + twice):
+            self._append([tokens])
+
+    @rule(steps=st.lists(st.tuples(attempts, offsets, st.integers(1, 3)), min_size=2, max_size=4))
+    def append_a_step_of_several(self, steps):
+        """In one call, each is answered by itself."""
+        worker = steps[0][0].worker
+        self._append([self._tokens(*step) for step in steps if step[0].worker == worker])
+
+    def _tokens(self, attempt: Attempt, offset: int, num_tokens: int) -> Append:
+        start = max(0, self._position(attempt) + offset)
+        return attempt.tokens(start, start + num_tokens)
+
+    def _append(self, appends: list[Append]) -> None:
+        worker, predicted = appends[0].event.text, []
+        for append in appends:
+            start = append.event.position - len(append.event.token_ids)
+            predicted.append(
+                self.model.append(worker, append.job_id, append.attempt, start, append.event.position)
+            )
+        assert self.calls.run(self.calls.queue(worker).append(appends)) == predicted
+
+    def _position(self, attempt: Attempt) -> int:
+        record = self.model.records.get(attempt.job_id)
+        return record.position if record else 0
+
+    @rule(
+        attempt=attempts, offset=offsets, status=endings, twice=st.booleans(),
+        code=st.sampled_from([None, None, "worker_lost"]),
+    )  # fmt: skip
+    def finish(self, attempt, offset, status, twice, code):
+        finish = attempt.end(max(0, self._position(attempt) + offset), status, code)
+        for _ in range(1 + twice):
+            ended = self.calls.run(self.calls.queue(attempt.worker).finish(finish))
+            assert ended == self.model.finish(*attempt.place, finish)
+
+    @rule(attempt=attempts)
+    def release(self, attempt):
+        released = self.calls.run(
+            self.calls.queue(attempt.worker).release(attempt.entry, attempt.job_id, attempt.number)
+        )
+        assert released == self.model.release(*attempt.place, attempt.job_id, attempt.number)
+
+    @rule(delivered=delivered)
+    def release_unbegun(self, delivered):
+        queue = self.calls.queue(delivered.worker)
+        released = self.calls.run(queue.release(delivered.entry, "", 0))
+        assert released == self.model.release(*delivered.place, "", 0)
+
+    @rule(attempt=attempts, pause_s=st.sampled_from([None, None, 1e6]))
+    def delay(self, attempt, pause_s):
+        """None: its step has failed, which counts as a death."""
+        before_ms = self.calls.now_ms()
+        delayed = self.calls.run(
+            self.calls.queue(attempt.worker).delay(attempt.entry, attempt.job_id, attempt.number, pause_s)
+        )
+        assert delayed == self.model.delay(*attempt.place, attempt.job_id, attempt.number, pause_s is None)
+        if delayed:
+            pause_ms = (pause_s or 2 ** (self.model.records[attempt.job_id].deaths - 1)) * 1000
+            assert before_ms + pause_ms <= self.calls.due_ms(attempt.job_id) <= self.calls.now_ms() + pause_ms
+            self.calls.set_due(attempt.job_id, FAR_MS)  # or the test would depend on speed
+
+    @rule(steps=st.lists(attempts, min_size=1, max_size=3))
+    def renew(self, steps):
+        worker = steps[0].worker
+        held = [attempt for attempt in steps if attempt.worker == worker]
+        predicted = [self.model.renew(*a.place, a.job_id, a.number) for a in held]
+        assert self.calls.renew(worker, held) == predicted
