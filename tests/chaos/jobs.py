@@ -28,11 +28,7 @@ class JobSpec:
     stream: bool = True
     reply_to: str | None = None
     named: bool = True
-    """It brings its own id. Else its idempotency key alone tells a second submission from a first."""
-
-    @property
-    def idempotency_key(self) -> str:
-        return f"chaos-{self.number}"
+    """It brings its own id, else an idempotency key: either tells a second submission from a first."""
 
     def arguments(self) -> dict[str, Any]:
         """`submit`'s."""
@@ -47,7 +43,7 @@ class JobSpec:
             "reply_to": self.reply_to,
             "metadata": {"number": self.number},
             "job_id": f"job-{self.number}" if self.named else None,
-            "idempotency_key": self.idempotency_key,
+            "idempotency_key": None if self.named else f"chaos-{self.number}",
         }
 
 

@@ -6,7 +6,7 @@ import random
 import signal
 from pathlib import Path
 
-from ingine.errors import QueueFull, RateLimited, ServerUnavailable
+from ingine.errors import DuplicateJob, QueueFull, RateLimited, ServerUnavailable
 from producer import AsyncClient, AsyncJobHandle
 from tests.chaos import jobs
 from tests.chaos.journal import Journal, read
@@ -50,6 +50,9 @@ class _Producer:
             self._journal.write(number=spec.number, intent=True)
             try:
                 handle = await self._client.submit(**spec.arguments())
+            except DuplicateJob:  # by this producer, in an earlier life or without an answer
+                handle = self._client.attach(f"job-{spec.number}")
+                break
             except (QueueFull, RateLimited):
                 self._journal.write(number=spec.number, refused="full")
                 await asyncio.sleep(random.uniform(0.5, 1.0))

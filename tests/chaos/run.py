@@ -40,7 +40,7 @@ WORKER = {
     "lease_s": 2.0,
     "max_deaths": MAX_DEATHS,
     "drain_timeout_s": 5.0,
-    "step_timeout_s": 3.0,
+    "step_timeout_s": 6.0,  # longer than a worker is frozen
 }
 CALM_TIMEOUT_S = 120.0
 
