@@ -59,12 +59,13 @@ class Link:
                 raise ValueError(f"unknown fault {kind!r}")
 
     async def run(self) -> None:
-        pumps = (self._pump(self.client_reader, self.server_writer), self._pump_replies())
-        await asyncio.wait({asyncio.create_task(pump) for pump in pumps}, return_when=asyncio.FIRST_COMPLETED)
+        commands = asyncio.create_task(self._pump(self.client_reader, self.server_writer))
+        replies = asyncio.create_task(self._pump(self.server_reader, self.client_writer, replies=True))
+        await asyncio.wait({commands, replies}, return_when=asyncio.FIRST_COMPLETED)
         self.reset()
-
-    async def _pump_replies(self) -> None:
-        await self._pump(self.server_reader, self.client_writer, replies=True)
+        for pump in (commands, replies):
+            pump.cancel()
+        await asyncio.wait({commands, replies})
 
     async def _pump(self, reader, writer, *, replies: bool = False) -> None:
         loop = asyncio.get_running_loop()
