@@ -1,12 +1,14 @@
 // A producer and a consumer of ingine, written from docs/protocol.md alone. Nothing of ingine is imported.
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
+import { crc32 } from "node:zlib";
 import { decode, encode } from "@msgpack/msgpack";
 import { ClientClosedError, RESP_TYPES, ReconnectStrategyError, createClient } from "redis";
 
 const SILENCE_MS = 2000;
 const SUBMIT_LUA = new URL("../../producer/scripts/submit.lua", import.meta.url);
-const [MAX_JOBS, MAX_JOB_BYTES] = ["100000", "1048576"]; // where the queue has no limits of its own
+const [MAX_JOBS, MAX_JOB_BYTES, MAX_BYTES] = ["100000", "1048576", "1073741824"]; // where the queue has no own
+const CHARS_PER_TOKEN = 4; // about; for fair shares
 
 /** A client whose bulk replies are Buffers, since jobs and events are msgpack. It gives up after about 3 s. */
 export async function connect(url) {
@@ -19,21 +21,30 @@ export async function connect(url) {
 
 export const isUnavailable = (error) => error instanceof ReconnectStrategyError || error instanceof ClientClosedError;
 
-const key = (queue, name) => `ingine:{${queue}}:${name}`;
+const key = (place, name) => `ingine:{${place}}:${name}`;
+
+/** Where a job lives: in the queue, or in one of its partitions. How many there are, too. */
+async function placeOf(redis, queue, id) {
+  const partitions = Number((await redis.hGet(key(queue, "queue"), "partitions")) ?? 1);
+  return [partitions > 1 ? `${queue}.${crc32(id) % partitions}` : queue, partitions];
+}
 
 /** Submit with one XADD: all that the protocol asks for. `job` is a map as in docs/protocol.md. */
 export async function submit(redis, queue, job, priority = "normal") {
   const id = job.id ?? randomUUID();
-  await redis.xAdd(key(queue, `jobs:${priority}`), "*", { job: packed({ v: 1, id, ...job }) });
+  const [place] = await placeOf(redis, queue, id);
+  await redis.xAdd(key(place, `jobs:${priority}`), "*", { job: packed({ v: 1, id, ...job }) });
   return id;
 }
 
 /** Submit through submit.lua: refuses a duplicate id and a full queue, and the job has a record at once. */
 export async function submitChecked(redis, queue, job, priority = "normal") {
   const id = job.id ?? randomUUID();
-  const streams = ["high", "normal", "low"].map((name) => key(queue, `jobs:${name}`));
+  const [place, partitions] = await placeOf(redis, queue, id);
+  const names = [`job:${id}`, "queue", ...[priority, "high", "normal", "low"].map((name) => `jobs:${name}`)];
+  names.push("delayed", "bytes", `rate:${job.tenant ?? ""}`);
   const [verdict, detail] = await redis.eval(await readFile(SUBMIT_LUA, "utf8"), {
-    keys: [key(queue, `job:${id}`), key(queue, "queue"), key(queue, `jobs:${priority}`), ...streams],
+    keys: names.map((name) => key(place, name)),
     arguments: [
       id,
       packed({ v: 1, id, ...job }),
@@ -43,11 +54,18 @@ export async function submitChecked(redis, queue, job, priority = "normal") {
       "0", // no idempotency key
       MAX_JOBS,
       MAX_JOB_BYTES,
+      MAX_BYTES,
+      String(partitions),
+      job.tenant ?? "",
+      String(costOf(job)),
+      String(job.not_before_ms ?? 0),
     ],
   });
   if (String(verdict) !== "accepted") throw new Error(`job ${id} was not accepted: ${verdict} ${detail}`);
   return id;
 }
+
+const costOf = ({ prompt = "", sampling }) => Math.floor(prompt.length / CHARS_PER_TOKEN) + (sampling?.max_tokens ?? 256);
 
 const packed = (value) => Buffer.from(encode(value));
 
@@ -56,13 +74,14 @@ const packed = (value) => Buffer.from(encode(value));
  * one is terminal. `isOurs`: a bare XADD leaves no record until a worker begins the job, so do not doubt it.
  */
 export async function* follow(redis, queue, id, { from = 0, isOurs = false } = {}) {
-  const [log, record, channel] = ["tokens", "job", "channel"].map((name) => key(queue, `${name}:${id}`));
+  const [place] = await placeOf(redis, queue, id);
+  const [log, record, channel] = ["tokens", "job", "channel"].map((name) => key(place, `${name}:${id}`));
   const live = new Inbox();
   const subscriber = redis.duplicate();
   subscriber.on("error", () => {});
   await subscriber.connect();
   try {
-    await subscriber.subscribe(channel, (bytes) => live.push(bytes), true); // resolves when confirmed
+    await subscriber.sSubscribe(channel, (bytes) => live.push(bytes), true); // resolves when confirmed
     let position = from;
     while (true) {
       const logged = await redis.xRange(log, position ? `(${position}-0` : "-", "+");
@@ -94,7 +113,7 @@ async function checkRecord(redis, record, position, isOurs) {
   const fields = await redis.hmGet(record, ["status", "position"]);
   const [status, committed] = fields.map((field) => field && String(field));
   if (!status && !isOurs) throw new Error("no such job: never submitted, or its result's TTL has passed");
-  const hasEnded = status && !["queued", "running"].includes(status);
+  const hasEnded = status && !["delayed", "queued", "running"].includes(status);
   return hasEnded ? Math.min(position, Number(committed)) : position; // if we asked for more than there is
 }
 

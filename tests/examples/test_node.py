@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import redis
 
-from ingine.wire import Keys
+from ingine.wire import JobStatus, Keys, TerminalEvent, encode_event, keys_of
 from producer import Client
 from tests.examples.conftest import EXAMPLES, QUEUE
 from tests.waiting import wait_until
@@ -119,11 +119,28 @@ def test_a_hole_in_the_channel_is_filled_from_the_log(start, client, served_url)
             job = client.submit(PROMPT, sampling=LONG, stream=False)
             following = start("stream", job.job_id)
             channel = Keys(QUEUE).channel(job.job_id)
-            wait_until(lambda: connection.pubsub_numsub(channel)[0][1], what="its subscription")
+            wait_until(lambda: connection.pubsub_shardnumsub(channel)[0][1], what="its subscription")
         finally:
             client.resume()
         ended = end_of(following)
     assert (ended.status, ended.text) == (0, text_of(client, job.job_id) + "\n")
+
+
+@pytest.mark.parametrize("how", [[], ["--checked"]], ids=["bare XADD", "submit.lua"])
+def test_a_queue_with_partitions(start, served_url, how):
+    """Its jobs live where the Python client looks for them."""
+    queue = f"examples-split-{len(how)}"
+    with Client(served_url, queue=queue) as client, redis.Redis.from_url(served_url) as connection:
+        client.set_partitions(5)
+        for _ in range(3):
+            following = start("submit", *how, PROMPT, INGINE_QUEUE=queue)
+            job_id = following.stderr.readline().decode().strip().removeprefix("job ")
+            keys = keys_of(queue, job_id, 5)
+            assert connection.xlen(keys.jobs("normal")) == 1
+            connection.delete(keys.jobs("normal"))
+            end = TerminalEvent(position=0, status=JobStatus.CANCELLED, job_id=job_id)
+            connection.xadd(keys.tokens(job_id), {"event": encode_event(end)}, id="0-1")
+            assert end_of(following).remarks == "cancelled after 0 tokens\n"
 
 
 def test_an_unknown_job(node):
