@@ -1,0 +1,111 @@
+"""A real server with the access control list of deploy/redis, and what its clients do there."""
+
+import hashlib
+import socket
+import threading
+from collections import defaultdict
+from pathlib import Path
+from typing import Self
+
+from redis import Redis, RedisError
+
+from tests.docs.tables import ROOT
+from tests.waiting import wait_until
+from worker.child import Child
+from worker.embedded import find_binary
+
+USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
+ROLES = ("worker", "producer", "operator", "observer")
+CONTAINERS = {"xgroup", "xinfo", "script", "client", "config", "cluster", "acl"}
+
+
+def password_of(role: str) -> str:
+    return f"{role}-s3cret"
+
+
+class AclServer:
+    """With the users of the file, each with a password, and an `admin` who may do everything."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self.users: dict[str, str] = {}
+        """Of connections, by address: those that were open at some call of `look`."""
+
+    def __enter__(self) -> Self:
+        users = USERS_FILE.read_text()
+        for role in ROLES:
+            digest = hashlib.sha256(password_of(role).encode()).hexdigest()
+            users = users.replace(f"SHA256-OF-{role.upper()}-PASSWORD", digest)
+        aclfile = self._folder / "users.acl"
+        aclfile.write_text(users + "user admin on >admin ~* &* +@all\n")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--aclfile", str(aclfile)]
+        self.log = self._folder / "server.log"
+        with self.log.open("wb") as output:
+            self._child = Child([str(find_binary()), *options, "--dir", str(self._folder)], output=output)
+        self.admin = Redis.from_url(f"redis://admin:admin@127.0.0.1:{self.port}/0")
+        wait_until(self._answers, what="the server with an aclfile")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.admin.close()
+        self._child.stop()
+
+    def _answers(self) -> bool:
+        assert self._child.running, self.log.read_text()
+        try:
+            return self.admin.ping()
+        except RedisError:
+            return False
+
+    def look(self) -> None:
+        self.users |= {client["addr"]: client["user"] for client in self.admin.client_list()}
+
+    def url(self, role: str) -> str:
+        return f"redis://ingine-{role}:{password_of(role)}@127.0.0.1:{self.port}/0"
+
+    def allowed(self, role: str) -> set[str]:
+        rules = self.admin.acl_getuser(f"ingine-{role}")["commands"]
+        return {rule.removeprefix("+") for rule in rules if rule.startswith("+")}
+
+    def refusals(self, role: str) -> set[str]:
+        """What the server has refused to this role since its start: the command, the key or the channel."""
+        return {entry["object"] for entry in self.admin.acl_log() if entry["username"] == f"ingine-{role}"}
+
+
+class CommandLog:
+    """Which user sends which commands, those of its scripts included, as far as MONITOR shows them."""
+
+    def __init__(self, server: AclServer):
+        self._server = server
+        self._by_address: dict[str, set[str]] = defaultdict(set)
+        self._monitoring, self._stopped = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._monitor)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._monitoring.wait(10)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stopped.set()
+        self._server.admin.ping()  # so that the monitor sees a last line
+        self._thread.join()
+
+    def used(self, role: str) -> set[str]:
+        users = self._server.users.items()
+        return set().union(*(self._by_address[at] for at, user in users if user == f"ingine-{role}"))
+
+    def _monitor(self) -> None:
+        address = ""
+        with self._server.admin.monitor() as monitor:
+            self._monitoring.set()
+            while not self._stopped.is_set():
+                line = monitor.next_command()
+                if line["client_type"] != "lua":  # what a script does comes behind its EVALSHA
+                    address = f"{line['client_address']}:{line['client_port']}"
+                first, _, rest = line["command"].lower().partition(" ")
+                name = f"{first}|{rest.split()[0]}" if first in CONTAINERS else first
+                self._by_address[address].add(name)

@@ -1,0 +1,52 @@
+"""A worker in this process, as a user of its own, on a server that knows its users."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ingine.config import EngineConfig
+from ingine.engine import Engine
+from tests.security.acl_server import AclServer
+from tests.tiny_models import make_tiny_model
+from worker.engine_thread import EngineThread
+from worker.settings import WorkerSettings
+from worker.worker import Worker
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def acl_server(tmp_path_factory) -> Iterator[AclServer]:
+    with AclServer(tmp_path_factory.mktemp("acl")) as server:
+        yield server
+
+
+StartWorker = Callable[..., Awaitable[Worker]]
+
+
+@pytest.fixture
+async def start_worker(tiny_model, queue) -> AsyncIterator[StartWorker]:
+    """Starts a worker at a URL, with these settings. Each is stopped at the end."""
+    started: list[tuple[Worker, asyncio.Task]] = []
+
+    async def start(redis_url: str, **options) -> Worker:
+        defaults = {"queue": queue, "http_port": -1, "lease_s": 1.0, "worker_id": f"w{len(started)}"}
+        settings = WorkerSettings(_env_file=None, **defaults | options)
+        config = EngineConfig(
+            model=str(tiny_model), dtype="float32", device="cpu", max_num_seqs=8, kv_cache_bytes=8 << 20
+        )
+        engine = Engine(config)
+        worker = Worker(settings, redis_url, EngineThread(lambda: engine), served_names=frozenset({"tiny"}))
+        started.append((worker, asyncio.create_task(worker.run())))
+        return worker
+
+    yield start
+    for worker, running in started:
+        worker.stop()
+        async with asyncio.timeout(20):
+            await running

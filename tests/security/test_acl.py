@@ -1,0 +1,269 @@
+"""deploy/redis/users.acl on a real server: each role can do its work, and nothing else."""
+
+import asyncio
+
+import pytest
+from redis import Redis
+from redis.exceptions import NoPermissionError, RedisError
+from typer.testing import CliRunner
+
+from ingine.cli import app
+from ingine.wire import GROUP, Job, Keys, encode_job
+from producer import AsyncClient, ClientError, JobCancelled
+from tests.security.acl_server import ROLES, USERS_FILE, AclServer, CommandLog
+from tests.waiting import wait_until_async
+
+SHORT = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+LONG = SHORT | {"max_tokens": 400}
+
+NOT_SEEN = {
+    "ping": "sent on connections that idle for long",
+    "client|setname": "of the handshake, which MONITOR may miss",
+    "client|setinfo": "of the handshake, which MONITOR may miss",
+    "cluster|slots": "asked of a cluster only",
+    "sunsubscribe": "sent if a connection outlives its last stream",
+}
+TOLERATED = {"worker": {"config|get"}}
+"""A worker looks for a wrong eviction policy at its start; that it may not, it takes as an answer."""
+
+
+async def cli(server: AclServer, role: str, queue: str, *arguments: str) -> str:
+    options = ["--redis-url", server.url(role), "--queue", queue]
+    done = await asyncio.to_thread(CliRunner().invoke, app, [*arguments, *options])
+    assert done.exit_code == 0, (arguments, done.output, done.exception)
+    return done.output
+
+
+async def produce(server: AclServer, queue: str) -> str:
+    """All that a producer does. Returns the id of a job that has ended."""
+    async with AsyncClient(server.url("producer"), queue=queue) as client:
+        first = await client.submit("one", tenant="t", idempotency_key="k", reply_to="r", **SHORT)
+        assert [chunk async for chunk in first.stream()][-1].position == 6
+        assert (await first.result()).finish_reason == "length"
+        assert (await client.status(first.job_id)).position == 6
+        assert (await client.submit("one", idempotency_key="k")).job_id == first.job_id
+        many = await client.submit_many({"prompt": f"{n}", **SHORT} for n in range(3))
+        assert all([await handle.result() for handle in many])
+        later = await client.submit("later", not_before_s=3600, metadata={"a": 1}, reply_to="r")
+        assert await client.cancel(later.job_id) == "cancelled"
+        long = await client.submit("long", **LONG)
+        await anext(long.stream())
+        await client.cancel(long.job_id)
+        with pytest.raises(JobCancelled):
+            await long.result()
+        assert (await client.queue_info()).num_dead == 0
+        server.look()
+    job_id = (await cli(server, "producer", queue, "submit", "hello", "--max-tokens", "2")).strip()
+    await cli(server, "producer", queue, "stream", job_id)
+    await cli(server, "producer", queue, "status", job_id)
+    return first.job_id
+
+
+async def operate(server: AclServer, queue: str) -> None:
+    """All that an operator does, but for draining."""
+    jobs = Keys(queue).jobs("normal")
+    async with AsyncClient(server.url("operator"), queue=queue) as client:
+        await client.set_limits(max_jobs=1000, max_jobs_per_s=500, weights={"t": 2})
+        await client.pause()
+        async with AsyncClient(server.url("producer"), queue=queue) as producer:
+            handle = await producer.submit("never")
+            assert await producer.cancel(handle.job_id) == "cancelled"
+            server.look()
+        await client.resume()
+
+        for raw in (b"junk", encode_job(Job(id="half", prompt="x"))[:-1]):
+            server.admin.xadd(jobs, {"job": raw})
+        assert "not empty" in await raised(client.set_partitions(2))
+        first, second = await wait_until_async(lambda: letters(client, 2), what="two dead letters")
+        await client.requeue(first.entry_id)
+        assert await client.purge([second.entry_id]) == 1
+        await wait_until_async(lambda: letters(client, 1), what="the first one again")
+        assert await client.purge() == 1
+        assert (await client.queue_info()).max_jobs == 1000
+        server.look()
+    assert "waiting" in await cli(server, "operator", queue, "queue", "show")
+
+
+async def raised(awaitable) -> str:
+    with pytest.raises(ClientError) as caught:
+        await awaitable
+    return str(caught.value)
+
+
+async def letters(client: AsyncClient, number: int) -> list | None:
+    found = await client.dead_letters()
+    return found if len(found) == number else None
+
+
+async def observe(server: AclServer, queue: str, job_id: str) -> None:
+    """All that an observer does."""
+    async with AsyncClient(server.url("observer"), queue=queue) as client:
+        assert (await client.status(job_id)).position == 6
+        info = await client.queue_info()
+        assert info.workers and info.num_dead == 0 and info.weights == {"t": 2}
+        server.look()
+    assert "waiting" in await cli(server, "observer", queue, "queue", "show")
+    assert job_id in await cli(server, "observer", queue, "status", job_id, "--json")
+
+
+async def work(server: AclServer, queue: str, start_worker) -> None:
+    """What workers do beside what the scenes above make them do: put off, hand over, bury, forget."""
+    admin, keys, jobs = server.admin, Keys(queue), Keys(queue).jobs("normal")
+    early = Job(id="early", prompt="x", sampling=SHORT, not_before_ms=300, reply_to="r")
+    admin.xadd(jobs, {"job": encode_job(early)})
+
+    deadly = admin.xadd(jobs, {"job": encode_job(Job(id="deadly", prompt="x"))})
+    record = {"status": "running", "entry": deadly, "worker": "gone", "deaths": 9, "position": 0, "bytes": 1}
+    admin.hset(keys.job("deadly"), mapping=record | {"attempt": 1, "submitted_at": 1, "cancel": 0})
+
+    async with AsyncClient(server.url("producer"), queue=queue) as producer:
+        assert (await producer.attach("early").result()).finish_reason == "length"
+        assert "worker" in await raised(producer.attach("deadly").result())
+        moved = await producer.submit("moved", **LONG)
+        await anext(moved.stream())
+        await start_worker(server.url("worker"))
+        async with AsyncClient(server.url("operator"), queue=queue) as operator:
+            await wait_until_async(lambda: admin.hexists(keys.workers, "w1"), what="the second worker")
+            server.look()  # while the first worker is still there
+            await operator.drain("w0")
+            server.look()
+        assert (await moved.result()).finish_reason == "length"
+
+    def consumers() -> set[bytes]:
+        return {consumer["name"] for consumer in admin.xinfo_consumers(jobs, GROUP)}
+
+    await wait_until_async(lambda: b"w0" not in consumers(), what="the first worker being forgotten")
+    server.look()
+
+
+@pytest.fixture
+async def commands_of_all(acl_server, queue, start_worker, monkeypatch) -> CommandLog:
+    monkeypatch.setattr("worker.heartbeat.FORGET_EVERY", 1)
+    monkeypatch.setattr("worker.heartbeat.FORGET_AFTER_S", 3)
+    await start_worker(acl_server.url("worker"), max_bytes=1 << 20)
+    with CommandLog(acl_server) as commands:
+        job_id = await produce(acl_server, queue)
+        await operate(acl_server, queue)
+        await observe(acl_server, queue, job_id)
+        await work(acl_server, queue, start_worker)
+    return commands
+
+
+async def test_each_role_can_do_its_work_and_has_no_command_to_spare(acl_server, commands_of_all):
+    for role in ROLES:
+        assert acl_server.refusals(role) <= TOLERATED.get(role, set()), role
+        spare = acl_server.allowed(role) - commands_of_all.used(role) - NOT_SEEN.keys()
+        assert not spare, f"{role} never uses {sorted(spare)}"
+
+
+EVAL = "return redis.call('GET', KEYS[1])"
+NOBODY_MAY = [
+    *(("FLUSHALL",), ("FLUSHDB",), ("SHUTDOWN", "NOSAVE"), ("SAVE",), ("BGREWRITEAOF",), ("LASTSAVE",)),
+    *(("CONFIG", "GET", "*"), ("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "REWRITE")),
+    *(("ACL", "LIST"), ("ACL", "SETUSER", "x", "on"), ("ACL", "WHOAMI"), ("INFO",), ("MONITOR",)),
+    *(("KEYS", "*"), ("SCAN", "0"), ("RANDOMKEY",), ("DBSIZE",), ("SELECT", "1"), ("SWAPDB", "0", "1")),
+    *(
+        ("CLIENT", "LIST"),
+        ("CLIENT", "KILL", "TYPE", "normal"),
+        ("CLIENT", "PAUSE", "1"),
+        ("REPLICAOF", "h", "1"),
+    ),
+    *(("MODULE", "LIST"), ("SLOWLOG", "GET"), ("LATENCY", "RESET"), ("MIGRATE", "h", "1", "k", "0", "1")),
+    *(("SCRIPT", "FLUSH"), ("SCRIPT", "KILL"), ("FUNCTION", "LOAD", "x"), ("EVAL", EVAL, "1", "other")),
+    *(
+        ("GET", "other"),
+        ("SET", "other", "1"),
+        ("GET", "ingine"),
+        ("GET", "ingine:q:bytes"),
+        ("DEL", "other"),
+    ),
+    *(("HGETALL", "other:{q}:queue"), ("RESTORE", "ingine:{q}:bytes", "0", "x"), ("RENAME", "a", "b")),
+    *(
+        ("SUBSCRIBE", "ingine:{q}:control"),
+        ("PSUBSCRIBE", "*"),
+        ("SPUBLISH", "other", "x"),
+        ("PUBLISH", "x", "y"),
+    ),
+    *(
+        ("PUBSUB", "CHANNELS"),
+        ("XINFO", "STREAM", "ingine:{q}:jobs:low"),
+        ("XGROUP", "DESTROY", "ingine:{q}:x", "g"),
+    ),
+    *(("XTRIM", "ingine:{q}:jobs:low", "MAXLEN", "0"), ("OBJECT", "FREQ", "ingine:{q}:bytes")),
+]
+LOW, RECORD, LOG = "ingine:{q}:jobs:low", "ingine:{q}:job:a", "ingine:{q}:tokens:a"
+ROLE_MAY_NOT = {
+    "observer": [
+        *(
+            ("XADD", LOW, "*", "job", "x"),
+            ("HSET", RECORD, "cancel", "1"),
+            ("HSET", "ingine:{q}:queue", "a", "1"),
+        ),
+        *(("DEL", RECORD), ("XACK", LOW, "workers", "1-1"), ("SPUBLISH", "ingine:{q}:control", "x")),
+        *(("SSUBSCRIBE", "ingine:{q}:channel:a"), ("XRANGE", LOW, "-", "+"), ("XRANGE", LOG, "-", "+")),
+        *(
+            ("XRANGE", "ingine:{q}:dead", "-", "+"),
+            ("XREAD", "STREAMS", LOG, "0"),
+            ("GET", "ingine:{q}:idem:k"),
+        ),
+        *(("SCRIPT", "LOAD", "return 1"), ("EVALSHA", "0" * 40, "0"), ("XLEN", "ingine:{q}:replies:r")),
+    ],
+    "producer": [
+        *(("XADD", "ingine:{q}:dead", "*", "a", "b"), ("HSET", "ingine:{q}:workers", "w", "x")),
+        *(
+            ("XREADGROUP", "GROUP", "workers", "me", "STREAMS", LOW, ">"),
+            ("XCLAIM", LOW, "workers", "me", "0", "1-1"),
+        ),
+        *(("XGROUP", "CREATE", LOW, "g", "0"), ("ZADD", "ingine:{q}:fair:low", "1", "x")),
+    ],
+    "operator": [
+        *(
+            ("XRANGE", LOG, "-", "+"),
+            ("XADD", LOG, "*", "event", "x"),
+            ("HSET", "ingine:{q}:workers", "w", "x"),
+        ),
+        *(
+            ("XREADGROUP", "GROUP", "workers", "me", "STREAMS", LOW, ">"),
+            ("XRANGE", "ingine:{q}:replies:r", "-", "+"),
+        ),
+    ],
+    "worker": [
+        ("GET", "ingine:{q}:idem:k"),
+        ("SET", "ingine:{q}:rate:t", "1"),
+        ("MULTI",),
+        ("XTRIM", LOG, "MAXLEN", "0"),
+    ],
+}
+TABLE = [(role, command) for role in ROLES for command in [*NOBODY_MAY, *ROLE_MAY_NOT[role]]]
+
+
+@pytest.mark.parametrize(
+    ("role", "command"), TABLE, ids=lambda part: " ".join(part) if part in TABLE else str(part)
+)
+def test_everything_else_is_refused(acl_server, role, command):
+    with Redis.from_url(acl_server.url(role)) as redis, pytest.raises(NoPermissionError):
+        redis.execute_command(*command)
+
+
+@pytest.mark.parametrize("role", ["worker", "producer", "operator"])
+def test_a_script_has_no_more_rights_than_who_runs_it(acl_server, role):
+    acl_server.admin.set("other", "x")
+    with Redis.from_url(acl_server.url(role)) as redis:
+        for call in ("'GET', 'other'", "'FLUSHALL'", "'CONFIG', 'GET', '*'", "'SPUBLISH', 'other', 'x'"):
+            digest = redis.script_load(f"return redis.call({call})")
+            with pytest.raises(RedisError, match=r"permission|ACL failure|not allowed"):
+                redis.evalsha(digest, 0)
+
+
+def test_nobody_gets_in_without_a_password(acl_server):
+    with (
+        Redis(port=acl_server.port) as redis,
+        pytest.raises(RedisError, match=r"Authentication required|NOAUTH|authenticated"),
+    ):
+        redis.ping()
+    with Redis(port=acl_server.port, username="default", password="") as redis, pytest.raises(RedisError):
+        redis.ping()
+
+
+def test_a_file_without_passwords_lets_no_server_start():
+    assert all(f"#SHA256-OF-{role.upper()}-PASSWORD" in USERS_FILE.read_text() for role in ROLES)
