@@ -65,6 +65,8 @@ def parse_server_url(url: str) -> Location:
         if kind == "sentinel":
             service, _, path = path.lstrip("/").partition("/")
         first = hosts.partition(",")[0]
+        if "@" in parts.fragment or (transport != "unix" and "@" in path):
+            raise ValueError("the password was taken for more of the URL than it is")
         options = dict(parse_url(urlunsplit((transport, f"{user}{at}{first}", path, parts.query, ""))))
     except ValueError:  # whose text may quote a part of the password
         raise ValueError(

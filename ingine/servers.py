@@ -5,7 +5,9 @@ connections: each asks where its server is when it connects, and breaks off when
 wrong one. Whoever sent the command meets a ConnectionError, and may send it again as after any other.
 """
 
+import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -37,6 +39,7 @@ _WRONG_SERVER_ERRORS = {
     exceptions.TryAgainError: _MOVING,
 }
 _WRONG_SERVER_CODES = {
+    "REDIRECT": "it is a read-only replica",
     "UNBLOCKED": "it broke off a blocking read, as a primary does that becomes a replica",
     "NOREPLICAS": "it has lost its replicas, so another may be the primary by now",
 }
@@ -59,6 +62,13 @@ class _FindsItsServer(AbstractConnection):
             kwargs["retry_socket_connect"] = False  # at an address that may be out of date by then
         await super().connect_check_health(*args, **kwargs)
 
+    async def on_connect_check_health(self, *args: Any, **kwargs: Any) -> None:
+        """A demoted primary goes on to answer those who only read, with what it had. Valkey 8 has a cure."""
+        await super().on_connect_check_health(*args, **kwargs)
+        await self.send_command("CLIENT", "CAPA", "redirect", check_health=False)
+        with suppress(exceptions.ResponseError):  # Redis does not know it, and an ACL may forbid it
+            await self.read_response()
+
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return await super().read_response(*args, **kwargs)
@@ -67,6 +77,21 @@ class _FindsItsServer(AbstractConnection):
                 raise
             await self.disconnect(nowait=True)
             raise WrongServer(f"{self._host_error()}: {what}") from error
+
+
+class _Retry(Retry):
+    """But not of what would end the same way again: a password, or a certificate, that is refused."""
+
+    async def call_with_retry(self, do: Any, fail: Any, is_retryable: Any = None, **options: Any) -> Any:
+        def may_pass(error: Exception) -> bool:
+            return not _refused(error) and (is_retryable is None or is_retryable(error))
+
+        return await super().call_with_retry(do, fail, may_pass, **options)
+
+
+def _refused(error: Exception) -> bool:
+    kinds = (exceptions.AuthenticationError, ssl.SSLCertVerificationError)
+    return isinstance(error, kinds) or isinstance(error.__context__, kinds)
 
 
 def _what_is_wrong(error: exceptions.ResponseError) -> str | None:
@@ -127,7 +152,7 @@ class Servers:
             "client_name": client_name,
             "protocol": 2,
         }
-        retry = Retry(EqualJitterBackoff(cap=1.0, base=0.1) if retries else NoBackoff(), retries)
+        retry = _Retry(EqualJitterBackoff(cap=1.0, base=0.1) if retries else NoBackoff(), retries)
         self._options = {"max_connections": max_connections, "retry": retry} | common | location.options
         self._cluster = _Cluster(location, common | location.options)
         self._sentinel = Sentinel([])

@@ -133,11 +133,13 @@ class Worker:
     async def _prepare(self) -> None:
         """May be repeated."""
         queue = self._settings.queue
-        number = await num_partitions(self._servers.client(Keys(queue)), queue)
+        base = self._servers.client(Keys(queue))
+        await check_server(base, self._servers.where)  # tells a wrong password from a server that is away
+        number = await num_partitions(base, queue)
         self._partitions[:] = [self._partition(keys, number) for keys in all_partitions(queue, number)]
         for partition in self._partitions:
             redis = self._servers.client(partition.queue.keys)
-            await check_server(redis, str(self._servers))
+            await check_server(redis, self._servers.where)
             await set_limits(redis, partition.queue.keys, self._settings)
             await partition.queue.create_groups()
             await partition.heartbeat.beat()
@@ -281,7 +283,7 @@ class Worker:
             worker=self._settings.worker_id,
             queue=self._settings.queue,
             partitions=len(self._partitions),
-            redis=str(self._servers),
+            redis=self._servers.where,
             model=self._model_name,
             group=GROUP,
             http=self._http and f"{self._settings.http_host}:{self.http_port}",
