@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 
 from ingine.wire import DEFAULT_MAX_JOB_BYTES
 from worker.admission import Admission
+from worker.leases import RENEWALS_PER_LEASE
 from worker.queue import Entry, Queue
 from worker.retry import Backoff
 
@@ -60,6 +61,9 @@ class Intake:
                 await self._turn()
             except (RedisError, OSError) as error:
                 self._lost_delivery = True
+                # Nobody could renew while the server was away. Whoever still runs its jobs does so as soon as
+                # it is back, which must come before we take them for left behind.
+                self._next_sweep = time.monotonic() + self._lease_s / RENEWALS_PER_LEASE
                 await backoff.sleep(error)
             else:
                 backoff.reset()
