@@ -29,7 +29,6 @@ OPTIONS = {
 CUT_OFF = "client_output_buffer_limit_disconnections"
 RUBBISH = b"rubbish" * 50_000
 FLOOD_ROUNDS = 30
-"""Until the operating system's own buffers are full too: some megabytes."""
 UP_TIMEOUT_S = 20.0
 CLUSTER_SLOTS = 16384
 
@@ -112,12 +111,15 @@ class Servers:
     async def refuse_writes(self, node: Node, for_s: float) -> None:
         await self._for_a_while(node, "min-replicas-to-write", 2, 0, for_s)
 
-    async def flood(self) -> None:
-        """So much rubbish on every channel that a subscriber which does not read is cut off."""
+    async def flood(self, rounds: int = FLOOD_ROUNDS) -> None:
+        """So much rubbish on every channel that a subscriber which does not read is cut off.
+
+        rounds: at most, until the operating system's own buffers are full too, which take some megabytes.
+        """
         for node in self.nodes:
             with contextlib.suppress(RedisError, OSError):
                 before = cut_off = (await node.admin.info("stats"))[CUT_OFF]
-                for _ in range(FLOOD_ROUNDS):
+                for _ in range(rounds):
                     for channel in await node.admin.execute_command("PUBSUB", "SHARDCHANNELS", "*:channel:*"):
                         await node.admin.execute_command("SPUBLISH", channel, RUBBISH)
                     cut_off = (await node.admin.info("stats"))[CUT_OFF]

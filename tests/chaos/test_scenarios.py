@@ -163,7 +163,7 @@ async def test_a_consumer_that_does_not_read_is_cut_off_and_misses_nothing(progr
             lambda: any("ids" in record for record in read(journal)), what="its first token"
         )
         programs.zygote.signal(name, signal.SIGSTOP)
-        await servers.flood()
+        await servers.flood(rounds=1000)
         assert servers.num_cut_off
         programs.zygote.signal(name, signal.SIGCONT)
         result = await handle.result(timeout=60)
