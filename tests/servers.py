@@ -21,6 +21,8 @@ HOST = "127.0.0.1"
 NUM_SLOTS = 16384
 SERVICE = "primary"
 """What the Sentinel calls the primary."""
+PATIENT_MS = 120_000
+"""So long a busy machine may stall a server, and the Sentinel does nothing."""
 
 
 class Valkey:
@@ -120,7 +122,7 @@ def cluster(folder: Path, **options: object) -> Iterator[Cluster]:
                     appendonly="yes",
                     cluster_enabled="yes",
                     cluster_port=free_port(),
-                    cluster_node_timeout=1000,
+                    cluster_node_timeout=15_000,
                     cluster_require_full_coverage="no",
                     **options,
                 )
@@ -162,15 +164,26 @@ class Watched:
         _, port = self.sentinel.admin.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", SERVICE)
         return next(server for server in self.servers if server.port == int(port))
 
+    def kill_primary(self) -> None:
+        """`kill -9`. Returns once the replica has taken over."""
+        old = self.primary
+        old.kill()
+        self._tolerate_silence(300)
+        wait_until(lambda: self.primary is not old, what="the failover")
+        self._tolerate_silence(PATIENT_MS)
+
+    def _tolerate_silence(self, ms: int) -> None:
+        self.sentinel.admin.execute_command("SENTINEL SET", SERVICE, "down-after-milliseconds", ms)
+
     def change_places(self) -> None:
-        """An orderly hand-over, as before maintenance. Returns once it is done."""
+        """An orderly hand-over, as before maintenance: it loses no write. Returns once it is done."""
         old = self.primary
         wait_until(self._hand_over, what="a replica that can take over")
         wait_until(lambda: self.primary is not old, what="the hand-over")
 
     def _hand_over(self) -> bool:
         try:
-            return self.sentinel.admin.execute_command("SENTINEL FAILOVER", SERVICE)
+            return self.sentinel.admin.execute_command("SENTINEL FAILOVER", SERVICE, "COORDINATED")
         except redis.ResponseError:  # it knows too little of the replica as yet
             return False
 
@@ -183,10 +196,12 @@ def watched_pair(folder: Path, *, password: str = "", sentinel_password: str = "
     with ExitStack() as stack:
         first = stack.enter_context(Valkey(folder / "first", **options))
         second = stack.enter_context(Valkey(folder / "second", replicaof=f"{HOST} {first.port}", **options))
-        wait_until(lambda: first.admin.info("replication")["connected_slaves"] == 1, what="the replica")
+        wait_until(
+            lambda: second.admin.info("replication")["master_link_status"] == "up", what="a replica in step"
+        )
         config = f"""
 sentinel monitor {SERVICE} {HOST} {first.port} 1
-sentinel down-after-milliseconds {SERVICE} 300
+sentinel down-after-milliseconds {SERVICE} {PATIENT_MS}
 sentinel failover-timeout {SERVICE} 2000
 """
         if password:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from ingine.wire import all_partitions
 from producer import Client, JobHandle
 from tests.crash.conftest import LEASE_S, LONG
@@ -68,12 +70,14 @@ def test_a_cluster_whose_slots_move(
         assert (sum(info.waiting.values()), sum(info.running.values()), info.num_dead) == (0, 0, 0)
 
 
-def test_a_primary_that_is_killed(tmp_path: Path, queue: str, tiny_model: Path, uninterrupted: Uninterrupted):
+@pytest.mark.parametrize("how", ["is killed", "hands over"])
+def test_a_primary_that(tmp_path: Path, queue: str, tiny_model: Path, uninterrupted: Uninterrupted, how: str):
     with watched_pair(tmp_path / "pair") as pair, Client(pair.url, queue=queue) as client:
         old = pair.primary
+        disturb = pair.kill_primary if how == "is killed" else pair.change_places
         with local_workers(pair.url, queue, tmp_path, tiny_model):
             handles = client.submit_many({"prompt": prompt, **LONG} for prompt in PROMPTS)
-            assert follow_while(client, handles, old.kill) == uninterrupted(PROMPTS)
+            assert follow_while(client, handles, disturb) == uninterrupted(PROMPTS)
         assert pair.primary is not old
         info = client.queue_info()
         assert (sum(info.waiting.values()), sum(info.running.values()), info.num_dead) == (0, 0, 0)
