@@ -6,6 +6,7 @@ import threading
 from collections import defaultdict
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 from redis import Redis, RedisError
 
@@ -20,7 +21,8 @@ CONTAINERS = {"xgroup", "xinfo", "script", "client", "config", "cluster", "acl"}
 
 
 def password_of(role: str) -> str:
-    return f"{role}-s3cret"
+    """With every character that has a meaning in a URL."""
+    return f"{role}:p@ss/w?rd#%41"
 
 
 class AclServer:
@@ -64,7 +66,7 @@ class AclServer:
         self.users |= {client["addr"]: client["user"] for client in self.admin.client_list()}
 
     def url(self, role: str) -> str:
-        return f"redis://ingine-{role}:{password_of(role)}@127.0.0.1:{self.port}/0"
+        return f"redis://ingine-{role}:{quote(password_of(role), safe='')}@127.0.0.1:{self.port}/0"
 
     def allowed(self, role: str) -> set[str]:
         rules = self.admin.acl_getuser(f"ingine-{role}")["commands"]

@@ -20,6 +20,7 @@ NOT_SEEN = {
     "ping": "sent on connections that idle for long",
     "client|setname": "of the handshake, which MONITOR may miss",
     "client|setinfo": "of the handshake, which MONITOR may miss",
+    "client|capa": "of the handshake, which MONITOR may miss",
     "cluster|slots": "asked of a cluster only",
     "sunsubscribe": "sent if a connection outlives its last stream",
 }
