@@ -1,6 +1,7 @@
 """`ingine worker`. Its flags are the settings' own: `worker.settings`."""
 
 import asyncio
+import gc
 import itertools
 import logging
 import os
@@ -35,6 +36,8 @@ def run_worker(settings: WorkerSettings) -> None:
     setup_logging(settings.log_level, as_json=settings.log_json)
     engine, served_names = build_engine(settings)
     url, server = ensure_server(settings.redis_url)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: no collection need look through it again
     try:
         asyncio.run(_serve(settings, url, engine, served_names))
     finally:
