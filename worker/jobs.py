@@ -82,15 +82,18 @@ class JobTable:
     def __init__(self) -> None:
         self._by_seq: dict[str, RunningJob] = {}
         self._by_id: dict[str, RunningJob] = {}
+        self._entries: set[Entry] = set()
 
     def add(self, job: RunningJob) -> None:
         self._by_seq[job.seq_id] = job
         self._by_id[job.id] = job
+        self._entries.add(job.entry)
 
     def remove(self, job: RunningJob) -> None:
         if job.expiry:
             job.expiry.cancel()
         self._by_seq.pop(job.seq_id, None)
+        self._entries.discard(job.entry)
         if self._by_id.get(job.id) is job:
             del self._by_id[job.id]
 
@@ -105,7 +108,7 @@ class JobTable:
         return len(self) == 1 and next(iter(self._by_seq.values())).alone
 
     def holds(self, entry: Entry) -> bool:
-        return any(job.entry == entry for job in self)
+        return entry in self._entries
 
     def __iter__(self) -> Iterator[RunningJob]:
         # A copy: the lease thread iterates while the loop adds and removes.
