@@ -36,7 +36,11 @@ def main() -> int:
         poison_every=POISON_EVERY,
         cluster=options.cluster,
     )
-    report = asyncio.run(run.run())
+    try:
+        report = asyncio.run(run.run())
+    except BaseException:
+        console.print(f"The run itself broke off. All logs and journals: {folder}", style="bold red")
+        raise
     show(report, console)
     if not report.kept:
         console.print(f"A promise was broken. All logs and journals: {folder}", style="bold red")

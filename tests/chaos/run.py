@@ -6,7 +6,6 @@ import signal
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from redis.exceptions import RedisError
 
 from ingine.wire import Keys, all_partitions
 from tests.chaos import jobs
-from tests.chaos.audit import Findings, Seen, audit
+from tests.chaos.audit import Seen, audit
 from tests.chaos.journal import read
 from tests.chaos.proxy import FAULTS as WIRE_FAULTS
 from tests.chaos.proxy import ProxyProcess
@@ -22,6 +21,7 @@ from tests.chaos.reference import read_answers
 from tests.chaos.schedule import Fault, fate, schedule
 from tests.chaos.servers import Cluster, Pair
 from tests.chaos.snapshot import Snapshot, take
+from tests.chaos.table import Report
 from tests.chaos.zygote import Zygote
 
 QUEUE = "chaos"
@@ -43,25 +43,6 @@ WORKER = {
     "step_timeout_s": 6.0,  # longer than a worker is frozen
 }
 CALM_TIMEOUT_S = 120.0
-
-
-@dataclass
-class Report:
-    seed: int
-    folder: Path
-    topology: str
-    duration_s: float = 0.0
-    num_accepted: int = 0
-    counts: Counter = field(default_factory=Counter)
-    """What went wrong on purpose, by kind."""
-    findings: Findings = field(default_factory=Findings)
-    failures: list[str] = field(default_factory=list)
-    """What else went wrong: a worker that ended unclean, a queue over its limit, a part that got stuck."""
-
-    @property
-    def kept(self) -> bool:
-        """Whether every promise was."""
-        return not self.findings.violations and not self.failures
 
 
 class Run:

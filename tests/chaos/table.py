@@ -1,10 +1,32 @@
-"""The one table of a run."""
+"""What a run has to say, and the one table that says it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.audit import KINDS
-from tests.chaos.run import Report
+from tests.chaos.audit import KINDS, Findings
+
+
+@dataclass
+class Report:
+    seed: int
+    folder: Path
+    topology: str
+    duration_s: float = 0.0
+    num_accepted: int = 0
+    counts: Counter = field(default_factory=Counter)
+    """What went wrong on purpose, by kind."""
+    findings: Findings = field(default_factory=Findings)
+    failures: list[str] = field(default_factory=list)
+    """What else went wrong: a worker that ended unclean, a queue over its limit, a part that got stuck."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether every promise was."""
+        return not self.findings.violations and not self.failures
 
 
 def show(report: Report, console: Console) -> None:
