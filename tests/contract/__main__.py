@@ -1,4 +1,4 @@
-"""Hunt for faults of the scripts, or the model, with seeds drawn anew: `python -m tests.contract --minutes 10`.
+"""Hunt for faults of the scripts, or the model, with new seeds: `python -m tests.contract --minutes 10`.
 
 Exit status 1, with the shortest sequence of calls that shows it, at the first fault.
 """

@@ -1,6 +1,7 @@
 """The calls that the machine makes: for workers through `Queue`, for producers through the scripts."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -8,7 +9,7 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
-from ingine.errors import JobNotFound
+from ingine.errors import ClientError, JobNotFound
 from ingine.wire import GROUP, JobStatus, Keys, Priority, TerminalEvent, TokensEvent
 from producer.client import AsyncClient
 from producer.submission import Submission
@@ -116,6 +117,24 @@ class Calls:
         except JobNotFound:
             return "unknown"
 
+    def requeue(self, letter_id: str) -> str | None:
+        """The id of the entry that it became. None: its job id is taken."""
+        try:
+            return self.run(self._client.requeue(letter_id))
+        except ClientError:
+            return None
+
+    def letter_ids(self) -> list[str]:
+        return [letter.entry_id for letter in self.run(self._client.dead_letters())]
+
+    def queue_is_empty(self) -> bool:
+        """Only then can its number of partitions be changed."""
+        try:
+            self.run(self._client.set_partitions(1))
+        except ClientError:
+            return False
+        return True
+
     def xadd(self, priority: Priority, raw: bytes) -> str:
         return self.run(self.redis.xadd(self.keys.jobs(priority), {"job": raw})).decode()
 
@@ -158,6 +177,23 @@ class Calls:
         for name in names:
             assert self.run(self.redis.pttl(name)) > 0, name
         self.run(self.redis.delete(*names))
+
+    @contextlib.contextmanager
+    def forgotten(self):
+        """What the server is told in here, it forgets, as when it restarts without its last second."""
+        kept = self.run(self._dump())
+        yield
+        self.run(self._restore(kept))
+
+    async def _dump(self) -> dict[bytes, tuple[int, bytes]]:
+        """Key -> TTL in ms (0: none), and all it holds, down to who has which entry since when."""
+        names = await self.redis.keys(f"{self.keys.prefix}:*")
+        return {n: (max(0, await self.redis.pttl(n)), await self.redis.dump(n)) for n in names}
+
+    async def _restore(self, kept: dict[bytes, tuple[int, bytes]]) -> None:
+        await self.redis.delete(*await self.redis.keys(f"{self.keys.prefix}:*"))
+        for name, (ttl_ms, value) in kept.items():
+            await self.redis.restore(name, ttl_ms, value)
 
     def snapshot(self):
         return self.run(take_snapshot(self.redis, self.keys))

@@ -42,6 +42,15 @@ class Record:
         return (self.status, self.worker, self.attempt) == (JobStatus.RUNNING, worker, attempt)
 
 
+@dataclass(frozen=True)
+class Letter:
+    """What lies in the dead letters."""
+
+    code: str
+    priority: Priority
+    entry: Entry
+
+
 @dataclass
 class Limits:
     max_jobs: int = 100_000
@@ -63,8 +72,7 @@ class Model:
     """Tenants that have submitted a job under `one_a_tenant`."""
     replies: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     """Name of a replies stream -> (job id, how it ended)."""
-    dead: list[tuple[str, str]] = field(default_factory=list)
-    """(code, entry id)."""
+    dead: list[Letter] = field(default_factory=list)
     weights: dict[str, float] = field(default_factory=dict)
 
     # ---------------------------------------------------------------------------------- producers
@@ -136,6 +144,15 @@ class Model:
             self.due.add(job_id)
         return "requested"
 
+    def requeue(self, letter: Letter, entry_id: str) -> None:
+        """As after a bare XADD. Only where its job id is not taken."""
+        self.dead.remove(letter)
+        self.streams[letter.priority].add(Entry(entry_id, letter.entry.job_id, letter.entry.raw))
+
+    @property
+    def empty(self) -> bool:
+        return self.num_jobs == 0 and not self.dead
+
     # ------------------------------------------------------------------------------------ workers
 
     def begin(self, worker: str, priority: Priority, entry_id: str, job_id: str, reply_to: str, alone: bool):
@@ -145,6 +162,9 @@ class Model:
             return ("stale",)
         if record and record.entry != entry_id:
             return ("duplicate",)
+        if record and record.status.terminal:  # the server has forgotten that it deleted the entry
+            stream.delete(entry_id)
+            return ("done",)
         if record is None:
             entry_ms = int(entry_id.split("-")[0])
             record = Record(JobStatus.QUEUED, priority, reply_to, entry=entry_id, submitted_at=entry_ms)
@@ -179,7 +199,7 @@ class Model:
         if record.position != event.position:
             return record.position
         if finish.bury:
-            self.dead.append((event.error["code"], entry_id))
+            self.dead.append(Letter(event.error["code"], priority, self.streams[priority].entries[entry_id]))
         self._end(event.job_id, event.status, finish.reply_to or "")
         return event.position
 
@@ -197,11 +217,12 @@ class Model:
 
     def delay(self, worker: str, priority: Priority, entry_id: str, job_id: str, attempt: int, died: bool):
         record = self.records.get(job_id)
-        if record is None or not record.runs_under(worker, attempt):
+        entry = self.streams[priority].entries.get(entry_id)
+        if record is None or not record.runs_under(worker, attempt) or entry is None:
             return False
         record.deaths += died
         record.status, record.worker = JobStatus.DELAYED, ""
-        record.delayed = self.streams[priority].entries[entry_id]
+        record.delayed = entry
         self.streams[priority].delete(entry_id)
         return True
 
@@ -218,13 +239,14 @@ class Model:
         record = self.records.get(job_id)
         if record is None or not record.runs_under(worker, attempt):
             return STALE
-        self.streams[priority].give(entry_id, worker)
+        if entry_id in self.streams[priority].entries:
+            self.streams[priority].give(entry_id, worker)
         return CANCELLED if record.cancel else 0
 
     def bury(self, worker: str, priority: Priority, entry_id: str, code: str) -> bool:
         if not self.holds(worker, priority, entry_id):
             return False
-        self.dead.append((code, entry_id))
+        self.dead.append(Letter(code, priority, self.streams[priority].entries[entry_id]))
         self.streams[priority].delete(entry_id)
         return True
 

@@ -1,7 +1,7 @@
 """All that a server holds of one queue, in the terms of the model, so that the two can be compared."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from redis.asyncio import Redis
@@ -29,15 +29,16 @@ class Snapshot:
     delayed: list[str] = field(default_factory=list)
     num_bytes: int = 0
     replies: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    dead: list[tuple[str, str]] = field(default_factory=list)
+    dead: list[tuple[str, str, bytes]] = field(default_factory=list)
+    """(code, entry id, job)."""
     lasting: list[str] = field(default_factory=list)
-    """Keys without a TTL, but for those of the queue itself: streams with their groups, and settings."""
+    """Keys without a TTL, but for those of the queue itself: streams, dead letters, and settings."""
 
 
 def expected(model: Model, keys: Keys) -> Snapshot:
     """What the server should hold."""
-    snapshot = Snapshot(num_bytes=model.num_bytes, delayed=sorted(model.delayed), dead=model.dead)
-    snapshot.replies = model.replies
+    snapshot = Snapshot(num_bytes=model.num_bytes, delayed=sorted(model.delayed), replies=model.replies)
+    snapshot.dead = [(letter.code, letter.entry.id, letter.entry.raw) for letter in model.dead]
     for job_id, record in model.records.items():
         snapshot.records[job_id] = _compared(record)
         if record.log:
@@ -53,20 +54,17 @@ def expected(model: Model, keys: Keys) -> Snapshot:
         if stream.order.shares:
             snapshot.shares[priority] = stream.order.shares
             snapshot.lasting.append(keys.shares(priority))
-    for key, exists in (
-        (keys.delayed, model.delayed),
-        (keys.bytes, model.num_bytes),
-        (keys.dead, model.dead),
-    ):
-        if exists:
-            snapshot.lasting.append(key)
+    if model.delayed:
+        snapshot.lasting.append(keys.delayed)
+    if model.num_bytes:
+        snapshot.lasting.append(keys.bytes)
     snapshot.lasting.sort()
     return snapshot
 
 
 def _compared(record: Record) -> dict[str, Any]:
-    fields = {name: getattr(record, name) for name in COMPARED}
-    return fields | {"raw": record.delayed.raw if record.delayed else None}
+    compared = {name: getattr(record, name) for name in COMPARED}
+    return compared | {"raw": record.delayed.raw if record.delayed else None}
 
 
 async def take_snapshot(redis: Redis, keys: Keys) -> tuple[Snapshot, dict[str, list[Event]]]:
@@ -94,7 +92,7 @@ async def take_snapshot(redis: Redis, keys: Keys) -> tuple[Snapshot, dict[str, l
     snapshot, events = Snapshot(), {}
     for name in names:
         kind, _, rest = name.removeprefix(keys.prefix + ":").partition(":")
-        if next(answers) < 0 and kind not in ("jobs", "queue"):
+        if next(answers) < 0 and kind not in ("jobs", "dead", "queue"):
             snapshot.lasting.append(name)
         match kind:
             case "jobs":
@@ -102,12 +100,14 @@ async def take_snapshot(redis: Redis, keys: Keys) -> tuple[Snapshot, dict[str, l
             case "tokens":
                 entries = next(answers)
                 snapshot.logs[rest] = [entry_id.decode() for entry_id, _ in entries]
-                events[rest] = [decode_event(fields[b"event"]) for _, fields in entries]
+                events[rest] = [decode_event(f[b"event"]) for _, f in entries]
             case "replies":
-                ends = [decode_event(fields[b"event"]) for _, fields in next(answers)]
+                ends = [decode_event(f[b"event"]) for _, f in next(answers)]
                 snapshot.replies[rest] = [(end.job_id, str(end.status)) for end in ends]
             case "dead":
-                snapshot.dead = [(f[b"code"].decode(), f[b"entry"].decode()) for _, f in next(answers)]
+                snapshot.dead = [
+                    (f[b"code"].decode(), f[b"entry"].decode(), f[b"job"]) for _, f in next(answers)
+                ]
             case "job":
                 snapshot.records[rest] = _read_record(next(answers))
             case "shares":
@@ -134,9 +134,9 @@ def _read_stream(snapshot: Snapshot, priority: str, entries: list, pending: list
         snapshot.entries[Priority(priority)] = rows
 
 
-def _read_record(fields: dict[bytes, bytes]) -> dict[str, Any]:
+def _read_record(raw: dict[bytes, bytes]) -> dict[str, Any]:
     def text(name: str) -> str:
-        return fields.get(name.encode(), b"").decode()
+        return raw.get(name.encode(), b"").decode()
 
     status = JobStatus(text("status"))
     numbers = {name: int(text(name) or 0) for name in ("attempt", "position", "deaths")}
@@ -145,8 +145,16 @@ def _read_record(fields: dict[bytes, bytes]) -> dict[str, Any]:
         "status": status,
         "cancel": text("cancel") == "1",
         "priority": Priority(text("priority")),
-        "raw": fields.get(b"raw"),
+        "raw": raw.get(b"raw"),
     }
+
+
+def differences(snapshot: Snapshot, expected: Snapshot) -> list[str]:
+    return [
+        f"{one.name}: the server has {there!r}, the model {here!r}"
+        for one in fields(Snapshot)
+        if (there := getattr(snapshot, one.name)) != (here := getattr(expected, one.name))
+    ]
 
 
 def broken_promises(snapshot: Snapshot, events: dict[str, list[Event]]) -> list[str]:

@@ -7,14 +7,12 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.contract.machine import Contract
 
-SUITE = settings.get_profile("suite")
-
 
 def fake_contract() -> type[Contract]:
     def connect():
         return fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(), version=(7,), protocol=2)
 
-    return type("FakeContract", (Contract,), {"make_redis": staticmethod(connect), "reading_renews": False})
+    return type("FakeContract", (Contract,), {"make_redis": staticmethod(connect), "real": False})
 
 
 def real_contract(url: str) -> type[Contract]:
@@ -25,12 +23,10 @@ def real_contract(url: str) -> type[Contract]:
 
 
 def test_a_fake_server_does_what_the_model_says():
-    run_state_machine_as_test(
-        fake_contract(), settings=settings(SUITE, max_examples=25, stateful_step_count=40)
-    )
+    run_state_machine_as_test(fake_contract(), settings=settings(max_examples=20, stateful_step_count=40))
 
 
 def test_a_real_server_does_what_the_model_says(redis_url):
     run_state_machine_as_test(
-        real_contract(redis_url), settings=settings(SUITE, max_examples=60, stateful_step_count=40)
+        real_contract(redis_url), settings=settings(max_examples=80, stateful_step_count=40)
     )
