@@ -27,6 +27,7 @@ from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, JobStatus, Priority
 from producer.client import AsyncClient
 from producer.handle import AsyncJobHandle
+from producer.replies import Reply
 from producer.results import Chunk, DeadLetter, JobInfo, QueueInfo, Result
 from producer.sync import Client, JobHandle
 
@@ -54,6 +55,7 @@ __all__ = [
     "QueueFull",
     "QueueInfo",
     "RateLimited",
+    "Reply",
     "Result",
     "ResultTimeout",
     "SamplingParams",

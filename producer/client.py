@@ -1,6 +1,7 @@
 """The asyncio client: submit jobs, follow their tokens, steer the queue. `producer.sync` is its sync face."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any, Self
 
 import msgpack
@@ -24,6 +25,7 @@ from producer.connection import connect
 from producer.control import QueueControl
 from producer.handle import AsyncJobHandle
 from producer.partitions import Partition, Partitions
+from producer.replies import Reply, follow_replies
 from producer.results import JobInfo
 from producer.settings import load_settings
 from producer.streams import NO_SUCH_JOB, Streams
@@ -135,6 +137,19 @@ class AsyncClient(QueueControl):
         by a bare XADD is unknown until a worker begins it.
         """
         return AsyncJobHandle(self, job_id, from_position)
+
+    async def replies(self, name: str, position: str = "") -> AsyncIterator[Reply]:
+        """How the jobs submitted with `reply_to=name` have ended, and end from now on. Never ends by itself.
+
+        position: of the last reply that you have dealt with; from the first one that is still there if empty.
+        They stay for as long as a job's result does. In the order of their ends, in each partition.
+
+        Raises ServerUnavailable as streams do, and ValueError for a position from before the number of
+        partitions changed.
+        """
+        async with aclosing(follow_replies(self._partitions, name, position)) as replies:
+            async for reply in replies:
+                yield reply
 
     async def status(self, job_id: str) -> JobInfo:
         """How a job stands. Raises JobNotFound."""

@@ -7,7 +7,7 @@ is fetched when the caller asks for it, so a slow caller slows nothing else down
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -17,6 +17,7 @@ from ingine.errors import ClientError
 from ingine.wire import Job
 from producer.client import AsyncClient
 from producer.handle import AsyncJobHandle
+from producer.replies import Reply
 from producer.results import Chunk, JobInfo, Result
 
 P = ParamSpec("P")
@@ -92,6 +93,21 @@ def _sync_submit(
     return call
 
 
+def _iterate(thread: _LoopThread, items: AsyncGenerator[T]) -> Iterator[T]:
+    """What an asynchronous iterator gives, fetched one by one as the caller asks for it."""
+    end = object()
+
+    async def fetch() -> T | object:
+        return await anext(items, end)
+
+    try:
+        while (item := thread.run(fetch())) is not end:
+            yield item
+    finally:
+        if not thread.closed:
+            thread.run(items.aclose())
+
+
 class JobHandle:
     """One job, from the outside. Cheap: it holds an id and a position, and talks to the server when asked."""
 
@@ -111,17 +127,7 @@ class JobHandle:
 
     @wraps(AsyncJobHandle.stream)
     def stream(self, from_position: int | None = None) -> Iterator[Chunk]:
-        chunks = self._handle.stream(from_position)
-
-        async def next_chunk() -> Chunk | None:
-            return await anext(chunks, None)
-
-        try:
-            while (chunk := self._thread.run(next_chunk())) is not None:
-                yield chunk
-        finally:
-            if not self._thread.closed:
-                self._thread.run(chunks.aclose())
+        return _iterate(self._thread, self._handle.stream(from_position))
 
     @wraps(AsyncJobHandle.result)
     def result(self, timeout: float | None = None) -> Result:
@@ -180,6 +186,10 @@ class Client:
     @wraps(AsyncClient.attach)
     def attach(self, job_id: str, from_position: int = 0) -> JobHandle:
         return JobHandle(self._thread, self._client.attach(job_id, from_position))
+
+    @wraps(AsyncClient.replies)
+    def replies(self, name: str, position: str = "") -> Iterator[Reply]:
+        return _iterate(self._thread, self._client.replies(name, position))
 
     def close(self) -> None:
         """End all streams of this client and close its connections. Jobs go on. Safe to call twice."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import pytest
 
 from ingine.servers import Servers
 from ingine.wire import Keys, all_partitions, keys_of, partition_of
-from producer import AsyncClient, ClientError, DuplicateJob, InvalidJob, JobNotFound, QueueFull
+from producer import AsyncClient, Client, ClientError, DuplicateJob, InvalidJob, JobNotFound, QueueFull, Reply
 from producer.batch import Batch
 from producer.batch_progress import make_progress
 from tests.producer.fake_worker import FakeWorker
@@ -171,6 +172,47 @@ async def test_dead_letters_of_all_partitions(client: AsyncClient, place: Place)
     assert await place.servers.client(place.partitions[2]).xlen(low) == 1
     assert await client.purge(expected[1:3]) == 2
     assert await client.purge() == 1
+
+
+async def test_replies_of_all_partitions_from_any_position(client: AsyncClient, place: Place):
+    async def end(n: int, name: str) -> str:
+        job = await client.submit("hi", job_id=id_in(n, name), reply_to="mine", metadata={"n": n})
+        await job.cancel()
+        return job.job_id
+
+    async def read(num_replies: int, position: str = "") -> dict[str, Reply]:
+        async with aclosing(client.replies("mine", position)) as replies:
+            return {(reply := await anext(replies)).job_id: reply for _ in range(num_replies)}
+
+    early = [await end(n, "early") for n in range(NUM_PARTITIONS)]
+    replies = await read(NUM_PARTITIONS)
+    assert sorted(replies) == sorted(early)
+    assert [replies[job_id].metadata for job_id in early] == [{"n": n} for n in range(NUM_PARTITIONS)]
+    assert {reply.status for reply in replies.values()} == {"cancelled"}
+
+    *_, second, last = replies.values()
+    assert list(await read(1, second.position)) == [last.job_id]
+    waiting = asyncio.create_task(read(2, last.position))
+    late = [await end(n, "late") for n in (3, 1)]
+    assert sorted(await waiting) == sorted(late)
+    assert sorted(await read(NUM_PARTITIONS + 2)) == sorted(early + late)
+    with pytest.raises(ValueError, match="of 2 partitions, and the queue has 4"):
+        await read(1, "0,0")
+
+
+def test_replies_without_an_event_loop(redis_url: str, queue: str):
+    with Client(redis_url, queue=queue) as client:
+        for n in range(2):
+            client.submit("hi", job_id=f"{n}", reply_to="mine").cancel()
+        replies = client.replies("mine")
+        assert [next(replies).job_id for _ in range(2)] == ["0", "1"]
+
+
+async def test_what_is_no_reply_is_an_error(client: AsyncClient, place: Place):
+    keys = place.partitions[2]
+    await place.servers.client(keys).xadd(keys.replies("mine"), {"event": b"nonsense"})
+    with pytest.raises(ClientError, match="no event"):
+        await anext(client.replies("mine"))
 
 
 # --------------------------------------------------------------------------- another number of them
