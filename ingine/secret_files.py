@@ -21,3 +21,8 @@ def secrets_dir() -> str | None:
             f"INGINE_SECRETS_DIR: {folder} must be a folder that can be read: {error.strerror}"
         ) from None
     return folder
+
+
+def unreadable(error: Exception) -> str:
+    """What a SettingsError of pydantic-settings says, and which file it was."""
+    return f"{error}: {error.__cause__}" if isinstance(error.__cause__, OSError) else str(error)

@@ -4,7 +4,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ingine.errors import ConfigError
-from ingine.secret_files import secrets_dir
+from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
 from ingine.wire import Keys
 
@@ -38,8 +38,8 @@ def load_settings(**overrides: str | None) -> ProducerSettings:
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return ProducerSettings(_secrets_dir=secrets_dir(), **given)
-    except (SettingsError, OSError) as error:  # of secret files
-        raise ConfigError(str(error)) from None
+    except SettingsError as error:
+        raise ConfigError(unreadable(error)) from None
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(fault) for fault in error.errors(include_url=False))) from None
 

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ingine.config import EngineConfig
 from ingine.errors import ConfigError
-from ingine.secret_files import secrets_dir
+from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
 from ingine.wire import DEFAULT_RESULT_TTL_S, QUEUE_NAME, Name
 
@@ -90,8 +90,8 @@ def load_settings(args: list[str] | None = None, **overrides) -> WorkerSettings:
             _secrets_dir=secrets_dir(),
             **overrides,
         )
-    except (SettingsError, OSError) as error:
-        raise ConfigError(str(error)) from None
+    except SettingsError as error:
+        raise ConfigError(unreadable(error)) from None
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(fault) for fault in error.errors(include_url=False))) from None
 

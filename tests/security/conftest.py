@@ -26,15 +26,15 @@ def acl_server(tmp_path_factory) -> Iterator[AclServer]:
         yield server
 
 
-StartWorker = Callable[..., Awaitable[Worker]]
+StartWorker = Callable[..., Awaitable[asyncio.Task]]
 
 
 @pytest.fixture
-async def start_worker(tiny_model, queue) -> AsyncIterator[StartWorker]:
-    """Starts a worker at a URL, with these settings. Each is stopped at the end."""
+async def run_worker(tiny_model, queue) -> AsyncIterator[StartWorker]:
+    """Starts a worker at a URL, with these settings. Its task; one that still runs is stopped at the end."""
     started: list[tuple[Worker, asyncio.Task]] = []
 
-    async def start(redis_url: str, **options) -> Worker:
+    async def start(redis_url: str, **options) -> asyncio.Task:
         defaults = {"queue": queue, "http_port": -1, "lease_s": 1.0, "worker_id": f"w{len(started)}"}
         settings = WorkerSettings(_env_file=None, **defaults | options)
         config = EngineConfig(
@@ -43,10 +43,11 @@ async def start_worker(tiny_model, queue) -> AsyncIterator[StartWorker]:
         engine = Engine(config)
         worker = Worker(settings, redis_url, EngineThread(lambda: engine), served_names=frozenset({"tiny"}))
         started.append((worker, asyncio.create_task(worker.run())))
-        return worker
+        return started[-1][1]
 
     yield start
     for worker, running in started:
         worker.stop()
         async with asyncio.timeout(20):
-            await running
+            if not running.done():
+                await running

@@ -107,7 +107,7 @@ async def observe(server: AclServer, queue: str, job_id: str) -> None:
     assert job_id in await cli(server, "observer", queue, "status", job_id, "--json")
 
 
-async def work(server: AclServer, queue: str, start_worker) -> None:
+async def work(server: AclServer, queue: str, run_worker) -> None:
     """What workers do beside what the scenes above make them do: put off, hand over, bury, forget."""
     admin, keys, jobs = server.admin, Keys(queue), Keys(queue).jobs("normal")
     early = Job(id="early", prompt="x", sampling=SHORT, not_before_ms=300, reply_to="r")
@@ -122,7 +122,7 @@ async def work(server: AclServer, queue: str, start_worker) -> None:
         assert "worker" in await raised(producer.attach("deadly").result())
         moved = await producer.submit("moved", **LONG)
         await anext(moved.stream())
-        await start_worker(server.url("worker"))
+        await run_worker(server.url("worker"))
         async with AsyncClient(server.url("operator"), queue=queue) as operator:
             await wait_until_async(lambda: admin.hexists(keys.workers, "w1"), what="the second worker")
             server.look()  # while the first worker is still there
@@ -138,15 +138,15 @@ async def work(server: AclServer, queue: str, start_worker) -> None:
 
 
 @pytest.fixture
-async def commands_of_all(acl_server, queue, start_worker, monkeypatch) -> CommandLog:
+async def commands_of_all(acl_server, queue, run_worker, monkeypatch) -> CommandLog:
     monkeypatch.setattr("worker.heartbeat.FORGET_EVERY", 1)
     monkeypatch.setattr("worker.heartbeat.FORGET_AFTER_S", 3)
-    await start_worker(acl_server.url("worker"), max_bytes=1 << 20)
+    await run_worker(acl_server.url("worker"), max_bytes=1 << 20)
     with CommandLog(acl_server) as commands:
         job_id = await produce(acl_server, queue)
         await operate(acl_server, queue)
         await observe(acl_server, queue, job_id)
-        await work(acl_server, queue, start_worker)
+        await work(acl_server, queue, run_worker)
     return commands
 
 

@@ -56,9 +56,9 @@ def sent_in_clear(front: TlsFront) -> list[bytes]:
 
 
 async def test_worker_producer_and_shell_speak_through_tls_and_nothing_is_readable(
-    front, ca_file, queue, start_worker
+    front, ca_file, queue, run_worker
 ):
-    await start_worker(url_of(front, "worker", ca_file))
+    await run_worker(url_of(front, "worker", ca_file))
     url = url_of(front, "producer", ca_file)
     async with AsyncClient(url, queue=queue) as client:
         handle = await client.submit(SECRET_PROMPT, **GREEDY)
@@ -89,10 +89,10 @@ async def test_a_certificate_for_another_host_is_refused(authority, acl_server, 
 
 
 async def test_a_worker_waits_and_says_that_it_is_the_certificate(
-    front, wrong_ca_file, queue, start_worker, caplog
+    front, wrong_ca_file, queue, run_worker, caplog
 ):
     caplog.set_level(logging.INFO)
-    await start_worker(url_of(front, "worker", wrong_ca_file))
+    await run_worker(url_of(front, "worker", wrong_ca_file))
 
     def said() -> bool:
         errors = [str(getattr(record, "fields", {}).get("error")) for record in caplog.records]

@@ -105,14 +105,20 @@ def check_event(raw: bytes) -> Event | None:
 
 def check_peak(raw: bytes) -> Job | None:
     """As `check_job`, and memory in proportion to the bytes."""
+    allowed = max(PEAK_AT_LEAST, PEAK_PER_BYTE * len(raw))
+    job, peak = _traced(raw)
+    if peak > allowed:  # a table of the interpreter's own may have grown just then: not so the second time
+        job, peak = _traced(raw)
+    assert peak <= allowed, f"{peak / len(raw):.0f} bytes for each"
+    return job
+
+
+def _traced(raw: bytes) -> tuple[Job | None, int]:
     tracemalloc.start()
     try:
-        job = check_job(raw)
-        _, peak = tracemalloc.get_traced_memory()
+        return check_job(raw), tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak <= max(PEAK_AT_LEAST, PEAK_PER_BYTE * len(raw)), f"{peak / len(raw):.0f} bytes for each"
-    return job
 
 
 def events() -> st.SearchStrategy[Event]:
