@@ -64,15 +64,26 @@ class Contract(Producing, Working):
         begun = [self._begin(delivered, alone) for delivered in self._claim(heir, 100)]
         return [attempt for attempt in begun if attempt]
 
-    @rule(target=Working.attempts, delivered=Working.delivered, heir=workers)
-    def lose_the_last_second(self, delivered, heir):
-        """The server forgets an attempt, and gives its number out again."""
+    @rule(target=Working.attempts, delivered=Working.delivered, heir=workers, ends=st.booleans())
+    def lose_the_last_second(self, delivered, heir, ends):
+        """The server forgets an attempt, and gives its number out again; who had it first goes on writing."""
         model = copy.deepcopy(self.model)
         with self.calls.forgotten():
-            if forgotten := self._begin(delivered, alone=True):
+            forgotten = self._begin(delivered, alone=True)
+            if forgotten:
                 self.append(forgotten, 0, 2, twice=False)
         self.model = model
-        return multiple(*filter(None, [forgotten]), *self._die(delivered.worker, heir))
+        attempts = self._die(delivered.worker, heir)
+        if forgotten:
+            self.append(forgotten, 0, 1, twice=False)
+            if ends:
+                self.finish(forgotten, 0, JobStatus.FINISHED, twice=False, code=None)
+            attempts.append(forgotten)
+        return multiple(*attempts)
+
+    @rule(attempt=Working.attempts)
+    def cancel_what_was_begun(self, attempt):
+        self.cancel(attempt.job_id)
 
     @precondition(lambda self: any(record.status.terminal for record in self.model.records.values()))
     @rule(job_id=job_ids)
