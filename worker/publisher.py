@@ -42,9 +42,12 @@ class Publisher:
             if output.token_ids and job.ending is not JobStatus.CANCELLED:
                 job.sent.append(TokensEvent(output.position, output.token_ids, output.text, output.logprobs))
         await self._append([job for job, output in held if output.token_ids])
-        for job, output in held:
-            if output.finish_reason and self._jobs.by_seq(job.seq_id) is job:
-                await self._finish_job(job, output)
+        ended = [
+            self._finish_job(job, output)
+            for job, output in held
+            if output.finish_reason and self._jobs.by_seq(job.seq_id) is job
+        ]
+        await asyncio.gather(*ended)
         self.waiting_since = None
 
     async def end(self, queue: Queue, finish: Finish) -> int:

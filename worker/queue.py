@@ -26,6 +26,7 @@ from ingine.wire import (
     decode_event,
     encode_event,
 )
+from worker.trips import Trips
 
 STALE, CANCELLED = -1, -2
 """What `append`, `finish` and `renew` answer instead of a position."""
@@ -108,6 +109,7 @@ class Queue:
         self._result_ttl_ms = int(result_ttl_s * 1000)
         self._max_deaths = max_deaths
         self._scripts = {name: redis.register_script(script(name)) for name in SCRIPTS}
+        self._trips = Trips(redis)
         self._num_reads = itertools.count(1)
         self.weights: dict[str, float] = {}
         """Of tenants, where they are not 1."""
@@ -202,7 +204,8 @@ class Queue:
 
     async def begin(self, entry: Entry, job_id: str, reply_to: str | None, *, alone: bool = True) -> Begun:
         """`alone`: we have no other job, so may have one that workers died under."""
-        verdict, *fields = await self._scripts["begin"](
+        verdict, *fields = await self._trips.call(
+            self._scripts["begin"],
             keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
             args=[
                 GROUP,
@@ -239,7 +242,8 @@ class Queue:
         if finish.reply_to:
             touched.append(keys.replies(finish.reply_to))
         error = (event.error or {}) if finish.bury else {}
-        return await self._scripts["finish"](
+        return await self._trips.call(
+            self._scripts["finish"],
             keys=touched,
             args=[
                 GROUP,

@@ -1,0 +1,64 @@
+"""Calls that share a round trip are each their own: answer, error, and script."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError, ResponseError
+
+from worker.trips import Trips
+
+
+@pytest.fixture
+async def redis(redis_url):
+    async with Redis.from_url(redis_url, protocol=2) as client:
+        yield client
+
+
+async def test_calls_of_a_moment_share_a_trip_and_each_has_its_own_answer_or_error(redis, monkeypatch):
+    echo = redis.register_script("return {KEYS[1], ARGV[1]}")
+    broken = redis.register_script("return redis.error_reply('WRONGTYPE not a hash')")
+    pipelines = []
+    make_pipeline = redis.pipeline
+    monkeypatch.setattr(redis, "pipeline", lambda **options: pipelines.append(1) or make_pipeline(**options))
+    trips = Trips(redis)
+    calls = [trips.call(echo, keys=[f"key-{n}"], args=[n]) for n in range(5)]
+    calls.insert(2, trips.call(broken, keys=[], args=[]))
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(answers.pop(2), ResponseError)
+    assert len(pipelines) == 1
+    assert answers == [[b"key-%d" % n, b"%d" % n] for n in range(5)]
+
+
+async def test_scripts_that_the_server_has_not_are_loaded_and_run_once(redis, queue):
+    count = redis.register_script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
+    twice = redis.register_script("return redis.call('INCRBY', KEYS[1], 2 * ARGV[1])")
+    trips = Trips(redis)
+    await trips.call(count, keys=[queue], args=[1])  # the one is there, the other is not
+    await asyncio.gather(
+        trips.call(count, keys=[queue], args=[10]),
+        trips.call(twice, keys=[queue], args=[100]),
+        trips.call(twice, keys=[queue], args=[1000]),
+    )
+    assert await redis.get(queue) == b"2211"
+
+
+async def test_calls_go_in_order_and_a_cancelled_one_takes_no_other_with_it(redis, queue):
+    push = redis.register_script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
+    trips = Trips(redis)
+    calls = [asyncio.create_task(trips.call(push, keys=[queue], args=[n])) for n in range(4)]
+    await asyncio.sleep(0)  # all are on their way
+    calls[1].cancel()
+    assert [await call for call in (calls[0], *calls[2:])] == [1, 3, 4]
+    assert await redis.lrange(queue, 0, -1) == [b"0", b"1", b"2", b"3"]
+
+
+async def test_a_broken_connection_is_everybodys_error_and_the_next_trip_is_new(redis):
+    echo = redis.register_script("return ARGV[1]")
+    trips = Trips(redis)
+    pool, redis.connection_pool = redis.connection_pool, Redis(port=1).connection_pool
+    calls = [trips.call(echo, keys=[], args=[n]) for n in range(3)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(answer, ConnectionError) for answer in answers)
+    redis.connection_pool = pool
+    assert await trips.call(echo, keys=[], args=["x"]) == b"x"
