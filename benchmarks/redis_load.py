@@ -2,8 +2,8 @@
 
     [--seqs 32,64,256,512] [--rounds 3] [--jobs 0] [--profile] [--json PATH]
 
-Each round has a server and a worker of its own (benchmarks/stand_in.py), whose engine costs nothing: the figures
-are what the queue, the scripts, the publisher and the server take. All jobs are submitted first, then run;
+Each round has a server and a worker of its own (benchmarks/stand_in.py), whose engine costs nothing:
+the figures are what queue, scripts, publisher and server take. All jobs are submitted first, then run;
 each has 32 to 96 tokens, one token an event, and nobody listens. Sizes take turns, so that a noisy
 machine is equally unkind to each. Linux only: processor times are read from /proc.
 """
@@ -11,7 +11,6 @@ machine is equally unkind to each. Linux only: processor times are read from /pr
 import asyncio
 import json
 import os
-import platform
 import pstats
 import random
 import statistics
@@ -22,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
+from machine import machine
 from redis import Redis
 from stand_in import StandInWorker
 
@@ -166,22 +166,6 @@ def median(figures: list[dict]) -> dict:
         for name, value in first.items()
         if name != "commands"
     }
-
-
-def machine() -> dict:
-    return {
-        "platform": platform.platform(),
-        "cpu": cpu_model(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-    }
-
-
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(": ")[2]
-    return platform.processor()
 
 
 def print_table(medians: dict[int, dict]) -> None:

@@ -1,8 +1,8 @@
-"""A worker whose engine costs nothing, so that what is measured is all the rest: `python benchmarks/stand_in.py`.
+"""A worker whose engine costs nothing, so that what is measured is all the rest.
 
-Everything else is the `ingine worker` program, with its settings. Other benchmarks start it as a process of its
-own, through `StandInWorker`. With STAND_IN_PROFILE set to a path, cProfile's figures of the event loop's thread
-are written there at the end.
+Everything else is the `ingine worker` program, with its settings. Benchmarks start it through
+`StandInWorker`, as a process of its own. With STAND_IN_PROFILE set to a path, cProfile's figures of its
+event loop's thread are written there at the end.
 """
 
 import cProfile
@@ -152,7 +152,7 @@ class StandInWorker:
     def __init__(self, redis_url: str, folder: Path, *, profile: Path | None = None, **settings: object):
         """`settings` are fields of WorkerSettings. Its log is a file in `folder`."""
         self._url, self._log = redis_url, folder / "worker.log"
-        given = {"worker_id": "stand-in", "http_port": -1, "log_level": "warning", **settings}
+        given = {"worker_id": "stand-in", "http_port": -1, **settings}
         given |= {"redis_url": redis_url}
         self._env = dict(os.environ) | {f"INGINE_{name.upper()}": str(value) for name, value in given.items()}
         if profile:
