@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from ingine.cli import app
 from ingine.wire import GROUP, Job, Keys, encode_job
-from producer import AsyncClient, ClientError, JobCancelled
+from producer import AsyncClient, ClientError, JobCancelled, ServerUnavailable
 from tests.security.acl_server import ROLES, USERS_FILE, AclServer, CommandLog
 from tests.waiting import wait_until_async
 
@@ -254,6 +254,30 @@ def test_a_script_has_no_more_rights_than_who_runs_it(acl_server, role):
             digest = redis.script_load(f"return redis.call({call})")
             with pytest.raises(RedisError, match=r"permission|ACL failure|not allowed"):
                 redis.evalsha(digest, 0)
+
+
+async def test_what_the_document_says_an_observer_can_read_after_all(acl_server, queue):
+    async with AsyncClient(acl_server.url("producer"), queue=queue) as client:
+        now = await client.submit("a prompt that waits")
+        later = await client.submit("a prompt that is delayed", not_before_s=3600)
+    with Redis.from_url(acl_server.url("observer")) as redis:
+        assert b"a prompt" not in b"".join(redis.hgetall(Keys(queue).job(now.job_id)).values())
+        assert b"a prompt that is delayed" in redis.hget(Keys(queue).job(later.job_id), "raw")
+
+
+async def test_what_the_document_says_a_producer_can_do_to_others(acl_server, queue):
+    keys = Keys(queue)
+    with Redis.from_url(acl_server.url("producer")) as redis:
+        digest = redis.script_load("return redis.call('HSET', KEYS[1], 'paused', 1)")
+        assert redis.evalsha(digest, 1, keys.settings) == 1
+        redis.xadd(keys.tokens("a"), {"event": b"forged"}, id="1-0")
+        assert redis.spublish(keys.channel("a"), b"forged") == 0
+
+
+async def test_an_operator_does_not_submit(acl_server, queue):
+    async with AsyncClient(acl_server.url("operator"), queue=queue) as client:
+        with pytest.raises(ServerUnavailable, match="permission"):
+            await client.submit("x")
 
 
 def test_nobody_gets_in_without_a_password(acl_server):
