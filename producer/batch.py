@@ -22,6 +22,7 @@ from ingine.errors import (
     JobFailed,
     JobNotFound,
     QueueFull,
+    RateLimited,
 )
 from ingine.wire import Priority
 from producer.batch_files import RowFile
@@ -158,13 +159,13 @@ class Batch:
         raise AssertionError("unreachable")
 
     async def _submit(self, line: Line, job_id: str) -> AsyncJobHandle:
-        """Waits while the queue is full."""
+        """Waits while the queue is full, or takes no more from us for now."""
         wait_s = 0.1
         while True:
             try:
                 return await self._client.submit(
                     **line.arguments, job_id=job_id, priority=Priority.LOW, stream=False
                 )
-            except QueueFull:
+            except (QueueFull, RateLimited):
                 await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
                 wait_s = min(2 * wait_s, MAX_FULL_QUEUE_WAIT_S)

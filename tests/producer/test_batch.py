@@ -122,8 +122,11 @@ async def test_no_more_are_in_flight_than_the_window(
     assert len(files.rows()[0]) == 12
 
 
-async def test_a_full_queue_is_waited_for(client: AsyncClient, worker: FakeWorker, files: Files):
-    await client.set_limits(max_jobs=1)
+@pytest.mark.parametrize("limits", [{"max_jobs": 1}, {"max_jobs_per_s": 2}], ids=str)
+async def test_a_queue_that_takes_no_more_is_waited_for(
+    client: AsyncClient, worker: FakeWorker, files: Files, limits: dict
+):
+    await client.set_limits(**limits)
     files.write(*(request(n) for n in range(4)))
     async with serving(worker):
         assert (await run(client, files)).num_failed == 0
