@@ -122,6 +122,7 @@ class Zygote:
 
     async def spawn(self, name: str, role: str, **options) -> int:
         started = self._waiting[name] = asyncio.get_running_loop().create_future()
+        self.log(name).touch()  # it may be killed before it has opened it
         request = {"name": name, "role": role, "log": str(self.log(name)), "options": options}
         self._program.stdin.write(json.dumps(request).encode() + b"\n")
         return await started
