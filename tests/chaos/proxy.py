@@ -14,6 +14,7 @@ ends with its stdin. `ProxyProcess` is the harness's end. Faults hit a share of 
 import asyncio
 import contextlib
 import json
+import os
 import random
 import socket
 import sys
@@ -154,6 +155,7 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     await serve([], lines)
+    os._exit(0)  # whoever is connected is cut off without ado
 
 
 class ProxyProcess:

@@ -79,6 +79,8 @@ class Run:
                 answers=str(self._folder / "answers"),
             )
             await self._until(lambda: "reference" in self._done, "the uninterrupted run")
+            if not (self._folder / "answers").exists():
+                raise RuntimeError(f"no uninterrupted run: {self._zygote.log('reference').read_text()}")
             await self._set_limits()
             started = time.monotonic()
             await self._start_all()
@@ -138,8 +140,6 @@ class Run:
         if kind == "worker":
             self._count_worker(name, status)
         elif kind == "reference":
-            if status:
-                raise RuntimeError(f"no uninterrupted run: {self._zygote.log(name).read_text()}")
             return
         elif status == -signal.SIGKILL:
             self._report.counts[f"{kind} killed"] += 1
