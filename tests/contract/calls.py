@@ -149,7 +149,7 @@ class Calls:
         for attempt in attempts:
             touched += [self.keys.jobs(attempt.entry.priority), self.keys.job(attempt.job_id)]
             args += [attempt.entry.id, attempt.number]
-        return self.run(self._renew(keys=touched, args=args)) if attempts else []
+        return self.run(self._renew(keys=touched, args=args))
 
     def forget_consumers(self) -> None:
         """As if those with nothing pending had been gone for long."""

@@ -16,6 +16,15 @@ from tests.contract.producing import WORKERS, Producing, job_ids, priorities
 from tests.contract.snapshot import broken_promises, differences, expected
 from tests.contract.working import Working, workers
 
+DEEDS = [
+    ("append", 0, 1, False),
+    ("finish", 0, JobStatus.FINISHED, False, None),
+    ("release",),
+    ("delay", None),
+    ("renew_one",),
+]
+"""What a worker may do next with a job: the rule, and its arguments."""
+
 
 class Contract(Producing, Working):
     @initialize(target=Working.attempts, num_jobs=st.integers(1, 3), num_deaths=st.integers(0, 2))
@@ -64,9 +73,9 @@ class Contract(Producing, Working):
         begun = [self._begin(delivered, alone) for delivered in self._claim(heir, 100)]
         return [attempt for attempt in begun if attempt]
 
-    @rule(target=Working.attempts, delivered=Working.delivered, heir=workers, ends=st.booleans())
-    def lose_the_last_second(self, delivered, heir, ends):
-        """The server forgets an attempt, and gives its number out again; who had it first goes on writing."""
+    @rule(target=Working.attempts, delivered=Working.delivered, heir=workers, deed=st.sampled_from(DEEDS))
+    def lose_the_last_second(self, delivered, heir, deed):
+        """The server forgets an attempt, and gives its number out again. The first worker goes on."""
         model = copy.deepcopy(self.model)
         with self.calls.forgotten():
             forgotten = self._begin(delivered, alone=True)
@@ -75,11 +84,17 @@ class Contract(Producing, Working):
         self.model = model
         attempts = self._die(delivered.worker, heir)
         if forgotten:
-            self.append(forgotten, 0, 1, twice=False)
-            if ends:
-                self.finish(forgotten, 0, JobStatus.FINISHED, twice=False, code=None)
+            name, *arguments = deed
+            getattr(self, name)(forgotten, *arguments)
             attempts.append(forgotten)
         return multiple(*attempts)
+
+    @rule(target=Working.attempts, attempt=Working.attempts, late=st.booleans(), alone=st.booleans())
+    def begin_again(self, attempt, late, alone):
+        """The reply was lost, or the worker asks again for a suspect: by then its lease may have run out."""
+        if late:
+            self.fall_silent(attempt.worker)
+        return self._begin(attempt.delivered, alone) or multiple()
 
     @rule(attempt=Working.attempts)
     def cancel_what_was_begun(self, attempt):

@@ -193,9 +193,14 @@ class Working(Machine):
             assert before_ms + pause_ms <= self.calls.due_ms(attempt.job_id) <= self.calls.now_ms() + pause_ms
             self.calls.set_due(attempt.job_id, FAR_MS)  # or the test would depend on speed
 
-    @rule(steps=st.lists(attempts, min_size=1, max_size=3))
-    def renew(self, steps):
-        worker = steps[0].worker
-        held = [attempt for attempt in steps if attempt.worker == worker]
+    @rule(attempt=attempts)
+    def renew_one(self, attempt):
+        self._renew([attempt])
+
+    @rule(several=st.lists(attempts, min_size=2, max_size=3))
+    def renew(self, several):
+        self._renew([attempt for attempt in several if attempt.worker == several[0].worker])
+
+    def _renew(self, held: list[Attempt]) -> None:
         predicted = [self.model.renew(*a.place, a.job_id, a.number) for a in held]
-        assert self.calls.renew(worker, held) == predicted
+        assert self.calls.renew(held[0].worker, held) == predicted
