@@ -17,6 +17,7 @@ from redis.asyncio.connection import AbstractConnection, UnixDomainSocketConnect
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import EqualJitterBackoff, NoBackoff
+from redis.connection import HIREDIS_AVAILABLE, HiredisRespSerializer
 from redis.crc import key_slot
 
 from ingine.errors import ConfigError
@@ -25,6 +26,8 @@ from ingine.wire import Keys
 
 TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 50
+
+_PACKER = HiredisRespSerializer() if HIREDIS_AVAILABLE else None
 
 _MOVING = "the queue moves to another node of its cluster"
 _WRONG_SERVER_ERRORS = {
@@ -68,6 +71,10 @@ class _FindsItsServer(AbstractConnection):
         await self.send_command("CLIENT", "CAPA", "redirect", check_health=False)
         with suppress(exceptions.ResponseError):  # Redis does not know it, and an ACL may forbid it
             await self.read_response()
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """In C where hiredis is installed. By themselves asyncio connections have it for replies alone."""
+        return _PACKER.pack(*args) if _PACKER else super().pack_command(*args)
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
