@@ -17,6 +17,7 @@ from worker.embedded import find_binary
 
 USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
 ROLES = ("worker", "producer", "operator", "observer")
+LAST = "the last command"
 CONTAINERS = {"xgroup", "xinfo", "script", "client", "config", "cluster", "acl"}
 
 
@@ -83,7 +84,7 @@ class CommandLog:
     def __init__(self, server: AclServer):
         self._server = server
         self._by_address: dict[str, set[str]] = defaultdict(set)
-        self._monitoring, self._stopped = threading.Event(), threading.Event()
+        self._monitoring = threading.Event()
         self._thread = threading.Thread(target=self._monitor)
 
     def __enter__(self) -> Self:
@@ -92,8 +93,7 @@ class CommandLog:
         return self
 
     def __exit__(self, *_) -> None:
-        self._stopped.set()
-        self._server.admin.ping()  # so that the monitor sees a last line
+        self._server.admin.echo(LAST)
         self._thread.join()
 
     def used(self, role: str) -> set[str]:
@@ -104,8 +104,7 @@ class CommandLog:
         address = ""
         with self._server.admin.monitor() as monitor:
             self._monitoring.set()
-            while not self._stopped.is_set():
-                line = monitor.next_command()
+            while LAST not in (line := monitor.next_command())["command"]:
                 if line["client_type"] != "lua":  # what a script does comes behind its EVALSHA
                     address = f"{line['client_address']}:{line['client_port']}"
                 first, _, rest = line["command"].lower().partition(" ")

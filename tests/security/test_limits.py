@@ -1,4 +1,4 @@
-"""The table of limits in docs/security.md is the code's, each limit is exact, and nonsense stops no worker."""
+"""The table of limits in docs/security.md is the code's, each limit is exact, nonsense stops no worker."""
 
 import pytest
 from redis import Redis
