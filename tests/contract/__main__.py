@@ -38,7 +38,10 @@ def main() -> None:
             fake = num_rounds % FAKE_EVERY == FAKE_EVERY - 1
             run_state_machine_as_test(fake_contract() if fake else real_contract(server.url), settings=hunt)
             num_rounds += 1
-    print(f"{num_rounds * hunt.max_examples} sequences of {options.steps} calls, no fault")
+            print(
+                f"{num_rounds * hunt.max_examples} sequences of up to {options.steps} calls, no fault",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -135,8 +135,8 @@ class Calls:
             return False
         return True
 
-    def xadd(self, priority: Priority, raw: bytes) -> str:
-        return self.run(self.redis.xadd(self.keys.jobs(priority), {"job": raw})).decode()
+    def xadd(self, priority: Priority, raw: bytes, **fields: str | int) -> str:
+        return self.run(self.redis.xadd(self.keys.jobs(priority), {"job": raw} | fields)).decode()
 
     def entry_of(self, job_id: str) -> str:
         """What the server called the job's entry."""

@@ -17,7 +17,7 @@ class Entry:
     holder: str | None = None
     """The consumer that it is pending with. None: nobody has read it yet."""
     silent: bool = False
-    """Its holder has not renewed it for a lease: anybody may claim it."""
+    """Nobody has touched it for a lease: its holder is dead, or has let it go."""
 
 
 @dataclass
@@ -94,8 +94,8 @@ class JobsStream:
         return new
 
     def claimable(self) -> list[str]:
-        """Of any consumer, the claiming worker itself included."""
-        return [entry.id for entry in self.entries.values() if entry.silent]
+        """Of any worker, the claiming one itself included; but what waits has its order."""
+        return [entry.id for entry in self.entries.values() if entry.silent and entry.holder != WAITING]
 
     def give(self, entry_id: str, consumer: str) -> None:
         entry = self.entries[entry_id]

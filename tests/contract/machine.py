@@ -9,7 +9,7 @@ import sys
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, multiple, precondition, rule
 
-from ingine.wire import JobStatus, Priority
+from ingine.wire import WAITING, JobStatus, Priority
 from tests.contract.calls import Attempt
 from tests.contract.model import MAX_DEATHS
 from tests.contract.producing import WORKERS, Producing, job_ids, priorities
@@ -40,20 +40,25 @@ class Contract(Producing, Working):
         return multiple(*attempts)
 
     @precondition(lambda self: self.model.delayed)
-    @rule(job_id=job_ids, due=st.booleans())
-    def promote(self, job_id, due):
-        if due and job_id in self.model.delayed:
-            self.calls.set_due(job_id, 1)
-            self.model.due.add(job_id)
+    @rule(number=st.integers(0, 2), due=st.booleans())
+    def promote(self, number, due):
+        """After the time of one of those delayed has come, or not."""
+        if due:
+            self._make_due(self.model.delayed[number % len(self.model.delayed)])
         self._promote()
+
+    def _make_due(self, job_id: str) -> None:
+        self.calls.set_due(job_id, 1)
+        self.model.due.add(job_id)
 
     def _promote(self) -> None:
         self.calls.run(self.calls.queue("w1").promote())
         self.model.promote({job_id: self.calls.entry_of(job_id) for job_id in self.model.due})
 
-    @precondition(lambda self: any(map(self._holds_any, WORKERS)))
-    @rule(worker=workers)
+    @precondition(lambda self: any(map(self._holds_any, [*WORKERS, WAITING])))
+    @rule(worker=workers | st.just(WAITING))
     def fall_silent(self, worker):
+        """For longer than a lease. `waiting` is no worker: its entries wait so long if there is no room."""
         for priority, stream in self.model.streams.items():
             for entry in stream.held_by(worker):
                 self.calls.silence(worker, priority, entry.id)
@@ -149,7 +154,8 @@ class Contract(Producing, Working):
             self.fall_silent(worker)
         for _ in range(MAX_DEATHS):
             for job_id in self.model.delayed:
-                self.promote(job_id, due=True)
+                self._make_due(job_id)
+            self._promote()
             for delivered in [*self._claim("w1", 100), *self._take("w1", 100)]:
                 if attempt := self._begin(delivered, alone=True):
                     self._run(attempt)

@@ -90,6 +90,12 @@ class Model:
     def delayed(self) -> list[str]:
         return [job_id for job_id, record in self.records.items() if record.status is JobStatus.DELAYED]
 
+    @property
+    def not_running(self) -> list[str]:
+        """Delayed or queued, and known."""
+        waiting = (JobStatus.DELAYED, JobStatus.QUEUED)
+        return [job_id for job_id, record in self.records.items() if record.status in waiting]
+
     def refusal(self, submission, num_partitions: int = 1) -> tuple[str, str] | None:
         """The answer to a submission that adds nothing; None: it is accepted."""
         job, size, limits = submission.job, len(submission.raw), self.limits

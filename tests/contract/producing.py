@@ -29,6 +29,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.calls, self.model = Calls(type(self).make_redis()), Model(weights={"gold": 3.0})
         self.calls.run(self.calls.redis.hset(self.calls.keys.settings, "weight:gold", 3))
+        self.num_flooding = 0
         self.num_reads = dict.fromkeys(WORKERS, 0)
 
 
@@ -77,6 +78,16 @@ class Producing(Machine):
         raw = encode_job(Job(id=job_id, prompt="x", reply_to=reply_to))
         self.model.streams[priority].add(Entry(self.calls.xadd(priority, raw), job_id, raw))
 
+    @rule(priority=priorities, tenant=tenants, costs=st.lists(st.integers(1, 9), min_size=2, max_size=4))
+    def flood(self, priority, tenant, costs):
+        """Jobs that say whose they are and what they cost, as `submit` has them do."""
+        for cost in costs:
+            self.num_flooding += 1
+            job_id = f"flood-{self.num_flooding}"
+            raw = encode_job(Job(id=job_id, prompt="x"))
+            entry_id = self.calls.xadd(priority, raw, tenant=tenant or "", cost=cost)
+            self.model.streams[priority].add(Entry(entry_id, job_id, raw, tenant or "", cost))
+
     @rule(priority=priorities, raw=st.sampled_from([b"", b"\xc1", b"\x01"]))
     def submit_rubbish(self, priority, raw):
         self.model.streams[priority].add(Entry(self.calls.xadd(priority, raw), None, raw))
@@ -114,3 +125,8 @@ class Producing(Machine):
     @rule(job_id=job_ids)
     def cancel(self, job_id):
         assert self.calls.cancel(job_id) == self.model.cancel(job_id)
+
+    @precondition(lambda self: self.model.not_running)
+    @rule(number=st.integers(0, 2))
+    def cancel_what_does_not_run(self, number):
+        self.cancel(self.model.not_running[number % len(self.model.not_running)])

@@ -22,7 +22,7 @@ class Snapshot:
     logs: dict[str, list[str]] = field(default_factory=dict)
     """Job id -> ids of its token log."""
     entries: dict[str, list[tuple[str, str | None, bool]]] = field(default_factory=dict)
-    """Priority -> (entry id, consumer that has it, whether anybody may claim it)."""
+    """Priority -> (entry id, consumer that has it, whether it is silent)."""
     order: dict[str, dict[str, float]] = field(default_factory=dict)
     """Priority -> entry id -> virtual start."""
     shares: dict[str, dict[str, float]] = field(default_factory=dict)
