@@ -1,6 +1,12 @@
 """Prometheus metrics of one worker. Every name is in `docs/operations.md`."""
 
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from ingine.engine import EngineStats
 from ingine.wire import Priority, TerminalEvent
@@ -8,6 +14,24 @@ from worker.queue import Begun
 
 _LATENCY_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _BETWEEN_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+
+
+class _Gaps(Collector):
+    """A histogram that takes a value many times at once: the sequences of a step wait equally long."""
+
+    def __init__(self, name: str, text: str, buckets: tuple[float, ...]):
+        self._name, self._text, self._buckets = name, text, buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float, count: int) -> None:
+        self._counts[bisect_left(self._buckets, seconds)] += count
+        self._sum += seconds * count
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        bounds = [*(str(float(bound)) for bound in self._buckets), "+Inf"]
+        cumulated = list(zip(bounds, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets=cumulated, sum_value=self._sum)
 
 
 class Metrics:
@@ -45,9 +69,8 @@ class Metrics:
         self._first_token = make(
             Histogram, "first_token_seconds", "Submit to first token.", buckets=_LATENCY_S
         )
-        self._between = make(
-            Histogram, "between_tokens_seconds", "Time a token after the first.", buckets=_BETWEEN_S
-        )
+        self._between = _Gaps("ingine_between_tokens_seconds", "Time a token after the first.", _BETWEEN_S)
+        self.registry.register(self._between)
         self._queue_wait = make(
             Histogram, "queue_wait_seconds", "Submit to first begin.", ["priority"], buckets=_LATENCY_S
         )
@@ -61,8 +84,8 @@ class Metrics:
     def first_token(self, seconds: float) -> None:
         self._first_token.observe(seconds)
 
-    def between_tokens(self, seconds: float) -> None:
-        self._between.observe(seconds)
+    def between_tokens(self, seconds: float, count: int) -> None:
+        self._between.observe(seconds, count)
 
     def ended(self, event: TerminalEvent) -> None:
         self.jobs.labels(event.status).inc()

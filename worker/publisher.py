@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from ingine.errors import ErrorCode, InvalidRequest
@@ -116,11 +117,9 @@ class Publisher:
         while calls := [(job, event) for job in jobs if (event := job.next_event())]:
             appends = [Append(job.id, job.attempt, event, job.job.stream) for job, event in calls]
             answers = await until_served("append", lambda: queue.append(appends))  # noqa: B023
-            jobs = [
-                job
-                for (job, event), answer in zip(calls, answers, strict=True)
-                if self._took(job, event, answer)
-            ]
+            answered = [(*call, answer) for call, answer in zip(calls, answers, strict=True)]
+            self._measure([(job, event) for job, event, answer in answered if answer == event.position])
+            jobs = [job for job, event, answer in answered if self._took(job, event, answer)]
 
     def _took(self, job: RunningJob, event: TokensEvent, answer: int) -> bool:
         """Act on one answer of `append`. Whether the job is still ours to write."""
@@ -131,9 +130,7 @@ class Publisher:
             job.sent = [sent for sent in job.sent if sent.position <= job.position]
             self.cancel(job)
             return False
-        if answer == event.position:
-            self._measure(job, event)
-        else:
+        if answer != event.position:
             # The server came back with an older log. Everything behind it is in `sent`.
             log_event(
                 logger, logging.WARNING, "log went back", job_id=job.id, to=answer, position=job.position
@@ -142,15 +139,20 @@ class Publisher:
         job.position = answer
         return True
 
-    def _measure(self, job: RunningJob, event: TokensEvent) -> None:
+    def _measure(self, written: list[tuple[RunningJob, TokensEvent]]) -> None:
+        """A step at a time, since a metric takes its lock each time it is told something."""
         now = time.monotonic()
-        if job.first_token_ms is None and not job.begun.first_token_at:
-            job.first_token_ms = job.since_submit_ms
-            self._metrics.first_token(job.first_token_ms / 1000)
-        elif job.last_commit is not None:
-            self._metrics.between_tokens((now - job.last_commit) / len(event.token_ids))
-        job.last_commit = now
-        self._metrics.output_tokens.inc(len(event.token_ids))
+        gaps: Counter[float] = Counter()
+        for job, event in written:
+            if job.first_token_ms is None and not job.begun.first_token_at:
+                job.first_token_ms = job.since_submit_ms
+                self._metrics.first_token(job.first_token_ms / 1000)
+            elif job.last_commit is not None:
+                gaps[(now - job.last_commit) / len(event.token_ids)] += 1
+            job.last_commit = now
+        for seconds, count in gaps.items():
+            self._metrics.between_tokens(seconds, count)
+        self._metrics.output_tokens.inc(sum(len(event.token_ids) for _, event in written))
 
     def cancel(self, job: RunningJob) -> None:
         if job.ending is not JobStatus.CANCELLED:
