@@ -179,6 +179,16 @@ class Keys:
         return f"{self.prefix}:control"
 
 
+def read_num_partitions(field: bytes | None) -> int:
+    """What a queue's field `partitions` says. Raises ValueError for what anybody may have written there."""
+    text = (field or b"1").decode(errors="replace")
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_PARTITIONS):
+        raise ValueError(
+            f"the queue's field `partitions` is {text!r}, not a number from 1 to {MAX_PARTITIONS}"
+        )
+    return int(text)
+
+
 def partition_of(job_id: str, num_partitions: int) -> int:
     """Where a job lives, for ever: every producer, worker and consumer in any language computes the same."""
     return zlib.crc32(job_id.encode()) % num_partitions

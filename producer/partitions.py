@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from redis.asyncio import Redis
 
+from ingine.errors import ClientError
 from ingine.servers import Servers
-from ingine.wire import Keys, all_partitions, partition_of
+from ingine.wire import Keys, all_partitions, partition_of, read_num_partitions
 from producer.connection import Server
 
 T = TypeVar("T")
@@ -49,8 +50,11 @@ class Partitions:
 
     async def changed(self) -> bool:
         """Ask anew how many there are. True if it is another number than before."""
-        number = await self.base.call(lambda redis, keys: redis.hget(keys.settings, "partitions"))
-        number, before = int(number or 1), len(self._known)
+        field = await self.base.call(lambda redis, keys: redis.hget(keys.settings, "partitions"))
+        try:
+            number, before = read_num_partitions(field), len(self._known)
+        except ValueError as error:
+            raise ClientError(f"queue {self.queue!r}: {error}") from None
         if number != before:
             self._known = self.among(number)
         return number != before

@@ -8,6 +8,7 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from ingine.errors import ClientError
 from ingine.wire import (
     DEFAULT_MAX_JOB_BYTES,
     DEFAULT_MAX_QUEUED_BYTES,
@@ -83,16 +84,26 @@ def merge(queue: str, partitions: Sequence[PartitionInfo]) -> QueueInfo:
         running=_sums([partition.running for partition in partitions]),
         num_delayed=sum(partition.num_delayed for partition in partitions),
         num_bytes=sum(partition.num_bytes for partition in partitions),
-        max_jobs=int(settings.get("max_jobs", DEFAULT_MAX_QUEUED_JOBS)),
-        max_bytes=int(settings.get("max_bytes", DEFAULT_MAX_QUEUED_BYTES)),
-        max_job_bytes=int(settings.get("max_job_bytes", DEFAULT_MAX_JOB_BYTES)),
-        max_jobs_per_s=float(settings.get("max_jobs_per_s", 0)) or None,
-        weights={tenant: float(weight) for tenant, weight in _with_prefix(settings, "weight:").items()},
+        max_jobs=int(_number(settings, "max_jobs", DEFAULT_MAX_QUEUED_JOBS)),
+        max_bytes=int(_number(settings, "max_bytes", DEFAULT_MAX_QUEUED_BYTES)),
+        max_job_bytes=int(_number(settings, "max_job_bytes", DEFAULT_MAX_JOB_BYTES)),
+        max_jobs_per_s=_number(settings, "max_jobs_per_s", 0) or None,
+        weights={
+            tenant: _number(settings, f"weight:{tenant}") for tenant in _with_prefix(settings, "weight:")
+        },
         paused=settings.get("paused") == "1",
         draining=sorted(_with_prefix(settings, "drain:")),
         workers=workers,
         num_dead=sum(partition.num_dead for partition in partitions),
     )
+
+
+def _number(settings: dict[str, str], name: str, default: float = 1.0) -> float:
+    """Raises ClientError for what is none: anybody may have written it."""
+    try:
+        return float(settings.get(name, default))
+    except ValueError:
+        raise ClientError(f"the queue's setting {name} is {settings[name]!r}, which is no number") from None
 
 
 def _sums(counts: Sequence[dict[str, int]]) -> dict[str, int]:

@@ -4,13 +4,16 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, ResponseError
 
 from ingine.errors import ConfigError
-from ingine.wire import Keys
+from ingine.wire import Keys, read_num_partitions
 from worker.settings import WorkerSettings
 
 
 async def num_partitions(redis: Redis, queue: str) -> int:
     """What the queue's own hash says, for all to agree on."""
-    return int(await redis.hget(Keys(queue).settings, "partitions") or 1)
+    try:
+        return read_num_partitions(await redis.hget(Keys(queue).settings, "partitions"))
+    except ValueError as error:
+        raise ConfigError(f"INGINE_QUEUE {queue!r}: {error}") from None
 
 
 async def check_server(redis: Redis, url: str) -> None:

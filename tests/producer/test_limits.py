@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from ingine.wire import Keys
-from producer import AsyncClient, QueueFull, RateLimited
+from producer import AsyncClient, ClientError, QueueFull, RateLimited
 from tests.producer.conftest import Server
 
 NUM_PRODUCERS = 50
@@ -88,3 +88,12 @@ async def test_a_seconds_worth_of_jobs_may_come_at_once(server: Server, queue: s
     accepted = sum(not isinstance(outcome, Exception) for outcome in outcomes)
     assert 20 <= accepted < 60
     assert {type(outcome) for outcome in outcomes if isinstance(outcome, Exception)} == {RateLimited}
+
+
+@pytest.mark.parametrize(("name", "says"), [("max_jobs", "max_jobs is 'many'"), ("partitions", "1 to 64")])
+async def test_a_setting_that_is_no_number_is_named(
+    client: AsyncClient, redis: Redis, keys: Keys, name, says
+):
+    await redis.hset(keys.settings, name, "many")
+    with pytest.raises(ClientError, match=says):
+        await client.queue_info()
