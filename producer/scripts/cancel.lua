@@ -34,8 +34,10 @@ if status ~= 'running' and position == '0' then
     redis.call('DEL', KEYS[7])
   end
   if ARGV[5] == '1' then
+    -- Others' replies lie there too: its time to live never gets shorter.
+    local ttl = redis.call('PTTL', KEYS[8])
     redis.call('XADD', KEYS[8], '*', 'event', ARGV[2])
-    redis.call('PEXPIRE', KEYS[8], ARGV[4])
+    redis.call('PEXPIRE', KEYS[8], math.max(ttl, tonumber(ARGV[4])))
   end
   redis.call('SPUBLISH', ARGV[3], ARGV[2])
   return 'cancelled'

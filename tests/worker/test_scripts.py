@@ -500,3 +500,14 @@ async def test_a_buried_job_has_its_terminal_event_and_lies_in_the_dead_letters(
     assert letter[b"job"] == entry.raw
     assert (letter[b"code"], letter[b"reason"]) == (b"worker_lost", b"3 workers died")
     assert (await log_of(client, keys))["0-1"].error == error
+
+
+async def test_a_reply_never_shortens_the_life_of_others(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+    await worker.begin(entry, JOB.id, JOB.reply_to)
+    await client.xadd(keys.replies("batch"), {"event": b"x"})
+    await client.expire(keys.replies("batch"), 86_400)
+    await worker.finish(finish(entry, 0))
+    assert await client.ttl(keys.replies("batch")) > 80_000

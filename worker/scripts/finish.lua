@@ -39,8 +39,10 @@ if record[5] and redis.call('DECRBY', KEYS[4], record[5]) <= 0 then
   redis.call('DEL', KEYS[4])
 end
 if ARGV[9] == '1' then
+  -- Others' replies lie there too: its time to live never gets shorter.
+  local ttl = redis.call('PTTL', KEYS[6])
   redis.call('XADD', KEYS[6], '*', 'event', ARGV[6])
-  redis.call('PEXPIRE', KEYS[6], ARGV[8])
+  redis.call('PEXPIRE', KEYS[6], math.max(ttl, tonumber(ARGV[8])))
 end
 redis.call('SPUBLISH', ARGV[7], ARGV[6])
 return tonumber(ARGV[4])
