@@ -12,7 +12,7 @@ from hypothesis.stateful import initialize, invariant, multiple, precondition, r
 from ingine.wire import WAITING, JobStatus, Priority
 from tests.contract.calls import Attempt
 from tests.contract.model import MAX_DEATHS
-from tests.contract.producing import WORKERS, Producing, job_ids, priorities
+from tests.contract.producing import WORKERS, Producing, priorities
 from tests.contract.snapshot import broken_promises, differences, expected
 from tests.contract.working import Working, workers
 
@@ -49,7 +49,7 @@ class Contract(Producing, Working):
 
     def _make_due(self, job_id: str) -> None:
         self.calls.set_due(job_id, 1)
-        self.model.due.add(job_id)
+        self.model.due[job_id] = 1
 
     def _promote(self) -> None:
         self.calls.run(self.calls.queue("w1").promote())
@@ -105,13 +105,12 @@ class Contract(Producing, Working):
     def cancel_what_was_begun(self, attempt):
         self.cancel(attempt.job_id)
 
-    @precondition(lambda self: any(record.status.terminal for record in self.model.records.values()))
-    @rule(job_id=job_ids)
-    def let_the_result_expire(self, job_id):
-        record = self.model.records.get(job_id)
-        if record and record.status.terminal:
-            self.calls.expire(self.calls.keys.job(job_id), self.calls.keys.tokens(job_id))
-            self.model.forget(job_id)
+    @precondition(lambda self: self.model.ended)
+    @rule(number=st.integers(0, 2))
+    def let_the_result_expire(self, number):
+        job_id = self.model.ended[number % len(self.model.ended)]
+        self.calls.expire(self.calls.keys.job(job_id), self.calls.keys.tokens(job_id))
+        self.model.forget(job_id)
 
     @precondition(lambda self: self.model.idempotency or self.model.hurried)
     @rule()
@@ -128,8 +127,10 @@ class Contract(Producing, Working):
         self.model.streams[priority].order.forget()
 
     @rule()
-    def forget_idle_consumers(self):
+    def keep_house(self):
+        """What may be done at any time."""
         self.calls.forget_consumers()
+        assert self.calls.queue_is_empty() == self.model.empty
 
     # --------------------------------------------------------------------------------- what holds
 

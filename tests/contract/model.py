@@ -65,8 +65,8 @@ class Model:
     limits: Limits = field(default_factory=Limits)
     records: dict[str, Record] = field(default_factory=dict)
     streams: dict[Priority, JobsStream] = field(default_factory=lambda: {p: JobsStream() for p in Priority})
-    due: set[str] = field(default_factory=set)
-    """Delayed jobs whose time has come."""
+    due: dict[str, int] = field(default_factory=dict)
+    """Delayed jobs whose time has come, and when it was, in ms."""
     idempotency: dict[str, str] = field(default_factory=dict)
     hurried: set[str] = field(default_factory=set)
     """Tenants that have submitted a job under `one_a_tenant`."""
@@ -95,6 +95,11 @@ class Model:
         """Delayed or queued, and known."""
         waiting = (JobStatus.DELAYED, JobStatus.QUEUED)
         return [job_id for job_id, record in self.records.items() if record.status in waiting]
+
+    @property
+    def ended(self) -> list[str]:
+        """Whose results can still be read."""
+        return [job_id for job_id, record in self.records.items() if record.status.terminal]
 
     def refusal(self, submission, num_partitions: int = 1) -> tuple[str, str] | None:
         """The answer to a submission that adds nothing; None: it is accepted."""
@@ -147,7 +152,7 @@ class Model:
         # Tokens are in the log: only the holder of an attempt may write behind them.
         record.cancel = True
         if record.status is JobStatus.DELAYED:
-            self.due.add(job_id)
+            self.due[job_id] = 0
         return "requested"
 
     def requeue(self, letter: Letter, entry_id: str) -> None:
@@ -233,13 +238,13 @@ class Model:
         return True
 
     def promote(self, entry_ids: dict[str, str]) -> None:
-        """entry_ids: what the server has called them, by job."""
-        for job_id in self.due:
+        """In the order of their times. entry_ids: what the server has called them, by job."""
+        for job_id in sorted(self.due, key=lambda job_id: (self.due[job_id], job_id)):
             record, entry_id = self.records[job_id], entry_ids[job_id]
             old = record.delayed
             self.streams[record.priority].add(Entry(entry_id, job_id, old.raw, old.tenant, old.cost))
             record.status, record.entry, record.delayed = JobStatus.QUEUED, entry_id, None
-        self.due = set()
+        self.due = {}
 
     def renew(self, worker: str, priority: Priority, entry_id: str, job_id: str, attempt: int) -> int:
         record = self.records.get(job_id)
@@ -279,6 +284,6 @@ class Model:
         record.log.append(f"{record.position}-1")
         record.status, record.delayed = status, None
         self.streams[record.priority].delete(record.entry)
-        self.due.discard(job_id)
+        self.due.pop(job_id, None)
         if reply_to:
             self.replies.setdefault(reply_to, []).append((job_id, str(status)))

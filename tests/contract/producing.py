@@ -29,7 +29,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.calls, self.model = Calls(type(self).make_redis()), Model(weights={"gold": 3.0})
         self.calls.run(self.calls.redis.hset(self.calls.keys.settings, "weight:gold", 3))
-        self.num_flooding = 0
+        self.num_new = 0
         self.num_reads = dict.fromkeys(WORKERS, 0)
 
 
@@ -82,8 +82,8 @@ class Producing(Machine):
     def flood(self, priority, tenant, costs):
         """Jobs that say whose they are and what they cost, as `submit` has them do."""
         for cost in costs:
-            self.num_flooding += 1
-            job_id = f"flood-{self.num_flooding}"
+            self.num_new += 1
+            job_id = f"new-{self.num_new}"
             raw = encode_job(Job(id=job_id, prompt="x"))
             entry_id = self.calls.xadd(priority, raw, tenant=tenant or "", cost=cost)
             self.model.streams[priority].add(Entry(entry_id, job_id, raw, tenant or "", cost))
@@ -93,12 +93,36 @@ class Producing(Machine):
         self.model.streams[priority].add(Entry(self.calls.xadd(priority, raw), None, raw))
 
     @rule(
-        max_jobs=st.none() | st.integers(2, 6), max_bytes=st.none() | st.integers(100, 500),
-        max_job_bytes=st.none() | st.integers(50, 120), one_a_tenant=st.booleans(),
+        target=submissions, priority=priorities, tenant=tenants, delayed=st.booleans(), twice=st.booleans(),
+        limit=st.sampled_from([None, "max_jobs", "max_bytes", "max_job_bytes"]), room=st.integers(-1, 1),
     )  # fmt: skip
-    def set_limits(self, max_jobs, max_bytes, max_job_bytes, one_a_tenant):
-        given = {"max_jobs": max_jobs, "max_bytes": max_bytes, "max_job_bytes": max_job_bytes}
-        given = {name: limit for name, limit in given.items() if limit is not None}
+    def submit_at_a_limit(self, priority, tenant, delayed, twice, limit, room):
+        """A job that nobody knows yet, with just enough room for it, or a bit more or less."""
+        self.num_new += 1
+        submission = build_submission(
+            "x",
+            job_id=f"new-{self.num_new}",
+            priority=priority,
+            tenant=tenant,
+            not_before_s=1e6 if delayed else None,
+        )
+        size = len(submission.raw)
+        needed = {
+            "max_jobs": self.model.num_jobs + 1,
+            "max_bytes": self.model.num_bytes + size,
+            "max_job_bytes": size,
+        }
+        self._set_limits({limit: needed[limit] + room} if limit else {})
+        for _ in range(1 + twice):
+            self._submit(submission)
+        self._set_limits({})
+        return submission
+
+    @rule(one_a_tenant=st.booleans())
+    def limit_the_rate(self, one_a_tenant):
+        self._set_limits({}, one_a_tenant=one_a_tenant)
+
+    def _set_limits(self, given: dict[str, int], *, one_a_tenant: bool = False) -> None:
         self.model.limits = Limits(**given, one_a_tenant=one_a_tenant)
         settings, redis = self.calls.keys.settings, self.calls.redis
         self.calls.run(redis.hdel(settings, "max_jobs", "max_bytes", "max_job_bytes", "max_jobs_per_s"))
@@ -116,10 +140,6 @@ class Producing(Machine):
             assert (entry_id is None) == (letter.entry.job_id in self.model.records)
             if entry_id is not None:
                 self.model.requeue(letter, entry_id)
-
-    @rule()
-    def ask_whether_the_queue_is_empty(self):
-        assert self.calls.queue_is_empty() == self.model.empty
 
     @precondition(lambda self: self.model.records)
     @rule(job_id=job_ids)

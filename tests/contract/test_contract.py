@@ -23,10 +23,10 @@ def real_contract(url: str) -> type[Contract]:
 
 
 def test_a_fake_server_does_what_the_model_says():
-    run_state_machine_as_test(fake_contract(), settings=settings(max_examples=12, stateful_step_count=40))
+    run_state_machine_as_test(fake_contract(), settings=settings(max_examples=20, stateful_step_count=40))
 
 
 def test_a_real_server_does_what_the_model_says(redis_url):
     run_state_machine_as_test(
-        real_contract(redis_url), settings=settings(max_examples=50, stateful_step_count=40)
+        real_contract(redis_url), settings=settings(max_examples=120, stateful_step_count=40)
     )
