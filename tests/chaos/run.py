@@ -55,7 +55,7 @@ class Run:
         self._report = Report(seed, folder, "three-node cluster" if cluster else "primary and replica")
         self._lives: Counter = Counter()
         self._killed: set[str] = set()
-        self._calm = False
+        self._calm = self._leaving = False
         self._done: set[str] = set()
         self._restarts: set[asyncio.Task] = set()
         self._one_server_fault = asyncio.Lock()
@@ -147,25 +147,25 @@ class Run:
             self._report.failures.append(f"{name} ended with {status}, see its log")
         if self._leaving or (kind != "worker" and status == 0):
             return
-        again = asyncio.create_task(self._start(kind, int(rest.split("-")[0])))
+        again = asyncio.create_task(self._start(kind, int(rest[0])))
         self._restarts.add(again)
         again.add_done_callback(self._restarts.discard)
-
-    _leaving = False
 
     def _count_worker(self, name: str, status: int) -> None:
         log = self._zygote.log(name).read_text(errors="replace")
         whys = [line.removeprefix("chaos: ") for line in log.splitlines() if line.startswith("chaos: ")]
-        if status == 0:
+        if status == 0 or (status == -signal.SIGTERM and "worker ready" not in log):
             self._report.counts["worker stopped"] += 1
         elif status == -signal.SIGKILL:
-            why = "kill -9" if name in self._killed or not whys else whys[-1]
-            self._report.counts[f"worker killed: {'crash' if why.startswith('crash') else why}"] += 1
+            own = [why.split()[0] for why in whys if why.startswith(("crash", "poison"))]
+            kind = own[0] if own and name not in self._killed else "kill -9"
+            self._report.counts[f"worker killed: {kind}"] += 1
         elif "step hangs" in whys:
             self._report.counts["worker killed: watchdog"] += 1
         else:
             self._report.failures.append(f"{name} ended with {status}, see its log")
-        self._report.counts["step raised"] += whys.count("step raises")
+        for event in ("step raises", "reply lost"):
+            self._report.counts[event] += whys.count(event)
 
     # ------------------------------------------------------------------------------------- faults
 

@@ -91,6 +91,8 @@ def fate(seed: int, life: int) -> dict[str, Any]:
     """What shall happen to the worker that is started as number `life`: see `workers.meet`."""
     draw = random.Random(f"{seed}:fate:{life}")
     dealt: dict[str, Any] = {"clock_offset_s": draw.choice((0.0, -420.0, 300.0, 3600.0))}
+    if draw.random() < 0.4:
+        dealt["lose_every"] = draw.choice((3, 10, 50))
     dice = draw.random()
     if dice < 0.4:
         call = draw.choice(list(CRASH_CALLS))

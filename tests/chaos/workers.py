@@ -7,12 +7,15 @@ import itertools
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import torch
+from redis.exceptions import ConnectionError
 
 from ingine.model_runner import ModelRunner
 from ingine.scheduler import ScheduledBatch
 from tests.chaos.jobs import POISON
+from tests.chaos.schedule import CRASH_CALLS
 from worker.cli import _serve, build_engine
 from worker.logs import setup_logging
 from worker.queue import Queue
@@ -35,17 +38,23 @@ def meet(
     *,
     clock_offset_s: float = 0.0,
     crash: tuple[str, int, str] | None = None,
+    lose_every: int | None = None,
     raise_at_step: int | None = None,
     hang_at_step: int | None = None,
     step_s: float = 0.0,
 ) -> None:
     """crash: (call, its number, before, amid or after): `kill -9` there. raise, hang: the runner, at a step.
 
+    lose_every: each time so many calls of its queue have been made, the last one's reply is lost.
     step_s: each step takes so much longer. A batch with a prompt that begins with POISON kills any worker.
     """
     if clock_offset_s:
         right = time.time
         time.time = lambda: right() + clock_offset_s
+    if lose_every:
+        numbers = itertools.count(1)
+        for call in CRASH_CALLS:
+            setattr(Queue, call, _losing(getattr(Queue, call), numbers, lose_every))
     if crash:
         call, number, when = crash
         setattr(Queue, call, _crashing(getattr(Queue, call), number, when))
@@ -55,6 +64,18 @@ def meet(
 def die(why: str) -> None:
     os.write(2, f"chaos: {why}\n".encode())
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _losing(call, numbers: Iterator[int], lose_every: int):
+    @functools.wraps(call)
+    async def losing(*args, **options):
+        answer = await call(*args, **options)
+        if next(numbers) % lose_every == 0:
+            os.write(2, b"chaos: reply lost\n")
+            raise ConnectionError("chaos: the reply is lost")
+        return answer
+
+    return losing
 
 
 def _crashing(call, number: int, when: str):
