@@ -120,9 +120,11 @@ class Producing(Machine):
 
     @rule(one_a_tenant=st.booleans())
     def limit_the_rate(self, one_a_tenant):
-        self._set_limits({}, one_a_tenant=one_a_tenant)
+        self.model.limits.one_a_tenant = one_a_tenant
+        self._set_limits({})
 
-    def _set_limits(self, given: dict[str, int], *, one_a_tenant: bool = False) -> None:
+    def _set_limits(self, given: dict[str, int]) -> None:
+        one_a_tenant = self.model.limits.one_a_tenant
         self.model.limits = Limits(**given, one_a_tenant=one_a_tenant)
         settings, redis = self.calls.keys.settings, self.calls.redis
         self.calls.run(redis.hdel(settings, "max_jobs", "max_bytes", "max_job_bytes", "max_jobs_per_s"))
@@ -133,13 +135,13 @@ class Producing(Machine):
     @precondition(lambda self: self.model.dead)
     @rule(number=st.integers(0, 2))
     def requeue(self, number):
-        """A dead letter, by its number."""
-        if number < len(self.model.dead):
-            letter = self.model.dead[number]
-            entry_id = self.calls.requeue(self.calls.letter_ids()[number])
-            assert (entry_id is None) == (letter.entry.job_id in self.model.records)
-            if entry_id is not None:
-                self.model.requeue(letter, entry_id)
+        """A dead letter becomes a bare submission, unless its job id is taken."""
+        number %= len(self.model.dead)
+        letter = self.model.dead[number]
+        entry_id = self.calls.requeue(self.calls.letter_ids()[number])
+        assert (entry_id is None) == (letter.entry.job_id in self.model.records)
+        if entry_id is not None:
+            self.model.requeue(letter, entry_id)
 
     @precondition(lambda self: self.model.records)
     @rule(job_id=job_ids)

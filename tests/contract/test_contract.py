@@ -28,5 +28,5 @@ def test_a_fake_server_does_what_the_model_says():
 
 def test_a_real_server_does_what_the_model_says(redis_url):
     run_state_machine_as_test(
-        real_contract(redis_url), settings=settings(max_examples=120, stateful_step_count=40)
+        real_contract(redis_url), settings=settings(max_examples=100, stateful_step_count=40)
     )
