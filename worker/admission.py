@@ -18,7 +18,6 @@ from worker.prompts import PromptReader
 from worker.publisher import Publisher, deadline_error
 from worker.queue import Begun, Entry, Queue
 from worker.retry import until_served
-from worker.shares import fair_arrival
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +166,6 @@ class Admission:
             committed = await until_served("read log", lambda: queue.committed(job.id))
         num_tokens = len(prompt_token_ids) + params.max_tokens
         running = RunningJob(queue, job, entry, begun, position=len(committed), num_tokens=num_tokens)
-        running.arrival = fair_arrival(running, self._jobs)
         if job.deadline_ms is not None:
             left_s = (job.deadline_ms - running.since_submit_ms) / 1000
             running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ingine.wire import Job, JobStatus, TokensEvent
 from worker.queue import SUSPECT_DEATHS, Begun, Entry, Queue
+from worker.shares import Shares
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +48,10 @@ class RunningJob:
         return self.job.tenant or ""
 
     @property
+    def whose(self) -> tuple[str, str]:
+        return self.tenant, self.entry.priority
+
+    @property
     def submitted(self) -> float:
         """In seconds since the epoch, by our own clock."""
         return time.time() - self.since_submit_ms / 1000
@@ -83,8 +88,12 @@ class JobTable:
         self._by_seq: dict[str, RunningJob] = {}
         self._by_id: dict[str, RunningJob] = {}
         self._entries: set[Entry] = set()
+        self._shares = Shares()
 
     def add(self, job: RunningJob) -> None:
+        """Sets its `arrival` too, which depends on what its tenant has under way."""
+        weight = job.queue.weights.get(job.tenant, 1.0)
+        job.arrival = self._shares.enter(job.whose, job.num_tokens, job.submitted, weight)
         self._by_seq[job.seq_id] = job
         self._by_id[job.id] = job
         self._entries.add(job.entry)
@@ -92,7 +101,8 @@ class JobTable:
     def remove(self, job: RunningJob) -> None:
         if job.expiry:
             job.expiry.cancel()
-        self._by_seq.pop(job.seq_id, None)
+        if self._by_seq.pop(job.seq_id, None):
+            self._shares.leave(job.whose, job.num_tokens)
         self._entries.discard(job.entry)
         if self._by_id.get(job.id) is job:
             del self._by_id[job.id]

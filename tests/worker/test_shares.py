@@ -5,7 +5,7 @@ from ingine.wire import Job, Priority, encode_job
 from tests.waiting import wait_until_async
 from worker.jobs import JobTable, RunningJob
 from worker.queue import Begun, Entry
-from worker.shares import SECONDS_PER_TOKEN, fair_arrival
+from worker.shares import SECONDS_PER_TOKEN
 
 LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
 
@@ -21,7 +21,6 @@ def held(jobs: JobTable, name: str, tenant: str, num_tokens: int, priority=Prior
     job = RunningJob(
         FakeQueue(), Job(id=name, prompt="x", tenant=tenant), entry, begun, position=0, num_tokens=num_tokens
     )
-    job.arrival = fair_arrival(job, jobs)
     jobs.add(job)
     return job
 
@@ -50,6 +49,13 @@ def test_a_tenants_own_jobs_keep_their_order_when_its_backlog_shrinks():
     first, second = held(jobs, "a", "t", 1000), held(jobs, "b", "t", 1)
     jobs.remove(first)
     assert held(jobs, "c", "t", 1).arrival >= second.arrival
+
+
+def test_once_a_tenant_has_nothing_under_way_it_has_no_past():
+    jobs = JobTable()
+    for job in (held(jobs, "a", "t", 100_000), held(jobs, "b", "t", 1)):
+        jobs.remove(job)
+    assert round(held(jobs, "c", "t", 1).arrival - held(jobs, "d", "new", 1).arrival, 1) == 0
 
 
 async def test_a_flood_does_not_keep_another_tenant_waiting(harness, tiny_engine):
