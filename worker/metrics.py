@@ -28,6 +28,9 @@ class _Gaps(Collector):
         self._counts[bisect_left(self._buckets, seconds)] += count
         self._sum += seconds * count
 
+    def describe(self) -> Iterator[HistogramMetricFamily]:
+        yield HistogramMetricFamily(self._name, self._text)
+
     def collect(self) -> Iterator[HistogramMetricFamily]:
         bounds = [*(str(float(bound)) for bound in self._buckets), "+Inf"]
         cumulated = list(zip(bounds, accumulate(self._counts), strict=True))
