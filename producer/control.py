@@ -4,6 +4,7 @@ import asyncio
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgpack
 from redis.asyncio import Redis
@@ -104,10 +105,10 @@ class QueueControl:
         kept = {n: value for n, value in settings.items() if n.startswith((b"max_", b"weight:", b"paused"))}
         # First those where nobody looks yet, then those where all look, and last the one that says how many
         # there are: so whoever has learned the new number finds each partition ready.
-        fresh = {"partitions": number} | kept
-        for partition in self._partitions.among(number):
+        fresh, new = {"partitions": number} | kept, self._partitions.among(number)
+        for partition in new:
             if partition not in old and partition != base:
-                await partition.call(lambda redis, keys: redis.hset(keys.settings, mapping=fresh))
+                await partition.call(partial(_write_settings, settings=fresh))
         closed: list[Partition] = []
         for partition in sorted(old, key=lambda partition: partition == base):
             if what := await self._close(partition, number):
@@ -117,7 +118,8 @@ class QueueControl:
                     f"queue {self._partitions.queue!r} is not empty ({what}): nothing was changed"
                 )
             closed.append(partition)
-        await base.call(lambda redis, keys: redis.hset(keys.settings, mapping=fresh))
+        for partition in [*(other for other in new if other in old and other != base), base]:
+            await partition.call(partial(_write_settings, settings=fresh))
         await self._partitions.changed()
 
     async def _close(self, partition: Partition, number: int) -> str:
@@ -202,6 +204,12 @@ class QueueControl:
         """So that workers look at once. It may get lost: they look by themselves now and then."""
         message = msgpack.packb(command)
         await self._partitions.each(lambda redis, keys: redis.spublish(keys.control, message))
+
+
+async def _write_settings(redis: Redis, keys: Keys, settings: dict) -> None:
+    """Nothing stays of what was there: switches of a time when the queue had this number before."""
+    pipeline = redis.pipeline(transaction=True)
+    await pipeline.delete(keys.settings).hset(keys.settings, mapping=settings).execute()
 
 
 async def _purge_all(redis: Redis, keys: Keys) -> int:

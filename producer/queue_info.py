@@ -70,7 +70,7 @@ async def read_partition(redis: Redis, keys: Keys) -> PartitionInfo:
 
 
 def merge(queue: str, partitions: Sequence[PartitionInfo]) -> QueueInfo:
-    """Numbers are sums. Limits and switches are the first partition's: all have the same."""
+    """Numbers are sums, and a switch is on if any partition has it. Limits are those of the first."""
     settings = partitions[0].settings
     workers: dict[str, dict[str, Any]] = {}
     for partition in partitions:
@@ -91,8 +91,8 @@ def merge(queue: str, partitions: Sequence[PartitionInfo]) -> QueueInfo:
         weights={
             tenant: _number(settings, f"weight:{tenant}") for tenant in _with_prefix(settings, "weight:")
         },
-        paused=settings.get("paused") == "1",
-        draining=sorted(_with_prefix(settings, "drain:")),
+        paused=any(partition.settings.get("paused") == "1" for partition in partitions),
+        draining=sorted(set().union(*(_with_prefix(p.settings, "drain:") for p in partitions))),
         workers=workers,
         num_dead=sum(partition.num_dead for partition in partitions),
     )

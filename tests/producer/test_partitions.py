@@ -267,6 +267,26 @@ async def test_only_an_empty_queue_is_partitioned_anew(client: AsyncClient, plac
             await client.set_partitions(wrong)
 
 
+async def test_nothing_stays_of_what_an_earlier_number_had_set(client: AsyncClient, place: Place):
+    await client.set_limits(max_jobs=5, weights={"gone": 2})
+    await client.pause()
+    await client.set_partitions(2)
+    assert (await client.queue_info()).paused
+    await client.resume()
+    await place.servers.client(Keys(place.queue)).hdel(place.partitions[0].settings, "weight:gone")
+    await client.set_partitions(NUM_PARTITIONS)
+    for keys in (*place.partitions, Keys(place.queue)):
+        settings = await place.servers.client(keys).hgetall(keys.settings)
+        assert settings == {b"partitions": b"%d" % NUM_PARTITIONS, b"max_jobs": b"5"}
+
+
+async def test_a_switch_of_one_partition_shows(client: AsyncClient, place: Place):
+    keys = place.partitions[2]
+    await place.servers.client(keys).hset(keys.settings, mapping={"paused": 1, "drain:w1": 1})
+    info = await client.queue_info()
+    assert (info.paused, info.draining) == (True, ["w1"])
+
+
 async def test_a_change_that_broke_off_is_completed_by_another(
     client: AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch
 ):
