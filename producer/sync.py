@@ -31,6 +31,8 @@ class _LoopThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ingine-client", daemon=True)
         self._thread.start()
+        self.iterated: set[AsyncGenerator] = set()
+        """Held here, so that the garbage collector never meets one before it meets who iterates it."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if self.closed:
@@ -55,6 +57,19 @@ class _LoopThread:
     @property
     def closed(self) -> bool:
         return self._loop.is_closed()
+
+    def close_iterator(self, items: AsyncGenerator) -> None:
+        """Returns once it has let go of everything, or at once on the loop's own thread, which has to do it.
+
+        That is where the garbage collector may close the iterator of somebody who has forgotten about it.
+        """
+        self.iterated.discard(items)
+        if self.closed:
+            return
+        if threading.current_thread() is self._thread:
+            self._loop.create_task(items.aclose())
+        else:
+            self.run(items.aclose())
 
     def close(self) -> None:
         self.run(self._end_all())
@@ -100,12 +115,12 @@ def _iterate(thread: _LoopThread, items: AsyncGenerator[T]) -> Iterator[T]:
     async def fetch() -> T | object:
         return await anext(items, end)
 
+    thread.iterated.add(items)
     try:
         while (item := thread.run(fetch())) is not end:
             yield item
     finally:
-        if not thread.closed:
-            thread.run(items.aclose())
+        thread.close_iterator(items)
 
 
 class JobHandle:

@@ -1,12 +1,14 @@
 """Streams: every token once and in order, whatever pub/sub loses, repeats or delays."""
 
 import asyncio
+import gc
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
 
-from ingine.wire import JobStatus, Keys, TokensEvent, encode_event
+from ingine.wire import EVENT_FIELD, JobStatus, Keys, TokensEvent, encode_event
 from producer import (
     AsyncClient,
     Chunk,
@@ -385,3 +387,32 @@ async def test_breaking_off_a_stream_leaves_the_sync_client_usable(
         client.submit("hi")
     client.close()
     assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("kind", ["stream", "replies"])
+async def test_an_iterator_that_is_collected_on_the_clients_own_thread_does_not_stop_it(
+    valkey: Server, queue: str, keys: Keys, kind: str
+):
+    """The cyclic garbage collector closes what it finds on whichever thread it comes by."""
+    client = Client(valkey.url, queue=queue)
+    handle = await asyncio.to_thread(client.submit, "hi")
+    async with valkey.connect() as redis:
+        worker = FakeWorker(redis, keys)
+        await worker.take()
+        await worker.commit(handle.job_id, 0, 1)
+        end = await worker.end(handle.job_id, 1)
+        await redis.xadd(keys.replies("somebody"), {EVENT_FIELD: end})
+    cycle = [handle.stream() if kind == "stream" else client.replies("somebody")]
+    next(cycle[0])
+    gc.disable()
+    try:
+        cycle.append(cycle)
+        del cycle
+        client._thread._loop.call_soon_threadsafe(gc.collect)
+        # A thread that nobody waits for in the end: a frozen client would take pytest with it.
+        usable = threading.Thread(target=lambda: (handle.status(), client.close()), daemon=True)
+        usable.start()
+        await wait_until_async(lambda: not usable.is_alive(), what="the client's answer")
+    finally:
+        gc.enable()
+    assert client._thread.closed
