@@ -101,6 +101,9 @@ class QueueControl:
             raise ValueError(f"a queue has 1 to {MAX_PARTITIONS} partitions, not {number}")
         await self._partitions.changed()
         old, base = await self._partitions.all(), self._partitions.base
+        for partition in old:
+            if what := await self._close_if_empty(partition):
+                raise self._not_empty(what)
         settings = await old[0].call(lambda redis, keys: redis.hgetall(keys.settings))
         kept = {n: value for n, value in settings.items() if n.startswith((b"max_", b"weight:", b"paused"))}
         # First those where nobody looks yet, then those where all look, and last the one that says how many
@@ -111,23 +114,24 @@ class QueueControl:
                 await partition.call(partial(_write_settings, settings=fresh))
         closed: list[Partition] = []
         for partition in sorted(old, key=lambda partition: partition == base):
-            if what := await self._close(partition, number):
-                for earlier in closed:
+            if what := await self._close_if_empty(partition, number):
+                for earlier in closed:  # something has come in since we looked
                     await earlier.call(lambda redis, keys: redis.hset(keys.settings, "partitions", len(old)))
-                raise ClientError(
-                    f"queue {self._partitions.queue!r} is not empty ({what}): nothing was changed"
-                )
+                raise self._not_empty(what)
             closed.append(partition)
         for partition in [*(other for other in new if other in old and other != base), base]:
             await partition.call(partial(_write_settings, settings=fresh))
         await self._partitions.changed()
 
-    async def _close(self, partition: Partition, number: int) -> str:
-        """Producers are told the new number from now on. Returns what lies there, if there is anything."""
+    def _not_empty(self, what: str) -> ClientError:
+        return ClientError(f"queue {self._partitions.queue!r} is not empty ({what}): nothing was changed")
+
+    async def _close_if_empty(self, partition: Partition, number: int | None = None) -> str:
+        """Producers are told the new number from now on, if one is given. Returns what lies there, or ''."""
         keys = partition.keys
-        touched = [keys.settings, *keys.all_jobs, keys.delayed, keys.dead]
+        touched, args = [keys.settings, *keys.all_jobs, keys.delayed, keys.dead], [number] if number else []
         answer = await partition.call(
-            lambda redis, _: self._partition_script(keys=touched, args=[number], client=redis)
+            lambda redis, _: self._partition_script(keys=touched, args=args, client=redis)
         )
         return answer.decode()
 

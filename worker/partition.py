@@ -1,23 +1,27 @@
 """One partition of the queue, and what a worker runs for it."""
 
+import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Coroutine
 
 from redis.asyncio import Redis
 
-from ingine.wire import DEFAULT_MAX_JOB_BYTES
+from ingine.errors import EngineError
+from ingine.wire import DEFAULT_MAX_JOB_BYTES, Keys, read_num_partitions
 from worker.admission import Admission
 from worker.control import ControlListener
-from worker.heartbeat import Heartbeat
+from worker.heartbeat import INTERVAL_S, Heartbeat
 from worker.intake import Intake
 from worker.jobs import JobTable
 from worker.metrics import Metrics
 from worker.publisher import Publisher
 from worker.queue import Queue
+from worker.retry import until_served
 
 
 class Partition:
-    """`stop(reason)` ends the worker: told to drain (no reason), or of no use any more."""
+    """`stop()` ends the worker, if it is told to drain."""
 
     def __init__(
         self,
@@ -31,12 +35,11 @@ class Partition:
         num_partitions: int,
         lease_s: float,
         describe: Callable[[], dict],
-        stop: Callable[[str | None], None],
+        stop: Callable[[], None],
     ):
         self.queue = queue
         self._jobs = jobs
         self._publisher = publisher
-        self._num_partitions = num_partitions
         self._stop = stop
         self.intake = Intake(queue, admission, lease_s=lease_s, num_partitions=num_partitions)
         self.heartbeat = Heartbeat(
@@ -69,10 +72,23 @@ class Partition:
         }
         self.intake.paused = settings.get("paused") == "1"
         self.intake.wake()
-        if (number := settings.get("partitions", "1")) != str(self._num_partitions):
-            self._stop(f"the queue has {number} partitions now, not {self._num_partitions}: start again")
-        elif settings.get(f"drain:{self.queue.worker_id}") == "1":
-            self._stop(None)
+        if settings.get(f"drain:{self.queue.worker_id}") == "1":
+            self._stop()
+
+
+async def watch_number(redis: Redis, queue: str, number: int) -> None:
+    """Raises EngineError once the queue has another number of partitions.
+
+    Only the queue's own hash counts, which is written last. What a partition's hash says keeps producers from
+    it, also while a change is refused in the end, or has broken off: jobs that run there go on.
+    """
+    settings = Keys(queue).settings
+    while True:
+        field = await until_served("asking for partitions", lambda: redis.hget(settings, "partitions"))
+        with contextlib.suppress(ValueError):  # anybody may write there: what is no number changes nothing
+            if (now := read_num_partitions(field)) != number:
+                raise EngineError(f"the queue has {now} partitions now, not {number}: start again")
+        await asyncio.sleep(INTERVAL_S)
 
 
 def _number(text: str | None, default: float) -> float:

@@ -21,7 +21,7 @@ from worker.jobs import JobTable, RunningJob
 from worker.leases import LeaseThread
 from worker.logs import log_event
 from worker.metrics import Metrics
-from worker.partition import Partition
+from worker.partition import Partition, watch_number
 from worker.prompts import PromptReader
 from worker.publisher import Publisher
 from worker.queue import CANCELLED, STALE, Queue
@@ -163,7 +163,7 @@ class Worker:
             num_partitions=number,
             lease_s=settings.lease_s,
             describe=self._describe,
-            stop=self._told_to_stop,
+            stop=self.stop,
         )
 
     async def _serve(self) -> None:
@@ -174,8 +174,11 @@ class Worker:
             for partition in self._partitions
         }
         publisher = asyncio.create_task(self._publish(), name="publisher")
+        queue, number = self._settings.queue, len(self._partitions)
+        watch = watch_number(self._servers.client(Keys(queue)), queue, number)
         rest = {
-            asyncio.create_task(watch_steps(self._engine, self._settings.step_timeout_s), name="watchdog")
+            asyncio.create_task(watch_steps(self._engine, self._settings.step_timeout_s), name="watchdog"),
+            asyncio.create_task(watch, name="number of partitions"),
         }
         for partition in self._partitions:
             rest |= {asyncio.create_task(part, name=name) for name, part in partition.parts().items()}
@@ -236,11 +239,6 @@ class Worker:
             self.stop()
 
     # ------------------------------------------------------------------------- what others ask for
-
-    def _told_to_stop(self, reason: str | None) -> None:
-        if reason:
-            self._fatal = self._fatal or EngineError(reason)
-        self.stop()
 
     def _lease_answered(self, job: RunningJob, answer: int) -> None:
         if self._jobs.by_seq(job.seq_id) is not job:

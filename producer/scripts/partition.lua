@@ -1,7 +1,7 @@
--- From now on tell producers another number of partitions, unless something lies in this one.
+-- From now on tell producers another number of partitions, unless something lies in this one. Or only look.
 --
 -- KEYS  1 queue settings  2..4 all three jobs streams  5 delayed  6 dead letters
--- ARGV  1 the number
+-- ARGV  1 the number (only look: none)
 -- returns '' | what there is
 
 for i = 2, 4 do
@@ -18,5 +18,7 @@ local num_letters = redis.call('XLEN', KEYS[6])
 if num_letters > 0 then
   return num_letters .. ' dead letters'
 end
-redis.call('HSET', KEYS[1], 'partitions', ARGV[1])
+if ARGV[1] then
+  redis.call('HSET', KEYS[1], 'partitions', ARGV[1])
+end
 return ''

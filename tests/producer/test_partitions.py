@@ -287,6 +287,16 @@ async def test_a_switch_of_one_partition_shows(client: AsyncClient, place: Place
     assert (info.paused, info.draining) == (True, ["w1"])
 
 
+async def test_a_refused_change_closes_no_partition(client: AsyncClient, place: Place):
+    """Not even for a moment: one that was closed already would be opened again."""
+    first = place.partitions[0]
+    await place.servers.client(first).hset(first.settings, "partitions", 7)
+    await client.submit("hi", job_id=id_in(NUM_PARTITIONS - 1))
+    with pytest.raises(ClientError, match="not empty"):
+        await client.set_partitions(2)
+    assert await place.settings(first, "partitions") == [b"7"]
+
+
 async def test_a_change_that_broke_off_is_completed_by_another(
     client: AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch
 ):

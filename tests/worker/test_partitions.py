@@ -76,7 +76,25 @@ async def test_a_hand_over_releases_the_jobs_of_all_partitions(partitioned, queu
 async def test_a_worker_ends_when_the_number_of_partitions_changes(partitioned, queue):
     worker = await partitioned()
     await wait_until_async(lambda: worker.redis.hexists(Keys(queue, 0).workers, "w0"), what="the start")
-    for keys in all_partitions(queue, NUM):
-        await worker.redis.hset(keys.settings, "partitions", 2)
+    await worker.redis.hset(Keys(queue).settings, "partitions", 2)
     with pytest.raises(EngineError, match="2 partitions now, not 3"):
         await worker.running
+
+
+async def test_a_worker_outlives_a_change_that_was_refused_or_broke_off(partitioned, queue):
+    worker = await partitioned()
+    for keys in all_partitions(queue, NUM):
+        await worker.redis.hset(keys.settings, mapping={"partitions": 2, "paused": 1})
+    await worker.redis.hset(Keys(queue).settings, "partitions", "nonsense")
+    intakes = [partition.intake for partition in worker.worker._partitions]
+    await wait_until_async(lambda: all(intake.paused for intake in intakes), what="the settings being read")
+    for keys in all_partitions(queue, NUM):
+        await worker.redis.hdel(keys.settings, "paused")
+    job = Job(id="after", prompt="x", sampling=GREEDY)
+    keys = await push(worker, queue, job)
+
+    async def ended() -> bool:
+        return await worker.redis.hget(keys.job(job.id), "status") == b"finished"
+
+    await wait_until_async(ended, what="the end of a job")
+    assert not worker.worker.stopping
