@@ -14,8 +14,8 @@ NORMAL = Priority.NORMAL
 
 
 @pytest.fixture
+def walk(redis_url):
     """A machine to be led by hand: the server is compared with the model after the walk, and once drained."""
-    """A machine to be led by hand. The server is compared with the model after the walk, and after the drain."""
 
     @contextlib.contextmanager
     def start() -> Iterator[Contract]:
