@@ -91,14 +91,17 @@ class _Retry(Retry):
 
     async def call_with_retry(self, do: Any, fail: Any, is_retryable: Any = None, **options: Any) -> Any:
         def may_pass(error: Exception) -> bool:
-            return not _refused(error) and (is_retryable is None or is_retryable(error))
+            return not is_refusal(error) and (is_retryable is None or is_retryable(error))
 
         return await super().call_with_retry(do, fail, may_pass, **options)
 
 
-def _refused(error: Exception) -> bool:
+def is_refusal(error: BaseException | None) -> bool:
+    """Of a password, or of a certificate, by the error or by what it came from."""
     kinds = (exceptions.AuthenticationError, ssl.SSLCertVerificationError)
-    return isinstance(error, kinds) or isinstance(error.__context__, kinds)
+    return error is not None and (
+        isinstance(error, kinds) or is_refusal(error.__cause__ or error.__context__)
+    )
 
 
 def _what_is_wrong(error: exceptions.ResponseError) -> str | None:
@@ -220,7 +223,7 @@ class _Cluster:
 
     async def owner(self, slot: int) -> Address:
         """Raises ConnectionError if no node can tell."""
-        reason: Exception | str = "it is nobody's"
+        reason: Exception | None = None
         for node in self._nodes:
             try:
                 ranges = await self._ask(node)
@@ -235,7 +238,9 @@ class _Cluster:
             for first, last, owner in ranges:
                 if first <= slot <= last:
                     return owner
-        raise exceptions.ConnectionError(f"no node of the cluster can tell who has slot {slot}: {reason}")
+        raise exceptions.ConnectionError(
+            f"no node of the cluster can tell who has slot {slot}: {reason or 'it has no owner'}"
+        ) from reason
 
     async def _ask(self, node: Address) -> list[tuple[int, int, Address]]:
         """First slot, last slot and owner of each range that has one."""
