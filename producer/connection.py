@@ -14,8 +14,12 @@ T = TypeVar("T")
 MAX_CONNECTIONS = 8
 """Enough to keep several round trips under way; a thousand streams share them."""
 RETRIES = 5
-"""At most about three seconds in all. Whatever a client sends may be sent twice: see `scripts/submit.lua`."""
-TIMEOUT_S = 10.0
+"""At most about three seconds in all where nobody listens. Whatever a client sends may be sent twice: see
+`scripts/submit.lua`."""
+TIMEOUT_S = 5.0
+"""For each attempt, so that a connection which died in silence is not all that a command has tried."""
+DEADLINE_S = 10.0
+"""For a command and all its attempts, also while it waits for one of the connections."""
 
 
 def connect(redis_url: str) -> Servers:
@@ -44,15 +48,25 @@ class Server:
     async def call(self, command: Callable[[], Awaitable[T]]) -> T:
         """Await one command. Raises ServerUnavailable for whatever the server or the wire has against it.
 
+        So it does after DEADLINE_S. As with any lost reply, the command may have been executed, or be it yet.
+
         A caller that is cancelled leaves at once, but its command runs on to its end: a connection that is
         left between a command and its reply is lost for everyone else.
         """
-        running = asyncio.ensure_future(command())
+        running = asyncio.ensure_future(self.in_time(command, DEADLINE_S))
         running.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if we left
         try:
             return await asyncio.shield(running)
         except exceptions.RedisError as error:
             raise self.unavailable(error) from error
+
+    async def in_time(self, command: Callable[[], Awaitable[T]], limit_s: float) -> T:
+        """Await one command. Raises RedisError. Cancelled, or after `limit_s`, it closes its connection."""
+        try:
+            async with asyncio.timeout(limit_s):
+                return await command()
+        except TimeoutError:
+            raise exceptions.TimeoutError(f"no answer within {limit_s:g} s") from None
 
     def unavailable(self, error: exceptions.RedisError) -> ServerUnavailable:
         return ServerUnavailable(f"Redis at {self._where} {_what_to_do(error)}")

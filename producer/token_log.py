@@ -11,6 +11,7 @@ from typing import TypeVar
 from redis import exceptions
 
 from ingine.errors import ClientError, ServerUnavailable
+from ingine.servers import is_refusal
 from ingine.wire import EVENT_FIELD, Event, JobStatus, Keys, decode_event, log_id
 from producer.connection import Server
 
@@ -37,31 +38,27 @@ class LogPage:
 
 
 class Patience:
-    """Makes a call again while its server is away, but not for ever. Calls in a row share the time."""
+    """Makes a call again while its server is away, but not for ever."""
 
     def __init__(self):
-        self._unreachable_since: float | None = None
         self.ended = False
 
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Raises what `call` does, if that is a refusal or has been so for longer than GIVE_UP_S."""
+        """Raises what `call` does, if it is a refusal, or GIVE_UP_S after the first call began."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
         while True:
             try:
-                answer = await call()
-                self._unreachable_since = None
-                return answer
+                return await call()
             except (exceptions.RedisError, ServerUnavailable) as error:
-                now = asyncio.get_running_loop().time()
-                self._unreachable_since = self._unreachable_since or now
-                if not _is_away(error) or self.ended or now - self._unreachable_since > GIVE_UP_S:
+                if not _is_away(error) or self.ended or clock() - began >= GIVE_UP_S:
                     raise
                 await asyncio.sleep(random.uniform(0.1, 0.5))
 
 
 def _is_away(error: exceptions.RedisError | ServerUnavailable) -> bool:
     cause = error.__cause__ if isinstance(error, ServerUnavailable) else error
-    away = isinstance(cause, exceptions.ConnectionError | exceptions.TimeoutError)
-    return away and not isinstance(cause, exceptions.AuthenticationError)
+    return isinstance(cause, exceptions.ConnectionError | exceptions.TimeoutError) and not is_refusal(cause)
 
 
 class LogReader:
@@ -70,6 +67,7 @@ class LogReader:
     def __init__(self, server: Server):
         self._server = server
         self._waiting: deque[tuple[Keys, str, int, asyncio.Future]] = deque()
+        self._under_way: list[tuple[Keys, str, int, asyncio.Future]] = []
         self._runner: asyncio.Task | None = None
         self._patience = Patience()
         self._closed = False
@@ -85,19 +83,30 @@ class LogReader:
         return await future
 
     async def aclose(self) -> None:
-        self._closed = self._patience.ended = True
-        if self._runner and not self._runner.done():
-            await self._runner
+        self._closed = True
+        # Before Python 3.12 asyncio.wait_for, under which redis-py writes, may swallow a cancellation.
+        while self._runner and not self._runner.done():
+            self._runner.cancel()
+            await asyncio.wait([self._runner], timeout=0.1)
+        for *_, future in (*self._under_way, *self._waiting):
+            if not future.done():
+                future.set_exception(ClientError("the client is closed"))
 
     async def _run(self) -> None:
         while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(READS_PER_TRIP, len(self._waiting)))]
+            self._under_way = [
+                self._waiting.popleft() for _ in range(min(READS_PER_TRIP, len(self._waiting)))
+            ]
             try:
-                requests = [request for *request, _ in batch]
-                answers = await self._patience(partial(self._fetch, requests))
+                trip = partial(self._fetch, [request for *request, _ in self._under_way])
+                answers = await self._patience(partial(self._server.in_time, trip, GIVE_UP_S))
+            except exceptions.RedisError as error:
+                self._under_way += self._waiting  # who came meanwhile has no better chance
+                self._waiting.clear()
+                answers = [error] * len(self._under_way)
             except Exception as error:  # whatever it is, nobody must wait for ever
-                answers = [error] * len(batch)
-            for (*_, future), answer in zip(batch, answers, strict=True):
+                answers = [error] * len(self._under_way)
+            for (*_, future), answer in zip(self._under_way, answers, strict=True):
                 if future.done():  # its stream has left
                     continue
                 if isinstance(answer, exceptions.RedisError):

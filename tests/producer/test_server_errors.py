@@ -2,18 +2,25 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import trustme
+from redis import exceptions
 from redis.asyncio import Redis
 
 from ingine.wire import Keys
-from producer import AsyncClient, Client, ConfigError, ServerUnavailable
+from producer import AsyncClient, Client, ClientError, ConfigError, ServerUnavailable
+from producer.token_log import Patience
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
+from tests.security.tls import TlsFront
+from tests.waiting import wait_until_async
 from worker.embedded import EmbeddedServer
+
+NEVER = 1000.0
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +58,31 @@ async def lossy_proxy(url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
     server = await asyncio.start_server(relay, "127.0.0.1", 0)
     async with server:
         yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", lose_next
+
+
+@asynccontextmanager
+async def slow_proxy(url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """A way to the server whose replies come only while the event is set."""
+    prompt = asyncio.Event()
+    prompt.set()
+    address = urlsplit(url)
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, when: asyncio.Event) -> None:
+        with suppress(OSError):
+            while some := await reader.read(1 << 16):
+                await when.wait()
+                writer.write(some)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        always = asyncio.Event()
+        always.set()
+        upstream_reader, upstream_writer = await asyncio.open_connection(address.hostname, address.port)
+        await asyncio.gather(copy(reader, upstream_writer, always), copy(upstream_reader, writer, prompt))
+
+    async with await asyncio.start_server(relay, "127.0.0.1", 0) as server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", prompt
+        prompt.set()
 
 
 async def test_a_submission_whose_reply_was_lost_is_one_submission(valkey: Server, queue: str, keys: Keys):
@@ -119,12 +151,90 @@ async def test_a_stream_outlasts_a_server_that_comes_back(tmp_path: Path, monkey
                 assert [(await waiting).token_ids, *[chunk.token_ids async for chunk in stream]] == [[3], [4]]
 
 
+async def test_a_server_that_hangs_is_an_error_that_says_so(
+    valkey: Server, queue: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("producer.connection.DEADLINE_S", 0.2)
+    async with slow_proxy(valkey.url) as (url, prompt), AsyncClient(url, queue=queue) as client:
+        prompt.clear()
+        with pytest.raises(ServerUnavailable, match=r"cannot be reached \(no answer within 0.2 s\)"):
+            await client.submit("hi")
+        monkeypatch.setattr("producer.connection.DEADLINE_S", NEVER)
+        prompt.set()
+        assert (await client.queue_info()).queue == queue
+
+
+async def test_streams_give_up_on_a_server_that_hangs(
+    valkey: Server, queue: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("producer.token_log.GIVE_UP_S", 0.2)
+    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    async with slow_proxy(valkey.url) as (url, prompt), AsyncClient(url, queue=queue) as client:
+        handle = await client.submit("hi")
+        following = asyncio.create_task(handle.result())
+        prompt.clear()
+        with pytest.raises(ServerUnavailable, match=r"no answer within 0.2 s"):
+            await following
+
+
+async def test_a_client_can_be_closed_while_its_server_hangs(
+    valkey: Server, queue: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("producer.token_log.GIVE_UP_S", NEVER)
+    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    async with slow_proxy(valkey.url) as (url, prompt), Redis.from_url(url, protocol=2) as own:
+        client = AsyncClient(redis=own, queue=queue)
+        handle = await client.submit("hi")
+        following = asyncio.create_task(handle.result())
+        await wait_until_async(lambda: client._streams._readers)
+        prompt.clear()
+        [(_, reader)] = client._streams._readers.values()
+        await wait_until_async(lambda: any(not place[-1].done() for place in reader._under_way))
+        async with asyncio.timeout(20):
+            await client.aclose()
+        with pytest.raises(ClientError, match="closed"):
+            await following
+        prompt.set()
+        assert await own.echo("what was asked") == b"what was asked", "an answer to another question"
+
+
+async def test_each_outage_is_waited_out_anew(monkeypatch: pytest.MonkeyPatch):
+    """However long ago the one before was, and however it ended."""
+    patience, answers = Patience(), [exceptions.ConnectionError("away"), "an answer"] * 2
+
+    async def call() -> str:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    with monkeypatch.context() as impatient:
+        impatient.setattr("producer.token_log.GIVE_UP_S", -1.0)
+        with pytest.raises(exceptions.ConnectionError):
+            await patience(call)
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + 3600)
+    answers.pop(0)
+    assert await patience(call) == "an answer"
+
+
 async def test_wrong_credentials(valkey: Server):
     async with AsyncClient(valkey.url.replace("redis://", "redis://nobody:wrong@")) as client:
         with pytest.raises(ServerUnavailable, match=r"refuses these credentials.*INGINE_REDIS_URL"):
             await client.submit("hi")
         with pytest.raises(ServerUnavailable, match="credentials"):
             await client.attach("x").result()
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster"])
+async def test_streams_do_not_wait_for_another_certificate(
+    redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, scheme: str
+):
+    monkeypatch.setattr("producer.token_log.GIVE_UP_S", NEVER)
+    with TlsFront(trustme.CA(), redis_server.port) as front:
+        async with AsyncClient(f"{scheme}://127.0.0.1:{front.port}") as client, asyncio.timeout(20):
+            with pytest.raises(ServerUnavailable, match="certificate verify failed"):
+                await client.attach("x").result()
 
 
 async def test_a_user_who_may_not(valkey: Server, queue: str):
