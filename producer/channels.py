@@ -13,7 +13,7 @@ from redis.asyncio.connection import AbstractConnection
 MAX_UNREAD_EVENTS = 256
 """Live events kept for one stream. A slower consumer goes on from the log instead."""
 PING_S = 10.0
-MAX_BACKOFF_S = 2.0
+MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 2.0
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,9 @@ class ChannelHub:
         self._subscriptions: dict[bytes, list[Subscription]] = {}
         self._changed = asyncio.Event()
         self._runner: asyncio.Task | None = None
+        self._backoff_s = MIN_BACKOFF_S
+        self._told = False
+        """That there are no live events. Once an outage, which ends with a subscription that is confirmed."""
         self._closed = False
 
     def subscribe(self, channel: str) -> Subscription:
@@ -95,23 +98,22 @@ class ChannelHub:
                 subscription.mark_stale()
 
     async def _run(self) -> None:
-        backoff_s = 0.05
         while not self._closed:
             connection = self._redis.connection_pool.make_connection()
             try:
                 await connection.connect()
-                backoff_s = 0.05
                 leaving = Counter()
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._read(connection, leaving))
                     group.create_task(self._keep_subscribed(connection, leaving))
             except* (exceptions.RedisError, OSError) as errors:
-                if not self._closed:
+                if not self._closed and not self._told:
+                    self._told = True
                     log.warning("no live events (%s), streams go on from the log", errors.exceptions[0])
             finally:
                 await connection.disconnect(nowait=True)
-            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
-            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.0))
+            self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
 
     async def _keep_subscribed(self, connection: AbstractConnection, leaving: Counter[bytes]) -> None:
         """Level-triggered: whatever came and went since the last look travels as one command each.
@@ -146,9 +148,12 @@ class ChannelHub:
                     for subscription in self._subscriptions.get(channel, ()):
                         subscription.push(event)
                 case [b"ssubscribe", channel, _]:
+                    self._backoff_s, self._told = MIN_BACKOFF_S, False
                     for subscription in self._subscriptions.get(channel, ()):
                         subscription.mark_stale()
                 case [b"sunsubscribe", channel, _] if leaving[channel]:
                     leaving[channel] -= 1
+                    if not leaving[channel]:
+                        del leaving[channel]
                 case [b"sunsubscribe", *_]:
                     raise exceptions.ConnectionError("the channels have moved to another node")

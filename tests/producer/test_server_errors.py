@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from ingine.wire import Keys
 from producer import AsyncClient, Client, ClientError, ConfigError, ServerUnavailable
+from producer.channels import MIN_BACKOFF_S
 from producer.token_log import Patience
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
@@ -246,6 +247,31 @@ async def test_a_user_who_may_not(valkey: Server, queue: str):
             with pytest.raises(ServerUnavailable, match="refuses these credentials"):
                 await client.submit("hi")
         await admin.acl_deluser(queue)
+
+
+async def test_a_user_who_may_not_subscribe_follows_the_log_and_is_told_once(
+    valkey: Server, queue: str, keys: Keys, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    url = valkey.url.replace("redis://", f"redis://{queue}:pw@")
+    async with valkey.connect() as admin, AsyncExitStack() as stack:
+        await admin.acl_setuser(queue, enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all"])
+        stack.push_async_callback(admin.acl_deluser, queue)
+        client = await stack.enter_async_context(AsyncClient(url, queue=queue))
+        worker, handle = FakeWorker(admin, keys), await client.submit("hi")
+        await worker.take()
+        stream = handle.stream()
+        await worker.commit(handle.job_id, 0, 1)
+        assert (await anext(stream)).position == 1
+        [(hub, _)] = client._streams._readers.values()
+        await wait_until_async(lambda: hub._backoff_s >= 16 * MIN_BACKOFF_S, what="longer pauses")
+        [warning] = [record for record in caplog.records if "no live events" in record.message]
+        assert "NOPERM" in warning.message or "permissions" in warning.message
+
+        await admin.acl_setuser(queue, enabled=True, channels=["*"])
+        await wait_until_async(lambda: hub._backoff_s == MIN_BACKOFF_S, what="a subscription")
+        await worker.run_from(handle.job_id, 1, 2)
+        assert [chunk.position async for chunk in stream] == [2]
 
 
 async def test_a_replica_that_cannot_be_written(own_server: EmbeddedServer):

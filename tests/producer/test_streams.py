@@ -20,6 +20,7 @@ from producer import (
     JobNotFound,
     ResultTimeout,
 )
+from producer.channels import ChannelHub
 from tests.producer.conftest import Face, Server
 from tests.producer.fake_worker import FakeWorker
 from tests.waiting import wait_until_async
@@ -365,6 +366,33 @@ async def test_a_thousand_streams_share_few_connections(real: tuple[AsyncClient,
     names = [connection["name"] for connection in await worker.redis.client_list()]
     assert names.count("ingine-producer") <= 9
     assert not subscribed(client)
+
+
+async def test_nothing_is_kept_of_streams_that_have_ended(
+    real: tuple[AsyncClient, FakeWorker], keys: Keys, monkeypatch: pytest.MonkeyPatch
+):
+    client, worker = real
+    unconfirmed: list[dict] = []
+    read = ChannelHub._read
+
+    def spied(hub: ChannelHub, connection, leaving: dict):
+        unconfirmed.append(leaving)
+        return read(hub, connection, leaving)
+
+    monkeypatch.setattr(ChannelHub, "_read", spied)
+    handles = await client.submit_many({"prompt": f"{n}"} for n in range(3))
+    consumers = [asyncio.create_task(handle.result()) for handle in handles]
+    for _ in handles:
+        job_id = (await worker.take()).id
+        await commit_until_heard(worker, job_id, 0, 1)
+        await worker.end(job_id, 1)
+    await asyncio.gather(*consumers)
+
+    async def has_left() -> bool:
+        return not await worker.redis.execute_command("PUBSUB", "SHARDCHANNELS", keys.channel("*"))
+
+    await wait_until_async(has_left, what="the end of the subscriptions")
+    await wait_until_async(lambda: unconfirmed and not any(unconfirmed), what="the confirmations")
 
 
 async def test_breaking_off_a_stream_leaves_the_sync_client_usable(
