@@ -3,6 +3,7 @@
 All on loopback, on free ports, and ended with the test process.
 """
 
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -216,6 +217,12 @@ sentinel failover-timeout {SERVICE} 2000
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+    """Below 32768, where no outgoing connection takes it while its server is being restarted."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port

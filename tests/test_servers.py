@@ -2,13 +2,13 @@
 
 import asyncio
 import re
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
@@ -16,10 +16,10 @@ from ingine.errors import ConfigError
 from ingine.server_url import check_url, redact
 from ingine.servers import Servers, WrongServer
 from ingine.wire import Keys, all_partitions
+from tests.security.tls import TlsFront
 from tests.servers import HOST, Cluster, Valkey, Watched, cluster, free_port, watched_pair
 from tests.waiting import wait_until_async
 
-CERTIFICATE = Path(__file__).parent / "tls" / "cert.pem"
 SET_TWO = "redis.call('SET', KEYS[1], ARGV[1]) redis.call('SET', KEYS[2], ARGV[1]) return ARGV[1]"
 
 
@@ -33,6 +33,18 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def pair(tmp_path: Path) -> Iterator[Watched]:
     with watched_pair(tmp_path) as servers:
         yield servers
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def ca_file(authority: trustme.CA, tmp_path: Path) -> Path:
+    path = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return path
 
 
 @asynccontextmanager
@@ -64,10 +76,11 @@ async def patiently(call: Callable[[], Awaitable[Any]]) -> Any:
         "rediss://user:p%40ss@host:1/3?ssl_cert_reqs=none",
         "unix:///run/valkey.sock?db=1",
         "redis+sentinel://user:pw@a:1,b,[::1]:3/primary/2?sentinel_password=other",
-        f"rediss+cluster://:pw@a,b:2?ssl_ca_certs={CERTIFICATE}",
+        "rediss+cluster://:pw@a,b:2?ssl_ca_certs=CA_FILE",
     ],
 )
-def test_a_url_that_can_be_used(url: str):
+def test_a_url_that_can_be_used(url: str, ca_file: Path):
+    url = url.replace("CA_FILE", str(ca_file))
     assert check_url(url) == url
     servers = Servers(url, client_name="x")
     shown = f"{servers.where} {servers!r} {servers.client(Keys())!r}"
@@ -309,38 +322,20 @@ async def test_a_plain_server_is_no_cluster(redis_url: str):
 # -------------------------------------------------------------------------------------------- TLS
 
 
-@asynccontextmanager
-async def tls(port: int, target: Valkey) -> AsyncIterator[None]:
-    """What listens on `port` with a certificate and passes on to `target`: the wheel's server has no TLS."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(CERTIFICATE, CERTIFICATE.with_name("key.pem"))
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while some := await reader.read(1 << 16):
-            writer.write(some)
-        writer.close()
-
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection(HOST, target.port)
-        await asyncio.gather(copy(reader, there_writer), copy(there_reader, writer))
-
-    async with await asyncio.start_server(relay, HOST, port, ssl=context):
-        yield
-
-
 @pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster"])
-async def test_tls(tmp_path: Path, queue: str, scheme: str):
-    port, keys = free_port(), Keys(queue)
-    options = {"cluster_enabled": "yes", "cluster_port": free_port(), "cluster_announce_port": port}
-    with Valkey(tmp_path, **(options if "cluster" in scheme else {})) as server:
-        if "cluster" in scheme:
+async def test_tls(tmp_path: Path, ca_file: Path, authority: trustme.CA, queue: str, scheme: str):
+    keys = Keys(queue)
+    options = {"cluster_enabled": "yes", "cluster_port": free_port()} if "cluster" in scheme else {}
+    with Valkey(tmp_path, **options) as server, TlsFront(authority, server.port) as front:
+        if options:
+            server.admin.config_set("cluster-announce-port", front.port)
             server.admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-        async with tls(port, server):
-            async with connected(f"{scheme}://{HOST}:{port}?ssl_ca_certs={CERTIFICATE}") as servers:
-                assert await patiently(lambda: servers.client(keys).set(keys.settings, 1))
-            async with connected(f"{scheme}://{HOST}:{port}", retries=0) as servers:
-                with pytest.raises(ConnectionError, match="certificate"):
-                    await servers.client(keys).set(keys.settings, 2)
+        url = f"{scheme}://{HOST}:{front.port}"
+        async with connected(f"{url}?ssl_ca_certs={ca_file}") as servers:
+            assert await patiently(lambda: servers.client(keys).set(keys.settings, 1))
+        async with connected(url, retries=0) as servers:
+            with pytest.raises(ConnectionError, match="certificate"):
+                await servers.client(keys).set(keys.settings, 2)
 
 
 async def test_a_client_of_redis_py_stays_one(redis_url: str):

@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import os
-import random
 import signal
-import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from tests.chaos.proxy import HOST, ProxyProcess
+from tests.servers import free_port
 from worker.child import Child
 from worker.embedded import find_binary
 
@@ -233,15 +232,3 @@ async def until(condition, what: str, errors: Iterable[type[Exception]] = (Redis
                 await asyncio.sleep(0.03)
     except TimeoutError:
         raise TimeoutError(f"{what} is not there after {UP_TIMEOUT_S} s") from None
-
-
-def free_port() -> int:
-    """Below 32768, where no outgoing connection takes it while its server is being restarted."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
