@@ -14,6 +14,7 @@ from ingine.wire import (
     DEFAULT_MAX_JOB_BYTES,
     DEFAULT_MAX_QUEUED_BYTES,
     DEFAULT_MAX_QUEUED_JOBS,
+    MAX_JOB_BYTES,
     Job,
     Keys,
     Priority,
@@ -92,12 +93,14 @@ class Submission:
             job.reply_to or "",
             idempotency_ms,
             DEFAULT_MAX_QUEUED_JOBS,
+            MAX_JOB_BYTES,
             DEFAULT_MAX_JOB_BYTES,
             DEFAULT_MAX_QUEUED_BYTES,
             num_partitions,
             job.tenant or "",
             self.cost,
             job.not_before_ms or 0,
+            MAX_JOB_BYTES,
         ]
 
     def accepted_id(self, answer: Sequence[bytes], keys: Keys) -> str:

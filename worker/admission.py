@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError, ResponseError
 
 from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
-from ingine.wire import Job, JobStatus, Priority, decode_job
+from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, Priority, decode_job
 from worker.engine_thread import EngineThread
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
 from worker.metrics import Metrics
 from worker.prompts import PromptReader
-from worker.publisher import Publisher, deadline_error
+from worker.publisher import BAD_RECORD, Publisher, deadline_error
 from worker.queue import Begun, Entry, Queue
-from worker.retry import until_served
+from worker.retry import never_passes, until_served
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class Admission:
         self._max_deaths = max_deaths
         self._expire = expire
         self._num_reserved = 0
+        self._wakers: list[Callable[[], None]] = []
         self.num_suspects = 0
         """Entries that wait until this worker has no other job. While any does, nothing else is taken."""
         self.stopping = False
@@ -78,6 +79,20 @@ class Admission:
         with self.reserve(self._max_num_jobs):
             yield
 
+    def on_room(self, wake: Callable[[], None]) -> None:
+        """`wake` is called when there may be room."""
+        self._wakers.append(wake)
+
+    def offer_room(self) -> None:
+        """First to whoever has not been served for longest: room mostly comes for one job alone."""
+        for wake in self._wakers:
+            wake()
+
+    def served(self, wake: Callable[[], None]) -> None:
+        """Whose `wake` this is has got jobs: the others come first now."""
+        self._wakers.remove(wake)
+        self._wakers.append(wake)
+
     def holds(self, entry: Entry) -> bool:
         return self._jobs.holds(entry)
 
@@ -89,28 +104,28 @@ class Admission:
         try:
             return await self._admit(queue, entry, max_job_bytes, alone)
         except ResponseError as error:
-            # Somebody has put something else under this job's keys: that will not pass, and must not hold
-            # up the entries behind it. Whatever else the server refuses for (memory, disk) will pass.
-            if not any(sign in str(error) for sign in ("WRONGTYPE", "not an integer")):
+            if not never_passes(error):
                 raise
-            reason = f"the job's keys are not what they should be: {error}"
-            await self._bury(queue, entry, ErrorCode.BAD_RECORD, reason)
+            await self._publisher.bury(queue, entry, ErrorCode.BAD_RECORD, BAD_RECORD.format(error))
             return True
 
     async def _admit(self, queue: Queue, entry: Entry, max_job_bytes: int, alone: bool) -> bool:
         try:
-            job, fault = decode_job(entry.raw, max_bytes=max_job_bytes), None
+            # What submit.lua has accepted stays accepted, whatever the limit is by now.
+            max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes
+            job, fault = decode_job(entry.raw, max_bytes=max_bytes), None
             job_id, reply_to = job.id, job.reply_to
         except InvalidJob as invalid:
             job, fault = None, invalid
             job_id, reply_to = invalid.job_id, invalid.reply_to
         if job_id is None:
-            await self._bury(queue, entry, fault.code, str(fault))
+            await self._publisher.bury(queue, entry, fault.code, str(fault))
             return True
 
         begun = await queue.begin(entry, job_id, reply_to, alone=alone)
         if begun.verdict == "duplicate":
-            await self._bury(queue, entry, ErrorCode.DUPLICATE_ID, f"another entry has the job id {job_id}")
+            reason = f"another entry has the job id {job_id}"
+            await self._publisher.bury(queue, entry, ErrorCode.DUPLICATE_ID, reason)
         elif begun.verdict == "run":
             self._metrics.began(begun, entry.priority)
             try:
@@ -152,6 +167,12 @@ class Admission:
         return None
 
     async def _start(self, queue: Queue, entry: Entry, job: Job, begun: Begun) -> None:
+        running = RunningJob(queue, job, entry, begun, position=begun.position)
+        with self._jobs.beginning(running):
+            await self._prepare(running)
+
+    async def _prepare(self, running: RunningJob) -> None:
+        queue, entry, job, begun = running.queue, running.entry, running.job, running.begun
         submitted_at = datetime.fromtimestamp(begun.submitted_at / 1000, UTC)
         try:
             prompt_token_ids, params = await self._prompts.read(job, submitted_at)
@@ -164,8 +185,8 @@ class Admission:
         committed: list[int] = []
         if begun.position:
             committed = await until_served("read log", lambda: queue.committed(job.id))
-        num_tokens = len(prompt_token_ids) + params.max_tokens
-        running = RunningJob(queue, job, entry, begun, position=len(committed), num_tokens=num_tokens)
+        running.position = len(committed)
+        running.num_tokens = len(prompt_token_ids) + params.max_tokens
         if job.deadline_ms is not None:
             left_s = (job.deadline_ms - running.since_submit_ms) / 1000
             running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)
@@ -192,8 +213,3 @@ class Admission:
             arrival_time=running.arrival,
             output_token_ids=committed,
         )
-
-    async def _bury(self, queue: Queue, entry: Entry, code: ErrorCode, reason: str) -> None:
-        if await queue.bury(entry, str(code), reason):
-            self._metrics.dead_letters.inc()
-            log_event(logger, logging.WARNING, "entry buried", entry=entry.id, code=str(code), reason=reason)

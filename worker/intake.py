@@ -35,12 +35,13 @@ class Intake:
         self._woken = asyncio.Event()
         self._next_sweep = 0.0
         self._lost_delivery = False
-        self._suspects: list[Entry] = []
-        self._renew_suspects_at = 0.0
+        self._suspect: Entry | None = None
+        self._renew_suspect_at = 0.0
         self.paused = False
         self.max_job_bytes = DEFAULT_MAX_JOB_BYTES
         self.last_poll = time.monotonic()
         """When Redis last answered a read, or there was no need to read."""
+        admission.on_room(self.wake)
 
     @property
     def _room(self) -> int:
@@ -63,21 +64,23 @@ class Intake:
             try:
                 await self._turn()
             except (RedisError, OSError) as error:
+                # A suspect that waits must not keep the others waiting too; it is delivered to us anew.
+                self._forget_suspect()
                 self._lost_delivery = True
-                # Nobody could renew while the server was away. Whoever still runs its jobs does so as soon as
-                # it is back, which must come before we take them for left behind.
-                self._next_sweep = time.monotonic() + self._lease_s / RENEWALS_PER_LEASE
                 await backoff.sleep(error)
             else:
                 backoff.reset()
-        await self._let_go_of_suspects()
+        await self._let_go_of_suspect()
 
     async def _turn(self) -> None:
-        if self._suspects:
-            await self._serve_suspects()
+        if self._lost_delivery:
+            await self._admit_lost()
+        if self._suspect:
+            await self._serve_suspect(self._suspect)
         if not self._room:
             await self._wait_for_room()
         elif not await self._take():
+            self._admission.offer_room()
             await self._admit_surplus(await self._queue.wait_for_new(BLOCK_S))
         self.last_poll = time.monotonic()
 
@@ -87,23 +90,38 @@ class Intake:
             async with asyncio.timeout(BLOCK_S):
                 await self._woken.wait()
 
+    async def _admit_lost(self) -> None:
+        """What was delivered, though the reply got lost. It is ours, room or not."""
+        entries = await self._queue.own_pending()
+        with self._admission.reserve(len(entries)):
+            await self._admit_all(entries)
+        self._lost_delivery = False
+
     async def _take(self) -> bool:
         """Whether anything came. What others left behind comes first: it is mid-sentence, and older."""
-        if self._lost_delivery:
-            await self._admit_all(await self._queue.own_pending())
-            self._lost_delivery = False
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + SWEEP_INTERVAL_S
-            await self._queue.promote()
-            with self._admission.reserve(self._room) as room:
-                if room:
-                    await self._admit_all(await self._queue.claim_idle(self._lease_s, room))
+            await self._sweep()
         with self._admission.reserve(self._room) as room:
             if not room:
                 return True
             entries = await self._queue.take(room)
+            if entries:
+                self._admission.served(self.wake)
             await self._admit_all(entries)
             return bool(entries)
+
+    async def _sweep(self) -> None:
+        if await self._queue.promote():
+            self._next_sweep = 0.0
+        lease_s = self._lease_s
+        if self._queue.contact.returned(after_s=lease_s / 2, within_s=lease_s / RENEWALS_PER_LEASE):
+            # Nobody could renew while the server was away. Whoever still runs its jobs does so as soon as it
+            # is back, which must come before we take them for left behind.
+            return
+        with self._admission.reserve(self._room) as room:
+            if room:
+                await self._admit_all(await self._queue.claim_idle(lease_s, room))
 
     async def _admit_surplus(self, entries: list[Entry]) -> None:
         """A waiting read brings up to one of each priority, and others may have taken the room meanwhile."""
@@ -115,41 +133,45 @@ class Intake:
     async def _admit_all(self, entries: list[Entry]) -> None:
         for start in range(0, len(entries), ENTRIES_AT_ONCE):
             admitting = [self._admit(entry) for entry in entries[start : start + ENTRIES_AT_ONCE]]
-            # All come to their end, so that none is left half admitted; then the first error counts.
+            # All come to their end, so that none is left half admitted, and then the first error counts.
             for error in filter(None, await asyncio.gather(*admitting, return_exceptions=True)):
                 raise error
 
     async def _admit(self, entry: Entry) -> None:
         if self._admission.stopping:
             await self._queue.release(entry, "", 0)
-        elif (
-            not self._admission.holds(entry)
-            and entry not in self._suspects
-            and not await self._admission.admit(self._queue, entry, self.max_job_bytes)
-        ):
-            self._suspects.append(entry)
+        elif self._admission.holds(entry) or entry == self._suspect:
+            return
+        elif not await self._admission.admit(self._queue, entry, self.max_job_bytes):
+            await self._keep_suspect(entry)
+
+    async def _keep_suspect(self, entry: Entry) -> None:
+        """One at a time, which waits for us to have nothing else to do. Others may have an idle worker."""
+        if self._admission.num_suspects:
+            await self._queue.release(entry, "", 0)
+        else:
+            self._suspect = entry
             self._admission.num_suspects += 1
 
-    async def _serve_suspects(self) -> None:
-        """Begin the first one if the worker has nothing else to do; else keep them until it has."""
-        if self._admission.idle:
+    async def _serve_suspect(self, entry: Entry) -> None:
+        """Begin it if the worker has nothing else to do; else keep it until it has."""
+        if self._admission.idle and not self.paused:
             with self._admission.reserve_all():
-                entry = self._suspects[0]
                 await self._admission.admit(self._queue, entry, self.max_job_bytes, alone=True)
-                self._forget_suspect(entry)
-        elif time.monotonic() >= self._renew_suspects_at:
-            self._renew_suspects_at = time.monotonic() + self._lease_s / 3
-            for entry in list(self._suspects):
-                if await self._admission.admit(self._queue, entry, self.max_job_bytes):
-                    self._forget_suspect(entry)
+            self._forget_suspect()
+        elif time.monotonic() >= self._renew_suspect_at:
+            self._renew_suspect_at = time.monotonic() + self._lease_s / RENEWALS_PER_LEASE
+            if await self._admission.admit(self._queue, entry, self.max_job_bytes):
+                self._forget_suspect()
 
-    def _forget_suspect(self, entry: Entry) -> None:
-        self._suspects.remove(entry)
-        self._admission.num_suspects -= 1
+    def _forget_suspect(self) -> None:
+        if self._suspect:
+            self._suspect = None
+            self._admission.num_suspects -= 1
 
-    async def _let_go_of_suspects(self) -> None:
+    async def _let_go_of_suspect(self) -> None:
         """For a peer; if the server is away, when the lease has run out."""
-        for entry in list(self._suspects):
-            self._forget_suspect(entry)
+        if entry := self._suspect:
+            self._forget_suspect()
             with contextlib.suppress(RedisError, OSError):
                 await self._queue.release(entry, "", 0)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ingine.wire import Job, JobStatus, TokensEvent
@@ -87,6 +88,7 @@ class JobTable:
     def __init__(self) -> None:
         self._by_seq: dict[str, RunningJob] = {}
         self._by_id: dict[str, RunningJob] = {}
+        self._beginning: set[RunningJob] = set()
         self._entries: set[Entry] = set()
         self._shares = Shares()
 
@@ -107,6 +109,18 @@ class JobTable:
         if self._by_id.get(job.id) is job:
             del self._by_id[job.id]
 
+    @contextmanager
+    def beginning(self, job: RunningJob) -> Iterator[None]:
+        """While it is prepared for the engine, which may take long, its lease is to be renewed already."""
+        self._beginning.add(job)
+        try:
+            yield
+        finally:
+            self._beginning.discard(job)
+
+    def leased(self) -> list[RunningJob]:
+        return [*list(self._by_seq.values()), *list(self._beginning)]
+
     def by_seq(self, seq_id: str) -> RunningJob | None:
         return self._by_seq.get(seq_id)
 
@@ -121,7 +135,7 @@ class JobTable:
         return entry in self._entries
 
     def __iter__(self) -> Iterator[RunningJob]:
-        # A copy: the lease thread iterates while the loop adds and removes.
+        # A copy: whoever iterates may remove, and await.
         return iter(list(self._by_seq.values()))
 
     def __len__(self) -> int:

@@ -86,7 +86,7 @@ class LeaseThread:
         return self._stopped.is_set()
 
     async def _renew_all(self, queue: Queue, renew) -> None:
-        jobs = [job for job in self._jobs if job.queue is queue]
+        jobs = [job for job in self._jobs.leased() if job.queue is queue]
         if not jobs:
             return
         keys, args = [], [GROUP, self._worker_id]

@@ -6,16 +6,20 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from redis.exceptions import ResponseError
+
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
 from worker.metrics import Metrics
-from worker.queue import CANCELLED, STALE, Append, Begun, Entry, Finish, Queue
+from worker.queue import BROKEN, CANCELLED, STALE, Append, Begun, Entry, Finish, Queue
 from worker.retry import until_served
 
 logger = logging.getLogger(__name__)
+
+BAD_RECORD = "the job's keys are not what they should be: {}"
 
 
 class Publisher:
@@ -53,7 +57,11 @@ class Publisher:
 
     async def end(self, queue: Queue, finish: Finish) -> int:
         """Write a terminal event. What it answers is `Queue.finish`'s; the reply has been waited for."""
-        answer = await until_served("finish", lambda: queue.finish(finish))
+        try:
+            answer = await until_served("finish", lambda: queue.finish(finish))
+        except ResponseError as error:
+            await self.bury(queue, finish.entry, ErrorCode.BAD_RECORD, BAD_RECORD.format(error))
+            return STALE
         if answer == finish.event.position:
             self._metrics.ended(finish.event)
             event = finish.event
@@ -93,18 +101,24 @@ class Publisher:
             metadata=metadata,
         )
         bury = (error or {}).get("code") == ErrorCode.WORKER_LOST
-        await self.end(queue, Finish(entry, begun.attempt, event, reply_to, bury))
-        if bury:
+        answer = await self.end(queue, Finish(entry, begun.attempt, event, reply_to, bury))
+        if bury and answer == event.position:
             self._metrics.dead_letters.inc()
+
+    async def bury(self, queue: Queue, entry: Entry, code: ErrorCode, reason: str) -> None:
+        """To the dead letters, since nothing can be written under the job's own keys."""
+        if await until_served("bury", lambda: queue.bury(entry, str(code), reason)):
+            self._metrics.dead_letters.inc()
+            log_event(logger, logging.WARNING, "entry buried", entry=entry.id, code=str(code), reason=reason)
 
     async def refuse(self, job: RunningJob, fault: InvalidRequest) -> None:
         """End a job that the engine would not take."""
-        self._jobs.remove(job)
         error = {"code": str(fault.code), "message": str(fault)}
         reply_to, metadata = job.job.reply_to, job.job.metadata
         await self.reject(
             job.queue, job.entry, job.id, reply_to, job.begun, JobStatus.FAILED, error, metadata
         )
+        self._jobs.remove(job)
 
     async def _append(self, jobs: list[RunningJob]) -> None:
         """Until each job's log has all of its events, or the job is known to be ours no more."""
@@ -119,10 +133,16 @@ class Publisher:
             answers = await until_served("append", lambda: queue.append(appends))  # noqa: B023
             answered = [(*call, answer) for call, answer in zip(calls, answers, strict=True)]
             self._measure([(job, event) for job, event, answer in answered if answer == event.position])
+            for job in [job for job, _, answer in answered if answer == BROKEN]:
+                self._let_go(job)
+                reason = BAD_RECORD.format("its record or its log is of another kind")
+                await self.bury(queue, job.entry, ErrorCode.BAD_RECORD, reason)
             jobs = [job for job, event, answer in answered if self._took(job, event, answer)]
 
     def _took(self, job: RunningJob, event: TokensEvent, answer: int) -> bool:
         """Act on one answer of `append`. Whether the job is still ours to write."""
+        if answer == BROKEN:
+            return False
         if answer == STALE:
             self.drop(job)
             return False
@@ -165,6 +185,9 @@ class Publisher:
             return
         log_event(logger, logging.WARNING, "job fenced", job_id=job.id, attempt=job.attempt)
         self._metrics.fenced_writes.inc()
+        self._let_go(job)
+
+    def _let_go(self, job: RunningJob) -> None:
         self._jobs.remove(job)
         self._abort(job.seq_id)
 

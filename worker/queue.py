@@ -4,6 +4,7 @@ Nothing here retries. Every call may be made again after an error: that is the s
 """
 
 import itertools
+import math
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,16 +27,18 @@ from ingine.wire import (
     decode_event,
     encode_event,
 )
+from worker.contact import Contact
 from worker.trips import Trips
 
-STALE, CANCELLED = -1, -2
+STALE, CANCELLED, BROKEN = -1, -2, -3
 """What `append`, `finish` and `renew` answer instead of a position."""
 
 LOW_FIRST_EVERY = 8
 """Each eighth read asks for low priority first, so that a flood of urgent jobs does not starve it."""
 
-MAX_ORDERED = 1000
-"""New entries that one call puts into the fair order: some milliseconds of the server's time."""
+MAX_ORDERED, MAX_ORDERINGS = 50, 10
+"""New entries that one call puts into the fair order, and calls in a row. A script reads whole jobs, which
+can be large, while nobody else is served."""
 
 MAX_PROMOTED = 100
 """Delayed jobs that one sweep looks at."""
@@ -67,6 +70,8 @@ class Entry:
     priority: Priority
     id: str
     raw: bytes
+    accepted: bool = False
+    """It came through submit.lua, which has held it against the queue's limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,7 @@ class Queue:
         self._num_reads = itertools.count(1)
         self.weights: dict[str, float] = {}
         """Of tenants, where they are not 1."""
+        self.contact = Contact()
 
     # ------------------------------------------------------------------------------------ intake
 
@@ -138,13 +144,13 @@ class Queue:
 
     async def _take(self, priority: Priority, count: int) -> list[Entry]:
         keys = self.keys
-        return await self._read(
-            priority,
-            self._scripts["take"](
-                keys=[keys.jobs(priority), keys.fair(priority), keys.shares(priority), keys.settings],
-                args=[GROUP, self.worker_id, count, WAITING, MAX_ORDERED],
-            ),
-        )
+        touched = [keys.jobs(priority), keys.fair(priority), keys.shares(priority), keys.settings]
+        for calls_left in reversed(range(MAX_ORDERINGS)):
+            args = [GROUP, self.worker_id, count, WAITING, MAX_ORDERED, int(calls_left == 0)]
+            taken, more = await self._answered(self._scripts["take"](keys=touched, args=args)) or ([], 0)
+            if not more:
+                break
+        return _entries(priority, taken)
 
     async def wait_for_new(self, timeout_s: float) -> list[Entry]:
         """Waits until there is something new, and takes at most one entry of each priority."""
@@ -161,44 +167,40 @@ class Queue:
             if len(entries) < count:
                 args = [GROUP, self.worker_id, int(min_idle_s * 1000), count - len(entries), WAITING]
                 claiming = self._scripts["claim"](keys=[self.keys.jobs(priority)], args=args)
-                entries += await self._read(priority, claiming)
+                entries += _entries(priority, await self._answered(claiming) or [])
         return entries
 
-    async def promote(self) -> None:
-        """Put the delayed jobs whose time has come into their streams. Whether it has, the script decides."""
-        delayed = self.keys.delayed
-        if job_ids := [raw.decode() for raw in await self._redis.zrange(delayed, 0, MAX_PROMOTED - 1)]:
-            touched = [delayed, *self.keys.all_jobs, *(self.keys.job(job_id) for job_id in job_ids)]
-            await self._scripts["promote"](keys=touched, args=job_ids)
-
-    async def _read(self, priority: Priority, reading: Awaitable) -> list[Entry]:
-        """The entries of a reply as XRANGE gives it: fields are a flat list there."""
-        return [
-            Entry(priority, entry_id.decode(), _job(dict(zip(fields[::2], fields[1::2], strict=True))))
-            for entry_id, fields in await self._despite_a_loss(reading) or []
-            if fields
-        ]
+    async def promote(self) -> bool:
+        """Put the delayed jobs whose time has come into their streams. Whether there may be more of them."""
+        delayed, prefix = self.keys.delayed, self.keys.job("").encode()
+        job_ids = await self._redis.zrange(delayed, 0, MAX_PROMOTED - 1)
+        if not job_ids:
+            return False
+        touched = [delayed, *self.keys.all_jobs, *(prefix + job_id for job_id in job_ids)]
+        return await self._scripts["promote"](keys=touched, args=job_ids) == MAX_PROMOTED
 
     async def _read_group(self, after: str, **options) -> list[Entry]:
         streams = {self.keys.jobs(priority): after for priority in Priority}
         by_stream = {self.keys.jobs(priority).encode(): priority for priority in Priority}
         reading = self._redis.xreadgroup(GROUP, self.worker_id, streams, **options)
         return [
-            Entry(by_stream[stream], entry_id.decode(), _job(fields))
-            for stream, entries in await self._despite_a_loss(reading) or []
+            _entry(by_stream[stream], entry_id, fields)
+            for stream, entries in await self._answered(reading) or []
             for entry_id, fields in entries
             if fields  # without any: deleted while it was pending
         ]
 
-    async def _despite_a_loss(self, reading: Awaitable[list]) -> list | None:
-        """The server lost its data, or the queue is new: nothing to read yet, but the groups must exist."""
+    async def _answered(self, reading: Awaitable[list]) -> list | None:
+        """None: the server lost its data, or the queue is new. Nothing to read, but now there are groups."""
         try:
-            return await reading
+            answer = await reading
         except ResponseError as error:
             if "NOGROUP" not in str(error) and "no such key" not in str(error):
                 raise
             await self.create_groups()
-            return None
+            answer = None
+        self.contact.made()
+        return answer
 
     # ----------------------------------------------------------------------------------- scripts
 
@@ -224,7 +226,7 @@ class Queue:
         return Begun("run", attempt, position, deaths, bool(cancel), now, submitted_at, first_token_at)
 
     async def append(self, appends: Sequence[Append]) -> list[int]:
-        """Commit a step's tokens in one call. A position, STALE or CANCELLED for each, see append.lua."""
+        """Commit a step's tokens in one call. For each a position, STALE, CANCELLED or BROKEN: append.lua."""
         keys, args = [], [self.worker_id]
         for append in appends:
             event = append.event
@@ -232,7 +234,9 @@ class Queue:
             start = event.position - len(event.token_ids)
             channel = self.keys.channel(append.job_id) if append.publish else ""
             args += [append.attempt, start, event.position, encode_event(event), channel]
-        return await self._scripts["append"](keys=keys, args=args)
+        answers = await self._scripts["append"](keys=keys, args=args)
+        self.contact.made()
+        return answers
 
     async def finish(self, finish: Finish) -> int:
         """End a job. A position or STALE, see finish.lua."""
@@ -274,7 +278,7 @@ class Queue:
         """Put a begun job off by `pause_s`. None: after a failure, for a pause that grows with each death."""
         died = pause_s is None
         first_s = FIRST_PAUSE_S if died else pause_s
-        pauses_ms = [int(first_s * 1000), int(died), int(LONGEST_PAUSE_S * 1000)]
+        pauses_ms = [math.ceil(first_s * 1000), int(died), int(LONGEST_PAUSE_S * 1000)]
         return bool(
             await self._scripts["delay"](
                 keys=[self.keys.jobs(entry.priority), self.keys.job(job_id), self.keys.delayed],
@@ -306,6 +310,14 @@ class Queue:
         return await self._redis.hget(self.keys.job(job_id), "cancel") == b"1"
 
 
-def _job(fields: dict[bytes, bytes]) -> bytes:
-    """Of an entry with foreign fields only: no bytes, which is no msgpack. It ends in the dead letters."""
-    return fields.get(JOB_FIELD.encode(), b"")
+def _entries(priority: Priority, reply: list) -> list[Entry]:
+    """Of a reply as XRANGE gives it: fields are a flat list there, and nothing for what has been deleted."""
+    pairs = (
+        (entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in reply if fields
+    )
+    return [_entry(priority, entry_id, fields) for entry_id, fields in pairs]
+
+
+def _entry(priority: Priority, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    """One with foreign fields only has no bytes, which is no msgpack: it ends in the dead letters."""
+    return Entry(priority, entry_id.decode(), fields.get(JOB_FIELD.encode(), b""), b"cost" in fields)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from worker.logs import log_event
 
@@ -40,14 +40,25 @@ async def until_served(what: str, call: Callable[[], Awaitable[T]]) -> T:
     """The result of `call()`, made again after each error of Redis or of the connection to it.
 
     For calls that may be repeated. Errors of the server (out of memory, read-only, loading) count too: they
-    pass when somebody mends the server, and until then nothing that was computed is thrown away.
+    pass when somebody mends the server, and until then nothing that was computed is thrown away. What never
+    passes is raised, see `never_passes`.
     """
     backoff = Backoff(what)
     while True:
         try:
             result = await call()
         except (RedisError, OSError) as error:
+            if never_passes(error):
+                raise
             await backoff.sleep(error)
         else:
             backoff.reset()
             return result
+
+
+def never_passes(error: Exception) -> bool:
+    """Somebody has put something else under a job's keys. Whatever else a server refuses for will pass."""
+    return isinstance(error, ResponseError) and any(sign in str(error) for sign in _FOREIGN_KEYS)
+
+
+_FOREIGN_KEYS = ("WRONGTYPE", "not an integer", "smaller than the target stream top item")

@@ -216,8 +216,7 @@ class Worker:
             await self._commit(message)
             self._steps.task_done()
             self._metrics.observe_engine(self._engine.stats, len(self._jobs))
-            for partition in self._partitions:
-                partition.intake.wake()
+            self._admission.offer_room()
 
     async def _commit(self, message: StepMessage) -> None:
         if isinstance(message, EngineFailure):

@@ -5,7 +5,7 @@
 -- ARGV  1 job id  2 msgpack job  3 priority  4 submission (a nonce)  5 reply_to or ''
 --       6 idempotency TTL in ms, 0: no idempotency key  7 default max_jobs  8 default max_job_bytes
 --       9 default max_bytes  10 number of partitions that the producer knows of  11 tenant or ''
---       12 cost in tokens  13 delay in ms
+--       12 cost in tokens  13 delay in ms  14 most bytes of a job, whatever the settings say
 -- returns {'accepted', job id} | {'same', job id}       same: this idempotency key submitted that job before
 --       | {'partitions', number}                        that is how many there are now: the job belongs elsewhere
 --       | {'duplicate', ''} | {'full', max_jobs} | {'full_bytes', max_bytes} | {'too_large', max_job_bytes}
@@ -34,7 +34,7 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end
 
 local size = #ARGV[2]
-local max_job_bytes = tonumber(settings[3] or ARGV[8])
+local max_job_bytes = math.min(tonumber(settings[3] or ARGV[8]), tonumber(ARGV[14]))
 if size > max_job_bytes then
   return {'too_large', tostring(max_job_bytes)}
 end

@@ -1,19 +1,47 @@
-"""What a worker must not do right after the server was away."""
+"""What a worker must not do right after its server was away."""
 
 import asyncio
-import time
 
-from redis.exceptions import ConnectionError
-
+import worker.contact
 from tests.waiting import wait_until_async
-from worker.intake import Intake
+from worker.contact import Contact
+from worker.intake import SWEEP_INTERVAL_S, Intake
 from worker.leases import RENEWALS_PER_LEASE
+
+
+def at(monkeypatch, seconds: float) -> None:
+    monkeypatch.setattr(worker.contact.time, "monotonic", lambda: seconds)
+
+
+def test_a_contact_knows_after_what_silence_the_server_came_back(monkeypatch):
+    at(monkeypatch, 100.0)
+    contact = Contact()
+    at(monkeypatch, 101.0)
+    contact.made()
+    assert not contact.returned(after_s=2.0, within_s=5.0)
+    at(monkeypatch, 111.0)
+    assert not contact.returned(after_s=2.0, within_s=5.0)  # it is still away
+    contact.made()
+    at(monkeypatch, 113.0)
+    contact.made()
+    assert contact.returned(after_s=9.0, within_s=5.0) and not contact.returned(after_s=11.0, within_s=5.0)
+    at(monkeypatch, 117.0)
+    assert not contact.returned(after_s=9.0, within_s=5.0)
 
 
 class Room:
     """An admission that always has room for one."""
 
-    stopping, room = False, 1
+    stopping, room, num_suspects = False, 1, 0
+
+    def on_room(self, wake):
+        pass
+
+    def offer_room(self):
+        pass
+
+    def served(self, wake):
+        pass
 
     def reserve(self, num_jobs):
         return self
@@ -26,29 +54,28 @@ class Room:
 
 
 class Queue:
-    """A partition whose server is away at first; notes when each call came."""
+    """A partition whose server may have just come back."""
 
     def __init__(self):
-        self.keys = self
+        self.keys = self.contact = self
         self.prefix = "q"
-        self.failed: list[float] = []
-        self.swept: list[float] = []
+        self.has_just_returned, self.asked = True, []
+        self.num_sweeps = self.num_promotions = 0
+
+    def returned(self, **how) -> bool:
+        self.asked.append(how)
+        return self.has_just_returned
 
     async def take(self, count):
-        if len(self.failed) < 3:
-            self.failed.append(time.monotonic())
-            raise ConnectionError("away")
         return []
 
     async def claim_idle(self, min_idle_s, count):
-        self.swept.append(time.monotonic())
-        return []
-
-    async def own_pending(self):
+        self.num_sweeps += 1
         return []
 
     async def promote(self):
-        pass
+        self.num_promotions += 1
+        return False
 
     async def wait_for_new(self, timeout_s):
         await asyncio.sleep(0.01)
@@ -56,10 +83,13 @@ class Queue:
 
 
 async def test_the_living_may_renew_before_their_jobs_are_taken_for_left_behind():
-    queue, lease_s = Queue(), 6.0
+    queue, lease_s = Queue(), 1.5
     intake = asyncio.create_task(Intake(queue, Room(), lease_s=lease_s, num_partitions=1).run())
-    await wait_until_async(lambda: len(queue.swept) > 1, what="the sweep after the outage")
-    intake.cancel()
-    first, after_the_outage, *_ = queue.swept
-    assert first <= queue.failed[0]
-    assert after_the_outage >= queue.failed[-1] + lease_s / RENEWALS_PER_LEASE
+    try:
+        await wait_until_async(lambda: queue.num_promotions >= 2, timeout_s=10 * SWEEP_INTERVAL_S)
+        assert queue.num_sweeps == 0
+        assert queue.asked[0] == {"after_s": lease_s / 2, "within_s": lease_s / RENEWALS_PER_LEASE}
+        queue.has_just_returned = False
+        await wait_until_async(lambda: queue.num_sweeps, timeout_s=10 * SWEEP_INTERVAL_S)
+    finally:
+        intake.cancel()

@@ -98,3 +98,22 @@ async def test_a_worker_outlives_a_change_that_was_refused_or_broke_off(partitio
 
     await wait_until_async(ended, what="the end of a job")
     assert not worker.worker.stopping
+
+
+async def test_no_partition_starves_while_the_worker_is_full(partitioned, queue, tiny_engine):
+    worker = await partitioned(tiny_engine(max_num_seqs=1))
+    jobs = [Job(id=f"job-{number}", prompt="x", sampling=GREEDY) for number in range(60)]
+    for job in jobs:
+        await push(worker, queue, job)
+
+    async def num_finished(partition: int) -> int:
+        keys = Keys(queue, partition)
+        mine = [job.id for job in jobs if partition_of(job.id, NUM) == partition]
+        return [await worker.redis.hget(keys.job(name), "status") for name in mine].count(b"finished")
+
+    async def counts() -> list[int] | None:
+        found = [await num_finished(partition) for partition in range(NUM)]
+        return found if sum(found) >= 18 else None
+
+    found = await wait_until_async(counts, what="the end of some")
+    assert min(found) >= 3

@@ -1,8 +1,10 @@
 """Jobs that workers died under, that failed, or whose time has not come."""
 
+import asyncio
 import threading
 
 import pytest
+import redis.exceptions
 
 from ingine.errors import EngineError, ErrorCode
 from ingine.sampling_params import SamplingParams
@@ -110,3 +112,68 @@ async def test_a_job_of_a_bare_xadd_waits_for_its_time_too(harness):
     record = await worker.redis.hgetall(worker.keys.job("later"))
     assert int(record[b"began_at"]) >= int(record[b"submitted_at"]) + 1500
     assert record[b"deaths"] == b"0"
+
+
+async def test_suspects_are_shared_out_among_idle_workers(harness):
+    """None of them is kept waiting by the one whose turn comes first."""
+    first, second = await harness(), await harness()
+    names = [f"suspect-{number}" for number in range(4)]
+    for name in names:
+        await first.push(Job(id=name, prompt="x", sampling=ENDLESS))
+    for name in names:
+        await wait_until_async(lambda: first.position(name), what="tokens")  # noqa: B023
+    for name in names:
+        await first.redis.hset(first.keys.job(name), mapping={"deaths": 2})
+    await first.stop()
+    await second.stop()
+    heirs = [await harness(worker_id=name) for name in ("heir-1", "heir-2")]
+    for name in names:
+        assert (await heirs[0].end(name)).status is JobStatus.FINISHED
+    records = [await first.redis.hgetall(first.keys.job(name)) for name in names]
+    assert {record[b"worker"] for record in records} == {b"heir-1", b"heir-2"}
+
+
+async def test_a_suspect_whose_server_is_away_keeps_no_other_job_waiting(harness, monkeypatch):
+    worker = await harness()
+    admission, queue, admit = worker.worker._admission, worker.queue, worker.worker._admission.admit
+    await worker.push(Job(id="innocent", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("innocent"), what="tokens")
+    suspect = Job(id="suspect", prompt="x", sampling=GREEDY)
+    await leave_behind(worker, suspect, [TokensEvent(1, [65], "A")], deaths=1)
+    await wait_until_async(lambda: admission.num_suspects, what="the suspect")
+
+    async def away(*args, **options):
+        raise redis.exceptions.ConnectionError("away")
+
+    monkeypatch.setattr(admission, "admit", away)
+    monkeypatch.setattr(queue, "own_pending", away)
+    await wait_until_async(lambda: not admission.num_suspects, what="room for others")
+    monkeypatch.undo()
+    assert admission.admit == admit
+    assert (await worker.end("suspect")).status is JobStatus.FINISHED
+
+
+async def test_a_prompt_that_takes_long_to_read_costs_no_lease(harness, monkeypatch):
+    slow, other = await harness(lease_s=0.6), await harness(lease_s=0.6)
+    began, go_on = asyncio.Event(), asyncio.Event()
+    read = slow.worker._admission._prompts.read
+
+    async def read_slowly(*args):
+        began.set()
+        await go_on.wait()
+        return await read(*args)
+
+    for worker in (slow, other):
+        monkeypatch.setattr(worker.worker._admission._prompts, "read", read_slowly)
+    await slow.push(Job(id="a", prompt="x", sampling=GREEDY))
+    await began.wait()
+    began_at = int(await slow.redis.hget(slow.keys.job("a"), "began_at"))
+
+    async def three_leases_are_over() -> bool:
+        now_s, now_us = await slow.redis.time()
+        return now_s * 1000 + now_us // 1000 > began_at + 1800
+
+    await wait_until_async(three_leases_are_over)
+    go_on.set()
+    end = await slow.end("a")
+    assert (end.status, end.timings["attempts"]) == (JobStatus.FINISHED, 1)

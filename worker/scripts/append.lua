@@ -9,30 +9,53 @@
 --   -1      stale: the attempt is not ours any more. The worker is compared too: a server that lost its last
 --           second may give a number out again
 --   -2      cancelled: nothing was written, finish it
+--   -3      its keys hold something else, which somebody has put there: it can never be written
+
+-- What will pass (no memory, no disk) fails the whole call, which is made again. The rest concerns one job alone.
+local function never_passes(reply)
+  local why = type(reply) == 'table' and reply.err
+  for _, sign in ipairs({'WRONGTYPE', 'smaller than the target'}) do
+    if why and string.find(tostring(why), sign, 1, true) then
+      return true
+    end
+  end
+  return false
+end
 
 local answers = {}
 local now
 for i = 1, #KEYS / 2 do
   local job, log = KEYS[2 * i - 1], KEYS[2 * i]
   local attempt, start, position, event, channel = unpack(ARGV, 5 * i - 3, 5 * i + 1)
-  local record = redis.call('HMGET', job, 'status', 'attempt', 'position', 'cancel', 'worker')
-  if record[1] ~= 'running' or record[2] ~= attempt or record[5] ~= ARGV[1] then
+  local record = redis.pcall('HMGET', job, 'status', 'attempt', 'position', 'cancel', 'worker')
+  if record.err then
+    if not never_passes(record) then
+      return record
+    end
+    answers[i] = -3
+  elseif record[1] ~= 'running' or record[2] ~= attempt or record[5] ~= ARGV[1] then
     answers[i] = -1
   elseif record[3] ~= start then
     answers[i] = tonumber(record[3])
   elseif record[4] == '1' then
     answers[i] = -2
   else
-    redis.call('XADD', log, position .. '-0', 'event', event)
-    redis.call('HSET', job, 'position', position)
-    if start == '0' then
-      now = now or redis.call('TIME')
-      redis.call('HSET', job, 'first_token_at', now[1] * 1000 + math.floor(now[2] / 1000))
+    local entry = redis.pcall('XADD', log, position .. '-0', 'event', event)
+    if never_passes(entry) then
+      answers[i] = -3
+    elseif type(entry) == 'table' and entry.err then
+      return entry
+    else
+      redis.call('HSET', job, 'position', position)
+      if start == '0' then
+        now = now or redis.call('TIME')
+        redis.call('HSET', job, 'first_token_at', now[1] * 1000 + math.floor(now[2] / 1000))
+      end
+      if channel ~= '' then
+        redis.call('SPUBLISH', channel, event)
+      end
+      answers[i] = tonumber(position)
     end
-    if channel ~= '' then
-      redis.call('SPUBLISH', channel, event)
-    end
-    answers[i] = tonumber(position)
   end
 end
 return answers

@@ -31,7 +31,7 @@ end
 -- Still `running` under another worker: that one died without a word. Our own half-begun attempt, whose
 -- reply was lost, is no death.
 local died = status == 'running' and record[3] ~= ARGV[2]
-local deaths = tonumber(record[8] or 0) + (died and 1 or 0)
+local deaths = (tonumber(record[8]) or 0) + (died and 1 or 0)
 if deaths >= tonumber(ARGV[6]) and deaths < tonumber(ARGV[7]) and ARGV[8] ~= '1' then
   redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
   return {'suspect'}

@@ -2,7 +2,8 @@
 --
 -- KEYS  1 jobs stream  2 fair order  3 shares  4 queue settings
 -- ARGV  1 group  2 worker  3 count  4 consumer of what waits  5 most entries to put in order in this call
--- returns entries, as XRANGE does
+--       6 1: take some even where more is new, which may belong before them
+-- returns {entries, as XRANGE does; 1 where nothing was taken, since there may be more that is new, else 0}
 --
 -- What is new is delivered to nobody yet: it becomes pending with the consumer `waiting`, and gets its place in
 -- the order. A tenant's entries lie as far apart as they cost, so one that floods is far ahead in virtual time,
@@ -35,6 +36,9 @@ end
 local new = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[4], 'COUNT', ARGV[5], 'STREAMS', KEYS[1], '>')
 if new and new[1] then
   index(new[1][2])
+  if #new[1][2] == tonumber(ARGV[5]) and ARGV[6] ~= '1' then
+    return {{}, 1}
+  end
 elseif redis.call('EXISTS', KEYS[2]) == 0 then
   -- Should the order ever be lost, so are not the entries that it was of.
   local lost = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[5], ARGV[4])
@@ -66,4 +70,4 @@ while #taken < tonumber(ARGV[3]) do
     taken[#taken + 1] = entry
   end
 end
-return taken
+return {taken, 0}
