@@ -93,7 +93,6 @@ class Submission:
             job.reply_to or "",
             idempotency_ms,
             DEFAULT_MAX_QUEUED_JOBS,
-            MAX_JOB_BYTES,
             DEFAULT_MAX_JOB_BYTES,
             DEFAULT_MAX_QUEUED_BYTES,
             num_partitions,
