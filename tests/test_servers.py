@@ -338,6 +338,25 @@ async def test_tls(tmp_path: Path, ca_file: Path, authority: trustme.CA, queue: 
                 await servers.client(keys).set(keys.settings, 2)
 
 
+async def test_a_certificate_is_for_the_name_that_the_cluster_answers(
+    tmp_path: Path, ca_file: Path, authority: trustme.CA, queue: str
+):
+    keys, options = Keys(queue), {"cluster_enabled": "yes", "cluster_port": free_port()}
+    with (
+        Valkey(tmp_path, cluster_announce_ip=HOST, **options) as server,
+        TlsFront(authority, server.port, host="localhost") as front,
+    ):
+        server.admin.config_set("cluster-announce-port", front.port)
+        server.admin.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        url = f"rediss+cluster://localhost:{front.port}?ssl_ca_certs={ca_file}"
+        async with connected(url, retries=0) as servers:
+            with pytest.raises(ConnectionError, match=r"certificate is not valid for '127\.0\.0\.1'"):
+                await servers.client(keys).set(keys.settings, 1)
+            server.admin.config_set("cluster-announce-hostname", "localhost")
+            server.admin.config_set("cluster-preferred-endpoint-type", "hostname")
+            assert await patiently(lambda: servers.client(keys).set(keys.settings, 2))
+
+
 async def test_a_client_of_redis_py_stays_one(redis_url: str):
     async with connected(redis_url) as servers:
         assert type(servers.client(Keys())) is Redis
