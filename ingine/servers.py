@@ -25,7 +25,8 @@ from ingine.server_url import POOL_OPTIONS, Address, Location, parse_server_url,
 from ingine.wire import Keys
 
 TIMEOUT_S = 5.0
-MAX_CONNECTIONS = 50
+
+_UNLIMITED = 2**31
 
 _PACKER = HiredisRespSerializer() if HIREDIS_AVAILABLE else None
 
@@ -141,14 +142,15 @@ class Servers:
         client_name: str,
         retries: int = 0,
         timeout_s: float = TIMEOUT_S,
-        max_connections: int = MAX_CONNECTIONS,
+        max_connections: int | None = None,
     ):
         """Does not connect yet. Raises ConfigError, naming INGINE_REDIS_URL, if the URL cannot be used.
 
         retries: how often a client sends a command again by itself after the connection broke, at most a
         second later each time. 0: never; the caller knows what may be repeated.
         timeout_s: for connecting, and for each answer.
-        max_connections: of one client. Whoever needs one more waits for it.
+        max_connections: of one client. Whoever needs one more waits for it. The URL may name another number.
+        None: no limit, whatever the URL says, for whom partitions must not wait for each other.
         """
         try:
             location = parse_server_url(url)
@@ -164,6 +166,8 @@ class Servers:
         }
         retry = _Retry(EqualJitterBackoff(cap=1.0, base=0.1) if retries else NoBackoff(), retries)
         self._options = {"max_connections": max_connections, "retry": retry} | common | location.options
+        if max_connections is None:
+            self._options["max_connections"] = _UNLIMITED
         self._cluster = _Cluster(location, common | location.options)
         self._sentinel = Sentinel([])
         if location.kind == "sentinel":

@@ -1,0 +1,39 @@
+"""One worker on many partitions of one server: they share a client, and nothing that runs out."""
+
+import asyncio
+
+import redis.asyncio
+
+from ingine.wire import Job, Keys, all_partitions, encode_job
+from tests.waiting import wait_until_async
+from tests.worker.test_worker import GREEDY
+from worker.engine_thread import EngineThread
+from worker.settings import WorkerSettings
+from worker.worker import Worker
+
+NUM = 60
+
+
+async def test_partitions_do_not_wait_for_each_other_s_connections(queue, redis_url, tiny_engine):
+    """On one server all share a client, and each has a read that waits for new jobs."""
+    partitions = all_partitions(queue, NUM)
+    async with redis.asyncio.from_url(redis_url, protocol=2) as client:
+        for keys in (*partitions, Keys(queue)):
+            await client.hset(keys.settings, "partitions", NUM)
+        settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1, worker_id="w")
+        url = f"{redis_url}?max_connections=4"
+        worker = Worker(settings, url, EngineThread(tiny_engine), served_names=frozenset({"tiny"}))
+        running = asyncio.create_task(worker.run())
+
+        async def all_ended() -> bool:
+            ends = [await client.hget(keys.job(f"job-{n}"), "status") for n, keys in enumerate(partitions)]
+            return set(ends) == {b"finished"}
+
+        for n, keys in enumerate(partitions):
+            job = Job(id=f"job-{n}", prompt="x", sampling=GREEDY)
+            await client.xadd(keys.jobs("normal"), {"job": encode_job(job)})
+        try:
+            await wait_until_async(all_ended, what="the end of all jobs")
+        finally:
+            worker.stop()
+            await running
