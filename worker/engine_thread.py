@@ -133,13 +133,29 @@ class EngineThread:
         self._run()
 
     def _run(self) -> None:
+        try:
+            self._step_until_stopped()
+        except Exception as error:  # out of what never should raise: the engine's accounts are in disorder
+            log_event(logger, logging.ERROR, "engine broken", error=repr(error))
+            logger.debug("engine broken", exc_info=error)
+            self._send(EngineFailure(self._running_seq_ids(), error, fatal=True))
+        finally:
+            self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _step_until_stopped(self) -> None:
         healthy = True
         while healthy and self._wait_for_work():
             self._obey_commands()
             if self._engine.has_unfinished:
                 healthy = self._step()
             self.stats = self._engine.stats()
-        self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _running_seq_ids(self) -> list[str]:
+        """Of an engine that may not even know that: then nobody is to blame."""
+        try:
+            return self._engine.running_seq_ids
+        except Exception:
+            return []
 
     def _wait_for_work(self) -> bool:
         with self._wake:

@@ -25,7 +25,8 @@ class LeaseThread:
     """Renews every running job's lease until `stop`. It outlives what it protects: stop it last.
 
     `connect` makes the thread's own clients. `answered(job, answer)` is called from this thread, for each job
-    that was not simply renewed, with STALE or CANCELLED (see renew.lua).
+    that was not simply renewed, with STALE or CANCELLED (see renew.lua). `failed(error)` too: the thread has
+    ended by a fault of ours, and nothing is renewed any more.
     """
 
     def __init__(
@@ -36,14 +37,16 @@ class LeaseThread:
         *,
         lease_s: float,
         answered: Callable[[RunningJob, int], None],
+        failed: Callable[[Exception], None],
     ):
         self._connect = connect
         self._worker_id = worker_id
         self._jobs = jobs
         self._interval_s = lease_s / RENEWALS_PER_LEASE
         self._answered = answered
+        self._failed = failed
         self._running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="leases", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="leases", daemon=True)
 
     def start(self, queues: list[Queue]) -> None:
         self._queues = queues
@@ -53,17 +56,27 @@ class LeaseThread:
         """Waits for the end. Does nothing if it never started, or a second time."""
         if self._thread.is_alive():
             loop, stopped = self._running.result()
-            loop.call_soon_threadsafe(stopped.set)
+            with contextlib.suppress(RuntimeError):  # its loop has just closed
+                loop.call_soon_threadsafe(stopped.set)
             self._thread.join()
+
+    def _live(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except* Exception as errors:
+            self._failed(errors.exceptions[0])
 
     async def _run(self) -> None:
         self._stopped = asyncio.Event()
         self._running.set_result((asyncio.get_running_loop(), self._stopped))
         servers = self._connect()
-        async with asyncio.TaskGroup() as group:
-            for queue in self._queues:
-                group.create_task(self._renew_until_stopped(queue, servers.client(queue.keys)))
-        await servers.aclose()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for queue in self._queues:
+                    group.create_task(self._renew_until_stopped(queue, servers.client(queue.keys)))
+        finally:
+            with contextlib.suppress(RedisError, OSError):
+                await servers.aclose()
 
     async def _renew_until_stopped(self, queue: Queue, redis: Redis) -> None:
         """A partition whose server is away must not cost the others their leases: each has its own rhythm."""

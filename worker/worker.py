@@ -71,6 +71,7 @@ class Worker:
             self._jobs,
             lease_s=settings.lease_s,
             answered=lambda job, answer: self._loop.call_soon_threadsafe(self._lease_answered, job, answer),
+            failed=lambda error: self._loop.call_soon_threadsafe(self._fail, "leases", error),
         )
         self._hand_over = HandOver(
             self._engine,
@@ -198,8 +199,13 @@ class Worker:
         done, _ = await asyncio.wait({asked, *running}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
         for ended in done - {asked}:
-            self._fatal = self._fatal or ended.exception() or EngineError(f"{ended.get_name()} ended")
-            log_event(logger, logging.ERROR, "worker failed", part=ended.get_name(), error=repr(self._fatal))
+            self._fail(ended.get_name(), ended.exception() or EngineError(f"{ended.get_name()} ended"))
+
+    def _fail(self, part: str, error: Exception) -> None:
+        """A part has broken: hand over, and exit with status 1."""
+        log_event(logger, logging.ERROR, "worker failed", part=part, error=repr(error))
+        self._fatal = self._fatal or error
+        self.stop()
 
     async def _close(self) -> None:
         await asyncio.to_thread(self._leases.stop)

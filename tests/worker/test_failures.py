@@ -252,3 +252,35 @@ async def test_metadata_comes_back_from_the_door(harness):
     await worker.redis.hdel(worker.keys.settings, "paused")
     end = await worker.end("late")
     assert (end.status, end.metadata) == (JobStatus.EXPIRED, {"row": 7})
+
+
+async def test_a_worker_that_cannot_renew_does_not_serve_on(harness, monkeypatch):
+    worker = await harness()
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+
+    async def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(worker.worker._leases, "_renew_all", broken)
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
+        async with asyncio.timeout(20):
+            await asyncio.shield(worker.running)
+    assert await status(worker, "a") == "queued"
+
+
+@pytest.mark.parametrize("part", ["stats", "abort"])
+async def test_an_engine_that_loses_count_ends_the_worker(harness, tiny_engine, monkeypatch, part):
+    engine, broken = tiny_engine(), threading.Event()
+    break_steps(engine, monkeypatch, lambda ids: broken.is_set() and part == "abort")
+    count = getattr(engine, part)
+    monkeypatch.setattr(engine, part, lambda *args: 1 / 0 if broken.is_set() else count(*args))
+    worker = await harness(engine)
+    for name in "ab":
+        await worker.push(Job(id=name, prompt=name, sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("b"), what="tokens")
+    broken.set()
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
+        async with asyncio.timeout(20):
+            await asyncio.shield(worker.running)
+    assert {await status(worker, name) for name in "ab"} <= {"queued", "delayed"}
