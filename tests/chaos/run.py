@@ -18,7 +18,7 @@ from tests.chaos.journal import read
 from tests.chaos.proxy import FAULTS as WIRE_FAULTS
 from tests.chaos.proxy import ProxyProcess
 from tests.chaos.reference import read_answers
-from tests.chaos.schedule import Fault, fate, schedule
+from tests.chaos.schedule import Fault, fate, kinds, schedule
 from tests.chaos.servers import Cluster, Pair
 from tests.chaos.snapshot import Snapshot, take
 from tests.chaos.table import Report
@@ -43,6 +43,14 @@ WORKER = {
     "step_timeout_s": 6.0,  # longer than a worker is frozen
 }
 CALM_TIMEOUT_S = 120.0
+SEEN_AS = {
+    "kill_worker": "worker killed: kill -9",
+    "stop_worker": "worker stopped",
+    "freeze_worker": "worker frozen",
+}
+"""What a fault is counted as, if neither as one of a wire nor of a server."""
+MAY_MISS = ("kill_producer", "kill_consumer", "freeze_consumer")
+"""Those that may have left already, having done their work."""
 
 
 class Run:
@@ -227,8 +235,10 @@ class Run:
             await asyncio.sleep(1.0)
             for keys in all_partitions(QUEUE, self._servers.num_partitions):
                 try:
-                    owner = self._servers.owner(keys.settings)
-                    length = sum([await owner.xlen(stream) for stream in keys.all_jobs])
+                    moment = self._servers.owner(keys.settings).pipeline(transaction=True)
+                    for stream in keys.all_jobs:
+                        moment.xlen(stream)
+                    length = sum(await moment.zcard(keys.delayed).execute())
                 except (RedisError, OSError):
                     continue
                 if length > self._max_jobs:
@@ -290,6 +300,9 @@ class Run:
         report.num_accepted = len(set(accepted))
         if report.num_accepted != self._num_jobs:
             report.failures.append(f"{report.num_accepted} of {self._num_jobs} jobs were accepted")
+        for kind in kinds(replica=not self._cluster):
+            if kind not in MAY_MISS and not report.counts[SEEN_AS.get(kind) or _seen_as(kind)]:
+                report.failures.append(f"{kind} was to happen, and never did")
         report.findings = audit(
             accepted,
             lambda number: jobs.spec(self._seed, number, poison_every=self._poison_every),
@@ -298,3 +311,7 @@ class Run:
             read_answers(self._folder / "answers"),
             cancelled=cancelled,
         )
+
+
+def _seen_as(kind: str) -> str:
+    return f"wire: {kind}" if kind in WIRE_FAULTS else f"server: {kind}"

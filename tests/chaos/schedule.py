@@ -37,14 +37,17 @@ class Fault:
     options: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
+def kinds(*, replica: bool = True) -> list[str]:
+    """What is to happen at least once."""
+    return [kind for kind in PER_MINUTE if replica or kind not in ONLY_WITH_REPLICA]
+
+
 def schedule(seed: int, duration_s: float, *, replica: bool = True) -> list[Fault]:
     """Faults in order of time, all within `duration_s`; the calm comes after."""
     draw = random.Random(f"{seed}:schedule")
     faults = []
-    for kind, rate in PER_MINUTE.items():
-        if kind in ONLY_WITH_REPLICA and not replica:
-            continue
-        count = max(1, round(rate * duration_s / 60))
+    for kind in kinds(replica=replica):
+        count = max(1, round(PER_MINUTE[kind] * duration_s / 60))
         for number in range(count):  # spread evenly, shaken
             at_s = (number + draw.random()) / count * duration_s
             faults.append(Fault(at_s, kind, draw.random(), _options(kind, draw)))

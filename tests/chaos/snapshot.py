@@ -43,7 +43,8 @@ async def take(redis: Redis, keys: Keys, into: Snapshot) -> None:
         if name not in TTL_FREE and await redis.ttl(key) < 0:
             into.orphans.append(f"{key} has no TTL")
         if kind == "job":
-            record = {field.decode(): value.decode() for field, value in (await redis.hgetall(key)).items()}
+            fields = await redis.hgetall(key)
+            record = {field.decode(): value.decode(errors="replace") for field, value in fields.items()}
             log = into.logs.setdefault(job_id, Log())
             log.status, log.deaths = record.get("status"), int(record.get("deaths", 0))
             log.position = int(record.get("position", 0))

@@ -124,6 +124,7 @@ async def test_a_url_that_points_at_a_replica(programs, server, tmp_path):
 
 
 async def test_poison_ends_in_the_dead_letters_and_innocents_finish(programs, server):
+    programs.ended.clear()  # of what earlier tests stopped
     for _ in range(2):
         await programs.worker(url_of(server), replaced=True, max_deaths=3, fate=SLOW)
     requests = jobs.greedy_requests()[:6]
