@@ -162,7 +162,7 @@ class AsyncClient(QueueControl):
             record = await partition.call(lambda redis, keys: redis.hgetall(keys.job(job_id)))
             if b"status" in record:
                 return partition, JobInfo.from_record(job_id, record)
-            if not await self._partitions.changed():
+            if not await self._partitions.moved(job_id, partition):
                 raise JobNotFound(NO_SUCH_JOB.format(job_id))
 
     async def cancel(self, job_id: str) -> str:

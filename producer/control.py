@@ -29,8 +29,8 @@ class QueueControl:
 
     async def queue_info(self) -> QueueInfo:
         """Depth by priority, limits, switches, workers, dead letters; of each partition as of one moment."""
-        await self._partitions.changed()
-        return merge(self._partitions.queue, await self._partitions.each(read_partition))
+        partitions = await self._partitions.each(read_partition)
+        return merge(self._partitions.queue, [info for _, info in partitions])
 
     async def pause(self) -> None:
         """Workers take no further jobs; what runs goes on, and `submit` still accepts."""
@@ -45,7 +45,7 @@ class QueueControl:
     async def drain(self, worker_id: str) -> None:
         """Tell one worker to hand its jobs over and exit. Raises ClientError if no such worker is alive."""
         answers = await self._partitions.each(lambda redis, keys: redis.hkeys(keys.workers))
-        workers = {name.decode() for names in answers for name in names}
+        workers = {name.decode() for _, names in answers for name in names}
         if worker_id not in workers:
             alive = ", ".join(sorted(workers)) or "none"
             raise ClientError(
@@ -99,8 +99,7 @@ class QueueControl:
         """
         if not 1 <= number <= MAX_PARTITIONS:
             raise ValueError(f"a queue has 1 to {MAX_PARTITIONS} partitions, not {number}")
-        await self._partitions.changed()
-        old, base = await self._partitions.all(), self._partitions.base
+        old, base = await self._partitions.latest(), self._partitions.base
         for partition in old:
             if what := await self._close_if_empty(partition):
                 raise self._not_empty(what)
@@ -121,7 +120,7 @@ class QueueControl:
             closed.append(partition)
         for partition in [*(other for other in new if other in old and other != base), base]:
             await partition.call(partial(_write_settings, settings=fresh))
-        await self._partitions.changed()
+        await self._partitions.latest()
 
     def _not_empty(self, what: str) -> ClientError:
         return ClientError(f"queue {self._partitions.queue!r} is not empty ({what}): nothing was changed")
@@ -137,18 +136,15 @@ class QueueControl:
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """The oldest `limit` entries that no worker could answer."""
-        partitions = await self._partitions.all()
         answers = await self._partitions.each(lambda redis, keys: redis.xrange(keys.dead, count=limit))
         letters = [
-            _dead_letter(partition.keys, *entry)
-            for partition, entries in zip(partitions, answers, strict=True)
-            for entry in entries
+            _dead_letter(partition.keys, *entry) for partition, entries in answers for entry in entries
         ]
         return sorted(letters, key=_age)[:limit]
 
     async def dead_letter(self, entry_id: str) -> DeadLetter:
         """Raises ClientError if there is none with this id."""
-        partition, entry = await self._locate(entry_id)
+        partition, entry = _locate(await self._partitions.latest(), entry_id)
         entries = await partition.call(lambda redis, keys: redis.xrange(keys.dead, min=entry, max=entry))
         if not entries:
             raise ClientError(_no_letter(entry_id))
@@ -161,7 +157,7 @@ class QueueControl:
         duplicate, which would be buried again): submit its contents anew instead.
         """
         letter = await self.dead_letter(entry_id)
-        partition, entry = await self._locate(entry_id)
+        partition, entry = _locate(await self._partitions.all(), entry_id)
         keys = partition.keys
         if letter.stream not in keys.all_jobs:
             raise ClientError(f"dead letter {entry_id} came from {letter.stream!r}, which is no jobs stream")
@@ -184,9 +180,9 @@ class QueueControl:
     async def purge(self, entry_ids: Sequence[str] | None = None) -> int:
         """Delete dead letters for good, all of them if none is named. Returns how many there were."""
         if entry_ids is None:
-            return sum(await self._partitions.each(_purge_all))
-        named: dict[Partition, list[str]] = {}
-        for partition, entry in [await self._locate(entry_id) for entry_id in entry_ids]:
+            return sum(num_letters for _, num_letters in await self._partitions.each(_purge_all))
+        partitions, named = await self._partitions.latest(), dict[Partition, list[str]]()
+        for partition, entry in [_locate(partitions, entry_id) for entry_id in entry_ids]:
             named.setdefault(partition, []).append(entry)
         counts = [
             partition.call(lambda redis, keys, entries=entries: redis.xdel(keys.dead, *entries))
@@ -194,20 +190,20 @@ class QueueControl:
         ]
         return sum(await asyncio.gather(*counts))
 
-    async def _locate(self, entry_id: str) -> tuple[Partition, str]:
-        """From a dead letter's id to where it lies. With several partitions the id says in which one."""
-        partitions = await self._partitions.all()
-        number, _, entry = entry_id.rpartition(":")
-        if len(partitions) == 1 and not number:
-            return partitions[0], entry
-        if number.isdecimal() and int(number) < len(partitions) > 1:
-            return partitions[int(number)], entry
-        raise ClientError(_no_letter(entry_id))
-
     async def _nudge(self, command: dict[str, str]) -> None:
         """So that workers look at once. It may get lost: they look by themselves now and then."""
         message = msgpack.packb(command)
         await self._partitions.each(lambda redis, keys: redis.spublish(keys.control, message))
+
+
+def _locate(partitions: list[Partition], entry_id: str) -> tuple[Partition, str]:
+    """From a dead letter's id to where it lies. With several partitions the id says in which one."""
+    number, _, entry = entry_id.rpartition(":")
+    if len(partitions) == 1 and not number:
+        return partitions[0], entry
+    if number.isdecimal() and int(number) < len(partitions) > 1:
+        return partitions[int(number)], entry
+    raise ClientError(_no_letter(entry_id))
 
 
 async def _write_settings(redis: Redis, keys: Keys, settings: dict) -> None:

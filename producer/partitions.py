@@ -26,7 +26,7 @@ class Partition:
 
 
 class Partitions:
-    """Asks once how many there are. Who finds nothing where it should be asks again: `changed`."""
+    """Asks once how many there are. Who finds nothing where it should be asks again: `moved`."""
 
     def __init__(self, queue: str, where: Servers | Redis):
         """`where`: a client of the caller's own serves all partitions."""
@@ -38,9 +38,16 @@ class Partitions:
         self._known: list[Partition] = []
 
     async def all(self) -> list[Partition]:
-        """Raises ServerUnavailable if it has to ask and cannot."""
-        if not self._known:
-            await self.changed()
+        """As many as there were when last asked. Raises ServerUnavailable if it has to ask and cannot."""
+        return self._known or await self.latest()
+
+    async def latest(self) -> list[Partition]:
+        """As many as there are now. Raises ServerUnavailable, and ClientError if that is no number."""
+        field = await self.base.call(lambda redis, keys: redis.hget(keys.settings, "partitions"))
+        try:
+            self._known = self.among(read_num_partitions(field))
+        except ValueError as error:
+            raise ClientError(f"queue {self.queue!r}: {error}") from None
         return self._known
 
     async def of(self, job_id: str) -> Partition:
@@ -48,24 +55,20 @@ class Partitions:
         partitions = await self.all()
         return partitions[partition_of(job_id, len(partitions))]
 
-    async def changed(self) -> bool:
-        """Ask anew how many there are. True if it is another number than before."""
-        field = await self.base.call(lambda redis, keys: redis.hget(keys.settings, "partitions"))
-        try:
-            number, before = read_num_partitions(field), len(self._known)
-        except ValueError as error:
-            raise ClientError(f"queue {self.queue!r}: {error}") from None
-        if number != before:
-            self._known = self.among(number)
-        return number != before
+    async def moved(self, job_id: str, before: Partition) -> bool:
+        """Ask anew how many there are. True if the job lives elsewhere now than where the caller looked."""
+        await self.latest()
+        return await self.of(job_id) != before
 
     def among(self, number: int) -> list[Partition]:
         """As if there were so many."""
         return [self._partition(keys) for keys in all_partitions(self.queue, number)]
 
-    async def each(self, command: Callable[[Redis, Keys], Awaitable[T]]) -> list[T]:
-        """The answers of all partitions to one command, in their order. Raises ServerUnavailable."""
-        return await asyncio.gather(*(partition.call(command) for partition in await self.all()))
+    async def each(self, command: Callable[[Redis, Keys], Awaitable[T]]) -> list[tuple[Partition, T]]:
+        """All that there are now, in their order, with their answers. Raises ServerUnavailable."""
+        partitions = await self.latest()
+        answers = await asyncio.gather(*(partition.call(command) for partition in partitions))
+        return list(zip(partitions, answers, strict=True))
 
     def _partition(self, keys: Keys) -> Partition:
         where = None

@@ -13,6 +13,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from ingine.errors import ClientError, JobNotFound
 from ingine.wire import Event, TerminalEvent, TokensEvent, decode_event
@@ -52,7 +53,7 @@ class Streams:
                         yield event
                 return
             except JobNotFound:
-                if not await self._patience(self._partitions.changed):
+                if not await self._patience(partial(self._partitions.moved, job_id, partition)):
                     raise
 
     def _readers_at(self, server: Server) -> tuple[ChannelHub, LogReader]:

@@ -59,8 +59,8 @@ class Submitter:
             try:
                 if attempt:
                     await asyncio.sleep(0.1 * attempt * random.uniform(0.5, 1.0))
-                    await self._partitions.changed()
-                partitions = await self._partitions.all()
+                ask = self._partitions.latest if attempt else self._partitions.all
+                partitions = await ask()
             except ClientError as error:
                 return [outcomes.get(n, error) for n in range(len(submissions))]
             groups: dict[Partition, dict[int, Submission]] = defaultdict(dict)

@@ -12,7 +12,17 @@ import pytest
 
 from ingine.servers import Servers
 from ingine.wire import Keys, all_partitions, keys_of, partition_of
-from producer import AsyncClient, Client, ClientError, DuplicateJob, InvalidJob, JobNotFound, QueueFull, Reply
+from producer import (
+    AsyncClient,
+    Client,
+    ClientError,
+    DuplicateJob,
+    InvalidJob,
+    JobCancelled,
+    JobNotFound,
+    QueueFull,
+    Reply,
+)
 from producer.batch import Batch
 from producer.batch_progress import make_progress
 from tests.producer.fake_worker import FakeWorker
@@ -233,6 +243,57 @@ async def test_others_learn_of_another_number_when_they_need_it(client: AsyncCli
             await again.cancel()
 
 
+async def test_all_who_look_at_once_learn_of_another_number(client: AsyncClient, place: Place):
+    await client.set_partitions(1)
+    async with AsyncClient(place.url, queue=place.queue) as other:
+        await other.queue_info()
+        await client.set_partitions(NUM_PARTITIONS)
+        jobs = [await client.submit("hi", job_id=id_in(n)) for n in range(NUM_PARTITIONS)] * 2
+        infos = await asyncio.gather(*(other.status(job.job_id) for job in jobs))
+        assert {info.status for info in infos} == {"queued"}
+    async with AsyncClient(place.url, queue=place.queue) as other:
+        await other.queue_info()
+        for job in jobs:
+            await job.cancel()
+        await client.set_partitions(1)
+        job = await client.submit("hi")
+        streams = [other.attach(job.job_id).result() for _ in range(8)]
+        await job.cancel()
+        ends = await asyncio.gather(*streams, return_exceptions=True)
+        assert {type(end) for end in ends} == {JobCancelled}
+
+
+async def test_an_operator_steers_and_sees_the_places_of_now(client: AsyncClient, place: Place):
+    await client.set_partitions(1)
+    async with AsyncClient(place.url, queue=place.queue) as other:
+
+        async def now() -> list[list[bytes | None]]:
+            return [await place.settings(keys, "paused", "max_jobs", "drain:w1") for keys in place.partitions]
+
+        async def from_before(method: str, *args, **kwargs):
+            """By a client that knows another number."""
+            other._partitions._known = other._partitions.among(1)
+            return await getattr(other, method)(*args, **kwargs)
+
+        await client.set_partitions(NUM_PARTITIONS)
+        last = place.partitions[-1]
+        redis = place.servers.client(last)
+        await redis.hset(last.workers, "w1", msgpack.packb({"at_s": 0}))
+        await from_before("pause")
+        await from_before("set_limits", max_jobs=3)
+        await from_before("drain", "w1")
+        assert await now() == [[b"1", b"3", b"1"]] * NUM_PARTITIONS
+        await from_before("resume")
+        assert await now() == [[None, b"3", b"1"]] * NUM_PARTITIONS
+
+        entry_ids = [f"{NUM_PARTITIONS - 1}:{await bury(redis, last, b'x')}" for _ in range(4)]
+        assert [letter.entry_id for letter in await from_before("dead_letters")] == entry_ids
+        assert (await from_before("dead_letter", entry_ids[0])).entry_id == entry_ids[0]
+        assert await from_before("requeue", entry_ids[0])
+        assert await from_before("purge", entry_ids[1:2]) == 1
+        assert await from_before("purge") == 2
+
+
 async def test_a_stream_finds_a_job_in_the_new_place(client: AsyncClient, place: Place):
     async with AsyncClient(place.url, queue=place.queue) as other:
         await client.set_partitions(1)
@@ -273,7 +334,8 @@ async def test_nothing_stays_of_what_an_earlier_number_had_set(client: AsyncClie
     await client.set_partitions(2)
     assert (await client.queue_info()).paused
     await client.resume()
-    await place.servers.client(Keys(place.queue)).hdel(place.partitions[0].settings, "weight:gone")
+    first = place.partitions[0]
+    await place.servers.client(first).hdel(first.settings, "weight:gone")
     await client.set_partitions(NUM_PARTITIONS)
     for keys in (*place.partitions, Keys(place.queue)):
         settings = await place.servers.client(keys).hgetall(keys.settings)
