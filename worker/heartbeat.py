@@ -32,6 +32,7 @@ class Heartbeat:
         worker_id: str,
         metrics: Metrics,
         *,
+        num_partitions: int,
         describe: Callable[[], dict],
         learn: Callable[[dict[str, str]], None],
     ):
@@ -39,6 +40,7 @@ class Heartbeat:
         self._keys = keys
         self._worker_id = worker_id
         self._metrics = metrics
+        self._num_partitions = num_partitions
         self._describe = describe
         self._learn = learn
         self._forget = redis.register_script(script("forget"))
@@ -68,11 +70,13 @@ class Heartbeat:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hset(self._keys.workers, self._worker_id, msgpack.packb(self._describe() | {"at_s": now_s}))
             pipe.expire(self._keys.workers, WORKERS_TTL_S)
+            # Should the server have lost it, producers would be sent elsewhere.
+            pipe.hsetnx(self._keys.settings, "partitions", self._num_partitions)
             pipe.hgetall(self._keys.settings)
             for stream in (*self._keys.all_jobs, self._keys.dead):
                 pipe.xlen(stream)
             pipe.zcard(self._keys.delayed)
-            _, _, settings, *depths, num_dead, num_delayed = await pipe.execute()
+            _, _, _, settings, *depths, num_dead, num_delayed = await pipe.execute()
         partition = self._keys.partition or 0
         for priority, depth in zip(Priority, depths, strict=True):
             self._metrics.queue_depth.labels(priority, partition).set(depth)

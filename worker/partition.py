@@ -43,7 +43,13 @@ class Partition:
         self._stop = stop
         self.intake = Intake(queue, admission, lease_s=lease_s, num_partitions=num_partitions)
         self.heartbeat = Heartbeat(
-            redis, queue.keys, queue.worker_id, metrics, describe=describe, learn=self._learn
+            redis,
+            queue.keys,
+            queue.worker_id,
+            metrics,
+            num_partitions=num_partitions,
+            describe=describe,
+            learn=self._learn,
         )
         self._control = ControlListener(redis, queue.keys, self._obey)
 
@@ -83,8 +89,14 @@ async def watch_number(redis: Redis, queue: str, number: int) -> None:
     it, also while a change is refused in the end, or has broken off: jobs that run there go on.
     """
     settings = Keys(queue).settings
+
+    async def ask() -> bytes | None:
+        # A server that came back empty has lost it, and is told again.
+        await redis.hsetnx(settings, "partitions", number)
+        return await redis.hget(settings, "partitions")
+
     while True:
-        field = await until_served("asking for partitions", lambda: redis.hget(settings, "partitions"))
+        field = await until_served("asking for partitions", ask)
         with contextlib.suppress(ValueError):  # anybody may write there: what is no number changes nothing
             if (now := read_num_partitions(field)) != number:
                 raise EngineError(f"the queue has {now} partitions now, not {number}: start again")

@@ -47,7 +47,7 @@ def assert_nothing_is_left(server: EmbeddedServer, queue: str) -> None:
             assert connection.xpending(stream, "workers")["pending"] == 0
         assert not connection.exists(keys.dead)
         no_ttl = {key.decode() for key in connection.scan_iter(f"{keys.prefix}:*") if connection.ttl(key) < 0}
-        assert no_ttl <= set(keys.all_jobs)
+        assert no_ttl <= {*keys.all_jobs, keys.settings}
 
 
 def test_kill_9_of_a_worker_with_32_running_requests(server, queue, client, workers, uninterrupted):

@@ -117,3 +117,22 @@ async def test_no_partition_starves_while_the_worker_is_full(partitioned, queue,
 
     found = await wait_until_async(counts, what="the end of some")
     assert min(found) >= 3
+
+
+async def test_a_partition_whose_server_came_back_empty_is_served_on(partitioned, queue):
+    """All of its keys are gone, the number of partitions with them."""
+    worker = await partitioned()
+    lost, base = Keys(queue, 1), Keys(queue)
+    await wait_until_async(lambda: worker.redis.hexists(lost.workers, "w0"), what="the start")
+    doomed = [key async for key in worker.redis.scan_iter(f"{lost.prefix}:*")]
+    await worker.redis.delete(*doomed, base.settings)
+    for keys in (lost, base):
+        field = await wait_until_async(
+            lambda: worker.redis.hget(keys.settings, "partitions"),  # noqa: B023
+            what="the number of partitions",
+        )
+        assert int(field) == NUM
+    job = next(Job(id=f"job-{n}", prompt="x") for n in range(99) if partition_of(f"job-{n}", NUM) == 1)
+    await push(worker, queue, job)
+    await wait_until_async(lambda: worker.redis.exists(lost.tokens(job.id)), what="its tokens")
+    assert not worker.worker.stopping
