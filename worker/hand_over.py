@@ -20,7 +20,8 @@ LEAVE_TIMEOUT_S = 2.0
 
 
 class HandOver:
-    """None of it may take for ever: `limit_s` bounds the whole, but for taking leave.
+    """None of it may take for ever: `limit_s` bounds the whole, but for taking leave. No partition waits for
+    another's server, except for the last step to be committed.
 
     A step that hangs, or a broken publisher, costs the uncommitted tokens, which whoever goes on makes again.
     What cannot be released in time goes on when its lease has run out.
@@ -42,10 +43,11 @@ class HandOver:
         self._admission = admission
         self._partitions = partitions
         self._limit_s = limit_s
+        self._releasing: set[RunningJob] = set()
 
     async def run(
         self,
-        intakes: set[asyncio.Task],
+        intakes: dict[Partition, asyncio.Task],
         publisher: asyncio.Task,
         rest: set[asyncio.Task],
         *,
@@ -59,21 +61,34 @@ class HandOver:
         for partition in self._partitions:
             partition.intake.wake()
         await _within(self._limit_s / 2, "the last step", self._settle(publisher))
-        await _within(self._limit_s / 2, "releasing jobs", self._release_all(intakes))
+        await asyncio.gather(*(self._let_go(partition, intakes[partition]) for partition in self._partitions))
         await cancel_all(rest)
-        for partition in self._partitions:
-            await _within(LEAVE_TIMEOUT_S, "taking leave", partition.heartbeat.leave())
+        leaving = [partition.heartbeat.leave() for partition in self._partitions]
+        await asyncio.gather(*(_within(LEAVE_TIMEOUT_S, "taking leave", each) for each in leaving))
         log_event(logger, logging.INFO, "worker drained", ms=(time.monotonic() - started) * 1000)
 
     async def release(self, job: RunningJob, *, died: bool = False) -> None:
-        """Back to the queue, for anybody, with its log; `died`: after a pause, and one death is counted."""
-        self._jobs.remove(job)
+        """Back to the queue, for anybody, with its log; `died`: after a pause, and one death is counted.
+
+        It is held until Redis has answered: else what the server delivers anew after an outage would be begun
+        here once more, while the release of this attempt is still being tried.
+        """
         give_back = job.queue.delay if died else job.queue.release
-        await until_served("release", lambda: give_back(job.entry, job.id, job.attempt))
+        self._releasing.add(job)
+        try:
+            await until_served("release", lambda: give_back(job.entry, job.id, job.attempt))
+        finally:
+            self._releasing.discard(job)
+            if self._jobs.by_seq(job.seq_id) is job:
+                self._jobs.remove(job)
         log_event(
             logger, logging.INFO, "job released",
             job_id=job.id, attempt=job.attempt, position=job.position, died=died,
         )  # fmt: skip
+
+    def releases(self, job: RunningJob) -> bool:
+        """It may be somebody else's already: its reply is on its way, or was lost."""
+        return job in self._releasing
 
     async def _settle(self, publisher: asyncio.Task) -> None:
         """Until all that the engine has delivered is committed, or never will be."""
@@ -82,17 +97,21 @@ class HandOver:
         await asyncio.wait({committed, publisher}, return_when=asyncio.FIRST_COMPLETED)
         committed.cancel()
 
-    async def _release_all(self, intakes: set[asyncio.Task]) -> None:
-        await self._release_running()
-        # Their last reads may still have brought something, which they release, or begin at the same moment.
-        await asyncio.wait(intakes)
-        await self._release_running()
+    async def _let_go(self, partition: Partition, intake: asyncio.Task) -> None:
+        what = f"releasing jobs of {partition.queue.keys.prefix}"
+        await _within(self._limit_s / 2, what, self._release_all(partition, intake))
 
-    async def _release_running(self) -> None:
+    async def _release_all(self, partition: Partition, intake: asyncio.Task) -> None:
+        await self._release_running(partition)
+        # Its last read may still have brought something, which it releases, or begins at the same moment.
+        await asyncio.wait([intake])
+        await self._release_running(partition)
+
+    async def _release_running(self, partition: Partition) -> None:
         for job in self._jobs:
-            await self.release(job, died=job.seq_id in self._suspects)
-        for partition in self._partitions:
-            await until_served("telling the peers", partition.queue.tell_released)
+            if job.queue is partition.queue:
+                await self.release(job, died=job.seq_id in self._suspects)
+        await until_served("telling the peers", partition.queue.tell_released)
 
 
 async def _within(limit_s: float, what: str, leaving: Awaitable[None]) -> None:

@@ -171,7 +171,9 @@ class Worker:
         self._leases.start([partition.queue for partition in self._partitions])
         self._engine.start(self._steps.put_nowait)
         intakes = {
-            asyncio.create_task(partition.intake.run(), name=f"intake of {partition.queue.keys.prefix}")
+            partition: asyncio.create_task(
+                partition.intake.run(), name=f"intake of {partition.queue.keys.prefix}"
+            )
             for partition in self._partitions
         }
         publisher = asyncio.create_task(self._publish(), name="publisher")
@@ -184,14 +186,14 @@ class Worker:
         for partition in self._partitions:
             rest |= {asyncio.create_task(part, name=name) for name, part in partition.parts().items()}
         self._log_start()
-        await self._until_stopped({publisher, *intakes, *rest})
+        await self._until_stopped({publisher, *intakes.values(), *rest})
         try:
             # A step that hangs has all of its batch under suspicion.
             hangs = isinstance(self._fatal, StepHangs)
             suspects = self._engine.engine.running_seq_ids if hangs else ()
             await self._hand_over.run(intakes, publisher, rest, suspects=suspects)
         finally:
-            await cancel_all({publisher, *intakes, *rest})
+            await cancel_all({publisher, *intakes.values(), *rest})
 
     async def _until_stopped(self, running: set[asyncio.Task]) -> None:
         """Until somebody asks, or one of the tasks ends: they never should."""
@@ -246,7 +248,7 @@ class Worker:
     # ------------------------------------------------------------------------- what others ask for
 
     def _lease_answered(self, job: RunningJob, answer: int) -> None:
-        if self._jobs.by_seq(job.seq_id) is not job:
+        if self._jobs.by_seq(job.seq_id) is not job or self._hand_over.releases(job):
             return
         if answer == STALE:
             self._publisher.drop(job)

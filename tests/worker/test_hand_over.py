@@ -1,0 +1,89 @@
+"""A hand-over while the server of one partition is away, or comes back only during it."""
+
+import asyncio
+
+import pytest
+import redis.asyncio
+from redis.exceptions import ConnectionError
+
+from ingine.wire import Job, Keys, all_partitions, encode_job
+from tests.waiting import wait_until_async
+from tests.worker.test_worker import ENDLESS
+
+
+async def gone(*_, **__):
+    raise ConnectionError("gone")
+
+
+@pytest.fixture
+async def two(harness, redis_url, queue):
+    """A worker on two partitions, with a job under way in each."""
+    partitions = all_partitions(queue, 2)
+    async with redis.asyncio.from_url(redis_url, protocol=2) as client:
+        for keys in (*partitions, Keys(queue)):
+            await client.hset(keys.settings, "partitions", 2)
+        worker = await harness(drain_timeout_s=2.0)
+        for n, keys in enumerate(partitions):
+            await client.xadd(
+                keys.jobs("normal"), {"job": encode_job(Job(id=f"j{n}", prompt="x", sampling=ENDLESS))}
+            )
+        for n, keys in enumerate(partitions):
+            key = keys.job(f"j{n}")
+            await wait_until_async(lambda key=key: client.hget(key, "position"), what="tokens of both")
+        yield worker
+
+
+async def test_one_partition_s_server_keeps_no_job_of_another(two, queue, monkeypatch):
+    away, there = (partition.queue for partition in two.worker._partitions)
+    for name in ("release", "tell_released"):
+        monkeypatch.setattr(away, name, gone)
+    told = asyncio.Event()
+    tell = there.tell_released
+
+    async def tell_released():
+        await tell()
+        told.set()
+
+    monkeypatch.setattr(there, "tell_released", tell_released)
+    await two.stop()
+    assert await two.redis.hget(there.keys.job("j1"), "status") == b"queued"
+    assert told.is_set()
+    assert await two.redis.hget(away.keys.job("j0"), "status") == b"running"
+
+
+async def test_a_job_is_held_until_its_release_is_answered(harness, monkeypatch):
+    """Else the intake, which asks what is pending after an outage, would begin it anew."""
+    worker = await harness()
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    (job,) = worker.worker._jobs
+    queue, release, held = worker.queue, worker.queue.release, []
+
+    async def release_at_last(*args):
+        held.append(worker.worker._jobs.holds(job.entry))
+        if len(held) == 1:
+            await gone()
+        return await release(*args)
+
+    monkeypatch.setattr(queue, "release", release_at_last)
+    await worker.stop()
+    assert held == [True, True]
+    assert not worker.worker._jobs.holds(job.entry)
+
+
+async def test_a_renewal_that_comes_too_late_for_a_release_is_no_fencing(harness, monkeypatch):
+    worker = await harness(lease_s=0.5)
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    release, answers = worker.queue.release, []
+    monkeypatch.setattr(worker.worker._leases, "_answered", lambda job, answer: answers.append((job, answer)))
+
+    async def lose_the_reply(*args):
+        released = await release(*args)
+        await wait_until_async(lambda: answers, what="a renewal")
+        worker.worker._lease_answered(*answers[0])
+        return released
+
+    monkeypatch.setattr(worker.queue, "release", lose_the_reply)
+    await worker.stop()
+    assert worker.worker._metrics.fenced_writes._value.get() == 0
