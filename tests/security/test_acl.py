@@ -42,6 +42,7 @@ async def produce(server: AclServer, queue: str) -> str:
         assert [chunk async for chunk in first.stream()][-1].position == 6
         assert (await first.result()).finish_reason == "length"
         assert (await client.status(first.job_id)).position == 6
+        assert (await anext(client.replies("r"))).job_id == first.job_id
         assert (await client.submit("one", idempotency_key="k")).job_id == first.job_id
         many = await client.submit_many({"prompt": f"{n}", **SHORT} for n in range(3))
         assert all([await handle.result() for handle in many])
