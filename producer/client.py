@@ -25,7 +25,7 @@ from producer.connection import connect
 from producer.control import QueueControl
 from producer.handle import AsyncJobHandle
 from producer.partitions import Partition, Partitions
-from producer.replies import Reply, follow_replies
+from producer.replies import Replies, Reply
 from producer.results import JobInfo
 from producer.settings import load_settings
 from producer.streams import NO_SUCH_JOB, Streams
@@ -51,6 +51,7 @@ class AsyncClient(QueueControl):
         partitions = Partitions(settings.queue, self._owned_servers or redis)
         super().__init__(partitions)
         self._streams = Streams(partitions)
+        self._replies = Replies(partitions)
         self._submitter = Submitter(partitions)
         self._cancel_script = load_script(partitions.base.server.redis, "cancel")
 
@@ -144,10 +145,10 @@ class AsyncClient(QueueControl):
         position: of the last reply that you have dealt with; from the first one that is still there if empty.
         They stay for as long as a job's result does. In the order of their ends, in each partition.
 
-        Raises ServerUnavailable as streams do, and ValueError for a position from before the number of
-        partitions changed.
+        Raises ServerUnavailable as streams do, ClientError when the client is closed or the number of
+        partitions changes, and ValueError for a position from before it did.
         """
-        async with aclosing(follow_replies(self._partitions, name, position)) as replies:
+        async with aclosing(self._replies.follow(name, position)) as replies:
             async for reply in replies:
                 yield reply
 
@@ -203,6 +204,7 @@ class AsyncClient(QueueControl):
     async def aclose(self) -> None:
         """End all streams of this client and close its connections. Jobs go on."""
         await self._streams.aclose()
+        await self._replies.aclose()
         if self._owned_servers:
             await self._owned_servers.aclose()
 

@@ -2,10 +2,13 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.exceptions import RedisError
 
 from ingine.errors import ClientError
 from ingine.wire import EVENT_FIELD, JobStatus, decode_event
@@ -15,6 +18,8 @@ from producer.token_log import UNREADABLE, Patience
 
 BLOCK_MS = 2000
 ENTRIES_PER_READ = 256
+MANY = 1 << 31
+"""Connections, one for each stream that is followed: redis-py wants a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,42 +38,98 @@ class Reply:
     """Give it to `replies` to go on after this one."""
 
 
-async def follow_replies(partitions: Partitions, name: str, position: str) -> AsyncIterator[Reply]:
-    """See `AsyncClient.replies`."""
-    places = await partitions.all()
-    last_ids = position.split(",") if position else ["0"] * len(places)
-    if len(last_ids) != len(places):
-        raise ValueError(f"this position is of {len(last_ids)} partitions, and the queue has {len(places)}")
-    numbers: dict[Server, dict[bytes, int]] = defaultdict(dict)
-    for number, place in enumerate(places):
-        numbers[place.server][place.keys.replies(name).encode()] = number
-    arrived: asyncio.Queue[tuple[int, bytes, dict] | Exception] = asyncio.Queue(maxsize=ENTRIES_PER_READ)
+class Replies:
+    """All replies streams that a client follows. At each server, each waits on a connection of its own."""
 
-    async def read(server: Server, number_of: dict[bytes, int]) -> None:
-        patience, after = Patience(), {stream: last_ids[number] for stream, number in number_of.items()}
+    def __init__(self, partitions: Partitions):
+        self._partitions = partitions
+        self._own: dict[Server, Redis] = {}
+        self._reads: set[asyncio.Task] = set()
+        self._patience = Patience()
+        self._closed = False
+
+    async def follow(self, name: str, position: str) -> AsyncIterator[Reply]:
+        """See `AsyncClient.replies`."""
+        places = await self._patience(self._partitions.latest)
+        last_ids = position.split(",") if position else ["0"] * len(places)
+        if len(last_ids) != len(places):
+            raise ValueError(
+                f"this position is of {len(last_ids)} partitions, and the queue has {len(places)}"
+            )
+        numbers: dict[Server, dict[bytes, int]] = defaultdict(dict)
+        for number, place in enumerate(places):
+            numbers[place.server][place.keys.replies(name).encode()] = number
+        reads: dict[asyncio.Task, Server] = {}
+
+        def read_on(server: Server) -> None:
+            after = {stream: last_ids[number] for stream, number in numbers[server].items()}
+            reads[self._read(server, after)] = server
+
         try:
+            for server in numbers:
+                read_on(server)
             while True:
-                xread = partial(server.redis.xread, after, block=BLOCK_MS, count=ENTRIES_PER_READ)
-                for stream, entries in await patience(partial(server.call, xread)):
-                    for entry_id, fields in entries:
-                        await arrived.put((number_of[stream], entry_id, fields))
-                        after[stream] = entry_id
-        except Exception as error:
-            await arrived.put(error)
+                done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+                for read in done:
+                    server, streams = reads.pop(read), self._result(read)
+                    if not streams and len(await self._patience(self._partitions.latest)) != len(places):
+                        raise ClientError(
+                            f"queue {self._partitions.queue!r} has another number of partitions now: all "
+                            "replies of before have been given, begin anew without a position"
+                        )
+                    for stream, entries in streams:
+                        for entry_id, fields in entries:
+                            last_ids[numbers[server][stream]] = entry_id.decode()
+                            yield _reply(fields, ",".join(last_ids))
+                    read_on(server)
+        finally:
+            await _end(reads)
 
-    readers = [asyncio.create_task(read(*streams)) for streams in numbers.items()]
+    def _read(self, server: Server, after: dict[bytes, str]) -> asyncio.Task:
+        """Reads once, until there is something or nothing has come for a while."""
+        if self._closed:
+            raise ClientError("the client is closed")
+        if server not in self._own:
+            pool = server.redis.connection_pool
+            options = pool.connection_kwargs
+            own = ConnectionPool(connection_class=pool.connection_class, max_connections=MANY, **options)
+            self._own[server] = Redis.from_pool(own)
+        xread = partial(self._own[server].xread, after, block=BLOCK_MS, count=ENTRIES_PER_READ)
+        read = asyncio.create_task(_patiently(server, xread))
+        self._reads.add(read)
+        read.add_done_callback(self._reads.discard)
+        return read
+
+    def _result(self, read: asyncio.Task) -> list:
+        if self._closed or read.cancelled():
+            raise ClientError("the client is closed")
+        return read.result()
+
+    async def aclose(self) -> None:
+        self._closed = self._patience.ended = True
+        await _end(self._reads)
+        for redis in self._own.values():
+            await redis.aclose()
+
+
+async def _end(reads: Iterable[asyncio.Task]) -> None:
+    pending = set(reads)
+    while pending:
+        for read in pending:
+            read.cancel()
+        # Again if need be: before Python 3.12 asyncio.wait_for, under which redis-py writes, may swallow it.
+        ended, pending = await asyncio.wait(pending, timeout=0.1)
+        for read in ended:
+            read.cancelled() or read.exception()  # seen, even if nobody waits for it
+
+
+async def _patiently(server: Server, xread: Callable[[], Awaitable[list]]) -> list:
+    # Without `server.call`, which lets a command run on to its end when it is cancelled: this connection is
+    # shared with nobody who would need its reply to be read.
     try:
-        while True:
-            arrival = await arrived.get()
-            if isinstance(arrival, Exception):
-                raise arrival
-            number, entry_id, fields = arrival
-            last_ids[number] = entry_id.decode()
-            yield _reply(fields, ",".join(last_ids))
-    finally:
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+        return await Patience()(xread)
+    except RedisError as error:
+        raise server.unavailable(error) from error
 
 
 def _reply(fields: dict[bytes, bytes], position: str) -> Reply:

@@ -218,6 +218,36 @@ def test_replies_without_an_event_loop(redis_url: str, queue: str):
         assert [next(replies).job_id for _ in range(2)] == ["0", "1"]
 
 
+async def test_one_who_follows_replies_learns_of_another_number(
+    client: AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("producer.replies.BLOCK_MS", 20)
+    async with AsyncClient(place.url, queue=place.queue) as other:
+        await other.queue_info()
+        await client.set_partitions(1)
+        job = await client.submit("hi", reply_to="mine")
+        await job.cancel()
+        async with aclosing(other.replies("mine")) as replies:
+            assert (await anext(replies)).job_id == job.job_id
+            await client.set_partitions(2)
+            with pytest.raises(ClientError, match="another number of partitions now"):
+                await asyncio.wait_for(anext(replies), 20)
+
+
+async def test_waiting_for_replies_holds_up_nobody_and_ends_with_the_client(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("producer.replies.BLOCK_MS", 1000 * 3600)
+    waiting = [asyncio.ensure_future(anext(client.replies(f"r{n}"))) for n in range(16)]
+    await wait_until_async(lambda: len(client._replies._reads) >= 16, what="all of them waiting")
+    async with asyncio.timeout(20):
+        for n in range(NUM_PARTITIONS):
+            await client.submit("hi", job_id=id_in(n))
+        await client.aclose()
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {str(end) for end in ends} == {"the client is closed"}
+
+
 async def test_what_is_no_reply_is_an_error(client: AsyncClient, place: Place):
     keys = place.partitions[2]
     await place.servers.client(keys).xadd(keys.replies("mine"), {"event": b"nonsense"})
