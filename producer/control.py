@@ -3,6 +3,7 @@
 import asyncio
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -12,7 +13,7 @@ from redis.asyncio import Redis
 from ingine.errors import ClientError, InvalidJob
 from ingine.wire import JOB_FIELD, MAX_PARTITIONS, Keys, decode_job
 from producer.partitions import Partition, Partitions
-from producer.queue_info import merge, read_partition
+from producer.queue_info import merge, read_partition, text
 from producer.results import DeadLetter, QueueInfo
 from producer.submitter import load_script
 
@@ -45,7 +46,7 @@ class QueueControl:
     async def drain(self, worker_id: str) -> None:
         """Tell one worker to hand its jobs over and exit. Raises ClientError if no such worker is alive."""
         answers = await self._partitions.each(lambda redis, keys: redis.hkeys(keys.workers))
-        workers = {name.decode() for _, names in answers for name in names}
+        workers = {text(name) for _, names in answers for name in names}
         if worker_id not in workers:
             alive = ", ".join(sorted(workers)) or "none"
             raise ClientError(
@@ -218,18 +219,19 @@ async def _purge_all(redis: Redis, keys: Keys) -> int:
 
 
 def _dead_letter(keys: Keys, entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
-    text = {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
-    raw = fields[JOB_FIELD.encode()]
+    """Anybody may have written it: what it lacks is empty."""
+    found = defaultdict(str, {text(name): text(value) for name, value in fields.items()})
+    raw = fields.get(JOB_FIELD.encode(), b"")
     return DeadLetter(
         entry_id=entry_id.decode() if keys.partition is None else f"{keys.partition}:{entry_id.decode()}",
         job=raw,
         job_id=_readable_id(raw),
-        code=text["code"],
-        reason=text["reason"],
-        stream=text["stream"],
-        entry=text["entry"],
-        deliveries=int(text["deliveries"]),
-        worker=text["worker"],
+        code=found["code"],
+        reason=found["reason"],
+        stream=found["stream"],
+        entry=found["entry"],
+        deliveries=int(found["deliveries"]) if found["deliveries"].isdecimal() else 0,
+        worker=found["worker"],
     )
 
 

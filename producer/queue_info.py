@@ -1,6 +1,9 @@
 """How a queue stands: read from each partition at one moment of its own, and added up."""
 
+import json
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +65,9 @@ async def read_partition(redis: Redis, keys: Keys) -> PartitionInfo:
         waiting=waiting,
         running=running,
         num_delayed=num_delayed,
-        num_bytes=int(num_bytes or 0),
-        settings={name.decode(): value.decode() for name, value in settings.items()},
-        workers={name.decode(): _heartbeat(raw, now_s) for name, raw in workers.items()},
+        num_bytes=int(_number({"bytes": text(num_bytes or b"0")}, "bytes")),
+        settings={text(name): text(value) for name, value in settings.items()},
+        workers={text(name): _heartbeat(raw, now_s) for name, raw in workers.items()},
         num_dead=num_dead,
     )
 
@@ -100,10 +103,15 @@ def merge(queue: str, partitions: Sequence[PartitionInfo]) -> QueueInfo:
 
 def _number(settings: dict[str, str], name: str, default: float = 1.0) -> float:
     """Raises ClientError for what is none: anybody may have written it."""
-    try:
-        return float(settings.get(name, default))
-    except ValueError:
-        raise ClientError(f"the queue's setting {name} is {settings[name]!r}, which is no number") from None
+    with suppress(ValueError):
+        if math.isfinite(number := float(settings.get(name, default))):
+            return number
+    raise ClientError(f"the queue's setting {name} is {settings[name]!r}, which is no number")
+
+
+def text(raw: bytes) -> str:
+    """Of what anybody may have written."""
+    return raw.decode(errors="replace")
 
 
 def _sums(counts: Sequence[dict[str, int]]) -> dict[str, int]:
@@ -128,5 +136,10 @@ def _num_running(pending: dict | ResponseError) -> int:
 
 
 def _heartbeat(raw: bytes, now_s: int) -> dict[str, Any]:
-    fields = msgpack.unpackb(raw)
-    return fields | {"silent_s": now_s - fields["at_s"]}
+    """What is no heartbeat is none: silent since 1970."""
+    try:
+        fields = msgpack.unpackb(raw)
+        json.dumps(fields)
+        return fields | {"silent_s": now_s - fields["at_s"]}
+    except (ValueError, TypeError, KeyError):
+        return {"silent_s": now_s}

@@ -92,6 +92,28 @@ async def test_a_dead_letter_can_be_looked_at(face: Face, redis: Redis, keys: Ke
         await face("dead_letter", "1-1")
 
 
+@pytest.mark.parametrize("raw", [b"\x90", b"\xc1", b"", *map(msgpack.packb, ({"at_s": "x"}, {"a": 1}))])
+    "raw", [b"\x90", b"\xc1", b"", msgpack.packb({"at_s": "x"}), msgpack.packb({"a": 1})]
+)
+async def test_what_is_no_heartbeat_is_shown_as_long_silent(face: Face, redis: Redis, keys: Keys, raw: bytes):
+    await redis.hset(keys.workers, b"w\xff", raw)
+    await redis.hset(keys.settings, mapping={b"\xff": b"\xff", b"weight:\xff": 2})
+    info = await face("queue_info")
+    assert list(info.workers) == ["w\ufffd"]
+    assert info.workers["w\ufffd"]["silent_s"] > 1e9
+    assert info.weights == {"\ufffd": 2}
+
+
+async def test_what_is_no_dead_letter_can_be_looked_at_and_purged(face: Face, redis: Redis, keys: Keys):
+    await redis.xadd(keys.dead, {b"\xff": b"\xff", b"deliveries": b"many"})
+    [letter] = await face("dead_letters")
+    assert (letter.job, letter.job_id, letter.code, letter.deliveries) == (b"", None, "", 0)
+    assert await face("dead_letter", letter.entry_id) == letter
+    with pytest.raises(ClientError, match="no jobs stream"):
+        await face("requeue", letter.entry_id)
+    assert await face("purge", [letter.entry_id]) == 1
+
+
 @pytest.mark.parametrize("raw", [msgpack.packb({"id": "mine"}), b"\xc1"])
 async def test_requeue_puts_it_back_where_it_came_from(face: Face, redis: Redis, keys: Keys, raw: bytes):
     entry_id = await bury(redis, keys, raw)
