@@ -93,8 +93,6 @@ async def test_a_dead_letter_can_be_looked_at(face: Face, redis: Redis, keys: Ke
 
 
 @pytest.mark.parametrize("raw", [b"\x90", b"\xc1", b"", *map(msgpack.packb, ({"at_s": "x"}, {"a": 1}))])
-    "raw", [b"\x90", b"\xc1", b"", msgpack.packb({"at_s": "x"}), msgpack.packb({"a": 1})]
-)
 async def test_what_is_no_heartbeat_is_shown_as_long_silent(face: Face, redis: Redis, keys: Keys, raw: bytes):
     await redis.hset(keys.workers, b"w\xff", raw)
     await redis.hset(keys.settings, mapping={b"\xff": b"\xff", b"weight:\xff": 2})
