@@ -63,7 +63,7 @@ class HandOver:
         await _within(self._limit_s / 2, "the last step", self._settle(publisher))
         await asyncio.gather(*(self._let_go(partition, intakes[partition]) for partition in self._partitions))
         await cancel_all(rest)
-        leaving = [partition.heartbeat.leave() for partition in self._partitions]
+        leaving = [partition.heartbeat.leave() for partition in self._partitions if partition.ready.is_set()]
         await asyncio.gather(*(_within(LEAVE_TIMEOUT_S, "taking leave", each) for each in leaving))
         log_event(logger, logging.INFO, "worker drained", ms=(time.monotonic() - started) * 1000)
 
@@ -98,7 +98,10 @@ class HandOver:
         committed.cancel()
 
     async def _let_go(self, partition: Partition, intake: asyncio.Task) -> None:
-        what = f"releasing jobs of {partition.queue.keys.prefix}"
+        if not partition.ready.is_set():  # it still waits for its server, where we have nothing
+            intake.cancel()
+            return
+        what = f"releasing jobs of {partition.name}"
         await _within(self._limit_s / 2, what, self._release_all(partition, intake))
 
     async def _release_all(self, partition: Partition, intake: asyncio.Task) -> None:

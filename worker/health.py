@@ -8,7 +8,8 @@ from worker.partition import Partition
 from worker.publisher import Publisher
 
 HEALTHY_POLL_S = 15.0
-"""Without an answer for this long a worker is not healthy: a hung reconnect looks like an idle queue."""
+"""Without an answer for this long a worker is not healthy: a hung reconnect looks like an idle queue. One
+server of several makes it no less so: it serves the others, and a new worker would do no better."""
 
 READY_COMMIT_S = 5.0
 """A step that waits for longer than this to be committed: Redis is away, or refuses writes."""
@@ -32,15 +33,16 @@ class Health:
     def unhealthy(self) -> str | None:
         if not self._engine.alive:
             return "the engine's thread is not running"
-        for partition in self._partitions:
-            silent_s = time.monotonic() - partition.intake.last_poll
-            if silent_s > HEALTHY_POLL_S:
-                return f"Redis has not answered for {silent_s:.0f} s ({partition.queue.keys.prefix})"
+        last_polls = [partition.intake.last_poll for partition in self._partitions]
+        if last_polls and (silent_s := time.monotonic() - max(last_polls)) > HEALTHY_POLL_S:
+            return f"Redis has not answered for {silent_s:.0f} s"
         return None
 
     def unready(self) -> str | None:
         if fault := self.unhealthy():
             return fault
+        if not any(partition.ready.is_set() for partition in self._partitions):
+            return "Redis has not answered yet"
         since = self._publisher.waiting_since
         if since is not None and (waiting_s := time.monotonic() - since) > READY_COMMIT_S:
             return f"Redis has not taken a step's tokens for {waiting_s:.0f} s"

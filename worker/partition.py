@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 
 from redis.asyncio import Redis
 
@@ -52,11 +52,21 @@ class Partition:
             learn=self._learn,
         )
         self._control = ControlListener(redis, queue.keys, self._obey)
+        self.ready = asyncio.Event()
+        """Set once its server has what a worker needs there."""
+
+    @property
+    def name(self) -> str:
+        return self.queue.keys.prefix
 
     def parts(self) -> dict[str, Coroutine]:
-        """What runs for as long as the worker does, beside the intake."""
-        name = self.queue.keys.prefix
-        return {f"control of {name}": self._control.run(), f"heartbeat of {name}": self.heartbeat.run()}
+        """What runs beside the intake, from when it is ready for as long as the worker does."""
+        parts = {"control": self._control.run, "heartbeat": self.heartbeat.run}
+        return {f"{part} of {self.name}": self._once_ready(run) for part, run in parts.items()}
+
+    async def _once_ready(self, run: Callable[[], Awaitable[None]]) -> None:
+        await self.ready.wait()
+        await run()
 
     async def _obey(self, command: dict) -> None:
         match command["command"]:

@@ -5,6 +5,7 @@ from redis.exceptions import AuthenticationError, ResponseError
 
 from ingine.errors import ConfigError
 from ingine.wire import Keys, read_num_partitions
+from worker.queue import Queue
 from worker.settings import WorkerSettings
 
 
@@ -31,6 +32,13 @@ async def check_server(redis: Redis, url: str) -> None:
         raise ConfigError(
             f"the server's maxmemory-policy is {policy}: it would delete jobs and logs. Set noeviction."
         )
+
+
+async def prepare(redis: Redis, url: str, queue: Queue, settings: WorkerSettings) -> None:
+    """One partition, on its own server. Raises ConfigError as `check_server` does."""
+    await check_server(redis, url)
+    await set_limits(redis, queue.keys, settings)
+    await queue.create_groups()
 
 
 async def set_limits(redis: Redis, keys: Keys, settings: WorkerSettings) -> None:

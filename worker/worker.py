@@ -9,7 +9,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 import ingine
-from ingine.errors import EngineError, InvalidRequest
+from ingine.errors import ConfigError, EngineError, InvalidRequest
 from ingine.servers import Servers
 from ingine.wire import GROUP, JobStatus, Keys, all_partitions
 from worker.admission import Admission
@@ -27,7 +27,7 @@ from worker.publisher import Publisher
 from worker.queue import CANCELLED, STALE, Queue
 from worker.retry import until_served
 from worker.settings import WorkerSettings
-from worker.startup import check_server, num_partitions, set_limits
+from worker.startup import check_server, num_partitions, prepare
 from worker.watchdog import StepHangs, watch_steps
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ class Worker:
     # ------------------------------------------------------------------------------ start and stop
 
     async def run(self) -> None:
-        """Serves until `stop`. Raises EngineError if a part broke; the jobs are handed over all the same."""
+        """Serves until `stop`. Raises EngineError if a part broke, ConfigError for a server that must not be
+        used. The jobs are handed over all the same."""
         self._loop = asyncio.get_running_loop()
         if self._http:
             self._http.start()
@@ -104,6 +105,8 @@ class Worker:
                 await self._serve()
         finally:
             await self._close()
+        if isinstance(self._fatal, ConfigError):  # of a server that could be asked only later
+            raise self._fatal
         if self._fatal:
             raise EngineError(f"the worker stopped: {self._fatal!r}") from self._fatal
 
@@ -132,18 +135,12 @@ class Worker:
         return True
 
     async def _prepare(self) -> None:
-        """May be repeated."""
+        """May be repeated. Only the server that knows the number of partitions is needed for it."""
         queue = self._settings.queue
         base = self._servers.client(Keys(queue))
         await check_server(base, self._servers.where)  # tells a wrong password from a server that is away
         number = await num_partitions(base, queue)
         self._partitions[:] = [self._partition(keys, number) for keys in all_partitions(queue, number)]
-        for partition in self._partitions:
-            redis = self._servers.client(partition.queue.keys)
-            await check_server(redis, self._servers.where)
-            await set_limits(redis, partition.queue.keys, self._settings)
-            await partition.queue.create_groups()
-            await partition.heartbeat.beat()
 
     def _partition(self, keys: Keys, number: int) -> Partition:
         settings, redis = self._settings, self._servers.client(keys)
@@ -171,9 +168,7 @@ class Worker:
         self._leases.start([partition.queue for partition in self._partitions])
         self._engine.start(self._steps.put_nowait)
         intakes = {
-            partition: asyncio.create_task(
-                partition.intake.run(), name=f"intake of {partition.queue.keys.prefix}"
-            )
+            partition: asyncio.create_task(self._take_jobs(partition), name=f"intake of {partition.name}")
             for partition in self._partitions
         }
         publisher = asyncio.create_task(self._publish(), name="publisher")
@@ -185,7 +180,6 @@ class Worker:
         }
         for partition in self._partitions:
             rest |= {asyncio.create_task(part, name=name) for name, part in partition.parts().items()}
-        self._log_start()
         await self._until_stopped({publisher, *intakes.values(), *rest})
         try:
             # A step that hangs has all of its batch under suspicion.
@@ -194,6 +188,20 @@ class Worker:
             await self._hand_over.run(intakes, publisher, rest, suspects=suspects)
         finally:
             await cancel_all({publisher, *intakes.values(), *rest})
+
+    async def _take_jobs(self, partition: Partition) -> None:
+        """As soon as its server can be had: the other partitions do not wait for it."""
+        redis = self._servers.client(partition.queue.keys)
+
+        async def begin() -> None:
+            await prepare(redis, self._servers.where, partition.queue, self._settings)
+            await partition.heartbeat.beat()
+
+        await until_served(f"start of {partition.name}", begin)
+        if not any(other.ready.is_set() for other in self._partitions):
+            self._log_start()
+        partition.ready.set()
+        await partition.intake.run()
 
     async def _until_stopped(self, running: set[asyncio.Task]) -> None:
         """Until somebody asks, or one of the tasks ends: they never should."""
