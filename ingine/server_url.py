@@ -65,7 +65,8 @@ def parse_server_url(url: str) -> Location:
         if kind == "sentinel":
             service, _, path = path.lstrip("/").partition("/")
         first = hosts.partition(",")[0]
-        if "@" in parts.fragment or (transport != "unix" and "@" in path):
+        option_names = [option.partition("=")[0] for option in parts.query.split("&")]
+        if "@" in "".join([parts.fragment, *option_names, "" if transport == "unix" else path]):
             raise ValueError("the password was taken for more of the URL than it is")
         options = dict(parse_url(urlunsplit((transport, f"{user}{at}{first}", path, parts.query, ""))))
     except ValueError:  # whose text may quote a part of the password

@@ -360,3 +360,22 @@ async def test_a_certificate_is_for_the_name_that_the_cluster_answers(
 async def test_a_client_of_redis_py_stays_one(redis_url: str):
     async with connected(redis_url) as servers:
         assert type(servers.client(Keys())) is Redis
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:pw?x@host:6379/0",
+        "redis://:12?pw@host:6379/0",  # what is before the ? reads as a port
+        "redis://user:12?pw@host?db=1",
+        "redis://:12?db=1&pw@host",
+    ],
+)
+def test_a_question_mark_in_a_password_is_to_be_escaped(url: str):
+    with pytest.raises(ConfigError, match=r"is no URL that can be read.*%3F") as refused:
+        Servers(url, client_name="x")
+    assert "pw" not in str(refused.value)
+
+
+def test_an_at_sign_in_an_option_is_fine():
+    assert check_url("redis://host:6379/0?password=p@w")
