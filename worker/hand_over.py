@@ -5,11 +5,12 @@ import logging
 import time
 from collections.abc import Awaitable, Container
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from worker.admission import Admission
-from worker.engine_thread import EngineThread, StepMessage
+from worker.engine_thread import EngineThread
 from worker.jobs import JobTable, RunningJob
+from worker.lanes import Lanes
 from worker.logs import log_event
 from worker.partition import Partition
 from worker.retry import until_served
@@ -30,7 +31,7 @@ class HandOver:
     def __init__(
         self,
         engine: EngineThread,
-        steps: asyncio.Queue[StepMessage],
+        lanes: Lanes,
         jobs: JobTable,
         admission: Admission,
         partitions: list[Partition],
@@ -38,7 +39,7 @@ class HandOver:
         limit_s: float,
     ):
         self._engine = engine
-        self._steps = steps
+        self._lanes = lanes
         self._jobs = jobs
         self._admission = admission
         self._partitions = partitions
@@ -77,6 +78,9 @@ class HandOver:
         self._releasing.add(job)
         try:
             await until_served("release", lambda: give_back(job.entry, job.id, job.attempt))
+        except ResponseError as error:  # nor will it ever: whoever claims the entry buries it
+            log_event(logger, logging.WARNING, "job not released", job_id=job.id, error=error)
+            return
         finally:
             self._releasing.discard(job)
             if self._jobs.by_seq(job.seq_id) is job:
@@ -93,7 +97,7 @@ class HandOver:
     async def _settle(self, publisher: asyncio.Task) -> None:
         """Until all that the engine has delivered is committed, or never will be."""
         await self._engine.stop()
-        committed = asyncio.create_task(self._steps.join())
+        committed = asyncio.create_task(self._lanes.join())
         await asyncio.wait({committed, publisher}, return_when=asyncio.FIRST_COMPLETED)
         committed.cancel()
 

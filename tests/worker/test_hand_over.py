@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import redis.asyncio
-from redis.exceptions import ConnectionError
+from redis.exceptions import ConnectionError, ResponseError
 
 from ingine.wire import Job, Keys, all_partitions, encode_job
 from tests.waiting import wait_until_async
@@ -87,3 +87,21 @@ async def test_a_renewal_that_comes_too_late_for_a_release_is_no_fencing(harness
     monkeypatch.setattr(worker.queue, "release", lose_the_reply)
     await worker.stop()
     assert worker.worker._metrics.fenced_writes._value.get() == 0
+
+
+async def test_a_job_that_cannot_be_released_keeps_no_other(harness, monkeypatch):
+    """Somebody has put something else under its keys."""
+    worker = await harness()
+    for name in "ab":
+        await worker.push(Job(id=name, prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("b"), what="tokens")
+    release = worker.queue.release
+
+    async def release_unless_foreign(entry, job_id, attempt):
+        if job_id == "a":
+            raise ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
+        return await release(entry, job_id, attempt)
+
+    monkeypatch.setattr(worker.queue, "release", release_unless_foreign)
+    await worker.stop()
+    assert await worker.redis.hget(worker.keys.job("b"), "status") == b"queued"
