@@ -32,15 +32,20 @@ class Publisher:
         self._jobs = jobs
         self._metrics = metrics
         self._abort = abort
-        self.waiting_since: float | None = None
-        """Since when (`time.monotonic`) the step under way waits for Redis to take it."""
+        self._under_way: list[float] = []
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when (`time.monotonic`) the oldest step under way waits for Redis to take it."""
+        return min(list(self._under_way), default=None)
 
     async def commit(self, outputs: list[SeqOutput]) -> None:
         """Append a step's tokens, in one call a partition, then end the jobs that it finished.
 
         Returns once all of it is in Redis, however long the server is away.
         """
-        self.waiting_since = time.monotonic()
+        began = time.monotonic()
+        self._under_way.append(began)
         held = [(job, out) for out in outputs if (job := self._jobs.by_seq(out.seq_id))]
         for job, output in held:
             # A cancelled job takes no more tokens; its abort is on its way.
@@ -53,7 +58,7 @@ class Publisher:
             if output.finish_reason and self._jobs.by_seq(job.seq_id) is job
         ]
         await asyncio.gather(*ended)
-        self.waiting_since = None
+        self._under_way.remove(began)
 
     async def end(self, queue: Queue, finish: Finish) -> int:
         """Write a terminal event. What it answers is `Queue.finish`'s; the reply has been waited for."""

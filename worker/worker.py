@@ -18,6 +18,7 @@ from worker.hand_over import HandOver, cancel_all
 from worker.health import Health
 from worker.http import HttpServer
 from worker.jobs import JobTable, RunningJob
+from worker.lanes import Lanes
 from worker.leases import LeaseThread
 from worker.logs import log_event
 from worker.metrics import Metrics
@@ -47,7 +48,7 @@ class Worker:
         self._servers = self._connect()
         self._jobs = JobTable()
         self._metrics = metrics = Metrics()
-        self._steps: asyncio.Queue[StepMessage] = asyncio.Queue()
+        self._lanes = Lanes(self._commit, self._committed)
         self._stop_requested = asyncio.Event()
         self._fatal: Exception | None = None
         self._model_name = Path(max(served_names, key=len)).name
@@ -75,7 +76,7 @@ class Worker:
         )
         self._hand_over = HandOver(
             self._engine,
-            self._steps,
+            self._lanes,
             self._jobs,
             self._admission,
             self._partitions,
@@ -166,12 +167,12 @@ class Worker:
 
     async def _serve(self) -> None:
         self._leases.start([partition.queue for partition in self._partitions])
-        self._engine.start(self._steps.put_nowait)
+        self._engine.start(self._deliver)
         intakes = {
             partition: asyncio.create_task(self._take_jobs(partition), name=f"intake of {partition.name}")
             for partition in self._partitions
         }
-        publisher = asyncio.create_task(self._publish(), name="publisher")
+        publisher = asyncio.create_task(self._lanes.run(), name="publisher")
         queue, number = self._settings.queue, len(self._partitions)
         watch = watch_number(self._servers.client(Keys(queue)), queue, number)
         rest = {
@@ -226,24 +227,24 @@ class Worker:
 
     # ------------------------------------------------------------------------------------ publish
 
-    async def _publish(self) -> None:
-        while True:
-            message = await self._steps.get()
-            await self._commit(message)
-            self._steps.task_done()
-            self._metrics.observe_engine(self._engine.stats, len(self._jobs))
-            self._admission.offer_room()
-
-    async def _commit(self, message: StepMessage) -> None:
+    def _deliver(self, message: StepMessage) -> None:
         if isinstance(message, EngineFailure):
-            await self._engine_failed(message)
+            self._metrics.engine_failures.inc()
+        self._lanes.deliver(message)
+
+    async def _commit(self, part: StepMessage) -> None:
+        if isinstance(part, EngineFailure):
+            await self._engine_failed(part)
         else:
-            await self._publisher.commit(message)
+            await self._publisher.commit(part)
+
+    def _committed(self) -> None:
         self._engine.credit()
+        self._metrics.observe_engine(self._engine.stats, len(self._jobs))
+        self._admission.offer_room()
 
     async def _engine_failed(self, failure: EngineFailure) -> None:
         """Jobs go back as if we had died with them: one that breaks every engine ends as failed."""
-        self._metrics.engine_failures.inc()
         for job in filter(None, map(self._jobs.by_seq, failure.seq_ids)):
             if isinstance(failure.error, InvalidRequest):
                 await self._publisher.refuse(job, failure.error)

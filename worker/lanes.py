@@ -1,0 +1,79 @@
+"""Steps on their way to Redis, in lanes: while one waits for its answer, the other is being sent.
+
+A sequence always has the same lane, which commits one part after the other, so its tokens keep their
+order. With one lane, the loop's work on a token and the server's would add up.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ingine.outputs import SeqOutput
+from worker.engine_thread import EngineFailure, StepMessage
+
+NUM_LANES = 2
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Step:
+    """What is left to commit of one."""
+
+    num_parts: int
+
+
+class Lanes:
+    """`commit` is awaited for each part of what is delivered, `committed` called when all parts of it are."""
+
+    def __init__(self, commit: Callable[[StepMessage], Awaitable[None]], committed: Callable[[], None]):
+        self._commit = commit
+        self._committed = committed
+        self._lanes: list[asyncio.Queue[tuple[StepMessage, _Step]]] = [
+            asyncio.Queue() for _ in range(NUM_LANES)
+        ]
+
+    def deliver(self, message: StepMessage) -> None:
+        """From the engine, in the order in which it computed."""
+        if isinstance(message, EngineFailure):
+            parts = [
+                EngineFailure(seq_ids, message.error, message.fatal)
+                for seq_ids in _split(message.seq_ids, str)
+            ]
+        else:
+            parts = _split(message, _seq_id)
+        step = _Step(NUM_LANES)
+        for lane, part in zip(self._lanes, parts, strict=True):
+            lane.put_nowait((part, step))
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for lane in self._lanes:
+                group.create_task(self._drive(lane))
+
+    async def join(self) -> None:
+        """Until all that was delivered is committed."""
+        for lane in self._lanes:
+            await lane.join()
+
+    async def _drive(self, lane: asyncio.Queue[tuple[StepMessage, _Step]]) -> None:
+        while True:
+            part, step = await lane.get()
+            if part:
+                await self._commit(part)
+            step.num_parts -= 1
+            if not step.num_parts:
+                self._committed()
+            lane.task_done()
+
+
+def _seq_id(output: SeqOutput) -> str:
+    return output.seq_id
+
+
+def _split(items: Iterable[T], seq_id: Callable[[T], str]) -> list[list[T]]:
+    parts: list[list[T]] = [[] for _ in range(NUM_LANES)]
+    for item in items:
+        parts[hash(seq_id(item)) % NUM_LANES].append(item)
+    return parts
