@@ -25,11 +25,10 @@ from machine import machine
 from redis import Redis
 from stand_in import StandInWorker
 
-from ingine.wire import Keys
+from ingine.keys import Keys
 from producer import AsyncClient
 from worker.embedded import EmbeddedServer
 
-MIN_TOKENS, MAX_TOKENS = 32, 96
 PROMPT = list(range(100, 132))
 SUBMITTED_ONE_BY_ONE = 2000
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -37,23 +36,28 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 def main(
     seqs: Annotated[str, typer.Option(help="Values of max_num_seqs, separated by commas.")] = "32,64,256,512",
+    tokens: Annotated[
+        str, typer.Option(help="Mean tokens a job, separated by commas; half more or less.")
+    ] = "64,256",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each; the medians are reported.")] = 3,
-    jobs: Annotated[int, typer.Option(min=0, help="Jobs a round. 0: 2,000 + 8 for each sequence.")] = 0,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Jobs a round. 0: 256,000 tokens, 8 for each sequence.")
+    ] = 0,
     profile: Annotated[bool, typer.Option(help="One round of the first size under cProfile.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
-    sizes = [int(size) for size in seqs.split(",")]
+    sizes = [(int(size), int(mean)) for mean in tokens.split(",") for size in seqs.split(",")]
     if profile:
         with TemporaryDirectory(prefix="ingine-load-") as folder:
             path = Path(folder, "profile")
-            print_figures(run_round(sizes[0], jobs or 2000 + 8 * sizes[0], profile=path))
+            print_figures(run_round(*sizes[0], jobs, profile=path))
             pstats.Stats(str(path)).sort_stats("tottime").print_stats(40)
         return
-    measured: dict[int, list[dict]] = {size: [] for size in sizes}
+    measured: dict[str, list[dict]] = {f"{size} x {mean}": [] for size, mean in sizes}
     for _ in range(rounds):
-        for size in sizes:
-            measured[size].append(run_round(size, jobs or 2000 + 8 * size))
-            print(f"{size:4} sequences: {measured[size][-1]['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
+        for size, mean in sizes:
+            measured[name := f"{size} x {mean}"].append(run_round(size, mean, jobs))
+            print(f"{name}: {measured[name][-1]['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
     medians = {size: median(figures) for size, figures in measured.items()}
     report = {"machine": machine(), "rounds": rounds, "medians": medians, "each": measured}
     print_table(medians)
@@ -61,14 +65,15 @@ def main(
         json_path.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def run_round(max_num_seqs: int, num_jobs: int, *, profile: Path | None = None) -> dict:
+def run_round(max_num_seqs: int, mean_tokens: int, jobs: int, *, profile: Path | None = None) -> dict:
+    num_jobs = jobs or 256_000 // mean_tokens + 8 * max_num_seqs
     with (
         TemporaryDirectory(prefix="ingine-load-") as folder,
         EmbeddedServer(Path(folder, "valkey")) as server,
         Redis.from_url(server.url, protocol=2) as redis,
     ):
         memory_before = redis.info("memory")["used_memory"]
-        figures = asyncio.run(submit_all(server.url, num_jobs))
+        figures = asyncio.run(submit_all(server.url, num_jobs, mean_tokens))
         asyncio.run(pause(server.url, True))
         figures["bytes_per_queued_job"] = (redis.info("memory")["used_memory"] - memory_before) / num_jobs
         with StandInWorker(server.url, Path(folder), profile=profile, max_num_seqs=max_num_seqs) as worker:
@@ -77,11 +82,12 @@ def run_round(max_num_seqs: int, num_jobs: int, *, profile: Path | None = None) 
         return figures
 
 
-async def submit_all(url: str, num_jobs: int) -> dict:
+async def submit_all(url: str, num_jobs: int, mean_tokens: int) -> dict:
     """Most in one `submit_many`, some one by one: jobs a second of each."""
     lengths = random.Random(0)
+    low, high = mean_tokens // 2, mean_tokens * 3 // 2
     jobs = [
-        {"prompt": PROMPT, "max_tokens": lengths.randint(MIN_TOKENS, MAX_TOKENS), "temperature": 0}
+        {"prompt": PROMPT, "max_tokens": lengths.randint(low, high), "temperature": 0}
         for _ in range(num_jobs)
     ]
     num_single = min(SUBMITTED_ONE_BY_ONE, num_jobs // 2)
@@ -168,7 +174,7 @@ def median(figures: list[dict]) -> dict:
     }
 
 
-def print_table(medians: dict[int, dict]) -> None:
+def print_table(medians: dict[str, dict]) -> None:
     print(json.dumps(machine()))
     columns = ("tokens/s", "jobs/s", "submit/s", "submit_many/s", "server us", "loop us", "threads us", "MiB")
     print(f"{'sequences':>9} " + " ".join(f"{column:>13}" for column in columns))

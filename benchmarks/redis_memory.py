@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 
 from redis.asyncio import Redis, from_url
 
-from ingine.wire import JobStatus, Keys, TerminalEvent, TokensEvent
+from ingine.keys import Keys
+from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from producer import AsyncClient
 from worker.embedded import EmbeddedServer
 from worker.queue import Append, Begun, Entry, Finish, Queue

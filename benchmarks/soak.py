@@ -22,7 +22,7 @@ from machine import machine
 from redis.asyncio import Redis
 from stand_in import StandInWorker
 
-from ingine.wire import Keys
+from ingine.keys import Keys
 from producer import AsyncClient
 from worker.embedded import EmbeddedServer
 

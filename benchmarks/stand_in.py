@@ -18,9 +18,9 @@ from typing import Self
 from redis import Redis
 
 from ingine.errors import ErrorCode, InvalidRequest
+from ingine.keys import Keys
 from ingine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Keys
 from worker.child import Child
 
 PROFILE_VARIABLE = "STAND_IN_PROFILE"

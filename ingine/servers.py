@@ -21,8 +21,8 @@ from redis.connection import HIREDIS_AVAILABLE, HiredisRespSerializer
 from redis.crc import key_slot
 
 from ingine.errors import ConfigError
+from ingine.keys import Keys
 from ingine.server_url import POOL_OPTIONS, Address, Location, parse_server_url, redact
-from ingine.wire import Keys
 
 TIMEOUT_S = 5.0
 

@@ -23,8 +23,9 @@ from ingine.errors import (
     ResultTimeout,
     ServerUnavailable,
 )
+from ingine.keys import Priority
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, JobStatus, Priority
+from ingine.wire import Job, JobStatus
 from producer.client import AsyncClient
 from producer.handle import AsyncJobHandle
 from producer.replies import Reply

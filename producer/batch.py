@@ -24,7 +24,7 @@ from ingine.errors import (
     QueueFull,
     RateLimited,
 )
-from ingine.wire import Priority
+from ingine.keys import Priority
 from producer.batch_files import RowFile
 from producer.batch_format import Line, LineRefused, error_row, output_row, parse_line
 from producer.client import AsyncClient

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ingine.wire import MAX_PARTITIONS
+from ingine.keys import MAX_PARTITIONS
 from producer import Client
 from producer.cli_options import AsJson, QueueName, RedisUrl, print_fields, print_json
 from producer.results import DeadLetter, QueueInfo

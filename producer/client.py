@@ -8,14 +8,12 @@ import msgpack
 from redis.asyncio import Redis
 
 from ingine.errors import InvalidJob, JobNotFound
+from ingine.keys import GROUP, JOB_FIELD, Priority
 from ingine.sampling_params import SamplingParams
 from ingine.wire import (
     DEFAULT_RESULT_TTL_S,
-    GROUP,
-    JOB_FIELD,
     Job,
     JobStatus,
-    Priority,
     TerminalEvent,
     decode_job,
     encode_event,

@@ -11,7 +11,8 @@ import msgpack
 from redis.asyncio import Redis
 
 from ingine.errors import ClientError, InvalidJob
-from ingine.wire import JOB_FIELD, MAX_PARTITIONS, Keys, decode_job
+from ingine.keys import JOB_FIELD, MAX_PARTITIONS, Keys
+from ingine.wire import decode_job
 from producer.partitions import Partition, Partitions
 from producer.queue_info import merge, read_partition, text
 from producer.results import DeadLetter, QueueInfo

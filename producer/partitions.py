@@ -8,8 +8,8 @@ from typing import TypeVar
 from redis.asyncio import Redis
 
 from ingine.errors import ClientError
+from ingine.keys import Keys, all_partitions, partition_of, read_num_partitions
 from ingine.servers import Servers
-from ingine.wire import Keys, all_partitions, partition_of, read_num_partitions
 from producer.connection import Server
 
 T = TypeVar("T")

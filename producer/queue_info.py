@@ -12,16 +12,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from ingine.errors import ClientError
-from ingine.wire import (
-    DEFAULT_MAX_JOB_BYTES,
-    DEFAULT_MAX_QUEUED_BYTES,
-    DEFAULT_MAX_QUEUED_JOBS,
-    GROUP,
-    RELEASED,
-    WAITING,
-    Keys,
-    Priority,
-)
+from ingine.keys import GROUP, RELEASED, WAITING, Keys, Priority
+from ingine.wire import DEFAULT_MAX_JOB_BYTES, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_MAX_QUEUED_JOBS
 from producer.results import QueueInfo
 
 _NO_WORKERS = {WAITING.encode(), RELEASED.encode()}

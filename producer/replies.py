@@ -11,7 +11,8 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from ingine.errors import ClientError
-from ingine.wire import EVENT_FIELD, JobStatus, decode_event
+from ingine.keys import EVENT_FIELD
+from ingine.wire import JobStatus, decode_event
 from producer.connection import Server
 from producer.partitions import Partitions
 from producer.token_log import UNREADABLE, Patience

@@ -4,9 +4,9 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ingine.errors import ConfigError
+from ingine.keys import Keys
 from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
-from ingine.wire import Keys
 
 ENV_PREFIX = "INGINE_"
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgpack
 
 from ingine.errors import ClientError, DuplicateJob, ErrorCode, InvalidJob, QueueFull, RateLimited
+from ingine.keys import Keys, Priority, partition_of
 from ingine.sampling_params import SamplingParams
 from ingine.wire import (
     DEFAULT_MAX_JOB_BYTES,
@@ -16,11 +17,8 @@ from ingine.wire import (
     DEFAULT_MAX_QUEUED_JOBS,
     MAX_JOB_BYTES,
     Job,
-    Keys,
-    Priority,
     decode_job,
     encode_job,
-    partition_of,
 )
 
 IDEMPOTENCY_TTL_S = 24 * 3600

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from ingine.errors import ClientError, InvalidJob
-from ingine.wire import partition_of
+from ingine.keys import partition_of
 from producer.partitions import Partition, Partitions
 from producer.submission import Repartitioned, Submission
 

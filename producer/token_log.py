@@ -11,8 +11,9 @@ from typing import TypeVar
 from redis import exceptions
 
 from ingine.errors import ClientError, ServerUnavailable
+from ingine.keys import EVENT_FIELD, Keys, log_id
 from ingine.servers import is_refusal
-from ingine.wire import EVENT_FIELD, Event, JobStatus, Keys, decode_event, log_id
+from ingine.wire import Event, JobStatus, decode_event
 from producer.connection import Server
 
 T = TypeVar("T")

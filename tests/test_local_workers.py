@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from ingine.errors import IngineError
-from ingine.wire import Keys
+from ingine.keys import Keys
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until
 from worker.child import Child

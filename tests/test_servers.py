@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
 from ingine.errors import ConfigError
+from ingine.keys import Keys, all_partitions
 from ingine.server_url import check_url, redact
 from ingine.servers import Servers, WrongServer
-from ingine.wire import Keys, all_partitions
 from tests.security.tls import TlsFront
 from tests.servers import HOST, Cluster, Valkey, Watched, cluster, free_port, watched_pair
 from tests.waiting import wait_until_async

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.keys import Keys
 from ingine.sampling_params import SamplingParams
 from ingine.wire import (
     Job,
     JobStatus,
-    Keys,
     TerminalEvent,
     TokensEvent,
     decode_event,

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError, ResponseError
 
 from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
-from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, Priority, decode_job
+from ingine.keys import Priority
+from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job
 from worker.engine_thread import EngineThread
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event

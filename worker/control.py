@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, RedisError
 
-from ingine.wire import Keys
+from ingine.keys import Keys
 from worker.logs import log_event
 from worker.retry import Backoff
 

@@ -9,7 +9,7 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ingine.wire import GROUP, Keys, Priority
+from ingine.keys import GROUP, Keys, Priority
 from worker.metrics import Metrics
 from worker.queue import script
 from worker.retry import Backoff

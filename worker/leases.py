@@ -10,8 +10,8 @@ from concurrent.futures import Future
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from ingine.keys import GROUP
 from ingine.servers import Servers
-from ingine.wire import GROUP
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
 from worker.queue import Queue, script

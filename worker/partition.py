@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from redis.asyncio import Redis
 
 from ingine.errors import EngineError
-from ingine.wire import DEFAULT_MAX_JOB_BYTES, Keys, read_num_partitions
+from ingine.keys import Keys, read_num_partitions
+from ingine.wire import DEFAULT_MAX_JOB_BYTES
 from worker.admission import Admission
 from worker.control import ControlListener
 from worker.heartbeat import INTERVAL_S, Heartbeat

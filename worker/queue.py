@@ -14,19 +14,8 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ingine.wire import (
-    EVENT_FIELD,
-    GROUP,
-    JOB_FIELD,
-    RELEASED,
-    WAITING,
-    Keys,
-    Priority,
-    TerminalEvent,
-    TokensEvent,
-    decode_event,
-    encode_event,
-)
+from ingine.keys import EVENT_FIELD, GROUP, JOB_FIELD, RELEASED, WAITING, Keys, Priority
+from ingine.wire import TerminalEvent, TokensEvent, decode_event, encode_event
 from worker.contact import Contact
 from worker.trips import Trips
 

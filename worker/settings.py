@@ -11,9 +11,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ingine.config import EngineConfig
 from ingine.errors import ConfigError
+from ingine.keys import QUEUE_NAME
 from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
-from ingine.wire import DEFAULT_RESULT_TTL_S, QUEUE_NAME, Name
+from ingine.wire import DEFAULT_RESULT_TTL_S, Name
 
 ENV_PREFIX = "INGINE_"
 

@@ -4,7 +4,7 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, ResponseError
 
 from ingine.errors import ConfigError
-from ingine.wire import Keys, read_num_partitions
+from ingine.keys import Keys, read_num_partitions
 from worker.queue import Queue
 from worker.settings import WorkerSettings
 

@@ -10,8 +10,9 @@ from redis.exceptions import RedisError
 
 import ingine
 from ingine.errors import ConfigError, EngineError, InvalidRequest
+from ingine.keys import GROUP, Keys, all_partitions
 from ingine.servers import Servers
-from ingine.wire import GROUP, JobStatus, Keys, all_partitions
+from ingine.wire import JobStatus
 from worker.admission import Admission
 from worker.engine_thread import EngineFailure, EngineThread, StepMessage
 from worker.hand_over import HandOver, cancel_all

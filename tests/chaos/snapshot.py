@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
-from ingine.wire import EVENT_FIELD, GROUP, Event, Keys, decode_event
+from ingine.keys import EVENT_FIELD, GROUP, Keys
+from ingine.wire import Event, decode_event
 
 TTL_FREE = ("queue", "workers", "dead", "jobs:high", "jobs:normal", "jobs:low")
 """Keys that may stay for ever, behind the queue's prefix."""

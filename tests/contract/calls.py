@@ -10,7 +10,8 @@ from uuid import uuid4
 from redis.asyncio import Redis
 
 from ingine.errors import ClientError, JobNotFound
-from ingine.wire import GROUP, JobStatus, Keys, Priority, TerminalEvent, TokensEvent
+from ingine.keys import GROUP, Keys, Priority
+from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from producer.client import AsyncClient
 from producer.submission import Submission
 from tests.contract.model import MAX_DEATHS

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ingine.wire import RELEASED, WAITING
+from ingine.keys import RELEASED, WAITING
 
 
 @dataclass

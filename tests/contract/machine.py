@@ -9,7 +9,8 @@ import sys
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, multiple, precondition, rule
 
-from ingine.wire import WAITING, JobStatus, Priority
+from ingine.keys import WAITING, Priority
+from ingine.wire import JobStatus
 from tests.contract.calls import Attempt
 from tests.contract.model import MAX_DEATHS
 from tests.contract.producing import WORKERS, Producing, priorities

@@ -7,7 +7,8 @@ The server chooses two things, and the model is told: the ids of entries, and th
 from dataclasses import dataclass, field
 
 from ingine.errors import ErrorCode
-from ingine.wire import RELEASED, JobStatus, Priority
+from ingine.keys import RELEASED, Priority
+from ingine.wire import JobStatus
 from tests.contract.fair_order import Entry, JobsStream
 
 MAX_DEATHS, SUSPECT_DEATHS = 3, 2

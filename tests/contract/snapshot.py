@@ -6,7 +6,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from ingine.wire import GROUP, Event, JobStatus, Keys, Priority, TerminalEvent, decode_event
+from ingine.keys import GROUP, Keys, Priority
+from ingine.wire import Event, JobStatus, TerminalEvent, decode_event
 from tests.contract.model import Model, Record
 
 SILENT_MS = 10**9

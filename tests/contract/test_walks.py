@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingine.wire import JobStatus, Priority
+from ingine.keys import Priority
+from ingine.wire import JobStatus
 from tests.contract.machine import DEEDS, Contract
 from tests.contract.model import MAX_DEATHS
 from tests.contract.test_contract import real_contract

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, multiple, precondition, rule
 
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.wire import JobStatus, Priority, decode_job
+from ingine.keys import Priority
+from ingine.wire import JobStatus, decode_job
 from tests.contract.calls import Attempt, Delivered
 from tests.contract.producing import WORKERS, Machine
 from worker.queue import LOW_FIRST_EVERY, Append

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 import redis
 
-from ingine.wire import Keys, decode_event
+from ingine.keys import Keys
+from ingine.wire import decode_event
 from producer import Client, JobHandle, JobStatus
 from tests.crash.conftest import LONG
 from tests.waiting import wait_until

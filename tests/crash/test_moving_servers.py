@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ingine.wire import all_partitions
+from ingine.keys import all_partitions
 from producer import Client, JobHandle
 from tests.crash.conftest import LEASE_S, LONG
 from tests.servers import cluster, watched_pair

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ingine.wire import JobStatus, TerminalEvent, TokensEvent, encode_event, log_id
+from ingine.keys import log_id
+from ingine.wire import JobStatus, TerminalEvent, TokensEvent, encode_event
 from worker.demo.audit import Audit, audit
 from worker.demo.prompts import QUESTIONS
 from worker.demo.report import Report

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from ingine.wire import Keys
+from ingine.keys import Keys
 from tests.docs.tables import ROOT
 from worker.settings import WorkerSettings
 

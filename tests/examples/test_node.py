@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pytest
 import redis
 
-from ingine.wire import JobStatus, Keys, TerminalEvent, encode_event, keys_of
+from ingine.keys import Keys, keys_of
+from ingine.wire import JobStatus, TerminalEvent, encode_event
 from producer import Client
 from tests.examples.conftest import EXAMPLES, QUEUE
 from tests.waiting import wait_until

@@ -10,7 +10,7 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
-from ingine.wire import Keys
+from ingine.keys import Keys
 from producer import AsyncClient, Chunk, Client, Result
 from tests.producer.fake_worker import FakeWorker
 

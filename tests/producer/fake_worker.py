@@ -7,19 +7,8 @@ from contextlib import suppress
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ingine.wire import (
-    EVENT_FIELD,
-    GROUP,
-    JOB_FIELD,
-    Job,
-    JobStatus,
-    Keys,
-    TerminalEvent,
-    TokensEvent,
-    decode_job,
-    encode_event,
-    log_id,
-)
+from ingine.keys import EVENT_FIELD, GROUP, JOB_FIELD, Keys, log_id
+from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_job, encode_event
 
 
 class FakeWorker:

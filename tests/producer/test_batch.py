@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from ingine.wire import Job, JobStatus, Keys
+from ingine.keys import Keys
+from ingine.wire import Job, JobStatus
 from producer import AsyncClient, ConfigError
 from producer.batch import Batch, BatchSummary
 from producer.batch_files import RowFile, WriteFailed

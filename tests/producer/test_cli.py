@@ -11,7 +11,8 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from ingine.wire import Job, JobStatus, Keys, decode_job
+from ingine.keys import Keys
+from ingine.wire import Job, JobStatus, decode_job
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 

@@ -4,7 +4,7 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from ingine.wire import GROUP, Keys
+from ingine.keys import GROUP, Keys
 from producer import ClientError, JobNotFound
 from tests.producer.conftest import Face
 from tests.producer.fake_worker import FakeWorker

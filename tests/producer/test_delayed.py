@@ -2,7 +2,8 @@
 
 from redis.asyncio import Redis
 
-from ingine.wire import JobStatus, Keys, decode_event
+from ingine.keys import Keys
+from ingine.wire import JobStatus, decode_event
 from tests.producer.conftest import Face
 
 

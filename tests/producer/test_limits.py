@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 from redis.asyncio import Redis
 
-from ingine.wire import Keys
+from ingine.keys import Keys
 from producer import AsyncClient, ClientError, QueueFull, RateLimited
 from tests.producer.conftest import Server
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import msgpack
 import pytest
 
+from ingine.keys import Keys, all_partitions, keys_of, partition_of
 from ingine.servers import Servers
-from ingine.wire import Keys, all_partitions, keys_of, partition_of
 from producer import (
     AsyncClient,
     Client,

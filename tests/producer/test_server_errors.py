@@ -11,7 +11,7 @@ import trustme
 from redis import exceptions
 from redis.asyncio import Redis
 
-from ingine.wire import Keys
+from ingine.keys import Keys
 from producer import AsyncClient, Client, ClientError, ConfigError, ServerUnavailable
 from producer.channels import MIN_BACKOFF_S
 from producer.token_log import Patience

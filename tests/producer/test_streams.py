@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from ingine.wire import EVENT_FIELD, JobStatus, Keys, TokensEvent, encode_event
+from ingine.keys import EVENT_FIELD, Keys
+from ingine.wire import JobStatus, TokensEvent, encode_event
 from producer import (
     AsyncClient,
     Chunk,

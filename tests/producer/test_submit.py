@@ -6,7 +6,8 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from ingine.wire import Job, JobStatus, Keys, decode_event, decode_job
+from ingine.keys import Keys
+from ingine.wire import Job, JobStatus, decode_event, decode_job
 from producer import (
     AsyncClient,
     DuplicateJob,

@@ -18,7 +18,17 @@ KNOWS_REDIS = ("ingine/servers.py", "ingine/server_url.py")
 """What worker and producer both need to get to a server. The engine has nothing to do with it."""
 
 TORCH_FREE_FILES = [
-    *("wire", "errors", "config", "sampling_params", "sequence", "block_manager", "scheduler", "outputs"),
+    *(
+        "keys",
+        "wire",
+        "errors",
+        "config",
+        "sampling_params",
+        "sequence",
+        "block_manager",
+        "scheduler",
+        "outputs",
+    ),
     *("detokenizer", "stop", "model_store"),
 ]
 
@@ -65,7 +75,7 @@ def test_the_engine_knows_no_server():
 
 
 def test_the_producer_takes_nothing_of_ours_but_the_contract():
-    contract = {"ingine", "ingine.wire", "ingine.errors", "ingine.sampling_params"}
+    contract = {"ingine", "ingine.keys", "ingine.wire", "ingine.errors", "ingine.sampling_params"}
     allowed = contract | {"ingine.servers", "ingine.server_url", "ingine.secret_files"}
     for path in sources("producer"):
         ours = {name for name in imports_of(path) if name.partition(".")[0] == "ingine"}
@@ -90,7 +100,16 @@ def loaded_by(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["producer", "ingine", "ingine.wire", "ingine.errors", "ingine.sampling_params", "ingine.cli"]
+    "module",
+    [
+        "producer",
+        "ingine",
+        "ingine.keys",
+        "ingine.wire",
+        "ingine.errors",
+        "ingine.sampling_params",
+        "ingine.cli",
+    ],
 )
 def test_the_base_install_is_enough_for(module):
     assert not loaded_by(module) & NOT_IN_BASE

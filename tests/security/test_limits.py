@@ -5,7 +5,8 @@ from redis import Redis
 
 from ingine import job_faults, sampling_params, wire
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.wire import Job, Keys, decode_job, encode_job
+from ingine.keys import Keys
+from ingine.wire import Job, decode_job, encode_job
 from producer import AsyncClient, JobNotFound, Result, submission
 from tests.docs.tables import table
 from tests.security.wire_properties import FULL_JOB, at, packed

@@ -14,8 +14,8 @@ import pytest
 from redis.exceptions import RedisError
 
 from ingine.errors import ConfigError
+from ingine.keys import Keys
 from ingine.servers import Servers
-from ingine.wire import Keys
 from producer import AsyncClient, Client, ServerUnavailable
 from producer.settings import load_settings as load_producer_settings
 from tests.security.acl_server import password_of

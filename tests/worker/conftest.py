@@ -11,18 +11,8 @@ import redis.asyncio
 
 from ingine.config import EngineConfig
 from ingine.engine import Engine
-from ingine.wire import (
-    GROUP,
-    RELEASED,
-    WAITING,
-    Job,
-    JobStatus,
-    Keys,
-    Priority,
-    TerminalEvent,
-    decode_event,
-    encode_job,
-)
+from ingine.keys import GROUP, RELEASED, WAITING, Keys, Priority
+from ingine.wire import Job, JobStatus, TerminalEvent, decode_event, encode_job
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until_async
 from worker.engine_thread import EngineThread

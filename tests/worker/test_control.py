@@ -9,8 +9,8 @@ from uuid import uuid4
 import msgpack
 
 import worker.control
+from ingine.keys import Keys
 from ingine.servers import Servers
-from ingine.wire import Keys
 from tests.servers import HOST, cluster, free_port
 from tests.waiting import wait_until_async
 from worker.control import ControlListener

@@ -8,7 +8,8 @@ import pytest
 import redis.exceptions
 
 from ingine.errors import EngineError, ErrorCode
-from ingine.wire import Job, JobStatus, Keys, TokensEvent, encode_job
+from ingine.keys import Keys
+from ingine.wire import Job, JobStatus, TokensEvent, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel, leave_behind
 from worker.embedded import EmbeddedServer

@@ -3,7 +3,8 @@
 import pytest
 
 from ingine.errors import ErrorCode
-from ingine.wire import GROUP, Job, JobStatus, TokensEvent, encode_job
+from ingine.keys import GROUP
+from ingine.wire import Job, JobStatus, TokensEvent, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 from worker.queue import BROKEN, STALE, Append, script

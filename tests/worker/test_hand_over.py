@@ -6,7 +6,8 @@ import pytest
 import redis.asyncio
 from redis.exceptions import ConnectionError, ResponseError
 
-from ingine.wire import Job, Keys, all_partitions, encode_job
+from ingine.keys import Keys, all_partitions
+from ingine.wire import Job, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS
 

@@ -8,7 +8,8 @@ import pytest
 import redis.exceptions
 
 from ingine.errors import ConfigError
-from ingine.wire import Job, Priority
+from ingine.keys import Priority
+from ingine.wire import Job
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY
 from worker.http import HttpServer

@@ -4,7 +4,8 @@ import asyncio
 
 import redis.asyncio
 
-from ingine.wire import Job, Keys, all_partitions, encode_job
+from ingine.keys import Keys, all_partitions
+from ingine.wire import Job, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY
 from worker.engine_thread import EngineThread

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from ingine.errors import ConfigError
+from ingine.keys import Keys, all_partitions
 from ingine.servers import Servers
-from ingine.wire import Job, Keys, all_partitions, encode_job
+from ingine.wire import Job, encode_job
 from tests.servers import cluster
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY

@@ -3,7 +3,8 @@
 import pytest
 
 from ingine.errors import EngineError
-from ingine.wire import Job, JobStatus, Keys, all_partitions, encode_job, keys_of, partition_of
+from ingine.keys import Keys, all_partitions, keys_of, partition_of
+from ingine.wire import Job, JobStatus, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY
 

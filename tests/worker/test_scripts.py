@@ -2,18 +2,8 @@
 
 import pytest
 
-from ingine.wire import (
-    GROUP,
-    WAITING,
-    Job,
-    JobStatus,
-    Priority,
-    TerminalEvent,
-    TokensEvent,
-    decode_event,
-    decode_job,
-    encode_job,
-)
+from ingine.keys import GROUP, WAITING, Priority
+from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_event, decode_job, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.conftest import take
 from worker.queue import CANCELLED, FIRST_PAUSE_S, STALE, SUSPECT_DEATHS, Append, Finish

@@ -1,7 +1,8 @@
 """A tenant that floods starves nobody: in what the worker takes, and in what its engine runs."""
 
+from ingine.keys import Priority
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, Priority, encode_job
+from ingine.wire import Job, encode_job
 from tests.waiting import wait_until_async
 from worker.jobs import JobTable, RunningJob
 from worker.queue import Begun, Entry

@@ -7,8 +7,9 @@ import msgpack
 import pytest
 
 from ingine.errors import ErrorCode
+from ingine.keys import Priority
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, JobStatus, Priority, TokensEvent, decode_event, encode_event, encode_job
+from ingine.wire import Job, JobStatus, TokensEvent, decode_event, encode_event, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.conftest import Harness
 

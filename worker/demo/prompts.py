@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ingine.wire import Priority
+from ingine.keys import Priority
 
 REPORT = """\
 The harbour of Vessen was built in 1871 for herring boats. When the herring went elsewhere in 1902,

@@ -16,7 +16,8 @@ from redis import Redis
 from rich.console import Console
 
 from ingine.errors import IngineError
-from ingine.wire import EVENT_FIELD, JobStatus, Keys
+from ingine.keys import EVENT_FIELD, Keys
+from ingine.wire import JobStatus
 from producer import AsyncClient, JobInfo
 from worker.demo.audit import Audit, audit
 from worker.demo.prompts import QUESTIONS
