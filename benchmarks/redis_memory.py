@@ -34,7 +34,9 @@ class Meter:
 
 
 async def begin_all(queue: Queue) -> list[tuple[Entry, str, Begun]]:
-    entries = await queue.read_new(NUM_JOBS)
+    entries = []
+    while len(entries) < NUM_JOBS:
+        entries += await queue.take(NUM_JOBS - len(entries))
     return [
         (entry, f"job-{n:032d}", await queue.begin(entry, f"job-{n:032d}", None))
         for n, entry in enumerate(entries)
@@ -59,7 +61,7 @@ async def finish_all(queue: Queue, running: list[tuple[Entry, str, Begun]]) -> N
 
 async def measure(url: str) -> None:
     redis = from_url(url, protocol=2)
-    queue = Queue(Keys(), "worker", redis, redis, result_ttl_s=3600)
+    queue = Queue(Keys(), "worker", redis, result_ttl_s=3600, max_deaths=3)
     await queue.create_groups()
     meter = Meter(redis)
     await meter.growth()
