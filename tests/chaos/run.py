@@ -27,7 +27,7 @@ from tests.chaos.zygote import Zygote
 QUEUE = "chaos"
 MAX_JOBS = 64
 """The queue's limit: bursts run into it."""
-MAX_DEATHS = 6
+MAX_DEATHS = 8
 """More than by default: innocents die with others' workers here a hundred times."""
 NUM_WORKERS, NUM_PRODUCERS, NUM_CONSUMERS = 3, 3, 3
 WORKER = {
@@ -63,6 +63,7 @@ class Run:
         self._report = Report(seed, folder, "three-node cluster" if cluster else "primary and replica")
         self._lives: Counter = Counter()
         self._killed: set[str] = set()
+        self._told_to_stop: set[str] = set()
         self._calm = self._leaving = False
         self._done: set[str] = set()
         self._restarts: set[asyncio.Task] = set()
@@ -228,6 +229,7 @@ class Run:
             self._killed.add(victim)
             self._zygote.signal(victim, signal.SIGKILL)
         else:
+            self._told_to_stop.add(victim)
             self._zygote.signal(victim, signal.SIGTERM)
 
     async def _watch_the_limit(self) -> None:
@@ -253,7 +255,7 @@ class Run:
         await self._until(lambda: not self._living("consumer"), "every stream's end")
         await self._until(self._empty, "the end of every job")
         self._leaving = True
-        for name in self._living("worker"):
+        for name in set(self._living("worker")) - self._told_to_stop:  # a second signal is another matter
             self._zygote.signal(name, signal.SIGTERM)
         await self._until(lambda: not self._living("worker"), "every worker's leave")
 
