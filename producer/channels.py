@@ -125,10 +125,10 @@ class ChannelHub:
             self._changed.clear()
             wanted = set(self._subscriptions)
             if new := wanted - subscribed:
-                await connection.send_command("SSUBSCRIBE", *new)
+                await _send(connection, "SSUBSCRIBE", *new)
             if old := subscribed - wanted:
                 leaving.update(old)
-                await connection.send_command("SUNSUBSCRIBE", *old)
+                await _send(connection, "SUNSUBSCRIBE", *old)
             subscribed = wanted
             await self._changed.wait()
 
@@ -139,7 +139,7 @@ class ChannelHub:
             if message is None:  # a connection may be half-open for hours; only a ping finds out
                 if unanswered_ping:
                     raise exceptions.ConnectionError(f"no answer to PING for {PING_S:.0f} s")
-                await connection.send_command("PING", check_health=False)
+                await _send(connection, "PING")
                 unanswered_ping = True
                 continue
             unanswered_ping = False
@@ -157,3 +157,13 @@ class ChannelHub:
                         del leaving[channel]
                 case [b"sunsubscribe", *_]:
                     raise exceptions.ConnectionError("the channels have moved to another node")
+
+
+async def _send(connection: AbstractConnection, *command: str | bytes) -> None:
+    try:
+        await connection.send_command(*command, check_health=False)
+    except AttributeError as error:
+        # redis-py's, where the coroutine that reads has met the connection's end while we were about to write.
+        if connection.is_connected:
+            raise
+        raise exceptions.ConnectionError("the connection has ended") from error

@@ -3,9 +3,11 @@
 import asyncio
 import gc
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
+from redis import exceptions
 from redis.asyncio import Redis
 
 from ingine.keys import EVENT_FIELD, Keys
@@ -445,3 +447,21 @@ async def test_an_iterator_that_is_collected_on_the_clients_own_thread_does_not_
     finally:
         gc.enable()
     assert client._thread.closed
+
+
+async def test_a_connection_that_ends_while_we_are_about_to_write_is_made_again():
+    """The coroutine that reads has closed it meanwhile, which redis-py's writing meets as an AttributeError."""
+
+    class Ended:
+        is_connected = False
+
+        async def send_command(self, *command, **options):
+            raise AttributeError("'NoneType' object has no attribute 'writelines'")
+
+    hub = ChannelHub(None)
+    hub._subscriptions[b"channel"] = []
+    with pytest.raises(exceptions.ConnectionError):
+        await hub._keep_subscribed(Ended(), Counter())
+    Ended.is_connected = True
+    with pytest.raises(AttributeError):  # a fault of ours stays one
+        await hub._keep_subscribed(Ended(), Counter())
