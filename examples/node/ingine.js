@@ -8,6 +8,7 @@ import { ClientClosedError, RESP_TYPES, ReconnectStrategyError, createClient } f
 const SILENCE_MS = 2000;
 const SUBMIT_LUA = new URL("../../producer/scripts/submit.lua", import.meta.url);
 const [MAX_JOBS, MAX_JOB_BYTES, MAX_BYTES] = ["100000", "1048576", "1073741824"]; // where the queue has no own
+const LARGEST_JOB = "67108864"; // bytes, whatever the queue says
 const CHARS_PER_TOKEN = 4; // about; for fair shares
 
 /** A client whose bulk replies are Buffers, since jobs and events are msgpack. It gives up after about 3 s. */
@@ -59,6 +60,7 @@ export async function submitChecked(redis, queue, job, priority = "normal") {
       job.tenant ?? "",
       String(costOf(job)),
       String(job.not_before_ms ?? 0),
+      LARGEST_JOB,
     ],
   });
   if (String(verdict) !== "accepted") throw new Error(`job ${id} was not accepted: ${verdict} ${detail}`);
