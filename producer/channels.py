@@ -163,7 +163,7 @@ async def _send(connection: AbstractConnection, *command: str | bytes) -> None:
     try:
         await connection.send_command(*command, check_health=False)
     except AttributeError as error:
-        # redis-py's, where the coroutine that reads has met the connection's end while we were about to write.
+        # redis-py's, where the coroutine that reads has met the connection's end before we could write.
         if connection.is_connected:
             raise
         raise exceptions.ConnectionError("the connection has ended") from error

@@ -450,7 +450,7 @@ async def test_an_iterator_that_is_collected_on_the_clients_own_thread_does_not_
 
 
 async def test_a_connection_that_ends_while_we_are_about_to_write_is_made_again():
-    """The coroutine that reads has closed it meanwhile, which redis-py's writing meets as an AttributeError."""
+    """The coroutine that reads has closed it, which redis-py's writing meets as an AttributeError."""
 
     class Ended:
         is_connected = False
