@@ -24,13 +24,16 @@ class Trips:
     def __init__(self, redis: Redis):
         self._redis = redis
         self._waiting: list[_Call] = []
+        self._under_way: set[asyncio.Task] = set()
 
     async def call(self, script: AsyncScript, *, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """What `script(keys=keys, args=args)` answers or raises. A broken connection is everybody's error."""
         call = _Call(script, keys, args, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
         if len(self._waiting) == 1:
-            self._trip = asyncio.create_task(self._go())
+            trip = asyncio.create_task(self._go())
+            self._under_way.add(trip)  # the loop itself holds tasks but weakly
+            trip.add_done_callback(self._under_way.discard)
         return await call.answer
 
     async def _go(self) -> None:
