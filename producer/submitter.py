@@ -97,7 +97,7 @@ class Submitter:
             except (ClientError, InvalidJob) as error:
                 outcomes[n] = error
             except Repartitioned:
-                pass
+                continue  # no verdict: `_trip` asks for the new place, and sends it again
         return outcomes
 
     async def _run(self, redis: Redis, calls: list[tuple[list[str], list]]) -> list:
