@@ -30,6 +30,20 @@ def break_steps(engine, monkeypatch, should_break) -> None:
     monkeypatch.setattr(engine._runner, "run", run_or_break)
 
 
+def let_steps_hang(engine, monkeypatch) -> tuple[threading.Event, threading.Event]:
+    """Steps hang once the first event is set, until the second one is."""
+    hang, ended = threading.Event(), threading.Event()
+    run = engine._runner.run
+
+    def run_or_hang(batch):
+        if hang.is_set():
+            assert ended.wait(30)
+        return run(batch)
+
+    monkeypatch.setattr(engine._runner, "run", run_or_hang)
+    return hang, ended
+
+
 async def status(worker, job_id: str) -> str:
     return (await worker.redis.hget(worker.keys.job(job_id), "status") or b"").decode()
 
@@ -141,15 +155,8 @@ async def test_a_broken_publisher_hands_the_jobs_over_all_the_same(harness, monk
 
 
 async def test_a_step_that_hangs_does_not_keep_the_jobs_nor_the_process(harness, tiny_engine, monkeypatch):
-    engine, hang, ended = tiny_engine(), threading.Event(), threading.Event()
-    run = engine._runner.run
-
-    def run_or_hang(batch):
-        if hang.is_set():
-            assert ended.wait(30)
-        return run(batch)
-
-    monkeypatch.setattr(engine._runner, "run", run_or_hang)
+    engine = tiny_engine()
+    hang, ended = let_steps_hang(engine, monkeypatch)
     worker = await harness(engine, drain_timeout_s=0.4)
     await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
     await wait_until_async(lambda: worker.position("a"), what="tokens")

@@ -1,7 +1,6 @@
 """Jobs that workers died under, that failed, or whose time has not come."""
 
 import asyncio
-import threading
 
 import pytest
 import redis.exceptions
@@ -10,7 +9,7 @@ from ingine.errors import EngineError, ErrorCode
 from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, JobStatus, TokensEvent
 from tests.waiting import wait_until_async
-from tests.worker.test_failures import break_steps, status
+from tests.worker.test_failures import break_steps, let_steps_hang, status
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 from worker.engine_thread import MAX_STEPS_AHEAD, EngineThread
 
@@ -61,15 +60,8 @@ async def test_a_poisonous_job_ends_in_the_dead_letters_with_its_bytes(harness, 
 
 
 async def test_a_step_that_hangs_ends_the_worker_and_counts_as_a_death(harness, tiny_engine, monkeypatch):
-    engine, hang, ended = tiny_engine(), threading.Event(), threading.Event()
-    run = engine._runner.run
-
-    def run_or_hang(batch):
-        if hang.is_set():
-            assert ended.wait(30)
-        return run(batch)
-
-    monkeypatch.setattr(engine._runner, "run", run_or_hang)
+    engine = tiny_engine()
+    hang, ended = let_steps_hang(engine, monkeypatch)
     worker = await harness(engine, step_timeout_s=0.5, drain_timeout_s=0.4)
     await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
     await wait_until_async(lambda: worker.position("a"), what="tokens")
