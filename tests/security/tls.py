@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import threading
+from contextlib import closing, suppress
 from typing import Self
 
 import trustme
@@ -58,14 +59,11 @@ async def _relay(reader, writer, port: int, seen: bytearray) -> None:
     up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def copy(source, sink) -> None:
-        try:
+        # Either end may break off, as a client does that refuses our certificate: then the other ends too.
+        with suppress(OSError, ssl.SSLError), closing(sink):
             while chunk := await source.read(1 << 16):
                 seen.extend(chunk)
                 sink.write(chunk)
                 await sink.drain()
-        except (OSError, ssl.SSLError):
-            pass
-        finally:
-            sink.close()
 
     await asyncio.gather(copy(reader, up_writer), copy(up_reader, writer))
