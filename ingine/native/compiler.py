@@ -1,0 +1,88 @@
+"""Compiles the kernels in `src` for one kind of CPU, once: the library lies in the cache ever after."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ingine.model_store import cache_root
+
+SOURCES = Path(__file__).parent / "src"
+
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fopenmp",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+)
+
+
+class BuildError(Exception):
+    """No compiler, sources that it refuses, or nowhere to put the result."""
+
+
+def build(march: str = "native") -> Path:
+    """The library for `march` (a name of g++'s), compiled first unless it is in the cache.
+
+    Raises BuildError. $CXX names another compiler than g++. Two processes may build at the same time: the
+    library appears whole, whoever is last.
+    """
+    compiler = shutil.which(os.environ.get("CXX") or "g++")
+    if compiler is None:
+        raise BuildError("there is no C++ compiler (g++, or what $CXX names)")
+    sources = sorted(SOURCES.glob("*.cpp"))
+    library = cache_root() / "native" / f"{_digest(compiler, march)}.so"
+    if library.exists():
+        return library
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            _compile(compiler, march, sources, Path(folder))
+            os.replace(Path(folder, "kernels.so"), library)
+    except OSError as error:
+        raise BuildError(f"{library} cannot be written: {error}") from error
+    return library
+
+
+def _compile(compiler: str, march: str, sources: Iterable[Path], folder: Path) -> None:
+    """All sources at once, then linked without OpenMP's runtime, since the process has torch's."""
+    objects = {str(source): str(folder / f"{source.stem}.o") for source in sources}
+    flags = [*FLAGS, f"-march={march}"]
+    with ThreadPoolExecutor() as threads:
+        list(
+            threads.map(
+                _run, ([compiler, *flags, "-c", source, "-o", made] for source, made in objects.items())
+            )
+        )
+    _run([compiler, "-shared", *objects.values(), "-o", str(folder / "kernels.so")])
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)}: {done.stderr.strip()[-2000:]}")
+
+
+def _digest(compiler: str, march: str) -> str:
+    """Of all that the library depends on: one cache may be shared by machines that differ."""
+    stat = os.stat(compiler)
+    parts = [march, *FLAGS, str(stat.st_size), str(stat.st_mtime_ns), _cpu() if march == "native" else ""]
+    for source in sorted(SOURCES.iterdir()):
+        parts += [source.name, source.read_text()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    wanted = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return platform.machine() + "".join(sorted(set(wanted)))

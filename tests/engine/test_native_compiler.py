@@ -1,0 +1,90 @@
+"""Compiling the native kernels, and what happens where that is not possible."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ingine import native
+from ingine.native.compiler import BuildError, build
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of one's own."""
+    monkeypatch.setenv("INGINE_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A kernel that compiles at once, in place of the real ones."""
+    (tmp_path / "src").mkdir()
+    monkeypatch.setattr("ingine.native.compiler.SOURCES", tmp_path / "src")
+    source = tmp_path / "src" / "kernel.cpp"
+    source.write_text('extern "C" int answer() { return 1; }')
+    return source
+
+
+def test_the_library_is_compiled_once(cache, source):
+    first = build()
+    made = first.stat().st_mtime_ns
+    assert build() == first and first.stat().st_mtime_ns == made
+    assert list((cache / "native").iterdir()) == [first], "nothing half made is left beside it"
+
+
+def test_each_kind_of_cpu_has_a_library_of_its_own(cache, source):
+    assert build("x86-64") != build("x86-64-v3")
+
+
+def test_the_process_has_one_openmp_runtime():
+    assert native.library() is not None
+    with open("/proc/self/maps") as maps:
+        assert len({line.split()[-1] for line in maps if "libgomp" in line}) == 1
+
+
+def test_no_compiler_costs_speed_and_one_line_in_the_log(monkeypatch, cache, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    native.library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert native.library() is None
+            assert native.library() is None
+    finally:
+        native.library.cache_clear()
+    [line] = caplog.messages
+    assert "plain torch" in line and "no C++ compiler" in line
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch, cache, source, tmp_path):
+    script = tmp_path / "broken"
+    script.write_text("#!/bin/sh\necho 'internal compiler error' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(BuildError, match="internal compiler error"):
+        build()
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_to_die(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("INGINE_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(BuildError, match="cannot be written"):
+        build()
+
+
+def test_another_source_is_another_library(cache, source):
+    first = build()
+    source.write_text('extern "C" int answer() { return 2; }')
+    second = build()
+    assert [native.load(first).answer(), native.load(second).answer()] == [1, 2]
+
+
+def test_two_processes_may_build_at_the_same_time(cache):
+    command = [sys.executable, "-c", "from ingine.native.compiler import build; print(build())"]
+    builds = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    first, second = (build.communicate()[0].strip() for build in builds)
+    assert first == second
+    assert native.load(Path(first))
+    assert len(list((cache / "native").iterdir())) == 1
