@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 from itertools import count
 
-from ingine.attention import select_backend
 from ingine.block_manager import BlockManager
 from ingine.config import EngineConfig
 from ingine.detokenizer import Detokenizer
 from ingine.device import num_kv_blocks, resolve_limits, select_device, select_dtype
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
+from ingine.kernels import select_kernels
 from ingine.model_runner import ModelRunner
 from ingine.model_store import resolve_model
 from ingine.models import Decoder, load_model
@@ -230,5 +230,5 @@ def _load(config: EngineConfig, tokenizer: Tokenizer | None) -> tuple[Decoder, T
     device = select_device(config.device)
     dtype = select_dtype(config.dtype, device)
     path = resolve_model(config.model)
-    model = load_model(path, dtype=dtype, device=device, backend=select_backend(device, dtype))
+    model = load_model(path, dtype=dtype, device=device, kernels=select_kernels(device, dtype))
     return model, tokenizer or Tokenizer.from_folder(path)

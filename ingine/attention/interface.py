@@ -75,10 +75,14 @@ class AttentionBackend(ABC):
         *,
         scale: float,
         sliding_window: int | None,
+        rotation: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Causal attention of a step's tokens, after their keys and values have gone into the cache.
 
-        query is [num_tokens, num_heads, head_dim], key and value [num_tokens, num_kv_heads, head_dim]; any of
-        them may be a strided view. Returns [num_tokens, num_heads, head_dim]. With a sliding window of w, a
-        token sees itself and the w - 1 tokens before it.
+        query is [num_tokens, num_heads, head_dim], key and value [num_tokens, num_kv_heads, head_dim]; each
+        may be a strided view whose last two dimensions are contiguous. Returns a contiguous [num_tokens,
+        num_heads, head_dim]. With a sliding window of w, a token sees itself and the w - 1 tokens before it.
+
+        rotation: what `RotaryEmbedding` makes of the step's positions. Queries and keys are rotated by it
+        first; None if they are already.
         """

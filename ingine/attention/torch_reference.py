@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ingine.attention.interface import AttentionBackend, AttentionMetadata, KVCache
+from ingine.layers.rotary import apply_rotary
 
 MAX_GATHERED_BYTES = 256 << 20
 """Of keys and values, padding included, that decode gathers at a time; more only for one longer sequence."""
@@ -80,7 +81,10 @@ class TorchAttention(AttentionBackend):
         *,
         scale: float,
         sliding_window: int | None,
+        rotation: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        if rotation is not None:
+            query, key = apply_rotary(query, *rotation), apply_rotary(key, *rotation)
         plan = metadata.plan.get(sliding_window)
         if plan is None:
             plan = metadata.plan[sliding_window] = _make_plan(metadata, kv_cache[0], sliding_window)

@@ -1,15 +1,16 @@
 """Linear layers, one or several of a checkpoint merged into one matrix product."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ingine.layers.weights import Product, WeightFormat
 
 
 class Linear(nn.Module):
     """x [T, in_features] -> [T, sum(out_features)]: the outputs of the merged projections side by side.
 
     One product of a wide matrix is faster than several of narrow ones, most of all for few rows. Weights are
-    uninitialised until the loader fills `parts`.
+    uninitialised until the loader fills `parts`, and multiplied once `pack` has been called.
     """
 
     def __init__(
@@ -30,8 +31,15 @@ class Linear(nn.Module):
         if bias:
             self.bias = nn.Parameter(torch.empty(rows, dtype=dtype, device=device), requires_grad=False)
 
+        self.product: Product | None = None
+
+    def pack(self, weights: WeightFormat) -> None:
+        """Bring the loaded weights into the layout of `weights`, and forget them as they were."""
+        self.product = weights.pack(self.weight, self.bias)
+        self.weight = self.bias = None
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self.product(x)
 
     def parts(self, names: list[str]) -> dict[str, Tensor]:
         """The merged projections by their checkpoint names, as views: what is copied into them is loaded."""

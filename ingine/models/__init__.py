@@ -2,7 +2,7 @@
 
 from ingine.models.config import ModelConfig
 from ingine.models.decoder import Decoder
-from ingine.models.loader import load_model
+from ingine.models.loader import load_model, load_weights
 from ingine.models.registry import ARCHITECTURES
 
-__all__ = ["ARCHITECTURES", "Decoder", "ModelConfig", "load_model"]
+__all__ = ["ARCHITECTURES", "Decoder", "ModelConfig", "load_model", "load_weights"]

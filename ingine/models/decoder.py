@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ingine.attention import AttentionBackend, AttentionMetadata, KVCache
+from ingine.attention import AttentionMetadata, KVCache
+from ingine.kernels import Kernels
 from ingine.layers.linear import Linear
 from ingine.layers.norm import RMSNorm
-from ingine.layers.rotary import RotaryEmbedding, apply_rotary
+from ingine.layers.rotary import RotaryEmbedding
 from ingine.models.config import ModelConfig
 
 
@@ -19,13 +20,13 @@ class Attention(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        backend: AttentionBackend,
+        kernels: Kernels,
         sliding_window: int | None,
         dtype: torch.dtype,
         device: torch.device,
     ):
         super().__init__()
-        self.backend = backend
+        self.backend = kernels.attention
         self.sliding_window = sliding_window
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
@@ -38,20 +39,25 @@ class Attention(nn.Module):
         self.o_proj = Linear(q_size, [config.hidden_size], bias=config.output_bias, **factory)
         self.q_norm = self.k_norm = None
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, **factory)
-            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, **factory)
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, kernels.ops, **factory)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, kernels.ops, **factory)
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], kv_cache: KVCache, metadata: AttentionMetadata
     ) -> Tensor:
         heads = self.qkv_proj(x).view(len(x), -1, self.head_dim)
-        query_key, value = heads.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        query, key, value = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
         if self.q_norm is not None:
-            query, key = query_key.split((self.num_heads, self.num_kv_heads), dim=1)
-            query_key = torch.cat((self.q_norm(query), self.k_norm(key)), dim=1)
-        query, key = apply_rotary(query_key, *rotation).split((self.num_heads, self.num_kv_heads), dim=1)
+            query, key = self.q_norm(query), self.k_norm(key)
         attended = self.backend.forward(
-            query, key, value, kv_cache, metadata, scale=self.scale, sliding_window=self.sliding_window
+            query,
+            key,
+            value,
+            kv_cache,
+            metadata,
+            scale=self.scale,
+            sliding_window=self.sliding_window,
+            rotation=rotation,
         )
         return self.o_proj(attended.flatten(1))
 
@@ -65,15 +71,15 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device):
+    def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype, device: torch.device):
         super().__init__()
+        self.ops = kernels.ops
         size, factory = config.intermediate_size, {"bias": False, "dtype": dtype, "device": device}
         self.gate_up_proj = Linear(config.hidden_size, [size, size], **factory)
         self.down_proj = Linear(size, [config.hidden_size], **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate).mul_(up))
+        return self.down_proj(self.ops.silu_mul(self.gate_up_proj(x)))
 
     def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
         merged = self.gate_up_proj.parts([f"{prefix}.gate_proj", f"{prefix}.up_proj"])
@@ -84,23 +90,32 @@ class DecoderLayer(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        backend: AttentionBackend,
+        kernels: Kernels,
         sliding_window: int | None,
         dtype: torch.dtype,
         device: torch.device,
     ):
         super().__init__()
-        self.attention = Attention(config, backend, sliding_window, dtype, device)
-        self.mlp = MLP(config, dtype, device)
-        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device)
+        factory = {"dtype": dtype, "device": device}
+        self.attention = Attention(config, kernels, sliding_window, **factory)
+        self.mlp = MLP(config, kernels, **factory)
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels.ops, **factory)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels.ops, **factory)
 
     def forward(
-        self, hidden: Tensor, rotation: tuple[Tensor, Tensor], kv_cache: KVCache, metadata: AttentionMetadata
-    ) -> None:
-        """Adds this layer's output to `hidden` [T, hidden_size], in place: it is the residual stream."""
-        hidden += self.attention(self.attention_norm(hidden), rotation, kv_cache, metadata)
-        hidden += self.mlp(self.mlp_norm(hidden))
+        self,
+        residual: Tensor,
+        delta: Tensor | None,
+        rotation: tuple[Tensor, Tensor],
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        """Adds to residual [T, hidden_size], in place, the last layer's `delta` (the first has none) and this
+        layer's attention. Returns what its MLP adds, for the next norm to add: that is one pass less.
+        """
+        normed = self.attention_norm.add(residual, delta)
+        normed = self.mlp_norm.add(residual, self.attention(normed, rotation, kv_cache, metadata))
+        return self.mlp(normed)
 
     def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
         norms = {
@@ -114,11 +129,9 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """A whole model, its weights not yet loaded: see `ingine.models.load_model`."""
 
-    def __init__(
-        self, config: ModelConfig, backend: AttentionBackend, *, dtype: torch.dtype, device: torch.device
-    ):
+    def __init__(self, config: ModelConfig, kernels: Kernels, *, dtype: torch.dtype, device: torch.device):
         super().__init__()
-        self.config, self.backend, self.dtype, self.device = config, backend, dtype, device
+        self.config, self.kernels, self.dtype, self.device = config, kernels, dtype, device
         factory = {"dtype": dtype, "device": device}
         self.lm_head = Linear(config.hidden_size, [config.vocab_size], bias=False, **factory)
         self.embed_tokens = self.lm_head.weight
@@ -126,30 +139,36 @@ class Decoder(nn.Module):
             self.embed_tokens = nn.Parameter(torch.empty_like(self.lm_head.weight), requires_grad=False)
         self.rotary = RotaryEmbedding(config.rope_inv_freq, config.rope_attention_scaling, **factory)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, backend, sliding_window, dtype, device)
+            DecoderLayer(config, kernels, sliding_window, dtype, device)
             for sliding_window in config.sliding_windows
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, **factory)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels.ops, **factory)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, kv_caches: list[KVCache], metadata: AttentionMetadata
     ) -> Tensor:
         """input_ids and positions [T] -> final hidden states [T, hidden_size]; writes the tokens' KV."""
-        hidden = F.embedding(input_ids, self.embed_tokens)
+        residual, delta = F.embedding(input_ids, self.embed_tokens), None
         rotation = self.rotary(positions)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            layer(hidden, rotation, kv_cache, metadata)
-        return self.norm(hidden)
+            delta = layer(residual, delta, rotation, kv_cache, metadata)
+        return self.norm.add(residual, delta)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden_size] -> float32 [R, vocab_size]. Costly: pass only the rows that are sampled."""
         return self.lm_head(hidden).float()
 
+    def pack_weights(self) -> None:
+        """Bring the loaded weights into the layout they are multiplied in. The model runs only after this."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack(self.kernels.weights)
+
     def allocate_kv_caches(self, num_blocks: int, block_size: int) -> list[KVCache]:
         """One cache a layer, `num_blocks` blocks of `block_size` tokens each."""
         config = self.config
         return [
-            self.backend.allocate_kv_cache(
+            self.kernels.attention.allocate_kv_cache(
                 num_blocks, block_size, config.num_kv_heads, config.head_dim, self.dtype, self.device
             )
             for _ in self.layers
@@ -158,7 +177,9 @@ class Decoder(nn.Module):
     def bytes_per_block(self, block_size: int) -> int:
         """Bytes that one block takes in all layers together."""
         config = self.config
-        per_layer = self.backend.bytes_per_block(block_size, config.num_kv_heads, config.head_dim, self.dtype)
+        per_layer = self.kernels.attention.bytes_per_block(
+            block_size, config.num_kv_heads, config.head_dim, self.dtype
+        )
         return per_layer * config.num_layers
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:

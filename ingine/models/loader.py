@@ -7,22 +7,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ingine.attention import AttentionBackend
 from ingine.errors import ConfigError
+from ingine.kernels import Kernels
 from ingine.models.config import ModelConfig, read_json
 from ingine.models.decoder import Decoder
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, backend: AttentionBackend) -> Decoder:
-    """The model in the Hugging Face folder `path`, its weights converted to `dtype` on `device`.
+def load_model(path: Path, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> Decoder:
+    """The model in the Hugging Face folder `path`, its weights in `dtype` on `device`, ready to run.
 
     Raises ConfigError (or its UnsupportedModel) that names the file or the weights at fault.
     """
+    model = load_weights(path, dtype=dtype, device=device, kernels=kernels)
+    model.pack_weights()
+    return model
+
+
+def load_weights(path: Path, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> Decoder:
+    """As `load_model`, the weights still as the checkpoint has them, for `Decoder.checkpoint_tensors`."""
     config = ModelConfig.from_folder(path)
     shards = _shards(path)
-    model = Decoder(config, backend, dtype=dtype, device=device).eval()
+    model = Decoder(config, kernels, dtype=dtype, device=device).eval()
     tensors = model.checkpoint_tensors()
     for shard in shards:
         _load_shard(shard, tensors, tied=config.tie_word_embeddings)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ingine.attention import select_backend
+from ingine.kernels import select_kernels
 from ingine.models import Decoder, load_model
 from ingine.tokenizer import Tokenizer
 from tests.tiny_models import make_tiny_model, smollm2_path
@@ -47,7 +47,7 @@ def load(path: Path) -> LoadedModel:
     return LoadedModel(
         path=path,
         decoder=load_model(
-            path, dtype=torch.float32, device=device, backend=select_backend(device, torch.float32)
+            path, dtype=torch.float32, device=device, kernels=select_kernels(device, torch.float32)
         ),
         tokenizer=Tokenizer.from_folder(path),
         hf_model=AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),

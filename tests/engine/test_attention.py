@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ingine.attention import AttentionBackend, TorchAttention, select_backend, torch_reference
+from ingine.attention import AttentionBackend, TorchAttention, torch_reference
 from tests.engine.packed import BlockPool, PagedSequence, pack
 
 BACKENDS = [TorchAttention()]
@@ -119,14 +119,6 @@ def test_bytes_per_block_is_what_a_block_takes(backend):
     kv_cache = backend.allocate_kv_cache(7, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, torch.bfloat16, CPU)
     per_block = backend.bytes_per_block(BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM, torch.bfloat16)
     assert 7 * per_block == sum(tensor.numel() * tensor.itemsize for tensor in kv_cache)
-
-
-def test_the_choice_of_backend_is_logged_once(caplog):
-    with caplog.at_level("INFO", logger="ingine.attention"):
-        backend = select_backend(CPU, torch.float32)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"attention backend: {backend.name} (cpu, float32)"
-    ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)

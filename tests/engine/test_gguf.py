@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama import LlamaConfig
 
-from ingine.attention import TorchAttention
 from ingine.errors import ConfigError, UnsupportedModel
+from ingine.kernels import REFERENCE
 from ingine.models import gguf as conversion
-from ingine.models import load_model
+from ingine.models import load_weights
 from ingine.models.gguf import convert_gguf
 from tests.tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS, make_tiny_model, make_tokenizer
 
@@ -102,8 +102,8 @@ def tiny(tmp_path: Path, arch: str = "llama", **kwargs) -> Path:
 
 
 def loaded(path: Path) -> dict[str, torch.Tensor]:
-    backend, device = TorchAttention(), torch.device("cpu")
-    return load_model(path, dtype=torch.float32, device=device, backend=backend).checkpoint_tensors()
+    device = torch.device("cpu")
+    return load_weights(path, dtype=torch.float32, device=device, kernels=REFERENCE).checkpoint_tensors()
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from ingine import model_store
-from ingine.attention import TorchAttention
 from ingine.errors import ConfigError, ModelNotFound
+from ingine.kernels import REFERENCE
 from ingine.model_store import DEFAULT_MODEL, cache_root, names_of, resolve_model
 from ingine.models import load_model
 from tests.engine.packed import PackedModel, PagedSequence
@@ -242,9 +242,9 @@ def test_the_default_model_answers_as_it_does_in_transformers(smollm2):
     output = reference.generate(prompt, do_sample=False, max_new_tokens=20)[0]
     assert "Paris" in tokenizer.decode(output[prompt.shape[1] :])
 
-    device, backend = torch.device("cpu"), TorchAttention()
+    device = torch.device("cpu")
     model = PackedModel(
-        load_model(smollm2, dtype=torch.float32, device=device, backend=backend), block_size=16
+        load_model(smollm2, dtype=torch.float32, device=device, kernels=REFERENCE), block_size=16
     )
     [logits] = model.step((PagedSequence(output.tolist()), len(output)))
     with torch.inference_mode():

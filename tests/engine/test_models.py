@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ingine.attention import TorchAttention
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.models import ARCHITECTURES, Decoder, ModelConfig, load_model
+from ingine.kernels import REFERENCE
+from ingine.models import ARCHITECTURES, Decoder, ModelConfig, load_model, load_weights
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.tiny_models import EOS_TOKEN_ID, make_tiny_model
 
@@ -19,7 +19,11 @@ PROMPT = list(range(40, 77))
 
 
 def load(path, dtype=torch.float32) -> Decoder:
-    return load_model(path, dtype=dtype, device=torch.device("cpu"), backend=TorchAttention())
+    return load_model(path, dtype=dtype, device=torch.device("cpu"), kernels=REFERENCE)
+
+
+def load_unpacked(path) -> Decoder:
+    return load_weights(path, dtype=torch.float32, device=torch.device("cpu"), kernels=REFERENCE)
 
 
 @torch.inference_mode()
@@ -116,8 +120,9 @@ def test_scaled_rope(rope, tmp_path):
 @pytest.mark.parametrize("arch", ALL)
 def test_tied_embeddings(arch, tmp_path):
     path = make_tiny_model(tmp_path, arch, tie_word_embeddings=True)
-    model = load(path)
+    model = load_unpacked(path)
     assert model.lm_head.weight is model.embed_tokens
+    model.pack_weights()
     [logits] = PackedModel(model).step((PagedSequence(PROMPT), len(PROMPT)))
     assert_same(logits, hf_logits(path, PROMPT))
 
@@ -135,8 +140,8 @@ def test_sharded_safetensors_give_the_same_model(tmp_path):
     whole = make_tiny_model(tmp_path / "whole")
     sharded = make_tiny_model(tmp_path / "sharded", max_shard_size="60KB")
     assert len(list(sharded.glob("*.safetensors"))) > 2
-    expected = load(whole).checkpoint_tensors()
-    tensors = load(sharded).checkpoint_tensors()
+    expected = load_unpacked(whole).checkpoint_tensors()
+    tensors = load_unpacked(sharded).checkpoint_tensors()
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
@@ -247,7 +252,7 @@ def test_a_redundant_output_matrix_of_a_tied_model_is_ignored(tmp_path):
     path = make_tiny_model(tmp_path, tie_word_embeddings=True)
     weights = load_file(path / "model.safetensors")
     save_file({**weights, "lm_head.weight": torch.zeros(1, 1)}, path / "model.safetensors")
-    assert torch.equal(load(path).lm_head.weight, weights["model.embed_tokens.weight"])
+    assert torch.equal(load_unpacked(path).lm_head.weight, weights["model.embed_tokens.weight"])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])

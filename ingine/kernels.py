@@ -1,0 +1,37 @@
+"""What computes a model on one device, chosen once by what the machine has."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from ingine.attention import AttentionBackend, TorchAttention
+from ingine.layers.ops import LayerOps, TorchOps
+from ingine.layers.weights import PlainWeights, WeightFormat
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    attention: AttentionBackend
+    ops: LayerOps
+    weights: WeightFormat
+
+
+REFERENCE = Kernels(TorchAttention(), TorchOps(), PlainWeights())
+"""Plain torch: slow, right, for every device and dtype."""
+
+
+def select_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
+    """The fastest that this machine has for `device` and `dtype`."""
+    kernels = REFERENCE
+    logger.info(
+        "kernels on %s, %s: attention %s, layer operations %s, weights %s",
+        device,
+        str(dtype).removeprefix("torch."),
+        kernels.attention.name,
+        kernels.ops.name,
+        kernels.weights.name,
+    )
+    return kernels
