@@ -10,7 +10,7 @@ static it ages for free: a sequence of priority 1 goes before every one of prior
 `priority_ageing_s` after it, so nothing waits forever behind a stream of better priority.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -81,8 +81,8 @@ class Scheduler:
 
     def remove(self, seq: Sequence) -> None:
         """Forget a sequence, wherever it is, and free its blocks."""
-        queue = self.running if seq in self.running else self.waiting
-        queue.remove(seq)
+        if not _take_out(self.running, seq):
+            _take_out(self.waiting, seq)
         self.block_manager.free(seq)
 
     def _schedule_running(self, batch: ScheduledBatch) -> int:
@@ -112,16 +112,23 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence) -> None:
         """Take all its blocks. It waits with its old key, and recomputes what the cache loses till then."""
-        self.running.remove(seq)
+        _take_out(self.running, seq)
         self.block_manager.free(seq)
         self.num_preemptions += 1
         self.add(seq)
 
     def _admit_waiting(self, batch: ScheduledBatch, budget: int) -> None:
+        """Who comes in is promised memory for all that it has, and one block more.
+
+        The margin lets those running decode on for a while before the newcomer has to be preempted.
+        """
+        if not self.waiting:
+            return
+        num_promised = sum(self._num_promised_blocks(seq) for seq in self.running)
         while self.waiting and budget and len(self.running) < self.max_num_seqs:
             seq = self.waiting[0]
             prefix = self.block_manager.find_prefix(seq)
-            if not self._has_room(seq, prefix):
+            if self._num_needed_blocks(seq, prefix) + num_promised > self.block_manager.num_free_blocks:
                 break  # nobody overtakes: it would take the memory that the first one waits for
             del self.waiting[0]
             self.block_manager.share_prefix(seq, prefix)
@@ -129,22 +136,31 @@ class Scheduler:
             num_tokens = min(seq.num_uncomputed_tokens, budget)
             self.block_manager.allocate(seq, seq.num_computed_tokens + num_tokens)
             insort(self.running, seq, key=_sort_key)
+            num_promised += self._num_promised_blocks(seq)
             batch.add(seq, num_tokens)
             batch.admitted.append(seq)
             budget -= num_tokens
 
-    def _has_room(self, seq: Sequence, prefix: list[int]) -> bool:
-        """Whether all of `seq` fits beside what those running are promised, and one block more for each.
+    def _num_promised_blocks(self, seq: Sequence) -> int:
+        """Blocks that are kept free for one that runs."""
+        return self.block_manager.num_missing_blocks(seq, seq.num_tokens) + 1
 
-        The margin lets them decode on for a while before the newcomer has to be preempted.
-        """
+    def _num_needed_blocks(self, seq: Sequence, prefix: list[int]) -> int:
+        """Free blocks that one takes which begins with the cached blocks `prefix`."""
         blocks = self.block_manager
-        promised = sum(blocks.num_missing_blocks(other, other.num_tokens) + 1 for other in self.running)
-        needed = blocks.num_missing_blocks(seq, seq.num_tokens) - len(prefix) + blocks.num_free_in(prefix)
-        return needed + promised <= blocks.num_free_blocks
+        return blocks.num_missing_blocks(seq, seq.num_tokens) - len(prefix) + blocks.num_free_in(prefix)
 
     def _count_prefix(self, seq: Sequence) -> None:
         self.prefix_cache_query_tokens += seq.num_tokens
         self.prefix_cache_hit_tokens += seq.num_computed_tokens
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = seq.num_computed_tokens
+
+
+def _take_out(queue: list[Sequence], seq: Sequence) -> bool:
+    """Remove `seq` from a queue in the order of keys, no two of which are equal. False if it is not there."""
+    index = bisect_left(queue, seq.sort_key, key=_sort_key)
+    if index == len(queue) or queue[index] is not seq:
+        return False
+    del queue[index]
+    return True
