@@ -1,8 +1,8 @@
 """What a step costs besides the model: `python benchmarks/step_overhead.py [--profile]`.
 
 The engine, the tokenizer and the text are real. The model costs nothing: its logits lie ready, over the first
-512 tokens of the vocabulary only, so that what is timed of sampling is its Python and not its kernels
-(`benchmarks/sampler.py` has those).
+512 tokens of the vocabulary only, so that greedy sampling is timed without its kernel. With top_p kernels are
+most of it all the same; `benchmarks/sampler.py` is about those.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from ingine.tokenizer import Tokenizer
 BATCH_SIZES = (32, 256)
 NUM_PROMPT_TOKENS, NUM_STEPS, NUM_ROUNDS = 41, 64, 5
 VOCAB_SIZE = 512
+_COMMON = {"max_tokens": 10_000, "ignore_eos": True}
 KINDS = {
-    "greedy": SamplingParams(temperature=0, max_tokens=10_000, ignore_eos=True),
-    "top_p, a stop string": SamplingParams(
-        temperature=0.8, top_p=0.95, seed=1, stop="Question:", max_tokens=10_000, ignore_eos=True
-    ),
+    "greedy": SamplingParams(temperature=0, **_COMMON),
+    "greedy, a stop string": SamplingParams(temperature=0, stop="Question:", **_COMMON),
+    "top_p 0.95": SamplingParams(temperature=0.8, top_p=0.95, seed=1, **_COMMON),
 }
 
 

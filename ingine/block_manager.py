@@ -59,7 +59,7 @@ class BlockManager:
             if self.ref_counts[block] == 0:
                 del self._free[block]
             self.ref_counts[block] += 1
-        seq.block_table = list(blocks)
+        seq.block_table = array("i", blocks)
         seq.num_hashed_blocks = len(blocks)
         seq.num_computed_tokens = len(blocks) * self.block_size
 
@@ -101,7 +101,7 @@ class BlockManager:
                 self._free[block] = None
                 if block not in self._hash_of_block:
                     self._free.move_to_end(block, last=False)
-        seq.block_table = []
+        seq.block_table = array("i")
         seq.num_hashed_blocks = 0
         seq.num_computed_tokens = 0
 
@@ -120,7 +120,7 @@ class BlockManager:
             raise EngineError("the hash table and the blocks' hashes disagree")
         for seq in seqs:
             if len(set(seq.block_table)) != len(seq.block_table):
-                raise EngineError(f"sequence {seq.seq_id} has a block twice: {seq.block_table}")
+                raise EngineError(f"sequence {seq.seq_id} has a block twice: {list(seq.block_table)}")
             if self.num_missing_blocks(seq, seq.num_computed_tokens):
                 raise EngineError(f"sequence {seq.seq_id} has more tokens computed than its blocks hold")
 

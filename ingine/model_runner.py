@@ -52,10 +52,11 @@ class ModelRunner:
 
         seq_of_token = np.repeat(np.arange(len(work)), query_lens)
         positions = np.arange(len(token_ids)) + (np.array(computed) - query_start[:-1])[seq_of_token]
-        block_tables = np.empty((len(work), max(len(seq.block_table) for seq, _ in work)), dtype=np.int32)
-        for row, (seq, _) in zip(block_tables, work, strict=True):
-            row[: len(seq.block_table)] = seq.block_table
-            row[len(seq.block_table) :] = seq.block_table[0]
+        tables = [seq.block_table for seq, _ in work]
+        block_tables = np.empty((len(tables), max(map(len, tables))), dtype=np.int32)
+        block_tables[:] = [[table[0]] for table in tables]
+        for row, table in zip(block_tables, tables, strict=True):
+            row[: len(table)] = table
         blocks = block_tables[seq_of_token, positions // self._block_size].astype(np.int64)
         metadata = AttentionMetadata(
             slot_mapping=self._tensor(blocks * self._block_size + positions % self._block_size),

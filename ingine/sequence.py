@@ -1,5 +1,6 @@
 """One request inside the engine: its tokens, what is computed of them, and when it ends."""
 
+from array import array
 from collections.abc import Sequence as Tokens
 
 from ingine.detokenizer import Detokenizer
@@ -39,7 +40,7 @@ class Sequence:
 
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
-        self.block_table: list[int] = []
+        self.block_table = array("i")  # numpy copies it at once, and a list number by number
         self.block_hashes: list[bytes] = []
         self.num_hashed_blocks = 0
 

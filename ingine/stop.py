@@ -13,6 +13,8 @@ class StopStrings:
 
     def append(self, text: str) -> tuple[str, str | None]:
         """The text that is now sure, and the stop string that ended it, if one did."""
+        if not self._stops:
+            return text, None
         pending = self._held + text
         matches = [
             (start + len(stop), start, stop) for stop in self._stops if (start := pending.find(stop)) >= 0
@@ -21,7 +23,7 @@ class StopStrings:
             _, start, stop = min(matches)  # the first to end; of those, the longest
             self._held = ""
             return pending[:start], stop
-        num_sure = len(pending) - max((_overlap(pending, stop) for stop in self._stops), default=0)
+        num_sure = len(pending) - max(_overlap(pending, stop) for stop in self._stops)
         self._held = pending[num_sure:]
         return pending[:num_sure], None
 

@@ -50,7 +50,7 @@ def test_too_few_free_blocks_change_nothing():
     blocks = BlockManager(num_blocks=2, block_size=4)
     seq = make_sequence(list(range(9)))
     assert not blocks.allocate(seq, 9)
-    assert seq.block_table == [] and blocks.num_free_blocks == 2
+    assert not seq.block_table and blocks.num_free_blocks == 2
 
 
 def test_a_prefix_is_shared_while_its_owner_runs_and_found_after():

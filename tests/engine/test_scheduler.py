@@ -172,7 +172,7 @@ def test_a_victim_waits_with_its_old_key_and_without_blocks():
     fill_memory(scheduler, make_sequence("a", 4, arrival=0), victim)
     scheduler.add(make_sequence("later", 4, arrival=2))
     assert [seq.seq_id for seq in scheduler.waiting] == ["b", "later"]
-    assert victim.block_table == [] and victim.num_computed_tokens == 0
+    assert not victim.block_table and victim.num_computed_tokens == 0
     assert scheduler.num_preemptions == 1
 
 
