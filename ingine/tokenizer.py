@@ -1,63 +1,76 @@
 """A model's own tokenizer and chat template, for use from several threads."""
 
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import jinja2
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers import Tokenizer as CoreTokenizer
 
+from ingine.chat_template import ChatTemplate
 from ingine.errors import ConfigError, ErrorCode, InvalidRequest
+from ingine.tokenizer_files import read_tokenizer_files
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
-# Some chat templates write the date with transformers' `strftime_now`, which reads the clock. This macro
-# takes its place and tells a given time instead, so that a conversation is the same tokens whenever it is
-# encoded. (A function of ours would not do: a template sees plain values only.)
-_STRFTIME_NOW = """\
-{%- macro strftime_now(format) -%}
-  {%- set text = namespace(value=format) -%}
-  {%- for directive, value in strftime_values.items() -%}
-    {%- set text.value = text.value.replace(directive, value) -%}
-  {%- endfor -%}
-  {{- text.value -}}
-{%- endmacro %}
-"""
-_STRFTIME_DIRECTIVE = re.compile(r"%-?[aAbBcdHIjmMpSUwWxXyYZ]")
-
 
 class Tokenizer:
-    """Wraps a fast tokenizer of transformers, whose Rust core encodes without a lock and without state."""
+    """Wraps a tokenizer of the `tokenizers` library, which encodes without a lock and without state."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast):
-        self._tokenizer = tokenizer
-        self._core = tokenizer.backend_tokenizer
+    def __init__(
+        self,
+        core: CoreTokenizer,
+        *,
+        special_tokens: Mapping[str, str] | None = None,
+        chat_template: str | None = None,
+    ):
+        """`special_tokens` by their roles: {"bos_token": "<s>", ...}; each is one of the core's tokens."""
+        self._core = core
         # A tokenizer.json may bring these along from training; a prompt must never be cut in silence.
-        self._core.no_truncation()
-        self._core.no_padding()
+        core.no_truncation()
+        core.no_padding()
+        special_tokens = special_tokens or {}
+        self._chat_template = None if chat_template is None else ChatTemplate(chat_template, special_tokens)
+        eos_token_id = core.token_to_id(special_tokens.get("eos_token", ""))
+        self.eos_token_ids = frozenset({eos_token_id} - {None})
         self._special_ids = {
-            token_id for token_id, token in self._core.get_added_tokens_decoder().items() if token.special
+            token_id for token_id, token in core.get_added_tokens_decoder().items() if token.special
         }
-        self._is_byte_level = _has_byte_level_decoder(self._core)
-        self._anchor = self._core.encode("a", add_special_tokens=False).ids[-1]
+        self._is_byte_level = _has_byte_level_decoder(core)
+        self._anchor = core.encode("a", add_special_tokens=False).ids[-1]
         self._token_bytes: dict[tuple[int, bool], bytes | None] = {}
-        self.eos_token_ids = frozenset({tokenizer.eos_token_id} - {None})
 
     @classmethod
-    def from_folder(cls, path: Path) -> "Tokenizer":
+    def from_folder(cls, path: Path) -> Self:
         """Raises ConfigError if the folder has no tokenizer, or one that is not fast."""
+        if (files := read_tokenizer_files(path)) is not None:
+            return cls(files.core, special_tokens=files.special_tokens, chat_template=files.chat_template)
         try:
+            from transformers import AutoTokenizer
+
             tokenizer = AutoTokenizer.from_pretrained(path)
         except Exception as error:  # transformers raises whatever the parser of the day does
             raise ConfigError(f"no usable tokenizer in {path}: {error}") from error
         if not getattr(tokenizer, "is_fast", False):
             raise ConfigError(f"the tokenizer in {path} is not a fast one (it has no tokenizer.json)")
-        return cls(tokenizer)
+        return cls.from_transformers(tokenizer)
+
+    @classmethod
+    def from_transformers(cls, tokenizer: "PreTrainedTokenizerFast") -> Self:
+        chat_template = tokenizer.chat_template
+        if isinstance(chat_template, dict):
+            chat_template = chat_template.get("default")
+        return cls(
+            tokenizer.backend_tokenizer,
+            special_tokens=tokenizer.special_tokens_map,
+            chat_template=chat_template,
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens that the model's tokenizer adds to a prompt."""
@@ -70,33 +83,20 @@ class Tokenizer:
 
         Raises InvalidRequest: NO_CHAT_TEMPLATE, or INVALID_MESSAGES with what the template has against them.
         """
-        if self._tokenizer.chat_template is None:
+        if self._chat_template is None:
             raise InvalidRequest(
                 ErrorCode.NO_CHAT_TEMPLATE, "this model has no chat template: send a prompt, not messages"
             )
         if not messages:
             raise InvalidRequest(ErrorCode.INVALID_MESSAGES, "a conversation has at least one message")
         try:
-            text = self._render_chat([dict(message) for message in messages], now or datetime.now(UTC))
+            text = self._chat_template.render(messages, now or datetime.now(UTC))
         except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
             raise InvalidRequest(
                 ErrorCode.INVALID_MESSAGES, f"the model's chat template refuses these messages: {error}"
             ) from None
         # The template has written the special tokens already.
         return self._core.encode(_without_surrogates(text), add_special_tokens=False).ids
-
-    def _render_chat(self, messages: list[dict[str, str]], now: datetime) -> str:
-        template, values = self._tokenizer.get_chat_template(), {}
-        if "strftime_now" in template:
-            template = _STRFTIME_NOW + template
-            values = {each: now.strftime(each) for each in _STRFTIME_DIRECTIVE.findall(template)}
-        return self._tokenizer.apply_chat_template(
-            messages,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=True,
-            strftime_values=values,
-        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of all tokens together, special ones skipped."""

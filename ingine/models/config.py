@@ -6,15 +6,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.models.registry import ArchitectureOptions, find_architecture
+from ingine.models.rope import rope_frequencies, rope_parameters, yarn_frequencies
 
-SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")
-"""Frequencies that do not depend on the sequence. `dynamic` and `longrope` change with its length: one
-request would change another's tokens, and cached keys would be wrong once their sequence had grown."""
+
+class _HFConfig(BaseModel):
+    """What we read of config.json. A key without a default is one whose default differs by family."""
+
+    model_config = ConfigDict(strict=True, protected_namespaces=())
+
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt | None
+    max_position_embeddings: PositiveInt
+    rms_norm_eps: PositiveFloat
+    head_dim: PositiveInt | None = None
+    hidden_act: str = "silu"
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    use_sliding_window: bool = False
+    sliding_window: PositiveInt | None = None
+    layer_types: list[str] | None = None
+    quantization_config: dict[str, Any] | None = None
+    dtype: str | None = None
+    torch_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,41 +69,47 @@ class ModelConfig:
     @classmethod
     def from_folder(cls, path: Path) -> "ModelConfig":
         """Raises ConfigError (config.json is missing or wrong) or UnsupportedModel (it is beyond us)."""
-        raw = read_json(path / "config.json")
+        file = path / "config.json"
+        raw = read_json(file)
         architecture, options = find_architecture(raw.get("architectures") or [])
+        values = raw if _says_all(raw, options) else _completed(path)
         try:
-            hf_config = AutoConfig.from_pretrained(path)
-        except Exception as error:  # transformers validates with errors of several libraries
-            raise ConfigError(f"{path / 'config.json'}: {error}") from error
-        _refuse_unsupported(hf_config)
+            config = _HFConfig.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(f"{file}: {error}") from error
+        _refuse_unsupported(config)
 
-        num_heads = hf_config.num_attention_heads
-        num_kv_heads = getattr(hf_config, "num_key_value_heads", None) or num_heads
+        num_heads = config.num_attention_heads
+        num_kv_heads = config.num_key_value_heads or num_heads
         if num_heads % num_kv_heads:
             raise ConfigError(f"{path}: {num_heads} heads cannot share {num_kv_heads} key/value heads evenly")
-        head_dim = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // num_heads
-        inv_freq, attention_scaling = _rope(hf_config, head_dim)
-        attention_bias = options.attention_bias == "config" and hf_config.attention_bias
+        head_dim = config.head_dim or config.hidden_size // num_heads
+        try:
+            rope = rope_parameters(values)
+            inv_freq, attention_scaling = _frequencies(rope, head_dim, path)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{file}: wrong parameters of rotary positions: {error!r}") from error
+        attention_bias = options.attention_bias == "config" and config.attention_bias
         return cls(
             architecture=architecture,
-            vocab_size=hf_config.vocab_size,
-            hidden_size=hf_config.hidden_size,
-            intermediate_size=hf_config.intermediate_size,
-            num_layers=hf_config.num_hidden_layers,
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_layers=config.num_hidden_layers,
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            rms_norm_eps=hf_config.rms_norm_eps,
-            max_position_embeddings=_max_position_embeddings(hf_config),
-            rope_inv_freq=inv_freq,
+            rms_norm_eps=config.rms_norm_eps,
+            max_position_embeddings=_max_position_embeddings(config, rope),
+            rope_inv_freq=tuple(inv_freq.tolist()),
             rope_attention_scaling=attention_scaling,
-            sliding_windows=_sliding_windows(hf_config, options),
-            tie_word_embeddings=hf_config.tie_word_embeddings,
+            sliding_windows=_sliding_windows(config, options),
+            tie_word_embeddings=config.tie_word_embeddings,
             qkv_bias=options.attention_bias == "qkv" or attention_bias,
             output_bias=attention_bias,
             qk_norm=options.qk_norm,
             eos_token_ids=_eos_token_ids(path, raw),
-            dtype=hf_config.dtype or torch.float32,
+            dtype=_dtype(config, file),
         )
 
 
@@ -98,52 +126,74 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_unsupported(hf_config: PretrainedConfig) -> None:
+def _says_all(raw: dict[str, Any], options: ArchitectureOptions) -> bool:
+    """Whether nothing is left to the defaults of a family, which are transformers' to know. Nearly every
+    config.json is such, and importing transformers takes longer than loading a small model.
+    """
+    needed = {name for name, field in _HFConfig.model_fields.items() if field.is_required()}
+    if options.qk_norm:
+        needed.add("head_dim")
+    if options.sliding_window == "every_layer":
+        needed.add("sliding_window")
+    elif options.sliding_window == "layer_types" and raw.get("use_sliding_window"):
+        needed |= {"sliding_window", "layer_types"}
+    return needed <= raw.keys()
+
+
+def _completed(path: Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path).to_dict()
+    except Exception as error:  # transformers validates with errors of several libraries
+        raise ConfigError(f"{path / 'config.json'}: {error}") from error
+
+
+def _refuse_unsupported(config: _HFConfig) -> None:
     """A feature that the decoder would silently leave out gives wrong tokens: better none."""
-    if getattr(hf_config, "quantization_config", None):
+    if config.quantization_config:
         raise UnsupportedModel("unsupported: quantised safetensors; use the original weights or a GGUF file")
-    if hf_config.hidden_act != "silu":
-        raise UnsupportedModel(f"unsupported hidden_act: {hf_config.hidden_act} (silu works)")
-    if getattr(hf_config, "mlp_bias", False):
+    if config.hidden_act != "silu":
+        raise UnsupportedModel(f"unsupported hidden_act: {config.hidden_act} (silu works)")
+    if config.mlp_bias:
         raise UnsupportedModel("unsupported: mlp_bias")
 
 
-def _rope(hf_config: PretrainedConfig, head_dim: int) -> tuple[tuple[float, ...], float]:
-    parameters = hf_config.rope_parameters
-    rope_type = parameters.get("rope_type", "default")
-    if rope_type not in SUPPORTED_ROPE:
-        raise UnsupportedModel(
-            f"unsupported rope_type: {rope_type} (those that work: {', '.join(SUPPORTED_ROPE)})"
-        )
-    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModel("unsupported: partial_rotary_factor")
-    if rope_type == "default":
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        return tuple((1.0 / parameters["rope_theta"] ** exponents).tolist()), 1.0
-    inv_freq, attention_scaling = ROPE_INIT_FUNCTIONS[rope_type](hf_config, device=torch.device("cpu"))
-    return tuple(inv_freq.tolist()), attention_scaling
+def _frequencies(rope: dict[str, Any], head_dim: int, path: Path) -> tuple[torch.Tensor, float]:
+    if rope["rope_type"] == "yarn":
+        return yarn_frequencies(path)
+    return rope_frequencies(rope, head_dim), 1.0
 
 
-def _max_position_embeddings(hf_config: PretrainedConfig) -> int:
+def _max_position_embeddings(config: _HFConfig, rope: dict[str, Any]) -> int:
     """As vLLM has it: `yarn` and `linear` stretch what the model was trained for by their factor. Llama 3's
     configs name the stretched length.
     """
-    parameters, length = hf_config.rope_parameters, hf_config.max_position_embeddings
-    rope_type, factor = parameters.get("rope_type"), parameters.get("factor")
-    if rope_type not in ("linear", "yarn") or factor is None:  # None: transformers takes it from the lengths
+    length, factor = config.max_position_embeddings, rope.get("factor")
+    if rope["rope_type"] not in ("linear", "yarn") or factor is None:  # None: taken from the lengths
         return length
-    if rope_type == "yarn":
-        length = parameters.get("original_max_position_embeddings") or length
+    if rope["rope_type"] == "yarn":
+        length = rope["original_max_position_embeddings"]
     return int(length * factor)
 
 
-def _sliding_windows(hf_config: PretrainedConfig, options: ArchitectureOptions) -> tuple[int | None, ...]:
+def _sliding_windows(config: _HFConfig, options: ArchitectureOptions) -> tuple[int | None, ...]:
     if options.sliding_window == "never":
-        return (None,) * hf_config.num_hidden_layers
+        return (None,) * config.num_hidden_layers
     if options.sliding_window == "every_layer":
-        return (hf_config.sliding_window,) * hf_config.num_hidden_layers
-    sliding = [layer_type == "sliding_attention" for layer_type in hf_config.layer_types]
-    return tuple(hf_config.sliding_window if slides else None for slides in sliding)
+        return (config.sliding_window,) * config.num_hidden_layers
+    if not config.use_sliding_window:
+        return (None,) * config.num_hidden_layers
+    sliding = [layer_type == "sliding_attention" for layer_type in config.layer_types]
+    return tuple(config.sliding_window if slides else None for slides in sliding)
+
+
+def _dtype(config: _HFConfig, file: Path) -> torch.dtype:
+    name = config.dtype or config.torch_dtype or "float32"
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ConfigError(f"{file}: dtype {name!r} is none of torch's")
+    return dtype
 
 
 def _eos_token_ids(path: Path, raw: dict[str, Any]) -> tuple[int, ...]:

@@ -17,12 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.llama import LlamaConfig
 
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.models.gguf_tokenizer import save_tokenizer
 from ingine.models.loader import WEIGHTS, WEIGHTS_INDEX
+from ingine.models.rope import rope_frequencies
 
 MAX_SHARD_BYTES = 2 << 30
 Progress = Callable[[int, int], None]
@@ -183,10 +182,8 @@ class _GGUFFile:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         }
-        config = LlamaConfig(head_dim=self.head_dim, rope_parameters=dict(parameters))
-        inv_freq, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))
-        plain = 1.0 / rope_theta ** (torch.arange(0, self.head_dim, 2) / self.head_dim)
-        if not torch.allclose(plain / inv_freq, divisors, rtol=1e-3):
+        plain = rope_frequencies({"rope_type": "default", "rope_theta": rope_theta}, self.head_dim)
+        if not torch.allclose(plain / rope_frequencies(parameters, self.head_dim), divisors, rtol=1e-3):
             raise UnsupportedModel("unsupported: rotary frequencies other than those of Llama 3")
         return parameters
 

@@ -22,7 +22,7 @@ TEXTS = (
 @pytest.fixture(scope="module", params=["tiny", "smollm2"])
 def tokenizer(request) -> Tokenizer:
     if request.param == "tiny":
-        return Tokenizer(make_tokenizer())
+        return Tokenizer.from_transformers(make_tokenizer())
     return request.getfixturevalue("smollm2").tokenizer
 
 
@@ -48,17 +48,17 @@ def test_any_tokens_at_all_give_what_decoding_them_together_gives(tokenizer, see
 
 
 def test_a_character_comes_with_its_last_byte():
-    tokenizer = Tokenizer(make_tokenizer())
+    tokenizer = Tokenizer.from_transformers(make_tokenizer())
     assert pieces(tokenizer, tokenizer.encode("aé")) == ["a", "", "é", ""]
 
 
 def test_half_a_character_at_the_end_is_flushed_as_a_replacement():
-    tokenizer = Tokenizer(make_tokenizer())
+    tokenizer = Tokenizer.from_transformers(make_tokenizer())
     assert pieces(tokenizer, tokenizer.encode("é")[:1]) == ["", "\ufffd"]
 
 
 def test_special_and_unknown_tokens_have_no_text():
-    tokenizer = Tokenizer(make_tokenizer())
+    tokenizer = Tokenizer.from_transformers(make_tokenizer())
     im_start = tokenizer.encode("<|im_start|>")
     assert len(im_start) == 1
     assert "".join(pieces(tokenizer, [*im_start, *tokenizer.encode("a"), 10**6])) == "a"
@@ -76,7 +76,7 @@ def byte_fallback() -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     core.add_special_tokens(["<s>", "<unk>"])
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=core))
+    return Tokenizer.from_transformers(PreTrainedTokenizerFast(tokenizer_object=core))
 
 
 def test_with_byte_fallback_the_first_space_goes_and_bytes_make_characters(byte_fallback):

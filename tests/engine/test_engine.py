@@ -46,10 +46,10 @@ def test_end_of_sequence_ends_it_and_is_in_the_ids_but_not_in_the_text(llama):
 def test_end_of_sequence_is_what_config_or_tokenizer_call_so(llama):
     tokenizer = make_tokenizer()
     tokenizer.eos_token = "<|endoftext|>"
-    [of_tokenizer] = Tokenizer(tokenizer).eos_token_ids
+    [of_tokenizer] = Tokenizer.from_transformers(tokenizer).eos_token_ids
     assert of_tokenizer != EOS_TOKEN_ID
     config = EngineConfig("tiny", dtype="float32", max_num_seqs=1, max_model_len=160)
-    engine = Engine(config, model=llama.decoder, tokenizer=Tokenizer(tokenizer))
+    engine = Engine(config, model=llama.decoder, tokenizer=Tokenizer.from_transformers(tokenizer))
     for token_id in (of_tokenizer, EOS_TOKEN_ID):
         assert run_one(engine, PROMPT, greedy(5, logit_bias={token_id: 100.0})).token_ids == [token_id]
 

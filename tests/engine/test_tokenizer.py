@@ -17,7 +17,7 @@ CHAT = [{"role": "user", "content": "Hi"}]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(make_tokenizer())
+    return Tokenizer.from_transformers(make_tokenizer())
 
 
 def test_encode_gives_what_transformers_gives(smollm2):
@@ -61,7 +61,7 @@ def test_many_threads_at_once(smollm2):
 
 def test_a_model_without_a_template_takes_no_chat():
     with pytest.raises(InvalidRequest, match="no chat template") as error:
-        Tokenizer(make_tokenizer(chat_template=None)).encode_chat(CHAT)
+        Tokenizer.from_transformers(make_tokenizer(chat_template=None)).encode_chat(CHAT)
     assert error.value.code == "no_chat_template"
 
 
@@ -72,7 +72,7 @@ DATED = (
 
 
 def test_a_template_s_date_is_the_given_one_else_the_present():
-    tokenizer = Tokenizer(make_tokenizer(chat_template=DATED))
+    tokenizer = Tokenizer.from_transformers(make_tokenizer(chat_template=DATED))
     token_ids = tokenizer.encode_chat(CHAT, now=datetime(2024, 2, 29, 23, 59, tzinfo=UTC))
     assert tokenizer.decode(token_ids).split() == ["29", "Feb", "2024,", "2024-02-29"]
 
@@ -85,7 +85,7 @@ def test_a_template_with_a_date_gives_what_transformers_gives():
     for template in ("\n  {% if true %}a{% endif %}", "  {{- 'a' }}\n", "{#- b #}\n a"):
         core = make_tokenizer(chat_template=template + " {{ strftime_now('%Y')[:2] }}\n")
         expected = core.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
-        assert Tokenizer(core).encode_chat(CHAT) == expected
+        assert Tokenizer.from_transformers(core).encode_chat(CHAT) == expected
 
 
 def test_the_template_s_beginning_of_sequence_is_the_only_one():
@@ -94,7 +94,7 @@ def test_the_template_s_beginning_of_sequence_is_the_only_one():
         single="<|im_start|> $A",
         special_tokens=[("<|im_start|>", core.convert_tokens_to_ids("<|im_start|>"))],
     )
-    tokenizer = Tokenizer(core)
+    tokenizer = Tokenizer.from_transformers(core)
     assert tokenizer.encode_chat(CHAT) == tokenizer.encode("Hi")
     assert len(tokenizer.encode("Hi")) == 3
 
@@ -108,7 +108,7 @@ REFUSING = "{% if messages[0].role != 'user' %}{{ raise_exception('the user spea
 )
 def test_messages_that_the_template_refuses(messages, says):
     with pytest.raises(InvalidRequest, match=says) as error:
-        Tokenizer(make_tokenizer(chat_template=REFUSING)).encode_chat(messages)
+        Tokenizer.from_transformers(make_tokenizer(chat_template=REFUSING)).encode_chat(messages)
     assert error.value.code == "invalid_messages"
 
 

@@ -1,0 +1,79 @@
+"""Frequencies of rotary position embedding, as transformers computes them.
+
+Those without scaling, with linear scaling and Llama 3's are a few lines each and are here, since importing
+transformers takes longer than loading a small model. YaRN's are its.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ingine.errors import ConfigError, UnsupportedModel
+
+SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")
+"""Frequencies that do not depend on the sequence. `dynamic` and `longrope` change with its length: one
+request would change another's tokens, and cached keys would be wrong once their sequence had grown."""
+
+DEFAULT_THETA = 10_000.0
+
+
+def rope_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """From a config.json, also an old one, what transformers calls `rope_parameters`.
+
+    Raises UnsupportedModel for what does not run here, ValueError or TypeError for what is wrong.
+    """
+    parameters = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
+    if any(isinstance(value, dict) for value in parameters.values()):
+        raise UnsupportedModel("unsupported: rope_parameters of several kinds of layers")
+    for key, default in (("rope_theta", DEFAULT_THETA), ("partial_rotary_factor", 1.0)):
+        parameters.setdefault(key, raw.get(key, default))
+    rope_type = parameters.setdefault("rope_type", parameters.get("type", "default"))
+    if rope_type not in SUPPORTED_ROPE:
+        raise UnsupportedModel(
+            f"unsupported rope_type: {rope_type} (those that work: {', '.join(SUPPORTED_ROPE)})"
+        )
+    if parameters["partial_rotary_factor"] != 1.0:
+        raise UnsupportedModel("unsupported: partial_rotary_factor")
+    key = "original_max_position_embeddings"
+    if key in raw:
+        parameters[key] = raw[key]
+    parameters.setdefault(key, raw["max_position_embeddings"])
+    return parameters
+
+
+def rope_frequencies(parameters: Mapping[str, Any], head_dim: int) -> Tensor:
+    """head_dim / 2 angular frequencies for any `rope_parameters` but YaRN's."""
+    inv_freq = 1.0 / parameters["rope_theta"] ** (
+        torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    )
+    if parameters["rope_type"] == "linear":
+        return inv_freq / parameters["factor"]
+    if parameters["rope_type"] == "llama3":
+        return _llama3(inv_freq, parameters)
+    return inv_freq
+
+
+def yarn_frequencies(folder: Path) -> tuple[Tensor, float]:
+    """Likewise for the model in `folder`, and what its sines and cosines are multiplied by."""
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    try:
+        return ROPE_INIT_FUNCTIONS["yarn"](AutoConfig.from_pretrained(folder), device=torch.device("cpu"))
+    except Exception as error:  # transformers validates with errors of several libraries
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
+
+
+def _llama3(inv_freq: Tensor, parameters: Mapping[str, Any]) -> Tensor:
+    """Long waves are stretched by `factor`, short ones kept, those between by a share of it (Llama 3.1)."""
+    factor, length = parameters["factor"], parameters["original_max_position_embeddings"]
+    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+    wavelength = 2 * math.pi / inv_freq
+    kept = (length / wavelength - low) / (high - low)
+    between = (1 - kept) * inv_freq / factor + kept * inv_freq
+    stretched = torch.where(wavelength > length / low, inv_freq / factor, between)
+    return torch.where(wavelength < length / high, inv_freq, stretched)
