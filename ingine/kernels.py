@@ -1,11 +1,12 @@
 """What computes a model on one device, chosen once by what the machine has."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ingine.attention import AttentionBackend, TorchAttention
+from ingine.layers.onednn import PackedBfloat16, bfloat16_is_packable
 from ingine.layers.ops import LayerOps, TorchOps
 from ingine.layers.weights import PlainWeights, WeightFormat
 
@@ -25,7 +26,7 @@ REFERENCE = Kernels(TorchAttention(), TorchOps(), PlainWeights())
 
 def select_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
     """The fastest that this machine has for `device` and `dtype`."""
-    kernels = REFERENCE
+    kernels = replace(REFERENCE, weights=_select_weights(device, dtype))
     logger.info(
         "kernels on %s, %s: attention %s, layer operations %s, weights %s",
         device,
@@ -35,3 +36,9 @@ def select_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
         kernels.weights.name,
     )
     return kernels
+
+
+def _select_weights(device: torch.device, dtype: torch.dtype) -> WeightFormat:
+    if device.type == "cpu" and dtype == torch.bfloat16 and bfloat16_is_packable():
+        return PackedBfloat16()
+    return PlainWeights()

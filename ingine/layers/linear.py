@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ingine.layers.weights import Product, WeightFormat
+from ingine.layers.weights import Embedding, Product, WeightFormat
 
 
 class Linear(nn.Module):
@@ -37,6 +37,12 @@ class Linear(nn.Module):
         """Bring the loaded weights into the layout of `weights`, and forget them as they were."""
         self.product = weights.pack(self.weight, self.bias)
         self.weight = self.bias = None
+
+    def pack_tied(self, weights: WeightFormat) -> Embedding:
+        """As `pack`, for the output matrix that is also the embedding; returns the latter."""
+        self.product, embedding = weights.pack_tied(self.weight)
+        self.weight = None
+        return embedding
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)

@@ -9,6 +9,9 @@ from torch import Tensor
 Product = Callable[[Tensor], Tensor]
 """x [T, in_features] -> [T, out_features], of x's dtype."""
 
+Embedding = Callable[[Tensor], Tensor]
+"""token_ids [T] -> [T, hidden_size]: rows of the vocabulary matrix."""
+
 
 class WeightFormat(ABC):
     name: str
@@ -20,6 +23,13 @@ class WeightFormat(ABC):
         The product may keep `weight` itself, or hold a layout of its own; the caller forgets `weight`.
         """
 
+    def pack_tied(self, weight: Tensor) -> tuple[Product, Embedding]:
+        """As `pack`, with the rows of `weight` still to be had: the vocabulary matrix of a tied model.
+
+        Here the rows are `weight` itself, which is then held twice if `pack` makes a layout of its own.
+        """
+        return self.pack(weight, None), embedding(weight)
+
 
 class PlainWeights(WeightFormat):
     """The reference: as the checkpoint has them, for every device and dtype."""
@@ -28,3 +38,8 @@ class PlainWeights(WeightFormat):
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
         return lambda x: F.linear(x, weight, bias)
+
+
+def embedding(weight: Tensor) -> Embedding:
+    """The rows of weight [vocab_size, hidden_size] as it is."""
+    return lambda token_ids: F.embedding(token_ids, weight)

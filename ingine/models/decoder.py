@@ -5,7 +5,6 @@ ends. Run it under `torch.inference_mode()`.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ingine.attention import AttentionMetadata, KVCache
@@ -13,6 +12,7 @@ from ingine.kernels import Kernels
 from ingine.layers.linear import Linear
 from ingine.layers.norm import RMSNorm
 from ingine.layers.rotary import RotaryEmbedding
+from ingine.layers.weights import Embedding, embedding
 from ingine.models.config import ModelConfig
 
 
@@ -137,6 +137,7 @@ class Decoder(nn.Module):
         self.embed_tokens = self.lm_head.weight
         if not config.tie_word_embeddings:
             self.embed_tokens = nn.Parameter(torch.empty_like(self.lm_head.weight), requires_grad=False)
+        self.embedding: Embedding | None = None
         self.rotary = RotaryEmbedding(config.rope_inv_freq, config.rope_attention_scaling, **factory)
         self.layers = nn.ModuleList(
             DecoderLayer(config, kernels, sliding_window, dtype, device)
@@ -148,7 +149,7 @@ class Decoder(nn.Module):
         self, input_ids: Tensor, positions: Tensor, kv_caches: list[KVCache], metadata: AttentionMetadata
     ) -> Tensor:
         """input_ids and positions [T] -> final hidden states [T, hidden_size]; writes the tokens' KV."""
-        residual, delta = F.embedding(input_ids, self.embed_tokens), None
+        residual, delta = self.embedding(input_ids), None
         rotation = self.rotary(positions)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
             delta = layer(residual, delta, rotation, kv_cache, metadata)
@@ -160,9 +161,16 @@ class Decoder(nn.Module):
 
     def pack_weights(self) -> None:
         """Bring the loaded weights into the layout they are multiplied in. The model runs only after this."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.pack(self.kernels.weights)
+        weights = self.kernels.weights
+        for layer in self.layers:
+            for module in layer.modules():
+                if isinstance(module, Linear):
+                    module.pack(weights)
+        if self.config.tie_word_embeddings:
+            self.embedding, self.embed_tokens = self.lm_head.pack_tied(weights), None
+        else:
+            self.lm_head.pack(weights)
+            self.embedding = embedding(self.embed_tokens)
 
     def allocate_kv_caches(self, num_blocks: int, block_size: int) -> list[KVCache]:
         """One cache a layer, `num_blocks` blocks of `block_size` tokens each."""

@@ -1,0 +1,60 @@
+"""Weights in the layout that oneDNN's kernels read, so that no step reorders them. x86 CPUs, bfloat16.
+
+torch has these operators for its own compiler: an eager `F.linear` keeps the checkpoint's layout.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ingine.layers.weights import Embedding, Product, WeightFormat, embedding
+
+ROWS_HINT = 32
+"""The number of rows of x that oneDNN is to choose the layout for. It chooses the same for 1 to 512 rows."""
+
+
+class PackedBfloat16(WeightFormat):
+    """One copy, blocked for `vdpbf16ps`. A row's result does not depend on the rows beside it."""
+
+    name = "onednn-bf16"
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
+        return _product(_reorder(weight), bias)
+
+    def pack_tied(self, weight: Tensor) -> tuple[Product, Embedding]:
+        packed = _reorder(weight)
+        return _product(packed, None), _packed_embedding(packed, weight) or embedding(weight)
+
+
+def bfloat16_is_packable() -> bool:
+    """Whether this CPU and this build of torch have oneDNN's products in bfloat16."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _reorder(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
+
+
+def _product(packed: Tensor, bias: Tensor | None) -> Product:
+    linear = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: linear(x, packed, bias, "none", [], "")
+
+
+def _packed_embedding(packed: Tensor, weight: Tensor) -> Embedding | None:
+    """Gathers rows out of `packed`; None where its layout is not the one that we know.
+
+    The layout on CPUs with AVX-512 is [rows / 64, columns / 2, 64 rows, 2 columns]. oneDNN does not promise
+    it, so every row is compared with `weight` before it is relied on.
+    """
+    vocab_size, hidden_size = weight.shape
+    num_bytes = torch.ops.mkldnn._nbytes(packed)
+    if vocab_size % 64 or hidden_size % 2 or num_bytes != weight.nbytes:
+        return None
+    buffer = (ctypes.c_byte * num_bytes).from_address(torch.ops.mkldnn.data_ptr(packed))
+    buffer.owner = packed  # which thus lives as long as `pairs`
+    pairs = torch.frombuffer(buffer, dtype=torch.int32).view(vocab_size // 64, hidden_size // 2, 64)
+    blocks = weight.view(torch.int32).view(vocab_size // 64, 64, hidden_size // 2)
+    if not torch.equal(pairs.transpose(1, 2), blocks):
+        return None
+    return lambda token_ids: pairs[token_ids // 64, :, token_ids % 64].view(torch.bfloat16)

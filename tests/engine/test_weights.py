@@ -1,0 +1,126 @@
+"""Weight formats: the same products as the checkpoint's own layout, and one copy of the weights."""
+
+import ctypes
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ingine.kernels import REFERENCE
+from ingine.layers.linear import Linear
+from ingine.layers.onednn import PackedBfloat16, bfloat16_is_packable
+from ingine.layers.weights import PlainWeights, WeightFormat
+from ingine.models import load_model
+from tests.engine.packed import PackedModel, PagedSequence
+from tests.tiny_models import make_tiny_model
+
+SHAPES = [(96, 64), (64, 96), (33, 7), (640, 576), (1, 16)]
+"""(out_features, in_features); also such as no vector register divides."""
+
+needs_bfloat16 = pytest.mark.skipif(not bfloat16_is_packable(), reason="oneDNN has no bfloat16 on this CPU")
+
+
+def make_linear(out_features: int, in_features: int, dtype: torch.dtype, *, bias: bool = False) -> Linear:
+    linear = Linear(in_features, [out_features], bias=bias, dtype=dtype, device=torch.device("cpu"))
+    for parameter in linear.parameters():
+        parameter.copy_(torch.randn(parameter.shape))
+    return linear
+
+
+def logits(model_path: Path, weights: WeightFormat) -> torch.Tensor:
+    model = load_model(
+        model_path,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+        kernels=replace(REFERENCE, weights=weights),
+    )
+    sequence = PagedSequence(list(range(40, 77)))
+    return torch.cat(PackedModel(model).step((sequence, 37)))
+
+
+# -------------------------------------------------------------------------------------------- bfloat16
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_packed_product_is_that_of_the_plain_weights(shape, bias):
+    torch.manual_seed(0)
+    linear = make_linear(*shape, torch.bfloat16, bias=bias)
+    weight, bias = linear.weight, linear.bias
+    linear.pack(PackedBfloat16())
+    for num_rows in (1, 2, 33, 200):
+        x = torch.randn(num_rows, shape[1], dtype=torch.bfloat16)
+        expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+        torch.testing.assert_close(linear(x).double(), expected, rtol=2**-8, atol=1e-2)
+        assert linear(x).dtype == torch.bfloat16
+
+
+@needs_bfloat16
+def test_what_a_row_gives_does_not_depend_on_the_rows_beside_it():
+    torch.manual_seed(0)
+    linear = make_linear(960, 576, torch.bfloat16)
+    linear.pack(PackedBfloat16())
+    x = torch.randn(130, 576, dtype=torch.bfloat16)
+    for num_rows in (1, 2, 31, 64):
+        assert torch.equal(linear(x[:num_rows]), linear(x)[:num_rows])
+
+
+@needs_bfloat16
+def test_no_step_reorders_the_weights(capfd):
+    linear = make_linear(960, 576, torch.bfloat16)
+    linear.pack(PackedBfloat16())
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        for num_rows in (1, 32, 500):
+            linear(torch.randn(num_rows, 576, dtype=torch.bfloat16))
+        ctypes.CDLL(None).fflush(None)  # oneDNN prints through C's own buffer
+    steps = [line for line in capfd.readouterr().out.splitlines() if ",exec," in line]
+    assert len(steps) == 3
+    assert all("inner_product" in step or "matmul" in step for step in steps)
+
+
+@needs_bfloat16
+def test_packing_keeps_one_copy_of_the_weights():
+    linear = make_linear(96, 64, torch.bfloat16)
+    plain = weakref.ref(linear.weight)
+    linear.pack(PackedBfloat16())
+    assert plain() is None
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="the layout of CPUs with AVX-512")
+def test_an_embedding_reads_its_rows_out_of_the_packed_output_matrix():
+    torch.manual_seed(0)
+    linear = make_linear(640, 96, torch.bfloat16)
+    plain, expected = weakref.ref(linear.weight), linear.weight.clone()
+    embedding = linear.pack_tied(PackedBfloat16())
+    assert plain() is None
+    token_ids = torch.tensor([639, 0, 64, 64, 63, 100])
+    assert torch.equal(embedding(token_ids), expected[token_ids])
+
+
+@needs_bfloat16
+def test_rows_of_a_layout_that_we_do_not_know_are_kept_as_they_were():
+    linear = make_linear(100, 96, torch.bfloat16)  # is padded to whole blocks
+    expected = linear.weight.clone()
+    embedding = linear.pack_tied(PackedBfloat16())
+    assert torch.equal(embedding(torch.tensor([99, 3])), expected[[99, 3]])
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_gives_the_same_logits_with_packed_weights(tied, tmp_path):
+    path = make_tiny_model(tmp_path, "qwen2", tie_word_embeddings=tied)
+    torch.testing.assert_close(
+        logits(path, PackedBfloat16()), logits(path, PlainWeights()), rtol=0.02, atol=0.02
+    )
+
+
+def test_plain_weights_are_kept_and_shared_with_the_embedding():
+    linear = make_linear(96, 64, torch.float32)
+    weight = linear.weight
+    embedding = linear.pack_tied(PlainWeights())
+    assert torch.equal(embedding(torch.tensor([5])), weight[5:6])
+    assert torch.equal(linear(weight[:3]), F.linear(weight[:3], weight))
