@@ -1,16 +1,19 @@
-#include "vec.h"
+#include "vec_math.h"
 
-#include <cmath>
+// Fewer elements than this take less time than the barriers of a parallel region.
+static constexpr int64_t kMinParallel = 1 << 13;
 
 // out[t, i] = silu(gate_up[t, i]) * gate_up[t, size + i], rounded once more in between, as torch does.
 template <typename T> static void silu_mul(const T *gate_up, T *out, int64_t num_tokens, int64_t size) {
-#pragma omp parallel for
+#pragma omp parallel for if (num_tokens * size >= kMinParallel)
     for (int64_t t = 0; t < num_tokens; ++t) {
         const T *gate = gate_up + 2 * t * size, *up = gate + size;
+        T *product = out + t * size;
+#pragma omp simd
         for (int64_t i = 0; i < size; ++i) {
             float x = to_float(gate[i]);
-            float silu = to_float(from_float<T>(x / (1 + std::exp(-x))));
-            out[t * size + i] = from_float<T>(silu * to_float(up[i]));
+            float silu = to_float(from_float<T>(x / (1 + exp_approx(-x))));
+            product[i] = from_float<T>(silu * to_float(up[i]));
         }
     }
 }
