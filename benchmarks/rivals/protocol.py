@@ -1,0 +1,99 @@
+"""How the harness and a system under test speak: one JSON line a call, over the child's stdin and stdout.
+
+Runs in every rival's virtual environment, so it imports the standard library alone.
+
+| call | answer |
+| --- | --- |
+| `{"call": "load", "model": PATH, "options": {...}}` | `{"versions": {...}, "settings": {...}}` |
+| `{"call": "run", "requests": [[prompt, num_tokens, arrival_s], ...]}` | `{"token_times_s": [[...], ...], "first_token_ids": [...]}` |
+
+Times are seconds from the run's start. What goes wrong is answered too, as `{"error": "..."}`; the end of
+stdin ends the child.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+
+class Request(NamedTuple):
+    prompt: list[int]
+    """Token ids."""
+    num_tokens: int
+    """How many are to be generated: exactly so many, the end of sequence ignored."""
+    arrival_s: float = 0.0
+    """Seconds from the run's start, before which a system must not know of it."""
+
+
+class Recording:
+    """When each request got its tokens. The run starts when this is made."""
+
+    def __init__(self, requests: Sequence[Request]):
+        self._requests = requests
+        self._times: list[list[float]] = [[] for _ in requests]
+        self._first: list[int | None] = [None] * len(requests)
+        self._start = time.perf_counter()
+
+    def now_s(self) -> float:
+        return time.perf_counter() - self._start
+
+    def tokens(self, index: int, token_ids: Sequence[int], *, at_s: float | None = None) -> None:
+        """`token_ids` are new tokens of request `index`, which came now or at `at_s`."""
+        at_s = self.now_s() if at_s is None else at_s
+        if token_ids and self._first[index] is None:
+            self._first[index] = int(token_ids[0])
+        self._times[index] += [at_s] * len(token_ids)
+
+    def is_complete(self, index: int) -> bool:
+        return len(self._times[index]) >= self._requests[index].num_tokens
+
+    def as_answer(self) -> dict[str, Any]:
+        """Raises ValueError unless every request has exactly the tokens that it asked for."""
+        wrong = {
+            index: f"{len(times)} instead of {request.num_tokens}"
+            for index, (request, times) in enumerate(zip(self._requests, self._times, strict=True))
+            if len(times) != request.num_tokens
+        }
+        if wrong:
+            raise ValueError(f"{len(wrong)} of {len(self._times)} requests have too many or too few: {wrong}")
+        return {"token_times_s": self._times, "first_token_ids": self._first}
+
+
+class System(Protocol):
+    def run(self, requests: Sequence[Request]) -> Recording: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A system that is ready, and what it says about itself."""
+
+    system: System
+    versions: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def serve(load: Callable[[str, dict[str, Any]], Loaded]) -> None:
+    """Answer calls until stdin ends. `load` is given the model's path and the options of the variant."""
+    # Libraries print what they like. The wire keeps stdout to itself; prints go where errors go.
+    wire = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    loaded: Loaded | None = None
+    for line in sys.stdin:
+        call = json.loads(line)
+        try:
+            if call["call"] == "load":
+                loaded = load(call["model"], call["options"])
+                answer = {"versions": loaded.versions, "settings": loaded.settings}
+            else:
+                requests = [Request(*request) for request in call["requests"]]
+                answer = loaded.system.run(requests).as_answer()
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        wire.write(json.dumps(answer) + "\n")
+        wire.flush()

@@ -1,0 +1,40 @@
+"""This checkout's engine, in process. Options are fields of `EngineConfig`."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from benchmarks.rivals.protocol import Loaded, Request, serve
+from benchmarks.rivals.stepping import Stepping
+from ingine import __version__
+from ingine.config import EngineConfig
+from ingine.engine import Engine
+from ingine.sampling_params import SamplingParams
+
+
+class IngineSteps:
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    def add(self, index: int, request: Request) -> None:
+        params = SamplingParams(temperature=0, max_tokens=request.num_tokens, ignore_eos=True)
+        self._engine.add(str(index), request.prompt, params)
+
+    def step(self) -> Iterator[tuple[int, list[int]]]:
+        for output in self._engine.step():
+            yield int(output.seq_id), output.token_ids
+
+
+def load(model: str, options: dict[str, Any]) -> Loaded:
+    engine = Engine(EngineConfig(model=model, **options))
+    return Loaded(
+        Stepping(IngineSteps(engine)),
+        versions={"ingine": __version__, "torch": torch.__version__},
+        settings={**asdict(engine.config), "torch_threads": torch.get_num_threads()},
+    )
+
+
+if __name__ == "__main__":
+    serve(load)

