@@ -1,0 +1,57 @@
+"""What `start_time.py` starts: makes an `LLM`, generates one token, and prints what the time went into.
+
+python first_token.py MODEL PROMPT BEGAN    (BEGAN: time.time() just before this process was started)
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class Parts:
+    """Seconds by part, one after the other."""
+
+    def __init__(self, began: float):
+        self.seconds: dict[str, float] = {}
+        self._until = began
+
+    def done(self, part: str) -> None:
+        """All since the part before went into `part`."""
+        now = time.time()
+        self.seconds[part], self._until = now - self._until, now
+
+    def ending(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, at whose end `part` is done."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            self.done(part)
+            return result
+
+        return timed
+
+
+def main(model: str, prompt: str, began: str) -> None:
+    parts = Parts(float(began))
+    parts.done("interpreter")
+    import torch  # noqa: F401
+
+    parts.done("import torch")
+    import ingine.engine
+    from ingine import LLM, SamplingParams
+
+    parts.done("import ingine")
+    ingine.engine.load_model = parts.ending("weights", ingine.engine.load_model)
+    ingine.engine.Tokenizer.from_folder = parts.ending("tokenizer", ingine.engine.Tokenizer.from_folder)
+    llm = LLM(model)
+    parts.done("the rest of the engine")
+    llm.generate(prompt, SamplingParams(max_tokens=1))
+    parts.done("first step")
+    heavy = [name for name in ("transformers", "torch._dynamo", "sympy") if name in sys.modules]
+    print(json.dumps({"parts": parts.seconds, "heavy_imports": heavy}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,123 @@
+"""From the start of a process to its first token: `python benchmarks/start_time.py`.
+
+    [--model NAME] [--rounds 5] [--warm-only] [--json PATH]
+
+    engine  a script that makes an `LLM` and generates one token
+    worker  `ingine worker` with a job waiting in its queue, until the token's event is with a consumer
+
+Each with a warm page cache and a cold one. Cold means that the kernel was asked to drop what they read, which
+it does not do for files that other processes have mapped: how much then came from the disk is in the table.
+Medians of `--rounds` fresh processes of each, taking turns; and what the time of the engine goes into.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from machine import machine
+
+from ingine.model_store import DEFAULT_MODEL, resolve_model
+from producer import Client
+from worker.embedded import EmbeddedServer
+
+PROMPT = "What is the capital of France?"
+CHILD = Path(__file__).with_name("first_token.py")
+
+
+def start_engine(model: str) -> dict:
+    command = [sys.executable, str(CHILD), model, PROMPT, str(time.time())]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    run = json.loads(ended.stdout)
+    return run | {"seconds": sum(run["parts"].values())}
+
+
+def start_worker(model: str, server: EmbeddedServer) -> dict:
+    """The job is in a queue of its own, which no other run's worker looks at."""
+    queue = f"start-{time.time_ns()}"
+    command = [sys.executable, "-m", "ingine.cli", "worker", "--model", model, "--queue", queue]
+    command += ["--redis-url", server.url, "--http-port", "-1", "--log-level", "warning"]
+    with Client(server.url, queue=queue) as client:
+        job = client.submit(PROMPT, temperature=0, max_tokens=1)
+        began = time.time()
+        worker = subprocess.Popen(command)
+        try:
+            next(chunk for chunk in job.stream() if chunk.position > 0)
+            return {"seconds": time.time() - began}
+        finally:
+            worker.terminate()
+            worker.wait()
+
+
+def drop_from_page_cache(model: str) -> None:
+    """What a start reads: the packages, Python's own library and the model."""
+    for folder in (*map(Path, sys.path), resolve_model(model)):
+        for path in folder.rglob("*") if folder.is_dir() else ():
+            if path.is_file():
+                fd = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+
+
+def measure(start: Callable[[], dict]) -> dict:
+    """One run, and the processor's seconds and the MiB read from disk that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = start()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return run | {"cpu_s": cpu_s, "read_mib": (after.ru_inblock - before.ru_inblock) * 512 / 2**20}
+
+
+def main(
+    model: Annotated[str, typer.Option(help="As of `ingine worker`.")] = DEFAULT_MODEL,
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    warm_only: Annotated[bool, typer.Option("--warm-only", help="Leave the page cache alone.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    with (
+        TemporaryDirectory(prefix="ingine-start-") as folder,
+        EmbeddedServer(Path(folder, "valkey")) as server,
+    ):
+        starts = {"engine": lambda: start_engine(model), "worker": lambda: start_worker(model, server)}
+        for start in starts.values():
+            start()  # what the first start of all compiles or converts is not asked here
+        runs: dict[str, list[dict]] = {}
+        for _ in range(rounds):
+            for cache in ("warm",) if warm_only else ("warm", "cold"):
+                for name, start in starts.items():
+                    if cache == "cold":
+                        drop_from_page_cache(model)
+                    runs.setdefault(f"{name}, {cache}", []).append(measure(start))
+    report(runs)
+    if json_path:
+        json_path.write_text(
+            json.dumps({"machine": machine(), "model": model, "runs": runs}, indent=2) + "\n"
+        )
+
+
+def report(runs: dict[str, list[dict]]) -> None:
+    print(f"{'':<24}{'median s':>10}{'least':>8}{'most':>8}{'CPU s':>8}{'MiB read':>10}")
+    for name, each in runs.items():
+        seconds = [run["seconds"] for run in each]
+        print(
+            f"{name:<24}{median(seconds):>10.2f}{min(seconds):>8.2f}{max(seconds):>8.2f}"
+            f"{median(run['cpu_s'] for run in each):>8.2f}{median(run['read_mib'] for run in each):>10.0f}"
+        )
+    print("\nThe engine with a warm cache, median s:")
+    warm = runs["engine, warm"]
+    for part in warm[0]["parts"]:
+        print(f"  {part:<24}{median(run['parts'][part] for run in warm):>8.2f}")
+    if heavy := warm[0]["heavy_imports"]:
+        print(f"  imported: {', '.join(heavy)}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
