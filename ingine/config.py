@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from ingine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_CACHE_DTYPES = ("auto", "int8")
+SPECULATIONS = ("ngram",)
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,8 @@ class EngineConfig:
     """A packaged model's name, a folder, a GGUF file or a hub id: see `ingine.model_store`."""
     dtype: str = "auto"
     """Of weights and KV. auto: bfloat16 where it is fast."""
+    kv_cache_dtype: str = "auto"
+    """auto: as `dtype`. int8: half of bfloat16's memory, a scale a token and head; CPU only."""
     device: str = "auto"
     """torch's name. auto: cuda, else mps, else cpu."""
     max_model_len: int | None = None
@@ -32,6 +36,10 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     priority_ageing_s: float = 30.0
     """How much earlier a sequence must have come to be as urgent as one of the next better priority."""
+    speculation: str | None = None
+    """ngram: guess that what followed the last tokens before follows again, where it pays."""
+    num_speculative_tokens: int = 8
+    """Most tokens guessed of a sequence in a step."""
     seed: int = 0
     """Where the seeds of requests that bring none are drawn from."""
 
@@ -41,10 +49,19 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be a non-empty string, not {getattr(self, name)!r}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise ConfigError(
+                f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, not {self.kv_cache_dtype!r}"
+            )
+        if self.speculation is not None and self.speculation not in SPECULATIONS:
+            raise ConfigError(
+                f"speculation must be one of {', '.join(SPECULATIONS)}, or None, not {self.speculation!r}"
+            )
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes"):
             if getattr(self, name) is not None:
                 self._require_int(name, at_least=1)
         self._require_int("block_size", at_least=1)
+        self._require_int("num_speculative_tokens", at_least=1)
         self._require_int("seed", at_least=0)
         if not isinstance(self.enable_prefix_caching, bool):
             raise ConfigError(f"enable_prefix_caching must be a bool, not {self.enable_prefix_caching!r}")

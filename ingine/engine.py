@@ -20,8 +20,9 @@ from ingine.models import Decoder, load_model
 from ingine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.sampler import SampledToken
 from ingine.sampling_params import SamplingParams
-from ingine.scheduler import Scheduler
+from ingine.scheduler import ScheduledBatch, Scheduler
 from ingine.sequence import Sequence
+from ingine.speculation import Speculator
 from ingine.step_trace import log_step
 from ingine.tokenizer import Tokenizer
 
@@ -58,10 +59,12 @@ class Engine:
         self._blocks = BlockManager(
             num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
         )
+        self._speculator = Speculator(config.num_speculative_tokens) if config.speculation else None
         self._scheduler = Scheduler(
             self._blocks,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            speculator=self._speculator,
         )
         self._eos_token_ids = frozenset(model.config.eos_token_ids)
         if tokenizer is not None:  # a chat model's config may name the base model's end alone
@@ -72,6 +75,8 @@ class Engine:
         self._arrivals = count()
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
+        self._num_draft_tokens = 0
+        self._num_accepted_tokens = 0
 
     def validate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> None:
         """Raises InvalidRequest for what `add` would refuse. Thread-safe."""
@@ -125,6 +130,7 @@ class Engine:
             eos_token_ids=self._eos_token_ids,
             detokenizer=Detokenizer(self.tokenizer) if self.tokenizer else None,
             output_token_ids=output_token_ids,
+            speculates=self._speculator is not None,
         )
         self._seqs[seq_id] = seq
         self._num_prompt_tokens += seq.num_prompt_tokens
@@ -154,9 +160,9 @@ class Engine:
         started = time.perf_counter()
         scheduler = self._scheduler
         batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(self._seqs[alone])
-        sampled = self._runner.run(batch) if batch.seqs else []
+        sampled = self._run(batch) if batch.seqs else []
         self._scheduler.advance(batch)
-        outputs = self._end_those_ended_at_add() + [self._take(token) for token in sampled]
+        outputs = self._end_those_ended_at_add() + [self._take(seq, tokens) for seq, tokens in sampled]
         log_step(batch, outputs, self.stats, started)
         return outputs
 
@@ -182,6 +188,8 @@ class Engine:
             num_preemptions=scheduler.num_preemptions,
             num_prompt_tokens=self._num_prompt_tokens,
             num_output_tokens=self._num_output_tokens,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -194,20 +202,37 @@ class Engine:
             raise EngineError(f"sequences {stray} hold blocks and do not run")
         self._blocks.check_integrity(scheduler.running)
 
-    def _take(self, sampled: SampledToken) -> SeqOutput:
-        """Append a sampled token to its sequence, and let go of the sequence if that ends it."""
-        seq, token_id, logprobs = sampled
-        token_ids, text = [], ""
-        if token_id is None:
-            seq.finish(FinishReason.ERROR, "the model's logits are not finite")
-            self._blocks.uncache(seq)
-        else:
-            token_ids, text = [token_id], seq.append(token_id)
-            self._num_output_tokens += 1
+    def _run(self, batch: ScheduledBatch) -> list[tuple[Sequence, list[SampledToken]]]:
+        started = time.perf_counter()
+        sampled = self._runner.run(batch)
+        if self._speculator is not None and batch.is_decode:
+            seconds = time.perf_counter() - started
+            self._speculator.observe(len(batch.seqs), batch.num_draft_tokens, seconds)
+            self._num_draft_tokens += batch.num_draft_tokens
+        return sampled
+
+    def _take(self, seq: Sequence, sampled: list[SampledToken]) -> SeqOutput:
+        """Append sampled tokens to their sequence up to its end, and let go of it then."""
+        token_ids, text, logprobs = [], "", []
+        for token in sampled:
+            if token.token_id is None:
+                seq.finish(FinishReason.ERROR, "the model's logits are not finite")
+                self._blocks.uncache(seq)
+                break
+            token_ids.append(token.token_id)
+            text += seq.append(token.token_id)
+            if token.logprobs is not None:
+                logprobs.append(token.logprobs)
+            if seq.finish_reason is not None:
+                break
+        self._num_output_tokens += len(token_ids)
+        if len(sampled) > 1:
+            self._num_accepted_tokens += len(token_ids) - 1
+            self._scheduler.accept(seq)
         if seq.finish_reason is not None:
             self._scheduler.remove(seq)
             del self._seqs[seq.seq_id]
-        return seq.output(token_ids, text, [logprobs] if token_ids and logprobs else None)
+        return seq.output(token_ids, text, logprobs or None)
 
     def _end_those_ended_at_add(self) -> list[SeqOutput]:
         ended, self._ended_at_add = self._ended_at_add, []
@@ -230,5 +255,6 @@ def _load(config: EngineConfig, tokenizer: Tokenizer | None) -> tuple[Decoder, T
     device = select_device(config.device)
     dtype = select_dtype(config.dtype, device)
     path = resolve_model(config.model)
-    model = load_model(path, dtype=dtype, device=device, kernels=select_kernels(device, dtype))
+    kernels = select_kernels(device, dtype, config.kv_cache_dtype)
+    model = load_model(path, dtype=dtype, device=device, kernels=kernels)
     return model, tokenizer or Tokenizer.from_folder(path)

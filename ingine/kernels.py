@@ -5,10 +5,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ingine.attention import AttentionBackend, TorchAttention
+from ingine import native
+from ingine.attention import AttentionBackend, NativeAttention, TorchAttention
+from ingine.errors import ConfigError
 from ingine.layers.onednn import PackedBfloat16, bfloat16_is_packable
 from ingine.layers.ops import LayerOps, TorchOps
 from ingine.layers.weights import PlainWeights, WeightFormat
+from ingine.native.layer_ops import NativeOps
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +27,17 @@ REFERENCE = Kernels(TorchAttention(), TorchOps(), PlainWeights())
 """Plain torch: slow, right, for every device and dtype."""
 
 
-def select_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
-    """The fastest that this machine has for `device` and `dtype`."""
-    kernels = replace(REFERENCE, weights=_select_weights(device, dtype))
+def select_kernels(device: torch.device, dtype: torch.dtype, kv_cache_dtype: str = "auto") -> Kernels:
+    """The fastest that this machine has for `device` and `dtype`.
+
+    Raises ConfigError for a `kv_cache_dtype` (see `EngineConfig`) that it cannot have.
+    """
+    kernels = replace(
+        REFERENCE,
+        attention=_select_attention(device, dtype, kv_cache_dtype),
+        ops=_select_ops(device, dtype),
+        weights=_select_weights(device, dtype),
+    )
     logger.info(
         "kernels on %s, %s: attention %s, layer operations %s, weights %s",
         device,
@@ -42,3 +53,20 @@ def _select_weights(device: torch.device, dtype: torch.dtype) -> WeightFormat:
     if device.type == "cpu" and dtype == torch.bfloat16 and bfloat16_is_packable():
         return PackedBfloat16()
     return PlainWeights()
+
+
+def _select_attention(device: torch.device, dtype: torch.dtype, kv_cache_dtype: str) -> AttentionBackend:
+    if device.type == "cpu" and dtype in native.DTYPES and (library := native.library()) is not None:
+        return NativeAttention(library, kv_cache_dtype)
+    if kv_cache_dtype != "auto":
+        raise ConfigError(
+            f"kv_cache_dtype {kv_cache_dtype!r} needs device cpu, dtype float32 or bfloat16, and native "
+            f"kernels (a C++ compiler); this is {device}, {dtype}"
+        )
+    return TorchAttention()
+
+
+def _select_ops(device: torch.device, dtype: torch.dtype) -> LayerOps:
+    if device.type == "cpu" and dtype in native.DTYPES and (library := native.library()) is not None:
+        return NativeOps(library)
+    return TorchOps()

@@ -1,0 +1,224 @@
+// Attention of a tile of rows over a segment of keys and values.
+//
+// A row is one query token in one query head. All rows of a tile share a KV head, so a loaded vector of keys or
+// values serves each of them: the query heads of a group in decode, and tokens as well in speculation and
+// prefill. Within a segment softmax sees all scores; segments are merged by the online softmax of
+// FlashAttention (Dao et al., 2022), always from the first to the last. What becomes of a row therefore depends
+// on its sequence's tokens alone: not on chunks, on the batch, on threads, or on whether segments were split.
+#pragma once
+#include <cmath>
+
+#include "kv_format.h"
+
+constexpr int kSegmentStrips = 16;
+constexpr int kSegmentTokens = kSegmentStrips * kStripTokens;
+constexpr int kTileRows = 48;
+
+// Vectors and rows that are multiplied at a time: as many sums as there are registers for.
+constexpr int kMaxRows = kLanes == 16 ? 6 : 4;
+constexpr int kMaxColumns = kLanes == 16 ? 4 : 2;
+constexpr int kStripVectors = kStripTokens / kLanes;
+
+// A row's result so far: `max` of the scores, `sum` of the weights 2^(score - max), and the values weighed by
+// them, at [kOut] and after. Scores are times log2(e), so that 2^x serves.
+struct RowState {
+    static constexpr int kOut = 16;
+    static int64_t size(int64_t head_dim) { return kOut + padded_width(head_dim); }
+
+    float *memory;
+    float &max() { return memory[0]; }
+    float &sum() { return memory[1]; }
+    float *out() { return memory + kOut; }
+
+    void clear(int64_t head_dim) {
+        std::memset(memory, 0, size(head_dim) * sizeof(float));
+        max() = -INFINITY;
+    }
+};
+
+// How much two partial results of a row weigh in their sum.
+struct MergeFactors {
+    float max, before, added;
+
+    MergeFactors() = default;
+    MergeFactors(float max_before, float max_added) {
+        max = max_before > max_added ? max_before : max_added;
+        before = factor(max_before), added = factor(max_added);
+    }
+
+  private:
+    float factor(float own_max) {
+        return own_max == max ? 1 : exp2_of_negative(splat(own_max - max))[0];
+    }
+};
+
+// Where a segment's tokens lie.
+struct Segment {
+    char *strips[kSegmentStrips];
+    int32_t first_token[kSegmentStrips];
+    int32_t num_tokens[kSegmentStrips];
+    int num_strips;
+};
+
+template <typename Format> struct Tile {
+    alignas(64) typename Format::Row queries[kTileRows * kMaxHeadDim];
+    float query_scales[kTileRows];
+    // Each row sees tokens first_seen to last_seen.
+    int32_t first_seen[kTileRows], last_seen[kTileRows];
+    int num_rows;
+    int64_t head_dim;
+};
+
+// sums += rows times columns, over `length` packs.
+template <typename Format, int kRows, int kColumns>
+inline __attribute__((always_inline)) void multiply(typename Format::Sum (&sums)[kRows][kColumns],
+                                                    const typename Format::Row *rows, int64_t row_stride,
+                                                    const typename Format::Stored *const (&columns)[kColumns],
+                                                    int64_t stride, int64_t length) {
+    for (int64_t k = 0; k < length; ++k) {
+        typename Format::Loaded loaded[kColumns];
+        for (int c = 0; c < kColumns; ++c) loaded[c] = Format::load_vector(columns[c] + k * stride);
+        for (int r = 0; r < kRows; ++r) {
+            auto row = Format::broadcast(rows + r * row_stride + k * Format::kPack);
+            for (int c = 0; c < kColumns; ++c) sums[r][c] = Format::dot(sums[r][c], row, loaded[c]);
+        }
+    }
+}
+
+// kRows rows of a tile, from `first_row` on, over the strips of one segment that any of them sees.
+template <typename Format, int kRows> class RowBlock {
+  public:
+    RowBlock(const Tile<Format> &tile, const Segment &segment, int first_row)
+        : tile(tile), segment(segment), first_row(first_row), end_strip(segment.num_strips) {
+        int32_t first_seen = tile.first_seen[first_row], last_seen = tile.last_seen[first_row + kRows - 1];
+        while (end_strip > 0 && segment.first_token[end_strip - 1] > last_seen) --end_strip;
+        while (first_strip < end_strip &&
+               segment.first_token[first_strip] + segment.num_tokens[first_strip] <= first_seen)
+            ++first_strip;
+    }
+
+    // Merges the result into the rows' states, which lie `state_size` floats apart.
+    void attend(float *states, int64_t state_size) {
+        if (first_strip == end_strip) return;
+        int vector = first_strip * kStripVectors, end = end_strip * kStripVectors;
+        for (; vector + kMaxColumns <= end; vector += kMaxColumns) score<kMaxColumns>(vector);
+        for (; vector < end; ++vector) score<1>(vector);
+        hide_unseen();
+        for (int r = 0; r < kRows; ++r) {
+            RowState state{states + r * state_size};
+            float max = highest_score(r);
+            factors[r] = MergeFactors(state.max(), max);
+            float sum = weigh(r, max);
+            state.sum() = state.sum() * factors[r].before + sum * factors[r].added;
+            state.max() = factors[r].max;
+        }
+        int num_vectors = int(padded_width(tile.head_dim) / kLanes);
+        for (vector = 0; vector + kMaxColumns <= num_vectors; vector += kMaxColumns)
+            add_values<kMaxColumns>(vector, states, state_size);
+        for (; vector < num_vectors; ++vector) add_values<1>(vector, states, state_size);
+    }
+
+  private:
+    using Row = typename Format::Row;
+    using Sum = typename Format::Sum;
+    using Stored = typename Format::Stored;
+
+    // Products of queries with kColumns vectors of keys.
+    template <int kColumns> void score(int vector) {
+        int64_t head_dim = tile.head_dim;
+        const Stored *columns[kColumns];
+        for (int c = 0; c < kColumns; ++c)
+            columns[c] = Format::keys(strip_of(vector + c)) + token_of(vector + c) * Format::kPack;
+        Sum products[kRows][kColumns]{};
+        int64_t row_stride = padded_width(head_dim);
+        multiply<Format>(products, tile.queries + first_row * row_stride, row_stride, columns,
+                         Format::kKeyStride, (head_dim + Format::kPack - 1) / Format::kPack);
+        for (int c = 0; c < kColumns; ++c)
+            for (int r = 0; r < kRows; ++r) {
+                floats scaled = Format::to_floats(products[r][c]) * tile.query_scales[first_row + r];
+                if constexpr (Format::kScaled)
+                    scaled *= load(Format::key_scales(strip_of(vector + c), head_dim) + token_of(vector + c));
+                store(scores[r] + (vector + c) * kLanes, scaled);
+            }
+    }
+
+    // Also what free memory holds beyond a sequence's tokens, NaN included.
+    void hide_unseen() {
+        int last_row = first_row + kRows - 1;
+        for (int s = first_strip; s < end_strip; ++s) {
+            int32_t first_token = segment.first_token[s], num_tokens = segment.num_tokens[s];
+            if (tile.first_seen[last_row] <= first_token && num_tokens == kStripTokens &&
+                first_token + kStripTokens - 1 <= tile.last_seen[first_row])
+                continue;
+            for (int r = 0; r < kRows; ++r) {
+                int begin = tile.first_seen[first_row + r] - first_token;
+                int end = std::min(tile.last_seen[first_row + r] + 1 - first_token, num_tokens);
+                float *hidden = scores[r] + s * kStripTokens;
+                for (int token = 0; token < kStripTokens; ++token)
+                    hidden[token] = token >= begin && token < end ? hidden[token] : -INFINITY;
+            }
+        }
+    }
+
+    float highest_score(int r) const {
+        floats highest = splat(-INFINITY);
+        for (int i = first_strip * kStripTokens; i < end_strip * kStripTokens; i += kLanes)
+            highest = max(highest, load(scores[r] + i));
+        return max_of(highest);
+    }
+
+    // Turns row r's scores into weights; returns their sum.
+    float weigh(int r, float max) {
+        floats sum{}, shift = splat(max == -INFINITY ? 0 : max);
+        for (int i = first_strip * kStripTokens; i < end_strip * kStripTokens; i += kLanes) {
+            floats weight = exp2_of_negative(load(scores[r] + i) - shift);
+            sum += weight;
+            if constexpr (Format::kScaled) {
+                int vector = i / kLanes;  // each value's scale goes into its weight
+                floats scale = load(Format::value_scales(strip_of(vector), tile.head_dim) + token_of(vector));
+                store(scores[r] + i, weight > 0 ? weight * scale : floats{});
+            } else {
+                store(weights[r] + i, weight);
+            }
+        }
+        if constexpr (Format::kScaled) {
+            int first = first_strip * kStripTokens, end = end_strip * kStripTokens;
+            weight_scales[r] = Format::pack(scores[r] + first, end - first, weights[r] + first);
+        }
+        return sum_of(sum);
+    }
+
+    // Weights times kColumns vectors of the values, added to the rows' states.
+    template <int kColumns> void add_values(int vector, float *states, int64_t state_size) {
+        int64_t stride = Format::value_stride(tile.head_dim);
+        int32_t last_seen = tile.last_seen[first_row + kRows - 1];
+        Sum products[kRows][kColumns]{};
+        for (int s = first_strip; s < end_strip; ++s) {
+            const Stored *values = Format::values(segment.strips[s], tile.head_dim);
+            const Stored *columns[kColumns];
+            for (int c = 0; c < kColumns; ++c) columns[c] = values + (vector + c) * kLanes * Format::kPack;
+            int num_tokens = std::min(last_seen + 1 - segment.first_token[s], segment.num_tokens[s]);
+            multiply<Format>(products, weights[0] + s * kStripTokens, int64_t(kSegmentTokens), columns, stride,
+                             (num_tokens + Format::kPack - 1) / Format::kPack);
+        }
+        for (int r = 0; r < kRows; ++r)
+            for (int c = 0; c < kColumns; ++c) {
+                float *out = RowState{states + r * state_size}.out() + (vector + c) * kLanes;
+                float added = factors[r].added;
+                if constexpr (Format::kScaled) added *= weight_scales[r];
+                floats before = load(out) * factors[r].before;
+                store(out, fma(Format::to_floats(products[r][c]), splat(added), before));
+            }
+    }
+
+    char *strip_of(int vector) const { return segment.strips[vector / kStripVectors]; }
+    static int token_of(int vector) { return vector % kStripVectors * kLanes; }
+
+    const Tile<Format> &tile;
+    const Segment &segment;
+    int first_row, first_strip = 0, end_strip;
+    MergeFactors factors[kRows];
+    float weight_scales[kRows];
+    alignas(64) float scores[kRows][kSegmentTokens];
+    alignas(64) Row weights[kRows][kSegmentTokens];
+};
