@@ -1,6 +1,8 @@
 """Packs a scheduled batch into tensors, runs the model, and samples where a sequence has caught up."""
 
-from itertools import accumulate
+from collections.abc import Iterator
+from itertools import accumulate, chain, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,7 +11,23 @@ from ingine.attention import AttentionMetadata, KVCache
 from ingine.models import Decoder
 from ingine.sampler import SampledToken, sample
 from ingine.scheduler import ScheduledBatch
-from ingine.sequence import Sequence
+from ingine.sequence import Sequence, SequenceAhead
+
+
+class _Work(NamedTuple):
+    """A sequence, how many of its tokens to compute, and what may follow those."""
+
+    seq: Sequence
+    num_tokens: int
+    draft: list[int]
+
+    @property
+    def query_len(self) -> int:
+        return self.num_tokens + len(self.draft)
+
+    def states(self) -> Iterator[Sequence | SequenceAhead]:
+        """The sequence as of each position that is sampled: its end, and that of each part of its draft."""
+        return chain((self.seq,), self.seq.ahead(self.draft))
 
 
 class ModelRunner:
@@ -22,37 +40,45 @@ class ModelRunner:
         self._device = model.device
 
     @torch.inference_mode()
-    def run(self, batch: ScheduledBatch) -> list[SampledToken]:
-        """Compute the batch's tokens. Returns the next token of each sequence that has caught up."""
+    def run(self, batch: ScheduledBatch) -> list[tuple[Sequence, list[SampledToken]]]:
+        """Compute the batch's tokens. Returns the next token of each sequence that has caught up; with a
+        draft the next ones, up to the first that is not as drafted."""
         # One query token first: the decodes, and whatever looks like one. Of these the shortest first.
         work = sorted(
-            zip(batch.seqs, batch.num_tokens, strict=True),
-            key=lambda item: (item[1] > 1, item[0].num_computed_tokens),
+            map(_Work, batch.seqs, batch.num_tokens, batch.drafts),
+            key=lambda item: (item.query_len > 1, item.seq.num_computed_tokens),
         )
-        query_start = [0, *accumulate(num_tokens for _, num_tokens in work)]
+        query_start = [0, *accumulate(item.query_len for item in work)]
         input_ids, positions, metadata = self._pack(work, query_start)
         hidden = self._model.forward(input_ids, positions, self._kv_caches, metadata)
 
-        caught_up = [i for i, (seq, num_tokens) in enumerate(work) if num_tokens == seq.num_uncomputed_tokens]
-        if not caught_up:
+        sampled: list[_Work] = []
+        rows: list[int] = []
+        for item, end in zip(work, query_start[1:], strict=True):
+            if item.num_tokens == item.seq.num_uncomputed_tokens:
+                sampled.append(item)
+                rows += range(end - len(item.draft) - 1, end)
+        if not rows:
             return []
-        last_tokens = torch.tensor([query_start[i + 1] - 1 for i in caught_up], device=self._device)
-        logits = self._model.compute_logits(hidden[last_tokens])
-        return sample(logits, [work[i][0] for i in caught_up])
+        logits = self._model.compute_logits(hidden[torch.tensor(rows, device=self._device)])
+        tokens = iter(sample(logits, [state for item in sampled for state in item.states()]))
+        per_seq = [list(islice(tokens, len(item.draft) + 1)) for item in sampled]
+        return [(item.seq, _as_drafted(item.draft, own)) for item, own in zip(sampled, per_seq, strict=True)]
 
     def _pack(
-        self, work: list[tuple[Sequence, int]], query_start: list[int]
+        self, work: list[_Work], query_start: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor, AttentionMetadata]:
-        query_lens = [num_tokens for _, num_tokens in work]
-        computed = [seq.num_computed_tokens for seq, _ in work]
+        query_lens = [item.query_len for item in work]
+        computed = [item.seq.num_computed_tokens for item in work]
         kv_lens = [done + new for done, new in zip(computed, query_lens, strict=True)]
         token_ids: list[int] = []
-        for (seq, _), start, end in zip(work, computed, kv_lens, strict=True):
-            token_ids += seq.token_ids[start:end]
+        for (seq, num_tokens, draft), start in zip(work, computed, strict=True):
+            token_ids += seq.token_ids[start : start + num_tokens]
+            token_ids += draft
 
         seq_of_token = np.repeat(np.arange(len(work)), query_lens)
         positions = np.arange(len(token_ids)) + (np.array(computed) - query_start[:-1])[seq_of_token]
-        tables = [seq.block_table for seq, _ in work]
+        tables = [item.seq.block_table for item in work]
         block_tables = np.empty((len(tables), max(map(len, tables))), dtype=np.int32)
         block_tables[:] = [[table[0]] for table in tables]
         for row, table in zip(block_tables, tables, strict=True):
@@ -72,3 +98,11 @@ class ModelRunner:
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         # CUDA stages pageable memory before it returns; for other devices the array would have to live on.
         return torch.from_numpy(array).to(self._device, non_blocking=self._device.type == "cuda")
+
+
+def _as_drafted(draft: list[int], tokens: list[SampledToken]) -> list[SampledToken]:
+    """The tokens that count: what was sampled after one that is not as drafted follows what never was."""
+    for num_right, (drafted, token) in enumerate(zip(draft, tokens, strict=False)):
+        if token.token_id != drafted:
+            return tokens[: num_right + 1]
+    return tokens

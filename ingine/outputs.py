@@ -61,6 +61,10 @@ class EngineStats:
     """Of the sequences added."""
     num_output_tokens: int
     """Sampled here; tokens that a resumed sequence brought are not in it."""
+    num_draft_tokens: int = 0
+    """Of speculation."""
+    num_accepted_tokens: int = 0
+    """Those of them that came to be output."""
 
 
 @dataclass(slots=True)

@@ -16,18 +16,17 @@ from torch import Tensor
 
 from ingine.logits_processors import add_bias, mask_ends, penalise
 from ingine.random_sampling import draw, uniforms
-from ingine.sequence import Sequence
+from ingine.sequence import Sequence, SequenceAhead
 
 
 class SampledToken(NamedTuple):
-    seq: Sequence
     token_id: int | None
     """None: there is no finite largest logit, so nothing to choose."""
     logprobs: dict | None
     """{token_id, logprob, top: [[token_id, logprob], ...]}, where the sequence asks for it."""
 
 
-def sample(logits: Tensor, seqs: list[Sequence]) -> list[SampledToken]:
+def sample(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> list[SampledToken]:
     """The next token of each of `seqs`, from logits [num_seqs, vocab_size] float32, which are overwritten."""
     if all(seq.is_plain_greedy for seq in seqs):
         token_ids, logprobs = _likeliest(logits).tolist(), {}
@@ -41,8 +40,8 @@ def sample(logits: Tensor, seqs: list[Sequence]) -> list[SampledToken]:
         reports = _logprobs(model_logits, [(seqs[row], token_ids[row]) for row in wanted])
         logprobs = dict(zip(wanted, reports, strict=True))
     return [
-        SampledToken(seq, token_id if token_id >= 0 else None, logprobs.get(row))
-        for row, (seq, token_id) in enumerate(zip(seqs, token_ids, strict=True))
+        SampledToken(token_id if token_id >= 0 else None, logprobs.get(row))
+        for row, token_id in enumerate(token_ids)
     ]
 
 
@@ -52,7 +51,7 @@ def _likeliest(logits: Tensor) -> Tensor:
     return token_ids.where(values.isfinite(), -1)
 
 
-def _choose(logits: Tensor, seqs: list[Sequence]) -> Tensor:
+def _choose(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> Tensor:
     token_ids = _likeliest(logits)
     rows = [row for row, seq in enumerate(seqs) if not seq.params.greedy]
     if not rows:
@@ -64,7 +63,7 @@ def _choose(logits: Tensor, seqs: list[Sequence]) -> Tensor:
     return token_ids
 
 
-def _logprobs(logits: Tensor, chosen: list[tuple[Sequence, int]]) -> list[dict]:
+def _logprobs(logits: Tensor, chosen: list[tuple[Sequence | SequenceAhead, int]]) -> list[dict]:
     """One a row of `logits`, the model's own, for the token that was chosen from it."""
     if not chosen:
         return []

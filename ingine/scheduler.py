@@ -3,7 +3,8 @@
 There are no phases. Each sequence's `num_computed_tokens` chases its `num_tokens`, under one budget of
 tokens a step: a decode is a sequence that is one token behind, a prefill one that is many behind, and a
 long prefill is cut where the budget ends (chunked prefill). A preempted or resumed sequence is simply far
-behind again.
+behind again. With speculation a sequence may be ahead as well: what is left of the budget, and of memory
+that nobody needs yet, goes to tokens that are only guessed.
 
 Order is by a key that never changes, lower first: arrival_time + priority * priority_ageing_s. Because it is
 static it ages for free: a sequence of priority 1 goes before every one of priority 0 that came more than
@@ -17,22 +18,34 @@ from operator import attrgetter
 
 from ingine.block_manager import BlockManager
 from ingine.sequence import Sequence
+from ingine.speculation import Speculator
 
 _sort_key = attrgetter("sort_key")
 
 
 @dataclass(slots=True)
 class ScheduledBatch:
-    """One step's work: sequence i computes its next `num_tokens[i]` tokens."""
+    """One step's work: sequence i computes its next `num_tokens[i]` tokens, then those of its draft."""
 
     seqs: list[Sequence] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
+    drafts: list[list[int]] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
 
     def add(self, seq: Sequence, num_tokens: int) -> None:
         self.seqs.append(seq)
         self.num_tokens.append(num_tokens)
+        self.drafts.append([])
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence computes one token, drafts aside."""
+        return sum(self.num_tokens) == len(self.seqs)
+
+    @property
+    def num_draft_tokens(self) -> int:
+        return sum(map(len, self.drafts))
 
 
 class Scheduler:
@@ -43,8 +56,16 @@ class Scheduler:
     length was checked.
     """
 
-    def __init__(self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int):
+    def __init__(
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        speculator: Speculator | None = None,
+    ):
         self.block_manager = block_manager
+        self._speculator = speculator
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: list[Sequence] = []
@@ -62,6 +83,8 @@ class Scheduler:
         budget = self._schedule_running(batch)
         if not batch.preempted:  # else memory is short, and what comes in now would be the next victim
             self._admit_waiting(batch, budget)
+        if self._speculator is not None:
+            self._add_drafts(batch, self._speculator)
         return batch
 
     def schedule_alone(self, seq: Sequence) -> ScheduledBatch:
@@ -74,10 +97,18 @@ class Scheduler:
         return batch
 
     def advance(self, batch: ScheduledBatch) -> None:
-        """The batch has been computed. Without this call nothing of it counts, and the next repeats it."""
+        """The batch has been computed. Without this call nothing of it counts, and the next repeats it.
+
+        Of drafts nothing counts yet: `accept` says what does.
+        """
         for seq, num_tokens in zip(batch.seqs, batch.num_tokens, strict=True):
             seq.num_computed_tokens += num_tokens
             self.block_manager.cache_full_blocks(seq)
+
+    def accept(self, seq: Sequence) -> None:
+        """`seq` has taken tokens of its draft, and the one after: all but that one are computed."""
+        seq.num_computed_tokens = seq.num_tokens - 1
+        self.block_manager.cache_full_blocks(seq)
 
     def remove(self, seq: Sequence) -> None:
         """Forget a sequence, wherever it is, and free its blocks."""
@@ -140,6 +171,24 @@ class Scheduler:
             batch.add(seq, num_tokens)
             batch.admitted.append(seq)
             budget -= num_tokens
+
+    def _add_drafts(self, batch: ScheduledBatch, speculator: Speculator) -> None:
+        """Only where all decode: beside a prefill they would keep it from its first token.
+
+        Nobody is preempted for a draft, now or, for want of the block that it took, in the next step.
+        """
+        if not batch.is_decode or any(seq.num_uncomputed_tokens != 1 for seq in batch.seqs):
+            return
+        budget = self.max_num_batched_tokens - len(batch.seqs)
+        blocks = self.block_manager
+        for index, draft in enumerate(speculator.draft(batch.seqs, budget)):
+            seq = batch.seqs[index]
+            num_tokens = seq.num_tokens + len(draft)
+            num_missing = blocks.num_missing_blocks(seq, num_tokens)
+            if num_missing and blocks.num_free_blocks - num_missing < len(self.running):
+                continue
+            blocks.allocate(seq, num_tokens)
+            batch.drafts[index] = draft
 
     def _num_promised_blocks(self, seq: Sequence) -> int:
         """Blocks that are kept free for one that runs."""

@@ -1,9 +1,12 @@
 """One request inside the engine: its tokens, what is computed of them, and when it ends."""
 
 from array import array
+from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
 
 from ingine.detokenizer import Detokenizer
+from ingine.drafter import Drafter
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.sampling_params import SamplingParams
 from ingine.stop import StopStrings
@@ -29,6 +32,7 @@ class Sequence:
         eos_token_ids: frozenset[int] = frozenset(),
         detokenizer: Detokenizer | None = None,
         output_token_ids: Tokens[int] = (),
+        speculates: bool = False,
     ):
         self.seq_id = seq_id
         self.params = params
@@ -55,6 +59,7 @@ class Sequence:
         self.is_plain_greedy = params.greedy and not (
             has_penalties or params.logit_bias or params.min_tokens or params.logprobs is not None
         )
+        self.drafter = Drafter(self.token_ids) if speculates else None
         self._detokenizer = detokenizer
         self._stop_strings = StopStrings(params.stop)
         self._replay(output_token_ids)
@@ -90,6 +95,22 @@ class Sequence:
             self.finish(FinishReason.LENGTH)
         return text
 
+    def ahead(self, draft_token_ids: Tokens[int]) -> "Iterator[SequenceAhead]":
+        """As it would be with the first token of the draft, the first two, and so on."""
+        counts = self.token_counts
+        for index, token_id in enumerate(draft_token_ids, start=1):
+            if counts is not None:
+                counts = counts.copy()
+                counts.add(token_id)
+            yield SequenceAhead(
+                params=self.params,
+                seed=self.seed,
+                num_output_tokens=self.num_output_tokens + index,
+                token_counts=counts,
+                end_token_ids=self.end_token_ids,
+                is_plain_greedy=self.is_plain_greedy,
+            )
+
     def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         self.finish_reason = reason
         self.stop_reason = stop_reason
@@ -119,3 +140,15 @@ class Sequence:
             self.append(token_id)
         # An engine with a smaller limit may find the end before the last of them; their number is what it is.
         self.token_ids.extend(output_token_ids[self.num_output_tokens :])
+
+
+@dataclass(slots=True)
+class SequenceAhead:
+    """What sampling asks of a sequence, as of a token that is not in it yet, and may never be."""
+
+    params: SamplingParams
+    seed: int
+    num_output_tokens: int
+    token_counts: TokenCounts | None
+    end_token_ids: frozenset[int]
+    is_plain_greedy: bool

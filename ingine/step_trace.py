@@ -22,9 +22,10 @@ def log_step(
         return
     prefills = [num_tokens for num_tokens in batch.num_tokens if num_tokens > 1]
     now = stats()
+    drafts = f", {batch.num_draft_tokens} drafted" if batch.num_draft_tokens else ""
     parts = [
         f"prefill {sum(prefills)} tok/{len(prefills)} seq",
-        f"decode {len(batch.seqs) - len(prefills)}",
+        f"decode {len(batch.seqs) - len(prefills)}{drafts}",
         f"{sum(batch.num_tokens)} tok",
         f"blocks {now.num_blocks - now.num_free_blocks} used {now.num_free_blocks} free",
         f"{(time.perf_counter() - started) * 1e3:.1f} ms",

@@ -26,6 +26,15 @@ class TokenCounts:
             self._token_ids[index] = token_id
         self._counts[index] += 1
 
+    def copy(self) -> "TokenCounts":
+        copy = TokenCounts(())
+        copy._index, copy._token_ids, copy._counts = (
+            self._index.copy(),
+            self._token_ids.copy(),
+            self._counts.copy(),
+        )
+        return copy
+
     @property
     def token_ids(self) -> np.ndarray:
         """[num_distinct] int64."""
