@@ -19,7 +19,7 @@ class SystemFailed(Exception):
 
 
 class Child:
-    """`command` answers as `benchmarks.rivals.protocol.serve` does. Between calls its processes are stopped."""
+    """`command` answers as `protocol.serve` does. Between calls its processes are stopped."""
 
     def __init__(self, command: Sequence[str], *, env: dict[str, str], log_path: Path):
         self._log_path = log_path
@@ -57,17 +57,15 @@ class Child:
             too_long.cancel()
         if not line:
             status = self._process.wait()
-            raise SystemFailed(f"ended with {status} (after {timeout_s:g} s it is killed): {self._last_line()}")
+            raise SystemFailed(
+                f"ended with {status} (after {timeout_s:g} s it is killed): {self._last_line()}"
+            )
         # An engine's idle threads may poll. Whoever's turn it is has both cores to itself.
         self._signal(signal.SIGSTOP)
         answer = json.loads(line)
         if "error" in answer:
             raise SystemFailed(answer["error"])
         return answer
-
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
 
     def close(self) -> None:
         self._signal(signal.SIGKILL)  # of what it holds, nothing is worth an orderly end

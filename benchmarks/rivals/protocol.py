@@ -2,17 +2,19 @@
 
 Runs in every rival's virtual environment, so it imports the standard library alone.
 
-| call | answer |
-| --- | --- |
-| `{"call": "load", "model": PATH, "options": {...}}` | `{"versions": {...}, "settings": {...}}` |
-| `{"call": "run", "requests": [[prompt, num_tokens, arrival_s], ...]}` | `{"token_times_s": [[...], ...], "first_token_ids": [...]}` |
+    {"call": "load", "model": PATH, "options": {...}}
+        {"versions": {...}, "settings": {...}}
+    {"call": "run", "requests": [[prompt, num_tokens, arrival_s], ...]}
+        {"token_times_s": [[...], ...], "first_token_ids": [...]}
 
 Times are seconds from the run's start. What goes wrong is answered too, as `{"error": "..."}`; the end of
 stdin ends the child.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -79,6 +81,7 @@ class Loaded:
 
 def serve(load: Callable[[str, dict[str, Any]], Loaded]) -> None:
     """Answer calls until stdin ends. `load` is given the model's path and the options of the variant."""
+    _die_with_parent()
     # Libraries print what they like. The wire keeps stdout to itself; prints go where errors go.
     wire = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -97,3 +100,10 @@ def serve(load: Callable[[str, dict[str, Any]], Loaded]) -> None:
             answer = {"error": f"{type(error).__name__}: {error}"}
         wire.write(json.dumps(answer) + "\n")
         wire.flush()
+
+
+def _die_with_parent() -> None:
+    """A child that is stopped while others have their turn would never see the end of its stdin."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

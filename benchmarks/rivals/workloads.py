@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.rivals.protocol import Request
 from ingine.tokenizer import Tokenizer
@@ -13,8 +14,8 @@ SEED = 20_261_124
 SHARED_PREFIX_TOKENS = 400
 OWN_TOKENS = 16
 ONE_STREAM_TOKENS = 41
-NUM_MIXED_REQUESTS = 160
-MIXED_PROMPT = (60, 0.8, 4, 512)
+NUM_MIXED_REQUESTS = 200
+MIXED_PROMPT = (60, 0.8, 8, 512)
 """Median, sigma of the logarithm, least and most, in tokens."""
 MIXED_OUTPUT = (48, 0.6, 4, 256)
 
@@ -121,5 +122,16 @@ WORKLOADS = {
 }
 ARRIVALS = "arrivals"
 """`mixed` again, but as a Poisson process; its rate comes of a measurement, so it is no Workload."""
-START = "start"
-"""From the start of a process to its first token."""
+START_COLD, START_WARM = "start-cold", "start-warm"
+"""From the start of a process to its first token, with its files out of the page cache or in it."""
+
+
+def describe(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """For the report."""
+    requests = WORKLOADS[name].requests(tokenizer, 0)
+    return {
+        "title": WORKLOADS[name].title,
+        "num_requests": len(requests),
+        "num_prompt_tokens": sum(len(request.prompt) for request in requests),
+        "num_output_tokens": sum(request.num_tokens for request in requests),
+    }

@@ -1,0 +1,81 @@
+"""ingine beside its rivals on this machine: `make bench-rivals`, or python -m benchmarks.rivals --help."""
+
+import json
+import subprocess
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.rivals.child import ROOT
+from benchmarks.rivals.lineup import lineup
+from benchmarks.rivals.plan import LOAD, REFERENCE, SYSTEMS
+from benchmarks.rivals.report import as_json, table
+from benchmarks.rivals.run import Run
+from benchmarks.rivals.workloads import ARRIVALS, START_COLD, START_WARM, WORKLOADS, describe
+from ingine.model_store import DEFAULT_MODEL, resolve_model
+from ingine.tokenizer import Tokenizer
+
+RESULTS = ROOT / "benchmarks" / "results"
+ALL_WORKLOADS = (*WORKLOADS, ARRIVALS, START_COLD, START_WARM)
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Workloads, by comma.")] = ",".join(ALL_WORKLOADS),
+    systems: Annotated[str, typer.Option(help="Systems, by comma.")] = ",".join(SYSTEMS),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; what is slow has fewer, see plan.py.")] = 3,
+    requests_per_s: Annotated[
+        float | None,
+        typer.Option(help=f"Of the arrivals. Default: {LOAD} of {REFERENCE}'s, as `mixed` measures it."),
+    ] = None,
+    json_path: Annotated[Path, typer.Option("--json", help="Where figures go.")] = RESULTS
+    / "rivals-cpu.json",
+    plots: Annotated[bool, typer.Option(help="Draw plots, beside the figures.")] = True,
+) -> None:
+    """Measure all systems on all workloads, in turns: a table, a JSON file and plots."""
+    chosen = [SYSTEMS[name] for name in _names(systems, SYSTEMS)]
+    workloads = _names(only, ALL_WORKLOADS)
+    console = Console()
+
+    def show(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    model = resolve_model(DEFAULT_MODEL)
+    tokenizer = Tokenizer.from_folder(model)
+    warm_up = [request._replace(num_tokens=8) for request in WORKLOADS["32x41"].requests(tokenizer, 0)]
+    with lineup(str(model), log_folder=ROOT / ".rivals" / "logs", warm_up=warm_up) as running:
+        run = Run(running, chosen, tokenizer, rounds, show, requests_per_s=requests_per_s)
+        for position, workload in enumerate(workloads):
+            run.measure(workload)
+            still_needed = {
+                system.name for system in chosen if system.max_rounds.keys() & workloads[position + 1 :]
+            }
+            running.close_all(but=still_needed)
+    report = as_json(
+        run.results,
+        model=DEFAULT_MODEL,
+        num_rounds=rounds,
+        workloads={name: describe(name, tokenizer) for name in workloads if name in WORKLOADS},
+        systems=running.about,
+        requests_per_s=run.requests_per_s,
+    )
+    console.print(table(report))
+    json_path.write_text(json.dumps(report, indent=1) + "\n")
+    show(f"written to {json_path}")
+    if plots:
+        command = [ROOT / ".rivals" / "plots" / "bin" / "python", "-m", "benchmarks.rivals.plots"]
+        subprocess.run([*command, json_path.resolve(), json_path.resolve().parent], cwd=ROOT, check=True)
+
+
+def _names(given: str, known: Collection[str]) -> list[str]:
+    """In the order of `known`, whatever order they are given in."""
+    names = given.split(",")
+    if unknown := set(names) - set(known):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,87 @@
+"""The systems that take part, each in a process of its own."""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rivals.child import ROOT, Child, SystemFailed
+from benchmarks.rivals.plan import System
+from benchmarks.rivals.protocol import Request
+from ingine.model_store import cache_root
+
+LOAD_TIMEOUT_S = 600
+RUN_TIMEOUT_S = 600
+
+
+class Lineup:
+    """The systems that take part. Each is loaded when its first turn comes, and anew after it failed."""
+
+    def __init__(self, model: str, *, log_folder: Path, warm_up: Sequence[Request]):
+        self._model, self._log_folder, self._warm_up = model, log_folder, warm_up
+        self._children: dict[str, Child] = {}
+        self._refused: dict[str, str] = {}
+        self.about: dict[str, dict[str, Any]] = {}
+        """What each loaded system said of its versions and settings."""
+
+    @property
+    def files_of_all(self) -> list[Path]:
+        """What a start reads, but for the system's own virtual environment."""
+        caches = [cache_root(), Path("~/.cache/vllm").expanduser(), ROOT / ".rivals" / "models"]
+        folders = [Path(self._model), ROOT / "ingine", Path(os.__file__).parent, *caches]
+        return [folder for folder in folders if folder.exists()]
+
+    def start(self, system: System) -> Child:
+        """Its process, which has loaded nothing yet."""
+        command = [str(ROOT / system.venv / "bin" / "python"), "-m"]
+        command += [f"benchmarks.rivals.systems.{system.module}"]
+        try:
+            return Child(command, env=dict(system.env), log_path=self._log_folder / f"{system.name}.log")
+        except OSError as error:
+            raise SystemFailed(f"cannot be started: {error}") from error
+
+    def load(self, system: System, child: Child) -> None:
+        said = child.load(self._model, dict(system.options), timeout_s=LOAD_TIMEOUT_S)
+        self.about[system.name] = {**said, "env": dict(system.env)}
+
+    def run(self, system: System, requests: Sequence[Request]) -> dict[str, Any]:
+        """Raises SystemFailed. A system that could not be loaded is not loaded again."""
+        if system.name in self._refused:
+            raise SystemFailed(self._refused[system.name])
+        child = self._children.get(system.name)
+        if child is None:
+            child = self._ready(system)
+        try:
+            return child.run(requests, timeout_s=RUN_TIMEOUT_S)
+        except SystemFailed:
+            self.close(system.name)  # if it lives, it may still have those requests
+            raise
+
+    def _ready(self, system: System) -> Child:
+        try:
+            child = self._children[system.name] = self.start(system)
+            self.load(system, child)
+            child.run(self._warm_up, timeout_s=RUN_TIMEOUT_S)
+        except SystemFailed as error:
+            self._refused[system.name] = f"load: {error}"
+            self.close(system.name)
+            raise SystemFailed(self._refused[system.name]) from error
+        return child
+
+    def close(self, name: str) -> None:
+        if child := self._children.pop(name, None):
+            child.close()
+
+    def close_all(self, *, but: Collection[str] = ()) -> None:
+        for name in self._children.keys() - set(but):
+            self.close(name)
+
+
+@contextmanager
+def lineup(model: str, *, log_folder: Path, warm_up: Sequence[Request]) -> Iterator[Lineup]:
+    systems = Lineup(model, log_folder=log_folder, warm_up=warm_up)
+    try:
+        yield systems
+    finally:
+        systems.close_all()

@@ -1,0 +1,98 @@
+"""Who takes part, with which settings, and which workloads each runs how often. README.md says why so."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.rivals.workloads import ARRIVALS, START_COLD, START_WARM, WORKLOADS
+
+MAX_NUM_SEQS = 128
+MAX_MODEL_LEN = 2304
+"""Holds the longest: 2,000 + 128."""
+KV_GIB = 1
+"""47,000 tokens in bfloat16; the largest workload has 21,000."""
+
+REFERENCE = "vllm"
+"""Arrivals come at a share of this system's capacity."""
+LOAD = 0.7
+
+ALWAYS = 99
+STARTS = {START_COLD: ALWAYS, START_WARM: ALWAYS}
+EVERYTHING = dict.fromkeys([*WORKLOADS, ARRIVALS], ALWAYS) | STARTS
+PREFIX_ONLY = {"32-shared": ALWAYS}
+BY_STREAMS = dict.fromkeys(["1x41", "8x41", "32x41", "64x41", "128x41"], ALWAYS)
+LLAMA_OFTEN = dict.fromkeys(["1x41", "8x41", "32x41"], ALWAYS)
+
+
+@dataclass(frozen=True)
+class System:
+    name: str
+    venv: str
+    """Its folder under the repository's root."""
+    module: str
+    """Of benchmarks.rivals.systems."""
+    options: Mapping[str, Any]
+    max_rounds: Mapping[str, int]
+    """By workload. What is missing here is not run; what is slow runs less often than there are rounds."""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def _ingine(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
+    limits = {"max_num_seqs": MAX_NUM_SEQS, "max_model_len": MAX_MODEL_LEN, "kv_cache_bytes": KV_GIB << 30}
+    options = {"enable_prefix_caching": False, **limits, **options}
+    return System(name, ".venv", "ingine", options, max_rounds)
+
+
+def _vllm(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
+    limits = {"max_num_seqs": MAX_NUM_SEQS, "max_model_len": MAX_MODEL_LEN}
+    env = {
+        "OMP_NUM_THREADS": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+        "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
+        # The engine in the process that steps it: on two cores a second one only takes time from it.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    options = {"dtype": "bfloat16", "enable_prefix_caching": False, **limits, **options}
+    return System(name, ".rivals/vllm", "vllm", options, max_rounds, env)
+
+
+def _llama_cpp(name: str, gguf: str, max_rounds: Mapping[str, int]) -> System:
+    options = {
+        "gguf": gguf,
+        "n_seq_max": MAX_NUM_SEQS,
+        "n_ctx": 24_576,
+        "n_batch": 2048,
+        "n_ubatch": 512,
+        "n_threads": 2,
+        "n_threads_batch": 2,
+        "flash_attn_type": 1,
+        "kv_unified": True,
+        "share_prefix": True,
+    }
+    return System(name, ".rivals/llama", "llama_cpp", options, max_rounds)
+
+
+def _hf(mode: str, max_rounds: Mapping[str, int]) -> System:
+    return System(f"hf-{mode}", ".rivals/hf", "hf", {"mode": mode}, max_rounds, {"HF_HUB_OFFLINE": "1"})
+
+
+SYSTEMS = {
+    system.name: system
+    for system in (
+        _ingine("ingine", EVERYTHING),
+        _ingine("ingine-prefix", PREFIX_ONLY, enable_prefix_caching=True),
+        _ingine("ingine-int8", BY_STREAMS | {"32x400": ALWAYS}, quantization="int8"),
+        _vllm("vllm", EVERYTHING),
+        _vllm("vllm-prefix", PREFIX_ONLY, enable_prefix_caching=True),
+        # llama.cpp takes minutes for the larger workloads, which its slower two files are spared.
+        _llama_cpp("llama.cpp-q8_0", "Q8_0", dict.fromkeys(EVERYTHING, 1) | LLAMA_OFTEN | STARTS),
+        _llama_cpp("llama.cpp-q4_1", "Q4_1", {"64x41": 1} | LLAMA_OFTEN),
+        _llama_cpp("llama.cpp-bf16", "BF16", {"64x41": 1} | LLAMA_OFTEN),
+        # One after the other is as fast with 8 as with 128.
+        _hf("sequential", {"1x41": ALWAYS, "8x41": 1, **STARTS}),
+        _hf("padded", {"8x41": ALWAYS, "32x41": ALWAYS, "64x41": 1, "128x41": 1, "32x400": 1}),
+        _hf("continuous", {"8x41": 1, "32x41": 1}),
+    )
+}
