@@ -1,0 +1,235 @@
+"""config.json, read without transformers: what its own classes make of the same file."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from ingine.errors import ConfigError, UnsupportedModel
+from ingine.models import ModelConfig
+from tests.tiny_models import make_tiny_model
+
+ALL = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = {arch: f"{arch.capitalize()}ForCausalLM" for arch in ALL}
+SIZES = {
+    "vocab_size": 1000,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}
+
+# As published, those parts that differ: sizes are SIZES.
+PUBLISHED = {
+    "Llama-3.2-1B-Instruct": {
+        "arch": "llama",
+        "attention_bias": False,
+        "eos_token_id": [128001, 128008, 128009],
+        "head_dim": 16,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+        "rope_scaling": {
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    },
+    "SmolLM2-135M-Instruct": {
+        "arch": "llama",
+        "eos_token_id": 2,
+        "is_llama_config": True,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    },
+    "Mistral-7B-v0.1": {
+        "arch": "mistral",
+        "eos_token_id": 2,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    },
+    "Mistral-7B-Instruct-v0.3": {"arch": "mistral", "rope_theta": 1000000.0, "sliding_window": None},
+    "Qwen2.5-1.5B-Instruct": {
+        "arch": "qwen2",
+        "eos_token_id": 151645,
+        "max_window_layers": 21,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+    },
+    "Qwen3-0.6B": {
+        "arch": "qwen3",
+        "attention_bias": False,
+        "head_dim": 128,
+        "max_window_layers": 28,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+    },
+    "a window in some layers": {
+        "arch": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 64,
+        "max_window_layers": 2,
+    },
+    "linear, as it used to be written": {
+        "arch": "llama",
+        "rope_scaling": {"type": "linear", "factor": 2},
+        "head_dim": None,
+    },
+    "yarn": {
+        "arch": "qwen2",
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
+        "rope_theta": 1e6,
+    },
+    "as transformers 5 writes it": {
+        "arch": "qwen3",
+        "dtype": "float16",
+        "head_dim": 32,
+        "attention_bias": True,
+        "layer_types": ["full_attention"] * 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6},
+    },
+}
+
+
+def write_config(folder: Path, arch: str, **values) -> Path:
+    config = {"architectures": [ARCHITECTURES[arch]], "model_type": arch, **SIZES, **values}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def assert_as_transformers(folder: Path) -> None:
+    """Field by field; rotary frequencies to the last bit."""
+    ours, theirs = ModelConfig.from_folder(folder), AutoConfig.from_pretrained(folder)
+    head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    assert (ours.vocab_size, ours.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
+    assert (ours.intermediate_size, ours.num_layers) == (theirs.intermediate_size, theirs.num_hidden_layers)
+    assert (ours.num_heads, ours.num_kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
+    assert (ours.head_dim, ours.rms_norm_eps) == (head_dim, theirs.rms_norm_eps)
+    assert ours.tie_word_embeddings == theirs.tie_word_embeddings
+    assert ours.dtype == (theirs.dtype or torch.float32)
+    assert ours.output_bias == getattr(theirs, "attention_bias", False)
+    layer_types = getattr(theirs, "layer_types", None) or [None] * theirs.num_hidden_layers
+    everywhere = theirs.model_type == "mistral"
+    assert ours.sliding_windows == tuple(
+        theirs.sliding_window if everywhere or layer_type == "sliding_attention" else None
+        for layer_type in layer_types
+    )
+    inv_freq, scaling = (
+        1.0 / theirs.rope_parameters["rope_theta"] ** (torch.arange(0, head_dim, 2) / head_dim),
+        1.0,
+    )
+    if (rope_type := theirs.rope_parameters["rope_type"]) != "default":
+        inv_freq, scaling = ROPE_INIT_FUNCTIONS[rope_type](theirs, device=torch.device("cpu"))
+    assert ours.rope_inv_freq == tuple(inv_freq.tolist())
+    assert ours.rope_attention_scaling == scaling
+
+
+@pytest.mark.parametrize("values", PUBLISHED.values(), ids=PUBLISHED)
+def test_configs_as_models_are_published_with(values, tmp_path):
+    assert_as_transformers(write_config(tmp_path, **values))
+
+
+@pytest.mark.parametrize("missing", [*SIZES, "head_dim", "sliding_window"])
+@pytest.mark.parametrize("arch", ALL)
+def test_what_a_config_leaves_out_is_as_transformers_has_it(arch, missing, tmp_path):
+    values = SIZES | {"head_dim": 32, "sliding_window": 16, "num_attention_heads": 32, "num_hidden_layers": 2}
+    folder = write_config(tmp_path, arch, **values)
+    config = json.loads((folder / "config.json").read_text())
+    del config[missing]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_as_transformers(folder)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rotary_frequencies_of_any_size_and_scaling(seed, tmp_path):
+    dice = random.Random(seed)
+    low = dice.uniform(0.5, 2)
+    rope = dice.choice(
+        [
+            {"rope_type": "linear", "factor": dice.uniform(1, 9)},
+            {
+                "rope_type": "llama3",
+                "factor": dice.uniform(1, 40),
+                "low_freq_factor": low,
+                "high_freq_factor": low + dice.uniform(0.5, 8),
+                "original_max_position_embeddings": dice.choice([64, 2048, 8192]),
+            },
+        ]
+    )
+    rope["rope_theta"] = dice.choice([1e4, 5e5, 1e6, 12345.6])
+    head_dim = dice.choice([16, 64, 80, 96, 128, 256])
+    assert_as_transformers(write_config(tmp_path, "llama", head_dim=head_dim, rope_parameters=rope))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers"),
+        ({"num_key_value_heads": 3}, "cannot share 3"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
+        ({"dtype": "float7"}, "float7"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "freq_factor"),
+        ({"rope_scaling": "twice"}, "rotary"),
+        ({"rope_theta": "high"}, "rotary"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named(changes, says, tmp_path):
+    with pytest.raises(ConfigError, match=says) as error:
+        ModelConfig.from_folder(write_config(tmp_path, "llama", **changes))
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2, 3]}}, "mrope"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "several kinds of layers"),
+    ],
+    ids=str,
+)
+def test_positions_that_the_decoder_would_get_wrong_are_refused(changes, says, tmp_path):
+    with pytest.raises(UnsupportedModel, match=says):
+        ModelConfig.from_folder(write_config(tmp_path, "llama", **changes))
+
+
+@pytest.mark.parametrize("arch", ALL)
+def test_a_usual_model_is_started_without_transformers(arch, tmp_path):
+    """Importing it takes longer than all else."""
+    code = (
+        "import sys\nfrom ingine import LLM\nllm = LLM(sys.argv[1], dtype='float32')\n"
+        "llm.chat([{'role': 'user', 'content': 'Hi'}])\nprint('transformers' in sys.modules)"
+    )
+    model = make_tiny_model(tmp_path, arch)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(model)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "False\n", done.stderr
