@@ -1,0 +1,109 @@
+"""Products of packed weights: right, whatever the sizes, and the same bits in any batch."""
+
+import pytest
+import torch
+
+from ingine import native
+from ingine.layers.weights import PlainWeights
+from ingine.native.weights import NativeBfloat16, NativeInt8, is_supported, quantize_rows
+
+library = native.library()
+pytestmark = pytest.mark.skipif(
+    library is None or not is_supported(library), reason="needs a CPU with AVX-512 BF16 and VNNI"
+)
+
+SIZES = [(1, 4), (7, 8), (32, 36), (33, 64), (96, 576), (259, 64), (576, 1536), (50, 5000)]
+
+
+def make(n: int, k: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(n, k, generator=generator, dtype=torch.float32)
+    return weight.bfloat16(), torch.randn(n, generator=generator).bfloat16()
+
+
+def bfloat16_close(ours: torch.Tensor, exact: torch.Tensor) -> None:
+    """Equal but for one rounding to bfloat16, and what float32 sums lose of the terms that cancel."""
+    torch.testing.assert_close(ours.double(), exact, rtol=2**-8, atol=1e-3 * exact.abs().mean().item())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 11, 12, 13, 32, 500])
+@pytest.mark.parametrize(("n", "k"), SIZES)
+def test_bfloat16_products_are_right(n, k, rows):
+    weight, bias = make(n, k)
+    x = torch.randn(rows, k).bfloat16()
+    exact = x.double() @ weight.double().T
+    weights = NativeBfloat16(library, PlainWeights())
+    bfloat16_close(weights.pack(weight, None)(x), exact)
+    bfloat16_close(weights.pack(weight, bias)(x), exact + bias.double())
+
+
+@pytest.mark.parametrize("rows", [1, 12, 13, 32, 500])
+@pytest.mark.parametrize(("n", "k"), SIZES)
+def test_int8_products_are_those_of_the_quantised_numbers(n, k, rows):
+    weight, bias = make(n, k)
+    x = torch.randn(rows, k).bfloat16()
+    w_scales, w_rows = quantize_rows(weight)
+    largest = x.float().abs().amax(dim=1, keepdim=True)
+    # `127 / largest` would be torch's reciprocal times 127, which rounds some ties the other way.
+    x_rows = (x.float() * torch.full_like(largest, 127).div(largest)).round()
+    x_scales = (largest / 127)[:, 0]
+    exact = (x_rows.double() @ w_rows.double().T) * x_scales.double()[:, None] * w_scales.double()
+    ours = NativeInt8(library, PlainWeights()).pack(weight, bias)(x)
+    torch.testing.assert_close(ours.double(), exact + bias.double(), rtol=2**-8, atol=1e-5 * k)
+
+
+def test_quantised_weights_are_within_half_a_step():
+    weight, _ = make(64, 576)
+    scales, rows = quantize_rows(weight)
+    error = (weight.float() - rows.float() * scales[:, None]).abs()
+    assert (error <= scales[:, None] * 0.5001).all()
+    assert rows.abs().amax(dim=1).eq(127).all()
+
+
+def test_a_row_of_zeros_is_zero():
+    weight, _ = make(40, 64)
+    weight[3] = 0
+    x = torch.zeros(2, 64, dtype=torch.bfloat16)
+    x[1] = 1
+    for weights in (NativeBfloat16(library, PlainWeights()), NativeInt8(library, PlainWeights())):
+        out = weights.pack(weight, None)(x)
+        assert out[0].eq(0).all() and out[1, 3] == 0 and out[1].ne(0).any()
+
+
+@pytest.mark.parametrize("weights", [NativeBfloat16, NativeInt8])
+def test_a_row_gives_the_same_bits_in_any_batch(weights):
+    weight, _ = make(960, 576)
+    product = weights(library, PlainWeights()).pack(weight, None)
+    x = torch.randn(530, 576).bfloat16()
+    whole = product(x)
+    for rows in (1, 5, 12, 32, 100, 481):
+        assert torch.equal(product(x[:rows]), whole[:rows])
+        assert torch.equal(product(x[-rows:].contiguous()), whole[-rows:])
+
+
+@pytest.mark.parametrize("weights", [NativeBfloat16, NativeInt8])
+def test_what_is_not_finite_stays_in_its_row(weights):
+    weight, _ = make(64, 64)
+    product = weights(library, PlainWeights()).pack(weight, None)
+    x = torch.randn(3, 64).bfloat16()
+    expected = product(x)
+    x[1, 5] = torch.nan
+    out = product(x)
+    assert not out[1].isfinite().any()
+    assert torch.equal(out[[0, 2]], expected[[0, 2]])
+
+
+def test_rows_can_be_had_out_of_the_packed_matrix():
+    weight, _ = make(259, 64)
+    product, embedding = NativeBfloat16(library, PlainWeights()).pack_tied(weight)
+    token_ids = torch.tensor([0, 258, 31, 32, 32, 100])
+    assert torch.equal(embedding(token_ids), weight[token_ids])
+    x = torch.randn(2, 64).bfloat16()
+    bfloat16_close(product(x), x.double() @ weight.double().T)
+
+
+def test_sizes_that_do_not_fit_are_multiplied_all_the_same():
+    weight, bias = make(20, 63)
+    x = torch.randn(3, 63).bfloat16()
+    for weights in (NativeBfloat16(library, PlainWeights()), NativeInt8(library, PlainWeights())):
+        assert torch.equal(weights.pack(weight, bias)(x), torch.nn.functional.linear(x, weight, bias))
