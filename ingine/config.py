@@ -6,6 +6,7 @@ from ingine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_CACHE_DTYPES = ("auto", "int8")
+QUANTIZATIONS = ("int8",)
 SPECULATIONS = ("ngram",)
 
 
@@ -17,6 +18,8 @@ class EngineConfig:
     """A packaged model's name, a folder, a GGUF file or a hub id: see `ingine.model_store`."""
     dtype: str = "auto"
     """Of weights and KV. auto: bfloat16 where it is fast."""
+    quantization: str | None = None
+    """int8: weights in int8, a scale a row, multiplied by activations in int8; CPU only."""
     kv_cache_dtype: str = "auto"
     """auto: as `dtype`. int8: half of bfloat16's memory, a scale a token and head; CPU only."""
     device: str = "auto"
@@ -49,6 +52,10 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be a non-empty string, not {getattr(self, name)!r}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise ConfigError(
+                f"quantization must be one of {', '.join(QUANTIZATIONS)}, or None, not {self.quantization!r}"
+            )
         if self.kv_cache_dtype not in KV_CACHE_DTYPES:
             raise ConfigError(
                 f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, not {self.kv_cache_dtype!r}"

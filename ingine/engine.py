@@ -255,6 +255,8 @@ def _load(config: EngineConfig, tokenizer: Tokenizer | None) -> tuple[Decoder, T
     device = select_device(config.device)
     dtype = select_dtype(config.dtype, device)
     path = resolve_model(config.model)
-    kernels = select_kernels(device, dtype, config.kv_cache_dtype)
+    kernels = select_kernels(
+        device, dtype, kv_cache_dtype=config.kv_cache_dtype, quantization=config.quantization
+    )
     model = load_model(path, dtype=dtype, device=device, kernels=kernels)
     return model, tokenizer or Tokenizer.from_folder(path)

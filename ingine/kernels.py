@@ -8,7 +8,7 @@ import torch
 from ingine import native
 from ingine.attention import AttentionBackend, NativeAttention, TorchAttention
 from ingine.errors import ConfigError
-from ingine.layers.onednn import PackedBfloat16, bfloat16_is_packable
+from ingine.layers.onednn import PackedBfloat16, PackedInt8, bfloat16_is_packable, int8_is_packable
 from ingine.layers.ops import LayerOps, TorchOps
 from ingine.layers.weights import PlainWeights, WeightFormat
 from ingine.native.layer_ops import NativeOps
@@ -27,16 +27,22 @@ REFERENCE = Kernels(TorchAttention(), TorchOps(), PlainWeights())
 """Plain torch: slow, right, for every device and dtype."""
 
 
-def select_kernels(device: torch.device, dtype: torch.dtype, kv_cache_dtype: str = "auto") -> Kernels:
+def select_kernels(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    kv_cache_dtype: str = "auto",
+    quantization: str | None = None,
+) -> Kernels:
     """The fastest that this machine has for `device` and `dtype`.
 
-    Raises ConfigError for a `kv_cache_dtype` (see `EngineConfig`) that it cannot have.
+    Raises ConfigError for a `kv_cache_dtype` or `quantization` (see `EngineConfig`) that it cannot have.
     """
     kernels = replace(
         REFERENCE,
         attention=_select_attention(device, dtype, kv_cache_dtype),
         ops=_select_ops(device, dtype),
-        weights=_select_weights(device, dtype),
+        weights=_select_weights(device, dtype, quantization),
     )
     logger.info(
         "kernels on %s, %s: attention %s, layer operations %s, weights %s",
@@ -49,7 +55,11 @@ def select_kernels(device: torch.device, dtype: torch.dtype, kv_cache_dtype: str
     return kernels
 
 
-def _select_weights(device: torch.device, dtype: torch.dtype) -> WeightFormat:
+def _select_weights(device: torch.device, dtype: torch.dtype, quantization: str | None) -> WeightFormat:
+    if quantization == "int8":
+        if device.type != "cpu" or not int8_is_packable():
+            raise ConfigError(f"quantization 'int8' needs an x86 CPU with VNNI; this is {device}")
+        return PackedInt8()
     if device.type == "cpu" and dtype == torch.bfloat16 and bfloat16_is_packable():
         return PackedBfloat16()
     return PlainWeights()

@@ -1,4 +1,4 @@
-"""Weights in the layout that oneDNN's kernels read, so that no step reorders them. x86 CPUs, bfloat16.
+"""Weights in the layout that oneDNN's kernels read, so that no step reorders them. For x86 CPUs.
 
 torch has these operators for its own compiler: an eager `F.linear` keeps the checkpoint's layout.
 """
@@ -27,9 +27,75 @@ class PackedBfloat16(WeightFormat):
         return _product(packed, None), _packed_embedding(packed, weight) or embedding(weight)
 
 
+class PackedInt8(WeightFormat):
+    """A symmetric scale for each row of the weights, made here, and for each row of x, made anew each time.
+
+    The integers are exact; x goes in as uint8 around 128, since for int8 oneDNN has only a slow reference.
+    A row of x depends on no other. Scales are applied in float32. Vector-wise quantisation of Dettmers et
+    al., LLM.int8() (2022), without its treatment of outliers.
+    """
+
+    name = "onednn-int8"
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
+        quantized, scales = quantize_rows(weight)
+        packed = torch.ops.onednn.qlinear_prepack(quantized, None)
+        zero_points = torch.zeros(len(weight), dtype=torch.int64)
+        linear = torch.ops.onednn.qlinear_pointwise.default
+
+        def product(x: Tensor) -> Tensor:
+            x_quantized, x_scales = _quantize_activations(x)
+            out = linear(
+                x_quantized,
+                1.0,
+                128,
+                packed,
+                scales,
+                zero_points,
+                None,
+                1.0,
+                0,
+                torch.float32,
+                "none",
+                [],
+                "",
+            ).mul_(x_scales)
+            return (out if bias is None else out.add_(bias)).to(x.dtype)
+
+        return product
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [rows, columns] -> int8 [rows, columns], and float32 scales [rows] to multiply them with."""
+    quantized = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(len(weight))
+    # A part at a time: the whole in float32 may be several times what is left of memory.
+    parts = zip(*(tensor.split(4096) for tensor in (weight, quantized, scales)), strict=True)
+    for weight_part, quantized_part, scales_part in parts:
+        scales_part.copy_(_scales(weight_part))
+        quantized_part.copy_(weight_part.div(scales_part[:, None]).round_())
+    return quantized, scales
+
+
+def _quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [T, columns] -> uint8 [T, columns], 128 for zero, and float32 scales [T, 1]."""
+    scales = _scales(x)[:, None]
+    return x.div(scales).add_(128).round_().to(torch.uint8), scales
+
+
+def _scales(x: Tensor) -> Tensor:
+    """Of each row, in float32: its largest magnitude becomes 127. A row of zeros has a scale all the same."""
+    return x.abs().amax(dim=-1).float().div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
+
+
 def bfloat16_is_packable() -> bool:
     """Whether this CPU and this build of torch have oneDNN's products in bfloat16."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def int8_is_packable() -> bool:
+    """Whether oneDNN's int8 products are exact here. Without VNNI they saturate in 16 bits on their way."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 
 
 def _reorder(weight: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
     [
         ({"model": ""}, "model must be a non-empty string"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16"),
+        ({"quantization": "int4"}, "quantization must be one of int8, or None, not 'int4'"),
         ({"device": 0}, "device must be"),
         ({"max_model_len": 0}, "max_model_len must be an int of at least 1, not 0"),
         ({"max_num_seqs": 1.5}, "max_num_seqs must be an int"),

@@ -2,8 +2,10 @@
 
 import logging
 
+import pytest
 import torch
 
+from ingine.errors import ConfigError
 from ingine.kernels import select_kernels
 
 
@@ -14,3 +16,8 @@ def test_the_choice_of_kernels_is_logged_in_one_line(caplog):
         f"kernels on cpu, float32: attention {kernels.attention.name}, layer operations {kernels.ops.name}, "
         f"weights {kernels.weights.name}"
     ]
+
+
+def test_int8_weights_are_refused_where_they_cannot_be():
+    with pytest.raises(ConfigError, match="quantization 'int8' needs an x86 CPU with VNNI; this is meta"):
+        select_kernels(torch.device("meta"), torch.bfloat16, quantization="int8")

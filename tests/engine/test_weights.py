@@ -11,7 +11,13 @@ import torch.nn.functional as F
 
 from ingine.kernels import REFERENCE
 from ingine.layers.linear import Linear
-from ingine.layers.onednn import PackedBfloat16, bfloat16_is_packable
+from ingine.layers.onednn import (
+    PackedBfloat16,
+    PackedInt8,
+    bfloat16_is_packable,
+    int8_is_packable,
+    quantize_rows,
+)
 from ingine.layers.weights import PlainWeights, WeightFormat
 from ingine.models import load_model
 from tests.engine.packed import PackedModel, PagedSequence
@@ -21,6 +27,7 @@ SHAPES = [(96, 64), (64, 96), (33, 7), (640, 576), (1, 16)]
 """(out_features, in_features); also such as no vector register divides."""
 
 needs_bfloat16 = pytest.mark.skipif(not bfloat16_is_packable(), reason="oneDNN has no bfloat16 on this CPU")
+needs_int8 = pytest.mark.skipif(not int8_is_packable(), reason="oneDNN's int8 is not exact on this CPU")
 
 
 def make_linear(out_features: int, in_features: int, dtype: torch.dtype, *, bias: bool = False) -> Linear:
@@ -116,6 +123,69 @@ def test_a_model_gives_the_same_logits_with_packed_weights(tied, tmp_path):
     torch.testing.assert_close(
         logits(path, PackedBfloat16()), logits(path, PlainWeights()), rtol=0.02, atol=0.02
     )
+
+
+# ------------------------------------------------------------------------------------------------ int8
+
+
+def test_a_quantised_row_is_within_half_a_step_of_what_it_was():
+    torch.manual_seed(0)
+    weight = torch.randn(5000, 24) * torch.logspace(-3, 3, 5000)[:, None]  # more rows than one part has
+    quantized, scales = quantize_rows(weight)
+    assert quantized.abs().amax(dim=1).eq(127).all()
+    assert ((quantized * scales[:, None] - weight).abs() <= scales[:, None] * 0.5001).all()
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_an_int8_product_is_exact_where_nothing_is_rounded(shape, dtype):
+    """Whole numbers with the largest magnitude in each row are their own int8: the scales are 1."""
+    torch.manual_seed(0)
+    weight = torch.randint(-127, 128, shape).to(dtype)
+    weight[:, 0] = 127
+    bias = torch.randint(-100, 100, shape[:1]).to(dtype)
+    product = PackedInt8().pack(weight, bias)
+    for num_rows in (1, 2, 33, 200):
+        x = torch.randint(-127, 128, (num_rows, shape[1])).to(dtype)
+        x[:, -1] = -127
+        expected = (x.double() @ weight.double().T + bias.double()).to(dtype)
+        assert torch.equal(product(x), expected)
+
+
+@needs_int8
+def test_an_int8_product_is_near_the_product_whatever_the_rows_magnitudes():
+    torch.manual_seed(0)
+    weight = torch.randn(640, 576) * torch.logspace(-2, 2, 640)[:, None]
+    x = torch.randn(50, 576) * torch.logspace(-2, 2, 50)[:, None]
+    magnitudes = x.norm(dim=1)[:, None] * weight.norm(dim=1)
+    error = (PackedInt8().pack(weight, None)(x) - F.linear(x, weight)) / magnitudes
+    assert error.abs().max() < 0.004
+
+
+@needs_int8
+def test_rows_of_zeros_and_of_what_is_no_number_stay_that():
+    torch.manual_seed(0)
+    product = PackedInt8().pack(torch.cat((torch.randn(7, 16), torch.zeros(1, 16))), None)
+    x = torch.randn(4, 16)
+    x[1], x[2, 3] = 0, torch.nan
+    out = product(x)
+    assert out[1].eq(0).all()
+    assert out[:2, 7].eq(0).all()
+    assert out[2].isnan().all()
+    assert torch.equal(out[3:], product(x[3:]))
+
+
+@needs_int8
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_in_int8_is_near_the_model_in_bfloat16(tied, tmp_path):
+    path = make_tiny_model(tmp_path, "qwen2", tie_word_embeddings=tied)
+    expected = logits(path, PlainWeights())
+    error = logits(path, PackedInt8()) - expected
+    assert 0 < error.norm() < 0.05 * expected.norm()
+
+
+# ----------------------------------------------------------------------------------------------- plain
 
 
 def test_plain_weights_are_kept_and_shared_with_the_embedding():
