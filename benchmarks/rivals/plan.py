@@ -12,6 +12,7 @@ MAX_MODEL_LEN = 2304
 KV_GIB = 1
 """47,000 tokens in bfloat16; the largest workload has 21,000."""
 
+ADAPTERS = "benchmarks.rivals.systems"
 REFERENCE = "vllm"
 """Arrivals come at a share of this system's capacity."""
 LOAD = 0.7
@@ -30,7 +31,7 @@ class System:
     venv: str
     """Its folder under the repository's root."""
     module: str
-    """Of benchmarks.rivals.systems."""
+    """Answers calls, see `protocol.py`."""
     options: Mapping[str, Any]
     max_rounds: Mapping[str, int]
     """By workload. What is missing here is not run; what is slow runs less often than there are rounds."""
@@ -40,7 +41,7 @@ class System:
 def _ingine(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
     limits = {"max_num_seqs": MAX_NUM_SEQS, "max_model_len": MAX_MODEL_LEN, "kv_cache_bytes": KV_GIB << 30}
     options = {"enable_prefix_caching": False, **limits, **options}
-    return System(name, ".venv", "ingine", options, max_rounds)
+    return System(name, ".venv", f"{ADAPTERS}.ingine", options, max_rounds)
 
 
 def _vllm(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
@@ -55,7 +56,7 @@ def _vllm(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
         "HF_HUB_OFFLINE": "1",
     }
     options = {"dtype": "bfloat16", "enable_prefix_caching": False, **limits, **options}
-    return System(name, ".rivals/vllm", "vllm", options, max_rounds, env)
+    return System(name, ".rivals/vllm", f"{ADAPTERS}.vllm", options, max_rounds, env)
 
 
 def _llama_cpp(name: str, gguf: str, max_rounds: Mapping[str, int]) -> System:
@@ -71,11 +72,13 @@ def _llama_cpp(name: str, gguf: str, max_rounds: Mapping[str, int]) -> System:
         "kv_unified": True,
         "share_prefix": True,
     }
-    return System(name, ".rivals/llama", "llama_cpp", options, max_rounds)
+    return System(name, ".rivals/llama", f"{ADAPTERS}.llama_cpp", options, max_rounds)
 
 
 def _hf(mode: str, max_rounds: Mapping[str, int]) -> System:
-    return System(f"hf-{mode}", ".rivals/hf", "hf", {"mode": mode}, max_rounds, {"HF_HUB_OFFLINE": "1"})
+    return System(
+        f"hf-{mode}", ".rivals/hf", f"{ADAPTERS}.hf", {"mode": mode}, max_rounds, {"HF_HUB_OFFLINE": "1"}
+    )
 
 
 SYSTEMS = {

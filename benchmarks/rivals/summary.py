@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from benchmarks.rivals.protocol import Request
 from worker.percentile import percentile
@@ -41,11 +40,3 @@ def over_rounds(rounds: Sequence[Figures]) -> dict[str, dict[str, float]]:
         name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
         for name, values in columns.items()
     }
-
-
-def median_of(results: Sequence[dict[str, Any]], system: str, workload: str, figure: str) -> float | None:
-    """Out of a report's `results`; None where it was not measured."""
-    for row in results:
-        if (row["system"], row["workload"]) == (system, workload):
-            return row["figures"].get(figure, {}).get("median")
-    return None

@@ -42,13 +42,21 @@ def _text(tokenizer: Tokenizer, num_tokens: int) -> list[int]:
 
 
 def _slices(tokenizer: Tokenizer, lengths: Sequence[int]) -> Prompts:
-    """One prompt of each length, out of one long text. None is another's prefix: each has its own place."""
-    text = _text(tokenizer, sum(lengths))
-    prompts, start = [], 0
+    """One prompt of each length, one after the other out of a long text. None is another's prefix."""
+    text = _text(tokenizer, 2 * sum(lengths))
+    prompts: Prompts = []
+    start = 0
     for length in lengths:
+        while any(_begin_alike(text[start : start + length], prompt) for prompt in prompts):
+            start += 1
         prompts.append(text[start : start + length])
         start += length
     return prompts
+
+
+def _begin_alike(first: Sequence[int], second: Sequence[int]) -> bool:
+    shorter = min(len(first), len(second))
+    return first[:shorter] == second[:shorter]
 
 
 def _one_stream(tokenizer: Tokenizer, round_number: int) -> Prompts:
