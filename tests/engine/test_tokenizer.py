@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer, Qwen2Tokenizer
 
 from ingine.errors import ConfigError, InvalidRequest
 from ingine.tokenizer import Tokenizer
-from tests.tiny_models import make_tokenizer
+from ingine.tokenizer_files import read_tokenizer_files
+from tests.tiny_models import CHAT_TEMPLATE, make_tokenizer
 
 CHAT = [{"role": "user", "content": "Hi"}]
 
@@ -30,6 +31,150 @@ def test_encode_chat_gives_what_transformers_gives(smollm2):
     theirs = AutoTokenizer.from_pretrained(smollm2.path)
     expected = theirs.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
     assert smollm2.tokenizer.encode_chat(CHAT) == expected
+
+
+TEXTS = (
+    "",
+    "Hello  world\n",
+    "it's 1234 and 5.6",
+    "naïve 日本 👩‍👩‍👧",
+    "<|im_start|>user a<|im_end|>",
+    " a\n\n b",
+    "e\u0301",
+)
+
+
+def byte_vocab(*more: str) -> dict[str, int]:
+    return {token: index for index, token in enumerate([*make_tokenizer().get_vocab(), *more])}
+
+
+def sentencepiece_like() -> LlamaTokenizer:
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab"]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    return LlamaTokenizer(vocab=vocab, merges=[("▁", "a"), ("a", "b")], chat_template=CHAT_TEMPLATE)
+
+
+CLASSES = {
+    "generic": make_tokenizer,
+    "generic without a template": lambda: make_tokenizer(None),
+    "qwen2": lambda: Qwen2Tokenizer(
+        vocab=byte_vocab(), merges=[], eos_token="<|im_end|>", chat_template=CHAT_TEMPLATE
+    ),
+    "gpt2": lambda: GPT2Tokenizer(
+        vocab=byte_vocab("Ġa"), merges=[("Ġ", "a")], eos_token="<|im_end|>", chat_template=CHAT_TEMPLATE
+    ),
+    "llama": sentencepiece_like,
+}
+
+
+@pytest.mark.parametrize("make", CLASSES.values(), ids=CLASSES)
+def test_a_folder_gives_what_transformers_makes_of_it(make, tmp_path):
+    make().save_pretrained(tmp_path)
+    assert_as_transformers(tmp_path)
+    assert read_tokenizer_files(tmp_path) is not None
+
+
+def assert_as_transformers(folder) -> None:
+    ours, theirs = Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        token_ids = theirs(text).input_ids
+        assert ours.encode(text) == token_ids
+        assert ours.decode(token_ids) == theirs.backend_tokenizer.decode(token_ids)
+    assert ours.eos_token_ids == {theirs.eos_token_id}
+    if theirs.chat_template:
+        expected = theirs.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
+        assert ours.encode_chat(CHAT) == expected
+
+
+def edit_config(folder, **changes) -> None:
+    """None takes a key out."""
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+TEMPLATE_A, TEMPLATE_B = ("{{ bos_token }}a{{ eos_token }}", "b{{ messages[0].content }}")
+
+
+@pytest.mark.parametrize(
+    ("in_config", "in_file", "says"),
+    [
+        (TEMPLATE_A, None, "a"),
+        (TEMPLATE_A, TEMPLATE_B, "bHi"),
+        (
+            [{"name": "tool_use", "template": TEMPLATE_B}, {"name": "default", "template": TEMPLATE_A}],
+            None,
+            "a",
+        ),
+    ],
+)
+def test_where_a_folder_has_its_chat_template(in_config, in_file, says, tmp_path):
+    make_tokenizer(in_file).save_pretrained(tmp_path)
+    edit_config(tmp_path, chat_template=in_config)
+    assert_as_transformers(tmp_path)
+    ours = Tokenizer.from_folder(tmp_path)
+    assert ours.decode(ours.encode_chat(CHAT)) == says
+
+
+def test_templates_without_a_default_are_none(tmp_path):
+    make_tokenizer(None).save_pretrained(tmp_path)
+    edit_config(tmp_path, chat_template=[{"name": "tool_use", "template": TEMPLATE_B}])
+    for tokenizer in (
+        Tokenizer.from_folder(tmp_path),
+        Tokenizer.from_transformers(AutoTokenizer.from_pretrained(tmp_path)),
+    ):
+        with pytest.raises(InvalidRequest, match="no chat template"):
+            tokenizer.encode_chat(CHAT)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eos_token": {"__type": "AddedToken", "content": "<|endoftext|>", "special": True}},
+        {"bos_token": "<|im_start|>", "add_bos_token": True},
+        {"tool_token": "<|im_end|>", "chat_template": "{{ tool_token }}"},
+        {"extra_special_tokens": {"tool_token": "<|im_end|>"}, "chat_template": "{{ tool_token }}"},
+        {"extra_special_tokens": ["<|im_start|>"]},
+        {"model_max_length": 4, "clean_up_tokenization_spaces": True, "add_prefix_space": True},
+    ],
+    ids=str,
+)
+def test_what_a_tokenizer_s_config_says_counts(changes, tmp_path):
+    make_tokenizer(None).save_pretrained(tmp_path)
+    edit_config(tmp_path, **{"chat_template": TEMPLATE_A, **changes})
+    assert_as_transformers(tmp_path)
+    assert read_tokenizer_files(tmp_path) is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"eos_token": "<|the end|>"},
+        {"extra_special_tokens": ["<|new|>"]},
+        {"added_tokens_decoder": {"259": {"content": "<|new|>", "special": True}}},
+        {"split_special_tokens": True},
+        {"tokenizer_class": "Qwen2Tokenizer", "eos_token": None},
+    ],
+    ids=str,
+)
+def test_transformers_is_asked_where_its_classes_change_the_tokenizer(changes, tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    edit_config(tmp_path, **changes)
+    assert read_tokenizer_files(tmp_path) is None
+    ours, theirs = Tokenizer.from_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in (*TEXTS, "a<|new|>b<|the end|>"):
+        assert ours.encode(text) == theirs(text).input_ids
+    assert ours.eos_token_ids == {theirs.eos_token_id}
+
+
+def test_special_tokens_in_a_file_of_their_own(tmp_path):
+    """As transformers 4 wrote it."""
+    make_tokenizer().save_pretrained(tmp_path)
+    edit_config(tmp_path, eos_token=None, pad_token=None)
+    eos_token = {"content": "<|im_end|>", "lstrip": False, "rstrip": False, "normalized": False}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": eos_token}))
+    assert_as_transformers(tmp_path)
+    assert read_tokenizer_files(tmp_path).special_tokens == {"eos_token": "<|im_end|>"}
 
 
 def test_surrogates_do_not_crash(tokenizer):
