@@ -12,6 +12,7 @@ from ingine.layers.onednn import PackedBfloat16, PackedInt8, bfloat16_is_packabl
 from ingine.layers.ops import LayerOps, TorchOps
 from ingine.layers.weights import PlainWeights, WeightFormat
 from ingine.native.layer_ops import NativeOps
+from ingine.native.weights import NativeBfloat16, NativeInt8, is_supported
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +60,14 @@ def _select_weights(device: torch.device, dtype: torch.dtype, quantization: str 
     if quantization == "int8":
         if device.type != "cpu" or not int8_is_packable():
             raise ConfigError(f"quantization 'int8' needs an x86 CPU with VNNI; this is {device}")
-        return PackedInt8()
-    if device.type == "cpu" and dtype == torch.bfloat16 and bfloat16_is_packable():
-        return PackedBfloat16()
-    return PlainWeights()
+        library_format, own_format = PackedInt8(), NativeInt8
+    elif device.type == "cpu" and dtype == torch.bfloat16 and bfloat16_is_packable():
+        library_format, own_format = PackedBfloat16(), NativeBfloat16
+    else:
+        return PlainWeights()
+    if dtype == torch.bfloat16 and (library := native.library()) is not None and is_supported(library):
+        return own_format(library, fallback=library_format)
+    return library_format
 
 
 def _select_attention(device: torch.device, dtype: torch.dtype, kv_cache_dtype: str) -> AttentionBackend:

@@ -8,7 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ingine.layers.weights import Embedding, Product, WeightFormat, embedding
+from ingine.layers.weights import Embedding, Product, WeightFormat, embedding, quantize_rows, row_scales
 
 ROWS_HINT = 32
 """The number of rows of x that oneDNN is to choose the layout for. It chooses the same for 1 to 512 rows."""
@@ -38,7 +38,7 @@ class PackedInt8(WeightFormat):
     name = "onednn-int8"
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
-        quantized, scales = quantize_rows(weight)
+        scales, quantized = quantize_rows(weight)
         packed = torch.ops.onednn.qlinear_prepack(quantized, None)
         zero_points = torch.zeros(len(weight), dtype=torch.int64)
         linear = torch.ops.onednn.qlinear_pointwise.default
@@ -65,27 +65,10 @@ class PackedInt8(WeightFormat):
         return product
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight [rows, columns] -> int8 [rows, columns], and float32 scales [rows] to multiply them with."""
-    quantized = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(len(weight))
-    # A part at a time: the whole in float32 may be several times what is left of memory.
-    parts = zip(*(tensor.split(4096) for tensor in (weight, quantized, scales)), strict=True)
-    for weight_part, quantized_part, scales_part in parts:
-        scales_part.copy_(_scales(weight_part))
-        quantized_part.copy_(weight_part.div(scales_part[:, None]).round_())
-    return quantized, scales
-
-
 def _quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, columns] -> uint8 [T, columns], 128 for zero, and float32 scales [T, 1]."""
-    scales = _scales(x)[:, None]
+    scales = row_scales(x)[:, None]
     return x.div(scales).add_(128).round_().to(torch.uint8), scales
-
-
-def _scales(x: Tensor) -> Tensor:
-    """Of each row, in float32: its largest magnitude becomes 127. A row of zeros has a scale all the same."""
-    return x.abs().amax(dim=-1).float().div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
 
 
 def bfloat16_is_packable() -> bool:

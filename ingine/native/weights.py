@@ -10,7 +10,7 @@ from ctypes import c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from ingine.layers.weights import Embedding, Product, WeightFormat
+from ingine.layers.weights import Embedding, Product, WeightFormat, quantize_rows
 
 PANEL = 32
 """Columns of a panel (`src/linear.cpp`)."""
@@ -84,15 +84,6 @@ class NativeInt8(WeightFormat):
             return out
 
         return product
-
-
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight [n, k] -> scales [n] float32 and int8 [n, k], the nearest multiples of each row's scale."""
-    scales = weight.abs().amax(dim=1).float() / 127
-    rows = torch.empty(weight.shape, dtype=torch.int8)
-    for part, whole, scale in zip(rows.split(4096), weight.split(4096), scales.split(4096), strict=True):
-        part.copy_((whole.float() / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_())
-    return scales, rows
 
 
 class _Panels:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ingine import native
-from ingine.layers.weights import PlainWeights
-from ingine.native.weights import NativeBfloat16, NativeInt8, is_supported, quantize_rows
+from ingine.layers.weights import PlainWeights, quantize_rows
+from ingine.native.weights import NativeBfloat16, NativeInt8, is_supported
 
 library = native.library()
 pytestmark = pytest.mark.skipif(
@@ -50,14 +50,6 @@ def test_int8_products_are_those_of_the_quantised_numbers(n, k, rows):
     exact = (x_rows.double() @ w_rows.double().T) * x_scales.double()[:, None] * w_scales.double()
     ours = NativeInt8(library, PlainWeights()).pack(weight, bias)(x)
     torch.testing.assert_close(ours.double(), exact + bias.double(), rtol=2**-8, atol=1e-5 * k)
-
-
-def test_quantised_weights_are_within_half_a_step():
-    weight, _ = make(64, 576)
-    scales, rows = quantize_rows(weight)
-    error = (weight.float() - rows.float() * scales[:, None]).abs()
-    assert (error <= scales[:, None] * 0.5001).all()
-    assert rows.abs().amax(dim=1).eq(127).all()
 
 
 def test_a_row_of_zeros_is_zero():

@@ -16,9 +16,8 @@ from ingine.layers.onednn import (
     PackedInt8,
     bfloat16_is_packable,
     int8_is_packable,
-    quantize_rows,
 )
-from ingine.layers.weights import PlainWeights, WeightFormat
+from ingine.layers.weights import PlainWeights, WeightFormat, quantize_rows
 from ingine.models import load_model
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.tiny_models import make_tiny_model
@@ -131,7 +130,7 @@ def test_a_model_gives_the_same_logits_with_packed_weights(tied, tmp_path):
 def test_a_quantised_row_is_within_half_a_step_of_what_it_was():
     torch.manual_seed(0)
     weight = torch.randn(5000, 24) * torch.logspace(-3, 3, 5000)[:, None]  # more rows than one part has
-    quantized, scales = quantize_rows(weight)
+    scales, quantized = quantize_rows(weight)
     assert quantized.abs().amax(dim=1).eq(127).all()
     assert ((quantized * scales[:, None] - weight).abs() <= scales[:, None] * 0.5001).all()
 
