@@ -51,10 +51,8 @@ def main(num_rounds: int) -> None:
             times = best_us(calls, num_rounds)
             for name, (norm, add_norm, silu) in zip(contenders, (times[:3], times[3:]), strict=True):
                 step_ms = NUM_LAYERS * (2 * add_norm + silu) / 1e3
-                print(
-                    f"{str(dtype).removeprefix('torch.'):8} {num_rows:5}  {name:6} {norm:9.1f} {add_norm:13.1f} "
-                    f"{silu:9.1f} {step_ms:10.2f}"
-                )
+                what = f"{str(dtype).removeprefix('torch.'):8} {num_rows:5}  {name:6}"
+                print(f"{what} {norm:9.1f} {add_norm:13.1f} {silu:9.1f} {step_ms:10.2f}")
 
 
 if __name__ == "__main__":

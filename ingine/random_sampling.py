@@ -1,4 +1,9 @@
-"""One draw a row from what temperature, min_p, top_k and top_p leave of a distribution, by inverse CDF."""
+"""One token a row: the likeliest, or one drawn from what temperature, min_p, top_k and top_p leave.
+
+The draw is by inverse CDF: in the order of the token ids, or where something is cut off in that of the
+logits, the lowest id first of those that are alike. This is the definition, in torch and for every device;
+`ingine.native.sampling` does the same faster on the CPU.
+"""
 
 from collections.abc import Iterable
 
@@ -35,27 +40,40 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def draw(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:
-    """[num_rows] int64 token ids, from logits [num_rows, vocab_size], which are overwritten.
+def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:
+    """[num_rows] int64 token ids, from logits [num_rows, vocab_size]; -1 where the largest is not finite.
 
-    `uniform` [num_rows] are the numbers to draw with. A row of NaN gives some token id or other: the
-    caller knows.
+    A greedy row takes its likeliest token; another draws with its number of `uniform` [num_rows], in [0, 1).
+    For every device and dtype. What a row gives depends on nothing but that row.
     """
+    values, token_ids = logits.max(dim=-1)  # which propagates NaN
+    is_finite = values.isfinite()
+    rows = [row for row, p in enumerate(params) if not p.greedy]
+    if rows:
+        random = logits if len(rows) == len(params) else logits[rows]
+        token_ids[rows] = _draw(random.float(), [params[row] for row in rows], uniform[rows])
+    return token_ids.where(is_finite, -1)
+
+
+def _draw(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:
+    """`choose` for rows that are not greedy, in float32. A row of NaN gives some token id or other."""
     device = logits.device
     temperature = np.maximum(np.array([p.temperature for p in params], dtype=np.float32), MIN_TEMPERATURE)
-    probs = torch.softmax(logits.div_(torch.from_numpy(temperature).to(device)[:, None]), dim=-1)
+    # Rounding is least where it counts when the largest is 0 before the division.
+    below = logits - logits.amax(dim=-1, keepdim=True)
+    probs = torch.softmax(below.div_(torch.from_numpy(temperature).to(device)[:, None]), dim=-1)
     numbers = torch.from_numpy(uniform).to(device)[:, None]
 
     is_cut = [p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params]
     if not any(is_cut):
         return _inverse_cdf(probs, numbers)
     if all(is_cut):
-        return _draw_truncated(probs, params, numbers)
+        return _draw_truncated(logits, probs, params, numbers)
     token_ids = torch.empty(len(params), dtype=torch.int64, device=device)
     cut = [row for row in range(len(params)) if is_cut[row]]
     whole = [row for row in range(len(params)) if not is_cut[row]]
     token_ids[whole] = _inverse_cdf(probs[whole], numbers[whole])
-    token_ids[cut] = _draw_truncated(probs[cut], [params[row] for row in cut], numbers[cut])
+    token_ids[cut] = _draw_truncated(logits[cut], probs[cut], [params[row] for row in cut], numbers[cut])
     return token_ids
 
 
@@ -68,14 +86,16 @@ def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     return torch.minimum(index, torch.searchsorted(cdf, total)).squeeze(1)
 
 
-def _draw_truncated(probs: Tensor, params: list[SamplingParams], uniform: Tensor) -> Tensor:
+def _draw_truncated(logits: Tensor, probs: Tensor, params: list[SamplingParams], uniform: Tensor) -> Tensor:
     """Sorts only as many of the likeliest tokens as it takes to hold all that top_k, top_p and min_p keep.
 
     That number depends on the row alone, so a row's draw does not depend on its batch.
     """
     vocab_size = probs.shape[1]
+    order = _ordinals(logits)
     limits = np.array(
-        [(p.top_k if p.top_k > 0 else vocab_size, p.top_p, p.min_p) for p in params], dtype=np.float32
+        [(p.top_k if 0 < p.top_k < vocab_size else vocab_size, p.top_p, p.min_p) for p in params],
+        dtype=np.float32,
     )
     top_k, top_p, min_p = torch.from_numpy(limits).to(probs.device)[:, :, None].unbind(1)
     floor = min_p * probs.amax(dim=-1, keepdim=True)
@@ -88,15 +108,28 @@ def _draw_truncated(probs: Tensor, params: list[SamplingParams], uniform: Tensor
     rows = torch.arange(len(params), device=probs.device)
     per_row = (top_k, top_p, floor, mass)
     for width in (*CANDIDATE_WIDTHS, vocab_size):
-        is_whole = width >= vocab_size
-        candidates, columns = probs.sort(descending=True) if is_whole else probs.topk(width)
+        ordinals = order.topk(min(width, vocab_size)).values
+        columns = vocab_size - 1 - (ordinals & 0xFFFFFFFF)
+        candidates = probs.gather(1, columns)
         kept, complete = _truncate(candidates, vocab_size, *per_row)
         chosen = columns.gather(1, _inverse_cdf(kept, uniform)[:, None]).squeeze(1)
         token_ids[rows[complete]] = chosen[complete]
         if complete.all():
             break
-        rows, probs, uniform, *per_row = (t[~complete] for t in (rows, probs, uniform, *per_row))
+        rows, order, probs, uniform, *per_row = (
+            t[~complete] for t in (rows, order, probs, uniform, *per_row)
+        )
     return token_ids
+
+
+def _ordinals(logits: Tensor) -> Tensor:
+    """int64 numbers for logits [num_rows, vocab_size] float32 that order a row by its logits and, where these
+    are alike, as in bfloat16 they often are, by token id. The lowest id has the largest number.
+    """
+    bits = (logits + 0.0).view(torch.int32)  # -0 becomes 0
+    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    descending_ids = torch.arange(logits.shape[1] - 1, -1, -1, device=logits.device)
+    return (bits.long() << 32) + descending_ids
 
 
 def _truncate(

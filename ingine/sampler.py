@@ -14,8 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ingine.logits_processors import add_bias, mask_ends, penalise
-from ingine.random_sampling import draw, uniforms
+from ingine import random_sampling
+from ingine.logits_processors import process
+from ingine.native import sampling as native
+from ingine.random_sampling import uniforms
 from ingine.sequence import Sequence, SequenceAhead
 
 
@@ -27,16 +29,13 @@ class SampledToken(NamedTuple):
 
 
 def sample(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> list[SampledToken]:
-    """The next token of each of `seqs`, from logits [num_seqs, vocab_size] float32, which are overwritten."""
+    """The next token of each of `seqs`, from logits [num_seqs, vocab_size], which may be overwritten."""
     if all(seq.is_plain_greedy for seq in seqs):
-        token_ids, logprobs = _likeliest(logits).tolist(), {}
+        token_ids, logprobs = _choose(logits, seqs).tolist(), {}
     else:
         wanted = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
-        model_logits = logits[wanted]  # a copy: the rest works in place
-        mask_ends(logits, seqs)
-        add_bias(logits, seqs)
-        penalise(logits, seqs)
-        token_ids = _choose(logits, seqs).tolist()
+        model_logits = logits[wanted].float()  # a copy: the rest works in place
+        token_ids = _choose(process(logits, seqs), seqs).tolist()
         reports = _logprobs(model_logits, [(seqs[row], token_ids[row]) for row in wanted])
         logprobs = dict(zip(wanted, reports, strict=True))
     return [
@@ -45,22 +44,10 @@ def sample(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> list[Sampled
     ]
 
 
-def _likeliest(logits: Tensor) -> Tensor:
-    """[num_seqs] token ids, -1 where the largest logit is NaN or infinite (max propagates NaN)."""
-    values, token_ids = logits.max(dim=-1)
-    return token_ids.where(values.isfinite(), -1)
-
-
 def _choose(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> Tensor:
-    token_ids = _likeliest(logits)
-    rows = [row for row, seq in enumerate(seqs) if not seq.params.greedy]
-    if not rows:
-        return token_ids
-    random = [seqs[row] for row in rows]
-    uniform = uniforms([seq.seed for seq in random], [seq.num_output_tokens for seq in random])
-    drawn = draw(logits if len(rows) == len(seqs) else logits[rows], [seq.params for seq in random], uniform)
-    token_ids[rows] = drawn.where(token_ids[rows] >= 0, -1)
-    return token_ids
+    uniform = uniforms([seq.seed for seq in seqs], [seq.num_output_tokens for seq in seqs])
+    choose = native.choose if native.supports(logits) else random_sampling.choose
+    return choose(logits, [seq.params for seq in seqs], uniform)
 
 
 def _logprobs(logits: Tensor, chosen: list[tuple[Sequence | SequenceAhead, int]]) -> list[dict]:

@@ -11,7 +11,7 @@ from ingine.native import DTYPES
 
 
 class NativeOps(LayerOps):
-    """On the CPU, for the dtypes in `DTYPES`: equal to torch's but for the order in which squares are summed."""
+    """For the CPU and the dtypes in `DTYPES`. As torch's, but that squares are summed in another order."""
 
     name = "native"
 

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ingine.random_sampling import draw, uniforms
+from ingine import native, random_sampling
+from ingine.native import sampling as native_sampling
+from ingine.random_sampling import uniforms
 from ingine.sampler import sample
 from ingine.sampling_params import SamplingParams
 from ingine.sequence import Sequence
 
+IMPLEMENTATIONS = {"torch": random_sampling.choose, "native": native_sampling.choose}
 VOCAB_SIZE = 6000
 """More than the widest set of candidates, so that rows which need all of the vocabulary do."""
 EOS = 7
@@ -119,6 +122,11 @@ def test_logprobs_of_zero_report_the_chosen_token_only():
 # ------------------------------------------------------------------------------- what may be drawn
 
 
+@pytest.fixture(params=IMPLEMENTATIONS)
+def choose(request):
+    return IMPLEMENTATIONS[request.param]
+
+
 def survivors(logits: list[float], params: SamplingParams) -> dict[int, float]:
     """The definition: temperature, min_p, top_k, top_p, each on what the one before left."""
 
@@ -165,40 +173,40 @@ TRUNCATIONS = [
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
 @pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
-def test_only_what_is_left_is_drawn_each_at_its_own_number(truncation, temperature):
+def test_only_what_is_left_is_drawn_each_at_its_own_number(choose, truncation, temperature):
     """Evenly spaced numbers walk through the whole CDF: a token comes as often as it is probable."""
     params = SamplingParams(temperature=temperature, **truncation)
     logits = make_logits()
     expected = survivors(logits[0].tolist(), params)
     num_draws = 512
     numbers = ((np.arange(num_draws) + 0.5) / num_draws).astype(np.float32)
-    drawn = draw(logits.expand(num_draws, -1).clone(), [params] * num_draws, numbers).tolist()
+    drawn = choose(logits.expand(num_draws, -1), [params] * num_draws, numbers).tolist()
     assert set(drawn) <= expected.keys()
     for token_id, prob in expected.items():
         assert abs(drawn.count(token_id) - prob * num_draws) <= 1.01
 
 
-def test_a_batch_of_all_kinds_draws_what_each_would_alone():
+def test_a_batch_of_all_kinds_draws_what_each_would_alone(choose):
     kinds = [{}, *TRUNCATIONS, {}]
     all_params = [SamplingParams(temperature=0.7 + i / 4, **kind) for i, kind in enumerate(kinds)]
     logits = make_logits(len(all_params))
     numbers = uniforms(range(len(all_params)), [3] * len(all_params))
-    together = draw(logits.clone(), all_params, numbers).tolist()
+    together = choose(logits, all_params, numbers).tolist()
     alone = [
-        draw(logits[row : row + 1].clone(), [params], numbers[row : row + 1]).item()
+        choose(logits[row : row + 1], [params], numbers[row : row + 1]).item()
         for row, params in enumerate(all_params)
     ]
     assert together == alone
 
 
-def test_a_draw_does_not_depend_on_whether_another_row_has_min_p():
+def test_a_draw_does_not_depend_on_whether_another_row_has_min_p(choose):
     """With top_p at the very edge of a token, where a last digit in the sum of all decides."""
     logits = make_logits(spread=1.5)
     cdf = logits[0].softmax(-1).sort(descending=True).values.cumsum(-1)
     all_params = [SamplingParams(top_p=top_p) for top_p in cdf[:300].tolist()]
     numbers = np.full(len(all_params), 1 - 2**-24, dtype=np.float32)  # draws the last token that is left
-    alone = draw(logits.repeat(len(all_params), 1), all_params, numbers)
-    beside = draw(
+    alone = choose(logits.repeat(len(all_params), 1), all_params, numbers)
+    beside = choose(
         logits.repeat(len(all_params) + 1, 1),
         [*all_params, SamplingParams(min_p=0.5)],
         np.append(numbers, numbers[0]),
@@ -212,32 +220,110 @@ def test_very_low_temperatures_are_greedy():
         assert sample_one(logits, make_sequence(temperature=temperature)) == logits.argmax().item()
 
 
-def test_the_ends_of_the_unit_interval_draw_tokens_that_have_a_probability():
+def test_the_ends_of_the_unit_interval_draw_tokens_that_have_a_probability(choose):
     logits = torch.full((2, 9), -torch.inf)
     logits[:, 3:6] = 0.0
     numbers = np.array([0.0, 1.0], dtype=np.float32)  # 1.0 never comes; rounding can act as if it did
-    assert draw(logits, [SamplingParams()] * 2, numbers).tolist() == [3, 5]
+    assert choose(logits, [SamplingParams()] * 2, numbers).tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_of_tokens_that_are_alike_the_lowest_ids_stay(choose, dtype):
+    logits = torch.zeros(1, VOCAB_SIZE, dtype=dtype)
+    logits[0, [5000, 11, 300]] = 1.0
+    logits[0, 20:40] = -0.0  # which is 0
+    numbers = np.float32([0.0, 0.3, 0.5, 0.7, 0.85, 1 - 2**-24])
+    drawn = choose(logits.expand(len(numbers), -1), [SamplingParams(top_k=25)] * len(numbers), numbers)
+    assert drawn[0] == 11 and drawn[-1] == 22, "three that are likelier, then 22 of the lowest ids"
+    in_order = [11, 300, 5000, *(i for i in range(25) if i != 11)]
+    assert [in_order.index(token_id) for token_id in drawn.tolist()] == sorted(
+        map(in_order.index, drawn.tolist())
+    )
+
+
+def test_an_edge_of_the_nucleus_leaves_no_more_than_it_takes(choose):
+    logits = torch.zeros(1, 4)
+    last = np.float32([1 - 2**-24])
+    drawn = [choose(logits, [SamplingParams(top_p=top_p)], last).item() for top_p in (0.25, 0.26, 0.5, 0.75)]
+    assert drawn == [0, 1, 1, 2]
+
+
+# ------------------------------------------------------------------------------- native and reference
+
+
+def cdf(logits: torch.Tensor, params: SamplingParams) -> tuple[list[int], np.ndarray]:
+    """The tokens that may be drawn from logits [vocab_size], in their order, and the exact CDF."""
+    left = survivors(logits.tolist(), params)
+    is_cut = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+    token_ids = sorted(left, key=lambda i: (-logits[i].item(), i)) if is_cut else sorted(left)
+    return token_ids, np.cumsum([left[i] for i in token_ids])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize("truncation", [{}, *TRUNCATIONS], ids=str)
+def test_native_and_reference_differ_at_an_edge_between_two_tokens_at_most(truncation, temperature, dtype):
+    params = SamplingParams(temperature=temperature, **truncation)
+    logits = make_logits(seed=3).to(dtype)
+    num_draws = 256
+    numbers = uniforms([9] * num_draws, range(num_draws))
+    drawn = [
+        choose(logits.expand(num_draws, -1), [params] * num_draws, numbers).numpy()
+        for choose in IMPLEMENTATIONS.values()
+    ]
+    for draw in np.flatnonzero(drawn[0] != drawn[1]):
+        token_ids, edges = cdf(logits[0].float(), params)
+        first, second = sorted(token_ids.index(token_id) for token_id in (drawn[0][draw], drawn[1][draw]))
+        assert np.abs(edges[first:second] - numbers[draw]).max() < 1e-6
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_native_reads_bfloat16_as_it_is_with_any_number_of_threads(num_threads):
+    kinds = [{}, *TRUNCATIONS, {"temperature": 0.0}]
+    all_params = [SamplingParams(**kind) for kind in kinds]
+    logits = make_logits(len(kinds), seed=5).bfloat16()
+    numbers = uniforms(range(len(kinds)), [3] * len(kinds))
+    expected = [
+        native_sampling.choose(logits[row : row + 1].float(), [params], numbers[row : row + 1]).item()
+        for row, params in enumerate(all_params)
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        assert native_sampling.choose(logits, all_params, numbers).tolist() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_without_native_kernels_the_reference_serves(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
+    logits = make_logits(2)
+    tokens = sample(logits.clone(), [make_sequence(), make_sequence(temperature=1.0, top_p=0.9, seed=4)])
+    expected = random_sampling.choose(
+        logits, [SamplingParams(temperature=0), SamplingParams(top_p=0.9)], uniforms([0, 4], [0, 0])
+    )
+    assert [token.token_id for token in tokens] == expected.tolist()
 
 
 # ------------------------------------------------------------------------------------------ randomness
 
 
-def test_draws_follow_the_distribution():
+def test_draws_follow_the_distribution(choose):
     """Chi square over 8 tokens; the bound is the 99.9% quantile at 7 degrees of freedom."""
     probs = torch.tensor([0.3, 0.2, 0.15, 0.1, 0.1, 0.08, 0.05, 0.02])
     num_draws = 20_000
     numbers = uniforms([42] * num_draws, range(num_draws))
-    drawn = draw(probs.log().expand(num_draws, -1).clone(), [SamplingParams()] * num_draws, numbers)
+    drawn = choose(probs.log().expand(num_draws, -1), [SamplingParams()] * num_draws, numbers)
     expected = probs * num_draws
     chi_square = ((drawn.bincount(minlength=8) - expected) ** 2 / expected).sum()
     assert chi_square < 24.3
 
 
-def test_the_number_of_a_token_is_that_of_its_seed_and_position():
+def test_the_number_of_a_token_is_that_of_its_seed_and_position(choose):
     logits = make_logits(spread=0.0)  # all tokens alike: the number decides
     for seed, position in ((1, 0), (1, 1), (2, 1)):
         token_id = sample_one(logits, make_sequence([0] * position, temperature=1.0, seed=seed))
-        expected = draw(logits.clone(), [SamplingParams()], uniforms([seed], [position]))
+        expected = choose(logits, [SamplingParams()], uniforms([seed], [position]))
         assert token_id == expected.item()
     assert len({float(uniforms([seed], [position])[0]) for seed in (1, 2) for position in (0, 1)}) == 4
 
@@ -288,11 +374,14 @@ def test_a_row_without_a_finite_largest_logit_has_no_token_and_spoils_no_other(v
     assert well.token_id == expected
 
 
-def test_one_nan_is_enough():
-    logits = make_logits()
-    logits[0, 17] = torch.nan
-    assert sample_one(logits, make_sequence(temperature=1.0)) is None
-    assert sample_one(logits, make_sequence()) is None
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("token_id", [0, 17, VOCAB_SIZE - 1])
+def test_one_nan_is_enough(choose, token_id, dtype):
+    logits = make_logits(2).to(dtype)
+    logits[0, token_id] = torch.nan
+    for params in (SamplingParams(), SamplingParams(temperature=0)):
+        sick, well = choose(logits, [params] * 2, np.float32([0.5, 0.5])).tolist()
+        assert sick == -1 and well >= 0
 
 
 def test_min_tokens_that_mask_everything_leave_no_token():
