@@ -69,13 +69,14 @@ template <typename Format> struct Tile {
     int64_t head_dim;
 };
 
-// sums += rows times columns, over `length` packs.
-template <typename Format, int kRows, int kColumns>
+// sums += rows times columns, over `length` packs. Calls `also` for each pack's offset, to prefetch.
+template <typename Format, int kRows, int kColumns, typename Also>
 inline __attribute__((always_inline)) void multiply(typename Format::Sum (&sums)[kRows][kColumns],
                                                     const typename Format::Row *rows, int64_t row_stride,
                                                     const typename Format::Stored *const (&columns)[kColumns],
-                                                    int64_t stride, int64_t length) {
+                                                    int64_t stride, int64_t length, Also also) {
     for (int64_t k = 0; k < length; ++k) {
+        also(k * stride);
         typename Format::Loaded loaded[kColumns];
         for (int c = 0; c < kColumns; ++c) loaded[c] = Format::load_vector(columns[c] + k * stride);
         for (int r = 0; r < kRows; ++r) {
@@ -100,9 +101,7 @@ template <typename Format, int kRows> class RowBlock {
     // Merges the result into the rows' states, which lie `state_size` floats apart.
     void attend(float *states, int64_t state_size) {
         if (first_strip == end_strip) return;
-        int vector = first_strip * kStripVectors, end = end_strip * kStripVectors;
-        for (; vector + kMaxColumns <= end; vector += kMaxColumns) score<kMaxColumns>(vector);
-        for (; vector < end; ++vector) score<1>(vector);
+        score_all<kMaxColumns>(first_strip * kStripVectors);
         hide_unseen();
         for (int r = 0; r < kRows; ++r) {
             RowState state{states + r * state_size};
@@ -112,8 +111,8 @@ template <typename Format, int kRows> class RowBlock {
             state.sum() = state.sum() * factors[r].before + sum * factors[r].added;
             state.max() = factors[r].max;
         }
-        int num_vectors = int(padded_width(tile.head_dim) / kLanes);
-        for (vector = 0; vector + kMaxColumns <= num_vectors; vector += kMaxColumns)
+        int vector = 0, num_vectors = int(padded_width(tile.head_dim) / kLanes);
+        for (; vector + kMaxColumns <= num_vectors; vector += kMaxColumns)
             add_values<kMaxColumns>(vector, states, state_size);
         for (; vector < num_vectors; ++vector) add_values<1>(vector, states, state_size);
     }
@@ -123,16 +122,32 @@ template <typename Format, int kRows> class RowBlock {
     using Sum = typename Format::Sum;
     using Stored = typename Format::Stored;
 
+    template <int kColumns> void score_all(int vector) {
+        for (; vector + kColumns <= end_strip * kStripVectors; vector += kColumns) score<kColumns>(vector);
+        if constexpr (kColumns > 1) score_all<kColumns / 2>(vector);
+    }
+
     // Products of queries with kColumns vectors of keys.
     template <int kColumns> void score(int vector) {
-        int64_t head_dim = tile.head_dim;
-        const Stored *columns[kColumns];
-        for (int c = 0; c < kColumns; ++c)
-            columns[c] = Format::keys(strip_of(vector + c)) + token_of(vector + c) * Format::kPack;
+        const Stored *columns[kColumns], *ahead[kColumns];
+        for (int c = 0; c < kColumns; ++c) {
+            columns[c] = keys_of(vector + c);
+            ahead[c] = keys_of(std::min(vector + c + kColumns, end_strip * kStripVectors - 1));
+        }
+        // Memory is what few rows wait for, and at the beginning of each strip anew, were it not asked for the
+        // next keys, and the values, while keys are multiplied. The tile's later rows find all in the cache.
+        bool prefetches = first_row == 0;
+        int64_t head_dim = tile.head_dim, row_stride = padded_width(head_dim);
         Sum products[kRows][kColumns]{};
-        int64_t row_stride = padded_width(head_dim);
         multiply<Format>(products, tile.queries + first_row * row_stride, row_stride, columns,
-                         Format::kKeyStride, (head_dim + Format::kPack - 1) / Format::kPack);
+                         Format::kKeyStride, (head_dim + Format::kPack - 1) / Format::kPack,
+                         [&](int64_t offset) __attribute__((always_inline)) {  // else g++ drops it as pure
+                             if (!prefetches) return;
+                             for (int c = 0; c < kColumns; ++c) {
+                                 __builtin_prefetch(ahead[c] + offset);
+                                 __builtin_prefetch(columns[c] + kStripTokens * head_dim + offset);
+                             }
+                         });
         for (int c = 0; c < kColumns; ++c)
             for (int r = 0; r < kRows; ++r) {
                 floats scaled = Format::to_floats(products[r][c]) * tile.query_scales[first_row + r];
@@ -154,8 +169,10 @@ template <typename Format, int kRows> class RowBlock {
                 int begin = tile.first_seen[first_row + r] - first_token;
                 int end = std::min(tile.last_seen[first_row + r] + 1 - first_token, num_tokens);
                 float *hidden = scores[r] + s * kStripTokens;
-                for (int token = 0; token < kStripTokens; ++token)
-                    hidden[token] = token >= begin && token < end ? hidden[token] : -INFINITY;
+                for (int i = 0; i < kStripTokens; i += kLanes) {
+                    ints token = lane_numbers() + i;
+                    store(hidden + i, (token >= begin) & (token < end) ? load(hidden + i) : splat(-INFINITY));
+                }
             }
         }
     }
@@ -199,7 +216,7 @@ template <typename Format, int kRows> class RowBlock {
             for (int c = 0; c < kColumns; ++c) columns[c] = values + (vector + c) * kLanes * Format::kPack;
             int num_tokens = std::min(last_seen + 1 - segment.first_token[s], segment.num_tokens[s]);
             multiply<Format>(products, weights[0] + s * kStripTokens, int64_t(kSegmentTokens), columns, stride,
-                             (num_tokens + Format::kPack - 1) / Format::kPack);
+                             (num_tokens + Format::kPack - 1) / Format::kPack, [](int64_t) {});
         }
         for (int r = 0; r < kRows; ++r)
             for (int c = 0; c < kColumns; ++c) {
@@ -211,6 +228,9 @@ template <typename Format, int kRows> class RowBlock {
             }
     }
 
+    const Stored *keys_of(int vector) const {
+        return Format::keys(strip_of(vector)) + token_of(vector) * Format::kPack;
+    }
     char *strip_of(int vector) const { return segment.strips[vector / kStripVectors]; }
     static int token_of(int vector) { return vector % kStripVectors * kLanes; }
 

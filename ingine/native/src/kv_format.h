@@ -131,8 +131,9 @@ struct Int8KV : KVFormat<int8_t, int16_t, ints, 2> {
         float scale = max_of(highest) / std::numeric_limits<To>::max();
         floats inverse = splat(scale > 0 ? 1 / scale : 0.f);
         for (int64_t i = 0; i < size; i += kLanes) {
+            typedef To Narrow __attribute__((vector_size(kLanes * sizeof(To))));
             ints whole = round_to_ints(load(row + i) * inverse);
-            for (int lane = 0; lane < kLanes; ++lane) packed[i + lane] = To(whole[lane]);
+            store_as(packed + i, __builtin_convertvector(whole, Narrow));
         }
         return scale + sum_of(not_finite);
     }

@@ -116,14 +116,24 @@ inline floats exp2_of_negative(floats x) {
     return p * (floats)((whole + 127) << 23);
 }
 
+// 0, 1, 2 ...
+inline ints lane_numbers() {
+    ints lanes{};
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
+    return lanes;
+}
+
+// Folds a vector, half onto half.
+template <typename Fold> inline float fold(floats x, Fold combine) {
+    for (int step = kLanes / 2; step; step /= 2)
+        x = combine(x, __builtin_shuffle(x, lane_numbers() ^ step));
+    return x[0];
+}
+
 inline float sum_of(floats x) {
-    float sum = 0;
-    for (int lane = 0; lane < kLanes; ++lane) sum += x[lane];
-    return sum;
+    return fold(x, [](floats a, floats b) { return a + b; });
 }
 
 inline float max_of(floats x) {
-    float highest = x[0];
-    for (int lane = 1; lane < kLanes; ++lane) highest = highest > x[lane] ? highest : x[lane];
-    return highest;
+    return fold(x, [](floats a, floats b) { return max(a, b); });
 }
