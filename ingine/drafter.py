@@ -1,8 +1,5 @@
 """Guesses how a sequence goes on: as it did when its last tokens came before."""
 
-NGRAM_SIZES = (4, 2)
-"""How many last tokens to look up, the longer first. Two alone come again by chance; four hardly do."""
-
 MEMORY = 0.9
 """How much of the acceptance rate's weight is left after each guess: some ten guesses count."""
 
@@ -17,8 +14,9 @@ class Drafter:
     def __init__(self, token_ids: list[int]):
         self._token_ids = token_ids
         self._num_seen = 0
-        # Of each size: an n-gram, and where what followed it last begins.
-        self._continuations: dict[int, dict[tuple[int, ...], int]] = {size: {} for size in NGRAM_SIZES}
+        # Two tokens, and where what followed them last begins. Longer n-grams bring nothing: a match that
+        # holds is followed anyway, and one by chance is found out by the next token.
+        self._continuations: dict[tuple[int, int], int] = {}
         self._source: int | None = None
         """Token `_source` + i is the guess for token `_num_seen` + i."""
         self._num_guessed, self._num_right = 1.0, 0.5  # an unknown sequence is worth a try
@@ -32,14 +30,12 @@ class Drafter:
         """Take notice of the tokens that have come since the last call, and look for the next guess."""
         num_tokens = len(self._token_ids)
         was_right = self._check_guess(num_tokens)
-        for end in range(self._num_seen, num_tokens):
-            for size, continuations in self._continuations.items():
-                if end >= size:
-                    continuations[tuple(self._token_ids[end - size : end])] = end
+        for end in range(max(2, self._num_seen), num_tokens):
+            self._continuations[self._token_ids[end - 2], self._token_ids[end - 1]] = end
         if was_right:  # then the match is longer now, and better than any that could be looked up
             self._source += num_tokens - self._num_seen
         else:
-            self._source = self._look_up(num_tokens)
+            self._source = self._continuations.get(tuple(self._token_ids[-2:]))
         self._num_seen = num_tokens
 
     def draft(self, max_tokens: int) -> list[int]:
@@ -65,11 +61,3 @@ class Drafter:
         self._num_guessed = MEMORY * self._num_guessed + num_right + (not was_right)
         self._num_right = MEMORY * self._num_right + num_right
         return was_right
-
-    def _look_up(self, num_tokens: int) -> int | None:
-        for size, continuations in self._continuations.items():
-            if num_tokens >= size:
-                source = continuations.get(tuple(self._token_ids[-size:]))
-                if source is not None:
-                    return source
-        return None

@@ -1,0 +1,372 @@
+"""With speculation the tokens are those without, whatever is drafted; and a draft is made where it pays."""
+
+import random
+from itertools import count
+
+import pytest
+
+from ingine.block_manager import BlockManager
+from ingine.engine import Engine
+from ingine.sampling_params import SamplingParams
+from ingine.scheduler import Scheduler
+from ingine.sequence import Sequence
+from ingine.speculation import PROBE_INTERVAL, REFRESH_INTERVAL, Speculator
+from tests.engine.conftest import LoadedModel
+from tests.engine.driving import Driver, Result, greedy, make_engine, run_one
+from tests.engine.test_equality import ARCHITECTURES, MAX_TOKENS, MIXES, PROMPTS
+from tests.engine.test_resume import PARAMS, PROMPT
+
+# ----------------------------------------------------------------------------- whatever is drafted
+
+
+class LyingOracle:
+    """In place of a `Speculator`: drafts what each sequence is known to become, with lies in between."""
+
+    def __init__(self, expected: dict[str, list[int]], seed: int = 0):
+        self._expected = expected
+        self._rng = random.Random(seed)
+
+    def draft(self, seqs: list[Sequence], max_num_tokens: int) -> list[list[int]]:
+        drafts = []
+        for seq in seqs:
+            room = min(max_num_tokens, seq.max_num_tokens - seq.num_tokens - 1)
+            truth = [*self._expected[seq.seq_id][seq.num_output_tokens :], 7, 8, 9]  # it goes beyond an end
+            draft = truth[: self._rng.randint(0, 6)][:room]
+            drafts.append([t if self._rng.random() < 0.8 else self._rng.randrange(256) for t in draft])
+            max_num_tokens -= len(draft)
+        return drafts
+
+    def observe(self, num_seqs: int, num_draft_tokens: int, seconds: float) -> None:
+        """It drafts at any cost."""
+
+
+def make_speculating_engine(model: LoadedModel, expected: dict[str, list[int]], **options) -> Engine:
+    engine = make_engine(model, speculation="ngram", **options)
+    engine._speculator = engine._scheduler._speculator = LyingOracle(expected)
+    return engine
+
+
+def assert_some_were_accepted(engine: Engine) -> None:
+    stats = engine.stats()
+    assert 0 < stats.num_accepted_tokens < stats.num_draft_tokens
+
+
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_mix_gives_the_tokens_of_transformers(tiny, arch, mix):
+    model = tiny(arch)
+    expected = {str(i): model.hf_greedy(prompt, MAX_TOKENS) for i, prompt in enumerate(PROMPTS)}
+    driver = Driver(make_speculating_engine(model, expected, **mix))
+    for index, prompt in enumerate(PROMPTS):
+        driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
+        driver.step()
+    results = driver.finish()
+    assert {seq_id: result.token_ids for seq_id, result in results.items()} == expected
+    if mix.get("max_num_batched_tokens") != 1:  # a draft is what the budget has left
+        assert_some_were_accepted(driver.engine)
+
+
+def assert_same(ours: Result, expected: Result) -> None:
+    assert ours.token_ids == expected.token_ids
+    assert (ours.text, ours.final_text) == (expected.text, expected.final_text)
+    assert (ours.finish_reason, ours.stop_reason) == (expected.finish_reason, expected.stop_reason)
+    for of_ours, of_expected in zip(ours.logprobs, expected.logprobs, strict=True):
+        assert of_ours["token_id"] == of_expected["token_id"]
+        assert of_ours["logprob"] == pytest.approx(of_expected["logprob"], abs=1e-4)
+
+
+def test_every_kind_of_sampling_draws_the_same_alone_and_in_one_batch(llama):
+    """Penalties, min_tokens and seeds go by what a sequence is at each position of its draft."""
+    alone = {name: run_one(make_engine(llama), PROMPT, params) for name, params in PARAMS.items()}
+    expected = {name: result.token_ids for name, result in alone.items()}
+    for options in ({"max_num_seqs": 1}, {"max_num_seqs": 6, "max_num_batched_tokens": 40}):
+        driver = Driver(make_speculating_engine(llama, expected, **options))
+        for name, params in PARAMS.items():
+            driver.engine.add(name, PROMPT, params)
+        results = driver.finish()
+        assert_some_were_accepted(driver.engine)
+        for name, result in results.items():
+            assert_same(result, alone[name])
+
+
+def test_a_stop_string_within_a_draft_ends_it_there(llama):
+    text = run_one(make_engine(llama), PROMPT, PARAMS["random"]).text
+    for start in range(0, len(text) - 4, 3):
+        params = PARAMS["random"].model_copy(update={"stop": (text[start : start + 4],)})
+        expected = run_one(make_engine(llama), PROMPT, params)
+        engine = make_speculating_engine(llama, {"one": expected.token_ids})
+        assert_same(run_one(engine, PROMPT, params), expected)
+
+
+def test_resumed_at_every_position(llama):
+    """On one engine, so that the prefix cache has what earlier ones computed, drafts included."""
+    for params in (PARAMS["greedy"], PARAMS["penalties"]):
+        whole = run_one(make_engine(llama), PROMPT, params).token_ids
+        engine = make_speculating_engine(llama, {"one": whole}, block_size=1)
+        for position in range(len(whole)):
+            rest = run_one(engine, PROMPT, params, output_token_ids=whole[:position])
+            assert whole[:position] + rest.token_ids == whole
+        assert_some_were_accepted(engine)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
+    """As without speculation: short of memory, with shared prefixes, and each drawn in its own way."""
+    rng = random.Random(seed)
+    model = tiny(ARCHITECTURES[seed % len(ARCHITECTURES)])
+    params = [PARAMS[rng.choice(list(PARAMS))] for _ in PROMPTS]
+    expected = {
+        str(i): run_one(make_engine(model), prompt, params[i]).token_ids for i, prompt in enumerate(PROMPTS)
+    }
+
+    def new_driver() -> Driver:
+        max_num_seqs, block_size = rng.randint(1, 8), rng.choice([1, 3, 4, 16])
+        engine = make_speculating_engine(
+            model,
+            expected,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=rng.randint(max_num_seqs, 64),
+            enable_prefix_caching=rng.random() < 0.7,
+            num_blocks=rng.choice([None, 100 // block_size + 1]),
+        )
+        return Driver(engine)
+
+    driver = new_driver()
+    output: dict[str, list[int]] = {seq_id: [] for seq_id in expected}
+    waiting, running = list(expected), []
+    while waiting or running:
+        event = rng.random()
+        if waiting and event < 0.5:
+            seq_id = waiting.pop(rng.randrange(len(waiting)))
+            index = int(seq_id)
+            driver.engine.add(seq_id, PROMPTS[index], params[index], output_token_ids=output[seq_id])
+            running.append(seq_id)
+        elif running and event < 0.56:
+            seq_id = running.pop(rng.randrange(len(running)))
+            driver.engine.abort(seq_id)
+            waiting.append(seq_id)
+        elif event < 0.58:
+            driver = new_driver()
+            waiting, running = waiting + running, []
+        for step_output in driver.step():
+            output[step_output.seq_id] += step_output.token_ids
+            if step_output.finish_reason:
+                running.remove(step_output.seq_id)
+    assert output == expected
+
+
+def test_ngrams_too_are_exact_and_find_what_repeats(llama, monkeypatch):
+    """The real thing, in a model that is made to repeat itself, drafting as if it cost nothing."""
+    monkeypatch.setattr(Speculator, "_limits", lambda self, num_seqs: (0.05, 8))
+    bias = {token_id: 12.0 for token_id in range(65, 69)}
+    for params in (greedy(60, logit_bias=bias), SamplingParams(max_tokens=60, seed=1, logit_bias=bias)):
+        expected = run_one(make_engine(llama), PROMPT, params)
+        engine = make_engine(llama, speculation="ngram")
+        assert_same(run_one(engine, PROMPT, params), expected)
+        assert_some_were_accepted(engine)
+
+
+def test_a_step_alone_and_a_step_that_fails_leave_drafts_out_of_the_account(llama, monkeypatch):
+    expected = llama.hf_greedy(PROMPT, MAX_TOKENS)
+    driver = Driver(make_speculating_engine(llama, {"a": expected, "b": expected}))
+    for seq_id in "ab":
+        driver.engine.add(seq_id, PROMPT, greedy(MAX_TOKENS))
+    while len(driver.results) < 2:
+        driver.step()
+    with monkeypatch.context() as patch:
+        patch.setattr("ingine.model_runner.sample", lambda logits, seqs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            driver.step()
+    driver.engine.check_integrity()
+    for output in driver.engine.step(alone="b"):
+        assert len(output.token_ids) == 1
+        driver.results["b"].take(output)
+    assert [result.token_ids for result in driver.finish().values()] == [expected, expected]
+
+
+def test_logits_of_nan_behind_an_accepted_token_end_the_sequence_after_it(llama, monkeypatch):
+    expected = llama.hf_greedy(PROMPT, MAX_TOKENS)
+    driver = Driver(make_speculating_engine(llama, {"one": expected}))
+    driver.engine._scheduler._speculator.draft = lambda seqs, max_num_tokens: [expected[1:3]]
+    driver.engine.add("one", PROMPT, greedy(MAX_TOKENS))
+    while not driver.results:
+        driver.step()
+    decoder, compute_logits = llama.decoder, llama.decoder.compute_logits
+
+    def with_nan(hidden):
+        logits = compute_logits(hidden)
+        logits[1] = float("nan")
+        return logits
+
+    monkeypatch.setattr(decoder, "compute_logits", with_nan)
+    [result] = driver.finish().values()
+    assert (result.token_ids, result.finish_reason) == (expected[:2], "error")
+
+
+# ------------------------------------------------------------------------------------- its place
+
+
+_serials = count(1000)
+
+
+def make_sequence(seq_id: str, num_tokens: int, **params) -> Sequence:
+    serial = next(_serials)
+    return Sequence(
+        seq_id,
+        [serial] * num_tokens,  # a period of one, which is drafted from the first token on
+        SamplingParams(**{"max_tokens": 100, "temperature": 0, **params}),
+        seed=0,
+        sort_key=(0, serial),
+        max_num_tokens=10_000,
+        speculates=True,
+    )
+
+
+def decoding(scheduler: Scheduler, *seqs: Sequence) -> None:
+    """Bring all of them to where they decode."""
+    for seq in seqs:
+        scheduler.add(seq)
+    while any(seq.num_uncomputed_tokens != 1 or not seq.num_output_tokens for seq in seqs):
+        scheduler.advance(batch := scheduler.schedule())
+        for seq in batch.seqs:
+            if seq.num_uncomputed_tokens == 0:
+                seq.append(seq.token_ids[0])
+
+
+class Generous(Speculator):
+    """As if drafts cost nothing."""
+
+    def _limits(self, num_seqs: int) -> tuple[float, int]:
+        return 0.05, self._num_speculative_tokens
+
+
+def make_scheduler(*, num_blocks: int = 64, budget: int = 32) -> Scheduler:
+    blocks = BlockManager(num_blocks, block_size=4)
+    return Scheduler(blocks, max_num_seqs=4, max_num_batched_tokens=budget, speculator=Generous(8))
+
+
+def test_a_draft_takes_what_the_budget_has_left():
+    scheduler = make_scheduler(budget=6)
+    decoding(scheduler, make_sequence("a", 4), make_sequence("b", 4))
+    batch = scheduler.schedule()
+    assert batch.num_tokens == [1, 1] and batch.num_draft_tokens == 4
+
+
+def test_nothing_is_drafted_beside_a_prefill():
+    scheduler = make_scheduler()
+    decoding(scheduler, make_sequence("a", 4))
+    assert scheduler.schedule().num_draft_tokens > 0
+    scheduler.add(make_sequence("b", 9))
+    assert scheduler.schedule().drafts == [[], []]
+
+
+def test_nothing_is_drafted_beyond_the_last_token():
+    scheduler = make_scheduler()
+    decoding(scheduler, make_sequence("a", 4, max_tokens=4))  # it has one: two to draft, one to sample
+    assert len(scheduler.schedule().drafts[0]) == 2
+
+
+def test_nobody_loses_a_block_to_a_draft():
+    """Eight of ten blocks are in use, and both may want another one in the next step."""
+    scheduler = make_scheduler(num_blocks=10)
+    seqs = [make_sequence(name, 14) for name in "ab"]
+    decoding(scheduler, *seqs)
+    assert scheduler.block_manager.num_free_blocks == 2
+    for seq in seqs:
+        seq.append(seq.token_ids[0])  # the block is full with it: a draft needs another one
+        seq.num_computed_tokens += 1
+    batch = scheduler.schedule()
+    assert batch.drafts == [[], []] and scheduler.block_manager.num_free_blocks == 2
+
+
+# ------------------------------------------------------------------------------------ where it pays
+
+
+class Simulation:
+    """Sequences whose tokens are known, and a machine that takes `base` + `per_row` for each row, in ms.
+
+    Its time is noisy, as measured ones are: each step takes up to half as long again, some five times.
+    """
+
+    def __init__(self, num_seqs: int, *, base: float, per_row: float, repeats: bool, noisy: bool = True):
+        self.speculator = Speculator(8)
+        self.rng = random.Random(num_seqs)
+        self.seqs = [make_sequence(str(index), 2, max_tokens=5000) for index in range(num_seqs)]
+        self._base, self._per_row = base, per_row
+        self._repeats = repeats
+        self._noisy = noisy
+
+    def _next_token(self, seq: Sequence) -> int:
+        """Of a text with a period of 20 tokens; or of one in which a pair says little of what follows."""
+        if self._repeats:
+            return seq.num_output_tokens % 20
+        return self.rng.randrange(4)
+
+    def step(self) -> tuple[int, int, float]:
+        """Tokens that came, tokens that were drafted, and ms, less what noise added."""
+        drafts = self.speculator.draft(self.seqs, 512)
+        num_drafted, num_tokens = sum(map(len, drafts)), 0
+        for seq, draft in zip(self.seqs, drafts, strict=True):
+            for drafted in [*draft, None]:
+                seq.append(self._next_token(seq))
+                num_tokens += 1
+                if seq.token_ids[-1] != drafted:
+                    break
+        ms = self._base + self._per_row * (len(self.seqs) + num_drafted)
+        noise = self.rng.choice([1] * 8 + [1.5, 5]) * self.rng.uniform(1, 1.2) if self._noisy else 1
+        self.speculator.observe(len(self.seqs), num_drafted, ms * noise / 1e3)
+        return num_tokens, num_drafted, ms
+
+    def speedup(self, num_steps: int = 400) -> float:
+        """Tokens a second with speculation over those without."""
+        steps = [self.step() for _ in range(num_steps)]
+        rate = sum(num_tokens for num_tokens, _, _ in steps) / sum(ms for _, _, ms in steps)
+        return rate * (self._base + self._per_row * len(self.seqs)) / len(self.seqs)
+
+
+MACHINES = {
+    "waits for weights": {"base": 14.0, "per_row": 0.5},
+    "waits for arithmetic": {"base": 1.0, "per_row": 1.0},
+    "overhead only": {"base": 10.0, "per_row": 0.0},
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES.keys())
+@pytest.mark.parametrize("num_seqs", [1, 8, 32])
+def test_where_nothing_repeats_it_costs_next_to_nothing(num_seqs, machine):
+    assert Simulation(num_seqs, **machine, repeats=False).speedup() > 0.97
+
+
+def test_where_text_repeats_it_pays_by_what_a_row_costs():
+    def speedup(num_seqs: int, machine: str) -> float:
+        return Simulation(num_seqs, **MACHINES[machine], repeats=True).speedup()
+
+    assert speedup(1, "waits for weights") > 4
+    assert speedup(32, "waits for weights") > 1.2
+    assert speedup(32, "overhead only") > 6
+    assert 0.97 < speedup(32, "waits for arithmetic") < 1.03
+
+
+def test_first_a_few_plain_steps_then_a_single_token_then_what_pays():
+    simulation = Simulation(1, **MACHINES["waits for weights"], repeats=True, noisy=False)
+    num_drafted = [simulation.step()[1] for _ in range(60)]
+    first = next(step for step, num in enumerate(num_drafted) if num)
+    assert num_drafted[first : first + 2] == [1, 8]
+
+
+def test_a_plain_step_is_due_now_and_then():
+    simulation = Simulation(1, **MACHINES["overhead only"], repeats=True, noisy=False)
+    num_drafted = [simulation.step()[1] for _ in range(10 * REFRESH_INTERVAL)]
+    last = num_drafted[-REFRESH_INTERVAL - 1 :]
+    assert last.count(0) == 1
+
+
+def test_what_was_too_dear_is_tried_again():
+    """The machine was busy while the cost of drafts was measured."""
+    simulation = Simulation(8, base=0.0, per_row=1.0, repeats=True, noisy=False)
+    num_drafted = [simulation.step()[1] for _ in range(100)]
+    assert any(num_drafted) and not any(num_drafted[-50:])
+    simulation._base, simulation._per_row = 9.0, 0.0
+    num_drafted = [simulation.step()[1] for _ in range(2 * PROBE_INTERVAL)]
+    assert num_drafted[-2:] == [64, 64] or num_drafted[-3:-1] == [64, 64]
