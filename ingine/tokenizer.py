@@ -37,8 +37,8 @@ class Tokenizer:
         core.no_padding()
         special_tokens = special_tokens or {}
         self._chat_template = None if chat_template is None else ChatTemplate(chat_template, special_tokens)
-        eos_token_id = core.token_to_id(special_tokens.get("eos_token", ""))
-        self.eos_token_ids = frozenset({eos_token_id} - {None})
+        eos_token = special_tokens.get("eos_token")
+        self.eos_token_ids = frozenset() if eos_token is None else frozenset({core.token_to_id(eos_token)})
         self._special_ids = {
             token_id for token_id, token in core.get_added_tokens_decoder().items() if token.special
         }

@@ -23,7 +23,7 @@ class TokenizerFiles:
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
     """None where transformers has to be asked: for a folder of other files, or of files that leave something
-    to its tokenizer classes. Files that are damaged are such a case, since it says what is wrong with them.
+    to its tokenizer classes. Damaged files are such a case, too: transformers says what is wrong with them.
     """
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -84,10 +84,12 @@ class ModelConfig:
         if num_heads % num_kv_heads:
             raise ConfigError(f"{path}: {num_heads} heads cannot share {num_kv_heads} key/value heads evenly")
         head_dim = config.head_dim or config.hidden_size // num_heads
+        if head_dim % 2:
+            raise ConfigError(f"{path}: heads of {head_dim} have no halves for rotary positions to rotate")
         try:
             rope = rope_parameters(values)
             inv_freq, attention_scaling = _frequencies(rope, head_dim, path)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise ConfigError(f"{file}: wrong parameters of rotary positions: {error!r}") from error
         attention_bias = options.attention_bias == "config" and config.attention_bias
         return cls(
@@ -130,13 +132,13 @@ def _says_all(raw: dict[str, Any], options: ArchitectureOptions) -> bool:
     """Whether nothing is left to the defaults of a family, which are transformers' to know. Nearly every
     config.json is such, and importing transformers takes longer than loading a small model.
     """
+    if options.sliding_window == "layer_types" and raw.get("use_sliding_window"):
+        return False  # in which layers?
     needed = {name for name, field in _HFConfig.model_fields.items() if field.is_required()}
     if options.qk_norm:
         needed.add("head_dim")
     if options.sliding_window == "every_layer":
         needed.add("sliding_window")
-    elif options.sliding_window == "layer_types" and raw.get("use_sliding_window"):
-        needed |= {"sliding_window", "layer_types"}
     return needed <= raw.keys()
 
 

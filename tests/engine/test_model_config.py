@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ingine.errors import ConfigError, UnsupportedModel
@@ -138,14 +138,15 @@ def assert_as_transformers(folder: Path) -> None:
         theirs.sliding_window if everywhere or layer_type == "sliding_attention" else None
         for layer_type in layer_types
     )
-    inv_freq, scaling = (
-        1.0 / theirs.rope_parameters["rope_theta"] ** (torch.arange(0, head_dim, 2) / head_dim),
-        1.0,
-    )
-    if (rope_type := theirs.rope_parameters["rope_type"]) != "default":
-        inv_freq, scaling = ROPE_INIT_FUNCTIONS[rope_type](theirs, device=torch.device("cpu"))
+    inv_freq, scaling = rope_of_transformers(theirs, head_dim)
     assert ours.rope_inv_freq == tuple(inv_freq.tolist())
     assert ours.rope_attention_scaling == scaling
+
+
+def rope_of_transformers(config: PretrainedConfig, head_dim: int) -> tuple[torch.Tensor, float]:
+    if (rope_type := config.rope_parameters["rope_type"]) == "default":  # which each of its models has itself
+        return 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, head_dim, 2) / head_dim), 1.0
+    return ROPE_INIT_FUNCTIONS[rope_type](config, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("values", PUBLISHED.values(), ids=PUBLISHED)
@@ -156,12 +157,12 @@ def test_configs_as_models_are_published_with(values, tmp_path):
 @pytest.mark.parametrize("missing", [*SIZES, "head_dim", "sliding_window"])
 @pytest.mark.parametrize("arch", ALL)
 def test_what_a_config_leaves_out_is_as_transformers_has_it(arch, missing, tmp_path):
-    values = SIZES | {"head_dim": 32, "sliding_window": 16, "num_attention_heads": 32, "num_hidden_layers": 2}
-    folder = write_config(tmp_path, arch, **values)
-    config = json.loads((folder / "config.json").read_text())
+    values = {"head_dim": 32, "sliding_window": 16, "num_attention_heads": 32, "num_hidden_layers": 2}
+    file = write_config(tmp_path, arch, **values) / "config.json"
+    config = json.loads(file.read_text())
     del config[missing]
-    (folder / "config.json").write_text(json.dumps(config))
-    assert_as_transformers(folder)
+    file.write_text(json.dumps(config))
+    assert_as_transformers(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -192,12 +193,24 @@ def test_rotary_frequencies_of_any_size_and_scaling(seed, tmp_path):
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_hidden_layers": 2.5}, "num_hidden_layers"),
         ({"num_key_value_heads": 3}, "cannot share 3"),
+        ({"head_dim": 15}, "heads of 15"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ({"dtype": "float7"}, "float7"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "freq_factor"),
         ({"rope_scaling": "twice"}, "rotary"),
         ({"rope_theta": "high"}, "rotary"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 0,
+                    "high_freq_factor": 4.0,
+                }
+            },
+            "rotary",
+        ),
     ],
     ids=str,
 )
