@@ -52,6 +52,8 @@ class WorkerSettings(BaseSettings):
     kv_cache_bytes: int | None = Field(None, ge=1, description="Unset: what the device has.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     enable_prefix_caching: bool = True
+    speculation: Literal["ngram"] | None = Field(None, description="ngram: by prompt lookup. Unset: none.")
+    num_speculative_tokens: int = Field(8, ge=1, description="Most tokens guessed of a sequence in a step.")
     priority_ageing_s: float = Field(30.0, gt=0, description="Waiting that outweighs one step of priority.")
 
     lease_s: float = Field(15.0, ge=0.5, description="A worker silent for this long loses its jobs.")

@@ -31,6 +31,8 @@ CPU = torch.device("cpu")
         ({"gpu_memory_utilization": 1.1}, "gpu_memory_utilization must be"),
         ({"enable_prefix_caching": "no"}, "enable_prefix_caching must be a bool"),
         ({"priority_ageing_s": 0}, "priority_ageing_s must be"),
+        ({"speculation": "eagle"}, "speculation must be one of ngram, or None, not 'eagle'"),
+        ({"num_speculative_tokens": 0}, "num_speculative_tokens must be an int of at least 1"),
         ({"seed": -1}, "seed must be"),
     ],
 )
@@ -40,7 +42,7 @@ def test_a_wrong_value_names_its_field(options, says):
 
 
 def test_what_only_keeps_books_imports_no_torch():
-    modules = "ingine.config, ingine.scheduler, ingine.outputs, ingine.detokenizer"
+    modules = "ingine.config, ingine.scheduler, ingine.speculation, ingine.outputs, ingine.detokenizer"
     script = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "False"
 

@@ -1,0 +1,78 @@
+"""A worker that speculates commits several tokens in an event, and its logs say the same as without."""
+
+import pytest
+
+from ingine.speculation import Speculator
+from ingine.wire import Job
+from tests.waiting import wait_until_async
+
+PROMPT = "to be or not to be"
+
+# The tokens of four letters are likelier than all others, so that the output repeats itself and guesses come
+# true.
+LETTERS = {65: "b", 66: "c", 67: "d", 68: "e"}
+REPEATING = {"ignore_eos": True, "logit_bias": dict.fromkeys(LETTERS, 12.0)}
+PAIRS = tuple(first + second for first in LETTERS.values() for second in LETTERS.values())
+JOBS = {
+    "greedy": {"temperature": 0},
+    "random": {"temperature": 1.0, "seed": 1},
+    "logprobs": {"temperature": 0, "logprobs": 1},
+    "stop-string": {"temperature": 0, "stop": PAIRS, "min_tokens": 30},
+}
+
+
+@pytest.fixture
+def drafting_at_any_cost(monkeypatch) -> None:
+    """Whether it pays is a matter of time; here it is not to depend on that."""
+    monkeypatch.setattr(Speculator, "_limits", lambda self, num_seqs: (0.05, 8))
+
+
+async def logs(worker) -> dict[str, tuple]:
+    """Of each job: its tokens with their logprobs, its text, and how it ended."""
+    for name, sampling in JOBS.items():
+        await worker.push(Job(id=name, prompt=PROMPT, sampling={"max_tokens": 60} | REPEATING | sampling))
+    found = {}
+    for name in JOBS:
+        *events, end = await worker.events(name)
+        token_ids = [token_id for event in events for token_id in event.token_ids]
+        logprobs = [entry["token_id"] for event in events for entry in event.logprobs or ()]
+        text = "".join(event.text for event in events)
+        found[name] = (token_ids, logprobs, text, end.text, end.finish_reason, end.position)
+    return found
+
+
+async def test_logs_are_the_same_and_have_fewer_events(harness, tiny_engine, drafting_at_any_cost):
+    plain = await harness()
+    expected = await logs(plain)
+    assert expected["stop-string"][4] == "stop"
+    await plain.stop()
+    for name in JOBS:
+        await plain.redis.delete(plain.keys.job(name), plain.keys.tokens(name))
+
+    engine = tiny_engine(speculation="ngram")
+    speculating = await harness(engine)
+    assert await logs(speculating) == expected
+    assert engine.stats().num_accepted_tokens > 0
+    *events, _ = await speculating.events("greedy")
+    assert len(events) < len(expected["greedy"][0])
+
+
+async def test_a_job_that_was_handed_over_goes_on_without_speculation(
+    harness, tiny_engine, drafting_at_any_cost
+):
+    async def has_begun() -> bool:
+        return await first.position("moved") >= 30
+
+    sampling = {"temperature": 0, "max_tokens": 400} | REPEATING
+    first = await harness(tiny_engine(speculation="ngram"))
+    await first.push(Job(id="moved", prompt=PROMPT, sampling=sampling))
+    await wait_until_async(has_begun, what="some drafts")
+    await first.stop()
+    second = await harness()
+    *events, end = await second.events("moved")
+    assert end.position == 400 and end.timings["attempts"] == 2
+    assert any(len(event.token_ids) > 1 for event in events)
+
+    await second.push(Job(id="whole", prompt=PROMPT, sampling=sampling))
+    *expected, _ = await second.events("whole")
+    assert [t for event in events for t in event.token_ids] == [t for e in expected for t in e.token_ids]
