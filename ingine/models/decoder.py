@@ -156,8 +156,8 @@ class Decoder(nn.Module):
         return self.norm.add(residual, delta)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """hidden [R, hidden_size] -> float32 [R, vocab_size]. Costly: pass only the rows that are sampled."""
-        return self.lm_head(hidden).float()
+        """hidden [R, hidden_size] -> [R, vocab_size]. Costly: pass only the rows that are sampled."""
+        return self.lm_head(hidden)
 
     def pack_weights(self) -> None:
         """Bring the loaded weights into the layout they are multiplied in. The model runs only after this."""
