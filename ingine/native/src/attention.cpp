@@ -116,11 +116,9 @@ template <typename Format, typename T> class Attention {
             RowState into{states + i % num_rows * state_size}, from{states + i * state_size};
             MergeFactors factors(into.max(), from.max());
             into.max() = factors.max;
-            into.sum() = into.sum() * factors.before + from.sum() * factors.added;
-            for (int64_t d = 0; d < head_dim; d += kLanes) {
-                floats before = load(into.out() + d) * factors.before;
-                store(into.out() + d, fma(load(from.out() + d), splat(factors.added), before));
-            }
+            into.sum() = factors.merge(into.sum(), from.sum());
+            for (int64_t d = 0; d < head_dim; d += kLanes)
+                store(into.out() + d, factors.merge(load(into.out() + d), load(from.out() + d)));
         }
         write_output(item, kv_head, states);
     }

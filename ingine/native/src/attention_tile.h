@@ -36,7 +36,8 @@ struct RowState {
     }
 };
 
-// How much two partial results of a row weigh in their sum.
+// How much two partial results of a row weigh in their sum. Every merge goes through `merge`, so that all round
+// alike.
 struct MergeFactors {
     float max, before, added;
 
@@ -46,8 +47,13 @@ struct MergeFactors {
         before = factor(max_before), added = factor(max_added);
     }
 
+    floats merge(floats sum, floats new_sum) const {
+        return fma(new_sum, splat(added), sum * splat(before));
+    }
+    float merge(float sum, float new_sum) const { return merge(splat(sum), splat(new_sum))[0]; }
+
   private:
-    float factor(float own_max) {
+    float factor(float own_max) const {
         return own_max == max ? 1 : exp2_of_negative(splat(own_max - max))[0];
     }
 };
@@ -107,8 +113,7 @@ template <typename Format, int kRows> class RowBlock {
             RowState state{states + r * state_size};
             float max = highest_score(r);
             factors[r] = MergeFactors(state.max(), max);
-            float sum = weigh(r, max);
-            state.sum() = state.sum() * factors[r].before + sum * factors[r].added;
+            state.sum() = factors[r].merge(state.sum(), weigh(r, max));
             state.max() = factors[r].max;
         }
         int vector = 0, num_vectors = int(padded_width(tile.head_dim) / kLanes);
@@ -221,10 +226,9 @@ template <typename Format, int kRows> class RowBlock {
         for (int r = 0; r < kRows; ++r)
             for (int c = 0; c < kColumns; ++c) {
                 float *out = RowState{states + r * state_size}.out() + (vector + c) * kLanes;
-                float added = factors[r].added;
-                if constexpr (Format::kScaled) added *= weight_scales[r];
-                floats before = load(out) * factors[r].before;
-                store(out, fma(Format::to_floats(products[r][c]), splat(added), before));
+                floats added = Format::to_floats(products[r][c]);
+                if constexpr (Format::kScaled) added *= splat(weight_scales[r]);
+                store(out, factors[r].merge(load(out), added));
             }
     }
 
