@@ -25,7 +25,7 @@ chaos: $(STAMP) ## Ten minutes in which everything breaks, and a table; ARGS="--
 bench: $(STAMP) ## Continuous batching against one at a time and Hugging Face
 	@$(BIN)/ingine bench $(ARGS)
 
-bench-rivals: $(STAMP) $(RIVALS:%=.rivals/%/.installed) ## Beside vLLM, llama.cpp and Hugging Face; half an hour; ARGS="--only 32x41"
+bench-rivals: $(STAMP) $(RIVALS:%=.rivals/%/.installed) .rivals/tcmalloc ## Beside vLLM, llama.cpp and Hugging Face; half an hour; ARGS="--only 32x41"
 	@$(BIN)/python -m benchmarks.rivals $(ARGS)
 
 lint: $(STAMP) ## Style and format
@@ -56,3 +56,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@.rivals/$*/bin/python -m pip install --quiet --requirement $<
 	@.rivals/$*/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
+
+# The allocator that vLLM's documentation asks for, where it can be had from Debian; no root is needed.
+.rivals/tcmalloc:
+	@mkdir -p $@.unfinished
+	@cd $@.unfinished && apt-get download --quiet libtcmalloc-minimal4 && dpkg --extract *.deb . || \
+		echo "no tcmalloc for vLLM: it runs without"
+	@mv $@.unfinished $@

@@ -38,6 +38,8 @@ def main(
     chosen = [SYSTEMS[name] for name in _names(systems, SYSTEMS)]
     workloads = _names(only, ALL_WORKLOADS)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # or a log would have a table of 80 columns, which are too few
 
     def show(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

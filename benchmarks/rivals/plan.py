@@ -1,11 +1,15 @@
 """Who takes part, with which settings, and which workloads each runs how often. README.md says why so."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from benchmarks.rivals.child import ROOT
 from benchmarks.rivals.workloads import ARRIVALS, START_COLD, START_WARM, WORKLOADS
 
+NUM_THREADS = os.cpu_count() or 1
 MAX_NUM_SEQS = 128
 MAX_MODEL_LEN = 2304
 """Holds the longest: 2,000 + 128."""
@@ -13,6 +17,7 @@ KV_GIB = 1
 """47,000 tokens in bfloat16; the largest workload has 21,000."""
 
 ADAPTERS = "benchmarks.rivals.systems"
+TCMALLOC = "usr/lib/*/libtcmalloc_minimal.so.4"
 REFERENCE = "vllm"
 """Arrivals come at a share of this system's capacity."""
 LOAD = 0.7
@@ -47,30 +52,37 @@ def _ingine(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
 def _vllm(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
     limits = {"max_num_seqs": MAX_NUM_SEQS, "max_model_len": MAX_MODEL_LEN}
     env = {
-        "OMP_NUM_THREADS": "2",
-        "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+        "OMP_NUM_THREADS": str(NUM_THREADS),
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{NUM_THREADS - 1}",
         "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
         # The engine in the process that steps it: on two cores a second one only takes time from it.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # What this keeps from one start to the next cannot be read again on a CPU (0.32.0), and each start
+        # compiles anew; with the older cache it does not.
+        "VLLM_USE_AOT_COMPILE": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
+    if tcmalloc := _tcmalloc():
+        env["LD_PRELOAD"] = tcmalloc
     options = {"dtype": "bfloat16", "enable_prefix_caching": False, **limits, **options}
     return System(name, ".rivals/vllm", f"{ADAPTERS}.vllm", options, max_rounds, env)
+
+
+def _tcmalloc() -> str | None:
+    """The allocator that vLLM's documentation asks for; None if the machine has none."""
+    found = [path for root in (ROOT / ".rivals/tcmalloc", Path("/")) for path in root.glob(TCMALLOC)]
+    return str(found[0]) if found else None
 
 
 def _llama_cpp(name: str, gguf: str, max_rounds: Mapping[str, int]) -> System:
     options = {
         "gguf": gguf,
-        "n_seq_max": MAX_NUM_SEQS,
-        "n_ctx": 24_576,
         "n_batch": 2048,
         "n_ubatch": 512,
-        "n_threads": 2,
-        "n_threads_batch": 2,
+        "n_threads": NUM_THREADS,
+        "n_threads_batch": NUM_THREADS,
         "flash_attn_type": 1,
-        "kv_unified": True,
-        "share_prefix": True,
     }
     return System(name, ".rivals/llama", f"{ADAPTERS}.llama_cpp", options, max_rounds)
 
@@ -89,10 +101,12 @@ SYSTEMS = {
         _ingine("ingine-int8", BY_STREAMS | {"32x400": ALWAYS}, quantization="int8"),
         _vllm("vllm", EVERYTHING),
         _vllm("vllm-prefix", PREFIX_ONLY, enable_prefix_caching=True),
+        # Nothing is compiled, so it starts sooner and runs slower.
+        _vllm("vllm-eager", STARTS | {"32x41": ALWAYS}, enforce_eager=True),
         # llama.cpp takes minutes for the larger workloads, which its slower two files are spared.
-        _llama_cpp("llama.cpp-q8_0", "Q8_0", dict.fromkeys(EVERYTHING, 1) | LLAMA_OFTEN | STARTS),
+        _llama_cpp("llama.cpp-bf16", "BF16", dict.fromkeys(EVERYTHING, 1) | LLAMA_OFTEN | STARTS),
+        _llama_cpp("llama.cpp-q8_0", "Q8_0", {"64x41": 1} | LLAMA_OFTEN),
         _llama_cpp("llama.cpp-q4_1", "Q4_1", {"64x41": 1} | LLAMA_OFTEN),
-        _llama_cpp("llama.cpp-bf16", "BF16", {"64x41": 1} | LLAMA_OFTEN),
         # One after the other is as fast with 8 as with 128.
         _hf("sequential", {"1x41": ALWAYS, "8x41": 1, **STARTS}),
         _hf("padded", {"8x41": ALWAYS, "32x41": ALWAYS, "64x41": 1, "128x41": 1, "32x400": 1}),

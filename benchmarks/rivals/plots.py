@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.rivals.figures import BY_STREAMS, error_of, median_of, systems_with
 
@@ -22,9 +23,10 @@ STYLES = {
     "ingine-int8": ("#56B4E9", "D", "-"),
     "vllm": ("#D55E00", "o", "-"),
     "vllm-prefix": ("#D55E00", "s", "--"),
-    "llama.cpp-q8_0": ("#009E73", "o", "-"),
-    "llama.cpp-q4_1": ("#009E73", "^", "--"),
-    "llama.cpp-bf16": ("#009E73", "v", ":"),
+    "vllm-eager": ("#D55E00", "v", ":"),
+    "llama.cpp-bf16": ("#009E73", "o", "-"),
+    "llama.cpp-q8_0": ("#009E73", "^", "--"),
+    "llama.cpp-q4_1": ("#009E73", "v", ":"),
     "hf-sequential": ("#767676", "o", ":"),
     "hf-padded": ("#767676", "s", "-"),
     "hf-continuous": ("#767676", "^", "--"),
@@ -118,6 +120,8 @@ def latency(report: Report) -> Figure | None:
             axes.bar_label(bars, fmt="{:.0f}", fontsize=8, padding=1)
         axes.set_xticks(range(len(PERCENTS)), [f"p{percent}" for percent in PERCENTS])
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="x", visible=False)
         axes.set_title(f"{title}, ms", loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -56,13 +56,9 @@ class Recording:
 
     def as_answer(self) -> dict[str, Any]:
         """Raises ValueError unless every request has exactly the tokens that it asked for."""
-        wrong = {
-            index: f"{len(times)} instead of {request.num_tokens}"
-            for index, (request, times) in enumerate(zip(self._requests, self._times, strict=True))
-            if len(times) != request.num_tokens
-        }
-        if wrong:
-            raise ValueError(f"{len(wrong)} of {len(self._times)} requests have too many or too few: {wrong}")
+        for index, (request, times) in enumerate(zip(self._requests, self._times, strict=True)):
+            if len(times) != request.num_tokens:
+                raise ValueError(f"request {index} got {len(times)} tokens instead of {request.num_tokens}")
         return {"token_times_s": self._times, "first_token_ids": self._first}
 
 

@@ -47,8 +47,11 @@ def _slices(tokenizer: Tokenizer, lengths: Sequence[int]) -> Prompts:
     prompts: Prompts = []
     start = 0
     for length in lengths:
-        while any(_begin_alike(text[start : start + length], prompt) for prompt in prompts):
-            start += 1
+        start = next(
+            place
+            for place in range(start, len(text) - length + 1)
+            if not any(_begin_alike(text[place : place + length], prompt) for prompt in prompts)
+        )
         prompts.append(text[start : start + length])
         start += length
     return prompts

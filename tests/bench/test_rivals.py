@@ -186,7 +186,7 @@ def test_a_recording_refuses_too_few_tokens_and_too_many():
     for token_ids in ([1], [1, 2, 3]):
         recording = Recording([Request([1], 2)])
         recording.tokens(0, token_ids)
-        with pytest.raises(ValueError, match=f"{len(token_ids)} instead of 2"):
+        with pytest.raises(ValueError, match=f"{len(token_ids)} tokens instead of 2"):
             recording.as_answer()
 
 

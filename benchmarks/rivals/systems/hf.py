@@ -60,8 +60,7 @@ class HuggingFace:
 
     def run(self, requests: Sequence[Request]) -> Recording:
         recording = Recording(requests)
-        with torch.inference_mode():
-            self._generate(self._model, requests, recording)
+        self._generate(self._model, requests, recording)
         return recording
 
 
