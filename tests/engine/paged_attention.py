@@ -103,18 +103,23 @@ class Attention:
             query, key = apply_rotary(query, *rotation), apply_rotary(key, *rotation)
         return attend_densely(query, stored(key), stored(value), self.scale, self.sliding_window)
 
-    def worst_error(
+    def errors(
         self,
         backend: AttentionBackend,
         steps: list[list[tuple[int, int]]],
         stored: Callable[[Tensor], Tensor] = lambda new: new,
-    ) -> float:
-        """The largest error of `run`; fails if anything is not finite."""
-        errors = [
-            (output.double() - self.expected(index, len(output), stored)).abs().max().item()
-            for index, output in self.run(backend, steps).items()
-        ]
-        return float(torch.tensor(errors).max())  # unlike Python's, it lets no NaN go by
+    ) -> Tensor:
+        """How far each number that comes of `run` is from the formula."""
+        outputs = self.run(backend, steps).items()
+        return torch.cat(
+            [
+                (out.double() - self.expected(index, len(out), stored)).abs().flatten()
+                for index, out in outputs
+            ]
+        )
+
+    def worst_error(self, backend: AttentionBackend, steps: list[list[tuple[int, int]]]) -> float:
+        return self.errors(backend, steps).max().item()
 
     def _split(self, merged: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return merged.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)

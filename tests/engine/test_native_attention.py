@@ -3,7 +3,6 @@
 import platform
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -81,16 +80,18 @@ def test_it_equals_the_formula_whatever_the_shape(backend, march, dtype, toleran
 
 
 @pytest.mark.parametrize("march", MARCHES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-4), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "typical", "worst"), [(torch.float32, 1e-4, 3e-2), (torch.bfloat16, 5e-3, 6e-2)]
+)
 @pytest.mark.parametrize("seed", range(10))
-def test_int8_loses_what_rounding_keys_and_values_loses(backend, march, dtype, tolerance, seed):
-    """Products are of int16, so the formula over keys and values that went through int8 is met closely.
-
-    Without rotation, which torch rounds another way: halfway between two int8, that makes the other of them.
+def test_int8_loses_what_rounding_keys_and_values_loses(backend, march, dtype, typical, worst, seed):
+    """Products are of int16, so the formula over keys and values that went through int8 is met closely. What
+    lies halfway between two int8 may become one here and the other there: that is the worst that happens.
     """
     rng = random.Random(seed)
-    attention, steps = replace(draw_attention(rng, dtype), rotary=False), draw_steps(rng)
-    assert attention.worst_error(backend(march, "int8"), steps, stored=as_int8) < tolerance
+    attention, steps = draw_attention(rng, dtype), draw_steps(rng)
+    errors = attention.errors(backend(march, "int8"), steps, stored=as_int8)
+    assert errors.square().mean().sqrt() < typical and errors.max() < worst
 
 
 def test_more_heads_may_share_a_key_than_a_tile_has_rows(backend):
