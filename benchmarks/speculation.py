@@ -1,5 +1,5 @@
 """What speculation by prompt lookup brings, and what it costs where it brings nothing: decode rates with and
-without, in turns: `python benchmarks/speculation.py`.
+without, a step of one and a step of the other in turns: `python benchmarks/speculation.py`.
 
 Two texts: a passage that the prompt asks to repeat, greedily, so that the output copies the prompt; and free
 text at temperature 1, which hardly repeats anything. Prefill is not in the figures.
@@ -27,18 +27,45 @@ TEXTS = {
 }
 
 
-def decode_rate(engine: Engine, prompt: list[int], num_streams: int, max_tokens: int, **sampling) -> float:
-    """Tokens a second, from the step after the last prefill on."""
-    waiting = {str(index) for index in range(num_streams)}
-    for index in range(num_streams):
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, seed=index, **sampling)
-        engine.add(str(index), prompt, params)
-    while waiting:
-        waiting -= {output.seq_id for output in engine.step()}
-    num_tokens, began = 0, time.perf_counter()
-    while engine.has_unfinished:
-        num_tokens += sum(len(output.token_ids) for output in engine.step())
-    return num_tokens / (time.perf_counter() - began)
+class Decoding:
+    """Streams of one engine, from the step after the last prefill on."""
+
+    def __init__(self, engine: Engine, prompt: list[int], num_streams: int, max_tokens: int, sampling: dict):
+        self._engine = engine
+        self._num_tokens, self._seconds = 0, 0.0
+        waiting = {str(index) for index in range(num_streams)}
+        for index in range(num_streams):
+            params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, seed=index, **sampling)
+            engine.add(str(index), prompt, params)
+        while waiting:
+            waiting -= {output.seq_id for output in engine.step()}
+
+    def step(self) -> bool:
+        """False if all streams have ended."""
+        if not self._engine.has_unfinished:
+            return False
+        began = time.perf_counter()
+        outputs = self._engine.step()
+        self._seconds += time.perf_counter() - began
+        self._num_tokens += sum(len(output.token_ids) for output in outputs)
+        return True
+
+    @property
+    def rate(self) -> float:
+        return self._num_tokens / self._seconds
+
+
+def make_engines() -> tuple[Engine, Engine]:
+    """Without speculation and with it, on one model."""
+    options = {
+        "max_model_len": 512,
+        "max_num_seqs": max(NUM_STREAMS),
+        "kv_cache_bytes": 1 << 30,
+        "enable_prefix_caching": False,
+    }
+    plain = Engine(EngineConfig(DEFAULT_MODEL, **options))
+    config = EngineConfig(DEFAULT_MODEL, speculation="ngram", **options)
+    return plain, Engine(config, model=plain._runner._model, tokenizer=plain.tokenizer)
 
 
 def main() -> None:
@@ -46,31 +73,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=96, help="of each stream")
     args = parser.parse_args()
-    options = {"max_model_len": 512, "max_num_seqs": max(NUM_STREAMS), "enable_prefix_caching": False}
-    plain = Engine(EngineConfig(DEFAULT_MODEL, kv_cache_bytes=1 << 30, **options))
-    config = EngineConfig(DEFAULT_MODEL, kv_cache_bytes=1 << 30, speculation="ngram", **options)
-    speculating = Engine(config, model=plain._runner._model, tokenizer=plain.tokenizer)
+    engines = make_engines()
+    speculating = engines[1]
 
-    print("streams, text | tok/s without | with | ratio of medians | least, most of a round | accepted")
+    print("streams, text | tok/s without | with | ratio: median, least and most of a round | accepted")
     for name, (chat, sampling) in TEXTS.items():
-        prompt = plain.tokenizer.encode_chat([{"role": "user", "content": chat}])
+        prompt = speculating.tokenizer.encode_chat([{"role": "user", "content": chat}])
         for num_streams in NUM_STREAMS:
-            before = speculating.stats()
-            rates = [
-                [
-                    decode_rate(engine, prompt, num_streams, args.tokens, **sampling)
-                    for engine in (plain, speculating)
-                ]
-                for _ in range(args.rounds)
-            ]
+            before, rates = speculating.stats(), []
+            for _ in range(args.rounds):
+                both = [Decoding(engine, prompt, num_streams, args.tokens, sampling) for engine in engines]
+                while any([decoding.step() for decoding in both]):
+                    pass
+                rates.append([decoding.rate for decoding in both])
             after = speculating.stats()
             without, with_ = (median(rate) for rate in zip(*rates, strict=True))
             ratios = sorted(with_ / without for without, with_ in rates)
-            num_drafted = after.num_draft_tokens - before.num_draft_tokens
-            num_accepted = after.num_accepted_tokens - before.num_accepted_tokens
             print(
-                f"{num_streams}, {name} | {without:.1f} | {with_:.1f} | {with_ / without:.2f} | "
-                f"{ratios[0]:.2f}, {ratios[-1]:.2f} | {num_accepted} of {num_drafted}"
+                f"{num_streams}, {name} | {without:.1f} | {with_:.1f} | "
+                f"{median(ratios):.2f}, {ratios[0]:.2f}, {ratios[-1]:.2f} | "
+                f"{after.num_accepted_tokens - before.num_accepted_tokens} of "
+                f"{after.num_draft_tokens - before.num_draft_tokens}",
+                flush=True,
             )
 
 

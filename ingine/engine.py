@@ -217,7 +217,6 @@ class Engine:
         for token in sampled:
             if token.token_id is None:
                 seq.finish(FinishReason.ERROR, "the model's logits are not finite")
-                self._blocks.uncache(seq)
                 break
             token_ids.append(token.token_id)
             text += seq.append(token.token_id)
@@ -226,7 +225,9 @@ class Engine:
             if seq.finish_reason is not None:
                 break
         self._num_output_tokens += len(token_ids)
-        if len(sampled) > 1:
+        if seq.finish_reason is FinishReason.ERROR:
+            self._blocks.uncache(seq)
+        elif len(token_ids) > 1:
             self._num_accepted_tokens += len(token_ids) - 1
             self._scheduler.accept(seq)
         if seq.finish_reason is not None:

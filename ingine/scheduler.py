@@ -41,7 +41,7 @@ class ScheduledBatch:
     @property
     def is_decode(self) -> bool:
         """Whether every sequence computes one token, drafts aside."""
-        return sum(self.num_tokens) == len(self.seqs)
+        return 0 < len(self.seqs) == sum(self.num_tokens)
 
     @property
     def num_draft_tokens(self) -> int:

@@ -29,6 +29,9 @@ PROBE_INTERVAL = 256
 PROBE_RATE = 0.5
 """Acceptance rate from which on a sequence may serve to measure that, with a single token."""
 
+MARGIN = 1.2
+"""By how much a drafted token has to bring more than it costs: both are estimates."""
+
 MIN_RATE = 0.05
 """What is accepted less often is not drafted, however cheap it seems."""
 
@@ -89,7 +92,7 @@ class Speculator:
             return PROBE_RATE, 1
         # A step yields num_seqs tokens in plain_s. Another row has to yield as many in its own time.
         break_even = median(cost.per_draft_token_s) * num_seqs / min(cost.plain_s)
-        return max(break_even, MIN_RATE), self._num_speculative_tokens
+        return max(MARGIN * break_even, MIN_RATE), self._num_speculative_tokens
 
     def _cost(self, num_seqs: int) -> StepCost:
         """Of this batch size and those within a tenth of it."""

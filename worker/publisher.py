@@ -173,7 +173,7 @@ class Publisher:
                 job.first_token_ms = job.since_submit_ms
                 self._metrics.first_token(job.first_token_ms / 1000)
             elif job.last_commit is not None:
-                gaps[(now - job.last_commit) / len(event.token_ids)] += 1
+                gaps[(now - job.last_commit) / len(event.token_ids)] += len(event.token_ids)
             job.last_commit = now
         for seconds, count in gaps.items():
             self._metrics.between_tokens(seconds, count)

@@ -1,5 +1,6 @@
 """With speculation the tokens are those without, whatever is drafted; and a draft is made where it pays."""
 
+import logging
 import random
 from itertools import count
 
@@ -187,21 +188,38 @@ def test_a_step_alone_and_a_step_that_fails_leave_drafts_out_of_the_account(llam
 
 def test_logits_of_nan_behind_an_accepted_token_end_the_sequence_after_it(llama, monkeypatch):
     expected = llama.hf_greedy(PROMPT, MAX_TOKENS)
-    driver = Driver(make_speculating_engine(llama, {"one": expected}))
-    driver.engine._scheduler._speculator.draft = lambda seqs, max_num_tokens: [expected[1:3]]
-    driver.engine.add("one", PROMPT, greedy(MAX_TOKENS))
+    engine = make_speculating_engine(llama, {"one": expected}, block_size=1)
+    engine._scheduler._speculator.draft = lambda seqs, max_num_tokens: [expected[1:4]]
+    driver = Driver(engine)
+    engine.add("one", PROMPT, greedy(MAX_TOKENS))
     while not driver.results:
         driver.step()
-    decoder, compute_logits = llama.decoder, llama.decoder.compute_logits
+    compute_logits = llama.decoder.compute_logits
 
     def with_nan(hidden):
         logits = compute_logits(hidden)
-        logits[1] = float("nan")
+        logits[2] = float("nan")
         return logits
 
-    monkeypatch.setattr(decoder, "compute_logits", with_nan)
-    [result] = driver.finish().values()
-    assert (result.token_ids, result.finish_reason) == (expected[:2], "error")
+    with monkeypatch.context() as patch:
+        patch.setattr(llama.decoder, "compute_logits", with_nan)
+        result = driver.finish()["one"]
+    assert (result.token_ids, result.finish_reason) == (expected[:3], "error")
+    assert not engine._blocks._hash_of_block, "nothing that it computed is to be trusted"
+
+
+def test_a_sequence_that_has_ended_when_it_comes_leaves_an_empty_step(llama):
+    engine = make_engine(llama, speculation="ngram")
+    result = run_one(engine, PROMPT, greedy(2), output_token_ids=[1, 2])
+    assert (result.token_ids, result.finish_reason) == ([], "length")
+
+
+def test_the_trace_tells_drafts_from_prefills(llama, caplog):
+    engine = make_speculating_engine(llama, {"one": llama.hf_greedy(PROMPT, MAX_TOKENS)})
+    with caplog.at_level(logging.DEBUG, logger="ingine.engine"):
+        run_one(engine, PROMPT, greedy(MAX_TOKENS))
+    drafted = [record.getMessage() for record in caplog.records if " drafted | " in record.getMessage()]
+    assert drafted and all(line.startswith("prefill 0 tok/0 seq | decode 1, ") for line in drafted)
 
 
 # ------------------------------------------------------------------------------------- its place
