@@ -8,7 +8,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ingine.layers.weights import Embedding, Product, WeightFormat, embedding, quantize_rows, row_scales
+from ingine.layers.int8 import quantize_rows, rotate, row_scales
+from ingine.layers.weights import Embedding, Product, WeightFormat, embedding
 
 ROWS_HINT = 32
 """The number of rows of x that oneDNN is to choose the layout for. It chooses the same for 1 to 512 rows."""
@@ -28,11 +29,10 @@ class PackedBfloat16(WeightFormat):
 
 
 class PackedInt8(WeightFormat):
-    """A symmetric scale for each row of the weights, made here, and for each row of x, made anew each time.
+    """Weights are quantised here, activations as they come: see `ingine.layers.int8`. Integers are exact.
 
-    The integers are exact; x goes in as uint8 around 128, since for int8 oneDNN has only a slow reference.
-    A row of x depends on no other. Scales are applied in float32. Vector-wise quantisation of Dettmers et
-    al., LLM.int8() (2022), without its treatment of outliers.
+    x goes in as uint8 around 128, since for int8 oneDNN has only a slow reference. A row of x depends on no
+    other. Scales are applied in float32.
     """
 
     name = "onednn-int8"
@@ -67,8 +67,9 @@ class PackedInt8(WeightFormat):
 
 def _quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, columns] -> uint8 [T, columns], 128 for zero, and float32 scales [T, 1]."""
-    scales = row_scales(x)[:, None]
-    return x.div(scales).add_(128).round_().to(torch.uint8), scales
+    rotated = rotate(x)
+    scales = row_scales(rotated)[:, None]
+    return rotated.div_(scales).round_().add_(128).to(torch.uint8), scales
 
 
 def bfloat16_is_packable() -> bool:

@@ -10,7 +10,8 @@ from ctypes import c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from ingine.layers.weights import Embedding, Product, WeightFormat, quantize_rows
+from ingine.layers.int8 import quantize_rows, rotation_size
+from ingine.layers.weights import Embedding, Product, WeightFormat
 
 PANEL = 32
 """Columns of a panel (`src/linear.cpp`)."""
@@ -56,9 +57,9 @@ class NativeBfloat16(WeightFormat):
 
 
 class NativeInt8(WeightFormat):
-    """Weights int8 with a scale a row (output channel), activations quantised row by row on the way.
+    """Activations are quantised row by row on the way, as `ingine.layers.int8` does it with the weights.
 
-    Both symmetric; sums are exact integers. bfloat16 in and out.
+    Sums are exact integers. bfloat16 in and out.
     """
 
     name = "native-int8"
@@ -67,7 +68,7 @@ class NativeInt8(WeightFormat):
         self._panels = _Panels(library)
         self._fallback = fallback
         self._linear = library.ingine_linear_int8
-        self._linear.argtypes, self._linear.restype = 6 * [c_void_p] + 3 * [c_int64], None
+        self._linear.argtypes, self._linear.restype = 6 * [c_void_p] + 4 * [c_int64], None
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
         (n, k), linear = weight.shape, self._linear
@@ -77,10 +78,11 @@ class NativeInt8(WeightFormat):
         packed, sums = self._panels.pack(rows), rows.sum(dim=1, dtype=torch.int32)
         bias = None if bias is None else bias.float()
         addresses = [None if t is None else t.data_ptr() for t in (packed, scales, sums, bias)]
+        rotation = rotation_size(k)
 
         def product(x: Tensor, _owned: tuple[Tensor | None, ...] = (packed, scales, sums, bias)) -> Tensor:
             out = x.new_empty((x.shape[0], n))
-            linear(x.data_ptr(), *addresses, out.data_ptr(), x.shape[0], n, k)
+            linear(x.data_ptr(), *addresses, out.data_ptr(), x.shape[0], n, k, rotation)
             return out
 
         return product

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ingine import native
-from ingine.layers.weights import PlainWeights, quantize_rows
+from ingine.layers.int8 import quantize_rows, rotate
+from ingine.layers.weights import PlainWeights
 from ingine.native.weights import NativeBfloat16, NativeInt8, is_supported
 
 library = native.library()
@@ -41,11 +42,12 @@ def test_bfloat16_products_are_right(n, k, rows):
 @pytest.mark.parametrize(("n", "k"), SIZES)
 def test_int8_products_are_those_of_the_quantised_numbers(n, k, rows):
     weight, bias = make(n, k)
-    x = torch.randn(rows, k).bfloat16()
+    x = torch.randint(-255, 256, (rows, k)).bfloat16() / 64  # rotated without rounding, in any order
     w_scales, w_rows = quantize_rows(weight)
-    largest = x.float().abs().amax(dim=1, keepdim=True)
+    rotated = rotate(x)
+    largest = rotated.abs().amax(dim=1, keepdim=True)
     # `127 / largest` would be torch's reciprocal times 127, which rounds some ties the other way.
-    x_rows = (x.float() * torch.full_like(largest, 127).div(largest)).round()
+    x_rows = (rotated * torch.full_like(largest, 127).div(largest)).round()
     x_scales = (largest / 127)[:, 0]
     exact = (x_rows.double() @ w_rows.double().T) * x_scales.double()[:, None] * w_scales.double()
     ours = NativeInt8(library, PlainWeights()).pack(weight, bias)(x)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ingine.kernels import REFERENCE
+from ingine.layers.int8 import quantize_rows, rotate, row_scales
 from ingine.layers.linear import Linear
 from ingine.layers.onednn import (
     PackedBfloat16,
@@ -17,7 +18,7 @@ from ingine.layers.onednn import (
     bfloat16_is_packable,
     int8_is_packable,
 )
-from ingine.layers.weights import PlainWeights, WeightFormat, quantize_rows
+from ingine.layers.weights import PlainWeights, WeightFormat
 from ingine.models import load_model
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.tiny_models import make_tiny_model
@@ -127,29 +128,43 @@ def test_a_model_gives_the_same_logits_with_packed_weights(tied, tmp_path):
 # ------------------------------------------------------------------------------------------------ int8
 
 
+@pytest.mark.parametrize("columns", [64, 576, 36, 7])
+def test_a_rotation_of_both_sides_leaves_the_product_as_it_was(columns):
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, columns), torch.randn(3, columns)
+    torch.testing.assert_close(rotate(x) @ rotate(weight).T, x @ weight.T, rtol=1e-5, atol=1e-4)
+
+
+def test_a_column_that_sticks_out_is_spread_over_the_row():
+    torch.manual_seed(0)
+    x = torch.randn(50, 576)
+    x[:, 123] = 100
+    assert (row_scales(rotate(x)) < row_scales(x) / 4).all()
+
+
 def test_a_quantised_row_is_within_half_a_step_of_what_it_was():
     torch.manual_seed(0)
     weight = torch.randn(5000, 24) * torch.logspace(-3, 3, 5000)[:, None]  # more rows than one part has
     scales, quantized = quantize_rows(weight)
     assert quantized.abs().amax(dim=1).eq(127).all()
-    assert ((quantized * scales[:, None] - weight).abs() <= scales[:, None] * 0.5001).all()
+    assert ((quantized * scales[:, None] - rotate(weight)).abs() <= scales[:, None] * 0.5001).all()
 
 
 @needs_int8
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_an_int8_product_is_exact_where_nothing_is_rounded(shape, dtype):
-    """Whole numbers with the largest magnitude in each row are their own int8: the scales are 1."""
+def test_an_int8_product_is_exact_in_its_integers(shape, dtype):
     torch.manual_seed(0)
-    weight = torch.randint(-127, 128, shape).to(dtype)
-    weight[:, 0] = 127
-    bias = torch.randint(-100, 100, shape[:1]).to(dtype)
-    product = PackedInt8().pack(weight, bias)
+    linear = make_linear(*shape, dtype, bias=True)
+    bias, (w_scales, w_quantized) = linear.bias.double(), quantize_rows(linear.weight)
+    linear.pack(PackedInt8())
     for num_rows in (1, 2, 33, 200):
-        x = torch.randint(-127, 128, (num_rows, shape[1])).to(dtype)
-        x[:, -1] = -127
-        expected = (x.double() @ weight.double().T + bias.double()).to(dtype)
-        assert torch.equal(product(x), expected)
+        x = torch.randn(num_rows, shape[1]).to(dtype)
+        x_scales = row_scales(rotate(x))[:, None]
+        x_quantized = rotate(x).div(x_scales).round()
+        expected = x_quantized.double() @ w_quantized.double().T * x_scales * w_scales + bias
+        rounding = torch.finfo(dtype).eps
+        torch.testing.assert_close(linear(x).double(), expected, rtol=rounding, atol=1e-5)
 
 
 @needs_int8

@@ -23,6 +23,7 @@ EXPORT int32_t ingine_linear_is_supported() {
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace {
@@ -103,10 +104,13 @@ template <class Dot, int LINES> Tile tile_of(int64_t rows) {
     return tiles[rows];
 }
 
+// The first `count` of 16 lanes.
+inline __mmask16 lanes(int64_t count) { return count >= 16 ? 0xffff : count > 0 ? (1u << count) - 1 : 0; }
+
 // 16 columns of a row, from column n on: their accumulators as float, scaled (int8), with the bias.
 void write(const Product &p, const float *sums, int64_t row, int64_t n) {
     if (n >= p.n) return;  // columns that pad the last panel
-    const __mmask16 mask = p.n - n >= 16 ? 0xffff : (1u << (p.n - n)) - 1;
+    const __mmask16 mask = lanes(p.n - n);
     __m512 v;
     if (p.w_scale) {  // x was stored with 128 added, which added 128 times the sum of the weights
         const __m512i shift = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, p.w_sum + n), 7);
@@ -159,26 +163,62 @@ template <class Dot> void multiply(const Product &p, const void *x, int64_t rows
                              std::min(kBlockRows, rows - row), sums);
 }
 
-// A row as unsigned bytes, 128 + round(127 x / max|x|), and its scale: NaN or infinite if x is anywhere.
-void quantize_row(const bfloat16 *x, int64_t k, uint8_t *out, float *scale) {
-    __m512i top = _mm512_setzero_si512();  // without its sign a bfloat16 orders as an integer
-    for (int64_t i = 0; i < k; i += 32) {
-        const __mmask32 mask = k - i >= 32 ? ~0u : (1u << (k - i)) - 1;
-        const __m512i bits = _mm512_maskz_loadu_epi16(mask, x + i);
-        top = _mm512_max_epu16(top, _mm512_and_si512(bits, _mm512_set1_epi16(0x7fff)));
+// A row's numbers, each `size` of them (1, 4, 16 or 64) multiplied with a Hadamard matrix that is not scaled,
+// so that none sticks out; the rows of W are rotated likewise (ingine/layers/int8.py). Here 16 of them:
+__m512 rotate_16(__m512 x, int64_t size) {
+    const auto butterfly = [](__m512 x, __m512 swapped, __mmask16 upper) {
+        const __m512 sign = _mm512_mask_blend_ps(upper, _mm512_set1_ps(1), _mm512_set1_ps(-1));
+        return _mm512_fmadd_ps(x, sign, swapped);
+    };
+    if (size >= 4) {
+        x = butterfly(x, _mm512_permute_ps(x, 0b10110001), 0b1010101010101010);
+        x = butterfly(x, _mm512_permute_ps(x, 0b01001110), 0b1100110011001100);
     }
-    const __m512i even = _mm512_slli_epi32(top, 16), odd = _mm512_and_si512(top, _mm512_set1_epi32(~0xffff));
-    const uint32_t max_bits = _mm512_reduce_max_epu32(_mm512_max_epu32(even, odd));
+    if (size >= 16) {
+        x = butterfly(x, _mm512_shuffle_f32x4(x, x, 0b10110001), 0b1111000011110000);
+        x = butterfly(x, _mm512_shuffle_f32x4(x, x, 0b01001110), 0b1111111100000000);
+    }
+    return x;
+}
+
+// Returns the largest magnitude of what it writes: NaN or infinite if a number of x is.
+float rotate_row(const bfloat16 *x, int64_t k, int64_t size, float *out) {
+    __m512i top = _mm512_setzero_si512();  // without its sign a float orders as an integer, a NaN above all
+    for (int64_t i = 0; i < k; i += 64) {
+        __m512 v[4];
+        for (int r = 0; r < 4; r++) {
+            const int64_t at = i + r * 16;
+            const __m256i bits = _mm256_maskz_loadu_epi16(lanes(k - at), x + at);
+            v[r] = rotate_16(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)), size);
+        }
+        if (size == 64) {
+            const __m512 sum = _mm512_add_ps(v[0], v[1]), difference = _mm512_sub_ps(v[0], v[1]);
+            const __m512 sum2 = _mm512_add_ps(v[2], v[3]), difference2 = _mm512_sub_ps(v[2], v[3]);
+            v[0] = _mm512_add_ps(sum, sum2), v[1] = _mm512_add_ps(difference, difference2);
+            v[2] = _mm512_sub_ps(sum, sum2), v[3] = _mm512_sub_ps(difference, difference2);
+        }
+        for (int r = 0; r < 4; r++) {
+            _mm512_mask_storeu_ps(out + i + r * 16, lanes(k - i - r * 16), v[r]);
+            top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(v[r])));
+        }
+    }
+    const uint32_t max_bits = _mm512_reduce_max_epu32(top);
     float max;
     std::memcpy(&max, &max_bits, 4);
-    *scale = max / 127.f;
+    return max;
+}
+
+// A row, rotated, as unsigned bytes, 128 + round(127 x / max|x|), and its scale: not finite if x is not.
+void quantize_row(const bfloat16 *x, int64_t k, int64_t rotation, uint8_t *out, float *scale) {
+    static thread_local std::vector<float> rotated;
+    rotated.resize(k);
+    const float max = rotate_row(x, k, rotation, rotated.data());
+    *scale = max / 127.f / std::sqrt(float(rotation));
     const __m512 inverse = _mm512_set1_ps(max > 0 ? 127.f / max : 0.f);
     for (int64_t i = 0; i < k; i += 16) {
-        const __mmask16 mask = k - i >= 16 ? 0xffff : (1u << (k - i)) - 1;
-        const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x + i));
-        const __m512 scaled = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)), inverse);
+        const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(k - i), &rotated[i]), inverse);
         const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(scaled), _mm512_set1_epi32(128));
-        _mm_mask_storeu_epi8(out + i, mask, _mm512_cvtepi32_epi8(q));
+        _mm_mask_storeu_epi8(out + i, lanes(k - i), _mm512_cvtepi32_epi8(q));
     }
 }
 
@@ -193,9 +233,10 @@ EXPORT void ingine_linear_bf16(const bfloat16 *x, const char *w, const float *bi
 }
 
 // As ingine_linear_bf16 with int8 weights, w[i, j] * w_scale[i] each, whose rows have the sums w_sum; k % 4 == 0.
-// Each row of x is quantized on the way.
+// Each row of x is rotated, `rotation` numbers at a time, and quantized on the way.
 EXPORT void ingine_linear_int8(const bfloat16 *x, const char *w, const float *w_scale, const int32_t *w_sum,
-                               const float *bias, bfloat16 *out, int64_t rows, int64_t n, int64_t k) {
+                               const float *bias, bfloat16 *out, int64_t rows, int64_t n, int64_t k,
+                               int64_t rotation) {
     static thread_local std::vector<uint8_t> quantized_rows;
     static thread_local std::vector<float> scale_of_rows;
     quantized_rows.resize(rows * k);
@@ -207,7 +248,7 @@ EXPORT void ingine_linear_int8(const bfloat16 *x, const char *w, const float *w_
     {
 #pragma omp for
         for (int64_t row = 0; row < rows; row++)
-            quantize_row(x + row * k, k, quantized + row * k, scales + row);
+            quantize_row(x + row * k, k, rotation, quantized + row * k, scales + row);
         multiply<Int8Dot>(product, quantized, rows, k);
     }
 }
