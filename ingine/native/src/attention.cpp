@@ -67,11 +67,12 @@ template <typename Format, typename T> class Attention {
         {
 #pragma omp for schedule(static)
             for (int64_t token = 0; token < num_tokens; ++token) write(token, num_tokens);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
             for (int64_t i = 0; i < num_items; ++i)
                 attend(step.items[i / step.num_kv_heads], int(i % step.num_kv_heads));
             if (step.num_partials) {
-#pragma omp for schedule(dynamic)
+#pragma omp barrier
+#pragma omp for schedule(dynamic) nowait
                 for (int64_t i = 0; i < num_items; ++i)
                     reduce(step.items[i / step.num_kv_heads], int(i % step.num_kv_heads));
             }
