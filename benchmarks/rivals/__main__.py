@@ -51,10 +51,9 @@ def main(
         run = Run(running, chosen, tokenizer, rounds, show, requests_per_s=requests_per_s)
         for position, workload in enumerate(workloads):
             run.measure(workload)
-            still_needed = {
-                system.name for system in chosen if system.max_rounds.keys() & workloads[position + 1 :]
-            }
-            running.close_all(but=still_needed)
+            # Starts have processes of their own.
+            to_come = set(workloads[position + 1 :]) - {START_COLD, START_WARM}
+            running.close_all(but={system.name for system in chosen if system.max_rounds.keys() & to_come})
     report = as_json(
         run.results,
         model=DEFAULT_MODEL,
