@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ingine.layers.int8 import quantize_rows, rotation_size
 from ingine.layers.weights import Embedding, Product, WeightFormat
+from ingine.native.memory import Arena
 
 PANEL = 32
 """Columns of a panel (`src/linear.cpp`)."""
@@ -92,6 +93,7 @@ class _Panels:
     """The layout that both share, over elements of 2 bytes or 1."""
 
     def __init__(self, library: ctypes.CDLL):
+        self._arena = Arena()
         self._pack, self._gather = library.ingine_linear_pack, library.ingine_linear_gather
         self._pack.argtypes, self._pack.restype = [c_void_p, *3 * [c_int64], c_void_p], None
         self._gather.argtypes, self._gather.restype = [*2 * [c_void_p], *3 * [c_int64], c_void_p], None
@@ -99,7 +101,7 @@ class _Panels:
     def pack(self, weight: Tensor) -> Tensor:
         """weight [n, k] in panels, of its dtype: [n up to a multiple of `PANEL`, k] numbers in all."""
         (n, k), weight = weight.shape, weight.contiguous()
-        packed = torch.empty((-(-n // PANEL) * PANEL, k), dtype=weight.dtype)
+        packed = self._arena.empty((-(-n // PANEL) * PANEL, k), weight.dtype)
         self._pack(weight.data_ptr(), n, k, weight.itemsize, packed.data_ptr())
         return packed
 
