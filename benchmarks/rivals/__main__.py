@@ -51,19 +51,20 @@ def main(
         run = Run(running, chosen, tokenizer, rounds, show, requests_per_s=requests_per_s)
         for position, workload in enumerate(workloads):
             run.measure(workload)
+            # After each workload: a run that is broken off has not been in vain.
+            report = as_json(
+                run.results,
+                model=DEFAULT_MODEL,
+                num_rounds=rounds,
+                workloads={name: describe(name, tokenizer) for name in workloads if name in WORKLOADS},
+                systems=running.about,
+                requests_per_s=run.requests_per_s,
+            )
+            json_path.write_text(json.dumps(report, indent=1) + "\n")
             # Starts have processes of their own.
             to_come = set(workloads[position + 1 :]) - {START_COLD, START_WARM}
             running.close_all(but={system.name for system in chosen if system.max_rounds.keys() & to_come})
-    report = as_json(
-        run.results,
-        model=DEFAULT_MODEL,
-        num_rounds=rounds,
-        workloads={name: describe(name, tokenizer) for name in workloads if name in WORKLOADS},
-        systems=running.about,
-        requests_per_s=run.requests_per_s,
-    )
     console.print(table(report))
-    json_path.write_text(json.dumps(report, indent=1) + "\n")
     show(f"written to {json_path}")
     if plots:
         command = [ROOT / ".rivals" / "plots" / "bin" / "python", "-m", "benchmarks.rivals.plots"]

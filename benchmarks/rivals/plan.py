@@ -27,6 +27,7 @@ STARTS = {START_COLD: ALWAYS, START_WARM: ALWAYS}
 EVERYTHING = dict.fromkeys([*WORKLOADS, ARRIVALS], ALWAYS) | STARTS
 PREFIX_ONLY = {"32-shared": ALWAYS}
 BY_STREAMS = dict.fromkeys(["1x41", "8x41", "32x41", "64x41", "128x41"], ALWAYS)
+LONG_CONTEXT = dict.fromkeys(["32x41", "32x400", "8x2000"], ALWAYS)
 LLAMA_OFTEN = dict.fromkeys(["1x41", "8x41", "32x41"], ALWAYS)
 
 
@@ -99,6 +100,7 @@ SYSTEMS = {
         _ingine("ingine", EVERYTHING),
         _ingine("ingine-prefix", PREFIX_ONLY, enable_prefix_caching=True),
         _ingine("ingine-int8", BY_STREAMS | {"32x400": ALWAYS}, quantization="int8"),
+        _ingine("ingine-int8-kv", LONG_CONTEXT, quantization="int8", kv_cache_dtype="int8"),
         _vllm("vllm", EVERYTHING),
         _vllm("vllm-prefix", PREFIX_ONLY, enable_prefix_caching=True),
         # Nothing is compiled, so it starts sooner and runs slower.

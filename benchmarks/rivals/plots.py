@@ -21,6 +21,7 @@ STYLES = {
     "ingine": ("#0072B2", "o", "-"),
     "ingine-prefix": ("#0072B2", "s", "--"),
     "ingine-int8": ("#56B4E9", "D", "-"),
+    "ingine-int8-kv": ("#56B4E9", "^", "--"),
     "vllm": ("#D55E00", "o", "-"),
     "vllm-prefix": ("#D55E00", "s", "--"),
     "vllm-eager": ("#D55E00", "v", ":"),
