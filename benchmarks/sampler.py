@@ -1,35 +1,47 @@
-"""What sampling costs a step, for 32 sequences over SmolLM2's vocabulary: `python benchmarks/sampler.py`."""
+"""What sampling costs a step, native and in torch in turns: `python benchmarks/sampler.py`.
 
+From logits in bfloat16, as the model makes them, to a list of tokens. The logits are made up, as a language
+model's are: most of the mass on few tokens, the rest spread over all of them.
+"""
+
+import argparse
 import time
+from collections.abc import Callable
+from functools import partial
+from unittest.mock import patch
 
 import torch
 
+from ingine.native import sampling as native
 from ingine.sampler import sample
 from ingine.sampling_params import SamplingParams
 from ingine.sequence import Sequence
 
-NUM_SEQS, VOCAB_SIZE, NUM_TOKENS, NUM_STEPS = 32, 49152, 200, 20
+VOCAB_SIZE, NUM_TOKENS = 49152, 200
+PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5}
 KINDS = {
     "greedy": SamplingParams(temperature=0),
-    "temperature": SamplingParams(),
+    "temperature 0.8": SamplingParams(temperature=0.8),
     "top_k 50": SamplingParams(top_k=50),
     "top_p 0.9": SamplingParams(top_p=0.9),
+    "top_p 0.9, temperature 0.8": SamplingParams(top_p=0.9, temperature=0.8),
     "top_p 0.9, temperature 3": SamplingParams(top_p=0.9, temperature=3),
     "min_p 0.05": SamplingParams(min_p=0.05),
-    "greedy, all penalties": SamplingParams(
-        temperature=0, repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.5
-    ),
-    "top_p 0.9, all penalties": SamplingParams(
-        top_p=0.9, repetition_penalty=1.1, presence_penalty=0.5, frequency_penalty=0.5
-    ),
+    "greedy, all penalties": SamplingParams(temperature=0, **PENALTIES),
+    "top_p 0.9, all penalties": SamplingParams(top_p=0.9, **PENALTIES),
     "greedy, 5 logprobs": SamplingParams(temperature=0, logprobs=5),
 }
 
 
-def step_ms(params: SamplingParams, logits: torch.Tensor) -> float:
-    """The best of `NUM_STEPS`: other work on the machine only ever adds."""
+def make_logits(num_rows: int) -> torch.Tensor:
+    logits = torch.randn(num_rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(0)) * 2
+    logits[:, :200] += torch.linspace(12, 4, 200)
+    return logits.bfloat16()
+
+
+def make_sequences(params: SamplingParams, num_seqs: int) -> list[Sequence]:
     params = params.model_copy(update={"max_tokens": NUM_TOKENS + 1})
-    seqs = [
+    return [
         Sequence(
             str(index),
             range(index, index + NUM_TOKENS),
@@ -39,27 +51,41 @@ def step_ms(params: SamplingParams, logits: torch.Tensor) -> float:
             max_num_tokens=VOCAB_SIZE,
             output_token_ids=range(NUM_TOKENS),
         )
-        for index in range(NUM_SEQS)
+        for index in range(num_seqs)
     ]
-    times = []
-    for _ in range(NUM_STEPS):
-        own = logits.clone()
-        started = time.perf_counter()
-        sample(own, seqs)
-        times.append(time.perf_counter() - started)
-    return 1e3 * min(times)
 
 
-def main() -> None:
-    # Like a language model's: most of the mass on few tokens, the rest spread over all of them.
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(NUM_SEQS, VOCAB_SIZE, generator=generator) * 2
-    logits[:, :200] += torch.linspace(12, 4, 200)
-    print(f"{NUM_SEQS} sequences, vocabulary of {VOCAB_SIZE}, {torch.get_num_threads()} threads: ms a step")
-    for name, params in KINDS.items():
-        print(f"{name:28} {step_ms(params, logits):7.2f}")
+def in_torch(logits: torch.Tensor, seqs: list[Sequence]) -> None:
+    with patch.object(native, "supports", return_value=False):
+        sample(logits, seqs)
+
+
+def best_ms(calls: list[Callable[[], object]], num_rounds: int) -> list[float]:
+    """Of each call, the least time of `num_rounds` turns: other work on the machine only ever adds."""
+    best = [float("inf")] * len(calls)
+    for _ in range(num_rounds):
+        for index, call in enumerate(calls):
+            started = time.perf_counter()
+            call()
+            best[index] = min(best[index], time.perf_counter() - started)
+    return [1e3 * seconds for seconds in best]
+
+
+def main(all_num_seqs: list[int], num_rounds: int) -> None:
+    print(f"vocabulary of {VOCAB_SIZE}, {torch.get_num_threads()} threads, least of {num_rounds}: ms a step")
+    for num_seqs in all_num_seqs:
+        print(f"\n{num_seqs:3} sequences                  native     torch")
+        logits = make_logits(num_seqs)
+        for name, params in KINDS.items():
+            seqs = make_sequences(params, num_seqs)
+            calls = [partial(choose, logits, seqs) for choose in (sample, in_torch)]
+            print(f"{name:28}" + "".join(f"{ms:10.2f}" for ms in best_ms(calls, num_rounds)), flush=True)
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seqs", type=int, nargs="+", default=[32, 128, 256])
+    parser.add_argument("--rounds", type=int, default=20)
+    args = parser.parse_args()
     with torch.inference_mode():
-        main()
+        main(args.seqs, args.rounds)

@@ -9,6 +9,7 @@ The order of operations is vLLM's:
    left, then one draw by inverse CDF with the uniform number that belongs to (seed, position).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ingine import random_sampling
 from ingine.logits_processors import process
+from ingine.logprobs import logprobs as torch_logprobs
 from ingine.native import sampling as native
 from ingine.random_sampling import uniforms
 from ingine.sequence import Sequence, SequenceAhead
@@ -34,7 +36,7 @@ def sample(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> list[Sampled
         token_ids, logprobs = _choose(logits, seqs).tolist(), {}
     else:
         wanted = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
-        model_logits = logits[wanted].float()  # a copy: the rest works in place
+        model_logits = logits[wanted]  # a copy: the rest works in place
         token_ids = _choose(process(logits, seqs), seqs).tolist()
         reports = _logprobs(model_logits, [(seqs[row], token_ids[row]) for row in wanted])
         logprobs = dict(zip(wanted, reports, strict=True))
@@ -54,13 +56,12 @@ def _logprobs(logits: Tensor, chosen: list[tuple[Sequence | SequenceAhead, int]]
     """One a row of `logits`, the model's own, for the token that was chosen from it."""
     if not chosen:
         return []
+    logprobs = native.logprobs if native.supports(logits) else torch_logprobs
     num_top = max(seq.params.logprobs for seq, _ in chosen)
-    logprobs = logits.log_softmax(dim=-1)
-    ids = torch.tensor([[max(token_id, 0)] for _, token_id in chosen], device=logits.device)
-    of_chosen = logprobs.gather(1, ids).squeeze(1).tolist()
-    values, ids = (top.tolist() for top in logprobs.topk(num_top, dim=-1))
-    tops = [[list(pair) for pair in zip(*row, strict=True)] for row in zip(ids, values, strict=True)]
-    return [
-        {"token_id": token_id, "logprob": logprob, "top": top[: seq.params.logprobs]}
-        for (seq, token_id), logprob, top in zip(chosen, of_chosen, tops, strict=True)
-    ]
+    token_ids = torch.tensor([token_id for _, token_id in chosen], device=logits.device)
+    rows = zip(*(values.tolist() for values in logprobs(logits, token_ids, num_top)), strict=True)
+    reports = []
+    for (seq, token_id), (logprob, top_ids, top) in zip(chosen, rows, strict=True):
+        pairs = [[top_id, value] for top_id, value in zip(top_ids, top, strict=True) if value > -math.inf]
+        reports.append({"token_id": token_id, "logprob": logprob, "top": pairs[: seq.params.logprobs]})
+    return reports

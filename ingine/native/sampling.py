@@ -1,4 +1,4 @@
-"""The next token of each row of logits, by `src/sampling.cpp`: what `ingine.random_sampling` defines.
+"""Tokens and log probabilities of rows of logits: what `ingine.random_sampling` and `ingine.logprobs` define.
 
 A row is read once or twice, in bfloat16 where it comes so, and only tokens near its largest logit are sorted.
 """
@@ -30,19 +30,13 @@ def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) ->
     num_rows, vocab_size = logits.shape
     rows = np.array(
         [
-            (
-                0 if p.greedy else max(p.temperature, MIN_TEMPERATURE),
-                p.min_p,
-                min(p.top_k, vocab_size),
-                p.top_p,
-            )
-            for p in params
+            (_temperature(p), p.min_p, min(p.top_k, vocab_size), p.top_p, number)
+            for p, number in zip(params, uniform.tolist(), strict=True)
         ],
         dtype=np.float32,
     )
-    rows = np.column_stack((rows, uniform))
     token_ids = torch.empty(num_rows, dtype=torch.int64)
-    _function()(
+    _library().ingine_sample(
         logits.data_ptr(),
         rows.ctypes.data,
         token_ids.data_ptr(),
@@ -53,9 +47,37 @@ def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) ->
     return token_ids
 
 
+def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What `ingine.logprobs.logprobs` gives. Of tokens that are alike the lowest id is first; those whose
+    probability is 0 have any id, and all have in a row of NaN.
+    """
+    logits = logits.contiguous()
+    num_rows, vocab_size = logits.shape
+    chosen = torch.empty(num_rows)
+    top_ids = torch.empty((num_rows, num_top), dtype=torch.int64)
+    top = torch.empty((num_rows, num_top))
+    _library().ingine_logprobs(
+        logits.data_ptr(),
+        token_ids.data_ptr(),
+        chosen.data_ptr(),
+        top_ids.data_ptr(),
+        top.data_ptr(),
+        num_rows,
+        vocab_size,
+        num_top,
+        native.DTYPES[logits.dtype],
+    )
+    return chosen, top_ids, top
+
+
+def _temperature(params: SamplingParams) -> float:
+    return 0.0 if params.greedy else max(params.temperature, MIN_TEMPERATURE)
+
+
 @cache
-def _function() -> ctypes._CFuncPtr:
-    function = native.library().ingine_sample
-    function.argtypes = 3 * [ctypes.c_void_p] + 2 * [ctypes.c_int64] + [ctypes.c_int32]
-    function.restype = None
-    return function
+def _library() -> ctypes.CDLL:
+    library = native.library()
+    library.ingine_sample.argtypes = 3 * [ctypes.c_void_p] + 2 * [ctypes.c_int64] + [ctypes.c_int32]
+    library.ingine_logprobs.argtypes = 5 * [ctypes.c_void_p] + 3 * [ctypes.c_int64] + [ctypes.c_int32]
+    library.ingine_sample.restype = library.ingine_logprobs.restype = None
+    return library

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ingine import native, random_sampling
+from ingine.logprobs import logprobs as torch_logprobs
 from ingine.native import sampling as native_sampling
 from ingine.random_sampling import uniforms
 from ingine.sampler import sample
@@ -117,6 +118,36 @@ def test_logprobs_of_zero_report_the_chosen_token_only():
     plain, wanted = sample(make_logits(2), [make_sequence(), make_sequence(logprobs=0)])
     assert plain.logprobs is None
     assert wanted.logprobs["top"] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
+@pytest.mark.parametrize("num_top", [0, 1, 20])
+def test_native_log_probabilities_are_the_reference_s(num_top, spread, dtype):
+    logits = make_logits(40, spread=spread).to(dtype)
+    logits[3, 9] = torch.nan
+    token_ids = native_sampling.choose(logits, [SamplingParams()] * 40, uniforms(range(40), range(40)))
+    assert token_ids[3] == -1
+    well = [row for row in range(40) if row != 3]
+    chosen, top_ids, top = native_sampling.logprobs(logits, token_ids, num_top)
+    expected, _, expected_top = torch_logprobs(logits, token_ids, num_top)
+    torch.testing.assert_close(chosen, expected, equal_nan=True)
+    torch.testing.assert_close(top[well], expected_top[well])
+    # In bfloat16 many are alike, and the reference has them in any order.
+    of_ids = logits.float().log_softmax(dim=-1).gather(1, top_ids)
+    torch.testing.assert_close(top[well], of_ids[well])
+    assert all(len(set(ids)) == num_top for ids in top_ids[well].tolist())
+    assert (top[3] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_tokens_of_no_probability_are_not_among_the_likeliest(is_native, monkeypatch):
+    if not is_native:
+        monkeypatch.setattr(native, "library", lambda: None)
+    logits = torch.full((1, 100), -torch.inf)
+    logits[0, [7, 70]] = torch.tensor([1.0, 2.0])
+    [token] = sample(logits, [make_sequence(logprobs=5)])
+    assert [token_id for token_id, _ in token.logprobs["top"]] == [70, 7]
 
 
 # ------------------------------------------------------------------------------- what may be drawn

@@ -38,6 +38,20 @@ class Candidates {
         return sum;
     }
 
+    // The ids of the first `num_tokens`, or of all if there are fewer.
+    template <typename T> std::vector<int64_t> first(int64_t num_tokens, const LogitsRow<T> &row) {
+        std::vector<int64_t> token_ids;
+        for (int64_t bucket = 0; bucket < kNumBuckets; ++bucket) {
+            if (buckets_[bucket].num_tokens == 0) continue;
+            sort(bucket, row);
+            for (uint64_t key : sorted_) {
+                if (int64_t(token_ids.size()) == num_tokens) return token_ids;
+                token_ids.push_back(int64_t(key & kIdMask));
+            }
+        }
+        return token_ids;
+    }
+
     // Of the first `num_tokens`, which are not more than there are.
     template <typename T>
     double mass_of_first(int64_t num_tokens, const LogitsRow<T> &row, const Distribution &weights) {
@@ -62,8 +76,7 @@ class Candidates {
         int64_t bucket = 0, last = kNumBuckets - 1;
         double sum = 0;
         while (buckets_[last].num_tokens == 0) --last;
-        for (; bucket < last && (buckets_[bucket].num_tokens == 0 || sum + buckets_[bucket].mass < mass); ++bucket)
-            sum += buckets_[bucket].mass;
+        for (; bucket < last && sum + buckets_[bucket].mass < mass; ++bucket) sum += buckets_[bucket].mass;
         sort(bucket, row);
         int64_t token_id = 0;
         for (uint64_t key : sorted_) {

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-// The vocabulary is looked at in blocks of this many tokens. Sums are of float within one, of double over all.
+// Tokens are looked at in blocks of this many. Sums are of float within a block and of double over all.
 constexpr int64_t kBlock = 64;
 
 template <typename T> class LogitsRow {
@@ -55,8 +55,8 @@ template <typename T> class LogitsRow {
     std::vector<float> block_max_;
 };
 
-// Probabilities by token id, as multiples of the largest, which is exactly 1: the weights. Memory is kept from
-// row to row.
+// Probabilities by token id, as multiples of the largest, which is exactly 1: the weights. Memory is kept
+// from row to row.
 class Distribution {
   public:
     // The row's largest logit must be finite.
@@ -110,15 +110,22 @@ class Distribution {
         return part;
     }
 
-    // In the order of the ids, the first token at which the sum of weights reaches `mass`, which is not over
-    // the total. Never one of weight 0.
+    // A weight, over 0, such that the part over it is enough. Most rows are so peaked that it is a small one.
+    template <typename Predicate> float lowest_needed(Predicate is_enough) const {
+        for (float cutoff : {2.5e-3f, 2.5e-4f, 6e-6f})
+            if (is_enough(over(cutoff))) return cutoff;
+        return std::numeric_limits<float>::min();
+    }
+
+    // In the order of the ids, the first token at which the sum of weights reaches `mass`, which is over 0
+    // and not over the total. Never one of weight 0.
     int64_t find(double mass) const {
         int64_t block = std::lower_bound(cdf_.begin(), cdf_.end(), mass) - cdf_.begin();
         double sum = block ? cdf_[block - 1] : 0;
-        int64_t found = 0;  // Rounded otherwise, the block's own sum may end short of it: its last token then.
+        int64_t found = 0;
         for (int64_t i = block * kBlock; i < block_end(block) && sum < mass; ++i) {
             sum += weights_[i];
-            if (weights_[i] > 0) found = i;
+            if (weights_[i] > 0) found = i;  // the last one, if by its rounding this sum ends short of it
         }
         return found;
     }

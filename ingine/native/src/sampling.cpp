@@ -31,23 +31,20 @@ struct Sampler {
     // The mass of the first candidates, which are those that min_p, top_k and top_p leave, each of what the
     // one before left.
     template <typename T> double truncate(const LogitsRow<T> &row, const RowParams &params) {
-        float floor = std::max(params.min_p, std::numeric_limits<float>::min());
-        candidates.collect(weights, std::max(floor, lowest_needed(params)));
+        candidates.collect(weights, lowest_needed(params));
         double mass = params.min_p > 0 || params.top_k > 0 ? candidates.mass() : weights.total();
         if (params.top_k > 0 && params.top_k < candidates.size())
             mass = candidates.mass_of_first(int64_t(params.top_k), row, weights);
         return params.top_p < 1 ? candidates.find(params.top_p * mass, row, weights).mass : mass;
     }
 
-    // A weight over which there is all that top_k or top_p keep. Most rows are so peaked that few tokens are.
     float lowest_needed(const RowParams &params) const {
-        for (float cutoff : {2.5e-3f, 2.5e-4f, 6e-6f}) {
-            Distribution::Part part = weights.over(cutoff);
-            if (params.top_k > 0 ? params.top_k <= part.num_tokens
-                                 : params.min_p <= 0 && params.top_p * weights.total() <= part.mass)
-                return cutoff;
-        }
-        return 0;
+        float lowest = std::max(params.min_p, std::numeric_limits<float>::min());
+        if (params.min_p > 0 && params.top_k <= 0) return lowest;  // top_p's share is of what min_p leaves
+        return std::max(lowest, weights.lowest_needed([&](Distribution::Part part) {
+            return params.top_k > 0 ? params.top_k <= part.num_tokens
+                                    : params.top_p * weights.total() <= part.mass;
+        }));
     }
 };
 
