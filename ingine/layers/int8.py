@@ -29,7 +29,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight [rows, columns] -> float32 scales [rows], and int8 [rows, columns]: rotated, over them."""
     scales, quantized = torch.empty(len(weight)), torch.empty(weight.shape, dtype=torch.int8)
     # A part at a time: the whole in float32 may be more than what is left of memory.
-    parts = zip(*(tensor.split(4096) for tensor in (weight, scales, quantized)), strict=True)
+    parts = zip(*(tensor.split(1024) for tensor in (weight, scales, quantized)), strict=True)
     for weight_part, scales_part, quantized_part in parts:
         rotated = rotate(weight_part)
         scales_part.copy_(row_scales(rotated))
