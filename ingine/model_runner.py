@@ -1,8 +1,6 @@
 """Packs a scheduled batch into tensors, runs the model, and samples where a sequence has caught up."""
 
-from collections.abc import Iterator
-from itertools import accumulate, chain, islice
-from typing import NamedTuple
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -13,21 +11,8 @@ from ingine.sampler import SampledToken, sample
 from ingine.scheduler import ScheduledBatch
 from ingine.sequence import Sequence, SequenceAhead
 
-
-class _Work(NamedTuple):
-    """A sequence, how many of its tokens to compute, and what may follow those."""
-
-    seq: Sequence
-    num_tokens: int
-    draft: list[int]
-
-    @property
-    def query_len(self) -> int:
-        return self.num_tokens + len(self.draft)
-
-    def states(self) -> Iterator[Sequence | SequenceAhead]:
-        """The sequence as of each position that is sampled: its end, and that of each part of its draft."""
-        return chain((self.seq,), self.seq.ahead(self.draft))
+_Work = tuple[Sequence, int, list[int]]
+"""A sequence, how many of its tokens to compute, and the draft that may follow them."""
 
 
 class ModelRunner:
@@ -45,31 +30,34 @@ class ModelRunner:
         draft the next ones, up to the first that is not as drafted."""
         # One query token first: the decodes, and whatever looks like one. Of these the shortest first.
         work = sorted(
-            map(_Work, batch.seqs, batch.num_tokens, batch.drafts),
-            key=lambda item: (item.query_len > 1, item.seq.num_computed_tokens),
+            zip(batch.seqs, batch.num_tokens, batch.drafts, strict=True),
+            key=lambda item: (item[1] + len(item[2]) > 1, item[0].num_computed_tokens),
         )
-        query_start = [0, *accumulate(item.query_len for item in work)]
-        input_ids, positions, metadata = self._pack(work, query_start)
+        query_lens = [num_tokens + len(draft) for _, num_tokens, draft in work]
+        query_start = [0, *accumulate(query_lens)]
+        input_ids, positions, metadata = self._pack(work, query_lens, query_start)
         hidden = self._model.forward(input_ids, positions, self._kv_caches, metadata)
 
-        sampled: list[_Work] = []
+        caught_up: list[_Work] = []
         rows: list[int] = []
+        states: list[Sequence | SequenceAhead] = []  # what each row is sampled as
         for item, end in zip(work, query_start[1:], strict=True):
-            if item.num_tokens == item.seq.num_uncomputed_tokens:
-                sampled.append(item)
-                rows += range(end - len(item.draft) - 1, end)
+            seq, num_tokens, draft = item
+            if num_tokens == seq.num_uncomputed_tokens:
+                caught_up.append(item)
+                rows += range(end - len(draft) - 1, end)
+                states.append(seq)
+                if draft:
+                    states += seq.ahead(draft)
         if not rows:
             return []
         logits = self._model.compute_logits(hidden[torch.tensor(rows, device=self._device)])
-        tokens = iter(sample(logits, [state for item in sampled for state in item.states()]))
-        per_seq = [list(islice(tokens, len(item.draft) + 1)) for item in sampled]
-        return [(item.seq, _as_drafted(item.draft, own)) for item, own in zip(sampled, per_seq, strict=True)]
+        return _split(sample(logits, states), caught_up)
 
     def _pack(
-        self, work: list[_Work], query_start: list[int]
+        self, work: list[_Work], query_lens: list[int], query_start: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor, AttentionMetadata]:
-        query_lens = [item.query_len for item in work]
-        computed = [item.seq.num_computed_tokens for item in work]
+        computed = [seq.num_computed_tokens for seq, _, _ in work]
         kv_lens = [done + new for done, new in zip(computed, query_lens, strict=True)]
         token_ids: list[int] = []
         for (seq, num_tokens, draft), start in zip(work, computed, strict=True):
@@ -78,7 +66,7 @@ class ModelRunner:
 
         seq_of_token = np.repeat(np.arange(len(work)), query_lens)
         positions = np.arange(len(token_ids)) + (np.array(computed) - query_start[:-1])[seq_of_token]
-        tables = [item.seq.block_table for item in work]
+        tables = [seq.block_table for seq, _, _ in work]
         block_tables = np.empty((len(tables), max(map(len, tables))), dtype=np.int32)
         block_tables[:] = [[table[0]] for table in tables]
         for row, table in zip(block_tables, tables, strict=True):
@@ -100,9 +88,16 @@ class ModelRunner:
         return torch.from_numpy(array).to(self._device, non_blocking=self._device.type == "cuda")
 
 
-def _as_drafted(draft: list[int], tokens: list[SampledToken]) -> list[SampledToken]:
-    """The tokens that count: what was sampled after one that is not as drafted follows what never was."""
-    for num_right, (drafted, token) in enumerate(zip(draft, tokens, strict=False)):
-        if token.token_id != drafted:
-            return tokens[: num_right + 1]
-    return tokens
+def _split(tokens: list[SampledToken], caught_up: list[_Work]) -> list[tuple[Sequence, list[SampledToken]]]:
+    """Each sequence's own of the sampled tokens, as far as they count.
+
+    What was sampled after one that is not as drafted follows what never was.
+    """
+    found, start = [], 0
+    for seq, _, draft in caught_up:
+        num_right = 0
+        while num_right < len(draft) and tokens[start + num_right].token_id == draft[num_right]:
+            num_right += 1
+        found.append((seq, tokens[start : start + num_right + 1]))
+        start += len(draft) + 1
+    return found
