@@ -8,25 +8,31 @@ import torch
 from torch import Tensor
 
 from ingine.attention.interface import AttentionBackend, AttentionMetadata, KVCache
+from ingine.errors import UnsupportedModel
 from ingine.native import DTYPES
 
 KV_FORMATS = {"auto": 0, "int8": 1}
 """By `kv_cache_dtype`, as in attention.cpp: the model's dtype, or int8 with a scale a token and head."""
 
-STRIP_TOKENS = 16
+STRIP_TOKENS, MAX_HEAD_DIM = 16, 256
+"""As in kv_format.h: what a block's tokens are padded to a multiple of, and the most dimensions."""
+
 ITEM_FIELDS = 6
-"""Of attention.cpp: tokens that blocks are padded to a multiple of, and int32 fields of an `Item`."""
+"""Numbers of an `Item` of attention.cpp."""
+
+_POINTERS = "slot_mapping block_tables query_start_loc seq_lens items partials"
+_NUMBERS = (
+    "num_seqs block_table_stride num_heads num_kv_heads head_dim block_size sliding_window dtype kv_format "
+    "num_items num_partials state_size"
+)
 
 
 class _Step(ctypes.Structure):
     """`Step` of attention.cpp: what all layers of a step share."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("slot_mapping", "block_tables", "query_start_loc", "seq_lens")),
-        *((name, c_void_p) for name in ("items", "partials")),
-        *((name, c_int32) for name in ("num_seqs", "max_blocks", "num_heads", "num_kv_heads", "head_dim")),
-        *((name, c_int32) for name in ("block_size", "sliding_window", "dtype", "kv_format")),
-        *((name, c_int32) for name in ("num_items", "num_partials", "state_size")),
+        *((name, c_void_p) for name in _POINTERS.split()),
+        *((name, c_int32) for name in _NUMBERS.split()),
     )
 
 
@@ -77,6 +83,10 @@ class NativeAttention(AttentionBackend):
         return (memory[:, :block_size],)
 
     def bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        if head_dim > MAX_HEAD_DIM or head_dim % 2:
+            raise UnsupportedModel(
+                f"native attention takes an even head_dim of at most {MAX_HEAD_DIM}, not {head_dim}"
+            )
         return self._block_bytes(block_size, num_kv_heads, head_dim, DTYPES[dtype], self._kv_format)
 
     def forward(
@@ -126,7 +136,7 @@ class NativeAttention(AttentionBackend):
         step = _Step(
             *(table.data_ptr() for table in tables),
             num_seqs=len(metadata.query_lens),
-            max_blocks=metadata.block_tables.shape[1],
+            block_table_stride=metadata.block_tables.stride(0),
             num_heads=query.shape[1],
             num_kv_heads=key.shape[1],
             head_dim=key.shape[2],

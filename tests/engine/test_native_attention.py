@@ -13,7 +13,7 @@ from ingine import native
 from ingine.attention import NativeAttention, TorchAttention
 from ingine.config import EngineConfig
 from ingine.engine import Engine
-from ingine.errors import ConfigError
+from ingine.errors import ConfigError, UnsupportedModel
 from ingine.kernels import select_kernels
 from ingine.models import load_model
 from ingine.native.compiler import build
@@ -133,6 +133,12 @@ def test_int8_tells_of_what_is_not_finite(backend, kind, number):
     output = attention.attend(int8, kv_cache, pool, [(PagedSequence([]), 6)], [list(tokens.values())])
     assert output[:3].isfinite().all()
     assert output[3, 0].isnan().all()
+
+
+@pytest.mark.parametrize("head_dim", [258, 15])
+def test_a_head_dim_that_it_cannot_take_is_refused(backend, head_dim):
+    with pytest.raises(UnsupportedModel, match=f"not {head_dim}"):
+        Attention(head_dim=head_dim).allocate(backend(), 4)
 
 
 def test_int8_takes_half_of_the_memory(backend):

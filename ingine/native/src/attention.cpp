@@ -21,7 +21,7 @@ struct Step {
     const int32_t *block_tables, *query_start_loc, *seq_lens;
     Item *items;
     float *partials;  // [num_kv_heads, num_partials, RowState::size(head_dim)]
-    int32_t num_seqs, max_blocks, num_heads, num_kv_heads, head_dim, block_size;
+    int32_t num_seqs, block_table_stride, num_heads, num_kv_heads, head_dim, block_size;
     int32_t sliding_window;  // 0: none
     int32_t dtype, kv_format, num_items, num_partials, state_size;
 
@@ -82,8 +82,9 @@ template <typename Format, typename T> class Attention {
   private:
     void write(int64_t token, int64_t num_tokens) const {
         int64_t slot = step.slot_mapping[token], offset = slot % step.block_size;
-        // Else the next token is written too, perhaps by another thread.
-        bool next_is_free = token + 1 == num_tokens || step.slot_mapping[token + 1] != slot + 1;
+        // Not so if the step writes there too, perhaps in another thread.
+        bool next_is_free = token + 1 == num_tokens || step.slot_mapping[token + 1] != slot + 1 ||
+                            offset + 1 == step.block_size;
         alignas(64) float key[kMaxHeadDim], value[kMaxHeadDim];
         for (int head = 0; head < step.num_kv_heads; ++head) {
             rotate_row(in.key + token * in.key_stride + head * head_dim, at(in.cos, token), at(in.sin, token),
@@ -91,7 +92,7 @@ template <typename Format, typename T> class Attention {
             rotate_row<T>(in.value + token * in.value_stride + head * head_dim, nullptr, nullptr, head_dim,
                           value);
             write_kv<Format>(strip(slot / step.block_size, head, offset / kStripTokens), offset % kStripTokens,
-                             key, value, head_dim, next_is_free || offset + 1 == step.block_size);
+                             key, value, head_dim, next_is_free);
         }
     }
 
@@ -146,7 +147,8 @@ template <typename Format, typename T> class Attention {
         segment.num_strips = int(std::min<int64_t>(end - first, kSegmentStrips));
         for (int i = 0; i < segment.num_strips; ++i) {
             int64_t block = (first + i) / per_block, offset = (first + i) % per_block;
-            segment.strips[i] = strip(step.block_tables[item.seq * step.max_blocks + block], kv_head, offset);
+            const int32_t *block_table = step.block_tables + int64_t(item.seq) * step.block_table_stride;
+            segment.strips[i] = strip(block_table[block], kv_head, offset);
             segment.first_token[i] = int32_t(block * step.block_size + offset * kStripTokens);
             segment.num_tokens[i] =
                 int32_t(std::min<int64_t>(kStripTokens, step.block_size - offset * kStripTokens));

@@ -101,7 +101,7 @@ inline ints round_to_ints(floats x) {
     return (ints)(x + kRound) - 0x4b400000;
 }
 
-// 2^x for x <= 0, within 2 units of the last place; 0 under float's normal range, NaN for NaN.
+// 2^x for x <= 0, within one unit of the last place; 0 under float's normal range, NaN for NaN.
 // Coefficients: S. Moshier, Cephes library, exp2f.
 inline floats exp2_of_negative(floats x) {
     x = max(splat(-127.f), x);
