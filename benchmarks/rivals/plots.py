@@ -70,9 +70,11 @@ def draw_all(report: Report, folder: Path) -> list[Path]:
 
 
 def by_streams(report: Report) -> Figure | None:
+    systems = systems_with(report, BY_STREAMS.values(), "tokens_per_s")
+    if not systems:
+        return None
     figure = Figure(figsize=(7.5, 4.5))
     axes = figure.subplots()
-    systems = systems_with(report, BY_STREAMS.values(), "tokens_per_s")
     for system in systems:
         points = [
             (streams, rate)
@@ -88,7 +90,7 @@ def by_streams(report: Report) -> Figure | None:
     axes.set_ylabel("new tokens a second")
     axes.set_title("41-token prompts, 64 new tokens each", loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure if systems else None
+    return figure
 
 
 def long_prompts(report: Report) -> Figure | None:
