@@ -14,6 +14,9 @@ from ingine.layers.weights import Embedding, Product, WeightFormat, embedding
 ROWS_HINT = 32
 """The number of rows of x that oneDNN is to choose the layout for. It chooses the same for 1 to 512 rows."""
 
+FLOAT32_OUT = (None, 1.0, 0, torch.float32, "none", [], "")
+"""Last arguments of `qlinear_pointwise`: no bias, scale, zero point and dtype of the output, nothing after it."""
+
 
 class PackedBfloat16(WeightFormat):
     """One copy, blocked for `vdpbf16ps`. A row's result does not depend on the rows beside it."""
@@ -45,21 +48,7 @@ class PackedInt8(WeightFormat):
 
         def product(x: Tensor) -> Tensor:
             x_quantized, x_scales = _quantize_activations(x)
-            out = linear(
-                x_quantized,
-                1.0,
-                128,
-                packed,
-                scales,
-                zero_points,
-                None,
-                1.0,
-                0,
-                torch.float32,
-                "none",
-                [],
-                "",
-            ).mul_(x_scales)
+            out = linear(x_quantized, 1.0, 128, packed, scales, zero_points, *FLOAT32_OUT).mul_(x_scales)
             return (out if bias is None else out.add_(bias)).to(x.dtype)
 
         return product
