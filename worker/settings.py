@@ -44,6 +44,7 @@ class WorkerSettings(BaseSettings):
 
     model: str | None = Field(None, description="Packaged name, folder, GGUF file, hub id. Unset: SmolLM2.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["int8"] | None = Field(None, description="int8: of weights, CPU only. Unset: none.")
     kv_cache_dtype: Literal["auto", "int8"] = Field("auto", description="auto: as dtype. int8: CPU only.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
     max_model_len: int | None = Field(None, ge=1, description="Prompt + output. Unset: the model's.")
