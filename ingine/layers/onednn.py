@@ -15,7 +15,7 @@ ROWS_HINT = 32
 """The number of rows of x that oneDNN is to choose the layout for. It chooses the same for 1 to 512 rows."""
 
 FLOAT32_OUT = (None, 1.0, 0, torch.float32, "none", [], "")
-"""Last arguments of `qlinear_pointwise`: no bias, scale, zero point and dtype of the output, nothing after it."""
+"""Last arguments of `qlinear_pointwise`: no bias; scale, zero point and dtype of the output; no more."""
 
 
 class PackedBfloat16(WeightFormat):
