@@ -1,0 +1,69 @@
+"""With native kernels a sequence's numbers are the same bits, however its computation is batched and cut.
+
+So what a worker resumes after another one's death is what that one would have gone on with, sampled too, and
+not only in float32.
+"""
+
+import pytest
+
+from ingine import native
+from ingine.config import EngineConfig
+from ingine.engine import Engine
+from ingine.native.weights import is_supported
+from ingine.sampling_params import SamplingParams
+from tests.tiny_models import smollm2_path
+
+library = native.library()
+pytestmark = pytest.mark.skipif(
+    library is None or not is_supported(library), reason="needs a CPU with AVX-512 BF16 and VNNI"
+)
+
+SAMPLING = SamplingParams(temperature=0.8, top_p=0.95, seed=1, max_tokens=24, ignore_eos=True, logprobs=1)
+RESUMED_AT = 10
+
+Result = list[tuple[int, float]]
+"""Token ids, each with its log probability, to the last bit."""
+
+
+def make_engine(**options) -> Engine:
+    config = EngineConfig(
+        str(smollm2_path()), dtype="bfloat16", max_model_len=1024, kv_cache_bytes=128 << 20, **options
+    )
+    return Engine(config)
+
+
+def generate(engine: Engine, prompts: list[list[int]], so_far: list[list[int]] | None = None) -> list[Result]:
+    """All at once; `so_far` is what each has from an earlier life."""
+    results: list[Result] = [[] for _ in prompts]
+    for index, prompt in enumerate(prompts):
+        engine.add(str(index), prompt, SAMPLING, output_token_ids=so_far[index] if so_far else [])
+    while engine.has_unfinished:
+        for output in engine.step():
+            results[int(output.seq_id)] += [
+                (one["token_id"], one["logprob"]) for one in output.logprobs or []
+            ]
+    return results
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kv_cache_dtype": "int8"}, {"quantization": "int8"}],
+    ids=["bfloat16", "int8 KV", "int8 weights"],
+)
+def test_batches_chunks_prefix_hits_and_resumption_change_no_bit(options):
+    engine = make_engine(enable_prefix_caching=False, **options)
+    text = engine.tokenizer.encode(
+        "The tide goes out, and the boats lie on their sides until it comes back. " * 40
+    )
+    prompts = [text[:5], text[3:44], text[1:560]]  # the last is longer than attention's pieces of KV
+    alone = [generate(engine, [prompt])[0] for prompt in prompts]
+
+    assert generate(engine, prompts) == alone
+
+    small_steps = make_engine(max_num_batched_tokens=37, max_num_seqs=8, **options)
+    assert generate(small_steps, prompts) == alone
+    assert generate(small_steps, prompts) == alone
+    assert small_steps.stats().prefix_cache_hit_tokens > 500
+
+    so_far = [[token_id for token_id, _ in result[:RESUMED_AT]] for result in alone]
+    assert generate(engine, prompts, so_far) == [result[RESUMED_AT:] for result in alone]
