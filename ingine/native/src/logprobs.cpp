@@ -1,6 +1,8 @@
 // Log probabilities of each row's chosen token and of its likeliest. ingine/logprobs.py is the definition.
 #include "candidates.h"
 
+#include <cmath>
+
 // Where no token was chosen (-1) its log probability is NaN. Where fewer than num_top have a probability over
 // 0, what is missing has id 0 and -inf; so it is in a row whose largest logit is not finite.
 template <typename T>

@@ -1,6 +1,8 @@
 // The next token of each row of logits. ingine/random_sampling.py is the definition.
 #include "candidates.h"
 
+#include <cmath>
+
 struct RowParams {  // ingine/native/sampling.py writes these
     float temperature;  // 0 is greedy
     float min_p;        // 0 keeps all

@@ -2,14 +2,19 @@
 #pragma once
 #include "vec.h"
 
-#include <cmath>
+inline float power_of_two(int32_t exponent) {
+    uint32_t bits = uint32_t(exponent + 127) << 23;
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+}
 
-// e^x within 2 units of the last place; 0 where that is under float's normal range, infinite over it.
+// e^x within 2 units of the last place; 0, infinite and NaN where it should be.
 // Method and coefficients: S. Moshier, Cephes library, expf.
 inline float exp_approx(float x) {
-    constexpr float kLowest = -87.33654f, kHighest = 88.72283f, kLog2E = 1.44269504088896341f;
+    constexpr float kLowest = -104, kHighest = 89, kLog2E = 1.44269504088896341f;
     constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-    constexpr float kRound = 12582912.f;  // 1.5 * 2^23: added, the sum's last bits are the integer
+    constexpr float kRound = 12582912;  // 1.5 * 2^23: added, the sum's last bits are the integer
     float clamped = x < kLowest ? kLowest : x > kHighest ? kHighest : x;
     float shifted = clamped * kLog2E + kRound;
     float n = shifted - kRound;
@@ -20,11 +25,10 @@ inline float exp_approx(float x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.f;
-    uint32_t bits, exponent;
-    std::memcpy(&bits, &p, 4);
-    std::memcpy(&exponent, &shifted, 4);
-    bits += exponent << 23;
-    std::memcpy(&p, &bits, 4);
-    return x < kLowest ? 0.f : x > kHighest ? INFINITY : p;
+    p = p * r * r + r + 1;
+    int32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    bits -= 0x4b400000;  // n as an integer
+    // In two halves, as 2^n may be out of range where the product is not; and out of it as it should be.
+    return p * power_of_two(bits >> 1) * power_of_two(bits - (bits >> 1));
 }
