@@ -2,8 +2,8 @@
 
 The engine, the tokenizer and the text are real. The model costs nothing: its logits lie ready, over the first
 512 tokens of the vocabulary only, so that greedy sampling is timed without its kernel. With top_p kernels are
-most of it all the same; `benchmarks/sampler.py` is about those. Times are the thread's processor time, of which
-neighbours on the machine take none.
+most of it all the same; `benchmarks/sampler.py` is about those. Times are the thread's processor time, of
+which neighbours on the machine take none.
 """
 
 import argparse
