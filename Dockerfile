@@ -20,7 +20,9 @@ ENTRYPOINT ["ingine"]
 FROM producer AS worker
 ARG PIP_EXTRA_INDEX_URL
 USER root
-RUN pip install --constraint constraints.txt '.[worker]' \
+# g++ compiles the CPU kernels for the machine that the worker runs on, when it first starts there.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* \
+    && pip install --constraint constraints.txt '.[worker]' \
     && install --directory --owner ingine /models
 USER ingine
 # Converted and downloaded models; a volume keeps them from being fetched again.
