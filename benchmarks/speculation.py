@@ -2,7 +2,9 @@
 without, a step of one and a step of the other in turns: `python benchmarks/speculation.py`.
 
 Two texts: a passage that the prompt asks to repeat, greedily, so that the output copies the prompt; and free
-text at temperature 1, which hardly repeats anything. Prefill is not in the figures.
+text at temperature 1, which hardly repeats anything. Prefill is not in the figures. Where neighbours disturb,
+the ratio of processor time says more than that of wall time; it takes OMP_WAIT_POLICY=PASSIVE, else threads
+that wait count as well.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from statistics import median
 from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.model_store import DEFAULT_MODEL
+from ingine.outputs import EngineStats
 from ingine.sampling_params import SamplingParams
 
 PASSAGE = (
@@ -31,8 +34,8 @@ class Decoding:
     """Streams of one engine, from the step after the last prefill on."""
 
     def __init__(self, engine: Engine, prompt: list[int], num_streams: int, max_tokens: int, sampling: dict):
-        self._engine = engine
-        self._num_tokens, self._seconds = 0, 0.0
+        self.engine = engine
+        self.num_tokens, self.wall_s, self.processor_s = 0, 0.0, 0.0
         waiting = {str(index) for index in range(num_streams)}
         for index in range(num_streams):
             params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, seed=index, **sampling)
@@ -42,17 +45,14 @@ class Decoding:
 
     def step(self) -> bool:
         """False if all streams have ended."""
-        if not self._engine.has_unfinished:
+        if not self.engine.has_unfinished:
             return False
-        began = time.perf_counter()
-        outputs = self._engine.step()
-        self._seconds += time.perf_counter() - began
-        self._num_tokens += sum(len(output.token_ids) for output in outputs)
+        began, began_processor = time.perf_counter(), time.process_time()
+        outputs = self.engine.step()
+        self.wall_s += time.perf_counter() - began
+        self.processor_s += time.process_time() - began_processor
+        self.num_tokens += sum(len(output.token_ids) for output in outputs)
         return True
-
-    @property
-    def rate(self) -> float:
-        return self._num_tokens / self._seconds
 
 
 def make_engines() -> tuple[Engine, Engine]:
@@ -76,26 +76,38 @@ def main() -> None:
     engines = make_engines()
     speculating = engines[1]
 
-    print("streams, text | tok/s without | with | ratio: median, least and most of a round | accepted")
+    print(
+        "streams, text | tok/s without | with | ratio (least, most of a round) | of processor time | accepted"
+    )
     for name, (chat, sampling) in TEXTS.items():
         prompt = speculating.tokenizer.encode_chat([{"role": "user", "content": chat}])
         for num_streams in NUM_STREAMS:
-            before, rates = speculating.stats(), []
+            before, rounds = speculating.stats(), []
             for _ in range(args.rounds):
                 both = [Decoding(engine, prompt, num_streams, args.tokens, sampling) for engine in engines]
                 while any([decoding.step() for decoding in both]):
-                    pass
-                rates.append([decoding.rate for decoding in both])
-            after = speculating.stats()
-            without, with_ = (median(rate) for rate in zip(*rates, strict=True))
-            ratios = sorted(with_ / without for without, with_ in rates)
+                    both.reverse()  # neither is always the first of a pair
+                rounds.append(sorted(both, key=lambda decoding: decoding.engine is speculating))
             print(
-                f"{num_streams}, {name} | {without:.1f} | {with_:.1f} | "
-                f"{median(ratios):.2f}, {ratios[0]:.2f}, {ratios[-1]:.2f} | "
-                f"{after.num_accepted_tokens - before.num_accepted_tokens} of "
-                f"{after.num_draft_tokens - before.num_draft_tokens}",
+                f"{num_streams}, {name} | {report(rounds)} | {accepted(before, speculating.stats())}",
                 flush=True,
             )
+
+
+def report(rounds: list[list[Decoding]]) -> str:
+    """Of rounds without and with speculation, which yield as many tokens."""
+    without, with_ = (
+        median(run.num_tokens / run.wall_s for run in runs) for runs in zip(*rounds, strict=True)
+    )
+    ratios = sorted(plain.wall_s / speculating.wall_s for plain, speculating in rounds)
+    processor = median(plain.processor_s / speculating.processor_s for plain, speculating in rounds)
+    ratio = f"{median(ratios):.2f} ({ratios[0]:.2f}, {ratios[-1]:.2f})"
+    return f"{without:.1f} | {with_:.1f} | {ratio} | {processor:.2f}"
+
+
+def accepted(before: EngineStats, after: EngineStats) -> str:
+    num_accepted = after.num_accepted_tokens - before.num_accepted_tokens
+    return f"{num_accepted} of {after.num_draft_tokens - before.num_draft_tokens}"
 
 
 if __name__ == "__main__":
