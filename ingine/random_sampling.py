@@ -64,16 +64,17 @@ def _draw(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> 
     probs = torch.softmax(below.div_(torch.from_numpy(temperature).to(device)[:, None]), dim=-1)
     numbers = torch.from_numpy(uniform).to(device)[:, None]
 
-    is_cut = [p.top_k > 0 or p.top_p < 1 or p.min_p > 0 for p in params]
-    if not any(is_cut):
+    limits = np.array([(min(p.top_k, logits.shape[1]), p.top_p, p.min_p) for p in params], dtype=np.float32)
+    # Of the rounded numbers, which are what cuts: a top_p that rounds to 1 keeps all.
+    is_cut = (limits[:, 0] > 0) | (limits[:, 1] < 1) | (limits[:, 2] > 0)
+    if not is_cut.any():
         return _inverse_cdf(probs, numbers)
-    if all(is_cut):
-        return _draw_truncated(logits, probs, params, numbers)
+    if is_cut.all():
+        return _draw_truncated(logits, probs, limits, numbers)
     token_ids = torch.empty(len(params), dtype=torch.int64, device=device)
-    cut = [row for row in range(len(params)) if is_cut[row]]
-    whole = [row for row in range(len(params)) if not is_cut[row]]
+    cut, whole = np.flatnonzero(is_cut).tolist(), np.flatnonzero(~is_cut).tolist()
     token_ids[whole] = _inverse_cdf(probs[whole], numbers[whole])
-    token_ids[cut] = _draw_truncated(logits[cut], probs[cut], [params[row] for row in cut], numbers[cut])
+    token_ids[cut] = _draw_truncated(logits[cut], probs[cut], limits[cut], numbers[cut])
     return token_ids
 
 
@@ -86,26 +87,24 @@ def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     return torch.minimum(index, torch.searchsorted(cdf, total)).squeeze(1)
 
 
-def _draw_truncated(logits: Tensor, probs: Tensor, params: list[SamplingParams], uniform: Tensor) -> Tensor:
-    """Sorts only as many of the likeliest tokens as it takes to hold all that top_k, top_p and min_p keep.
+def _draw_truncated(logits: Tensor, probs: Tensor, limits: np.ndarray, uniform: Tensor) -> Tensor:
+    """Sorts only as many of the likeliest tokens as it takes to hold all that top_k (0 keeps all), top_p and
+    min_p keep: `limits` [num_rows, 3] float32.
 
     That number depends on the row alone, so a row's draw does not depend on its batch.
     """
     vocab_size = probs.shape[1]
     order = _ordinals(logits)
-    limits = np.array(
-        [(p.top_k if 0 < p.top_k < vocab_size else vocab_size, p.top_p, p.min_p) for p in params],
-        dtype=np.float32,
-    )
     top_k, top_p, min_p = torch.from_numpy(limits).to(probs.device)[:, :, None].unbind(1)
+    top_k = top_k.where(top_k > 0, vocab_size)
     floor = min_p * probs.amax(dim=-1, keepdim=True)
     mass = torch.ones_like(floor)
     if limits[:, 2].any():
         # Elsewhere 1, whatever the sum says: a row's draw does not depend on what other rows ask for.
         mass = torch.where(min_p > 0, probs.where(probs >= floor, 0).sum(dim=-1, keepdim=True), mass)
 
-    token_ids = torch.zeros(len(params), dtype=torch.int64, device=probs.device)
-    rows = torch.arange(len(params), device=probs.device)
+    token_ids = torch.zeros(len(probs), dtype=torch.int64, device=probs.device)
+    rows = torch.arange(len(probs), device=probs.device)
     per_row = (top_k, top_p, floor, mass)
     for width in (*CANDIDATE_WIDTHS, vocab_size):
         ordinals = order.topk(min(width, vocab_size)).values

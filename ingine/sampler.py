@@ -7,11 +7,16 @@ The order of operations is vLLM's:
 3. Penalties: repetition (prompt and output), then frequency and presence (output).
 4. Greedy takes the largest logit. Else temperature, min_p, top_k and top_p, each on what the one before
    left, then one draw by inverse CDF with the uniform number that belongs to (seed, position).
+
+Choosing and log probabilities have two implementations, torch's and native; which serves is said by the
+device and dtype of each step's logits, not chosen with the model as `ingine.kernels` is.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +25,7 @@ from ingine.logits_processors import process
 from ingine.logprobs import logprobs as torch_logprobs
 from ingine.native import sampling as native
 from ingine.random_sampling import uniforms
+from ingine.sampling_params import SamplingParams
 from ingine.sequence import Sequence, SequenceAhead
 
 
@@ -28,6 +34,15 @@ class SampledToken(NamedTuple):
     """None: there is no finite largest logit, so nothing to choose."""
     logprobs: dict | None
     """{token_id, logprob, top: [[token_id, logprob], ...]}, where the sequence asks for it."""
+
+
+class _Functions(NamedTuple):
+    choose: Callable[[Tensor, list[SamplingParams], np.ndarray], Tensor]
+    logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
+
+
+_TORCH = _Functions(random_sampling.choose, torch_logprobs)
+_NATIVE = _Functions(native.choose, native.logprobs)
 
 
 def sample(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> list[SampledToken]:
@@ -46,17 +61,20 @@ def sample(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> list[Sampled
     ]
 
 
+def _functions_for(logits: Tensor) -> _Functions:
+    return _NATIVE if native.supports(logits) else _TORCH
+
+
 def _choose(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> Tensor:
     uniform = uniforms([seq.seed for seq in seqs], [seq.num_output_tokens for seq in seqs])
-    choose = native.choose if native.supports(logits) else random_sampling.choose
-    return choose(logits, [seq.params for seq in seqs], uniform)
+    return _functions_for(logits).choose(logits, [seq.params for seq in seqs], uniform)
 
 
 def _logprobs(logits: Tensor, chosen: list[tuple[Sequence | SequenceAhead, int]]) -> list[dict]:
     """One a row of `logits`, the model's own, for the token that was chosen from it."""
     if not chosen:
         return []
-    logprobs = native.logprobs if native.supports(logits) else torch_logprobs
+    logprobs = _functions_for(logits).logprobs
     num_top = max(seq.params.logprobs for seq, _ in chosen)
     token_ids = torch.tensor([token_id for _, token_id in chosen], device=logits.device)
     rows = zip(*(values.tolist() for values in logprobs(logits, token_ids, num_top)), strict=True)

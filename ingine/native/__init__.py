@@ -33,6 +33,11 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def library_for(device: torch.device, dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The kernels, if they compute `dtype` on `device`."""
+    return library() if device.type == "cpu" and dtype in DTYPES else None
+
+
 def load(path: Path) -> ctypes.CDLL:
     """Raises OSError if the library does not fit into this process."""
     _share_openmp_runtime()
@@ -45,6 +50,15 @@ def _share_openmp_runtime() -> None:
     A second runtime would have a second team of threads, and both would spin on the same cores.
     """
     maps = Path("/proc/self/maps")
-    lines = maps.read_text().splitlines() if maps.exists() else []
-    for path in {line.split()[-1] for line in lines if "libgomp" in line}:
+    for path in openmp_runtimes(maps.read_text() if maps.exists() else ""):
         ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
+
+
+def openmp_runtimes(maps: str) -> set[str]:
+    """The paths of libgomp in a text like /proc/self/maps: torch's own if it has one, else all that are
+    loaded, of which torch uses one.
+    """
+    paths = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "libgomp" in line}
+    folder = str(Path(torch.__file__).parent)
+    own = {path for path in paths if path.startswith((f"{folder}/", f"{folder}.libs/"))}
+    return own or paths

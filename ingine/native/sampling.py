@@ -16,7 +16,7 @@ from ingine.sampling_params import SamplingParams
 
 
 def supports(logits: Tensor) -> bool:
-    return logits.device.type == "cpu" and logits.dtype in native.DTYPES and native.library() is not None
+    return native.library_for(logits.device, logits.dtype) is not None
 
 
 def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:

@@ -1,46 +1,24 @@
 """Each sampling parameter against a slow reference, and the draws against their distribution."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
-from ingine import native, random_sampling
-from ingine.logprobs import logprobs as torch_logprobs
+from ingine import random_sampling
 from ingine.native import sampling as native_sampling
 from ingine.random_sampling import uniforms
 from ingine.sampler import sample
 from ingine.sampling_params import SamplingParams
-from ingine.sequence import Sequence
-
-IMPLEMENTATIONS = {"torch": random_sampling.choose, "native": native_sampling.choose}
-VOCAB_SIZE = 6000
-"""More than the widest set of candidates, so that rows which need all of the vocabulary do."""
-EOS = 7
-
-
-def make_sequence(output: list[int] = (), prompt: list[int] = (1, 2, 3), **params) -> Sequence:
-    params = SamplingParams(**{"temperature": 0.0, "max_tokens": 1000, **params})
-    return Sequence(
-        "seq",
-        prompt,
-        params,
-        seed=params.seed or 0,
-        sort_key=(0, 0),
-        max_num_tokens=10_000,
-        eos_token_ids=frozenset({EOS}),
-        output_token_ids=output,
-    )
-
-
-def make_logits(num_rows: int = 1, *, seed: int = 0, spread: float = 3.0, vocab_size: int = VOCAB_SIZE):
-    return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(seed)) * spread
-
-
-def sample_one(logits: torch.Tensor, seq: Sequence) -> int | None:
-    return sample(logits.clone(), [seq])[0].token_id
-
+from tests.engine.marks import needs_native
+from tests.engine.sampling_cases import (
+    EOS,
+    TRUNCATIONS,
+    VOCAB_SIZE,
+    make_logits,
+    make_sequence,
+    sample_one,
+    survivors,
+)
 
 # --------------------------------------------------------------------------------- one parameter each
 
@@ -120,86 +98,12 @@ def test_logprobs_of_zero_report_the_chosen_token_only():
     assert wanted.logprobs["top"] == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
-@pytest.mark.parametrize("num_top", [0, 1, 20])
-def test_native_log_probabilities_are_the_reference_s(num_top, spread, dtype):
-    logits = make_logits(40, spread=spread).to(dtype)
-    logits[3, 9] = torch.nan
-    token_ids = native_sampling.choose(logits, [SamplingParams()] * 40, uniforms(range(40), range(40)))
-    assert token_ids[3] == -1
-    well = [row for row in range(40) if row != 3]
-    chosen, top_ids, top = native_sampling.logprobs(logits, token_ids, num_top)
-    expected, _, expected_top = torch_logprobs(logits, token_ids, num_top)
-    torch.testing.assert_close(chosen, expected, equal_nan=True)
-    torch.testing.assert_close(top[well], expected_top[well])
-    # In bfloat16 many are alike, and the reference has them in any order.
-    of_ids = logits.float().log_softmax(dim=-1).gather(1, top_ids)
-    torch.testing.assert_close(top[well], of_ids[well])
-    assert all(len(set(ids)) == num_top for ids in top_ids[well].tolist())
-    assert (top[3] == -torch.inf).all()
-
-
-@pytest.mark.parametrize("is_native", [True, False])
-def test_tokens_of_no_probability_are_not_among_the_likeliest(is_native, monkeypatch):
-    if not is_native:
-        monkeypatch.setattr(native, "library", lambda: None)
-    logits = torch.full((1, 100), -torch.inf)
-    logits[0, [7, 70]] = torch.tensor([1.0, 2.0])
-    [token] = sample(logits, [make_sequence(logprobs=5)])
-    assert [token_id for token_id, _ in token.logprobs["top"]] == [70, 7]
-
-
 # ------------------------------------------------------------------------------- what may be drawn
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
+@pytest.fixture(params=["torch", pytest.param("native", marks=needs_native)])
 def choose(request):
-    return IMPLEMENTATIONS[request.param]
-
-
-def survivors(logits: list[float], params: SamplingParams) -> dict[int, float]:
-    """The definition: temperature, min_p, top_k, top_p, each on what the one before left."""
-
-    def normalised(weights: dict[int, float]) -> dict[int, float]:
-        total = sum(weights.values())
-        return {token_id: weight / total for token_id, weight in weights.items()}
-
-    largest = max(logits)
-    probs = normalised(
-        {i: math.exp((logit - largest) / params.temperature) for i, logit in enumerate(logits)}
-    )
-    floor = params.min_p * max(probs.values())
-    probs = normalised({i: prob for i, prob in probs.items() if prob >= floor})
-    by_prob = sorted(probs, key=probs.get, reverse=True)
-    if params.top_k > 0:
-        by_prob = by_prob[: params.top_k]
-        probs = normalised({i: probs[i] for i in by_prob})
-    nucleus, mass = {}, 0.0
-    for i in by_prob:
-        if mass >= params.top_p:
-            break
-        nucleus[i] = probs[i]
-        mass += probs[i]
-    return normalised(nucleus)
-
-
-TRUNCATIONS = [
-    {"top_k": 1},
-    {"top_k": 40},
-    {"top_k": 300},
-    {"top_k": 5000},
-    {"top_p": 0.5},
-    {"top_p": 0.95},
-    {"top_p": 0.999},
-    {"top_p": 1e-6},
-    {"min_p": 0.1},
-    {"min_p": 1e-6},
-    {"min_p": 1.0},
-    {"top_k": 40, "top_p": 0.8, "min_p": 0.01},
-    {"top_k": 5000, "top_p": 0.7},
-    {"top_p": 0.9, "min_p": 1e-4},
-]
+    return {"torch": random_sampling.choose, "native": native_sampling.choose}[request.param]
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
@@ -277,63 +181,6 @@ def test_an_edge_of_the_nucleus_leaves_no_more_than_it_takes(choose):
     last = np.float32([1 - 2**-24])
     drawn = [choose(logits, [SamplingParams(top_p=top_p)], last).item() for top_p in (0.25, 0.26, 0.5, 0.75)]
     assert drawn == [0, 1, 1, 2]
-
-
-# ------------------------------------------------------------------------------- native and reference
-
-
-def cdf(logits: torch.Tensor, params: SamplingParams) -> tuple[list[int], np.ndarray]:
-    """The tokens that may be drawn from logits [vocab_size], in their order, and the exact CDF."""
-    left = survivors(logits.tolist(), params)
-    is_cut = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-    token_ids = sorted(left, key=lambda i: (-logits[i].item(), i)) if is_cut else sorted(left)
-    return token_ids, np.cumsum([left[i] for i in token_ids])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
-@pytest.mark.parametrize("truncation", [{}, *TRUNCATIONS], ids=str)
-def test_native_and_reference_differ_at_an_edge_between_two_tokens_at_most(truncation, temperature, dtype):
-    params = SamplingParams(temperature=temperature, **truncation)
-    logits = make_logits(seed=3).to(dtype)
-    num_draws = 256
-    numbers = uniforms([9] * num_draws, range(num_draws))
-    drawn = [
-        choose(logits.expand(num_draws, -1), [params] * num_draws, numbers).numpy()
-        for choose in IMPLEMENTATIONS.values()
-    ]
-    for draw in np.flatnonzero(drawn[0] != drawn[1]):
-        token_ids, edges = cdf(logits[0].float(), params)
-        first, second = sorted(token_ids.index(token_id) for token_id in (drawn[0][draw], drawn[1][draw]))
-        assert np.abs(edges[first:second] - numbers[draw]).max() < 1e-6
-
-
-@pytest.mark.parametrize("num_threads", [1, 2])
-def test_native_reads_bfloat16_as_it_is_with_any_number_of_threads(num_threads):
-    kinds = [{}, *TRUNCATIONS, {"temperature": 0.0}]
-    all_params = [SamplingParams(**kind) for kind in kinds]
-    logits = make_logits(len(kinds), seed=5).bfloat16()
-    numbers = uniforms(range(len(kinds)), [3] * len(kinds))
-    expected = [
-        native_sampling.choose(logits[row : row + 1].float(), [params], numbers[row : row + 1]).item()
-        for row, params in enumerate(all_params)
-    ]
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        assert native_sampling.choose(logits, all_params, numbers).tolist() == expected
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_without_native_kernels_the_reference_serves(monkeypatch):
-    monkeypatch.setattr(native, "library", lambda: None)
-    logits = make_logits(2)
-    tokens = sample(logits.clone(), [make_sequence(), make_sequence(temperature=1.0, top_p=0.9, seed=4)])
-    expected = random_sampling.choose(
-        logits, [SamplingParams(temperature=0), SamplingParams(top_p=0.9)], uniforms([0, 4], [0, 0])
-    )
-    assert [token.token_id for token in tokens] == expected.tolist()
 
 
 # ------------------------------------------------------------------------------------------ randomness

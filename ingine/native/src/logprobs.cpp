@@ -2,9 +2,23 @@
 #include "candidates.h"
 
 #include <cmath>
+#include <numeric>
 
-// Where no token was chosen (-1) its log probability is NaN. Where fewer than num_top have a probability over
-// 0, what is missing has id 0 and -inf; so it is in a row whose largest logit is not finite.
+// The likeliest tokens of a row, likeliest first, where the candidates, whose weights are over 0, are too few:
+// a logit that is far under the largest has no weight in float32, yet a log probability.
+template <typename T>
+static std::vector<int64_t> first_of_all(int64_t num_tokens, const LogitsRow<T> &row) {
+    std::vector<int64_t> token_ids(row.vocab_size());
+    std::iota(token_ids.begin(), token_ids.end(), 0);
+    num_tokens = std::min(num_tokens, row.vocab_size());
+    std::partial_sort(token_ids.begin(), token_ids.begin() + num_tokens, token_ids.end(),
+                      [&](int64_t a, int64_t b) { return row[a] > row[b] || (row[a] == row[b] && a < b); });
+    token_ids.resize(num_tokens);
+    return token_ids;
+}
+
+// Where no token was chosen (-1) its log probability is NaN. In a row whose largest logit is not finite, the
+// likeliest have id 0 and -inf.
 template <typename T>
 static void logprobs(const T *logits, const int64_t *chosen_ids, float *chosen, int64_t *top_ids, float *top,
                      int64_t num_rows, int64_t vocab_size, int64_t num_top) {
@@ -24,7 +38,8 @@ static void logprobs(const T *logits, const int64_t *chosen_ids, float *chosen, 
         auto has_enough = [&](Distribution::Part part) { return part.num_tokens >= num_top; };
         candidates.collect(weights, weights.lowest_needed(has_enough));
         int64_t rank = r * num_top;
-        for (int64_t token_id : candidates.first(num_top, row)) {
+        bool are_enough = candidates.size() >= num_top;
+        for (int64_t token_id : are_enough ? candidates.first(num_top, row) : first_of_all(num_top, row)) {
             top_ids[rank] = token_id;
             top[rank++] = row[token_id] - row.max() - log_total;
         }
