@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -33,12 +34,10 @@ class BuildError(Exception):
 def build(march: str = "native") -> Path:
     """The library for `march` (a name of g++'s), compiled first unless it is in the cache.
 
-    Raises BuildError. $CXX names another compiler than g++. Two processes may build at the same time: the
-    library appears whole, whoever is last.
+    Raises BuildError. $CXX is another compiler of GCC's than g++, or a command such as "ccache g++". Two
+    processes may build at the same time: the library appears whole, whoever is last.
     """
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
-    if compiler is None:
-        raise BuildError("there is no C++ compiler (g++, or what $CXX names)")
+    compiler = _compiler()
     sources = sorted(SOURCES.glob("*.cpp"))
     library = cache_root() / "native" / f"{_digest(compiler, march)}.so"
     if library.exists():
@@ -53,17 +52,29 @@ def build(march: str = "native") -> Path:
     return library
 
 
-def _compile(compiler: str, march: str, sources: Iterable[Path], folder: Path) -> None:
+def _compiler() -> list[str]:
+    """The command, without the arguments that are ours."""
+    named = os.environ.get("CXX", "").strip() or "g++"
+    try:
+        compiler = shlex.split(named)
+    except ValueError as error:
+        raise BuildError(f"$CXX is {named!r}, which is no command: {error}") from error
+    if shutil.which(compiler[0]) is None:
+        raise BuildError(f"there is no C++ compiler {named!r} ($CXX names another)")
+    return compiler
+
+
+def _compile(compiler: list[str], march: str, sources: Iterable[Path], folder: Path) -> None:
     """All sources at once, then linked without OpenMP's runtime, since the process has torch's."""
     objects = {str(source): str(folder / f"{source.stem}.o") for source in sources}
     flags = [*FLAGS, f"-march={march}"]
     with ThreadPoolExecutor() as threads:
         list(
             threads.map(
-                _run, ([compiler, *flags, "-c", source, "-o", made] for source, made in objects.items())
+                _run, ([*compiler, *flags, "-c", source, "-o", made] for source, made in objects.items())
             )
         )
-    _run([compiler, "-shared", *objects.values(), "-o", str(folder / "kernels.so")])
+    _run([*compiler, "-shared", *objects.values(), "-o", str(folder / "kernels.so")])
 
 
 def _run(command: list[str]) -> None:
@@ -72,10 +83,12 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{' '.join(command)}: {done.stderr.strip()[-2000:]}")
 
 
-def _digest(compiler: str, march: str) -> str:
+def _digest(compiler: list[str], march: str) -> str:
     """Of all that the library depends on: one cache may be shared by machines that differ."""
-    stat = os.stat(compiler)
-    parts = [march, *FLAGS, str(stat.st_size), str(stat.st_mtime_ns), _cpu() if march == "native" else ""]
+    parts = [march, *FLAGS, *compiler, _cpu() if march == "native" else ""]
+    for program in filter(None, map(shutil.which, compiler)):  # ccache, and what it calls
+        stat = os.stat(program)
+        parts += [str(stat.st_size), str(stat.st_mtime_ns)]
     for source in sorted(SOURCES.iterdir()):
         parts += [source.name, source.read_text()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

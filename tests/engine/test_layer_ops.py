@@ -6,6 +6,9 @@ import torch
 from ingine import native
 from ingine.layers.ops import TorchOps
 from ingine.native.layer_ops import NativeOps
+from tests.engine.marks import needs_native
+
+pytestmark = needs_native
 
 DTYPES = [torch.float32, torch.bfloat16]
 NUM_ROWS = [1, 3, 64]

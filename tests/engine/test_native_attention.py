@@ -18,10 +18,11 @@ from ingine.kernels import select_kernels
 from ingine.models import load_model
 from ingine.native.compiler import build
 from ingine.sampling_params import SamplingParams
+from tests.engine.marks import needs_native
 from tests.engine.packed import BlockPool, PackedModel, PagedSequence
 from tests.engine.paged_attention import Attention
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="this machine has no C++ compiler")
+pytestmark = needs_native
 
 CPU = torch.device("cpu")
 MARCHES = ["native", "x86-64-v3", "x86-64"]

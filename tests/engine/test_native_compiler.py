@@ -1,14 +1,18 @@
 """Compiling the native kernels, and what happens where that is not possible."""
 
 import logging
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ingine import native
 from ingine.native.compiler import BuildError, build
+from tests.engine.marks import needs_native
 
 
 @pytest.fixture
@@ -28,6 +32,7 @@ def source(tmp_path, monkeypatch):
     return source
 
 
+@needs_native
 def test_the_library_is_compiled_once(cache, source):
     first = build()
     made = first.stat().st_mtime_ns
@@ -35,14 +40,25 @@ def test_the_library_is_compiled_once(cache, source):
     assert list((cache / "native").iterdir()) == [first], "nothing half made is left beside it"
 
 
+@needs_native
 def test_each_kind_of_cpu_has_a_library_of_its_own(cache, source):
     assert build("x86-64") != build("x86-64-v3")
 
 
+@needs_native
 def test_the_process_has_one_openmp_runtime():
     assert native.library() is not None
-    with open("/proc/self/maps") as maps:
-        assert len({line.split()[-1] for line in maps if "libgomp" in line}) == 1
+    assert len(native.openmp_runtimes(Path("/proc/self/maps").read_text())) == 1
+
+
+def test_of_several_openmp_runtimes_torch_s_own_is_taken(monkeypatch):
+    monkeypatch.setattr(torch, "__file__", "/home/a user/site-packages/torch/__init__.py")
+    line = "7f2-7f3 r-xp 0000 08:01 17       "
+    others = ["/usr/lib/libgomp.so.1", "/home/a user/site-packages/torchvision.libs/libgomp-1.so.1"]
+    own = "/home/a user/site-packages/torch/lib/libgomp.so.1"
+    maps = [f"{line}{path}" for path in (*others, own)]
+    assert native.openmp_runtimes("\n".join([*maps, "7f4-7f5 rw-p 0000 00:00 0 "])) == {own}
+    assert native.openmp_runtimes("\n".join(maps[:2])) == set(others)
 
 
 def test_no_compiler_costs_speed_and_one_line_in_the_log(monkeypatch, cache, caplog):
@@ -58,6 +74,27 @@ def test_no_compiler_costs_speed_and_one_line_in_the_log(monkeypatch, cache, cap
     assert "plain torch" in line and "no C++ compiler" in line
 
 
+@needs_native
+def test_cxx_may_be_a_command_with_arguments(monkeypatch, cache, source, tmp_path):
+    source.write_text('extern "C" int answer() { return ANSWER; }')
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text('#!/bin/sh\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    compiler = os.environ.get("CXX") or "g++"
+    answers = []
+    for number in (1, 2):
+        monkeypatch.setenv("CXX", f"{wrapper} {compiler} -DANSWER={number}")
+        answers.append(native.load(build()).answer())
+    assert answers == [1, 2]
+
+
+@pytest.mark.parametrize("named", ["no-such-compiler -O2", "g++ '"])
+def test_what_cxx_names_is_in_the_message(monkeypatch, named):
+    monkeypatch.setenv("CXX", named)
+    with pytest.raises(BuildError, match=re.escape(repr(named))):
+        build()
+
+
 def test_a_compiler_that_fails_is_quoted(monkeypatch, cache, source, tmp_path):
     script = tmp_path / "broken"
     script.write_text("#!/bin/sh\necho 'internal compiler error' >&2\nexit 1\n")
@@ -67,6 +104,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, cache, source, tmp_path):
         build()
 
 
+@needs_native
 def test_a_cache_that_cannot_be_written_is_no_reason_to_die(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("INGINE_CACHE_DIR", str(tmp_path / "file"))
@@ -74,6 +112,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_die(monkeypatch, tmp_pat
         build()
 
 
+@needs_native
 def test_another_source_is_another_library(cache, source):
     first = build()
     source.write_text('extern "C" int answer() { return 2; }')
@@ -81,6 +120,7 @@ def test_another_source_is_another_library(cache, source):
     assert [native.load(first).answer(), native.load(second).answer()] == [1, 2]
 
 
+@needs_native
 def test_two_processes_may_build_at_the_same_time(cache):
     command = [sys.executable, "-c", "from ingine.native.compiler import build; print(build())"]
     builds = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -1,5 +1,5 @@
-// Vectors of numbers, as wide as the machine's registers: GCC's vector extensions, which compile everywhere,
-// and intrinsics for the few operations that these do not express.
+// Vectors of numbers, as wide as the machine's registers: the vector extensions of GCC, for any CPU (clang
+// has no __builtin_shuffle), and intrinsics for the few operations that these do not express.
 #pragma once
 #include "vec.h"
 
