@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +35,8 @@ class AttentionMetadata:
     """Query tokens of each sequence, on the host: a backend never needs to wait for the device."""
     kv_lens: list[int]
     """seq_lens on the host."""
-    plan: dict[Any, Any] = field(default_factory=dict)
-    """What a backend works out once a step and uses in every layer."""
+    plan: dict[int | None, object] = field(default_factory=dict)
+    """By sliding window: what a backend works out once a step and uses in every layer that has this one."""
 
 
 class AttentionBackend(ABC):

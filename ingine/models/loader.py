@@ -1,4 +1,8 @@
-"""From a folder of safetensors to a decoder, shard by shard: no second copy of the weights is ever made."""
+"""From a folder of safetensors to a decoder, shard by shard, without a second copy of all weights.
+
+Packing copies one matrix at a time. An int8 model with a tied embedding keeps the matrix in bfloat16 besides,
+for the embedding.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -49,6 +49,7 @@ class NativeBfloat16(WeightFormat):
         bias = None if bias is None else bias.float()
         weight_address, bias_address = packed.data_ptr(), None if bias is None else bias.data_ptr()
 
+        # C++ has addresses only: the default argument keeps the memory behind them as long as the product.
         def product(x: Tensor, _owned: tuple[Tensor, Tensor | None] = (packed, bias)) -> Tensor:
             out = x.new_empty((x.shape[0], n))
             linear(x.data_ptr(), weight_address, bias_address, out.data_ptr(), x.shape[0], n, k)
@@ -81,6 +82,7 @@ class NativeInt8(WeightFormat):
         addresses = [None if t is None else t.data_ptr() for t in (packed, scales, sums, bias)]
         rotation = rotation_size(k)
 
+        # As above, a default argument keeps the memory.
         def product(x: Tensor, _owned: tuple[Tensor | None, ...] = (packed, scales, sums, bias)) -> Tensor:
             out = x.new_empty((x.shape[0], n))
             linear(x.data_ptr(), *addresses, out.data_ptr(), x.shape[0], n, k, rotation)
