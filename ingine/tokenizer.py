@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import jinja2
 from tokenizers import Tokenizer as CoreTokenizer
 
 from ingine.chat_template import ChatTemplate
@@ -91,7 +90,9 @@ class Tokenizer:
             raise InvalidRequest(ErrorCode.INVALID_MESSAGES, "a conversation has at least one message")
         try:
             text = self._chat_template.render(messages, now or datetime.now(UTC))
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        # A template is a program by whoever made the model, and raises whatever programs raise: it can make
+        # nothing of these messages, and the engine is sound.
+        except Exception as error:
             raise InvalidRequest(
                 ErrorCode.INVALID_MESSAGES, f"the model's chat template refuses these messages: {error}"
             ) from None

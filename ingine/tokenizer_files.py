@@ -11,6 +11,9 @@ from tokenizers import Tokenizer as CoreTokenizer
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Classes of transformers that take tokenizer.json as it is, and have no special tokens of their own."""
+ADD_PREFIX_SPACE = {"GPT2Tokenizer": False, "LlamaTokenizer": True, "Qwen2Tokenizer": False}
+"""Classes that take vocabulary, merges and post-processor from tokenizer.json and make the rest themselves,
+as in the file if `add_prefix_space` is what it is here."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +31,36 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         named = _named_tokens(folder, config)
+        special_tokens = {role: token for role, token in named.items() if token is not None}
+        expected = {*special_tokens.values(), *_declared_tokens(config)}
         chat_template = _chat_template(folder, config)
-        core = CoreTokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # of a missing or damaged file; the tokenizers library raises plain ones
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, no JSON, or of other types
         return None
-    special_tokens = {role: token for role, token in named.items() if token is not None}
-    added = {token.content for token in core.get_added_tokens_decoder().values()}
-    if not added.issuperset([*special_tokens.values(), *_declared_tokens(config)]):
+    try:
+        core = CoreTokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # the tokenizers library raises plain ones
+        return None
+    if not expected <= {token.content for token in core.get_added_tokens_decoder().values()}:
         return None  # transformers would add them
     if config.get("split_special_tokens") or config.get("fix_mistral_regex"):
         return None  # transformers would change how text is cut
-    if (
-        config.get("tokenizer_class") not in GENERIC_CLASSES
-        and not {"bos_token", "eos_token"} <= named.keys()
-    ):
-        return None  # the class has its own
+    if _leaves_more_to_its_class(config, named, core):
+        return None
     return TokenizerFiles(core, special_tokens, chat_template)
+
+
+def _leaves_more_to_its_class(
+    config: dict[str, Any], named: dict[str, str | None], core: CoreTokenizer
+) -> bool:
+    """Whether the class that the config names may have other special tokens, or cut text in another way."""
+    if config.get("tokenizer_class") in GENERIC_CLASSES:
+        return False
+    name = str(config.get("tokenizer_class")).removesuffix("Fast")
+    if name not in ADD_PREFIX_SPACE or not {"bos_token", "eos_token"} <= named.keys():
+        return True
+    if name == "LlamaTokenizer" and (core.normalizer is not None or config.get("legacy")):
+        return True  # files of Llama 2 have the space before a text in a normalizer, the class has none
+    return config.get("add_prefix_space") not in (None, ADD_PREFIX_SPACE[name])
 
 
 def _named_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str | None]:

@@ -167,6 +167,88 @@ def test_transformers_is_asked_where_its_classes_change_the_tokenizer(changes, t
     assert ours.eos_token_ids == {theirs.eos_token_id}
 
 
+@pytest.mark.parametrize(
+    ("made_by", "changes"),
+    [
+        ("llama", {"add_prefix_space": False}),
+        ("gpt2", {"add_prefix_space": True}),
+        ("qwen2", {"add_prefix_space": True}),
+        ("llama", {"legacy": True}),
+        ("llama", {"tokenizer_class": "GemmaTokenizer"}),
+        ("generic", {"tokenizer_class": None}),
+        ("llama", {"tokenizer_class": ["LlamaTokenizer"]}),
+    ],
+    ids=str,
+)
+def test_transformers_is_asked_where_a_class_would_cut_text_in_another_way(made_by, changes, tmp_path):
+    CLASSES[made_by]().save_pretrained(tmp_path)
+    edit_config(tmp_path, **changes)
+    assert read_tokenizer_files(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("made_by", "changes"),
+    [
+        ("llama", {"add_prefix_space": False}),
+        ("llama", {"tokenizer_class": "LlamaTokenizerFast"}),
+        ("llama", {"tokenizer_class": "GemmaTokenizer"}),
+        ("gpt2", {"add_prefix_space": True}),
+        ("gpt2", {"add_prefix_space": False}),
+        ("qwen2", {"add_prefix_space": True}),
+    ],
+    ids=str,
+)
+def test_a_class_gives_what_transformers_makes_of_it(made_by, changes, tmp_path):
+    CLASSES[made_by]().save_pretrained(tmp_path)
+    edit_config(tmp_path, **changes)
+    ours, theirs = Tokenizer.from_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in (*TEXTS, "<s>a"):
+        assert ours.encode(text) == theirs(text).input_ids
+
+
+def test_a_file_of_llama_2_is_left_to_its_class(tmp_path):
+    sentencepiece_like().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    prepend, replace = {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "content": "▁"}
+    content["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [prepend, replace | {"pattern": {"String": " "}}],
+    }
+    file.write_text(json.dumps(content | {"pre_tokenizer": None}))
+    ours, theirs = Tokenizer.from_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.encode("a</s>a") == theirs("a</s>a").input_ids
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[1]",
+        "[]",
+        '{"added_tokens_decoder": [1]}',
+        '{"eos_token": {"x": 1}}',
+        '{"eos_token": [[]]}',
+        "\udcff",
+    ],
+)
+def test_what_is_wrong_with_a_config_is_transformers_to_say(config, tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_bytes(config.encode(errors="surrogateescape"))
+    assert read_tokenizer_files(tmp_path) is None
+
+
+def test_a_damaged_folder_is_a_config_error(tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    edit_config(tmp_path, added_tokens_decoder=[1])
+    with pytest.raises(ConfigError, match="no usable tokenizer"):
+        Tokenizer.from_folder(tmp_path)
+    edit_config(tmp_path, added_tokens_decoder=None)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match="no usable tokenizer"):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_special_tokens_in_a_file_of_their_own(tmp_path):
     """As transformers 4 wrote it."""
     make_tokenizer().save_pretrained(tmp_path)
@@ -254,6 +336,21 @@ REFUSING = "{% if messages[0].role != 'user' %}{{ raise_exception('the user spea
 def test_messages_that_the_template_refuses(messages, says):
     with pytest.raises(InvalidRequest, match=says) as error:
         Tokenizer.from_transformers(make_tokenizer(chat_template=REFUSING)).encode_chat(messages)
+    assert error.value.code == "invalid_messages"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ 10 ** 400 * 1.5 }}", "too large"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{{ 'x'.encode('no such') }}", "unknown encoding"),
+    ],
+)
+def test_a_template_that_fails_on_messages_refuses_them(template, says):
+    with pytest.raises(InvalidRequest, match=says) as error:
+        Tokenizer.from_transformers(make_tokenizer(chat_template=template)).encode_chat(CHAT)
     assert error.value.code == "invalid_messages"
 
 
