@@ -3,14 +3,26 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.models.registry import ArchitectureOptions, find_architecture
 from ingine.models.rope import rope_frequencies, rope_parameters, yarn_frequencies
+
+_Checked = TypeVar("_Checked", bound=BaseModel)
+
+
+class _Names(BaseModel):
+    """What is read of the file itself: transformers would put a family's defaults in."""
+
+    model_config = ConfigDict(strict=True)
+
+    architectures: list[str] | None = None
+    eos_token_id: int | list[int] | None = None
+    """In generation_config.json too."""
 
 
 class _HFConfig(BaseModel):
@@ -25,7 +37,7 @@ class _HFConfig(BaseModel):
     num_attention_heads: PositiveInt
     num_key_value_heads: PositiveInt | None
     max_position_embeddings: PositiveInt
-    rms_norm_eps: PositiveFloat
+    rms_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     head_dim: PositiveInt | None = None
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
@@ -71,25 +83,22 @@ class ModelConfig:
         """Raises ConfigError (config.json is missing or wrong) or UnsupportedModel (it is beyond us)."""
         file = path / "config.json"
         raw = read_json(file)
-        architecture, options = find_architecture(raw.get("architectures") or [])
+        names = _checked(_Names, raw, file)
+        architecture, options = find_architecture(names.architectures or [])
         values = raw if _says_all(raw, options) else _completed(path)
-        try:
-            config = _HFConfig.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError(f"{file}: {error}") from error
+        config = _checked(_HFConfig, values, file)
         _refuse_unsupported(config)
 
         num_heads = config.num_attention_heads
         num_kv_heads = config.num_key_value_heads or num_heads
         if num_heads % num_kv_heads:
             raise ConfigError(f"{path}: {num_heads} heads cannot share {num_kv_heads} key/value heads evenly")
-        head_dim = config.head_dim or config.hidden_size // num_heads
-        if head_dim % 2:
-            raise ConfigError(f"{path}: heads of {head_dim} have no halves for rotary positions to rotate")
+        head_dim = _head_dim(config, file)
         try:
             rope = rope_parameters(values)
             inv_freq, attention_scaling = _frequencies(rope, head_dim, path)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            max_position_embeddings = _max_position_embeddings(config, rope)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{file}: wrong parameters of rotary positions: {error!r}") from error
         attention_bias = options.attention_bias == "config" and config.attention_bias
         return cls(
@@ -102,7 +111,7 @@ class ModelConfig:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             rms_norm_eps=config.rms_norm_eps,
-            max_position_embeddings=_max_position_embeddings(config, rope),
+            max_position_embeddings=max_position_embeddings,
             rope_inv_freq=tuple(inv_freq.tolist()),
             rope_attention_scaling=attention_scaling,
             sliding_windows=_sliding_windows(config, options),
@@ -110,7 +119,7 @@ class ModelConfig:
             qkv_bias=options.attention_bias == "qkv" or attention_bias,
             output_bias=attention_bias,
             qk_norm=options.qk_norm,
-            eos_token_ids=_eos_token_ids(path, raw),
+            eos_token_ids=_eos_token_ids(path, names),
             dtype=_dtype(config, file),
         )
 
@@ -126,6 +135,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no JSON object")
     return content
+
+
+def _checked(model: type[_Checked], values: dict[str, Any], file: Path) -> _Checked:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def _says_all(raw: dict[str, Any], options: ArchitectureOptions) -> bool:
@@ -159,6 +175,19 @@ def _refuse_unsupported(config: _HFConfig) -> None:
         raise UnsupportedModel(f"unsupported hidden_act: {config.hidden_act} (silu works)")
     if config.mlp_bias:
         raise UnsupportedModel("unsupported: mlp_bias")
+
+
+def _head_dim(config: _HFConfig, file: Path) -> int:
+    num_heads = config.num_attention_heads
+    if config.head_dim is None and config.hidden_size % num_heads:
+        raise ConfigError(
+            f"{file}: hidden_size {config.hidden_size} is no multiple of its {num_heads} heads, and there is "
+            "no head_dim"
+        )
+    head_dim = config.head_dim or config.hidden_size // num_heads
+    if head_dim % 2:
+        raise ConfigError(f"{file}: heads of {head_dim} have no halves for rotary positions to rotate")
+    return head_dim
 
 
 def _frequencies(rope: dict[str, Any], head_dim: int, path: Path) -> tuple[torch.Tensor, float]:
@@ -198,10 +227,10 @@ def _dtype(config: _HFConfig, file: Path) -> torch.dtype:
     return dtype
 
 
-def _eos_token_ids(path: Path, raw: dict[str, Any]) -> tuple[int, ...]:
+def _eos_token_ids(path: Path, names: _Names) -> tuple[int, ...]:
     generation = path / "generation_config.json"
-    named = [raw.get("eos_token_id")]
+    named = [names.eos_token_id]
     if generation.exists():
-        named.append(read_json(generation).get("eos_token_id"))
+        named.append(_checked(_Names, read_json(generation), generation).eos_token_id)
     token_ids = [token_id for value in named for token_id in (value if isinstance(value, list) else [value])]
     return tuple(dict.fromkeys(token_id for token_id in token_ids if token_id is not None))

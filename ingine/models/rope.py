@@ -14,8 +14,16 @@ from torch import Tensor
 
 from ingine.errors import ConfigError, UnsupportedModel
 
-SUPPORTED_ROPE = ("default", "linear", "llama3", "yarn")
-"""Frequencies that do not depend on the sequence. `dynamic` and `longrope` change with its length: one
+_LENGTH = "original_max_position_embeddings"
+SUPPORTED_ROPE = {
+    "default": ("rope_theta",),
+    "linear": ("rope_theta", "factor"),
+    "llama3": ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", _LENGTH),
+    "yarn": ("rope_theta", _LENGTH),
+}
+"""By `rope_type`, the numbers that its frequencies cannot do without.
+
+None of these frequencies depends on the sequence. `dynamic` and `longrope` change with its length: one
 request would change another's tokens, and cached keys would be wrong once their sequence had grown."""
 
 DEFAULT_THETA = 10_000.0
@@ -24,7 +32,7 @@ DEFAULT_THETA = 10_000.0
 def rope_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
     """From a config.json, also an old one, what transformers calls `rope_parameters`.
 
-    Raises UnsupportedModel for what does not run here, ValueError or TypeError for what is wrong.
+    Raises UnsupportedModel for what does not run here, KeyError, ValueError or TypeError for what is wrong.
     """
     parameters = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
     if any(isinstance(value, dict) for value in parameters.values()):
@@ -38,11 +46,28 @@ def rope_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
         )
     if parameters["partial_rotary_factor"] != 1.0:
         raise UnsupportedModel("unsupported: partial_rotary_factor")
-    key = "original_max_position_embeddings"
-    if key in raw:
-        parameters[key] = raw[key]
-    parameters.setdefault(key, raw["max_position_embeddings"])
+    if _LENGTH in raw:
+        parameters[_LENGTH] = raw[_LENGTH]
+    parameters.setdefault(_LENGTH, raw["max_position_embeddings"])
+    _check_numbers(parameters)
     return parameters
+
+
+def _check_numbers(parameters: Mapping[str, Any]) -> None:
+    """Raises KeyError or ValueError: most wrong numbers would not fail, but give positions of NaN."""
+    rope_type = parameters["rope_type"]
+    keys = SUPPORTED_ROPE[rope_type]
+    if rope_type == "yarn" and parameters.get("factor") is not None:  # else it follows from the lengths
+        keys = (*keys, "factor")
+    for key in keys:
+        value = parameters[key]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
+            raise ValueError(f"{key} is {value!r}, and no positive number")
+    if rope_type == "llama3":
+        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+        if low >= high:
+            raise ValueError(f"high_freq_factor is {high}, and not more than low_freq_factor, {low}")
 
 
 def rope_frequencies(parameters: Mapping[str, Any], head_dim: int) -> Tensor:

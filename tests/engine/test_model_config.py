@@ -1,6 +1,7 @@
 """config.json, read without transformers: what its own classes make of the same file."""
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -186,6 +187,10 @@ def test_rotary_frequencies_of_any_size_and_scaling(seed, tmp_path):
     assert_as_transformers(write_config(tmp_path, "llama", head_dim=head_dim, rope_parameters=rope))
 
 
+def llama3_rope(*, low: float, high: float) -> dict:
+    return {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": low, "high_freq_factor": high}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -198,19 +203,26 @@ def test_rotary_frequencies_of_any_size_and_scaling(seed, tmp_path):
         ({"dtype": "float7"}, "float7"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "freq_factor"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor is 0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": math.nan}}, "factor is nan"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": None}}, "factor is None"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 1e308}}, "rotary"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": math.nan}}, "factor is nan"),
+        ({"rope_scaling": llama3_rope(low=4.0, high=4.0)}, "high_freq_factor is 4.0"),
+        ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"rope_theta": math.nan}, "rope_theta is nan"),
+        ({"rope_theta": True}, "rope_theta is True"),
+        ({"rms_norm_eps": math.inf}, "rms_norm_eps"),
+        ({"hidden_size": 130}, "hidden_size 130"),
+        ({"hidden_size": 4}, "hidden_size 4"),
+        ({"eos_token_id": "2"}, "eos_token_id"),
+        ({"eos_token_id": [2, "x"]}, "eos_token_id"),
+        ({"eos_token_id": {"a": 1}}, "eos_token_id"),
+        ({"architectures": [5]}, "architectures"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures"),
         ({"rope_scaling": "twice"}, "rotary"),
         ({"rope_theta": "high"}, "rotary"),
-        (
-            {
-                "rope_scaling": {
-                    "rope_type": "llama3",
-                    "factor": 8.0,
-                    "low_freq_factor": 0,
-                    "high_freq_factor": 4.0,
-                }
-            },
-            "rotary",
-        ),
+        ({"rope_scaling": llama3_rope(low=0, high=4.0)}, "low_freq_factor is 0"),
     ],
     ids=str,
 )
@@ -218,6 +230,13 @@ def test_a_wrong_value_is_named(changes, says, tmp_path):
     with pytest.raises(ConfigError, match=says) as error:
         ModelConfig.from_folder(write_config(tmp_path, "llama", **changes))
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_wrong_value_in_generation_config_is_named(tmp_path):
+    write_config(tmp_path, "llama")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": ["2"]}')
+    with pytest.raises(ConfigError, match=r"(?s)generation_config.*eos_token_id"):
+        ModelConfig.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
