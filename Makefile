@@ -59,7 +59,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 # The allocator that vLLM's documentation asks for, where it can be had from Debian; no root is needed.
 .rivals/tcmalloc:
-	@mkdir -p $@.unfinished
-	@cd $@.unfinished && apt-get download --quiet libtcmalloc-minimal4 && dpkg --extract *.deb . || \
-		echo "no tcmalloc for vLLM: it runs without"
-	@mv $@.unfinished $@
+	@rm -rf $@.unfinished && mkdir -p $@.unfinished
+	@(cd $@.unfinished && apt-get download --quiet libtcmalloc-minimal4 && dpkg --extract *.deb .) && \
+		mv $@.unfinished $@ || echo "no tcmalloc for vLLM: it runs without"

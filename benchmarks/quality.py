@@ -194,6 +194,9 @@ def main() -> None:
     texts |= {path.name: path.read_text(errors="replace") for path in options.text}
     path = resolve_model(DEFAULT_MODEL)
     tokenizer = Tokenizer.from_folder(path)
+    token_ids_of = {name: tokenizer.encode(text)[: options.tokens] for name, text in texts.items()}
+    if short := [name for name, token_ids in token_ids_of.items() if len(token_ids) < WINDOW]:
+        parser.error(f"{', '.join(short)}: fewer than {WINDOW} tokens, which is a window")
     models = {
         name: load_model(path, dtype=dtype, device=CPU, kernels=kernels)
         for name, (dtype, kernels) in variants().items()
@@ -209,7 +212,7 @@ def main() -> None:
         "texts": {},
     }
     for name, text in texts.items():
-        token_ids = tokenizer.encode(text)[: options.tokens]
+        token_ids = token_ids_of[name]
         figures = measure(models, token_ids)
         print(f"\n{name}: {len(token_ids)} tokens")
         print_table(figures)

@@ -11,7 +11,6 @@ Medians of `--rounds` fresh processes of each, taking turns; and what the time o
 """
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Annotated
 
 import typer
 from machine import machine
+from rivals.page_cache import evict
 
 from ingine.model_store import DEFAULT_MODEL, resolve_model
 from producer import Client
@@ -59,12 +59,9 @@ def start_worker(model: str, server: EmbeddedServer) -> dict:
 
 def drop_from_page_cache(model: str) -> None:
     """What a start reads: the packages, Python's own library and the model."""
-    for folder in (*map(Path, sys.path), resolve_model(model)):
-        for path in folder.rglob("*") if folder.is_dir() else ():
-            if path.is_file():
-                fd = os.open(path, os.O_RDONLY)
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-                os.close(fd)
+    folders = [folder for folder in map(Path, sys.path) if folder.is_dir()]
+    # A hub's folder has links to files elsewhere.
+    evict([*folders, *(path.resolve() for path in resolve_model(model).iterdir())])
 
 
 def measure(start: Callable[[], dict]) -> dict:

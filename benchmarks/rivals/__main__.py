@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,32 +11,38 @@ from rich.console import Console
 
 from benchmarks.rivals.child import ROOT
 from benchmarks.rivals.lineup import lineup
-from benchmarks.rivals.plan import LOAD, REFERENCE, SYSTEMS
+from benchmarks.rivals.plan import LOAD, REFERENCE, SYSTEMS, System
 from benchmarks.rivals.report import as_json, table
 from benchmarks.rivals.run import Run
 from benchmarks.rivals.workloads import ARRIVALS, START_COLD, START_WARM, WORKLOADS, describe
 from ingine.model_store import DEFAULT_MODEL, resolve_model
 from ingine.tokenizer import Tokenizer
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results" / "rivals-cpu.json"
 ALL_WORKLOADS = (*WORKLOADS, ARRIVALS, START_COLD, START_WARM)
+NUM_ROUNDS = 3
 
 
 def main(
     only: Annotated[str, typer.Option(help="Workloads, by comma.")] = ",".join(ALL_WORKLOADS),
     systems: Annotated[str, typer.Option(help="Systems, by comma.")] = ",".join(SYSTEMS),
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; what is slow has fewer, see plan.py.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds; what is slow has fewer, see plan.py.")
+    ] = NUM_ROUNDS,
     requests_per_s: Annotated[
         float | None,
         typer.Option(help=f"Of the arrivals. Default: {LOAD} of {REFERENCE}'s, as `mixed` measures it."),
     ] = None,
-    json_path: Annotated[Path, typer.Option("--json", help="Where figures go.")] = RESULTS
-    / "rivals-cpu.json",
+    json_path: Annotated[
+        Path | None,
+        typer.Option("--json", help="Where figures and plots go. Default: results/, but nowhere of a part."),
+    ] = None,
     plots: Annotated[bool, typer.Option(help="Draw plots, beside the figures.")] = True,
 ) -> None:
     """Measure all systems on all workloads, in turns: a table, a JSON file and plots."""
     chosen = [SYSTEMS[name] for name in _names(systems, SYSTEMS)]
     workloads = _names(only, ALL_WORKLOADS)
+    json_path = json_path or default_path(workloads, chosen, rounds, requests_per_s)
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)  # or a log would have a table of 80 columns, which are too few
@@ -60,15 +66,27 @@ def main(
                 systems=running.about,
                 requests_per_s=run.requests_per_s,
             )
-            json_path.write_text(json.dumps(report, indent=1) + "\n")
+            if json_path:
+                json_path.write_text(json.dumps(report, indent=1) + "\n")
             # Starts have processes of their own.
             to_come = set(workloads[position + 1 :]) - {START_COLD, START_WARM}
             running.close_all(but={system.name for system in chosen if system.max_rounds.keys() & to_come})
     console.print(table(report))
+    if json_path is None:
+        show("a part of the run, so it is not written: --json PATH does that")
+        return
     show(f"written to {json_path}")
     if plots:
         command = [ROOT / ".rivals" / "plots" / "bin" / "python", "-m", "benchmarks.rivals.plots"]
         subprocess.run([*command, json_path.resolve(), json_path.resolve().parent], cwd=ROOT, check=True)
+
+
+def default_path(
+    workloads: Sequence[str], systems: Sequence[System], num_rounds: int, requests_per_s: float | None
+) -> Path | None:
+    """Where figures go unless somebody says it: a part of a run must not replace those of a whole one."""
+    is_whole = (len(workloads), len(systems), num_rounds) == (len(ALL_WORKLOADS), len(SYSTEMS), NUM_ROUNDS)
+    return RESULTS if is_whole and requests_per_s is None else None
 
 
 def _names(given: str, known: Collection[str]) -> list[str]:

@@ -52,11 +52,12 @@ def table(report: dict[str, Any]) -> Table:
     built = Table(box=SIMPLE, title="medians; in brackets least and most")
     built.add_column("workload", no_wrap=True)
     built.add_column("system", no_wrap=True)
+    built.add_column("rounds", justify="right")
     for name in shown:
         built.add_column(COLUMNS[name][0], justify="right")
     for row in rows:
         cells = [_cell(row["figures"].get(name), name) for name in shown]
-        built.add_row(row["workload"], row["system"], *cells)
+        built.add_row(row["workload"], row["system"], str(len(row["rounds"])), *cells)
         if row["error"]:
             built.add_row("", f"  failed: {row['error'][:70]}")
     return built

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks.rivals.__main__ import ALL_WORKLOADS, NUM_ROUNDS, RESULTS, default_path
 from benchmarks.rivals.child import ROOT, Child, SystemFailed
 from benchmarks.rivals.figures import error_of, median_of, systems_with
 from benchmarks.rivals.lineup import lineup
@@ -20,6 +22,7 @@ from benchmarks.rivals.protocol import Recording, Request
 from benchmarks.rivals.report import as_json, table
 from benchmarks.rivals.run import Run
 from benchmarks.rivals.summary import agreement, latencies, over_rounds, throughput
+from benchmarks.rivals.systems.ingine import git_commit
 from benchmarks.rivals.workloads import (
     ARRIVALS,
     SHARED_PREFIX_TOKENS,
@@ -328,6 +331,7 @@ def test_the_table_shows_each_system_and_why_one_failed(report):
     assert "failed: load: ValueError: no room" in text
     assert "TTFT p50 ms" in text
     assert text.count("ingine") == 5
+    assert [line.split()[2] for line in text.splitlines() if line.split()[1:2] == ["new"]] == ["1"]  # rounds
 
 
 def test_plots_are_drawn_from_a_report_with_gaps_in_it(report, tmp_path):
@@ -338,6 +342,21 @@ def test_plots_are_drawn_from_a_report_with_gaps_in_it(report, tmp_path):
     assert set(drawn) == {f"rivals-{name}.svg" for name in ("streams", "long", "latency", "start")}
     assert ">new</text>" in drawn["rivals-streams.svg"]
     assert ">failed</text>" not in drawn["rivals-start.svg"]  # what has no figure at all has no row
+
+
+def test_a_part_of_a_run_is_written_only_where_it_is_told_to():
+    systems = list(SYSTEMS.values())
+    assert default_path(ALL_WORKLOADS, systems, NUM_ROUNDS, None) == RESULTS
+    assert default_path(ALL_WORKLOADS[1:], systems, NUM_ROUNDS, None) is None
+    assert default_path(ALL_WORKLOADS, systems[1:], NUM_ROUNDS, None) is None
+    assert default_path(ALL_WORKLOADS, systems, 1, None) is None
+    assert default_path(ALL_WORKLOADS, systems, NUM_ROUNDS, 2.0) is None
+
+
+def test_ingine_says_which_commit_it_is(monkeypatch):
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", git_commit().get("commit", "0" * 40))  # {}: no checkout
+    monkeypatch.setenv("PATH", "")
+    assert git_commit() == {}
 
 
 # The plan

@@ -1,11 +1,13 @@
 """This checkout's engine, in process. Options are fields of `EngineConfig`."""
 
+import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from benchmarks.rivals.child import ROOT
 from benchmarks.rivals.protocol import Loaded, Request, serve
 from benchmarks.rivals.stepping import Stepping
 from ingine import __version__
@@ -29,11 +31,28 @@ class IngineSteps:
 
 def load(model: str, options: dict[str, Any]) -> Loaded:
     engine = Engine(EngineConfig(model=model, **options))
+    kernels = engine._runner._model.kernels
     return Loaded(
         Stepping(IngineSteps(engine)),
-        versions={"ingine": __version__, "torch": torch.__version__},
-        settings={**asdict(engine.config), "torch_threads": torch.get_num_threads()},
+        versions={"ingine": __version__, "torch": torch.__version__} | git_commit(),
+        settings={
+            **asdict(engine.config),
+            "torch_threads": torch.get_num_threads(),
+            "attention": kernels.attention.name,
+            "layer_operations": kernels.ops.name,
+            "weights": kernels.weights.name,
+        },
     )
+
+
+def git_commit() -> dict[str, str]:
+    """The checkout's, with `-dirty` where its files are not as committed; {} without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": said.stdout.strip()}
 
 
 if __name__ == "__main__":
