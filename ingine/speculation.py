@@ -75,6 +75,8 @@ class Speculator:
         self._num_steps += 1
         cost = self._cost(num_seqs)
         if num_draft_tokens:
+            if not cost.plain_s:
+                return  # nothing to tell the drafts' share by
             if self._num_steps - cost.drafted_at > PROBE_INTERVAL:
                 cost.per_draft_token_s.clear()
             cost.per_draft_token_s.append((seconds - min(cost.plain_s)) / num_draft_tokens)

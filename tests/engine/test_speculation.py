@@ -380,6 +380,12 @@ def test_a_plain_step_is_due_now_and_then():
     assert last.count(0) == 1
 
 
+def test_drafts_before_a_plain_step_of_their_size_tell_nothing():
+    speculator = Speculator(8)
+    speculator.observe(num_seqs=2, num_draft_tokens=3, seconds=0.02)
+    assert not speculator._cost(2).per_draft_token_s
+
+
 def test_what_was_too_dear_is_tried_again():
     """The machine was busy while the cost of drafts was measured."""
     simulation = Simulation(8, base=0.0, per_row=1.0, repeats=True, noisy=False)
