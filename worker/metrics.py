@@ -58,6 +58,10 @@ class Metrics:
         self.prefix_hits = make(Counter, "prefix_cache_hit_tokens", "Prompt tokens found cached.")
         self.prefix_queries = make(Counter, "prefix_cache_queried_tokens", "Prompt tokens looked up.")
         self.preemptions = make(Counter, "preemptions", "Sequences preempted for want of KV blocks.")
+        self.draft_tokens = make(Counter, "draft_tokens", "Tokens that speculation guessed.")
+        self.accepted_draft_tokens = make(
+            Counter, "accepted_draft_tokens", "Guessed tokens that came to be output."
+        )
 
         self.jobs = make(Counter, "jobs", "Jobs that ended here.", ["status"])
         self.prompt_tokens = make(Counter, "prompt_tokens", "Tokens of the prompts begun here.")
@@ -102,6 +106,8 @@ class Metrics:
         self._count_up(self.prefix_hits, stats.prefix_cache_hit_tokens)
         self._count_up(self.prefix_queries, stats.prefix_cache_query_tokens)
         self._count_up(self.preemptions, stats.num_preemptions)
+        self._count_up(self.draft_tokens, stats.num_draft_tokens)
+        self._count_up(self.accepted_draft_tokens, stats.num_accepted_tokens)
 
     def _count_up(self, counter: Counter, total: int) -> None:
         counter.inc(total - self._totals.get(counter, 0))

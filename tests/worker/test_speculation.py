@@ -1,10 +1,13 @@
 """A worker that speculates commits several tokens in an event, and its logs say the same as without."""
 
+from dataclasses import replace
+
 import pytest
 
 from ingine.speculation import Speculator
 from ingine.wire import Job
 from tests.waiting import wait_until_async
+from worker.metrics import Metrics
 
 PROMPT = "to be or not to be"
 
@@ -55,6 +58,15 @@ async def test_logs_are_the_same_and_have_fewer_events(harness, tiny_engine, dra
     assert engine.stats().num_accepted_tokens > 0
     *events, _ = await speculating.events("greedy")
     assert len(events) < len(expected["greedy"][0])
+
+
+def test_metrics_count_guesses_and_those_that_came_true(tiny_engine):
+    metrics, stats = Metrics(), tiny_engine().stats()
+    for num_draft_tokens, num_accepted_tokens in ((8, 5), (12, 6)):  # totals
+        stats = replace(stats, num_draft_tokens=num_draft_tokens, num_accepted_tokens=num_accepted_tokens)
+        metrics.observe_engine(stats, num_jobs=1)
+    assert metrics.registry.get_sample_value("ingine_draft_tokens_total") == 12
+    assert metrics.registry.get_sample_value("ingine_accepted_draft_tokens_total") == 6
 
 
 async def test_a_job_that_was_handed_over_goes_on_without_speculation(
