@@ -16,7 +16,7 @@ from ingine.errors import EngineError, ErrorCode, InvalidRequest
 from ingine.kernels import select_kernels
 from ingine.model_runner import ModelRunner
 from ingine.model_store import resolve_model
-from ingine.models import Decoder, load_model
+from ingine.models import Decoder, ModelConfig, load_model
 from ingine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.sampler import SampledToken
 from ingine.sampling_params import SamplingParams
@@ -257,7 +257,11 @@ def _load(config: EngineConfig, tokenizer: Tokenizer | None) -> tuple[Decoder, T
     dtype = select_dtype(config.dtype, device)
     path = resolve_model(config.model)
     kernels = select_kernels(
-        device, dtype, kv_cache_dtype=config.kv_cache_dtype, quantization=config.quantization
+        device,
+        dtype,
+        head_dim=ModelConfig.from_folder(path).head_dim,
+        kv_cache_dtype=config.kv_cache_dtype,
+        quantization=config.quantization,
     )
     model = load_model(path, dtype=dtype, device=device, kernels=kernels)
     return model, tokenizer or Tokenizer.from_folder(path)

@@ -52,6 +52,10 @@ class NativeAttention(AttentionBackend):
     sequence was cut into chunks, or on the number of threads.
     """
 
+    @staticmethod
+    def supports(head_dim: int) -> bool:
+        return head_dim <= MAX_HEAD_DIM and head_dim % 2 == 0
+
     def __init__(self, library: ctypes.CDLL, kv_cache_dtype: str = "auto"):
         self.name = "native" if kv_cache_dtype == "auto" else f"native, {kv_cache_dtype} KV"
         self._kv_format = KV_FORMATS[kv_cache_dtype]
@@ -83,7 +87,7 @@ class NativeAttention(AttentionBackend):
         return (memory[:, :block_size],)
 
     def bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-        if head_dim > MAX_HEAD_DIM or head_dim % 2:
+        if not self.supports(head_dim):
             raise UnsupportedModel(
                 f"native attention takes an even head_dim of at most {MAX_HEAD_DIM}, not {head_dim}"
             )

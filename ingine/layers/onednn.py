@@ -66,9 +66,17 @@ def bfloat16_is_packable() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def int8_obstacle() -> str | None:
+    """Why oneDNN's int8 products cannot be had here, or not exactly: without VNNI they saturate in 16 bits on
+    their way. None: they can.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return "this torch has no oneDNN"
+    return None if torch.cpu._is_vnni_supported() else "this CPU has no VNNI"
+
+
 def int8_is_packable() -> bool:
-    """Whether oneDNN's int8 products are exact here. Without VNNI they saturate in 16 bits on their way."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+    return int8_obstacle() is None
 
 
 def _reorder(weight: Tensor) -> Tensor:
