@@ -162,7 +162,8 @@ class Engine:
         batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(self._seqs[alone])
         sampled = self._run(batch) if batch.seqs else []
         self._scheduler.advance(batch)
-        outputs = self._end_those_ended_at_add() + [self._take(seq, tokens) for seq, tokens in sampled]
+        outputs = self._end_those_ended_at_add()
+        outputs += [output for seq, tokens in sampled if (output := self._take(seq, tokens)) is not None]
         log_step(batch, outputs, self.stats, started)
         return outputs
 
@@ -211,12 +212,13 @@ class Engine:
             self._num_draft_tokens += batch.num_draft_tokens
         return sampled
 
-    def _take(self, seq: Sequence, sampled: list[SampledToken]) -> SeqOutput:
-        """Append sampled tokens to their sequence up to its end, and let go of it then."""
+    def _take(self, seq: Sequence, sampled: list[SampledToken]) -> SeqOutput | None:
+        """Append sampled tokens to their sequence up to its end, and let go of it then. None: it got none."""
         token_ids, text, logprobs = [], "", []
         for token in sampled:
-            if token.token_id is None:
+            if token.token_id is None and seq.drafter is None:
                 seq.finish(FinishReason.ERROR, "the model's logits are not finite")
+            if token.token_id is None:
                 break
             token_ids.append(token.token_id)
             text += seq.append(token.token_id)
@@ -227,12 +229,16 @@ class Engine:
         self._num_output_tokens += len(token_ids)
         if seq.finish_reason is FinishReason.ERROR:
             self._blocks.uncache(seq)
+        elif len(token_ids) < len(sampled) and seq.finish_reason is None:
+            self._scheduler.start_over_without_drafts(seq)
         elif len(token_ids) > 1:
             self._num_accepted_tokens += len(token_ids) - 1
             self._scheduler.accept(seq)
         if seq.finish_reason is not None:
             self._scheduler.remove(seq)
             del self._seqs[seq.seq_id]
+        elif not token_ids:
+            return None
         return seq.output(token_ids, text, logprobs or None)
 
     def _end_those_ended_at_add(self) -> list[SeqOutput]:

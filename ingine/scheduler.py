@@ -110,6 +110,14 @@ class Scheduler:
         seq.num_computed_tokens = seq.num_tokens - 1
         self.block_manager.cache_full_blocks(seq)
 
+    def start_over_without_drafts(self, seq: Sequence) -> None:
+        """`seq` has logits that are not finite, which may be a draft's doing: attention multiplies what a token
+        does not see by 0, and 0 times infinity is NaN. So all of it is computed anew, in other blocks.
+        """
+        self.block_manager.uncache(seq)
+        seq.drafter = None
+        self._preempt(seq)
+
     def remove(self, seq: Sequence) -> None:
         """Forget a sequence, wherever it is, and free its blocks."""
         if not _take_out(self.running, seq):

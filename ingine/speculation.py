@@ -59,10 +59,14 @@ class Speculator:
     def draft(self, seqs: list[Sequence], max_num_tokens: int) -> list[list[int]]:
         """Tokens that may follow each of `seqs`, at most `max_num_tokens` in all. All of them decode."""
         for seq in seqs:
-            seq.drafter.catch_up()
+            if seq.drafter is not None:
+                seq.drafter.catch_up()
         min_rate, longest = self._limits(len(seqs))
         drafts = []
         for seq in seqs:
+            if seq.drafter is None:
+                drafts.append([])
+                continue
             # The last of the tokens that a sequence may have needs no draft: it is sampled after all others.
             room = min(longest, max_num_tokens, seq.max_num_tokens - seq.num_tokens - 1)
             length = min(room, _worthwhile_length(seq.drafter.acceptance_rate, min_rate))

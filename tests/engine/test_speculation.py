@@ -5,9 +5,13 @@ import random
 from itertools import count
 
 import pytest
+import torch
 
 from ingine.block_manager import BlockManager
+from ingine.config import EngineConfig
 from ingine.engine import Engine
+from ingine.kernels import REFERENCE, select_kernels
+from ingine.models import load_model
 from ingine.sampling_params import SamplingParams
 from ingine.scheduler import Scheduler
 from ingine.sequence import Sequence
@@ -16,6 +20,7 @@ from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, Result, greedy, make_engine, run_one
 from tests.engine.test_equality import ARCHITECTURES, MAX_TOKENS, MIXES, PROMPTS
 from tests.engine.test_resume import PARAMS, PROMPT
+from tests.tiny_models import make_tiny_model
 
 # ----------------------------------------------------------------------------- whatever is drafted
 
@@ -186,25 +191,54 @@ def test_a_step_alone_and_a_step_that_fails_leave_drafts_out_of_the_account(llam
     assert [result.token_ids for result in driver.finish().values()] == [expected, expected]
 
 
-def test_logits_of_nan_behind_an_accepted_token_end_the_sequence_after_it(llama, monkeypatch):
+@pytest.mark.parametrize("kernels", ["native", "reference"])
+def test_a_draft_that_is_not_finite_costs_no_more_than_the_drafts(tmp_path, kernels):
+    """Attention multiplies what a token does not see by 0, and 0 times NaN is NaN: so it may reach others."""
+    path = make_tiny_model(tmp_path, "llama")
+    cpu = torch.device("cpu")
+    chosen = REFERENCE if kernels == "reference" else select_kernels(cpu, torch.float32)
+    decoder = load_model(path, dtype=torch.float32, device=cpu, kernels=chosen)
+    poison, embedding = 250, decoder.embedding
+
+    def poisoned(token_ids):
+        return embedding(token_ids).masked_fill((token_ids == poison)[:, None], torch.nan)
+
+    def generate(speculator=None):
+        config = EngineConfig(str(path), dtype="float32", kv_cache_bytes=1 << 20, speculation="ngram")
+        engine = Engine(config, model=decoder)
+        if speculator:
+            engine._scheduler._speculator.draft = speculator
+        driver = Driver(engine)
+        engine.add("one", PROMPT, greedy(MAX_TOKENS))
+        return driver.finish()["one"]
+
+    expected = generate()
+    assert poison not in [*PROMPT, *expected.token_ids] and expected.finish_reason == "length"
+    decoder.embedding = poisoned
+    drafted = generate(lambda seqs, _: [[poison, poison] if seq.drafter else [] for seq in seqs])
+    assert (drafted.token_ids, drafted.finish_reason) == (expected.token_ids, "length")
+
+
+def test_logits_of_nan_end_a_sequence_that_speculates_once_they_are_so_without_drafts(llama, monkeypatch):
     expected = llama.hf_greedy(PROMPT, MAX_TOKENS)
     engine = make_speculating_engine(llama, {"one": expected}, block_size=1)
-    engine._scheduler._speculator.draft = lambda seqs, max_num_tokens: [expected[1:4]]
+    engine._scheduler._speculator.draft = lambda seqs, _: [
+        expected[1:4] if seq.drafter else [] for seq in seqs
+    ]
     driver = Driver(engine)
     engine.add("one", PROMPT, greedy(MAX_TOKENS))
     while not driver.results:
         driver.step()
     compute_logits = llama.decoder.compute_logits
 
-    def with_nan(hidden):
-        logits = compute_logits(hidden)
-        logits[2] = float("nan")
-        return logits
-
-    with monkeypatch.context() as patch:
-        patch.setattr(llama.decoder, "compute_logits", with_nan)
+    with monkeypatch.context() as patch:  # of the last position, drafted or not
+        patch.setattr(
+            llama.decoder,
+            "compute_logits",
+            lambda hidden: compute_logits(hidden).index_fill(0, torch.tensor([len(hidden) - 1]), torch.nan),
+        )
         result = driver.finish()["one"]
-    assert (result.token_ids, result.finish_reason) == (expected[:3], "error")
+    assert (result.token_ids, result.finish_reason) == (expected[:4], "error")
     assert not engine._blocks._hash_of_block, "nothing that it computed is to be trusted"
 
 
