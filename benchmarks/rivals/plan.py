@@ -29,6 +29,7 @@ PREFIX_ONLY = {"32-shared": ALWAYS}
 BY_STREAMS = dict.fromkeys(["1x41", "8x41", "32x41", "64x41", "128x41"], ALWAYS)
 LONG_CONTEXT = dict.fromkeys(["32x41", "32x400", "8x2000"], ALWAYS)
 LLAMA_OFTEN = dict.fromkeys(["1x41", "8x41", "32x41", "64x41"], ALWAYS)
+LLAMA_SELDOM = {"1x41": ALWAYS, "8x41": 1, "32x41": 1}
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,11 @@ SYSTEMS = {
         _vllm("vllm-eager", STARTS | {"32x41": ALWAYS}, enforce_eager=True),
         # llama.cpp takes minutes for the larger workloads, which its slower two files are spared.
         _llama_cpp("llama.cpp-bf16", "BF16", dict.fromkeys(EVERYTHING, 1) | LLAMA_OFTEN | STARTS),
-        _llama_cpp("llama.cpp-q8_0", "Q8_0", LLAMA_OFTEN | {"64x41": 1}),
-        _llama_cpp("llama.cpp-q4_1", "Q4_1", LLAMA_OFTEN | {"64x41": 1}),
+        _llama_cpp("llama.cpp-q8_0", "Q8_0", LLAMA_SELDOM),
+        _llama_cpp("llama.cpp-q4_1", "Q4_1", LLAMA_SELDOM),
         # One after the other is as fast with 8 as with 128.
         _hf("sequential", {"1x41": ALWAYS, "8x41": 1, **STARTS}),
-        _hf("padded", {"8x41": ALWAYS, "32x41": ALWAYS, "64x41": 1, "128x41": 1, "32x400": 1}),
+        _hf("padded", dict.fromkeys(["8x41", "32x41", "64x41", "128x41", "32x400"], 1)),
         _hf("continuous", {"8x41": 1, "32x41": 1}),
     )
 }

@@ -26,10 +26,8 @@ Result = list[tuple[int, float]]
 
 
 def make_engine(**options) -> Engine:
-    config = EngineConfig(
-        str(smollm2_path()), dtype="bfloat16", max_model_len=1024, kv_cache_bytes=128 << 20, **options
-    )
-    return Engine(config)
+    options = {"max_model_len": 1024, "kv_cache_bytes": 128 << 20} | options
+    return Engine(EngineConfig(str(smollm2_path()), dtype="bfloat16", **options))
 
 
 def generate(engine: Engine, prompts: list[list[int]], so_far: list[list[int]] | None = None) -> list[Result]:
@@ -47,10 +45,10 @@ def generate(engine: Engine, prompts: list[list[int]], so_far: list[list[int]] |
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"kv_cache_dtype": "int8"}, {"quantization": "int8"}],
-    ids=["bfloat16", "int8 KV", "int8 weights"],
+    [{}, {"quantization": "int8", "kv_cache_dtype": "int8"}],
+    ids=["bfloat16", "int8"],
 )
-def test_batches_chunks_prefix_hits_and_resumption_change_no_bit(options):
+def test_batches_chunks_prefix_hits_drafts_preemption_and_resumption_change_no_bit(options):
     engine = make_engine(enable_prefix_caching=False, **options)
     text = engine.tokenizer.encode(
         "The tide goes out, and the boats lie on their sides until it comes back. " * 40
@@ -64,6 +62,17 @@ def test_batches_chunks_prefix_hits_and_resumption_change_no_bit(options):
     assert generate(small_steps, prompts) == alone
     assert generate(small_steps, prompts) == alone
     assert small_steps.stats().prefix_cache_hit_tokens > 500
+
+    drafting = make_engine(enable_prefix_caching=False, speculation="ngram", **options)
+    drafting._scheduler._speculator.draft = lambda seqs, _: [[text[5], text[6]] for _ in seqs]
+    assert generate(drafting, prompts) == alone
+    assert drafting.stats().num_draft_tokens > 0
+
+    block_bytes = engine.config.kv_cache_bytes // engine.stats().num_blocks
+    memory = {"max_model_len": 128, "kv_cache_bytes": 14 * block_bytes}
+    tight = make_engine(enable_prefix_caching=False, **options, **memory)
+    assert generate(tight, 3 * [prompts[1]]) == 3 * [alone[1]]
+    assert tight.stats().num_preemptions > 0
 
     so_far = [[token_id for token_id, _ in result[:RESUMED_AT]] for result in alone]
     assert generate(engine, prompts, so_far) == [result[RESUMED_AT:] for result in alone]
