@@ -111,7 +111,7 @@ class Scheduler:
         self.block_manager.cache_full_blocks(seq)
 
     def start_over_without_drafts(self, seq: Sequence) -> None:
-        """`seq` has logits that are not finite, which may be a draft's doing: attention multiplies by 0 what a
+        """`seq` has logits that are not finite, perhaps a draft's doing: attention multiplies by 0 what a
         token does not see, and 0 times infinity is NaN. So all of it is computed anew, in other blocks.
         """
         self.block_manager.uncache(seq)
