@@ -202,7 +202,6 @@ def main() -> None:
         for name, (dtype, kernels) in variants().items()
     }
     report = {
-        "machine": machine() | {"torch": torch.__version__, "threads": torch.get_num_threads()},
         "model": f"{path.name}, weights out of a Q4_1 GGUF file brought to bfloat16",
         "kernels": {
             name: f"attention {model.kernels.attention.name}, weights {model.kernels.weights.name}"
@@ -221,6 +220,7 @@ def main() -> None:
             "tokens": len(token_ids),
             "variants": figures,
         }
+    report["machine"] = machine() | {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
