@@ -69,7 +69,7 @@ def test_batches_chunks_prefix_hits_drafts_preemption_and_resumption_change_no_b
     assert drafting.stats().num_draft_tokens > 0
 
     block_bytes = engine.config.kv_cache_bytes // engine.stats().num_blocks
-    memory = {"max_model_len": 128, "kv_cache_bytes": 14 * block_bytes}
+    memory = {"max_model_len": 128, "kv_cache_bytes": 11 * block_bytes}
     tight = make_engine(enable_prefix_caching=False, **options, **memory)
     assert generate(tight, 3 * [prompts[1]]) == 3 * [alone[1]]
     assert tight.stats().num_preemptions > 0
