@@ -195,8 +195,8 @@ def main() -> None:
     path = resolve_model(DEFAULT_MODEL)
     tokenizer = Tokenizer.from_folder(path)
     token_ids_of = {name: tokenizer.encode(text)[: options.tokens] for name, text in texts.items()}
-    if short := [name for name, token_ids in token_ids_of.items() if len(token_ids) < WINDOW]:
-        parser.error(f"{', '.join(short)}: fewer than {WINDOW} tokens, which is a window")
+    if short := [name for name, token_ids in token_ids_of.items() if len(token_ids) < 2 * WINDOW]:
+        parser.error(f"{', '.join(short)}: fewer than two windows of {WINDOW} tokens")
     models = {
         name: load_model(path, dtype=dtype, device=CPU, kernels=kernels)
         for name, (dtype, kernels) in variants().items()
