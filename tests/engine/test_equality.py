@@ -28,6 +28,18 @@ def make_prompts() -> list[list[int]]:
     return [*some, [*shared, 1, 2, 3], shared, [*shared, 9], shared]
 
 
+def random_mix(rng: random.Random) -> dict:
+    """Options of `make_engine` that cut and mix the work in some way or other."""
+    max_num_seqs, block_size = rng.randint(1, 8), rng.choice([1, 3, 4, 16])
+    return {
+        "block_size": block_size,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": rng.randint(max_num_seqs, 64),
+        "enable_prefix_caching": rng.random() < 0.7,
+        "num_blocks": rng.choice([None, 100 // block_size + 1]),
+    }
+
+
 PROMPTS = make_prompts()
 
 
@@ -67,16 +79,7 @@ def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
     model = tiny(ARCHITECTURES[seed % len(ARCHITECTURES)])
 
     def new_driver() -> Driver:
-        max_num_seqs, block_size = rng.randint(1, 8), rng.choice([1, 3, 4, 16])
-        engine = make_engine(
-            model,
-            block_size=block_size,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=rng.randint(max_num_seqs, 64),
-            enable_prefix_caching=rng.random() < 0.7,
-            num_blocks=rng.choice([None, 100 // block_size + 1]),
-        )
-        return Driver(engine)
+        return Driver(make_engine(model, **random_mix(rng)))
 
     driver = new_driver()
     waiting, running = list(range(len(PROMPTS))), []

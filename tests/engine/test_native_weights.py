@@ -6,12 +6,11 @@ import torch
 from ingine import native
 from ingine.layers.int8 import quantize_rows, rotate
 from ingine.layers.weights import PlainWeights
-from ingine.native.weights import NativeBfloat16, NativeInt8, is_supported
+from ingine.native.weights import NativeBfloat16, NativeInt8
+from tests.engine.marks import needs_native_weights
 
 library = native.library()
-pytestmark = pytest.mark.skipif(
-    library is None or not is_supported(library), reason="needs a CPU with AVX-512 BF16 and VNNI"
-)
+pytestmark = needs_native_weights
 
 SIZES = [(1, 4), (7, 8), (32, 36), (33, 64), (96, 576), (259, 64), (576, 1536), (50, 5000)]
 

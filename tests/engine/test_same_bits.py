@@ -6,17 +6,13 @@ not only in float32.
 
 import pytest
 
-from ingine import native
 from ingine.config import EngineConfig
 from ingine.engine import Engine
-from ingine.native.weights import is_supported
 from ingine.sampling_params import SamplingParams
+from tests.engine.marks import needs_native_weights
 from tests.tiny_models import smollm2_path
 
-library = native.library()
-pytestmark = pytest.mark.skipif(
-    library is None or not is_supported(library), reason="needs a CPU with AVX-512 BF16 and VNNI"
-)
+pytestmark = needs_native_weights
 
 SAMPLING = SamplingParams(temperature=0.8, top_p=0.95, seed=1, max_tokens=24, ignore_eos=True, logprobs=1)
 RESUMED_AT = 10

@@ -18,7 +18,7 @@ from ingine.sequence import Sequence
 from ingine.speculation import PROBE_INTERVAL, REFRESH_INTERVAL, Speculator
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, Result, greedy, make_engine, run_one
-from tests.engine.test_equality import ARCHITECTURES, MAX_TOKENS, MIXES, PROMPTS
+from tests.engine.test_equality import ARCHITECTURES, MAX_TOKENS, MIXES, PROMPTS, random_mix
 from tests.engine.test_resume import PARAMS, PROMPT
 from tests.tiny_models import make_tiny_model
 
@@ -126,17 +126,7 @@ def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
     }
 
     def new_driver() -> Driver:
-        max_num_seqs, block_size = rng.randint(1, 8), rng.choice([1, 3, 4, 16])
-        engine = make_speculating_engine(
-            model,
-            expected,
-            block_size=block_size,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=rng.randint(max_num_seqs, 64),
-            enable_prefix_caching=rng.random() < 0.7,
-            num_blocks=rng.choice([None, 100 // block_size + 1]),
-        )
-        return Driver(engine)
+        return Driver(make_speculating_engine(model, expected, **random_mix(rng)))
 
     driver = new_driver()
     output: dict[str, list[int]] = {seq_id: [] for seq_id in expected}
