@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ingine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-KV_CACHE_DTYPES = ("auto", "int8")
+KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 QUANTIZATIONS = ("int8",)
 SPECULATIONS = ("ngram",)
 
@@ -21,7 +21,8 @@ class EngineConfig:
     quantization: str | None = None
     """int8: weights in int8, a scale a row, multiplied by activations in int8; CPU only."""
     kv_cache_dtype: str = "auto"
-    """auto: as `dtype`. int8: half of bfloat16's memory, a scale a token and head; CPU only."""
+    """auto: as `dtype`. int8: half of bfloat16's memory, a scale a token and head. fp8: likewise in e4m3, CUDA
+    only."""
     device: str = "auto"
     """torch's name. auto: cuda, else mps, else cpu."""
     max_model_len: int | None = None
@@ -39,6 +40,11 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     priority_ageing_s: float = 30.0
     """How much earlier a sequence must have come to be as urgent as one of the next better priority."""
+    tensor_parallel_size: int = 1
+    """GPUs that share the model, a process each: see `ingine.parallel`."""
+    async_scheduling: bool | None = None
+    """Schedule a step while the device computes the one before. None: on CUDA, but not with speculation, which
+    asks for every token before the next step."""
     speculation: str | None = None
     """ngram: guess that what followed the last tokens before follows again, where it pays."""
     num_speculative_tokens: int = 8
@@ -69,9 +75,16 @@ class EngineConfig:
                 self._require_int(name, at_least=1)
         self._require_int("block_size", at_least=1)
         self._require_int("num_speculative_tokens", at_least=1)
+        self._require_int("tensor_parallel_size", at_least=1)
         self._require_int("seed", at_least=0)
         if not isinstance(self.enable_prefix_caching, bool):
             raise ConfigError(f"enable_prefix_caching must be a bool, not {self.enable_prefix_caching!r}")
+        if self.async_scheduling is not None and not isinstance(self.async_scheduling, bool):
+            raise ConfigError(f"async_scheduling must be a bool or None, not {self.async_scheduling!r}")
+        if self.async_scheduling and self.speculation is not None:
+            raise ConfigError(
+                "async_scheduling and speculation exclude each other: a draft needs the last token"
+            )
         self._require_number("gpu_memory_utilization", above=0, up_to=1)
         self._require_number("priority_ageing_s", above=0, up_to=1e9)
         budget = self.max_num_batched_tokens

@@ -45,7 +45,7 @@ class WorkerSettings(BaseSettings):
     model: str | None = Field(None, description="Packaged name, folder, GGUF file, hub id. Unset: SmolLM2.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["int8"] | None = Field(None, description="int8: of weights, CPU only. Unset: none.")
-    kv_cache_dtype: Literal["auto", "int8"] = Field("auto", description="auto: as dtype. int8: CPU only.")
+    kv_cache_dtype: Literal["auto", "int8", "fp8"] = Field("auto", description="auto: as dtype. fp8: CUDA.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
     max_model_len: int | None = Field(None, ge=1, description="Prompt + output. Unset: the model's.")
     max_num_seqs: int | None = Field(None, ge=1, description="Sequences in a step, and jobs taken at a time.")
@@ -54,6 +54,8 @@ class WorkerSettings(BaseSettings):
     kv_cache_bytes: int | None = Field(None, ge=1, description="Unset: what the device has.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     enable_prefix_caching: bool = True
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model; under torchrun.")
+    async_scheduling: bool | None = Field(None, description="Schedule ahead of the device. Unset: on a GPU.")
     speculation: Literal["ngram"] | None = Field(None, description="ngram: by prompt lookup. Unset: none.")
     num_speculative_tokens: int = Field(8, ge=1, description="Most tokens guessed of a sequence in a step.")
     priority_ageing_s: float = Field(30.0, gt=0, description="Waiting that outweighs one step of priority.")
