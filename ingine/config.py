@@ -21,8 +21,8 @@ class EngineConfig:
     quantization: str | None = None
     """int8: weights in int8, a scale a row, multiplied by activations in int8; CPU only."""
     kv_cache_dtype: str = "auto"
-    """auto: as `dtype`. int8: half of bfloat16's memory, a scale a token and head. fp8: likewise in e4m3, CUDA
-    only."""
+    """auto: as `dtype`. int8: half of bfloat16's memory, a scale a token and head. fp8: likewise in e4m3,
+    CUDA only."""
     device: str = "auto"
     """torch's name. auto: cuda, else mps, else cpu."""
     max_model_len: int | None = None
@@ -43,8 +43,8 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     """GPUs that share the model, a process each: see `ingine.parallel`."""
     async_scheduling: bool | None = None
-    """Schedule a step while the device computes the one before. None: on CUDA, but not with speculation, which
-    asks for every token before the next step."""
+    """Schedule a step while the device computes the one before. None: on CUDA, but not with speculation,
+    which asks for every token before the next step."""
     speculation: str | None = None
     """ngram: guess that what followed the last tokens before follows again, where it pays."""
     num_speculative_tokens: int = 8

@@ -42,6 +42,8 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.max_num_tokens = min(max_num_tokens, self.num_prompt_tokens + params.max_tokens)
 
+        self.num_pending_tokens = 0
+        """Tokens that the device has sampled, or is about to, and that are not in `token_ids` yet."""
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
         self.block_table = array("i")  # numpy copies it at once, and a list number by number
@@ -152,3 +154,4 @@ class SequenceAhead:
     token_counts: TokenCounts | None
     end_token_ids: frozenset[int]
     is_plain_greedy: bool
+    num_pending_tokens: int = 0

@@ -1,0 +1,38 @@
+"""Between host and device without waiting: the one place of the engine where CUDA's stream is thought of."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """`array` as a tensor on `device`. On CUDA the copy is only put in line, from pinned memory that torch keeps
+    until it is done; on a CPU the tensor shares the array's memory.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class HostCopy:
+    """Tensors on their way to the host. `wait` is the only place where a step of the engine waits for a GPU."""
+
+    def __init__(self, *tensors: Tensor):
+        """Puts the copies in line; on other devices than CUDA this waits for them."""
+        self._event = None
+        if tensors[0].device.type != "cuda":
+            self._copies = [tensor.cpu() for tensor in tensors]
+            return
+        self._copies = [
+            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+            for tensor in tensors
+        ]
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def wait(self) -> list[Tensor]:
+        """On the host, in the order that they were given in."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copies
