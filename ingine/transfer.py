@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """`array` as a tensor on `device`. On CUDA the copy is only put in line, from pinned memory that torch keeps
-    until it is done; on a CPU the tensor shares the array's memory.
+    """`array` as a tensor on `device`. On CUDA the copy is only put in line, from pinned memory that torch
+    keeps until it is done; on a CPU the tensor shares the array's memory.
     """
     tensor = torch.from_numpy(array)
     if device.type != "cuda":
@@ -16,7 +16,7 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """Tensors on their way to the host. `wait` is the only place where a step of the engine waits for a GPU."""
+    """Tensors on their way to the host. `wait` is where a step of the engine waits for a GPU; nothing else is."""
 
     def __init__(self, *tensors: Tensor):
         """Puts the copies in line; on other devices than CUDA this waits for them."""
