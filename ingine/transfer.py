@@ -16,7 +16,7 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """Tensors on their way to the host. `wait` is where a step of the engine waits for a GPU; nothing else is."""
+    """Tensors on their way to the host. A step of the engine waits for a GPU in `wait`, and nowhere else."""
 
     def __init__(self, *tensors: Tensor):
         """Puts the copies in line; on other devices than CUDA this waits for them."""
