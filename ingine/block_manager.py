@@ -75,11 +75,11 @@ class BlockManager:
             seq.block_table.append(block)
         return True
 
-    def cache_full_blocks(self, seq: Sequence) -> None:
-        """Make the blocks that `seq` has filled since the last call known to `find_prefix`."""
+    def cache_full_blocks(self, seq: Sequence, num_tokens: int) -> None:
+        """Make the blocks that the first `num_tokens` of `seq`, all computed, fill known to `find_prefix`."""
         if not self.enable_prefix_caching:
             return
-        for index in range(seq.num_hashed_blocks, seq.num_computed_tokens // self.block_size):
+        for index in range(seq.num_hashed_blocks, num_tokens // self.block_size):
             block, digest = seq.block_table[index], self._hash(seq, index)
             # Two sequences may compute one prefix at the same time: the first to finish a block is the one
             # to share.

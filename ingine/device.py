@@ -20,7 +20,7 @@ def select_device(name: str) -> torch.device:
     """cuda, else mps, else cpu for "auto". Raises ConfigError for what this machine does not have."""
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -28,6 +28,10 @@ def select_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch is not consistent here
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used: {reason}") from None
+    if (
+        device.type == "cuda"
+    ):  # of the calling thread, which is the engine's: kernels go to the current device
+        torch.cuda.set_device(device)
     return device
 
 
@@ -53,6 +57,9 @@ def resolve_limits(config: EngineConfig, device: torch.device, model_max_len: in
     else:
         num_tokens = config.max_num_batched_tokens
         num_seqs = config.max_num_seqs or min(num_seqs, num_tokens)
+    is_async = config.async_scheduling
+    if is_async is None:
+        is_async = device.type == "cuda" and config.speculation is None
     if config.max_model_len is not None and config.max_model_len > model_max_len:
         raise ConfigError(
             f"max_model_len ({config.max_model_len}) is over what the model was made for ({model_max_len})"
@@ -62,11 +69,15 @@ def resolve_limits(config: EngineConfig, device: torch.device, model_max_len: in
         max_num_seqs=num_seqs,
         max_num_batched_tokens=num_tokens,
         max_model_len=config.max_model_len or model_max_len,
+        async_scheduling=is_async,
     )
 
 
-def num_kv_blocks(config: EngineConfig, device: torch.device, bytes_per_block: int) -> int:
-    """Blocks that fit `kv_cache_bytes`, or what the device has to spare once the weights are loaded.
+def num_kv_blocks(
+    config: EngineConfig, device: torch.device, bytes_per_block: int, *, step_bytes: int = 0
+) -> int:
+    """Blocks that fit `kv_cache_bytes`, or what the device has to spare beside the weights, which are loaded,
+    and the `step_bytes` of a step.
 
     Of the latter no more than `max_num_seqs` sequences of `max_model_len` tokens can use. Raises ConfigError
     if not even one block fits. `config` is one from `resolve_limits`.
@@ -75,7 +86,9 @@ def num_kv_blocks(config: EngineConfig, device: torch.device, bytes_per_block: i
         budget = config.kv_cache_bytes
     else:
         useful = config.max_num_seqs * -(-config.max_model_len // config.block_size)
-        budget = min(_spare_bytes(device, config.gpu_memory_utilization), useful * bytes_per_block)
+        budget = min(
+            _spare_bytes(device, config.gpu_memory_utilization) - step_bytes, useful * bytes_per_block
+        )
     num_blocks = budget // bytes_per_block
     if num_blocks * config.block_size < 2:
         raise ConfigError(

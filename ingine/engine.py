@@ -6,17 +6,17 @@ import time
 from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
 from itertools import count
 
 from ingine.block_manager import BlockManager
+from ingine.build import join_others, load, make_runner
 from ingine.config import EngineConfig
 from ingine.detokenizer import Detokenizer
-from ingine.device import num_kv_blocks, resolve_limits, select_device, select_dtype
+from ingine.device import resolve_limits
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
-from ingine.kernels import select_kernels
-from ingine.model_runner import ModelRunner
-from ingine.model_store import resolve_model
-from ingine.models import Decoder, ModelConfig, load_model
+from ingine.model_runner import StepResult
+from ingine.models import Decoder
 from ingine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.sampler import SampledToken
 from ingine.sampling_params import SamplingParams
@@ -29,33 +29,42 @@ from ingine.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class _StepInFlight:
+    batch: ScheduledBatch
+    result: StepResult
+    launched: float
+    """When, by `time.perf_counter`."""
+
+
 class Engine:
     """Owned by one thread; only `validate` and the tokenizer may be used from others.
 
     If the model raises, so does `step`, and that step counts for nothing: no sequence has advanced, and no
     block that it wrote to is cached. Calling `step` again tries it again. To give up, `abort` the
     `running_seq_ids`, of which the failed step had its sequences; those that wait go on.
+
+    With asynchronous scheduling a step is on its way while `step` schedules the next one: what it returns is
+    one step old, and nothing else is different.
     """
 
     def __init__(
         self, config: EngineConfig, *, model: Decoder | None = None, tokenizer: Tokenizer | None = None
     ):
         """Loads `config.model` unless a loaded `model` is given, whose text is "" without a `tokenizer`."""
+        self._parallel = join_others(config)
         if model is None:
-            model, tokenizer = _load(config, tokenizer)
+            model, tokenizer = load(config, tokenizer, self._parallel)
         self.tokenizer = tokenizer
         self.model_config = model.config
         config = resolve_limits(config, model.device, model.config.max_position_embeddings)
-        num_blocks = num_kv_blocks(config, model.device, model.bytes_per_block(config.block_size))
+        self._runner, num_blocks = make_runner(config, model, self._parallel)
         self._num_kv_tokens = num_blocks * config.block_size
         self.max_model_len = min(config.max_model_len, self._num_kv_tokens)
         if self.max_model_len < config.max_model_len:
             logger.warning("KV memory limits sequences to %d tokens", self.max_model_len)
         self.config = config
         """As given, with the engine's choice for every limit that was None."""
-        self._runner = ModelRunner(
-            model, model.allocate_kv_caches(num_blocks, config.block_size), config.block_size
-        )
         self._blocks = BlockManager(
             num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
         )
@@ -71,6 +80,7 @@ class Engine:
             self._eos_token_ids |= tokenizer.eos_token_ids
         self._seqs: dict[str, Sequence] = {}
         self._ended_at_add: list[Sequence] = []
+        self._in_flight: _StepInFlight | None = None
         self._seeds = random.Random(config.seed)
         self._arrivals = count()
         self._num_prompt_tokens = 0
@@ -155,17 +165,30 @@ class Engine:
         """Compute one batch. Returns what each sequence got out of it; those in mid-prefill get nothing.
 
         alone: compute only this one of `running_seq_ids`, to find out which of a batch that raised is to
-        blame.
+        blame. If a step is on its way, it only returns what came of that.
         """
-        started = time.perf_counter()
+        if alone is not None and self._in_flight is not None:
+            return self._settle()
         scheduler = self._scheduler
         batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(self._seqs[alone])
-        sampled = self._run(batch) if batch.seqs else []
-        self._scheduler.advance(batch)
-        outputs = self._end_those_ended_at_add()
-        outputs += [output for seq, tokens in sampled if (output := self._take(seq, tokens)) is not None]
-        log_step(batch, outputs, self.stats, started)
-        return outputs
+        try:
+            launched = self._launch(batch)
+        except Exception as error:
+            if self._in_flight is None:
+                raise
+            logger.warning("a step failed beside one that is on its way, and is tried again: %r", error)
+            return self._settle()
+        outputs = self._end_those_ended_at_add() + self._settle()
+        self._in_flight = launched
+        return outputs if self.config.async_scheduling and alone is None else outputs + self._settle()
+
+    def follow(self) -> None:
+        """For ranks other than 0 of tensor parallelism: compute what rank 0 does, until that one closes."""
+        self._runner.follow()
+
+    def close(self) -> None:
+        """Let go of the other ranks, if there are any. The engine computes nothing after that."""
+        self._parallel.close()
 
     @property
     def has_unfinished(self) -> bool:
@@ -203,14 +226,36 @@ class Engine:
             raise EngineError(f"sequences {stray} hold blocks and do not run")
         self._blocks.check_integrity(scheduler.running)
 
-    def _run(self, batch: ScheduledBatch) -> list[tuple[Sequence, list[SampledToken]]]:
-        started = time.perf_counter()
-        sampled = self._runner.run(batch)
-        if self._speculator is not None and batch.is_decode:
-            seconds = time.perf_counter() - started
-            self._speculator.observe(len(batch.seqs), batch.num_draft_tokens, seconds)
-            self._num_draft_tokens += batch.num_draft_tokens
-        return sampled
+    def _launch(self, batch: ScheduledBatch) -> _StepInFlight | None:
+        launched = time.perf_counter()
+        if not batch.seqs:
+            return None
+        result = self._runner.run(batch)
+        self._scheduler.advance(batch)
+        return _StepInFlight(batch, result, launched)
+
+    def _settle(self) -> list[SeqOutput]:
+        """Wait for the step on its way, if there is one, and take what came of it."""
+        if self._in_flight is None:
+            return []
+        step, self._in_flight = self._in_flight, None
+        sampled = step.result.wait()
+        self._observe(step)
+        self._scheduler.settle(step.batch)
+        outputs = [
+            output
+            for seq, tokens in sampled
+            # One that was aborted, or found to have ended, computed this step for nothing.
+            if seq.finish_reason is None and (output := self._take(seq, tokens)) is not None
+        ]
+        log_step(step.batch, outputs, self.stats, step.launched)
+        return outputs
+
+    def _observe(self, step: _StepInFlight) -> None:
+        if self._speculator is not None and step.batch.is_decode:
+            seconds = time.perf_counter() - step.launched
+            self._speculator.observe(len(step.batch.seqs), step.batch.num_draft_tokens, seconds)
+            self._num_draft_tokens += step.batch.num_draft_tokens
 
     def _take(self, seq: Sequence, sampled: list[SampledToken]) -> SeqOutput | None:
         """Append sampled tokens to their sequence up to its end, and let go of it then. None: it got none."""
@@ -256,18 +301,3 @@ class Engine:
         if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
             wrong = min(ids) if min(ids) < 0 else max(ids)
             raise InvalidRequest(code, f"{where}: {wrong} is no token id, the vocabulary has {vocab_size}")
-
-
-def _load(config: EngineConfig, tokenizer: Tokenizer | None) -> tuple[Decoder, Tokenizer]:
-    device = select_device(config.device)
-    dtype = select_dtype(config.dtype, device)
-    path = resolve_model(config.model)
-    kernels = select_kernels(
-        device,
-        dtype,
-        head_dim=ModelConfig.from_folder(path).head_dim,
-        kv_cache_dtype=config.kv_cache_dtype,
-        quantization=config.quantization,
-    )
-    model = load_model(path, dtype=dtype, device=device, kernels=kernels)
-    return model, tokenizer or Tokenizer.from_folder(path)

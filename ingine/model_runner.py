@@ -1,94 +1,135 @@
-"""Packs a scheduled batch into tensors, runs the model, and samples where a sequence has caught up."""
+"""Runs the model on a scheduled batch, and samples where a sequence has caught up.
 
-from itertools import accumulate
+A step is only put in line: `run` returns what is to be waited for. Its tokens stay on the device as well,
+so that the next step can go in line behind it before the host has seen them.
+"""
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ingine.attention import AttentionMetadata, KVCache
+from ingine.attention import KVCache
+from ingine.decode_graphs import DecodeGraphs, Ending, carry_over
 from ingine.models import Decoder
-from ingine.sampler import SampledToken, sample
+from ingine.parallel import SINGLE, TensorParallel
+from ingine.sampler import Sampled, SampledToken, sample, sampling_rows
 from ingine.scheduler import ScheduledBatch
 from ingine.sequence import Sequence, SequenceAhead
+from ingine.step_inputs import StepInputs, Work, in_order, pack
+from ingine.transfer import to_device
 
-_Work = tuple[Sequence, int, list[int]]
-"""A sequence, how many of its tokens to compute, and the draft that may follow them."""
+Rows = list[Sequence | SequenceAhead]
+"""What each row of logits is sampled as."""
+
+
+class StepResult:
+    """A step on its way."""
+
+    def __init__(self, sampled: Sampled | None, caught_up: list[Work]):
+        self._sampled, self._caught_up = sampled, caught_up
+
+    def wait(self) -> list[tuple[Sequence, list[SampledToken]]]:
+        """The next token of each sequence that has caught up; with a draft the next ones, up to the first
+        that is not as drafted."""
+        return _split(self._sampled.wait(), self._caught_up) if self._sampled else []
 
 
 class ModelRunner:
-    """`kv_caches` are what `model` allocated, of blocks of `block_size` tokens."""
+    """With tensor parallelism each rank has one: rank 0's is told what to `run`, and the others `follow`."""
 
-    def __init__(self, model: Decoder, kv_caches: list[KVCache], block_size: int):
-        self._model = model
-        self._kv_caches = kv_caches
-        self._block_size = block_size
-        self._device = model.device
+    def __init__(
+        self,
+        model: Decoder,
+        kv_caches: list[KVCache],
+        block_size: int,
+        *,
+        tokens: Tensor,
+        graphs: DecodeGraphs | None = None,
+        parallel: TensorParallel = SINGLE,
+    ):
+        """`kv_caches` are what `model` allocated, of blocks of `block_size` tokens.
+
+        tokens: [most tokens of a step] int64 on the model's device, where a step leaves those that it
+        samples; `graphs` have the same.
+        """
+        self._model, self._kv_caches, self._block_size = model, kv_caches, block_size
+        self._tokens = tokens
+        self._graphs = graphs
+        self._parallel = parallel
+        self._rows_of_last_step: dict[Sequence, int] = {}
 
     @torch.inference_mode()
-    def run(self, batch: ScheduledBatch) -> list[tuple[Sequence, list[SampledToken]]]:
-        """Compute the batch's tokens. Returns the next token of each sequence that has caught up; with a
-        draft the next ones, up to the first that is not as drafted."""
-        # One query token first: the decodes, and whatever looks like one. Of these the shortest first.
-        work = sorted(
-            zip(batch.seqs, batch.num_tokens, batch.drafts, strict=True),
-            key=lambda item: (item[1] + len(item[2]) > 1, item[0].num_computed_tokens),
-        )
-        query_lens = [num_tokens + len(draft) for _, num_tokens, draft in work]
-        query_start = [0, *accumulate(query_lens)]
-        input_ids, positions, metadata = self._pack(work, query_lens, query_start)
-        hidden = self._model.forward(input_ids, positions, self._kv_caches, metadata)
+    def run(self, batch: ScheduledBatch) -> StepResult:
+        """Put the batch in line. If this raises, the batch counts for nothing."""
+        work = in_order(batch)
+        inputs = pack(work, self._block_size, self._rows_of_last_step)
+        caught_up = [item for item in work if item[1] == item[0].num_uncomputed_tokens]
+        rows: Rows = []
+        for seq, _, draft in caught_up:
+            rows += [seq, *seq.ahead(draft)]
+        ending = _ending(rows)
+        self._parallel.send((inputs, ending))
+        sampled = self._execute(inputs, ending, rows)
+        self._rows_of_last_step = {seq: row for row, (seq, _, _) in enumerate(caught_up)}
+        return StepResult(sampled, caught_up)
 
-        caught_up: list[_Work] = []
-        rows: list[int] = []
-        states: list[Sequence | SequenceAhead] = []  # what each row is sampled as
-        for item, end in zip(work, query_start[1:], strict=True):
-            seq, num_tokens, draft = item
-            if num_tokens == seq.num_uncomputed_tokens:
-                caught_up.append(item)
-                rows += range(end - len(draft) - 1, end)
-                states.append(seq)
-                if draft:
-                    states += seq.ahead(draft)
-        if not rows:
-            return []
-        logits = self._model.compute_logits(hidden[torch.tensor(rows, device=self._device)])
-        return _split(sample(logits, states), caught_up)
+    @torch.inference_mode()
+    def follow(self) -> None:
+        """Take part in the steps of rank 0, until it says that there are no more."""
+        while (step := self._parallel.receive()) is not None:
+            self._execute(*step, None)
 
-    def _pack(
-        self, work: list[_Work], query_lens: list[int], query_start: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, AttentionMetadata]:
-        computed = [seq.num_computed_tokens for seq, _, _ in work]
-        kv_lens = [done + new for done, new in zip(computed, query_lens, strict=True)]
-        token_ids: list[int] = []
-        for (seq, num_tokens, draft), start in zip(work, computed, strict=True):
-            token_ids += seq.token_ids[start : start + num_tokens]
-            token_ids += draft
+    def _execute(self, inputs: StepInputs, ending: Ending, rows: Rows | None) -> Sampled | None:
+        """On every rank; `rows` only on rank 0, which alone samples."""
+        if self._graphs is not None and self._graphs.covers(inputs):
+            is_random = ending is Ending.RANDOM and rows is not None
+            out = self._graphs.run(inputs, ending, sampling_rows(rows) if is_random else None)
+            if ending is not Ending.HIDDEN:
+                return None if rows is None else Sampled(out)
+            hidden = out
+        else:
+            hidden = self._forward(inputs)
+            if not len(inputs.logits_rows):
+                return None
+            hidden = hidden[to_device(inputs.logits_rows, hidden.device)]
+        return self._sample(self._model.compute_logits(hidden), inputs, rows)
 
-        seq_of_token = np.repeat(np.arange(len(work)), query_lens)
-        positions = np.arange(len(token_ids)) + (np.array(computed) - query_start[:-1])[seq_of_token]
-        tables = [seq.block_table for seq, _, _ in work]
-        block_tables = np.empty((len(tables), max(map(len, tables))), dtype=np.int32)
-        block_tables[:] = [[table[0]] for table in tables]
-        for row, table in zip(block_tables, tables, strict=True):
-            row[: len(table)] = table
-        blocks = block_tables[seq_of_token, positions // self._block_size].astype(np.int64)
-        metadata = AttentionMetadata(
-            slot_mapping=self._tensor(blocks * self._block_size + positions % self._block_size),
-            block_tables=self._tensor(block_tables),
-            seq_lens=self._tensor(np.array(kv_lens, dtype=np.int32)),
-            query_start_loc=self._tensor(np.array(query_start, dtype=np.int32)),
-            num_decodes=query_lens.count(1),
-            query_lens=query_lens,
-            kv_lens=kv_lens,
-        )
-        return self._tensor(np.array(token_ids)), self._tensor(positions), metadata
+    def _forward(self, inputs: StepInputs) -> Tensor:
+        device = self._model.device
+        input_ids = to_device(inputs.input_ids, device)
+        if inputs.carried is not None:
+            decodes = input_ids[: len(inputs.carried)]
+            decodes.copy_(carry_over(decodes, to_device(inputs.carried, device), self._tokens))
+        positions = to_device(inputs.positions, device)
+        return self._model.forward(input_ids, positions, self._kv_caches, inputs.metadata(device))
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        # CUDA stages pageable memory before it returns; for other devices the array would have to live on.
-        return torch.from_numpy(array).to(self._device, non_blocking=self._device.type == "cuda")
+    def _sample(self, logits: Tensor, inputs: StepInputs, rows: Rows | None) -> Sampled | None:
+        tokens, sampled = self._tokens[: len(logits)], None
+        if rows is not None:
+            sampled = sample(logits, rows, pending=self._pending(inputs))
+            tokens.copy_(sampled.token_ids)
+        self._parallel.broadcast(tokens)
+        return sampled
+
+    def _pending(self, inputs: StepInputs) -> Tensor | None:
+        """[num_rows]: what the last step sampled and the host has not seen, for each row; -1 for none."""
+        if inputs.carried is None:
+            return None
+        # Of a step without drafts, which is the only one that carries over, a row is the last of a sequence.
+        carried = np.full(len(inputs.query_lens), -1, dtype=np.int64)
+        carried[: len(inputs.carried)] = inputs.carried
+        last_tokens = np.cumsum(inputs.query_lens) - 1
+        carried = to_device(carried[np.searchsorted(last_tokens, inputs.logits_rows)], self._tokens.device)
+        return torch.where(carried >= 0, self._tokens[carried.clamp(min=0)], -1)
 
 
-def _split(tokens: list[SampledToken], caught_up: list[_Work]) -> list[tuple[Sequence, list[SampledToken]]]:
+def _ending(rows: Rows) -> Ending:
+    if not all(row.is_plain for row in rows):
+        return Ending.HIDDEN
+    return Ending.GREEDY if all(row.params.greedy for row in rows) else Ending.RANDOM
+
+
+def _split(tokens: list[SampledToken], caught_up: list[Work]) -> list[tuple[Sequence, list[SampledToken]]]:
     """Each sequence's own of the sampled tokens, as far as they count.
 
     What was sampled after one that is not as drafted follows what never was.

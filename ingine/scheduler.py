@@ -6,6 +6,10 @@ long prefill is cut where the budget ends (chunked prefill). A preempted or resu
 behind again. With speculation a sequence may be ahead as well: what is left of the budget, and of memory
 that nobody needs yet, goes to tokens that are only guessed.
 
+A step may be scheduled while the one before is on its way: `advance` counts what was launched, `settle` says
+that it is there. In between a sequence that has caught up has a token pending, which is known to come and
+not which it is; it is scheduled as if it were there.
+
 Order is by a key that never changes, lower first: arrival_time + priority * priority_ageing_s. Because it is
 static it ages for free: a sequence of priority 1 goes before every one of priority 0 that came more than
 `priority_ageing_s` after it, so nothing waits forever behind a stream of better priority.
@@ -32,6 +36,10 @@ class ScheduledBatch:
     drafts: list[list[int]] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
+    num_computed: list[int] = field(default_factory=list)
+    """Tokens that each sequence has computed with this batch, drafts aside: known once it is launched."""
+    caught_up: list[Sequence] = field(default_factory=list)
+    """Those that get a token out of it: likewise."""
 
     def add(self, seq: Sequence, num_tokens: int) -> None:
         self.seqs.append(seq)
@@ -97,18 +105,29 @@ class Scheduler:
         return batch
 
     def advance(self, batch: ScheduledBatch) -> None:
-        """The batch has been computed. Without this call nothing of it counts, and the next repeats it.
+        """The batch is on its way. Without this call nothing of it counts, and the next repeats it."""
+        for seq, num_tokens in zip(batch.seqs, batch.num_tokens, strict=True):
+            seq.num_computed_tokens += num_tokens
+            batch.num_computed.append(seq.num_computed_tokens)
+            if seq.num_uncomputed_tokens == 0:
+                seq.num_pending_tokens += 1
+                batch.caught_up.append(seq)
+
+    def settle(self, batch: ScheduledBatch) -> None:
+        """The batch has been computed, and its tokens are about to be appended.
 
         Of drafts nothing counts yet: `accept` says what does.
         """
-        for seq, num_tokens in zip(batch.seqs, batch.num_tokens, strict=True):
-            seq.num_computed_tokens += num_tokens
-            self.block_manager.cache_full_blocks(seq)
+        for seq, num_tokens in zip(batch.seqs, batch.num_computed, strict=True):
+            if seq.num_computed_tokens >= num_tokens:  # it has neither ended nor been preempted meanwhile
+                self.block_manager.cache_full_blocks(seq, num_tokens)
+        for seq in batch.caught_up:
+            seq.num_pending_tokens -= 1
 
     def accept(self, seq: Sequence) -> None:
         """`seq` has taken tokens of its draft, and the one after: all but that one are computed."""
         seq.num_computed_tokens = seq.num_tokens - 1
-        self.block_manager.cache_full_blocks(seq)
+        self.block_manager.cache_full_blocks(seq, seq.num_computed_tokens)
 
     def start_over_without_drafts(self, seq: Sequence) -> None:
         """`seq` has logits that are not finite, perhaps a draft's doing: attention multiplies by 0 what a
@@ -130,6 +149,8 @@ class Scheduler:
         queue = deque(self.running)
         while queue:
             seq = queue.popleft()
+            if seq.is_at_limit:
+                continue
             # A long prefill leaves every running sequence behind it one token, so that decodes go on.
             num_tokens = min(seq.num_uncomputed_tokens, budget - len(queue))
             if self._allocate(seq, num_tokens, queue, batch):
@@ -200,7 +221,7 @@ class Scheduler:
 
     def _num_promised_blocks(self, seq: Sequence) -> int:
         """Blocks that are kept free for one that runs."""
-        return self.block_manager.num_missing_blocks(seq, seq.num_tokens) + 1
+        return self.block_manager.num_missing_blocks(seq, seq.num_tokens + seq.num_pending_tokens) + 1
 
     def _num_needed_blocks(self, seq: Sequence, prefix: list[int]) -> int:
         """Free blocks that one takes which begins with the cached blocks `prefix`."""

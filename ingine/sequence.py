@@ -43,7 +43,7 @@ class Sequence:
         self.max_num_tokens = min(max_num_tokens, self.num_prompt_tokens + params.max_tokens)
 
         self.num_pending_tokens = 0
-        """Tokens that the device has sampled, or is about to, and that are not in `token_ids` yet."""
+        """Tokens that a step samples which is on its way: they count, and are not in `token_ids` yet."""
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
         self.block_table = array("i")  # numpy copies it at once, and a list number by number
@@ -58,9 +58,10 @@ class Sequence:
         penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
         has_penalties = penalties != (1, 0, 0)
         self.token_counts = TokenCounts(self.token_ids) if has_penalties else None
-        self.is_plain_greedy = params.greedy and not (
+        self.is_plain = not (
             has_penalties or params.logit_bias or params.min_tokens or params.logprobs is not None
         )
+        """Whether its next token follows from logits, temperature, min_p, top_k and top_p alone."""
         self.drafter = Drafter(self.token_ids) if speculates else None
         self._detokenizer = detokenizer
         self._stop_strings = StopStrings(params.stop)
@@ -76,7 +77,12 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    @property
+    def is_at_limit(self) -> bool:
+        """Whether it ends with the token that is pending, whatever that is."""
+        return len(self.token_ids) + self.num_pending_tokens >= self.max_num_tokens
 
     def append(self, token_id: int) -> str:
         """Take the next output token, and finish if it is the last. Returns the text that is now sure."""
@@ -110,7 +116,7 @@ class Sequence:
                 num_output_tokens=self.num_output_tokens + index,
                 token_counts=counts,
                 end_token_ids=self.end_token_ids,
-                is_plain_greedy=self.is_plain_greedy,
+                is_plain=self.is_plain,
             )
 
     def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
@@ -153,5 +159,5 @@ class SequenceAhead:
     num_output_tokens: int
     token_counts: TokenCounts | None
     end_token_ids: frozenset[int]
-    is_plain_greedy: bool
+    is_plain: bool
     num_pending_tokens: int = 0

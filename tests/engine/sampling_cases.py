@@ -51,7 +51,7 @@ def make_logits(num_rows: int = 1, *, seed: int = 0, spread: float = 3.0, vocab_
 
 
 def sample_one(logits: torch.Tensor, seq: Sequence) -> int | None:
-    return sample(logits.clone(), [seq])[0].token_id
+    return sample(logits.clone(), [seq]).wait()[0].token_id
 
 
 def survivors(logits: list[float], params: SamplingParams) -> dict[int, float]:

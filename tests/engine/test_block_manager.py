@@ -26,7 +26,7 @@ def compute(blocks: BlockManager, seq: Sequence, num_tokens: int | None = None) 
     num_tokens = seq.num_tokens if num_tokens is None else num_tokens
     assert blocks.allocate(seq, num_tokens)
     seq.num_computed_tokens = num_tokens
-    blocks.cache_full_blocks(seq)
+    blocks.cache_full_blocks(seq, seq.num_computed_tokens)
 
 
 def admit(blocks: BlockManager, seq: Sequence) -> int:

@@ -63,7 +63,8 @@ def test_native_reads_bfloat16_as_it_is_with_any_number_of_threads(num_threads):
 def test_without_native_kernels_the_reference_serves(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
     logits = make_logits(2)
-    tokens = sample(logits.clone(), [make_sequence(), make_sequence(temperature=1.0, top_p=0.9, seed=4)])
+    seqs = [make_sequence(), make_sequence(temperature=1.0, top_p=0.9, seed=4)]
+    tokens = sample(logits.clone(), seqs).wait()
     expected = random_sampling.choose(
         logits, [SamplingParams(temperature=0), SamplingParams(top_p=0.9)], uniforms([0, 4], [0, 0])
     )
@@ -110,5 +111,5 @@ def test_tokens_of_no_probability_are_not_among_the_likeliest(is_native, monkeyp
         monkeypatch.setattr(native, "library", lambda: None)
     logits = torch.full((1, 100), -torch.inf)
     logits[0, [7, 70]] = torch.tensor([1.0, 2.0])
-    [token] = sample(logits, [make_sequence(logprobs=5)])
+    [token] = sample(logits, [make_sequence(logprobs=5)]).wait()
     assert [token_id for token_id, _ in token.logprobs["top"]] == [70, 7]

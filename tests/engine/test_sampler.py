@@ -25,7 +25,7 @@ from tests.engine.sampling_cases import (
 
 def test_greedy_takes_the_largest_logit():
     logits = make_logits(4)
-    tokens = sample(logits.clone(), [make_sequence() for _ in range(4)])
+    tokens = sample(logits.clone(), [make_sequence() for _ in range(4)]).wait()
     assert [token.token_id for token in tokens] == logits.argmax(dim=-1).tolist()
 
 
@@ -83,7 +83,7 @@ def test_penalties_lower_what_has_been_said(params):
 def test_logprobs_are_those_of_the_model_whatever_is_done_to_the_logits():
     logits = make_logits()
     seq = make_sequence(logit_bias={9: 100.0}, repetition_penalty=1.5, logprobs=3)
-    [token] = sample(logits.clone(), [seq])
+    [token] = sample(logits.clone(), [seq]).wait()
     expected = logits[0].double().log_softmax(dim=-1)
     assert token.token_id == token.logprobs["token_id"] == 9
     assert token.logprobs["logprob"] == pytest.approx(expected[9].item(), abs=1e-4)
@@ -93,7 +93,7 @@ def test_logprobs_are_those_of_the_model_whatever_is_done_to_the_logits():
 
 
 def test_logprobs_of_zero_report_the_chosen_token_only():
-    plain, wanted = sample(make_logits(2), [make_sequence(), make_sequence(logprobs=0)])
+    plain, wanted = sample(make_logits(2), [make_sequence(), make_sequence(logprobs=0)]).wait()
     assert plain.logprobs is None
     assert wanted.logprobs["top"] == []
 
@@ -247,7 +247,7 @@ def test_a_row_without_a_finite_largest_logit_has_no_token_and_spoils_no_other(v
     logits = make_logits(2)
     expected = sample_one(logits[1:], make_sequence(**params))
     logits[0] = value
-    sick, well = sample(logits, [make_sequence(**params), make_sequence(**params)])
+    sick, well = sample(logits, [make_sequence(**params), make_sequence(**params)]).wait()
     assert sick.token_id is None
     assert well.token_id == expected
 

@@ -38,13 +38,13 @@ def make_sequence(
 def run(scheduler: Scheduler, batch: ScheduledBatch) -> list[Sequence]:
     """A step without a model: who has caught up gets a token. Returns the finished."""
     scheduler.advance(batch)
+    scheduler.settle(batch)
     finished = []
-    for seq in batch.seqs:
-        if seq.num_uncomputed_tokens == 0:
-            seq.append(0)
-            if seq.finish_reason:
-                scheduler.remove(seq)
-                finished.append(seq)
+    for seq in batch.caught_up:
+        seq.append(0)
+        if seq.finish_reason:
+            scheduler.remove(seq)
+            finished.append(seq)
     scheduler.block_manager.check_integrity(scheduler.running)
     return finished
 

@@ -171,7 +171,7 @@ def test_a_step_alone_and_a_step_that_fails_leave_drafts_out_of_the_account(llam
     while len(driver.results) < 2:
         driver.step()
     with monkeypatch.context() as patch:
-        patch.setattr("ingine.model_runner.sample", lambda logits, seqs: 1 / 0)
+        patch.setattr("ingine.model_runner.sample", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             driver.step()
     driver.engine.check_integrity()
@@ -271,9 +271,9 @@ def decoding(scheduler: Scheduler, *seqs: Sequence) -> None:
         scheduler.add(seq)
     while any(seq.num_uncomputed_tokens != 1 or not seq.num_output_tokens for seq in seqs):
         scheduler.advance(batch := scheduler.schedule())
-        for seq in batch.seqs:
-            if seq.num_uncomputed_tokens == 0:
-                seq.append(seq.token_ids[0])
+        scheduler.settle(batch)
+        for seq in batch.caught_up:
+            seq.append(seq.token_ids[0])
 
 
 class Generous(Speculator):

@@ -1,0 +1,71 @@
+"""Putting an engine together: the model, memory for KV, and what runs the one on the other."""
+
+import torch
+
+from ingine.config import EngineConfig
+from ingine.cuda_graphs import capture_for
+from ingine.decode_graphs import DecodeGraphs
+from ingine.device import num_kv_blocks, select_device, select_dtype
+from ingine.kernels import select_kernels
+from ingine.memory_profile import largest_step_bytes
+from ingine.model_runner import ModelRunner
+from ingine.model_store import resolve_model
+from ingine.models import Decoder, ModelConfig, load_model
+from ingine.parallel import SINGLE, TensorParallel
+from ingine.tokenizer import Tokenizer
+
+
+def join_others(config: EngineConfig) -> TensorParallel:
+    """The ranks that share the model. Raises ConfigError for several, where torchrun is not there."""
+    if config.tensor_parallel_size == 1:
+        return SINGLE
+    return TensorParallel.join(config.tensor_parallel_size, select_device(config.device))
+
+
+def load(
+    config: EngineConfig, tokenizer: Tokenizer | None, parallel: TensorParallel
+) -> tuple[Decoder, Tokenizer]:
+    device = select_device(config.device)
+    dtype = select_dtype(config.dtype, device)
+    path = resolve_model(config.model)
+    kernels = select_kernels(
+        device,
+        dtype,
+        head_dim=ModelConfig.from_folder(path).head_dim,
+        kv_cache_dtype=config.kv_cache_dtype,
+        quantization=config.quantization,
+        block_size=config.block_size,
+    )
+    model = load_model(path, dtype=dtype, device=device, kernels=kernels, parallel=parallel)
+    return model, tokenizer or Tokenizer.from_folder(path)
+
+
+@torch.inference_mode()
+def make_runner(config: EngineConfig, model: Decoder, parallel: TensorParallel) -> tuple[ModelRunner, int]:
+    """With the number of KV blocks that it has. `config` is one from `resolve_limits`.
+
+    Memory for KV is what the largest step leaves, so that step is run first.
+    """
+    capture = capture_for(model.device) if model.kernels.attention.is_capturable else None
+    step_bytes = largest_step_bytes(config, model, parallel)
+    if capture is not None:
+        step_bytes *= 2  # what graphs compute with is kept for them, and no step of theirs is larger
+    num_blocks = num_kv_blocks(
+        config, model.device, model.bytes_per_block(config.block_size), step_bytes=step_bytes
+    )
+    num_blocks = parallel.agree_on_min(num_blocks)
+    kv_caches = model.allocate_kv_caches(num_blocks, config.block_size)
+    tokens = torch.full((config.max_num_batched_tokens,), -1, dtype=torch.int64, device=model.device)
+    graphs = None
+    if capture is not None:
+        graphs = DecodeGraphs(
+            model,
+            kv_caches,
+            tokens,
+            max_num_seqs=config.max_num_seqs,
+            max_blocks=min(-(-config.max_model_len // config.block_size), num_blocks),
+            capture=capture,
+            parallel=parallel,
+        )
+    runner = ModelRunner(model, kv_caches, config.block_size, tokens=tokens, graphs=graphs, parallel=parallel)
+    return runner, num_blocks
