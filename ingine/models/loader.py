@@ -31,8 +31,8 @@ SPLIT_DIM = {
     "down_proj": 1,
     "lm_head": 0,
 }
-"""Along which dimension of its weight a module is split over the ranks: 0, by outputs (and so is its bias), or 1,
-by inputs, so that the ranks' results are summed. Other modules are whole on every rank."""
+"""Along which dimension of its weight a module is split over the ranks: 0, by outputs (and so is its bias);
+1, by inputs, so that the ranks' results are summed. Other modules are whole on every rank."""
 
 
 def load_model(
