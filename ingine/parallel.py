@@ -182,4 +182,4 @@ def _lost_rank_is_an_engine_error() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo has no type of its own for a connection that broke
-        raise EngineError(f"another rank is gone: {str(error).splitlines()[0]}") from error
+        raise EngineError(f"another rank is gone: {str(error).partition('. ')[0]}") from error
