@@ -69,14 +69,16 @@ def follow(settings: WorkerSettings) -> None:
     when rank 0 says so, or is gone.
     """
     from ingine.engine import Engine
+    from worker.logs import log_event
 
     engine = Engine(engine_config(settings))
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
     try:
         engine.follow()
-    except Exception:
-        logging.getLogger("worker").exception("rank failed")
+    except Exception as error:
+        rank = os.environ["RANK"]
+        log_event(logging.getLogger("worker"), logging.ERROR, "rank failed", rank=rank, error=repr(error))
         # An orderly exit may wait for a collective on the GPU, and that for a rank that is gone.
         os._exit(1)
     engine.close()
