@@ -1,14 +1,14 @@
 """Sampling on a GPU: without a sort of the vocabulary, without waiting for the device, and so that a CUDA
 graph can hold it.
 
-What a row asks for is a row of numbers, made on the host by `pack_params`, so that the same kernels serve greedy and
-random rows and any cuts. The definition, and what the tests compare with, is `ingine.random_sampling`: each row
+What a row asks for is a row of numbers, made on the host by `pack_params`: the same kernels serve greedy and
+random rows and all cuts. The definition, which the tests compare with, is `ingine.random_sampling`: a row
 gives the token that `choose` there gives, unless rounding decides between two tokens.
 
-The likeliest `NUM_CANDIDATES` logits of each row are selected (torch's radix select). Where they hold all that may
-be drawn, as they nearly always do, one more pass over the row finds the token. Where they do not, a radix descent over
-the bits of the logits finds the cuts and the token in passes over the row. A row that cuts nothing is drawn from by the
-CDF in the order of the ids. All this, but for the selection, is one launch of one program a row.
+torch selects the `NUM_CANDIDATES` largest logits of each row. Where all that may be drawn is among them, as
+it nearly always is, the row is read once or twice more. Where it is not, a radix descent over the bits of
+the logits finds first where to cut and then the token. A row that cuts nothing is drawn from by the CDF in the
+order of the ids. All but the selection is one launch, of one program a row.
 """
 
 import numpy as np
@@ -22,8 +22,8 @@ from ingine.triton_kernels.sampling import choose_kernel
 
 NUM_CANDIDATES = 1024
 
-BLOCK, BINS_BLOCK = 8192, 1024
-"""Logits that a program has in flight at a time; and where it sums them by 16 digits."""
+BLOCK = 8192
+"""Logits that a program has in flight at a time."""
 
 
 def pack_params(params: list[SamplingParams], uniform: np.ndarray) -> np.ndarray:
@@ -38,8 +38,8 @@ def pack_params(params: list[SamplingParams], uniform: np.ndarray) -> np.ndarray
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """[num_rows] int64: the likeliest tokens of logits [num_rows, vocab_size], of those alike the one with the
-    lowest id; -1 where the largest logit is not finite."""
+    """[num_rows] int64: the likeliest token of each row of logits [num_rows, vocab_size], the lowest id of
+    those that are alike; -1 where the largest logit is not finite."""
     values, token_ids = logits.max(dim=-1)  # which propagates NaN, and takes the first
     return token_ids.masked_fill_(values - values != 0, -1)  # inf - inf and NaN - NaN are NaN
 
@@ -54,7 +54,7 @@ def choose(logits: Tensor, rows: Tensor) -> Tensor:
     num_candidates = min(NUM_CANDIDATES, vocab_size)
     candidates = logits.topk(num_candidates).values  # which has NaN first
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    block = min(BLOCK, triton.next_power_of_2(vocab_size))
+    block = min(BLOCK, max(triton.next_power_of_2(vocab_size), 16))
     choose_kernel[(num_rows,)](
         logits,
         candidates,
@@ -65,7 +65,6 @@ def choose(logits: Tensor, rows: Tensor) -> Tensor:
         num_candidates,
         CANDIDATES_BLOCK=triton.next_power_of_2(num_candidates),
         BLOCK=block,
-        BINS_BLOCK=min(BINS_BLOCK, block),
         NUM_DIGITS=4 if logits.dtype == torch.bfloat16 else 8,  # whose lower 16 bits are 0 in float32
         num_warps=16,
     )

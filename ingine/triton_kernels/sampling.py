@@ -1,7 +1,7 @@
-"""One token a row, in one launch: `ingine.device_sampling` says how.
+"""One token a row, in one launch: what `ingine.device_sampling` is about.
 
-The definition is `ingine.random_sampling`. What it draws is found here as a logit and a number: the n-th token,
-by id, of those with this logit. Which of many alike comes first then never matters until the last pass.
+The definition is `ingine.random_sampling`. What it draws is found here as a logit and a number: the nth
+token, by id, of those that have this logit. So which of them comes first matters in the last pass alone.
 """
 
 import triton
@@ -22,7 +22,6 @@ def choose_kernel(
     num_candidates,
     CANDIDATES_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
-    BINS_BLOCK: tl.constexpr,
     NUM_DIGITS: tl.constexpr,
 ):
     """Program (row) writes token_ids[row] int64: the token that rows[row] (see `pack_params`) chooses from
@@ -59,7 +58,6 @@ def choose_kernel(
                 uniform,
                 CANDIDATES_BLOCK,
                 BLOCK,
-                BINS_BLOCK,
                 NUM_DIGITS,
             )
             token_id = _nth_equal(logits, vocab_size, value, nth, BLOCK)
@@ -83,7 +81,7 @@ def _weights(logits, largest, temperature, min_p):
 
 @triton.jit
 def _first_over(cdf, weights, target, SIZE: tl.constexpr):
-    """The first index whose `cdf` is over `target`, never one of weight 0. If rounding leaves none, the last."""
+    """The first index whose `cdf` is over `target`, not of weight 0; the last if rounding leaves none."""
     index = tl.arange(0, SIZE)
     first = tl.min(tl.where((weights > 0) & (cdf > target), index, SIZE))
     return tl.minimum(first, tl.max(tl.where(weights > 0, index, 0)))
@@ -107,7 +105,7 @@ def _nth_equal(logits, vocab_size, value, nth, BLOCK: tl.constexpr):
 def _draw_whole(logits, vocab_size, largest, temperature, uniform, BLOCK: tl.constexpr):
     """Inverse CDF in the order of the ids."""
     total = 0.0
-    last = 0  # where the last block with any weight starts: beyond it nothing is drawn, however sums are rounded
+    last = 0  # where the last block with any weight starts: nothing beyond is drawn, however sums are rounded
     for start in range(0, vocab_size, BLOCK):
         mass = tl.sum(_weights(_load(logits, start, vocab_size, BLOCK), largest, temperature, 0.0))
         total += mass
@@ -139,7 +137,6 @@ def _draw_cut(
     uniform,
     CANDIDATES_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
-    BINS_BLOCK: tl.constexpr,
     NUM_DIGITS: tl.constexpr,
 ):
     """Inverse CDF in the order of the logits, of what min_p, top_k and top_p leave: a logit, and which of the
@@ -176,7 +173,6 @@ def _draw_cut(
             uniform,
             mass,
             BLOCK,
-            BINS_BLOCK,
             NUM_DIGITS,
         )
     return value, nth
@@ -203,22 +199,21 @@ def _draw_far(
     uniform,
     mass,
     BLOCK: tl.constexpr,
-    BINS_BLOCK: tl.constexpr,
     NUM_DIGITS: tl.constexpr,
 ):
     """As `_draw_cut`, among any number of tokens. `mass` is that of all which min_p leaves."""
     edge, num_at_edge = -float("inf"), vocab_size
     if limit < vocab_size:
         edge, num_at_edge, mass = _shortest_prefix(
-            logits, vocab_size, largest, temperature, min_p, limit - 1, True, BLOCK, BINS_BLOCK, NUM_DIGITS
+            logits, vocab_size, largest, temperature, min_p, limit - 1, True, BLOCK, NUM_DIGITS
         )
     if top_p < 1:
         nucleus = top_p * mass * BELOW_ONE  # over the number before `top_p * mass`: at least that
         edge, num_at_edge, mass = _shortest_prefix(
-            logits, vocab_size, largest, temperature, min_p, nucleus, False, BLOCK, BINS_BLOCK, NUM_DIGITS
+            logits, vocab_size, largest, temperature, min_p, nucleus, False, BLOCK, NUM_DIGITS
         )
     value, num, _ = _shortest_prefix(
-        logits, vocab_size, largest, temperature, min_p, uniform * mass, False, BLOCK, BINS_BLOCK, NUM_DIGITS
+        logits, vocab_size, largest, temperature, min_p, uniform * mass, False, BLOCK, NUM_DIGITS
     )
     is_past = (value < edge) | ((value == edge) & (num > num_at_edge))  # by rounding
     return tl.where(is_past, edge, value), tl.where(is_past, num_at_edge, num) - 1
@@ -234,16 +229,13 @@ def _shortest_prefix(
     target,
     BY_COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
-    BINS_BLOCK: tl.constexpr,
     NUM_DIGITS: tl.constexpr,
 ):
     """Of the tokens in the order of their logits, the shortest prefix with a mass over `target`, or BY_COUNT
     with more tokens than that: its last logit, how many tokens with that logit it has, and its mass. If there
     is none, all tokens that have a weight.
     """
-    value = _descend(
-        logits, vocab_size, largest, temperature, min_p, target, BY_COUNT, BINS_BLOCK, NUM_DIGITS
-    )
+    value = _descend(logits, vocab_size, largest, temperature, min_p, target, BY_COUNT, BLOCK, NUM_DIGITS)
     mass_over, num_over, num_equal = 0.0, 0, 0
     for start in range(0, vocab_size, BLOCK):
         x = _load(logits, start, vocab_size, BLOCK)
@@ -266,19 +258,20 @@ def _descend(
     min_p,
     target,
     BY_COUNT: tl.constexpr,
-    BINS_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
     NUM_DIGITS: tl.constexpr,
 ):
-    """The logit at which the prefix of `_shortest_prefix` ends: radix descent, four bits of its key a pass."""
+    """The last logit of the prefix of `_shortest_prefix`, by radix descent: four bits of its key a pass."""
     digits = tl.arange(0, 16)
     low_bits: tl.constexpr = 32 - 4 * NUM_DIGITS
+    piece: tl.constexpr = BLOCK // 8  # as many sums a thread then as it otherwise holds logits, twice over
     key = tl.full((), 0, tl.uint32)
     before = 0.0
     for index in range(NUM_DIGITS):
         shift = 28 - 4 * index
-        bins = tl.zeros((BINS_BLOCK, 16), tl.float32)
-        for start in range(0, vocab_size, BINS_BLOCK):
-            x = _load(logits, start, vocab_size, BINS_BLOCK)
+        bins = tl.zeros((piece, 16), tl.float32)
+        for start in range(0, vocab_size, piece):
+            x = _load(logits, start, vocab_size, piece)
             weights = _weights(x, largest, temperature, min_p)
             if BY_COUNT:
                 weights = (weights > 0).to(tl.float32)
@@ -301,6 +294,6 @@ def _keys(logits, LOW_BITS: tl.constexpr):
 
 @triton.jit
 def _ordered(bits, LOW_BITS: tl.constexpr):
-    """From a float's bits to its key and back. The LOW_BITS lowest are 0 in all logits, and so in the keys."""
+    """From a float's bits to its key and back. The LOW_BITS lowest are 0 in each logit, and so in its key."""
     flipped: tl.constexpr = 0x7FFFFFFF - (1 << LOW_BITS) + 1
     return tl.where(bits < 0, bits, bits ^ flipped)
