@@ -151,13 +151,14 @@ def read_records(redis: Redis):
 
 def cpu_seconds(server_pid: int, worker_pid: int) -> dict[str, float]:
     """Processor time so far: of the server, of the worker's event loop, and of its other threads."""
-    worker = _cpu_seconds(Path(f"/proc/{worker_pid}/stat"))
-    loop = _cpu_seconds(Path(f"/proc/{worker_pid}/task/{worker_pid}/stat"))
-    server = _cpu_seconds(Path(f"/proc/{server_pid}/stat"))
+    worker = seconds_of(Path(f"/proc/{worker_pid}/stat"))
+    loop = seconds_of(Path(f"/proc/{worker_pid}/task/{worker_pid}/stat"))
+    server = seconds_of(Path(f"/proc/{server_pid}/stat"))
     return {"server": server, "worker_loop": loop, "worker_other_threads": worker - loop}
 
 
-def _cpu_seconds(path: Path) -> float:
+def seconds_of(path: Path) -> float:
+    """Processor time so far, by the `stat` file of a process or of a thread."""
     user, system = path.read_text().rpartition(") ")[2].split()[11:13]
     return (int(user) + int(system)) / TICKS_PER_S
 

@@ -149,9 +149,20 @@ class StandInEngine:
 class StandInWorker:
     """This file as a process beside us: entered when it is ready, told to drain on exit."""
 
-    def __init__(self, redis_url: str, folder: Path, *, profile: Path | None = None, **settings: object):
-        """`settings` are fields of WorkerSettings. Its log is a file in `folder`."""
-        self._url, self._log = redis_url, folder / "worker.log"
+    def __init__(
+        self,
+        redis_url: str,
+        folder: Path,
+        *,
+        script: Sequence[str] = (__file__,),
+        profile: Path | None = None,
+        **settings: object,
+    ):
+        """`settings` are fields of WorkerSettings. Its log is a file in `folder`.
+
+        script: what else to run, with its arguments: a benchmark that has an engine of its own.
+        """
+        self._url, self._log, self._script = redis_url, folder / "worker.log", script
         given = {"worker_id": "stand-in", "http_port": -1, **settings}
         given |= {"redis_url": redis_url}
         self._env = dict(os.environ) | {f"INGINE_{name.upper()}": str(value) for name, value in given.items()}
@@ -160,7 +171,7 @@ class StandInWorker:
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as output:
-            self._child = Child([sys.executable, __file__], output=output, env=self._env)
+            self._child = Child([sys.executable, *self._script], output=output, env=self._env)
         self.pid = self._child.pid
         with Redis.from_url(self._url) as redis:
             while not redis.hexists(Keys().workers, "stand-in"):

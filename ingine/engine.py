@@ -3,8 +3,6 @@
 import logging
 import random
 import time
-from array import array
-from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from itertools import count
@@ -18,6 +16,7 @@ from ingine.errors import EngineError, ErrorCode, InvalidRequest
 from ingine.model_runner import StepResult
 from ingine.models import Decoder
 from ingine.outputs import EngineStats, FinishReason, SeqOutput
+from ingine.request_limits import RequestLimits
 from ingine.sampler import SampledToken
 from ingine.sampling_params import SamplingParams
 from ingine.scheduler import ScheduledBatch, Scheduler
@@ -59,8 +58,12 @@ class Engine:
         self.model_config = model.config
         config = resolve_limits(config, model.device, model.config.max_position_embeddings)
         self._runner, num_blocks = make_runner(config, model, self._parallel)
-        self._num_kv_tokens = num_blocks * config.block_size
-        self.max_model_len = min(config.max_model_len, self._num_kv_tokens)
+        self.limits = RequestLimits(
+            max_model_len=config.max_model_len,
+            num_kv_tokens=num_blocks * config.block_size,
+            vocab_size=model.config.vocab_size,
+        )
+        self.max_model_len = self.limits.max_num_tokens
         if self.max_model_len < config.max_model_len:
             logger.warning("KV memory limits sequences to %d tokens", self.max_model_len)
         self.config = config
@@ -90,22 +93,7 @@ class Engine:
 
     def validate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> None:
         """Raises InvalidRequest for what `add` would refuse. Thread-safe."""
-        if not isinstance(params, SamplingParams):
-            raise InvalidRequest(
-                ErrorCode.INVALID_TYPE, f"params are SamplingParams, not {type(params).__name__}"
-            )
-        num_tokens = len(prompt_token_ids)
-        if num_tokens == 0:
-            raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt has no tokens")
-        if num_tokens >= self.max_model_len:
-            raise InvalidRequest(
-                ErrorCode.PROMPT_TOO_LONG,
-                f"the prompt has {num_tokens} tokens; the most is {self.max_model_len - 1} "
-                f"(max_model_len is {self.config.max_model_len}, all KV blocks hold {self._num_kv_tokens})",
-            )
-        self._validate_token_ids(prompt_token_ids, "the prompt", ErrorCode.INVALID_TOKEN_ID)
-        self._validate_token_ids(params.stop_token_ids, "stop_token_ids", ErrorCode.INVALID_PARAMETER)
-        self._validate_token_ids(params.logit_bias or (), "logit_bias", ErrorCode.INVALID_PARAMETER)
+        self.limits.validate(prompt_token_ids, params)
 
     def add(
         self,
@@ -128,7 +116,7 @@ class Engine:
         if seq_id in self._seqs:
             raise InvalidRequest(ErrorCode.DUPLICATE_ID, f"a sequence {seq_id!r} is here already")
         self.validate(prompt_token_ids, params)
-        self._validate_token_ids(output_token_ids, "the output so far", ErrorCode.INVALID_TOKEN_ID)
+        self.limits.validate_token_ids(output_token_ids, "the output so far", ErrorCode.INVALID_TOKEN_ID)
         arrival_time = time.time() if arrival_time is None else arrival_time
         seq = Sequence(
             seq_id,
@@ -291,13 +279,3 @@ class Engine:
         for seq in ended:
             del self._seqs[seq.seq_id]
         return [seq.output([]) for seq in ended]
-
-    def _validate_token_ids(self, token_ids: Iterable[int], where: str, code: ErrorCode) -> None:
-        try:
-            ids = array("q", token_ids)  # refuses what is no int, in C
-        except (TypeError, OverflowError) as error:
-            raise InvalidRequest(code, f"{where}: token ids are ints ({error})") from None
-        vocab_size = self.model_config.vocab_size
-        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-            wrong = min(ids) if min(ids) < 0 else max(ids)
-            raise InvalidRequest(code, f"{where}: {wrong} is no token id, the vocabulary has {vocab_size}")

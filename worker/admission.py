@@ -11,7 +11,7 @@ from redis.exceptions import RedisError, ResponseError
 from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
 from ingine.keys import Priority
 from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job
-from worker.engine_thread import EngineThread
+from worker.engine_link import EngineHost
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
 from worker.metrics import Metrics
@@ -31,7 +31,7 @@ class Admission:
     def __init__(
         self,
         jobs: JobTable,
-        engine: EngineThread,
+        engine: EngineHost,
         publisher: Publisher,
         prompts: PromptReader,
         metrics: Metrics,

@@ -35,6 +35,9 @@ def run_worker(settings: WorkerSettings) -> None:
     from worker.logs import setup_logging
 
     setup_logging(settings.log_level, as_json=settings.log_json)
+    if settings.tensor_parallel_size > 1 and os.environ.get("RANK", "0") != "0":
+        follow(settings)
+        return
     engine, served_names = build_engine(settings)
     url, server = ensure_server(settings.redis_url)
     gc.collect()
@@ -59,16 +62,43 @@ def _import_worker() -> None:
         gc.enable()
 
 
+def follow(settings: WorkerSettings) -> None:
+    """A rank other than 0 of a tensor parallel engine: computes its part of rank 0's steps, knows no Redis.
+
+    Signals reach all ranks, and are rank 0's to answer: it needs the others for its last step. This one ends
+    when rank 0 says so, or is gone.
+    """
+    from ingine.engine import Engine
+    from worker.logs import log_event
+
+    engine = Engine(engine_config(settings))
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+    try:
+        engine.follow()
+    except Exception as error:
+        rank = os.environ["RANK"]
+        log_event(logging.getLogger("worker"), logging.ERROR, "rank failed", rank=rank, error=repr(error))
+        # An orderly exit may wait for a collective on the GPU, and that for a rank that is gone.
+        os._exit(1)
+    engine.close()
+
+
 def build_engine(settings: WorkerSettings):
     """The engine in its thread, and the names under which jobs may ask for its model."""
-    from ingine.config import EngineConfig
     from ingine.engine import Engine
-    from ingine.model_store import DEFAULT_MODEL, names_of
+    from ingine.model_store import names_of
     from worker.engine_thread import EngineThread
 
-    model = settings.model or DEFAULT_MODEL
-    config = EngineConfig(**settings.engine_options() | {"model": model})
-    return EngineThread(lambda: Engine(config)), names_of(model)
+    config = engine_config(settings)
+    return EngineThread(lambda: Engine(config)), names_of(config.model)
+
+
+def engine_config(settings: WorkerSettings):
+    from ingine.config import EngineConfig
+    from ingine.model_store import DEFAULT_MODEL
+
+    return EngineConfig(**settings.engine_options() | {"model": settings.model or DEFAULT_MODEL})
 
 
 async def _serve(settings: WorkerSettings, url: str, engine, served_names: frozenset[str]) -> None:

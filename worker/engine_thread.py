@@ -7,13 +7,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 import torch
 
 from ingine.engine import Engine, EngineStats
 from ingine.outputs import SeqOutput
 from ingine.sampling_params import SamplingParams
+from ingine.tokenizer import Tokenizer
+from worker.engine_link import EngineFailure, StepMessage
 from worker.logs import log_event
 
 logger = logging.getLogger(__name__)
@@ -25,21 +26,8 @@ MAX_FAILED_STEPS = 10
 """Steps in a row that may raise, each with a lone sequence to blame, before the engine counts as broken."""
 
 
-@dataclass(slots=True)
-class EngineFailure:
-    """An exception out of the engine, which has let go of the sequences that are to blame for it."""
-
-    seq_ids: list[str]
-    error: Exception
-    fatal: bool = False
-    """The engine is broken: its thread has ended."""
-
-
-StepMessage = list[SeqOutput] | EngineFailure
-
-
 class EngineThread:
-    """Builds an engine and then runs it, all in one thread. Messages go to `deliver` in order, in the loop.
+    """An `EngineHost` that builds an engine and then runs it, all in one thread.
 
     Each delivered message takes one of `MAX_STEPS_AHEAD` credits, which `credit` gives back; without one the
     engine waits. So a server that is slow or away holds the engine up instead of filling memory.
@@ -66,11 +54,21 @@ class EngineThread:
 
     @property
     def engine(self) -> Engine:
-        """For what is safe from any thread: its config, its tokenizer, `validate`."""
+        """For what is safe from any thread: its config, its limits."""
         return self._engine
 
-    def start(self, deliver: Callable[[StepMessage], None]) -> None:
-        """Begin to run. `deliver` is called in the running loop."""
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._engine.tokenizer
+
+    @property
+    def max_num_seqs(self) -> int:
+        return self._engine.config.max_num_seqs
+
+    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        self._engine.validate(prompt_token_ids, params)
+
+    async def start(self, deliver: Callable[[StepMessage], None]) -> None:
         self._loop, self._deliver = asyncio.get_running_loop(), deliver
         self._ended = asyncio.Event()
         self._started.set()
@@ -78,6 +76,15 @@ class EngineThread:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def step_age_s(self) -> float:
+        began = self.step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    @property
+    def suspects(self) -> list[str]:
+        return self._running_seq_ids()
 
     def add(
         self,
@@ -89,7 +96,6 @@ class EngineThread:
         arrival_time: float,
         output_token_ids: Sequence[int],
     ) -> None:
-        """As `Engine.add`. If that raises, an EngineFailure for this sequence alone is delivered."""
         self._enqueue(
             seq_id,
             lambda: self._engine.add(
@@ -103,20 +109,20 @@ class EngineThread:
         )
 
     def abort(self, seq_id: str) -> None:
-        """Its last output, with finish reason `abort`, is delivered like a step's. Unknown: ignored."""
         self._enqueue(seq_id, lambda: self._engine.abort(seq_id))
 
     def credit(self) -> None:
-        """A message has been dealt with: the engine may compute one step more."""
         self._credits.release()
 
     async def stop(self) -> None:
-        """Ends the thread after the step under way. What it has delivered is to be committed after this."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         # Not a join in the loop's executor: that would hold up the exit of a process whose step hangs.
         await self._ended.wait()
+
+    def close(self) -> None:
+        """Nothing: a thread cannot be ended from outside, and ends with the process."""
 
     def _enqueue(self, seq_id: str, command: Callable[[], SeqOutput | None]) -> None:
         with self._wake:
@@ -138,7 +144,7 @@ class EngineThread:
         except Exception as error:  # out of what never should raise: the engine's accounts are in disorder
             log_event(logger, logging.ERROR, "engine broken", error=repr(error))
             logger.debug("engine broken", exc_info=error)
-            self._send(EngineFailure(self._running_seq_ids(), error, fatal=True))
+            self._post(EngineFailure(self._running_seq_ids(), error, fatal=True))
         finally:
             self._loop.call_soon_threadsafe(self._ended.set)
 
@@ -237,6 +243,10 @@ class EngineThread:
         self._send(EngineFailure(seq_ids, error, fatal))
 
     def _send(self, message: StepMessage) -> None:
+        self.stats = self._engine.stats()  # whoever gets the message asks for them
+        self._post(message)
+
+    def _post(self, message: StepMessage) -> None:
         while not self._credits.acquire(timeout=0.1):
             if self._stopping:
                 return  # Redis is away and we are to leave: what is not committed is made again elsewhere.

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Container
 from redis.exceptions import RedisError, ResponseError
 
 from worker.admission import Admission
-from worker.engine_thread import EngineThread
+from worker.engine_link import EngineHost
 from worker.jobs import JobTable, RunningJob
 from worker.lanes import Lanes
 from worker.logs import log_event
@@ -30,7 +30,7 @@ class HandOver:
 
     def __init__(
         self,
-        engine: EngineThread,
+        engine: EngineHost,
         lanes: Lanes,
         jobs: JobTable,
         admission: Admission,

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from worker.engine_thread import EngineThread
+from worker.engine_link import EngineHost
 from worker.partition import Partition
 from worker.publisher import Publisher
 
@@ -20,7 +20,7 @@ class Health:
 
     def __init__(
         self,
-        engine: EngineThread,
+        engine: EngineHost,
         partitions: list[Partition],
         publisher: Publisher,
         state: Callable[[], str],
@@ -32,7 +32,7 @@ class Health:
 
     def unhealthy(self) -> str | None:
         if not self._engine.alive:
-            return "the engine's thread is not running"
+            return "the engine is not running"
         last_polls = [partition.intake.last_poll for partition in self._partitions]
         if last_polls and (silent_s := time.monotonic() - max(last_polls)) > HEALTHY_POLL_S:
             return f"Redis has not answered for {silent_s:.0f} s"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ingine.outputs import SeqOutput
-from worker.engine_thread import EngineFailure, StepMessage
+from worker.engine_link import EngineFailure, StepMessage
 
 NUM_LANES = 2
 

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from ingine.engine import EngineStats
 from ingine.keys import Priority
+from ingine.outputs import EngineStats
 from ingine.wire import TerminalEvent
 from worker.queue import Begun
 

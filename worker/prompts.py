@@ -5,10 +5,10 @@ import hashlib
 import logging
 from datetime import datetime
 
-from ingine.engine import Engine
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
 from ingine.wire import Job
+from worker.engine_link import EngineHost
 from worker.logs import log_event
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ INLINE_CHARS = 4096
 class PromptReader:
     """`served_names` are the values of `Job.model` that mean this worker's model."""
 
-    def __init__(self, engine: Engine, served_names: frozenset[str], *, log_prompts: bool):
+    def __init__(self, engine: EngineHost, served_names: frozenset[str], *, log_prompts: bool):
         self._engine = engine
         self._served_names = served_names
         self._log_prompts = log_prompts

@@ -14,7 +14,7 @@ from ingine.keys import GROUP, Keys, all_partitions
 from ingine.servers import Servers
 from ingine.wire import JobStatus
 from worker.admission import Admission
-from worker.engine_thread import EngineFailure, EngineThread, StepMessage
+from worker.engine_link import EngineFailure, EngineHost, StepMessage
 from worker.hand_over import HandOver, cancel_all
 from worker.health import Health
 from worker.http import HttpServer
@@ -42,7 +42,7 @@ class Worker:
     """
 
     def __init__(
-        self, settings: WorkerSettings, redis_url: str, engine: EngineThread, *, served_names: frozenset[str]
+        self, settings: WorkerSettings, redis_url: str, engine: EngineHost, *, served_names: frozenset[str]
     ):
         self._settings = settings
         self._connect = partial(Servers, redis_url, client_name="ingine-worker")
@@ -60,9 +60,9 @@ class Worker:
             self._jobs,
             self._engine,
             self._publisher,
-            PromptReader(engine.engine, served_names, log_prompts=settings.log_prompts),
+            PromptReader(engine, served_names, log_prompts=settings.log_prompts),
             metrics,
-            max_num_jobs=engine.engine.config.max_num_seqs,
+            max_num_jobs=engine.max_num_seqs,
             max_deaths=settings.max_deaths,
             expire=self._expire,
         )
@@ -168,7 +168,7 @@ class Worker:
 
     async def _serve(self) -> None:
         self._leases.start([partition.queue for partition in self._partitions])
-        self._engine.start(self._deliver)
+        await self._engine.start(self._deliver)
         intakes = {
             partition: asyncio.create_task(self._take_jobs(partition), name=f"intake of {partition.name}")
             for partition in self._partitions
@@ -186,7 +186,7 @@ class Worker:
         try:
             # A step that hangs has all of its batch under suspicion.
             hangs = isinstance(self._fatal, StepHangs)
-            suspects = self._engine.engine.running_seq_ids if hangs else ()
+            suspects = self._engine.suspects if hangs else ()
             await self._hand_over.run(intakes, publisher, rest, suspects=suspects)
         finally:
             await cancel_all({publisher, *intakes.values(), *rest})

@@ -2,18 +2,25 @@
 
 Tokens of all sequences of a step come packed along one dimension, T; only attention knows where one sequence
 ends. Run it under `torch.inference_mode()`.
+
+With tensor parallelism a rank has some of the heads, of the MLP's columns and of the vocabulary. What it adds
+to the residual is then its part of a sum over all ranks.
 """
+
+from math import gcd
 
 import torch
 from torch import Tensor, nn
 
 from ingine.attention import AttentionMetadata, KVCache
+from ingine.errors import ConfigError
 from ingine.kernels import Kernels
 from ingine.layers.linear import Linear
 from ingine.layers.norm import RMSNorm
 from ingine.layers.rotary import RotaryEmbedding
 from ingine.layers.weights import Embedding, embedding
 from ingine.models.config import ModelConfig
+from ingine.parallel import SINGLE, TensorParallel, shard
 
 
 class Attention(nn.Module):
@@ -22,13 +29,15 @@ class Attention(nn.Module):
         config: ModelConfig,
         kernels: Kernels,
         sliding_window: int | None,
+        parallel: TensorParallel,
         dtype: torch.dtype,
         device: torch.device,
     ):
         super().__init__()
-        self.backend = kernels.attention
+        self.backend, self.parallel = kernels.attention, parallel
         self.sliding_window = sliding_window
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.num_heads = config.num_heads // parallel.size
+        self.num_kv_heads = config.num_kv_heads // parallel.size
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
@@ -59,7 +68,7 @@ class Attention(nn.Module):
             sliding_window=self.sliding_window,
             rotation=rotation,
         )
-        return self.o_proj(attended.flatten(1))
+        return self.parallel.all_reduce(self.o_proj(attended.flatten(1)))
 
     def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
         tensors = self.qkv_proj.parts([f"{prefix}.{name}_proj" for name in "qkv"])
@@ -71,15 +80,23 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig, kernels: Kernels, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        config: ModelConfig,
+        kernels: Kernels,
+        parallel: TensorParallel,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
         super().__init__()
-        self.ops = kernels.ops
-        size, factory = config.intermediate_size, {"bias": False, "dtype": dtype, "device": device}
+        self.ops, self.parallel = kernels.ops, parallel
+        size = config.intermediate_size // parallel.size
+        factory = {"bias": False, "dtype": dtype, "device": device}
         self.gate_up_proj = Linear(config.hidden_size, [size, size], **factory)
         self.down_proj = Linear(size, [config.hidden_size], **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.ops.silu_mul(self.gate_up_proj(x)))
+        return self.parallel.all_reduce(self.down_proj(self.ops.silu_mul(self.gate_up_proj(x))))
 
     def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
         merged = self.gate_up_proj.parts([f"{prefix}.gate_proj", f"{prefix}.up_proj"])
@@ -92,13 +109,14 @@ class DecoderLayer(nn.Module):
         config: ModelConfig,
         kernels: Kernels,
         sliding_window: int | None,
+        parallel: TensorParallel,
         dtype: torch.dtype,
         device: torch.device,
     ):
         super().__init__()
         factory = {"dtype": dtype, "device": device}
-        self.attention = Attention(config, kernels, sliding_window, **factory)
-        self.mlp = MLP(config, kernels, **factory)
+        self.attention = Attention(config, kernels, sliding_window, parallel, **factory)
+        self.mlp = MLP(config, kernels, parallel, **factory)
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels.ops, **factory)
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels.ops, **factory)
 
@@ -127,20 +145,34 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A whole model, its weights not yet loaded: see `ingine.models.load_model`."""
+    """A model, or this rank's part of it, its weights not yet loaded: see `ingine.models.load_model`."""
 
-    def __init__(self, config: ModelConfig, kernels: Kernels, *, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        config: ModelConfig,
+        kernels: Kernels,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        parallel: TensorParallel = SINGLE,
+    ):
+        """Raises ConfigError for a model that cannot be split evenly over the ranks of `parallel`."""
         super().__init__()
+        _check_split(config, parallel.size)
         self.config, self.kernels, self.dtype, self.device = config, kernels, dtype, device
+        self.parallel = parallel
         factory = {"dtype": dtype, "device": device}
-        self.lm_head = Linear(config.hidden_size, [config.vocab_size], bias=False, **factory)
+        # Of every rank as many rows, so that logits can be gathered: where the vocabulary is no multiple, the
+        # last rank has rows that belong to no token.
+        num_rows = -(-config.vocab_size // parallel.size)
+        self.lm_head = Linear(config.hidden_size, [num_rows], bias=False, **factory)
         self.embed_tokens = self.lm_head.weight
         if not config.tie_word_embeddings:
             self.embed_tokens = nn.Parameter(torch.empty_like(self.lm_head.weight), requires_grad=False)
         self.embedding: Embedding | None = None
         self.rotary = RotaryEmbedding(config.rope_inv_freq, config.rope_attention_scaling, **factory)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, kernels, sliding_window, dtype, device)
+            DecoderLayer(config, kernels, sliding_window, parallel, dtype, device)
             for sliding_window in config.sliding_windows
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels.ops, **factory)
@@ -149,15 +181,25 @@ class Decoder(nn.Module):
         self, input_ids: Tensor, positions: Tensor, kv_caches: list[KVCache], metadata: AttentionMetadata
     ) -> Tensor:
         """input_ids and positions [T] -> final hidden states [T, hidden_size]; writes the tokens' KV."""
-        residual, delta = self.embedding(input_ids), None
+        residual, delta = self.embed(input_ids), None
         rotation = self.rotary(positions)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
             delta = layer(residual, delta, rotation, kv_cache, metadata)
         return self.norm.add(residual, delta)
 
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """input_ids [T] -> [T, hidden_size]. Each rank looks up its own tokens; the sum has them all."""
+        if self.parallel.size == 1:
+            return self.embedding(input_ids)
+        own = shard(self.config.vocab_size, self.parallel.rank, self.parallel.size)
+        is_foreign = (input_ids < own.start) | (input_ids >= own.stop)
+        rows = self.embedding((input_ids - own.start).masked_fill_(is_foreign, 0))
+        return self.parallel.all_reduce(rows.masked_fill_(is_foreign[:, None], 0))
+
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """hidden [R, hidden_size] -> [R, vocab_size]. Costly: pass only the rows that are sampled."""
-        return self.lm_head(hidden)
+        """hidden [R, hidden_size] -> contiguous [R, vocab_size]. Costly: pass only rows that are sampled."""
+        logits = self.parallel.all_gather(self.lm_head(hidden))
+        return logits[:, : self.config.vocab_size].contiguous()
 
     def pack_weights(self) -> None:
         """Bring the loaded weights into the layout they are multiplied in. The model runs only after this."""
@@ -174,27 +216,45 @@ class Decoder(nn.Module):
 
     def allocate_kv_caches(self, num_blocks: int, block_size: int) -> list[KVCache]:
         """One cache a layer, `num_blocks` blocks of `block_size` tokens each."""
-        config = self.config
+        config, num_kv_heads = self.config, self.config.num_kv_heads // self.parallel.size
         return [
             self.kernels.attention.allocate_kv_cache(
-                num_blocks, block_size, config.num_kv_heads, config.head_dim, self.dtype, self.device
+                num_blocks, block_size, num_kv_heads, config.head_dim, self.dtype, self.device
             )
             for _ in self.layers
         ]
 
     def bytes_per_block(self, block_size: int) -> int:
-        """Bytes that one block takes in all layers together."""
+        """Bytes that one block takes in all layers together, of this rank."""
         config = self.config
         per_layer = self.kernels.attention.bytes_per_block(
-            block_size, config.num_kv_heads, config.head_dim, self.dtype
+            block_size, config.num_kv_heads // self.parallel.size, config.head_dim, self.dtype
         )
         return per_layer * config.num_layers
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """Every tensor a checkpoint must have, by its Hugging Face name: views into the merged parameters."""
+        """Every tensor a checkpoint must have, by its Hugging Face name: views into the merged parameters,
+        which hold this rank's part of it.
+        """
         tensors = {"model.embed_tokens.weight": self.embed_tokens, "model.norm.weight": self.norm.weight}
         if not self.config.tie_word_embeddings:
             tensors |= self.lm_head.parts(["lm_head"])
         for index, layer in enumerate(self.layers):
             tensors |= layer.checkpoint_tensors(f"model.layers.{index}")
         return tensors
+
+
+def _check_split(config: ModelConfig, size: int) -> None:
+    numbers = {
+        "attention heads": config.num_heads,
+        "key/value heads": config.num_kv_heads,
+        "columns of the MLP (intermediate_size)": config.intermediate_size,
+    }
+    largest = gcd(*numbers.values())
+    for name, number in numbers.items():
+        if number % size:
+            possible = ", ".join(str(n) for n in range(1, largest + 1) if largest % n == 0)
+            raise ConfigError(
+                f"tensor_parallel_size {size}: {number} {name} cannot be split evenly. "
+                f"Possible with this model: {possible}"
+            )

@@ -1,14 +1,16 @@
-"""A decoder's small operations: the native kernels against the reference in torch."""
+"""A decoder's small operations: the native kernels and Triton's against the reference in torch."""
 
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import numpy as np
 import pytest
 import torch
 
 from ingine import native
-from ingine.layers.ops import TorchOps
+from ingine.layers.ops import LayerOps, TorchOps
 from ingine.native.layer_ops import NativeOps
 from tests.engine.marks import needs_native
-
-pytestmark = needs_native
 
 DTYPES = [torch.float32, torch.bfloat16]
 NUM_ROWS = [1, 3, 64]
@@ -17,9 +19,38 @@ SIZES = [64, 100, 576]
 EPS = 1e-5
 
 
-@pytest.fixture(scope="module")
-def ops():
-    return NativeOps(native.library())
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("native", marks=needs_native),
+        pytest.param("triton", marks=pytest.mark.skipif(not find_spec("triton"), reason="needs triton")),
+    ],
+)
+def ops(request) -> Iterator[LayerOps]:
+    if request.param == "native":
+        yield NativeOps(native.library())
+        return
+    from ingine.layers.triton_ops import TritonOps
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _round_to_nearest(monkeypatch)
+        yield TritonOps()
+
+
+def _round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As GPUs do: triton's interpreter (3.6) makes bfloat16 of float32 by cutting bits off."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cut_off = InterpreterBuilder.cast_impl
+
+    def cast(self, src, dst_type):
+        if (src.dtype.scalar, dst_type.scalar) != (tl.float32, tl.bfloat16):
+            return cut_off(self, src, dst_type)
+        rounded = torch.from_numpy(np.ascontiguousarray(src.data)).bfloat16().view(torch.int16)
+        return TensorHandle(rounded.numpy().view(np.uint16), tl.bfloat16)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast)
 
 
 def random(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 3.0) -> torch.Tensor:

@@ -108,7 +108,7 @@ async def test_a_dead_engine_is_unhealthy(harness):
     await worker.end("a")
     assert await get(worker, "/healthz") == (200, "ok\n")
     await worker.worker._engine.stop()
-    assert await get(worker, "/healthz") == (503, "the engine's thread is not running\n")
+    assert await get(worker, "/healthz") == (503, "the engine is not running\n")
 
 
 def test_a_port_that_is_taken_is_a_clear_error():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.waiting import wait_until_async
-from worker.engine_thread import EngineFailure
+from worker.engine_link import EngineFailure
 from worker.lanes import NUM_LANES, Lanes
 
 

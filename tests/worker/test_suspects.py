@@ -82,7 +82,7 @@ async def test_a_server_that_is_away_is_no_step_that_hangs(tiny_engine):
     """Steps that nobody commits hold the engine up; however long that takes, no step is under way."""
     engine, delivered = tiny_engine(), []
     thread = EngineThread(lambda: engine)
-    thread.start(delivered.append)
+    await thread.start(delivered.append)
     params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
     thread.add("a", [65, 66], params, priority=0, arrival_time=0.0, output_token_ids=[])
     try:

@@ -1,0 +1,106 @@
+"""Paged attention on CUDA, in Triton: `ingine/triton_kernels`."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ingine.attention.interface import AttentionBackend, AttentionMetadata, KVCache
+from ingine.triton_kernels.kv_write import write_kv
+from ingine.triton_kernels.paged_decode import choose_num_splits, paged_decode
+from ingine.triton_kernels.paged_kv import MAX_HEAD_DIM, PagedKV
+from ingine.triton_kernels.paged_prefill import paged_prefill
+
+QUANTIZED_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""By `kv_cache_dtype`."""
+
+INTERPRETER_SMS = 4
+"""Multiprocessors that the CPU passes for, in triton's interpreter: a few, so that it runs both ways of decoding."""
+
+
+class TritonAttention(AttentionBackend):
+    """For float32, bfloat16 and float16. A step is a write of keys and values, one launch for all decodes (two
+    where their KV is split) and one for all other sequences, with nothing that waits for the device.
+
+    Keys and values are [num_blocks, num_kv_heads, block_size, head_dim]. int8 and fp8 have, after them, a
+    float32 scale a token and KV head, of keys and of values.
+    """
+
+    @staticmethod
+    def supports(head_dim: int) -> bool:
+        return head_dim <= MAX_HEAD_DIM
+
+    def __init__(self, kv_cache_dtype: str = "auto"):
+        self.name = "triton" if kv_cache_dtype == "auto" else f"triton, {kv_cache_dtype} KV"
+        self._quantized_dtype = None if kv_cache_dtype == "auto" else QUANTIZED_DTYPES[kv_cache_dtype]
+
+    def allocate_kv_cache(
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> KVCache:
+        shape = (num_blocks, num_kv_heads, block_size, head_dim)
+        stored = self._quantized_dtype or dtype
+        cache = tuple(torch.empty(shape, dtype=stored, device=device) for _ in range(2))
+        if self._quantized_dtype is None:
+            return cache
+        return cache + tuple(torch.empty(shape[:3], dtype=torch.float32, device=device) for _ in range(2))
+
+    def bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        if self._quantized_dtype is None:
+            return super().bytes_per_block(block_size, num_kv_heads, head_dim, dtype)
+        bytes_per_head = head_dim * self._quantized_dtype.itemsize + torch.float32.itemsize
+        return 2 * block_size * num_kv_heads * bytes_per_head
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        kv = PagedKV(*kv_cache)
+        query = write_kv(query, key, value, rotation, metadata.slot_mapping, kv)
+        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        num_decodes = metadata.num_decodes
+        if num_decodes:
+            paged_decode(
+                query[:num_decodes],
+                kv,
+                metadata.block_tables,
+                metadata.seq_lens,
+                output,
+                scale=scale,
+                sliding_window=sliding_window,
+                num_splits=choose_num_splits(num_decodes, key.shape[1], _num_sms(query.device)),
+            )
+        if num_decodes < len(metadata.query_lens):
+            paged_prefill(
+                query,
+                kv,
+                metadata.block_tables,
+                metadata.seq_lens,
+                metadata.query_start_loc,
+                output,
+                num_decodes=num_decodes,
+                max_query_len=max(metadata.query_lens[num_decodes:]),
+                scale=scale,
+                sliding_window=sliding_window,
+            )
+        return output
+
+
+@cache
+def _num_sms(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETER_SMS
+    return torch.cuda.get_device_properties(device).multi_processor_count

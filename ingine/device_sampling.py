@@ -1,0 +1,78 @@
+"""Sampling on a GPU: without a sort of the vocabulary, without waiting for the device, and so that a CUDA
+graph can hold it.
+
+What a row asks for is a row of numbers, made on the host by `pack_params`: the same kernels serve greedy and
+random rows and all cuts. The definition, which the tests compare with, is `ingine.random_sampling`: a row
+gives the token that `choose` there gives, unless rounding decides between two tokens.
+
+torch selects the `NUM_CANDIDATES` largest logits of each row. Where all that may be drawn is among them, as
+it nearly always is, the row is read once or twice more. Where it is not, a radix descent over the bits of
+the logits finds first where to cut and then the token. A row that cuts nothing is drawn from by the CDF in the
+order of the ids. All but the selection is one launch, of one program a row.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ingine.random_sampling import MIN_TEMPERATURE
+from ingine.sampling_params import SamplingParams
+
+NUM_PARAMS = 5
+"""Numbers that say how a row is sampled."""
+
+NUM_CANDIDATES = 1024
+
+BLOCK = 8192
+"""Logits that a program has in flight at a time."""
+
+
+def pack_params(params: list[SamplingParams], uniform: np.ndarray) -> np.ndarray:
+    """[num_rows, 5] float32, on the host: temperature (0 is greedy), top_k (0 keeps all), top_p, min_p, and
+    the row's number of `uniform` [num_rows], in [0, 1)."""
+    rows = np.empty((len(params), NUM_PARAMS), dtype=np.float32)
+    for row, p in zip(rows, params, strict=True):
+        temperature = 0.0 if p.greedy else max(p.temperature, MIN_TEMPERATURE)
+        row[:4] = temperature, max(p.top_k, 0), p.top_p, p.min_p
+    rows[:, 4] = uniform
+    return rows
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """[num_rows] int64: the likeliest token of each row of logits [num_rows, vocab_size], the lowest id of
+    those that are alike; -1 where the largest logit is not finite."""
+    values, token_ids = logits.max(dim=-1)  # which propagates NaN, and takes the first
+    return token_ids.masked_fill_(values - values != 0, -1)  # inf - inf and NaN - NaN are NaN
+
+
+def choose(logits: Tensor, rows: Tensor) -> Tensor:
+    """[num_rows] int64: a token for each row of logits [num_rows, vocab_size], whose rows may be strided; -1
+    where the largest logit is not finite. `rows` is what `pack_params` made, on the device.
+
+    For CUDA tensors in float32, bfloat16 and float16. What a row gives depends on nothing but that row.
+    """
+    from ingine.triton_kernels.sampling import choose_kernel  # triton is there where a GPU is
+
+    num_rows, vocab_size = logits.shape
+    num_candidates = min(NUM_CANDIDATES, vocab_size)
+    candidates = logits.topk(num_candidates).values  # which has NaN first
+    token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    block = min(BLOCK, max(_next_power_of_2(vocab_size), 16))
+    choose_kernel[(num_rows,)](
+        logits,
+        candidates,
+        rows,
+        token_ids,
+        logits.stride(0),
+        vocab_size,
+        num_candidates,
+        CANDIDATES_BLOCK=_next_power_of_2(num_candidates),
+        BLOCK=block,
+        NUM_DIGITS=4 if logits.dtype == torch.bfloat16 else 8,  # whose lower 16 bits are 0 in float32
+        num_warps=16,
+    )
+    return token_ids
+
+
+def _next_power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()

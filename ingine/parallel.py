@@ -1,0 +1,185 @@
+"""Tensor parallelism: one model on several GPUs, a process (a *rank*) each, started by `torchrun`.
+
+Heads, MLP columns and the vocabulary are split over the ranks, as in Megatron-LM (Shoeybi et al., 2019): two
+sums over all ranks a layer. Rank 0 schedules and samples. What it tells the others goes over gloo, tensors go
+over NCCL, or over gloo too where there is no GPU.
+"""
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Self
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ingine.errors import ConfigError, EngineError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells each process that it starts."""
+
+HOST_TIMEOUT = timedelta(days=365)
+"""A rank waits for the next message as long as nothing is asked of the engine, and ends with rank 0 at the
+latest: its connection breaks then."""
+
+HEAD_BYTES = 64 << 10
+"""A message that fits is one broadcast. A broadcast costs the same for any size up to this and more."""
+
+_LENGTH_BYTES = 8
+
+# Under its older name, which later versions of torch warn of.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class TensorParallel:
+    """This process' place among the ranks, and what they do together.
+
+    Every rank calls the same collectives in the same order. Those of tensors do no work on the host and may
+    be captured in a CUDA graph. If a rank is gone they raise RuntimeError where gloo serves, and on GPUs may
+    wait for it in vain; `send`, `receive` and `agree_on_min` raise EngineError.
+    """
+
+    def __init__(self, rank: int, size: int, device: torch.device, host_group: ProcessGroup | None = None):
+        self.rank, self.size, self.device = rank, size, device
+        self._host_group = host_group
+
+    @classmethod
+    def join(cls, size: int, device: torch.device) -> Self:
+        """Waits for the other ranks of the `size` that torchrun has started.
+
+        device: of which kind; a rank takes the GPU of its number on its machine (`TensorParallel.device`),
+        also as the current one of this thread. Raises ConfigError, with the command to use, where torchrun
+        started other than `size` processes or none, or there are too few GPUs.
+        """
+        command = (
+            f"torchrun --standalone --nproc-per-node {size} --no-python "
+            f"ingine worker --tensor-parallel-size {size}"
+        )
+        environ = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+        if missing := [name for name in VARIABLES if name not in environ]:
+            raise ConfigError(
+                f"tensor_parallel_size is {size}, but this process was not started by torchrun "
+                f"({', '.join(missing)} not set). Start it with: {command}"
+            )
+        if environ["WORLD_SIZE"] != str(size):
+            raise ConfigError(
+                f"tensor_parallel_size is {size}, but torchrun started {environ['WORLD_SIZE']} processes. "
+                f"Start them with: {command}"
+            )
+        device = _own_device(device, int(environ["LOCAL_RANK"]))
+        if device.type == "cuda":
+            # Connected now: a communicator that is made at first use cannot be made in a graph's capture.
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
+        host_group = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
+        return cls(dist.get_rank(), size, device, host_group)
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of all ranks' contiguous x, in place."""
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Each rank's contiguous x [rows, n] -> [rows, n * size], in the order of the ranks."""
+        if self.size == 1:
+            return x
+        rows, n = x.shape
+        gathered = x.new_empty(self.size * rows, n)
+        _all_gather(gathered, x)
+        return gathered.view(self.size, rows, n).transpose(0, 1).reshape(rows, self.size * n)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's contiguous x, in place."""
+        if self.size > 1:
+            dist.broadcast(x, src=0)
+        return x
+
+    def send(self, message: object) -> None:
+        """From rank 0 to all others, whose `receive` returns it. Pickled: ranks trust each other."""
+        if self.size == 1:
+            return
+        payload = np.frombuffer(pickle.dumps(message, protocol=5), dtype=np.uint8)
+        head = np.zeros(HEAD_BYTES, dtype=np.uint8)
+        head[:_LENGTH_BYTES].view(np.int64)[0] = len(payload)
+        first, rest = np.split(payload, [HEAD_BYTES - _LENGTH_BYTES])
+        head[_LENGTH_BYTES : _LENGTH_BYTES + len(first)] = first
+        self._broadcast_host(head)
+        if len(rest):
+            self._broadcast_host(rest.copy())  # torch takes no read-only array without a warning
+
+    def receive(self) -> object:
+        """What rank 0 sends next. None is its `close`."""
+        head = np.empty(HEAD_BYTES, dtype=np.uint8)
+        self._broadcast_host(head)
+        length = int(head[:_LENGTH_BYTES].view(np.int64)[0])
+        payload = head[_LENGTH_BYTES : _LENGTH_BYTES + length]
+        if len(payload) < length:
+            rest = np.empty(length - len(payload), dtype=np.uint8)
+            self._broadcast_host(rest)
+            payload = np.concatenate((payload, rest))
+        return pickle.loads(payload)
+
+    def agree_on_min(self, value: int) -> int:
+        """The smallest of all ranks' values."""
+        if self.size == 1:
+            return value
+        smallest = torch.tensor(value)
+        with _lost_rank_is_an_engine_error():
+            dist.all_reduce(smallest, dist.ReduceOp.MIN, group=self._host_group)
+        return int(smallest)
+
+    def close(self) -> None:
+        """Rank 0 sends the end; each rank then leaves. Nothing may be called after this."""
+        if self.size == 1:
+            return
+        if self.rank == 0:
+            try:
+                self.send(None)
+            except EngineError:  # a rank is gone, and leaving in order would wait for it, on GPUs for ever
+                return
+        dist.destroy_process_group()
+
+    def _broadcast_host(self, array: np.ndarray) -> None:
+        with _lost_rank_is_an_engine_error():
+            dist.broadcast(torch.from_numpy(array), src=0, group=self._host_group)
+
+
+SINGLE = TensorParallel(0, 1, torch.device("cpu"))
+"""A whole model in one process, on whatever device: what it would do with others does nothing."""
+
+
+def shard(total: int, rank: int, size: int) -> slice:
+    """Which of `total` rows or columns are this rank's: parts of one length, but for what the last ones lack.
+
+    Of 5 rows over 4 ranks: 2, 2, 1 and none.
+    """
+    length = -(-total // size)
+    return slice(min(rank * length, total), min((rank + 1) * length, total))
+
+
+def _own_device(device: torch.device, local_rank: int) -> torch.device:
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise ConfigError(f"tensor parallelism needs device cuda, or cpu; this is {device}")
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise ConfigError(f"rank {local_rank} of this machine has no GPU: there are {num_gpus}, one a rank")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def _lost_rank_is_an_engine_error() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no type of its own for a connection that broke
+        raise EngineError(f"another rank is gone: {str(error).partition('. ')[0]}") from error

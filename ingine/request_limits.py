@@ -1,0 +1,57 @@
+"""What an engine refuses before it has computed anything. Imports no torch: who runs an engine in another
+process checks requests without loading one."""
+
+from array import array
+from collections.abc import Iterable
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+
+from ingine.errors import ErrorCode, InvalidRequest
+from ingine.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """Numbers of one engine, which do not change while it lives."""
+
+    max_model_len: int
+    """As the config has it, or the model."""
+    num_kv_tokens: int
+    """What all KV blocks together hold."""
+    vocab_size: int
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Most tokens of one sequence, prompt and output together."""
+        return min(self.max_model_len, self.num_kv_tokens)
+
+    def validate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> None:
+        """Raises InvalidRequest for what `Engine.add` would refuse."""
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequest(
+                ErrorCode.INVALID_TYPE, f"params are SamplingParams, not {type(params).__name__}"
+            )
+        num_tokens = len(prompt_token_ids)
+        if num_tokens == 0:
+            raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt has no tokens")
+        if num_tokens >= self.max_num_tokens:
+            raise InvalidRequest(
+                ErrorCode.PROMPT_TOO_LONG,
+                f"the prompt has {num_tokens} tokens; the most is {self.max_num_tokens - 1} "
+                f"(max_model_len is {self.max_model_len}, all KV blocks hold {self.num_kv_tokens})",
+            )
+        self.validate_token_ids(prompt_token_ids, "the prompt", ErrorCode.INVALID_TOKEN_ID)
+        self.validate_token_ids(params.stop_token_ids, "stop_token_ids", ErrorCode.INVALID_PARAMETER)
+        self.validate_token_ids(params.logit_bias or (), "logit_bias", ErrorCode.INVALID_PARAMETER)
+
+    def validate_token_ids(self, token_ids: Iterable[int], where: str, code: ErrorCode) -> None:
+        """Raises InvalidRequest with `code`, and `where` in its message, unless all are of the vocabulary."""
+        try:
+            ids = array("q", token_ids)  # refuses what is no int, in C
+        except (TypeError, OverflowError) as error:
+            raise InvalidRequest(code, f"{where}: token ids are ints ({error})") from None
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            raise InvalidRequest(
+                code, f"{where}: {wrong} is no token id, the vocabulary has {self.vocab_size}"
+            )

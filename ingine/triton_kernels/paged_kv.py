@@ -1,0 +1,122 @@
+"""A layer's paged keys and values as the attention kernels see them, and the tile of work that they share."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MAX_HEAD_DIM = 256
+"""Of the kernels: wider tiles do not fit into shared memory."""
+
+TILE_BYTES = 16 << 10
+"""Of keys in the query's dtype that a program holds at a time; of values it holds as many. Not tuned: no GPU
+was at hand."""
+
+_TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+class PagedKV(NamedTuple):
+    """Views with the shapes below, whatever the order in memory; of `keys` and `values` the last dimension is
+    contiguous and both have the same strides, and the scales are contiguous."""
+
+    keys: Tensor
+    """[num_blocks, num_kv_heads, block_size, head_dim]."""
+    values: Tensor
+    key_scales: Tensor | None = None
+    """[num_blocks, num_kv_heads, block_size] float32, of keys that are stored divided by it."""
+    value_scales: Tensor | None = None
+
+    def launch_arguments(self) -> dict[str, object]:
+        """What every kernel that touches the memory is told of it."""
+        block_stride, head_stride, token_stride, _ = self.keys.stride()
+        return {
+            **self._asdict(),
+            "block_stride": block_stride,
+            "head_stride": head_stride,
+            "token_stride": token_stride,
+            "BLOCK_SIZE": self.keys.shape[2],
+            "HEAD_DIM": self.keys.shape[3],
+            "BLOCK_D": triton.next_power_of_2(max(self.keys.shape[3], 16)),
+        }
+
+
+def tile_arguments(kv: PagedKV, query: Tensor, scale: float) -> dict[str, object]:
+    """What a kernel that calls `attend_tile` is told besides."""
+    key_dtype = value_dtype = _TRITON_DTYPES[query.dtype]
+    if kv.value_scales is not None and query.dtype == torch.float16:
+        # Softmax weights times the scales of values may be less than what float16 can hold.
+        value_dtype = tl.bfloat16
+    if triton.knobs.runtime.interpret:
+        # The interpreter multiplies the bits of bfloat16 as if they were integers.
+        key_dtype = value_dtype = tl.float32
+    block_d = triton.next_power_of_2(max(query.shape[2], 16))
+    return {
+        "query": query,
+        "query_stride": query.stride(0),
+        "scale_log2": scale * 1.4426950408889634,  # log2(e): exp2 is what the hardware has
+        "BLOCK_N": min(max(TILE_BYTES // (block_d * query.dtype.itemsize), 16), 64),
+        "KEY_DTYPE": key_dtype,
+        "VALUE_DTYPE": value_dtype,
+    }
+
+
+@triton.jit
+def attend_tile(
+    query,
+    accumulator,
+    row_max,
+    row_sum,
+    tokens,
+    in_range,
+    seen,
+    block_table,
+    kv_head,
+    num_kv_heads,
+    scale_log2,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    block_stride,
+    head_stride,
+    token_stride,
+    BLOCK_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    KEY_DTYPE: tl.constexpr,
+    VALUE_DTYPE: tl.constexpr,
+):
+    """One step of the online softmax (Milakov and Gimelshein, 2018) over a tile of KV tokens.
+
+    query [M, BLOCK_D] of KEY_DTYPE; `tokens` [N] are positions in the sequence of `block_table`. Only those
+    `in_range` [N] are loaded, so that nothing of free memory is ever computed with; of these each row looks
+    at those `seen` ([M, N], or [1, N]). Returns the new accumulator [M, BLOCK_D], row_max and row_sum [M].
+    """
+    blocks = tl.load(block_table + tokens // BLOCK_SIZE, mask=in_range, other=0).to(tl.int64)
+    dims = tl.arange(0, BLOCK_D)
+    offsets = blocks * block_stride + kv_head * head_stride + (tokens % BLOCK_SIZE) * token_stride
+    offsets = offsets[:, None] + dims[None, :]
+    loaded = in_range[:, None] & (dims < HEAD_DIM)[None, :]
+
+    key = tl.load(keys + offsets, mask=loaded, other=0).to(KEY_DTYPE)
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale_log2
+    scale_offsets = (blocks * num_kv_heads + kv_head) * BLOCK_SIZE + tokens % BLOCK_SIZE
+    if key_scales is not None:
+        scores *= tl.load(key_scales + scale_offsets, mask=in_range, other=0.0)[None, :]
+    scores = tl.where(seen, scores, float("-inf"))
+
+    new_max = tl.maximum(row_max, tl.max(scores, axis=1))
+    # A row that has seen nothing yet: -inf less itself would be NaN.
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.exp2(scores - shift[:, None])
+    correction = tl.exp2(row_max - shift)
+    row_sum = row_sum * correction + tl.sum(weights, axis=1)
+    if value_scales is not None:
+        weights *= tl.load(value_scales + scale_offsets, mask=in_range, other=0.0)[None, :]
+    value = tl.load(values + offsets, mask=loaded, other=0).to(VALUE_DTYPE)
+    accumulator = tl.dot(
+        weights.to(VALUE_DTYPE), value, accumulator * correction[:, None], input_precision="ieee"
+    )
+    return accumulator, new_max, row_sum

@@ -1,0 +1,173 @@
+"""Ranks as torchrun starts them, but forked out of one program that has imported everything.
+
+`python -m tests.engine.parallel_ranks FOLDER` puts what each rank found into FOLDER, for test_parallel.py to
+look at. The models are in FOLDER/models.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ingine.kernels import REFERENCE
+from ingine.models import load_model
+from ingine.parallel import TensorParallel
+from tests.engine.packed import PackedModel, PagedSequence
+from tests.waiting import wait_until
+
+SIZE = 2
+CPU = torch.device("cpu")
+PROMPT = list(range(40, 77))
+NUM_TOKENS = 12
+LONGEST_LIFE_S = 120
+"""Of a rank that nobody ends: the program that forked it may have failed."""
+MESSAGES = ["small", {"positions": np.arange(7), "more": [1, None, "x"]}, np.arange(50_000)]
+"""The last one is longer than one broadcast."""
+
+
+def main(folder: Path) -> None:
+    ended = [end_of(pid) for pid in fork_ranks(folder, compute)]
+    (folder / "computed.json").write_text(json.dumps(ended))
+    kill_rank_0(folder)
+    kill_a_follower(folder)
+
+
+# --------------------------------------------------------------------------------------------- what ranks do
+
+
+def compute(folder: Path, parallel: TensorParallel) -> None:
+    """Collectives, then every model's logits. What came of it is saved by each rank."""
+    found = {"collectives": collectives(parallel), "messages": messages(parallel), "logits": {}}
+    for path in sorted((folder / "models").iterdir()):
+        found["logits"][path.name] = greedy_logits(path, parallel)
+    torch.save(found, folder / f"rank-{parallel.rank}.pt")
+    parallel.close()
+
+
+def collectives(parallel: TensorParallel) -> dict:
+    rank = parallel.rank
+    own = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + 10 * rank
+    return {
+        "all_reduce": parallel.all_reduce(own.clone()),
+        "all_reduce bfloat16": parallel.all_reduce(own.bfloat16()),
+        "all_gather": parallel.all_gather(own),
+        "broadcast": parallel.broadcast(torch.tensor([5, 6]) + rank),
+        "agree_on_min": parallel.agree_on_min(7 - rank),
+    }
+
+
+def messages(parallel: TensorParallel) -> list:
+    """What rank 0 sent, or the others received."""
+    if parallel.rank == 0:
+        for message in MESSAGES:
+            parallel.send(message)
+        return MESSAGES
+    return [parallel.receive() for _ in MESSAGES]
+
+
+def greedy_logits(path: Path, parallel: TensorParallel) -> torch.Tensor:
+    """[len(PROMPT) + NUM_TOKENS, vocab_size]: of a prompt in two chunks, then of one greedy token a step."""
+    decoder = load_model(path, dtype=torch.float32, device=CPU, kernels=REFERENCE, parallel=parallel)
+    model, sequence = PackedModel(decoder), PagedSequence(list(PROMPT))
+    logits = [model.step((sequence, count))[0] for count in (5, len(PROMPT) - 5)]
+    for _ in range(NUM_TOKENS):
+        sequence.token_ids.append(int(logits[-1][-1].argmax()))
+        logits += model.step((sequence, 1))
+    return torch.cat(logits)
+
+
+def follow(folder: Path, parallel: TensorParallel) -> None:
+    """As a follower does it: signals are for rank 0 to answer."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while parallel.receive() is not None:
+        parallel.all_reduce(torch.ones(3))
+        (folder / "following").touch()
+
+
+def step(parallel: TensorParallel) -> None:
+    parallel.send("step")
+    parallel.all_reduce(torch.ones(3))
+
+
+# ------------------------------------------------------------------------------------------- who is killed
+
+
+def kill_rank_0(folder: Path) -> None:
+    folder = folder / "kill-rank-0"
+    folder.mkdir()
+
+    def live(folder: Path, parallel: TensorParallel) -> None:
+        if parallel.rank > 0:
+            return follow(folder, parallel)
+        step(parallel)
+        signal.pause()
+
+    first, follower = fork_ranks(folder, live)
+    wait_until((folder / "following").exists, what="a follower")
+    os.kill(follower, signal.SIGTERM)  # which it does not heed
+    os.kill(first, signal.SIGKILL)
+    ended = {"rank 0": end_of(first), "follower": end_of(follower)}
+    (folder / "ended.json").write_text(json.dumps(ended))
+
+
+def kill_a_follower(folder: Path) -> None:
+    folder = folder / "kill-a-follower"
+    folder.mkdir()
+
+    def live(folder: Path, parallel: TensorParallel) -> None:
+        if parallel.rank > 0:
+            return follow(folder, parallel)
+        step(parallel)
+        wait_until((folder / "killed").exists, what="the follower's end")
+        step(parallel)
+
+    first, follower = fork_ranks(folder, live)
+    wait_until((folder / "following").exists, what="a follower")
+    os.kill(follower, signal.SIGKILL)
+    ended = {"follower": end_of(follower)}
+    (folder / "killed").touch()
+    ended["rank 0"] = end_of(first)
+    (folder / "ended.json").write_text(json.dumps(ended))
+
+
+# ------------------------------------------------------------------------------------------------- starting
+
+
+def fork_ranks(folder: Path, live: Callable[[Path, TensorParallel], None]) -> list[int]:
+    """Their pids, by rank. A rank that raises exits with 1, its error in FOLDER/error-<rank>."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pids = []
+    for rank in range(SIZE):
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+            continue
+        signal.alarm(LONGEST_LIFE_S)
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(SIZE)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        try:
+            live(folder, TensorParallel.join(SIZE, CPU))
+        except BaseException as error:
+            traceback.print_exc()
+            (folder / f"error-{rank}").write_text(repr(error))
+            os._exit(1)
+        os._exit(0)
+    return pids
+
+
+def end_of(pid: int) -> int:
+    """Waits for it. Its exit status, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
