@@ -32,7 +32,7 @@ Capture = Callable[[Callable[[], None]], Replay]
 
 
 class Ending(StrEnum):
-    """What a graph ends with. Sampling is in it where logits and a row of parameters are all that it takes."""
+    """What a graph ends with. Sampling is in it where it takes no more than logits and a row of numbers."""
 
     GREEDY = "greedy"
     RANDOM = "random"

@@ -27,8 +27,8 @@ class StepInputs:
     slot_mapping: np.ndarray
     """[num_tokens] int64."""
     carried: np.ndarray | None
-    """[num_decodes] int64: the row of the last step's sampled tokens that has a decode's token, where the host
-    does not know it; else -1. None: all are known."""
+    """[num_decodes] int64: where among the last step's sampled tokens a decode's token is, if the host does not
+    know it; else -1. None: all are known."""
     block_tables: np.ndarray
     """[num_seqs, max_blocks] int32."""
     query_lens: list[int]

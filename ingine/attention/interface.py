@@ -47,6 +47,9 @@ class AttentionBackend(ABC):
 
     name: str
 
+    is_capturable = False
+    """Whether a step of decodes can be captured in a CUDA graph: see `AttentionMetadata`."""
+
     @abstractmethod
     def allocate_kv_cache(
         self,

@@ -26,6 +26,8 @@ class TritonAttention(AttentionBackend):
     float32 scale a token and KV head, of keys and of values.
     """
 
+    is_capturable = True
+
     @staticmethod
     def supports(head_dim: int) -> bool:
         return head_dim <= MAX_HEAD_DIM
