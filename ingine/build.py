@@ -46,7 +46,7 @@ def make_runner(config: EngineConfig, model: Decoder, parallel: TensorParallel) 
 
     Memory for KV is what the largest step leaves, so that step is run first.
     """
-    capture = capture_for(model.device) if model.kernels.attention.is_capturable else None
+    capture = capture_for(model.device) if model.kernels.attention.can_be_captured else None
     step_bytes = largest_step_bytes(config, model, parallel)
     if capture is not None:
         step_bytes *= 2  # what graphs compute with is kept for them, and no step of theirs is larger

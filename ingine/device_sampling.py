@@ -7,8 +7,8 @@ gives the token that `choose` there gives, unless rounding decides between two t
 
 torch selects the `NUM_CANDIDATES` largest logits of each row. Where all that may be drawn is among them, as
 it nearly always is, the row is read once or twice more. Where it is not, a radix descent over the bits of
-the logits finds first where to cut and then the token. A row that cuts nothing is drawn from by the CDF in the
-order of the ids. All but the selection is one launch, of one program a row.
+the logits finds first where to cut and then the token. A row that cuts nothing is drawn from by the CDF in
+the order of the ids. All but the selection is one launch, of one program a row.
 """
 
 import numpy as np

@@ -1,14 +1,17 @@
 """What computes a model on one device, chosen once by what the machine has."""
 
 import logging
+import os
+import shutil
 from ctypes import CDLL
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
 
 from ingine import native
 from ingine.attention import AttentionBackend, NativeAttention, TorchAttention
-from ingine.attention.native import MAX_HEAD_DIM
+from ingine.attention.native import KV_FORMATS, MAX_HEAD_DIM
 from ingine.errors import ConfigError
 from ingine.layers.onednn import PackedBfloat16, PackedInt8, bfloat16_is_packable, int8_obstacle
 from ingine.layers.ops import LayerOps, TorchOps
@@ -37,26 +40,86 @@ def select_kernels(
     head_dim: int | None = None,
     kv_cache_dtype: str = "auto",
     quantization: str | None = None,
+    block_size: int | None = None,
 ) -> Kernels:
-    """The fastest that this machine has for `device`, `dtype` and heads of `head_dim` dimensions; None is one
-    that every backend takes.
+    """The fastest that this machine has for `device`, `dtype`, heads of `head_dim` dimensions, and KV blocks
+    of `block_size` tokens; None is one that every backend takes.
 
     Raises ConfigError for a `kv_cache_dtype` or `quantization` (see `EngineConfig`) that it cannot have.
     """
     library = native.library_for(device, dtype)
-    kernels = Kernels(
-        attention=_select_attention(library, device, dtype, head_dim, kv_cache_dtype),
-        ops=TorchOps() if library is None else NativeOps(library),
-        weights=_select_weights(library, device, dtype, quantization),
-    )
+    weights = _select_weights(library, device, dtype, quantization)
+    note = ""
+    if device.type != "cuda":
+        attention = _select_attention(library, device, dtype, head_dim, kv_cache_dtype)
+        kernels = Kernels(attention, TorchOps() if library is None else NativeOps(library), weights)
+    elif (obstacle := _triton_obstacle(device, head_dim)) is None:
+        kernels = _select_cuda_kernels(device, dtype, head_dim, kv_cache_dtype, block_size)
+    elif kv_cache_dtype == "auto":
+        kernels, note = REFERENCE, f", since there are no Triton kernels: {obstacle}"
+    else:
+        raise ConfigError(f"kv_cache_dtype {kv_cache_dtype!r} needs Triton kernels on CUDA: {obstacle}")
     logger.info(
-        "kernels on %s, %s: attention %s, layer operations %s, weights %s",
+        "kernels on %s, %s: attention %s, layer operations %s, weights %s%s",
         device,
         str(dtype).removeprefix("torch."),
         kernels.attention.name,
         kernels.ops.name,
         kernels.weights.name,
+        note,
     )
+    return kernels
+
+
+def triton_kernels(kv_cache_dtype: str = "auto") -> Kernels:
+    """For CUDA; in triton's interpreter, with TRITON_INTERPRET=1 in the environment, for the CPU."""
+    # Not at the top: a worker without a GPU needs no triton.
+    from ingine.attention.triton import TritonAttention
+    from ingine.layers.triton_ops import TritonOps
+
+    return Kernels(TritonAttention(kv_cache_dtype), TritonOps(), PlainWeights())
+
+
+def _triton_obstacle(device: torch.device, head_dim: int | None) -> str | None:
+    """Why Triton kernels cannot be had on this GPU. None: they can."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]} is under 8.0"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "triton finds no C compiler (CC, gcc or clang), which launches kernels"
+    from ingine.attention.triton import TritonAttention
+
+    if head_dim is not None and not TritonAttention.supports(head_dim):
+        return f"head_dim {head_dim} is over what they take"
+    return None
+
+
+def _select_cuda_kernels(
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int | None,
+    kv_cache_dtype: str,
+    block_size: int | None,
+) -> Kernels:
+    from ingine.attention.varlen import VarlenAttention, find_varlen_attn
+
+    if kv_cache_dtype == "fp8" and (capability := torch.cuda.get_device_capability(device)) < (8, 9):
+        raise ConfigError(
+            f"kv_cache_dtype 'fp8' needs compute capability 8.9 or above, this is {capability[0]}."
+            f"{capability[1]}: 'int8' takes as little memory"
+        )
+    kernels = triton_kernels(kv_cache_dtype)
+    # Which of the two is faster has not been measured. Who asks for blocks that torch's attention takes asks
+    # for it: they are too large for anything else, as sequences share and waste whole blocks.
+    if (
+        kv_cache_dtype == "auto"
+        and head_dim is not None
+        and block_size is not None
+        and VarlenAttention.supports(dtype, head_dim, block_size)
+        and (varlen_attn := find_varlen_attn()) is not None
+    ):
+        return replace(kernels, attention=VarlenAttention(varlen_attn))
     return kernels
 
 
@@ -85,8 +148,10 @@ def _select_attention(
     kv_cache_dtype: str,
 ) -> AttentionBackend:
     fits = head_dim is None or NativeAttention.supports(head_dim)
-    if library is not None and fits:
+    if library is not None and fits and kv_cache_dtype in KV_FORMATS:
         return NativeAttention(library, kv_cache_dtype)
+    if kv_cache_dtype == "fp8":
+        raise ConfigError(f"kv_cache_dtype 'fp8' needs a device cuda, this is {device}")
     if kv_cache_dtype != "auto":
         raise ConfigError(
             f"kv_cache_dtype {kv_cache_dtype!r} needs device cpu, dtype float32 or bfloat16, native kernels "

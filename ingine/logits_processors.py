@@ -1,6 +1,7 @@
 """What changes logits before a token is chosen: `min_tokens`, `logit_bias` and the penalties.
 
-Each touches only the entries it is about, those of all sequences of the batch in one indexed operation.
+Each touches only the entries it is about, those of all sequences of the batch in one indexed operation, and
+waits for no device. So it serves sequences too whose last token only the device knows as yet.
 """
 
 import numpy as np
@@ -8,16 +9,21 @@ import torch
 from torch import Tensor
 
 from ingine.sequence import Sequence, SequenceAhead
+from ingine.transfer import to_device
 
 
-def process(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> Tensor:
+def process(logits: Tensor, seqs: list[Sequence | SequenceAhead], pending: Tensor | None = None) -> Tensor:
     """The logits [num_seqs, vocab_size] as the sequences want them, in float32; or `logits` as they are, if
     nothing changes. They are overwritten where they are float32.
+
+    `pending` [num_seqs] int64, on the device: the sampled token that the host has not seen, of each sequence
+    whose `num_pending_tokens` is 1; -1 for the others, and where there was none to choose: such a row may get
+    any logits. Only asked for where there are such sequences.
     """
     masked = [
         (row, [token_id for token_id in seq.end_token_ids if token_id < logits.shape[1]])
         for row, seq in enumerate(seqs)
-        if seq.num_output_tokens < seq.params.min_tokens
+        if seq.num_output_tokens + seq.num_pending_tokens < seq.params.min_tokens
     ]
     biased = [(row, seq.params.logit_bias) for row, seq in enumerate(seqs) if seq.params.logit_bias]
     penalised = [(row, seq) for row, seq in enumerate(seqs) if seq.token_counts is not None]
@@ -29,7 +35,7 @@ def process(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> Tensor:
     if biased:
         _add_bias(logits, biased)
     if penalised:
-        _penalise(logits, penalised)
+        _penalise(logits, penalised, pending)
     return logits
 
 
@@ -41,15 +47,16 @@ def _mask(logits: Tensor, rows: list[tuple[int, list[int]]]) -> None:
 def _add_bias(logits: Tensor, rows: list[tuple[int, dict[int, float]]]) -> None:
     entries = _entries(logits, [(row, list(bias)) for row, bias in rows])
     values = np.concatenate([list(bias.values()) for _, bias in rows]).astype(np.float32)
-    logits.view(-1).index_add_(0, entries, torch.from_numpy(values).to(logits.device))
+    logits.view(-1).index_add_(0, entries, to_device(values, logits.device))
 
 
-def _penalise(logits: Tensor, rows: list[tuple[int, Sequence | SequenceAhead]]) -> None:
+def _penalise(
+    logits: Tensor, rows: list[tuple[int, Sequence | SequenceAhead]], pending: Tensor | None
+) -> None:
     """Repetition penalty on tokens of prompt and output (CTRL, Keskar et al. 2019), then OpenAI's frequency
     and presence penalties on those of the output."""
-    device = logits.device
     entries = _entries(logits, [(row, seq.token_counts.token_ids) for row, seq in rows])
-    counts = torch.from_numpy(np.concatenate([seq.token_counts.counts for _, seq in rows])).to(device)
+    counts = to_device(np.concatenate([seq.token_counts.counts for _, seq in rows]), logits.device)
     params = np.array(
         [
             (p.repetition_penalty, p.frequency_penalty, p.presence_penalty)
@@ -58,14 +65,35 @@ def _penalise(logits: Tensor, rows: list[tuple[int, Sequence | SequenceAhead]]) 
         dtype=np.float32,
     )
     per_entry = np.repeat(params, [len(seq.token_counts.token_ids) for _, seq in rows], axis=0)
-    repetition, frequency, presence = torch.from_numpy(per_entry).to(device).unbind(1)
+    ahead = [index for index, (_, seq) in enumerate(rows) if seq.num_pending_tokens]
+    if ahead:
+        of_ahead = to_device(np.array([rows[index][0] for index in ahead]), logits.device)
+        entries, counts = _count_pending(entries, counts, of_ahead, pending, logits.shape[1])
+        per_entry = np.concatenate((per_entry, params[ahead]))
+    repetition, frequency, presence = to_device(per_entry, logits.device).unbind(1)
 
     values = logits.view(-1).index_select(0, entries)
     values = torch.where(values > 0, values / repetition, values * repetition)
     logits.view(-1).index_copy_(0, entries, values - frequency * counts - presence * (counts > 0))
 
 
+def _count_pending(
+    entries: Tensor, counts: Tensor, rows: Tensor, pending: Tensor, vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """Entries and counts with the pending tokens of `rows` [num_rows] int64 counted: one entry more for each.
+    Where the sequence had the token before, two entries are the same, and so are their counts.
+    """
+    pending_entries = torch.arange(len(pending), device=pending.device) * vocab_size + pending
+    row_of_entry = entries // vocab_size
+    # A pending -1 makes the last entry of the row before, which is none of this row's.
+    is_pending = entries == pending_entries[row_of_entry]
+    counts = counts + is_pending
+    total = torch.zeros(len(pending), device=counts.device).index_add_(0, row_of_entry, counts * is_pending)
+    added = torch.maximum(pending_entries, pending_entries - pending)[rows]  # inside the row, for -1 too
+    return torch.cat((entries, added)), torch.cat((counts, total[rows].clamp(min=1)))
+
+
 def _entries(logits: Tensor, rows: list[tuple[int, list[int] | np.ndarray]]) -> Tensor:
     """Where in all of `logits` the given columns of the given rows are; no entry may come twice."""
     entries = [row * logits.shape[1] + np.asarray(token_ids, dtype=np.int64) for row, token_ids in rows]
-    return torch.from_numpy(np.concatenate(entries)).to(logits.device)
+    return to_device(np.concatenate(entries), logits.device)

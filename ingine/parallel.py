@@ -142,11 +142,21 @@ class TensorParallel:
         if self.rank == 0:
             try:
                 self.send(None)
-            except EngineError:  # a rank is gone, and leaving in order would wait for it, on GPUs for ever
+            except EngineError:  # to leave in order would be to wait for the rank that is gone
                 return
         dist.destroy_process_group()
 
+    def abort(self) -> None:
+        """After a step that failed here, perhaps half way through what others still wait for: no other can
+        follow it. Their `receive` raises, and so does `send`.
+        """
+        if self.size > 1 and self._host_group is not None:
+            dist.destroy_process_group(self._host_group)
+            self._host_group = None
+
     def _broadcast_host(self, array: np.ndarray) -> None:
+        if self._host_group is None:
+            raise EngineError("an earlier step failed, which has left the ranks out of step")
         with _lost_rank_is_an_engine_error():
             dist.broadcast(torch.from_numpy(array), src=0, group=self._host_group)
 

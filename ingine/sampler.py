@@ -15,6 +15,7 @@ which serves is said by the device and dtype of each step's logits, not chosen w
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -123,6 +124,6 @@ _CUDA = _Functions(_choose_on_device, torch_logprobs)
 
 
 def _functions_for(logits: Tensor) -> _Functions:
-    if logits.is_cuda:
+    if logits.is_cuda and find_spec("triton"):
         return _CUDA
     return _NATIVE if native.supports(logits) else _TORCH

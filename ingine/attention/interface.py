@@ -18,10 +18,17 @@ class AttentionMetadata:
     Sequences with exactly one query token come first, `num_decodes` of them, the shortest first for a backend
     that pads; the rest (prefill chunks, resumed sequences) follow. A sequence's query tokens are the last of
     its KV tokens; each sees itself and what comes before it.
+
+    A step that is captured in a CUDA graph has decodes only, in any order, and is padded to the graph's batch
+    size: a row that is no sequence has a seq_len of 0 and a slot of -1, so nothing is written for it, and
+    gets zeros. Its block_tables have the width of the longest sequence that there may be, in every replay,
+    and its `kv_lens` is empty. So a backend that can be captured takes nothing of a decode's length from the
+    host, and waits for nothing on the device; memory that it allocates is the graph's.
     """
 
     slot_mapping: Tensor
-    """[num_tokens] int64: where each token's KV goes, block * block_size + offset in the block."""
+    """[num_tokens] int64: where each token's KV goes, block * block_size + offset in the block; -1, in a
+    step that is captured: nowhere."""
     block_tables: Tensor
     """[num_seqs, max_blocks] int32, each row padded with its own first block: what a backend reads of the
     padding, and masks, is then nothing of another sequence."""
@@ -34,7 +41,7 @@ class AttentionMetadata:
     query_lens: list[int]
     """Query tokens of each sequence, on the host: a backend never needs to wait for the device."""
     kv_lens: list[int]
-    """seq_lens on the host."""
+    """seq_lens on the host; empty in a step that is captured."""
     plan: dict[int | None, object] = field(default_factory=dict)
     """By sliding window: what a backend works out once a step and uses in every layer that has this one."""
 
@@ -46,9 +53,8 @@ class AttentionBackend(ABC):
     """
 
     name: str
-
-    is_capturable = False
-    """Whether a step of decodes can be captured in a CUDA graph: see `AttentionMetadata`."""
+    can_be_captured = False
+    """In a CUDA graph: see `AttentionMetadata`."""
 
     @abstractmethod
     def allocate_kv_cache(

@@ -14,19 +14,19 @@ from ingine.triton_kernels.paged_prefill import paged_prefill
 QUANTIZED_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 """By `kv_cache_dtype`."""
 
-INTERPRETER_SMS = 4
-"""Multiprocessors that the CPU passes for, in triton's interpreter: a few, so that it runs both ways of decoding."""
+INTERPRETER_SMS = 2
+"""What the CPU passes for in triton's interpreter: so few that only one sequence alone is split."""
 
 
 class TritonAttention(AttentionBackend):
-    """For float32, bfloat16 and float16. A step is a write of keys and values, one launch for all decodes (two
-    where their KV is split) and one for all other sequences, with nothing that waits for the device.
+    """For float32, bfloat16 and float16. A step is a write of keys and values, a launch for all decodes (two
+    where their KV is split) and one for all other sequences. Nothing waits for the device.
 
     Keys and values are [num_blocks, num_kv_heads, block_size, head_dim]. int8 and fp8 have, after them, a
     float32 scale a token and KV head, of keys and of values.
     """
 
-    is_capturable = True
+    can_be_captured = True
 
     @staticmethod
     def supports(head_dim: int) -> bool:

@@ -27,7 +27,7 @@ def write_kv(
     Shapes are those of `AttentionBackend.forward`. Returns the rotated queries, contiguous; the given ones if
     there is no rotation. Rounds once, where `apply_rotary` rounds twice.
     """
-    num_tokens, num_heads, head_dim = query.shape
+    num_tokens, num_heads = query.shape[:2]
     rotated = query
     if rotation is not None:
         rotated = torch.empty(query.shape, dtype=query.dtype, device=query.device)

@@ -59,7 +59,7 @@ def paged_decode(
         GROUP_SIZE=group_size,
         BLOCK_G=triton.next_power_of_2(max(group_size, 16)),  # 16: what tl.dot takes
         num_warps=4,
-        num_stages=3,
+        num_stages=5,  # a tile's address is loaded first, so that is one tile on its way while one is used
     )
     if num_splits > 1:
         _reduce_kernel[(num_seqs, num_heads)](
@@ -122,9 +122,8 @@ def _decode_kernel(
     num_kv_heads, num_splits = tl.num_programs(1), tl.num_programs(2)
     seq_len = tl.load(seq_lens + seq)
     first, end = _kv_range(seq_len, split, num_splits, WINDOW, BLOCK_N)
-    if partials is not None:
-        if first >= end:
-            return
+    if partials is not None and first >= end:
+        return
 
     members, dims = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
     heads = kv_head * GROUP_SIZE + members

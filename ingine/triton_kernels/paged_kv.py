@@ -100,7 +100,7 @@ def attend_tile(
     offsets = offsets[:, None] + dims[None, :]
     loaded = in_range[:, None] & (dims < HEAD_DIM)[None, :]
 
-    key = tl.load(keys + offsets, mask=loaded, other=0).to(KEY_DTYPE)
+    key = tl.load(keys + offsets, mask=loaded, other=0.0).to(KEY_DTYPE)
     scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale_log2
     scale_offsets = (blocks * num_kv_heads + kv_head) * BLOCK_SIZE + tokens % BLOCK_SIZE
     if key_scales is not None:
@@ -115,7 +115,7 @@ def attend_tile(
     row_sum = row_sum * correction + tl.sum(weights, axis=1)
     if value_scales is not None:
         weights *= tl.load(value_scales + scale_offsets, mask=in_range, other=0.0)[None, :]
-    value = tl.load(values + offsets, mask=loaded, other=0).to(VALUE_DTYPE)
+    value = tl.load(values + offsets, mask=loaded, other=0.0).to(VALUE_DTYPE)
     accumulator = tl.dot(
         weights.to(VALUE_DTYPE), value, accumulator * correction[:, None], input_precision="ieee"
     )

@@ -264,7 +264,7 @@ def _descend(
     """The last logit of the prefix of `_shortest_prefix`, by radix descent: four bits of its key a pass."""
     digits = tl.arange(0, 16)
     low_bits: tl.constexpr = 32 - 4 * NUM_DIGITS
-    piece: tl.constexpr = BLOCK // 8  # as many sums a thread then as it otherwise holds logits, twice over
+    piece: tl.constexpr = BLOCK // 8  # with 16 sums for each logit, a thread has registers for no more
     key = tl.full((), 0, tl.uint32)
     before = 0.0
     for index in range(NUM_DIGITS):

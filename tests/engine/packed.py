@@ -10,6 +10,9 @@ from ingine.attention import AttentionMetadata
 from ingine.models import Decoder
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass
 class PagedSequence:
     token_ids: list[int]
@@ -29,7 +32,9 @@ class BlockPool:
             sequence.block_table.append(self._free.pop())
 
 
-def pack(step: list[tuple[PagedSequence, int]], pool: BlockPool) -> tuple[Tensor, AttentionMetadata]:
+def pack(
+    step: list[tuple[PagedSequence, int]], pool: BlockPool, device: torch.device = CPU
+) -> tuple[Tensor, AttentionMetadata]:
     """Positions and metadata of a step: sequences, each with the number of its next tokens to compute.
 
     Puts `step` into the order of the interface: decodes first, of these the shortest first.
@@ -46,16 +51,17 @@ def pack(step: list[tuple[PagedSequence, int]], pool: BlockPool) -> tuple[Tensor
     query_lens = [query_len for _, query_len in step]
     width = max(len(sequence.block_table) for sequence, _ in step)
     tables = [table + table[:1] * (width - len(table)) for table in (s.block_table for s, _ in step)]
+    query_start_loc = [sum(query_lens[:index]) for index in range(len(query_lens) + 1)]
     metadata = AttentionMetadata(
-        slot_mapping=torch.tensor(slots),
-        block_tables=torch.tensor(tables, dtype=torch.int32),
-        seq_lens=torch.tensor(kv_lens, dtype=torch.int32),
-        query_start_loc=torch.tensor([0, *query_lens], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+        slot_mapping=torch.tensor(slots, device=device),
+        block_tables=torch.tensor(tables, dtype=torch.int32, device=device),
+        seq_lens=torch.tensor(kv_lens, dtype=torch.int32, device=device),
+        query_start_loc=torch.tensor(query_start_loc, dtype=torch.int32, device=device),
         num_decodes=query_lens.count(1),
         query_lens=query_lens,
         kv_lens=kv_lens,
     )
-    return torch.tensor(positions), metadata
+    return torch.tensor(positions, device=device), metadata
 
 
 class PackedModel:

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ingine.attention import AttentionBackend, KVCache
+from ingine.attention import AttentionBackend, KVCache, NativeAttention, TorchAttention
 from ingine.layers.rotary import RotaryEmbedding, apply_rotary
-from tests.engine.packed import BlockPool, PagedSequence, pack
+from tests.engine.packed import CPU, BlockPool, PagedSequence, pack
 
-CPU = torch.device("cpu")
+
+def device_of(backend: AttentionBackend) -> torch.device:
+    """Of its tensors. What is for GPUs has one if there is one; else triton's interpreter runs it here."""
+    on_cpu = isinstance(backend, (TorchAttention, NativeAttention)) or not torch.cuda.is_available()
+    return CPU if on_cpu else torch.device("cuda")
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,14 @@ class Attention:
         if not self.rotary:
             return None
         inv_freq = tuple(100.0 ** (-2 * i / self.head_dim) for i in range(self.head_dim // 2))
-        return RotaryEmbedding(inv_freq, 1.0, dtype=self.dtype, device=CPU)(positions)
+        return RotaryEmbedding(inv_freq, 1.0, dtype=self.dtype, device=positions.device)(positions)
 
     def allocate(self, backend: AttentionBackend, num_blocks: int) -> KVCache:
         kv_cache = backend.allocate_kv_cache(
-            num_blocks, self.block_size, self.num_kv_heads, self.head_dim, self.dtype, CPU
+            num_blocks, self.block_size, self.num_kv_heads, self.head_dim, self.dtype, device_of(backend)
         )
         for memory in kv_cache:  # what an earlier sequence may have left in any block
-            whole = torch.empty(0, dtype=memory.dtype).set_(memory.untyped_storage())
+            whole = torch.empty(0, dtype=memory.dtype, device=memory.device).set_(memory.untyped_storage())
             whole.view(torch.uint8).fill_(0xFF)  # NaN, in every floating dtype
         return kv_cache
 
@@ -56,9 +60,10 @@ class Attention:
     ) -> Tensor:
         """Compute a step of [(sequence, its new tokens)], tokens being (query, key, value) of each."""
         by_sequence = {id(sequence): new for (sequence, _), new in zip(step, tokens, strict=True)}
-        positions, metadata = pack(step, pool)
+        device = device_of(backend)
+        positions, metadata = pack(step, pool, device)
         merged = torch.cat([torch.cat(by_sequence[id(sequence)], dim=1) for sequence, _ in step])
-        query, key, value = self._split(merged)
+        query, key, value = self._split(merged.to(device))
         output = backend.forward(
             query,
             key,
@@ -70,7 +75,7 @@ class Attention:
             rotation=self.rotation(positions),
         )
         assert output.shape == query.shape and output.is_contiguous()
-        return output
+        return output.cpu()
 
     def run(self, backend: AttentionBackend, steps: list[list[tuple[int, int]]]) -> dict[int, Tensor]:
         """Run steps of [(sequence, query tokens)]. Returns what came of all tokens of each sequence."""

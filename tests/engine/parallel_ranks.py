@@ -37,6 +37,7 @@ def main(folder: Path) -> None:
     (folder / "computed.json").write_text(json.dumps(ended))
     kill_rank_0(folder)
     kill_a_follower(folder)
+    fail_a_step(folder)
 
 
 # --------------------------------------------------------------------------------------------- what ranks do
@@ -134,6 +135,22 @@ def kill_a_follower(folder: Path) -> None:
     ended = {"follower": end_of(follower)}
     (folder / "killed").touch()
     ended["rank 0"] = end_of(first)
+    (folder / "ended.json").write_text(json.dumps(ended))
+
+
+def fail_a_step(folder: Path) -> None:
+    folder = folder / "fail-a-step"
+    folder.mkdir()
+
+    def live(folder: Path, parallel: TensorParallel) -> None:
+        if parallel.rank > 0:
+            return follow(folder, parallel)
+        step(parallel)
+        parallel.abort()
+        wait_until((folder / "error-1").exists, what="the follower's end")
+        step(parallel)
+
+    ended = [end_of(pid) for pid in fork_ranks(folder, live)]
     (folder / "ended.json").write_text(json.dumps(ended))
 
 

@@ -9,11 +9,19 @@ from torch import Tensor
 
 from ingine import native
 from ingine.attention import AttentionMetadata, NativeAttention, TorchAttention, torch_reference
+from tests.engine.marks import HAS_TRITON
 from tests.engine.packed import BlockPool, PagedSequence, pack
 from tests.engine.paged_attention import Attention, attend_densely
 
+if HAS_TRITON:
+    from ingine.attention.triton import TritonAttention
+
 LIBRARY = native.library()
-BACKENDS = [TorchAttention(), *([NativeAttention(LIBRARY)] if LIBRARY else [])]
+BACKENDS = [
+    TorchAttention(),
+    *([NativeAttention(LIBRARY)] if LIBRARY else []),
+    *([TritonAttention()] if HAS_TRITON else []),
+]
 ATTENTION = Attention(num_heads=6, num_kv_heads=2, head_dim=16, block_size=4)
 
 
@@ -93,9 +101,14 @@ def test_bytes_per_block_is_what_a_block_takes(backend, block_size):
     assert 7 * per_block == sum(memory.untyped_storage().nbytes() for memory in kv_cache)
 
 
-def test_large_float16_values_do_not_overflow():
+@pytest.mark.parametrize(
+    "backend",
+    [backend for backend in BACKENDS if not isinstance(backend, NativeAttention)],
+    ids=lambda backend: backend.name,
+)
+def test_large_float16_values_do_not_overflow(backend):
     """The product of a query and a key may be over 65504, the scaled product is not."""
-    backend, attention = TorchAttention(), replace(ATTENTION, dtype=torch.float16)
+    attention = replace(ATTENTION, dtype=torch.float16)
     query, key, value = attention.make_qkv(7)
     query, key = torch.full_like(query, 80.0), torch.full_like(key, -80.0)
     key[-1] = 80.0  # so the last token sees nothing but itself

@@ -218,3 +218,11 @@ def test_rank_0_s_next_step_raises_when_a_follower_was_killed(folder):
     }
     error = (folder / "kill-a-follower" / "error-0").read_text()
     assert error.startswith(("EngineError('another rank is gone", "RuntimeError"))
+
+
+def test_no_step_follows_one_that_failed_on_rank_0(folder):
+    """It may have failed between two sums that the follower takes part in."""
+    folder = folder / "fail-a-step"
+    assert json.loads((folder / "ended.json").read_text()) == [1, 1]
+    assert "an earlier step failed" in (folder / "error-0").read_text()
+    assert "another rank is gone" in (folder / "error-1").read_text()

@@ -1,0 +1,101 @@
+"""What a part found, a line of JSON each as soon as it is known: what is killed has not been in vain."""
+
+import json
+import re
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, Any]
+"""Of something that is exact or not, with "ok"."""
+
+MACHINE = "machine"
+"""The first cell of every part: what its figures are from."""
+
+_PATH = re.compile(r"(?:/[\w.+-]+)+/(?=[\w.+-]+)")
+
+
+class Skipped(Exception):
+    """This machine cannot measure it; the text says why."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    part: str
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    figures: Figures | None = None
+    skipped: str | None = None
+    error: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.error is None and (self.figures or {}).get("ok", True)
+
+
+class Cells:
+    """Writes to `path` for a part that begins nothing after `until`, in seconds since the epoch."""
+
+    def __init__(self, part: str, path: Path, until: float):
+        self._part, self._path, self._until = part, path, until
+
+    @property
+    def seconds_left(self) -> float:
+        return self._until - time.time()
+
+    def run(
+        self, name: str, settings: dict[str, Any], measure: Callable[..., Figures], *args: Any
+    ) -> Figures | None:
+        """What `measure(*args)` returns; None if it raises, since what fails must not hide the others.
+
+        `settings` say what is measured.
+        """
+        figures = skipped = error = None
+        if self.seconds_left <= 0:
+            skipped = "no time left"
+        else:
+            try:
+                figures = measure(*args)
+            except Skipped as reason:
+                skipped = str(reason)
+            except Exception as raised:
+                traceback.print_exc()
+                error = _in_a_line(raised)
+        cell = Cell(self._part, name, settings, figures, skipped, error)
+        with self._path.open("a") as file:
+            file.write(json.dumps(asdict(cell)) + "\n")
+        print(describe(cell), flush=True)
+        return figures
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """All whole lines of `path`, which a part may not have come to write."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [Cell(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def describe(cell: Cell) -> str:
+    settings = " ".join(f"{name}={value}" for name, value in cell.settings.items())
+    if cell.skipped is not None:
+        outcome = f"skipped: {cell.skipped}"
+    elif cell.error is not None:
+        outcome = f"FAILED: {cell.error}"
+    else:
+        outcome = " ".join(f"{name}={_short(value)}" for name, value in cell.figures.items())
+        outcome = outcome if cell.passed else f"WRONG: {outcome}"
+    return f"{cell.part:8} {cell.name} {settings}: {outcome}".replace(" :", ":")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _in_a_line(error: Exception) -> str:
+    """Type and first line, files without their folders: figures say nothing of whose machine it was."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return _PATH.sub("", f"{type(error).__name__}: {first}")

@@ -1,0 +1,220 @@
+"""Exactness of the whole engine: tiny random models in float32, token for token what transformers generates
+on the same device, however the scheduler cuts and mixes the work.
+"""
+
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from benchmarks.gpu_check.cells import Cells, Figures
+from benchmarks.gpu_check.plan import Plan
+from ingine.config import EngineConfig
+from ingine.engine import Engine
+from ingine.kernels import REFERENCE, triton_kernels
+from ingine.models import Decoder, load_model
+from ingine.sampling_params import SamplingParams
+from tests.tiny_models import make_tiny_model
+
+VOCAB_SIZE = 256
+WINDOW = 24
+"""Of mistral: less than most prompts."""
+SHORT_OF_MEMORY = "short of memory"
+SHARED = "shared prefixes"
+MIXES: dict[str, dict[str, Any]] = {
+    "one at a time": {"max_num_seqs": 1, "max_num_batched_tokens": 256},
+    SHARED: {"max_num_seqs": 2},
+    "chunks of odd sizes": {"max_num_seqs": 7, "max_num_batched_tokens": 13, "enable_prefix_caching": False},
+    "blocks of three": {"block_size": 3},
+    SHORT_OF_MEMORY: {},
+    "scheduled ahead": {"async_scheduling": True},
+    "not scheduled ahead": {"async_scheduling": False},
+}
+"""Fields of `EngineConfig`."""
+
+KINDS = (
+    {"temperature": 1.0},
+    {"temperature": 1.5, "top_k": 50, "top_p": 0.9},
+    {"temperature": 0.8, "min_p": 0.05, "repetition_penalty": 1.3, "presence_penalty": 1.0},
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    path: Path
+    decoder: Decoder
+    hf_model: PreTrainedModel
+
+    @classmethod
+    def make(cls, folder: Path, architecture: str, device: torch.device) -> "Model":
+        path = make_tiny_model(
+            folder / architecture, architecture, sliding_window=WINDOW if architecture == "mistral" else None
+        )
+        decoder = load_model(path, dtype=torch.float32, device=device, kernels=triton_kernels())
+        return cls(path, decoder, AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device))
+
+    def expected(self, prompt: list[int], num_tokens: int) -> list[int]:
+        input_ids = torch.tensor([prompt], device=self.hf_model.device)
+        output = self.hf_model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return output[0, len(prompt) :].tolist()
+
+    @torch.no_grad()
+    def margin(self, token_ids: list[int]) -> float:
+        """By how much the likeliest next token leads."""
+        logits = self.hf_model(torch.tensor([token_ids], device=self.hf_model.device)).logits[0, -1]
+        best, second = logits.topk(2).values.tolist()
+        return best - second
+
+
+def run(plan: Plan, cells: Cells) -> None:
+    device = torch.device(plan.device)
+    prompts = make_prompts(plan)
+    with tempfile.TemporaryDirectory() as folder:
+        for architecture in plan.architectures:
+            settings = {"architecture": architecture}
+            model = Model.make(Path(folder), architecture, device)
+            expected = [model.expected(prompt, plan.num_new_tokens) for prompt in prompts]
+            for name, mix in MIXES.items():
+                cells.run(name, settings, _check_mix, model, prompts, expected, plan, name, mix)
+            cells.run("resumption", settings, _check_resumption, model, prompts, expected, plan)
+            cells.run("random sampling", settings, _compare_sampling, model, prompts, plan)
+
+
+def make_prompts(plan: Plan) -> list[list[int]]:
+    rng = random.Random(7)
+    shared = [rng.randrange(VOCAB_SIZE) for _ in range(plan.shared_prefix)]
+    return [
+        [*(shared if length > len(shared) else []), *(rng.randrange(VOCAB_SIZE) for _ in range(length))][
+            :length
+        ]
+        for length in plan.prompt_lengths
+    ]
+
+
+def make_engine(model: Model, plan: Plan, *, num_blocks: int | None = None, **options: Any) -> Engine:
+    options = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "block_size": plan.small_blocks} | options
+    longest = max(plan.prompt_lengths) + plan.num_new_tokens
+    if num_blocks is None:
+        num_blocks = len(plan.prompt_lengths) * -(-longest // options["block_size"])
+    options["kv_cache_bytes"] = num_blocks * model.decoder.bytes_per_block(options["block_size"])
+    config = EngineConfig(
+        str(model.path), dtype="float32", device=plan.device, max_model_len=longest, **options
+    )
+    return Engine(config, model=model.decoder)
+
+
+def finish(engine: Engine) -> dict[str, list[int]]:
+    """Step to the end. The tokens by sequence."""
+    tokens: dict[str, list[int]] = {}
+    while engine.has_unfinished:
+        for output in engine.step():
+            tokens.setdefault(output.seq_id, []).extend(output.token_ids)
+        engine.check_integrity()
+    return tokens
+
+
+def greedy(num_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=num_tokens)
+
+
+def _check_mix(
+    model: Model,
+    prompts: Sequence[list[int]],
+    expected: Sequence[list[int]],
+    plan: Plan,
+    name: str,
+    mix: dict[str, Any],
+) -> Figures:
+    if name == SHORT_OF_MEMORY:
+        longest = max(plan.prompt_lengths) + plan.num_new_tokens
+        mix = {"num_blocks": -(-longest // plan.small_blocks) + 1}
+    engine = make_engine(model, plan, **mix)
+    for index, prompt in enumerate(prompts):
+        engine.add(str(index), prompt, greedy(plan.num_new_tokens))
+    found = finish(engine)
+    stats = engine.stats()
+    figures = {
+        "num_preemptions": stats.num_preemptions,
+        "prefix_cache_hit_tokens": stats.prefix_cache_hit_tokens,
+        **_compare(model, prompts, expected, [found[str(index)] for index in range(len(prompts))]),
+    }
+    # A mixture that does not make what it is there for would prove nothing.
+    if name == SHORT_OF_MEMORY:
+        figures["ok"] &= stats.num_preemptions > 0
+    elif name == SHARED:
+        figures["ok"] &= stats.prefix_cache_hit_tokens > 0
+    return figures
+
+
+def _check_resumption(
+    model: Model, prompts: Sequence[list[int]], expected: Sequence[list[int]], plan: Plan
+) -> Figures:
+    """Every sequence goes on from each of some positions, all in one batch."""
+    engine = make_engine(model, plan, enable_prefix_caching=False)
+    resumed = [
+        (index, position)
+        for index, tokens in enumerate(expected)
+        for position in sorted({1, len(tokens) // 2, len(tokens) - 1})
+    ]
+    for index, position in resumed:
+        engine.add(
+            f"{index} at {position}",
+            prompts[index],
+            greedy(plan.num_new_tokens),
+            output_token_ids=expected[index][:position],
+        )
+    rest = finish(engine)
+    return _compare(
+        model,
+        [prompts[index] for index, _ in resumed],
+        [expected[index] for index, _ in resumed],
+        [expected[index][:position] + rest[f"{index} at {position}"] for index, position in resumed],
+    )
+
+
+def _compare(
+    model: Model,
+    prompts: Sequence[list[int]],
+    expected: Sequence[list[int]],
+    found: Sequence[list[int]],
+) -> Figures:
+    """With the place of the first difference, and how near a tie it is there."""
+    for index, (prompt, right, ours) in enumerate(zip(prompts, expected, found, strict=True)):
+        if ours == right:
+            continue
+        pairs = zip(right, ours, strict=False)
+        position = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(right), len(ours)))
+        margin = model.margin(prompt + right[:position])
+        return {"ok": False, "sequence": index, "position": position, "margin": margin}
+    return {"num_tokens": sum(map(len, found)), "ok": True}
+
+
+def _compare_sampling(model: Model, prompts: Sequence[list[int]], plan: Plan) -> Figures:
+    """The share of sequences whose tokens are those of the reference on the CPU, with the same seeds. Logits
+    differ in their last bits, so a draw may fall on the other side of an edge: told, not judged.
+    """
+    cpu = torch.device("cpu")
+    reference = load_model(model.path, dtype=torch.float32, device=cpu, kernels=REFERENCE)
+    on_cpu = Engine(
+        EngineConfig(str(model.path), dtype="float32", device="cpu", kv_cache_bytes=1 << 24), model=reference
+    )
+    engines = (make_engine(model, plan), on_cpu)
+    for engine in engines:
+        for index, prompt in enumerate(prompts):
+            kind = KINDS[index % len(KINDS)]
+            params = SamplingParams(**kind, seed=index, max_tokens=plan.num_new_tokens)
+            engine.add(str(index), prompt, params)
+    found, expected = map(finish, engines)
+    same = sum(found[seq_id] == tokens for seq_id, tokens in expected.items())
+    return {"same_as_on_the_cpu": same / len(prompts)}

@@ -1,0 +1,43 @@
+"""One part, in a process of its own: what breaks the device, or hangs, ends this part and no other.
+
+python -m benchmarks.gpu_check.part NAME --cells FILE --until SECONDS_SINCE_THE_EPOCH [--dry-run]
+"""
+
+import argparse
+import logging
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks.gpu_check.cells import MACHINE, Cells
+from benchmarks.gpu_check.device import describe_machine
+from benchmarks.gpu_check.plan import DRY, FULL
+
+MODULES = {
+    "kernels": "kernel_checks",
+    "engine": "engine_checks",
+    "speed": "speed",
+    "settings": "settings",
+    "hf": "hugging_face",
+}
+"""Each has `run(plan, cells)`."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=MODULES)
+    parser.add_argument("--cells", type=Path, required=True)
+    parser.add_argument("--until", type=float, required=True)
+    parser.add_argument("--dry-run", action="store_true")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("ingine.kernels").setLevel(logging.INFO)
+    plan, cells = DRY if args.dry_run else FULL, Cells(args.part, args.cells, args.until)
+    if cells.run(MACHINE, {}, describe_machine, plan.device) is None:
+        sys.exit("there is no such device here: --dry-run does the same on a CPU")
+    module = import_module(f"benchmarks.gpu_check.{MODULES[args.part]}")
+    module.run(plan, cells)
+
+
+if __name__ == "__main__":
+    main()

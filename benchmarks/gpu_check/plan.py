@@ -1,0 +1,133 @@
+"""What is run, how large, and for how long: on a GPU, and tiny on a CPU. Imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen2 decoder: tied embedding, biases of queries, keys and values."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rope_theta: float = 1e6
+
+
+@dataclass(frozen=True)
+class Plan:
+    device: str
+    dtype: str
+    seconds: Mapping[str, float]
+    """By part, its start included. What has not begun by then is listed as skipped; a part that does not end
+    is killed a little later."""
+
+    # Exactness of the kernels
+    num_attention_cases: int
+    longest_prompt: int
+    """Of the random schedules for attention, in tokens."""
+    num_rows: int
+    """Of layer operations and sampling."""
+    vocab_size: int
+    """Of the rows that are sampled."""
+
+    # Exactness of the engine
+    architectures: tuple[str, ...]
+    prompt_lengths: tuple[int, ...]
+    """Those that are longer than `shared_prefix` begin with the same tokens."""
+    shared_prefix: int
+    num_new_tokens: int
+    small_blocks: int
+    """Tokens of a KV block: so few that sequences have several, and short memory makes them wait."""
+
+    # Speed
+    shape: Shape
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    block_size: int
+    num_warm_up_steps: int
+    num_timed_steps: int
+    compared: tuple[int, int]
+    """Batch and context at which KV formats, block sizes and settings are compared."""
+    traced: tuple[int, ...]
+    """Batches of which a step is traced, at the context of `compared`."""
+    streams: tuple[int, ...]
+    """How many at once are generated beside Hugging Face, with the context of `compared` as prompt."""
+    num_stream_tokens: int
+    bandwidth_bytes: int
+    """Of the memory that is read to measure the bandwidth."""
+
+
+FULL = Plan(
+    device="cuda",
+    dtype="bfloat16",
+    seconds={"kernels": 90, "engine": 85, "speed": 110, "settings": 65, "hf": 55},
+    num_attention_cases=16,
+    longest_prompt=700,
+    num_rows=64,
+    vocab_size=151_936,
+    architectures=("llama", "qwen2", "qwen3", "mistral"),
+    prompt_lengths=(1, 4, 33, 43, 40, 41, 40),
+    shared_prefix=32,
+    num_new_tokens=24,
+    small_blocks=16,
+    shape=Shape(
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_layers=28,
+        num_heads=12,
+        num_kv_heads=2,
+        head_dim=128,
+        vocab_size=151_936,
+    ),
+    batches=(1, 8, 32, 64, 128, 256),
+    contexts=(128, 1024, 4096),
+    block_size=16,
+    num_warm_up_steps=8,
+    num_timed_steps=64,
+    compared=(32, 1024),
+    traced=(1, 32, 256),
+    streams=(1, 32),
+    num_stream_tokens=64,
+    bandwidth_bytes=4 << 30,
+)
+"""The shape is Qwen2.5-1.5B's."""
+
+DRY = Plan(
+    device="cpu",
+    dtype="float32",
+    seconds={"kernels": 60, "engine": 60, "speed": 60, "settings": 60, "hf": 60},
+    num_attention_cases=2,
+    longest_prompt=9,
+    num_rows=2,
+    vocab_size=300,
+    architectures=("qwen2",),
+    prompt_lengths=(1, 7, 9, 8),
+    shared_prefix=5,
+    num_new_tokens=5,
+    small_blocks=4,
+    shape=Shape(
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        vocab_size=96,
+    ),
+    batches=(1, 2),
+    contexts=(5,),
+    block_size=16,
+    num_warm_up_steps=1,
+    num_timed_steps=2,
+    compared=(2, 5),
+    traced=(1, 2),
+    streams=(1, 2),
+    num_stream_tokens=3,
+    bandwidth_bytes=1 << 20,
+)
+"""In Triton's interpreter a program takes milliseconds, so all of this is as small as it can be."""

@@ -1,0 +1,71 @@
+"""Decoders of a given shape with random weights, made on the device: what they say does not matter here."""
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_check.plan import Plan, Shape
+from ingine.kernels import Kernels, select_kernels, triton_kernels
+from ingine.models import Decoder, ModelConfig
+from ingine.models.rope import rope_frequencies
+
+MAX_POSITION_EMBEDDINGS = 32_768
+DEVIATION = 0.02
+
+
+def kernels_for(plan: Plan, *, kv_cache_dtype: str = "auto", block_size: int | None = None) -> Kernels:
+    """What the engine would choose on a GPU; on a CPU the same kernels, for Triton's interpreter."""
+    if plan.device == "cpu":
+        return triton_kernels(kv_cache_dtype)
+    return select_kernels(
+        torch.device(plan.device),
+        getattr(torch, plan.dtype),
+        head_dim=plan.shape.head_dim,
+        kv_cache_dtype=kv_cache_dtype,
+        block_size=block_size or plan.block_size,
+    )
+
+
+def model_config(shape: Shape, dtype: torch.dtype) -> ModelConfig:
+    rope = {"rope_type": "default", "rope_theta": shape.rope_theta}
+    return ModelConfig(
+        architecture="Qwen2ForCausalLM",
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=MAX_POSITION_EMBEDDINGS,
+        rope_inv_freq=tuple(rope_frequencies(rope, shape.head_dim).tolist()),
+        rope_attention_scaling=1.0,
+        sliding_windows=(None,) * shape.num_layers,
+        tie_word_embeddings=True,
+        qkv_bias=True,
+        output_bias=False,
+        qk_norm=False,
+        eos_token_ids=(),
+        dtype=dtype,
+    )
+
+
+def random_decoder(plan: Plan, kernels: Kernels) -> tuple[Decoder, int]:
+    """The model, and the bytes of weights that a step reads: all, as the embedding is the last matrix too."""
+    device, dtype = torch.device(plan.device), getattr(torch, plan.dtype)
+    decoder = Decoder(model_config(plan.shape, dtype), kernels, dtype=dtype, device=device).eval()
+    tensors = decoder.checkpoint_tensors()
+    fill_randomly(tensors)
+    decoder.pack_weights()
+    return decoder, sum(tensor.nbytes for tensor in tensors.values())
+
+
+@torch.no_grad()
+def fill_randomly(tensors: dict[str, Tensor]) -> None:
+    """By their Hugging Face names; the same names and shapes get the same numbers on one device."""
+    for index, (name, tensor) in enumerate(sorted(tensors.items())):
+        if "norm" in name:
+            tensor.fill_(1)
+        else:
+            generator = torch.Generator(tensor.device).manual_seed(index)
+            tensor.normal_(std=DEVIATION, generator=generator)

@@ -1,0 +1,75 @@
+"""Sampling on the device beside its definition, `ingine.random_sampling`: the same number, the same token."""
+
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_check.cells import Cells, Figures
+from benchmarks.gpu_check.device import name_of
+from benchmarks.gpu_check.plan import Plan
+from ingine import device_sampling, random_sampling
+from ingine.sampling_params import SamplingParams
+
+EDGE = 4e-6
+"""How far a uniform number or a top_p may be off a token's edge for rounding to take the next one: sums over
+a vocabulary in float32 differ by their order."""
+
+GREEDY = SamplingParams(temperature=0)
+KINDS: dict[str, dict] = {
+    "greedy": {"temperature": 0.0},
+    "temperature": {"temperature": 0.8},
+    "hot": {"temperature": 4.0},
+    "top_k": {"top_k": 50},
+    "a large top_k": {"top_k": 5000},
+    "top_p": {"top_p": 0.9},
+    "a top_p that keeps nearly all": {"temperature": 3.0, "top_p": 0.999},
+    "min_p": {"min_p": 0.05},
+    "all three": {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01},
+}
+
+
+def run(plan: Plan, device: torch.device, cells: Cells) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        settings = {"dtype": name_of(dtype), "vocab_size": plan.vocab_size}
+        cells.run("sampling", settings, _check, dtype, plan, device)
+
+
+def _check(dtype: torch.dtype, plan: Plan, device: torch.device) -> Figures:
+    """All kinds in one batch. In bfloat16 many logits are alike, and the lowest id goes first."""
+    generator = torch.Generator(device).manual_seed(0)
+    kinds = [SamplingParams(**kind) for kind in KINDS.values()]
+    params = [kinds[row % len(kinds)] for row in range(max(plan.num_rows, len(kinds)))]
+    logits = 3 * torch.randn(len(params), plan.vocab_size, generator=generator, device=device)
+    logits = logits.to(dtype)
+    logits[-1, plan.vocab_size // 2] = torch.nan  # such a row has no token
+    uniform = np.random.default_rng(0).random(len(params), dtype=np.float32)
+
+    expected = random_sampling.choose(logits.clone(), params, uniform)
+    rows = torch.from_numpy(device_sampling.pack_params(params, uniform)).to(device)
+    found = device_sampling.choose(logits.clone(), rows)
+    different = (found != expected).nonzero().flatten().tolist()
+    at_an_edge = [
+        row for row in different if _is_at_an_edge(logits[row], params[row], uniform[row], found[row])
+    ]
+    likeliest = random_sampling.choose(logits.clone(), [GREEDY] * len(params), uniform)
+    greedy_is_right = torch.equal(device_sampling.greedy(logits.clone()), likeliest)
+    return {
+        "num_rows": len(params),
+        "num_different": len(different),
+        "num_at_an_edge": len(at_an_edge),
+        "greedy_is_right": greedy_is_right,
+        "ok": len(at_an_edge) == len(different) and greedy_is_right,
+    }
+
+
+def _is_at_an_edge(logits: Tensor, params: SamplingParams, uniform: np.float32, found: Tensor) -> bool:
+    """Whether the definition says `found` for a number, or a top_p, that differs by no more than `EDGE`."""
+    offsets = (-EDGE, 0.0, EDGE)
+    for by_uniform, by_top_p in product(offsets, offsets if params.top_p < 1 else (0.0,)):
+        near = params.model_copy(update={"top_p": params.top_p + by_top_p})
+        number = np.array([uniform + by_uniform], dtype=np.float32).clip(0, 1 - 2**-24)
+        if random_sampling.choose(logits[None].clone(), [near], number).item() == found.item():
+            return True
+    return False

@@ -1,0 +1,78 @@
+"""An engine with a random model, and how fast it decodes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_check import streams
+from benchmarks.gpu_check.bandwidth import measure_bandwidth
+from benchmarks.gpu_check.cells import Cells, Figures
+from benchmarks.gpu_check.plan import Plan
+from benchmarks.gpu_check.random_model import kernels_for, random_decoder
+from ingine.config import EngineConfig
+from ingine.engine import Engine
+
+
+@dataclass(frozen=True)
+class Subject:
+    engine: Engine
+    attention: str
+    weight_bytes: int
+    """That every step reads, whatever its batch."""
+    kv_bytes_per_token: float
+
+    @classmethod
+    def build(cls, plan: Plan, *, max_num_seqs: int, context: int, **options: Any) -> "Subject":
+        """For prompts of at most `context` tokens, decoded once. `options` are fields of `EngineConfig`."""
+        options = {"block_size": plan.block_size, "kv_cache_dtype": "auto"} | options
+        block_size, kv_cache_dtype = options["block_size"], options["kv_cache_dtype"]
+        kernels = kernels_for(plan, kv_cache_dtype=kv_cache_dtype, block_size=block_size)
+        model, weight_bytes = random_decoder(plan, kernels)
+        config = EngineConfig(
+            "random weights",
+            device=plan.device,
+            dtype=plan.dtype,
+            max_num_seqs=max_num_seqs,
+            # A block more than needed: the scheduler admits nobody without one to spare.
+            max_model_len=context + streams.num_decode_tokens(plan) + block_size,
+            enable_prefix_caching=False,
+            **options,
+        )
+        engine = Engine(config, model=model)
+        return cls(
+            engine, kernels.attention.name, weight_bytes, model.bytes_per_block(block_size) / block_size
+        )
+
+    def warm_up(self, plan: Plan) -> None:
+        """Compile and load what a first step would wait for."""
+        self.decode(plan, 1, min(plan.contexts), bytes_per_s=None)
+
+    def decode(self, plan: Plan, batch: int, context: int, *, bytes_per_s: float | None) -> Figures:
+        """Prefill `batch` prompts of `context` tokens, and decode. The share of the roofline is of the mean
+        step; the median, which stalls do not move, is told beside it.
+
+        bytes_per_s: the device's bandwidth; None if it is not known.
+        """
+        try:
+            streams.add_streams(self.engine, batch, context, streams.num_decode_tokens(plan))
+            prefill_s = streams.prefill(self.engine, batch)
+            step_s, median_s = streams.decode(self.engine, batch, plan)
+        finally:
+            streams.finish(self.engine)
+        mean_len = context + plan.num_warm_up_steps + plan.num_timed_steps / 2
+        step_bytes = self.weight_bytes + batch * mean_len * self.kv_bytes_per_token
+        return {
+            "tokens_per_s": batch / step_s,
+            "step_ms": 1e3 * step_s,
+            "median_step_ms": 1e3 * median_s,
+            "step_bytes": step_bytes,
+            "roofline_share": step_bytes / bytes_per_s / step_s if bytes_per_s else None,
+            "prefill_tokens_per_s": batch * context / prefill_s,
+        }
+
+
+def bandwidth(plan: Plan, cells: Cells) -> float | None:
+    """Bytes a second; None if that failed."""
+    figures = cells.run("bandwidth", {}, measure_bandwidth, plan.bandwidth_bytes, torch.device(plan.device))
+    return figures["bytes_per_s"] if figures else None

@@ -1,0 +1,104 @@
+"""Paged attention on CUDA by torch's own FlashAttention: `torch.nn.attention.varlen`."""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ingine.attention.interface import AttentionBackend, AttentionMetadata, KVCache
+from ingine.triton_kernels.kv_write import write_kv
+from ingine.triton_kernels.paged_kv import PagedKV
+
+VarlenAttn = Callable[..., Tensor]
+"""`torch.nn.attention.varlen.varlen_attn`, or what does the same."""
+
+PAGE_SIZE = 256
+"""FlashAttention-2 takes pages of a multiple of it."""
+
+
+def find_varlen_attn() -> VarlenAttn | None:
+    """torch's, if it is there and takes all that we hand over. Paged KV came after torch 2.11."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    needed = {"scale", "window_size", "enable_gqa", "seqused_k", "block_table", "num_splits"}
+    return varlen_attn if needed <= inspect.signature(varlen_attn).parameters.keys() else None
+
+
+class VarlenAttention(AttentionBackend):
+    """One launch for all sequences. Keys and values are [num_blocks, block_size, num_kv_heads, head_dim].
+
+    They are rotated and written by the kernel of `TritonAttention`.
+    """
+
+    name = "torch varlen"
+    can_be_captured = True
+
+    @staticmethod
+    def supports(dtype: torch.dtype, head_dim: int, block_size: int) -> bool:
+        """What FlashAttention-2 takes."""
+        return (
+            dtype in (torch.bfloat16, torch.float16)
+            and head_dim % 8 == 0
+            and head_dim <= 256
+            and block_size % PAGE_SIZE == 0
+        )
+
+    def __init__(self, varlen_attn: VarlenAttn):
+        self._varlen_attn = varlen_attn
+
+    def allocate_kv_cache(
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> KVCache:
+        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+        return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        keys, values = kv_cache
+        kv = PagedKV(keys.transpose(1, 2), values.transpose(1, 2))
+        query = write_kv(query, key, value, rotation, metadata.slot_mapping, kv)
+        max_query_len = max(metadata.query_lens)
+        if sliding_window is not None:
+            window_size = (sliding_window - 1, 0)
+        else:
+            # A query alone is its sequence's last token, which sees all of it. Told so, and not that it is
+            # causal, FlashAttention-2 takes the query heads of a group as one tile.
+            window_size = (-1, -1) if max_query_len == 1 else (-1, 0)
+        return self._varlen_attn(
+            query,
+            keys,
+            values,
+            metadata.query_start_loc,
+            # With pages nobody reads where keys start, but a tensor of this shape is asked for.
+            metadata.query_start_loc,
+            max_query_len,
+            # A bound, the same in every replay of a graph. Only a number of splits would follow from it: a
+            # sequence's loop ends at its seqused_k.
+            metadata.block_tables.shape[1] * keys.shape[1],
+            scale=scale,
+            window_size=window_size,
+            enable_gqa=True,
+            seqused_k=metadata.seq_lens,
+            block_table=metadata.block_tables,
+            # More than one is wrong with pages: github.com/Dao-AILab/flash-attention/issues/1217
+            num_splits=1,
+        )
