@@ -18,6 +18,7 @@ import torch
 import ingine.model_runner
 from ingine.config import EngineConfig
 from ingine.engine import Engine
+from ingine.kernels import REFERENCE
 from ingine.model_store import DEFAULT_MODEL, resolve_model
 from ingine.models.config import ModelConfig
 from ingine.sampling_params import SamplingParams
@@ -38,6 +39,7 @@ class StandInDecoder:
     """What the engine uses of `ingine.models.Decoder`. Another row of logits for each sequence and step."""
 
     device = torch.device("cpu")
+    kernels = REFERENCE
 
     def __init__(self, config: ModelConfig):
         self.config = config
@@ -121,15 +123,16 @@ def decode(engine: Engine) -> float:
 
 def parts_of_a_step(engine: Engine) -> dict[str, float]:
     """Seconds a step of each part, itself included and so a little too high where it is called often."""
-    clock, sample = Clock(), ingine.model_runner.sample
+    clock, pack, sample = Clock(), ingine.model_runner.pack, ingine.model_runner.sample
     clock.watch(engine._scheduler, "schedule", "schedule")
-    clock.watch(engine._runner, "_pack", "pack")
+    clock.watch(ingine.model_runner, "pack", "pack")
     clock.watch(ingine.model_runner, "sample", "sample")
     clock.watch(engine._scheduler, "advance", "advance")
+    clock.watch(engine._scheduler, "settle", "settle")
     clock.watch(engine, "_take", "append, text, output")
     for _ in range(NUM_STEPS):
         engine.step()
-    ingine.model_runner.sample = sample
+    ingine.model_runner.pack, ingine.model_runner.sample = pack, sample
     return {part: seconds / NUM_STEPS for part, seconds in clock.seconds.items()}
 
 

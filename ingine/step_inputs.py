@@ -27,7 +27,7 @@ class StepInputs:
     slot_mapping: np.ndarray
     """[num_tokens] int64."""
     carried: np.ndarray | None
-    """[num_decodes] int64: where among the last step's sampled tokens a decode's token is, if the host does not
+    """[num_decodes] int64: which of the last step's sampled tokens is a decode's own, where the host does not
     know it; else -1. None: all are known."""
     block_tables: np.ndarray
     """[num_seqs, max_blocks] int32."""

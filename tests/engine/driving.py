@@ -19,7 +19,7 @@ def make_engine(
     model: LoadedModel, *, num_blocks: int | None = None, block_size: int = 4, **options
 ) -> Engine:
     """By default small steps, small blocks, and room for all."""
-    options = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": LONGEST_SEQUENCE, "async_scheduling": "speculation" not in options} | options
+    options = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": LONGEST_SEQUENCE} | options
     if num_blocks is not None:
         options["kv_cache_bytes"] = num_blocks * model.decoder.bytes_per_block(block_size)
     config = EngineConfig(str(model.path), dtype="float32", block_size=block_size, **options)
