@@ -60,18 +60,17 @@ class TensorParallel:
             f"torchrun --standalone --nproc-per-node {size} --no-python "
             f"ingine worker --tensor-parallel-size {size}"
         )
-        environ = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-        if missing := [name for name in VARIABLES if name not in environ]:
+        if missing := [name for name in VARIABLES if name not in os.environ]:
             raise ConfigError(
                 f"tensor_parallel_size is {size}, but this process was not started by torchrun "
                 f"({', '.join(missing)} not set). Start it with: {command}"
             )
-        if environ["WORLD_SIZE"] != str(size):
+        if (world_size := os.environ["WORLD_SIZE"]) != str(size):
             raise ConfigError(
-                f"tensor_parallel_size is {size}, but torchrun started {environ['WORLD_SIZE']} processes. "
+                f"tensor_parallel_size is {size}, but torchrun started {world_size} processes. "
                 f"Start them with: {command}"
             )
-        device = _own_device(device, int(environ["LOCAL_RANK"]))
+        device = _own_device(device, int(os.environ["LOCAL_RANK"]))
         if device.type == "cuda":
             # Connected now: a communicator that is made at first use cannot be made in a graph's capture.
             dist.init_process_group("nccl", device_id=device)
@@ -179,6 +178,8 @@ def _own_device(device: torch.device, local_rank: int) -> torch.device:
         return device
     if device.type != "cuda":
         raise ConfigError(f"tensor parallelism needs device cuda, or cpu; this is {device}")
+    if device.index is not None:
+        raise ConfigError(f"with tensor parallelism the device is cuda, not {device}: each rank has its own")
     num_gpus = torch.cuda.device_count()
     if local_rank >= num_gpus:
         raise ConfigError(f"rank {local_rank} of this machine has no GPU: there are {num_gpus}, one a rank")

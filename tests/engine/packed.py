@@ -9,7 +9,6 @@ from torch import Tensor
 from ingine.attention import AttentionMetadata
 from ingine.models import Decoder
 
-
 CPU = torch.device("cpu")
 
 

@@ -26,8 +26,9 @@ ATTENTION = Attention(num_heads=6, num_kv_heads=2, head_dim=16, block_size=4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
-@pytest.mark.parametrize("rotary", [False, True])
-@pytest.mark.parametrize("window", [None, 1, 5, 1000])
+@pytest.mark.parametrize(
+    ("window", "rotary"), [(None, False), (None, True), (1, False), (5, True), (1000, True)]
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize(
     "steps",

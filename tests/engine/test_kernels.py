@@ -1,6 +1,8 @@
 """Which kernels a model gets."""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,10 +12,10 @@ from ingine.attention import NativeAttention, TorchAttention
 from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.errors import ConfigError
-from ingine.kernels import select_kernels
-from tests.engine.marks import needs_native
+from ingine.kernels import REFERENCE, select_kernels, triton_kernels
+from tests.engine.marks import needs_native, needs_triton
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_the_choice_of_kernels_is_logged_in_one_line(caplog):
@@ -67,3 +69,121 @@ def test_the_engine_chooses_by_the_head_dim_before_it_loads_weights(tmp_path):
         Engine(EngineConfig(str(tmp_path), dtype="float32", kv_cache_dtype="int8"))
     with pytest.raises(ConfigError, match=r"model\.safetensors does not exist"):
         Engine(EngineConfig(str(tmp_path), dtype="float32"))
+
+
+def test_fp8_kv_is_for_cuda():
+    with pytest.raises(ConfigError, match="kv_cache_dtype 'fp8' needs a device cuda, this is cpu"):
+        select_kernels(CPU, torch.bfloat16, kv_cache_dtype="fp8")
+
+
+def test_without_a_gpu_triton_is_not_imported():
+    script = (
+        "import sys, torch\n"
+        "from ingine.kernels import select_kernels\n"
+        "select_kernels(torch.device('cpu'), torch.float32)\n"
+        "assert 'triton' not in sys.modules and 'ingine.triton_kernels' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# -------------------------------------------------------------------- CUDA; only its capability is made up
+
+
+@pytest.fixture
+def capability(monkeypatch):
+    """Sets the compute capability of the GPU, at first an H100's. There is a C compiler."""
+    monkeypatch.setenv("CC", "cc")
+
+    def set_capability(major: int, minor: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, minor))
+
+    set_capability(9, 0)
+    return set_capability
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_cuda_there_are_triton_kernels(capability, dtype, caplog):
+    with caplog.at_level(logging.INFO, logger="ingine.kernels"):
+        kernels = select_kernels(CUDA, dtype, head_dim=128, block_size=16)
+    assert [type(part) for part in (kernels.attention, kernels.ops, kernels.weights)] == [
+        type(part) for part in (triton_kernels().attention, triton_kernels().ops, REFERENCE.weights)
+    ]
+    name = str(dtype).removeprefix("torch.")
+    assert caplog.messages == [
+        f"kernels on cuda, {name}: attention triton, layer operations triton, weights plain"
+    ]
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("dtype", "block_size", "kv_cache_dtype", "name"),
+    [
+        (torch.bfloat16, 256, "auto", "torch varlen"),
+        (torch.bfloat16, 128, "auto", "triton"),
+        (torch.float32, 256, "auto", "triton"),
+        (torch.bfloat16, 256, "int8", "triton, int8 KV"),
+    ],
+)
+def test_torchs_own_paged_attention_is_chosen_by_its_block_size(
+    capability, monkeypatch, dtype, block_size, kv_cache_dtype, name
+):
+    monkeypatch.setattr("ingine.attention.varlen.find_varlen_attn", lambda: lambda: None)
+    kernels = select_kernels(CUDA, dtype, head_dim=128, kv_cache_dtype=kv_cache_dtype, block_size=block_size)
+    assert kernels.attention.name == name
+
+
+@needs_triton
+def test_a_torch_without_paged_attention_has_tritons_at_any_block_size(capability, monkeypatch):
+    monkeypatch.setattr("ingine.attention.varlen.find_varlen_attn", lambda: None)
+    kernels = select_kernels(CUDA, torch.bfloat16, head_dim=128, block_size=256)
+    assert kernels.attention.name == "triton"
+
+
+@needs_triton
+def test_fp8_kv_needs_a_gpu_that_computes_in_it(capability):
+    assert select_kernels(CUDA, torch.bfloat16, kv_cache_dtype="fp8").attention.name == "triton, fp8 KV"
+    capability(8, 6)
+    with pytest.raises(ConfigError, match=r"'fp8' needs compute capability 8\.9 or above, this is 8\.6"):
+        select_kernels(CUDA, torch.bfloat16, kv_cache_dtype="fp8")
+    assert select_kernels(CUDA, torch.bfloat16, kv_cache_dtype="int8").attention.name == "triton, int8 KV"
+
+
+def no_triton(monkeypatch, capability):
+    monkeypatch.setattr("ingine.kernels.find_spec", lambda name: None)
+
+
+def no_compiler(monkeypatch, capability):
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+
+
+def old_gpu(monkeypatch, capability):
+    capability(7, 5)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("lack", "reason"),
+    [
+        (no_triton, "triton is not installed"),
+        (no_compiler, "triton finds no C compiler"),
+        (old_gpu, "compute capability 7.5 is under 8.0"),
+    ],
+)
+def test_without_triton_the_reference_serves_and_the_log_says_why(
+    capability, monkeypatch, caplog, lack, reason
+):
+    lack(monkeypatch, capability)
+    with caplog.at_level(logging.INFO, logger="ingine.kernels"):
+        assert select_kernels(CUDA, torch.bfloat16) is REFERENCE
+    (message,) = caplog.messages
+    assert f"weights plain, since there are no Triton kernels: {reason}" in message
+    with pytest.raises(ConfigError, match=f"kv_cache_dtype 'int8' needs Triton kernels on CUDA: {reason}"):
+        select_kernels(CUDA, torch.bfloat16, kv_cache_dtype="int8")
+
+
+@needs_triton
+def test_heads_that_triton_attention_does_not_take_get_the_reference(capability):
+    assert select_kernels(CUDA, torch.bfloat16, head_dim=256) is not REFERENCE
+    assert select_kernels(CUDA, torch.bfloat16, head_dim=288) is REFERENCE

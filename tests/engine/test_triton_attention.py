@@ -1,0 +1,230 @@
+"""Attention in Triton beyond what every backend does: splits, tiles, padded rows, quantised KV.
+
+Without a GPU it runs in triton's interpreter. That computes no fp8, so fp8 is for machines that have one.
+"""
+
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ingine.attention import AttentionMetadata
+from tests.engine.packed import BlockPool, PagedSequence
+from tests.engine.paged_attention import Attention, attend_densely, device_of
+
+pytest.importorskip("triton", reason="triton is for Linux")
+
+from ingine.attention.triton import TritonAttention
+from ingine.triton_kernels.paged_decode import choose_num_splits, paged_decode
+from ingine.triton_kernels.paged_kv import PagedKV
+
+TRITON = TritonAttention()
+DEVICE = device_of(TRITON)
+LAYER = Attention(num_heads=6, num_kv_heads=2, head_dim=16, block_size=4)
+
+needs_fp8 = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),
+    reason="needs a GPU that computes in fp8: triton's interpreter does not",
+)
+QUANTIZED = ["int8", pytest.param("fp8", marks=needs_fp8)]
+
+
+# ------------------------------------------------------------------------------------------------- any shape
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim", "block_size", "window"),
+    [
+        (1, 1, 16, 1, None),
+        (7, 1, 40, 3, 20),  # a group that is no power of two, a head_dim likewise
+        (3, 3, 64, 16, 65),
+        (18, 1, 24, 7, None),  # a group of more than 16
+        (2, 1, 256, 64, None),
+        (5, 1, 8, 24, 1),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_shapes_that_are_not_even(num_heads, num_kv_heads, head_dim, block_size, window, dtype):
+    """Over several tiles of KV tokens and of query tokens, in mixed steps."""
+    steps = [[(0, 70), (1, 5)], [(0, 1), (1, 9)], [(0, 1), (1, 1), (2, 2)]]
+    layer = Attention(num_heads, num_kv_heads, head_dim, block_size, dtype, window, rotary=True)
+    assert layer.worst_error(TRITON, steps) < (1e-5 if dtype == torch.float32 else 5e-3)
+
+
+def test_many_short_sequences_share_the_tiles_of_a_prefill():
+    """Each query tile finds its sequence by itself: also behind decodes, and where one fills its tiles."""
+    rng = random.Random(1)
+    layer = Attention(num_heads=4, num_kv_heads=1, head_dim=16, block_size=4)
+    first = [(index, rng.choice((2, 3, 8, 31))) for index in range(9)]
+    second = [(index, rng.choice((1, 1, 8))) for index in range(9)]
+    assert layer.worst_error(TRITON, [first, second]) < 1e-5
+
+
+# ------------------------------------------------------------------------------------------------- split KV
+
+
+def paged_kv(keys: Tensor, values: Tensor, block_size: int) -> tuple[PagedKV, Tensor]:
+    """A sequence's keys and values [tokens, num_kv_heads, head_dim] in blocks, and its block table [1, n]."""
+    num_blocks = max(-(-len(keys) // block_size), 1)
+    table = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0))
+    shape = (num_blocks, keys.shape[1], block_size, keys.shape[2])
+    caches = []
+    for new in (keys, values):
+        cache = torch.full(shape, torch.nan)
+        for position in range(len(new)):
+            cache[table[position // block_size], :, position % block_size] = new[position]
+        caches.append(cache.to(DEVICE))
+    return PagedKV(*caches), table[None].to(DEVICE, torch.int32)
+
+
+@pytest.mark.parametrize("num_splits", [1, 2, 8])
+@pytest.mark.parametrize("seq_len", [0, 1, 64, 65, 300])
+@pytest.mark.parametrize("window", [None, 100])
+def test_splits_are_put_together_again(num_splits, seq_len, window):
+    """However many there are of them, and if most have nothing to do."""
+    query, keys, values = Attention(6, 2, 16).make_qkv(max(seq_len, 1))
+    kv, block_tables = paged_kv(keys[:seq_len], values[:seq_len], block_size=24)
+    output = torch.full((1, 6, 16), torch.nan, device=DEVICE)
+    seq_lens = torch.tensor([seq_len], dtype=torch.int32, device=DEVICE)
+    paged_decode(
+        query[-1:].to(DEVICE),
+        kv,
+        block_tables,
+        seq_lens,
+        output,
+        scale=0.25,
+        sliding_window=window,
+        num_splits=num_splits,
+    )
+    expected = torch.zeros(1, 6, 16, dtype=torch.float64)
+    if seq_len:
+        expected = attend_densely(query[-1:], keys, values, 0.25, window)
+    torch.testing.assert_close(output.cpu().double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("num_seqs", "num_kv_heads", "expected"), [(1, 2, 128), (8, 2, 16), (32, 2, 4), (64, 8, 1), (256, 2, 1)]
+)
+def test_splits_fill_the_gpu_that_few_sequences_would_leave_idle(num_seqs, num_kv_heads, expected):
+    """132 multiprocessors are those of an H100."""
+    assert choose_num_splits(num_seqs, num_kv_heads, num_sms=132) == expected
+
+
+# ------------------------------------------------------------------------------- steps that a graph captures
+
+
+@pytest.mark.parametrize("num_padded", [1, 3])
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
+def test_padded_rows_write_nothing_and_get_zeros(num_padded, kv_cache_dtype):
+    """Whatever is in their queries, keys and block tables. One row more and nothing is split."""
+    layer = Attention(num_heads=3, num_kv_heads=1, head_dim=16, block_size=4, rotary=True)
+    backend = TritonAttention(kv_cache_dtype)
+    pool, kv_cache = BlockPool(6, 4), layer.allocate(backend, 6)
+    sequence, tokens = PagedSequence([]), layer.make_qkv(10)
+    layer.attend(backend, kv_cache, pool, [(sequence, 9)], [[new[:9] for new in tokens]])
+
+    before = [memory.clone() for memory in kv_cache]
+    slot = sequence.block_table[2] * 4 + 1
+    num_rows = 1 + num_padded
+    query, key, value = (
+        torch.cat((new[9:], torch.full((num_padded, *new.shape[1:]), torch.nan))).to(DEVICE) for new in tokens
+    )
+    metadata = AttentionMetadata(
+        slot_mapping=torch.tensor([slot, *num_padded * [-1]], device=DEVICE),
+        block_tables=torch.tensor(
+            [[*sequence.block_table, 0, 0, 0], *num_padded * [6 * [99]]], dtype=torch.int32, device=DEVICE
+        ),
+        seq_lens=torch.tensor([10, *num_padded * [0]], dtype=torch.int32, device=DEVICE),
+        query_start_loc=torch.arange(num_rows + 1, dtype=torch.int32, device=DEVICE),
+        num_decodes=num_rows,
+        query_lens=[1] * num_rows,
+        kv_lens=[],
+    )
+    rotation = layer.rotation(torch.tensor([9, *num_padded * [0]], device=DEVICE))
+    output = backend.forward(
+        query, key, value, kv_cache, metadata, scale=layer.scale, sliding_window=None, rotation=rotation
+    )
+    tolerance = 1e-5 if kv_cache_dtype == "auto" else 0.05
+    assert (output[0].cpu().double() - layer.expected(0, 10)[9]).abs().max() < tolerance
+    assert (output[1:] == 0).all()
+    for memory, old in zip(kv_cache, before, strict=True):
+        written = (memory.view(torch.uint8) != old.view(torch.uint8)).flatten(1).any(dim=1).nonzero()
+        assert written.flatten().tolist() == [slot // 4]
+
+
+# ---------------------------------------------------------------------------------------------- quantised KV
+
+
+def stored(kv_cache_dtype: str, new: Tensor) -> Tensor:
+    """What memory makes of keys or values: a scale a token and head."""
+    largest, dtype = {"int8": (127, torch.int8), "fp8": (448, torch.float8_e4m3fn)}[kv_cache_dtype]
+    scale = new.double().abs().amax(-1, keepdim=True) / largest
+    scaled = new.double() / scale
+    return (scaled.round() if dtype == torch.int8 else scaled.float().to(dtype).double()) * scale
+
+
+@pytest.mark.parametrize("kv_cache_dtype", QUANTIZED)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 3e-2)]
+)
+def test_quantised_kv_is_computed_with_as_it_is_stored(kv_cache_dtype, dtype, tolerance):
+    steps = [[(0, 6), (1, 70)], [(0, 1), (1, 3)], [(1, 1)]]
+    backend, layer = TritonAttention(kv_cache_dtype), replace(LAYER, dtype=dtype)
+    assert layer.errors(backend, steps, lambda new: stored(kv_cache_dtype, new)).max() < tolerance
+
+
+@pytest.mark.parametrize("kv_cache_dtype", QUANTIZED)
+def test_small_values_survive_float16(kv_cache_dtype):
+    """Their scales times a softmax weight are less than what float16 can tell from zero."""
+    layer, backend = replace(LAYER, dtype=torch.float16), TritonAttention(kv_cache_dtype)
+    query, key, value = layer.make_qkv(40)
+    value = (value.float() * 1e-4).half()
+    pool, kv_cache = BlockPool(10, 4), layer.allocate(backend, 10)
+    output = layer.attend(backend, kv_cache, pool, [(PagedSequence([]), 40)], [[query, key, value]])
+    expected = attend_densely(query, stored(kv_cache_dtype, key), value, layer.scale, None)
+    assert (output.double() - expected).abs().max() < 0.01 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["key", "value", "query"])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_int8_tells_of_what_is_not_finite(kind, number):
+    """An int8 cannot be NaN, so its scale is."""
+    tokens = dict(zip(("query", "key", "value"), LAYER.make_qkv(6), strict=True))
+    tokens[kind] = tokens[kind].clone()
+    tokens[kind][5, 0, 5] = number
+    backend = TritonAttention("int8")
+    pool, kv_cache = BlockPool(4, LAYER.block_size), LAYER.allocate(backend, 4)
+    output = LAYER.attend(backend, kv_cache, pool, [(PagedSequence([]), 6)], [list(tokens.values())])
+    assert output[5, 0].isnan().all()
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "fp8"])
+def test_quantised_kv_takes_half_of_the_memory_and_its_scales(kv_cache_dtype):
+    layer, backend = replace(LAYER, dtype=torch.bfloat16), TritonAttention(kv_cache_dtype)
+    per_block = backend.bytes_per_block(4, layer.num_kv_heads, layer.head_dim, layer.dtype)
+    assert per_block == TRITON.bytes_per_block(4, 2, 16, torch.bfloat16) // 2 + 4 * 2 * 2 * 4
+    assert 7 * per_block == sum(memory.nbytes for memory in layer.allocate(backend, 7))
+
+
+# ------------------------------------------------------------------------------------------------ a real GPU
+
+
+def test_kernels_compile_for_a_gpu():
+    """An H100. Programs fit into the shared memory of smaller GPUs too, which is 99 KiB."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.engine.compile_kernels", "90"]
+    compiled = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert compiled.returncode == 0, compiled.stderr
+    kernels = [line.split() for line in compiled.stdout.splitlines()]
+    assert {name for name, _ in kernels} == {
+        "_write_kernel",
+        "_decode_kernel",
+        "_reduce_kernel",
+        "_prefill_kernel",
+    }
+    assert max(int(shared) for _, shared in kernels) <= 99 << 10
