@@ -54,7 +54,6 @@ def choose(logits: Tensor, rows: Tensor) -> Tensor:
     num_candidates = min(NUM_CANDIDATES, vocab_size)
     candidates = logits.topk(num_candidates).values  # which has NaN first
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    block = min(BLOCK, max(triton.next_power_of_2(vocab_size), 16))
     choose_kernel[(num_rows,)](
         logits,
         candidates,
@@ -64,7 +63,7 @@ def choose(logits: Tensor, rows: Tensor) -> Tensor:
         vocab_size,
         num_candidates,
         CANDIDATES_BLOCK=triton.next_power_of_2(num_candidates),
-        BLOCK=block,
+        BLOCK=BLOCK,
         NUM_DIGITS=4 if logits.dtype == torch.bfloat16 else 8,  # whose lower 16 bits are 0 in float32
         num_warps=16,
     )
