@@ -57,7 +57,6 @@ def choose(logits: Tensor, rows: Tensor) -> Tensor:
     num_candidates = min(NUM_CANDIDATES, vocab_size)
     candidates = logits.topk(num_candidates).values  # which has NaN first
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
-    block = min(BLOCK, max(_next_power_of_2(vocab_size), 16))
     choose_kernel[(num_rows,)](
         logits,
         candidates,
@@ -66,13 +65,9 @@ def choose(logits: Tensor, rows: Tensor) -> Tensor:
         logits.stride(0),
         vocab_size,
         num_candidates,
-        CANDIDATES_BLOCK=_next_power_of_2(num_candidates),
-        BLOCK=block,
+        CANDIDATES_BLOCK=1 << (num_candidates - 1).bit_length(),  # the next power of two
+        BLOCK=BLOCK,
         NUM_DIGITS=4 if logits.dtype == torch.bfloat16 else 8,  # whose lower 16 bits are 0 in float32
         num_warps=16,
     )
     return token_ids
-
-
-def _next_power_of_2(number: int) -> int:
-    return 1 << (number - 1).bit_length()
