@@ -43,11 +43,12 @@ def random_mix(rng: random.Random) -> dict:
 PROMPTS = make_prompts()
 
 
+@pytest.mark.parametrize("is_async", [False, True], ids=["a step at a time", "a step ahead"])
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_mix_gives_the_tokens_of_transformers(tiny, arch, mix):
+def test_every_mix_gives_the_tokens_of_transformers(tiny, arch, mix, is_async):
     model = tiny(arch)
-    driver = Driver(make_engine(model, **mix))
+    driver = Driver(make_engine(model, async_scheduling=is_async, **mix))
     for index, prompt in enumerate(PROMPTS):  # they come while others run
         driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
         driver.step()
@@ -79,7 +80,7 @@ def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
     model = tiny(ARCHITECTURES[seed % len(ARCHITECTURES)])
 
     def new_driver() -> Driver:
-        return Driver(make_engine(model, **random_mix(rng)))
+        return Driver(make_engine(model, async_scheduling=rng.random() < 0.5, **random_mix(rng)))
 
     driver = new_driver()
     waiting, running = list(range(len(PROMPTS))), []

@@ -179,7 +179,7 @@ def test_kv_cache_dtype_is_an_option_of_the_engine(llama):
 
 
 def test_an_unknown_kv_cache_dtype_is_refused():
-    with pytest.raises(ConfigError, match="kv_cache_dtype must be one of auto, int8, not 'int4'"):
+    with pytest.raises(ConfigError, match="kv_cache_dtype must be one of auto, int8, fp8, not 'int4'"):
         EngineConfig("model", kv_cache_dtype="int4")
 
 

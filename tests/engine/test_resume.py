@@ -51,9 +51,10 @@ def assert_resumes_at_every_position(engine_of, params: SamplingParams) -> None:
             assert [token_id for token_id, _ in ours["top"]] == [token_id for token_id, _ in expected["top"]]
 
 
+@pytest.mark.parametrize("is_async", [False, True], ids=["a step at a time", "a step ahead"])
 @pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS.keys())
-def test_at_every_position(llama, params):
-    assert_resumes_at_every_position(lambda: make_engine(llama), params)
+def test_at_every_position(llama, params, is_async):
+    assert_resumes_at_every_position(lambda: make_engine(llama, async_scheduling=is_async), params)
 
 
 def test_at_every_position_of_a_stop_string(llama):
@@ -68,10 +69,12 @@ def test_at_every_position_of_a_stop_string(llama):
     assert_resumes_at_every_position(lambda: make_engine(llama), params)
 
 
-def test_rebatched_and_preempted_sequences_draw_the_same_tokens(llama):
+@pytest.mark.parametrize("is_async", [False, True], ids=["a step at a time", "a step ahead"])
+def test_rebatched_and_preempted_sequences_draw_the_same_tokens(llama, is_async):
     """All kinds of sampling in one batch, short of memory, against each alone."""
     alone = {name: run_one(make_engine(llama), PROMPT, params) for name, params in PARAMS.items()}
-    driver = Driver(make_engine(llama, max_num_seqs=6, max_num_batched_tokens=11, num_blocks=30))
+    options = {"max_num_seqs": 6, "max_num_batched_tokens": 11, "num_blocks": 30}
+    driver = Driver(make_engine(llama, async_scheduling=is_async, **options))
     for name, params in PARAMS.items():
         driver.engine.add(name, PROMPT, params)
         driver.step()

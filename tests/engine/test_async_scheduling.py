@@ -1,0 +1,160 @@
+"""A step is scheduled while the one before is on its way: tokens come a step later, and are the same.
+
+That they are the same in every mix of work is in test_equality.py and test_resume.py.
+"""
+
+import pytest
+import torch
+
+from ingine import sampler
+from ingine.config import EngineConfig
+from ingine.errors import ConfigError
+from ingine.kernels import triton_kernels
+from ingine.models import load_model
+from tests.engine.conftest import LoadedModel
+from tests.engine.driving import Driver, Result, greedy, make_engine, run_one
+from tests.engine.marks import needs_triton
+from tests.engine.tape import Tape
+from tests.engine.test_resume import PARAMS, PROMPT
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def driver(llama) -> Driver:
+    return Driver(make_engine(llama, async_scheduling=True))
+
+
+def count_runs(engine, monkeypatch) -> list[list[str]]:
+    """The sequences of each step that is launched from now on."""
+    runs, run = [], engine._runner.run
+
+    def counted(batch):
+        runs.append([seq.seq_id for seq in batch.seqs])
+        return run(batch)
+
+    monkeypatch.setattr(engine._runner, "run", counted)
+    return runs
+
+
+def test_a_token_comes_with_the_next_step(driver, llama):
+    driver.engine.add("a", PROMPT[:4], greedy(3))
+    expected = llama.hf_greedy(PROMPT[:4], 3)
+    got = [[output.token_ids for output in driver.step()] for _ in range(4)]
+    assert got == [[], [[expected[0]]], [[expected[1]]], [[expected[2]]]]
+    assert not driver.engine.has_unfinished
+
+
+def test_the_last_token_that_a_sequence_may_have_is_not_followed_by_a_step(driver, monkeypatch):
+    runs = count_runs(driver.engine, monkeypatch)
+    driver.engine.add("a", PROMPT[:4], greedy(3))
+    driver.finish()
+    assert runs == [["a"]] * 3
+
+
+def test_what_follows_a_stop_token_is_computed_for_nothing_and_told_nobody(llama, driver, monkeypatch):
+    expected = llama.hf_greedy(PROMPT[:4], 5)
+    assert expected[0] != expected[1]
+    runs = count_runs(driver.engine, monkeypatch)
+    result = run_one(driver.engine, PROMPT[:4], greedy(9, stop_token_ids=(expected[1],)))
+    assert (result.token_ids, result.finish_reason) == (expected[:2], "stop")
+    assert len(runs) == 3
+    assert driver.engine.stats().num_output_tokens == 2
+
+
+def test_abort_while_a_step_is_on_its_way(driver, llama):
+    for seq_id in ("goes", "stays"):
+        driver.engine.add(seq_id, PROMPT[:4], greedy(9))
+    driver.step()
+    driver.step()
+    output = driver.engine.abort("goes")
+    assert (output.position, output.token_ids, output.finish_reason) == (1, [], "abort")
+    driver.engine.check_integrity()
+    results = driver.finish()
+    assert len(results["goes"].token_ids) == 1
+    assert results["stays"].token_ids == llama.hf_greedy(PROMPT[:4], 9)
+
+
+def test_an_id_that_is_used_again_at_once_gets_no_token_of_the_one_before(driver, llama):
+    driver.engine.add("a", PROMPT[:4], greedy(9))
+    driver.step()
+    driver.engine.abort("a")
+    driver.engine.add("a", PROMPT[4:9], greedy(9))
+    assert driver.finish()["a"].token_ids == llama.hf_greedy(PROMPT[4:9], 9)
+
+
+def test_who_is_preempted_keeps_the_token_that_is_pending(llama, monkeypatch):
+    driver = Driver(make_engine(llama, num_blocks=18, async_scheduling=True))
+    preempted_with_a_token_pending = []
+    preempt = driver.engine._scheduler._preempt
+
+    def watched(seq):
+        preempted_with_a_token_pending.append(seq.num_pending_tokens == 1)
+        preempt(seq)
+
+    monkeypatch.setattr(driver.engine._scheduler, "_preempt", watched)
+    for seq_id, prompt in (("a", PROMPT), ("b", PROMPT[::-1])):
+        driver.engine.add(seq_id, prompt, greedy())
+    results = driver.finish()
+    assert any(preempted_with_a_token_pending)
+    assert results["a"].token_ids == llama.hf_greedy(PROMPT, 24)
+    assert results["b"].token_ids == llama.hf_greedy(PROMPT[::-1], 24)
+
+
+@pytest.mark.parametrize("num_failures", [1, 2, 3])
+def test_a_launch_that_fails_costs_nothing_of_the_step_on_its_way(driver, llama, monkeypatch, num_failures):
+    for seq_id in "ab":
+        driver.engine.add(seq_id, PROMPT[:4], greedy(9))
+    driver.step()
+    failures, run = iter(range(num_failures)), driver.engine._runner.run
+
+    def failing(batch):
+        if next(failures, None) is not None:
+            raise RuntimeError("out of memory")
+        return run(batch)
+
+    monkeypatch.setattr(driver.engine._runner, "run", failing)
+    outputs = driver.step()
+    assert [len(output.token_ids) for output in outputs] == [1, 1], "those of the step on its way"
+    for _ in range(num_failures - 1):  # nothing is on its way now: the engine has nothing else to give
+        with pytest.raises(RuntimeError, match="out of memory"):
+            driver.step()
+        driver.engine.check_integrity()
+    results = driver.finish()
+    assert results["a"].token_ids == results["b"].token_ids == llama.hf_greedy(PROMPT[:4], 9)
+
+
+def test_a_step_alone_gives_first_what_is_on_its_way(driver, llama):
+    for seq_id in "ab":
+        driver.engine.add(seq_id, PROMPT[:4], greedy(9))
+    driver.step()
+    for seq_ids in ({"a", "b"}, {"b"}):
+        outputs = driver.engine.step(alone="b")
+        assert {output.seq_id for output in outputs} == seq_ids
+        for output in outputs:
+            driver.results.setdefault(output.seq_id, Result()).take(output)
+    results = driver.finish()
+    assert results["a"].token_ids == results["b"].token_ids == llama.hf_greedy(PROMPT[:4], 9)
+
+
+def test_speculation_needs_each_token_before_the_next_step():
+    with pytest.raises(ConfigError, match="exclude each other"):
+        EngineConfig("tiny", async_scheduling=True, speculation="ngram")
+
+
+@needs_triton
+def test_nothing_waits_for_the_device_before_the_tokens_are_taken(llama, monkeypatch):
+    """With what serves on a GPU, under an interpreter that refuses to wait, and every parameter."""
+    short = {name: params.model_copy(update={"max_tokens": 4}) for name, params in PARAMS.items()}
+    expected = {name: run_one(make_engine(llama), PROMPT, params) for name, params in short.items()}
+    decoder = load_model(llama.path, dtype=torch.float32, device=CPU, kernels=triton_kernels())
+    model = LoadedModel(llama.path, decoder, llama.tokenizer, llama.hf_model)
+    monkeypatch.setattr(sampler, "_functions_for", lambda logits: sampler._CUDA)
+    driver = Driver(make_engine(model, async_scheduling=True, max_num_seqs=6, max_num_batched_tokens=64))
+    run = driver.engine._runner.run
+    monkeypatch.setattr(driver.engine._runner, "run", lambda batch: Tape.capture(lambda: run(batch)).result)
+    for name, params in short.items():
+        driver.engine.add(name, PROMPT, params)
+    for name, result in driver.finish().items():
+        assert result.token_ids == expected[name].token_ids, name
+        assert len(result.logprobs) == len(expected[name].logprobs)

@@ -1,0 +1,100 @@
+"""Decode steps that are replayed: here from a tape, which repeats what was captured as a CUDA graph does."""
+
+import pytest
+import torch
+
+from ingine.decode_graphs import DecodeGraphs, Ending, bucket_sizes
+from ingine.kernels import triton_kernels
+from ingine.models import load_model
+from tests.engine.conftest import LoadedModel
+from tests.engine.driving import Driver, greedy, make_engine, run_one
+from tests.engine.marks import needs_triton
+from tests.engine.tape import Tape
+from tests.engine.test_equality import PROMPTS as ALL_PROMPTS
+from tests.engine.test_resume import PARAMS, PROMPT
+
+pytestmark = needs_triton
+MAX_TOKENS = 5
+PROMPTS = ALL_PROMPTS[1:5]
+"""Under the interpreter every token takes its time."""
+
+
+@pytest.fixture(scope="module")
+def captured(tiny):
+    """The tiny model with the kernels of a GPU."""
+
+    def load(arch: str) -> LoadedModel:
+        model = tiny(arch)
+        decoder = load_model(
+            model.path, dtype=torch.float32, device=torch.device("cpu"), kernels=triton_kernels()
+        )
+        return LoadedModel(model.path, decoder, model.tokenizer, model.hf_model)
+
+    return load
+
+
+@pytest.fixture
+def replays(monkeypatch) -> list[tuple[int, Ending]]:
+    """Lets engines capture tapes. Those that are replayed, by the number of sequences."""
+    monkeypatch.setattr("ingine.build.capture_for", lambda device: lambda step: Tape.capture(step).replay)
+    seen, run = [], DecodeGraphs.run
+
+    def watched(self, inputs, ending, rows):
+        seen.append((len(inputs.query_lens), ending))
+        return run(self, inputs, ending, rows)
+
+    monkeypatch.setattr(DecodeGraphs, "run", watched)
+    return seen
+
+
+def test_buckets_are_few_and_hold_every_batch():
+    assert bucket_sizes(1) == [1]
+    assert bucket_sizes(5) == [1, 2, 4, 5]
+    assert bucket_sizes(40) == [1, 2, 4, 8, 16, 32, 40]
+    assert bucket_sizes(256) == [1, 2, 4, 8, *range(16, 257, 16)]
+
+
+@pytest.mark.parametrize(("arch", "is_async"), [("mistral", False), ("qwen2", True), ("qwen3", True)])
+def test_replayed_steps_give_the_tokens_of_transformers(captured, replays, arch, is_async):
+    """With a sliding window, biases and norms of queries and keys."""
+    model = captured(arch)
+    driver = Driver(make_engine(model, async_scheduling=is_async, max_num_seqs=3, num_blocks=60))
+    for index, prompt in enumerate(PROMPTS):  # they come while others run
+        driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
+        driver.step()
+    results = driver.finish()
+    assert [results[str(index)].token_ids for index in range(len(PROMPTS))] == [
+        model.hf_greedy(prompt, MAX_TOKENS) for prompt in PROMPTS
+    ]
+    assert {ending for _, ending in replays} == {Ending.GREEDY}
+    assert len({num_seqs for num_seqs, _ in replays}) > 1
+
+
+def test_all_kinds_of_sampling_in_replayed_steps(captured, llama, replays):
+    """Each alone, so that every ending is used, and all in one batch."""
+    short = {name: params.model_copy(update={"max_tokens": 4}) for name, params in PARAMS.items()}
+    expected = {name: run_one(make_engine(llama), PROMPT, params).token_ids for name, params in short.items()}
+    engine = make_engine(captured("llama"), async_scheduling=True, max_num_seqs=6, max_num_batched_tokens=64)
+    for name, params in short.items():
+        assert run_one(engine, PROMPT, params).token_ids == expected[name], name
+    assert {ending for _, ending in replays} == set(Ending)
+    driver = Driver(engine)
+    for name, params in short.items():
+        engine.add(name, PROMPT, params)
+    assert {name: result.token_ids for name, result in driver.finish().items()} == expected
+
+
+def test_what_is_not_finite_ends_in_a_replayed_step_too(captured, replays):
+    model = captured("llama")
+    driver = Driver(make_engine(model, async_scheduling=True, max_num_seqs=2))
+    driver.engine.add("sick", PROMPT[:4], greedy(MAX_TOKENS))
+    driver.engine.add("well", PROMPT[:5], greedy(MAX_TOKENS))
+    while len(driver.results) < 2:
+        driver.step()
+    [sick] = [seq for seq in driver.engine._scheduler.running if seq.seq_id == "sick"]
+    with torch.inference_mode():
+        for _, values in driver.engine._runner._kv_caches:
+            values[sick.block_table[0]] = torch.nan
+    results = driver.finish()
+    assert results["sick"].finish_reason == "error" and len(results["sick"].token_ids) < MAX_TOKENS
+    assert results["well"].token_ids == model.hf_greedy(PROMPT[:5], MAX_TOKENS)
