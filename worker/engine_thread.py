@@ -156,6 +156,7 @@ class EngineThread:
             logger.debug("engine broken", exc_info=error)
             self._post(EngineFailure(self._running_seq_ids(), error, fatal=True))
         finally:
+            self._engine.close()
             self._on_end()
 
     def _step_until_stopped(self) -> None:
