@@ -76,6 +76,9 @@ class StandInEngine:
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
 
+    def close(self) -> None:
+        """Nothing to let go of."""
+
     def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         if not prompt_token_ids:
             raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt has no tokens")

@@ -21,6 +21,7 @@ from ingine.engine import Engine
 from ingine.kernels import REFERENCE
 from ingine.model_store import DEFAULT_MODEL, resolve_model
 from ingine.models.config import ModelConfig
+from ingine.parallel import SINGLE
 from ingine.sampling_params import SamplingParams
 from ingine.tokenizer import Tokenizer
 
@@ -40,6 +41,7 @@ class StandInDecoder:
 
     device = torch.device("cpu")
     kernels = REFERENCE
+    parallel = SINGLE
 
     def __init__(self, config: ModelConfig):
         self.config = config

@@ -50,8 +50,10 @@ class Engine:
     def __init__(
         self, config: EngineConfig, *, model: Decoder | None = None, tokenizer: Tokenizer | None = None
     ):
-        """Loads `config.model` unless a loaded `model` is given, whose text is "" without a `tokenizer`."""
-        self._parallel = join_others(config)
+        """Loads `config.model` unless a loaded `model` is given, whose text is "" without a `tokenizer`, and
+        whose ranks are then the engine's.
+        """
+        self._parallel = join_others(config) if model is None else model.parallel
         if model is None:
             model, tokenizer = load(config, tokenizer, self._parallel)
         self.tokenizer = tokenizer

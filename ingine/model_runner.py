@@ -69,7 +69,11 @@ class ModelRunner:
             rows += [seq, *seq.ahead(draft)]
         ending = _ending(rows)
         self._parallel.send((inputs, ending))
-        sampled = self._execute(inputs, ending, rows)
+        try:
+            sampled = self._execute(inputs, ending, rows)
+        except Exception:
+            self._parallel.abort()
+            raise
         self._rows_of_last_step = {seq: row for row, (seq, _, _) in enumerate(caught_up)}
         return StepResult(sampled, caught_up)
 

@@ -8,7 +8,7 @@ over NCCL, or over gloo too where there is no GPU.
 import os
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Self
 
@@ -135,21 +135,21 @@ class TensorParallel:
         return int(smallest)
 
     def close(self) -> None:
-        """Rank 0 sends the end; each rank then leaves. Nothing may be called after this."""
-        if self.size == 1:
-            return
+        """Rank 0 sends the end. Nothing may be called after this.
+
+        The group of tensors is left to the end of the process, which aborts it: NCCL's own way to leave waits
+        for graphs that were captured with it, and for a rank that is gone.
+        """
         if self.rank == 0:
-            try:
+            with suppress(EngineError):  # there is nobody left to tell
                 self.send(None)
-            except EngineError:  # to leave in order would be to wait for the rank that is gone
-                return
-        dist.destroy_process_group()
+        self.abort()
 
     def abort(self) -> None:
         """After a step that failed here, perhaps half way through what others still wait for: no other can
         follow it. Their `receive` raises, and so does `send`.
         """
-        if self.size > 1 and self._host_group is not None:
+        if self._host_group is not None:
             dist.destroy_process_group(self._host_group)
             self._host_group = None
 

@@ -6,10 +6,21 @@ import itertools
 import logging
 import os
 import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
+from worker.frozen_imports import frozen_imports
 from worker.settings import WorkerSettings, load_settings
+
+if TYPE_CHECKING:
+    from ingine.config import EngineConfig
+    from ingine.tokenizer import Tokenizer
+    from worker.engine_link import EngineHost
+
+NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+"""What the driver puts there, in containers too; the second on Windows' Linux."""
 
 EXIT_NOW = 130
 """Of a worker that was told twice to stop, and left without a hand-over."""
@@ -30,9 +41,10 @@ def worker(context: typer.Context) -> None:
 
 def run_worker(settings: WorkerSettings) -> None:
     """Blocks until a signal ends it. Loads the model first: a wrong one fails before Redis is touched."""
-    _import_worker()
-    from worker.embedded import ensure_server
-    from worker.logs import setup_logging
+    with frozen_imports():
+        from worker.embedded import ensure_server
+        from worker.logs import setup_logging
+        from worker.worker import Worker  # noqa: F401
 
     setup_logging(settings.log_level, as_json=settings.log_json)
     if settings.tensor_parallel_size > 1 and os.environ.get("RANK", "0") != "0":
@@ -45,21 +57,9 @@ def run_worker(settings: WorkerSettings) -> None:
     try:
         asyncio.run(_serve(settings, url, engine, served_names))
     finally:
+        engine.close()
         if server:
             server.stop()
-
-
-def _import_worker() -> None:
-    """All of it, torch above all, without the collections that so many new objects would set off. They stay,
-    and no collection need look through them.
-    """
-    gc.disable()
-    try:
-        from worker.worker import Worker  # noqa: F401
-
-        gc.freeze()
-    finally:
-        gc.enable()
 
 
 def follow(settings: WorkerSettings) -> None:
@@ -84,24 +84,54 @@ def follow(settings: WorkerSettings) -> None:
     engine.close()
 
 
-def build_engine(settings: WorkerSettings):
-    """The engine in its thread, and the names under which jobs may ask for its model."""
-    from ingine.engine import Engine
+def build_engine(settings: WorkerSettings) -> "tuple[EngineHost, frozenset[str]]":
+    """The engine, and the names under which jobs may ask for its model.
+
+    A GPU computes while Python goes on, so what holds the interpreter holds up the next step: there the
+    engine gets a process of its own. On a CPU the two compete for the cores, not for the interpreter.
+    """
     from ingine.model_store import names_of
-    from worker.engine_thread import EngineThread
 
     config = engine_config(settings)
+    if _may_be_gpu(settings.device):
+        from worker.engine_child import command
+        from worker.engine_process import EngineProcess
+
+        program = command(config, log_level=settings.log_level, log_json=settings.log_json)
+        return EngineProcess(program, lambda: _load_tokenizer(config.model)), names_of(config.model)
+    with frozen_imports():
+        from ingine.engine import Engine
+        from worker.engine_thread import EngineThread
     return EngineThread(lambda: Engine(config)), names_of(config.model)
 
 
-def engine_config(settings: WorkerSettings):
+def _may_be_gpu(device: str) -> bool:
+    """Without asking torch, which takes seconds to load, and which the engine's process loads for itself.
+
+    A wrong guess does no harm: the engine chooses its device by itself, wherever it lives.
+    """
+    if device != "auto":
+        return device.startswith("cuda")
+    return any(Path(path).exists() for path in NVIDIA_DEVICES)
+
+
+def _load_tokenizer(model: str) -> "Tokenizer":
+    from ingine.model_store import resolve_model
+    from ingine.tokenizer import Tokenizer
+
+    return Tokenizer.from_folder(resolve_model(model))
+
+
+def engine_config(settings: WorkerSettings) -> "EngineConfig":
     from ingine.config import EngineConfig
     from ingine.model_store import DEFAULT_MODEL
 
     return EngineConfig(**settings.engine_options() | {"model": settings.model or DEFAULT_MODEL})
 
 
-async def _serve(settings: WorkerSettings, url: str, engine, served_names: frozenset[str]) -> None:
+async def _serve(
+    settings: WorkerSettings, url: str, engine: "EngineHost", served_names: frozenset[str]
+) -> None:
     from worker.worker import Worker
 
     worker = Worker(settings, url, engine, served_names=served_names)

@@ -4,7 +4,6 @@ Its standard input is a socket to the worker that started it: see `worker.engine
 and with that worker, at once and whatever a step is doing: nobody is left who could take its tokens.
 """
 
-import asyncio
 import ctypes
 import gc
 import json
@@ -12,6 +11,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -20,11 +21,13 @@ from ingine.config import EngineConfig
 from ingine.errors import IngineError
 from ingine.sampling_params import SamplingParams
 from worker.engine_link import EngineFailure, StepMessage
-from worker.engine_pipe import Message, Pipe, pack_error, pack_outputs, pack_stats
+from worker.engine_pipe import Message, make_unpacker, pack, pack_error, pack_outputs, pack_stats
+from worker.frozen_imports import frozen_imports
 from worker.logs import setup_logging
 
 if TYPE_CHECKING:
     from ingine.engine import Engine
+    from worker.engine_thread import EngineThread
 
 PULSE_S = 1.0
 PR_SET_PDEATHSIG = 1
@@ -32,9 +35,9 @@ EXIT_ORPHANED = 1
 """Nobody reads it but whoever looks after orphans."""
 
 
-def command(engine_options: dict, *, log_level: str, log_json: bool) -> list[str]:
-    """How to start it. `engine_options` are `EngineConfig`'s."""
-    given = {"engine": engine_options, "log_level": log_level, "log_json": log_json}
+def command(config: EngineConfig, *, log_level: str, log_json: bool) -> list[str]:
+    """How to start it."""
+    given = {"config": asdict(config), "log_level": log_level, "log_json": log_json}
     return [sys.executable, "-m", "worker.engine_child", json.dumps(given)]
 
 
@@ -47,7 +50,7 @@ def serve_engine(build: Callable[[], "Engine"]) -> None:
     connection = socket.socket(fileno=os.dup(0))
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
-    asyncio.run(_Server().run(connection, build))
+    _Server(connection).run(build)
 
 
 def _die_with_parent() -> None:
@@ -57,34 +60,56 @@ def _die_with_parent() -> None:
 
 
 class _Server:
-    """Hosts an EngineThread for whoever is at the other end of the pipe."""
+    """Hosts an EngineThread for whoever is at the other end of `connection`.
 
-    def __init__(self) -> None:
-        self._stop_requested = asyncio.Event()
-        self._left = asyncio.Event()
-        self._leaving = False
+    Without an event loop: the engine's thread sends for itself, and there is little to read, so that the
+    threads here seldom want the interpreter at the same time.
+    """
 
-    async def run(self, connection: socket.socket, build: Callable[[], "Engine"]) -> None:
-        from worker.engine_thread import EngineThread  # torch, which may be missing
+    def __init__(self, connection: socket.socket):
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._computes = False
+        self._ended = threading.Event()
 
-        self._pipe = await Pipe.open(connection, self._receive, self._lost)
+    def run(self, build: Callable[[], "Engine"]) -> None:
+        reader = threading.Thread(target=self._read, name="reader", daemon=True)
+        reader.start()
         try:
-            self._thread = await asyncio.to_thread(EngineThread, build)
+            self._thread = _build_thread(build)
         except Exception as error:
-            await self._leave("not built", pack_error(error))
+            self._send("not built", pack_error(error))
             if isinstance(error, IngineError):
                 return
             raise  # its traceback is for the log
         gc.collect()
         gc.freeze()  # what is loaded stays: no collection need look through it again
         limits = asdict(self._thread.engine.limits)
-        self._pipe.send("built", self._thread.max_num_seqs, limits, pack_stats(self._thread.stats))
-        await self._stop_requested.wait()
-        await self._thread.stop()
-        await self._leave("stopped")
+        self._send("built", self._thread.max_num_seqs, limits, self._stats)
+        while not self._ended.wait(PULSE_S):
+            if self._computes:
+                self._send("pulse", self._thread.step_age_s, self._stats)
+        self._send("stopped")
+        reader.join()  # until the worker has read all of it and closed its end
 
-    def _receive(self, message: Message) -> None:
+    def _read(self) -> None:
+        try:
+            unpacker = make_unpacker()
+            while received := self._connection.recv(1 << 16):
+                unpacker.feed(received)
+                for message in unpacker:
+                    self._obey(message)
+        except ConnectionError:
+            pass  # the worker is gone, as it is at the end of file
+        except Exception:
+            traceback.print_exc()
+        if not self._ended.is_set():
+            os._exit(EXIT_ORPHANED)  # not by returning, which would wait for the step under way
+
+    def _obey(self, message: Message) -> None:
         match message:
+            case ["credit"]:
+                self._thread.credit()
             case ["add", seq_id, prompt_token_ids, params, priority, arrival_time, output_token_ids]:
                 self._thread.add(
                     seq_id,
@@ -96,36 +121,37 @@ class _Server:
                 )
             case ["abort", seq_id]:
                 self._thread.abort(seq_id)
-            case ["credit"]:
-                self._thread.credit()
             case ["start"]:
-                self._running = asyncio.create_task(self._run())
+                self._computes = True
+                self._thread.run(self._deliver, self._ended.set)
             case ["stop"]:
-                self._stop_requested.set()
-
-    async def _run(self) -> None:
-        await self._thread.start(self._deliver)
-        while True:
-            self._pipe.send("pulse", self._thread.step_age_s, pack_stats(self._thread.stats))
-            await asyncio.sleep(PULSE_S)
+                self._thread.request_stop()
 
     def _deliver(self, message: StepMessage) -> None:
-        stats = pack_stats(self._thread.stats)
         if isinstance(message, EngineFailure):
-            self._pipe.send("failure", message.seq_ids, pack_error(message.error), message.fatal, stats)
+            error = pack_error(message.error)
+            self._send("failure", message.seq_ids, error, message.fatal, self._stats)
         else:
-            self._pipe.send("outputs", pack_outputs(message), stats)
+            self._send("outputs", pack_outputs(message), self._stats)
 
-    async def _leave(self, *last_word: object) -> None:
-        self._pipe.send(*last_word)
-        self._leaving = True
-        self._pipe.close()
-        await self._left.wait()
+    @property
+    def _stats(self) -> tuple:
+        return pack_stats(self._thread.stats)
 
-    def _lost(self) -> None:
-        if not self._leaving:
-            os._exit(EXIT_ORPHANED)  # not a return: that would wait for the step under way
-        self._left.set()
+    def _send(self, *message: object) -> None:
+        packed = pack(*message)
+        try:
+            with self._sending:
+                self._connection.sendall(packed)
+        except OSError:
+            os._exit(EXIT_ORPHANED)
+
+
+def _build_thread(build: Callable[[], "Engine"]) -> "EngineThread":
+    with frozen_imports():  # torch among them: what may be wrong with that is to be told as well
+        from worker.engine_thread import EngineThread
+
+    return EngineThread(build)
 
 
 def main() -> None:
@@ -135,7 +161,7 @@ def main() -> None:
     def build() -> "Engine":
         from ingine.engine import Engine
 
-        return Engine(EngineConfig(**given["engine"]))
+        return Engine(EngineConfig(**given["config"]))
 
     serve_engine(build)
 

@@ -12,7 +12,7 @@
 | `outputs` | of a step, all in one, and the engine's stats |
 | `failure` | an EngineFailure, and the stats |
 | `pulse` | how long the step under way has taken, and the stats |
-| `stopped` | the last word: all outputs have been sent |
+| `stopped` | the last word: all outputs have been sent. The worker closes its end |
 
 The end of file is the end of whoever was there. No exception travels, since those of libraries need not
 survive that: only its name and text, and what of it the worker acts upon.
@@ -39,7 +39,7 @@ _stats_fields = attrgetter(*(field.name for field in fields(EngineStats)))
 
 
 class Pipe(asyncio.Protocol):
-    """One end of a connection, in a running loop. `receive` gets each message; `lost` tells the end."""
+    """The worker's end, in a running loop. `receive` gets each message, and `lost` is called at the end."""
 
     def __init__(self, receive: Callable[[Message], None], lost: Callable[[], None]):
         self._receive = receive
@@ -57,7 +57,7 @@ class Pipe(asyncio.Protocol):
     def send(self, *message: Any) -> None:
         """To nobody, if the other end is gone: `lost` tells."""
         if not self._transport.is_closing():
-            self._transport.write(msgpack.packb(message))
+            self._transport.write(pack(*message))
 
     def close(self) -> None:
         """Once all that was sent is on its way."""
@@ -73,6 +73,10 @@ class Pipe(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._lost()
+
+
+def pack(*message: Any) -> bytes:
+    return msgpack.packb(message)
 
 
 def make_unpacker() -> msgpack.Unpacker:

@@ -145,6 +145,7 @@ class EngineProcess:
                 self._step_age_s = step_age_s
             case ["stopped"]:
                 self._ended.set()
+                self._pipe.close()
 
     def _fail(self, failure: EngineFailure) -> None:
         self._broken = self._broken or failure.fatal

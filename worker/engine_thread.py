@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 import torch
 
@@ -69,8 +70,13 @@ class EngineThread:
         self._engine.validate(prompt_token_ids, params)
 
     async def start(self, deliver: Callable[[StepMessage], None]) -> None:
-        self._loop, self._deliver = asyncio.get_running_loop(), deliver
+        post = asyncio.get_running_loop().call_soon_threadsafe
         self._ended = asyncio.Event()
+        self.run(partial(post, deliver), partial(post, self._ended.set))
+
+    def run(self, deliver: Callable[[StepMessage], None], ended: Callable[[], None]) -> None:
+        """As `start`, without a loop: both are called in the engine's thread, `ended` as its last deed."""
+        self._deliver, self._on_end = deliver, ended
         self._started.set()
 
     @property
@@ -114,10 +120,14 @@ class EngineThread:
     def credit(self) -> None:
         self._credits.release()
 
-    async def stop(self) -> None:
+    def request_stop(self) -> None:
+        """The thread ends after the step under way."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
+
+    async def stop(self) -> None:
+        self.request_stop()
         # Not a join in the loop's executor: that would hold up the exit of a process whose step hangs.
         await self._ended.wait()
 
@@ -146,7 +156,8 @@ class EngineThread:
             logger.debug("engine broken", exc_info=error)
             self._post(EngineFailure(self._running_seq_ids(), error, fatal=True))
         finally:
-            self._loop.call_soon_threadsafe(self._ended.set)
+            self._engine.close()
+            self._on_end()
 
     def _step_until_stopped(self) -> None:
         healthy = True
@@ -250,4 +261,4 @@ class EngineThread:
         while not self._credits.acquire(timeout=0.1):
             if self._stopping:
                 return  # Redis is away and we are to leave: what is not committed is made again elsewhere.
-        self._loop.call_soon_threadsafe(self._deliver, message)
+        self._deliver(message)

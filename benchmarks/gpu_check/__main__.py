@@ -11,8 +11,9 @@ from rich.console import Console
 
 from benchmarks.gpu_check.part import MODULES
 from benchmarks.gpu_check.plan import DRY, FULL
-from benchmarks.gpu_check.report import as_json, tables
+from benchmarks.gpu_check.report import as_json
 from benchmarks.gpu_check.run import ROOT, run_parts
+from benchmarks.gpu_check.tables import tables
 
 RESULTS = ROOT / "benchmarks" / "results"
 

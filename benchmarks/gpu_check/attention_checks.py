@@ -1,11 +1,11 @@
 """Attention on the device beside the textbook formula in float64, over random shapes and schedules.
 
-The harness of the tests makes the cases: keys and values in shuffled blocks of memory that held NaN, computed
-in prefills, chunks, decodes and mixtures of them. It works on the CPU; `OnDevice` takes a backend there.
+The harness of the tests runs them: keys and values in shuffled blocks of memory that held NaN, computed in
+prefills, chunks, decodes and mixtures of them.
 """
 
 import random
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.gpu_check.cells import Cells, Figures, Skipped
 from benchmarks.gpu_check.device import name_of
 from benchmarks.gpu_check.plan import Plan
-from ingine.attention import AttentionBackend, AttentionMetadata, KVCache
+from ingine.attention import AttentionBackend
+from ingine.attention.varlen import VarlenAttention, find_varlen_attn
 from ingine.errors import ConfigError
 from ingine.kernels import select_kernels, triton_kernels
 from tests.engine.paged_attention import Attention
@@ -25,68 +26,30 @@ QUANTIZED_TOLERANCE = {"int8": 5e-2, "fp8": 2e-1}
 formula's, in bfloat16 may be rounded to the next number, which in fp8 is up to an eighth away."""
 NUM_SCHEDULES = 3
 
-
-class OnDevice(AttentionBackend):
-    """`backend` on `device` for a harness on the CPU. Holds the one layer's cache itself."""
-
-    def __init__(self, backend: AttentionBackend, device: torch.device):
-        self.name = backend.name
-        self._backend, self._device = backend, device
-        self._kv_cache: KVCache = ()
-
-    def allocate_kv_cache(
-        self,
-        num_blocks: int,
-        block_size: int,
-        num_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> KVCache:
-        self._kv_cache = self._backend.allocate_kv_cache(
-            num_blocks, block_size, num_kv_heads, head_dim, dtype, self._device
-        )
-        for memory in self._kv_cache:
-            memory.view(torch.uint8).fill_(0xFF)  # NaN, in every floating dtype
-        return ()
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kv_cache: KVCache,
-        metadata: AttentionMetadata,
-        *,
-        scale: float,
-        sliding_window: int | None,
-        rotation: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        # Views of one merged projection, as the decoder has them.
-        merged = torch.cat((query, key, value), dim=1).to(self._device)
-        query, key, value = merged.split((query.shape[1], key.shape[1], value.shape[1]), dim=1)
-        on_device = {
-            name: getattr(metadata, name).to(self._device)
-            for name in ("slot_mapping", "block_tables", "seq_lens", "query_start_loc")
-        }
-        output = self._backend.forward(
-            query,
-            key,
-            value,
-            self._kv_cache,
-            replace(metadata, **on_device),
-            scale=scale,
-            sliding_window=sliding_window,
-            rotation=None if rotation is None else tuple(part.to(self._device) for part in rotation),
-        )
-        return output.cpu()
+VARLEN_CASES = (
+    Attention(num_heads=12, num_kv_heads=2, head_dim=128, block_size=256, dtype=torch.bfloat16, rotary=True),
+    Attention(num_heads=9, num_kv_heads=3, head_dim=64, block_size=256, dtype=torch.bfloat16),
+    Attention(
+        num_heads=8,
+        num_kv_heads=8,
+        head_dim=128,
+        block_size=256,
+        dtype=torch.bfloat16,
+        sliding_window=100,
+        rotary=True,
+    ),
+)
+"""For torch's own attention over paged KV, where this torch has it."""
 
 
 def run(plan: Plan, device: torch.device, cells: Cells) -> None:
     for seed in range(plan.num_attention_cases):
         attention, kv_cache_dtype = random_case(seed, tiny=device.type == "cpu")
         settings = asdict(attention) | {"dtype": name_of(attention.dtype), "kv_cache_dtype": kv_cache_dtype}
-        cells.run("attention", settings, _check, attention, kv_cache_dtype, seed, plan, device)
+        cells.run("attention", settings, _check_triton, attention, kv_cache_dtype, seed, plan, device)
+    for seed, attention in enumerate(VARLEN_CASES):
+        settings = asdict(attention) | {"dtype": name_of(attention.dtype)}
+        cells.run("attention of torch", settings, _check_varlen, attention, seed, plan, device)
 
 
 def random_case(seed: int, *, tiny: bool) -> tuple[Attention, str]:
@@ -126,8 +89,38 @@ def random_schedule(rng: random.Random, longest: int) -> list[list[tuple[int, in
     return [*steps, *[[(0, 1), (1, 1)]] * 2]
 
 
-def _check(attention: Attention, kv_cache_dtype: str, seed: int, plan: Plan, device: torch.device) -> Figures:
-    backend = OnDevice(_backend(attention, kv_cache_dtype, device), device)
+def _check_triton(
+    attention: Attention, kv_cache_dtype: str, seed: int, plan: Plan, device: torch.device
+) -> Figures:
+    if device.type == "cpu":
+        backend = triton_kernels(kv_cache_dtype).attention
+    else:
+        try:
+            backend = select_kernels(
+                device, attention.dtype, head_dim=attention.head_dim, kv_cache_dtype=kv_cache_dtype
+            ).attention
+        except ConfigError as reason:
+            raise Skipped(str(reason)) from None
+    return _compare(attention, backend, kv_cache_dtype, seed, plan, device)
+
+
+def _check_varlen(attention: Attention, seed: int, plan: Plan, device: torch.device) -> Figures:
+    if device.type != "cuda":
+        raise Skipped("it runs on CUDA only")
+    varlen_attn = find_varlen_attn()
+    if varlen_attn is None:
+        raise Skipped("this torch's varlen_attn takes no paged KV")
+    return _compare(attention, VarlenAttention(varlen_attn), "auto", seed, plan, device)
+
+
+def _compare(
+    attention: Attention,
+    backend: AttentionBackend,
+    kv_cache_dtype: str,
+    seed: int,
+    plan: Plan,
+    device: torch.device,
+) -> Figures:
     rng = random.Random(seed)
     errors = [
         attention.errors(
@@ -140,19 +133,3 @@ def _check(attention: Attention, kv_cache_dtype: str, seed: int, plan: Plan, dev
     worst = torch.cat(errors).max().item()  # NaN if one is, which is not under the tolerance
     tolerance = QUANTIZED_TOLERANCE.get(kv_cache_dtype, TOLERANCE[attention.dtype])
     return {"kernel": backend.name, "worst_error": worst, "tolerance": tolerance, "ok": worst < tolerance}
-
-
-def _backend(attention: Attention, kv_cache_dtype: str, device: torch.device) -> AttentionBackend:
-    if device.type == "cpu":
-        return triton_kernels(kv_cache_dtype).attention
-    try:
-        kernels = select_kernels(
-            device,
-            attention.dtype,
-            head_dim=attention.head_dim,
-            kv_cache_dtype=kv_cache_dtype,
-            block_size=attention.block_size,
-        )
-    except ConfigError as reason:
-        raise Skipped(str(reason)) from None
-    return kernels.attention

@@ -30,6 +30,8 @@ class Cell:
     figures: Figures | None = None
     skipped: str | None = None
     error: str | None = None
+    seconds: float = 0.0
+    """That it took."""
 
     @property
     def passed(self) -> bool:
@@ -54,6 +56,7 @@ class Cells:
         `settings` say what is measured.
         """
         figures = skipped = error = None
+        began = time.perf_counter()
         if self.seconds_left <= 0:
             skipped = "no time left"
         else:
@@ -64,7 +67,9 @@ class Cells:
             except Exception as raised:
                 traceback.print_exc()
                 error = _in_a_line(raised)
-        cell = Cell(self._part, name, settings, figures, skipped, error)
+        cell = Cell(
+            self._part, name, settings, figures, skipped, error, round(time.perf_counter() - began, 3)
+        )
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(cell)) + "\n")
         print(describe(cell), flush=True)

@@ -160,27 +160,14 @@ def _check_mix(
 def _check_resumption(
     model: Model, prompts: Sequence[list[int]], expected: Sequence[list[int]], plan: Plan
 ) -> Figures:
-    """Every sequence goes on from each of some positions, all in one batch."""
+    """Every sequence goes on from some position, another each, in one batch."""
     engine = make_engine(model, plan, enable_prefix_caching=False)
-    resumed = [
-        (index, position)
-        for index, tokens in enumerate(expected)
-        for position in sorted({1, len(tokens) // 2, len(tokens) - 1})
-    ]
-    for index, position in resumed:
-        engine.add(
-            f"{index} at {position}",
-            prompts[index],
-            greedy(plan.num_new_tokens),
-            output_token_ids=expected[index][:position],
-        )
+    begun = [tokens[: 1 + index % len(tokens)] for index, tokens in enumerate(expected)]
+    for index, (prompt, tokens) in enumerate(zip(prompts, begun, strict=True)):
+        engine.add(str(index), prompt, greedy(plan.num_new_tokens), output_token_ids=tokens)
     rest = finish(engine)
-    return _compare(
-        model,
-        [prompts[index] for index, _ in resumed],
-        [expected[index] for index, _ in resumed],
-        [expected[index][:position] + rest[f"{index} at {position}"] for index, position in resumed],
-    )
+    found = [tokens + rest[str(index)] for index, tokens in enumerate(begun)]
+    return _compare(model, prompts, expected, found)
 
 
 def _compare(

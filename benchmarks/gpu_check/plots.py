@@ -11,17 +11,21 @@ from benchmarks.rivals.plots import STYLES  # the import also sets the style of 
 
 CONTEXT_COLORS = ("#56B4E9", "#0072B2", "#CC79A7", "#E69F00")
 GROUP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#767676")
-RIVALS = {"hf generate": "hf-padded", "hf continuous batching": "hf-continuous"}
-"""Their styles in the other plots."""
+WITH_PREFILL = {
+    "ingine": ("speed", "ingine-prefix"),
+    "hf generate": ("hf", "hf-padded"),
+    "hf continuous batching": ("hf", "hf-continuous"),
+}
+"""Cells whose rates have the prefill in them, by name: their part, and a style of the other plots."""
 
 
 def draw(report: Report, path: Path) -> Path:
     figure = Figure(figsize=(13, 4))
     rates, shares, trace = figure.subplots(1, 3)
     _by_batch(rates, report, "tokens_per_s")
-    for name, style in RIVALS.items():
-        points = [(row["batch"], row["tokens_per_s"]) for row in figures_of(report, name, part="hf")]
-        _line(rates, points, name, *STYLES[style])
+    for name, (part, style) in WITH_PREFILL.items():
+        points = [(row["batch"], row["tokens_per_s"]) for row in figures_of(report, name, part=part)]
+        _line(rates, points, f"{name}, prefill and all", *STYLES[style])
     rates.set_yscale("log")
     rates.set_title("new tokens a second", loc="left")
     _by_batch(shares, report, "roofline_share")
@@ -39,7 +43,7 @@ def _by_batch(axes: Axes, report: Report, figure: str) -> None:
     rows = figures_of(report, "decode")
     for context, color in zip(report["plan"]["contexts"], CONTEXT_COLORS, strict=False):
         points = [(row["batch"], row[figure]) for row in rows if row["context"] == context and row[figure]]
-        _line(axes, points, f"ingine, context {context}", color, "o", "-")
+        _line(axes, points, f"decoding, context {context}", color, "o", "-")
     batches = report["plan"]["batches"]
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])

@@ -12,7 +12,7 @@ MAX_POSITION_EMBEDDINGS = 32_768
 DEVIATION = 0.02
 
 
-def kernels_for(plan: Plan, *, kv_cache_dtype: str = "auto", block_size: int | None = None) -> Kernels:
+def kernels_for(plan: Plan, *, block_size: int, kv_cache_dtype: str = "auto") -> Kernels:
     """What the engine would choose on a GPU; on a CPU the same kernels, for Triton's interpreter."""
     if plan.device == "cpu":
         return triton_kernels(kv_cache_dtype)
@@ -21,7 +21,7 @@ def kernels_for(plan: Plan, *, kv_cache_dtype: str = "auto", block_size: int | N
         getattr(torch, plan.dtype),
         head_dim=plan.shape.head_dim,
         kv_cache_dtype=kv_cache_dtype,
-        block_size=block_size or plan.block_size,
+        block_size=block_size,
     )
 
 

@@ -1,15 +1,11 @@
-"""Cells as one JSON document, and as tables."""
+"""Cells as one JSON document."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-
-from benchmarks.gpu_check.cells import MACHINE, Cell, describe
+from benchmarks.gpu_check.cells import MACHINE, Cell
 from benchmarks.gpu_check.plan import Plan
 
 EXACTNESS = ("kernels", "engine")
@@ -35,86 +31,9 @@ def as_json(cells: Sequence[Cell], plan: Plan, *, dry_run: bool) -> Report:
 
 
 def figures_of(report: Report, *names: str, part: str = "speed") -> list[dict[str, Any]]:
-    """Settings and figures, in one, of the cells of these names that have figures."""
+    """Settings and figures, in one, of the part's cells that have figures; with `names` of these only."""
     return [
         {"name": cell["name"], **cell["settings"], **cell["figures"]}
         for cell in report["cells"]
-        if cell["part"] == part and cell["name"] in names and cell["figures"] is not None
+        if cell["part"] == part and cell["figures"] is not None and (not names or cell["name"] in names)
     ]
-
-
-def tables(report: Report) -> list[Table]:
-    """Those that have rows."""
-    comparison = [
-        *figures_of(report, "ingine"),
-        *figures_of(report, "hf generate", "hf continuous batching", part="hf"),
-    ]
-    compared = [
-        row
-        for row in figures_of(report, *{cell["name"] for cell in report["cells"]})
-        if "attention" in row and "tokens_per_s" in row
-    ]
-    rates = ("tokens_per_s", "median_step_ms", "roofline_share", "prefill_tokens_per_s")
-    wall = ("wall_s", "tokens_per_s", "tokens_per_s_after_the_first")
-    found = [
-        _outcomes(report),
-        _table("decoding", figures_of(report, "decode"), ("batch", "context"), rates),
-        _table("settings", compared, ("name", "attention", "batch", "context"), rates),
-        _table("beside Hugging Face, prefill included", comparison, ("name", "batch", "context"), wall),
-        _traces(report),
-        _list("not as it should be", report, lambda cell: not cell.passed),
-        _list("skipped", report, lambda cell: cell.skipped is not None),
-    ]
-    return [table for table in found if table.row_count]
-
-
-def _outcomes(report: Report) -> Table:
-    table = Table(box=SIMPLE, title="cells")
-    for column in ("part", "passed", "failed", "skipped"):
-        table.add_column(column, justify="left" if column == "part" else "right")
-    outcomes: dict[str, Counter[str]] = {}
-    for raw in report["cells"]:
-        cell = Cell(**raw)
-        outcome = "skipped" if cell.skipped is not None else "passed" if cell.passed else "failed"
-        outcomes.setdefault(cell.part, Counter())[outcome] += 1
-    for part, counts in outcomes.items():
-        table.add_row(part, *(str(counts[name]) for name in ("passed", "failed", "skipped")))
-    return table
-
-
-def _table(title: str, rows: list[dict[str, Any]], keys: Sequence[str], figures: Sequence[str]) -> Table:
-    table = Table(box=SIMPLE, title=title)
-    for column in (*keys, *figures):
-        table.add_column(
-            column.replace("_", " "), justify="left" if column in ("name", "attention") else "right"
-        )
-    for row in rows:
-        table.add_row(*(_cell(row.get(column), column) for column in (*keys, *figures)))
-    return table
-
-
-def _traces(report: Report) -> Table:
-    rows = [
-        {"batch": row["batch"], "context": row["context"], "step_ms": row["step_ms"], **row["groups_ms"]}
-        for row in figures_of(report, "trace")
-    ]
-    groups = list(dict.fromkeys(name for row in rows for name in row if name not in ("batch", "context")))
-    return _table("where a step's time goes, ms (under the profiler)", rows, ("batch", "context"), groups)
-
-
-def _list(title: str, report: Report, is_listed) -> Table:
-    table = Table(box=SIMPLE, title=title, show_header=False)
-    for raw in report["cells"]:
-        if is_listed(cell := Cell(**raw)):
-            table.add_row(describe(cell))
-    return table
-
-
-def _cell(value: Any, column: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, float):
-        return str(value)
-    if column.endswith("share"):
-        return f"{value:.1%}"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -1,41 +1,69 @@
-"""What the engine's settings change: formats and blocks of KV, CUDA graphs, scheduling ahead."""
+"""What settings change: formats and blocks of KV, whose attention, CUDA graphs, scheduling ahead."""
 
 import gc
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 
 from benchmarks.gpu_check.cells import Cells, Figures
 from benchmarks.gpu_check.plan import Plan
+from benchmarks.gpu_check.random_model import kernels_for
 from benchmarks.gpu_check.subject import Subject, bandwidth
+from ingine.kernels import triton_kernels
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "as it is": {},
-    "KV in fp8": {"kv_cache_dtype": "fp8"},
-    "KV in int8": {"kv_cache_dtype": "int8"},
-    "blocks of 32": {"block_size": 32},
-    "blocks of 64": {"block_size": 64},
-    "blocks of 256": {"block_size": 256},
-    "not scheduled ahead": {"async_scheduling": False},
+
+@dataclass(frozen=True)
+class Variant:
+    kv_cache_dtype: str = "auto"
+    block_size: int = 16
+    async_scheduling: bool | None = None
+    triton: bool = False
+    """Triton's attention, also where blocks are such that the engine takes torch's own."""
+    cuda_graphs: bool = True
+
+
+VARIANTS = {
+    "as it is": Variant(),
+    "KV in fp8": Variant(kv_cache_dtype="fp8"),
+    "KV in int8": Variant(kv_cache_dtype="int8"),
+    "blocks of 32": Variant(block_size=32),
+    "blocks of 64": Variant(block_size=64),
+    "blocks of 256": Variant(block_size=256),
+    "blocks of 256, Triton": Variant(block_size=256, triton=True),
+    "not scheduled ahead": Variant(async_scheduling=False),
+    "no CUDA graphs": Variant(cuda_graphs=False),
 }
-"""Fields of `EngineConfig`. Blocks of 256 are those that torch's own attention takes, where it is present:
-the figures say which attention served."""
 
 
 def run(plan: Plan, cells: Cells) -> None:
     bytes_per_s = bandwidth(plan, cells)
     batch, context = plan.compared
-    for name, changed in VARIANTS.items():
-        cells.run(name, {"batch": batch, "context": context}, _measure, plan, changed, bytes_per_s)
+    for name, variant in VARIANTS.items():
+        settings = {"batch": batch, "context": context, **asdict(variant)}
+        cells.run(name, settings, _measure, plan, variant, bytes_per_s)
 
 
-def _measure(plan: Plan, changed: dict[str, Any], bytes_per_s: float | None) -> Figures:
+def _measure(plan: Plan, variant: Variant, bytes_per_s: float | None) -> Figures:
     # The engine before this one, and its CUDA graphs, give their memory back first.
     gc.collect()
     if plan.device == "cuda":
         torch.cuda.empty_cache()
+    if variant.triton:
+        kernels = triton_kernels(variant.kv_cache_dtype)
+    else:
+        kernels = kernels_for(plan, block_size=variant.block_size, kv_cache_dtype=variant.kv_cache_dtype)
+    if not variant.cuda_graphs:
+        kernels.attention.can_be_captured = False  # of this one backend, which nobody else has
     batch, context = plan.compared
-    subject = Subject.build(plan, max_num_seqs=batch, context=context, **changed)
+    subject = Subject.build(
+        plan,
+        kernels,
+        max_num_seqs=batch,
+        context=context,
+        block_size=variant.block_size,
+        kv_cache_dtype=variant.kv_cache_dtype,
+        async_scheduling=variant.async_scheduling,
+    )
     subject.warm_up(plan)
     return {
         "attention": subject.attention,

@@ -3,13 +3,20 @@
 from benchmarks.gpu_check import streams
 from benchmarks.gpu_check.cells import Cells
 from benchmarks.gpu_check.plan import Plan
+from benchmarks.gpu_check.random_model import kernels_for
 from benchmarks.gpu_check.subject import Subject, bandwidth
 from benchmarks.gpu_check.trace import trace_decode
 
 
 def run(plan: Plan, cells: Cells) -> None:
     bytes_per_s = bandwidth(plan, cells)
-    subject = Subject.build(plan, max_num_seqs=max(plan.batches), context=max(plan.contexts))
+    subject = Subject.build(
+        plan,
+        kernels_for(plan, block_size=plan.block_size),
+        max_num_seqs=max(plan.batches),
+        context=max(plan.contexts),
+        block_size=plan.block_size,
+    )
     subject.warm_up(plan)
     cells.run("engine", {}, describe, subject)
     context = plan.compared[1]

@@ -9,9 +9,10 @@ from benchmarks.gpu_check import streams
 from benchmarks.gpu_check.bandwidth import measure_bandwidth
 from benchmarks.gpu_check.cells import Cells, Figures
 from benchmarks.gpu_check.plan import Plan
-from benchmarks.gpu_check.random_model import kernels_for, random_decoder
+from benchmarks.gpu_check.random_model import random_decoder
 from ingine.config import EngineConfig
 from ingine.engine import Engine
+from ingine.kernels import Kernels
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,10 @@ class Subject:
     kv_bytes_per_token: float
 
     @classmethod
-    def build(cls, plan: Plan, *, max_num_seqs: int, context: int, **options: Any) -> "Subject":
-        """For prompts of at most `context` tokens, decoded once. `options` are fields of `EngineConfig`."""
-        options = {"block_size": plan.block_size, "kv_cache_dtype": "auto"} | options
-        block_size, kv_cache_dtype = options["block_size"], options["kv_cache_dtype"]
-        kernels = kernels_for(plan, kv_cache_dtype=kv_cache_dtype, block_size=block_size)
+    def build(
+        cls, plan: Plan, kernels: Kernels, *, max_num_seqs: int, context: int, block_size: int, **options: Any
+    ) -> "Subject":
+        """For prompts of at most `context` tokens. `options` are other fields of `EngineConfig`."""
         model, weight_bytes = random_decoder(plan, kernels)
         config = EngineConfig(
             "random weights",
@@ -36,6 +36,7 @@ class Subject:
             max_num_seqs=max_num_seqs,
             # A block more than needed: the scheduler admits nobody without one to spare.
             max_model_len=context + streams.num_decode_tokens(plan) + block_size,
+            block_size=block_size,
             enable_prefix_caching=False,
             **options,
         )

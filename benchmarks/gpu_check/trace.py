@@ -20,7 +20,7 @@ NUM_NAMED = 12
 """Kernels that are told by name, the longest first."""
 
 GROUPS = {
-    "matrix products": r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitk|aten::linear",
+    "matrix products": r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitkreduce|aten::linear",
     "attention": r"^_(write|decode|reduce|prefill)_kernel|flash|fmha|attention",
     "norms and activation": r"norm|silu",
     "sampling": r"choose|max|topk|sort|radix|gatherTopK|scan|cumsum",

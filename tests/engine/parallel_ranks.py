@@ -6,6 +6,7 @@ look at. The models are in FOLDER/models.
 
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -16,9 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ingine.config import EngineConfig
+from ingine.engine import Engine
 from ingine.kernels import REFERENCE
 from ingine.models import load_model
 from ingine.parallel import TensorParallel
+from ingine.sampling_params import SamplingParams
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.waiting import wait_until
 
@@ -26,6 +30,13 @@ SIZE = 2
 CPU = torch.device("cpu")
 PROMPT = list(range(40, 77))
 NUM_TOKENS = 12
+ENGINES = {
+    "llama": {"max_num_seqs": 8, "max_num_batched_tokens": 512},
+    "llama-tied": {"max_num_seqs": 8, "async_scheduling": True},
+    "qwen2": {"max_num_seqs": 5, "max_num_batched_tokens": 13, "async_scheduling": True},
+    "qwen3": {"max_num_seqs": 8, "num_blocks": 18},
+}
+"""By model: everything at once, scheduled ahead, prefill in odd chunks, and too little memory for all."""
 LONGEST_LIFE_S = 120
 """Of a rank that nobody ends: the program that forked it may have failed."""
 MESSAGES = ["small", {"positions": np.arange(7), "more": [1, None, "x"]}, np.arange(50_000)]
@@ -45,9 +56,16 @@ def main(folder: Path) -> None:
 
 def compute(folder: Path, parallel: TensorParallel) -> None:
     """Collectives, then every model's logits. What came of it is saved by each rank."""
-    found = {"collectives": collectives(parallel), "messages": messages(parallel), "logits": {}}
+    found = {
+        "collectives": collectives(parallel),
+        "messages": messages(parallel),
+        "logits": {},
+        "engines": {},
+    }
     for path in sorted((folder / "models").iterdir()):
         found["logits"][path.name] = greedy_logits(path, parallel)
+    for name, options in ENGINES.items():
+        found["engines"][name] = generate(folder / "models" / name, parallel, **options)
     torch.save(found, folder / f"rank-{parallel.rank}.pt")
     parallel.close()
 
@@ -82,6 +100,57 @@ def greedy_logits(path: Path, parallel: TensorParallel) -> torch.Tensor:
         sequence.token_ids.append(int(logits[-1][-1].argmax()))
         logits += model.step((sequence, 1))
     return torch.cat(logits)
+
+
+def generate(
+    path: Path, parallel: TensorParallel, *, num_blocks: int = 200, block_size: int = 4, **options
+) -> tuple[list[list[int]], int]:
+    """On rank 0: the tokens of each of `requests`, which come while others run, and how many preemptions
+    there were.
+    """
+    decoder = load_model(path, dtype=torch.float32, device=CPU, kernels=REFERENCE, parallel=parallel)
+    config = EngineConfig(
+        str(path),
+        dtype="float32",
+        block_size=block_size,
+        kv_cache_bytes=num_blocks * decoder.bytes_per_block(block_size),
+        max_model_len=160,
+        tensor_parallel_size=parallel.size,
+        **options,
+    )
+    engine = Engine(config, model=decoder)
+    if parallel.rank > 0:
+        engine.follow()
+        return [], 0
+    made = [[] for _ in requests()]
+    outputs = []
+    for index, (prompt, params) in enumerate(requests()):
+        engine.add(str(index), prompt, params)
+        outputs += engine.step()
+    while engine.has_unfinished:
+        outputs += engine.step()
+    for output in outputs:
+        made[int(output.seq_id)] += output.token_ids
+    engine.check_integrity()
+    parallel.send(None)  # the end of `follow`; the ranks stay together for the next engine
+    return made, engine.stats().num_preemptions
+
+
+def requests() -> list[tuple[list[int], SamplingParams]]:
+    """Greedy, at random and with penalties in turns. The last four begin alike."""
+    rng = random.Random(7)
+    some = [[rng.randrange(256) for _ in range(length)] for length in (1, 33, 4)]
+    shared = [rng.randrange(256) for _ in range(40)]
+    kinds = [
+        {"temperature": 0.0},
+        {"temperature": 0.8, "top_p": 0.9, "seed": 3},
+        {"temperature": 1.0, "seed": 4, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
+    ]
+    prompts = [*some, *([*shared, last] for last in range(4))]
+    return [
+        (prompt, SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True, **kinds[index % len(kinds)]))
+        for index, prompt in enumerate(prompts)
+    ]
 
 
 def follow(folder: Path, parallel: TensorParallel) -> None:

@@ -18,7 +18,7 @@ from ingine.kernels import REFERENCE
 from ingine.models import load_weights
 from ingine.models.loader import SPLIT_DIM
 from ingine.parallel import SINGLE, VARIABLES, TensorParallel, shard
-from tests.engine.parallel_ranks import CPU, MESSAGES, NUM_TOKENS, PROMPT
+from tests.engine.parallel_ranks import CPU, ENGINES, MESSAGES, NUM_TOKENS, PROMPT, generate, requests
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +60,22 @@ def ranks(folder) -> list[dict]:
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
+@torch.inference_mode()
+def hf_greedy(path: Path, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
+    """What transformers goes on with, and its logits [len(prompt) + NUM_TOKENS, vocab_size] of all."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    token_ids = torch.tensor([prompt])
+    whole = model.generate(
+        token_ids,
+        attention_mask=torch.ones_like(token_ids),
+        max_new_tokens=NUM_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return whole[0, len(prompt) :].tolist(), model(whole).logits[0]
+
+
 # --------------------------------------------------------------------------------------- what ranks exchange
 
 
@@ -94,20 +110,21 @@ def test_two_ranks_have_the_logits_of_transformers(folder, ranks, name):
     """Of all positions: a prompt in two chunks, then greedy tokens, which are thereby the same too."""
     first, second = (found["logits"][name] for found in ranks)
     assert torch.equal(first, second)
-    model = AutoModelForCausalLM.from_pretrained(folder / "models" / name, dtype=torch.float32)
-    token_ids = torch.tensor([PROMPT])
-    with torch.inference_mode():
-        expected = model.generate(
-            token_ids,
-            attention_mask=torch.ones_like(token_ids),
-            max_new_tokens=NUM_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        logits = model(expected).logits[0]
-    assert first[len(PROMPT) - 1 : -1].argmax(dim=-1).tolist() == expected[0, len(PROMPT) :].tolist()
+    token_ids, logits = hf_greedy(folder / "models" / name, PROMPT)
+    assert first[len(PROMPT) - 1 : -1].argmax(dim=-1).tolist() == token_ids
     torch.testing.assert_close(first, logits, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_of_two_ranks_generates_what_one_of_one_does(folder, ranks, name):
+    """And what transformers does, where that is greedy."""
+    made, num_preemptions = ranks[0]["engines"][name]
+    assert made == generate(folder / "models" / name, SINGLE, **ENGINES[name])[0]
+    assert (num_preemptions > 0) == ("num_blocks" in ENGINES[name])
+    for (prompt, params), token_ids in zip(requests(), made, strict=True):
+        assert len(token_ids) == params.max_tokens
+        if params.temperature == 0:
+            assert token_ids == hf_greedy(folder / "models" / name, prompt)[0]
 
 
 @pytest.mark.parametrize("name", [*MODELS, "llama-biases"])
@@ -195,11 +212,14 @@ def test_another_number_of_processes_is_refused(monkeypatch):
         TensorParallel.join(2, CPU)
 
 
-def test_other_devices_than_gpus_and_cpus_are_refused(monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "error"), [("mps", "needs device cuda, or cpu; this is"), ("cuda:1", "is cuda, not")]
+)
+def test_a_device_that_ranks_cannot_have_is_refused(monkeypatch, device, error):
     for name in VARIABLES:
         monkeypatch.setenv(name, "2")
-    with pytest.raises(ConfigError, match="needs device cuda, or cpu; this is mps"):
-        TensorParallel.join(2, torch.device("mps"))
+    with pytest.raises(ConfigError, match=f"{error} {device}"):
+        TensorParallel.join(2, torch.device(device))
 
 
 # -------------------------------------------------------------------------------------------- who is killed

@@ -104,3 +104,56 @@ def test_triton_kernels_are_replayed_with_the_numbers_they_were_launched_with():
     number = 100
     tape.replay()
     assert total.tolist() == [6] * 4
+
+
+@needs_triton
+@torch.inference_mode()
+def test_a_whole_decode_step_is_replayed_at_other_positions(tmp_path):
+    """The model, its logits and sampling, of two sequences and a row of padding."""
+    from ingine import device_sampling
+    from ingine.attention import AttentionMetadata
+    from ingine.kernels import triton_kernels
+    from ingine.models import load_model
+    from ingine.sampling_params import SamplingParams
+    from tests.tiny_models import make_tiny_model
+
+    model = load_model(
+        make_tiny_model(tmp_path, "qwen3"),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        kernels=triton_kernels(),
+    )
+    kv_caches = model.allocate_kv_caches(num_blocks=4, block_size=4)
+    block_tables = torch.tensor([[1, 3], [2, 0], [0, 0]], dtype=torch.int32)
+    params = [SamplingParams(temperature=0), SamplingParams(top_p=0.8), SamplingParams(temperature=0)]
+    input_ids, positions = torch.tensor([5, 9, 0]), torch.tensor([0, 0, 0])
+    slot_mapping, seq_lens = torch.tensor([4, 8, -1]), torch.tensor([1, 1, 0], dtype=torch.int32)
+    rows = torch.from_numpy(device_sampling.pack_params(params, np.float32([0, 0.5, 0])))
+    query_start_loc = torch.arange(4, dtype=torch.int32)
+
+    def step() -> torch.Tensor:
+        metadata = AttentionMetadata(
+            slot_mapping,
+            block_tables,
+            seq_lens,
+            query_start_loc,
+            num_decodes=3,
+            query_lens=[1, 1, 1],
+            kv_lens=[],
+        )
+        hidden = model.forward(input_ids, positions, kv_caches, metadata)
+        return device_sampling.choose(model.compute_logits(hidden), rows)
+
+    tape = Tape.capture(step)
+    replayed = []
+    for position in range(6):
+        positions[:2] = position
+        seq_lens[:2] = position + 1
+        slot_mapping[:2] = block_tables[:2, position // 4] * 4 + position % 4
+        rows[1, 4] = position / 6
+        tape.replay()
+        expected = step()
+        assert tape.result[:2].tolist() == expected[:2].tolist()
+        input_ids[:2] = expected[:2]
+        replayed += expected[:2].tolist()
+    assert len(set(replayed)) > 6, "tokens that say something"

@@ -42,7 +42,7 @@ QUANTIZED = ["int8", pytest.param("fp8", marks=needs_fp8)]
     [
         (1, 1, 16, 1, None),
         (7, 1, 40, 3, 20),  # a group that is no power of two, a head_dim likewise
-        (3, 3, 64, 16, 65),
+        (3, 3, 64, 16, 4),  # rows of a query tile that see nothing of its first KV tile
         (18, 1, 24, 7, None),  # a group of more than 16
         (2, 1, 256, 64, None),
         (5, 1, 8, 24, 1),
@@ -178,6 +178,7 @@ def test_quantised_kv_is_computed_with_as_it_is_stored(kv_cache_dtype, dtype, to
     assert layer.errors(backend, steps, lambda new: stored(kv_cache_dtype, new)).max() < tolerance
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="triton's interpreter multiplies in float32")
 @pytest.mark.parametrize("kv_cache_dtype", QUANTIZED)
 def test_small_values_survive_float16(kv_cache_dtype):
     """Their scales times a softmax weight are less than what float16 can tell from zero."""

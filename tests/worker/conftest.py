@@ -15,6 +15,7 @@ from ingine.keys import GROUP, RELEASED, WAITING, Keys, Priority
 from ingine.wire import Job, JobStatus, TerminalEvent, decode_event, encode_job
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until_async
+from worker.engine_process import EngineProcess
 from worker.engine_thread import EngineThread
 from worker.queue import Entry, Queue
 from worker.settings import WorkerSettings
@@ -88,7 +89,8 @@ class Harness:
     running: asyncio.Task
     redis: redis.asyncio.Redis
     keys: Keys
-    engine: Engine
+    engine: Engine | None
+    """None: it is in another process."""
     push: Callable[..., Awaitable[str]]
 
     @property
@@ -136,7 +138,7 @@ class Harness:
 
 @pytest.fixture
 async def harness(redis_url, queue, tiny_engine) -> AsyncIterator[Callable[..., Awaitable[Harness]]]:
-    """Starts a worker with these settings. Each is stopped, and its engine's blocks are counted."""
+    """Starts a worker with these settings. Each is stopped, and the blocks of an engine here are counted."""
     started: list[Harness] = []
     client = redis.asyncio.from_url(redis_url, protocol=2)
 
@@ -144,13 +146,17 @@ async def harness(redis_url, queue, tiny_engine) -> AsyncIterator[Callable[..., 
         raw = job if isinstance(job, bytes) else encode_job(job)
         return (await client.xadd(Keys(queue).jobs(priority), {"job": raw})).decode()
 
-    async def start(engine: Engine | None = None, **options) -> Harness:
+    async def start(engine: Engine | EngineProcess | None = None, **options) -> Harness:
         settings = WorkerSettings(
             _env_file=None,
             **{"queue": queue, "http_port": -1, "lease_s": 2.0, "worker_id": f"w{len(started)}"} | options,
         )
-        engine = engine or tiny_engine()
-        worker = Worker(settings, redis_url, EngineThread(lambda: engine), served_names=frozenset({"tiny"}))
+        if isinstance(engine, EngineProcess):
+            host, engine = engine, None
+        else:
+            engine = engine or tiny_engine()
+            host = EngineThread(lambda: engine)
+        worker = Worker(settings, redis_url, host, served_names=frozenset({"tiny"}))
         running = asyncio.create_task(worker.run())
         await wait_until_async(lambda: worker._partitions, what="the start")
         started.append(Harness(worker, running, client, Keys(queue), engine, push))
@@ -160,5 +166,7 @@ async def harness(redis_url, queue, tiny_engine) -> AsyncIterator[Callable[..., 
     for harness in started:
         if not harness.running.done():
             await harness.stop()
-        harness.engine.check_integrity()
+        harness.worker._engine.close()
+        if harness.engine:
+            harness.engine.check_integrity()
     await client.aclose()

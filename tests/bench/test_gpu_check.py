@@ -1,0 +1,279 @@
+"""`make gpu-check` as its dry run: the same code on the CPU, in Triton's interpreter. No GPU is needed."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks.gpu_check import attention_checks, engine_checks, sampling_checks
+from benchmarks.gpu_check.cells import Cell, Cells, Skipped, read_cells
+from benchmarks.gpu_check.part import MODULES
+from benchmarks.gpu_check.plan import DRY, FULL
+from benchmarks.gpu_check.random_model import model_config
+from benchmarks.gpu_check.report import as_json, figures_of
+from benchmarks.gpu_check.run import GRACE_S, ROOT, run_parts
+from benchmarks.gpu_check.settings import VARIANTS
+from benchmarks.gpu_check.tables import tables
+from benchmarks.gpu_check.trace import NUM_STEPS, group_of, summarize
+from ingine import device_sampling
+from ingine.attention import TorchAttention
+from ingine.kernels import REFERENCE
+from ingine.models import Decoder
+from ingine.triton_kernels import kv_write, layer_ops, paged_decode, paged_prefill, sampling
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict:
+    """Of one dry run, which must come out with status 0. Whoever asked the network would ask a dead proxy."""
+    out = tmp_path_factory.mktemp("gpu-check")
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--dry-run", "--out", str(out)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    subprocess.run(command, cwd=ROOT, env=env, check=True)
+    return json.loads((out / "gpu-cpu.json").read_text())
+
+
+@pytest.fixture
+def cells(tmp_path) -> Cells:
+    return Cells("part", tmp_path / "cells.jsonl", until=time.time() + 60)
+
+
+def found_by(cells: Cells) -> list[Cell]:
+    return read_cells(cells._path)
+
+
+# The dry run
+
+
+def test_everything_runs_and_is_exact(report):
+    assert report["dry_run"] and report["exact"]
+    assert {cell["part"] for cell in report["cells"]} == set(MODULES)
+    assert [cell for cell in report["cells"] if cell["error"]] == []
+    skipped = {cell["skipped"] for cell in report["cells"]} - {None}
+    assert skipped == {"it runs on CUDA only"}
+
+
+def test_every_kind_of_check_is_there(report):
+    kernels = {row["name"] for row in figures_of(report, part="kernels")}
+    assert kernels == {
+        *("rms_norm", "rms_norm of heads", "add_rms_norm", "silu_mul"),
+        *("sampling", "attention"),
+    }
+    engine = {row["name"] for row in figures_of(report, part="engine")}
+    assert engine == {*engine_checks.MIXES, "resumption", "random sampling"}
+
+
+def test_every_batch_and_context_is_decoded_and_beside_hugging_face(report):
+    grid = [(row["batch"], row["context"]) for row in figures_of(report, "decode")]
+    assert sorted(grid) == sorted((batch, context) for batch in DRY.batches for context in DRY.contexts)
+    for row in figures_of(report, "decode"):
+        assert row["tokens_per_s"] == pytest.approx(1e3 * row["batch"] / row["step_ms"])
+        assert 0 < row["roofline_share"] < 1
+    for name, part in (("ingine", "speed"), ("hf generate", "hf"), ("hf continuous batching", "hf")):
+        assert [row["batch"] for row in figures_of(report, name, part=part)] == list(DRY.streams)
+    assert {row["name"] for row in figures_of(report, part="settings")} == {*VARIANTS, "bandwidth"}
+
+
+def test_figures_say_which_machine_and_not_whose(report):
+    assert {"name", "torch", "triton", "transformers", "python"} <= report["machine"].keys()
+    text = json.dumps(report)
+    assert not any(
+        private in text for private in (str(ROOT), str(Path.home()) + "/", "/tmp", platform.node())
+    )
+
+
+def test_tables_show_what_failed(report):
+    broken = Cell("engine", "short of memory", {"architecture": "llama"}, {"position": 7, "ok": False})
+    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115 (recorded)
+    for table in tables({**report, "cells": [*report["cells"], vars(broken)]}):
+        console.print(table)
+    shown = console.export_text()
+    assert "engine   short of memory architecture=llama: WRONG: position=7 ok=False" in shown
+    assert "hf continuous batching" in shown and "matrix products" in shown
+
+
+def test_plots_are_drawn(report, tmp_path):
+    pytest.importorskip("matplotlib", reason="lives on GPU machines, and in .rivals/plots")
+    from benchmarks.gpu_check.plots import draw
+
+    drawn = draw(report, tmp_path / "gpu.svg").read_text()
+    assert "share of the roofline" in drawn and "matrix products" in drawn
+
+
+# Cells and parts
+
+
+def test_a_cell_that_fails_hides_no_other_and_tells_no_folder(cells):
+    def broken():
+        raise RuntimeError("cannot open /home/someone/.cache/kernel.cubin\nand more")
+
+    assert cells.run("bad", {"batch": 1}, broken) is None
+    assert cells.run("good", {}, lambda: {"ok": True}) == {"ok": True}
+    bad, good = found_by(cells)
+    assert (bad.error, bad.settings) == ("RuntimeError: cannot open kernel.cubin", {"batch": 1})
+    assert not bad.passed and good.passed
+
+
+def test_what_cannot_be_measured_or_has_no_time_left_is_skipped(cells, tmp_path):
+    def too_large():
+        raise Skipped("needs 9 KV blocks, and there are 4")
+
+    cells.run("large", {}, too_large)
+    late = Cells("part", tmp_path / "cells.jsonl", until=time.time())
+    assert late.run("late", {}, lambda: {"ok": True}) is None
+    assert [cell.skipped for cell in found_by(cells)] == [
+        "needs 9 KV blocks, and there are 4",
+        "no time left",
+    ]
+    assert all(cell.passed for cell in found_by(cells))
+
+
+def test_a_line_that_a_killed_part_left_unfinished_is_left_out(cells):
+    cells.run("whole", {}, lambda: {})
+    with cells._path.open("a") as file:
+        file.write('{"part": "half')
+    assert [cell.name for cell in found_by(cells)] == ["whole"]
+
+
+def test_a_part_that_hangs_is_killed_and_nothing_counts_as_exact():
+    plan = replace(DRY, seconds={"kernels": 0.1 - GRACE_S})
+    [cell] = run_parts(["kernels"], plan, dry_run=True)
+    assert cell.error == "killed after 0 s"
+    assert not as_json([cell], plan, dry_run=True)["exact"]
+
+
+def test_without_a_gpu_it_says_what_to_do(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu_check.part",
+        "kernels",
+        "--cells",
+        str(tmp_path / "cells"),
+    ]
+    ended = subprocess.run(
+        [*command, "--until", str(time.time() + 60)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 1 and "--dry-run" in ended.stderr
+
+
+# That a check would see it
+
+
+def test_attention_that_is_a_little_off_is_seen():
+    class Off(TorchAttention):
+        def forward(self, *args, **options):
+            return super().forward(*args, **options) + 1e-4
+
+    case = attention_checks.random_case(0, tiny=True)[0]
+    assert attention_checks._compare(case, TorchAttention(), "auto", 0, DRY, CPU)["ok"]
+    assert not attention_checks._compare(case, Off(), "auto", 0, DRY, CPU)["ok"]
+
+
+def test_attention_cases_have_every_kind():
+    cases = [attention_checks.random_case(seed, tiny=False) for seed in range(FULL.num_attention_cases)]
+    attentions, kinds = zip(*cases, strict=True)
+    assert {attention.head_dim for attention in attentions} == {64, 96, 128}
+    assert {attention.num_heads // attention.num_kv_heads for attention in attentions} == set(range(1, 9))
+    assert {attention.block_size for attention in attentions} == {16, 32, 64, 128, 256}
+    assert {(case[0].dtype, case[1]) for case in cases} == {
+        (dtype, kind) for dtype in (torch.float32, torch.bfloat16) for kind in ("auto", "int8", "fp8")
+    }
+    assert any(attention.sliding_window for attention in attentions) and set(kinds) == {"auto", "int8", "fp8"}
+
+
+def test_a_wrong_draw_is_seen_and_one_at_an_edge_is_forgiven(monkeypatch):
+    right = device_sampling.choose
+    monkeypatch.setattr(
+        device_sampling, "choose", lambda logits, rows: (right(logits, rows) + 1) % logits.shape[1]
+    )
+    figures = sampling_checks._check(torch.float32, DRY, CPU)
+    assert not figures["ok"] and figures["num_different"] == figures["num_rows"]
+
+    logits = torch.zeros(2)  # two tokens, of one half each
+    params = sampling_checks.SamplingParams(temperature=1)
+    for uniform, other, forgiven in ((0.5, 0, True), (0.499998, 1, True), (0.49, 1, False)):
+        found = torch.tensor(other)
+        assert sampling_checks._is_at_an_edge(logits, params, uniform, found) is forgiven
+
+
+def test_a_wrong_token_is_told_with_its_place():
+    class SureModel:
+        def margin(self, token_ids: list[int]) -> float:
+            return 2.5 if token_ids == [1, 4, 5] else 0.0
+
+    prompts, expected = [[1], [1]], [[2, 3], [4, 5, 6]]
+    assert engine_checks._compare(SureModel(), prompts, expected, expected)["ok"]
+    assert engine_checks._compare(SureModel(), prompts, expected, [[2, 3], [4, 5, 7]]) == {
+        "ok": False,
+        "sequence": 1,
+        "position": 2,
+        "margin": 2.5,
+    }
+    assert engine_checks._compare(SureModel(), prompts, expected, [[2, 3], [4, 5]])["position"] == 2
+
+
+# What figures mean
+
+
+def test_bytes_of_a_step_are_those_of_the_shape():
+    """Qwen2.5-1.5B: 3.09 GB of weights in bfloat16, and 28 KiB of KV a token."""
+    config = model_config(FULL.shape, torch.bfloat16)
+    model = Decoder(config, REFERENCE, dtype=torch.bfloat16, device=torch.device("meta"))
+    assert sum(tensor.nbytes for tensor in model.checkpoint_tensors().values()) == 3_087_428_608
+    assert model.bytes_per_block(16) / 16 == 28 * 1024
+
+
+def test_a_trace_adds_up_to_the_step():
+    """Two kernels at a time for a while, and a gap."""
+    kernels = [
+        ("nvjet_hsh_128x64_64x9", 0, 800),
+        ("_decode_kernel", 700, 1000),
+        ("Memcpy DtoH (Device -> Pinned)", 1500, 1600),
+    ]
+    figures = summarize([(name, start * NUM_STEPS, end * NUM_STEPS) for name, start, end in kernels])
+    assert figures["step_ms"] == pytest.approx(1.6)
+    assert figures["groups_ms"] == pytest.approx(
+        {"matrix products": 0.8, "attention": 0.3, "copies": 0.1, "gaps": 0.5}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        (kv_write._write_kernel.__name__, "attention"),
+        (paged_decode._decode_kernel.__name__, "attention"),
+        (paged_decode._reduce_kernel.__name__, "attention"),
+        (paged_prefill._prefill_kernel.__name__, "attention"),
+        ("void pytorch_flash::flash_fwd_splitkv_kernel<Flash_fwd_kernel_traits<128>>", "attention"),
+        (layer_ops.rms_norm_kernel.__name__, "norms and activation"),
+        (layer_ops.add_rms_norm_kernel.__name__, "norms and activation"),
+        (layer_ops.silu_mul_kernel.__name__, "norms and activation"),
+        (sampling.choose_kernel.__name__, "sampling"),
+        ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, MaxOps<float>>>", "sampling"),
+        ("void at::native::sbtopk::gatherTopK<float, unsigned int, 2, false>", "sampling"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x64", "matrix products"),
+        ("void cublasLt::splitKreduce_kernel<32, 16, int, float, __nv_bfloat16>", "matrix products"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::AddFunctor>", "rest"),
+    ],
+)
+def test_kernels_are_told_apart(name, group):
+    assert group_of(name) == group
+
+
+def test_the_wheels_are_of_versions_that_the_tests_run_with():
+    constrained = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    wheels = (ROOT / "benchmarks" / "gpu_check" / "requirements.txt").read_text().splitlines()
+    assert {name for name in wheels if not name.startswith("#")} <= constrained

@@ -1,0 +1,68 @@
+"""A program for `EngineProcess` whose steps fail as the ids of their sequences say; and a worker with it.
+
+python -m tests.worker.engine_program engine MODEL
+python -m tests.worker.engine_program worker MODEL      (settings: INGINE_ variables)
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+from ingine.tokenizer import Tokenizer
+from worker.engine_child import serve_engine
+from worker.engine_process import EngineProcess
+
+HELD_UP_S = 600
+
+
+def start(model: str) -> EngineProcess:
+    command = [sys.executable, "-m", "tests.worker.engine_program", "engine", model]
+    return EngineProcess(command, lambda: Tokenizer.from_folder(model))
+
+
+def build(model: str):
+    from ingine.config import EngineConfig
+    from ingine.engine import Engine
+
+    engine = Engine(
+        EngineConfig(model, dtype="float32", device="cpu", max_num_seqs=8, kv_cache_bytes=8 << 20)
+    )
+    step = engine.step
+
+    def step_or_fail(*, alone: str | None = None):
+        if sum(seq_id.startswith("broken") for seq_id in engine.running_seq_ids) > 1:
+            raise RuntimeError("the model broke")
+        for seq_id in [alone] if alone else engine.running_seq_ids:
+            fail_as_told(seq_id)
+        return step(alone=alone)
+
+    engine.step = step_or_fail
+    return engine
+
+
+def fail_as_told(seq_id: str) -> None:
+    if seq_id.startswith("poison"):
+        raise RuntimeError("the model broke")
+    if seq_id.startswith("deadly"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if seq_id.startswith("hang"):
+        ctypes.PyDLL(None).sleep(HELD_UP_S)  # a PyDLL's functions keep the interpreter
+
+
+def run_worker(model: str) -> None:
+    import worker.cli
+    from worker.settings import load_settings
+
+    worker.cli.build_engine = lambda settings: (start(model), frozenset({"tiny"}))
+    worker.cli.run_worker(load_settings())
+
+
+if __name__ == "__main__":
+    role, model = sys.argv[1:]
+    if not model:
+        fail_as_told("deadly")
+    if role == "engine":
+        serve_engine(lambda: build(model))
+    else:
+        run_worker(model)

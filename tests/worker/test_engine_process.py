@@ -1,0 +1,237 @@
+"""An engine in a process of its own: what comes out is the same, and what breaks costs no token."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+import worker.cli
+import worker.engine_process
+from ingine.config import EngineConfig
+from ingine.engine import Engine
+from ingine.errors import EngineError, ErrorCode, InvalidRequest, ModelNotFound
+from ingine.outputs import FinishReason, SeqOutput
+from ingine.sampling_params import SamplingParams
+from ingine.wire import Job, JobStatus, encode_job
+from tests.waiting import wait_until, wait_until_async
+from tests.worker import engine_program
+from tests.worker.test_failures import status
+from tests.worker.test_worker import ENDLESS, GREEDY, alone, ask_to_cancel
+from worker.child import Child
+from worker.engine_child import command
+from worker.engine_pipe import make_unpacker, pack, pack_error, pack_outputs, unpack_error, unpack_outputs
+from worker.engine_process import EngineProcess
+from worker.settings import WorkerSettings
+
+
+@pytest.fixture
+def failing_engine(tiny_model) -> EngineProcess:
+    """Its steps fail as the ids of their sequences say."""
+    return engine_program.start(str(tiny_model))
+
+
+def is_gone(pid: int) -> bool:
+    """Or waits for somebody to ask for its exit status, which is as good."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def child_of(pid: int, *, running: str) -> int:
+    """Linux only."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (found,) = [child for child in children if running in Path(f"/proc/{child}/cmdline").read_text()]
+    return int(found)
+
+
+# ------------------------------------------------------------------------------------------- as the thread
+
+
+async def test_what_comes_out_is_what_the_engine_makes(harness, tiny_engine, tiny_model, monkeypatch):
+    """By the program that `ingine worker` starts where there may be a GPU."""
+    monkeypatch.setattr(worker.cli, "NVIDIA_DEVICES", (os.devnull,))
+    options = {"dtype": "float32", "max_num_seqs": 4, "kv_cache_bytes": 8 << 20}
+    engine, _ = worker.cli.build_engine(WorkerSettings(_env_file=None, model=str(tiny_model), **options))
+    os.kill(engine.pid, signal.SIGTERM)  # as a service manager may: it is the worker's to answer
+    here = await harness(engine)
+    jobs = {
+        "greedy": SamplingParams(temperature=0, max_tokens=24, ignore_eos=True),
+        "dice": SamplingParams(seed=7, top_p=0.9, max_tokens=24, stop_token_ids=(3,), logprobs=2),
+        "bias": SamplingParams(temperature=0, max_tokens=24, logit_bias={65: 100.0}, stop_token_ids=(65,)),
+    }
+    for job_id, sampling in jobs.items():
+        await here.push(Job(id=job_id, prompt="Once", sampling=sampling))
+    await here.push(Job(id="too-long", prompt="x" * 600))
+    for job_id, sampling in jobs.items():
+        token_ids, text = alone(tiny_engine(), Job(id=job_id, prompt="Once", sampling=sampling))
+        events = await here.events(job_id)
+        assert [token_id for event in events[:-1] for token_id in event.token_ids] == token_ids
+        assert "".join(event.text for event in events) == text
+    assert (await here.end("bias")).finish_reason == "stop"
+    assert all(len(event.logprobs[0]["top"]) == 2 for event in (await here.events("dice"))[:-1])
+    assert (await here.end("too-long")).error["code"] == ErrorCode.PROMPT_TOO_LONG
+    assert here.worker._describe()["num_running"] == 0
+    await here.stop()
+    engine.close()
+    assert engine._popen.returncode == 0
+
+
+async def test_culprits_are_found_and_a_broken_engine_ends_the_worker(harness, failing_engine):
+    here = await harness(failing_engine)
+    names = ["a", "b", "poison", "c"]
+    for name in names:
+        await here.push(Job(id=name, prompt=name, sampling=GREEDY))
+    ends = {name: await here.end(name) for name in names}
+    assert ends.pop("poison").error["code"] == ErrorCode.WORKER_LOST
+    assert {end.status for end in ends.values()} == {JobStatus.FINISHED}
+    assert {end.timings["attempts"] for end in ends.values()} == {1}
+
+    await here.push(Job(id="unwanted", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: here.position("unwanted"), what="tokens")
+    await ask_to_cancel(here, "unwanted")
+    assert (await here.end("unwanted")).status is JobStatus.CANCELLED
+
+    for name in ("broken-1", "broken-2"):
+        await here.push(Job(id=name, prompt="x", sampling=ENDLESS))
+    with pytest.raises(EngineError, match="the model broke"):
+        await here.running
+    assert not here.worker._engine.alive
+    heir = await harness()
+    assert {(await heir.end(name)).position for name in ("broken-1", "broken-2")} == {450}
+
+
+# --------------------------------------------------------------------------------------- what dies or hangs
+
+
+async def test_a_step_that_kills_its_process_costs_no_token(harness, failing_engine):
+    """As a segmentation fault does, or whoever kills for memory. `events` checks the log for gaps."""
+    here = await harness(failing_engine)
+    for name in ("a", "b", "deadly"):
+        await here.push(Job(id=name, prompt=name, sampling=ENDLESS))
+    with pytest.raises(EngineError, match="was killed by SIGKILL"):
+        await here.running
+    for name in ("a", "b", "deadly"):
+        assert await status(here, name) == "delayed"
+        assert await here.redis.hget(here.keys.job(name), "deaths") == b"1"
+    heir = await harness()
+    assert {(await heir.end(name)).position for name in ("a", "b", "deadly")} == {450}
+
+
+async def test_a_step_that_hangs_ends_the_worker_and_its_process(harness, failing_engine, monkeypatch):
+    """Even one that keeps the interpreter, so that its process has not a word to say."""
+    monkeypatch.setattr(worker.engine_process, "SILENCE_S", 1.5)
+    monkeypatch.setattr(worker.engine_process, "END_TIMEOUT_S", 0.2)
+    engine = failing_engine
+    here = await harness(engine, step_timeout_s=1.0, drain_timeout_s=0.4)
+    await here.push(Job(id="hang", prompt="x", sampling=ENDLESS))
+    with pytest.raises(EngineError, match="hangs"):
+        await here.running
+    assert await status(here, "hang") == "delayed"
+    assert await here.redis.hget(here.keys.job("hang"), "deaths") == b"1"
+    engine.close()
+    assert is_gone(engine.pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a signal at the parent's death is Linux's")
+async def test_an_engine_ends_with_a_worker_that_is_killed(harness, tiny_model, redis_url, keys, tmp_path):
+    """In the middle of a step that keeps the interpreter."""
+    settings = {"redis_url": redis_url, "queue": keys.queue, "http_port": "-1", "lease_s": "1"}
+    env = os.environ | {f"INGINE_{name.upper()}": value for name, value in settings.items()}
+    program = [sys.executable, "-m", "tests.worker.engine_program", "worker", str(tiny_model)]
+    with (tmp_path / "worker.log").open("wb") as log, Redis.from_url(redis_url) as redis:
+        job = encode_job(Job(id="hang", prompt="x", sampling=ENDLESS))
+        redis.xadd(keys.jobs("normal"), {"job": job})
+        lost = Child(program, output=log, env=env)
+        try:
+            wait_until(lambda: redis.hget(keys.job("hang"), "position"), what="the token before the step")
+            engine_pid = child_of(lost.pid, running="engine_program\0engine")
+        finally:
+            lost.kill()
+            lost.stop()
+    wait_until(lambda: is_gone(engine_pid), what="the end of the engine's process")
+    heir = await harness()
+    end = await heir.end("hang")
+    assert (end.position, end.timings["attempts"]) == (450, 2)
+
+
+# ------------------------------------------------------------------------------------------------- building
+
+
+def test_what_building_raises_is_raised_here():
+    config = EngineConfig("/no/such/folder")
+    with pytest.raises(ModelNotFound) as here:
+        Engine(config)
+    with pytest.raises(ModelNotFound) as there:
+        EngineProcess(command(config, log_level="info", log_json=False), lambda: None)
+    assert str(there.value) == str(here.value)
+
+
+def test_a_process_that_dies_while_it_builds_says_so():
+    with pytest.raises(EngineError, match="was killed by SIGKILL while it built the engine"):
+        engine_program.start("")
+
+
+def test_a_device_that_is_not_there_is_a_wrong_setting(tiny_model):
+    """`ingine worker` with an engine in another process ends as it does with one in its own."""
+    program = [
+        sys.executable,
+        "-m",
+        "ingine.cli",
+        "worker",
+        "--model",
+        str(tiny_model),
+        "--device",
+        "cuda:99",
+    ]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "ingine: device 'cuda:99' cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- messages
+
+
+def through_the_pipe(packed):
+    unpacker = make_unpacker()
+    unpacker.feed(pack(packed))
+    ((unpacked,),) = unpacker
+    return unpacked
+
+
+def test_outputs_come_back_as_they_were():
+    logprobs = [{"token_id": 5, "logprob": -0.5, "top": [[5, -0.5]]}]
+    outputs = [
+        SeqOutput("a#1", 7, [5], "é", 3, 0, logprobs=logprobs),
+        SeqOutput("b#2", 9, [], "", 3, 2, finish_reason=FinishReason.STOP, stop_reason="\n", final_text="�"),
+    ]
+    back = unpack_outputs(through_the_pipe(pack_outputs(outputs)))
+    assert back == outputs
+    assert back[1].finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequest(ErrorCode.DUPLICATE_ID, "twice"),
+        ModelNotFound("nowhere"),
+        ModuleNotFoundError("no torch", name="torch"),
+    ],
+)
+def test_an_error_that_is_acted_upon_comes_back_as_it_was(error):
+    back = unpack_error(through_the_pipe(pack_error(error)))
+    assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))
+
+
+def test_any_other_error_comes_back_as_its_name_and_text():
+    class NotPicklable(Exception):
+        def __init__(self, one, two):
+            super().__init__(f"{one} and {two}")
+
+    back = unpack_error(through_the_pipe(pack_error(NotPicklable(1, 2))))
+    assert (type(back), str(back)) == (EngineError, "NotPicklable: 1 and 2")
