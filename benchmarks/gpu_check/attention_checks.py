@@ -24,7 +24,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
 QUANTIZED_TOLERANCE = {"int8": 5e-2, "fp8": 2e-1}
 """Beside the formula on quantised keys and values. A key that is rotated in float32 and not, as the
 formula's, in bfloat16 may be rounded to the next number, which in fp8 is up to an eighth away."""
-NUM_SCHEDULES = 3
+NUM_SCHEDULES = 2
 
 VARLEN_CASES = (
     Attention(num_heads=12, num_kv_heads=2, head_dim=128, block_size=256, dtype=torch.bfloat16, rotary=True),

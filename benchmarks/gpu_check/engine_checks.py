@@ -34,14 +34,15 @@ MIXES: dict[str, dict[str, Any]] = {
     SHORT_OF_MEMORY: {},
     "scheduled ahead": {"async_scheduling": True},
     "not scheduled ahead": {"async_scheduling": False},
+    "no CUDA graphs": {"cuda_graphs": False},
 }
-"""Fields of `EngineConfig`."""
+"""Options of `make_engine`."""
 
-KINDS = (
-    {"temperature": 1.0},
-    {"temperature": 1.5, "top_k": 50, "top_p": 0.9},
-    {"temperature": 0.8, "min_p": 0.05, "repetition_penalty": 1.3, "presence_penalty": 1.0},
-)
+SAMPLING: dict[str, tuple[dict[str, Any], ...]] = {
+    "random sampling": ({"temperature": 1.0}, {"temperature": 1.5, "top_k": 50, "top_p": 0.9}),
+    "penalties": ({"temperature": 0.8, "min_p": 0.05, "repetition_penalty": 1.3, "presence_penalty": 1.0},),
+}
+"""Parameters that sequences have in turn. What is random and no more is sampled within CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,14 @@ class Model:
     hf_model: PreTrainedModel
 
     @classmethod
-    def make(cls, folder: Path, architecture: str, device: torch.device) -> "Model":
+    def make(cls, folder: Path, architecture: str, plan: Plan) -> "Model":
         path = make_tiny_model(
-            folder / architecture, architecture, sliding_window=WINDOW if architecture == "mistral" else None
+            folder / architecture,
+            architecture,
+            num_layers=plan.num_tiny_layers,
+            sliding_window=WINDOW if architecture == "mistral" else None,
         )
+        device = torch.device(plan.device)
         decoder = load_model(path, dtype=torch.float32, device=device, kernels=triton_kernels())
         return cls(path, decoder, AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device))
 
@@ -78,17 +83,17 @@ class Model:
 
 
 def run(plan: Plan, cells: Cells) -> None:
-    device = torch.device(plan.device)
     prompts = make_prompts(plan)
     with tempfile.TemporaryDirectory() as folder:
         for architecture in plan.architectures:
             settings = {"architecture": architecture}
-            model = Model.make(Path(folder), architecture, device)
+            model = Model.make(Path(folder), architecture, plan)
             expected = [model.expected(prompt, plan.num_new_tokens) for prompt in prompts]
             for name, mix in MIXES.items():
                 cells.run(name, settings, _check_mix, model, prompts, expected, plan, name, mix)
             cells.run("resumption", settings, _check_resumption, model, prompts, expected, plan)
-            cells.run("random sampling", settings, _compare_sampling, model, prompts, plan)
+            for name, kinds in SAMPLING.items():
+                cells.run(name, settings, _compare_sampling, model, prompts, plan, kinds)
 
 
 def make_prompts(plan: Plan) -> list[list[int]]:
@@ -102,7 +107,11 @@ def make_prompts(plan: Plan) -> list[list[int]]:
     ]
 
 
-def make_engine(model: Model, plan: Plan, *, num_blocks: int | None = None, **options: Any) -> Engine:
+def make_engine(
+    model: Model, plan: Plan, *, num_blocks: int | None = None, cuda_graphs: bool = True, **options: Any
+) -> Engine:
+    """`options` are fields of `EngineConfig`."""
+    model.decoder.kernels.attention.can_be_captured = cuda_graphs
     options = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "block_size": plan.small_blocks} | options
     longest = max(plan.prompt_lengths) + plan.num_new_tokens
     if num_blocks is None:
@@ -187,7 +196,9 @@ def _compare(
     return {"num_tokens": sum(map(len, found)), "ok": True}
 
 
-def _compare_sampling(model: Model, prompts: Sequence[list[int]], plan: Plan) -> Figures:
+def _compare_sampling(
+    model: Model, prompts: Sequence[list[int]], plan: Plan, kinds: Sequence[dict[str, Any]]
+) -> Figures:
     """The share of sequences whose tokens are those of the reference on the CPU, with the same seeds. Logits
     differ in their last bits, so a draw may fall on the other side of an edge: told, not judged.
     """
@@ -199,7 +210,7 @@ def _compare_sampling(model: Model, prompts: Sequence[list[int]], plan: Plan) ->
     engines = (make_engine(model, plan), on_cpu)
     for engine in engines:
         for index, prompt in enumerate(prompts):
-            kind = KINDS[index % len(KINDS)]
+            kind = kinds[index % len(kinds)]
             params = SamplingParams(**kind, seed=index, max_tokens=plan.num_new_tokens)
             engine.add(str(index), prompt, params)
     found, expected = map(finish, engines)

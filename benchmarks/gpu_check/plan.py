@@ -37,6 +37,7 @@ class Plan:
 
     # Exactness of the engine
     architectures: tuple[str, ...]
+    num_tiny_layers: int
     prompt_lengths: tuple[int, ...]
     """Those that are longer than `shared_prefix` begin with the same tokens."""
     shared_prefix: int
@@ -67,10 +68,11 @@ FULL = Plan(
     dtype="bfloat16",
     seconds={"kernels": 90, "engine": 85, "speed": 110, "settings": 65, "hf": 55},
     num_attention_cases=16,
-    longest_prompt=700,
+    longest_prompt=400,
     num_rows=64,
     vocab_size=151_936,
     architectures=("llama", "qwen2", "qwen3", "mistral"),
+    num_tiny_layers=2,
     prompt_lengths=(1, 4, 33, 43, 40, 41, 40),
     shared_prefix=32,
     num_new_tokens=24,
@@ -106,6 +108,7 @@ DRY = Plan(
     num_rows=2,
     vocab_size=300,
     architectures=("qwen2",),
+    num_tiny_layers=1,
     prompt_lengths=(1, 7, 9, 8),
     shared_prefix=5,
     num_new_tokens=5,

@@ -70,7 +70,7 @@ def test_every_kind_of_check_is_there(report):
         *("sampling", "attention"),
     }
     engine = {row["name"] for row in figures_of(report, part="engine")}
-    assert engine == {*engine_checks.MIXES, "resumption", "random sampling"}
+    assert engine == {*engine_checks.MIXES, *engine_checks.SAMPLING, "resumption"}
 
 
 def test_every_batch_and_context_is_decoded_and_beside_hugging_face(report):
