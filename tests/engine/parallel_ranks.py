@@ -102,12 +102,9 @@ def greedy_logits(path: Path, parallel: TensorParallel) -> torch.Tensor:
     return torch.cat(logits)
 
 
-def generate(
+def make_engine(
     path: Path, parallel: TensorParallel, *, num_blocks: int = 200, block_size: int = 4, **options
-) -> tuple[list[list[int]], int]:
-    """On rank 0: the tokens of each of `requests`, which come while others run, and how many preemptions
-    there were.
-    """
+) -> Engine:
     decoder = load_model(path, dtype=torch.float32, device=CPU, kernels=REFERENCE, parallel=parallel)
     config = EngineConfig(
         str(path),
@@ -118,7 +115,14 @@ def generate(
         tensor_parallel_size=parallel.size,
         **options,
     )
-    engine = Engine(config, model=decoder)
+    return Engine(config, model=decoder)
+
+
+def generate(path: Path, parallel: TensorParallel, **options) -> tuple[list[list[int]], int]:
+    """On rank 0: the tokens of each of `requests`, which come while others run, and how many preemptions
+    there were.
+    """
+    engine = make_engine(path, parallel, **options)
     if parallel.rank > 0:
         engine.follow()
         return [], 0
@@ -208,19 +212,32 @@ def kill_a_follower(folder: Path) -> None:
 
 
 def fail_a_step(folder: Path) -> None:
-    folder = folder / "fail-a-step"
+    """Rank 0 runs out of memory, while the other waits for its logits."""
+    model, folder = folder / "models" / "llama", folder / "fail-a-step"
     folder.mkdir()
 
+    def out_of_memory(logits: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
     def live(folder: Path, parallel: TensorParallel) -> None:
+        engine = make_engine(model, parallel)
         if parallel.rank > 0:
-            return follow(folder, parallel)
-        step(parallel)
-        parallel.abort()
-        wait_until((folder / "error-1").exists, what="the follower's end")
-        step(parallel)
+            return engine.follow()
+        engine.add("one", PROMPT, SamplingParams())
+        parallel.all_gather = out_of_memory
+        errors = [error_of(engine.step) for _ in range(2)]
+        (folder / "errors.json").write_text(json.dumps(errors))
 
     ended = [end_of(pid) for pid in fork_ranks(folder, live)]
     (folder / "ended.json").write_text(json.dumps(ended))
+
+
+def error_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return repr(error)
+    return "none"
 
 
 # ------------------------------------------------------------------------------------------------- starting
