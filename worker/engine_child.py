@@ -91,6 +91,7 @@ class _Server:
                 self._send("pulse", self._thread.step_age_s, self._stats)
         self._send("stopped")
         reader.join()  # until the worker has read all of it and closed its end
+        self._thread.close()
 
     def _read(self) -> None:
         try:

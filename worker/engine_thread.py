@@ -26,6 +26,9 @@ MAX_STEPS_AHEAD = 2
 MAX_FAILED_STEPS = 10
 """Steps in a row that may raise, each with a lone sequence to blame, before the engine counts as broken."""
 
+END_TIMEOUT_S = 1.0
+"""For the end of a thread that was told to stop, and mostly has ended long before."""
+
 
 class EngineThread:
     """An `EngineHost` that builds an engine and then runs it, all in one thread.
@@ -132,7 +135,12 @@ class EngineThread:
         await self._ended.wait()
 
     def close(self) -> None:
-        """Nothing: a thread cannot be ended from outside, and ends with the process."""
+        """A step that hangs is left alone: nothing but the end of the process ends it."""
+        self.request_stop()
+        self._started.set()
+        self._thread.join(END_TIMEOUT_S)
+        if not self._thread.is_alive():
+            self._engine.close()
 
     def _enqueue(self, seq_id: str, command: Callable[[], SeqOutput | None]) -> None:
         with self._wake:
@@ -146,7 +154,8 @@ class EngineThread:
             built.set_exception(error)
             return
         self._started.wait()
-        self._run()
+        if not self._stopping:  # before it was to run
+            self._run()
 
     def _run(self) -> None:
         try:
