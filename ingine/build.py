@@ -7,12 +7,12 @@ from ingine.cuda_graphs import capture_for
 from ingine.decode_graphs import DecodeGraphs
 from ingine.device import num_kv_blocks, select_device, select_dtype
 from ingine.kernels import select_kernels
-from ingine.memory_profile import largest_step_bytes
 from ingine.model_runner import ModelRunner
 from ingine.model_store import resolve_model
 from ingine.models import Decoder, ModelConfig, load_model
 from ingine.parallel import SINGLE, TensorParallel
 from ingine.tokenizer import Tokenizer
+from ingine.warm_up import warm_up
 
 
 def join_others(config: EngineConfig) -> TensorParallel:
@@ -44,10 +44,10 @@ def load(
 def make_runner(config: EngineConfig, model: Decoder, parallel: TensorParallel) -> tuple[ModelRunner, int]:
     """With the number of KV blocks that it has. `config` is one from `resolve_limits`.
 
-    Memory for KV is what the largest step leaves, so that step is run first.
+    Memory for KV is what the largest step leaves, so that step is run before.
     """
     capture = capture_for(model.device) if model.kernels.attention.can_be_captured else None
-    step_bytes = largest_step_bytes(config, model, parallel)
+    step_bytes = warm_up(config, model, parallel)
     if capture is not None:
         step_bytes *= 2  # what graphs compute with is kept for them, and no step of theirs is larger
     num_blocks = num_kv_blocks(

@@ -1,4 +1,4 @@
-"""KV gets what the largest step leaves."""
+"""Steps before the first one that counts; KV gets what the largest of them leaves."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from ingine import device
 from ingine.config import EngineConfig
 from ingine.device import num_kv_blocks, resolve_limits
 from ingine.errors import ConfigError
-from ingine.memory_profile import run_largest_step
 from ingine.parallel import SINGLE
+from ingine.warm_up import run_steps
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -19,7 +19,7 @@ MIB = 1 << 20
     [(4, 64, 160, 64), (8, 8, 160, 8), (2, 100, 20, 38)],
     ids=["one long prompt", "one token each", "no more than sequences hold"],
 )
-def test_the_largest_step_has_all_tokens_and_samples_for_all_sequences(
+def test_the_last_step_has_all_tokens_and_samples_for_all_sequences(
     llama, monkeypatch, max_num_seqs, max_num_batched_tokens, max_model_len, num_tokens
 ):
     config = EngineConfig(
@@ -29,16 +29,20 @@ def test_the_largest_step_has_all_tokens_and_samples_for_all_sequences(
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
     )
-    seen, decoder = [], llama.decoder
-    forward, compute_logits = decoder.forward, decoder.compute_logits
-    monkeypatch.setattr(
-        decoder, "forward", lambda ids, *rest: (seen.append(len(ids)), forward(ids, *rest))[1]
-    )
-    monkeypatch.setattr(
-        decoder, "compute_logits", lambda hidden: (seen.append(len(hidden)), compute_logits(hidden))[1]
-    )
-    run_largest_step(config, decoder, SINGLE)
-    assert seen == [num_tokens, max_num_seqs]
+    rows: dict[str, list[int]] = {"forward": [], "compute_logits": []}
+    for name in rows:
+        method = getattr(llama.decoder, name)
+
+        def watched(first, *rest, name=name, method=method):
+            rows[name].append(len(first))
+            return method(first, *rest)
+
+        monkeypatch.setattr(llama.decoder, name, watched)
+    run_steps(config, llama.decoder, SINGLE)
+    prompts = [
+        length for length in (2, 4, 8, 16, 32, 64, 128) if length <= min(num_tokens, max_model_len - 1)
+    ]
+    assert rows == {"forward": [*prompts, num_tokens], "compute_logits": [1] * len(prompts) + [max_num_seqs]}
 
 
 def test_a_step_has_its_memory_before_kv_does(monkeypatch):
