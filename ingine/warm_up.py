@@ -1,4 +1,4 @@
-"""Steps before the first one that counts: they compile kernels, and the largest tells what memory a step takes."""
+"""Steps before the first one that counts: they compile kernels, and tell what memory a step takes."""
 
 import torch
 
@@ -11,7 +11,7 @@ from ingine.scheduler import ScheduledBatch
 from ingine.sequence import Sequence
 
 PROMPT_LENGTHS = (2, 4, 8, 16, 32, 64, 128)
-"""Prefill kernels come in a few sizes, which are compiled when first used: seconds that no request should wait."""
+"""Prefill kernels come in a few sizes, compiled when first used: seconds that no request should wait."""
 
 COSTLY = SamplingParams(
     temperature=1.0, top_p=0.9, repetition_penalty=1.1, frequency_penalty=0.1, logprobs=MAX_LOGPROBS, seed=0
@@ -22,8 +22,8 @@ COSTLY = SamplingParams(
 def warm_up(config: EngineConfig, model: Decoder, parallel: TensorParallel) -> int:
     """Returns the bytes that the largest step of `config` takes at its peak besides weights and KV.
 
-    On CUDA. Elsewhere there is nothing to compile, memory for KV is a share of what is available, which leaves
-    room, and this returns 0 at once.
+    On CUDA. Elsewhere there is nothing to compile, and memory for KV is a share of what is available, which
+    leaves room: this returns 0 at once.
     """
     if model.device.type != "cuda":
         return 0
@@ -40,9 +40,8 @@ def run_steps(config: EngineConfig, model: Decoder, parallel: TensorParallel) ->
     In a KV cache of its own, which is gone afterwards.
     """
     most = config.max_num_batched_tokens
-    steps = [
-        _step(config, [length]) for length in PROMPT_LENGTHS if length <= min(most, config.max_model_len - 1)
-    ]
+    longest = min(most, config.max_model_len - 1)
+    steps = [_step(config, [length]) for length in PROMPT_LENGTHS if length <= longest]
     steps.append(_step(config, _largest_lengths(config)))
     num_blocks = max(max(seq.block_table) for seq in steps[-1].seqs) + 1
     kv_caches = model.allocate_kv_caches(num_blocks, config.block_size)
