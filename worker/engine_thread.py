@@ -27,7 +27,7 @@ MAX_FAILED_STEPS = 10
 """Steps in a row that may raise, each with a lone sequence to blame, before the engine counts as broken."""
 
 END_TIMEOUT_S = 1.0
-"""For the end of a thread that was told to stop, and mostly has ended long before."""
+"""For the end of a thread that was told to stop: it tells an engine's other ranks, if there are any."""
 
 
 class EngineThread:
@@ -78,7 +78,7 @@ class EngineThread:
         self.run(partial(post, deliver), partial(post, self._ended.set))
 
     def run(self, deliver: Callable[[StepMessage], None], ended: Callable[[], None]) -> None:
-        """As `start`, without a loop: both are called in the engine's thread, `ended` as its last deed."""
+        """As `start`, without a loop: both are called in the engine's thread, `ended` after all else."""
         self._deliver, self._on_end = deliver, ended
         self._started.set()
 
@@ -139,8 +139,6 @@ class EngineThread:
         self.request_stop()
         self._started.set()
         self._thread.join(END_TIMEOUT_S)
-        if not self._thread.is_alive():
-            self._engine.close()
 
     def _enqueue(self, seq_id: str, command: Callable[[], SeqOutput | None]) -> None:
         with self._wake:
@@ -156,6 +154,7 @@ class EngineThread:
         self._started.wait()
         if not self._stopping:  # before it was to run
             self._run()
+        self._engine.close()
 
     def _run(self) -> None:
         try:
@@ -165,7 +164,6 @@ class EngineThread:
             logger.debug("engine broken", exc_info=error)
             self._post(EngineFailure(self._running_seq_ids(), error, fatal=True))
         finally:
-            self._engine.close()
             self._on_end()
 
     def _step_until_stopped(self) -> None:

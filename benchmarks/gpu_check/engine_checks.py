@@ -98,11 +98,13 @@ def run(plan: Plan, cells: Cells) -> None:
 
 def make_prompts(plan: Plan) -> list[list[int]]:
     rng = random.Random(7)
-    shared = [rng.randrange(VOCAB_SIZE) for _ in range(plan.shared_prefix)]
+
+    def some(length: int) -> list[int]:
+        return [rng.randrange(VOCAB_SIZE) for _ in range(length)]
+
+    shared = some(plan.shared_prefix)
     return [
-        [*(shared if length > len(shared) else []), *(rng.randrange(VOCAB_SIZE) for _ in range(length))][
-            :length
-        ]
+        shared + some(length - len(shared)) if length > len(shared) else some(length)
         for length in plan.prompt_lengths
     ]
 

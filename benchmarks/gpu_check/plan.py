@@ -50,6 +50,8 @@ class Plan:
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     block_size: int
+    num_batched_tokens: int
+    """Most of a step."""
     num_warm_up_steps: int
     num_timed_steps: int
     compared: tuple[int, int]
@@ -89,6 +91,7 @@ FULL = Plan(
     batches=(1, 8, 32, 64, 128, 256),
     contexts=(128, 1024, 4096),
     block_size=16,
+    num_batched_tokens=2048,
     num_warm_up_steps=8,
     num_timed_steps=64,
     compared=(32, 1024),
@@ -125,6 +128,7 @@ DRY = Plan(
     batches=(1, 2),
     contexts=(5,),
     block_size=16,
+    num_batched_tokens=6,
     num_warm_up_steps=1,
     num_timed_steps=2,
     compared=(2, 5),

@@ -15,8 +15,8 @@ Report = dict[str, Any]
 
 
 def as_json(cells: Sequence[Cell], plan: Plan, *, dry_run: bool) -> Report:
-    """`machine` is None if no part could say where it ran; `exact` is false if anything was not, or if a part
-    that checks for it broke off or could not do all.
+    """`machine` is None if no part could say where it ran. `exact`: nothing that was checked was wrong, and no
+    part that checks broke off; what was skipped does not count.
     """
     machines = [cell.figures for cell in cells if cell.name == MACHINE and cell.figures]
     checks = [cell for cell in cells if cell.part in EXACTNESS]

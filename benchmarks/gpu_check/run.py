@@ -12,7 +12,7 @@ from benchmarks.gpu_check.cells import Cell, describe, read_cells
 from benchmarks.gpu_check.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
-GRACE_S = 15
+GRACE_S = 12
 """What a part may take for the cell under way once its time is over."""
 
 

@@ -16,7 +16,7 @@ from ingine.kernels import triton_kernels
 class Variant:
     kv_cache_dtype: str = "auto"
     block_size: int = 16
-    async_scheduling: bool | None = None
+    async_scheduling: bool = True
     triton: bool = False
     """Triton's attention, also where blocks are such that the engine takes torch's own."""
     cuda_graphs: bool = True

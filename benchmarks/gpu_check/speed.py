@@ -16,6 +16,7 @@ def run(plan: Plan, cells: Cells) -> None:
         max_num_seqs=max(plan.batches),
         context=max(plan.contexts),
         block_size=plan.block_size,
+        async_scheduling=True,
     )
     subject.warm_up(plan)
     cells.run("engine", {}, describe, subject)

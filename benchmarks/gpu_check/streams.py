@@ -16,30 +16,40 @@ def prompts(batch: int, context: int, vocab_size: int, seed: int = 0) -> list[li
     return np.random.default_rng(seed).integers(vocab_size, size=(batch, context)).tolist()
 
 
-def num_decode_tokens(plan: Plan) -> int:
-    """Tokens that a sequence gets while decoding is timed or traced, and some to spare."""
-    return plan.num_warm_up_steps + plan.num_timed_steps + 8
+def num_tokens(plan: Plan, batch: int, context: int) -> int:
+    """Most that a sequence gets while decoding is timed or traced. Those that begin first decode along while
+    the prompts of the others are computed.
+    """
+    num_prefill_steps = -(-batch * context // max(plan.num_batched_tokens - batch, 1))
+    return num_prefill_steps + plan.num_warm_up_steps + plan.num_timed_steps + 8
 
 
-def add_streams(engine: Engine, batch: int, context: int, num_tokens: int) -> None:
+def add(engine: Engine, batch: int, context: int, num_tokens: int) -> None:
     """Raises Skipped where KV memory does not hold them all at once."""
-    block_size, stats = engine.config.block_size, engine.stats()
-    num_blocks = batch * (
-        -(-(context + num_tokens) // block_size) + 1
-    )  # the scheduler admits with one to spare
-    if num_blocks > stats.num_blocks:
-        raise Skipped(f"needs {num_blocks} KV blocks, and there are {stats.num_blocks}")
+    # The scheduler admits nobody without a block to spare.
+    num_blocks = batch * (-(-(context + num_tokens) // engine.config.block_size) + 1)
+    if num_blocks > engine.stats().num_blocks:
+        raise Skipped(f"needs {num_blocks} KV blocks, and there are {engine.stats().num_blocks}")
     params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
     for index, prompt in enumerate(prompts(batch, context, engine.model_config.vocab_size)):
         engine.add(str(index), prompt, params)
 
 
-def prefill(engine: Engine, batch: int) -> float:
-    """Step until each of `batch` sequences has a token. Returns the seconds that it took."""
-    began, begun = time.perf_counter(), set()
+def start(engine: Engine, batch: int, context: int, plan: Plan) -> tuple[float, float]:
+    """Step until each of `batch` sequences has a token, and through the warm-up.
+
+    Returns the seconds that the first took, and the mean length of a sequence after both.
+    """
+    add(engine, batch, context, num_tokens(plan, batch, context))
+    began, begun, num_output_tokens = time.perf_counter(), set(), 0
     while len(begun) < batch:
-        begun |= {output.seq_id for output in engine.step() if output.token_ids}
-    return time.perf_counter() - began
+        for output in engine.step():
+            begun.add(output.seq_id)
+            num_output_tokens += len(output.token_ids)
+    prefill_s = time.perf_counter() - began
+    for _ in range(plan.num_warm_up_steps):
+        num_output_tokens += sum(len(output.token_ids) for output in engine.step())
+    return prefill_s, context + num_output_tokens / batch
 
 
 def decode(engine: Engine, batch: int, plan: Plan) -> tuple[float, float]:
@@ -47,14 +57,12 @@ def decode(engine: Engine, batch: int, plan: Plan) -> tuple[float, float]:
 
     Raises EngineError if a step does not give each a token: some were preempted, and the time says nothing.
     """
-    for _ in range(plan.num_warm_up_steps):
-        engine.step()
-    times, num_tokens = [time.perf_counter()], 0
+    times, num_output_tokens = [time.perf_counter()], 0
     for _ in range(plan.num_timed_steps):
-        num_tokens += sum(len(output.token_ids) for output in engine.step())
+        num_output_tokens += sum(len(output.token_ids) for output in engine.step())
         times.append(time.perf_counter())
-    if num_tokens != batch * plan.num_timed_steps:
-        raise EngineError(f"{num_tokens} tokens in {plan.num_timed_steps} steps of {batch} sequences")
+    if num_output_tokens != batch * plan.num_timed_steps:
+        raise EngineError(f"{num_output_tokens} tokens in {plan.num_timed_steps} steps of {batch} sequences")
     return (times[-1] - times[0]) / plan.num_timed_steps, median(np.diff(times).tolist())
 
 
@@ -69,7 +77,7 @@ def finish(engine: Engine) -> None:
 def generate(engine: Engine, batch: int, context: int, num_tokens: int) -> Figures:
     """All tokens of `batch` streams from nothing: what a user waits for."""
     began = time.perf_counter()
-    add_streams(engine, batch, context, num_tokens)
+    add(engine, batch, context, num_tokens)
     token_times = []
     while engine.has_unfinished:
         outputs = engine.step()

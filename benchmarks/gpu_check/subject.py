@@ -34,8 +34,9 @@ class Subject:
             device=plan.device,
             dtype=plan.dtype,
             max_num_seqs=max_num_seqs,
-            # A block more than needed: the scheduler admits nobody without one to spare.
-            max_model_len=context + streams.num_decode_tokens(plan) + block_size,
+            max_num_batched_tokens=plan.num_batched_tokens,
+            # And the block that the scheduler wants to spare.
+            max_model_len=context + streams.num_tokens(plan, max_num_seqs, context) + block_size,
             block_size=block_size,
             enable_prefix_caching=False,
             **options,
@@ -51,22 +52,23 @@ class Subject:
 
     def decode(self, plan: Plan, batch: int, context: int, *, bytes_per_s: float | None) -> Figures:
         """Prefill `batch` prompts of `context` tokens, and decode. The share of the roofline is of the mean
-        step; the median, which stalls do not move, is told beside it.
+        step; the median, which stalls do not move, is told beside it. Prefill is counted in prompt tokens,
+        though those that have begun decode along.
 
         bytes_per_s: the device's bandwidth; None if it is not known.
         """
         try:
-            streams.add_streams(self.engine, batch, context, streams.num_decode_tokens(plan))
-            prefill_s = streams.prefill(self.engine, batch)
+            prefill_s, mean_len = streams.start(self.engine, batch, context, plan)
             step_s, median_s = streams.decode(self.engine, batch, plan)
         finally:
             streams.finish(self.engine)
-        mean_len = context + plan.num_warm_up_steps + plan.num_timed_steps / 2
+        mean_len += plan.num_timed_steps / 2
         step_bytes = self.weight_bytes + batch * mean_len * self.kv_bytes_per_token
         return {
             "tokens_per_s": batch / step_s,
             "step_ms": 1e3 * step_s,
             "median_step_ms": 1e3 * median_s,
+            "mean_len": mean_len,
             "step_bytes": step_bytes,
             "roofline_share": step_bytes / bytes_per_s / step_s if bytes_per_s else None,
             "prefill_tokens_per_s": batch * context / prefill_s,

@@ -39,10 +39,7 @@ def trace_decode(engine: Engine, batch: int, plan: Plan) -> Figures:
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     try:
-        streams.add_streams(engine, batch, plan.compared[1], streams.num_decode_tokens(plan))
-        streams.prefill(engine, batch)
-        for _ in range(plan.num_warm_up_steps):
-            engine.step()
+        streams.start(engine, batch, plan.compared[1], plan)
         synchronize(device)
         with profile(activities=activities) as profiler:
             for _ in range(NUM_STEPS):

@@ -162,8 +162,8 @@ class Decoder(nn.Module):
         self.config, self.kernels, self.dtype, self.device = config, kernels, dtype, device
         self.parallel = parallel
         factory = {"dtype": dtype, "device": device}
-        # Of every rank as many rows, so that logits can be gathered: where the vocabulary is no multiple, the
-        # last rank has rows that belong to no token.
+        # As many rows on every rank, so that logits can be gathered: where the vocabulary is no multiple, the
+        # last rank has some that belong to no token.
         num_rows = -(-config.vocab_size // parallel.size)
         self.lm_head = Linear(config.hidden_size, [num_rows], bias=False, **factory)
         self.embed_tokens = self.lm_head.weight

@@ -37,7 +37,7 @@ def choose_kernel(
     top_k = tl.load(rows_ptr + row * 5 + 1)
     top_p = tl.load(rows_ptr + row * 5 + 2)
     min_p = tl.load(rows_ptr + row * 5 + 3)
-    uniform = tl.minimum(tl.load(rows_ptr + row * 5 + 4), BELOW_ONE)
+    uniform = tl.load(rows_ptr + row * 5 + 4)
     largest = tl.load(candidates).to(tl.float32)
 
     token_id = -1
@@ -276,24 +276,19 @@ def _descend(
             if BY_COUNT:
                 weights = (weights > 0).to(tl.float32)
             # Of a token that shares the digits found so far this is the next digit; of others more than 15.
-            digit = (_keys(x, low_bits) ^ key) >> shift
+            digit = (_key(x.to(tl.int32, bitcast=True), low_bits).to(tl.uint32, bitcast=True) ^ key) >> shift
             bins += tl.where(digit[:, None] == digits[None, :], weights[:, None], 0.0)
         masses = tl.sum(bins, axis=0)
         found = _first_over(before + tl.cumsum(masses), masses, target, 16)
         before += tl.sum(tl.where(digits < found, masses, 0.0))
         key |= found.to(tl.uint32) << shift
-    return _ordered(key.to(tl.int32, bitcast=True), low_bits).to(tl.float32, bitcast=True)
+    return _key(key.to(tl.int32, bitcast=True), low_bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _keys(logits, LOW_BITS: tl.constexpr):
-    """uint32: the greater the logit, the smaller. Alike for 0 and -0."""
-    bits = tl.where(logits == 0, 0.0, logits).to(tl.int32, bitcast=True)
-    return _ordered(bits, LOW_BITS).to(tl.uint32, bitcast=True)
-
-
-@triton.jit
-def _ordered(bits, LOW_BITS: tl.constexpr):
-    """From a float's bits to its key and back. The LOW_BITS lowest are 0 in each logit, and so in its key."""
+def _key(bits, LOW_BITS: tl.constexpr):
+    """From a float's bits to its key, and back. As unsigned numbers keys ascend where logits descend; that 0
+    comes before -0 matters to none that compares logits later. The LOW_BITS lowest are 0 in both.
+    """
     flipped: tl.constexpr = 0x7FFFFFFF - (1 << LOW_BITS) + 1
     return tl.where(bits < 0, bits, bits ^ flipped)

@@ -21,6 +21,7 @@ from benchmarks.gpu_check.random_model import model_config
 from benchmarks.gpu_check.report import as_json, figures_of
 from benchmarks.gpu_check.run import GRACE_S, ROOT, run_parts
 from benchmarks.gpu_check.settings import VARIANTS
+from benchmarks.gpu_check.subject import Subject
 from benchmarks.gpu_check.tables import tables
 from benchmarks.gpu_check.trace import NUM_STEPS, group_of, summarize
 from ingine import device_sampling
@@ -234,6 +235,25 @@ def test_bytes_of_a_step_are_those_of_the_shape():
     model = Decoder(config, REFERENCE, dtype=torch.bfloat16, device=torch.device("meta"))
     assert sum(tensor.nbytes for tensor in model.checkpoint_tensors().values()) == 3_087_428_608
     assert model.bytes_per_block(16) / 16 == 28 * 1024
+
+
+def test_who_begins_first_still_decodes_when_the_last_begins():
+    """Prompts are computed a budget at a time, and who has begun gets a token with each of these steps."""
+    plan = replace(DRY, num_batched_tokens=4)
+    subject = Subject.build(plan, REFERENCE, max_num_seqs=3, context=40, block_size=16)
+    figures = subject.decode(plan, 3, 40, bytes_per_s=1e9)
+    assert figures["mean_len"] > 40 + 20
+    kv_bytes = figures["step_bytes"] - subject.weight_bytes
+    assert kv_bytes == pytest.approx(3 * figures["mean_len"] * subject.kv_bytes_per_token)
+    assert not subject.engine.has_unfinished
+
+
+def test_what_kv_memory_cannot_hold_is_skipped():
+    subject = Subject.build(
+        DRY, REFERENCE, max_num_seqs=2, context=5, block_size=16, kv_cache_bytes=3 * 16 * 128
+    )
+    with pytest.raises(Skipped, match="needs 6 KV blocks, and there are 3"):
+        subject.decode(DRY, 2, 5, bytes_per_s=None)
 
 
 def test_a_trace_adds_up_to_the_step():

@@ -80,6 +80,8 @@ def test_many_blocks_of_the_vocabulary(monkeypatch):
     params = [*3 * [SamplingParams()], SamplingParams(top_k=40), *3 * [SamplingParams(temperature=0)]]
     logits = make_logits(len(params), vocab_size=100).bfloat16()
     assert_as_defined(logits, params, uniforms(range(len(params)), [1] * len(params)))
+    alike = torch.zeros(1, 100)
+    assert choose(alike, [SamplingParams(top_k=90)], np.float32([0.9])).tolist() == [81]
 
 
 def test_evenly_spaced_numbers_walk_through_the_whole_distribution():
@@ -118,10 +120,27 @@ def test_an_edge_of_the_nucleus_leaves_no_more_than_it_takes(num_candidates, mon
     assert choose(torch.zeros(4, 4), params, np.float32([LAST] * 4)).tolist() == [0, 1, 1, 2]
 
 
+def test_the_nucleus_is_that_of_what_top_k_leaves(monkeypatch):
+    """Of 100 tokens alike 50, of these 13, though 40 candidates hold a quarter of them all."""
+    monkeypatch.setattr(device_sampling, "NUM_CANDIDATES", 40)
+    params = SamplingParams(top_k=50, top_p=0.25)
+    assert choose(torch.zeros(1, 100), [params], np.float32([LAST])).tolist() == [12]
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 30}, {"top_p": 0.6}], ids=str)
+def test_rounding_draws_nothing_beyond_a_cut(cut, monkeypatch):
+    monkeypatch.setattr(device_sampling, "NUM_CANDIDATES", 1)
+    logits, params = make_logits(24, vocab_size=60, spread=0.5), SamplingParams(**cut)
+    drawn = choose(logits, [params] * len(logits), np.full(len(logits), LAST, dtype=np.float32)).tolist()
+    for row, token_id in zip(logits.tolist(), drawn, strict=True):
+        assert token_id in survivors(row, params)
+
+
 @pytest.mark.parametrize("num_candidates", [1, 16])
 def test_the_ends_of_the_unit_interval_draw_tokens_that_have_a_probability(num_candidates, monkeypatch):
     monkeypatch.setattr(device_sampling, "NUM_CANDIDATES", num_candidates)
-    logits = torch.full((1, 9), -torch.inf)
+    monkeypatch.setattr(device_sampling, "BLOCK", 16)
+    logits = torch.full((1, 40), -torch.inf)
     logits[:, 3:6] = 0.0
     for params in (SamplingParams(), SamplingParams(top_p=0.999), SamplingParams(top_k=8)):
         ends = np.float32([0, LAST, 1])  # 1 never comes

@@ -1,7 +1,6 @@
 """A decoder's small operations: the native kernels and Triton's against the reference in torch."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from ingine import native
 from ingine.layers.ops import LayerOps, TorchOps
 from ingine.native.layer_ops import NativeOps
-from tests.engine.marks import needs_native
+from tests.engine.marks import needs_native, needs_triton
 
 DTYPES = [torch.float32, torch.bfloat16]
 NUM_ROWS = [1, 3, 64]
@@ -23,7 +22,7 @@ EPS = 1e-5
     scope="module",
     params=[
         pytest.param("native", marks=needs_native),
-        pytest.param("triton", marks=pytest.mark.skipif(not find_spec("triton"), reason="needs triton")),
+        pytest.param("triton", marks=needs_triton),
     ],
 )
 def ops(request) -> Iterator[LayerOps]:
@@ -80,7 +79,7 @@ def test_rms_norm_of_some_heads_of_a_merged_projection(ops, dtype, num_rows):
     heads = random(num_rows, 5, 64, dtype=dtype)
     query, key = heads.split((3, 2), dim=1)
     weight = random(64, dtype=dtype, seed=1)
-    for x in (query, key):
+    for x in (query, key, heads[:, ::2]):
         got = ops.rms_norm(x, weight, EPS)
         assert got.is_contiguous()
         assert_equal_up_to_rounding(got, TorchOps().rms_norm(x, weight, EPS))
@@ -112,6 +111,23 @@ def test_silu_at_the_ends_of_its_range(ops, dtype):
     gate_up = torch.cat((gate, torch.ones(12)))[None].to(dtype)
     got, expected = ops.silu_mul(gate_up), TorchOps().silu_mul(gate_up)
     torch.testing.assert_close(got, expected, rtol=2**-7, atol=1e-30, equal_nan=True)
+
+
+@needs_triton
+def test_triton_takes_float16_too():
+    from ingine.layers.triton_ops import TritonOps
+
+    x, gate_up = random(3, 100, dtype=torch.float16), random(3, 200, dtype=torch.float16)
+    weight = random(100, dtype=torch.float16, seed=1)
+    for got, expected in (
+        (TritonOps().rms_norm(x, weight, EPS), TorchOps().rms_norm(x, weight, EPS)),
+        (
+            TritonOps().add_rms_norm(x.clone(), x, weight, EPS),
+            TorchOps().add_rms_norm(x.clone(), x, weight, EPS),
+        ),
+        (TritonOps().silu_mul(gate_up), TorchOps().silu_mul(gate_up)),
+    ):
+        torch.testing.assert_close(got, expected, rtol=2**-10, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
