@@ -5,7 +5,7 @@ import torch
 from ingine.config import EngineConfig
 from ingine.cuda_graphs import capture_for
 from ingine.decode_graphs import DecodeGraphs
-from ingine.device import num_kv_blocks, select_device, select_dtype
+from ingine.device import num_kv_blocks, parse_device, select_device, select_dtype
 from ingine.kernels import select_kernels
 from ingine.model_runner import ModelRunner
 from ingine.model_store import resolve_model
@@ -19,13 +19,13 @@ def join_others(config: EngineConfig) -> TensorParallel:
     """The ranks that share the model. Raises ConfigError for several, where torchrun is not there."""
     if config.tensor_parallel_size == 1:
         return SINGLE
-    return TensorParallel.join(config.tensor_parallel_size, select_device(config.device))
+    return TensorParallel.join(config.tensor_parallel_size, parse_device(config.device))
 
 
 def load(
     config: EngineConfig, tokenizer: Tokenizer | None, parallel: TensorParallel
 ) -> tuple[Decoder, Tokenizer]:
-    device = select_device(config.device)
+    device = select_device(config.device) if parallel.size == 1 else parallel.device
     dtype = select_dtype(config.dtype, device)
     path = resolve_model(config.model)
     kernels = select_kernels(

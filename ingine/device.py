@@ -17,22 +17,35 @@ HOST_MEMORY_SHARE = 0.25
 
 
 def select_device(name: str) -> torch.device:
-    """cuda, else mps, else cpu for "auto". Raises ConfigError for what this machine does not have."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """cuda, else mps, else cpu for "auto"; a GPU becomes the calling thread's current one. Raises ConfigError
+    for what this machine does not have.
+    """
+    device = parse_device(name)
     try:
-        device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch is not consistent here
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used: {reason}") from None
-    if (
-        device.type == "cuda"
-    ):  # of the calling thread, which is the engine's: kernels go to the current device
+        raise ConfigError(f"device {name!r} cannot be used: {_first_line(error)}") from None
+    if device.type == "cuda":
+        # Kernels go to the current device, and so do graphs, whatever device their tensors are on.
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
+
+
+def parse_device(name: str) -> torch.device:
+    """As `select_device`, but without touching the device."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} cannot be used: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def select_dtype(name: str, device: torch.device) -> torch.dtype:
