@@ -22,7 +22,7 @@ class _CudaCapture:
         step()  # compiles kernels and makes workspaces, which must not happen within a capture
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Of this thread alone: NCCL's own thread looks after its events meanwhile, which is no part of the step.
+        # Of this thread alone: NCCL's own thread looks after its events meanwhile, which is no part of it.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             step()
         return graph.replay

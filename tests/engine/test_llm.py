@@ -98,7 +98,7 @@ def test_wrong_messages_are_refused(llm, messages):
 
 
 def test_unknown_options_and_models_are_refused(llama):
-    with pytest.raises(ConfigError, match="unknown option max_seqs; there are block_size, device"):
+    with pytest.raises(ConfigError, match="unknown option max_seqs; there are async_scheduling, block_size"):
         LLM(str(llama.path), max_seqs=4)
     with pytest.raises(ModelNotFound):
         LLM("no-such-model")
