@@ -1,4 +1,5 @@
-"""What sampling costs a step, native and in torch in turns: `python benchmarks/sampler.py`.
+"""What sampling costs a step, by its kernels and in torch, in turns: `python benchmarks/sampler.py`.
+A GPU's with `--device cuda`.
 
 From logits in bfloat16, as the model makes them, to a list of tokens. The logits are made up, as a language
 model's are: most of the mass on few tokens, the rest spread over all of them.
@@ -12,8 +13,7 @@ from unittest.mock import patch
 
 import torch
 
-from ingine.native import sampling as native
-from ingine.sampler import sample
+from ingine import sampler
 from ingine.sampling_params import SamplingParams
 from ingine.sequence import Sequence
 
@@ -33,10 +33,10 @@ KINDS = {
 }
 
 
-def make_logits(num_rows: int) -> torch.Tensor:
+def make_logits(num_rows: int, device: torch.device) -> torch.Tensor:
     logits = torch.randn(num_rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(0)) * 2
     logits[:, :200] += torch.linspace(12, 4, 200)
-    return logits.bfloat16()
+    return logits.bfloat16().to(device)
 
 
 def make_sequences(params: SamplingParams, num_seqs: int) -> list[Sequence]:
@@ -55,8 +55,12 @@ def make_sequences(params: SamplingParams, num_seqs: int) -> list[Sequence]:
     ]
 
 
+def sample(logits: torch.Tensor, seqs: list[Sequence]) -> None:
+    sampler.sample(logits, seqs).wait()
+
+
 def in_torch(logits: torch.Tensor, seqs: list[Sequence]) -> None:
-    with patch.object(native, "supports", return_value=False):
+    with patch.object(sampler, "_functions_for", return_value=sampler._TORCH):
         sample(logits, seqs)
 
 
@@ -71,11 +75,13 @@ def best_ms(calls: list[Callable[[], object]], num_rounds: int) -> list[float]:
     return [1e3 * seconds for seconds in best]
 
 
-def main(all_num_seqs: list[int], num_rounds: int) -> None:
-    print(f"vocabulary of {VOCAB_SIZE}, {torch.get_num_threads()} threads, least of {num_rounds}: ms a step")
+def main(all_num_seqs: list[int], num_rounds: int, device: torch.device) -> None:
+    is_cuda = device.type == "cuda"
+    machine = torch.cuda.get_device_name(device) if is_cuda else f"{torch.get_num_threads()} threads"
+    print(f"vocabulary of {VOCAB_SIZE}, {machine}, least of {num_rounds}: ms a step")
     for num_seqs in all_num_seqs:
-        print(f"\n{num_seqs:3} sequences                  native     torch")
-        logits = make_logits(num_seqs)
+        print(f"\n{num_seqs:3} sequences{'CUDA' if is_cuda else 'native':>24}     torch")
+        logits = make_logits(num_seqs, device)
         for name, params in KINDS.items():
             seqs = make_sequences(params, num_seqs)
             calls = [partial(choose, logits, seqs) for choose in (sample, in_torch)]
@@ -86,6 +92,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seqs", type=int, nargs="+", default=[32, 128, 256])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--device", type=torch.device, default="cpu")
     args = parser.parse_args()
     with torch.inference_mode():
-        main(args.seqs, args.rounds)
+        main(args.seqs, args.rounds, args.device)

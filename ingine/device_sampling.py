@@ -30,12 +30,17 @@ BLOCK = 8192
 def pack_params(params: list[SamplingParams], uniform: np.ndarray) -> np.ndarray:
     """[num_rows, 5] float32, on the host: temperature (0 is greedy), top_k (0 keeps all), top_p, min_p, and
     the row's number of `uniform` [num_rows], in [0, 1)."""
-    rows = np.empty((len(params), NUM_PARAMS), dtype=np.float32)
-    for row, p in zip(rows, params, strict=True):
-        temperature = 0.0 if p.greedy else max(p.temperature, MIN_TEMPERATURE)
-        row[:4] = temperature, max(p.top_k, 0), p.top_p, p.min_p
-    rows[:, 4] = uniform
-    return rows
+    rows = [
+        (
+            0.0 if p.temperature == 0 else max(p.temperature, MIN_TEMPERATURE),
+            max(p.top_k, 0),
+            p.top_p,
+            p.min_p,
+            number,
+        )
+        for p, number in zip(params, uniform.tolist(), strict=True)
+    ]
+    return np.array(rows, dtype=np.float32).reshape(-1, NUM_PARAMS)
 
 
 def greedy(logits: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ def choose_kernel(
     logits[row, :vocab_size]; -1 where the largest is not finite.
 
     candidates[row, :num_candidates] are its largest logits, descending, with NaN as the largest of all. Where
-    they hold all that may be drawn, the row is read once or twice more; else up to NUM_DIGITS times a cut.
+    they hold all that may be drawn, the row is read once or twice more; else NUM_DIGITS + 1 times for each
+    cut and for the draw.
     """
     row = tl.program_id(0).to(tl.int64)
     logits = logits_ptr + row * row_stride

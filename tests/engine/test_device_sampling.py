@@ -1,20 +1,15 @@
 """Sampling as a GPU does it, in triton's interpreter, against the definition."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 import torch
 
-from ingine import random_sampling
+from ingine import device_sampling, random_sampling
 from ingine.random_sampling import uniforms
 from ingine.sampling_params import SamplingParams
 from tests.engine.marks import needs_triton
 from tests.engine.sampling_cases import TRUNCATIONS, make_logits, survivors
 from tests.engine.tape import Tape
-
-if find_spec("triton"):
-    from ingine import device_sampling
 
 pytestmark = needs_triton
 
@@ -206,7 +201,9 @@ def test_a_captured_choice_is_made_anew_for_other_logits_and_parameters():
     all_params = params_of_all_kinds(1.0)
     logits = torch.zeros(len(all_params), 1500)
     rows = torch.from_numpy(
-        device_sampling.pack_params([SamplingParams(temperature=0)] * len(all_params), np.zeros(1))
+        device_sampling.pack_params(
+            [SamplingParams(temperature=0)] * len(all_params), np.zeros(len(all_params))
+        )
     )
     tape = Tape.capture(lambda: (device_sampling.greedy(logits), device_sampling.choose(logits, rows)))
     for seed in (1, 2):
