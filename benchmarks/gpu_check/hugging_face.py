@@ -26,7 +26,7 @@ Generate = Callable[[PreTrainedModel, list[list[int]], int], Figures]
 
 def run(plan: Plan, cells: Cells) -> None:
     model, context = _random_model(plan), plan.compared[1]
-    # `generate_batch` comes last: where it fails, the model is left with attention that `generate` cannot use.
+    # `generate_batch` comes last: failing, it leaves the model with attention that `generate` cannot use.
     for name, generate in SYSTEMS.items():
         for batch in plan.streams:
             settings = {"batch": batch, "context": context, "num_new_tokens": plan.num_stream_tokens}
