@@ -1,10 +1,11 @@
-"""The engine alone, in the worker's own process, and in a process beside it: what rate is left of it?
+"""The engine alone, in a thread of the worker and in a process beside it: what rate is left of it?
 
     python benchmarks/engine_process.py [--sizes 32:2,128:4,256:6] [--rounds 3] [--json PATH]
 
 Each size is sequences:milliseconds that the device takes for a step of them. The device is a wait without the
 interpreter lock, as for a GPU that replays a graph; everything else is real: scheduler, blocks, sampling,
-text, queue, publisher, server. `alone` is a loop over `Engine.step`. Two ways to use a device:
+text, queue, publisher, server. `alone` is a loop over `Engine.step`, `process, no Redis` an engine's process
+whose tokens nobody commits: what the messages cost. Two ways to use a device:
 
 - in turn: it waits while the CPU prepares a step and reads its tokens;
 - ahead: the CPU prepares a step while the device computes the one before.
@@ -13,6 +14,7 @@ The machine has to have a core each for engine, event loop and server, or the fi
 processor time a step is printed beside the rates. Linux only: it is read from /proc.
 """
 
+import asyncio
 import json
 import sys
 import time
@@ -39,11 +41,14 @@ from ingine.tokenizer import Tokenizer
 from producer import Client
 from worker.embedded import EmbeddedServer
 from worker.engine_child import serve_engine
+from worker.engine_link import StepMessage
+from worker.engine_process import EngineProcess
 
 NUM_PROMPT_TOKENS = 41
 MAX_TOKENS = 8000
 PARAMS = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
-HOMES = ("alone", "thread", "process")
+WARM_UP_S = 1.0
+HOMES = ("alone", "process, no Redis", "thread", "process")
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def prompt(number: int) -> list[int]:
     return list(range(1000 + number, 1000 + number + NUM_PROMPT_TOKENS))
 
 
-# ---------------------------------------------------------------------------------------- the three homes
+# -------------------------------------------------------------------------------------- the homes of an engine
 
 
 def alone(load: Load, seconds: float) -> dict:
@@ -106,6 +111,40 @@ def alone(load: Load, seconds: float) -> dict:
         num_steps += 1
     cpu_s = time.thread_time() - cpu_began
     return {"tokens_per_s": num_steps * load.num_seqs / took_s, "cpu_ms": {"engine": 1e3 * cpu_s / num_steps}}
+
+
+def to_nobody(load: Load, seconds: float) -> dict:
+    """An engine's process whose outputs are read and forgotten."""
+    host = start_engine_process(load)
+    num_tokens = 0
+
+    def deliver(message: StepMessage) -> None:
+        nonlocal num_tokens
+        num_tokens += len(message)
+        host.credit()
+
+    async def run() -> dict:
+        await host.start(deliver)
+        for number in range(load.num_seqs):
+            host.add(str(number), prompt(number), PARAMS, priority=0, arrival_time=0.0, output_token_ids=())
+        await asyncio.sleep(WARM_UP_S)
+        engine = Path(f"/proc/{host.pid}/stat")
+        began, num_before, cpu_before = time.perf_counter(), num_tokens, seconds_of(engine)
+        await asyncio.sleep(seconds)
+        took_s, made = time.perf_counter() - began, num_tokens - num_before
+        cpu_s = seconds_of(engine) - cpu_before
+        await host.stop()
+        return {"tokens_per_s": made / took_s, "cpu_ms": {"engine": 1e3 * cpu_s * load.num_seqs / made}}
+
+    try:
+        return asyncio.run(run())
+    finally:
+        host.close()
+
+
+def start_engine_process(load: Load) -> EngineProcess:
+    command = [sys.executable, __file__, "engine", json.dumps(asdict(load))]
+    return EngineProcess(command, lambda: Tokenizer.from_folder(resolve_model(DEFAULT_MODEL)))
 
 
 def in_worker(load: Load, seconds: float, home: str) -> dict:
@@ -153,16 +192,12 @@ def cpu_of(server: EmbeddedServer, worker: StandInWorker) -> dict[str, float]:
 def run_worker(home: str, load: Load) -> None:
     """The role of a child: `ingine worker` with this engine."""
     import worker.cli
-    from worker.engine_process import EngineProcess
     from worker.engine_thread import EngineThread
     from worker.settings import load_settings
 
     def build_engine(settings):
-        if home == "thread":
-            engine = EngineThread(lambda: make_engine(load))
-        else:
-            command = [sys.executable, __file__, "engine", json.dumps(asdict(load))]
-            engine = EngineProcess(command, lambda: Tokenizer.from_folder(resolve_model(DEFAULT_MODEL)))
+        in_thread = home == "thread"
+        engine = EngineThread(lambda: make_engine(load)) if in_thread else start_engine_process(load)
         return engine, frozenset({"stand-in"})
 
     worker.cli.build_engine = build_engine
@@ -173,7 +208,13 @@ def run_worker(home: str, load: Load) -> None:
 
 
 def measure(load: Load, home: str, seconds: float) -> dict:
-    return alone(load, seconds) if home == "alone" else in_worker(load, seconds, home)
+    match home:
+        case "alone":
+            return alone(load, seconds)
+        case "process, no Redis":
+            return to_nobody(load, seconds)
+        case _:
+            return in_worker(load, seconds, home)
 
 
 def main(

@@ -38,7 +38,8 @@ EXIT_ORPHANED = 1
 def command(config: EngineConfig, *, log_level: str, log_json: bool) -> list[str]:
     """How to start it."""
     given = {"config": asdict(config), "log_level": log_level, "log_json": log_json}
-    return [sys.executable, "-m", "worker.engine_child", json.dumps(given)]
+    # -P: a folder `worker` where we were started is not this package.
+    return [sys.executable, "-P", "-m", "worker.engine_child", json.dumps(given)]
 
 
 def serve_engine(build: Callable[[], "Engine"]) -> None:
