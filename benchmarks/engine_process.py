@@ -97,7 +97,7 @@ def prompt(number: int) -> list[int]:
     return list(range(1000 + number, 1000 + number + NUM_PROMPT_TOKENS))
 
 
-# -------------------------------------------------------------------------------------- the homes of an engine
+# ----------------------------------------------------------------------------------- homes of an engine
 
 
 def alone(load: Load, seconds: float) -> dict:
