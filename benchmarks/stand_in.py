@@ -121,6 +121,9 @@ class StandInEngine:
         self._admit()
         return outputs
 
+    def drain(self) -> list[SeqOutput]:
+        return []
+
     @property
     def has_unfinished(self) -> bool:
         return bool(self._running)

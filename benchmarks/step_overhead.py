@@ -172,7 +172,8 @@ def main() -> None:
     if args.profile:
         profile(BATCH_SIZES[-1], KINDS["greedy"], model, tokenizer)
         return
-    print("ms a step | whole | schedule | pack | sample | advance | settle | append, text, output | admission | end")
+    parts = "schedule | pack | sample | advance | settle | append, text, output"
+    print(f"ms a step | whole | {parts} | admission | end")
     for name, params in KINDS.items():
         for batch_size in BATCH_SIZES:
             print(f"{batch_size} seqs, {name} | {measure(batch_size, params, model, tokenizer)}")

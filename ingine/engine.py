@@ -158,7 +158,7 @@ class Engine:
         blame. If a step is on its way, it only returns what came of that.
         """
         if alone is not None and self._in_flight is not None:
-            return self._settle()
+            return self.drain()
         scheduler = self._scheduler
         batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(self._seqs[alone])
         try:
@@ -167,10 +167,18 @@ class Engine:
             if self._in_flight is None:
                 raise
             logger.warning("a step failed beside one that is on its way, and is tried again: %r", error)
-            return self._settle()
-        outputs = self._end_those_ended_at_add() + self._settle()
-        self._in_flight = launched
-        return outputs if self.config.async_scheduling and alone is None else outputs + self._settle()
+            return self.drain()
+        outputs = self._end_those_ended_at_add()
+        before, self._in_flight = self._in_flight, launched
+        outputs += self._settle(before)
+        if not self.config.async_scheduling or alone is not None:
+            outputs += self.drain()
+        return outputs
+
+    def drain(self) -> list[SeqOutput]:
+        """Wait for the step on its way, if there is one. Returns what came of it, as `step` would have."""
+        step, self._in_flight = self._in_flight, None
+        return self._settle(step)
 
     def follow(self) -> None:
         """For ranks other than 0 of tensor parallelism: compute what rank 0 does, until that one closes."""
@@ -224,11 +232,10 @@ class Engine:
         self._scheduler.advance(batch)
         return _StepInFlight(batch, result, launched)
 
-    def _settle(self) -> list[SeqOutput]:
-        """Wait for the step on its way, if there is one, and take what came of it."""
-        if self._in_flight is None:
+    def _settle(self, step: _StepInFlight | None) -> list[SeqOutput]:
+        """Wait for a step, if there is one, and take what came of it."""
+        if step is None:
             return []
-        step, self._in_flight = self._in_flight, None
         sampled = step.result.wait()
         self._observe(step)
         self._scheduler.settle(step.batch)

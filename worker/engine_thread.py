@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from ingine.engine import Engine, EngineStats
+from ingine.errors import EngineError
 from ingine.outputs import SeqOutput
 from ingine.sampling_params import SamplingParams
 from ingine.tokenizer import Tokenizer
@@ -173,6 +174,8 @@ class EngineThread:
             if self._engine.has_unfinished:
                 healthy = self._step()
             self.stats = self._engine.stats()
+        if healthy and (outputs := self._engine.drain()):
+            self._send(outputs)
 
     def _running_seq_ids(self) -> list[str]:
         """Of an engine that may not even know that: then nobody is to blame."""
@@ -222,14 +225,14 @@ class EngineThread:
         """Each sequence of the batch that raised takes its step alone, so that innocents go on.
 
         The engine is broken, and no sequence in particular to blame, after an error of the accelerator
-        itself (every later step fails too), when several fail alone and none does not, or when lone ones
-        keep failing.
+        itself or one of ours (a rank that is gone): every later step fails too. Likewise when several fail
+        alone and none does not, or when lone ones keep failing.
         """
         self._failed_steps += 1
         suspects = self._engine.running_seq_ids
         log_event(logger, logging.ERROR, "step failed", sequences=len(suspects), error=repr(error))
         logger.debug("step failed", exc_info=error)
-        if isinstance(error, torch.AcceleratorError):
+        if isinstance(error, (torch.AcceleratorError, EngineError)):
             return self._give_up(suspects, error)
         culprits = [seq_id for seq_id in suspects if not self._step_alone(seq_id)]
         if len(culprits) < len(suspects):

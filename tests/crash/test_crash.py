@@ -51,8 +51,9 @@ def assert_nothing_is_left(server: EmbeddedServer, queue: str) -> None:
         assert no_ttl <= {*keys.all_jobs, keys.settings}
 
 
-def test_kill_9_of_a_worker_with_32_running_requests(server, queue, client, workers, uninterrupted):
-    with workers("victim", "heir") as local:
+@pytest.mark.parametrize("is_async", [False, True], ids=["a step at a time", "a step ahead"])
+def test_kill_9_of_a_worker_with_32_running_requests(server, queue, client, workers, uninterrupted, is_async):
+    with workers("victim", "heir", async_scheduling=is_async) as local:
         # The heir is held still until the victim is full, so that it has 32 jobs to lose.
         os.kill(local.pid("heir"), signal.SIGSTOP)
         handles = client.submit_many({"prompt": prompt, "sampling": LONG} for prompt in PROMPTS)
@@ -85,9 +86,10 @@ def test_a_stream_goes_on_mid_sentence_when_its_worker_is_killed(client, workers
     assert handle.result().timings["attempts"] == 2
 
 
-def test_sigterm_hands_over_at_once_and_exits_clean(client, workers, uninterrupted):
+@pytest.mark.parametrize("is_async", [False, True], ids=["a step at a time", "a step ahead"])
+def test_sigterm_hands_over_at_once_and_exits_clean(client, workers, uninterrupted, is_async):
     """The lease is an hour: only an explicit hand-over can let the peer go on."""
-    with workers("leaving", "staying", lease_s=3600) as local:
+    with workers("leaving", "staying", lease_s=3600, async_scheduling=is_async) as local:
         os.kill(local.pid("staying"), signal.SIGSTOP)
         handles = client.submit_many({"prompt": prompt, "sampling": LONG} for prompt in PROMPTS[:8])
         # The server may have given the first job to a read in which the one held still was waiting.

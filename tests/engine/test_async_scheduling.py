@@ -13,7 +13,7 @@ from ingine.kernels import triton_kernels
 from ingine.models import load_model
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, Result, greedy, make_engine, run_one
-from tests.engine.marks import needs_triton
+from tests.engine.marks import needs_interpreter
 from tests.engine.tape import Tape
 from tests.engine.test_resume import PARAMS, PROMPT
 
@@ -142,7 +142,7 @@ def test_speculation_needs_each_token_before_the_next_step():
         EngineConfig("tiny", async_scheduling=True, speculation="ngram")
 
 
-@needs_triton
+@needs_interpreter
 def test_nothing_waits_for_the_device_before_the_tokens_are_taken(llama, monkeypatch):
     """With what serves on a GPU, under an interpreter that refuses to wait, and every parameter."""
     short = {name: params.model_copy(update={"max_tokens": 4}) for name, params in PARAMS.items()}

@@ -8,12 +8,12 @@ from ingine.kernels import triton_kernels
 from ingine.models import load_model
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, greedy, make_engine, run_one
-from tests.engine.marks import needs_triton
+from tests.engine.marks import needs_interpreter
 from tests.engine.tape import Tape
 from tests.engine.test_equality import PROMPTS as ALL_PROMPTS
 from tests.engine.test_resume import PARAMS, PROMPT
 
-pytestmark = needs_triton
+pytestmark = needs_interpreter
 MAX_TOKENS = 5
 PROMPTS = ALL_PROMPTS[1:5]
 """Under the interpreter every token takes its time."""

@@ -7,11 +7,11 @@ import torch
 from ingine import device_sampling, random_sampling
 from ingine.random_sampling import uniforms
 from ingine.sampling_params import SamplingParams
-from tests.engine.marks import needs_triton
+from tests.engine.marks import needs_interpreter
 from tests.engine.sampling_cases import TRUNCATIONS, make_logits, survivors
 from tests.engine.tape import Tape
 
-pytestmark = needs_triton
+pytestmark = needs_interpreter
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAST = 1 - 2**-24

@@ -9,7 +9,7 @@ import torch
 from ingine import native
 from ingine.layers.ops import LayerOps, TorchOps
 from ingine.native.layer_ops import NativeOps
-from tests.engine.marks import needs_native, needs_triton
+from tests.engine.marks import needs_interpreter, needs_native
 
 DTYPES = [torch.float32, torch.bfloat16]
 NUM_ROWS = [1, 3, 64]
@@ -22,7 +22,7 @@ EPS = 1e-5
     scope="module",
     params=[
         pytest.param("native", marks=needs_native),
-        pytest.param("triton", marks=needs_triton),
+        pytest.param("triton", marks=needs_interpreter),
     ],
 )
 def ops(request) -> Iterator[LayerOps]:
@@ -114,7 +114,7 @@ def test_silu_at_the_ends_of_its_range(ops, dtype):
     torch.testing.assert_close(got, expected, rtol=2**-7, atol=1e-30, equal_nan=True)
 
 
-@needs_triton
+@needs_interpreter
 def test_triton_takes_float16_too():
     from ingine.layers.triton_ops import TritonOps
 

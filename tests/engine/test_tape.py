@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.engine.marks import needs_triton
+from tests.engine.marks import needs_interpreter
 from tests.engine.tape import Tape
 
 
@@ -81,7 +81,7 @@ def test_what_waits_for_the_device_is_refused(wait, is_inference):
         wait(x)
 
 
-@needs_triton
+@needs_interpreter
 def test_triton_kernels_are_replayed_with_the_numbers_they_were_launched_with():
     import triton
     import triton.language as tl
@@ -106,7 +106,7 @@ def test_triton_kernels_are_replayed_with_the_numbers_they_were_launched_with():
     assert total.tolist() == [6] * 4
 
 
-@needs_triton
+@needs_interpreter
 @torch.inference_mode()
 def test_a_whole_decode_step_is_replayed_at_other_positions(tmp_path):
     """The model, its logits and sampling, of two sequences and a row of padding."""

@@ -94,6 +94,26 @@ async def test_a_server_that_is_away_is_no_step_that_hangs(tiny_engine):
         await thread.stop()
 
 
+async def test_a_step_on_its_way_is_delivered_when_the_engine_stops(tiny_engine):
+    """Scheduled ahead, the last step is still computed when there is no next one any more."""
+    engine, delivered = tiny_engine(async_scheduling=True), []
+    thread = EngineThread(lambda: engine)
+
+    def take(outputs):
+        delivered.extend(outputs)
+        thread.credit()
+        if len(delivered) == 5:
+            thread.request_stop()
+
+    await thread.start(take)
+    params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
+    thread.add("a", [65, 66], params, priority=0, arrival_time=0.0, output_token_ids=[])
+    await wait_until_async(lambda: not thread.alive, what="the thread's end")
+    [seq] = engine._scheduler.running
+    assert seq.num_pending_tokens == 0 and seq.num_output_tokens >= 6
+    await wait_until_async(lambda: len(delivered) == seq.num_output_tokens, what="the last token")
+
+
 async def test_a_job_of_a_bare_xadd_waits_for_its_time_too(harness):
     worker = await harness()
     await worker.push(Job(id="later", prompt="x", sampling=GREEDY, not_before_ms=1500))
