@@ -12,13 +12,14 @@ import pstats
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 import ingine.model_runner
 from ingine.config import EngineConfig
 from ingine.engine import Engine
-from ingine.kernels import REFERENCE
+from ingine.kernels import REFERENCE, select_kernels
 from ingine.model_store import DEFAULT_MODEL, resolve_model
 from ingine.models.config import ModelConfig
 from ingine.parallel import SINGLE
@@ -40,7 +41,7 @@ class StandInDecoder:
     """What the engine uses of `ingine.models.Decoder`. Another row of logits for each sequence and step."""
 
     device = torch.device("cpu")
-    kernels = REFERENCE
+    kernels = replace(REFERENCE, sampling=select_kernels(device, torch.float32).sampling)
     parallel = SINGLE
 
     def __init__(self, config: ModelConfig):

@@ -6,7 +6,8 @@ random rows and all cuts. The definition, which the tests compare with, is `ingi
 gives the token that `choose` there gives, unless rounding decides between two tokens.
 
 torch selects the `NUM_CANDIDATES` largest logits of each row. Where all that may be drawn is among them, as
-it nearly always is, the row is read once or twice more. Where it is not, a radix descent over the bits of
+it is with a top_k of no more than that, and with a top_p or min_p where these tokens hold all that it leaves,
+the row is read once or twice more. Where it is not, a radix descent over the bits of
 the logits finds first where to cut and then the token. A row that cuts nothing is drawn from by the CDF in
 the order of the ids. All but the selection is one launch, of one program a row.
 """
@@ -15,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ingine.logprobs import logprobs
 from ingine.random_sampling import MIN_TEMPERATURE
+from ingine.sampling import Sampling
 from ingine.sampling_params import SamplingParams
+from ingine.transfer import to_device
 
 NUM_PARAMS = 5
 """Numbers that say how a row is sampled."""
@@ -25,6 +29,10 @@ NUM_CANDIDATES = 1024
 
 BLOCK = 8192
 """Logits that a program has in flight at a time."""
+
+NUM_DIGITS = {torch.bfloat16: 4, torch.float16: 5, torch.float32: 8}
+"""Of four bits: what tells a logit, as a float32, from all others. The lowest 16 bits of a bfloat16 are 0
+there, and the lowest 13 of a float16."""
 
 
 def pack_params(params: list[SamplingParams], uniform: np.ndarray) -> np.ndarray:
@@ -72,7 +80,17 @@ def choose(logits: Tensor, rows: Tensor) -> Tensor:
         num_candidates,
         CANDIDATES_BLOCK=1 << (num_candidates - 1).bit_length(),  # the next power of two
         BLOCK=BLOCK,
-        NUM_DIGITS=4 if logits.dtype == torch.bfloat16 else 8,  # whose lower 16 bits are 0 in float32
+        NUM_DIGITS=NUM_DIGITS[logits.dtype],
         num_warps=16,
     )
     return token_ids
+
+
+def _choose_for(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:
+    if all(p.greedy for p in params):
+        return greedy(logits)
+    return choose(logits, to_device(pack_params(params, uniform), logits.device))
+
+
+TRITON_SAMPLING = Sampling("triton", _choose_for, logprobs)
+"""For the dtypes in `NUM_DIGITS`. Waits for nothing on the device."""

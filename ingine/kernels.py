@@ -3,21 +3,26 @@
 import logging
 import os
 import shutil
+import sysconfig
 from ctypes import CDLL
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
 from ingine import native
 from ingine.attention import AttentionBackend, NativeAttention, TorchAttention
 from ingine.attention.native import KV_FORMATS, MAX_HEAD_DIM
+from ingine.device_sampling import TRITON_SAMPLING
 from ingine.errors import ConfigError
 from ingine.layers.onednn import PackedBfloat16, PackedInt8, bfloat16_is_packable, int8_obstacle
 from ingine.layers.ops import LayerOps, TorchOps
 from ingine.layers.weights import PlainWeights, WeightFormat
 from ingine.native.layer_ops import NativeOps
+from ingine.native.sampling import NATIVE_SAMPLING
 from ingine.native.weights import NativeBfloat16, NativeInt8, is_supported
+from ingine.sampling import TORCH_SAMPLING, Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +32,10 @@ class Kernels:
     attention: AttentionBackend
     ops: LayerOps
     weights: WeightFormat
+    sampling: Sampling
 
 
-REFERENCE = Kernels(TorchAttention(), TorchOps(), PlainWeights())
+REFERENCE = Kernels(TorchAttention(), TorchOps(), PlainWeights(), TORCH_SAMPLING)
 """Plain torch: slow, right, for every device and dtype."""
 
 
@@ -52,7 +58,10 @@ def select_kernels(
     note = ""
     if device.type != "cuda":
         attention = _select_attention(library, device, dtype, head_dim, kv_cache_dtype)
-        kernels = Kernels(attention, TorchOps() if library is None else NativeOps(library), weights)
+        ops, sampling = TorchOps(), TORCH_SAMPLING
+        if library is not None:
+            ops, sampling = NativeOps(library), NATIVE_SAMPLING
+        kernels = Kernels(attention, ops, weights, sampling)
     elif (obstacle := _triton_obstacle(device, head_dim)) is None:
         kernels = _select_cuda_kernels(device, dtype, head_dim, kv_cache_dtype, block_size)
     elif kv_cache_dtype == "auto":
@@ -60,12 +69,13 @@ def select_kernels(
     else:
         raise ConfigError(f"kv_cache_dtype {kv_cache_dtype!r} needs Triton kernels on CUDA: {obstacle}")
     logger.info(
-        "kernels on %s, %s: attention %s, layer operations %s, weights %s%s",
+        "kernels on %s, %s: attention %s, layer operations %s, weights %s, sampling %s%s",
         device,
         str(dtype).removeprefix("torch."),
         kernels.attention.name,
         kernels.ops.name,
         kernels.weights.name,
+        kernels.sampling.name,
         note,
     )
     return kernels
@@ -77,7 +87,7 @@ def triton_kernels(kv_cache_dtype: str = "auto") -> Kernels:
     from ingine.attention.triton import TritonAttention
     from ingine.layers.triton_ops import TritonOps
 
-    return Kernels(TritonAttention(kv_cache_dtype), TritonOps(), PlainWeights())
+    return Kernels(TritonAttention(kv_cache_dtype), TritonOps(), PlainWeights(), TRITON_SAMPLING)
 
 
 def _triton_obstacle(device: torch.device, head_dim: int | None) -> str | None:
@@ -86,12 +96,26 @@ def _triton_obstacle(device: torch.device, head_dim: int | None) -> str | None:
         return "triton is not installed"
     if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
         return f"compute capability {capability[0]}.{capability[1]} is under 8.0"
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        return "triton finds no C compiler (CC, gcc or clang), which launches kernels"
+    if (obstacle := _launcher_obstacle()) is not None:
+        return obstacle
     from ingine.attention.triton import TritonAttention
 
     if head_dim is not None and not TritonAttention.supports(head_dim):
         return f"head_dim {head_dim} is over what they take"
+    return None
+
+
+def _launcher_obstacle() -> str | None:
+    """Why triton cannot compile the C code that launches a kernel, as `triton.runtime.build` does."""
+    compiler = os.environ.get("CC")
+    if compiler is None and not (shutil.which("gcc") or shutil.which("clang")):
+        return "triton finds no C compiler (CC, gcc or clang), which launches kernels"
+    if compiler is not None and shutil.which(compiler) is None:
+        return f"triton finds no C compiler, which launches kernels: CC is {compiler!r}"
+    scheme = sysconfig.get_default_scheme()
+    include = sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]
+    if not Path(include, "Python.h").exists():
+        return f"what launches kernels is C code that includes Python.h, which is not in {include}"
     return None
 
 

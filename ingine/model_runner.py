@@ -110,7 +110,8 @@ class ModelRunner:
     def _sample(self, logits: Tensor, inputs: StepInputs, rows: Rows | None) -> Sampled | None:
         tokens, sampled = self._tokens[: len(logits)], None
         if rows is not None:
-            sampled = sample(logits, rows, pending=self._pending(inputs))
+            sampling = self._model.kernels.sampling
+            sampled = sample(logits, rows, sampling, pending=self._pending(inputs))
             tokens.copy_(sampled.token_ids)
         self._parallel.broadcast(tokens)
         return sampled

@@ -8,25 +8,19 @@ The order of operations is vLLM's:
 4. Greedy takes the largest logit. Else temperature, min_p, top_k and top_p, each on what the one before
    left, then one draw by inverse CDF with the uniform number that belongs to (seed, position).
 
-Choosing and log probabilities have implementations for CUDA and the CPU beside the reference in torch;
-which serves is said by the device and dtype of each step's logits, not chosen with the model as
-`ingine.kernels` is.
+How is chosen, and log probabilities are found, is one of the model's `Kernels`.
 """
 
 import math
-from collections.abc import Callable
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from ingine import device_sampling, random_sampling
+from ingine import device_sampling
 from ingine.logits_processors import process
-from ingine.logprobs import logprobs as torch_logprobs
-from ingine.native import sampling as native
 from ingine.random_sampling import uniforms
-from ingine.sampling_params import SamplingParams
+from ingine.sampling import Sampling
 from ingine.sequence import Sequence, SequenceAhead
 from ingine.transfer import HostCopy, to_device
 
@@ -73,26 +67,27 @@ class _Reports(NamedTuple):
         return found
 
 
-class _Functions(NamedTuple):
-    choose: Callable[[Tensor, list[SamplingParams], np.ndarray], Tensor]
-    logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
-
-
-def sample(logits: Tensor, seqs: list[Sequence | SequenceAhead], *, pending: Tensor | None = None) -> Sampled:
+def sample(
+    logits: Tensor,
+    seqs: list[Sequence | SequenceAhead],
+    sampling: Sampling,
+    *,
+    pending: Tensor | None = None,
+) -> Sampled:
     """The next token of each of `seqs`, from logits [num_seqs, vocab_size], which may be overwritten.
 
     pending: [num_seqs] int64, the token that a sequence has got and the host does not know, -1 for none.
     """
     if all(seq.is_plain and seq.params.greedy for seq in seqs):
-        return Sampled(_choose(logits, seqs))
+        return Sampled(_choose(logits, seqs, sampling))
     wanted = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
     if not wanted:
-        return Sampled(_choose(process(logits, seqs, pending), seqs))
+        return Sampled(_choose(process(logits, seqs, pending), seqs, sampling))
     rows = to_device(np.array(wanted), logits.device)
     model_logits = logits.index_select(0, rows)  # a copy: the rest works in place
-    token_ids = _choose(process(logits, seqs, pending), seqs)
+    token_ids = _choose(process(logits, seqs, pending), seqs, sampling)
     num_top = [seqs[row].params.logprobs for row in wanted]
-    values = _functions_for(logits).logprobs(model_logits, token_ids.index_select(0, rows), max(num_top))
+    values = sampling.logprobs(model_logits, token_ids.index_select(0, rows), max(num_top))
     return Sampled(token_ids, _Reports(wanted, num_top, values))
 
 
@@ -101,29 +96,11 @@ def sampling_rows(seqs: list[Sequence | SequenceAhead]) -> np.ndarray:
     return device_sampling.pack_params([seq.params for seq in seqs], _uniforms(seqs))
 
 
-def _choose(logits: Tensor, seqs: list[Sequence | SequenceAhead]) -> Tensor:
-    return _functions_for(logits).choose(logits, [seq.params for seq in seqs], _uniforms(seqs))
+def _choose(logits: Tensor, seqs: list[Sequence | SequenceAhead], sampling: Sampling) -> Tensor:
+    return sampling.choose(logits, [seq.params for seq in seqs], _uniforms(seqs))
 
 
 def _uniforms(seqs: list[Sequence | SequenceAhead]) -> np.ndarray:
     return uniforms(
         [seq.seed for seq in seqs], [seq.num_output_tokens + seq.num_pending_tokens for seq in seqs]
     )
-
-
-def _choose_on_device(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:
-    if all(p.greedy for p in params):
-        return device_sampling.greedy(logits)
-    rows = device_sampling.pack_params(params, uniform)
-    return device_sampling.choose(logits, to_device(rows, logits.device))
-
-
-_TORCH = _Functions(random_sampling.choose, torch_logprobs)
-_NATIVE = _Functions(native.choose, native.logprobs)
-_CUDA = _Functions(_choose_on_device, torch_logprobs)
-
-
-def _functions_for(logits: Tensor) -> _Functions:
-    if logits.is_cuda and find_spec("triton"):
-        return _CUDA
-    return _NATIVE if native.supports(logits) else _TORCH

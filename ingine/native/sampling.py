@@ -12,11 +12,8 @@ from torch import Tensor
 
 from ingine import native
 from ingine.random_sampling import MIN_TEMPERATURE
+from ingine.sampling import Sampling
 from ingine.sampling_params import SamplingParams
-
-
-def supports(logits: Tensor) -> bool:
-    return native.library_for(logits.device, logits.dtype) is not None
 
 
 def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:
@@ -68,6 +65,10 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
         native.DTYPES[logits.dtype],
     )
     return chosen, top_ids, top
+
+
+NATIVE_SAMPLING = Sampling("native", choose, logprobs)
+"""For the CPU and the dtypes in `native.DTYPES`, where `native.library` is there."""
 
 
 def _temperature(params: SamplingParams) -> float:

@@ -5,6 +5,7 @@ import math
 import torch
 
 from ingine.sampler import sample
+from ingine.sampling import Sampling
 from ingine.sampling_params import SamplingParams
 from ingine.sequence import Sequence
 
@@ -50,8 +51,8 @@ def make_logits(num_rows: int = 1, *, seed: int = 0, spread: float = 3.0, vocab_
     return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def sample_one(logits: torch.Tensor, seq: Sequence) -> int | None:
-    return sample(logits.clone(), [seq]).wait()[0].token_id
+def sample_one(logits: torch.Tensor, seq: Sequence, sampling: Sampling) -> int | None:
+    return sample(logits.clone(), [seq], sampling).wait()[0].token_id
 
 
 def survivors(logits: list[float], params: SamplingParams) -> dict[int, float]:

@@ -6,7 +6,6 @@ That they are the same in every mix of work is in test_equality.py and test_resu
 import pytest
 import torch
 
-from ingine import sampler
 from ingine.config import EngineConfig
 from ingine.errors import ConfigError
 from ingine.kernels import triton_kernels
@@ -149,7 +148,6 @@ def test_nothing_waits_for_the_device_before_the_tokens_are_taken(llama, monkeyp
     expected = {name: run_one(make_engine(llama), PROMPT, params) for name, params in short.items()}
     decoder = load_model(llama.path, dtype=torch.float32, device=CPU, kernels=triton_kernels())
     model = LoadedModel(llama.path, decoder, llama.tokenizer, llama.hf_model)
-    monkeypatch.setattr(sampler, "_functions_for", lambda logits: sampler._CUDA)
     driver = Driver(make_engine(model, async_scheduling=True, max_num_seqs=6, max_num_batched_tokens=64))
     run = driver.engine._runner.run
     monkeypatch.setattr(driver.engine._runner, "run", lambda batch: Tape.capture(lambda: run(batch)).result)

@@ -1,6 +1,7 @@
 """Which kernels a model gets."""
 
 import logging
+import re
 import subprocess
 import sys
 
@@ -8,12 +9,16 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from ingine import device_sampling
 from ingine.attention import NativeAttention, TorchAttention
 from ingine.config import EngineConfig
+from ingine.device_sampling import TRITON_SAMPLING
 from ingine.engine import Engine
 from ingine.errors import ConfigError
 from ingine.kernels import REFERENCE, select_kernels, triton_kernels
+from ingine.sampler import sample
 from tests.engine.marks import needs_native, needs_triton
+from tests.engine.sampling_cases import make_sequence
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -23,7 +28,7 @@ def test_the_choice_of_kernels_is_logged_in_one_line(caplog):
         kernels = select_kernels(CPU, torch.float32)
     assert [record.message for record in caplog.records] == [
         f"kernels on cpu, float32: attention {kernels.attention.name}, layer operations {kernels.ops.name}, "
-        f"weights {kernels.weights.name}"
+        f"weights {kernels.weights.name}, sampling {kernels.sampling.name}"
     ]
 
 
@@ -90,9 +95,12 @@ def test_without_a_gpu_triton_is_not_imported():
 
 
 @pytest.fixture
-def capability(monkeypatch):
-    """Sets the compute capability of the GPU, at first an H100's. There is a C compiler."""
-    monkeypatch.setenv("CC", "cc")
+def capability(monkeypatch, tmp_path):
+    """Sets the compute capability of the GPU, at first an H100's. There is a program that passes for a C
+    compiler, and Python's headers."""
+    monkeypatch.setenv("CC", sys.executable)
+    monkeypatch.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path)})
+    (tmp_path / "Python.h").touch()
 
     def set_capability(major: int, minor: int) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (major, minor))
@@ -109,9 +117,10 @@ def test_on_cuda_there_are_triton_kernels(capability, dtype, caplog):
     assert [type(part) for part in (kernels.attention, kernels.ops, kernels.weights)] == [
         type(part) for part in (triton_kernels().attention, triton_kernels().ops, REFERENCE.weights)
     ]
+    assert kernels.sampling is TRITON_SAMPLING
     name = str(dtype).removeprefix("torch.")
     assert caplog.messages == [
-        f"kernels on cuda, {name}: attention triton, layer operations triton, weights plain"
+        f"kernels on cuda, {name}: attention triton, layer operations triton, weights plain, sampling triton"
     ]
 
 
@@ -149,16 +158,24 @@ def test_fp8_kv_needs_a_gpu_that_computes_in_it(capability):
     assert select_kernels(CUDA, torch.bfloat16, kv_cache_dtype="int8").attention.name == "triton, int8 KV"
 
 
-def no_triton(monkeypatch, capability):
+def no_triton(monkeypatch, capability, include):
     monkeypatch.setattr("ingine.kernels.find_spec", lambda name: None)
 
 
-def no_compiler(monkeypatch, capability):
+def no_compiler(monkeypatch, capability, include):
     monkeypatch.delenv("CC")
     monkeypatch.setattr("shutil.which", lambda name: None)
 
 
-def old_gpu(monkeypatch, capability):
+def compiler_that_does_not_exist(monkeypatch, capability, include):
+    monkeypatch.setenv("CC", "/nowhere/cc")
+
+
+def no_headers(monkeypatch, capability, include):
+    (include / "Python.h").unlink()
+
+
+def old_gpu(monkeypatch, capability, include):
     capability(7, 5)
 
 
@@ -167,18 +184,27 @@ def old_gpu(monkeypatch, capability):
     ("lack", "reason"),
     [
         (no_triton, "triton is not installed"),
-        (no_compiler, "triton finds no C compiler"),
+        (no_compiler, r"triton finds no C compiler \(CC, gcc or clang\)"),
+        (compiler_that_does_not_exist, "triton finds no C compiler, .*: CC is '/nowhere/cc'"),
+        (no_headers, "what launches kernels is C code that includes Python.h, which is not in /"),
         (old_gpu, "compute capability 7.5 is under 8.0"),
     ],
 )
 def test_without_triton_the_reference_serves_and_the_log_says_why(
-    capability, monkeypatch, caplog, lack, reason
+    capability, monkeypatch, tmp_path, caplog, lack, reason
 ):
-    lack(monkeypatch, capability)
+    """For sampling too: what cannot launch a kernel must not meet one where a token is chosen."""
+    lack(monkeypatch, capability, tmp_path)
     with caplog.at_level(logging.INFO, logger="ingine.kernels"):
-        assert select_kernels(CUDA, torch.bfloat16) is REFERENCE
+        kernels = select_kernels(CUDA, torch.bfloat16)
+    assert kernels is REFERENCE
     (message,) = caplog.messages
-    assert f"weights plain, since there are no Triton kernels: {reason}" in message
+    assert re.search(f"sampling torch, since there are no Triton kernels: {reason}", message)
+    monkeypatch.setattr(device_sampling, "choose", None)
+    seqs = [make_sequence(), make_sequence(temperature=1.0, top_k=1), make_sequence(logprobs=1)]
+    logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, 3.0]])
+    sampled = sample(logits, seqs, kernels.sampling).wait()
+    assert [token.token_id for token in sampled] == [1, 0, 1]
     with pytest.raises(ConfigError, match=f"kv_cache_dtype 'int8' needs Triton kernels on CUDA: {reason}"):
         select_kernels(CUDA, torch.bfloat16, kv_cache_dtype="int8")
 

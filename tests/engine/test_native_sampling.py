@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from ingine import native, random_sampling
+from ingine.kernels import select_kernels
 from ingine.logprobs import logprobs as torch_logprobs
 from ingine.native import sampling as native_sampling
 from ingine.random_sampling import uniforms
 from ingine.sampler import sample
+from ingine.sampling import TORCH_SAMPLING
 from ingine.sampling_params import SamplingParams
 from tests.engine.marks import needs_native
 from tests.engine.sampling_cases import TRUNCATIONS, make_logits, make_sequence, survivors
@@ -61,14 +63,10 @@ def test_native_reads_bfloat16_as_it_is_with_any_number_of_threads(num_threads):
 
 
 def test_without_native_kernels_the_reference_serves(monkeypatch):
+    device = torch.device("cpu")
+    assert select_kernels(device, torch.float16).sampling is TORCH_SAMPLING
     monkeypatch.setattr(native, "library", lambda: None)
-    logits = make_logits(2)
-    seqs = [make_sequence(), make_sequence(temperature=1.0, top_p=0.9, seed=4)]
-    tokens = sample(logits.clone(), seqs).wait()
-    expected = random_sampling.choose(
-        logits, [SamplingParams(temperature=0), SamplingParams(top_p=0.9)], uniforms([0, 4], [0, 0])
-    )
-    assert [token.token_id for token in tokens] == expected.tolist()
+    assert select_kernels(device, torch.float32).sampling is TORCH_SAMPLING
 
 
 # ------------------------------------------------------------------------------------ log probabilities
@@ -105,11 +103,13 @@ def test_tokens_too_unlikely_for_a_weight_have_a_log_probability(dtype):
         assert top[0].tolist() == [0, -50, -100, -200, -200, -torch.inf][:num_top]
 
 
-@pytest.mark.parametrize("is_native", [pytest.param(True, marks=needs_native), False])
-def test_tokens_of_no_probability_are_not_among_the_likeliest(is_native, monkeypatch):
-    if not is_native:
-        monkeypatch.setattr(native, "library", lambda: None)
+@pytest.mark.parametrize(
+    "sampling",
+    [TORCH_SAMPLING, pytest.param(native_sampling.NATIVE_SAMPLING, marks=needs_native)],
+    ids=lambda sampling: sampling.name,
+)
+def test_tokens_of_no_probability_are_not_among_the_likeliest(sampling):
     logits = torch.full((1, 100), -torch.inf)
     logits[0, [7, 70]] = torch.tensor([1.0, 2.0])
-    [token] = sample(logits, [make_sequence(logprobs=5)]).wait()
+    [token] = sample(logits, [make_sequence(logprobs=5)], sampling).wait()
     assert [token_id for token_id, _ in token.logprobs["top"]] == [70, 7]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ingine import random_sampling
-from ingine.native import sampling as native_sampling
+from ingine.native.sampling import NATIVE_SAMPLING
 from ingine.random_sampling import uniforms
 from ingine.sampler import sample
+from ingine.sampling import TORCH_SAMPLING, Sampling
 from ingine.sampling_params import SamplingParams
 from tests.engine.marks import needs_native
 from tests.engine.sampling_cases import (
@@ -20,27 +20,43 @@ from tests.engine.sampling_cases import (
     survivors,
 )
 
+
+@pytest.fixture(
+    params=[TORCH_SAMPLING, pytest.param(NATIVE_SAMPLING, marks=needs_native)],
+    ids=lambda sampling: sampling.name,
+)
+def sampling(request) -> Sampling:
+    return request.param
+
+
+@pytest.fixture
+def choose(sampling):
+    return sampling.choose
+
+
 # --------------------------------------------------------------------------------- one parameter each
 
 
-def test_greedy_takes_the_largest_logit():
+def test_greedy_takes_the_largest_logit(sampling):
     logits = make_logits(4)
-    tokens = sample(logits.clone(), [make_sequence() for _ in range(4)]).wait()
+    tokens = sample(logits.clone(), [make_sequence() for _ in range(4)], sampling).wait()
     assert [token.token_id for token in tokens] == logits.argmax(dim=-1).tolist()
 
 
-def test_logit_bias_is_added():
+def test_logit_bias_is_added(sampling):
     logits = torch.zeros(1, 10)
-    assert sample_one(logits, make_sequence(logit_bias={4: 1.0, 5: 2.0, 6: -1.0})) == 5
+    assert sample_one(logits, make_sequence(logit_bias={4: 1.0, 5: 2.0, 6: -1.0}), sampling) == 5
 
 
-def test_min_tokens_masks_every_token_that_ends_the_sequence():
+def test_min_tokens_masks_every_token_that_ends_the_sequence(sampling):
     logits = torch.zeros(1, 10)
     logits[0, [EOS, 5, 4]] = torch.tensor([9.0, 8.0, 7.0])
     params = {"min_tokens": 3, "stop_token_ids": (5,)}
-    assert sample_one(logits, make_sequence([0, 0], **params)) == 4
-    assert sample_one(logits, make_sequence([0, 0, 0], **params)) == EOS
-    assert sample_one(logits, make_sequence([0, 0], **params, ignore_eos=True)) == EOS, "it ends nothing then"
+    assert sample_one(logits, make_sequence([0, 0], **params), sampling) == 4
+    assert sample_one(logits, make_sequence([0, 0, 0], **params), sampling) == EOS
+    assert sample_one(logits, make_sequence([0, 0], **params, ignore_eos=True), sampling) == EOS, (
+        "it ends nothing then"
+    )
 
 
 def penalised(
@@ -68,22 +84,22 @@ def penalised(
         {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.9},
     ],
 )
-def test_penalties_lower_what_has_been_said(params):
+def test_penalties_lower_what_has_been_said(sampling, params):
     """Compared by the tokens of a whole greedy generation: each changes the counts for those after it."""
     logits = make_logits(vocab_size=12, spread=1.5)
     prompt, output = [1, 2, 2, 3], []
     for _ in range(40):
         seq = make_sequence(output, prompt, **params, ignore_eos=True)
         expected = penalised(logits[0].tolist(), prompt, output, seq.params)
-        token_id = sample_one(logits, seq)
+        token_id = sample_one(logits, seq, sampling)
         assert expected[token_id] == pytest.approx(max(expected), abs=1e-5)
         output.append(token_id)
 
 
-def test_logprobs_are_those_of_the_model_whatever_is_done_to_the_logits():
+def test_logprobs_are_those_of_the_model_whatever_is_done_to_the_logits(sampling):
     logits = make_logits()
     seq = make_sequence(logit_bias={9: 100.0}, repetition_penalty=1.5, logprobs=3)
-    [token] = sample(logits.clone(), [seq]).wait()
+    [token] = sample(logits.clone(), [seq], sampling).wait()
     expected = logits[0].double().log_softmax(dim=-1)
     assert token.token_id == token.logprobs["token_id"] == 9
     assert token.logprobs["logprob"] == pytest.approx(expected[9].item(), abs=1e-4)
@@ -92,18 +108,13 @@ def test_logprobs_are_those_of_the_model_whatever_is_done_to_the_logits():
     assert [logprob for _, logprob in token.logprobs["top"]] == pytest.approx(top.values.tolist(), abs=1e-4)
 
 
-def test_logprobs_of_zero_report_the_chosen_token_only():
-    plain, wanted = sample(make_logits(2), [make_sequence(), make_sequence(logprobs=0)]).wait()
+def test_logprobs_of_zero_report_the_chosen_token_only(sampling):
+    plain, wanted = sample(make_logits(2), [make_sequence(), make_sequence(logprobs=0)], sampling).wait()
     assert plain.logprobs is None
     assert wanted.logprobs["top"] == []
 
 
 # ------------------------------------------------------------------------------- what may be drawn
-
-
-@pytest.fixture(params=["torch", pytest.param("native", marks=needs_native)])
-def choose(request):
-    return {"torch": random_sampling.choose, "native": native_sampling.choose}[request.param]
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
@@ -149,10 +160,10 @@ def test_a_draw_does_not_depend_on_whether_another_row_has_min_p(choose):
     assert alone.tolist() == beside[:-1].tolist()
 
 
-def test_very_low_temperatures_are_greedy():
+def test_very_low_temperatures_are_greedy(sampling):
     logits = make_logits()
     for temperature in (1e-3, 1e-30, 5e-324):
-        assert sample_one(logits, make_sequence(temperature=temperature)) == logits.argmax().item()
+        assert sample_one(logits, make_sequence(temperature=temperature), sampling) == logits.argmax().item()
 
 
 def test_the_ends_of_the_unit_interval_draw_tokens_that_have_a_probability(choose):
@@ -197,10 +208,10 @@ def test_draws_follow_the_distribution(choose):
     assert chi_square < 24.3
 
 
-def test_the_number_of_a_token_is_that_of_its_seed_and_position(choose):
+def test_the_number_of_a_token_is_that_of_its_seed_and_position(sampling, choose):
     logits = make_logits(spread=0.0)  # all tokens alike: the number decides
     for seed, position in ((1, 0), (1, 1), (2, 1)):
-        token_id = sample_one(logits, make_sequence([0] * position, temperature=1.0, seed=seed))
+        token_id = sample_one(logits, make_sequence([0] * position, temperature=1.0, seed=seed), sampling)
         expected = choose(logits, [SamplingParams()], uniforms([seed], [position]))
         assert token_id == expected.item()
     assert len({float(uniforms([seed], [position])[0]) for seed in (1, 2) for position in (0, 1)}) == 4
@@ -243,11 +254,11 @@ def test_the_numbers_never_change():
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.inf])
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}], ids=str)
-def test_a_row_without_a_finite_largest_logit_has_no_token_and_spoils_no_other(value, params):
+def test_a_row_without_a_finite_largest_logit_has_no_token_and_spoils_no_other(sampling, value, params):
     logits = make_logits(2)
-    expected = sample_one(logits[1:], make_sequence(**params))
+    expected = sample_one(logits[1:], make_sequence(**params), sampling)
     logits[0] = value
-    sick, well = sample(logits, [make_sequence(**params), make_sequence(**params)]).wait()
+    sick, well = sample(logits, [make_sequence(**params), make_sequence(**params)], sampling).wait()
     assert sick.token_id is None
     assert well.token_id == expected
 
@@ -262,6 +273,6 @@ def test_one_nan_is_enough(choose, token_id, dtype):
         assert sick == -1 and well >= 0
 
 
-def test_min_tokens_that_mask_everything_leave_no_token():
+def test_min_tokens_that_mask_everything_leave_no_token(sampling):
     seq = make_sequence(min_tokens=3, stop_token_ids=tuple(range(8)))
-    assert sample_one(torch.zeros(1, 8), seq) is None
+    assert sample_one(torch.zeros(1, 8), seq, sampling) is None
