@@ -40,7 +40,8 @@ class Engine:
     """Owned by one thread; only `validate` and the tokenizer may be used from others.
 
     If the model raises, so does `step`, and that step counts for nothing: no sequence has advanced, and no
-    block that it wrote to is cached. Calling `step` again tries it again. To give up, `abort` the
+    block that it wrote to is cached. Calling `step` again tries it again (but for an EngineError, of a rank that
+    is gone: then no step can follow). To give up, `abort` the
     `running_seq_ids`, of which the failed step had its sequences; those that wait go on.
 
     With asynchronous scheduling a step is on its way while `step` schedules the next one: what it returns is
@@ -164,8 +165,8 @@ class Engine:
         try:
             launched = self._launch(batch)
         except Exception as error:
-            if self._in_flight is None:
-                raise
+            if self._in_flight is None or isinstance(error, EngineError):
+                raise  # of a rank that is gone: the step on its way may wait for it for ever
             logger.warning("a step failed beside one that is on its way, and is tried again: %r", error)
             return self.drain()
         outputs = self._end_those_ended_at_add()
