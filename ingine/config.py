@@ -36,7 +36,7 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     """KV memory. None: from `gpu_memory_utilization`, or a share of the host's available memory."""
     gpu_memory_utilization: float = 0.9
-    """Share of the whole GPU's memory that weights and KV may take; CUDA only."""
+    """Share of the whole GPU's memory that weights, the largest step, graphs and KV may take; CUDA only."""
     enable_prefix_caching: bool = True
     priority_ageing_s: float = 30.0
     """How much earlier a sequence must have come to be as urgent as one of the next better priority."""

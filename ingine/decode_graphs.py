@@ -1,10 +1,9 @@
 """Steps in which every sequence decodes one token, as CUDA graphs.
 
-A step of a small batch is hundreds of kernels of a few microseconds each: put in line one by one they take
-longer than they run. A graph puts all of them in line at once. It repeats what was captured to the letter,
-each number of Python's included, so there is a graph for each bucket of batch sizes and each way to end,
-and all else, lengths above all, lies in tensors that do not move. A batch is padded to its bucket by
-sequences without tokens.
+A step of a small batch is hundreds of kernels of a few microseconds each: put in line one by one they may
+take longer than they run. A graph puts all of them in line at once. It repeats what was captured to the
+letter, Python's numbers included, so there is one for each bucket of batch sizes, and all else, lengths above
+all, lies in tensors that do not move. A batch is padded to its bucket by sequences without tokens.
 """
 
 import logging
@@ -12,6 +11,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ingine.attention import AttentionMetadata, KVCache
 from ingine.models import Decoder
 from ingine.parallel import TensorParallel
 from ingine.step_inputs import StepInputs
-from ingine.transfer import Staging
+from ingine.transfer import Staging, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +31,18 @@ Capture = Callable[[Callable[[], None]], Replay]
 """Runs a function and returns what repeats its kernels, on whatever its tensors hold then."""
 
 
-class Ending(StrEnum):
-    """What a graph ends with. Sampling is in it where it takes no more than logits and a row of numbers."""
+class Choice(StrEnum):
+    """How a graph samples: where it takes no more than logits and, for a random one, a row of numbers."""
 
     GREEDY = "greedy"
     RANDOM = "random"
-    HIDDEN = "hidden"
-    """Final hidden states: penalties and the like come after the graph."""
 
 
 class DecodeGraphs:
-    """All are captured at once, the largest first: the others then fit into the memory that it took."""
+    """For each bucket one of the model and, behind it, one for each `Choice`.
+
+    All are captured at once, the largest first: the others then fit into the memory that it took.
+    """
 
     def __init__(
         self,
@@ -60,49 +61,65 @@ class DecodeGraphs:
         """
         self._model, self._kv_caches, self._parallel = model, kv_caches, parallel
         self._tokens = tokens
-        self._hidden = torch.empty(
+        self._hidden = torch.zeros(
             max_num_seqs, model.config.hidden_size, dtype=model.dtype, device=model.device
         )
         self._sizes = bucket_sizes(max_num_seqs)
         self._inputs: dict[int, _StaticInputs] = {}
-        self._replays: dict[tuple[int, Ending], Replay] = {}
+        self._model_graphs: dict[int, Replay] = {}
+        self._sampling_graphs: dict[tuple[int, Choice], Replay] = {}
         began = time.perf_counter()
         for size in reversed(self._sizes):
             inputs = self._inputs[size] = _StaticInputs(size, max_blocks, model.device)
-            for ending in Ending:
-                self._replays[size, ending] = capture(lambda: self._step(inputs, ending))  # noqa: B023
+            self._model_graphs[size] = capture(partial(self._run_model, inputs))
+            for choice in Choice:
+                self._sampling_graphs[size, choice] = capture(partial(self._sample, inputs, choice))
         seconds = time.perf_counter() - began
-        logger.info("captured %d CUDA graphs in %.1f s", len(self._replays), seconds)
+        logger.info("captured CUDA graphs of %d batch sizes in %.1f s", len(self._sizes), seconds)
 
-    def covers(self, inputs: StepInputs) -> bool:
+    def cover(self, inputs: StepInputs) -> bool:
         return inputs.is_decode and len(inputs.query_lens) <= self._sizes[-1]
 
-    def run(self, inputs: StepInputs, ending: Ending, rows: np.ndarray | None) -> Tensor:
-        """Puts a step that is covered in line. rows: of `device_sampling.pack_params`, for RANDOM.
-
-        Returns final hidden states [num_seqs, hidden_size], or the sampled tokens [num_seqs]; a view, good
-        until the next call.
+    def run_model(self, inputs: StepInputs) -> Tensor:
+        """Puts a step that is covered in line. Returns its final hidden states [num_seqs, hidden_size], a
+        view that is good until the next call.
         """
         num_seqs = len(inputs.query_lens)
-        size = self._sizes[bisect_left(self._sizes, num_seqs)]
-        self._inputs[size].fill(inputs, rows)
-        self._replays[size, ending]()
-        return (self._hidden if ending is Ending.HIDDEN else self._tokens)[:num_seqs]
+        size = self._size_for(num_seqs)
+        self._inputs[size].fill(inputs)
+        self._model_graphs[size]()
+        return self._hidden[:num_seqs]
 
-    def _step(self, inputs: "_StaticInputs", ending: Ending) -> None:
-        """What is captured: reads nothing but tensors that stay where they are."""
-        size = inputs.size
+    def sample(self, num_seqs: int, choice: Choice, rows: np.ndarray | None) -> Tensor:
+        """Puts in line what samples from the hidden states of the last `run_model`. Returns the tokens
+        [num_seqs], a view likewise.
+
+        rows: of `device_sampling.pack_params`, for Choice.RANDOM on rank 0.
+        """
+        size = self._size_for(num_seqs)
+        if rows is not None:
+            self._inputs[size].fill_rows(rows)
+        self._sampling_graphs[size, choice]()
+        return self._tokens[:num_seqs]
+
+    def _size_for(self, num_seqs: int) -> int:
+        return self._sizes[bisect_left(self._sizes, num_seqs)]
+
+    # What is captured reads nothing but tensors that stay where they are.
+
+    def _run_model(self, inputs: "_StaticInputs") -> None:
         input_ids = carry_over(inputs.input_ids, inputs.carried, self._tokens)
         hidden = self._model.forward(input_ids, inputs.positions, self._kv_caches, inputs.metadata())
-        if ending is Ending.HIDDEN:
-            self._hidden[:size].copy_(hidden)
-            return
-        logits = self._model.compute_logits(hidden)
-        tokens = self._tokens[:size]
+        self._hidden[: inputs.size].copy_(hidden)
+
+    def _sample(self, inputs: "_StaticInputs", choice: Choice) -> None:
+        logits = self._model.compute_logits(self._hidden[: inputs.size])
+        tokens = self._tokens[: inputs.size]
         if self._parallel.rank == 0:
-            greedy = ending is Ending.GREEDY
-            chosen = device_sampling.greedy(logits) if greedy else device_sampling.choose(logits, inputs.rows)
-            tokens.copy_(chosen)
+            if choice is Choice.GREEDY:
+                tokens.copy_(device_sampling.greedy(logits))
+            else:
+                tokens.copy_(device_sampling.choose(logits, inputs.rows))
         self._parallel.broadcast(tokens)
 
 
@@ -122,24 +139,32 @@ def bucket_sizes(max_num_seqs: int) -> list[int]:
 
 
 class _StaticInputs:
-    """Tensors of one bucket, in one piece of memory that is filled by one copy."""
+    """What the graphs of one bucket read."""
 
     def __init__(self, size: int, max_blocks: int, device: torch.device):
-        self.size, self._max_blocks = size, max_blocks
-        self._staging = Staging(self._arrays(None, None), device)
-        (
-            self.input_ids,
-            self.positions,
-            self._slot_mapping,
-            self.carried,
-            self._seq_lens,
-            self._block_tables,
-            self.rows,
-        ) = self._staging.tensors
+        self.size, self._device = size, device
+        self._numbers = Staging(self._padded(), device)
+        self.input_ids, self.positions, self._slot_mapping, self.carried, self._seq_lens = (
+            self._numbers.tensors
+        )
+        self._block_tables = torch.zeros(size, max_blocks, dtype=torch.int32, device=device)
         self._query_start_loc = torch.arange(size + 1, dtype=torch.int32, device=device)
+        self.rows = torch.zeros(size, device_sampling.NUM_PARAMS, device=device)
 
-    def fill(self, inputs: StepInputs, rows: np.ndarray | None) -> None:
-        self._staging.fill(self._arrays(inputs, rows))
+    def fill(self, inputs: StepInputs) -> None:
+        num_seqs, max_blocks = inputs.block_tables.shape
+        numbers = self._padded()
+        input_ids, positions, slot_mapping, carried, seq_lens = (array[:num_seqs] for array in numbers)
+        input_ids[:], positions[:], slot_mapping[:] = inputs.input_ids, inputs.positions, inputs.slot_mapping
+        if inputs.carried is not None:
+            carried[:] = inputs.carried
+        seq_lens[:] = inputs.kv_lens
+        self._numbers.fill(numbers)
+        # Beyond this are tables of earlier steps, which no length reaches.
+        self._block_tables[:num_seqs, :max_blocks].copy_(to_device(inputs.block_tables, self._device))
+
+    def fill_rows(self, rows: np.ndarray) -> None:
+        self.rows[: len(rows)].copy_(to_device(rows, self._device))
 
     def metadata(self) -> AttentionMetadata:
         return AttentionMetadata(
@@ -152,29 +177,7 @@ class _StaticInputs:
             kv_lens=[],
         )
 
-    def _arrays(self, inputs: StepInputs | None, rows: np.ndarray | None) -> list[np.ndarray]:
-        """The eight-byte ones first. Rows beyond those of `inputs` have no tokens, and write nowhere."""
-        size = self.size
-        arrays = [
-            np.zeros(size, np.int64),
-            np.zeros(size, np.int64),
-            np.full(size, -1, np.int64),
-            np.full(size, -1, np.int64),
-            np.zeros(size, np.int32),
-            np.zeros((size, self._max_blocks), np.int32),
-            np.zeros((size, device_sampling.NUM_PARAMS), np.float32),
-        ]
-        if inputs is None:
-            return arrays
-        num_seqs, max_blocks = inputs.block_tables.shape
-        input_ids, positions, slot_mapping, carried, seq_lens, block_tables, params = arrays
-        input_ids[:num_seqs] = inputs.input_ids
-        positions[:num_seqs] = inputs.positions
-        slot_mapping[:num_seqs] = inputs.slot_mapping
-        if inputs.carried is not None:
-            carried[:num_seqs] = inputs.carried
-        seq_lens[:num_seqs] = inputs.kv_lens
-        block_tables[:num_seqs, :max_blocks] = inputs.block_tables
-        if rows is not None:
-            params[:num_seqs] = rows
-        return arrays
+    def _padded(self) -> list[np.ndarray]:
+        """Of sequences without tokens, which write nowhere: ids, positions, slots, carried rows, lengths."""
+        zeros, nowhere = np.zeros(self.size, np.int64), np.full(self.size, -1, np.int64)
+        return [zeros, zeros.copy(), nowhere, nowhere.copy(), np.zeros(self.size, np.int32)]

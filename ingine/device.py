@@ -105,8 +105,9 @@ def num_kv_blocks(
     num_blocks = budget // bytes_per_block
     if num_blocks * config.block_size < 2:
         raise ConfigError(
-            f"no room for KV: {budget} bytes, where a block of {config.block_size} tokens takes "
-            f"{bytes_per_block}; raise kv_cache_bytes or gpu_memory_utilization"
+            f"no room for KV: {max(budget, 0)} bytes, where a block of {config.block_size} tokens takes "
+            f"{bytes_per_block}; raise kv_cache_bytes or gpu_memory_utilization, or lower "
+            f"max_num_batched_tokens or max_num_seqs"
         )
     logger.info(
         "KV: %d blocks of %d tokens, %.2f GiB",

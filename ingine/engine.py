@@ -37,15 +37,16 @@ class _StepInFlight:
 
 
 class Engine:
-    """Owned by one thread; only `validate` and the tokenizer may be used from others.
+    """Owned by the thread that builds it; only `validate` and the tokenizer may be used from others.
 
     If the model raises, so does `step`, and that step counts for nothing: no sequence has advanced, and no
-    block that it wrote to is cached. Calling `step` again tries it again (but for an EngineError, of a rank that
-    is gone: then no step can follow). To give up, `abort` the
-    `running_seq_ids`, of which the failed step had its sequences; those that wait go on.
+    block that it wrote to is cached. Calling `step` again tries it again. To give up, `abort` the
+    `running_seq_ids`, of which the failed step had its sequences; those that wait go on. EngineError says
+    that the engine is broken: a rank is gone, or a step was lost on the device. No step can follow then.
 
     With asynchronous scheduling a step is on its way while `step` schedules the next one: what it returns is
-    one step old, and nothing else is different.
+    one step old, and nothing else is different. If the next one cannot be launched, `step` returns what came
+    of the one on its way, and raises when it is called again.
     """
 
     def __init__(
@@ -87,6 +88,11 @@ class Engine:
         self._seqs: dict[str, Sequence] = {}
         self._ended_at_add: list[Sequence] = []
         self._in_flight: _StepInFlight | None = None
+        self._settled = 0.0
+        """When the last step was, by `time.perf_counter`."""
+        self._launch_error: Exception | None = None
+        """To be raised by the next `step`."""
+        self._broken: EngineError | None = None
         self._seeds = random.Random(config.seed)
         self._arrivals = count()
         self._num_prompt_tokens = 0
@@ -160,14 +166,16 @@ class Engine:
         """
         if alone is not None and self._in_flight is not None:
             return self.drain()
+        self._raise_what_failed()
         scheduler = self._scheduler
         batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(self._seqs[alone])
         try:
             launched = self._launch(batch)
         except Exception as error:
+            # If a rank is gone, the step on its way may wait for it for ever.
             if self._in_flight is None or isinstance(error, EngineError):
-                raise  # of a rank that is gone: the step on its way may wait for it for ever
-            logger.warning("a step failed beside one that is on its way, and is tried again: %r", error)
+                raise
+            self._launch_error = error
             return self.drain()
         outputs = self._end_those_ended_at_add()
         before, self._in_flight = self._in_flight, launched
@@ -237,7 +245,11 @@ class Engine:
         """Wait for a step, if there is one, and take what came of it."""
         if step is None:
             return []
-        sampled = step.result.wait()
+        try:
+            sampled = step.result.wait()
+        except Exception as error:
+            self._broken = EngineError(f"a step was lost on its way: {error!r}")
+            raise self._broken from error
         self._observe(step)
         self._scheduler.settle(step.batch)
         outputs = [
@@ -246,8 +258,16 @@ class Engine:
             # One that was aborted, or found to have ended, computed this step for nothing.
             if seq.finish_reason is None and (output := self._take(seq, tokens)) is not None
         ]
-        log_step(step.batch, outputs, self.stats, step.launched)
+        log_step(step.batch, outputs, self.stats, max(step.launched, self._settled))
+        self._settled = time.perf_counter()
         return outputs
+
+    def _raise_what_failed(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+        error, self._launch_error = self._launch_error, None
+        if error is not None:
+            raise error
 
     def _observe(self, step: _StepInFlight) -> None:
         if self._speculator is not None and step.batch.is_decode:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ingine.attention import KVCache
-from ingine.decode_graphs import DecodeGraphs, Ending, carry_over
+from ingine.decode_graphs import Choice, DecodeGraphs, carry_over
 from ingine.models import Decoder
 from ingine.parallel import SINGLE, TensorParallel
 from ingine.sampler import Sampled, SampledToken, sample, sampling_rows
@@ -67,10 +67,10 @@ class ModelRunner:
         rows: Rows = []
         for seq, _, draft in caught_up:
             rows += [seq, *seq.ahead(draft)]
-        ending = _ending(rows)
-        self._parallel.send((inputs, ending))
+        choice = _choice(rows)
+        self._parallel.send((inputs, choice))
         try:
-            sampled = self._execute(inputs, ending, rows)
+            sampled = self._execute(inputs, choice, rows)
         except Exception:
             self._parallel.abort()
             raise
@@ -81,22 +81,25 @@ class ModelRunner:
     def follow(self) -> None:
         """Take part in the steps of rank 0, until it says that there are no more."""
         while (step := self._parallel.receive()) is not None:
-            self._execute(*step, None)
+            self._execute(*step, [])
 
-    def _execute(self, inputs: StepInputs, ending: Ending, rows: Rows | None) -> Sampled | None:
-        """On every rank; `rows` only on rank 0, which alone samples."""
-        if self._graphs is not None and self._graphs.covers(inputs):
-            is_random = ending is Ending.RANDOM and rows is not None
-            out = self._graphs.run(inputs, ending, sampling_rows(rows) if is_random else None)
-            if ending is not Ending.HIDDEN:
-                return None if rows is None else Sampled(out)
-            hidden = out
+    def _execute(self, inputs: StepInputs, choice: Choice | None, rows: Rows) -> Sampled | None:
+        """On every rank; `rows` are there on rank 0, which alone samples. None where nothing is sampled."""
+        if self._graphs is not None and self._graphs.cover(inputs):
+            hidden = self._graphs.run_model(inputs)
+            if choice is not None:
+                return self._sample_by_graph(choice, len(hidden), rows)
         else:
             hidden = self._forward(inputs)
             if not len(inputs.logits_rows):
                 return None
             hidden = hidden[to_device(inputs.logits_rows, hidden.device)]
         return self._sample(self._model.compute_logits(hidden), inputs, rows)
+
+    def _sample_by_graph(self, choice: Choice, num_seqs: int, rows: Rows) -> Sampled | None:
+        numbers = sampling_rows(rows) if rows and choice is Choice.RANDOM else None
+        tokens = self._graphs.sample(num_seqs, choice, numbers)
+        return Sampled(tokens) if rows else None
 
     def _forward(self, inputs: StepInputs) -> Tensor:
         device = self._model.device
@@ -107,11 +110,12 @@ class ModelRunner:
         positions = to_device(inputs.positions, device)
         return self._model.forward(input_ids, positions, self._kv_caches, inputs.metadata(device))
 
-    def _sample(self, logits: Tensor, inputs: StepInputs, rows: Rows | None) -> Sampled | None:
+    def _sample(self, logits: Tensor, inputs: StepInputs, rows: Rows) -> Sampled | None:
         tokens, sampled = self._tokens[: len(logits)], None
-        if rows is not None:
-            sampling = self._model.kernels.sampling
-            sampled = sample(logits, rows, sampling, pending=self._pending(inputs))
+        if rows:
+            has_penalties = any(row.token_counts is not None for row in rows)
+            pending = self._pending(inputs) if has_penalties else None
+            sampled = sample(logits, rows, self._model.kernels.sampling, pending=pending)
             tokens.copy_(sampled.token_ids)
         self._parallel.broadcast(tokens)
         return sampled
@@ -128,10 +132,11 @@ class ModelRunner:
         return torch.where(carried >= 0, self._tokens[carried.clamp(min=0)], -1)
 
 
-def _ending(rows: Rows) -> Ending:
+def _choice(rows: Rows) -> Choice | None:
+    """None: penalties and the like, or log probabilities, which no graph has."""
     if not all(row.is_plain for row in rows):
-        return Ending.HIDDEN
-    return Ending.GREEDY if all(row.params.greedy for row in rows) else Ending.RANDOM
+        return None
+    return Choice.GREEDY if all(row.params.greedy for row in rows) else Choice.RANDOM
 
 
 def _split(tokens: list[SampledToken], caught_up: list[Work]) -> list[tuple[Sequence, list[SampledToken]]]:

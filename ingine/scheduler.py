@@ -185,7 +185,9 @@ class Scheduler:
         if not self.waiting:
             return
         num_promised = sum(self._num_promised_blocks(seq) for seq in self.running)
-        while self.waiting and budget and len(self.running) < self.max_num_seqs:
+        # One that ends with the token which is pending has blocks still, and no part in a step any more.
+        num_places = self.max_num_seqs - sum(not seq.is_at_limit for seq in self.running)
+        while self.waiting and budget and num_places > 0:
             seq = self.waiting[0]
             prefix = self.block_manager.find_prefix(seq)
             if self._num_needed_blocks(seq, prefix) + num_promised > self.block_manager.num_free_blocks:
@@ -196,6 +198,7 @@ class Scheduler:
             num_tokens = min(seq.num_uncomputed_tokens, budget)
             self.block_manager.allocate(seq, seq.num_computed_tokens + num_tokens)
             insort(self.running, seq, key=_sort_key)
+            num_places -= 1
             num_promised += self._num_promised_blocks(seq)
             batch.add(seq, num_tokens)
             batch.admitted.append(seq)

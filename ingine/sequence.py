@@ -58,10 +58,7 @@ class Sequence:
         penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
         has_penalties = penalties != (1, 0, 0)
         self.token_counts = TokenCounts(self.token_ids) if has_penalties else None
-        self.is_plain = not (
-            has_penalties or params.logit_bias or params.min_tokens or params.logprobs is not None
-        )
-        """Whether its next token follows from logits, temperature, min_p, top_k and top_p alone."""
+        self._has_plain_params = not (has_penalties or params.logit_bias or params.logprobs is not None)
         self.drafter = Drafter(self.token_ids) if speculates else None
         self._detokenizer = detokenizer
         self._stop_strings = StopStrings(params.stop)
@@ -83,6 +80,11 @@ class Sequence:
     def is_at_limit(self) -> bool:
         """Whether it ends with the token that is pending, whatever that is."""
         return len(self.token_ids) + self.num_pending_tokens >= self.max_num_tokens
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its next token follows from logits, temperature, min_p, top_k and top_p alone."""
+        return self._is_plain_at(self.num_output_tokens + self.num_pending_tokens)
 
     def append(self, token_id: int) -> str:
         """Take the next output token, and finish if it is the last. Returns the text that is now sure."""
@@ -116,7 +118,7 @@ class Sequence:
                 num_output_tokens=self.num_output_tokens + index,
                 token_counts=counts,
                 end_token_ids=self.end_token_ids,
-                is_plain=self.is_plain,
+                is_plain=self._is_plain_at(self.num_output_tokens + index),
             )
 
     def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
@@ -140,6 +142,9 @@ class Sequence:
             stop_reason=self.stop_reason,
             final_text=final_text,
         )
+
+    def _is_plain_at(self, position: int) -> bool:
+        return self._has_plain_params and position >= self.params.min_tokens
 
     def _replay(self, output_token_ids: Tokens[int]) -> None:
         for token_id in output_token_ids:

@@ -2,7 +2,9 @@
 
 import torch
 
+from ingine.attention import KVCache
 from ingine.config import EngineConfig
+from ingine.errors import ConfigError
 from ingine.model_runner import ModelRunner
 from ingine.models import Decoder
 from ingine.parallel import TensorParallel
@@ -22,30 +24,51 @@ COSTLY = SamplingParams(
 def warm_up(config: EngineConfig, model: Decoder, parallel: TensorParallel) -> int:
     """Returns the bytes that the largest step of `config` takes at its peak besides weights and KV.
 
-    On CUDA. Elsewhere there is nothing to compile, and memory for KV is a share of what is available, which
-    leaves room: this returns 0 at once.
+    On CUDA; raises ConfigError if there is no room for it. Elsewhere there is nothing to compile, and memory
+    for KV is a share of what is available, which leaves room: this returns 0 at once.
     """
     if model.device.type != "cuda":
         return 0
+    try:
+        return _peak_bytes(config, model, parallel)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the largest step does not fit beside the weights: lower max_num_batched_tokens "
+            f"({config.max_num_batched_tokens}) or max_num_seqs ({config.max_num_seqs}): {error}"
+        ) from None
+
+
+def _peak_bytes(config: EngineConfig, model: Decoder, parallel: TensorParallel) -> int:
+    steps = make_steps(config, model.config.vocab_size)
+    kv_caches = allocate_for(steps, config, model)
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
-    run_steps(config, model, parallel)
+    run_steps(steps, kv_caches, config, model, parallel)
     torch.cuda.synchronize(model.device)
     return torch.cuda.max_memory_allocated(model.device) - before
 
 
-def run_steps(config: EngineConfig, model: Decoder, parallel: TensorParallel) -> None:
-    """Prompts of some lengths, then a step of as many tokens and sequences as may be, with costly sampling.
+def make_steps(config: EngineConfig, vocab_size: int) -> list[ScheduledBatch]:
+    """Prompts of some lengths, then as many tokens and sequences as a step may have; costly sampling."""
+    longest = min(config.max_num_batched_tokens, config.max_model_len - 1)
+    lengths = [[length] for length in PROMPT_LENGTHS if length <= longest]
+    return [_step(config, vocab_size, step) for step in (*lengths, _largest_lengths(config))]
 
-    In a KV cache of its own, which is gone afterwards.
-    """
-    most = config.max_num_batched_tokens
-    longest = min(most, config.max_model_len - 1)
-    steps = [_step(config, [length]) for length in PROMPT_LENGTHS if length <= longest]
-    steps.append(_step(config, _largest_lengths(config)))
+
+def allocate_for(steps: list[ScheduledBatch], config: EngineConfig, model: Decoder) -> list[KVCache]:
+    """KV caches of their own, which hold the largest of `steps`."""
     num_blocks = max(max(seq.block_table) for seq in steps[-1].seqs) + 1
-    kv_caches = model.allocate_kv_caches(num_blocks, config.block_size)
-    tokens = torch.empty(most, dtype=torch.int64, device=model.device)
+    return model.allocate_kv_caches(num_blocks, config.block_size)
+
+
+def run_steps(
+    steps: list[ScheduledBatch],
+    kv_caches: list[KVCache],
+    config: EngineConfig,
+    model: Decoder,
+    parallel: TensorParallel,
+) -> None:
+    tokens = torch.empty(config.max_num_batched_tokens, dtype=torch.int64, device=model.device)
     runner = ModelRunner(model, kv_caches, config.block_size, tokens=tokens, parallel=parallel)
     if parallel.rank > 0:
         runner.follow()
@@ -64,12 +87,13 @@ def _largest_lengths(config: EngineConfig) -> list[int]:
     return lengths
 
 
-def _step(config: EngineConfig, lengths: list[int]) -> ScheduledBatch:
+def _step(config: EngineConfig, vocab_size: int, lengths: list[int]) -> ScheduledBatch:
+    """Of prompts without repetition, which is what penalties have most to do with."""
     batch, num_blocks = ScheduledBatch(), 0
     for index, length in enumerate(lengths):
         seq = Sequence(
             str(index),
-            [0] * length,
+            [token % vocab_size for token in range(length)],
             COSTLY,
             seed=0,
             sort_key=(0.0, index),

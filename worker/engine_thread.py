@@ -22,7 +22,7 @@ from worker.logs import log_event
 logger = logging.getLogger(__name__)
 
 MAX_STEPS_AHEAD = 2
-"""Steps that may be computed and not yet committed: one on its way to Redis while the next is computed."""
+"""Steps that may be delivered and not yet committed: one on its way to Redis while the next is computed."""
 
 MAX_FAILED_STEPS = 10
 """Steps in a row that may raise, each with a lone sequence to blame, before the engine counts as broken."""

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from ingine.decode_graphs import DecodeGraphs, Ending, bucket_sizes
+from ingine.decode_graphs import Choice, DecodeGraphs, bucket_sizes
 from ingine.kernels import triton_kernels
 from ingine.models import load_model
+from ingine.sampling_params import SamplingParams
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, greedy, make_engine, run_one
 from tests.engine.marks import needs_interpreter
@@ -34,16 +35,22 @@ def captured(tiny):
 
 
 @pytest.fixture
-def replays(monkeypatch) -> list[tuple[int, Ending]]:
-    """Lets engines capture tapes. Those that are replayed, by the number of sequences."""
+def replays(monkeypatch) -> list[tuple[int, Choice | None]]:
+    """Lets engines capture tapes. Steps that are replayed: how many sequences, and how these are sampled."""
     monkeypatch.setattr("ingine.build.capture_for", lambda device: lambda step: Tape.capture(step).replay)
-    seen, run = [], DecodeGraphs.run
+    seen: list[tuple[int, Choice | None]] = []
+    run_model, sample = DecodeGraphs.run_model, DecodeGraphs.sample
 
-    def watched(self, inputs, ending, rows):
-        seen.append((len(inputs.query_lens), ending))
-        return run(self, inputs, ending, rows)
+    def watched_model(self, inputs):
+        seen.append((len(inputs.query_lens), None))
+        return run_model(self, inputs)
 
-    monkeypatch.setattr(DecodeGraphs, "run", watched)
+    def watched_sample(self, num_seqs, choice, rows):
+        seen[-1] = (num_seqs, choice)
+        return sample(self, num_seqs, choice, rows)
+
+    monkeypatch.setattr(DecodeGraphs, "run_model", watched_model)
+    monkeypatch.setattr(DecodeGraphs, "sample", watched_sample)
     return seen
 
 
@@ -58,7 +65,7 @@ def test_buckets_are_few_and_hold_every_batch():
 def test_replayed_steps_give_the_tokens_of_transformers(captured, replays, arch, is_async):
     """With a sliding window, biases and norms of queries and keys."""
     model = captured(arch)
-    driver = Driver(make_engine(model, async_scheduling=is_async, max_num_seqs=3, num_blocks=60))
+    driver = Driver(make_engine(model, async_scheduling=is_async, max_num_seqs=5, num_blocks=60))
     for index, prompt in enumerate(PROMPTS):  # they come while others run
         driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
         driver.step()
@@ -66,22 +73,54 @@ def test_replayed_steps_give_the_tokens_of_transformers(captured, replays, arch,
     assert [results[str(index)].token_ids for index in range(len(PROMPTS))] == [
         model.hf_greedy(prompt, MAX_TOKENS) for prompt in PROMPTS
     ]
-    assert {ending for _, ending in replays} == {Ending.GREEDY}
+    assert {choice for _, choice in replays} == {Choice.GREEDY}
     assert len({num_seqs for num_seqs, _ in replays}) > 1
 
 
 def test_all_kinds_of_sampling_in_replayed_steps(captured, llama, replays):
-    """Each alone, so that every ending is used, and all in one batch."""
+    """Each alone, so that every way to sample is used, and all in one batch."""
     short = {name: params.model_copy(update={"max_tokens": 4}) for name, params in PARAMS.items()}
     expected = {name: run_one(make_engine(llama), PROMPT, params).token_ids for name, params in short.items()}
     engine = make_engine(captured("llama"), async_scheduling=True, max_num_seqs=6, max_num_batched_tokens=64)
     for name, params in short.items():
         assert run_one(engine, PROMPT, params).token_ids == expected[name], name
-    assert {ending for _, ending in replays} == set(Ending)
+    assert {choice for _, choice in replays} == {*Choice, None}
     driver = Driver(engine)
     for name, params in short.items():
         engine.add(name, PROMPT, params)
     assert {name: result.token_ids for name, result in driver.finish().items()} == expected
+
+
+def test_random_rows_of_one_graph_have_each_its_own_numbers(captured, llama, replays):
+    """Three in the bucket of four, one of them greedy."""
+    kinds = [
+        {"temperature": 1.5, "seed": 1},
+        {"temperature": 0.7, "seed": 2, "top_p": 0.8},
+        {"temperature": 0},
+    ]
+    params = [SamplingParams(max_tokens=4, **kind) for kind in kinds]
+    expected = [run_one(make_engine(llama), PROMPT[:5], p).token_ids for p in params]
+    driver = Driver(make_engine(captured("llama"), async_scheduling=True, max_num_seqs=5))
+    for index, p in enumerate(params):
+        driver.engine.add(str(index), PROMPT[:5], p)
+    results = driver.finish()
+    assert [results[str(index)].token_ids for index in range(3)] == expected
+    assert set(replays) == {(3, Choice.RANDOM)}
+
+
+def test_memory_for_kv_is_less_a_step_and_what_graphs_keep(captured, monkeypatch, replays):
+    monkeypatch.setattr("ingine.build.warm_up", lambda *_: 1 << 20)
+    asked = []
+
+    def num_kv_blocks(config, device, bytes_per_block, *, step_bytes):
+        asked.append(step_bytes)
+        return 40
+
+    monkeypatch.setattr("ingine.build.num_kv_blocks", num_kv_blocks)
+    make_engine(captured("llama"), max_num_seqs=1)
+    monkeypatch.setattr("ingine.build.capture_for", lambda device: None)
+    make_engine(captured("llama"), max_num_seqs=1)
+    assert asked == [2 << 20, 1 << 20]
 
 
 def test_what_is_not_finite_ends_in_a_replayed_step_too(captured, replays):

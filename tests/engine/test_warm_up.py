@@ -1,5 +1,7 @@
 """Steps before the first one that counts; KV gets what the largest of them leaves."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,10 +10,11 @@ from ingine.config import EngineConfig
 from ingine.device import num_kv_blocks, resolve_limits
 from ingine.errors import ConfigError
 from ingine.parallel import SINGLE
-from ingine.warm_up import run_steps
+from ingine.warm_up import allocate_for, make_steps, run_steps, warm_up
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
+CONFIG = EngineConfig("tiny", block_size=4, max_num_seqs=4, max_num_batched_tokens=64, max_model_len=160)
 
 
 @pytest.mark.parametrize(
@@ -38,11 +41,40 @@ def test_the_last_step_has_all_tokens_and_samples_for_all_sequences(
             return method(first, *rest)
 
         monkeypatch.setattr(llama.decoder, name, watched)
-    run_steps(config, llama.decoder, SINGLE)
+    steps = make_steps(config, llama.decoder.config.vocab_size)
+    run_steps(steps, allocate_for(steps, config, llama.decoder), config, llama.decoder, SINGLE)
     prompts = [
         length for length in (2, 4, 8, 16, 32, 64, 128) if length <= min(num_tokens, max_model_len - 1)
     ]
     assert rows == {"forward": [*prompts, num_tokens], "compute_logits": [1] * len(prompts) + [max_num_seqs]}
+
+
+def test_what_the_warm_up_s_own_kv_takes_is_no_part_of_a_step(llama, monkeypatch):
+    """Without a GPU its counters are ours: what was there before is asked for once that KV is there."""
+    asked = []
+
+    def answering(name: str, answer: int | None = None):
+        return lambda *_: (asked.append(name), answer)[1]
+
+    monkeypatch.setattr(llama.decoder, "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr("ingine.warm_up.allocate_for", answering("KV"))
+    monkeypatch.setattr("ingine.warm_up.run_steps", answering("steps"))
+    answers = {"reset_peak_memory_stats": None, "memory_allocated": 100, "max_memory_allocated": 130}
+    for name, answer in (answers | {"synchronize": None}).items():
+        monkeypatch.setattr(torch.cuda, name, answering(name, answer))
+    assert warm_up(CONFIG, llama.decoder, SINGLE) == 30
+    before, after = ["reset_peak_memory_stats", "memory_allocated"], ["synchronize", "max_memory_allocated"]
+    assert asked == ["KV", *before, "steps", *after]
+
+
+def test_a_step_that_does_not_fit_names_what_to_lower(llama, monkeypatch):
+    def too_much(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(llama.decoder, "device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr("ingine.warm_up.allocate_for", too_much)
+    with pytest.raises(ConfigError, match=r"lower max_num_batched_tokens \(64\) or max_num_seqs \(4\)"):
+        warm_up(CONFIG, llama.decoder, SINGLE)
 
 
 def test_a_step_has_its_memory_before_kv_does(monkeypatch):
