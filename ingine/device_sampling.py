@@ -64,7 +64,8 @@ def choose(logits: Tensor, rows: Tensor) -> Tensor:
 
     For CUDA tensors in float32, bfloat16 and float16. What a row gives depends on nothing but that row.
     """
-    from ingine.triton_kernels.sampling import choose_kernel  # triton is there where a GPU is
+    # Not at the top: a worker without a GPU needs no triton.
+    from ingine.triton_kernels.sampling import choose_kernel
 
     num_rows, vocab_size = logits.shape
     num_candidates = min(NUM_CANDIDATES, vocab_size)

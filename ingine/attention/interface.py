@@ -50,6 +50,8 @@ class AttentionBackend(ABC):
     """Writes a step's keys and values into paged memory, then attends over it. Holds no state of its own.
 
     Free memory holds anything, NaN included: nothing beyond a sequence's own KV tokens may reach its output.
+    Where all scores that a token sees are -inf it gets NaN, as in the formula, or zeros, which torch's own
+    attention makes of that.
     """
 
     name: str

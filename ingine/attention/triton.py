@@ -75,16 +75,7 @@ class TritonAttention(AttentionBackend):
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         num_decodes = metadata.num_decodes
         if num_decodes:
-            paged_decode(
-                query[:num_decodes],
-                kv,
-                metadata.block_tables,
-                metadata.seq_lens,
-                output,
-                scale=scale,
-                sliding_window=sliding_window,
-                num_splits=choose_num_splits(num_decodes, key.shape[1], _num_sms(query.device)),
-            )
+            attend_decodes(query, kv, metadata, output, scale=scale, sliding_window=sliding_window)
         if num_decodes < len(metadata.query_lens):
             paged_prefill(
                 query,
@@ -99,6 +90,33 @@ class TritonAttention(AttentionBackend):
                 sliding_window=sliding_window,
             )
         return output
+
+
+def attend_decodes(
+    query: Tensor,
+    kv: PagedKV,
+    metadata: AttentionMetadata,
+    output: Tensor,
+    *,
+    scale: float,
+    sliding_window: int | None,
+) -> None:
+    """Of a step, the sequences with one query token: the first rows of `query` and `output`, as in
+    `AttentionBackend.forward`. Takes nothing but tensors that is not the same in every replay of a graph."""
+    num_decodes, (_, num_kv_heads, block_size, _) = metadata.num_decodes, kv.keys.shape
+    longest = metadata.block_tables.shape[1] * block_size
+    if sliding_window is not None:
+        longest = min(longest, sliding_window)
+    paged_decode(
+        query[:num_decodes],
+        kv,
+        metadata.block_tables,
+        metadata.seq_lens,
+        output,
+        scale=scale,
+        sliding_window=sliding_window,
+        num_splits=choose_num_splits(num_decodes, num_kv_heads, _num_sms(query.device), longest),
+    )
 
 
 @cache

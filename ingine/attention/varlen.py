@@ -1,4 +1,4 @@
-"""Paged attention on CUDA by torch's own FlashAttention: `torch.nn.attention.varlen`."""
+"""Paged attention on CUDA, in prefill by torch's own FlashAttention: `torch.nn.attention.varlen`."""
 
 import inspect
 from collections.abc import Callable
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ingine.attention.interface import AttentionBackend, AttentionMetadata, KVCache
+from ingine.attention.triton import attend_decodes
 from ingine.triton_kernels.kv_write import write_kv
 from ingine.triton_kernels.paged_kv import PagedKV
 
@@ -28,9 +29,11 @@ def find_varlen_attn() -> VarlenAttn | None:
 
 
 class VarlenAttention(AttentionBackend):
-    """One launch for all sequences. Keys and values are [num_blocks, block_size, num_kv_heads, head_dim].
+    """torch's attention for sequences with several query tokens. Keys and values are [num_blocks, block_size,
+    num_kv_heads, head_dim]; they are rotated and written by the kernel of `TritonAttention`.
 
-    They are rotated and written by the kernel of `TritonAttention`.
+    Decodes are its kernel's too: torch's, which must not split KV with pages, has one program for a sequence
+    and KV head, so few of them leave most of a GPU idle. So what is captured is Triton's alone.
     """
 
     name = "torch varlen"
@@ -76,29 +79,46 @@ class VarlenAttention(AttentionBackend):
         keys, values = kv_cache
         kv = PagedKV(keys.transpose(1, 2), values.transpose(1, 2))
         query = write_kv(query, key, value, rotation, metadata.slot_mapping, kv)
-        max_query_len = max(metadata.query_lens)
-        if sliding_window is not None:
-            window_size = (sliding_window - 1, 0)
-        else:
-            # A query alone is its sequence's last token, which sees all of it. Told so, and not that it is
-            # causal, FlashAttention-2 takes the query heads of a group as one tile.
-            window_size = (-1, -1) if max_query_len == 1 else (-1, 0)
+        num_decodes = metadata.num_decodes
+        if not num_decodes:
+            return self._attend_prefills(query, kv_cache, metadata, scale, sliding_window)
+        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        attend_decodes(query, kv, metadata, output, scale=scale, sliding_window=sliding_window)
+        if num_decodes < len(metadata.query_lens):
+            prefills = self._attend_prefills(query[num_decodes:], kv_cache, metadata, scale, sliding_window)
+            output[num_decodes:] = prefills
+        return output
+
+    def _attend_prefills(
+        self,
+        query: Tensor,
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+        scale: float,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """Of the step's sequences those after the decodes, whose tokens `query` has."""
+        keys, values = kv_cache
+        num_decodes = metadata.num_decodes
+        query_start_loc = metadata.plan.get(sliding_window)
+        if query_start_loc is None:
+            query_start_loc = metadata.query_start_loc[num_decodes:] - num_decodes
+            metadata.plan[sliding_window] = query_start_loc
         return self._varlen_attn(
             query,
             keys,
             values,
-            metadata.query_start_loc,
+            query_start_loc,
             # With pages nobody reads where keys start, but a tensor of this shape is asked for.
-            metadata.query_start_loc,
-            max_query_len,
-            # A bound, the same in every replay of a graph. Only a number of splits would follow from it: a
-            # sequence's loop ends at its seqused_k.
+            query_start_loc,
+            max(metadata.query_lens[num_decodes:]),
+            # A bound: a sequence's loop ends at its seqused_k.
             metadata.block_tables.shape[1] * keys.shape[1],
             scale=scale,
-            window_size=window_size,
+            window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
             enable_gqa=True,
-            seqused_k=metadata.seq_lens,
-            block_table=metadata.block_tables,
+            seqused_k=metadata.seq_lens[num_decodes:],
+            block_table=metadata.block_tables[num_decodes:],
             # More than one is wrong with pages: github.com/Dao-AILab/flash-attention/issues/1217
             num_splits=1,
         )

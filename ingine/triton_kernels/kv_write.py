@@ -11,7 +11,7 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """What the largest magnitude of a token's head becomes, by the dtype that it is quantised to."""
 
 BLOCK_T = 8
-"""Tokens of a program. Not tuned: no GPU was at hand."""
+"""Tokens of a program. Not tuned."""
 
 
 def write_kv(

@@ -12,15 +12,32 @@ PROGRAMS_PER_SM = 2
 
 MAX_SPLITS = 128
 
+MAX_TOKENS_PER_PROGRAM = 4096
+"""That a program should walk: all others wait for the one that walks the most. Not tuned."""
 
-def choose_num_splits(num_seqs: int, num_kv_heads: int, num_sms: int) -> int:
-    """Into how many programs the KV of a sequence and head is split, so that few sequences fill the GPU.
+MAX_PROGRAMS_PER_SM = 32
+"""To which shorter walks may bring them. Of short sequences most have nothing to do but to be launched, and a
+program's partial results take `group_size * head_dim * 4` bytes: on 132 multiprocessors, with 8 heads of 128
+dimensions a group, 17 MB in all. Not tuned."""
 
-    A power of two, so that few kernels are compiled. Lengths have no part in it: a CUDA graph of this batch
-    size keeps the number for good. What a short sequence has no use for ends at once.
+
+def choose_num_splits(num_seqs: int, num_kv_heads: int, num_sms: int, longest: int) -> int:
+    """Into how many programs the KV of a sequence and head is split: so many that few sequences fill the GPU,
+    and that one of `longest` tokens among short ones does not keep a program walking after all others.
+
+    A power of two, so that few kernels are compiled. `longest` is a bound, not a length: a CUDA graph keeps
+    the number for all lengths that it is replayed with. What a sequence has no use for ends at once.
     """
-    wanted = PROGRAMS_PER_SM * num_sms // (num_seqs * num_kv_heads)
-    return min(1 << (max(wanted, 1).bit_length() - 1), MAX_SPLITS)
+    num_rows = num_seqs * num_kv_heads
+    to_fill = _power_of_two_under(PROGRAMS_PER_SM * num_sms // num_rows)
+    for_longest = triton.next_power_of_2(triton.cdiv(longest, MAX_TOKENS_PER_PROGRAM))
+    most = _power_of_two_under(MAX_PROGRAMS_PER_SM * num_sms // num_rows)
+    return min(max(to_fill, min(for_longest, most)), MAX_SPLITS)
+
+
+def _power_of_two_under(number: int) -> int:
+    """The largest that is not over `number`; 1 if none is."""
+    return 1 << (max(number, 1).bit_length() - 1)
 
 
 def paged_decode(
@@ -162,13 +179,16 @@ def _decode_kernel(
             VALUE_DTYPE,
         )
 
-    row_sum = tl.where(row_sum == 0.0, 1.0, row_sum)  # nothing seen: zeros, not NaN
-    attended = accumulator / row_sum[:, None]
     head_rows = seq * num_kv_heads * GROUP_SIZE + heads
     if partials is None:
+        # Nothing to see: zeros. If all scores are -inf: 0 / 0, as in the formula.
+        attended = accumulator / tl.where(seq_len > 0, row_sum, 1.0)[:, None]
         offsets = head_rows[:, None] * HEAD_DIM + dims[None, :]
         tl.store(output + offsets, attended.to(output.dtype.element_ty), mask=mask)
     else:
+        # All scores of a split may be -inf: then it adds nothing to what the others see.
+        row_sum = tl.where(row_sum == 0.0, 1.0, row_sum)
+        attended = accumulator / row_sum[:, None]
         split_rows = head_rows * num_splits + split
         tl.store(partials + split_rows[:, None] * HEAD_DIM + dims[None, :], attended, mask=mask)
         tl.store(log_sums + split_rows, row_max + tl.log2(row_sum), mask=members < GROUP_SIZE)
@@ -192,7 +212,8 @@ def _reduce_kernel(
     seq = tl.program_id(0).to(tl.int64)
     row = seq * tl.num_programs(1) + tl.program_id(1)
     splits, dims = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
-    first, end = _kv_range(tl.load(seq_lens + seq), splits, num_splits, WINDOW, BLOCK_N)
+    seq_len = tl.load(seq_lens + seq)
+    first, end = _kv_range(seq_len, splits, num_splits, WINDOW, BLOCK_N)
     used = (splits < num_splits) & (first < end)
     log_sum = tl.load(log_sums + row * num_splits + splits, mask=used, other=float("-inf"))
     largest = tl.max(log_sum, axis=0)
@@ -200,6 +221,5 @@ def _reduce_kernel(
     offsets = (row * num_splits + splits)[:, None] * HEAD_DIM + dims[None, :]
     mask = used[:, None] & (dims < HEAD_DIM)[None, :]
     attended = tl.sum(tl.load(partials + offsets, mask=mask, other=0.0) * weights[:, None], axis=0)
-    total = tl.sum(weights, axis=0)
-    attended /= tl.where(total == 0.0, 1.0, total)
+    attended /= tl.where(seq_len > 0, tl.sum(weights, axis=0), 1.0)  # as without splits
     tl.store(output + row * HEAD_DIM + dims, attended.to(output.dtype.element_ty), mask=dims < HEAD_DIM)

@@ -11,8 +11,7 @@ MAX_HEAD_DIM = 256
 """Of the kernels: wider tiles do not fit into shared memory."""
 
 TILE_BYTES = 16 << 10
-"""Of keys in the query's dtype that a program holds at a time; of values it holds as many. Not tuned: no GPU
-was at hand."""
+"""Of keys in the query's dtype that a program holds at a time; of values it holds as many. Not tuned."""
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 

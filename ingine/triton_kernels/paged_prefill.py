@@ -165,7 +165,7 @@ def _prefill_kernel(
             VALUE_DTYPE,
         )
 
-    # A row that is none has seen nothing.
-    attended = accumulator / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+    # A row that is none has seen nothing. One whose scores are all -inf gets 0 / 0, as in the formula.
+    attended = accumulator / tl.where(is_row, row_sum, 1.0)[:, None]
     offsets = (packed * num_kv_heads * GROUP_SIZE + heads) * HEAD_DIM
     tl.store(output + offsets[:, None] + dims[None, :], attended.to(output.dtype.element_ty), mask=mask)

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from ingine import native
-from ingine.attention import AttentionMetadata, NativeAttention, TorchAttention, torch_reference
+from ingine.attention import (
+    AttentionBackend,
+    AttentionMetadata,
+    NativeAttention,
+    TorchAttention,
+    torch_reference,
+)
 from tests.engine.marks import HAS_TRITON
 from tests.engine.packed import BlockPool, PagedSequence, pack
 from tests.engine.paged_attention import Attention, attend_densely
@@ -47,14 +53,22 @@ def test_backend_equals_the_formula(backend, steps, dtype, tolerance, window, ro
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
-@pytest.mark.parametrize("seed", range(5))
-def test_backend_equals_the_formula_on_random_schedules(backend, seed):
+@pytest.mark.parametrize("seed", range(8))
+def test_backend_equals_the_formula_on_random_shapes_and_schedules(backend, seed):
     rng = random.Random(seed)
+    num_kv_heads, group_size = rng.choice((1, 2, 3)), rng.choice((1, 2, 3, 5, 8))
+    attention = Attention(
+        num_heads=num_kv_heads * group_size,
+        num_kv_heads=num_kv_heads,
+        head_dim=rng.choice((8, 16, 40, 64, 80, 128)),
+        block_size=rng.choice((1, 3, 4, 16, 24)),
+        sliding_window=rng.choice((None, 3, 12)),
+        rotary=rng.random() < 0.5,
+    )
     steps = [
         [(index, rng.choice((1, 1, 2, 7))) for index in rng.sample(range(6), rng.randint(1, 6))]
-        for _ in range(8)
+        for _ in range(6)
     ]
-    attention = replace(ATTENTION, sliding_window=rng.choice((None, 3, 12)))
     assert attention.worst_error(backend, steps) < 1e-5
 
 
@@ -89,6 +103,48 @@ def test_what_is_not_finite_stays_with_its_sequence(backend):
     heir = PagedSequence([], block_table=sick.block_table)
     output = ATTENTION.attend(backend, kv_cache, pool, [(heir, 6)], [tokens])
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
+
+
+def last_outputs(backend: AttentionBackend, tokens: tuple[Tensor, Tensor, Tensor], query_len: int) -> Tensor:
+    """Of the last `query_len` of a sequence's (query, key, value), in a step of their own."""
+    sequence, num_cached = PagedSequence([]), len(tokens[0]) - query_len
+    pool, kv_cache = BlockPool(20, ATTENTION.block_size), ATTENTION.allocate(backend, 20)
+    cached = [new[:num_cached] for new in tokens]
+    ATTENTION.attend(backend, kv_cache, pool, [(sequence, num_cached)], [cached])
+    sequence.num_computed_tokens = num_cached
+    rest = [new[num_cached:] for new in tokens]
+    return ATTENTION.attend(backend, kv_cache, pool, [(sequence, query_len)], [rest])
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|All-NaN):RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+@pytest.mark.parametrize("query_len", [1, 3])
+def test_scores_of_minus_infinity_count_for_nothing(backend, query_len):
+    """Of 70 tokens 65: more than a tile of keys, and than a part of a sequence that is split."""
+    query, key, value = ATTENTION.make_qkv(70)
+    query, key = query.abs(), key.clone()
+    key[:65, :, 0] = -torch.inf
+    output = last_outputs(backend, (query, key, value), query_len)
+    expected = attend_densely(query, key, value, ATTENTION.scale, None)[-query_len:]
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|All-NaN):RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize(
+    "backend",
+    [backend for backend in BACKENDS if not isinstance(backend, TorchAttention)],
+    ids=lambda backend: backend.name,
+)
+@pytest.mark.parametrize("query_len", [1, 3])
+@pytest.mark.parametrize("num_tokens", [5, 70])
+def test_scores_of_minus_infinity_alone_are_nan(backend, query_len, num_tokens):
+    """As in the formula: a model that is broken like this must not go on as if it had seen nothing."""
+    query, key, value = (new.clone() for new in ATTENTION.make_qkv(num_tokens))
+    key[:, 0, 0] = -key[:, 0, 0].abs()
+    query[-1, 0, 0] = torch.inf
+    output = last_outputs(backend, (query, key, value), query_len)
+    assert output[-1, 0].isnan().all()
+    assert output[-1, 1:].isfinite().all() and output[:-1].isfinite().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)

@@ -34,6 +34,22 @@ needs_fp8 = pytest.mark.skipif(
 QUANTIZED = ["int8", pytest.param("fp8", marks=needs_fp8)]
 
 
+def decode_metadata(
+    slots: list[int], block_tables: list[list[int]], seq_lens: list[int]
+) -> AttentionMetadata:
+    """Of a step that is captured."""
+    num_rows = len(slots)
+    return AttentionMetadata(
+        slot_mapping=torch.tensor(slots, device=DEVICE),
+        block_tables=torch.tensor(block_tables, dtype=torch.int32, device=DEVICE),
+        seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=DEVICE),
+        query_start_loc=torch.arange(num_rows + 1, dtype=torch.int32, device=DEVICE),
+        num_decodes=num_rows,
+        query_lens=[1] * num_rows,
+        kv_lens=[],
+    )
+
+
 # ------------------------------------------------------------------------------------------------- any shape
 
 
@@ -63,6 +79,22 @@ def test_many_short_sequences_share_the_tiles_of_a_prefill():
     first = [(index, rng.choice((2, 3, 8, 31))) for index in range(9)]
     second = [(index, rng.choice((1, 1, 8))) for index in range(9)]
     assert layer.worst_error(TRITON, [first, second]) < 1e-5
+
+
+@pytest.mark.parametrize("query_len", [1, 5])
+def test_what_has_left_the_window_is_not_read(query_len):
+    """Seven tokens before the first query are seen: the five blocks before those may hold anything."""
+    layer = replace(LAYER, sliding_window=8)
+    pool, kv_cache = BlockPool(9, 4), layer.allocate(TRITON, 9)
+    sequence, tokens = PagedSequence([]), layer.make_qkv(27 + query_len)
+    layer.attend(TRITON, kv_cache, pool, [(sequence, 27)], [[new[:27] for new in tokens]])
+    sequence.num_computed_tokens = 27
+    for memory in kv_cache:
+        memory[sequence.block_table[:5]] = torch.nan
+    step = [(sequence, query_len)]
+    output = layer.attend(TRITON, kv_cache, pool, step, [[new[27:] for new in tokens]])
+    expected = attend_densely(*tokens, layer.scale, 8)[27:]
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
 
 
 # ------------------------------------------------------------------------------------------------- split KV
@@ -112,7 +144,42 @@ def test_splits_are_put_together_again(num_splits, seq_len, window):
 )
 def test_splits_fill_the_gpu_that_few_sequences_would_leave_idle(num_seqs, num_kv_heads, expected):
     """132 multiprocessors are those of an H100."""
-    assert choose_num_splits(num_seqs, num_kv_heads, num_sms=132) == expected
+    assert choose_num_splits(num_seqs, num_kv_heads, num_sms=132, longest=4096) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_seqs", "longest", "expected"),
+    [
+        (128, 4096, 1),
+        (128, 4097, 2),
+        (128, 32_768, 8),
+        (256, 32_768, 8),  # the most programs that there may be
+        (512, 32_768, 4),
+        (4096, 1_000_000, 1),
+        (1, 1_000_000, 128),
+        (16, 32_768, 8),  # which fill the GPU by themselves
+        (16, 65_536, 16),
+    ],
+)
+def test_a_sequence_that_may_be_long_is_split_in_a_large_batch_too(num_seqs, longest, expected):
+    """Into programs of 4096 tokens, as long as they are no more than 32 a multiprocessor."""
+    num_splits = choose_num_splits(num_seqs, 2, num_sms=132, longest=longest)
+    assert num_splits == expected
+    assert num_splits == 1 or num_seqs * 2 * num_splits <= 32 * 132
+
+
+@pytest.mark.parametrize(("window", "expected"), [(None, 4), (4096, 1)])
+def test_what_a_step_may_see_decides_how_it_is_split(window, expected, monkeypatch):
+    """The block tables' width, which a graph keeps, and no length; and of that no more than a window."""
+    seen, layer = [], replace(LAYER, block_size=512, sliding_window=window)
+    monkeypatch.setattr("ingine.attention.triton._num_sms", lambda device: 1)
+    monkeypatch.setattr(
+        "ingine.attention.triton.paged_decode", lambda *a, num_splits, **k: seen.append(num_splits)
+    )
+    rows, kv_cache = [new.to(DEVICE) for new in layer.make_qkv(2)], layer.allocate(TRITON, 32)
+    metadata = decode_metadata(slots=[0, 512], block_tables=[32 * [0], 32 * [1]], seq_lens=[1, 1])
+    TRITON.forward(*rows, kv_cache, metadata, scale=layer.scale, sliding_window=window)
+    assert seen == [expected]
 
 
 # ------------------------------------------------------------------------------- steps that a graph captures
@@ -121,7 +188,8 @@ def test_splits_fill_the_gpu_that_few_sequences_would_leave_idle(num_seqs, num_k
 @pytest.mark.parametrize("num_padded", [1, 3])
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
 def test_padded_rows_write_nothing_and_get_zeros(num_padded, kv_cache_dtype):
-    """Whatever is in their queries, keys and block tables. One row more and nothing is split."""
+    """Whatever is in their queries, keys and block tables. On the CPU, which passes for two multiprocessors,
+    two rows are split and four are not."""
     layer = Attention(num_heads=3, num_kv_heads=1, head_dim=16, block_size=4, rotary=True)
     backend = TritonAttention(kv_cache_dtype)
     pool, kv_cache = BlockPool(6, 4), layer.allocate(backend, 6)
@@ -130,20 +198,13 @@ def test_padded_rows_write_nothing_and_get_zeros(num_padded, kv_cache_dtype):
 
     before = [memory.clone() for memory in kv_cache]
     slot = sequence.block_table[2] * 4 + 1
-    num_rows = 1 + num_padded
     query, key, value = (
         torch.cat((new[9:], torch.full((num_padded, *new.shape[1:]), torch.nan))).to(DEVICE) for new in tokens
     )
-    metadata = AttentionMetadata(
-        slot_mapping=torch.tensor([slot, *num_padded * [-1]], device=DEVICE),
-        block_tables=torch.tensor(
-            [[*sequence.block_table, 0, 0, 0], *num_padded * [6 * [99]]], dtype=torch.int32, device=DEVICE
-        ),
-        seq_lens=torch.tensor([10, *num_padded * [0]], dtype=torch.int32, device=DEVICE),
-        query_start_loc=torch.arange(num_rows + 1, dtype=torch.int32, device=DEVICE),
-        num_decodes=num_rows,
-        query_lens=[1] * num_rows,
-        kv_lens=[],
+    metadata = decode_metadata(
+        slots=[slot, *num_padded * [-1]],
+        block_tables=[[*sequence.block_table, 0, 0, 0], *num_padded * [6 * [99]]],
+        seq_lens=[10, *num_padded * [0]],
     )
     rotation = layer.rotation(torch.tensor([9, *num_padded * [0]], device=DEVICE))
     output = backend.forward(
@@ -189,6 +250,21 @@ def test_small_values_survive_float16(kv_cache_dtype):
     output = layer.attend(backend, kv_cache, pool, [(PagedSequence([]), 40)], [[query, key, value]])
     expected = attend_densely(query, stored(kv_cache_dtype, key), value, layer.scale, None)
     assert (output.double() - expected).abs().max() < 0.01 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kv_cache_dtype", QUANTIZED)
+def test_zeros_are_kept_as_zeros(kv_cache_dtype):
+    """Of which the largest is no number to divide by."""
+    backend = TritonAttention(kv_cache_dtype)
+    pool, kv_cache = BlockPool(4, LAYER.block_size), LAYER.allocate(backend, 4)
+    query, key, value = LAYER.make_qkv(4)
+    key, value = torch.zeros_like(key), torch.zeros_like(value)
+    sequence = PagedSequence([])
+    output = LAYER.attend(backend, kv_cache, pool, [(sequence, 4)], [[query, key, value]])
+    assert (output == 0).all()
+    keys, values, *scales = (memory[sequence.block_table].float() for memory in kv_cache)
+    assert (keys == 0).all() and (values == 0).all()
+    assert all((scale > 0).all() for scale in scales)
 
 
 @pytest.mark.parametrize("kind", ["key", "value", "query"])

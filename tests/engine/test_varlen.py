@@ -1,7 +1,7 @@
 """Attention by torch's varlen_attn: what we hand to it, and that this is attention.
 
 torch's own runs on GPUs only. Elsewhere a function of the semantics that torch documents stands for it; the
-writing of keys and values is real, in triton's interpreter.
+writing of keys and values, and decodes, are real, in triton's interpreter.
 """
 
 import sys
@@ -18,7 +18,7 @@ from tests.engine.paged_attention import Attention, attend_densely, device_of
 
 pytest.importorskip("triton", reason="triton is for Linux")
 
-from ingine.attention.varlen import VarlenAttention, find_varlen_attn
+from ingine.attention.varlen import VarlenAttention, VarlenAttn, find_varlen_attn
 
 BLOCK_SIZE = 256
 
@@ -39,7 +39,7 @@ def documented_varlen_attn(
     block_table: Tensor | None = None,
     num_splits: int | None = None,
 ) -> Tensor:
-    """torch 2.13's documentation, and what FlashAttention-2 checks besides; nothing seen is zeros."""
+    """torch 2.13's documentation, and what FlashAttention-2 checks besides."""
     num_seqs = len(cu_seq_q) - 1
     assert enable_gqa and num_splits == 1 and key.shape[1] % 256 == 0
     assert cu_seq_k.shape == cu_seq_q.shape and seqused_k.shape == (num_seqs,)
@@ -47,24 +47,24 @@ def documented_varlen_attn(
     for tensor in (cu_seq_q, cu_seq_k, seqused_k, block_table):
         assert tensor.dtype == torch.int32
     left, right = window_size
+    assert right == 0, "causal"
     output = torch.empty(query.shape, dtype=query.dtype)
     for index in range(num_seqs):
         start, end, kv_len = int(cu_seq_q[index]), int(cu_seq_q[index + 1]), int(seqused_k[index])
         assert end - start <= max_q and kv_len <= max_k
         pages = block_table[index, : -(-kv_len // key.shape[1])].long()
         keys, values = (cache[pages].flatten(0, 1)[:kv_len] for cache in (key, value))
-        if right < 0:  # not causal, which is right where a query sees everything anyhow
-            assert end - start == 1 and left < 0
-        if kv_len:
-            attended = attend_densely(query[start:end], keys, values, scale, None if left < 0 else left + 1)
-            output[start:end] = attended
-        else:
-            output[start:end] = 0
+        window = None if left < 0 else left + 1
+        output[start:end] = attend_densely(query[start:end], keys, values, scale, window)
     return output
 
 
+def varlen_attn() -> VarlenAttn:
+    return find_varlen_attn() if torch.cuda.is_available() else documented_varlen_attn
+
+
 def backend() -> VarlenAttention:
-    return VarlenAttention(find_varlen_attn() if torch.cuda.is_available() else documented_varlen_attn)
+    return VarlenAttention(varlen_attn())
 
 
 pytestmark = pytest.mark.skipif(
@@ -102,32 +102,19 @@ def test_a_padded_row_of_a_graph_gets_zeros():
     assert (output[1] == 0).all()
 
 
-def test_numbers_that_a_graph_keeps_are_the_same_at_every_length():
-    """A stale bound would cut attention short in a replay, so no number may follow from a length."""
+def test_torch_gets_the_sequences_with_several_query_tokens_and_no_other():
+    """Decodes are Triton's, so that a step which a graph captures has no number in it that follows from a
+    length, and nothing of torch's that a graph could not keep."""
     seen = []
 
-    def record(*args, **kwargs) -> Tensor:
-        numbers = (*args, *kwargs.values())
-        seen.append([number for number in numbers if not isinstance(number, Tensor)])
-        return torch.zeros_like(args[0])
+    def record(query, key, value, cu_seq_q, *args, **kwargs) -> Tensor:
+        seen.append((cu_seq_q.tolist(), kwargs["seqused_k"].tolist(), kwargs["window_size"]))
+        return varlen_attn()(query, key, value, cu_seq_q, *args, **kwargs)
 
-    layer, attention = Attention(2, 1, 16, BLOCK_SIZE, torch.float16), VarlenAttention(record)
-    device = device_of(attention)
-    for seq_len in (1, 600):
-        metadata = AttentionMetadata(
-            slot_mapping=torch.tensor([seq_len - 1], device=device),
-            block_tables=torch.tensor([[0, 1, 2]], dtype=torch.int32, device=device),
-            seq_lens=torch.tensor([seq_len], dtype=torch.int32, device=device),
-            query_start_loc=torch.tensor([0, 1], dtype=torch.int32, device=device),
-            num_decodes=1,
-            query_lens=[1],
-            kv_lens=[],
-        )
-        rows = [new.to(device) for new in layer.make_qkv(1)]
-        kv_cache = layer.allocate(attention, 3)
-        attention.forward(*rows, kv_cache, metadata, scale=0.25, sliding_window=None)
-    assert seen[0] == seen[1]
-    assert seen[0][:2] == [1, 3 * BLOCK_SIZE]
+    layer = Attention(6, 2, 16, BLOCK_SIZE, torch.float16, sliding_window=3)
+    steps = [[(0, 2), (1, 4)], [(0, 1), (1, 1)], [(0, 3), (1, 1), (2, 5)]]
+    assert layer.worst_error(VarlenAttention(record), steps) < 5e-3
+    assert seen == [([0, 2, 6], [2, 4], (2, 0)), ([0, 5, 8], [5, 6], (2, 0))]
 
 
 @pytest.mark.parametrize(
