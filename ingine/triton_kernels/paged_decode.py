@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ingine.triton_kernels.paged_kv import PagedKV, attend_tile, tile_arguments
+from ingine.triton_kernels.paged_kv import PagedKV, attend_tile, is_short_of_registers, tile_arguments
 
 PROGRAMS_PER_SM = 2
 """That a GPU needs to read memory at full speed, as far as splitting can give them. Not tuned."""
@@ -75,10 +75,11 @@ def paged_decode(
         WINDOW=window,
         GROUP_SIZE=group_size,
         BLOCK_G=triton.next_power_of_2(max(group_size, 16)),  # 16: what tl.dot takes
-        num_warps=4,
+        num_warps=8 if is_short_of_registers(kv, query) else 4,
         num_stages=5,  # a tile's address is loaded first, so that is one tile on its way while one is used
     )
     if num_splits > 1:
+        block_d, block_s = triton.next_power_of_2(head_dim), triton.next_power_of_2(num_splits)
         _reduce_kernel[(num_seqs, num_heads)](
             output,
             partials,
@@ -88,9 +89,9 @@ def paged_decode(
             WINDOW=window,
             BLOCK_N=tile["BLOCK_N"],
             HEAD_DIM=head_dim,
-            BLOCK_D=triton.next_power_of_2(head_dim),
-            BLOCK_S=triton.next_power_of_2(num_splits),
-            num_warps=4,
+            BLOCK_D=block_d,
+            BLOCK_S=block_s,
+            num_warps=8 if block_s * block_d >= 128 * 256 else 4,  # so many spill with 4
         )
 
 

@@ -41,6 +41,12 @@ class PagedKV(NamedTuple):
         }
 
 
+def is_short_of_registers(kv: PagedKV, query: Tensor) -> bool:
+    """Whether a program turns quantised KV into float32: then it has half the tile and 8 warps. Else the
+    compiler spills thousands of bytes a thread."""
+    return kv.key_scales is not None and query.dtype == torch.float32
+
+
 def tile_arguments(kv: PagedKV, query: Tensor, scale: float) -> dict[str, object]:
     """What a kernel that calls `attend_tile` is told besides."""
     key_dtype = value_dtype = _TRITON_DTYPES[query.dtype]
@@ -51,11 +57,12 @@ def tile_arguments(kv: PagedKV, query: Tensor, scale: float) -> dict[str, object
         # The interpreter multiplies the bits of bfloat16 as if they were integers.
         key_dtype = value_dtype = tl.float32
     block_d = triton.next_power_of_2(max(query.shape[2], 16))
+    tile_bytes = TILE_BYTES // (2 if is_short_of_registers(kv, query) else 1)
     return {
         "query": query,
         "query_stride": query.stride(0),
         "scale_log2": scale * 1.4426950408889634,  # log2(e): exp2 is what the hardware has
-        "BLOCK_N": min(max(TILE_BYTES // (block_d * query.dtype.itemsize), 16), 64),
+        "BLOCK_N": min(max(tile_bytes // (block_d * query.dtype.itemsize), 16), 64),
         "KEY_DTYPE": key_dtype,
         "VALUE_DTYPE": value_dtype,
     }

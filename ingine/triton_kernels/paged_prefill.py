@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ingine.triton_kernels.paged_kv import PagedKV, attend_tile, tile_arguments
+from ingine.triton_kernels.paged_kv import PagedKV, attend_tile, is_short_of_registers, tile_arguments
 
 MAX_ROWS = {4: 32, 2: 128}
 """Query rows, a token's head each, of a program, by the size of a number. Not tuned."""
@@ -51,7 +51,7 @@ def paged_prefill(
         GROUP_SIZE=group_size,
         BLOCK_M=block_m,
         BLOCK_Q=block_q,
-        num_warps=8 if block_m > 64 else 4,
+        num_warps=8 if block_m > 64 or is_short_of_registers(kv, query) else 4,
         num_stages=3,
     )
 

@@ -1,59 +1,99 @@
 """Compiles Triton kernels for GPUs on a machine that has none, down to machine code, and runs none.
 
-    python -m tests.engine.compile_kernels CAPABILITY     80, 89 or 90
+    python -m tests.engine.compile_kernels
 
-What the interpreter accepts is not all that the compiler does. Prints each kernel that was compiled, and the
-shared memory that a program of it takes.
+What the interpreter accepts is not all that the compiler does. Prints, for each kernel that was compiled, the
+compute capability, its name, the bytes of shared memory that a program of it takes, and the bytes of a thread
+that did not fit into registers.
 """
 
-import sys
+import re
+import subprocess
+import tempfile
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from ingine import device_sampling
+from ingine.attention import triton as triton_attention
 from ingine.attention.triton import TritonAttention
+from ingine.layers.triton_ops import TritonOps
 from tests.engine.paged_attention import Attention
+
+NUM_SMS = 132
+"""Of an H100, so that one sequence is split as there."""
+
+ONE_SEQUENCE = [[(0, 40)], [(0, 1)]]
+MANY_DECODES = [[(0, 40)], [(index, 1) for index in range(NUM_SMS)]]
+"""So many that nothing is split."""
 
 
 class AbsentGPU:
     """As much of a driver as compiling asks for."""
 
     def __init__(self, capability: int):
-        self._target = GPUTarget("cuda", capability, 32)
+        self.capability = capability
 
     def get_current_target(self) -> GPUTarget:
-        return self._target
+        return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return self.capability  # triton keeps what it compiled for a device
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
 
-def compile_instead_of_running(capability: int) -> None:
-    driver.set_active(AbsentGPU(capability))
+def compile_instead_of_running() -> None:
+    triton_attention._num_sms = lambda device: NUM_SMS
     run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        assert kernel.asm["cubin"]
-        print(self.__name__, kernel.metadata.shared)
+        print(
+            driver.active.capability, self.__name__, kernel.metadata.shared, stack_bytes(kernel.asm["cubin"])
+        )
         return kernel
 
     JITFunction.run = compile_only
 
 
+def stack_bytes(cubin: bytes) -> int:
+    """What registers are spilled to."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", usage)[1])
+
+
 def compile_attention(capability: int) -> None:
-    """A prefill and decodes: split ones, over quantised KV, and such that are not."""
+    """Prefills and decodes, split and not, over quantised KV and not. Most shapes for the newest GPU alone,
+    since a kernel takes half a second."""
     quantised = TritonAttention("fp8" if capability >= 89 else "int8")
-    Attention(12, 2, 128, 16, torch.bfloat16, rotary=True).run(quantised, [[(0, 40)], [(0, 1)]])
-    decodes = [(index, 1) for index in range(9)]
-    Attention(6, 2, 80, 24, torch.float32, sliding_window=20).run(TritonAttention(), [[(0, 40)], decodes])
+    Attention(12, 2, 128, 16, torch.bfloat16, rotary=True).run(quantised, ONE_SEQUENCE)
+    if capability >= 90:
+        Attention(6, 2, 80, 24, torch.float32, sliding_window=20).run(TritonAttention(), MANY_DECODES)
+        Attention(12, 2, 128, 16, torch.float32).run(TritonAttention("int8"), MANY_DECODES)
+        Attention(4, 1, 256, 16, torch.bfloat16).run(TritonAttention(), ONE_SEQUENCE)
+
+
+def compile_layers_and_sampling() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x, weight = torch.zeros(2, 576, dtype=dtype), torch.zeros(576, dtype=dtype)
+        TritonOps().rms_norm(x, weight, 1e-5)
+        TritonOps().add_rms_norm(x, x, weight, 1e-5)
+        TritonOps().silu_mul(x)
+        device_sampling.choose(torch.zeros(2, 2000, dtype=dtype), torch.zeros(2, device_sampling.NUM_PARAMS))
 
 
 if __name__ == "__main__":
-    compile_instead_of_running(int(sys.argv[1]))
-    compile_attention(int(sys.argv[1]))
+    compile_instead_of_running()
+    for capability in (80, 89, 90):
+        driver.set_active(AbsentGPU(capability))
+        compile_attention(capability)
+    compile_layers_and_sampling()
