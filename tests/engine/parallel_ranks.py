@@ -16,13 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
+from ingine import build
 from ingine.config import EngineConfig
 from ingine.engine import Engine
-from ingine.kernels import REFERENCE
+from ingine.kernels import REFERENCE, Kernels
 from ingine.models import load_model
 from ingine.parallel import TensorParallel
 from ingine.sampling_params import SamplingParams
+from tests.engine import tape
+from tests.engine.marks import HAS_TRITON
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.waiting import wait_until
 
@@ -37,6 +41,7 @@ ENGINES = {
     "qwen3": {"max_num_seqs": 8, "num_blocks": 18},
 }
 """By model: everything at once, scheduled ahead, prefill in odd chunks, and too little memory for all."""
+Request = tuple[list[int], SamplingParams]
 LONGEST_LIFE_S = 120
 """Of a rank that nobody ends: the program that forked it may have failed."""
 MESSAGES = ["small", {"positions": np.arange(7), "more": [1, None, "x"]}, np.arange(50_000)]
@@ -65,7 +70,8 @@ def compute(folder: Path, parallel: TensorParallel) -> None:
     for path in sorted((folder / "models").iterdir()):
         found["logits"][path.name] = greedy_logits(path, parallel)
     for name, options in ENGINES.items():
-        found["engines"][name] = generate(folder / "models" / name, parallel, **options)
+        found["engines"][name] = generate(folder / "models" / name, parallel, requests(), **options)
+    found["replayed"] = generate_replayed(folder / "models" / "llama", parallel)
     torch.save(found, folder / f"rank-{parallel.rank}.pt")
     parallel.close()
 
@@ -103,9 +109,15 @@ def greedy_logits(path: Path, parallel: TensorParallel) -> torch.Tensor:
 
 
 def make_engine(
-    path: Path, parallel: TensorParallel, *, num_blocks: int = 200, block_size: int = 4, **options
+    path: Path,
+    parallel: TensorParallel,
+    *,
+    num_blocks: int = 200,
+    block_size: int = 4,
+    kernels: Kernels = REFERENCE,
+    **options,
 ) -> Engine:
-    decoder = load_model(path, dtype=torch.float32, device=CPU, kernels=REFERENCE, parallel=parallel)
+    decoder = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels, parallel=parallel)
     config = EngineConfig(
         str(path),
         dtype="float32",
@@ -118,7 +130,9 @@ def make_engine(
     return Engine(config, model=decoder)
 
 
-def generate(path: Path, parallel: TensorParallel, **options) -> tuple[list[list[int]], int]:
+def generate(
+    path: Path, parallel: TensorParallel, requests: list[Request], **options
+) -> tuple[list[list[int]], int]:
     """On rank 0: the tokens of each of `requests`, which come while others run, and how many preemptions
     there were.
     """
@@ -126,9 +140,9 @@ def generate(path: Path, parallel: TensorParallel, **options) -> tuple[list[list
     if parallel.rank > 0:
         engine.follow()
         return [], 0
-    made = [[] for _ in requests()]
+    made = [[] for _ in requests]
     outputs = []
-    for index, (prompt, params) in enumerate(requests()):
+    for index, (prompt, params) in enumerate(requests):
         engine.add(str(index), prompt, params)
         outputs += engine.step()
     while engine.has_unfinished:
@@ -140,7 +154,56 @@ def generate(path: Path, parallel: TensorParallel, **options) -> tuple[list[list
     return made, engine.stats().num_preemptions
 
 
-def requests() -> list[tuple[list[int], SamplingParams]]:
+def generate_replayed(path: Path, parallel: TensorParallel) -> list[list[list[int]]]:
+    """On rank 0: what steps that are replayed make of each of `few_requests`."""
+    if not HAS_TRITON:
+        return []
+    from ingine.kernels import triton_kernels
+
+    build.capture_for = lambda device: capture
+    options = {"max_num_seqs": 3, "async_scheduling": True, "kernels": triton_kernels()}
+    return [generate(path, parallel, few, **options)[0] for few in few_requests()]
+
+
+def few_requests() -> list[list[Request]]:
+    """Two greedy ones, two random ones, all kinds together. Short: their kernels are interpreted."""
+    greedy, random_, penalised = requests()[:3]
+    all_kinds = [greedy, random_, penalised]
+    batches = [[greedy, greedy], [random_, (random_[0][::-1], random_[1])], all_kinds]
+    return [
+        [(prompt[:5], params.model_copy(update={"max_tokens": 4})) for prompt, params in b] for b in batches
+    ]
+
+
+def capture(step: Callable[[], None]) -> Callable[[], None]:
+    """A tape with collectives on it, each as a whole: gloo runs them in threads of its own, and no dispatcher
+    sees that they are waited for.
+    """
+    recorded = tape.Tape()
+
+    def record(collective):
+        def call(self, x: torch.Tensor) -> torch.Tensor:
+            with _disable_current_modes():
+                result = collective(self, x)
+            recorded._calls.append(lambda: result.copy_(collective(self, x)))
+            return result
+
+        return call
+
+    names = ("all_reduce", "all_gather", "broadcast")
+    originals = {name: getattr(TensorParallel, name) for name in names}
+    for name, collective in originals.items():
+        setattr(TensorParallel, name, record(collective))
+    try:
+        with tape._triton_launches_to(recorded._calls), tape._Recorder(recorded._calls):
+            step()
+    finally:
+        for name, collective in originals.items():
+            setattr(TensorParallel, name, collective)
+    return recorded.replay
+
+
+def requests() -> list[Request]:
     """Greedy, at random and with penalties in turns. The last four begin alike."""
     rng = random.Random(7)
     some = [[rng.randrange(256) for _ in range(length)] for length in (1, 33, 4)]

@@ -18,7 +18,17 @@ from ingine.kernels import REFERENCE
 from ingine.models import load_weights
 from ingine.models.loader import SPLIT_DIM
 from ingine.parallel import SINGLE, VARIABLES, TensorParallel, shard
-from tests.engine.parallel_ranks import CPU, ENGINES, MESSAGES, NUM_TOKENS, PROMPT, generate, requests
+from tests.engine.marks import needs_interpreter
+from tests.engine.parallel_ranks import (
+    CPU,
+    ENGINES,
+    MESSAGES,
+    NUM_TOKENS,
+    PROMPT,
+    few_requests,
+    generate,
+    requests,
+)
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,12 +129,20 @@ def test_two_ranks_have_the_logits_of_transformers(folder, ranks, name):
 def test_an_engine_of_two_ranks_generates_what_one_of_one_does(folder, ranks, name):
     """And what transformers does, where that is greedy."""
     made, num_preemptions = ranks[0]["engines"][name]
-    assert made == generate(folder / "models" / name, SINGLE, **ENGINES[name])[0]
+    assert made == generate(folder / "models" / name, SINGLE, requests(), **ENGINES[name])[0]
     assert (num_preemptions > 0) == ("num_blocks" in ENGINES[name])
     for (prompt, params), token_ids in zip(requests(), made, strict=True):
         assert len(token_ids) == params.max_tokens
         if params.temperature == 0:
             assert token_ids == hf_greedy(folder / "models" / name, prompt)[0]
+
+
+@needs_interpreter
+def test_steps_that_two_ranks_replay_give_what_one_computes(folder, ranks):
+    """Sampling and the tokens' broadcast are in the graph; with penalties they come after it."""
+    path = folder / "models" / "llama"
+    expected = [generate(path, SINGLE, few, max_num_seqs=3)[0] for few in few_requests()]
+    assert ranks[0]["replayed"] == expected
 
 
 @pytest.mark.parametrize("name", [*MODELS, "llama-biases"])
