@@ -105,26 +105,32 @@ def test_what_is_not_finite_stays_with_its_sequence(backend):
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
 
 
-def last_outputs(backend: AttentionBackend, tokens: tuple[Tensor, Tensor, Tensor], query_len: int) -> Tensor:
-    """Of the last `query_len` of a sequence's (query, key, value), in a step of their own."""
+def last_outputs(
+    backend: AttentionBackend, tokens: tuple[Tensor, Tensor, Tensor], query_len: int, num_others: int
+) -> Tensor:
+    """Of the last `query_len` of a sequence's (query, key, value), in a step with other sequences: these have
+    one token each, and come first."""
     sequence, num_cached = PagedSequence([]), len(tokens[0]) - query_len
-    pool, kv_cache = BlockPool(20, ATTENTION.block_size), ATTENTION.allocate(backend, 20)
+    pool, kv_cache = BlockPool(30, ATTENTION.block_size), ATTENTION.allocate(backend, 30)
     cached = [new[:num_cached] for new in tokens]
     ATTENTION.attend(backend, kv_cache, pool, [(sequence, num_cached)], [cached])
     sequence.num_computed_tokens = num_cached
+    step = [*((PagedSequence([]), 1) for _ in range(num_others)), (sequence, query_len)]
+    others = num_others * [ATTENTION.make_qkv(1)]
     rest = [new[num_cached:] for new in tokens]
-    return ATTENTION.attend(backend, kv_cache, pool, [(sequence, query_len)], [rest])
+    return ATTENTION.attend(backend, kv_cache, pool, step, [*others, rest])[-query_len:]
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|All-NaN):RuntimeWarning")  # of the interpreter
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 @pytest.mark.parametrize("query_len", [1, 3])
-def test_scores_of_minus_infinity_count_for_nothing(backend, query_len):
-    """Of 70 tokens 65: more than a tile of keys, and than a part of a sequence that is split."""
+@pytest.mark.parametrize("num_others", [0, 3])
+def test_scores_of_minus_infinity_count_for_nothing(backend, query_len, num_others):
+    """Of 70 tokens 65: more than a tile of keys, and than a split of one that is alone."""
     query, key, value = ATTENTION.make_qkv(70)
     query, key = query.abs(), key.clone()
     key[:65, :, 0] = -torch.inf
-    output = last_outputs(backend, (query, key, value), query_len)
+    output = last_outputs(backend, (query, key, value), query_len, num_others)
     expected = attend_densely(query, key, value, ATTENTION.scale, None)[-query_len:]
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
 
@@ -137,12 +143,13 @@ def test_scores_of_minus_infinity_count_for_nothing(backend, query_len):
 )
 @pytest.mark.parametrize("query_len", [1, 3])
 @pytest.mark.parametrize("num_tokens", [5, 70])
-def test_scores_of_minus_infinity_alone_are_nan(backend, query_len, num_tokens):
+@pytest.mark.parametrize("num_others", [0, 3])
+def test_scores_of_minus_infinity_alone_are_nan(backend, query_len, num_tokens, num_others):
     """As in the formula: a model that is broken like this must not go on as if it had seen nothing."""
     query, key, value = (new.clone() for new in ATTENTION.make_qkv(num_tokens))
     key[:, 0, 0] = -key[:, 0, 0].abs()
     query[-1, 0, 0] = torch.inf
-    output = last_outputs(backend, (query, key, value), query_len)
+    output = last_outputs(backend, (query, key, value), query_len, num_others)
     assert output[-1, 0].isnan().all()
     assert output[-1, 1:].isfinite().all() and output[:-1].isfinite().all()
 

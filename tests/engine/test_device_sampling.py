@@ -123,11 +123,11 @@ def test_the_nucleus_is_that_of_what_top_k_leaves(monkeypatch):
 
 
 def test_min_p_goes_before_a_top_k_that_is_more_than_the_candidates(monkeypatch):
-    """It leaves fewer than top_k of most rows, and more than the candidates."""
+    """It leaves fewer than top_k of each row, and of most more than the candidates."""
     monkeypatch.setattr(device_sampling, "NUM_CANDIDATES", 4)
-    params = [SamplingParams(temperature=1.3, top_k=60, min_p=0.15)] * 20
-    numbers = ((np.arange(20) + 0.5) / 20).astype(np.float32)
-    assert_as_defined(make_logits(20, vocab_size=100, spread=2.0), params, numbers)
+    params = [SamplingParams(temperature=1.3, top_k=60, min_p=0.15)] * 24
+    numbers = np.float32([*(np.arange(20) + 0.5) / 20, *4 * [LAST]])
+    assert_as_defined(make_logits(24, vocab_size=100, spread=2.0), params, numbers)
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 30}, {"top_p": 0.6}], ids=str)

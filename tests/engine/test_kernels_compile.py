@@ -1,4 +1,4 @@
-"""The kernels compile, for GPUs that are not there: triton's interpreter takes more than its compiler does."""
+"""The kernels compile, for GPUs that are not there: triton's interpreter takes more than the compiler."""
 
 import os
 import subprocess
