@@ -6,13 +6,13 @@ random rows and all cuts. The definition, which the tests compare with, is `ingi
 gives the token that `choose` there gives, unless rounding decides between two tokens.
 
 torch selects the `NUM_CANDIDATES` largest logits of each row. Where all that may be drawn is among them, as
-it is with a top_k of no more than that, and with a top_p or min_p where these tokens hold all that it leaves,
-the row is read once or twice more. Where it is not, a radix descent over the bits of
-the logits finds first where to cut and then the token. A row that cuts nothing is drawn from by the CDF in
-the order of the ids. All but the selection is one launch, of one program a row.
+with a top_k of no more than that, and where they hold all that a top_p or min_p leaves, the row is read once
+or twice more. Where it is not, a radix descent over the bits of the logits finds first where to cut and then
+the token. A row that cuts nothing is drawn from by the CDF in the order of the ids. All but the selection is
+one launch, of one program a row.
 
-Nothing of it has been timed on a GPU. What to look at first is a batch of one flat row that needs the descent:
-its one program reads the whole vocabulary up to nine times for each cut and for the draw.
+Nothing of it has been timed on a GPU. The first thing to look at is a flat row that needs the descent: one
+program reads the whole vocabulary up to nine times for each cut and for the draw.
 """
 
 import numpy as np
