@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 2
 RIVALS := vllm llama hf plots
-HAS_GPU := $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test chaos bench bench-rivals gpu-check gpu-wheels lint format clean
@@ -32,14 +31,16 @@ bench-rivals: $(STAMP) $(RIVALS:%=.rivals/%/.installed) .rivals/tcmalloc ## Besi
 # Where torch finds a GPU, that Python is used as it is, and what it lacks comes out of .wheels without a network.
 # Into a folder and not into an environment: the Python may itself be one, whose packages another cannot see.
 gpu-check: ## Exactness and speed on a GPU, in under 8 minutes; ARGS="--dry-run" does the same tiny on a CPU
-	@$(HAS_GPU) || $(MAKE) --no-print-directory venv
-	@if ! $(HAS_GPU); then $(BIN)/python -m benchmarks.gpu_check $(ARGS); exit; fi; \
+	@if ! $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
+		$(MAKE) --no-print-directory venv && $(BIN)/python -m benchmarks.gpu_check $(ARGS); exit; \
+	fi; \
 	if [ -d .wheels ]; then \
 		$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target .wheels/site .wheels/*.whl || exit; \
 	fi; \
 	PYTHONPATH=.wheels/site:$$PYTHONPATH $(PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 gpu-wheels: ## What gpu-check needs on a machine that has torch, transformers and no network, into .wheels
+	@rm -rf .wheels  # wheels of other versions would be installed too
 	@$(PYTHON) -m pip download --quiet --dest .wheels --no-deps --only-binary=:all: --python-version 3.12 \
 		--implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 		--requirement benchmarks/gpu_check/requirements.txt --constraint constraints.txt

@@ -18,6 +18,10 @@ MACHINE = "machine"
 _PATH = re.compile(r"(?:/[\w.+-]+)+/(?=[\w.+-]+)")
 
 
+NO_TIME_LEFT = "no time left"
+"""Why a cell is skipped that another run may have."""
+
+
 class Skipped(Exception):
     """This machine cannot measure it; the text says why."""
 
@@ -58,7 +62,7 @@ class Cells:
         figures = skipped = error = None
         began = time.perf_counter()
         if self.seconds_left <= 0:
-            skipped = "no time left"
+            skipped = NO_TIME_LEFT
         else:
             try:
                 figures = measure(*args)

@@ -75,9 +75,14 @@ SYSTEMS: dict[str, Generate] = {"hf generate": padded, "hf continuous batching":
 
 
 def _measure(model: PreTrainedModel, generate: Generate, batch: int, plan: Plan) -> Figures:
+    """With the attention that the model has while it runs: `generate_batch` chooses another, and puts it
+    back."""
     prompts = streams.prompts(batch, plan.compared[1], plan.shape.vocab_size)
+    seen: set[str] = set()
+    hook = model.register_forward_pre_hook(lambda model, _: seen.add(model.config._attn_implementation))
     generate(model, prompts, 2)  # loads, compiles
-    return generate(model, prompts, plan.num_stream_tokens)
+    hook.remove()
+    return {"attention": ", ".join(sorted(seen)), **generate(model, prompts, plan.num_stream_tokens)}
 
 
 def _random_model(plan: Plan) -> PreTrainedModel:

@@ -17,10 +17,13 @@ MODULES = {
     "kernels": "kernel_checks",
     "engine": "engine_checks",
     "speed": "speed",
-    "settings": "settings",
+    "process": "hosting",
     "hf": "hugging_face",
+    "settings": "settings",
+    "trace": "trace",
 }
-"""Each has `run(plan, cells)`."""
+"""Each has `run(plan, cells)`. In the order in which they are run: the last have what time is left, and the
+profiler, which CUDA graphs may not agree with, comes when all else is known."""
 
 
 def main() -> None:

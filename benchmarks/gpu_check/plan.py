@@ -23,8 +23,10 @@ class Plan:
     device: str
     dtype: str
     seconds: Mapping[str, float]
-    """By part, its start included. What has not begun by then is listed as skipped; a part that does not end
-    is killed a little later."""
+    """That are kept for each part, its start included; and it may take what those before it have left. What
+    has not begun by then is listed as skipped; a part that does not end is killed a little later."""
+    total_s: float
+    """After which no part runs, however late they came."""
 
     # Exactness of the kernels
     num_attention_cases: int
@@ -49,6 +51,8 @@ class Plan:
     shape: Shape
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
+    first: tuple[tuple[int, int], ...]
+    """Batches and contexts that are measured before all others, for which time may run out."""
     block_size: int
     num_batched_tokens: int
     """Most of a step."""
@@ -56,6 +60,8 @@ class Plan:
     num_timed_steps: int
     compared: tuple[int, int]
     """Batch and context at which KV formats, block sizes and settings are compared."""
+    hosted: tuple[int, ...]
+    """Batches that an engine in a process of its own is given, at the context of `compared`."""
     traced: tuple[int, ...]
     """Batches of which a step is traced, at the context of `compared`."""
     streams: tuple[int, ...]
@@ -68,7 +74,11 @@ class Plan:
 FULL = Plan(
     device="cuda",
     dtype="bfloat16",
-    seconds={"kernels": 90, "engine": 85, "speed": 110, "settings": 65, "hf": 55},
+    seconds={
+        **{"kernels": 120, "engine": 70, "speed": 90, "process": 35},
+        **{"hf": 40, "settings": 45, "trace": 25},
+    },
+    total_s=440,
     num_attention_cases=16,
     longest_prompt=400,
     num_rows=64,
@@ -90,22 +100,26 @@ FULL = Plan(
     ),
     batches=(1, 8, 32, 64, 128, 256),
     contexts=(128, 1024, 4096),
+    first=((1, 1024), (32, 1024), (256, 1024)),
     block_size=16,
     num_batched_tokens=2048,
     num_warm_up_steps=8,
     num_timed_steps=64,
     compared=(32, 1024),
+    hosted=(32, 256),
     traced=(1, 32, 256),
     streams=(1, 32),
     num_stream_tokens=64,
     bandwidth_bytes=4 << 30,
 )
-"""The shape is Qwen2.5-1.5B's."""
+"""The shape is Qwen2.5-1.5B's. The whole is to stay under eight minutes: what `make` does before, and tables
+and plot after, have 40 s."""
 
 DRY = Plan(
     device="cpu",
     dtype="float32",
-    seconds={"kernels": 60, "engine": 60, "speed": 60, "settings": 60, "hf": 60},
+    seconds=dict.fromkeys(("kernels", "engine", "speed", "process", "hf", "settings", "trace"), 60),
+    total_s=440,
     num_attention_cases=2,
     longest_prompt=9,
     num_rows=2,
@@ -127,11 +141,13 @@ DRY = Plan(
     ),
     batches=(1, 2),
     contexts=(5,),
+    first=((2, 5),),
     block_size=16,
     num_batched_tokens=6,
     num_warm_up_steps=1,
     num_timed_steps=2,
     compared=(2, 5),
+    hosted=(2,),
     traced=(1, 2),
     streams=(1, 2),
     num_stream_tokens=3,

@@ -60,7 +60,7 @@ def _line(
 
 
 def _stacks(axes: Axes, report: Report) -> None:
-    rows = figures_of(report, "trace")
+    rows = figures_of(report, part="trace")
     groups = list(dict.fromkeys(group for row in rows for group in row["groups_ms"]))
     bottoms = [0.0] * len(rows)
     for group, color in zip(groups, GROUP_COLORS, strict=False):
@@ -72,4 +72,4 @@ def _stacks(axes: Axes, report: Report) -> None:
     axes.set_title("a step under the profiler, ms", loc="left")
     axes.grid(axis="x", visible=False)
     if rows:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -50,6 +50,12 @@ def model_config(shape: Shape, dtype: torch.dtype) -> ModelConfig:
     )
 
 
+def kv_bytes_per_token(plan: Plan) -> int:
+    """In the model's dtype."""
+    shape = plan.shape
+    return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * getattr(torch, plan.dtype).itemsize
+
+
 def random_decoder(plan: Plan, kernels: Kernels) -> tuple[Decoder, int]:
     """The model, and the bytes of weights that a step reads: all, as the embedding is the last matrix too."""
     device, dtype = torch.device(plan.device), getattr(torch, plan.dtype)

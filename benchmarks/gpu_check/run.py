@@ -1,4 +1,4 @@
-"""Runs the parts one after the other, each in a process of its own and for as long as the plan says."""
+"""Runs the parts one after the other, each in a process of its own, and all before one deadline."""
 
 import os
 import subprocess
@@ -19,10 +19,13 @@ GRACE_S = 12
 def run_parts(parts: Sequence[str], plan: Plan, *, dry_run: bool) -> list[Cell]:
     """All cells, and one that failed for each part that did not end by itself."""
     cells: list[Cell] = []
+    deadline = time.time() + plan.total_s
     with tempfile.TemporaryDirectory() as folder:
-        for part in parts:
+        for index, part in enumerate(parts):
+            kept_for_others = sum(plan.seconds[other] for other in parts[index + 1 :])
+            until = deadline - kept_for_others - GRACE_S
             path = Path(folder) / f"{part}.jsonl"
-            failure = _run_part(part, path, plan.seconds[part], dry_run)
+            failure = _run_part(part, path, until, dry_run)
             cells += read_cells(path)
             if failure is not None:
                 cells.append(Cell(part, "the whole part", error=failure))
@@ -30,16 +33,20 @@ def run_parts(parts: Sequence[str], plan: Plan, *, dry_run: bool) -> list[Cell]:
     return cells
 
 
-def _run_part(part: str, path: Path, seconds: float, dry_run: bool) -> str | None:
-    """Why it failed as a whole; None if it ended by itself."""
+def _run_part(part: str, path: Path, until: float, dry_run: bool) -> str | None:
+    """Why it failed as a whole; None if it ended by itself.
+
+    until: in seconds since the epoch, when it begins nothing more.
+    """
     command = [sys.executable, "-m", "benchmarks.gpu_check.part", part]
-    command += ["--cells", str(path), "--until", str(time.time() + seconds)]
+    command += ["--cells", str(path), "--until", str(until)]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     if dry_run:
         command.append("--dry-run")
         env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    timeout = max(0.0, until + GRACE_S - time.time())
     try:
-        status = subprocess.run(command, cwd=ROOT, env=env, timeout=seconds + GRACE_S).returncode
+        status = subprocess.run(command, cwd=ROOT, env=env, timeout=timeout).returncode
     except subprocess.TimeoutExpired:
-        return f"killed after {seconds + GRACE_S:.0f} s"
+        return f"killed after {timeout:.0f} s"
     return f"ended with status {status}" if status else None

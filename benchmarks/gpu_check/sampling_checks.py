@@ -1,7 +1,5 @@
 """Sampling on the device beside its definition, `ingine.random_sampling`: the same number, the same token."""
 
-from itertools import product
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,8 +11,8 @@ from ingine import device_sampling, random_sampling
 from ingine.sampling_params import SamplingParams
 
 EDGE = 4e-6
-"""How far a uniform number or a top_p may be off a token's edge for rounding to take the next one: sums over
-a vocabulary in float32 differ by their order."""
+"""How far a uniform number or a top_p may be off a token's edge for rounding to take another: sums over a
+vocabulary in float32 differ by their order."""
 
 GREEDY = SamplingParams(temperature=0)
 KINDS: dict[str, dict] = {
@@ -51,7 +49,9 @@ def _check(dtype: torch.dtype, plan: Plan, device: torch.device) -> Figures:
     found = device_sampling.choose(logits.clone(), rows)
     different = (found != expected).nonzero().flatten().tolist()
     at_an_edge = [
-        row for row in different if _is_at_an_edge(logits[row], params[row], uniform[row], found[row])
+        row
+        for row in different
+        if _is_at_an_edge(logits[row], params[row], uniform[row].item(), found[row].item())
     ]
     likeliest = random_sampling.choose(logits.clone(), [GREEDY] * len(params), uniform)
     greedy_is_right = torch.equal(device_sampling.greedy(logits.clone()), likeliest)
@@ -64,12 +64,26 @@ def _check(dtype: torch.dtype, plan: Plan, device: torch.device) -> Figures:
     }
 
 
-def _is_at_an_edge(logits: Tensor, params: SamplingParams, uniform: np.float32, found: Tensor) -> bool:
-    """Whether the definition says `found` for a number, or a top_p, that differs by no more than `EDGE`."""
-    offsets = (-EDGE, 0.0, EDGE)
-    for by_uniform, by_top_p in product(offsets, offsets if params.top_p < 1 else (0.0,)):
-        near = params.model_copy(update={"top_p": params.top_p + by_top_p})
-        number = np.array([uniform + by_uniform], dtype=np.float32).clip(0, 1 - 2**-24)
-        if random_sampling.choose(logits[None].clone(), [near], number).item() == found.item():
+def _is_at_an_edge(logits: Tensor, params: SamplingParams, uniform: float, found: int) -> bool:
+    """Whether `found` may be drawn, in float64, by a number within `EDGE` of `uniform` and a top_p within
+    `EDGE` of the one that is asked for. Several tokens may: in a flat distribution many are less than that.
+    """
+    if params.greedy or found < 0 or not logits.max().isfinite():
+        return False
+    token_ids = torch.arange(len(logits), device=logits.device)
+    if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
+        token_ids = logits.sort(descending=True, stable=True).indices
+    probs = (logits.double() / params.temperature).softmax(dim=0)[token_ids]
+    if params.top_k > 0:
+        probs[params.top_k :] = 0
+    probs = probs.where(probs >= params.min_p * probs.max(), 0)
+    rank = token_ids.tolist().index(found)
+    offsets = (-EDGE, 0.0, EDGE) if params.top_p < 1 else (0.0,)
+    for top_p in (params.top_p + offset for offset in offsets):
+        cdf = probs.cumsum(dim=0)
+        kept = probs.where(cdf - probs < top_p * cdf[-1], 0)
+        cdf = kept.cumsum(dim=0) / kept.sum()
+        upper, weight = cdf[rank].item(), (kept[rank] / kept.sum()).item()
+        if weight > 0 and upper - weight <= uniform + EDGE and uniform - EDGE <= upper:
             return True
     return False

@@ -1,11 +1,10 @@
-"""Rates of decoding and prefill over batches and contexts, and where the time of a step goes."""
+"""Rates of decoding and prefill over batches and contexts."""
 
 from benchmarks.gpu_check import streams
-from benchmarks.gpu_check.cells import Cells
+from benchmarks.gpu_check.cells import Cells, Figures, Skipped
 from benchmarks.gpu_check.plan import Plan
 from benchmarks.gpu_check.random_model import kernels_for
 from benchmarks.gpu_check.subject import Subject, bandwidth
-from benchmarks.gpu_check.trace import trace_decode
 
 
 def run(plan: Plan, cells: Cells) -> None:
@@ -26,16 +25,25 @@ def run(plan: Plan, cells: Cells) -> None:
         cells.run(
             "ingine", settings, streams.generate, subject.engine, batch, context, plan.num_stream_tokens
         )
-    for batch in plan.traced:
-        cells.run("trace", {"batch": batch, "context": context}, trace_decode, subject.engine, batch, plan)
-    # The cheapest first, since time may run out.
-    grid = [(batch, context) for batch in plan.batches for context in plan.contexts]
-    for batch, context in sorted(grid, key=lambda pair: pair[0] * pair[1]):
-        settings = {"batch": batch, "context": context}
-        cells.run("decode", settings, decode, subject, plan, batch, context, bytes_per_s)
+    most_tokens, prefill_rate = 0, float("inf")
+    for batch, context in in_order(plan):
+        num_tokens = batch * context
+        figures = cells.run(
+            "decode",
+            {"batch": batch, "context": context},
+            *(_decode, subject, plan, batch, context, bytes_per_s, num_tokens / prefill_rate, cells),
+        )
+        if figures is not None and num_tokens >= most_tokens:  # few tokens have a rate of their own
+            most_tokens, prefill_rate = num_tokens, figures["prefill_tokens_per_s"]
 
 
-def describe(subject: Subject) -> dict:
+def in_order(plan: Plan) -> list[tuple[int, int]]:
+    """Every batch and context: what is wanted most, then the cheapest, since time may run out."""
+    others = {(batch, context) for batch in plan.batches for context in plan.contexts} - set(plan.first)
+    return [*plan.first, *sorted(others, key=lambda pair: (pair[0] * pair[1], pair))]
+
+
+def describe(subject: Subject) -> Figures:
     return {
         "attention": subject.attention,
         "weight_bytes": subject.weight_bytes,
@@ -44,5 +52,16 @@ def describe(subject: Subject) -> dict:
     }
 
 
-def decode(subject: Subject, plan: Plan, batch: int, context: int, bytes_per_s: float | None) -> dict:
+def _decode(
+    subject: Subject,
+    plan: Plan,
+    batch: int,
+    context: int,
+    bytes_per_s: float | None,
+    prefill_s: float,
+    cells: Cells,
+) -> Figures:
+    """prefill_s: what its prompts will take, by what is known."""
+    if prefill_s > cells.seconds_left:
+        raise Skipped(f"prompts would take {prefill_s:.0f} s, and {cells.seconds_left:.0f} s are left")
     return subject.decode(plan, batch, context, bytes_per_s=bytes_per_s)

@@ -20,11 +20,13 @@ def tables(report: Report) -> list[Table]:
     variants = [row for row in figures_of(report, part="settings") if row["name"] != "bandwidth"]
     rates = ("tokens_per_s", "median_step_ms", "roofline_share", "prefill_tokens_per_s")
     wall = ("wall_s", "tokens_per_s", "tokens_per_s_after_the_first")
+    hosted = ("tokens_per_s", "alone_tokens_per_s", "share_of_alone")
     found = [
         _outcomes(report),
         _table("decoding", figures_of(report, "decode"), ("batch", "context"), rates),
         _table("settings", variants, ("name", "attention", "batch", "context"), rates),
         _table("beside Hugging Face, prefill included", comparison, ("name", "batch", "context"), wall),
+        _table("in a process of its own", figures_of(report, part="process"), ("batch", "context"), hosted),
         _traces(report),
         _list("not as it should be", report, lambda cell: not cell.passed),
         _list("skipped", report, lambda cell: cell.skipped is not None),
@@ -60,7 +62,7 @@ def _table(title: str, rows: list[dict[str, Any]], keys: Sequence[str], figures:
 def _traces(report: Report) -> Table:
     rows = [
         {"batch": row["batch"], "context": row["context"], "step_ms": row["step_ms"], **row["groups_ms"]}
-        for row in figures_of(report, "trace")
+        for row in figures_of(report, part="trace")
     ]
     groups = list(dict.fromkeys(name for row in rows for name in row if name not in ("batch", "context")))
     return _table("where a step's time goes, ms (under the profiler)", rows, ("batch", "context"), groups)
@@ -79,6 +81,6 @@ def _cell(value: Any, column: str) -> str:
         return ""
     if not isinstance(value, float):
         return str(value)
-    if column.endswith("share"):
+    if "share" in column:
         return f"{value:.1%}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

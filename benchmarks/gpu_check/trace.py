@@ -10,14 +10,18 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_check import streams
-from benchmarks.gpu_check.cells import Figures
+from benchmarks.gpu_check.cells import Cells, Figures
 from benchmarks.gpu_check.plan import Plan
+from benchmarks.gpu_check.random_model import kernels_for
+from benchmarks.gpu_check.subject import Subject
 from benchmarks.gpu_check.timing import synchronize
 from ingine.engine import Engine
 
 NUM_STEPS = 4
 NUM_NAMED = 12
 """Kernels that are told by name, the longest first."""
+NUM_CHARACTERS = 80
+"""Of such a name: kernels that differ only after these are summed."""
 
 GROUPS = {
     "matrix products": r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitkreduce|aten::linear",
@@ -27,6 +31,21 @@ GROUPS = {
     "copies": r"memcpy|memset|copy|index|gather|scatter|cat|embedding|fill|where",
 }
 """A kernel is of the first group whose pattern is found in its name, whatever the case; else of the rest."""
+
+
+def run(plan: Plan, cells: Cells) -> None:
+    context = plan.compared[1]
+    subject = Subject.build(
+        plan,
+        kernels_for(plan, block_size=plan.block_size),
+        max_num_seqs=max(plan.traced),
+        context=context,
+        block_size=plan.block_size,
+        async_scheduling=True,
+    )
+    subject.warm_up(plan)
+    for batch in plan.traced:
+        cells.run("trace", {"batch": batch, "context": context}, trace_decode, subject.engine, batch, plan)
 
 
 def trace_decode(engine: Engine, batch: int, plan: Plan) -> Figures:
@@ -66,7 +85,7 @@ def summarize(kernels: list[tuple[str, float, float]]) -> Figures:
     gaps = 0.0
     for name, start, end in sorted(kernels, key=lambda kernel: kernel[1]):
         groups[group_of(name)] += end - start
-        names[name] += end - start
+        names[name[:NUM_CHARACTERS]] += end - start
         gaps += max(0.0, start - busy_until)
         busy_until = max(busy_until, end)
     named = sorted(names, key=names.get, reverse=True)[:NUM_NAMED]
@@ -78,7 +97,7 @@ def summarize(kernels: list[tuple[str, float, float]]) -> Figures:
             **{group: us * per_step for group, us in sorted(groups.items())},
             "gaps": gaps * per_step,
         },
-        "kernels_ms": {name[:80]: names[name] * per_step for name in named},
+        "kernels_ms": {name: names[name] * per_step for name in named},
     }
 
 
