@@ -8,7 +8,7 @@ The order of operations is vLLM's:
 4. Greedy takes the largest logit. Else temperature, min_p, top_k and top_p, each on what the one before
    left, then one draw by inverse CDF with the uniform number that belongs to (seed, position).
 
-How is chosen, and log probabilities are found, is one of the model's `Kernels`.
+How tokens are chosen, and log probabilities found, is one of the model's `Kernels`.
 """
 
 import math

@@ -102,7 +102,7 @@ def attend_decodes(
     sliding_window: int | None,
 ) -> None:
     """Of a step, the sequences with one query token: the first rows of `query` and `output`, as in
-    `AttentionBackend.forward`. Takes nothing but tensors that is not the same in every replay of a graph."""
+    `AttentionBackend.forward`. But for tensors it takes only what is the same in every replay of a graph."""
     num_decodes, (_, num_kv_heads, block_size, _) = metadata.num_decodes, kv.keys.shape
     longest = metadata.block_tables.shape[1] * block_size
     if sliding_window is not None:
