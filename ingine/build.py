@@ -24,7 +24,8 @@ def join_others(config: EngineConfig) -> TensorParallel:
 
 def load(
     config: EngineConfig, tokenizer: Tokenizer | None, parallel: TensorParallel
-) -> tuple[Decoder, Tokenizer]:
+) -> tuple[Decoder, Tokenizer | None]:
+    """A rank other than 0 has no use for a tokenizer, and gets none."""
     device = select_device(config.device) if parallel.size == 1 else parallel.device
     dtype = select_dtype(config.dtype, device)
     path = resolve_model(config.model)
@@ -37,7 +38,9 @@ def load(
         block_size=config.block_size,
     )
     model = load_model(path, dtype=dtype, device=device, kernels=kernels, parallel=parallel)
-    return model, tokenizer or Tokenizer.from_folder(path)
+    if tokenizer is None and parallel.rank == 0:
+        tokenizer = Tokenizer.from_folder(path)
+    return model, tokenizer
 
 
 @torch.inference_mode()

@@ -85,14 +85,21 @@ class TensorParallel:
             dist.all_reduce(x)
         return x
 
-    def all_gather(self, x: Tensor) -> Tensor:
-        """Each rank's contiguous x [rows, n] -> [rows, n * size], in the order of the ranks."""
+    def all_gather(self, x: Tensor, width: int) -> Tensor:
+        """Each rank's contiguous x [rows, n] -> contiguous [rows, width], in the order of the ranks.
+
+        What is over `width` of n * size columns is left out, see `shard`.
+        """
         if self.size == 1:
             return x
         rows, n = x.shape
         gathered = x.new_empty(self.size * rows, n)
         _all_gather(gathered, x)
-        return gathered.view(self.size, rows, n).transpose(0, 1).reshape(rows, self.size * n)
+        own = [shard(width, rank, self.size) for rank in range(self.size)]
+        parts = gathered.view(self.size, rows, n)
+        return torch.cat(
+            [part[:, : each.stop - each.start] for part, each in zip(parts, own, strict=True)], 1
+        )
 
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's contiguous x, in place."""

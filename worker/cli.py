@@ -82,6 +82,8 @@ def follow(settings: WorkerSettings) -> None:
         # An orderly exit may wait for a collective on the GPU, and that for a rank that is gone.
         os._exit(1)
     engine.close()
+    if _may_be_gpu(settings.device):
+        os._exit(0)  # NCCL's destructors may wait for graphs that were captured with it
 
 
 def build_engine(settings: WorkerSettings) -> "tuple[EngineHost, frozenset[str]]":

@@ -166,6 +166,8 @@ def main() -> None:
         return Engine(EngineConfig(**given["config"]))
 
     serve_engine(build)
+    if given["config"]["tensor_parallel_size"] > 1:
+        os._exit(0)  # NCCL's destructors may wait for graphs that were captured with it
 
 
 if __name__ == "__main__":

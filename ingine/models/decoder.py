@@ -198,8 +198,9 @@ class Decoder(nn.Module):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, hidden_size] -> contiguous [R, vocab_size]. Costly: pass only rows that are sampled."""
-        logits = self.parallel.all_gather(self.lm_head(hidden))
-        return logits[:, : self.config.vocab_size].contiguous()
+        # To all ranks, though rank 0 alone samples, and waits no longer for it. NCCL's gather is sends and
+        # receives under the name, which nobody has tried here in a graph.
+        return self.parallel.all_gather(self.lm_head(hidden), self.config.vocab_size)
 
     def pack_weights(self) -> None:
         """Bring the loaded weights into the layout they are multiplied in. The model runs only after this."""

@@ -13,12 +13,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ingine import build
+from ingine import build, device_sampling
 from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.kernels import REFERENCE, Kernels
@@ -82,7 +83,8 @@ def collectives(parallel: TensorParallel) -> dict:
     return {
         "all_reduce": parallel.all_reduce(own.clone()),
         "all_reduce bfloat16": parallel.all_reduce(own.bfloat16()),
-        "all_gather": parallel.all_gather(own),
+        "all_gather": parallel.all_gather(own, 4),
+        "all_gather, cut": parallel.all_gather(own, 3),
         "broadcast": parallel.broadcast(torch.tensor([5, 6]) + rank),
         "agree_on_min": parallel.agree_on_min(7 - rank),
     }
@@ -154,15 +156,22 @@ def generate(
     return made, engine.stats().num_preemptions
 
 
-def generate_replayed(path: Path, parallel: TensorParallel) -> list[list[list[int]]]:
-    """On rank 0: what steps that are replayed make of each of `few_requests`."""
+def generate_replayed(path: Path, parallel: TensorParallel) -> tuple[list[list[list[int]]], int]:
+    """On rank 0: what steps that are replayed make of each of `few_requests`. On each: how often it chose
+    tokens.
+    """
     if not HAS_TRITON:
-        return []
+        return [], 0
     from ingine.kernels import triton_kernels
 
     build.capture_for = lambda device: capture
     options = {"max_num_seqs": 3, "async_scheduling": True, "kernels": triton_kernels()}
-    return [generate(path, parallel, few, **options)[0] for few in few_requests()]
+    with (
+        patch.object(device_sampling, "greedy", wraps=device_sampling.greedy) as greedy,
+        patch.object(device_sampling, "choose", wraps=device_sampling.choose) as choose,
+    ):
+        made = [generate(path, parallel, few, **options)[0] for few in few_requests()]
+    return made, greedy.call_count + choose.call_count
 
 
 def few_requests() -> list[list[Request]]:
@@ -182,10 +191,10 @@ def capture(step: Callable[[], None]) -> Callable[[], None]:
     recorded = tape.Tape()
 
     def record(collective):
-        def call(self, x: torch.Tensor) -> torch.Tensor:
+        def call(self, *args) -> torch.Tensor:
             with _disable_current_modes():
-                result = collective(self, x)
-            recorded._calls.append(lambda: result.copy_(collective(self, x)))
+                result = collective(self, *args)
+            recorded._calls.append(lambda: result.copy_(collective(self, *args)))
             return result
 
         return call
@@ -279,7 +288,7 @@ def fail_a_step(folder: Path) -> None:
     model, folder = folder / "models" / "llama", folder / "fail-a-step"
     folder.mkdir()
 
-    def out_of_memory(logits: torch.Tensor) -> torch.Tensor:
+    def out_of_memory(logits: torch.Tensor, width: int) -> torch.Tensor:
         raise RuntimeError("out of memory")
 
     def live(folder: Path, parallel: TensorParallel) -> None:
