@@ -269,6 +269,7 @@ MANY = torch.zeros(1 << 20)
         (TWO, {"top_p": 0.500001}, 0.9, 0, True),  # with a little less it is alone
         (TWO, {"top_p": 0.51}, 0.9, 0, False),
         (TWO, {"top_k": 1}, 0.5, 1, False),
+        (TWO, {"top_k": 1}, 0.999999, 1, False),
         (torch.tensor([0.0, 1.0]), {}, 0.1, 1, False),
         (torch.tensor([0.0, 1.0]), {"top_k": 2}, 0.1, 1, True),  # there the likeliest goes first
         *((MANY, {}, 0.5, (1 << 19) + near, True) for near in (-4, -3, -2, 1, 2, 3)),

@@ -123,12 +123,16 @@ async def test_two_ranks_serve_and_hand_over_at_sigterm(harness, torchrun, clien
     assert attempts == [1, 1, 2]
 
 
-async def test_nothing_is_lost_when_a_rank_is_killed(harness, torchrun, client, queue, tiny_engine):
+@pytest.mark.parametrize(("rank", "last_words"), [(0, "rank failed"), (1, "worker drained")])
+async def test_nothing_is_lost_when_a_rank_is_killed(
+    rank, last_words, harness, torchrun, client, queue, tiny_engine
+):
+    """The other notices, says so and ends. Is that rank 0, it hands over; else the job's lease runs out."""
     worker = torchrun()
     await serving(worker, client, queue, LONG)
-    os.kill(worker.pid(1), signal.SIGKILL)
+    os.kill(worker.pid(rank), signal.SIGKILL)
     await end_of(worker)
-    assert "worker drained" in worker.log
+    assert last_words in worker.log
 
     heir = await harness()
     assert await logged_token_ids(heir, LONG) == alone(tiny_engine(), LONG)[0]
