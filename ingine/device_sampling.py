@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ingine.logprobs import logprobs
-from ingine.random_sampling import MIN_TEMPERATURE
+from ingine.random_sampling import divisor_of
 from ingine.sampling import Sampling
 from ingine.sampling_params import SamplingParams
 from ingine.transfer import to_device
@@ -42,13 +42,7 @@ def pack_params(params: list[SamplingParams], uniform: np.ndarray) -> np.ndarray
     """[num_rows, 5] float32, on the host: temperature (0 is greedy), top_k (0 keeps all), top_p, min_p, and
     the row's number of `uniform` [num_rows], in [0, 1)."""
     rows = [
-        (
-            0.0 if p.temperature == 0 else max(p.temperature, MIN_TEMPERATURE),
-            max(p.top_k, 0),
-            p.top_p,
-            p.min_p,
-            number,
-        )
+        (divisor_of(p), max(p.top_k, 0), p.top_p, p.min_p, number)
         for p, number in zip(params, uniform.tolist(), strict=True)
     ]
     return np.array(rows, dtype=np.float32).reshape(-1, NUM_PARAMS)

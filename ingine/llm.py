@@ -36,7 +36,10 @@ class LLM:
         known = {field.name for field in fields(EngineConfig)}
         if unknown := sorted(options.keys() - known):
             raise ConfigError(f"unknown option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-        self.engine = Engine(EngineConfig(model, **options))
+        config = EngineConfig(model, **options)
+        if config.tensor_parallel_size > 1:
+            raise ConfigError("tensor_parallel_size: only `ingine worker`, under torchrun, has several ranks")
+        self.engine = Engine(config)
         self._request_ids = count()
 
     def generate(

@@ -40,6 +40,11 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
+def divisor_of(params: SamplingParams) -> float:
+    """What a row's logits are divided by; 0 for a greedy row."""
+    return 0.0 if params.greedy else max(params.temperature, MIN_TEMPERATURE)
+
+
 def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:
     """[num_rows] int64 token ids, from logits [num_rows, vocab_size]; -1 where the largest is not finite.
 
@@ -58,7 +63,7 @@ def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) ->
 def _draw(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:
     """`choose` for rows that are not greedy, in float32. A row of NaN gives some token id or other."""
     device = logits.device
-    temperature = np.maximum(np.array([p.temperature for p in params], dtype=np.float32), MIN_TEMPERATURE)
+    temperature = np.array([divisor_of(p) for p in params], dtype=np.float32)
     # Rounding is least where it counts when the largest is 0 before the division.
     below = logits - logits.amax(dim=-1, keepdim=True)
     probs = torch.softmax(below.div_(torch.from_numpy(temperature).to(device)[:, None]), dim=-1)

@@ -1,4 +1,4 @@
-"""Between host and device without waiting: the one place of the engine where CUDA's stream is thought of."""
+"""Between host and device without waiting: copies are put in line behind what the device has to do."""
 
 import numpy as np
 import torch
@@ -22,9 +22,8 @@ class HostCopy:
         """Puts the copies in line; on other devices than CUDA this waits for them."""
         self._event = None
         if tensors[0].device.type != "cuda":
-            self._copies = [
-                tensor.to("cpu", copy=True) for tensor in tensors
-            ]  # the next step may write there
+            # A copy on a CPU too: the next step may write to the same memory before these are read.
+            self._copies = [tensor.to("cpu", copy=True) for tensor in tensors]
             return
         self._copies = [
             torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

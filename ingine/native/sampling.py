@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ingine import native
-from ingine.random_sampling import MIN_TEMPERATURE
+from ingine.random_sampling import divisor_of
 from ingine.sampling import Sampling
 from ingine.sampling_params import SamplingParams
 
@@ -27,7 +27,7 @@ def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) ->
     num_rows, vocab_size = logits.shape
     rows = np.array(
         [
-            (_temperature(p), p.min_p, min(p.top_k, vocab_size), p.top_p, number)
+            (divisor_of(p), p.min_p, min(p.top_k, vocab_size), p.top_p, number)
             for p, number in zip(params, uniform.tolist(), strict=True)
         ],
         dtype=np.float32,
@@ -69,10 +69,6 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
 
 NATIVE_SAMPLING = Sampling("native", choose, logprobs)
 """For the CPU and the dtypes in `native.DTYPES`, where `native.library` is there."""
-
-
-def _temperature(params: SamplingParams) -> float:
-    return 0.0 if params.greedy else max(params.temperature, MIN_TEMPERATURE)
 
 
 @cache

@@ -104,6 +104,11 @@ def test_unknown_options_and_models_are_refused(llama):
         LLM("no-such-model")
 
 
+def test_several_ranks_are_refused_where_nobody_would_follow(llama):
+    with pytest.raises(ConfigError, match="tensor_parallel_size: only `ingine worker`"):
+        LLM(str(llama.path), tensor_parallel_size=2)
+
+
 def test_an_interrupted_call_leaves_the_engine_usable(llm, llama, monkeypatch):
     step = llm.engine.step
     steps_left = iter(range(3))
