@@ -1,6 +1,5 @@
 """What the engine needs to know of a model, read from a Hugging Face folder once and never changed."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -9,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from ingine.errors import ConfigError, UnsupportedModel
+from ingine.model_files import read_json
 from ingine.models.registry import ArchitectureOptions, find_architecture
 from ingine.models.rope import rope_frequencies, rope_parameters, yarn_frequencies
 
@@ -122,19 +122,6 @@ class ModelConfig:
             eos_token_ids=_eos_token_ids(path, names),
             dtype=_dtype(config, file),
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises ConfigError where there is no such file, or something else than a JSON object in it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no JSON object")
-    return content
 
 
 def _checked(model: type[_Checked], values: dict[str, Any], file: Path) -> _Checked:

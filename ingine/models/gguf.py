@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ingine.errors import ConfigError, UnsupportedModel
+from ingine.model_files import WEIGHTS, WEIGHTS_INDEX
 from ingine.models.gguf_tokenizer import save_tokenizer
-from ingine.models.loader import WEIGHTS, WEIGHTS_INDEX
 from ingine.models.rope import rope_frequencies
 
 MAX_SHARD_BYTES = 2 << 30

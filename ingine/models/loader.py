@@ -14,11 +14,10 @@ from torch import Tensor
 
 from ingine.errors import ConfigError
 from ingine.kernels import Kernels
-from ingine.models.config import ModelConfig, read_json
+from ingine.model_files import weight_files
+from ingine.models.config import ModelConfig
 from ingine.models.decoder import Decoder
 from ingine.parallel import SINGLE, TensorParallel, shard
-
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 SPLIT_DIM = {
     "embed_tokens": 0,
@@ -63,7 +62,7 @@ def load_weights(
 ) -> Decoder:
     """As `load_model`, the weights still as the checkpoint has them, for `Decoder.checkpoint_tensors`."""
     config = ModelConfig.from_folder(path)
-    files = _weight_files(path)
+    files = weight_files(path)
     model = Decoder(config, kernels, dtype=dtype, device=device, parallel=parallel).eval()
     tensors = model.checkpoint_tensors()
     for file in files:
@@ -71,20 +70,6 @@ def load_weights(
     if tensors:
         raise ConfigError(f"{path}: weights are missing: {_some(tensors)}")
     return model
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if (path / WEIGHTS_INDEX).exists():
-        weight_map = read_json(path / WEIGHTS_INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ConfigError(f"{path / WEIGHTS_INDEX} has no weight_map")
-        files = [path / name for name in sorted(set(weight_map.values()))]
-    else:
-        files = [path / WEIGHTS]
-    for file in files:
-        if not file.exists():
-            raise ConfigError(f"{file} does not exist: there are no safetensors here, or not all of them")
-    return files
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ TORCH_FREE_FILES = [
         "scheduler",
         "outputs",
     ),
-    *("detokenizer", "stop", "model_store"),
+    *("detokenizer", "stop", "model_store", "model_files", "fingerprint"),
 ]
 
 

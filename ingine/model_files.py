@@ -1,0 +1,39 @@
+"""The files of a model's folder that both the loader and the fingerprint read. Imports nothing heavy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ingine.errors import ConfigError
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises ConfigError where there is no such file, or something else than a JSON object in it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the model's weights, sorted by name. Raises ConfigError."""
+    if (folder / WEIGHTS_INDEX).exists():
+        weight_map = read_json(folder / WEIGHTS_INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ConfigError(f"{folder / WEIGHTS_INDEX} has no weight_map")
+        if not all(isinstance(name, str) for name in weight_map.values()):
+            raise ConfigError(f"{folder / WEIGHTS_INDEX}: weight_map names a file that is no string")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+    else:
+        files = [folder / WEIGHTS]
+    for file in files:
+        if not file.exists():
+            raise ConfigError(f"{file} does not exist: there are no safetensors here, or not all of them")
+    return files
