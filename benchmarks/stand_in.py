@@ -66,6 +66,7 @@ class StandInEngine:
 
     tokenizer = None
     max_model_len = 1 << 30
+    numerics = "none"
 
     def __init__(self, max_num_seqs: int, step_s: float = 0.0):
         """`step_s`: how long a step takes at least. 0: as fast as its outputs are taken."""
@@ -193,11 +194,12 @@ class StandInWorker:
 def main() -> None:
     import worker.cli
     from worker.engine_thread import EngineThread
+    from worker.served_model import ServedModel
     from worker.settings import load_settings
 
     def build_engine(settings):
         engine = EngineThread(lambda: StandInEngine(settings.max_num_seqs or 64))
-        return engine, frozenset({"stand-in"})
+        return engine, ServedModel(frozenset({"stand-in"}), "stand-in", engine.numerics)
 
     worker.cli.build_engine = build_engine
     settings = load_settings()

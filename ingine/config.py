@@ -102,3 +102,12 @@ class EngineConfig:
         value = getattr(self, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not above < value <= up_to:
             raise ConfigError(f"{name} must be a number over {above} and up to {up_to:g}, not {value!r}")
+
+
+def numerics(config: EngineConfig, dtype: object) -> str:
+    """In which numbers a model computes: two engines that differ in this may choose different tokens.
+
+    dtype: torch's, as the engine chose it. Such as `bfloat16`, or `bfloat16,int8,kv-int8`.
+    """
+    kv_cache = None if config.kv_cache_dtype == "auto" else f"kv-{config.kv_cache_dtype}"
+    return ",".join(filter(None, (str(dtype).removeprefix("torch."), config.quantization, kv_cache)))

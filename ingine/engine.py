@@ -9,7 +9,7 @@ from itertools import count
 
 from ingine.block_manager import BlockManager
 from ingine.build import join_others, load, make_runner
-from ingine.config import EngineConfig
+from ingine.config import EngineConfig, numerics
 from ingine.detokenizer import Detokenizer
 from ingine.device import resolve_limits
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
@@ -82,6 +82,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             speculator=self._speculator,
         )
+        self.numerics = numerics(config, model.dtype)
         self._eos_token_ids = frozenset(model.config.eos_token_ids)
         if tokenizer is not None:  # a chat model's config may name the base model's end alone
             self._eos_token_ids |= tokenizer.eos_token_ids

@@ -102,7 +102,7 @@ class Job(BaseModel):
     not_before_ms: int | None = Field(None, ge=1, lt=2**53, description="From submission: not begun earlier.")
     stream: bool = Field(True, description="False: nothing is published live but the terminal event.")
     reply_to: Name | None = None
-    model: str | None = Field(None, max_length=256, description="Refused unless the worker serves it.")
+    model: str | None = Field(None, max_length=256, description="Only a worker that serves it runs the job.")
     metadata: dict[str, Any] | None = Field(None, description="Comes back in the terminal event.")
     trace: str | None = Field(None, max_length=256, description="A W3C traceparent, for logs.")
 

@@ -123,8 +123,14 @@ class Admission:
             await self._publisher.bury(queue, entry, fault.code, str(fault))
             return True
 
+        model = job.model if job else None
+        if model in queue.served_elsewhere and not entry.abandoned:
+            await queue.park(entry, job_id, model)
+            return True
         begun = await queue.begin(entry, job_id, reply_to, alone=alone)
-        if begun.verdict == "duplicate":
+        if begun.verdict == "other_model":
+            await queue.park(entry, job_id, begun.fingerprint)
+        elif begun.verdict == "duplicate":
             reason = f"another entry has the job id {job_id}"
             await self._publisher.bury(queue, entry, ErrorCode.DUPLICATE_ID, reason)
         elif begun.verdict == "run":
@@ -144,7 +150,7 @@ class Admission:
     async def _begin(
         self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, begun: Begun
     ) -> None:
-        if (ending := self._ends_at_the_door(job, begun)) is not None:
+        if (ending := self._ends_at_the_door(queue, job, begun)) is not None:
             status, error = ending
             metadata = job.metadata if isinstance(job, Job) else None
             await self._publisher.reject(queue, entry, job_id, job.reply_to, begun, status, error, metadata)
@@ -154,7 +160,9 @@ class Admission:
         else:
             await self._start(queue, entry, job, begun)
 
-    def _ends_at_the_door(self, job: Job | InvalidJob, begun: Begun) -> tuple[JobStatus, dict | None] | None:
+    def _ends_at_the_door(
+        self, queue: Queue, job: Job | InvalidJob, begun: Begun
+    ) -> tuple[JobStatus, dict | None] | None:
         """Status and error of a job that is not to run, else None."""
         if isinstance(job, InvalidJob):
             return JobStatus.FAILED, {"code": str(job.code), "message": str(job)}
@@ -165,6 +173,9 @@ class Admission:
         if begun.deaths >= self._max_deaths:
             message = f"{begun.deaths} workers died or failed while they ran this job; it is not tried again"
             return JobStatus.FAILED, {"code": str(ErrorCode.WORKER_LOST), "message": message}
+        if begun.fingerprint and not queue.model.same_weights(begun.fingerprint):
+            message = f"its tokens are of the model {begun.fingerprint}, which no worker serves any more"
+            return JobStatus.FAILED, {"code": str(ErrorCode.MODEL_CHANGED), "message": message}
         return None
 
     async def _start(self, queue: Queue, entry: Entry, job: Job, begun: Begun) -> None:

@@ -34,6 +34,10 @@ class EngineHost(Protocol):
     @property
     def max_num_seqs(self) -> int: ...
 
+    @property
+    def numerics(self) -> str:
+        """As `Engine.numerics`."""
+
     def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """As `Engine.validate`, from any thread."""
 

@@ -42,7 +42,7 @@ class EngineProcess:
         self._broken = False
         self._step_age_s = 0.0
         try:
-            self.max_num_seqs, limits, stats = self._wait_until_built()
+            self.max_num_seqs, self.numerics, limits, stats = self._wait_until_built()
             self._limits = RequestLimits(**limits)
             self.stats: EngineStats = unpack_stats(stats)
             self.tokenizer = load_tokenizer()
@@ -115,7 +115,7 @@ class EngineProcess:
             self._popen.kill()
             self._popen.wait()
 
-    def _wait_until_built(self) -> tuple[int, dict, list]:
+    def _wait_until_built(self) -> tuple[int, str, dict, list]:
         unpacker = make_unpacker()
         while received := self._connection.recv(1 << 16):
             unpacker.feed(received)

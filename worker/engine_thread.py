@@ -70,6 +70,10 @@ class EngineThread:
     def max_num_seqs(self) -> int:
         return self._engine.config.max_num_seqs
 
+    @property
+    def numerics(self) -> str:
+        return self._engine.numerics
+
     def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         self._engine.validate(prompt_token_ids, params)
 

@@ -6,7 +6,7 @@ Nothing here retries. Every call may be made again after an error: that is the s
 import itertools
 import math
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 
@@ -14,9 +14,20 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ingine.keys import EVENT_FIELD, GROUP, JOB_FIELD, RELEASED, WAITING, Keys, Priority
+from ingine.keys import (
+    EVENT_FIELD,
+    GROUP,
+    JOB_FIELD,
+    PARKED_PREFIX,
+    RELEASED,
+    WAITING,
+    Keys,
+    Priority,
+    parked,
+)
 from ingine.wire import TerminalEvent, TokensEvent, decode_event, encode_event
 from worker.contact import Contact
+from worker.served_model import ServedModel
 from worker.trips import Trips
 
 STALE, CANCELLED, BROKEN = -1, -2, -3
@@ -44,7 +55,7 @@ def nudge(command: str, **fields) -> bytes:
     return msgpack.packb({"command": command, **fields})
 
 
-SCRIPTS = ("take", "claim", "promote", "begin", "append", "finish", "release", "delay", "bury")
+SCRIPTS = ("take", "claim", "promote", "begin", "append", "finish", "release", "delay", "bury", "park")
 
 
 @cache
@@ -61,6 +72,8 @@ class Entry:
     raw: bytes
     accepted: bool = False
     """It came through submit.lua, which has held it against the queue's limits."""
+    abandoned: bool = field(default=False, compare=False)
+    """It was parked for workers of another model, which are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,8 @@ class Begun:
     now: int = 0
     submitted_at: int = 0
     first_token_at: int = 0
+    fingerprint: str = ""
+    """Of the model that has made what is committed; empty where nothing is."""
 
 
 @dataclass(slots=True)  # one a token: a frozen one takes three times as long to make
@@ -96,10 +111,22 @@ class Finish:
 
 
 class Queue:
-    def __init__(self, keys: Keys, worker_id: str, redis: Redis, *, result_ttl_s: float, max_deaths: int):
+    def __init__(
+        self,
+        keys: Keys,
+        worker_id: str,
+        redis: Redis,
+        model: ServedModel,
+        *,
+        result_ttl_s: float,
+        max_deaths: int,
+        model_wait_s: float,
+    ):
         self.keys = keys
         self.worker_id = worker_id
+        self.model = model
         self._redis = redis
+        self.model_wait_s = model_wait_s
         self._result_ttl_ms = int(result_ttl_s * 1000)
         self._max_deaths = max_deaths
         self._scripts = {name: redis.register_script(script(name)) for name in SCRIPTS}
@@ -107,6 +134,8 @@ class Queue:
         self._num_reads = itertools.count(1)
         self.weights: dict[str, float] = {}
         """Of tenants, where they are not 1."""
+        self.served_elsewhere: frozenset[str] = frozenset()
+        """Names and fingerprints that other workers of the queue serve, or did within `model_wait_s`."""
         self.contact = Contact()
 
     # ------------------------------------------------------------------------------------ intake
@@ -150,13 +179,19 @@ class Queue:
         return await self._read_group("0", count=None)
 
     async def claim_idle(self, min_idle_s: float, count: int) -> list[Entry]:
-        """Up to `count` entries whose holders were silent for `min_idle_s`, or have released them."""
+        """Up to `count` entries that nobody runs: their holders were silent for `min_idle_s` or have released
+        them, or they are parked for our model, or for one that nobody serves any more.
+        """
+        for_us, for_others = self.model.parked, map(parked, self.served_elsewhere)
+        parking = [WAITING, PARKED_PREFIX, int(self.model_wait_s * 1000), len(for_us), *for_us, *for_others]
         entries: list[Entry] = []
         for priority in Priority:
             if len(entries) < count:
-                args = [GROUP, self.worker_id, int(min_idle_s * 1000), count - len(entries), WAITING]
+                args = [GROUP, self.worker_id, int(min_idle_s * 1000), count - len(entries), *parking]
                 claiming = self._scripts["claim"](keys=[self.keys.jobs(priority)], args=args)
-                entries += _entries(priority, await self._answered(claiming) or [])
+                claimed, abandoned = await self._answered(claiming) or ([], [])
+                entries += _entries(priority, claimed)
+                entries += [replace(entry, abandoned=True) for entry in _entries(priority, abandoned)]
         return entries
 
     async def promote(self) -> bool:
@@ -207,12 +242,17 @@ class Queue:
                 SUSPECT_DEATHS,
                 self._max_deaths,
                 int(alone),
+                self.model.fingerprint,
+                int(entry.abandoned),
             ],
         )
-        if not fields:
-            return Begun(verdict.decode())
-        attempt, position, deaths, cancel, now, submitted_at, first_token_at = fields
-        return Begun("run", attempt, position, deaths, bool(cancel), now, submitted_at, first_token_at)
+        match verdict, fields:
+            case b"run", [attempt, position, deaths, cancel, now, submitted_at, first_token_at, model]:
+                times = (now, submitted_at, first_token_at)
+                return Begun("run", attempt, position, deaths, bool(cancel), *times, model.decode())
+            case b"other_model", [model]:
+                return Begun("other_model", fingerprint=model.decode())
+        return Begun(verdict.decode())
 
     async def append(self, appends: Sequence[Append]) -> list[int]:
         """Commit a step's tokens in one call. For each a position, STALE, CANCELLED or BROKEN: append.lua."""
@@ -262,6 +302,15 @@ class Queue:
                 args=[GROUP, self.worker_id, entry.id, attempt, RELEASED],
             )
         )
+
+    async def park(self, entry: Entry, job_id: str, model: str) -> bool:
+        """Leave an entry to the workers of `model`, a name or a fingerprint."""
+        done = await self._scripts["park"](
+            keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
+            args=[GROUP, self.worker_id, entry.id, parked(model)],
+        )
+        await self.tell_released()
+        return bool(done)
 
     async def delay(self, entry: Entry, job_id: str, attempt: int, pause_s: float | None = None) -> bool:
         """Put a begun job off by `pause_s`. None: after a failure, for a pause that grows with each death."""

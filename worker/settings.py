@@ -66,6 +66,8 @@ class WorkerSettings(BaseSettings):
     max_job_bytes: int | None = Field(None, ge=64, description="Job limit. Unset: as the queue has it.")
     max_bytes: int | None = Field(None, ge=64, description="Of all jobs. Unset: as the queue has it.")
     max_jobs_per_s: float | None = Field(None, gt=0, description="Of a tenant. Unset: as the queue has it.")
+    mixed_models: bool = Field(False, description="Serve a queue beside workers of another model.")
+    model_wait_s: float = Field(300.0, gt=0, description="How long a job waits for a worker of its model.")
     max_deaths: int = Field(3, ge=1, description="Workers that a job may take down before it is failed.")
     step_timeout_s: float = Field(300.0, gt=0, description="A step that takes longer ends the worker.")
     drain_timeout_s: float = Field(10.0, gt=0, description="How long a hand-over may take.")

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 from functools import partial
-from pathlib import Path
 
 from redis.exceptions import RedisError
 
@@ -28,8 +27,9 @@ from worker.prompts import PromptReader
 from worker.publisher import Publisher
 from worker.queue import CANCELLED, STALE, Queue
 from worker.retry import until_served
+from worker.served_model import ServedModel
 from worker.settings import WorkerSettings
-from worker.startup import check_server, num_partitions, prepare
+from worker.startup import check_server, enter, num_partitions, prepare
 from worker.watchdog import StepHangs, watch_steps
 
 logger = logging.getLogger(__name__)
@@ -41,9 +41,7 @@ class Worker:
     `engine` is given, so that it is built (or fails) before anything touches Redis.
     """
 
-    def __init__(
-        self, settings: WorkerSettings, redis_url: str, engine: EngineHost, *, served_names: frozenset[str]
-    ):
+    def __init__(self, settings: WorkerSettings, redis_url: str, engine: EngineHost, *, model: ServedModel):
         self._settings = settings
         self._connect = partial(Servers, redis_url, client_name="ingine-worker")
         self._servers = self._connect()
@@ -52,7 +50,7 @@ class Worker:
         self._lanes = Lanes(self._commit, self._committed)
         self._stop_requested = asyncio.Event()
         self._fatal: Exception | None = None
-        self._model_name = Path(max(served_names, key=len)).name
+        self._model = model
 
         self._engine = engine
         self._publisher = Publisher(self._jobs, metrics, self._engine.abort)
@@ -60,7 +58,7 @@ class Worker:
             self._jobs,
             self._engine,
             self._publisher,
-            PromptReader(engine, served_names, log_prompts=settings.log_prompts),
+            PromptReader(engine, model.names, log_prompts=settings.log_prompts),
             metrics,
             max_num_jobs=engine.max_num_seqs,
             max_deaths=settings.max_deaths,
@@ -150,8 +148,10 @@ class Worker:
             keys,
             settings.worker_id,
             redis,
+            self._model,
             result_ttl_s=settings.result_ttl_s,
             max_deaths=settings.max_deaths,
+            model_wait_s=settings.model_wait_s,
         )
         return Partition(
             queue,
@@ -197,7 +197,7 @@ class Worker:
 
         async def begin() -> None:
             await prepare(redis, self._servers.where, partition.queue, self._settings)
-            await partition.heartbeat.beat()
+            await enter(redis, partition.queue, partition.heartbeat, self._settings)
 
         await until_served(f"start of {partition.name}", begin)
         if not any(other.ready.is_set() for other in self._partitions):
@@ -282,7 +282,8 @@ class Worker:
         stats = self._engine.stats
         return {
             "state": self._state,
-            "model": self._model_name,
+            "model": self._model.name,
+            "fingerprint": self._model.fingerprint,
             "version": ingine.__version__,
             "num_jobs": len(self._jobs),
             "num_running": stats.num_running,
@@ -299,7 +300,8 @@ class Worker:
             queue=self._settings.queue,
             partitions=len(self._partitions),
             redis=self._servers.where,
-            model=self._model_name,
+            model=self._model.name,
+            fingerprint=self._model.fingerprint,
             group=GROUP,
             http=self._http and f"{self._settings.http_host}:{self.http_port}",
         )

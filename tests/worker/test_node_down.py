@@ -10,6 +10,7 @@ from ingine.errors import ConfigError
 from ingine.keys import Keys, all_partitions
 from ingine.servers import Servers
 from ingine.wire import Job, encode_job
+from tests.served_models import TINY
 from tests.servers import cluster
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY
@@ -37,7 +38,7 @@ async def queue_on_three(tmp_path, queue):
 
 def new_worker(queue: str, url: str, tiny_engine) -> Worker:
     settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1, worker_id="w")
-    return Worker(settings, url, EngineThread(tiny_engine), served_names=frozenset({"tiny"}))
+    return Worker(settings, url, EngineThread(tiny_engine), model=TINY)
 
 
 def apart(three, queue: str):
