@@ -24,16 +24,26 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the model's weights, sorted by name. Raises ConfigError."""
-    if (folder / WEIGHTS_INDEX).exists():
+    if (folder / WEIGHTS).exists() or not (folder / WEIGHTS_INDEX).exists():  # in transformers' order
+        files = [folder / WEIGHTS]
+    else:
         weight_map = read_json(folder / WEIGHTS_INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ConfigError(f"{folder / WEIGHTS_INDEX} has no weight_map")
         if not all(isinstance(name, str) for name in weight_map.values()):
             raise ConfigError(f"{folder / WEIGHTS_INDEX}: weight_map names a file that is no string")
         files = [folder / name for name in sorted(set(weight_map.values()))]
-    else:
-        files = [folder / WEIGHTS]
     for file in files:
         if not file.exists():
-            raise ConfigError(f"{file} does not exist: there are no safetensors here, or not all of them")
+            raise ConfigError(f"{file} does not exist: {_instead(folder)}")
     return files
+
+
+def _instead(folder: Path) -> str:
+    if not (pickled := sorted(path.name for path in folder.glob("pytorch_model*.bin"))):
+        return "there are no safetensors here, or not all of them"
+    return (
+        f"the weights are in {pickled[0]}, which is not loaded since it may hold code. Convert them to "
+        'safetensors: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+        f"[each.from_pretrained('{folder}').save_pretrained('NEW_FOLDER') for each in (M, T)]\""
+    )

@@ -248,13 +248,6 @@ def test_a_weight_of_the_wrong_shape_is_named(tmp_path):
         load(path)
 
 
-def test_a_redundant_output_matrix_of_a_tied_model_is_ignored(tmp_path):
-    path = make_tiny_model(tmp_path, tie_word_embeddings=True)
-    weights = load_file(path / "model.safetensors")
-    save_file({**weights, "lm_head.weight": torch.zeros(1, 1)}, path / "model.safetensors")
-    assert torch.equal(load_unpacked(path).lm_head.weight, weights["model.embed_tokens.weight"])
-
-
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
 def test_a_damaged_file_is_named(damage, tmp_path):
     path = make_tiny_model(tmp_path)
