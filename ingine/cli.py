@@ -1,5 +1,6 @@
 """The `ingine` command: composition only. All imports here are light; a command imports torch as it runs."""
 
+import inspect
 import sys
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from ingine.commands.bench import bench
 from ingine.commands.demo import demo
 from ingine.commands.generate import generate
 from ingine.commands.pull import pull
+from ingine.environment import check_variables
 from ingine.errors import ConfigError, IngineError, InvalidRequest, ServerUnavailable
 
 # fmt: off
@@ -37,6 +39,18 @@ app.command()(bench)
 app.command()(demo)
 
 
+def _join_lines(group: typer.Typer) -> None:
+    """Typer keeps the line breaks of all paragraphs of a help text but the first, at any width."""
+    for command in group.registered_commands:
+        text = command.help or inspect.getdoc(command.callback)
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    for subgroup in group.registered_groups:
+        _join_lines(subgroup.typer_instance)
+
+
+_join_lines(app)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"ingine {__version__}")
@@ -45,11 +59,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand == "worker" or "--help" in sys.argv:
+        return  # a worker looks for itself, and logs what it finds
+    for name in check_variables():
+        typer.echo(f"ingine: warning: {name} is not a setting, and is ignored", err=True)
 
 
 def main() -> None:

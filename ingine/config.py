@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ingine.byte_sizes import parse_bytes
 from ingine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -34,7 +35,8 @@ class EngineConfig:
     block_size: int = 16
     """Tokens of one KV block."""
     kv_cache_bytes: int | None = None
-    """KV memory. None: from `gpu_memory_utilization`, or a share of the host's available memory."""
+    """KV memory; text such as "2GiB" is taken too. None: from `gpu_memory_utilization`, or a share of the
+    host's available memory."""
     gpu_memory_utilization: float = 0.9
     """Share of the whole GPU's memory that weights, the largest step, graphs and KV may take; CUDA only."""
     enable_prefix_caching: bool = True
@@ -53,6 +55,10 @@ class EngineConfig:
     """Where the seeds of requests that bring none are drawn from."""
 
     def __post_init__(self):
+        try:
+            object.__setattr__(self, "kv_cache_bytes", parse_bytes(self.kv_cache_bytes))
+        except ValueError as error:
+            raise ConfigError(f"kv_cache_bytes {error}, not {self.kv_cache_bytes!r}") from None
         for name in ("model", "device"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ConfigError(f"{name} must be a non-empty string, not {getattr(self, name)!r}")

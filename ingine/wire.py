@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.foreign_formats import not_a_map, recognise
 from ingine.job_faults import (
     MAX_MAP_ENTRIES,
     MAX_NESTING,
@@ -145,10 +146,10 @@ def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
     except msgpack.StackError:
         raise InvalidJob(ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels") from None
     except (ValueError, TypeError) as error:  # all of msgpack's errors, bad UTF-8, unhashable map keys
-        reason = str(error) or type(error).__name__
+        reason = recognise(raw) or str(error) or type(error).__name__
         raise InvalidJob(ErrorCode.NOT_MSGPACK, f"not a msgpack value: {reason}") from None
     if not isinstance(fields, dict):
-        raise InvalidJob(ErrorCode.INVALID_SHAPE, f"a job is a map, not {type(fields).__name__}")
+        raise InvalidJob(ErrorCode.INVALID_SHAPE, not_a_map(fields))
 
     job_id, reply_to = (_name_or_none(fields.get(name)) for name in ("id", "reply_to"))
     if deeper_than(fields, MAX_NESTING):

@@ -23,9 +23,7 @@ JobId = Annotated[str, typer.Argument(help="What `submit` printed.", show_defaul
 
 def register(app: typer.Typer) -> None:
     for command in (submit, stream, batch, status, cancel):
-        # Typer keeps the line breaks of all paragraphs but the first.
-        paragraphs = (" ".join(paragraph.split()) for paragraph in command.__doc__.split("\n\n"))
-        app.command(help="\n\n".join(paragraphs))(command)
+        app.command()(command)
     app.add_typer(queue_app, name="queue")
     app.add_typer(dead_app, name="dead")
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError, ResponseError
 
 from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
+from ingine.foreign_formats import no_job_field
 from ingine.keys import Priority
 from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job
 from worker.engine_link import EngineHost
@@ -111,6 +112,10 @@ class Admission:
             return True
 
     async def _admit(self, queue: Queue, entry: Entry, max_job_bytes: int, alone: bool) -> bool:
+        if entry.foreign:
+            reason = no_job_field(name for name, _ in entry.foreign)
+            await self._publisher.bury(queue, entry, ErrorCode.INVALID_SHAPE, reason)
+            return True
         try:
             # What submit.lua has accepted stays accepted, whatever the limit is by now.
             max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ingine.environment import check_variables
+from worker.flags import with_flags
 from worker.frozen_imports import frozen_imports
 from worker.settings import WorkerSettings, load_settings
 
@@ -28,29 +30,35 @@ EXIT_NOW = 130
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        "worker",
-        help="Run a worker: take jobs from the queue, generate, publish every token.",
-        add_help_option=False,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(worker)
+    app.command("worker")(with_flags(worker))
 
 
-def worker(context: typer.Context) -> None:
-    run_worker(load_settings(context.args))
+def worker(**flags: object) -> None:
+    """Run a worker: take jobs from the queue, generate, publish every token.
+
+    Each option is also a variable (--lease-s is INGINE_LEASE_S) or a line in `.env`. Options win over
+    variables, variables over `.env`. Sizes in bytes may have a unit (2GB, 2GiB), durations are in seconds.
+
+    Exit status: 0 drained, 1 a part of the worker broke, 2 wrong setting, model or device, 130 second signal.
+    """
+    run_worker(load_settings(**flags))
 
 
 def run_worker(settings: WorkerSettings) -> None:
     """Blocks until a signal ends it. Loads the model first: a wrong one fails before Redis is touched."""
     with frozen_imports():
         from worker.embedded import ensure_server
-        from worker.logs import setup_logging
+        from worker.http_port import with_usable_port
+        from worker.logs import log_event, setup_logging
         from worker.worker import Worker  # noqa: F401
 
     setup_logging(settings.log_level, as_json=settings.log_json)
+    for name in check_variables():
+        log_event(logging.getLogger("worker"), logging.WARNING, "unknown variable", variable=name)
     if settings.tensor_parallel_size > 1 and os.environ.get("RANK", "0") != "0":
         follow(settings)
         return
+    settings = with_usable_port(settings)
     engine, model = build_engine(settings)
     url, server = ensure_server(settings.redis_url)
     gc.collect()

@@ -74,6 +74,8 @@ class Entry:
     """It came through submit.lua, which has held it against the queue's limits."""
     abandoned: bool = field(default=False, compare=False)
     """It was parked for workers of another model, which are gone."""
+    foreign: tuple[tuple[bytes, bytes], ...] = ()
+    """All fields of an entry that has no `job`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,10 +331,12 @@ class Queue:
         await self._redis.spublish(self.keys.control, nudge("released"))
 
     async def bury(self, entry: Entry, code: str, reason: str) -> bool:
+        """Of an entry that has no job, what the dead letter has for one is a msgpack map of its fields."""
+        raw = msgpack.packb(dict(entry.foreign)) if entry.foreign else entry.raw
         return bool(
             await self._scripts["bury"](
                 keys=[self.keys.jobs(entry.priority), self.keys.dead],
-                args=[GROUP, self.worker_id, entry.id, entry.raw, code, reason],
+                args=[GROUP, self.worker_id, entry.id, raw, code, reason],
             )
         )
 
@@ -357,5 +361,7 @@ def _entries(priority: Priority, reply: list) -> list[Entry]:
 
 
 def _entry(priority: Priority, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    """One with foreign fields only has no bytes, which is no msgpack: it ends in the dead letters."""
-    return Entry(priority, entry_id.decode(), fields.get(JOB_FIELD.encode(), b""), b"cost" in fields)
+    raw = fields.get(JOB_FIELD.encode())
+    if raw is None:
+        return Entry(priority, entry_id.decode(), b"", foreign=tuple(fields.items()))
+    return Entry(priority, entry_id.decode(), raw, b"cost" in fields)

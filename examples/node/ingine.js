@@ -6,7 +6,7 @@ import { decode, encode } from "@msgpack/msgpack";
 import { ClientClosedError, RESP_TYPES, ReconnectStrategyError, createClient } from "redis";
 
 const SILENCE_MS = 2000;
-const SUBMIT_LUA = new URL("../../producer/scripts/submit.lua", import.meta.url);
+const SUBMIT_LUA = new URL("submit.lua", import.meta.url); // a copy of producer/scripts/submit.lua
 const [MAX_JOBS, MAX_JOB_BYTES, MAX_BYTES] = ["100000", "1048576", "1073741824"]; // where the queue has no own
 const LARGEST_JOB = "67108864"; // bytes, whatever the queue says
 const CHARS_PER_TOKEN = 4; // about; for fair shares

@@ -22,7 +22,7 @@ from tests.security.acl_server import password_of
 from tests.waiting import wait_until
 from worker.settings import WorkerSettings, load_settings
 
-LOADERS = {"worker": lambda: load_settings([]), "producer": load_producer_settings}
+LOADERS = {"worker": load_settings, "producer": load_producer_settings}
 PASSWORD = "S3cr:e@t/?#%41"
 ENCODED = quote(PASSWORD, safe="")
 WRONG_URLS = [
@@ -65,7 +65,7 @@ def test_variables_win_over_the_file_of_settings_and_that_over_secret_files(who,
 
 def test_a_flag_or_argument_wins_over_all(sources):
     (sources / "ingine_redis_url").write_text("redis://from-secret-file/0")
-    assert load_settings(["--redis-url", "redis://flag/0"]).redis_url == "redis://flag/0"
+    assert load_settings(redis_url="redis://flag/0").redis_url == "redis://flag/0"
     assert load_producer_settings(redis_url="redis://argument/0").redis_url == "redis://argument/0"
 
 
@@ -75,7 +75,7 @@ def test_a_secret_as_kubernetes_mounts_it_is_read(sources):
     (sources / "..2026" / "ingine_redis_url").write_text("redis://mounted/0")
     (sources / "..data").symlink_to("..2026")
     (sources / "ingine_redis_url").symlink_to("..data/ingine_redis_url")
-    assert load_settings([]).redis_url == "redis://mounted/0"
+    assert load_settings().redis_url == "redis://mounted/0"
 
 
 @pytest.mark.parametrize("who", LOADERS)
@@ -105,7 +105,7 @@ def test_a_file_that_may_not_be_read_is_a_wrong_setting(who, sources, monkeypatc
 def test_nothing_that_is_printed_by_accident_shows_it(monkeypatch):
     url = f"redis://me:{ENCODED}@localhost:1/0?password={ENCODED}"
     monkeypatch.setenv("INGINE_REDIS_URL", url)
-    settings = load_settings([])
+    settings = load_settings()
     servers = Servers(url, client_name="test")
     with Client() as client:
         shown = [settings, load_producer_settings(), client, client.attach("a"), AsyncClient(), servers]
