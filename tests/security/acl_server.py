@@ -11,9 +11,9 @@ from urllib.parse import quote
 from redis import Redis, RedisError
 
 from tests.docs.tables import ROOT
+from tests.servers import server_binary
 from tests.waiting import wait_until
 from worker.child import Child
-from worker.embedded import find_binary
 
 USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
 ROLES = ("worker", "producer", "operator", "observer")
@@ -47,7 +47,7 @@ class AclServer:
         options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--aclfile", str(aclfile)]
         self.log = self._folder / "server.log"
         with self.log.open("wb") as output:
-            self._child = Child([str(find_binary()), *options, "--dir", str(self._folder)], output=output)
+            self._child = Child([str(server_binary()), *options, "--dir", str(self._folder)], output=output)
         self.admin = Redis.from_url(f"redis://admin:admin@127.0.0.1:{self.port}/0")
         wait_until(self._answers, what="the server with an aclfile")
         return self
