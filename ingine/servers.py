@@ -105,6 +105,17 @@ def is_refusal(error: BaseException | None) -> bool:
     )
 
 
+def is_lacking(answer: object) -> bool:
+    """Whether the answer is that the server does not know a command, or a proxy does not pass it on."""
+    text = str(answer).lower()
+    signs = ("unknown command", "unknown subcommand", "unknown redis command", "unsupported", "not supported")
+    return (
+        isinstance(answer, exceptions.ResponseError)
+        and any(sign in text for sign in signs)
+        and "wrong number of arguments" not in text  # which Redis 6 says in one breath with the subcommand
+    )
+
+
 def _what_is_wrong(error: exceptions.ResponseError) -> str | None:
     """With the server, that is. None: it is the right one."""
     for kind, what in _WRONG_SERVER_ERRORS.items():

@@ -53,10 +53,12 @@ class EmbeddedServer:
     Raises ConfigError where it cannot start; the message says what to change.
     """
 
-    def __init__(self, data_dir: Path | None = None, *, port: int = 0):
-        """`data_dir` None: $INGINE_DATA_DIR, or the user's own data directory. `port` 0: any free one."""
+    def __init__(self, data_dir: Path | None = None, *, port: int = 0, binary: Path | None = None):
+        """`data_dir` None: $INGINE_DATA_DIR, or the user's own data directory. `port` 0: any free one.
+        `binary` None: see `find_binary`."""
         self.data_dir = Path(data_dir or default_data_dir()).absolute()
         self.port = port
+        self._binary = binary
         self._child: Child | None = None
 
     @property
@@ -73,7 +75,7 @@ class EmbeddedServer:
         return self.data_dir / "valkey.log"
 
     def start(self) -> Self:
-        binary = find_binary()
+        binary = self._binary or find_binary()
         any_port = self.port == 0
         for attempt in range(5):
             if any_port:

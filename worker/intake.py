@@ -41,6 +41,8 @@ class Intake:
         self.max_job_bytes = DEFAULT_MAX_JOB_BYTES
         self.last_poll = time.monotonic()
         """When Redis last answered a read, or there was no need to read."""
+        self.last_error: Exception | None = None
+        """Why it did not answer since."""
         admission.on_room(self.wake)
 
     @property
@@ -67,6 +69,7 @@ class Intake:
                 # A suspect that waits must not keep the others waiting too; it is delivered to us anew.
                 self._forget_suspect()
                 self._lost_delivery = True
+                self.last_error = error
                 await backoff.sleep(error)
             else:
                 backoff.reset()
@@ -83,6 +86,7 @@ class Intake:
             self._admission.offer_room()
             await self._admit_surplus(await self._queue.wait_for_new(BLOCK_S))
         self.last_poll = time.monotonic()
+        self.last_error = None
 
     async def _wait_for_room(self) -> None:
         self._woken.clear()

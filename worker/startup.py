@@ -2,7 +2,6 @@
 
 import msgpack
 from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, ResponseError
 
 from ingine.errors import ConfigError
 from ingine.keys import SILENT_AFTER_S, Keys, read_num_partitions
@@ -19,26 +18,8 @@ async def num_partitions(redis: Redis, queue: str) -> int:
         raise ConfigError(f"INGINE_QUEUE {queue!r}: {error}") from None
 
 
-async def check_server(redis: Redis, url: str) -> None:
-    """Raises ConfigError for a server that lets nobody in, or that would throw jobs and logs away.
-
-    url: as it may be shown.
-    """
-    try:
-        policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "")
-    except AuthenticationError as error:
-        raise ConfigError(f"INGINE_REDIS_URL: the server at {url} says: {error}") from None
-    except ResponseError:
-        return  # CONFIG is forbidden to us, which speaks for whoever set the server up.
-    if policy.startswith("allkeys-"):
-        raise ConfigError(
-            f"the server's maxmemory-policy is {policy}: it would delete jobs and logs. Set noeviction."
-        )
-
-
-async def prepare(redis: Redis, url: str, queue: Queue, settings: WorkerSettings) -> None:
-    """One partition, on its own server. Raises ConfigError as `check_server` does."""
-    await check_server(redis, url)
+async def prepare(redis: Redis, queue: Queue, settings: WorkerSettings) -> None:
+    """One partition, on its own server, which has been checked."""
     await set_limits(redis, queue.keys, settings)
     await queue.create_groups()
 

@@ -5,6 +5,7 @@ import contextlib
 import logging
 from functools import partial
 
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 import ingine
@@ -28,8 +29,9 @@ from worker.publisher import Publisher
 from worker.queue import CANCELLED, STALE, Queue
 from worker.retry import until_served
 from worker.served_model import ServedModel
+from worker.server_check import check_server
 from worker.settings import WorkerSettings
-from worker.startup import check_server, enter, num_partitions, prepare
+from worker.startup import enter, num_partitions, prepare
 from worker.watchdog import StepHangs, watch_steps
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Worker:
             expire=self._expire,
         )
         self._partitions: list[Partition] = []
+        self._checked: set[Redis] = set()
         self._leases = LeaseThread(
             self._connect,
             settings.worker_id,
@@ -124,7 +127,7 @@ class Worker:
 
     async def _prepared(self) -> bool:
         """Waits for Redis. False if told to stop first."""
-        preparing = asyncio.create_task(until_served("start", self._prepare))
+        preparing = asyncio.create_task(until_served("start", self._prepare, failed=self._health.wait_for))
         asked = asyncio.create_task(self._stop_requested.wait())
         await asyncio.wait({preparing, asked}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
@@ -138,9 +141,14 @@ class Worker:
         """May be repeated. Only the server that knows the number of partitions is needed for it."""
         queue = self._settings.queue
         base = self._servers.client(Keys(queue))
-        await check_server(base, self._servers.where)  # tells a wrong password from a server that is away
+        await self._check_server(base, Keys(queue))  # tells a wrong password from a server that is away
         number = await num_partitions(base, queue)
         self._partitions[:] = [self._partition(keys, number) for keys in all_partitions(queue, number)]
+
+    async def _check_server(self, redis: Redis, keys: Keys) -> None:
+        if redis not in self._checked:
+            await check_server(redis, self._servers.where, keys)
+            self._checked.add(redis)
 
     def _partition(self, keys: Keys, number: int) -> Partition:
         settings, redis = self._settings, self._servers.client(keys)
@@ -196,10 +204,11 @@ class Worker:
         redis = self._servers.client(partition.queue.keys)
 
         async def begin() -> None:
-            await prepare(redis, self._servers.where, partition.queue, self._settings)
+            await self._check_server(redis, partition.queue.keys)
+            await prepare(redis, partition.queue, self._settings)
             await enter(redis, partition.queue, partition.heartbeat, self._settings)
 
-        await until_served(f"start of {partition.name}", begin)
+        await until_served(f"start of {partition.name}", begin, failed=self._health.wait_for)
         if not any(other.ready.is_set() for other in self._partitions):
             self._log_start()
         partition.ready.set()

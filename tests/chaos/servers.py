@@ -12,9 +12,8 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from tests.chaos.proxy import HOST, ProxyProcess
-from tests.servers import free_port
+from tests.servers import free_port, server_binary
 from worker.child import Child
-from worker.embedded import find_binary
 
 OPTIONS = {
     "bind": HOST,
@@ -45,7 +44,7 @@ class Node:
         """Which of the proxy's fronts stands for it."""
 
     async def start(self) -> "Node":
-        command = [str(find_binary())]
+        command = [str(server_binary())]
         for name, value in self.options.items():
             command += [f"--{name}", *str(value).split(" ")] if value != "" else [f"--{name}", ""]
         with (self.folder / "server.log").open("ab") as log:
