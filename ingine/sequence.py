@@ -40,7 +40,9 @@ class Sequence:
         self.sort_key = sort_key
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
-        self.max_num_tokens = min(max_num_tokens, self.num_prompt_tokens + params.max_tokens)
+        self.max_num_tokens = max_num_tokens
+        if params.max_tokens is not None:
+            self.max_num_tokens = min(max_num_tokens, self.num_prompt_tokens + params.max_tokens)
 
         self.num_pending_tokens = 0
         """Tokens that a step samples which is on its way: they count, and are not in `token_ids` yet."""
