@@ -1,11 +1,14 @@
 """Putting an engine together: the model, memory for KV, and what runs the one on the other."""
 
+from typing import Any
+
 import torch
 
 from ingine.config import EngineConfig
 from ingine.cuda_graphs import capture_for
 from ingine.decode_graphs import DecodeGraphs
 from ingine.device import num_kv_blocks, parse_device, select_device, select_dtype
+from ingine.generation_config import read_sampling_defaults
 from ingine.kernels import select_kernels
 from ingine.model_runner import ModelRunner
 from ingine.model_store import resolve_model
@@ -41,6 +44,11 @@ def load(
     if tokenizer is None and parallel.rank == 0:
         tokenizer = Tokenizer.from_folder(path)
     return model, tokenizer
+
+
+def load_sampling_defaults(config: EngineConfig) -> dict[str, Any]:
+    """What `config.generation_config` says of the model: fields of SamplingParams."""
+    return {} if config.generation_config == "vllm" else read_sampling_defaults(resolve_model(config.model))
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 QUANTIZATIONS = ("int8",)
 SPECULATIONS = ("ngram",)
+GENERATION_CONFIGS = ("auto", "vllm")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class EngineConfig:
     """ngram: guess that what followed the last tokens before follows again, where it pays."""
     num_speculative_tokens: int = 8
     """Most tokens guessed of a sequence in a step."""
+    generation_config: str = "auto"
+    """Where sampling parameters come from that a request does not give. auto: the model's
+    generation_config.json. vllm: neutral values. As vLLM's option of the same name."""
     seed: int = 0
     """Where the seeds of requests that bring none are drawn from."""
 
@@ -75,6 +79,11 @@ class EngineConfig:
         if self.speculation is not None and self.speculation not in SPECULATIONS:
             raise ConfigError(
                 f"speculation must be one of {', '.join(SPECULATIONS)}, or None, not {self.speculation!r}"
+            )
+        if self.generation_config not in GENERATION_CONFIGS:
+            raise ConfigError(
+                f"generation_config must be one of {', '.join(GENERATION_CONFIGS)}, "
+                f"not {self.generation_config!r}"
             )
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes"):
             if getattr(self, name) is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from ingine.block_manager import BlockManager
-from ingine.build import join_others, load, make_runner
+from ingine.build import join_others, load, load_sampling_defaults, make_runner
 from ingine.config import EngineConfig, numerics
 from ingine.detokenizer import Detokenizer
 from ingine.device import resolve_limits
@@ -52,9 +52,10 @@ class Engine:
     def __init__(
         self, config: EngineConfig, *, model: Decoder | None = None, tokenizer: Tokenizer | None = None
     ):
-        """Loads `config.model` unless a loaded `model` is given, whose text is "" without a `tokenizer`, and
-        whose ranks are then the engine's.
+        """Loads `config.model` unless a loaded `model` is given: its text is "" without a `tokenizer`, its
+        ranks are then the engine's, and it has no sampling defaults of its own.
         """
+        sampling_defaults = load_sampling_defaults(config) if model is None else {}
         self._parallel = join_others(config) if model is None else model.parallel
         if model is None:
             model, tokenizer = load(config, tokenizer, self._parallel)
@@ -66,6 +67,7 @@ class Engine:
             max_model_len=config.max_model_len,
             num_kv_tokens=num_blocks * config.block_size,
             vocab_size=model.config.vocab_size,
+            sampling_defaults=sampling_defaults,
         )
         self.max_model_len = self.limits.max_num_tokens
         if self.max_model_len < config.max_model_len:

@@ -45,6 +45,11 @@ MAX_JOB_BYTES = 64 << 20
 DEFAULT_RESULT_TTL_S = 3600
 MAX_METADATA_BYTES = 16 << 10
 
+EXPECTED_OUTPUT_TOKENS = 256
+"""What a job without `max_tokens` is taken to generate, for fair shares."""
+MAX_TOKEN_COST = 1 << 20
+"""No model has longer sequences: `max_tokens` of 10^9 is a way to say "no limit"."""
+
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -124,9 +129,14 @@ class Job(BaseModel):
 
 
 def encode_job(job: Job) -> bytes:
-    """The msgpack map of `job`, without the fields that have their default."""
-    fields = job.model_dump(mode="python", exclude_defaults=True, exclude={"metadata"})
+    """The msgpack map of `job`, without the fields that have their default.
+
+    Of `sampling` it has what was given, also at its default: what was not is the model's to decide.
+    """
+    fields = job.model_dump(mode="python", exclude_defaults=True, exclude={"metadata", "sampling"})
     fields |= {"v": job.v, "id": job.id}
+    if sampling := job.sampling.given():
+        fields["sampling"] = sampling
     if job.metadata is not None:
         fields["metadata"] = job.metadata  # as it is: a dump would make lists of msgpack's extension types
     return msgpack.packb(fields)
@@ -165,6 +175,12 @@ def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
         except ValidationError as error:
             code, message = explain(error)
     raise InvalidJob(code, message[:MAX_REASON_CHARS], job_id=job_id, reply_to=reply_to)
+
+
+def token_cost(num_prompt_tokens: int, max_tokens: int | None) -> int:
+    """Tokens that a job counts for in its tenant's fair share, before anybody knows how many it takes."""
+    num_output_tokens = EXPECTED_OUTPUT_TOKENS if max_tokens is None else max_tokens
+    return min(num_prompt_tokens + num_output_tokens, MAX_TOKEN_COST)
 
 
 def _name_or_none(value: Any) -> str | None:

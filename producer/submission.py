@@ -10,7 +10,7 @@ import msgpack
 
 from ingine.errors import ClientError, DuplicateJob, ErrorCode, InvalidJob, QueueFull, RateLimited
 from ingine.keys import Keys, Priority, partition_of
-from ingine.sampling_params import SamplingParams
+from ingine.sampling_params import NEUTRAL_PARAMS, SamplingParams
 from ingine.wire import (
     DEFAULT_MAX_JOB_BYTES,
     DEFAULT_MAX_QUEUED_BYTES,
@@ -19,11 +19,12 @@ from ingine.wire import (
     Job,
     decode_job,
     encode_job,
+    token_cost,
 )
 
 IDEMPOTENCY_TTL_S = 24 * 3600
 MAX_IDEMPOTENCY_KEY = 256
-CHARS_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
 
 
 class Repartitioned(Exception):
@@ -69,8 +70,10 @@ class Submission:
         """Tokens that the job may take, for fair shares: a guess, since texts are not tokenised."""
         job = self.job
         prompt = job.prompt or "".join(message.content for message in job.messages or ())
-        num_prompt_tokens = len(prompt) // CHARS_PER_TOKEN if isinstance(prompt, str) else len(prompt)
-        return num_prompt_tokens + job.sampling.max_tokens
+        num_prompt_tokens = (
+            len(prompt.encode()) // BYTES_PER_TOKEN if isinstance(prompt, str) else len(prompt)
+        )
+        return token_cost(num_prompt_tokens, job.sampling.max_tokens)
 
     def script_call(self, keys: Keys, num_partitions: int = 1) -> tuple[list[str], list[Any]]:
         """KEYS and ARGV of `scripts/submit.lua`."""
@@ -156,12 +159,12 @@ def build_submission(
     **sampling_fields: Any,
 ) -> Submission:
     """See `AsyncClient.submit`. Raises InvalidJob, and TypeError for a keyword that nobody knows."""
-    if unknown := sampling_fields.keys() - SamplingParams.model_fields.keys():
+    if unknown := sampling_fields.keys() - SamplingParams.model_fields.keys() - NEUTRAL_PARAMS.keys():
         raise TypeError(f"submit() has no argument {sorted(unknown)[0]!r}, nor is it a sampling parameter")
     if sampling is not None and sampling_fields:
         raise TypeError(f"give {', '.join(sorted(sampling_fields))} inside sampling=, or leave sampling= out")
     if isinstance(sampling, SamplingParams):
-        sampling = sampling.model_dump(exclude_defaults=True)
+        sampling = sampling.given()
     if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY:
         raise InvalidJob(
             ErrorCode.INVALID_PARAMETER, f"an idempotency_key has 1 to {MAX_IDEMPOTENCY_KEY} characters"

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError, ResponseError
 from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
 from ingine.foreign_formats import no_job_field
 from ingine.keys import Priority
-from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job
+from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job, token_cost
 from worker.engine_link import EngineHost
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
@@ -203,7 +203,8 @@ class Admission:
         if begun.position:
             committed = await until_served("read log", lambda: queue.committed(job.id))
         running.position = len(committed)
-        running.num_tokens = len(prompt_token_ids) + params.max_tokens
+        cost = token_cost(len(prompt_token_ids), job.sampling.max_tokens)
+        running.num_tokens = min(cost, self._engine.limits.max_num_tokens)
         if job.deadline_ms is not None:
             left_s = (job.deadline_ms - running.since_submit_ms) / 1000
             running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)

@@ -85,7 +85,7 @@ class _Server:
             raise  # its traceback is for the log
         gc.collect()
         gc.freeze()  # what is loaded stays: no collection need look through it again
-        limits = asdict(self._thread.engine.limits)
+        limits = asdict(self._thread.limits)
         self._send("built", self._thread.max_num_seqs, self._thread.numerics, limits, self._stats)
         while not self._ended.wait(PULSE_S):
             if self._computes:

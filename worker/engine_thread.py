@@ -14,6 +14,7 @@ import torch
 from ingine.engine import Engine, EngineStats
 from ingine.errors import EngineError
 from ingine.outputs import SeqOutput
+from ingine.request_limits import RequestLimits
 from ingine.sampling_params import SamplingParams
 from ingine.tokenizer import Tokenizer
 from worker.engine_link import EngineFailure, StepMessage
@@ -74,8 +75,9 @@ class EngineThread:
     def numerics(self) -> str:
         return self._engine.numerics
 
-    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
-        self._engine.validate(prompt_token_ids, params)
+    @property
+    def limits(self) -> RequestLimits:
+        return self._engine.limits
 
     async def start(self, deliver: Callable[[StepMessage], None]) -> None:
         post = asyncio.get_running_loop().call_soon_threadsafe

@@ -48,12 +48,12 @@ class PromptReader:
         except Exception as error:  # a tokenizer or template that this job, of all, sets off
             message = f"the prompt cannot be tokenised: {type(error).__name__}: {error}"
             raise InvalidRequest(ErrorCode.ENGINE_ERROR, message) from error
-        params = job.sampling
+        params = self._engine.limits.with_defaults(job.sampling)
         if params.seed is None:
             # Drawn from the job's id, so that whoever resumes it rolls the same dice.
             digest = hashlib.blake2b(job.id.encode(), digest_size=8).digest()
             params = params.model_copy(update={"seed": int.from_bytes(digest, "little") >> 1})
-        self._engine.validate(prompt_token_ids, params)
+        self._engine.limits.validate(prompt_token_ids, params)
         return prompt_token_ids, params
 
     def _token_ids(self, job: Job, submitted_at: datetime) -> list[int]:

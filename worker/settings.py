@@ -66,6 +66,10 @@ class WorkerSettings(BaseSettings):
     num_speculative_tokens: int = Field(8, ge=1, description="Most tokens guessed of a sequence in a step.")
     priority_ageing_s: float = Field(30.0, gt=0, description="Waiting that outweighs one step of priority.")
 
+    generation_config: Literal["auto", "vllm"] = Field(
+        "auto", description="Sampling that jobs leave open. auto: the model's own. vllm: neutral values."
+    )
+
     lease_s: float = Field(15.0, ge=0.5, description="A worker silent for this long loses its jobs.")
     result_ttl_s: float = Field(DEFAULT_RESULT_TTL_S, gt=0, description="How long an ended job can be read.")
     max_jobs: int | None = Field(None, ge=1, description="Queue limit. Unset: as the queue has it.")
