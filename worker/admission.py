@@ -111,28 +111,27 @@ class Admission:
             await self._publisher.bury(queue, entry, ErrorCode.BAD_RECORD, BAD_RECORD.format(error))
             return True
 
+    async def release(self, queue: Queue, entry: Entry) -> None:
+        """Leave an entry that does not run here to any worker. A begin whose reply was lost is no death."""
+        _, job_id = _decode(entry, MAX_JOB_BYTES)
+        await queue.release(entry, job_id or "", 0)
+
     async def _admit(self, queue: Queue, entry: Entry, max_job_bytes: int, alone: bool) -> bool:
         if entry.foreign:
             reason = no_job_field(name for name, _ in entry.foreign)
             await self._publisher.bury(queue, entry, ErrorCode.INVALID_SHAPE, reason)
             return True
-        try:
-            # What submit.lua has accepted stays accepted, whatever the limit is by now.
-            max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes
-            job, fault = decode_job(entry.raw, max_bytes=max_bytes), None
-            job_id, reply_to = job.id, job.reply_to
-        except InvalidJob as invalid:
-            job, fault = None, invalid
-            job_id, reply_to = invalid.job_id, invalid.reply_to
+        # What submit.lua has accepted stays accepted, whatever the limit is by now.
+        job, job_id = _decode(entry, MAX_JOB_BYTES if entry.accepted else max_job_bytes)
         if job_id is None:
-            await self._publisher.bury(queue, entry, fault.code, str(fault))
+            await self._publisher.bury(queue, entry, job.code, str(job))
             return True
 
-        model = job.model if job else None
+        model = job.model if isinstance(job, Job) else None
         if model in queue.served_elsewhere and not entry.abandoned:
             await queue.park(entry, job_id, model)
             return True
-        begun = await queue.begin(entry, job_id, reply_to, alone=alone)
+        begun = await queue.begin(entry, job_id, job.reply_to, alone=alone)
         if begun.verdict == "other_model":
             await queue.park(entry, job_id, begun.fingerprint)
         elif begun.verdict == "duplicate":
@@ -141,7 +140,7 @@ class Admission:
         elif begun.verdict == "run":
             self._metrics.began(begun, entry.priority)
             try:
-                await self._begin(queue, entry, job or fault, job_id, begun)
+                await self._begin(queue, entry, job, job_id, begun)
             except (RedisError, OSError):
                 raise
             except Exception as error:
@@ -231,3 +230,12 @@ class Admission:
             arrival_time=running.arrival,
             output_token_ids=committed,
         )
+
+
+def _decode(entry: Entry, max_bytes: int) -> tuple[Job | InvalidJob, str | None]:
+    """The job, or why it is none, and the id that the entry bears, if it can be read."""
+    try:
+        job = decode_job(entry.raw, max_bytes=max_bytes)
+    except InvalidJob as fault:
+        return fault, fault.job_id
+    return job, job.id

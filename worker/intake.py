@@ -73,12 +73,15 @@ class Intake:
                 await backoff.sleep(error)
             else:
                 backoff.reset()
-        await self._let_go_of_suspect()
+        with contextlib.suppress(RedisError, OSError):  # else it waits until the lease has run out
+            await self._leave_to_peers()
 
     async def _turn(self) -> None:
         if self._lost_delivery:
             await self._admit_lost()
-        if self._suspect:
+        if self._suspect and self.paused:
+            await self._release_suspect()
+        elif self._suspect:
             await self._serve_suspect(self._suspect)
         if not self._room:
             await self._wait_for_room()
@@ -95,7 +98,7 @@ class Intake:
                 await self._woken.wait()
 
     async def _admit_lost(self) -> None:
-        """What was delivered, though the reply got lost. It is ours, room or not."""
+        """What was delivered, though the reply was lost. It is ours, room or not."""
         entries = await self._queue.own_pending()
         with self._admission.reserve(len(entries)):
             await self._admit_all(entries)
@@ -132,7 +135,7 @@ class Intake:
         with self._admission.reserve(min(self._room, len(entries))) as room:
             await self._admit_all(entries[:room])
         for surplus in entries[room:]:
-            await self._queue.release(surplus, "", 0)
+            await self._admission.release(self._queue, surplus)
 
     async def _admit_all(self, entries: list[Entry]) -> None:
         for start in range(0, len(entries), ENTRIES_AT_ONCE):
@@ -142,24 +145,25 @@ class Intake:
                 raise error
 
     async def _admit(self, entry: Entry) -> None:
-        if self._admission.stopping:
-            await self._queue.release(entry, "", 0)
-        elif self._admission.holds(entry) or entry == self._suspect:
+        """Every entry passes here, so a worker that is paused or stopping begins none."""
+        if self._admission.holds(entry) or entry == self._suspect:
             return
+        if self._admission.stopping or self.paused:
+            await self._admission.release(self._queue, entry)
         elif not await self._admission.admit(self._queue, entry, self.max_job_bytes):
             await self._keep_suspect(entry)
 
     async def _keep_suspect(self, entry: Entry) -> None:
         """One at a time, which waits for us to have nothing else to do. Others may have an idle worker."""
         if self._admission.num_suspects:
-            await self._queue.release(entry, "", 0)
+            await self._admission.release(self._queue, entry)
         else:
             self._suspect = entry
             self._admission.num_suspects += 1
 
     async def _serve_suspect(self, entry: Entry) -> None:
         """Begin it if the worker has nothing else to do; else keep it until it has."""
-        if self._admission.idle and not self.paused:
+        if self._admission.idle:
             with self._admission.reserve_all():
                 await self._admission.admit(self._queue, entry, self.max_job_bytes, alone=True)
             self._forget_suspect()
@@ -173,9 +177,14 @@ class Intake:
             self._suspect = None
             self._admission.num_suspects -= 1
 
-    async def _let_go_of_suspect(self) -> None:
-        """For a peer; if the server is away, when the lease has run out."""
-        if entry := self._suspect:
-            self._forget_suspect()
-            with contextlib.suppress(RedisError, OSError):
-                await self._queue.release(entry, "", 0)
+    async def _release_suspect(self) -> None:
+        entry = self._suspect
+        self._forget_suspect()
+        await self._admission.release(self._queue, entry)
+
+    async def _leave_to_peers(self) -> None:
+        """What we have and have not begun, or do not know to have begun."""
+        if self._suspect:
+            await self._release_suspect()
+        if self._lost_delivery:
+            await self._admit_lost()

@@ -297,9 +297,10 @@ class Queue:
         )
 
     async def release(self, entry: Entry, job_id: str, attempt: int) -> bool:
-        """Hand a job over. With attempt 0: an entry that was delivered but never begun."""
+        """Hand a job over. With attempt 0: an entry that was delivered to us and does not run here."""
         return bool(
-            await self._scripts["release"](
+            await self._trips.call(
+                self._scripts["release"],
                 keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
                 args=[GROUP, self.worker_id, entry.id, attempt, RELEASED],
             )
@@ -320,7 +321,8 @@ class Queue:
         first_s = FIRST_PAUSE_S if died else pause_s
         pauses_ms = [math.ceil(first_s * 1000), int(died), int(LONGEST_PAUSE_S * 1000)]
         return bool(
-            await self._scripts["delay"](
+            await self._trips.call(
+                self._scripts["delay"],
                 keys=[self.keys.jobs(entry.priority), self.keys.job(job_id), self.keys.delayed],
                 args=[GROUP, self.worker_id, entry.id, attempt, job_id, *pauses_ms],
             )

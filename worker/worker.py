@@ -285,7 +285,8 @@ class Worker:
     def _state(self) -> str:
         if self.stopping:
             return "draining"
-        return "paused" if any(partition.intake.paused for partition in self._partitions) else "serving"
+        paused = {partition.intake.paused for partition in self._partitions}
+        return "paused" if paused == {True} else "serving"
 
     def _describe(self) -> dict:
         stats = self._engine.stats

@@ -252,27 +252,6 @@ async def test_a_forged_nudge_cancels_nothing(harness):
     assert (await worker.end("a")).status is JobStatus.FINISHED
 
 
-async def test_pause_and_resume(harness):
-    worker = await harness()
-    await worker.redis.hset(worker.keys.settings, "paused", 1)
-    await worker.redis.spublish(worker.keys.control, msgpack.packb({"command": "pause"}))
-
-    async def state() -> str:
-        beats = await worker.redis.hvals(worker.keys.workers)
-        return msgpack.unpackb(beats[0])["state"] if beats else ""
-
-    async def paused() -> bool:
-        return await state() == "paused"
-
-    await wait_until_async(paused, what="the pause")
-    await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
-    await wait_until_async(paused)
-    assert not await worker.redis.exists(worker.keys.job("a"))
-    await worker.redis.hdel(worker.keys.settings, "paused")
-    await worker.redis.spublish(worker.keys.control, msgpack.packb({"command": "resume"}))
-    assert (await worker.end("a")).status is JobStatus.FINISHED
-
-
 async def test_a_worker_drains_when_its_key_says_so(harness):
     worker = await harness(worker_id="leaving")
     await worker.redis.hset(worker.keys.settings, "drain:leaving", 1)
