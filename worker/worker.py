@@ -152,6 +152,7 @@ class Worker:
             redis,
             result_ttl_s=settings.result_ttl_s,
             max_deaths=settings.max_deaths,
+            lease_s=settings.lease_s,
         )
         return Partition(
             queue,

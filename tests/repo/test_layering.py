@@ -77,6 +77,7 @@ def test_the_engine_knows_no_server():
 def test_the_producer_takes_nothing_of_ours_but_the_contract():
     contract = {"ingine", "ingine.keys", "ingine.wire", "ingine.errors", "ingine.sampling_params"}
     allowed = contract | {"ingine.servers", "ingine.server_url", "ingine.secret_files"}
+    allowed |= {"ingine.scripts", "ingine.expiry"}
     for path in sources("producer"):
         ours = {name for name in imports_of(path) if name.partition(".")[0] == "ingine"}
         assert ours <= allowed, path
@@ -108,6 +109,7 @@ def loaded_by(module: str) -> set[str]:
         "ingine.wire",
         "ingine.errors",
         "ingine.sampling_params",
+        "ingine.expiry",
         "ingine.cli",
     ],
 )

@@ -2,8 +2,8 @@
 --
 -- KEYS  1 jobs stream  2 job hash
 -- ARGV  1 group  2 worker  3 entry  4 priority  5 reply_to or ''  6 deaths from which a job runs alone
---       7 deaths from which it runs no more  8 1: the worker has no other job
--- returns {'run', attempt, position, deaths, cancel, now_ms, submitted_at, first_token_at}
+--       7 deaths from which it runs no more  8 1: the worker has no other job  9 lease in ms
+-- returns {'run', attempt, position, deaths, cancel, now_ms, submitted_at, first_token_at, idempotency key or ''}
 --       | {'stale'}      the entry is not ours (any more)
 --       | {'duplicate'}  another entry has this job id
 --       | {'done'}       the job has ended before; the entry is gone now
@@ -17,7 +17,8 @@ if not pending[1] or pending[1][2] ~= ARGV[2] then
 end
 
 local record = redis.call('HMGET', KEYS[2],
-  'status', 'entry', 'worker', 'position', 'cancel', 'submitted_at', 'first_token_at', 'deaths')
+  'status', 'entry', 'worker', 'position', 'cancel', 'submitted_at', 'first_token_at', 'deaths',
+  'idempotency_key')
 local status = record[1]
 if status and record[2] ~= ARGV[3] then
   return {'duplicate'}
@@ -45,6 +46,7 @@ end
 local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('HSET', KEYS[2], 'status', 'running', 'worker', ARGV[2], 'began_at', now, 'deaths', deaths)
+redis.call('HSET', KEYS[2], 'status', 'running', 'worker', ARGV[2], 'began_at', now, 'deaths', deaths,
+  'lease_ms', ARGV[9])
 return {'run', attempt, tonumber(record[4]) or 0, deaths, record[5] == '1' and 1 or 0, now,
-  tonumber(record[6]) or now, tonumber(record[7]) or 0}
+  tonumber(record[6]) or now, tonumber(record[7]) or 0, record[9] or ''}
