@@ -45,12 +45,13 @@ class Keys:
     | ingine:{q}:fair:<priority>   | zset    | entries that wait -> virtual start, see worker/scripts/take.lua
     | ingine:{q}:shares:<priority> | hash    | virtual time, and how far each tenant's jobs reach in it
     | ingine:{q}:delayed           | zset    | job id -> due time in ms; such a job is in no stream
+    | ingine:{q}:deadlines         | zset    | job id -> when its deadline is to be looked at, in ms
     | ingine:{q}:job:<id>          | hash    | the job's record: status, attempt, position, cancel, times ...
     | ingine:{q}:tokens:<id>       | stream  | the token log: `<n>-0` tokens up to n, `<n>-1` terminal event
     | ingine:{q}:channel:<id>      | channel | the same events, live (sharded pub/sub)
     | ingine:{q}:replies:<name>    | stream  | terminal events of the jobs that named it as `reply_to`
     | ingine:{q}:dead              | stream  | what could not be run: raw bytes, code, reason, deliveries
-    | ingine:{q}:idem:<key>        | string  | idempotency key -> job id, with a TTL
+    | ingine:{q}:idem:<key>        | string  | idempotency key -> job id, for as long as that job's record
     | ingine:{q}:rate:<tenant>     | string  | when the tenant's next job may come (GCRA), with a TTL
     | ingine:{q}:bytes             | string  | bytes of the submitted jobs that wait or run; absent: 0
     | ingine:{q}:workers           | hash    | worker id -> msgpack heartbeat
@@ -109,6 +110,10 @@ class Keys:
     @property
     def delayed(self) -> str:
         return f"{self.prefix}:delayed"
+
+    @property
+    def deadlines(self) -> str:
+        return f"{self.prefix}:deadlines"
 
     @property
     def bytes(self) -> str:

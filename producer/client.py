@@ -79,7 +79,8 @@ class AsyncClient(QueueControl):
         priority: high, normal or low.
         deadline_s: seconds from submission; the job expires if it has not finished by then.
         not_before_s: seconds from submission; no worker begins it earlier.
-        idempotency_key: a second submission with the same key within 24 h returns the first one's handle.
+        idempotency_key: a second submission with the same key returns the first one's handle, for as long as
+        the first job, or its result, is there.
         reply_to: name of a replies stream that gets the terminal event too.
         metadata: comes back in the result. tenant, trace: for the worker's books and logs.
         model: refused by a worker that does not serve it. None: whatever it serves.
@@ -180,8 +181,7 @@ class AsyncClient(QueueControl):
         )
         keys = partition.keys
         touched = [keys.job(job_id), keys.tokens(job_id), *keys.all_jobs, keys.delayed, keys.bytes]
-        if info.reply_to:
-            touched.append(keys.replies(info.reply_to))
+        touched += [keys.deadlines, keys.replies(info.reply_to or ""), keys.idem(info.idempotency_key or "")]
         args = [
             GROUP,
             encode_event(end),
@@ -191,6 +191,7 @@ class AsyncClient(QueueControl):
             keys.control,
             msgpack.packb({"command": "cancel", "job_id": job_id}),
             job_id,
+            int(info.idempotency_key is not None),
         ]
         answer = await partition.call(
             lambda redis, _: self._cancel_script(keys=touched, args=args, client=redis)

@@ -56,6 +56,7 @@ class JobInfo:
     """Workers that died or failed while they ran it."""
     cancel_requested: bool
     reply_to: str | None
+    idempotency_key: str | None
     entry: str | None
     """Its id in the jobs stream."""
     submitted_at_ms: int | None
@@ -78,6 +79,7 @@ class JobInfo:
             deaths=int(fields.get("deaths", 0)),
             cancel_requested=fields.get("cancel") == "1",
             reply_to=fields.get("reply_to") or None,
+            idempotency_key=fields.get("idempotency_key") or None,
             entry=fields.get("entry"),
             **{f"{name}_ms": _int_or_none(fields.get(name)) for name in _TIMES},
         )

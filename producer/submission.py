@@ -22,7 +22,6 @@ from ingine.wire import (
     token_cost,
 )
 
-IDEMPOTENCY_TTL_S = 24 * 3600
 MAX_IDEMPOTENCY_KEY = 256
 BYTES_PER_TOKEN = 4
 
@@ -75,24 +74,23 @@ class Submission:
         )
         return token_cost(num_prompt_tokens, job.sampling.max_tokens)
 
-    def script_call(self, keys: Keys, num_partitions: int = 1) -> tuple[list[str], list[Any]]:
-        """KEYS and ARGV of `scripts/submit.lua`."""
+    def script_call(
+        self, keys: Keys, num_partitions: int = 1, same: str | None = None
+    ) -> tuple[list[str], list[Any]]:
+        """KEYS and ARGV of `scripts/submit.lua`. `same`: the job that it named when this was sent before."""
         job = self.job
         touched = [
             *(keys.job(job.id), keys.settings, keys.jobs(job.priority), *keys.all_jobs),
-            *(keys.delayed, keys.bytes, keys.rate(job.tenant or "")),
+            *(keys.delayed, keys.bytes, keys.rate(job.tenant or ""), keys.deadlines),
+            *(keys.idem(self.idempotency_key or ""), *([] if same is None else [keys.job(same)])),
         ]
-        idempotency_ms = 0
-        if self.idempotency_key is not None:
-            touched.append(keys.idem(self.idempotency_key))
-            idempotency_ms = IDEMPOTENCY_TTL_S * 1000
         return touched, [
             job.id,
             self.raw,
             str(job.priority),
             self.nonce,
             job.reply_to or "",
-            idempotency_ms,
+            self.idempotency_key or "",
             DEFAULT_MAX_QUEUED_JOBS,
             DEFAULT_MAX_JOB_BYTES,
             DEFAULT_MAX_QUEUED_BYTES,
@@ -101,6 +99,8 @@ class Submission:
             self.cost,
             job.not_before_ms or 0,
             MAX_JOB_BYTES,
+            job.deadline_ms or 0,
+            same or "",
         ]
 
     def accepted_id(self, answer: Sequence[bytes], keys: Keys) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.resources import files
 
 from redis import exceptions
 from redis.asyncio import Redis
@@ -12,6 +11,7 @@ from redis.commands.core import AsyncScript
 
 from ingine.errors import ClientError, InvalidJob
 from ingine.keys import partition_of
+from ingine.scripts import read_script
 from producer.partitions import Partition, Partitions
 from producer.submission import Repartitioned, Submission
 
@@ -24,7 +24,7 @@ Refusal = ClientError | InvalidJob
 
 def load_script(redis: Redis, name: str) -> AsyncScript:
     """A Lua script of this package, for any server; sent once, then known there by its hash."""
-    return redis.register_script((files("producer") / "scripts" / f"{name}.lua").read_text())
+    return redis.register_script(read_script("producer", name))
 
 
 class Submitter:

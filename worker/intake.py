@@ -34,6 +34,7 @@ class Intake:
         self._num_partitions = num_partitions
         self._woken = asyncio.Event()
         self._next_sweep = 0.0
+        self._next_expiry = 0.0
         self._lost_delivery = False
         self._suspect: Entry | None = None
         self._renew_suspect_at = 0.0
@@ -83,6 +84,7 @@ class Intake:
             await self._release_suspect()
         elif self._suspect:
             await self._serve_suspect(self._suspect)
+        await self._expire_due()
         if not self._room:
             await self._wait_for_room()
         elif not await self._take():
@@ -90,6 +92,12 @@ class Intake:
             await self._admit_surplus(await self._queue.wait_for_new(BLOCK_S))
         self.last_poll = time.monotonic()
         self.last_error = None
+
+    async def _expire_due(self) -> None:
+        """Room or not, paused or not: a deadline is the producer's, and holds for jobs that wait too."""
+        if time.monotonic() >= self._next_expiry:
+            more = await self._queue.expire_due()
+            self._next_expiry = 0.0 if more else time.monotonic() + SWEEP_INTERVAL_S
 
     async def _wait_for_room(self) -> None:
         self._woken.clear()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from redis.exceptions import ResponseError
 
 from ingine.errors import ErrorCode, InvalidRequest
+from ingine.expiry import deadline_error
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from worker.jobs import JobTable, RunningJob
@@ -106,7 +107,9 @@ class Publisher:
             metadata=metadata,
         )
         bury = (error or {}).get("code") == ErrorCode.WORKER_LOST
-        answer = await self.end(queue, Finish(entry, begun.attempt, event, reply_to, bury))
+        answer = await self.end(
+            queue, Finish(entry, begun.attempt, event, reply_to, bury, begun.idempotency_key)
+        )
         if bury and answer == event.position:
             self._metrics.dead_letters.inc()
 
@@ -199,7 +202,9 @@ class Publisher:
     async def _finish_job(self, job: RunningJob, output: SeqOutput) -> None:
         while True:
             event = terminal_event(job, output)
-            answer = await self.end(job.queue, Finish(job.entry, job.attempt, event, job.job.reply_to))
+            key = job.begun.idempotency_key
+            finish = Finish(job.entry, job.attempt, event, job.job.reply_to, idempotency_key=key)
+            answer = await self.end(job.queue, finish)
             if answer == STALE:
                 self.drop(job)
                 return
@@ -251,8 +256,3 @@ def _ending(job: RunningJob, output: SeqOutput) -> tuple[JobStatus, FinishReason
         error = {"code": str(ErrorCode.ENGINE_ERROR), "message": str(output.stop_reason)}
         return JobStatus.FAILED, FinishReason.ERROR, error
     return JobStatus.FINISHED, output.finish_reason, None
-
-
-def deadline_error(deadline_ms: int | None) -> dict:
-    message = f"not finished {deadline_ms} ms after it was submitted"
-    return {"code": str(ErrorCode.DEADLINE_EXCEEDED), "message": message}

@@ -7,13 +7,13 @@ import itertools
 import math
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib.resources import files
+from functools import partial
 
 import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from ingine.expiry import expire_due
 from ingine.keys import (
     EVENT_FIELD,
     GROUP,
@@ -25,6 +25,7 @@ from ingine.keys import (
     Priority,
     parked,
 )
+from ingine.scripts import read_script
 from ingine.wire import TerminalEvent, TokensEvent, decode_event, encode_event
 from worker.contact import Contact
 from worker.served_model import ServedModel
@@ -39,6 +40,9 @@ LOW_FIRST_EVERY = 8
 MAX_ORDERED, MAX_ORDERINGS = 50, 10
 """New entries that one call puts into the fair order, and calls in a row. A script reads whole jobs, which
 can be large, while nobody else is served."""
+
+DEFAULT_LEASE_S = 15.0
+"""As in `worker.settings`."""
 
 MAX_PROMOTED = 100
 """Delayed jobs that one sweep looks at."""
@@ -58,9 +62,7 @@ def nudge(command: str, **fields) -> bytes:
 SCRIPTS = ("take", "claim", "promote", "begin", "append", "finish", "release", "delay", "bury", "park")
 
 
-@cache
-def script(name: str) -> str:
-    return files("worker").joinpath("scripts", f"{name}.lua").read_text()
+script = partial(read_script, "worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class Begun:
     now: int = 0
     submitted_at: int = 0
     first_token_at: int = 0
+    idempotency_key: str | None = None
     fingerprint: str = ""
     """Of the model that has made what is committed; empty where nothing is."""
 
@@ -110,6 +113,8 @@ class Finish:
     reply_to: str | None
     bury: bool = False
     """Leave a copy of the job, with the event's error, in the dead letters."""
+    idempotency_key: str | None = None
+    """That `begin` has answered with: the key lives as long as the result."""
 
 
 class Queue:
@@ -123,13 +128,15 @@ class Queue:
         result_ttl_s: float,
         max_deaths: int,
         model_wait_s: float,
+        lease_s: float = DEFAULT_LEASE_S,
     ):
         self.keys = keys
         self.worker_id = worker_id
         self.model = model
         self._redis = redis
         self.model_wait_s = model_wait_s
-        self._result_ttl_ms = int(result_ttl_s * 1000)
+        self._result_ttl_s = result_ttl_s
+        self._lease_ms = int(lease_s * 1000)
         self._max_deaths = max_deaths
         self._scripts = {name: redis.register_script(script(name)) for name in SCRIPTS}
         self._trips = Trips(redis)
@@ -205,6 +212,10 @@ class Queue:
         touched = [delayed, *self.keys.all_jobs, *(prefix + job_id for job_id in job_ids)]
         return await self._scripts["promote"](keys=touched, args=job_ids) == MAX_PROMOTED
 
+    async def expire_due(self) -> bool:
+        """End what nobody runs and whose deadline has passed. Whether there may be more of it."""
+        return await expire_due(self._redis, self.keys, result_ttl_s=self._result_ttl_s)
+
     async def _read_group(self, after: str, **options) -> list[Entry]:
         streams = {self.keys.jobs(priority): after for priority in Priority}
         by_stream = {self.keys.jobs(priority).encode(): priority for priority in Priority}
@@ -244,14 +255,15 @@ class Queue:
                 SUSPECT_DEATHS,
                 self._max_deaths,
                 int(alone),
+                self._lease_ms,
                 self.model.fingerprint,
                 int(entry.abandoned),
             ],
         )
         match verdict, fields:
-            case b"run", [attempt, position, deaths, cancel, now, submitted_at, first_token_at, model]:
-                times = (now, submitted_at, first_token_at)
-                return Begun("run", attempt, position, deaths, bool(cancel), *times, model.decode())
+            case b"run", [attempt, position, deaths, cancel, *times, idempotency_key, model]:
+                key = idempotency_key.decode() or None
+                return Begun("run", attempt, position, deaths, bool(cancel), *times, key, model.decode())
             case b"other_model", [model]:
                 return Begun("other_model", fingerprint=model.decode())
         return Begun(verdict.decode())
@@ -274,8 +286,11 @@ class Queue:
         event, keys = finish.event, self.keys
         stream = keys.jobs(finish.entry.priority)
         touched = [stream, keys.job(event.job_id), keys.tokens(event.job_id), keys.bytes, keys.dead]
-        if finish.reply_to:
-            touched.append(keys.replies(finish.reply_to))
+        touched += [
+            keys.deadlines,
+            keys.replies(finish.reply_to or ""),
+            keys.idem(finish.idempotency_key or ""),
+        ]
         error = (event.error or {}) if finish.bury else {}
         return await self._trips.call(
             self._scripts["finish"],
@@ -288,11 +303,13 @@ class Queue:
                 event.status,
                 encode_event(event),
                 keys.channel(event.job_id),
-                self._result_ttl_ms,
+                int(self._result_ttl_s * 1000),
                 int(finish.reply_to is not None),
                 self.worker_id,
                 error.get("code", ""),
                 error.get("message", ""),
+                event.job_id,
+                int(finish.idempotency_key is not None),
             ],
         )
 

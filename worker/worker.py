@@ -160,6 +160,7 @@ class Worker:
             result_ttl_s=settings.result_ttl_s,
             max_deaths=settings.max_deaths,
             model_wait_s=settings.model_wait_s,
+            lease_s=settings.lease_s,
         )
         return Partition(
             queue,

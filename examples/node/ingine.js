@@ -43,7 +43,7 @@ export async function submitChecked(redis, queue, job, priority = "normal") {
   const id = job.id ?? randomUUID();
   const [place, partitions] = await placeOf(redis, queue, id);
   const names = [`job:${id}`, "queue", ...[priority, "high", "normal", "low"].map((name) => `jobs:${name}`)];
-  names.push("delayed", "bytes", `rate:${job.tenant ?? ""}`);
+  names.push("delayed", "bytes", `rate:${job.tenant ?? ""}`, "deadlines", "idem:");
   const [verdict, detail] = await redis.eval(await readFile(SUBMIT_LUA, "utf8"), {
     keys: names.map((name) => key(place, name)),
     arguments: [
@@ -52,7 +52,7 @@ export async function submitChecked(redis, queue, job, priority = "normal") {
       priority,
       randomUUID(), // makes a second sending of this very submission harmless
       job.reply_to ?? "",
-      "0", // no idempotency key
+      "", // no idempotency key
       MAX_JOBS,
       MAX_JOB_BYTES,
       MAX_BYTES,
@@ -61,6 +61,8 @@ export async function submitChecked(redis, queue, job, priority = "normal") {
       String(costOf(job)),
       String(job.not_before_ms ?? 0),
       LARGEST_JOB,
+      String(job.deadline_ms ?? 0),
+      "", // no job to ask for: that goes with an idempotency key
     ],
   });
   if (String(verdict) !== "accepted") throw new Error(`job ${id} was not accepted: ${verdict} ${detail}`);

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.resources import files
 from uuid import uuid4
 
 from redis.asyncio import Redis
 
 from ingine.errors import ClientError, JobNotFound
+from ingine.expiry import expire
 from ingine.keys import GROUP, Keys, Priority
+from ingine.scripts import read_script
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from producer.client import AsyncClient
 from producer.submission import Submission
@@ -78,7 +79,7 @@ class Calls:
     keys: Keys = field(default_factory=lambda: Keys(f"contract-{uuid4().hex[:12]}"))
 
     def __post_init__(self):
-        self._submit = self._script((files("producer") / "scripts" / "submit.lua").read_text())
+        self._submit = self._script(read_script("producer", "submit"))
         self._renew, self._forget = self._script(script("renew")), self._script(script("forget"))
         self._client = AsyncClient(queue=self.keys.queue, redis=self.redis)
         self._queues: dict[str, Queue] = {}
@@ -125,6 +126,9 @@ class Calls:
         except JobNotFound:
             return "unknown"
 
+    def expire_job(self, job_id: str) -> str:
+        return self.run(expire(self.redis, self.keys, [job_id], result_ttl_s=RESULT_TTL_S))[job_id]
+
     def requeue(self, letter_id: str) -> str | None:
         """The id of the entry that it became. None: its job id is taken."""
         try:
@@ -169,6 +173,9 @@ class Calls:
         """A lease passes without a word from the worker."""
         stream = self.keys.jobs(priority)
         self.run(self.redis.xclaim(stream, GROUP, worker, 0, [entry_id], idle=SILENT_MS, justid=True))
+
+    def let_deadline_pass(self, job_id: str) -> None:
+        self.run(self.redis.hset(self.keys.job(job_id), "deadline_at", 1))
 
     def set_due(self, job_id: str, due_ms: float) -> None:
         self.run(self.redis.zadd(self.keys.delayed, {job_id: due_ms}, xx=True))

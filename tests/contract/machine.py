@@ -13,7 +13,7 @@ from ingine.keys import WAITING, Priority
 from ingine.wire import JobStatus
 from tests.contract.calls import Attempt
 from tests.contract.model import MAX_DEATHS
-from tests.contract.producing import WORKERS, Producing, priorities
+from tests.contract.producing import WORKERS, Producing, job_ids, priorities
 from tests.contract.snapshot import broken_promises, differences, expected
 from tests.contract.working import Working, workers
 
@@ -110,15 +110,25 @@ class Contract(Producing, Working):
     @rule(number=st.integers(0, 2))
     def let_the_result_expire(self, number):
         job_id = self.model.ended[number % len(self.model.ended)]
-        self.calls.expire(self.calls.keys.job(job_id), self.calls.keys.tokens(job_id))
+        keys, key = self.calls.keys, self.model.records[job_id].key
+        self.calls.expire(keys.job(job_id), keys.tokens(job_id), *([keys.idem(key)] if key else []))
         self.model.forget(job_id)
 
-    @precondition(lambda self: self.model.idempotency or self.model.hurried)
+    @precondition(lambda self: self.model.hurried)
     @rule()
-    def let_keys_expire(self):
-        keys, model = self.calls.keys, self.model
-        self.calls.expire(*map(keys.idem, model.idempotency), *map(keys.rate, model.hurried))
-        model.idempotency, model.hurried = {}, set()
+    def let_rates_expire(self):
+        self.calls.expire(*map(self.calls.keys.rate, self.model.hurried))
+        self.model.hurried = set()
+
+    @precondition(lambda self: self.model.records)
+    @rule(job_id=job_ids, overdue=st.booleans())
+    def expire(self, job_id, overdue):
+        """By a worker's sweep, or a client that waits; after the deadline, or before."""
+        record = self.model.records.get(job_id)
+        if overdue and record and record.has_deadline:
+            self.calls.let_deadline_pass(job_id)
+            record.overdue = True
+        assert self.calls.expire_job(job_id) == self.model.expire(job_id)
 
     @precondition(lambda self: any(stream.order.starts for stream in self.model.streams.values()))
     @rule(priority=priorities)

@@ -35,6 +35,10 @@ class Record:
     submitted_at: int = 0
     """In ms; 0 until the first begin has told. Deadlines count from it, so it never changes."""
     log: list[str] = field(default_factory=list)
+    key: str | None = None
+    """Its idempotency key, which lives as long as the record does."""
+    has_deadline: bool = False
+    overdue: bool = False
     delayed: Entry | None = None
     """What comes back into the stream, under another id."""
 
@@ -129,6 +133,7 @@ class Model:
         entry = Entry(entry_id, job.id, raw, job.tenant or "", submission.cost)
         status = JobStatus.DELAYED if job.not_before_ms else JobStatus.QUEUED
         record = Record(status, job.priority, job.reply_to or "", nonce=submission.nonce, num_bytes=len(raw))
+        record.key, record.has_deadline = submission.idempotency_key, job.deadline_ms is not None
         self.records[job.id] = record
         if job.not_before_ms:
             record.delayed = entry
@@ -188,6 +193,22 @@ class Model:
         record.status, record.worker, record.deaths = JobStatus.RUNNING, worker, deaths
         record.attempt += 1
         return "run", record.attempt, record.position, deaths, record.cancel
+
+    def expire(self, job_id: str) -> str:
+        record = self.records.get(job_id)
+        if record is None:
+            return "unknown"
+        if record.status.terminal:
+            return str(record.status)
+        if not record.overdue:
+            return "early"
+        entry = self.streams[record.priority].entries.get(record.entry)
+        is_held = entry is not None and entry.holder == record.worker and not entry.silent
+        if record.status is JobStatus.RUNNING and is_held:
+            return "running"
+        self._end(job_id, JobStatus.EXPIRED, record.reply_to)
+        record.worker = ""
+        return "expired"
 
     def append(self, worker: str, job_id: str, attempt: int, start: int, position: int) -> int:
         record = self.records.get(job_id)
@@ -278,7 +299,7 @@ class Model:
 
     def forget(self, job_id: str) -> None:
         """The result's TTL has passed."""
-        del self.records[job_id]
+        self.idempotency.pop(self.records.pop(job_id).key, None)
 
     def _end(self, job_id: str, status: JobStatus, reply_to: str) -> None:
         record = self.records[job_id]

@@ -40,9 +40,9 @@ class Producing(Machine):
     @rule(
         target=submissions, job_id=job_ids, priority=priorities, tenant=tenants, reply_to=reply_names,
         size=st.sampled_from([1, 80]), key=st.sampled_from([None, None, None, "k1", "k2"]),
-        delayed=st.sampled_from([False, False, True]),
+        delayed=st.sampled_from([False, False, True]), deadline=st.booleans(),
     )  # fmt: skip
-    def submit(self, job_id, priority, tenant, size, reply_to, key, delayed):
+    def submit(self, job_id, priority, tenant, size, reply_to, key, delayed, deadline=False):
         submission = build_submission(
             "x" * size,
             job_id=job_id,
@@ -51,6 +51,7 @@ class Producing(Machine):
             reply_to=reply_to,
             idempotency_key=key,
             not_before_s=1e6 if delayed else None,
+            deadline_s=1e7 if deadline else None,
             max_tokens=size,
         )
         self._submit(submission)

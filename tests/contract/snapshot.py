@@ -28,6 +28,7 @@ class Snapshot:
     """Priority -> entry id -> virtual start."""
     shares: dict[str, dict[str, float]] = field(default_factory=dict)
     delayed: list[str] = field(default_factory=list)
+    deadlines: list[str] = field(default_factory=list)
     num_bytes: int = 0
     replies: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     dead: list[tuple[str, str, bytes]] = field(default_factory=list)
@@ -46,6 +47,11 @@ def expected(model: Model, keys: Keys) -> Snapshot:
             snapshot.logs[job_id] = record.log
         if not record.status.terminal:
             snapshot.lasting += [keys.job(job_id), *([keys.tokens(job_id)] if record.log else [])]
+            snapshot.lasting += [keys.idem(record.key)] if record.key else []
+            snapshot.deadlines += [job_id] if record.has_deadline else []
+    snapshot.deadlines.sort()
+    if snapshot.deadlines:
+        snapshot.lasting.append(keys.deadlines)
     for priority, stream in model.streams.items():
         if stream.entries:
             snapshot.entries[priority] = [(e.id, e.holder, e.silent) for e in stream.entries.values()]
@@ -85,7 +91,7 @@ async def take_snapshot(redis: Redis, keys: Keys) -> tuple[Snapshot, dict[str, l
                 pipeline.xrange(name)
             case "job" | "shares":
                 pipeline.hgetall(name)
-            case "fair" | "delayed":
+            case "fair" | "delayed" | "deadlines":
                 pipeline.zrange(name, 0, -1, withscores=True)
             case "bytes":
                 pipeline.get(name)
@@ -117,6 +123,8 @@ async def take_snapshot(redis: Redis, keys: Keys) -> tuple[Snapshot, dict[str, l
                 snapshot.order[rest] = {entry_id.decode(): start for entry_id, start in next(answers)}
             case "delayed":
                 snapshot.delayed = sorted(job_id.decode() for job_id, _ in next(answers))
+            case "deadlines":
+                snapshot.deadlines = sorted(job_id.decode() for job_id, _ in next(answers))
             case "bytes":
                 snapshot.num_bytes = int(next(answers))
     return snapshot, events

@@ -73,6 +73,9 @@ class Queue:
         self.num_sweeps += 1
         return []
 
+    async def expire_due(self):
+        return False
+
     async def promote(self):
         self.num_promotions += 1
         return False

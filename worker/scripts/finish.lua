@@ -1,12 +1,15 @@
 -- End a job: terminal event, record, reply, ack, delete and TTLs, all or nothing.
 --
--- KEYS  1 jobs stream  2 job hash  3 token log  4 bytes of the queue  5 dead letters
---       6 replies stream (only where ARGV[9] is 1)
+-- KEYS  1 jobs stream  2 job hash  3 token log  4 bytes of the queue  5 dead letters  6 deadlines
+--       7 replies stream  8 idempotency key
 -- ARGV  1 group  2 entry  3 attempt  4 position  5 status  6 event  7 channel  8 result TTL in ms
---       9 1: send a reply  10 worker  11 code and 12 reason of a copy for the dead letters, or ''
+--       9 1: send a reply to KEYS[7]  10 worker  11 code and 12 reason of a copy for the dead letters, or ''
+--       13 job id  14 1: the job has the idempotency key of KEYS[8]
 -- returns a number, as append does: position: ended; another n >= 0: the log ends at n; -1: stale
 
-local record = redis.call('HMGET', KEYS[2], 'status', 'attempt', 'position', 'worker', 'bytes')
+-- include: end_job.lua
+
+local record = redis.call('HMGET', KEYS[2], 'status', 'attempt', 'position', 'worker')
 if record[2] ~= ARGV[3] or record[4] ~= ARGV[10] then
   return -1
 end
@@ -18,6 +21,16 @@ if record[3] ~= ARGV[4] then
   return tonumber(record[3])
 end
 
+local failed = end_job(
+  {job = KEYS[2], log = KEYS[3], deadlines = KEYS[6], bytes = KEYS[4], replies = KEYS[7], idempotency = KEYS[8]},
+  {
+    job_id = ARGV[13], status = ARGV[5], position = ARGV[4], event = ARGV[6], channel = ARGV[7], ttl_ms = ARGV[8],
+    has_reply = ARGV[9], has_key = ARGV[14],
+  }
+)
+if failed then
+  return failed
+end
 if ARGV[11] ~= '' then
   for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])) do
     local job = ''
@@ -28,21 +41,6 @@ if ARGV[11] ~= '' then
       'entry', ARGV[2], 'deliveries', record[2], 'worker', ARGV[10])
   end
 end
-redis.call('XADD', KEYS[3], ARGV[4] .. '-1', 'event', ARGV[6])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
-local now = redis.call('TIME')
-redis.call('HSET', KEYS[2], 'status', ARGV[5], 'finished_at', now[1] * 1000 + math.floor(now[2] / 1000))
-redis.call('PEXPIRE', KEYS[2], ARGV[8])
-redis.call('PEXPIRE', KEYS[3], ARGV[8])
-if record[5] and redis.call('DECRBY', KEYS[4], record[5]) <= 0 then
-  redis.call('DEL', KEYS[4])
-end
-if ARGV[9] == '1' then
-  -- Others' replies lie there too: its time to live never gets shorter.
-  local ttl = redis.call('PTTL', KEYS[6])
-  redis.call('XADD', KEYS[6], '*', 'event', ARGV[6])
-  redis.call('PEXPIRE', KEYS[6], math.max(ttl, tonumber(ARGV[8])))
-end
-redis.call('SPUBLISH', ARGV[7], ARGV[6])
 return tonumber(ARGV[4])

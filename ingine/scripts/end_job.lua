@@ -1,0 +1,63 @@
+-- What every end of a job does. The caller has checked that the job may end; it removes the job's entry itself.
+--
+-- keys    job, log, deadlines, bytes, replies, idempotency
+-- ending  job_id, status, position, event, channel, ttl_ms, has_reply ('1': the event goes to the replies stream),
+--         has_key ('1': the job was submitted with that idempotency key)
+-- returns nil, or the error that the log answered: then nothing was done
+--
+-- Behind the log nothing may fail: a foreign key that somebody has put there must not leave a job half ended.
+
+-- A reply stays for as long as its own job's result. What says so is a field and not the entry's id, which is in
+-- the future for ever once a clock was ahead.
+local function drop_old_replies(replies, now, ttl_ms)
+  for _ = 1, 100 do
+    local oldest = redis.call('XRANGE', replies, '-', '+', 'COUNT', 1)[1]
+    if not oldest then
+      return
+    end
+    local fields = {}
+    for i = 1, #oldest[2], 2 do
+      fields[oldest[2][i]] = oldest[2][i + 1]
+    end
+    -- Without the field: written by hand, or by a version that had none.
+    local written_at = math.min(tonumber(string.match(oldest[1], '^%d+')), now)
+    if (tonumber(fields.expires_at) or written_at + ttl_ms) > now then
+      return
+    end
+    redis.call('XDEL', replies, oldest[1])
+  end
+end
+
+local function end_job(keys, ending)
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local ttl_ms = tonumber(ending.ttl_ms)
+  local logged = redis.pcall('XADD', keys.log, ending.position .. '-1', 'event', ending.event)
+  if type(logged) == 'table' and logged.err then
+    return logged
+  end
+  redis.call('HSET', keys.job, 'status', ending.status, 'finished_at', now)
+  redis.call('HDEL', keys.job, 'raw')
+  redis.call('PEXPIRE', keys.job, ttl_ms)
+  redis.call('PEXPIRE', keys.log, ttl_ms)
+  redis.pcall('ZREM', keys.deadlines, ending.job_id)
+  if ending.has_key == '1' then
+    redis.call('PEXPIRE', keys.idempotency, ttl_ms)
+  end
+  local num_bytes = redis.call('HGET', keys.job, 'bytes')
+  local bytes_left = num_bytes and redis.pcall('DECRBY', keys.bytes, num_bytes)
+  if type(bytes_left) == 'number' and bytes_left <= 0 then
+    redis.call('DEL', keys.bytes)
+  end
+  if ending.has_reply == '1' then
+    -- Others' replies lie there too: its time to live never gets shorter.
+    local longest_ms = math.max(redis.call('PTTL', keys.replies), ttl_ms)
+    local reply = redis.pcall('XADD', keys.replies, '*', 'event', ending.event,
+      'expires_at', string.format('%d', now + ttl_ms))
+    if type(reply) ~= 'table' then
+      redis.call('PEXPIRE', keys.replies, longest_ms)
+      drop_old_replies(keys.replies, now, longest_ms)
+    end
+  end
+  redis.call('SPUBLISH', ending.channel, ending.event)
+end

@@ -1,0 +1,216 @@
+"""Deadlines of jobs that nobody runs, whoever ends them."""
+
+import pytest
+
+from ingine.expiry import MAX_EXPIRED, expire, expire_due
+from ingine.keys import GROUP, WAITING
+from ingine.scripts import read_script
+from ingine.wire import JobStatus, TerminalEvent, TokensEvent, decode_event
+from producer.submission import build_submission
+from tests.worker.conftest import take
+from worker.queue import STALE, Append, Finish
+
+TTL_S = 60
+
+
+@pytest.fixture
+def submit(client, keys):
+    async def submit(job_id: str = "a", *, deadline_s: float | None = 0.001, **options) -> None:
+        submission = build_submission("x", job_id=job_id, deadline_s=deadline_s, **options)
+        touched, args = submission.script_call(keys)
+        script = client.register_script(read_script("producer", "submit"))
+        assert (await script(keys=touched, args=args))[0] == b"accepted"
+
+    return submit
+
+
+@pytest.fixture
+def let_deadline_pass(client, keys):
+    async def let_deadline_pass(job_id: str = "a") -> None:
+        await client.hset(keys.job(job_id), "deadline_at", 1)
+        await client.zadd(keys.deadlines, {job_id: 1}, xx=True)
+
+    return let_deadline_pass
+
+
+async def expired(client, keys, job_id: str = "a") -> str:
+    return (await expire(client, keys, [job_id], result_ttl_s=TTL_S))[job_id]
+
+
+async def last_event(client, keys, job_id: str = "a") -> TerminalEvent:
+    return decode_event((await client.xrevrange(keys.tokens(job_id), count=1))[0][1][b"event"])
+
+
+async def assert_nothing_is_left(client, keys, job_id: str = "a") -> None:
+    """But what has a TTL."""
+    for stream in keys.all_jobs:
+        assert await client.xlen(stream) == 0
+        assert (await client.xpending(stream, GROUP))["pending"] == 0
+    assert not await client.exists(keys.delayed, keys.deadlines, keys.bytes)
+    for key in (keys.job(job_id), keys.tokens(job_id)):
+        assert 0 < await client.pttl(key) <= TTL_S * 1000
+
+
+@pytest.mark.parametrize("not_before_s", [None, 3600])
+async def test_a_job_that_waits_expires_without_a_worker(
+    client, keys, make_queue, submit, let_deadline_pass, not_before_s
+):
+    options = {
+        "not_before_s": not_before_s,
+        "metadata": {"n": 1},
+        "reply_to": "batch",
+        "idempotency_key": "k",
+    }
+    await submit(deadline_s=7200, priority="low", **options)
+    assert await client.zcard(keys.deadlines) == 1
+    assert await expired(client, keys) == "early"
+    assert await expire_due(client, keys, result_ttl_s=TTL_S) is False
+    await let_deadline_pass()
+    await expire_due(client, keys, result_ttl_s=TTL_S)
+
+    end = await last_event(client, keys)
+    assert (end.status, end.position, end.metadata) == (JobStatus.EXPIRED, 0, {"n": 1})
+    assert end.error["code"] == "deadline_exceeded"
+    assert await client.hget(keys.job("a"), "status") == b"expired"
+    assert not await client.hexists(keys.job("a"), "raw")
+    await assert_nothing_is_left(client, keys)
+    ((_, reply),) = await client.xrange(keys.replies("batch"))
+    assert decode_event(reply[b"event"]) == end
+    assert 0 < await client.pttl(keys.idem("k")) <= TTL_S * 1000
+
+
+async def test_a_lost_reply_does_no_harm(client, keys, make_queue, submit, let_deadline_pass):
+    await submit(reply_to="batch")
+    await let_deadline_pass()
+    assert [await expired(client, keys) for _ in range(2)] == ["expired", "expired"]
+    assert await client.xlen(keys.replies("batch")) == await client.xlen(keys.tokens("a")) == 1
+    assert await expired(client, keys, "nobody") == "unknown"
+
+
+async def test_what_somebody_runs_is_left_to_him_and_looked_at_again(
+    client, keys, make_queue, submit, let_deadline_pass
+):
+    worker = make_queue("w1")
+    await submit()
+    begun = await worker.begin(await take(worker), "a", None)
+    await let_deadline_pass()
+    assert await expired(client, keys) == "running"
+    assert await client.zscore(keys.deadlines, "a") > begun.now, "others that are due come first now"
+
+
+async def test_a_job_whose_holder_is_gone_expires_behind_its_tokens(
+    client, keys, make_queue, submit, let_deadline_pass
+):
+    worker = make_queue("w1")
+    await submit()
+    entry = await take(worker)
+    await worker.begin(entry, "a", None)
+    await worker.append([Append("a", 1, TokensEvent(2, [7, 8], "xy"), publish=True)])
+    await let_deadline_pass()
+    await client.xclaim(keys.jobs("normal"), GROUP, "w1", 0, [entry.id], idle=15_001, justid=True)
+    assert await expired(client, keys) == "expired"
+    end = await last_event(client, keys)
+    assert (end.position, end.usage, end.timings["attempts"]) == (2, {"num_output_tokens": 2}, 1)
+    await assert_nothing_is_left(client, keys)
+
+    # The holder was only slow: it is fenced, even if it would say the same.
+    assert await worker.append([Append("a", 1, TokensEvent(3, [9], "z"), publish=True)]) == [STALE]
+    for status in (JobStatus.FINISHED, JobStatus.EXPIRED):
+        assert await worker.finish(Finish(entry, 1, TerminalEvent(2, status, "a"), None)) == STALE
+    assert await worker.release(entry, "a", 1) is False
+    assert await worker.delay(entry, "a", 1) is False
+    assert (await worker.begin(entry, "a", None)).verdict == "stale"
+    assert await client.xlen(keys.tokens("a")) == 2
+
+
+@pytest.mark.parametrize("how", ["claimed", "released", "deleted consumer", "no entry"])
+async def test_a_running_job_whose_entry_its_holder_has_not_expires(
+    client, keys, make_queue, submit, let_deadline_pass, how
+):
+    worker, jobs = make_queue("w1"), keys.jobs("normal")
+    await submit()
+    entry = await take(worker)
+    await worker.begin(entry, "a", None)
+    await let_deadline_pass()
+    match how:
+        case "claimed":  # and not begun yet: begin would come too late
+            await make_queue("w2").claim_idle(0, 1)
+        case "released":
+            await worker.release(entry, "a", 1)
+        case "deleted consumer":
+            await client.xgroup_delconsumer(jobs, GROUP, "w1")
+        case "no entry":
+            await client.xack(jobs, GROUP, entry.id)
+            await client.xdel(jobs, entry.id)
+    assert await expired(client, keys) == "expired"
+    await assert_nothing_is_left(client, keys)
+
+
+async def test_a_job_that_waits_in_the_fair_order_leaves_no_hole(
+    client, keys, make_queue, submit, let_deadline_pass
+):
+    worker = make_queue("w1")
+    for job_id in "abc":
+        await submit(job_id, deadline_s=7200)
+    assert (await take(worker)).id == (await client.hget(keys.job("a"), "entry")).decode()
+    assert (await client.xpending(keys.jobs("normal"), GROUP))["consumers"][1]["name"].decode() == WAITING
+    await let_deadline_pass("b")
+    assert await expired(client, keys, "b") == "expired"
+    assert (await take(worker)).id == (await client.hget(keys.job("c"), "entry")).decode()
+
+
+async def test_each_way_to_an_end_forgets_the_deadline(client, keys, make_queue, submit):
+    worker = make_queue("w1")
+    await submit(deadline_s=7200)
+    entry = await take(worker)
+    await worker.begin(entry, "a", None)
+    await worker.finish(Finish(entry, 1, TerminalEvent(0, JobStatus.FINISHED, "a"), None))
+    await assert_nothing_is_left(client, keys)
+
+
+async def test_many_that_are_due_are_ended_a_page_at_a_time(
+    client, keys, make_queue, submit, let_deadline_pass
+):
+    running, waiting = make_queue("w1"), 3
+    for number in range(MAX_EXPIRED + waiting):
+        await submit(f"job-{number:03}", deadline_s=7200)
+    for entry, number in zip(await running.take(MAX_EXPIRED), range(MAX_EXPIRED), strict=True):
+        await running.begin(entry, f"job-{number:03}", None)
+    for number in range(MAX_EXPIRED + waiting):
+        await let_deadline_pass(f"job-{number:03}")
+    assert await expire_due(client, keys, result_ttl_s=TTL_S) is True, "all of them run"
+    assert await expire_due(client, keys, result_ttl_s=TTL_S) is False
+    statuses = [await client.hget(keys.job(f"job-{MAX_EXPIRED + n:03}"), "status") for n in range(waiting)]
+    assert statuses == [b"expired"] * waiting
+
+
+async def test_foreign_things_under_a_jobs_keys_hold_up_no_other(
+    client, keys, make_queue, submit, let_deadline_pass
+):
+    for job_id in ("a", "log", "record", "full", "replies"):
+        await submit(job_id, deadline_s=7200, reply_to="foreign" if job_id == "replies" else None)
+        await let_deadline_pass(job_id)
+    await client.set(keys.tokens("log"), "x")
+    await client.set(keys.job("record"), "x")
+    await client.set(keys.replies("foreign"), "x")
+    await client.xadd(keys.tokens("full"), {"event": b"x"}, id="9-0")
+    await client.zadd(keys.deadlines, {b"\xff": 1, "gone": 1})
+    await expire_due(client, keys, result_ttl_s=TTL_S)
+    assert not await client.exists(keys.deadlines)
+    assert (await last_event(client, keys)).status is JobStatus.EXPIRED
+    assert (await last_event(client, keys, "replies")).status is JobStatus.EXPIRED
+    assert (
+        await client.hget(keys.job("full"), "status")
+        == await client.hget(keys.job("log"), "status")
+        == b"queued"
+    )
+
+
+async def test_a_record_with_nonsense_for_numbers_expires_all_the_same(client, keys, make_queue, submit):
+    await submit(deadline_s=7200)
+    await client.hset(
+        keys.job("a"), mapping={"deadline_at": "1e3", "submitted_at": "x", "attempt": "-", "bytes": "y"}
+    )
+    await client.zadd(keys.deadlines, {"a": 1})
+    await expire_due(client, keys, result_ttl_s=TTL_S)
+    assert (await last_event(client, keys)).status is JobStatus.EXPIRED
