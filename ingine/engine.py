@@ -66,6 +66,7 @@ class Engine:
             max_model_len=config.max_model_len,
             num_kv_tokens=num_blocks * config.block_size,
             vocab_size=model.config.vocab_size,
+            has_text=tokenizer is not None,
         )
         self.max_model_len = self.limits.max_num_tokens
         if self.max_model_len < config.max_model_len:

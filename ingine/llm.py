@@ -14,6 +14,7 @@ from ingine.errors import ConfigError, ErrorCode, InvalidRequest
 from ingine.model_store import DEFAULT_MODEL
 from ingine.outputs import CompletionOutput, RequestOutput, RequestTimings, SeqOutput
 from ingine.sampling_params import SamplingParams
+from ingine.tokenizer import required
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput"]
 
@@ -68,14 +69,13 @@ class LLM:
         conversations = _as_list(messages, "messages")
         if conversations and isinstance(conversations[0], Mapping):
             conversations = [conversations]
-        tokenized = [
-            (None, self.engine.tokenizer.encode_chat(_checked(messages))) for messages in conversations
-        ]
+        tokenizer = required(self.engine.tokenizer)
+        tokenized = [(None, tokenizer.encode_chat(_checked(messages))) for messages in conversations]
         return self._run(tokenized, sampling_params, progress)
 
     def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
-            return prompt, self.engine.tokenizer.encode(prompt)
+            return prompt, required(self.engine.tokenizer).encode(prompt)
         if isinstance(prompt, Mapping) and prompt.keys() == {"prompt_token_ids"}:
             return None, _as_list(prompt["prompt_token_ids"], "prompt_token_ids")
         raise InvalidRequest(

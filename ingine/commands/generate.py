@@ -56,6 +56,7 @@ def generate(
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     from ingine.llm import LLM  # from here on it is torch's time that passes
+    from ingine.tokenizer import required
 
     llm = LLM(model)
     messages = [{"role": "user", "content": prompt}]
@@ -63,7 +64,7 @@ def generate(
         output = llm.chat(messages, params)[0] if chat else llm.generate(prompt, params)[0]
         typer.echo(json.dumps(asdict(output)))
     else:
-        tokenizer = llm.engine.tokenizer
+        tokenizer = required(llm.engine.tokenizer)
         _stream(llm, tokenizer.encode_chat(messages) if chat else tokenizer.encode(prompt), params)
 
 

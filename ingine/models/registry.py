@@ -13,7 +13,7 @@ class ArchitectureOptions:
     attention_bias: Literal["never", "qkv", "config"]
     """Which attention projections have one; `config`: all four, if config.json's `attention_bias` is set."""
     sliding_window: Literal["never", "every_layer", "layer_types"]
-    """Where config.json's `sliding_window` counts, if it has one. `every_layer`: where `layer_types` is not."""
+    """Where config.json's `sliding_window` counts, if it has one. `every_layer`: unless by `layer_types`."""
     qk_norm: bool = False
     """Each query and key head is normalised before its rotation."""
 
