@@ -14,7 +14,7 @@ from ingine.model_runner import ModelRunner
 from ingine.model_store import resolve_model
 from ingine.models import Decoder, ModelConfig, load_model
 from ingine.parallel import SINGLE, TensorParallel
-from ingine.tokenizer import Tokenizer
+from ingine.tokenizer import Tokenizer, load_tokenizer
 from ingine.warm_up import warm_up
 
 
@@ -28,7 +28,7 @@ def join_others(config: EngineConfig) -> TensorParallel:
 def load(
     config: EngineConfig, tokenizer: Tokenizer | None, parallel: TensorParallel
 ) -> tuple[Decoder, Tokenizer | None]:
-    """A rank other than 0 has no use for a tokenizer, and gets none."""
+    """The tokenizer is None where the model has none, and on ranks other than 0, which have no use for it."""
     device = select_device(config.device) if parallel.size == 1 else parallel.device
     dtype = select_dtype(config.dtype, device)
     path = resolve_model(config.model)
@@ -42,7 +42,7 @@ def load(
     )
     model = load_model(path, dtype=dtype, device=device, kernels=kernels, parallel=parallel)
     if tokenizer is None and parallel.rank == 0:
-        tokenizer = Tokenizer.from_folder(path)
+        tokenizer = load_tokenizer(path)
     return model, tokenizer
 
 

@@ -68,6 +68,7 @@ class Engine:
             num_kv_tokens=num_blocks * config.block_size,
             vocab_size=model.config.vocab_size,
             sampling_defaults=sampling_defaults,
+            has_text=tokenizer is not None,
         )
         self.max_model_len = self.limits.max_num_tokens
         if self.max_model_len < config.max_model_len:

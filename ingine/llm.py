@@ -15,6 +15,7 @@ from ingine.errors import ConfigError, ErrorCode, InvalidRequest
 from ingine.model_store import DEFAULT_MODEL
 from ingine.outputs import CompletionOutput, RequestOutput, RequestTimings, SeqOutput
 from ingine.sampling_params import SamplingParams, is_neutral
+from ingine.tokenizer import required
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput"]
 
@@ -113,9 +114,8 @@ class LLM:
         conversations = _as_list(messages, "messages")
         if conversations and isinstance(conversations[0], Mapping):
             conversations = [conversations]
-        tokenized = [
-            (None, self.engine.tokenizer.encode_chat(_checked(messages))) for messages in conversations
-        ]
+        tokenizer = required(self.engine.tokenizer)
+        tokenized = [(None, tokenizer.encode_chat(_checked(messages))) for messages in conversations]
         return self._run(tokenized, sampling_params, use_tqdm)
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -136,7 +136,7 @@ class LLM:
         if token_ids is not None:
             return text, _as_list(token_ids, "prompt_token_ids")
         if isinstance(text, str):
-            return text, self.engine.tokenizer.encode(text)
+            return text, required(self.engine.tokenizer).encode(text)
         raise InvalidRequest(
             ErrorCode.INVALID_TYPE,
             'a prompt is a str, a list of token ids, {"prompt": "..."} or {"prompt_token_ids": [...]}, '

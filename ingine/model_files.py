@@ -1,12 +1,14 @@
-"""The files of a model's folder that both the loader and the fingerprint read. Imports nothing heavy."""
+"""Which files a model is made of, for all that read them. Imports nothing heavy."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from ingine.errors import ConfigError
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+_GGUF_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,3 +49,18 @@ def _instead(folder: Path) -> str:
         'safetensors: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
         f"[each.from_pretrained('{folder}').save_pretrained('NEW_FOLDER') for each in (M, T)]\""
     )
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """All files of the GGUF model that `path` is one of, in order, by the name that llama.cpp gives them.
+
+    Raises ConfigError that names the first one that is missing.
+    """
+    if not (name := _GGUF_PART.fullmatch(path.name)):
+        return [path]
+    stem, count = name[1], int(name[3])
+    parts = [path.with_name(f"{stem}-{number:05}-of-{name[3]}.gguf") for number in range(1, count + 1)]
+    for part in parts:
+        if not part.is_file():
+            raise ConfigError(f"{part} is missing: the model {stem} has {count} parts, all in one folder")
+    return parts

@@ -24,6 +24,8 @@ class RequestLimits:
     vocab_size: int
     sampling_defaults: dict[str, Any] = field(default_factory=dict)
     """The model's own, see `ingine.generation_config`."""
+    has_text: bool = True
+    """Whether the model has a tokenizer: without, no stop string can be found."""
 
     @property
     def max_num_tokens(self) -> int:
@@ -44,6 +46,11 @@ class RequestLimits:
         if not isinstance(params, SamplingParams):
             raise InvalidRequest(
                 ErrorCode.INVALID_TYPE, f"params are SamplingParams, not {type(params).__name__}"
+            )
+        if params.stop and not self.has_text:
+            raise InvalidRequest(
+                ErrorCode.INVALID_PARAMETER,
+                "stop: this model has no tokenizer, so its output has no text; use stop_token_ids",
             )
         num_tokens = len(prompt_token_ids)
         if num_tokens == 0:

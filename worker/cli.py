@@ -134,11 +134,11 @@ def _may_be_gpu(device: str) -> bool:
     return any(Path(path).exists() for path in NVIDIA_DEVICES)
 
 
-def _load_tokenizer(model: str) -> "Tokenizer":
+def _load_tokenizer(model: str) -> "Tokenizer | None":
     from ingine.model_store import resolve_model
-    from ingine.tokenizer import Tokenizer
+    from ingine.tokenizer import load_tokenizer
 
-    return Tokenizer.from_folder(resolve_model(model))
+    return load_tokenizer(resolve_model(model))
 
 
 def engine_config(settings: WorkerSettings) -> "EngineConfig":

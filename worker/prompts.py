@@ -7,6 +7,7 @@ from datetime import datetime
 
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
+from ingine.tokenizer import required
 from ingine.wire import Job
 from worker.engine_link import EngineHost
 from worker.logs import log_event
@@ -59,14 +60,13 @@ class PromptReader:
     def _token_ids(self, job: Job, submitted_at: datetime) -> list[int]:
         if isinstance(job.prompt, tuple):
             return list(job.prompt)
-        if self._engine.tokenizer is None:
-            raise InvalidRequest(ErrorCode.INVALID_PARAMETER, "this model has no tokenizer: send token ids")
+        tokenizer = required(self._engine.tokenizer)
         if job.messages is not None:
             messages = [message.model_dump() for message in job.messages]
-            return self._engine.tokenizer.encode_chat(messages, now=submitted_at)
+            return tokenizer.encode_chat(messages, now=submitted_at)
         if not job.prompt:
             raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt is empty")
-        return self._engine.tokenizer.encode(job.prompt)
+        return tokenizer.encode(job.prompt)
 
 
 def _num_chars(job: Job) -> int:

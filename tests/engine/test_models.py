@@ -94,6 +94,15 @@ def test_a_sliding_window_shorter_than_the_sequence(arch, tmp_path):
     assert_same(torch.cat(logits), hf_logits(path, PROMPT))
 
 
+def test_a_mistral_with_windows_in_some_layers(tmp_path):
+    """transformers takes another class for it; a layer is the same."""
+    path = make_tiny_model(tmp_path, "mistral", sliding_window=6)
+    edit_config(path, layer_types=["full_attention", "sliding_attention"])
+    assert ModelConfig.from_folder(path).sliding_windows == (None, 6)
+    [logits] = PackedModel(load(path)).step((PagedSequence(PROMPT), len(PROMPT)))
+    assert_same(logits, hf_logits(path, PROMPT))
+
+
 @pytest.mark.parametrize(
     "rope",
     [

@@ -20,6 +20,7 @@ from ingine.engine import Engine
 from ingine.errors import ConfigError
 from ingine.model_store import resolve_model
 from ingine.models import ModelConfig
+from ingine.tokenizer import required
 from worker.bench.measure import Measurement, median
 from worker.bench.modes import continuous, load_hugging_face, one_at_a_time
 from worker.bench.through_redis import through_redis, worker_on_own_server
@@ -58,10 +59,10 @@ def run(console: Console, *, model: str, num_rounds: int, json_path: Path) -> No
             REDIS: lambda prompts: through_redis(url, prompts),
         }
         for measure in modes.values():
-            measure(make_workload(engine.tokenizer, 2))
+            measure(make_workload(required(engine.tokenizer), 2))
         for round_number in range(num_rounds):
             for num_requests in BATCH_SIZES:
-                prompts = make_workload(engine.tokenizer, num_requests)
+                prompts = make_workload(required(engine.tokenizer), num_requests)
                 for mode, measure in modes.items():
                     if mode == HF and round_number > 0:
                         continue  # it takes minutes, and hardly varies
