@@ -71,6 +71,10 @@ class Tokenizer:
             chat_template=chat_template,
         )
 
+    @property
+    def has_chat_template(self) -> bool:
+        return self._chat_template is not None
+
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens that the model's tokenizer adds to a prompt."""
         return self._core.encode(_without_surrogates(text)).ids
