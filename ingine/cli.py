@@ -15,13 +15,7 @@ from ingine.commands.generate import generate
 from ingine.commands.pull import pull
 from ingine.environment import check_variables
 from ingine.errors import ConfigError, IngineError, InvalidRequest, ServerUnavailable
-
-# fmt: off
-WORKER_EXTRA = {
-    "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub",
-    "gguf", "numpy", "jinja2", "filelock", "prometheus_client",
-}
-# fmt: on
+from ingine.extras import missing_extra
 
 app = typer.Typer(
     name="ingine",
@@ -81,9 +75,10 @@ def main() -> None:
         typer.echo(f"ingine: {error}", err=True)
         sys.exit(_exit_code(error))
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in WORKER_EXTRA:
+        said = missing_extra(error, "this command")
+        if said is None:
             raise
-        typer.echo(f"ingine: this command needs {error.name}: pip install 'ingine[worker]'", err=True)
+        typer.echo(f"ingine: {said}", err=True)
         sys.exit(2)
 
 

