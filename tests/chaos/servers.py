@@ -53,7 +53,7 @@ class Node:
         return self
 
     def num_cut_off(self) -> int:
-        """Clients too slow for `client-output-buffer-limit`, as the log tells: Redis 7.0 has no count of them."""
+        """Clients too slow for `client-output-buffer-limit`, by the log: Redis 7.0 has no count of them."""
         return (self.folder / "server.log").read_bytes().count(CUT_OFF)
 
     async def kill_and_restart(self, before_start: Callable[[], None] = lambda: None) -> None:
