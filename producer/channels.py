@@ -10,6 +10,8 @@ from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
+from ingine.servers import is_lacking
+
 MAX_UNREAD_EVENTS = 256
 """Live events kept for one stream. A slower consumer goes on from the log instead."""
 PING_S = 10.0
@@ -110,6 +112,8 @@ class ChannelHub:
                 if not self._closed and not self._told:
                     self._told = True
                     log.warning("no live events (%s), streams go on from the log", errors.exceptions[0])
+                if any(map(is_lacking, errors.exceptions)):
+                    self._closed = True  # it will not be known later either
             finally:
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.0))

@@ -155,5 +155,5 @@ def _check_memory_and_disk(about: _About) -> None:
         raise _fault(about, f"has maxmemory-policy {policy}: it would delete jobs and logs. Set noeviction")
     if about.info.get("aof_enabled") == 0:
         lost = "jobs, token logs and results since its last snapshot"
-        fields = {"redis": about.name, "appendonly": "no", "loses": lost}
-        log_event(logger, logging.WARNING, "redis is not durable", **fields)
+        name = about.name
+        log_event(logger, logging.WARNING, "redis is not durable", redis=name, appendonly="no", loses=lost)

@@ -19,6 +19,7 @@ from ingine.servers import Servers
 from producer import AsyncClient, Client, ServerUnavailable
 from producer.settings import load_settings as load_producer_settings
 from tests.security.acl_server import password_of
+from tests.servers import Valkey
 from tests.waiting import wait_until
 from worker.settings import WorkerSettings, load_settings
 
@@ -100,6 +101,18 @@ def test_a_file_that_may_not_be_read_is_a_wrong_setting(who, sources, monkeypatc
 
 
 # ----------------------------------------------------------------------------------------- where to
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "redis+sentinel"])
+async def test_a_server_that_does_not_know_auth_is_not_quoted(tmp_path, queue, scheme):
+    """It answers with what came with the command, as some proxies do too."""
+    path = f"/primary/0?sentinel_password={ENCODED}" if "sentinel" in scheme else ""
+    with Valkey(tmp_path, config='rename-command AUTH ""') as server:
+        url = f"{scheme}://ingine-worker:{ENCODED}@{server.address}{path}"
+        async with AsyncClient(url, queue=queue) as client:
+            with pytest.raises(ServerUnavailable, match=r"unknown command 'AUTH'") as refused:
+                await client.submit("hi")
+    assert not leaks(refused.value) and not leaks(refused.value.__cause__)
 
 
 def test_nothing_that_is_printed_by_accident_shows_it(monkeypatch):
