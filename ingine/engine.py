@@ -286,9 +286,10 @@ class Engine:
             if token.token_id is None:
                 break
             token_ids.append(token.token_id)
-            text += seq.append(token.token_id)
             if token.logprobs is not None:
+                seq.name_tokens(token.logprobs)
                 logprobs.append(token.logprobs)
+            text += seq.append(token.token_id)
             if seq.finish_reason is not None:
                 break
         self._num_output_tokens += len(token_ids)

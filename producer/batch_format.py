@@ -7,7 +7,9 @@ never run as something else than what it asks for.
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, chain, repeat
 from typing import Any
 
 from ingine.errors import ClientError, ErrorCode, IngineError, InvalidJob, JobCancelled, JobExpired, JobFailed
@@ -223,29 +225,34 @@ def _row(line: Line, response: dict | None, error: dict | None) -> dict[str, Any
     return {"id": line.row_id, "custom_id": line.custom_id, "response": response, "error": error}
 
 
-def _token(token_id: int) -> str:
-    """The producer has no tokenizer; this is how vLLM names tokens in the same position."""
-    return f"token_id:{token_id}"
+def _tokens(logprobs: dict) -> Iterator[tuple[str, float, list[int] | None]]:
+    """Text, logprob and bytes of the token that was chosen, then of the likeliest ones.
+
+    Where the worker has not said what the bytes are, the text names the id, as vLLM does.
+    """
+    pairs = [(logprobs["token_id"], logprobs["logprob"]), *logprobs["top"]]
+    token_bytes = chain((logprobs.get("bytes"),), logprobs.get("top_bytes", ()), repeat(None))
+    for (token_id, logprob), named in zip(pairs, token_bytes, strict=False):
+        text = f"token_id:{token_id}" if named is None else bytes(named).decode(errors="replace")
+        yield text, logprob, named
 
 
 def _chat_logprobs(logprobs: list[dict]) -> dict[str, Any]:
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        return {"token": _token(token_id), "logprob": logprob, "bytes": None}
-
-    return {
-        "content": [
-            entry(token["token_id"], token["logprob"])
-            | {"top_logprobs": [entry(*top) for top in token["top"]]}
-            for token in logprobs
-        ]
-    }
+    content = []
+    for of_token in logprobs:
+        chosen, *top = (
+            {"token": text, "logprob": logprob, "bytes": named} for text, logprob, named in _tokens(of_token)
+        )
+        content.append(chosen | {"top_logprobs": top})
+    return {"content": content, "refusal": None}
 
 
 def _completion_logprobs(logprobs: list[dict]) -> dict[str, Any]:
+    of_tokens = [list(_tokens(of_token)) for of_token in logprobs]
+    texts = [text for (text, _, _), *_ in of_tokens]
     return {
-        "tokens": [_token(token["token_id"]) for token in logprobs],
-        "token_logprobs": [token["logprob"] for token in logprobs],
-        "top_logprobs": [
-            {_token(token_id): logprob for token_id, logprob in token["top"]} for token in logprobs
-        ],
+        "tokens": texts,
+        "token_logprobs": [logprob for (_, logprob, _), *_ in of_tokens],
+        "top_logprobs": [{text: logprob for text, logprob, _ in top} for _, *top in of_tokens],
+        "text_offset": list(accumulate(map(len, texts[:-1]), initial=0)),
     }

@@ -167,7 +167,50 @@ def test_the_row_of_a_completion():
     assert body["choices"][0]["text"] == "out"
 
 
-def test_logprobs_name_tokens_by_id():
+def rows_with_logprobs(*logprobs: dict) -> tuple[dict, dict]:
+    """`logprobs` of a chat's row and of a completion's, as JSON has them."""
+    lines = parse({"messages": HI}), parse({"prompt": "hi"}, COMPLETIONS)
+    rows = (output_row(line, result(logprobs=[*logprobs])) for line in lines)
+    chat, completion = (json.loads(json.dumps(row))["response"]["body"]["choices"][0] for row in rows)
+    return chat["logprobs"], completion["logprobs"]
+
+
+def test_logprobs_have_the_text_of_each_token():
+    """The second token is half a character: its bytes say which."""
+    chat, completion = rows_with_logprobs(
+        {
+            "token_id": 7,
+            "logprob": -0.5,
+            "top": [[7, -0.5], [9, -1.0]],
+            "bytes": [32, 104, 105],
+            "top_bytes": [[32, 104, 105], [60, 124, 62]],
+        },
+        {"token_id": 8, "logprob": -2.0, "top": [], "bytes": [195], "top_bytes": []},
+    )
+    assert chat == {
+        "content": [
+            {
+                "token": " hi",
+                "logprob": -0.5,
+                "bytes": [32, 104, 105],
+                "top_logprobs": [
+                    {"token": " hi", "logprob": -0.5, "bytes": [32, 104, 105]},
+                    {"token": "<|>", "logprob": -1.0, "bytes": [60, 124, 62]},
+                ],
+            },
+            {"token": "\ufffd", "logprob": -2.0, "bytes": [195], "top_logprobs": []},
+        ],
+        "refusal": None,
+    }
+    assert completion == {
+        "tokens": [" hi", "\ufffd"],
+        "token_logprobs": [-0.5, -2.0],
+        "top_logprobs": [{" hi": -0.5, "<|>": -1.0}, {}],
+        "text_offset": [0, 3],
+    }
+
+
+def test_logprobs_of_an_older_worker_name_tokens_by_id():
     logprobs = [{"token_id": 7, "logprob": -0.5, "top": [[7, -0.5], [9, -1.0]]}]
     [chat], [completion] = (
         output_row(line, result(logprobs=logprobs))["response"]["body"]["choices"]
@@ -178,6 +221,7 @@ def test_logprobs_name_tokens_by_id():
     assert [top["token"] for top in token["top_logprobs"]] == ["token_id:7", "token_id:9"]
     assert completion["logprobs"]["tokens"] == ["token_id:7"]
     assert completion["logprobs"]["top_logprobs"] == [{"token_id:7": -0.5, "token_id:9": -1.0}]
+    assert token["bytes"] is None
 
 
 @pytest.mark.parametrize(
