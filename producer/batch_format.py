@@ -13,21 +13,37 @@ from itertools import accumulate, chain, repeat
 from typing import Any
 
 from ingine.errors import ClientError, ErrorCode, IngineError, InvalidJob, JobCancelled, JobExpired, JobFailed
-from ingine.sampling_params import SamplingParams
+from ingine.sampling_params import NEUTRAL_PARAMS, SamplingParams, is_neutral
 from producer.results import Result
 
 CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
-_IGNORED = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"}
-_NEUTRAL = {
-    "n": 1,
-    "best_of": 1,
-    "stream": False,
-    "echo": False,
-    "suffix": "",
-    "tools": [],
-    "tool_choice": "none",
-    "response_format": {"type": "text"},
+_IGNORED = {
+    *("user", "store", "metadata", "service_tier"),
+    *("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
 }
+"""What changes nothing in the output, whatever its value."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = NEUTRAL_PARAMS | {
+    # OpenAI's:
+    "stream": (False,),
+    "echo": (False,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "verbosity": ("medium",),
+    # vLLM's:
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "priority": (0,),
+}
+"""What we do not have, with the values at which it changes nothing. Null always does."""
 _RENAMED = {"max_completion_tokens": "max_tokens"}
 _SERVER_ERRORS = (ErrorCode.ENGINE_ERROR, ErrorCode.WORKER_LOST)
 
@@ -150,6 +166,9 @@ def _prompt(prompt: Any) -> Any:
 
 def _sampling(body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
     sampling = {}
+    neutral = _NEUTRAL | {"add_special_tokens": (not chat,)}  # as the prompt is tokenised
+    if "max_completion_tokens" in body:
+        body.pop("max_tokens", None)  # its older name
     if chat:  # a completion's `logprobs` is the number itself
         wanted, num_top = body.pop("logprobs", False), body.pop("top_logprobs", 0)
         if wanted:
@@ -159,7 +178,7 @@ def _sampling(body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
     for name, value in body.items():
         if _RENAMED.get(name, name) in SamplingParams.model_fields:
             sampling[_RENAMED.get(name, name)] = _bias(value) if name == "logit_bias" else value
-        elif name not in _IGNORED and (name not in _NEUTRAL or value != _NEUTRAL[name]):
+        elif name not in _IGNORED and not is_neutral(value, neutral.get(name, ())):
             raise LineRefused("unsupported_parameter", f"{name} is not supported", name)
     return sampling
 
