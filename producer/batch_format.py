@@ -45,6 +45,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = NEUTRAL_PARAMS | {
 }
 """What we do not have, with the values at which it changes nothing. Null always does."""
 _RENAMED = {"max_completion_tokens": "max_tokens"}
+FINISH_LENGTH = "length"
 _SERVER_ERRORS = (ErrorCode.ENGINE_ERROR, ErrorCode.WORKER_LOST)
 
 
@@ -221,6 +222,14 @@ def output_row(line: Line, result: Result) -> dict[str, Any]:
         },
     }
     return _row(line, {"status_code": 200, "request_id": result.job_id, "body": body}, None)
+
+
+def is_cut(row: dict[str, Any]) -> bool:
+    """Whether a row of the output file, by whomever, has output that length has ended."""
+    try:
+        return row["response"]["body"]["choices"][0]["finish_reason"] == FINISH_LENGTH
+    except (KeyError, TypeError, IndexError):
+        return False
 
 
 def error_row(line: Line, error: IngineError) -> dict[str, Any]:
