@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ingine.errors import ConfigError, UnsupportedModel
+from ingine.generation_config import recommended_by_gguf
 from ingine.models.gguf_tokenizer import save_tokenizer
 from ingine.models.loader import WEIGHTS, WEIGHTS_INDEX
 from ingine.models.rope import rope_frequencies
@@ -75,7 +76,8 @@ def convert_gguf(
     try:
         file = _GGUFFile.open(gguf_path)
         _write_json(partial / "config.json", file.config(dtype))
-        _write_json(partial / "generation_config.json", {"eos_token_id": file.eos_token_ids()})
+        generation_config = {"eos_token_id": file.eos_token_ids()} | recommended_by_gguf(file.metadata)
+        _write_json(partial / "generation_config.json", generation_config)
         save_tokenizer(file.metadata, gguf_path, partial)
         _save_weights(file, partial, dtype, progress or (lambda done, total: None))
         partial.rename(out_dir)
