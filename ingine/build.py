@@ -27,11 +27,15 @@ def join_others(config: EngineConfig) -> TensorParallel:
 
 def load(
     config: EngineConfig, tokenizer: Tokenizer | None, parallel: TensorParallel
-) -> tuple[Decoder, Tokenizer | None]:
-    """The tokenizer is None where the model has none, and on ranks other than 0, which have no use for it."""
+) -> tuple[Decoder, Tokenizer | None, dict[str, Any]]:
+    """The model, its tokenizer, and its sampling defaults as fields of SamplingParams.
+
+    The tokenizer is None where the model has none, and on ranks other than 0, which have no use for it.
+    """
     device = select_device(config.device) if parallel.size == 1 else parallel.device
     dtype = select_dtype(config.dtype, device)
     path = resolve_model(config.model)
+    sampling_defaults = {} if config.generation_config == "vllm" else read_sampling_defaults(path)
     kernels = select_kernels(
         device,
         dtype,
@@ -43,12 +47,7 @@ def load(
     model = load_model(path, dtype=dtype, device=device, kernels=kernels, parallel=parallel)
     if tokenizer is None and parallel.rank == 0:
         tokenizer = load_tokenizer(path)
-    return model, tokenizer
-
-
-def load_sampling_defaults(config: EngineConfig) -> dict[str, Any]:
-    """What `config.generation_config` says of the model: fields of SamplingParams."""
-    return {} if config.generation_config == "vllm" else read_sampling_defaults(resolve_model(config.model))
+    return model, tokenizer, sampling_defaults
 
 
 @torch.inference_mode()

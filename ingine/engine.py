@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from ingine.block_manager import BlockManager
-from ingine.build import join_others, load, load_sampling_defaults, make_runner
+from ingine.build import join_others, load, make_runner
 from ingine.config import EngineConfig, numerics
 from ingine.detokenizer import Detokenizer
 from ingine.device import resolve_limits
@@ -55,10 +55,11 @@ class Engine:
         """Loads `config.model` unless a loaded `model` is given: its text is "" without a `tokenizer`, its
         ranks are then the engine's, and it has no sampling defaults of its own.
         """
-        sampling_defaults = load_sampling_defaults(config) if model is None else {}
         self._parallel = join_others(config) if model is None else model.parallel
         if model is None:
-            model, tokenizer = load(config, tokenizer, self._parallel)
+            model, tokenizer, sampling_defaults = load(config, tokenizer, self._parallel)
+        else:
+            sampling_defaults = {}
         self.tokenizer = tokenizer
         self.model_config = model.config
         config = resolve_limits(config, model.device, model.config.max_position_embeddings)
@@ -288,9 +289,10 @@ class Engine:
             if token.token_id is None:
                 break
             token_ids.append(token.token_id)
-            text += seq.append(token.token_id)
             if token.logprobs is not None:
+                seq.name_tokens(token.logprobs)
                 logprobs.append(token.logprobs)
+            text += seq.append(token.token_id)
             if seq.finish_reason is not None:
                 break
         self._num_output_tokens += len(token_ids)

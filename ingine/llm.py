@@ -91,7 +91,8 @@ class LLM:
         """One output a prompt, in the order of the prompts. Blocks until all are finished.
 
         A list of `sampling_params` has one for each prompt. None: the model's own, see
-        `get_default_sampling_params`; a SamplingParams is taken as it is. use_tqdm: a progress bar on stderr,
+        `get_default_sampling_params`. A SamplingParams is taken as it is; without max_tokens the output may
+        be as long as the model's length leaves (vLLM's default is 16). use_tqdm: a progress bar on stderr,
         if that is a terminal. Other arguments of vLLM are accepted at their defaults.
 
         Raises InvalidRequest before anything runs, if a prompt or parameter is wrong. Interrupted, it drops

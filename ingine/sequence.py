@@ -130,6 +130,13 @@ class Sequence:
             self.finish(FinishReason.LENGTH)
         return text
 
+    def name_tokens(self, logprobs: dict) -> None:
+        """Add the bytes of the tokens to the report on the token that `append` is about to take."""
+        if self._detokenizer is not None:
+            token_bytes = self._detokenizer.token_bytes
+            logprobs["bytes"] = list(token_bytes(logprobs["token_id"]))
+            logprobs["top_bytes"] = [list(token_bytes(token_id)) for token_id, _ in logprobs["top"]]
+
     def ahead(self, draft_token_ids: Tokens[int]) -> "Iterator[SequenceAhead]":
         """As it would be with the first token of the draft, the first two, and so on."""
         counts = self.token_counts

@@ -131,6 +131,10 @@ class Tokenizer:
             self._token_bytes[key] = self._compute_token_bytes(token_id, first)
         return self._token_bytes[key]
 
+    def special_token(self, token_id: int) -> str:
+        """The name of a special token, "" for an id that is no token's."""
+        return self._core.id_to_token(token_id) or ""
+
     def _compute_token_bytes(self, token_id: int, first: bool) -> bytes | None:
         token = self._core.id_to_token(token_id)
         if token is None or token_id in self._special_ids:

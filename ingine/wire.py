@@ -200,7 +200,9 @@ class TokensEvent:
     text: str
     """What these tokens add to the text: often less or more than their own, see `TerminalEvent`."""
     logprobs: list[dict] | None = None
-    """One a token: {token_id, logprob, top: [[token_id, logprob], ...]}."""
+    """One a token: {token_id, logprob, top: [[token_id, logprob], ...], bytes: [...], top_bytes: [[...]]}. An
+    older worker, or a model without a tokenizer, gives no bytes.
+    """
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ingine.errors import ConfigError, UnsupportedModel
+from ingine.generation_config import recommended_by_gguf
 from ingine.kernels import REFERENCE
 from ingine.model_files import WEIGHTS, WEIGHTS_INDEX
 from ingine.models.checkpoint import some
@@ -33,9 +34,6 @@ Progress = Callable[[int, int], None]
 _DTYPES = {GGMLQuantizationType.F16: torch.float16, GGMLQuantizationType.BF16: torch.bfloat16}
 """What a tensor is stored in: a type that holds all its numbers, since the engine may run in any. float32 for
 the others, quantised ones too."""
-
-_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
-"""What the model's makers recommend: names in `general.sampling.*` and in generation_config.json."""
 
 _TENSORS = {
     "token_embd": "model.embed_tokens",
@@ -70,7 +68,8 @@ def convert_gguf(gguf_path: Path, out_dir: Path, *, progress: Progress | None = 
         names = {name: _hf_name(name) for name in file.tensors if name != ROPE_FREQS}
         _write_json(partial / "config.json", config_of(file) | {"dtype": _dtype_name(file)})
         _check_tensors(file, names, ModelConfig.from_folder(partial))
-        _write_json(partial / "generation_config.json", _generation_config(file))
+        generation_config = {"eos_token_id": end_token_ids(file)} | recommended_by_gguf(file.metadata)
+        _write_json(partial / "generation_config.json", generation_config)
         save_tokenizer(file, partial)
         _save_weights(file, names, partial, progress or (lambda done, total: None))
         partial.rename(out_dir)
@@ -78,15 +77,6 @@ def convert_gguf(gguf_path: Path, out_dir: Path, *, progress: Progress | None = 
         raise ConfigError(f"{gguf_path} cannot be converted to {out_dir}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _generation_config(file: GGUFFile) -> dict[str, Any]:
-    recommended = {
-        name: file.metadata[f"general.sampling.{key}"]
-        for key, name in _SAMPLING.items()
-        if f"general.sampling.{key}" in file.metadata
-    }
-    return {"eos_token_id": end_token_ids(file)} | recommended
 
 
 def _dtype_name(file: GGUFFile) -> str:

@@ -11,7 +11,9 @@ from ingine import LLM, SamplingParams
 from ingine.cli import app
 from ingine.errors import ConfigError
 from ingine.generation_config import read_sampling_defaults
+from ingine.models.gguf import convert_gguf
 from ingine.request_limits import RequestLimits
+from tests.engine.test_gguf import tiny, write_gguf
 
 OWN = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.01, "repetition_penalty": 1.05}
 
@@ -59,6 +61,17 @@ def test_a_file_that_is_no_object_is_named(tmp_path, content):
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"generation_config\.json"):
         read_sampling_defaults(tmp_path)
+
+
+def test_a_gguf_file_recommends_its_own(tmp_path):
+    metadata = {f"general.sampling.{key}": value for key, value in {"temp": 0.7, "top_p": 0.95}.items()}
+    metadata |= {"general.sampling.top_k": 20, "general.sampling.penalty_repeat": 1.05}
+    model = write_gguf(tmp_path / "m.gguf", tiny(tmp_path), "llama", metadata=metadata)
+    convert_gguf(model, tmp_path / "out")
+    own = {"temperature": 0.7, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.05}
+    assert read_sampling_defaults(tmp_path / "out") == own
+    convert_gguf(write_gguf(tmp_path / "n.gguf", tmp_path / "model", "llama"), tmp_path / "silent")
+    assert read_sampling_defaults(tmp_path / "silent") == {}
 
 
 def test_what_a_request_gives_goes_first_even_at_its_default():

@@ -2,16 +2,17 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 
 from ingine.config import EngineConfig
 from ingine.engine import Engine
+from ingine.request_limits import RequestLimits
 from ingine.sampling_params import SamplingParams
 from ingine.wire import EXPECTED_OUTPUT_TOKENS, Job, TokensEvent
 from tests.worker.test_worker import leave_behind
-from worker.engine_child import command
-from worker.engine_process import EngineProcess
+from worker.engine_pipe import make_unpacker, pack
 from worker.shares import Shares
 
 PROMPT = tuple(range(60, 70))
@@ -118,12 +119,10 @@ async def test_a_worker_with_a_longer_length_goes_on(harness, tiny_engine):
     assert (end.position, end.finish_reason) == (20, "length")
 
 
-async def test_an_engine_in_a_process_of_its_own_has_them_too(opinionated):
-    """The worker's own process loads no model: it is told."""
-    config = EngineConfig(model=opinionated, dtype="float32", device="cpu", kv_cache_bytes=1 << 20)
-    host = EngineProcess(command(config, log_level="warning", log_json=False), lambda: None)
-    try:
-        params = host.limits.with_defaults(SamplingParams(temperature=1.0))
-    finally:
-        host.close()
-    assert params.given() == {"temperature": 1.0, "repetition_penalty": 20.0, "max_tokens": 60}
+def test_a_worker_whose_engine_is_in_another_process_is_told_them():
+    """They come with the limits, in one message."""
+    limits = RequestLimits(30, 20, 10, sampling_defaults={"temperature": 0.7, "top_k": 5, "max_tokens": 6})
+    unpacker = make_unpacker()
+    unpacker.feed(pack("built", asdict(limits)))
+    [[_, told]] = unpacker
+    assert RequestLimits(**told) == limits

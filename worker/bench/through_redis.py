@@ -17,7 +17,11 @@ QUEUE = "bench"
 
 @contextmanager
 def worker_on_own_server(**settings: object) -> Iterator[str]:
-    """A server and one worker with these `settings`, ready. Yields the server's URL."""
+    """A server and one worker with these `settings`, ready. Yields the server's URL.
+
+    What the workload leaves open is neutral, as in the modes without a server, whatever the model recommends.
+    """
+    settings = {"generation_config": "vllm"} | settings
     with (
         TemporaryDirectory(prefix="ingine-bench-") as folder,
         EmbeddedServer(Path(folder, "valkey")) as server,
