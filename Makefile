@@ -21,7 +21,8 @@ test: $(STAMP) ## The whole test suite; ARGS="-k name" for a part of it
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 test-redis: $(STAMP) ## All tests that have a server, on Redis; REDIS_SERVER=/path/to/redis-server for another than the installed one
-	@INGINE_TEST_SERVER=$$(command -v $(REDIS_SERVER)) OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile \
+	@server=$$(command -v $(REDIS_SERVER)) || { echo "there is no $(REDIS_SERVER): apt-get install redis-server" >&2; exit 1; }; \
+	INGINE_TEST_SERVER=$$server OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile \
 		tests/contract tests/worker tests/producer tests/crash tests/security tests/chaos \
 		tests/docs/test_server_instructions.py tests/test_servers.py tests/test_embedded.py $(ARGS)
 

@@ -98,13 +98,13 @@ def _what_to_do(error: exceptions.RedisError) -> str:
 
 def _called_in_script(error: exceptions.RedisError) -> str:
     """The command at the line of our script that the server names: often it tells no more than that."""
-    found = re.search(r"script: (?:([0-9a-f]{40}), )?on @user_script:(\d+)", str(error))
-    if found is None:
+    line = re.search(r"@user_script:(\d+)", str(error))
+    if line is None:
         return ""
-    digest, number = found[1], int(found[2])
+    digest, number = re.search(r"[0-9a-f]{40}", str(error)), int(line[1])
     names = set()
     for path in files("producer").joinpath("scripts").iterdir():
         text = path.read_text()
-        if digest in (None, hashlib.sha1(text.encode()).hexdigest()):  # Valkey leaves it out
+        if digest is None or digest[0] == hashlib.sha1(text.encode()).hexdigest():  # Valkey leaves it out
             names |= set(re.findall(r"redis\.call\('(\w+)'", "".join(text.splitlines()[number - 1 : number])))
     return f", which calls {' or '.join(sorted(names))}" if names else ""

@@ -32,7 +32,9 @@ PATIENT_MS = 120_000
 
 
 def server_binary() -> Path:
-    return Path(os.environ.get("INGINE_TEST_SERVER") or find_binary())
+    binary = Path(os.environ.get("INGINE_TEST_SERVER") or find_binary())
+    assert binary.is_file(), f"INGINE_TEST_SERVER names {binary}, which is no file"
+    return binary
 
 
 def server_version(binary: Path) -> tuple[str, tuple[int, ...]]:

@@ -83,8 +83,10 @@ async def slow_proxy(url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
         await asyncio.gather(copy(reader, upstream_writer, always), copy(upstream_reader, writer, prompt))
 
     async with await asyncio.start_server(relay, "127.0.0.1", 0) as server:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", prompt
-        prompt.set()
+        try:
+            yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", prompt
+        finally:
+            prompt.set()
 
 
 async def test_a_submission_whose_reply_was_lost_is_one_submission(valkey: Server, queue: str, keys: Keys):
