@@ -9,6 +9,7 @@ from ingine.keys import Keys
 from ingine.wire import JobStatus, TerminalEvent
 from producer import AsyncClient
 from tests.producer.conftest import Server
+from tests.served_models import TINY
 from worker.queue import Finish, Queue
 
 TTL_S = 60
@@ -28,7 +29,7 @@ async def client(valkey: Server, queue: str) -> AsyncIterator[AsyncClient]:
 
 @pytest.fixture
 def worker(redis, keys) -> Queue:
-    return Queue(keys, "w1", redis, result_ttl_s=TTL_S, max_deaths=3)
+    return Queue(keys, "w1", redis, TINY, result_ttl_s=TTL_S, max_deaths=3, model_wait_s=60)
 
 
 async def submit(client: AsyncClient, key: str = "order 7") -> str:
