@@ -43,7 +43,7 @@ class Keys:
     | ---------------------------- | ------- | -----
     | ingine:{q}:jobs:<priority>   | stream  | jobs that wait or run; the msgpack job, its tenant and cost
     | ingine:{q}:fair:<priority>   | zset    | entries that wait -> virtual start, see worker/scripts/take.lua
-    | ingine:{q}:shares:<priority> | hash    | virtual time, and how far each tenant's jobs reach in it
+    | ingine:{q}:ends:<priority>   | zset    | tenants ahead in virtual time -> how far, and the present in it
     | ingine:{q}:delayed           | zset    | job id -> due time in ms; such a job is in no stream
     | ingine:{q}:deadlines         | zset    | job id -> when its deadline is to be looked at, in ms
     | ingine:{q}:job:<id>          | hash    | the job's record: status, attempt, position, cancel, times ...
@@ -86,8 +86,8 @@ class Keys:
     def fair(self, priority: Priority | str) -> str:
         return f"{self.prefix}:fair:{Priority(priority)}"
 
-    def shares(self, priority: Priority | str) -> str:
-        return f"{self.prefix}:shares:{Priority(priority)}"
+    def ends(self, priority: Priority | str) -> str:
+        return f"{self.prefix}:ends:{Priority(priority)}"
 
     def job(self, job_id: str) -> str:
         return f"{self.prefix}:job:{job_id}"

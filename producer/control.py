@@ -158,8 +158,8 @@ class QueueControl:
     async def requeue(self, entry_id: str) -> str:
         """Put a dead letter back into its stream, as it was sent. Returns its new entry id there.
 
-        Raises ClientError if it is not there any more, or if its job id is taken by a job with a record (a
-        duplicate, which would be buried again): submit its contents anew instead.
+        Raises ClientError if it is not there any more, has no job, or if its job id is taken by a job with a
+        record (a duplicate, which would be buried again): submit its contents anew instead.
         """
         letter = await self.dead_letter(entry_id)
         partition, entry = _locate(await self._partitions.all(), entry_id)
@@ -177,6 +177,10 @@ class QueueControl:
             raise ClientError(
                 f"job {letter.job_id} of dead letter {entry_id} is known and {detail}: an id cannot run "
                 "twice. Submit its contents anew, under another id"
+            )
+        if verdict == "no_job":
+            raise ClientError(
+                f"dead letter {entry_id} has no field `job`, so there is nothing to requeue: purge it"
             )
         if verdict == "missing":
             raise ClientError(_no_letter(entry_id))

@@ -144,11 +144,16 @@ class Admission:
             except (RedisError, OSError):
                 raise
             except Exception as error:
-                # A fault of ours that this job, of all, sets off: it must not take one worker after another
-                # down. Each time is a death, so it ends as failed.
+                # A fault of ours that this job sets off. Nobody died, and another worker would do no better:
+                # the job ends, with what happened.
                 log_event(logger, logging.ERROR, "job not begun", job_id=job_id, error=repr(error))
                 logger.debug("job not begun", exc_info=error)
-                await queue.delay(entry, job_id, begun.attempt)
+                message = f"the worker could not begin this job: {error!r}"
+                own_fault = {"code": str(ErrorCode.ENGINE_ERROR), "message": message}
+                metadata = job.metadata if isinstance(job, Job) else None
+                await self._publisher.reject(
+                    queue, entry, job_id, job.reply_to, begun, JobStatus.FAILED, own_fault, metadata
+                )
         return begun.verdict != "suspect"
 
     async def _begin(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 
 from redis.exceptions import RedisError
@@ -9,13 +10,17 @@ from redis.exceptions import RedisError
 from ingine.wire import DEFAULT_MAX_JOB_BYTES
 from worker.admission import Admission
 from worker.leases import RENEWALS_PER_LEASE
+from worker.logs import log_event
 from worker.queue import Entry, Queue
 from worker.retry import Backoff
+
+logger = logging.getLogger(__name__)
 
 BLOCK_S = 0.25
 """How long one read waits for new entries. Short, since a hand-over waits for it, at either end."""
 
 SWEEP_INTERVAL_S = 1.0
+ADOPTION_INTERVAL_S = 10.0
 
 ENTRIES_AT_ONCE = 64
 """Entries whose begins share a round trip. Not more, so that the first one need not wait for all."""
@@ -35,6 +40,7 @@ class Intake:
         self._woken = asyncio.Event()
         self._next_sweep = 0.0
         self._next_expiry = 0.0
+        self._next_adoption = 0.0
         self._lost_delivery = False
         self._suspect: Entry | None = None
         self._renew_suspect_at = 0.0
@@ -85,6 +91,7 @@ class Intake:
         elif self._suspect:
             await self._serve_suspect(self._suspect)
         await self._expire_due()
+        await self._adopt()
         if not self._room:
             await self._wait_for_room()
         elif not await self._take():
@@ -98,6 +105,15 @@ class Intake:
         if time.monotonic() >= self._next_expiry:
             more = await self._queue.expire_due()
             self._next_expiry = 0.0 if more else time.monotonic() + SWEEP_INTERVAL_S
+
+    async def _adopt(self) -> None:
+        """What an operator's command has taken from whoever had it: on start, and now and then."""
+        if time.monotonic() >= self._next_adoption:
+            num_adopted, more = await self._queue.adopt()
+            self._next_adoption = time.monotonic() + (SWEEP_INTERVAL_S if more else ADOPTION_INTERVAL_S)
+            if num_adopted:
+                self._next_adoption = 0.0
+                log_event(logger, logging.WARNING, "entries adopted", entries=num_adopted)
 
     async def _wait_for_room(self) -> None:
         self._woken.clear()

@@ -44,6 +44,9 @@ can be large, while nobody else is served."""
 DEFAULT_LEASE_S = 15.0
 """As in `worker.settings`."""
 
+DEFAULT_MAX_COST = 1 << 20
+"""Tokens that a job may cost at most: more than models have. A worker says what its engine's longest is."""
+
 MAX_PROMOTED = 100
 """Delayed jobs that one sweep looks at."""
 
@@ -59,7 +62,19 @@ def nudge(command: str, **fields) -> bytes:
     return msgpack.packb({"command": command, **fields})
 
 
-SCRIPTS = ("take", "claim", "promote", "begin", "append", "finish", "release", "delay", "bury", "park")
+SCRIPTS = (
+    "take",
+    "claim",
+    "promote",
+    "begin",
+    "append",
+    "finish",
+    "release",
+    "delay",
+    "bury",
+    "park",
+    "adopt",
+)
 
 
 script = partial(read_script, "worker")
@@ -129,6 +144,7 @@ class Queue:
         max_deaths: int,
         model_wait_s: float,
         lease_s: float = DEFAULT_LEASE_S,
+        max_cost: int = DEFAULT_MAX_COST,
     ):
         self.keys = keys
         self.worker_id = worker_id
@@ -137,6 +153,8 @@ class Queue:
         self.model_wait_s = model_wait_s
         self._result_ttl_s = result_ttl_s
         self._lease_ms = int(lease_s * 1000)
+        self._max_cost = max_cost
+        self._adopt_after = dict.fromkeys(Priority, "")
         self._max_deaths = max_deaths
         self._scripts = {name: redis.register_script(script(name)) for name in SCRIPTS}
         self._trips = Trips(redis)
@@ -171,9 +189,9 @@ class Queue:
 
     async def _take(self, priority: Priority, count: int) -> list[Entry]:
         keys = self.keys
-        touched = [keys.jobs(priority), keys.fair(priority), keys.shares(priority), keys.settings]
+        touched = [keys.jobs(priority), keys.fair(priority), keys.ends(priority), keys.settings]
         for calls_left in reversed(range(MAX_ORDERINGS)):
-            args = [GROUP, self.worker_id, count, WAITING, MAX_ORDERED, int(calls_left == 0)]
+            args = [GROUP, self.worker_id, count, WAITING, MAX_ORDERED, int(calls_left == 0), self._max_cost]
             taken, more = await self._answered(self._scripts["take"](keys=touched, args=args)) or ([], 0)
             if not more:
                 break
@@ -215,6 +233,20 @@ class Queue:
     async def expire_due(self) -> bool:
         """End what nobody runs and whose deadline has passed. Whether there may be more of it."""
         return await expire_due(self._redis, self.keys, result_ttl_s=self._result_ttl_s)
+
+    async def adopt(self) -> tuple[int, bool]:
+        """Find entries that nobody has, in one page of each stream, for `waiting` or `released` to have.
+
+        How many there were, and whether there are pages left.
+        """
+        num_adopted = 0
+        for priority in Priority:
+            touched = [self.keys.jobs(priority), self.keys.fair(priority)]
+            args = [GROUP, self._adopt_after[priority], MAX_ORDERED, WAITING, RELEASED]
+            after, number = await self._answered(self._scripts["adopt"](keys=touched, args=args)) or (b"", 0)
+            self._adopt_after[priority] = after.decode()
+            num_adopted += number
+        return num_adopted, any(self._adopt_after.values())
 
     async def _read_group(self, after: str, **options) -> list[Entry]:
         streams = {self.keys.jobs(priority): after for priority in Priority}

@@ -37,16 +37,19 @@ def needed_calls(keys: Keys) -> list[str]:
     """
     jobs = keys.jobs(Priority.NORMAL)
     on = {
-        jobs: "XGROUP|CREATE XGROUP|DELCONSUMER XINFO|CONSUMERS XPENDING XCLAIM XRANGE XLEN XADD XACK XDEL",
+        jobs: "XGROUP|CREATE XGROUP|DELCONSUMER XINFO|CONSUMERS XINFO|GROUPS XPENDING XCLAIM XRANGE XLEN "
+        "XADD XACK XDEL",
         keys.job("0"): "HGET HMGET HSET HDEL HINCRBY EXISTS PEXPIRE",
         keys.tokens("0"): "XADD XRANGE PEXPIRE",
-        keys.replies("0"): "XADD PTTL PEXPIRE",
+        keys.replies("0"): "XADD XRANGE XDEL PTTL PEXPIRE",
         keys.dead: "XADD XLEN",
         keys.workers: "HSET HDEL HGETALL EXPIRE",
         keys.settings: "HGET HGETALL HSET HSETNX HDEL",
         keys.delayed: "ZADD ZCARD ZRANGE ZREM ZSCORE",
-        keys.fair(Priority.NORMAL): "ZADD ZPOPMIN EXISTS",
-        keys.shares(Priority.NORMAL): "HGET HSET DEL",
+        keys.deadlines: "ZADD ZRANGE ZREM",
+        keys.idem("0"): "PEXPIRE",
+        keys.fair(Priority.NORMAL): "ZADD ZPOPMIN ZCARD ZRANGE ZSCORE EXISTS",
+        keys.ends(Priority.NORMAL): "ZADD ZSCORE ZREMRANGEBYSCORE DEL",
         keys.bytes: "DECRBY DEL",
         keys.channel("0"): "SPUBLISH",
         keys.control: "SPUBLISH SSUBSCRIBE",

@@ -161,6 +161,7 @@ class Worker:
             max_deaths=settings.max_deaths,
             model_wait_s=settings.model_wait_s,
             lease_s=settings.lease_s,
+            max_cost=self._engine.limits.max_num_tokens,
         )
         return Partition(
             queue,

@@ -2,7 +2,7 @@
 --
 -- KEYS  1 dead letters  2 jobs stream  3 job hash (only where the job's id can be read)
 -- ARGV  1 dead letter's entry
--- returns {'requeued', entry id} | {'missing', ''} | {'known', status}
+-- returns {'requeued', entry id} | {'missing', ''} | {'known', status} | {'no_job', ''}
 --
 -- A job id that has a record is taken: the worker would bury the entry again as a duplicate.
 
@@ -17,13 +17,20 @@ if KEYS[3] then
   end
 end
 
-local fields = letter[2]
-local job
-for i = 1, #fields, 2 do
-  if fields[i] == 'job' then
-    job = fields[i + 1]
+local fields = {}
+for i = 1, #letter[2], 2 do
+  fields[letter[2][i]] = letter[2][i + 1]
+end
+if not fields.job then
+  return {'no_job', ''}
+end
+local entry = {'XADD', KEYS[2], '*', 'job', fields.job}
+for _, name in ipairs({'tenant', 'cost'}) do
+  if fields[name] then
+    entry[#entry + 1] = name
+    entry[#entry + 1] = fields[name]
   end
 end
-local entry = redis.call('XADD', KEYS[2], '*', 'job', job)
+local id = redis.call(unpack(entry))
 redis.call('XDEL', KEYS[1], ARGV[1])
-return {'requeued', entry}
+return {'requeued', id}

@@ -43,6 +43,7 @@ class Attempt:
 
     delivered: Delivered
     number: int
+    key: str | None
 
     @property
     def worker(self) -> str:
@@ -69,7 +70,7 @@ class Attempt:
         """code: why it is to be copied to the dead letters."""
         error = {"code": code, "message": "as told"} if code else None
         event = TerminalEvent(position, status, self.job_id, error=error)
-        return Finish(self.entry, self.number, event, self.delivered.reply_to, bury=code is not None)
+        return Finish(self.entry, self.number, event, self.delivered.reply_to, code is not None, self.key)
 
 
 @dataclass
@@ -162,6 +163,14 @@ class Calls:
             touched += [self.keys.jobs(attempt.entry.priority), self.keys.job(attempt.job_id)]
             args += [attempt.entry.id, attempt.number]
         return self.run(self._renew(keys=touched, args=args))
+
+    def adopt(self) -> None:
+        while self.run(self.queue("w1").adopt())[1]:
+            pass
+
+    def delete_consumer(self, name: str) -> None:
+        for stream in self.keys.all_jobs:
+            self.run(self.redis.xgroup_delconsumer(stream, GROUP, name))
 
     def forget_consumers(self) -> None:
         """As if those with nothing pending had been gone for long."""

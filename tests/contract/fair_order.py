@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from ingine.keys import RELEASED, WAITING
 
+LOST = "nobody"
+"""Holder of an entry that was delivered and is pending with none."""
+
 
 @dataclass
 class Entry:
@@ -26,13 +29,13 @@ class FairOrder:
 
     starts: dict[str, float] = field(default_factory=dict)
     """Entry id -> virtual start. A cancelled entry stays until its turn has come, and is passed over then."""
-    now: float = 0.0
+    now: float | None = None
     """The start of the last entry that was taken."""
     ends: dict[str, float] = field(default_factory=dict)
-    """Tenant -> virtual end of its last entry."""
+    """Tenant -> virtual end of its last entry, where that is not in the past."""
 
     def add(self, entry: Entry, weight: float) -> None:
-        start = max(self.now, self.ends.get(entry.tenant, 0.0))
+        start = max(self.now or 0.0, self.ends.get(entry.tenant, 0.0))
         cost = len(entry.raw) / 4 if entry.cost is None else entry.cost
         self.ends[entry.tenant] = start + max(1, cost) / weight
         self.starts[entry.id] = start
@@ -41,17 +44,18 @@ class FairOrder:
         first = sorted(self.starts, key=lambda entry_id: (self.starts[entry_id], entry_id))[:count]
         for entry_id in first:
             self.now = self.starts.pop(entry_id)
+        self.ends = {tenant: end for tenant, end in self.ends.items() if end >= (self.now or 0.0)}
         return first
 
     def forget(self) -> None:
         """Once nothing waits, nobody has a past."""
-        self.starts, self.now, self.ends = {}, 0.0, {}
+        self.starts, self.now, self.ends = {}, None, {}
 
     @property
-    def shares(self) -> dict[str, float]:
-        """As the server keeps them."""
+    def ahead(self) -> dict[str, float]:
+        """As the server keeps it."""
         ends = {f"tenant:{tenant}": end for tenant, end in self.ends.items()}
-        return {"now": self.now} | ends if ends else {}
+        return ends if self.now is None else ends | {"now": self.now}
 
 
 @dataclass
@@ -92,6 +96,16 @@ class JobsStream:
         for entry_id in new:
             self.give(entry_id, worker)
         return new
+
+    def lose(self, consumer: str) -> None:
+        """What is pending with it is so no more."""
+        for entry in self.held_by(consumer):
+            entry.holder, entry.silent = LOST, False
+
+    def adopt(self) -> None:
+        """What waits keeps its place, all else is left to its holder for a lease."""
+        for entry in self.held_by(LOST):
+            entry.holder = WAITING if entry.id in self.order.starts else RELEASED
 
     def claimable(self) -> list[str]:
         """Of any worker, the claiming one itself included; but what waits has its order."""

@@ -9,9 +9,10 @@ import sys
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, multiple, precondition, rule
 
-from ingine.keys import WAITING, Priority
+from ingine.keys import RELEASED, WAITING, Priority
 from ingine.wire import JobStatus
 from tests.contract.calls import Attempt
+from tests.contract.fair_order import LOST
 from tests.contract.model import MAX_DEATHS
 from tests.contract.producing import WORKERS, Producing, job_ids, priorities
 from tests.contract.snapshot import broken_promises, differences, expected
@@ -134,8 +135,23 @@ class Contract(Producing, Working):
     @rule(priority=priorities)
     def lose_the_order(self, priority):
         keys = self.calls.keys
-        self.calls.run(self.calls.redis.delete(keys.fair(priority), keys.shares(priority)))
+        self.calls.run(self.calls.redis.delete(keys.fair(priority), keys.ends(priority)))
         self.model.streams[priority].order.forget()
+
+    @precondition(lambda self: any(map(self._holds_any, [*WORKERS, WAITING, RELEASED])))
+    @rule(consumer=workers | st.sampled_from([WAITING, RELEASED]))
+    def delete_a_consumer(self, consumer):
+        """As operators do who clean up; what is pending with it is pending with nobody then."""
+        self.calls.delete_consumer(consumer)
+        for stream in self.model.streams.values():
+            stream.lose(consumer)
+
+    @precondition(lambda self: any(stream.held_by(LOST) for stream in self.model.streams.values()))
+    @rule()
+    def adopt(self):
+        self.calls.adopt()
+        for stream in self.model.streams.values():
+            stream.adopt()
 
     @rule()
     def keep_house(self):
@@ -162,7 +178,8 @@ class Contract(Producing, Working):
 
     def drain(self):
         """One healthy worker, and time: every job ends, and nothing is left but what has a TTL."""
-        for worker in WORKERS:
+        self.adopt()
+        for worker in (*WORKERS, RELEASED):
             self.fall_silent(worker)
         for _ in range(MAX_DEATHS):
             for job_id in self.model.delayed:
@@ -175,7 +192,7 @@ class Contract(Producing, Working):
         self.the_server_holds_what_the_model_says()
         snapshot, _ = self.calls.snapshot()
         assert {record["status"].terminal for record in snapshot.records.values()} <= {True}
-        assert snapshot.entries == snapshot.order == snapshot.shares == {}
+        assert snapshot.entries == snapshot.order == snapshot.ends == {}
         assert snapshot.lasting == []
 
     def _run(self, attempt: Attempt) -> None:

@@ -162,9 +162,10 @@ class Model:
         return "requested"
 
     def requeue(self, letter: Letter, entry_id: str) -> None:
-        """As after a bare XADD. Only where its job id is not taken."""
+        """Without a record, as after a bare XADD. Only where its job id is not taken."""
         self.dead.remove(letter)
-        self.streams[letter.priority].add(Entry(entry_id, letter.entry.job_id, letter.entry.raw))
+        old = letter.entry
+        self.streams[letter.priority].add(Entry(entry_id, old.job_id, old.raw, old.tenant, old.cost))
 
     @property
     def empty(self) -> bool:
@@ -186,8 +187,8 @@ class Model:
             entry_ms = int(entry_id.split("-")[0])
             record = Record(JobStatus.QUEUED, priority, reply_to, entry=entry_id, submitted_at=entry_ms)
         deaths = record.deaths + (record.status is JobStatus.RUNNING and record.worker != worker)
+        stream.give(entry_id, worker)
         if SUSPECT_DEATHS <= deaths < MAX_DEATHS and not alone:
-            stream.give(entry_id, worker)
             return ("suspect",)
         self.records[job_id] = record
         record.status, record.worker, record.deaths = JobStatus.RUNNING, worker, deaths

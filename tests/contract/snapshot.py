@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from ingine.keys import GROUP, Keys, Priority
 from ingine.wire import Event, JobStatus, TerminalEvent, decode_event
+from tests.contract.fair_order import LOST
 from tests.contract.model import Model, Record
 
 SILENT_MS = 10**9
@@ -26,7 +27,7 @@ class Snapshot:
     """Priority -> (entry id, consumer that has it, whether it is silent)."""
     order: dict[str, dict[str, float]] = field(default_factory=dict)
     """Priority -> entry id -> virtual start."""
-    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    ends: dict[str, dict[str, float]] = field(default_factory=dict)
     delayed: list[str] = field(default_factory=list)
     deadlines: list[str] = field(default_factory=list)
     num_bytes: int = 0
@@ -54,13 +55,15 @@ def expected(model: Model, keys: Keys) -> Snapshot:
         snapshot.lasting.append(keys.deadlines)
     for priority, stream in model.streams.items():
         if stream.entries:
-            snapshot.entries[priority] = [(e.id, e.holder, e.silent) for e in stream.entries.values()]
+            snapshot.entries[priority] = [
+                (e.id, e.holder if e.holder != LOST else None, e.silent) for e in stream.entries.values()
+            ]
         if stream.order.starts:
             snapshot.order[priority] = stream.order.starts
             snapshot.lasting.append(keys.fair(priority))
-        if stream.order.shares:
-            snapshot.shares[priority] = stream.order.shares
-            snapshot.lasting.append(keys.shares(priority))
+        if stream.order.ahead:
+            snapshot.ends[priority] = stream.order.ahead
+            snapshot.lasting.append(keys.ends(priority))
     if model.delayed:
         snapshot.lasting.append(keys.delayed)
     if model.num_bytes:
@@ -89,9 +92,9 @@ async def take_snapshot(redis: Redis, keys: Keys) -> tuple[Snapshot, dict[str, l
                 pipeline.xpending_range(name, GROUP, "-", "+", 1000)
             case "tokens" | "replies" | "dead":
                 pipeline.xrange(name)
-            case "job" | "shares":
+            case "job":
                 pipeline.hgetall(name)
-            case "fair" | "delayed" | "deadlines":
+            case "fair" | "ends" | "delayed" | "deadlines":
                 pipeline.zrange(name, 0, -1, withscores=True)
             case "bytes":
                 pipeline.get(name)
@@ -117,8 +120,8 @@ async def take_snapshot(redis: Redis, keys: Keys) -> tuple[Snapshot, dict[str, l
                 ]
             case "job":
                 snapshot.records[rest] = _read_record(next(answers))
-            case "shares":
-                snapshot.shares[rest] = {name.decode(): float(v) for name, v in next(answers).items()}
+            case "ends":
+                snapshot.ends[rest] = {name.decode(): end for name, end in next(answers)}
             case "fair":
                 snapshot.order[rest] = {entry_id.decode(): start for entry_id, start in next(answers)}
             case "delayed":

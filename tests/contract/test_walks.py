@@ -106,3 +106,113 @@ def test_a_tenant_that_comes_late_is_owed_nothing(walk):
         machine.flood(NORMAL, "gold", [9, 9])
         for _ in range(8):
             machine._take("w2", 1)
+
+
+def begun(machine: Contract, job_id: str = "a"):
+    return machine._begin(taken(machine, job_id), alone=False)
+
+
+def test_a_released_job_goes_on_elsewhere_at_once(walk):
+    with walk() as machine:
+        attempt = begun(machine)
+        machine.append(attempt, 0, 2, twice=True)
+        machine.release(attempt)
+        machine.release(attempt)  # its reply was lost
+        (delivered,) = machine._claim("w2", 1)
+        heir = machine._begin(delivered, alone=False)
+        machine.release(attempt)  # and again, now that the job is another's
+        machine.append(heir, 0, 1, twice=False)
+        assert (machine.model.records["a"].deaths, machine.model.records["a"].worker) == (0, "w2")
+
+
+def test_an_entry_that_is_released_unbegun_counts_no_attempt(walk):
+    with walk() as machine:
+        delivered = taken(machine)
+        machine.release_unbegun(delivered)
+        machine.release_unbegun(delivered)
+        (again,) = machine._claim("w2", 1)
+        machine.release_unbegun(delivered)
+        assert machine._begin(again, alone=False).number == 1
+
+
+def test_a_renewed_lease_is_not_claimed(walk):
+    with walk() as machine:
+        held, silent = begun(machine, "a"), begun(machine, "b")
+        machine.fall_silent("w1")
+        machine.renew_one(held)
+        assert [delivered.job_id for delivered in machine._claim("w2", 5)] == ["b"]
+        machine.renew([held, silent])  # the second is still its own: nobody has begun it
+        machine.cancel("a")
+        machine.renew_one(held)
+
+
+def test_a_lease_is_not_renewed_once_the_job_has_ended_or_is_another_s(walk):
+    with walk() as machine:
+        ended, lost = begun(machine, "a"), begun(machine, "b")
+        machine.finish(ended, 0, JobStatus.FINISHED, twice=True, code=None)
+        machine._die("w1", "w2")
+        machine.renew([ended, lost])
+
+
+def test_consumers_are_forgotten_unless_something_is_pending_with_them(walk):
+    with walk() as machine:
+        attempt = begun(machine)
+        machine.keep_house()
+        machine.renew_one(attempt)
+        machine.release(attempt)
+        machine.keep_house()
+        assert [delivered.job_id for delivered in machine._claim("w2", 1)] == ["a"]
+
+
+@pytest.mark.parametrize("position", [0, 2])
+def test_a_delayed_job_is_cancelled_at_once_unless_it_has_tokens(walk, position):
+    with walk() as machine:
+        attempt = begun(machine)
+        if position:
+            machine.append(attempt, 0, position, twice=False)
+        machine.delay(attempt, None)
+        machine.cancel("a")
+        machine.cancel("a")
+        machine.promote(0, due=False)
+        assert machine.model.records["a"].status is (JobStatus.QUEUED if position else JobStatus.CANCELLED)
+
+
+def test_a_job_that_was_submitted_for_later_is_cancelled_with_its_key_and_deadline(walk):
+    with walk() as machine:
+        options = {"reply_to": "batch", "key": "k1", "delayed": True, "deadline": True}
+        machine.submit("a", NORMAL, None, 1, **options)
+        machine.cancel("a")
+        machine.expire("a", overdue=True)
+        machine.let_the_result_expire(0)
+        machine.submit("a", NORMAL, None, 1, **options)
+        machine.cancel("a")
+
+
+@pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed[0])
+def test_whoever_ran_a_job_that_has_expired_is_fenced(walk, deed):
+    with walk() as machine:
+        machine.submit("a", NORMAL, None, 1, "batch", None, False, deadline=True)
+        (delivered,) = machine._take("w1", 1)
+        attempt = machine._begin(delivered, alone=False)
+        machine.expire("a", overdue=True)
+        assert machine.model.records["a"].status is JobStatus.RUNNING, "it has a holder"
+        machine.fall_silent("w1")
+        machine.expire("a", overdue=True)
+        machine.expire("a", overdue=True)
+        name, *arguments = deed
+        getattr(machine, name)(attempt, *arguments)
+        assert machine.model.records["a"].status is JobStatus.EXPIRED
+
+
+@pytest.mark.parametrize("consumer", ["w1", "waiting", "released"])
+def test_what_a_deleted_consumer_had_is_adopted(walk, consumer):
+    with walk() as machine:
+        runs, released = begun(machine, "a"), begun(machine, "b")
+        machine.release(released)
+        for job_id in "cde":
+            machine.submit_bare(job_id, NORMAL, None)
+        machine._take("w2", 1)
+        machine.delete_a_consumer(consumer)
+        machine.adopt()
+        machine.renew_one(runs)
+        machine.append(runs, 0, 1, twice=False)

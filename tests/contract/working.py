@@ -116,7 +116,8 @@ class Working(Machine):
         record = self.model.records[job_id]
         record.submitted_at = record.submitted_at or begun.submitted_at
         assert record.submitted_at == begun.submitted_at <= begun.now
-        return Attempt(delivered, begun.attempt)
+        assert begun.idempotency_key == record.key
+        return Attempt(delivered, begun.attempt, begun.idempotency_key)
 
     @rule(delivered=delivered)
     def bury(self, delivered):

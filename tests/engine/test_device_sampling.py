@@ -108,6 +108,25 @@ def test_of_tokens_that_are_alike_the_lowest_ids_stay_and_come_first(num_candida
     assert drawn[0] == 11 and drawn[-1] == 22, "three that are likelier, then 22 of the lowest ids"
 
 
+@pytest.mark.parametrize(
+    "cut", [{"top_k": 8}, {"top_p": 0.6}, {"top_k": 10, "top_p": 0.7}, {"min_p": 1.0}], ids=str
+)
+@pytest.mark.parametrize("num_candidates", [1, 1024])
+def test_a_cut_among_tokens_that_are_alike_keeps_the_lowest_ids(num_candidates, cut, monkeypatch):
+    """Whether all that is left is among the candidates, or the cut lies in what is not."""
+    monkeypatch.setattr(device_sampling, "NUM_CANDIDATES", num_candidates)
+    monkeypatch.setattr(device_sampling, "BLOCK", 16)
+    logits = torch.zeros(1, 16)
+    logits[0, [9, 2, 5]] = 1.0
+    left = survivors(logits[0].tolist(), SamplingParams(**cut))
+    likeliest = [2, 5, 9]
+    order = [*likeliest, *(token_id for token_id in range(16) if token_id not in likeliest)][: len(left)]
+    middles = np.cumsum([left[token_id] for token_id in order]) - [left[token_id] / 2 for token_id in order]
+    numbers = np.float32([*middles[-2:], LAST])
+    drawn = choose(logits.expand(3, -1), [SamplingParams(**cut)] * 3, numbers).tolist()
+    assert drawn == [*order[-2:], order[-1]]
+
+
 @pytest.mark.parametrize("num_candidates", [1, 4])
 def test_an_edge_of_the_nucleus_leaves_no_more_than_it_takes(num_candidates, monkeypatch):
     monkeypatch.setattr(device_sampling, "NUM_CANDIDATES", num_candidates)

@@ -46,8 +46,9 @@ MakeWorker = Callable[..., Queue]
 async def make_queue(client, keys) -> MakeWorker:
     """The queue as the worker of a given name sees it."""
 
-    def make(worker_id: str, model: ServedModel = TINY) -> Queue:
-        return Queue(keys, worker_id, client, model, result_ttl_s=60, max_deaths=3, model_wait_s=60)
+    def make(worker_id: str, model: ServedModel = TINY, **options) -> Queue:
+        options = {"result_ttl_s": 60, "max_deaths": 3, "model_wait_s": 60} | options
+        return Queue(keys, worker_id, client, model, **options)
 
     await make("setup").create_groups()
     return make

@@ -227,18 +227,28 @@ async def test_a_tokenizer_that_breaks_on_one_job_fails_that_job(harness, tiny_e
     assert (await worker.end("good")).status is JobStatus.FINISHED
 
 
-async def test_a_job_that_sets_off_a_fault_of_ours_takes_no_worker_down(harness):
+async def test_a_job_that_sets_off_a_fault_of_ours_ends_and_nobody_died(harness, monkeypatch):
     worker = await harness()
-    await worker.push(Job(id="bad", prompt="x"))
-    await worker.end("bad")
-    await worker.redis.delete(worker.keys.job("bad"), worker.keys.tokens("bad"))
-    record = {"status": "queued", "entry": "9999999999999-0", "position": 0, "submitted_at": 10**17}
-    await worker.redis.hset(worker.keys.job("bad"), mapping=record)  # a time that no calendar has
-    entry = {"job": encode_job(Job(id="bad", prompt="x"))}
-    await worker.redis.xadd(worker.keys.jobs("normal"), entry, id="9999999999999-0")
+    monkeypatch.setattr(worker.worker._admission._prompts, "read", lambda *_: 1 / 0)
+    await worker.push(Job(id="bad", prompt="x", metadata={"row": 1}))
     end = await worker.end("bad")
-    assert end.error["code"] == ErrorCode.WORKER_LOST
+    assert (end.error["code"], end.metadata) == (ErrorCode.ENGINE_ERROR, {"row": 1})
+    assert "ZeroDivisionError" in end.error["message"]
+    assert await worker.redis.hget(worker.keys.job("bad"), "deaths") == b"0"
     assert not worker.running.done()
+
+
+async def test_jobs_whose_ids_are_no_times_of_the_past_run(harness):
+    """A nanosecond id is inherited by everybody's later `*`."""
+    worker = await harness()
+    stream = worker.keys.jobs("normal")
+    for job_id, entry_id in [("small", "1-1"), ("huge", f"{10**18}-0"), ("late", "*")]:
+        raw = encode_job(Job(id=job_id, prompt="x", sampling=GREEDY, deadline_ms=3_600_000))
+        await worker.redis.xadd(stream, {"job": raw}, id=entry_id)
+    for job_id in ("small", "huge", "late"):
+        end = await worker.end(job_id)
+        assert end.status is JobStatus.FINISHED
+        assert 0 <= end.timings["queue_ms"] < 3_600_000
 
 
 async def test_no_nudge_makes_a_worker_take_more_than_it_has_room_for(harness, tiny_engine):

@@ -76,6 +76,9 @@ class Queue:
     async def expire_due(self):
         return False
 
+    async def adopt(self):
+        return 0, False
+
     async def promote(self):
         self.num_promotions += 1
         return False

@@ -9,7 +9,8 @@
 --   -1      stale: the attempt is not ours any more. The worker is compared too: a server that lost its last
 --           second may give a number out again
 --   -2      cancelled: nothing was written, finish it
---   -3      its keys hold something else, which somebody has put there: it can never be written
+--   -3      its keys hold something else, which somebody has put there (or its position is no number): it can
+--           never be written
 
 -- What will pass (no memory, no disk) fails the whole call, which is made again. The rest concerns one job alone.
 local function never_passes(reply)
@@ -36,7 +37,7 @@ for i = 1, #KEYS / 2 do
   elseif record[1] ~= 'running' or record[2] ~= attempt or record[5] ~= ARGV[1] then
     answers[i] = -1
   elseif record[3] ~= start then
-    answers[i] = tonumber(record[3])
+    answers[i] = string.match(record[3] or '', '^%d+$') and #record[3] <= 15 and tonumber(record[3]) or -3
   elseif record[4] == '1' then
     answers[i] = -2
   else

@@ -12,7 +12,23 @@
 --       | {'done'}       the job has ended before; the entry is gone now
 --       | {'suspect'}    to be begun by a worker without other jobs; nothing was done, but its lease is renewed
 --
--- A bare XADD has no record yet: it is made here, with the entry's own time as the time of submission.
+-- A bare XADD has no record yet: it is made here, with the entry's own time as the time of submission. That is
+-- only as good as the id, which anybody may choose, and which goes on from the future once a clock was ahead: what
+-- is no time of the past counts as now.
+
+local FIRST_MS = 1577836800000 -- 2020: nothing was submitted before
+
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function past(text)
+  local ms = tonumber(text)
+  return ms and ms >= FIRST_MS and ms <= now and math.floor(ms)
+end
+
+local function count(text)
+  return string.match(text or '', '^%d+$') and #text <= 15 and tonumber(text)
+end
 
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
 if not pending[1] or pending[1][2] ~= ARGV[2] then
@@ -35,28 +51,30 @@ end
 -- Still `running` under another worker: that one died without a word. Our own half-begun attempt, whose
 -- reply was lost, is no death.
 local died = status == 'running' and record[3] ~= ARGV[2]
-local deaths = (tonumber(record[8]) or 0) + (died and 1 or 0)
+local deaths = (count(record[8]) or 0) + (died and 1 or 0)
+local position = status and count(record[4]) or 0
+if status and not count(record[4]) then
+  return redis.error_reply('ERR the position in the job\'s record is not an integer')
+end
 -- A job that is to end, and not to run, needs no model.
-local position = tonumber(record[4]) or 0
 local made_by = position > 0 and record[10] or ''
 local ends = record[5] == '1' or deaths >= tonumber(ARGV[7])
 if made_by ~= '' and made_by ~= ARGV[10] and ARGV[11] ~= '1' and not ends then
   return {'other_model', made_by}
 end
+-- Its lease starts again: the entry may have waited here, behind others whose prompts take long to read.
+redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
 if deaths >= tonumber(ARGV[6]) and deaths < tonumber(ARGV[7]) and ARGV[8] ~= '1' then
-  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
   return {'suspect'}
 end
 
 if not status then
-  record[6] = string.match(ARGV[3], '^%d+')
+  record[6] = string.format('%d', past(string.match(ARGV[3], '^%d+')) or now)
   redis.call('HSET', KEYS[2], 'position', 0, 'entry', ARGV[3], 'priority', ARGV[4], 'reply_to', ARGV[5],
     'submitted_at', record[6])
 end
 local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[2], 'status', 'running', 'worker', ARGV[2], 'began_at', now, 'deaths', deaths,
   'lease_ms', ARGV[9], 'model', ARGV[10])
-return {'run', attempt, position, deaths, record[5] == '1' and 1 or 0, now,
-  tonumber(record[6]) or now, tonumber(record[7]) or 0, record[9] or '', made_by}
+return {'run', attempt, position, deaths, record[5] == '1' and 1 or 0, now, past(record[6]) or now,
+  past(record[7]) or 0, record[9] or '', made_by}

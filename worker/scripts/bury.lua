@@ -4,12 +4,14 @@
 -- ARGV  1 group  2 worker  3 entry  4 raw job  5 code  6 reason
 -- returns 1, or 0 where the entry is not ours any more
 
+-- include: dead_letter.lua
+
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
 if not pending[1] or pending[1][2] ~= ARGV[2] then
   return 0
 end
-redis.call('XADD', KEYS[2], '*', 'job', ARGV[4], 'code', ARGV[5], 'reason', ARGV[6],
-  'stream', KEYS[1], 'entry', ARGV[3], 'deliveries', pending[1][4], 'worker', ARGV[2])
+local why = {code = ARGV[5], reason = ARGV[6], deliveries = pending[1][4], worker = ARGV[2]}
+copy_to_dead_letters(KEYS[2], KEYS[1], ARGV[3], why, ARGV[4])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XDEL', KEYS[1], ARGV[3])
 return 1

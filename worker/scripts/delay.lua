@@ -14,7 +14,7 @@ if record[1] ~= 'running' or record[2] ~= ARGV[4] or record[3] ~= ARGV[2] or not
 end
 local pause = tonumber(ARGV[6])
 if ARGV[7] == '1' then
-  local deaths = (tonumber(record[4]) or 0) + 1
+  local deaths = (tonumber(string.match(record[4] or '', '^%d+$')) or 0) + 1
   redis.call('HSET', KEYS[2], 'deaths', deaths)
   pause = math.min(pause * 2 ^ (deaths - 1), tonumber(ARGV[8]))
 end

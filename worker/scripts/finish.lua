@@ -8,6 +8,7 @@
 -- returns a number, as append does: position: ended; another n >= 0: the log ends at n; -1: stale
 
 -- include: end_job.lua
+-- include: dead_letter.lua
 
 local record = redis.call('HMGET', KEYS[2], 'status', 'attempt', 'position', 'worker')
 if record[2] ~= ARGV[3] or record[4] ~= ARGV[10] then
@@ -18,6 +19,9 @@ if record[1] ~= 'running' then
   return record[1] == ARGV[5] and tonumber(record[3]) or -1
 end
 if record[3] ~= ARGV[4] then
+  if not string.match(record[3] or '', '^%d+$') or #record[3] > 15 then
+    return redis.error_reply('ERR the position in the job\'s record is not an integer')
+  end
   return tonumber(record[3])
 end
 
@@ -32,14 +36,8 @@ if failed then
   return failed
 end
 if ARGV[11] ~= '' then
-  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])) do
-    local job = ''
-    for i = 1, #entry[2], 2 do
-      job = entry[2][i] == 'job' and entry[2][i + 1] or job
-    end
-    redis.call('XADD', KEYS[5], '*', 'job', job, 'code', ARGV[11], 'reason', ARGV[12], 'stream', KEYS[1],
-      'entry', ARGV[2], 'deliveries', record[2], 'worker', ARGV[10])
-  end
+  local why = {code = ARGV[11], reason = ARGV[12], deliveries = record[2], worker = ARGV[10]}
+  copy_to_dead_letters(KEYS[5], KEYS[1], ARGV[2], why, '')
 end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])

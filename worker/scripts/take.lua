@@ -1,35 +1,57 @@
 -- Take waiting entries in fair order: by tenant, weighted, in tokens (start-time fair queueing, Goyal et al. 1996).
 --
--- KEYS  1 jobs stream  2 fair order  3 shares  4 queue settings
+-- KEYS  1 jobs stream  2 fair order  3 virtual ends  4 queue settings
 -- ARGV  1 group  2 worker  3 count  4 consumer of what waits  5 most entries to put in order in this call
---       6 1: take some even where more is new, which may belong before them
+--       6 1: take some even where more is new, which may belong before them  7 most that a job can cost
 -- returns {entries, as XRANGE does; 1 where nothing was taken, since there may be more that is new, else 0}
 --
 -- What is new is delivered to nobody yet: it becomes pending with the consumer `waiting`, and gets its place in
 -- the order. A tenant's entries lie as far apart as they cost, so one that floods is far ahead in virtual time,
 -- while another's first one starts at the present. Once nothing waits, nobody has a past.
+--
+-- The virtual ends are those of tenants that are ahead of the present, which is the member `now`: whoever is not
+-- ahead is as good as unknown, and goes with the next call. So they are as many as tenants have entries waiting,
+-- or not much more.
+
+local function score(value)
+  return string.format('%.17g', value)
+end
+
+local function finite(text)
+  local number = tonumber(text)
+  return number and number == number and math.abs(number) < math.huge and number
+end
+
+-- In tokens. What says nothing sensible is guessed from the job's bytes.
+local function cost_of(fields)
+  local cost = finite(fields.cost)
+  if not cost or cost < 0 then
+    cost = #(fields.job or '') / 4
+  end
+  return math.max(1, math.min(cost, tonumber(ARGV[7])))
+end
+
+local function weight_of(tenant)
+  local weight = finite(redis.call('HGET', KEYS[4], 'weight:' .. tenant) or 1)
+  return weight and weight > 0 and math.max(weight, 1e-6) or 1
+end
 
 local function index(entries)
-  local shares = {}
-  local function share(name)
-    shares[name] = shares[name] or tonumber(redis.call('HGET', KEYS[3], name) or 0)
-    return shares[name]
-  end
-  local weights = {}
+  local ends = {}
+  local now = tonumber(redis.call('ZSCORE', KEYS[3], 'now') or 0)
   for _, entry in ipairs(entries) do
     local fields = {}
     for i = 1, #entry[2], 2 do
       fields[entry[2][i]] = entry[2][i + 1]
     end
     local tenant = fields.tenant or ''
-    local cost = math.min(math.max(1, tonumber(fields.cost) or #(fields.job or '') / 4), 1e7)
-    weights[tenant] = weights[tenant] or tonumber(redis.call('HGET', KEYS[4], 'weight:' .. tenant) or 1) or 1
-    local start = math.max(share('now'), share('tenant:' .. tenant))
-    shares['tenant:' .. tenant] = start + cost / math.max(weights[tenant], 1e-6)
-    redis.call('ZADD', KEYS[2], string.format('%.17g', start), entry[1])
+    local member = 'tenant:' .. tenant
+    local start = math.max(now, ends[member] or tonumber(redis.call('ZSCORE', KEYS[3], member) or 0))
+    ends[member] = start + cost_of(fields) / weight_of(tenant)
+    redis.call('ZADD', KEYS[2], score(start), entry[1])
   end
-  for name, value in pairs(shares) do
-    redis.call('HSET', KEYS[3], name, string.format('%.17g', value))
+  for member, value in pairs(ends) do
+    redis.call('ZADD', KEYS[3], score(value), member)
   end
 end
 
@@ -58,16 +80,13 @@ while #taken < tonumber(ARGV[3]) do
   for i = 1, #first, 2 do
     ids[#ids + 1] = first[i]
   end
-  redis.call('HSET', KEYS[3], 'now', first[#first])
-  -- Claims nothing for an entry that was cancelled while it waited.
-  local claim = {'XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0}
+  redis.call('ZADD', KEYS[3], first[#first], 'now')
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. first[#first])
+  -- Claims nothing for an entry that was cancelled while it waited, nor for what is no entry's id. FORCE: also
+  -- one that is pending with nobody, since somebody has deleted the consumer `waiting`.
   for _, id in ipairs(ids) do
-    claim[#claim + 1] = id
-  end
-  claim[#claim + 1] = 'RETRYCOUNT'
-  claim[#claim + 1] = 1
-  for _, entry in ipairs(redis.call(unpack(claim))) do
-    taken[#taken + 1] = entry
+    local claimed = redis.pcall('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', 1, 'FORCE')
+    taken[#taken + 1] = not claimed.err and claimed[1] or nil
   end
 end
 return {taken, 0}

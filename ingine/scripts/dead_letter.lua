@@ -1,0 +1,19 @@
+-- Copy an entry of a jobs stream to the dead letters: its job, and what `requeue` needs to put it back as it was.
+--
+-- why  code, reason, deliveries, worker
+-- job  the bytes, for an entry that has none, or that is gone
+local function copy_to_dead_letters(dead, jobs, entry, why, job)
+  local letter = {'XADD', dead, '*', 'job', job, 'code', why.code, 'reason', why.reason, 'stream', jobs,
+    'entry', entry, 'deliveries', why.deliveries, 'worker', why.worker}
+  local found = redis.call('XRANGE', jobs, entry, entry)[1]
+  for i = 1, found and #found[2] or 0, 2 do
+    local name, value = found[2][i], found[2][i + 1]
+    if name == 'job' then
+      letter[5] = value
+    elseif name == 'tenant' or name == 'cost' then
+      letter[#letter + 1] = name
+      letter[#letter + 1] = value
+    end
+  end
+  redis.call(unpack(letter))
+end
