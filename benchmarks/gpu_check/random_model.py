@@ -13,8 +13,9 @@ DEVIATION = 0.02
 
 
 def kernels_for(plan: Plan, *, block_size: int, kv_cache_dtype: str = "auto") -> Kernels:
-    """What the engine would choose on a GPU; on a CPU the same kernels, for Triton's interpreter."""
-    if plan.device == "cpu":
+    """What the engine would choose. On a CPU, formats of KV that are a GPU's are run in Triton's interpreter,
+    which is a hundred times slower: it proves kernels in other parts, and nothing about speed."""
+    if plan.device == "cpu" and kv_cache_dtype != "auto":
         return triton_kernels(kv_cache_dtype)
     return select_kernels(
         torch.device(plan.device),
