@@ -10,11 +10,15 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.servers import durable_server
+from tests.triton_interpreter import keep_patched
 from worker.embedded import EmbeddedServer
+
+pytest_plugins = ("tests.path_summary",)
 
 # Without a GPU the Triton kernels run in triton's interpreter, which is chosen when triton is first imported.
 if not torch.cuda.is_available() and find_spec("triton"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    keep_patched()
 
 # The same examples each time, and no deadline: a suite on a busy machine must not fail for being slow.
 settings.register_profile(
