@@ -34,10 +34,10 @@ from benchmarks.rivals.workloads import (
 from ingine.tokenizer import Tokenizer
 from tests.bench.fake_system import FakeSteps
 from tests.tiny_models import make_tokenizer
-from tests.waiting import wait_until
+from tests.waiting import HANGS_S, wait_until
 
 FAKE = "tests.bench.fake_system"
-TIMEOUT_S = 30
+TIMEOUT_S = HANGS_S
 ONE = [Request([1, 2, 3], 4)]
 
 

@@ -29,7 +29,7 @@ from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_cli import start
 from tests.producer.test_control import bury
 from tests.servers import Cluster, cluster
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 
 NUM_PARTITIONS = 4
 
@@ -146,9 +146,9 @@ async def test_switches_are_set_and_nudged_in_every_partition(client: AsyncClien
         await redis.hset(keys.workers, "w1", msgpack.packb({"at_s": 0}))
         async with redis.pubsub() as pubsub:
             await pubsub.ssubscribe(keys.control)
-            await pubsub.get_message(timeout=5)
+            await pubsub.get_message(timeout=HANGS_S)
             await client.pause()
-            nudge = await pubsub.get_message(timeout=5)
+            nudge = await pubsub.get_message(timeout=HANGS_S)
             assert msgpack.unpackb(nudge["data"]) == {"command": "pause"}
     await client.drain("w1")
     for keys in place.partitions:
