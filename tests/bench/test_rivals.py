@@ -176,7 +176,9 @@ child = Child([sys.executable, "-m", {FAKE!r}], env={{}}, log_path=Path({str(tmp
 print(child.load("no-model", {{}}, timeout_s={TIMEOUT_S})["settings"]["pid"], flush=True)
 os._exit(1)
 """
-    died = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    died = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANGS_S
+    )
     pid = int(died.stdout)
     wait_until(lambda: not Path(f"/proc/{pid}").exists() or _state(pid) == "Z", what="the child's end")
 

@@ -38,9 +38,9 @@ def node_example(tmp_path_factory) -> Path:
     shutil.copytree(EXAMPLES / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
     install = ["npm", "install", "--no-audit", "--no-fund"]
     try:
-        installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=120)
+        installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=HANGS_S)
     except subprocess.TimeoutExpired:
-        pytest.skip("npm install has not ended after 120 s: no registry within reach")
+        pytest.skip(f"npm install has not ended after {HANGS_S:.0f} s: no registry within reach")
     if installed.returncode:
         pytest.skip(f"npm install failed: {installed.stderr.strip().splitlines()[-1]}")
     return folder

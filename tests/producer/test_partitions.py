@@ -231,7 +231,7 @@ async def test_one_who_follows_replies_learns_of_another_number(
             assert (await anext(replies)).job_id == job.job_id
             await client.set_partitions(2)
             with pytest.raises(ClientError, match="another number of partitions now"):
-                await asyncio.wait_for(anext(replies), 20)
+                await asyncio.wait_for(anext(replies), HANGS_S)
 
 
 async def test_waiting_for_replies_holds_up_nobody_and_ends_with_the_client(
@@ -240,7 +240,7 @@ async def test_waiting_for_replies_holds_up_nobody_and_ends_with_the_client(
     monkeypatch.setattr("producer.replies.BLOCK_MS", 1000 * 3600)
     waiting = [asyncio.ensure_future(anext(client.replies(f"r{n}"))) for n in range(16)]
     await wait_until_async(lambda: len(client._replies._reads) >= 16, what="all of them waiting")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS_S):
         for n in range(NUM_PARTITIONS):
             await client.submit("hi", job_id=id_in(n))
         await client.aclose()
@@ -333,7 +333,7 @@ async def test_a_stream_finds_a_job_in_the_new_place(client: AsyncClient, place:
         worker = place.worker_of(handle.job_id)
         await worker.take()
         await worker.run(handle.job_id, 2)
-        assert (await other.attach(handle.job_id).result(20)).token_ids == [1, 2]
+        assert (await other.attach(handle.job_id).result(HANGS_S)).token_ids == [1, 2]
 
 
 async def test_only_an_empty_queue_is_partitioned_anew(client: AsyncClient, place: Place):

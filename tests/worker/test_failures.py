@@ -175,7 +175,7 @@ async def test_a_worker_that_waits_for_its_server_can_be_stopped(queue, tiny_eng
     worker = Worker(settings, "redis://127.0.0.1:1/0", EngineThread(tiny_engine), model=TINY)
     running = asyncio.create_task(worker.run())
     worker.stop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         await running
 
 

@@ -94,7 +94,7 @@ async def test_a_node_that_would_delete_jobs_is_refused_whenever_it_comes(queue_
     node, _ = apart(three, queue)
     node.admin.config_set("maxmemory-policy", "allkeys-lru")
     with pytest.raises(ConfigError, match="allkeys-lru"):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS_S):
             await new_worker(queue, three.url, tiny_engine).run()
 
 

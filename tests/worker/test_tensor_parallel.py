@@ -102,7 +102,7 @@ async def serving(worker: Torchrun, client: redis.asyncio.Redis, queue: str, *jo
 
 
 async def end_of(worker: Torchrun) -> None:
-    await wait_until_async(lambda: not worker.running, 40, what="the end of all ranks")
+    await wait_until_async(lambda: not worker.running, what="the end of all ranks")
 
 
 async def logged_token_ids(worker: Harness, job: Job) -> list[int]:
