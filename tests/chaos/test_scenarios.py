@@ -23,7 +23,7 @@ from tests.chaos.servers import Node, Servers
 from tests.chaos.zygote import Zygote
 from tests.waiting import HANGS_S, wait_until_async
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SLOW = {"step_s": 0.02}
 LONG = {"temperature": 0, "max_tokens": 200, "ignore_eos": True}
