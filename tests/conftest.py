@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from uuid import uuid4
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from ingine.native.compiler import BuildError
+from tests.engine.builds import library
 from tests.interrupts import heed_interrupts
 from tests.servers import durable_server
 from tests.triton_interpreter import keep_patched
@@ -46,6 +49,13 @@ def redis_url(redis_server: EmbeddedServer) -> str:
 def queue() -> str:
     """The name of a queue that no other test uses."""
     return f"test-{uuid4().hex[:12]}"
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Of the processes that test in parallel one compiles the native kernels, and the others wait for it."""
+    if hasattr(session.config, "workerinput"):
+        with suppress(BuildError):  # where they cannot be had, plain torch is tested
+            library()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -58,5 +58,5 @@ PATHS: dict[str, Callable[[], bool]] = {
 
 
 def needs(path: str) -> pytest.MarkDecorator:
-    assert path in PATHS, path
+    assert path in PATHS, f"there is no such path: {path}"
     return pytest.mark.path(path)
