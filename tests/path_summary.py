@@ -19,9 +19,8 @@ def is_here(path: str) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     paths = [mark.args[0] for mark in item.iter_markers(PROPERTY)]
-    item.user_properties += [
-        (PROPERTY, path) for path in paths
-    ]  # which reach the summary from other processes
+    # Properties are in the reports, which reach the summary from other processes too.
+    item.user_properties += [(PROPERTY, path) for path in paths]
     for path in paths:
         if not is_here(path):
             pytest.skip(f"not on this machine: {path}")

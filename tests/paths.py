@@ -48,7 +48,10 @@ PATHS: dict[str, Callable[[], bool]] = {
     MARCHES["x86-64-v3"]: lambda: _runs("AVX512", "AVX2"),
     MARCHES["x86-64"]: lambda: _runs("AVX512", "AVX2", "DEFAULT"),
     "native weights (AVX-512 BF16 and VNNI)": lambda: _has_native() and is_supported(native.library()),
-    "oneDNN in bfloat16 (AVX-512)": bfloat16_is_packable,
+    "oneDNN in bfloat16": bfloat16_is_packable,
+    "oneDNN in bfloat16, its layout for AVX-512": lambda: (
+        bfloat16_is_packable() and torch.cpu._is_avx512_supported()
+    ),
     "oneDNN in int8 (VNNI)": int8_is_packable,
     "Triton's interpreter": lambda: HAS_TRITON and not _has_cuda(),
     "Triton": lambda: HAS_TRITON,

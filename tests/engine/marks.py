@@ -6,7 +6,7 @@ from tests.paths import MARCHES, needs
 
 needs_native = needs(MARCHES["native"])
 needs_native_weights = needs("native weights (AVX-512 BF16 and VNNI)")
-needs_onednn_bfloat16 = needs("oneDNN in bfloat16 (AVX-512)")
+needs_onednn_bfloat16 = needs("oneDNN in bfloat16")
 needs_onednn_int8 = needs("oneDNN in int8 (VNNI)")
 needs_triton = needs("Triton")
 needs_interpreter = needs("Triton's interpreter")

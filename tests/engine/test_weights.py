@@ -20,6 +20,7 @@ from ingine.layers.weights import PlainWeights, WeightFormat
 from ingine.models import load_model
 from tests.engine.marks import needs_onednn_bfloat16, needs_onednn_int8
 from tests.engine.packed import PackedModel, PagedSequence
+from tests.paths import needs
 from tests.tiny_models import make_tiny_model
 
 SHAPES = [(96, 64), (64, 96), (33, 7), (640, 576), (1, 16)]
@@ -114,7 +115,7 @@ assert torch.equal(embedding(token_ids), expected[token_ids])
 """
 
 
-@needs_onednn_bfloat16
+@needs("oneDNN in bfloat16, its layout for AVX-512")
 def test_an_embedding_reads_its_rows_out_of_the_packed_output_matrix():
     """In a process in which oneDNN uses no AMX, whose layout is one that we do not know."""
     env = os.environ | {"DNNL_MAX_CPU_ISA": "AVX512_CORE_BF16"}
