@@ -13,8 +13,9 @@ DEVIATION = 0.02
 
 
 def kernels_for(plan: Plan, *, block_size: int, kv_cache_dtype: str = "auto") -> Kernels:
-    """What the engine would choose, but that a CPU computes formats of KV in Triton's interpreter, since it has
-    no other kernels for fp8. All else would take far longer there, and say as little about speed.
+    """What the engine would choose. But a CPU has formats of KV in Triton's interpreter: of fp8 it has no other.
+
+    All else would take far longer there, and say as little about speed.
     """
     if plan.device == "cpu" and kv_cache_dtype != "auto":
         return triton_kernels(kv_cache_dtype)
