@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 2
 REDIS_SERVER ?= redis-server
+# A file is tested by one process, as its tests share servers and models.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 RIVALS := vllm llama hf plots
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-redis chaos bench bench-rivals gpu-check gpu-wheels lint format clean
+.PHONY: help venv demo test test-all test-redis chaos bench bench-rivals gpu-check gpu-wheels lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,12 +19,15 @@ help: ## Show this list
 demo: $(STAMP) ## The main job end to end: server, two workers, one killed, no token lost
 	@$(BIN)/ingine demo $(ARGS)
 
-test: $(STAMP) ## The whole test suite; ARGS="-k name" for a part of it
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+test: $(STAMP) ## Every promise and every kind of test; ARGS="-k name" for a part of it
+	@$(PYTEST) $(ARGS)
+
+test-all: $(STAMP) ## That and the wide tests: more shapes, seeds and dtypes, longer forms
+	@$(PYTEST) -m "" $(ARGS)
 
 test-redis: $(STAMP) ## All tests that have a server, on Redis; REDIS_SERVER=/path/to/redis-server for another than the installed one
 	@server=$$(command -v $(REDIS_SERVER)) || { echo "there is no $(REDIS_SERVER): apt-get install redis-server" >&2; exit 1; }; \
-	INGINE_TEST_SERVER=$$server OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile \
+	INGINE_TEST_SERVER=$$server $(PYTEST) \
 		tests/contract tests/worker tests/producer tests/crash tests/security tests/chaos \
 		tests/docs/test_server_instructions.py tests/test_servers.py tests/test_embedded.py $(ARGS)
 

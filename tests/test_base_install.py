@@ -9,6 +9,7 @@ import pytest
 from ingine import model_store
 from ingine.errors import ModelNotFound
 from tests.base_install import make_base_install
+from tests.waiting import HANGS_S
 
 PROGRAM = """
 import contextlib, io, json, sys
@@ -33,7 +34,7 @@ def base_python(tmp_path_factory) -> str:
 
 
 def run(python: str, *arguments: str, cwd) -> subprocess.CompletedProcess:
-    return subprocess.run([python, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run([python, *arguments], cwd=cwd, capture_output=True, text=True, timeout=HANGS_S)
 
 
 def test_every_command_that_needs_an_extra_says_so(base_python, tmp_path):

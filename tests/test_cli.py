@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from ingine import __version__
+from tests.waiting import HANGS_S
 
 WITHOUT_TORCH = """
 import sys
@@ -21,7 +22,7 @@ def run(*arguments: str, program: tuple[str, ...] = ("-m", "ingine.cli")) -> sub
         [sys.executable, *program, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS_S,
         stdin=subprocess.DEVNULL,
     )
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from ingine.errors import ConfigError
-from tests.waiting import wait_until
+from tests.waiting import HANGS_S, wait_until
 from worker import embedded
 from worker.embedded import EmbeddedServer, ensure_server
 
@@ -95,7 +95,7 @@ def test_it_ends_when_its_parent_is_killed(parent, tmp_path):
 def test_ctrl_c_ends_it_only_after_its_parent_has_drained(parent, tmp_path):
     process, url = parent
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    assert process.wait(20) == 0
+    assert process.wait(HANGS_S) == 0
     assert not answers(url)
     assert state_in(tmp_path) == b"drained"
 

@@ -18,7 +18,7 @@ from ingine.server_url import check_url, redact
 from ingine.servers import Servers, WrongServer
 from tests.security.tls import TlsFront
 from tests.servers import HOST, Cluster, Valkey, Watched, cluster, free_port, watched_pair
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 from worker.server_check import check_server
 
 SET_TWO = "redis.call('SET', KEYS[1], ARGV[1]) redis.call('SET', KEYS[2], ARGV[1]) return ARGV[1]"
@@ -311,9 +311,9 @@ async def test_live_messages_of_a_partition(three: Cluster, queue: str):
             redis, channel = servers.client(keys), keys.channel("x")
             async with redis.pubsub() as pubsub:
                 await pubsub.ssubscribe(channel)
-                assert (await pubsub.get_message(timeout=5))["type"] == "ssubscribe"
+                assert (await pubsub.get_message(timeout=HANGS_S))["type"] == "ssubscribe"
                 await redis.eval("return redis.call('SPUBLISH', KEYS[1], ARGV[1])", 1, channel, "hello")
-                message = await pubsub.get_message(timeout=5)
+                message = await pubsub.get_message(timeout=HANGS_S)
                 assert (message["type"], message["data"]) == ("smessage", b"hello")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.gpu_check.cells import MACHINE, Cells
 from benchmarks.gpu_check.device import describe_machine
-from benchmarks.gpu_check.plan import DRY, FULL
+from benchmarks.gpu_check.plan import DRY, FULL, Plan
 
 MODULES = {
     "kernels": "kernel_checks",
@@ -35,11 +35,15 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("ingine.kernels").setLevel(logging.INFO)
-    plan, cells = DRY if args.dry_run else FULL, Cells(args.part, args.cells, args.until)
+    run_part(args.part, DRY if args.dry_run else FULL, args.cells, args.until)
+
+
+def run_part(name: str, plan: Plan, path: Path, until: float) -> None:
+    """Adds its cells to `path`. Exits if there is no such device."""
+    cells = Cells(name, path, until)
     if cells.run(MACHINE, {}, describe_machine, plan.device) is None:
         sys.exit("there is no such device here: --dry-run does the same on a CPU")
-    module = import_module(f"benchmarks.gpu_check.{MODULES[args.part]}")
-    module.run(plan, cells)
+    import_module(f"benchmarks.gpu_check.{MODULES[name]}").run(plan, cells)
 
 
 if __name__ == "__main__":

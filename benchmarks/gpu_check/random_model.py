@@ -13,8 +13,11 @@ DEVIATION = 0.02
 
 
 def kernels_for(plan: Plan, *, block_size: int, kv_cache_dtype: str = "auto") -> Kernels:
-    """What the engine would choose on a GPU; on a CPU the same kernels, for Triton's interpreter."""
-    if plan.device == "cpu":
+    """What the engine would choose. But a CPU has formats of KV in Triton's interpreter: of fp8 it has no other.
+
+    All else would take far longer there, and say as little about speed.
+    """
+    if plan.device == "cpu" and kv_cache_dtype != "auto":
         return triton_kernels(kv_cache_dtype)
     return select_kernels(
         torch.device(plan.device),

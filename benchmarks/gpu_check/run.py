@@ -40,13 +40,17 @@ def _run_part(part: str, path: Path, until: float, dry_run: bool) -> str | None:
     """
     command = [sys.executable, "-m", "benchmarks.gpu_check.part", part]
     command += ["--cells", str(path), "--until", str(until)]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     if dry_run:
         command.append("--dry-run")
-        env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     timeout = max(0.0, until + GRACE_S - time.time())
     try:
-        status = subprocess.run(command, cwd=ROOT, env=env, timeout=timeout).returncode
+        status = subprocess.run(command, cwd=ROOT, env=environment(dry_run), timeout=timeout).returncode
     except subprocess.TimeoutExpired:
         return f"killed after {timeout:.0f} s"
     return f"ended with status {status}" if status else None
+
+
+def environment(dry_run: bool) -> dict[str, str]:
+    """Of a part: without the network, and in a dry run without a GPU."""
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    return env | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if dry_run else env

@@ -19,7 +19,8 @@ FLOAT32_OUT = (None, 1.0, 0, torch.float32, "none", [], "")
 
 
 class PackedBfloat16(WeightFormat):
-    """One copy, blocked for `vdpbf16ps`. A row's result does not depend on the rows beside it."""
+    """One copy, blocked for `vdpbf16ps`. On one thread, or without AMX, a row's result does not depend on the
+    rows beside it; with AMX and several threads its last bits do."""
 
     name = "onednn-bf16"
 

@@ -10,21 +10,41 @@ from rich.console import Console
 
 from ingine.errors import ConfigError
 from tests.tiny_models import make_tiny_model
+from tests.waiting import HANGS_S
 from worker.bench.measure import Measurement, Stopwatch, median
 from worker.bench.run import CONTINUOUS, HF, ONE, REDIS, print_table, run
 
+SMALL = """
+from worker.bench import workload
+workload.NUM_OUTPUT_TOKENS = 8
+workload.SAMPLING = workload.SAMPLING.model_copy(update={"max_tokens": 8})
+from worker.bench import run
+run.BATCH_SIZES = (2, 5)
+from ingine.cli import main
+main()
+"""
+"""The command with fewer and shorter requests."""
 
-def test_bench_measures_every_mode(tmp_path):
+
+@pytest.mark.parametrize(
+    ("program", "sizes", "num_tokens"),
+    [
+        pytest.param(["-c", SMALL], (2, 5), 8, id="small"),
+        pytest.param(["-m", "ingine.cli"], (8, 32), 64, id="as it is", marks=pytest.mark.wide),
+    ],
+)
+def test_bench_measures_every_mode(tmp_path, program, sizes, num_tokens):
     model = make_tiny_model(tmp_path / "model", max_position_embeddings=160)  # what the workload takes
     path = tmp_path / "results" / "bench.json"
-    command = [sys.executable, "-m", "ingine.cli", "bench", "--model", str(model), "--rounds", "1"]
-    shown = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True, timeout=170)
+    command = [sys.executable, *program, "bench", "--model", str(model), "--rounds", "1", "--json", str(path)]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert "ours through Redis / ours continuous, 32 requests" in shown.stdout
+    assert f"ours through Redis / ours continuous, {sizes[1]} requests" in shown.stdout
 
     written = json.loads(path.read_text())
     modes = {(row["mode"], row["num_requests"]): row for row in written["results"]}
-    assert len(modes) == 8
+    assert len(modes) == 8 and {num_requests for _, num_requests in modes} == set(sizes)
+    assert written["num_output_tokens"] == num_tokens
     for (_, num_requests), row in modes.items():
         assert len(row["rounds"]) == 1
         for measured in row["rounds"]:

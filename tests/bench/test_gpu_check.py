@@ -1,6 +1,7 @@
 """`make gpu-check` as its dry run: the same code on the CPU, in Triton's interpreter. No GPU is needed."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -18,25 +19,33 @@ from benchmarks.gpu_check.cells import NO_TIME_LEFT, Cell, Cells, Skipped, read_
 from benchmarks.gpu_check.part import MODULES
 from benchmarks.gpu_check.plan import DRY, FULL
 from benchmarks.gpu_check.report import as_json, figures_of
-from benchmarks.gpu_check.run import GRACE_S, ROOT, run_parts
+from benchmarks.gpu_check.run import GRACE_S, ROOT, environment, run_parts
 from benchmarks.gpu_check.settings import VARIANTS
 from benchmarks.gpu_check.tables import tables
+
+NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+"""A request would go to a proxy that does not exist."""
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
-    """Of one dry run, which must come out with status 0. Whoever asked the network would ask a dead proxy."""
-    out = tmp_path_factory.mktemp("gpu-check")
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--dry-run", "--out", str(out)]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    env |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    subprocess.run(command, cwd=ROOT, env=env, check=True)
+    """Of all parts, run one after the other in a single process."""
+    path = tmp_path_factory.mktemp("gpu-check") / "report.json"
+    command = [sys.executable, "-m", "tests.bench.dry_run", str(path)]
+    subprocess.run(command, cwd=ROOT, env=environment(dry_run=True) | NO_NETWORK, check=True)
+    return json.loads(path.read_text())
+
+
+def report_of_command(out: Path, *options: str) -> dict:
+    """What `make gpu-check ARGS=--dry-run` writes. It must end with status 0."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--dry-run", "--out", str(out), *options]
+    subprocess.run(command, cwd=ROOT, env=os.environ | NO_NETWORK, check=True)
     return json.loads((out / "gpu-cpu.json").read_text())
 
 
 @pytest.fixture
 def cells(tmp_path) -> Cells:
-    return Cells("part", tmp_path / "cells.jsonl", until=time.time() + 60)
+    return Cells("part", tmp_path / "cells.jsonl", until=math.inf)
 
 
 def found_by(cells: Cells) -> list[Cell]:
@@ -52,6 +61,19 @@ def test_everything_runs_and_is_exact(report):
     assert [cell for cell in report["cells"] if cell["error"]] == []
     skipped = {cell["skipped"] for cell in report["cells"]} - {None}
     assert skipped == {"it runs on CUDA only"}
+
+
+def test_the_command_runs_each_part_in_a_process_and_writes_a_report(tmp_path):
+    report = report_of_command(tmp_path, "--parts", "kernels,trace")
+    assert report["exact"]
+    assert {cell["part"] for cell in report["cells"]} == {"kernels", "trace"}
+
+
+@pytest.mark.wide
+def test_the_command_runs_every_part(tmp_path):
+    report = report_of_command(tmp_path)
+    assert {cell["part"] for cell in report["cells"]} == set(MODULES)
+    assert report["exact"] and not any(cell["error"] for cell in report["cells"])
 
 
 def test_every_kind_of_check_is_there(report):
@@ -171,9 +193,10 @@ def test_parts_have_one_deadline_and_what_those_before_have_left(monkeypatch):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(time, "time", lambda: 1e9)
     plan = replace(DRY, seconds={"kernels": 10, "engine": 20, "speed": 30}, total_s=100)
     assert run_parts(list(plan.seconds), plan, dry_run=True) == []
-    assert given == pytest.approx({"kernels": 50, "engine": 70, "speed": 100}, abs=1)
+    assert given == pytest.approx({"kernels": 50, "engine": 70, "speed": 100})
     assert FULL.total_s + 40 <= 8 * 60 and set(FULL.seconds) == set(MODULES)
     assert sum(FULL.seconds.values()) + GRACE_S <= FULL.total_s
 
@@ -189,9 +212,7 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path):
         "--cells",
         str(tmp_path / "cells"),
     ]
-    ended = subprocess.run(
-        [*command, "--until", str(time.time() + 60)], cwd=ROOT, capture_output=True, text=True
-    )
+    ended = subprocess.run([*command, "--until", "inf"], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1 and "--dry-run" in ended.stderr
 
 

@@ -34,10 +34,10 @@ from benchmarks.rivals.workloads import (
 from ingine.tokenizer import Tokenizer
 from tests.bench.fake_system import FakeSteps
 from tests.tiny_models import make_tokenizer
-from tests.waiting import wait_until
+from tests.waiting import HANGS_S, wait_until
 
 FAKE = "tests.bench.fake_system"
-TIMEOUT_S = 30
+TIMEOUT_S = HANGS_S
 ONE = [Request([1, 2, 3], 4)]
 
 
@@ -176,7 +176,9 @@ child = Child([sys.executable, "-m", {FAKE!r}], env={{}}, log_path=Path({str(tmp
 print(child.load("no-model", {{}}, timeout_s={TIMEOUT_S})["settings"]["pid"], flush=True)
 os._exit(1)
 """
-    died = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    died = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANGS_S
+    )
     pid = int(died.stdout)
     wait_until(lambda: not Path(f"/proc/{pid}").exists() or _state(pid) == "Z", what="the child's end")
 

@@ -42,7 +42,7 @@ WORKER = {
     "drain_timeout_s": 5.0,
     "step_timeout_s": 6.0,  # longer than a worker is frozen
 }
-CALM_TIMEOUT_S = 120.0
+CALM_TIMEOUT_S = 600.0
 SEEN_AS = {
     "kill_worker": "worker killed: kill -9",
     "stop_worker": "worker stopped",

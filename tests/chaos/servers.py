@@ -27,7 +27,7 @@ OPTIONS = {
 CUT_OFF = b"for overcoming of output buffer limits"
 RUBBISH = b"rubbish" * 50_000
 FLOOD_ROUNDS = 30
-UP_TIMEOUT_S = 20.0
+UP_TIMEOUT_S = 120.0
 CLUSTER_SLOTS = 16384
 
 

@@ -1,6 +1,5 @@
 """The short form of `make chaos`: the same run, some seconds of it, with a seed that never changes."""
 
-import pytest
 from rich.console import Console
 
 from tests.chaos.run import Run
@@ -9,7 +8,6 @@ from tests.chaos.table import show
 SEED = 7
 
 
-@pytest.mark.timeout(400)
 async def test_nothing_is_lost_when_everything_breaks(tmp_path):
     run = Run(SEED, tmp_path / "run", duration_s=15, num_jobs=60, poison_every=0, cluster=False)
     report = await run.run()

@@ -21,9 +21,9 @@ from tests.chaos.reference import read_answers
 from tests.chaos.run import WORKER
 from tests.chaos.servers import Node, Servers
 from tests.chaos.zygote import Zygote
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SLOW = {"step_s": 0.02}
 LONG = {"temperature": 0, "max_tokens": 200, "ignore_eos": True}
@@ -95,13 +95,13 @@ async def test_a_server_that_comes_back_empty(programs, server):
     worker = await programs.worker(url_of(server), fate=SLOW)
     async with AsyncClient(url_of(server), queue=WORKER["queue"]) as client:
         lost = await client.submit("a story without an end", sampling=LONG)
-        waiting = asyncio.create_task(lost.result(timeout=60))
+        waiting = asyncio.create_task(lost.result(timeout=HANGS_S))
         await wait_until_async(lambda: started(lost), what="its first tokens")
         await server.kill_and_restart(before_start=lambda: shutil.rmtree(server.folder / "appendonlydir"))
         with pytest.raises(JobNotFound):
             await waiting
         prompt, sampling = jobs.greedy_requests()[0]
-        result = await (await client.submit(prompt, sampling=sampling)).result(timeout=60)
+        result = await (await client.submit(prompt, sampling=sampling)).result(timeout=HANGS_S)
     assert (result.token_ids, result.text) == read_answers(programs.folder / "answers")[0]
     assert worker in programs.zygote.pids
 
@@ -116,7 +116,7 @@ async def test_a_url_that_points_at_a_replica(programs, server, tmp_path):
         log = programs.zygote.log(worker)
         await wait_until_async(lambda: "redis failed, retrying" in log.read_text(), what="the worker's word")
         await replica.admin.execute_command("REPLICAOF", "NO", "ONE")
-        result = await (await client.submit("hello", sampling=LONG)).result(timeout=60)
+        result = await (await client.submit("hello", sampling=LONG)).result(timeout=HANGS_S)
     assert len(result.token_ids) == LONG["max_tokens"]
     assert worker in programs.zygote.pids
     await programs.stop_workers()
@@ -134,8 +134,8 @@ async def test_poison_ends_in_the_dead_letters_and_innocents_finish(programs, se
         handles = await client.submit_many([first, poison, *others])
         bad = handles.pop(1)
         with pytest.raises(JobFailed) as failed:
-            await bad.result(timeout=120)
-        results = [await handle.result(timeout=120) for handle in handles]
+            await bad.result(timeout=HANGS_S)
+        results = [await handle.result(timeout=HANGS_S) for handle in handles]
         letters = await client.dead_letters()
     assert failed.value.code == "worker_lost"
     answers = read_answers(programs.folder / "answers")
@@ -167,7 +167,7 @@ async def test_a_consumer_that_does_not_read_is_cut_off_and_misses_nothing(progr
         await servers.flood(rounds=1000)
         assert servers.num_cut_off
         programs.zygote.signal(name, signal.SIGCONT)
-        result = await handle.result(timeout=60)
+        result = await handle.result(timeout=HANGS_S)
         await wait_until_async(lambda: programs.ended.get(name) == 0, what="the end of its stream")
     seen = Seen()
     for record in read(journal):

@@ -14,7 +14,7 @@ from ingine.wire import decode_event
 from producer import Client, JobHandle, JobStatus
 from tests.crash.conftest import LONG
 from tests.servers import durable_server
-from tests.waiting import wait_until
+from tests.waiting import HANGS_S, wait_until
 from worker.embedded import EmbeddedServer
 
 PROMPTS = [f"Story number {number}: once upon a time, " for number in range(40)]
@@ -62,7 +62,7 @@ def test_kill_9_of_a_worker_with_32_running_requests(server, queue, client, work
         wait_until(lambda: held_by(handles, "victim", at_least=32), what="32 jobs that run")
         local.kill("victim")
         os.kill(local.pid("heir"), signal.SIGCONT)
-        results = [handle.result(timeout=60) for handle in handles]
+        results = [handle.result(timeout=HANGS_S) for handle in handles]
 
     for handle, result, (token_ids, text) in zip(handles, results, uninterrupted(PROMPTS), strict=True):
         assert logged_token_ids(server, queue, handle.job_id) == result.token_ids == token_ids
@@ -97,7 +97,7 @@ def test_sigterm_hands_over_at_once_and_exits_clean(client, workers, uninterrupt
         held = wait_until(lambda: held_by(handles, "leaving", at_least=7), what="7 jobs that run")
         os.kill(local.pid("staying"), signal.SIGCONT)
         assert local.terminate("leaving") == 0
-        results = [handle.result(timeout=60) for handle in handles]
+        results = [handle.result(timeout=HANGS_S) for handle in handles]
     assert [(result.token_ids, result.text) for result in results] == uninterrupted(PROMPTS[:8])
     attempts = {result.job_id: result.timings["attempts"] for result in results}
     assert {attempts[job_id] for job_id in held} == {2}
@@ -122,7 +122,7 @@ def test_a_server_killed_and_restarted_from_its_file(server, queue, workers, uni
         os.kill(server.pid, signal.SIGKILL)
         server.stop()
         with durable_server(server.data_dir, port=server.port) as again:
-            results = [handle.result(timeout=60) for handle in handles]
+            results = [handle.result(timeout=HANGS_S) for handle in handles]
             for handle, result in zip(handles, results, strict=True):
                 assert logged_token_ids(again, queue, handle.job_id) == result.token_ids
     assert [(result.token_ids, result.text) for result in results] == uninterrupted(PROMPTS[:8])
@@ -137,7 +137,7 @@ def test_a_server_that_would_evict_is_refused(server, tiny_model, policy):
         [*command, "--model", str(tiny_model), "--http-port", "-1"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS_S,
     )
     assert ended.returncode == 2
     assert "noeviction" in ended.stderr and "Traceback" not in ended.stderr

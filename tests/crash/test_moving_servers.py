@@ -10,7 +10,7 @@ from ingine.keys import all_partitions
 from producer import Client, JobHandle
 from tests.crash.conftest import LEASE_S, LONG
 from tests.servers import cluster, watched_pair
-from tests.waiting import wait_until
+from tests.waiting import HANGS_S, wait_until
 from worker.local import LocalWorkers
 
 PROMPTS = [f"Once upon a time there were {n} of them" for n in range(8)]
@@ -45,9 +45,9 @@ def follow_while(client: Client, handles: list[JobHandle], disturb: Callable[[],
 
     with ThreadPoolExecutor(len(handles)) as pool:
         consuming = [pool.submit(consume, n) for n in range(len(handles))]
-        wait_until(lambda: all(begun), timeout_s=60, what="the first token of each")
+        wait_until(lambda: all(begun), what="the first token of each")
         disturb()
-        return [future.result(timeout=120) for future in consuming]
+        return [future.result(timeout=HANGS_S) for future in consuming]
 
 
 def test_a_cluster_whose_slots_move(

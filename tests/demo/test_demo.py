@@ -10,6 +10,7 @@ import redis
 
 from ingine.tokenizer import Tokenizer
 from tests.tiny_models import make_tiny_model
+from tests.waiting import HANGS_S
 from worker.demo.plan import Plan, plan_for
 from worker.demo.prompts import QUESTIONS
 
@@ -25,7 +26,7 @@ def short_model(folder: Path, **options) -> Path:
 
 def demo(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "ingine.cli", "demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=150)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
 
 
 def test_the_demo_keeps_its_promise(model):

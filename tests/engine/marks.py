@@ -1,28 +1,22 @@
-"""What a test needs of the machine."""
-
-from importlib.util import find_spec
+"""What a test needs of the machine: see tests/paths.py."""
 
 import pytest
-import torch
 
-from ingine import native
-from ingine.native.weights import is_supported
+from tests.paths import MARCHES, needs
 
-needs_native = pytest.mark.skipif(
-    native.library() is None, reason="this machine has no C++ compiler that builds the native kernels"
-)
+needs_native = needs(MARCHES["native"])
+needs_native_weights = needs("native weights (AVX-512 BF16 and VNNI)")
+needs_onednn_bfloat16 = needs("oneDNN in bfloat16")
+needs_onednn_int8 = needs("oneDNN in int8 (VNNI)")
+needs_triton = needs("Triton")
+needs_interpreter = needs("Triton's interpreter")
+"""Runs kernels on the CPU. Where there is a GPU, `make gpu-check` runs them there."""
 
-HAS_TRITON = find_spec("triton") is not None
-"""Where there is no GPU its interpreter runs the kernels: see tests/conftest.py."""
 
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is for Linux")
+def march(name: str, *, wide: bool = False) -> pytest.param:
+    marks = [needs(MARCHES[name]), *([pytest.mark.wide] if wide else [])]
+    return pytest.param(name, marks=marks)
 
-needs_interpreter = pytest.mark.skipif(
-    not HAS_TRITON or torch.cuda.is_available(),
-    reason="runs kernels on the CPU, in triton's interpreter; on a GPU `make gpu-check` runs them",
-)
 
-needs_native_weights = pytest.mark.skipif(
-    (library := native.library()) is None or not is_supported(library),
-    reason="needs a CPU with AVX-512 BF16 and VNNI",
-)
+EVERY_MARCH = [march("native"), march("x86-64-v4", wide=True), march("x86-64-v3"), march("x86-64")]
+"""A build takes ten seconds of a core, and AVX-512 alone differs little from its neighbours."""

@@ -27,8 +27,8 @@ from ingine.models import load_model
 from ingine.parallel import TensorParallel
 from ingine.sampling_params import SamplingParams
 from tests.engine import tape
-from tests.engine.marks import HAS_TRITON
 from tests.engine.packed import PackedModel, PagedSequence
+from tests.paths import HAS_TRITON
 from tests.waiting import wait_until
 
 SIZE = 2
@@ -43,7 +43,7 @@ ENGINES = {
 }
 """By model: everything at once, scheduled ahead, prefill in odd chunks, and too little memory for all."""
 Request = tuple[list[int], SamplingParams]
-LONGEST_LIFE_S = 120
+LONGEST_LIFE_S = 900
 """Of a rank that nobody ends: the program that forked it may have failed."""
 MESSAGES = ["small", {"positions": np.arange(7), "more": [1, None, "x"]}, np.arange(50_000)]
 """The last one is longer than one broadcast."""

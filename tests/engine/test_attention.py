@@ -2,12 +2,13 @@
 
 import random
 from dataclasses import replace
+from functools import cache
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
-from ingine import native
 from ingine.attention import (
     AttentionBackend,
     AttentionMetadata,
@@ -15,44 +16,68 @@ from ingine.attention import (
     TorchAttention,
     torch_reference,
 )
-from tests.engine.marks import HAS_TRITON
+from tests.engine.builds import library
+from tests.engine.marks import needs_native, needs_triton
 from tests.engine.packed import BlockPool, PagedSequence, pack
 from tests.engine.paged_attention import Attention, attend_densely
+from tests.paths import needs
 
-if HAS_TRITON:
-    from ingine.attention.triton import TritonAttention
-
-LIBRARY = native.library()
 BACKENDS = [
-    TorchAttention(),
-    *([NativeAttention(LIBRARY)] if LIBRARY else []),
-    *([TritonAttention()] if HAS_TRITON else []),
+    pytest.param("torch", marks=needs("plain torch")),
+    pytest.param("native", marks=needs_native),
+    pytest.param("triton", marks=needs_triton),
 ]
 ATTENTION = Attention(num_heads=6, num_kv_heads=2, head_dim=16, block_size=4)
+STEPS = {
+    "one prefill": [[(0, 9)]],
+    "batched prefill": [[(0, 3), (1, 17), (2, 4)]],
+    "chunked prefill": [[(0, 5)], [(0, 5)], [(0, 2)]],
+    "prompts of one token": [[(0, 1), (1, 1)]],
+    "decode": [[(0, 3), (1, 9)], [(0, 1), (1, 1)], [(1, 1)], [(0, 1)]],
+    "mixed": [[(0, 6), (1, 2)], [(0, 1), (1, 3), (2, 8)], [(0, 1), (1, 1), (2, 2)]],
+}
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+WINDOWS = [(None, False), (None, True), (1, False), (5, True), (1000, True)]
+"""With a rotation or without."""
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
-@pytest.mark.parametrize(
-    ("window", "rotary"), [(None, False), (None, True), (1, False), (5, True), (1000, True)]
-)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize(
-    "steps",
-    [
-        pytest.param([[(0, 9)]], id="one prefill"),
-        pytest.param([[(0, 3), (1, 17), (2, 4)]], id="batched prefill"),
-        pytest.param([[(0, 5)], [(0, 5)], [(0, 2)]], id="chunked prefill"),
-        pytest.param([[(0, 1), (1, 1)]], id="prompts of one token"),
-        pytest.param([[(0, 3), (1, 9)], [(0, 1), (1, 1)], [(1, 1)], [(0, 1)]], id="decode"),
-        pytest.param([[(0, 6), (1, 2)], [(0, 1), (1, 3), (2, 8)], [(0, 1), (1, 1), (2, 2)]], id="mixed"),
-    ],
-)
-def test_backend_equals_the_formula(backend, steps, dtype, tolerance, window, rotary):
+@cache
+def make_backend(name: str) -> AttentionBackend:
+    if name == "torch":
+        return TorchAttention()
+    if name == "native":
+        return NativeAttention(library())
+    from ingine.attention.triton import TritonAttention
+
+    return TritonAttention()
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> AttentionBackend:
+    return make_backend(request.param)
+
+
+def every_case() -> list:
+    """All steps in all windows and dtypes; of Triton, whose interpreter is slow, each of them once, and the
+    rest as wide."""
+    cases = []
+    for param, (index, steps), dtype, window in product(
+        BACKENDS, enumerate(STEPS), TOLERANCES, range(len(WINDOWS))
+    ):
+        (name,) = param.values
+        is_kept = name != "triton" or (dtype == torch.float32 and window == index % len(WINDOWS))
+        is_kept = is_kept or (dtype == torch.bfloat16 and steps == "mixed" and window == 3)
+        marks = [*param.marks, *([] if is_kept else [pytest.mark.wide])]
+        cases.append(pytest.param(name, steps, dtype, *WINDOWS[window], marks=marks))
+    return cases
+
+
+@pytest.mark.parametrize(("name", "steps", "dtype", "window", "rotary"), every_case())
+def test_backend_equals_the_formula(name, steps, dtype, window, rotary):
     attention = replace(ATTENTION, dtype=dtype, sliding_window=window, rotary=rotary)
-    assert attention.worst_error(backend, steps) < tolerance
+    assert attention.worst_error(make_backend(name), STEPS[steps]) < TOLERANCES[dtype]
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 @pytest.mark.parametrize("seed", range(8))
 def test_backend_equals_the_formula_on_random_shapes_and_schedules(backend, seed):
     rng = random.Random(seed)
@@ -72,7 +97,6 @@ def test_backend_equals_the_formula_on_random_shapes_and_schedules(backend, seed
     assert attention.worst_error(backend, steps) < 1e-5
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 def test_sequences_may_share_blocks(backend):
     """A prefix hit: two sequences read the same blocks, and only the first has ever written them."""
     pool, kv_cache = BlockPool(20, ATTENTION.block_size), ATTENTION.allocate(backend, 20)
@@ -88,7 +112,6 @@ def test_sequences_may_share_blocks(backend):
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 def test_what_is_not_finite_stays_with_its_sequence(backend):
     """Also in a block that is freed and used by another sequence."""
     pool, kv_cache = BlockPool(20, ATTENTION.block_size), ATTENTION.allocate(backend, 20)
@@ -122,7 +145,6 @@ def last_outputs(
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|All-NaN):RuntimeWarning")  # of the interpreter
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 @pytest.mark.parametrize("query_len", [1, 3])
 @pytest.mark.parametrize("num_others", [0, 3])
 def test_scores_of_minus_infinity_count_for_nothing(backend, query_len, num_others):
@@ -136,11 +158,7 @@ def test_scores_of_minus_infinity_count_for_nothing(backend, query_len, num_othe
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|All-NaN):RuntimeWarning")  # of the interpreter
-@pytest.mark.parametrize(
-    "backend",
-    [backend for backend in BACKENDS if not isinstance(backend, TorchAttention)],
-    ids=lambda backend: backend.name,
-)
+@pytest.mark.parametrize("backend", BACKENDS[1:], indirect=True)
 @pytest.mark.parametrize("query_len", [1, 3])
 @pytest.mark.parametrize("num_tokens", [5, 70])
 @pytest.mark.parametrize("num_others", [0, 3])
@@ -154,7 +172,6 @@ def test_scores_of_minus_infinity_alone_are_nan(backend, query_len, num_tokens, 
     assert output[-1, 1:].isfinite().all() and output[:-1].isfinite().all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 @pytest.mark.parametrize("block_size", [1, 4, 16, 24])
 def test_bytes_per_block_is_what_a_block_takes(backend, block_size):
     attention = replace(ATTENTION, block_size=block_size, dtype=torch.bfloat16)
@@ -165,11 +182,7 @@ def test_bytes_per_block_is_what_a_block_takes(backend, block_size):
     assert 7 * per_block == sum(memory.untyped_storage().nbytes() for memory in kv_cache)
 
 
-@pytest.mark.parametrize(
-    "backend",
-    [backend for backend in BACKENDS if not isinstance(backend, NativeAttention)],
-    ids=lambda backend: backend.name,
-)
+@pytest.mark.parametrize("backend", [BACKENDS[0], BACKENDS[2]], indirect=True)  # those that take it
 def test_large_float16_values_do_not_overflow(backend):
     """The product of a query and a key may be over 65504, the scaled product is not."""
     attention = replace(ATTENTION, dtype=torch.float16)

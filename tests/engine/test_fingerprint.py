@@ -15,6 +15,7 @@ from ingine.fingerprint import model_fingerprint
 from ingine.model_store import resolve_model
 from tests.engine.test_gguf import tiny, write_gguf
 from tests.tiny_models import make_tiny_model
+from tests.waiting import HANGS_S
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_it_loads_nothing_heavy(original):
         "print(sorted({'torch', 'transformers', 'safetensors', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(original)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(original)], capture_output=True, text=True, timeout=HANGS_S
     )
     assert done.stdout.splitlines() == [model_fingerprint(original), "[]"], done.stderr
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ingine import native
 from ingine.layers.ops import LayerOps, TorchOps
 from ingine.native.layer_ops import NativeOps
-from tests.engine.marks import needs_interpreter, needs_native
+from tests.engine.builds import library
+from tests.engine.marks import EVERY_MARCH, needs_interpreter
 
 DTYPES = [torch.float32, torch.bfloat16]
 NUM_ROWS = [1, 3, 64]
@@ -21,13 +21,14 @@ EPS = 1e-5
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param("native", marks=needs_native),
+        *EVERY_MARCH,
         pytest.param("triton", marks=needs_interpreter),
     ],
 )
 def ops(request) -> Iterator[LayerOps]:
-    if request.param == "native":
-        yield NativeOps(native.library())
+    """The native kernels by what they are compiled for, and Triton's."""
+    if request.param != "triton":
+        yield NativeOps(library(request.param))
         return
     from ingine.layers.triton_ops import TritonOps
 

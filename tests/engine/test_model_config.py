@@ -15,6 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.models import ModelConfig
 from tests.tiny_models import make_tiny_model
+from tests.waiting import HANGS_S
 
 ALL = ("llama", "mistral", "qwen2", "qwen3")
 ARCHITECTURES = {arch: f"{arch.capitalize()}ForCausalLM" for arch in ALL}
@@ -338,6 +339,6 @@ def test_a_usual_model_is_started_without_transformers(arch, tmp_path):
     )
     model = make_tiny_model(tmp_path, arch)
     done = subprocess.run(
-        [sys.executable, "-c", code, str(model)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(model)], capture_output=True, text=True, timeout=HANGS_S
     )
     assert done.stdout == "False\n", done.stderr

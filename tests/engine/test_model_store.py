@@ -18,6 +18,7 @@ from ingine.models import load_model
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.engine.test_gguf import tiny, write_gguf
 from tests.tiny_models import make_tiny_model, smollm2_path
+from tests.waiting import HANGS_S
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_a_note_of_a_file_s_hash_that_was_half_written_does_not_matter(gguf_file
 
 def test_processes_that_want_the_same_model_wait_for_each_other(gguf_file, cache):
     processes = [start_resolving(gguf_file) for _ in range(3)]
-    folders = {process.communicate(timeout=120)[0].strip() for process in processes}
+    folders = {process.communicate(timeout=HANGS_S)[0].strip() for process in processes}
     assert len(folders) == 1
     assert left_in(cache) == [Path(folders.pop()).name]
 
@@ -127,7 +128,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing_behind(gguf_file, cache):
         "try:\n    resolve_model(sys.argv[1])\nexcept ConfigError as error:\n    print(error)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(gguf_file)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(gguf_file)], capture_output=True, text=True, timeout=HANGS_S
     )
     assert "cannot be converted" in done.stdout, done.stderr
     assert "File too large" in done.stdout
@@ -183,7 +184,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, cache):
 
 def test_a_hub_that_cannot_be_reached_is_a_clear_error(cache, tmp_path):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
-    output, _ = start_resolving("nobody/no-such-model", **nowhere).communicate(timeout=120)
+    output, _ = start_resolving("nobody/no-such-model", **nowhere).communicate(timeout=HANGS_S)
     assert output.startswith("ModelNotFound nobody/no-such-model is no packaged model")
     assert "hub" in output
 

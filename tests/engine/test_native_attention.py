@@ -1,6 +1,5 @@
 """The C++ kernel: for every kind of CPU, in every format of KV, over shapes drawn at random."""
 
-import platform
 import random
 from collections.abc import Callable
 from functools import cache
@@ -16,32 +15,23 @@ from ingine.engine import Engine
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.kernels import select_kernels
 from ingine.models import load_model
-from ingine.native.compiler import build
 from ingine.sampling_params import SamplingParams
-from tests.engine.marks import needs_native
+from tests.engine.builds import library
+from tests.engine.marks import EVERY_MARCH, needs_native
 from tests.engine.packed import BlockPool, PackedModel, PagedSequence
 from tests.engine.paged_attention import Attention
 
 pytestmark = needs_native
 
 CPU = torch.device("cpu")
-MARCHES = ["native", "x86-64-v3", "x86-64"]
-"""AVX-512 where this machine has it, AVX2, and vectors of four, which is what any other CPU gets too."""
 
 
 @pytest.fixture(scope="session")
 def backend() -> Callable[..., NativeAttention]:
     """The kernel, compiled for a name of g++'s, with a format of KV."""
-
-    @cache
-    def make(march: str = "native", kv_cache_dtype: str = "auto") -> NativeAttention:
-        if march != "native" and platform.machine() != "x86_64":
-            pytest.skip("another kind of CPU")
-        if march == "x86-64-v3" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-            pytest.skip("this CPU has no AVX2")
-        return NativeAttention(native.load(build(march)), kv_cache_dtype)
-
-    return make
+    return cache(
+        lambda march="native", kv_cache_dtype="auto": NativeAttention(library(march), kv_cache_dtype)
+    )
 
 
 def draw_attention(rng: random.Random, dtype: torch.dtype) -> Attention:
@@ -71,7 +61,7 @@ def as_int8(new: Tensor) -> Tensor:
     return (new.float() * (1 / scale)).round() * scale
 
 
-@pytest.mark.parametrize("march", MARCHES)
+@pytest.mark.parametrize("march", EVERY_MARCH)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 4e-2)])
 @pytest.mark.parametrize("seed", range(10))
 def test_it_equals_the_formula_whatever_the_shape(backend, march, dtype, tolerance, seed):
@@ -80,7 +70,7 @@ def test_it_equals_the_formula_whatever_the_shape(backend, march, dtype, toleran
     assert attention.worst_error(backend(march), steps) < tolerance
 
 
-@pytest.mark.parametrize("march", MARCHES)
+@pytest.mark.parametrize("march", EVERY_MARCH)
 @pytest.mark.parametrize(
     ("dtype", "typical", "worst"), [(torch.float32, 1e-4, 3e-2), (torch.bfloat16, 5e-3, 6e-2)]
 )
@@ -99,7 +89,7 @@ def test_more_heads_may_share_a_key_than_a_tile_has_rows(backend):
     assert Attention(num_heads=200, num_kv_heads=2).worst_error(backend(), [[(0, 5)], [(0, 1)]]) < 1e-5
 
 
-@pytest.mark.parametrize("march", MARCHES)
+@pytest.mark.parametrize("march", EVERY_MARCH)
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 300])

@@ -121,10 +121,14 @@ def test_another_source_is_another_library(cache, source):
 
 
 @needs_native
-def test_two_processes_may_build_at_the_same_time(cache):
-    command = [sys.executable, "-c", "from ingine.native.compiler import build; print(build())"]
+def test_two_processes_may_build_at_the_same_time(cache, source):
+    code = (
+        "import sys; from pathlib import Path; from ingine.native import compiler;"
+        "compiler.SOURCES = Path(sys.argv[1]); print(compiler.build())"
+    )
+    command = [sys.executable, "-c", code, str(source.parent)]
     builds = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     first, second = (build.communicate()[0].strip() for build in builds)
     assert first == second
-    assert native.load(Path(first))
+    assert native.load(Path(first)).answer() == 1
     assert len(list((cache / "native").iterdir())) == 1

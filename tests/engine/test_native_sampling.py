@@ -1,5 +1,7 @@
 """Drawing and log probabilities: the native kernels against the reference in torch."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from ingine.random_sampling import uniforms
 from ingine.sampler import sample
 from ingine.sampling import TORCH_SAMPLING
 from ingine.sampling_params import SamplingParams
-from tests.engine.marks import needs_native
+from tests.engine.builds import library
+from tests.engine.marks import EVERY_MARCH, needs_native
 from tests.engine.sampling_cases import TRUNCATIONS, make_logits, make_sequence, survivors
 
 
@@ -24,11 +27,23 @@ def cdf(logits: torch.Tensor, params: SamplingParams) -> tuple[list[int], np.nda
     return token_ids, np.cumsum([left[i] for i in token_ids])
 
 
-@needs_native
+@pytest.fixture(params=EVERY_MARCH)
+def compiled(request, monkeypatch) -> Iterator[None]:
+    """What the native kernels are compiled for that sampling uses."""
+    monkeypatch.setattr(native, "library", lambda: library(request.param))
+    native_sampling._library.cache_clear()
+    yield
+    native_sampling._library.cache_clear()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize(
+    "temperature", [pytest.param(0.3, marks=pytest.mark.wide), 1.0, pytest.param(5.0, marks=pytest.mark.wide)]
+)
 @pytest.mark.parametrize("truncation", [{}, *TRUNCATIONS], ids=str)
-def test_native_and_reference_differ_at_an_edge_between_two_tokens_at_most(truncation, temperature, dtype):
+def test_native_and_reference_differ_at_an_edge_between_two_tokens_at_most(
+    compiled, truncation, temperature, dtype
+):
     params = SamplingParams(temperature=temperature, **truncation)
     logits = make_logits(seed=3).to(dtype)
     num_draws = 256
@@ -43,9 +58,8 @@ def test_native_and_reference_differ_at_an_edge_between_two_tokens_at_most(trunc
         assert np.abs(edges[first:second] - numbers[draw]).max() < 1e-6
 
 
-@needs_native
 @pytest.mark.parametrize("num_threads", [1, 2])
-def test_native_reads_bfloat16_as_it_is_with_any_number_of_threads(num_threads):
+def test_native_reads_bfloat16_as_it_is_with_any_number_of_threads(compiled, num_threads):
     kinds = [{}, *TRUNCATIONS, {"temperature": 0.0}]
     all_params = [SamplingParams(**kind) for kind in kinds]
     logits = make_logits(len(kinds), seed=5).bfloat16()
@@ -72,11 +86,10 @@ def test_without_native_kernels_the_reference_serves(monkeypatch):
 # ------------------------------------------------------------------------------------ log probabilities
 
 
-@needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
 @pytest.mark.parametrize("num_top", [0, 1, 20])
-def test_native_log_probabilities_are_the_reference_s(num_top, spread, dtype):
+def test_native_log_probabilities_are_the_reference_s(compiled, num_top, spread, dtype):
     logits = make_logits(40, spread=spread).to(dtype)
     logits[3, 9] = torch.nan
     token_ids = native_sampling.choose(logits, [SamplingParams()] * 40, uniforms(range(40), range(40)))
@@ -93,9 +106,8 @@ def test_native_log_probabilities_are_the_reference_s(num_top, spread, dtype):
     assert (top[3] == -torch.inf).all()
 
 
-@needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_tokens_too_unlikely_for_a_weight_have_a_log_probability(dtype):
+def test_tokens_too_unlikely_for_a_weight_have_a_log_probability(compiled, dtype):
     logits = torch.tensor([[0, -100, -200, -50, -torch.inf, -200]], dtype=dtype)
     for num_top in range(1, 7):
         _, top_ids, top = native_sampling.logprobs(logits, torch.tensor([0]), num_top)

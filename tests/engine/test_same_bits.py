@@ -4,13 +4,16 @@ So what a worker resumes after another one's death is what that one would have g
 not only in float32.
 """
 
+from collections.abc import Callable
+
 import pytest
+import torch
 
 from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.sampling_params import SamplingParams
 from tests.engine.marks import needs_native_weights
-from tests.tiny_models import smollm2_path
+from tests.tiny_models import make_tiny_model, smollm2_path
 
 pytestmark = needs_native_weights
 
@@ -21,9 +24,19 @@ Result = list[tuple[int, float]]
 """Token ids, each with its log probability, to the last bit."""
 
 
-def make_engine(**options) -> Engine:
-    options = {"max_model_len": 1024, "kv_cache_bytes": 128 << 20} | options
-    return Engine(EngineConfig(str(smollm2_path()), dtype="bfloat16", **options))
+@pytest.fixture(params=["tiny", pytest.param("smollm2", marks=pytest.mark.wide)])
+def make_engine(request, tmp_path) -> Callable[..., Engine]:
+    """With options of `EngineConfig`."""
+    if request.param == "smollm2":
+        path = smollm2_path()
+    else:
+        path = make_tiny_model(tmp_path, max_position_embeddings=1024, dtype=torch.bfloat16)
+
+    def make(**options) -> Engine:
+        options = {"max_model_len": 1024, "kv_cache_bytes": 128 << 20} | options
+        return Engine(EngineConfig(str(path), dtype="bfloat16", **options))
+
+    return make
 
 
 def generate(engine: Engine, prompts: list[list[int]], so_far: list[list[int]] | None = None) -> list[Result]:
@@ -44,7 +57,7 @@ def generate(engine: Engine, prompts: list[list[int]], so_far: list[list[int]] |
     [{}, {"quantization": "int8", "kv_cache_dtype": "int8"}],
     ids=["bfloat16", "int8"],
 )
-def test_batches_chunks_prefix_hits_drafts_preemption_and_resumption_change_no_bit(options):
+def test_batches_chunks_prefix_hits_drafts_preemption_and_resumption_change_no_bit(make_engine, options):
     engine = make_engine(enable_prefix_caching=False, **options)
     text = engine.tokenizer.encode(
         "The tide goes out, and the boats lie on their sides until it comes back. " * 40

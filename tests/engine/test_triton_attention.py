@@ -13,6 +13,7 @@ from torch import Tensor
 from ingine.attention import AttentionMetadata
 from tests.engine.packed import BlockPool, PagedSequence
 from tests.engine.paged_attention import Attention, attend_densely, device_of
+from tests.paths import needs
 
 pytest.importorskip("triton", reason="triton is for Linux")
 
@@ -24,11 +25,7 @@ TRITON = TritonAttention()
 DEVICE = device_of(TRITON)
 LAYER = Attention(num_heads=6, num_kv_heads=2, head_dim=16, block_size=4)
 
-needs_fp8 = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),
-    reason="needs a GPU that computes in fp8: triton's interpreter does not",
-)
-QUANTIZED = ["int8", pytest.param("fp8", marks=needs_fp8)]
+QUANTIZED = ["int8", pytest.param("fp8", marks=needs("fp8 on CUDA"))]
 
 
 def decode_metadata(
@@ -236,7 +233,7 @@ def test_quantised_kv_is_computed_with_as_it_is_stored(kv_cache_dtype, dtype, to
     assert layer.errors(backend, steps, lambda new: stored(kv_cache_dtype, new)).max() < tolerance
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="triton's interpreter multiplies in float32")
+@needs("CUDA")  # the interpreter multiplies in float32
 @pytest.mark.parametrize("kv_cache_dtype", QUANTIZED)
 def test_small_values_survive_float16(kv_cache_dtype):
     """Their scales times a softmax weight are less than what float16 can tell from zero."""

@@ -72,8 +72,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("window", [None, 1, 5, 1000])
-@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize(
+    ("window", "rotary"),
+    [
+        *((None, False), (1, True), (5, False), (1000, True)),
+        *(
+            pytest.param(*case, marks=pytest.mark.wide)
+            for case in ((None, True), (1, False), (5, True), (1000, False))
+        ),
+    ],
+)
 def test_varlen_equals_the_formula(window, rotary):
     """Prefill, chunks with a cached prefix, mixed steps, decodes alone; the long sequence has two blocks."""
     layer = Attention(6, 2, 16, BLOCK_SIZE, torch.float16, window, rotary)

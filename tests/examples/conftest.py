@@ -10,6 +10,7 @@ import pytest
 
 from producer import Client
 from tests.tiny_models import make_tiny_model
+from tests.waiting import HANGS_S
 from worker.local import LocalWorkers
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -45,7 +46,11 @@ def run_example(environment) -> Callable[[str], str]:
 
     def run(name: str) -> str:
         ended = subprocess.run(
-            [sys.executable, EXAMPLES / name], env=environment, capture_output=True, text=True, timeout=120
+            [sys.executable, EXAMPLES / name],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=HANGS_S,
         )
         assert ended.returncode == 0, ended.stderr
         return ended.stdout

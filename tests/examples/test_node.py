@@ -13,7 +13,7 @@ from ingine.keys import Keys, keys_of
 from ingine.wire import JobStatus, TerminalEvent, encode_event
 from producer import Client
 from tests.examples.conftest import EXAMPLES, QUEUE
-from tests.waiting import wait_until
+from tests.waiting import HANGS_S, wait_until
 
 PROMPT = "Once upon a time"
 LONG = {"temperature": 0, "max_tokens": 300, "ignore_eos": True}
@@ -38,9 +38,9 @@ def node_example(tmp_path_factory) -> Path:
     shutil.copytree(EXAMPLES / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
     install = ["npm", "install", "--no-audit", "--no-fund"]
     try:
-        installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=120)
+        installed = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=HANGS_S)
     except subprocess.TimeoutExpired:
-        pytest.skip("npm install has not ended after 120 s: no registry within reach")
+        pytest.skip(f"npm install has not ended after {HANGS_S:.0f} s: no registry within reach")
     if installed.returncode:
         pytest.skip(f"npm install failed: {installed.stderr.strip().splitlines()[-1]}")
     return folder
@@ -81,7 +81,7 @@ def node(start) -> RunNode:
 
 def end_of(running: subprocess.Popen) -> Ended:
     # Not in text mode, which would make newlines of the model's carriage returns.
-    text, remarks = (output.decode() for output in running.communicate(timeout=60))
+    text, remarks = (output.decode() for output in running.communicate(timeout=HANGS_S))
     return Ended(running.returncode, text, remarks)
 
 
@@ -98,7 +98,7 @@ def test_submit_prints_what_the_python_client_gets(node, client, how):
     assert finished == f"finished after {client.status(job_id).position} tokens"
     assert ended.text == text_of(client, job_id) + "\n"
     # Greedy, so the same job gives the same text.
-    again = client.submit(PROMPT, max_tokens=64, temperature=0).result(timeout=30)
+    again = client.submit(PROMPT, max_tokens=64, temperature=0).result(timeout=HANGS_S)
     assert ended.text == again.text + "\n" != "\n"
 
 
@@ -112,7 +112,7 @@ def test_attach_to_a_job_that_runs(node, client):
 @pytest.mark.parametrize("position", [1, 100, 300, 10_000])
 def test_resume_at_a_position(node, client, position):
     job = client.submit(PROMPT, sampling=LONG)
-    job.result(timeout=60)
+    job.result(timeout=HANGS_S)
     ended = node("stream", "--from", str(position), job.job_id)
     assert (ended.status, ended.text) == (0, text_of(client, job.job_id, position) + "\n")
     assert ended.remarks == "finished after 300 tokens\n"

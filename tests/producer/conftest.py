@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from ingine.keys import Keys
 from producer import AsyncClient, Chunk, Client, Result
 from tests.producer.fake_worker import FakeWorker
+from tests.waiting import HANGS_S
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Face:
             await asyncio.to_thread(chunks.extend, stream)
         return chunks
 
-    async def result(self, job_id: str, timeout_s: float | None = 20.0) -> Result:
+    async def result(self, job_id: str, timeout_s: float | None = HANGS_S) -> Result:
         handle = self._client.attach(job_id)
         if self._is_async:
             return await handle.result(timeout_s)

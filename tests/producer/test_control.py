@@ -8,6 +8,7 @@ from ingine.keys import GROUP, Keys
 from producer import ClientError, JobNotFound
 from tests.producer.conftest import Face
 from tests.producer.fake_worker import FakeWorker
+from tests.waiting import HANGS_S
 
 
 async def bury(redis: Redis, keys: Keys, raw: bytes, code: str = "unknown_field") -> str:
@@ -50,13 +51,13 @@ async def test_workers_and_their_silence(face: Face, redis: Redis, keys: Keys):
 async def test_pause_and_resume_set_a_switch_and_nudge(face: Face, redis: Redis, keys: Keys):
     async with redis.pubsub() as pubsub:
         await pubsub.ssubscribe(keys.control)
-        await pubsub.get_message(timeout=5)
+        await pubsub.get_message(timeout=HANGS_S)
         await face("pause")
         assert (await face("queue_info")).paused
-        assert msgpack.unpackb((await pubsub.get_message(timeout=5))["data"]) == {"command": "pause"}
+        assert msgpack.unpackb((await pubsub.get_message(timeout=HANGS_S))["data"]) == {"command": "pause"}
         await face("resume")
         assert not (await face("queue_info")).paused
-        assert msgpack.unpackb((await pubsub.get_message(timeout=5))["data"]) == {"command": "resume"}
+        assert msgpack.unpackb((await pubsub.get_message(timeout=HANGS_S))["data"]) == {"command": "resume"}
 
 
 async def test_drain_wants_a_worker_that_is_there(face: Face, redis: Redis, keys: Keys):

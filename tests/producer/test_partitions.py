@@ -29,7 +29,7 @@ from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_cli import start
 from tests.producer.test_control import bury
 from tests.servers import Cluster, cluster
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 
 NUM_PARTITIONS = 4
 
@@ -146,9 +146,9 @@ async def test_switches_are_set_and_nudged_in_every_partition(client: AsyncClien
         await redis.hset(keys.workers, "w1", msgpack.packb({"at_s": 0}))
         async with redis.pubsub() as pubsub:
             await pubsub.ssubscribe(keys.control)
-            await pubsub.get_message(timeout=5)
+            await pubsub.get_message(timeout=HANGS_S)
             await client.pause()
-            nudge = await pubsub.get_message(timeout=5)
+            nudge = await pubsub.get_message(timeout=HANGS_S)
             assert msgpack.unpackb(nudge["data"]) == {"command": "pause"}
     await client.drain("w1")
     for keys in place.partitions:
@@ -231,7 +231,7 @@ async def test_one_who_follows_replies_learns_of_another_number(
             assert (await anext(replies)).job_id == job.job_id
             await client.set_partitions(2)
             with pytest.raises(ClientError, match="another number of partitions now"):
-                await asyncio.wait_for(anext(replies), 20)
+                await asyncio.wait_for(anext(replies), HANGS_S)
 
 
 async def test_waiting_for_replies_holds_up_nobody_and_ends_with_the_client(
@@ -240,7 +240,7 @@ async def test_waiting_for_replies_holds_up_nobody_and_ends_with_the_client(
     monkeypatch.setattr("producer.replies.BLOCK_MS", 1000 * 3600)
     waiting = [asyncio.ensure_future(anext(client.replies(f"r{n}"))) for n in range(16)]
     await wait_until_async(lambda: len(client._replies._reads) >= 16, what="all of them waiting")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS_S):
         for n in range(NUM_PARTITIONS):
             await client.submit("hi", job_id=id_in(n))
         await client.aclose()
@@ -333,7 +333,7 @@ async def test_a_stream_finds_a_job_in_the_new_place(client: AsyncClient, place:
         worker = place.worker_of(handle.job_id)
         await worker.take()
         await worker.run(handle.job_id, 2)
-        assert (await other.attach(handle.job_id).result(20)).token_ids == [1, 2]
+        assert (await other.attach(handle.job_id).result(HANGS_S)).token_ids == [1, 2]
 
 
 async def test_only_an_empty_queue_is_partitioned_anew(client: AsyncClient, place: Place):

@@ -19,7 +19,7 @@ from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 from tests.security.tls import TlsFront
 from tests.servers import durable_server
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 from worker.embedded import EmbeddedServer
 
 NEVER = 1000.0
@@ -194,7 +194,7 @@ async def test_a_client_can_be_closed_while_its_server_hangs(
         prompt.clear()
         [(_, reader)] = client._streams._readers.values()
         await wait_until_async(lambda: any(not place[-1].done() for place in reader._under_way))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS_S):
             await client.aclose()
         with pytest.raises(ClientError, match="closed"):
             await following
@@ -236,7 +236,7 @@ async def test_streams_do_not_wait_for_another_certificate(
 ):
     monkeypatch.setattr("producer.token_log.GIVE_UP_S", NEVER)
     with TlsFront(trustme.CA(), redis_server.port) as front:
-        async with AsyncClient(f"{scheme}://127.0.0.1:{front.port}") as client, asyncio.timeout(20):
+        async with AsyncClient(f"{scheme}://127.0.0.1:{front.port}") as client, asyncio.timeout(HANGS_S):
             with pytest.raises(ServerUnavailable, match="certificate verify failed"):
                 await client.attach("x").result()
 

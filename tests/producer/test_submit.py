@@ -19,6 +19,7 @@ from producer import (
 )
 from tests.producer.conftest import Face
 from tests.producer.fake_worker import FakeWorker
+from tests.waiting import HANGS_S
 
 
 async def queued_jobs(redis: Redis, keys: Keys) -> list[Job]:
@@ -234,9 +235,9 @@ async def test_a_running_job_is_asked_to_stop(face: Face, worker: FakeWorker, re
     await worker.take()
     async with redis.pubsub() as pubsub:
         await pubsub.ssubscribe(keys.control)
-        await pubsub.get_message(timeout=5)
+        await pubsub.get_message(timeout=HANGS_S)
         assert await face("cancel", job_id) == "requested"
-        nudge = await pubsub.get_message(timeout=5)
+        nudge = await pubsub.get_message(timeout=HANGS_S)
     assert msgpack.unpackb(nudge["data"]) == {"command": "cancel", "job_id": job_id}
     assert (await face("status", job_id)).cancel_requested
 

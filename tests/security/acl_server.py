@@ -15,7 +15,7 @@ from redis import Redis, RedisError
 
 from tests.docs.tables import ROOT
 from tests.servers import server_binary, server_version
-from tests.waiting import wait_until
+from tests.waiting import HANGS_S, wait_until
 from worker.child import Child
 
 DOCUMENT = ROOT / "docs" / "security.md"
@@ -111,7 +111,7 @@ class CommandLog:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._monitoring.wait(10)
+        assert self._monitoring.wait(HANGS_S)
         return self
 
     def __exit__(self, *_) -> None:

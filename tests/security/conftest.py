@@ -11,6 +11,7 @@ from ingine.engine import Engine
 from tests.security.acl_server import AclServer
 from tests.served_models import TINY
 from tests.tiny_models import make_tiny_model
+from tests.waiting import HANGS_S
 from worker.engine_thread import EngineThread
 from worker.settings import WorkerSettings
 from worker.worker import Worker
@@ -49,6 +50,6 @@ async def run_worker(tiny_model, queue) -> AsyncIterator[StartWorker]:
     yield start
     for worker, running in started:
         worker.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS_S):
             if not running.done():
                 await running

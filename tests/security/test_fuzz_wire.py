@@ -17,7 +17,6 @@ from tests.security import wire_properties as properties
 from tests.security.wire_properties import CANARY, FULL_JOB, at, packed
 from worker.control import ControlListener
 
-HANG_S = 60
 JOB_FIELDS = [(name,) for name in Job.model_fields]
 SAMPLING_FIELDS = [("sampling", name) for name in SamplingParams.model_fields]
 MESSAGE_FIELDS = [("messages", 0, name) for name in Message.model_fields]
@@ -39,8 +38,6 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(scalars, inner, max_size=4),
     max_leaves=12,
 )
-
-pytestmark = pytest.mark.timeout(HANG_S)
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=40).map(lambda end: packed(FULL_JOB)[:-20] + end))

@@ -20,7 +20,7 @@ from producer import AsyncClient, Client, ServerUnavailable
 from producer.settings import load_settings as load_producer_settings
 from tests.security.acl_server import password_of
 from tests.servers import Valkey
-from tests.waiting import wait_until
+from tests.waiting import HANGS_S, wait_until
 from worker.settings import WorkerSettings, load_settings
 
 LOADERS = {"worker": load_settings, "producer": load_producer_settings}
@@ -200,7 +200,7 @@ def test_a_worker_at_work_shows_it_nowhere(acl_server, queue, tiny_model, tmp_pa
     with log.open("wb") as output, subprocess.Popen(command, env=env, stdout=output, stderr=output) as child:
         try:
             keys = Keys(queue)
-            wait_until(lambda: b"ready" in log.read_bytes(), timeout_s=60, what="a worker that is ready")
+            wait_until(lambda: b"ready" in log.read_bytes(), what="a worker that is ready")
             with Client(acl_server.url("producer"), queue=queue) as client:
                 client.submit("x", max_tokens=3).result()
                 broken = client.submit("y", max_tokens=300)
@@ -213,14 +213,14 @@ def test_a_worker_at_work_shows_it_nowhere(acl_server, queue, tiny_model, tmp_pa
             assert heartbeats and "# HELP" in shown[2]
         finally:
             child.send_signal(signal.SIGTERM)
-            child.wait(30)
+            child.wait(HANGS_S)
     shown.append(log.read_text())
     assert not [text for text in shown if leaks(text, password_of("worker"))]
 
 
 def metrics(log: str) -> str:
     port = re.search(r"http\W+127\.0\.0\.1:(\d+)", log)[1]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=HANGS_S) as response:
         return response.read().decode()
 
 

@@ -8,6 +8,8 @@ from typing import Self
 
 import trustme
 
+from tests.waiting import HANGS_S
+
 
 class TlsFront:
     """Takes TLS connections and passes them on to `port` of this machine. `seen`: what came over the wire.
@@ -25,11 +27,11 @@ class TlsFront:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tls")
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(HANGS_S)
         return self
 
     def __exit__(self, *_) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(HANGS_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -15,7 +15,7 @@ from ingine.keys import GROUP, Keys, Priority, is_worker
 from ingine.wire import Job, JobStatus, TerminalEvent, decode_event, encode_job
 from tests.served_models import TINY
 from tests.tiny_models import make_tiny_model
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 from worker.engine_process import EngineProcess
 from worker.engine_thread import EngineThread
 from worker.queue import Entry, Queue
@@ -139,7 +139,7 @@ class Harness:
 
     async def stop(self) -> None:
         self.worker.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS_S):
             await self.running
 
 

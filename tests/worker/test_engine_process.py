@@ -17,7 +17,7 @@ from ingine.errors import EngineError, ErrorCode, InvalidRequest, ModelNotFound
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, JobStatus, encode_job
-from tests.waiting import wait_until
+from tests.waiting import HANGS_S, wait_until
 from tests.worker import engine_program
 from tests.worker.test_failures import status
 from tests.worker.test_worker import ENDLESS, GREEDY, alone
@@ -122,10 +122,10 @@ async def test_a_step_that_kills_its_process_costs_no_token(harness, failing_eng
 
 async def test_a_step_that_hangs_ends_the_worker_and_its_process(harness, failing_engine, monkeypatch):
     """Even one that keeps the interpreter, so that its process has not a word to say."""
-    monkeypatch.setattr(worker.engine_process, "SILENCE_S", 1.5)
+    monkeypatch.setattr(worker.engine_process, "SILENCE_S", 5.0)
     monkeypatch.setattr(worker.engine_process, "END_TIMEOUT_S", 0.2)
     engine = failing_engine
-    here = await harness(engine, step_timeout_s=1.0, drain_timeout_s=0.4)
+    here = await harness(engine, step_timeout_s=4.0, drain_timeout_s=0.4)
     await here.push(Job(id="hang", prompt="x", sampling=ENDLESS))
     with pytest.raises(EngineError, match="hangs"):
         await here.running
@@ -186,7 +186,7 @@ def test_a_device_that_is_not_there_is_a_wrong_setting(tiny_model):
         "--device",
         "cuda:99",
     ]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=HANGS_S)
     assert done.returncode == 2
     assert "ingine: device 'cuda:99' cannot be used" in done.stderr
     assert "Traceback" not in done.stderr

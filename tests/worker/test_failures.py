@@ -12,7 +12,7 @@ from ingine.keys import Keys
 from ingine.wire import Job, JobStatus, TokensEvent, encode_job
 from tests.served_models import TINY
 from tests.servers import durable_server
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel, leave_behind
 from worker.engine_thread import EngineThread
 from worker.settings import WorkerSettings
@@ -38,7 +38,7 @@ def let_steps_hang(engine, monkeypatch) -> tuple[threading.Event, threading.Even
 
     def run_or_hang(batch):
         if hang.is_set():
-            assert ended.wait(30)
+            assert ended.wait(HANGS_S)
         return run(batch)
 
     monkeypatch.setattr(engine._runner, "run", run_or_hang)
@@ -175,7 +175,7 @@ async def test_a_worker_that_waits_for_its_server_can_be_stopped(queue, tiny_eng
     worker = Worker(settings, "redis://127.0.0.1:1/0", EngineThread(tiny_engine), model=TINY)
     running = asyncio.create_task(worker.run())
     worker.stop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS_S):
         await running
 
 
@@ -281,7 +281,7 @@ async def test_a_worker_that_cannot_renew_does_not_serve_on(harness, monkeypatch
 
     monkeypatch.setattr(worker.worker._leases, "_renew_all", broken)
     with pytest.raises(EngineError, match="ZeroDivisionError"):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS_S):
             await asyncio.shield(worker.running)
     assert await status(worker, "a") in ("queued", "finished")  # not left behind
 
@@ -298,6 +298,6 @@ async def test_an_engine_that_loses_count_ends_the_worker(harness, tiny_engine, 
     await wait_until_async(lambda: worker.position("b"), what="tokens")
     broken.set()
     with pytest.raises(EngineError, match="ZeroDivisionError"):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS_S):
             await asyncio.shield(worker.running)
     assert {await status(worker, name) for name in "ab"} <= {"queued", "delayed"}

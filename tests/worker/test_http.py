@@ -10,7 +10,7 @@ import redis.exceptions
 from ingine.errors import ConfigError
 from ingine.keys import Priority
 from ingine.wire import Job
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import GREEDY
 from worker.http import HttpServer
 
@@ -22,7 +22,7 @@ async def get(harness, path: str) -> tuple[int, str]:
 def _get(harness, path: str) -> tuple[int, str]:
     url = f"http://127.0.0.1:{harness.worker.http_port}{path}"
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=HANGS_S) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

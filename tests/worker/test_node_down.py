@@ -13,7 +13,7 @@ from ingine.servers import Servers
 from ingine.wire import Job, encode_job
 from tests.served_models import TINY
 from tests.servers import cluster
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import GREEDY
 from worker.engine_thread import EngineThread
 from worker.health import HEALTHY_POLL_S, Health
@@ -69,7 +69,7 @@ async def test_a_worker_starts_without_a_node_and_serves_it_when_it_is_back(
         await wait_until_async(lambda: ended(set(range(NUM)) - lost), what="the end of the others' jobs")
         assert worker._health.unready() is None
         node.start()
-        await wait_until_async(lambda: ended(lost), timeout_s=60, what="the end of its jobs")
+        await wait_until_async(lambda: ended(lost), what="the end of its jobs")
     finally:
         worker.stop()
         await running
@@ -85,7 +85,7 @@ async def test_a_worker_that_still_waits_for_a_node_can_be_stopped(queue_on_thre
         lambda: sum(p.ready.is_set() for p in worker._partitions) == NUM - len(lost), what="the others"
     )
     worker.stop()
-    async with asyncio.timeout(worker._settings.drain_timeout_s):
+    async with asyncio.timeout(HANGS_S):
         await running
 
 
@@ -94,7 +94,7 @@ async def test_a_node_that_would_delete_jobs_is_refused_whenever_it_comes(queue_
     node, _ = apart(three, queue)
     node.admin.config_set("maxmemory-policy", "allkeys-lru")
     with pytest.raises(ConfigError, match="allkeys-lru"):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS_S):
             await new_worker(queue, three.url, tiny_engine).run()
 
 

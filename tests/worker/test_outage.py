@@ -5,7 +5,7 @@ import asyncio
 import worker.contact
 from tests.waiting import wait_until_async
 from worker.contact import Contact
-from worker.intake import SWEEP_INTERVAL_S, Intake
+from worker.intake import Intake
 from worker.leases import RENEWALS_PER_LEASE
 
 
@@ -92,10 +92,10 @@ async def test_the_living_may_renew_before_their_jobs_are_taken_for_left_behind(
     queue, lease_s = Queue(), 1.5
     intake = asyncio.create_task(Intake(queue, Room(), lease_s=lease_s, num_partitions=1).run())
     try:
-        await wait_until_async(lambda: queue.num_promotions >= 2, timeout_s=10 * SWEEP_INTERVAL_S)
+        await wait_until_async(lambda: queue.num_promotions >= 2)
         assert queue.num_sweeps == 0
         assert queue.asked[0] == {"after_s": lease_s / 2, "within_s": lease_s / RENEWALS_PER_LEASE}
         queue.has_just_returned = False
-        await wait_until_async(lambda: queue.num_sweeps, timeout_s=10 * SWEEP_INTERVAL_S)
+        await wait_until_async(lambda: queue.num_sweeps)
     finally:
         intake.cancel()

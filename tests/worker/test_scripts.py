@@ -4,7 +4,7 @@ import pytest
 
 from ingine.keys import GROUP, WAITING, Priority
 from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_event, decode_job, encode_job
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import take
 from worker.queue import CANCELLED, FIRST_PAUSE_S, STALE, SUSPECT_DEATHS, Append, Finish
 
@@ -59,11 +59,11 @@ async def test_events_are_published_as_they_are_logged(client, keys, make_queue,
     await worker.begin(entry, JOB.id, None)
     async with client.pubsub() as pubsub:
         await pubsub.ssubscribe(keys.channel(JOB.id))
-        await pubsub.get_message(timeout=5)
+        await pubsub.get_message(timeout=HANGS_S)
         await worker.append([append(1, [11])])
         await worker.finish(finish(entry, 1))
         live = [
-            decode_event((await pubsub.get_message(ignore_subscribe_messages=True, timeout=5))["data"])
+            decode_event((await pubsub.get_message(ignore_subscribe_messages=True, timeout=HANGS_S))["data"])
             for _ in range(2)
         ]
     assert live == list((await log_of(client, keys)).values())

@@ -14,7 +14,7 @@ import redis.asyncio
 from ingine.keys import Keys
 from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, encode_job
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness
 from tests.worker.test_worker import GREEDY, alone
 from worker.child import Child
@@ -28,7 +28,7 @@ LONG = Job(
     prompt="A long story: ",
     sampling=SamplingParams(temperature=0, max_tokens=450, ignore_eos=True),
 )
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = HANGS_S
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds ranks in /proc")
 
 
@@ -61,7 +61,7 @@ class Torchrun:
         os.kill(self._child.pid, signal.SIGTERM)
 
     def stop(self) -> None:
-        self._child.stop(timeout_s=40)
+        self._child.stop(timeout_s=HANGS_S)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ async def serving(worker: Torchrun, client: redis.asyncio.Redis, queue: str, *jo
 
 
 async def end_of(worker: Torchrun) -> None:
-    await wait_until_async(lambda: not worker.running, 40, what="the end of all ranks")
+    await wait_until_async(lambda: not worker.running, what="the end of all ranks")
 
 
 async def logged_token_ids(worker: Harness, job: Job) -> list[int]:

@@ -10,7 +10,7 @@ from ingine.errors import ErrorCode
 from ingine.keys import Priority
 from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, JobStatus, TokensEvent, decode_event, encode_event, encode_job
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -256,7 +256,7 @@ async def test_a_worker_drains_when_its_key_says_so(harness):
     worker = await harness(worker_id="leaving")
     await worker.redis.hset(worker.keys.settings, "drain:leaving", 1)
     await worker.redis.spublish(worker.keys.control, msgpack.packb({"command": "drain"}))
-    await asyncio.wait_for(worker.running, 20)
+    await asyncio.wait_for(worker.running, HANGS_S)
     assert not await worker.redis.hexists(worker.keys.workers, "leaving")
     assert not await worker.redis.hexists(worker.keys.settings, "drain:leaving")
 

@@ -1,0 +1,65 @@
+"""The ways through the code that not every machine can run, and whether this one can.
+
+A test that takes one has the mark `needs("its name")`. It is skipped where the machine lacks the path. The
+summary of a run counts, for each path, the tests that ran and those that could not (`path_summary.py`).
+"""
+
+import platform
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from ingine import native
+from ingine.layers.onednn import bfloat16_is_packable, int8_is_packable
+from ingine.native.weights import is_supported
+
+HAS_TRITON = find_spec("triton") is not None
+
+MARCHES = {
+    "native": "native kernels, built for this CPU",
+    "x86-64-v4": "native kernels, built for AVX-512",
+    "x86-64-v3": "native kernels, built for AVX2",
+    "x86-64": "native kernels, built for any x86-64",
+}
+"""What the kernels are compiled for, by g++'s name. They choose their instructions when they are compiled, so
+a CPU can run the build of an older one. The last has vectors of four, which other kinds of CPU get too."""
+
+
+def _runs(*capabilities: str) -> bool:
+    """Whether there is a compiler, and the CPU has one of torch's capabilities."""
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return is_x86 and torch.backends.cpu.get_cpu_capability() in capabilities and _has_native()
+
+
+def _has_native() -> bool:
+    return native.library() is not None
+
+
+def _has_cuda(least: tuple[int, int] = (0, 0)) -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= least
+
+
+PATHS: dict[str, Callable[[], bool]] = {
+    "plain torch": lambda: True,
+    MARCHES["native"]: _has_native,
+    MARCHES["x86-64-v4"]: lambda: _runs("AVX512"),
+    MARCHES["x86-64-v3"]: lambda: _runs("AVX512", "AVX2"),
+    MARCHES["x86-64"]: lambda: _runs("AVX512", "AVX2", "DEFAULT"),
+    "native weights (AVX-512 BF16 and VNNI)": lambda: _has_native() and is_supported(native.library()),
+    "oneDNN in bfloat16": bfloat16_is_packable,
+    "oneDNN in bfloat16, its layout for AVX-512": lambda: (
+        bfloat16_is_packable() and torch.cpu._is_avx512_supported()
+    ),
+    "oneDNN in int8 (VNNI)": int8_is_packable,
+    "Triton's interpreter": lambda: HAS_TRITON and not _has_cuda(),
+    "Triton": lambda: HAS_TRITON,
+    "CUDA": _has_cuda,
+    "fp8 on CUDA": lambda: _has_cuda((8, 9)),
+}
+
+
+def needs(path: str) -> pytest.MarkDecorator:
+    assert path in PATHS, f"there is no such path: {path}"
+    return pytest.mark.path(path)
