@@ -21,6 +21,10 @@ def make(n: int, k: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return weight.bfloat16(), torch.randn(n, generator=generator).bfloat16()
 
 
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+
 def bfloat16_close(ours: torch.Tensor, exact: torch.Tensor) -> None:
     """Equal but for one rounding to bfloat16, and what float32 sums lose of the terms that cancel."""
     torch.testing.assert_close(ours.double(), exact, rtol=2**-8, atol=1e-3 * exact.abs().mean().item())
@@ -30,7 +34,7 @@ def bfloat16_close(ours: torch.Tensor, exact: torch.Tensor) -> None:
 @pytest.mark.parametrize(("n", "k"), SIZES)
 def test_bfloat16_products_are_right(n, k, rows):
     weight, bias = make(n, k)
-    x = torch.randn(rows, k).bfloat16()
+    x = draw(rows, k)
     exact = x.double() @ weight.double().T
     weights = NativeBfloat16(library, PlainWeights())
     bfloat16_close(weights.pack(weight, None)(x), exact)
@@ -41,7 +45,9 @@ def test_bfloat16_products_are_right(n, k, rows):
 @pytest.mark.parametrize(("n", "k"), SIZES)
 def test_int8_products_are_those_of_the_quantised_numbers(n, k, rows):
     weight, bias = make(n, k)
-    x = torch.randint(-255, 256, (rows, k)).bfloat16() / 64  # rotated without rounding, in any order
+    generator = torch.Generator().manual_seed(1)
+    integers = torch.randint(-255, 256, (rows, k), generator=generator)
+    x = integers.bfloat16() / 64  # rotated without rounding, in any order
     w_scales, w_rows = quantize_rows(weight)
     rotated = rotate(x)
     largest = rotated.abs().amax(dim=1, keepdim=True)
@@ -67,7 +73,7 @@ def test_a_row_of_zeros_is_zero():
 def test_a_row_gives_the_same_bits_in_any_batch(weights):
     weight, _ = make(960, 576)
     product = weights(library, PlainWeights()).pack(weight, None)
-    x = torch.randn(530, 576).bfloat16()
+    x = draw(530, 576)
     whole = product(x)
     for rows in (1, 5, 12, 32, 100, 481):
         assert torch.equal(product(x[:rows]), whole[:rows])
@@ -78,7 +84,7 @@ def test_a_row_gives_the_same_bits_in_any_batch(weights):
 def test_what_is_not_finite_stays_in_its_row(weights):
     weight, _ = make(64, 64)
     product = weights(library, PlainWeights()).pack(weight, None)
-    x = torch.randn(3, 64).bfloat16()
+    x = draw(3, 64)
     expected = product(x)
     x[1, 5] = torch.nan
     out = product(x)
@@ -91,12 +97,12 @@ def test_rows_can_be_had_out_of_the_packed_matrix():
     product, embedding = NativeBfloat16(library, PlainWeights()).pack_tied(weight)
     token_ids = torch.tensor([0, 258, 31, 32, 32, 100])
     assert torch.equal(embedding(token_ids), weight[token_ids])
-    x = torch.randn(2, 64).bfloat16()
+    x = draw(2, 64)
     bfloat16_close(product(x), x.double() @ weight.double().T)
 
 
 def test_sizes_that_do_not_fit_are_multiplied_all_the_same():
     weight, bias = make(20, 63)
-    x = torch.randn(3, 63).bfloat16()
+    x = draw(3, 63)
     for weights in (NativeBfloat16(library, PlainWeights()), NativeInt8(library, PlainWeights())):
         assert torch.equal(weights.pack(weight, bias)(x), torch.nn.functional.linear(x, weight, bias))

