@@ -19,7 +19,7 @@ FLOAT32_OUT = (None, 1.0, 0, torch.float32, "none", [], "")
 
 
 class PackedBfloat16(WeightFormat):
-    """One copy, blocked for `vdpbf16ps`. A row's result does not depend on the rows beside it."""
+    """One copy, blocked for `vdpbf16ps`. Without AMX a row's result does not depend on the rows beside it."""
 
     name = "onednn-bf16"
 
@@ -91,8 +91,8 @@ def _product(packed: Tensor, bias: Tensor | None) -> Product:
 def _packed_embedding(packed: Tensor, weight: Tensor) -> Embedding | None:
     """Gathers rows out of `packed`; None where its layout is not the one that we know.
 
-    The layout on CPUs with AVX-512 is [rows / 64, columns / 2, 64 rows, 2 columns]. oneDNN does not promise
-    it, so every row is compared with `weight` before it is relied on.
+    The layout on CPUs with AVX-512 and without AMX is [rows / 64, columns / 2, 64 rows, 2 columns]. oneDNN
+    does not promise it, so every row is compared with `weight` before it is relied on.
     """
     vocab_size, hidden_size = weight.shape
     num_bytes = torch.ops.mkldnn._nbytes(packed)
