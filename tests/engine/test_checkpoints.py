@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ingine import LLM, SamplingParams
 from ingine.errors import ConfigError, UnsupportedModel
+from ingine.models import checkpoint
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.engine.test_models import PROMPT, assert_same, hf_logits, load
 from tests.tiny_models import make_tiny_model
@@ -78,6 +79,14 @@ def test_a_head_in_another_file_than_the_embedding(tmp_path):
     weight_map = dict.fromkeys(weights, "a.safetensors") | {HEAD: "b.safetensors"}
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     assert greedy(path) == hf_greedy(path)
+
+
+def test_a_matrix_that_is_compared_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_ROWS_AT_ONCE", 100)
+    path = make_tiny_model(tmp_path, tie_word_embeddings=True)
+    edit_weights(path, HEADS["a head that differs in its last row"])
+    assert greedy(path) == hf_greedy(path)
+    assert checkpoint.Checkpoint(path).has_a_head_of_its_own()
 
 
 def test_a_model_that_is_not_tied_after_all_says_so(tmp_path, caplog):
