@@ -42,12 +42,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _instead(folder: Path) -> str:
-    if not (pickled := sorted(path.name for path in folder.glob("pytorch_model*.bin"))):
-        return "there are no safetensors here, or not all of them"
+    if any(folder.glob("*.safetensors")):
+        return "not all of the model's safetensors are here"
+    pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    model, file = (folder, pickled[0]) if pickled else ("MODEL", "a pytorch_model.bin")
     return (
-        f"the weights are in {pickled[0]}, which is not loaded since it may hold code. Convert them to "
-        'safetensors: python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-        f"[each.from_pretrained('{folder}').save_pretrained('NEW_FOLDER') for each in (M, T)]\""
+        f"there are no safetensors here. Other formats, as {file}, are not loaded, since they may hold code. "
+        'This converts them: python -c "from transformers import AutoModelForCausalLM, AutoTokenizer; '
+        f"[each.from_pretrained('{model}').save_pretrained('NEW_FOLDER') "
+        'for each in (AutoModelForCausalLM, AutoTokenizer)]"'
     )
 
 

@@ -22,7 +22,7 @@ class Checkpoint:
         self.file_of: dict[str, Path] = {}
         """By tensor."""
         for path in weight_files(folder):
-            with _opened(path) as file:
+            with opened(path) as file:
                 names = [name for name in file.keys() if not _can_be_computed(name)]  # noqa: SIM118 (no mapping)
                 for name in names:
                     if name in self.file_of:
@@ -33,13 +33,11 @@ class Checkpoint:
                         )
                     self.file_of[name] = path
 
-    def slices(self) -> Iterator[tuple[str, Any]]:
-        """Every tensor as a slice of safetensors, which reads no more than it is asked for. File by file."""
-        for path in dict.fromkeys(self.file_of.values()):
-            with _opened(path) as file:
-                for name, own in self.file_of.items():
-                    if own == path:
-                        yield name, file.get_slice(name)
+    def names_by_file(self) -> dict[Path, list[str]]:
+        names: dict[Path, list[str]] = {}
+        for name, path in self.file_of.items():
+            names.setdefault(path, []).append(name)
+        return names
 
     def has_a_head_of_its_own(self) -> bool:
         """Whether an output matrix is stored that is not the embedding once more.
@@ -48,12 +46,13 @@ class Checkpoint:
         """
         if not {EMBEDDING, HEAD} <= self.file_of.keys():
             return False
-        with _opened(self.file_of[EMBEDDING]) as one, _opened(self.file_of[HEAD]) as other:
+        with opened(self.file_of[EMBEDDING]) as one, opened(self.file_of[HEAD]) as other:
             return not _equal(one.get_slice(EMBEDDING), other.get_slice(HEAD))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; what goes wrong with it in the block is a ConfigError that names it."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file

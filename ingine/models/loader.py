@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ingine.errors import ConfigError
 from ingine.kernels import Kernels
-from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, some
+from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, opened, some
 from ingine.models.config import ModelConfig
 from ingine.models.decoder import Decoder
 from ingine.parallel import SINGLE, TensorParallel, shard
@@ -94,13 +94,13 @@ def _copy_weights(
         raise ConfigError(f"{path}: weights that this architecture has no place for: {some(unexpected)}")
     if missing:
         raise ConfigError(f"{path}: weights are missing: {some(missing)}")
-    for name, weight in checkpoint.slices():
-        if name in tensors:
-            expected = _whole_shape(name, tensors[name], config, parallel)
-            if weight.get_shape() != expected:
-                file = checkpoint.file_of[name]
-                raise ConfigError(f"{file}: {name} is {weight.get_shape()}, config.json says {expected}")
-            _copy_own_part(name, tensors[name], weight, parallel)
+    for file_path, names in checkpoint.names_by_file().items():
+        with opened(file_path) as file:
+            for name in filter(tensors.__contains__, names):
+                weight, expected = file.get_slice(name), _whole_shape(name, tensors[name], config, parallel)
+                if (shape := weight.get_shape()) != expected:
+                    raise ConfigError(f"{file_path}: {name} is {shape}, config.json says {expected}")
+                _copy_own_part(name, tensors[name], weight, parallel)
 
 
 def _whole_shape(name: str, target: Tensor, config: ModelConfig, parallel: TensorParallel) -> list[int]:

@@ -36,13 +36,14 @@ class _Producer:
         self._again = sorted(done)[-3:]  # submitted twice on purpose: they are known again
         self._journal = Journal(Path(journal))
         self._interval_s, self._step, self._die_after = interval_s, step, die_after
+        self._random = random.Random(f"{seed}:producer:{first}")
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as self._cancels:
             for number in (*self._again, *self._numbers):
                 await self._submit(jobs.spec(self._seed, number, poison_every=self._poison_every))
                 if number // self._step % BURST_EVERY >= BURST:
-                    await asyncio.sleep(self._interval_s * random.uniform(0.5, 1.5))
+                    await asyncio.sleep(self._interval_s * self._random.uniform(0.5, 1.5))
         await self._client.aclose()
 
     async def _submit(self, spec: jobs.JobSpec) -> None:
@@ -55,10 +56,10 @@ class _Producer:
                 break
             except (QueueFull, RateLimited):
                 self._journal.write(number=spec.number, refused="full")
-                await asyncio.sleep(random.uniform(0.5, 1.0))
+                await asyncio.sleep(self._random.uniform(0.5, 1.0))
             except ServerUnavailable as error:
                 self._journal.write(number=spec.number, unavailable=str(error))
-                await asyncio.sleep(random.uniform(0.1, 0.5))
+                await asyncio.sleep(self._random.uniform(0.1, 0.5))
             else:
                 break
         if self._die_after is not None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ingine import LLM, SamplingParams
 from ingine.errors import ConfigError, UnsupportedModel
+from ingine.models import checkpoint
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.engine.test_models import PROMPT, assert_same, hf_logits, load
 from tests.tiny_models import make_tiny_model
@@ -78,6 +79,14 @@ def test_a_head_in_another_file_than_the_embedding(tmp_path):
     weight_map = dict.fromkeys(weights, "a.safetensors") | {HEAD: "b.safetensors"}
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     assert greedy(path) == hf_greedy(path)
+
+
+def test_a_matrix_that_is_compared_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_ROWS_AT_ONCE", 100)
+    path = make_tiny_model(tmp_path, tie_word_embeddings=True)
+    edit_weights(path, HEADS["a head that differs in its last row"])
+    assert greedy(path) == hf_greedy(path)
+    assert checkpoint.Checkpoint(path).has_a_head_of_its_own()
 
 
 def test_a_model_that_is_not_tied_after_all_says_so(tmp_path, caplog):
@@ -162,7 +171,7 @@ def test_weights_in_pytorch_s_format_come_with_the_command_that_converts_them(fi
         (path / file).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (path / "model.safetensors").unlink()
     expected = hf_greedy(path)
-    with pytest.raises(ConfigError, match=r"pytorch_model\S*\.bin.*safetensors") as error:
+    with pytest.raises(ConfigError, match=r"no safetensors.*pytorch_model\S*\.bin") as error:
         load(path)
 
     code = str(error.value).split('python -c "')[1].split('"')[0].replace("NEW_FOLDER", str(tmp_path / "new"))
@@ -171,7 +180,26 @@ def test_weights_in_pytorch_s_format_come_with_the_command_that_converts_them(fi
 
 
 def test_a_folder_without_weights_says_which_file_it_looked_for(tmp_path):
+    """A hub's pytorch_model.bin is not even downloaded, so the command is there without one, too."""
     path = make_tiny_model(tmp_path)
     (path / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"model\.safetensors does not exist"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors does not exist.*from_pretrained\('MODEL'\)"):
         load(path)
+
+
+# -------------------------------------------------------------------------------------- ends of a text
+
+
+def test_what_ends_a_text_is_what_any_of_a_model_s_files_calls_so(tmp_path):
+    path = make_tiny_model(tmp_path)  # config.json: 258
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|im_start|>"}))
+    llm = LLM(str(path), dtype="float32", max_num_seqs=2, kv_cache_bytes=1 << 20)
+
+    def reason(token_id: int) -> str:
+        params = SamplingParams(max_tokens=2, temperature=0, logit_bias={token_id: 100.0})
+        return llm.generate({"prompt_token_ids": PROMPT}, params)[0].outputs[0].finish_reason
+
+    assert [reason(token_id) for token_id in (258, 7, 8, 257)] == ["stop"] * 4
+    assert reason(9) == "length"

@@ -71,6 +71,15 @@ def test_one_changed_matrix_gives_another(changed, original, model):
     assert model_fingerprint(model) != model_fingerprint(original)
 
 
+def test_the_middle_of_a_large_matrix_counts(original, model):
+    """Its first rows are those of rare bytes, which a fine-tune may leave as they were."""
+    name = "model.embed_tokens.weight"
+    weights = load_file(model / "model.safetensors")
+    weights[name][129] += 1
+    save_file(weights, model / "model.safetensors")
+    assert model_fingerprint(model) != model_fingerprint(original)
+
+
 @pytest.mark.parametrize(
     "change",
     [
