@@ -1,6 +1,7 @@
 """The `ingine` command: composition only. All imports here are light; a command imports torch as it runs."""
 
 import inspect
+import os
 import sys
 from typing import Annotated
 
@@ -65,21 +66,45 @@ def root(
 
 
 def main() -> None:
-    """Errors that are raised on purpose end in one line, not in a traceback.
+    """Errors that are raised on purpose, and those of files and disks, end in one line, not in a traceback.
 
     Exit status: 0 done, 1 failed, 2 wrong usage or setting, 3 server unavailable, 130 interrupted.
     """
+    _prepare_streams()
     try:
         app()
     except IngineError as error:
         typer.echo(f"ingine: {error}", err=True)
         sys.exit(_exit_code(error))
+    except OSError as error:
+        _forget_output()
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        typer.echo(f"ingine: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
     except ModuleNotFoundError as error:
         said = missing_extra(error, "this command")
         if said is None:
             raise
         typer.echo(f"ingine: {said}", err=True)
         sys.exit(2)
+
+
+def _prepare_streams() -> None:
+    """Standard streams that can be used: a program may be started without them, as by `ingine ... >&-`.
+
+    Input need not be UTF-8, and a terminal may be unable to show what a model says: neither is an error.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
+
+
+def _forget_output() -> None:
+    """What could not be written shall not be tried again as the interpreter ends: that is another error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _exit_code(error: IngineError) -> int:

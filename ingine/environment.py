@@ -86,7 +86,7 @@ def _sources() -> Iterator[tuple[str, dict[str, str | None]]]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"{file.absolute()} cannot be read: {reason}") from None
     if folder := secrets_dir():
-        yield f"in {folder}", dict.fromkeys(os.listdir(Path(folder).expanduser()))
+        yield f"in {folder}", dict.fromkeys(os.listdir(folder))
 
 
 def _nearest(name: str) -> str | None:

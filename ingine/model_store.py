@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ingine.errors import ConfigError, ModelNotFound
+from ingine.folders import expanded, user_folder
 from ingine.model_files import gguf_parts
 
 Progress = Callable[[str, int, int], None]
@@ -65,9 +66,7 @@ def names_of(model: str) -> frozenset[str]:
 
 def cache_root() -> Path:
     """$INGINE_CACHE_DIR, or `ingine` in the user's cache directory."""
-    if own := os.environ.get("INGINE_CACHE_DIR"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ingine"
+    return user_folder("INGINE_CACHE_DIR", "XDG_CACHE_HOME", "~/.cache")
 
 
 def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
@@ -77,7 +76,7 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
     """
     report = progress or (lambda stage, done, total: None)
     name = ALIASES.get(name, name)
-    path = Path(name).expanduser()
+    path = expanded(name, "INGINE_MODEL")
     try:
         if name in PACKAGED_MODELS:
             return _packaged(name, PACKAGED_MODELS[name], report)
@@ -88,7 +87,10 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
         if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
             return _hub(name, report)
     except OSError as error:
-        raise ConfigError(f"the model {name} cannot be stored: {error}") from error
+        raise ConfigError(
+            f"the model {name} cannot be read, or not be stored in {cache_root()}: {error}. "
+            "INGINE_CACHE_DIR names another folder"
+        ) from error
     raise ModelNotFound(
         f"{name} is no packaged model ({', '.join(PACKAGED_MODELS)}), no folder or GGUF file here, "
         "and no hub id (owner/name)"

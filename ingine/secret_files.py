@@ -1,9 +1,9 @@
 """Settings that lie in files, as Docker and Kubernetes mount secrets: one named `ingine_redis_url`, say."""
 
 import os
-from pathlib import Path
 
 from ingine.errors import ConfigError
+from ingine.folders import expanded
 
 
 def secrets_dir() -> str | None:
@@ -11,16 +11,17 @@ def secrets_dir() -> str | None:
 
     pydantic-settings would only warn of one that is missing, and a worker would go on without its password.
     """
-    folder = os.environ.get("INGINE_SECRETS_DIR")
-    if not folder:
+    named = os.environ.get("INGINE_SECRETS_DIR")
+    if not named:
         return None
+    folder = expanded(named, "INGINE_SECRETS_DIR")
     try:
-        next(Path(folder).expanduser().iterdir(), None)
+        next(folder.iterdir(), None)
     except OSError as error:
         raise ConfigError(
             f"INGINE_SECRETS_DIR: {folder} must be a folder that can be read: {error.strerror}"
         ) from None
-    return folder
+    return str(folder)
 
 
 def unreadable(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """`ingine queue` and `ingine dead`: the operator's commands."""
 
 import dataclasses
+import re
 from typing import Annotated
 
 import typer
@@ -13,7 +14,17 @@ from producer.results import DeadLetter, QueueInfo
 queue_app = typer.Typer(help="Look at a queue, and steer it.", no_args_is_help=True)
 dead_app = typer.Typer(help="Jobs that no worker could answer, kept with the reason.", no_args_is_help=True)
 
-EntryId = Annotated[str, typer.Argument(help="As `ingine dead list` shows it.", show_default=False)]
+
+def _entry_ids(given: str | list[str] | None) -> str | list[str] | None:
+    for entry_id in [given] if isinstance(given, str) else given or ():
+        if not re.fullmatch(r"(\d+:)?\d+-\d+", entry_id, re.ASCII):
+            raise typer.BadParameter(f"{entry_id!r} is no dead letter's id: `ingine dead list` shows them")
+    return given
+
+
+EntryId = Annotated[
+    str, typer.Argument(help="As `ingine dead list` shows it.", show_default=False, callback=_entry_ids)
+]
 
 
 @queue_app.command("show")
@@ -142,7 +153,9 @@ def requeue(entry_id: EntryId, redis_url: RedisUrl = None, queue: QueueName = No
 
 @dead_app.command("purge")
 def purge(
-    entry_ids: Annotated[list[str] | None, typer.Argument(help="Which ones.", show_default=False)] = None,
+    entry_ids: Annotated[
+        list[str] | None, typer.Argument(help="Which ones.", show_default=False, callback=_entry_ids)
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     redis_url: RedisUrl = None,
     queue: QueueName = None,

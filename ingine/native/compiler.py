@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ingine.errors import ConfigError
 from ingine.model_store import cache_root
 
 SOURCES = Path(__file__).parent / "src"
@@ -39,7 +40,11 @@ def build(march: str = "native") -> Path:
     """
     compiler = _compiler()
     sources = sorted(SOURCES.glob("*.cpp"))
-    library = cache_root() / "native" / f"{_digest(compiler, march)}.so"
+    try:
+        cache = cache_root()
+    except ConfigError as error:
+        raise BuildError(str(error)) from None
+    library = cache / "native" / f"{_digest(compiler, march)}.so"
     if library.exists():
         return library
     try:

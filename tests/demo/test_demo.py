@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import redis
+from rich.console import Console
 
+from ingine.errors import ConfigError, ServerUnavailable
 from ingine.tokenizer import Tokenizer
 from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S
 from worker.demo.plan import Plan, plan_for
 from worker.demo.prompts import QUESTIONS
+from worker.demo.run import run
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,19 @@ def test_a_model_that_is_too_short_for_all_questions_is_one_clear_line(tmp_path)
     shown = demo("--model", str(short_model(tmp_path, max_position_embeddings=48)))
     assert shown.returncode == 2 and "Traceback" not in shown.stderr
     assert "takes 48 tokens, and the demo's questions do not fit" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "says"),
+    [
+        ("redis://127.0.0.1:1/0", ServerUnavailable, "127.0.0.1:1 cannot be reached"),
+        ("redis+sentinel://127.0.0.1:1/primary/0", ConfigError, "the demo uses one server"),
+        ("http://127.0.0.1", ConfigError, "the demo uses one server"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_told_before_workers_wait_for_it(model, url, error, says):
+    with pytest.raises(error, match=says):
+        run(Console(), folder=Path(model), redis_url=url)
 
 
 def test_a_model_that_does_not_exist_is_one_clear_line():

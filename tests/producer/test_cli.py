@@ -10,7 +10,9 @@ from typing import NamedTuple
 import msgpack
 import pytest
 from redis.asyncio import Redis
+from typer.testing import CliRunner
 
+from ingine.cli import app
 from ingine.keys import Keys
 from ingine.wire import Job, JobStatus, decode_job
 from tests.producer.conftest import Server
@@ -196,6 +198,12 @@ async def test_dead_letters(ingine: Ingine, redis: Redis, keys: Keys):
     assert (await ingine("dead", "purge", third, "--all")).exit_status == 2
     assert (await ingine("dead", "purge", "--all")).stdout == "1\n"
     assert (await ingine("dead", "show", third)).exit_status == 1
+
+
+@pytest.mark.parametrize("command", ["show", "requeue", "purge"])
+def test_what_is_no_dead_letters_id_is_wrong_usage(command: str):
+    result = CliRunner().invoke(app, ["dead", command, "x-1"], env={"COLUMNS": "100"})
+    assert result.exit_code == 2 and "`ingine dead list` shows them" in result.output
 
 
 @pytest.mark.parametrize(

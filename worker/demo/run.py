@@ -16,10 +16,10 @@ from uuid import uuid4
 from redis import Redis
 from rich.console import Console
 
-from ingine.errors import IngineError
+from ingine.errors import ConfigError, IngineError
 from ingine.keys import EVENT_FIELD, Keys
 from ingine.wire import JobStatus
-from producer import AsyncClient, JobInfo
+from producer import AsyncClient, Client, JobInfo
 from worker.demo.audit import Audit, audit
 from worker.demo.plan import Plan, plan_for
 from worker.demo.prompts import QUESTIONS, Question
@@ -35,6 +35,7 @@ LEASE_S = 3.0
 MAX_NUM_SEQS = 16
 STALL_TIMEOUT_S = 60
 FRAMES_PER_S = 6
+SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 def run(console: Console, *, folder: Path, redis_url: str | None) -> bool:
@@ -44,6 +45,8 @@ def run(console: Console, *, folder: Path, redis_url: str | None) -> bool:
     """
     plan = plan_for(folder)
     queue = f"demo-{uuid4().hex[:8]}"
+    if redis_url is not None:
+        _check_server(redis_url, queue)
     with ExitStack() as stack:
         own = Path(stack.enter_context(TemporaryDirectory(prefix="ingine-demo-")))
         if redis_url is None:
@@ -197,6 +200,15 @@ class Demo:
         entries = redis.xrange(self._keys.tokens(stream.job_id))
         log = [(entry_id.decode(), fields[EVENT_FIELD.encode()]) for entry_id, fields in entries]
         return audit(log, stream.seen, stream.text)
+
+
+def _check_server(redis_url: str, queue: str) -> None:
+    """Raises ConfigError for one that the demo cannot use, ServerUnavailable for one that is away: workers
+    would wait for it."""
+    if not redis_url.startswith(SCHEMES):
+        raise ConfigError(f"--redis-url: the demo uses one server, by a URL with {', '.join(SCHEMES)}")
+    with Client(redis_url, queue=queue) as client:
+        client.queue_info()
 
 
 def _delete_keys(redis_url: str, keys: Keys) -> None:

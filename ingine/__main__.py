@@ -1,0 +1,18 @@
+"""`ingine`, and `python -m ingine`. Commands are imported late, so that Ctrl-C meanwhile is no traceback."""
+
+import sys
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    try:
+        from ingine.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Where this user's files lie. A container's user may have no home directory at all."""
+
+import os
+from pathlib import Path
+
+from ingine.errors import ConfigError
+
+
+def expanded(path: str, setting: str) -> Path:
+    """`path` with ~ replaced. Raises ConfigError that names the setting if nobody knows what ~ is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path} cannot be found: this user has no home directory. Set {setting} to a folder"
+        ) from None
+
+
+def user_folder(setting: str, xdg: str, default: str) -> Path:
+    """The variable `setting` or, if it is unset or empty, `ingine` in the XDG folder of that kind."""
+    if chosen := os.environ.get(setting):
+        return expanded(chosen, setting)
+    return expanded(os.environ.get(xdg) or default, setting) / "ingine"
