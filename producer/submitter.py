@@ -83,9 +83,14 @@ class Submitter:
         self, partition: Partition, group: dict[int, Submission], num_partitions: int
     ) -> dict[int, str | Refusal]:
         """The outcomes of those that met one."""
-        calls = [submission.script_call(partition.keys, num_partitions) for submission in group.values()]
+        submissions = list(group.values())
         try:
-            answers = await partition.call(lambda redis, _: self._run(redis, calls))
+            answers = await self._ask(partition, submissions, [None] * len(submissions), num_partitions)
+            # Whether the job that an idempotency key names is still there, only a second call can ask.
+            if known := {n: detail.decode() for n, detail in enumerate(map(_same_job, answers)) if detail}:
+                again = [submissions[n] for n in known]
+                final = await self._ask(partition, again, list(known.values()), num_partitions)
+                answers = [dict(zip(known, final, strict=True)).get(n, a) for n, a in enumerate(answers)]
         except ClientError as error:
             return dict.fromkeys(group, error)
         outcomes = {}
@@ -100,6 +105,19 @@ class Submitter:
                 continue  # no verdict: `_trip` asks for the new place, and sends it again
         return outcomes
 
+    async def _ask(
+        self,
+        partition: Partition,
+        submissions: Sequence[Submission],
+        same: Sequence[str | None],
+        num_partitions: int,
+    ) -> list:
+        calls = [
+            submission.script_call(partition.keys, num_partitions, job_id)
+            for submission, job_id in zip(submissions, same, strict=True)
+        ]
+        return await partition.call(lambda redis, _: self._run(redis, calls))
+
     async def _run(self, redis: Redis, calls: list[tuple[list[str], list]]) -> list:
         if len(calls) == 1:
             [(touched, args)] = calls
@@ -112,3 +130,8 @@ class Submitter:
             # The server has changed after the pipeline had looked for the script. What ran is known again.
             return await self._run(redis, calls)
         return answers
+
+
+def _same_job(answer: list[bytes] | exceptions.RedisError) -> bytes | None:
+    """The job that this idempotency key submitted before."""
+    return answer[1] if isinstance(answer, list) and answer[0] == b"same" else None
