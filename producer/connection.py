@@ -38,6 +38,11 @@ class Server:
 
     def __init__(self, redis: Redis, where: str | None = None):
         """`where` is for errors, if the client itself does not know: it may find its server by asking."""
+        if not isinstance(redis, Redis):
+            module = type(redis).__module__.partition(".")[0]
+            raise ConfigError(
+                f"redis= must be a redis.asyncio.Redis, not {module}'s {type(redis).__qualname__}"
+            )
         options = redis.connection_pool.connection_kwargs
         if options.get("decode_responses"):
             raise ConfigError("jobs and events are bytes: give a redis client without decode_responses")

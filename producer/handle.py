@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ingine.errors import ResultTimeout
 from ingine.wire import Event, TokensEvent
+from producer import arguments
 from producer.results import Chunk, JobInfo, Result, raise_unless_finished
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ class AsyncJobHandle:
         is unknown. ServerUnavailable: the server stayed away for 30 s; a shorter outage is outlasted.
         """
         position = self.from_position if from_position is None else from_position
-        async with aclosing(self._client._streams.follow(self.job_id, position)) as events:
+        session = self._client._session
+        async with aclosing(session.streams.follow(self.job_id, position)) as events:
             async for event in events:
                 if isinstance(event, TokensEvent):
                     yield Chunk(event.text, event.token_ids, event.position, event.logprobs)
+                    session.home.check("this stream", f"stream({event.position})")
                 else:
                     if event.text:
                         yield Chunk(event.text, [], event.position)
@@ -51,11 +54,11 @@ class AsyncJobHandle:
         Raises JobFailed, JobCancelled or JobExpired if it ended otherwise, JobNotFound for an unknown id, and
         ResultTimeout after `timeout` seconds; the job goes on then, ask again or cancel it.
         """
-        events: list[Event] = []
+        timeout, events = arguments.timeout(timeout), list[Event]()
         try:
             async with (
                 asyncio.timeout(timeout),
-                aclosing(self._client._streams.follow(self.job_id)) as stream,
+                aclosing(self._client._session.streams.follow(self.job_id)) as stream,
             ):
                 async for event in stream:
                     events.append(event)

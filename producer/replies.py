@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from ingine.errors import ClientError
+from ingine.errors import ClientError, InvalidArgument
 from ingine.keys import EVENT_FIELD
 from ingine.wire import JobStatus, decode_event
 from producer.connection import Server
+from producer.home import Home, end_tasks
 from producer.partitions import Partitions
 from producer.token_log import UNREADABLE, Patience
 
@@ -54,13 +55,14 @@ class Replies:
         places = await self._patience(self._partitions.latest)
         last_ids = position.split(",") if position else ["0"] * len(places)
         if len(last_ids) != len(places):
-            raise ValueError(
+            raise InvalidArgument(
                 f"this position is of {len(last_ids)} partitions, and the queue has {len(places)}"
             )
         numbers: dict[Server, dict[bytes, int]] = defaultdict(dict)
         for number, place in enumerate(places):
             numbers[place.server][place.keys.replies(name).encode()] = number
         reads: dict[asyncio.Task, Server] = {}
+        home = Home()
 
         def read_on(server: Server) -> None:
             after = {stream: last_ids[number] for stream, number in numbers[server].items()}
@@ -84,7 +86,10 @@ class Replies:
                             yield _reply(fields, ",".join(last_ids))
                     read_on(server)
         finally:
-            await _end(reads)
+            if home.is_here():
+                await end_tasks(reads)
+            else:
+                home.call(lambda: [read.cancel() for read in reads])
 
     def _read(self, server: Server, after: dict[bytes, str]) -> asyncio.Task:
         """Reads once, until there is something or nothing has come for a while."""
@@ -108,20 +113,9 @@ class Replies:
 
     async def aclose(self) -> None:
         self._closed = self._patience.ended = True
-        await _end(self._reads)
+        await end_tasks(self._reads)
         for redis in self._own.values():
             await redis.aclose()
-
-
-async def _end(reads: Iterable[asyncio.Task]) -> None:
-    pending = set(reads)
-    while pending:
-        for read in pending:
-            read.cancel()
-        # Again if need be: before Python 3.12 asyncio.wait_for, under which redis-py writes, may swallow it.
-        ended, pending = await asyncio.wait(pending, timeout=0.1)
-        for read in ended:
-            read.cancelled() or read.exception()  # seen, even if nobody waits for it
 
 
 async def _patiently(server: Server, xread: Callable[[], Awaitable[list]]) -> list:

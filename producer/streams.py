@@ -17,8 +17,10 @@ from functools import partial
 
 from ingine.errors import ClientError, JobNotFound
 from ingine.wire import Event, TerminalEvent, TokensEvent, decode_event
+from producer import arguments
 from producer.channels import ChannelHub
 from producer.connection import Server
+from producer.home import Home
 from producer.partitions import Partition, Partitions
 from producer.token_log import UNREADABLE, LogReader, Patience
 
@@ -40,10 +42,9 @@ class Streams:
         """Events after `position`, up to and including the terminal one, which is always the last.
 
         Raises JobNotFound if there is no record and no log, ServerUnavailable if the server stays away, and
-        ValueError for a negative position.
+        InvalidArgument for a negative position.
         """
-        if position < 0:
-            raise ValueError(f"a position is 0 or more, not {position}")
+        position = arguments.integer("from_position", position, at_least=0)
         while True:
             partition = await self._patience(lambda: self._partitions.of(job_id))
             try:
@@ -65,7 +66,7 @@ class Streams:
 
     async def _follow(self, partition: Partition, job_id: str, position: int) -> AsyncIterator[Event]:
         hub, log = self._readers_at(partition.server)
-        channel = partition.keys.channel(job_id)
+        channel, home = partition.keys.channel(job_id), Home()
         subscription = hub.subscribe(channel)
         try:
             while True:
@@ -95,7 +96,7 @@ class Streams:
                         yield _after(event, position)
                         position = event.position
         finally:
-            hub.unsubscribe(channel, subscription)
+            home.call(partial(hub.unsubscribe, channel, subscription))
 
     async def aclose(self) -> None:
         self._closed = self._patience.ended = True

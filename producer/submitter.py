@@ -19,7 +19,7 @@ SUBMISSIONS_PER_TRIP = 256
 MAX_ATTEMPTS = 10
 """While the number of partitions changes, which takes a moment."""
 
-Refusal = ClientError | InvalidJob
+Refusal = ClientError
 
 
 def load_script(redis: Redis, name: str) -> AsyncScript:
@@ -99,7 +99,7 @@ class Submitter:
                 if isinstance(answer, exceptions.RedisError):
                     raise partition.server.unavailable(answer)
                 outcomes[n] = submission.accepted_id(answer, partition.keys)
-            except (ClientError, InvalidJob) as error:
+            except ClientError as error:
                 outcomes[n] = error
             except Repartitioned:
                 continue  # no verdict: `_trip` asks for the new place, and sends it again

@@ -15,6 +15,8 @@ from ingine.keys import EVENT_FIELD, Keys, log_id
 from ingine.servers import is_refusal
 from ingine.wire import Event, JobStatus, decode_event
 from producer.connection import Server
+from producer.home import end_tasks, is_cancelled
+from producer.results import read_number, read_status
 
 T = TypeVar("T")
 READS_PER_TRIP = 128
@@ -52,7 +54,7 @@ class Patience:
             try:
                 return await call()
             except (exceptions.RedisError, ServerUnavailable) as error:
-                if not _is_away(error) or self.ended or clock() - began >= GIVE_UP_S:
+                if not _is_away(error) or self.ended or is_cancelled() or clock() - began >= GIVE_UP_S:
                     raise
                 await asyncio.sleep(random.uniform(0.1, 0.5))
 
@@ -85,10 +87,8 @@ class LogReader:
 
     async def aclose(self) -> None:
         self._closed = True
-        # Before Python 3.12 asyncio.wait_for, under which redis-py writes, may swallow a cancellation.
-        while self._runner and not self._runner.done():
-            self._runner.cancel()
-            await asyncio.wait([self._runner], timeout=0.1)
+        if self._runner:
+            await end_tasks([self._runner])
         for *_, future in (*self._under_way, *self._waiting):
             if not future.done():
                 future.set_exception(ClientError("the client is closed"))
@@ -135,9 +135,12 @@ def _page(job_id: str, entries, record) -> LogPage | Exception:
         events = [decode_event(fields[EVENT_FIELD.encode()]) for _, fields in entries]
     except UNREADABLE as error:
         return ClientError(f"the token log of job {job_id} has an entry that is no event: {error!r}")
-    return LogPage(
-        events=events,
-        full=len(entries) == ENTRIES_PER_READ,
-        status=JobStatus(record[0].decode()) if record[0] else None,
-        committed=int(record[1] or 0),
-    )
+    try:
+        return LogPage(
+            events=events,
+            full=len(entries) == ENTRIES_PER_READ,
+            status=read_status(job_id, record[0]) if record[0] else None,
+            committed=read_number(job_id, "position", record[1]) or 0,
+        )
+    except ClientError as error:
+        return error
