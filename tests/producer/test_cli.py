@@ -142,7 +142,7 @@ async def test_status_and_cancel(ingine: Ingine):
 async def test_queue(ingine: Ingine, redis: Redis, keys: Keys):
     await ingine("submit", "hi", "--priority", "low")
     now_s, _ = await redis.time()
-    await redis.hset(keys.workers, "w1", msgpack.packb({"state": "running", "at_s": now_s}))
+    await redis.hset(keys.workers, "w1", msgpack.packb({"state": "running", "at_s": now_s + 3600}))
     limits = await ingine("queue", "limits", "--max-jobs", "1", "--max-jobs-per-s", "2.5", "--json")
     assert json.loads(limits.stdout) == {
         "max_jobs": 1,
@@ -162,7 +162,8 @@ async def test_queue(ingine: Ingine, redis: Redis, keys: Keys):
     assert "low     1 waiting, 0 running\n" in shown
     assert "limits  1 jobs, 1073741824 bytes, 1048576 bytes a job, 2.5 jobs/s a tenant\n" in shown
     assert "weight  big 3\n" in shown
-    assert "w1, draining: state running" in shown
+    assert "serving 1 of 1 workers\n" in shown
+    assert "w1, draining: running\n" in shown
     full = await ingine("submit", "one too many")
     assert full.exit_status == 1
     assert "at its limit of 1 jobs" in full.stderr
