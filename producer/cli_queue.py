@@ -239,7 +239,7 @@ def _print_queue(info: QueueInfo) -> None:
         )
         typer.echo(f"  worker  {worker}{draining}: {state}{', ' if facts else ''}{facts}")
     if info.num_serving == 0:
-        typer.echo(f"ingine: {NO_WORKER.format(repr(info.queue))}", err=True)
+        typer.echo(f"ingine: {NO_WORKER % repr(info.queue)}", err=True)
 
 
 def _without_job(letter: DeadLetter) -> dict:

@@ -1,16 +1,19 @@
 """The asyncio client: submit jobs, follow their tokens, steer the queue. `producer.sync` is its sync face."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, Self
 
 from redis.asyncio import Redis
 
-from ingine.errors import ClientError, InvalidArgument, InvalidJob, JobNotFound
-from ingine.keys import JOB_FIELD, Priority
+from ingine.errors import ClientError, InvalidArgument, InvalidJob, JobNotFound, ServerUnavailable
+from ingine.expiry import expire
+from ingine.keys import JOB_FIELD, Keys, Priority
 from ingine.sampling_params import SamplingParams
 from ingine.wire import (
+    DEFAULT_RESULT_TTL_S,
     Job,
     JobStatus,
     decode_job,
@@ -39,14 +42,22 @@ class AsyncClient(QueueJobs):
     raises ServerUnavailable, with what to do about it, if a server cannot be reached or refuses the command.
     """
 
-    def __init__(self, redis_url: str | None = None, *, queue: str | None = None, redis: Redis | None = None):
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        queue: str | None = None,
+        redis: Redis | None = None,
+        require_worker: bool = False,
+    ):
         """Does not connect yet. Raises ConfigError for a wrong setting.
 
         redis_url, queue: default to INGINE_REDIS_URL and INGINE_QUEUE, from the environment or `.env`.
         redis: a client of your own instead, for all partitions and one event loop; it stays yours to close.
+        require_worker: refuse submissions with NoWorker while no worker serves the queue.
         """
         settings = load_settings(redis_url=redis_url, queue=queue)
-        super().__init__(settings.queue, Sessions(settings, redis))
+        super().__init__(settings.queue, Sessions(settings, redis, require_worker=require_worker))
 
     async def submit(
         self,
@@ -151,8 +162,13 @@ class AsyncClient(QueueJobs):
                 session.home.check("this iterator", f"replies({name!r}, {reply.position!r})")
 
     async def status(self, job_id: str) -> JobInfo:
-        """How a job stands. Raises JobNotFound."""
-        return (await self._find(job_id))[1]
+        """How a job stands. Raises JobNotFound. Ends it if its deadline has passed and nobody runs it."""
+        partition, info = await self._find(job_id)
+        if info.deadline_at_ms is not None and not info.status.terminal:
+            with suppress(ServerUnavailable):  # who may only look sees what there is
+                await partition.call(partial(_expire_if_due, info=info))
+                partition, info = await self._find(job_id)
+        return info
 
     async def _find(self, job_id: str) -> tuple[Partition, JobInfo]:
         """Where a job lives, and how it stands. Raises JobNotFound."""
@@ -197,6 +213,12 @@ class AsyncClient(QueueJobs):
 
     async def __aexit__(self, *_) -> None:
         await self.aclose()
+
+
+async def _expire_if_due(redis: Redis, keys: Keys, info: JobInfo) -> None:
+    now_s, _ = await redis.time()
+    if info.deadline_at_ms <= now_s * 1000:
+        await expire(redis, keys, [info.job_id], result_ttl_s=DEFAULT_RESULT_TTL_S)
 
 
 async def _metadata_before_it_began(partition: Partition, info: JobInfo) -> dict[str, Any] | None:

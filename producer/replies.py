@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,8 +12,9 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from ingine.errors import ClientError, InvalidArgument
-from ingine.keys import EVENT_FIELD
-from ingine.wire import JobStatus, decode_event
+from ingine.expiry import expire_due
+from ingine.keys import EVENT_FIELD, Keys
+from ingine.wire import DEFAULT_RESULT_TTL_S, JobStatus, decode_event
 from producer.connection import Server
 from producer.home import Home, end_tasks
 from producer.partitions import Partitions
@@ -75,6 +77,8 @@ class Replies:
                 done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
                 for read in done:
                     server, streams = reads.pop(read), self._result(read)
+                    if not streams:
+                        await _end_overdue(server, [place.keys for place in places if place.server is server])
                     if not streams and len(await self._patience(self._partitions.latest)) != len(places):
                         raise ClientError(
                             f"queue {self._partitions.queue!r} has another number of partitions now: all "
@@ -116,6 +120,13 @@ class Replies:
         await end_tasks(self._reads)
         for redis in self._own.values():
             await redis.aclose()
+
+
+async def _end_overdue(server: Server, partitions: Sequence[Keys]) -> None:
+    """So that what nobody runs sends its reply, too. What cannot be done now is for the next time."""
+    for keys in partitions:
+        with suppress(ClientError):
+            await server.call(partial(expire_due, server.redis, keys, result_ttl_s=DEFAULT_RESULT_TTL_S))
 
 
 async def _patiently(server: Server, xread: Callable[[], Awaitable[list]]) -> list:

@@ -9,7 +9,7 @@ from ingine.wire import JobStatus, TerminalEvent
 SILENT_AFTER_S = 5
 """Without a heartbeat, which comes each second: such a worker serves nobody for now."""
 
-NO_WORKER = "no worker serves queue {}: jobs wait until one does (start one with `ingine worker`)"
+NO_WORKER = "no worker serves queue %s: jobs wait until one does (start one with `ingine worker`)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ class JobInfo:
     began_at_ms: int | None
     first_token_at_ms: int | None
     finished_at_ms: int | None
+    deadline_at_ms: int | None
 
     @classmethod
     def from_record(cls, job_id: str, record: dict[bytes, bytes]) -> "JobInfo":
@@ -95,7 +96,7 @@ class JobInfo:
         )
 
 
-_TIMES = ("submitted_at", "began_at", "first_token_at", "finished_at")
+_TIMES = ("submitted_at", "began_at", "first_token_at", "finished_at", "deadline_at")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,14 @@ from producer.submitter import Submitter
 class Session:
     """What of a client lives in the running event loop."""
 
-    def __init__(self, settings: ProducerSettings, redis: Redis | None):
+    def __init__(self, settings: ProducerSettings, redis: Redis | None, *, require_worker: bool):
         """redis: the caller's own client, which stays theirs to close. None: by `settings.redis_url`."""
         self.home = Home()
         self._servers = connect(settings.redis_url) if redis is None else None
         self.partitions = Partitions(settings.queue, self._servers or redis)
         self.streams = Streams(self.partitions)
         self.replies = Replies(self.partitions)
-        self.submitter = Submitter(self.partitions)
+        self.submitter = Submitter(self.partitions, require_worker=require_worker)
         self._ending: asyncio.Task | None = None
         keep_after_fork(self)
 
@@ -40,9 +40,9 @@ class Session:
 
 
 class Sessions:
-    def __init__(self, settings: ProducerSettings, redis: Redis | None):
+    def __init__(self, settings: ProducerSettings, redis: Redis | None, *, require_worker: bool):
         """Raises ConfigError for settings, or a client, that cannot be used."""
-        self._settings, self._redis = settings, redis
+        self._settings, self._redis, self._require_worker = settings, redis, require_worker
         if redis is not None:
             Server(redis)
         self._by_loop: dict[asyncio.AbstractEventLoop, Session] = {}
@@ -78,7 +78,7 @@ class Sessions:
         for loop in [loop for loop in self._by_loop if loop.is_closed()]:
             del self._by_loop[loop]
         self._redis_is_taken = True
-        return Session(self._settings, self._redis)
+        return Session(self._settings, self._redis, require_worker=self._require_worker)
 
     async def aclose(self) -> None:
         """End the sessions of all event loops of this process. Safe to call twice."""

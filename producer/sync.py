@@ -9,6 +9,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from datetime import timedelta
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -171,12 +172,14 @@ class JobHandle:
         return self._handle.from_position
 
     @wraps(AsyncJobHandle.stream)
-    def stream(self, from_position: int | None = None) -> Iterator[Chunk]:
-        return _iterate(self._client, self._handle.stream(from_position), "stream({!r})".format)
+    def stream(
+        self, from_position: int | None = None, timeout: float | timedelta | None = None
+    ) -> Iterator[Chunk]:
+        return _iterate(self._client, self._handle.stream(from_position, timeout), "stream({!r})".format)
 
     @wraps(AsyncJobHandle.result)
-    def result(self, timeout: float | None = None) -> Result:
-        return self._client._thread.run(self._handle.result(timeout))
+    def result(self, timeout: float | timedelta | None = None, *, cancel: bool = False) -> Result:
+        return self._client._thread.run(self._handle.result(timeout, cancel=cancel))
 
     @wraps(AsyncJobHandle.cancel)
     def cancel(self) -> str:
@@ -195,14 +198,22 @@ class Client:
     raises ServerUnavailable, with what to do about it, if a server cannot be reached or refuses the command.
     """
 
-    def __init__(self, redis_url: str | None = None, *, queue: str | None = None, redis: Redis | None = None):
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        queue: str | None = None,
+        redis: Redis | None = None,
+        require_worker: bool = False,
+    ):
         """Does not connect yet. Raises ConfigError for a wrong setting.
 
         redis_url, queue: default to INGINE_REDIS_URL and INGINE_QUEUE, from the environment or `.env`.
         redis: an asyncio client of your own instead, for all partitions, used by nobody else and in this
         process alone; it stays yours to close.
+        require_worker: refuse submissions with NoWorker while no worker serves the queue.
         """
-        self._client = AsyncClient(redis_url, queue=queue, redis=redis)
+        self._client = AsyncClient(redis_url, queue=queue, redis=redis, require_worker=require_worker)
         self._started: _LoopThread | None = None
         self._closed = False
 
