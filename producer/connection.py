@@ -8,7 +8,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from ingine.errors import ConfigError, ServerUnavailable
-from ingine.servers import Servers, WrongServer
+from ingine.servers import NoSuchDatabase, Servers, WrongServer
 
 T = TypeVar("T")
 MAX_CONNECTIONS = 8
@@ -79,6 +79,8 @@ class Server:
 
 def _what_to_do(error: exceptions.RedisError) -> str:
     match error:
+        case NoSuchDatabase():
+            return f"cannot be used: {error}: name another in INGINE_REDIS_URL, usually 0"
         case exceptions.AuthenticationError() | exceptions.NoPermissionError():
             return f"refuses these credentials ({error}): set user and password in INGINE_REDIS_URL"
         case WrongServer() | exceptions.ReadOnlyError() | exceptions.MovedError():
