@@ -206,6 +206,10 @@ async def test_a_slow_consumer_loses_nothing(
     chunks.append(await anext(stream))
     await worker.run_from(job_id, 2, 50)
     await quick  # so all has come in, and the slow one has had no part in it
+    [(hub, _)] = client._session.streams._readers.values()
+    [[slow]] = hub._subscriptions.values()
+    await wait_until_async(lambda: slow.stale, what="the overflow of what the slow one has not read")
+    assert len(slow.events) <= 4
     async for chunk in stream:
         chunks.append(chunk)
     assert token_ids(chunks) == [*range(1, 51)]
