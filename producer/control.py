@@ -105,7 +105,8 @@ class QueueControl:
         Workers end, to be started again. Should it break off in between, submitting is refused until it is
         called again.
         """
-        if not 1 <= arguments.integer("number", number, at_least=1) <= MAX_PARTITIONS:
+        number = arguments.integer("number", number)
+        if not 1 <= number <= MAX_PARTITIONS:
             raise InvalidArgument(f"a queue has 1 to {MAX_PARTITIONS} partitions, not {number}")
         old, base = await self._partitions.latest(), self._partitions.base
         for partition in old:
