@@ -8,6 +8,7 @@ from typing import Any
 
 from ingine.errors import InvalidArgument
 
+ENTRY_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
 JOB_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 

@@ -14,6 +14,7 @@ from ingine.errors import ClientError, InvalidArgument, InvalidJob
 from ingine.keys import JOB_FIELD, MAX_PARTITIONS, Keys
 from ingine.wire import decode_job
 from producer import arguments
+from producer.arguments import ENTRY_ID
 from producer.partitions import Partition, Partitions
 from producer.queue_info import merge, read_partition, text
 from producer.results import DeadLetter, QueueInfo
@@ -187,6 +188,8 @@ class QueueControl:
 
     async def purge(self, entry_ids: Sequence[str] | None = None) -> int:
         """Delete dead letters for good, all of them if none is named. Returns how many there were."""
+        if isinstance(entry_ids, str):
+            raise InvalidArgument("entry_ids must be a list of dead letters' ids, not a string")
         if entry_ids is None:
             return sum(num_letters for _, num_letters in await self._partitions.each(_purge_all))
         partitions, named = await self._partitions.latest(), dict[Partition, list[str]]()
@@ -206,7 +209,9 @@ class QueueControl:
 
 def _locate(partitions: list[Partition], entry_id: str) -> tuple[Partition, str]:
     """From a dead letter's id to where it lies. With several partitions the id says in which one."""
-    number, _, entry = entry_id.rpartition(":")
+    number, _, entry = arguments.text("entry_id", entry_id).rpartition(":")
+    if not ENTRY_ID.fullmatch(entry):
+        raise ClientError(_no_letter(entry_id))
     if len(partitions) == 1 and not number:
         return partitions[0], entry
     if number.isdecimal() and int(number) < len(partitions) > 1:

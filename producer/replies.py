@@ -15,6 +15,7 @@ from ingine.errors import ClientError, InvalidArgument
 from ingine.expiry import expire_due
 from ingine.keys import EVENT_FIELD, Keys
 from ingine.wire import DEFAULT_RESULT_TTL_S, JobStatus, decode_event
+from producer.arguments import ENTRY_ID
 from producer.connection import Server
 from producer.home import Home, end_tasks
 from producer.partitions import Partitions
@@ -56,6 +57,8 @@ class Replies:
         """See `AsyncClient.replies`."""
         places = await self._patience(self._partitions.latest)
         last_ids = position.split(",") if position else ["0"] * len(places)
+        if not all(ENTRY_ID.fullmatch(last_id) for last_id in last_ids):
+            raise InvalidArgument(f"position must be one that a reply has, not {position[:100]!r}")
         if len(last_ids) != len(places):
             raise InvalidArgument(
                 f"this position is of {len(last_ids)} partitions, and the queue has {len(places)}"
@@ -152,5 +155,6 @@ def _reply(fields: dict[bytes, bytes], position: str) -> Reply:
         )
     except UNREADABLE as error:
         raise ClientError(
-            f"the replies stream has an entry before {position} that is no event: {error!r}"
+            f"the replies stream has an entry that is no event ({error!r}): "
+            f"go on behind it with the position {position!r}"
         ) from None

@@ -94,6 +94,9 @@ async def test_what_is_no_call_is_a_client_error_and_a_type_error(client: AsyncC
         ("attach", ["id", "3"], "from_position"),
         ("attach", ["id", -1], "from_position"),
         ("dead_letters", ["3"], "limit"),
+        ("dead_letter", [5], "entry_id"),
+        ("requeue", [5], "entry_id"),
+        ("purge", ["1-1"], "entry_ids"),
         ("set_partitions", ["3"], "number"),
         ("set_partitions", [65], "64"),
     ],
@@ -101,6 +104,12 @@ async def test_what_is_no_call_is_a_client_error_and_a_type_error(client: AsyncC
 async def test_other_calls_name_their_argument_too(face: Face, method: str, args: list, named: str):
     with pytest.raises(InvalidArgument, match=named):
         await face(method, *args) if method != "attach" else face._client.attach(*args)
+
+
+async def test_what_is_no_entry_id_names_no_dead_letter(client: AsyncClient):
+    for entry_id in ("x", "1-x", "", "0:1-1"):
+        with pytest.raises(ClientError, match="no dead letter"):
+            await client.dead_letter(entry_id)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +136,9 @@ async def test_timeouts_and_positions(client: AsyncClient):
             await job.result(timeout)
     with pytest.raises(InvalidArgument, match="from_position"):
         await anext(job.stream("1"))
-    with pytest.raises(InvalidArgument, match="position"):
-        await anext(client.replies("me", 3))
+    for position in (3, "x", "1-1,x"):
+        with pytest.raises(InvalidArgument, match="position"):
+            await anext(client.replies("me", position))
 
 
 def test_a_redis_client_that_does_not_await_is_refused():
