@@ -26,13 +26,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _inherited.extend(_alive))
 
 
-def is_cancelled() -> bool:
-    """The running task was cancelled, even if something has swallowed that.
+def is_cancelled(before: int = 0) -> bool:
+    """The running task was cancelled, more often than `before`, even if something has swallowed that.
 
     Before Python 3.12 `asyncio.wait_for`, under which redis-py connects and writes, may do so. `asyncio.run`
     would wait for ever for a task that goes on.
     """
-    return asyncio.current_task().cancelling() > 0
+    return asyncio.current_task().cancelling() > before
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task]) -> None:

@@ -54,12 +54,12 @@ class Patience:
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
         """Raises what `call` does, if it is a refusal, or GIVE_UP_S after the first call began."""
         clock = asyncio.get_running_loop().time
-        began = clock()
+        began, before = clock(), asyncio.current_task().cancelling()
         while True:
             try:
                 return await call()
             except (exceptions.RedisError, ServerUnavailable) as error:
-                if not _is_away(error) or self.ended or is_cancelled() or clock() - began >= GIVE_UP_S:
+                if not _is_away(error) or self.ended or is_cancelled(before) or clock() - began >= GIVE_UP_S:
                     raise
                 await asyncio.sleep(random.uniform(0.1, 0.5))
 
