@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 2
+REDIS_SERVER ?= redis-server
 RIVALS := vllm llama hf plots
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test chaos bench bench-rivals gpu-check gpu-wheels lint format clean
+.PHONY: help venv demo test test-redis chaos bench bench-rivals gpu-check gpu-wheels lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +19,11 @@ demo: $(STAMP) ## The main job end to end: server, two workers, one killed, no t
 
 test: $(STAMP) ## The whole test suite; ARGS="-k name" for a part of it
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+
+test-redis: $(STAMP) ## All tests that have a server, on Redis; REDIS_SERVER=/path/to/redis-server for another than the installed one
+	@INGINE_TEST_SERVER=$$(command -v $(REDIS_SERVER)) OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile \
+		tests/contract tests/worker tests/producer tests/crash tests/security tests/chaos \
+		tests/docs/test_server_instructions.py tests/test_servers.py tests/test_embedded.py $(ARGS)
 
 chaos: $(STAMP) ## Ten minutes in which everything breaks, and a table; ARGS="--seed 7 --minutes 10 --cluster"
 	@$(BIN)/python -m tests.chaos $(ARGS)

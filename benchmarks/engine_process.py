@@ -193,12 +193,13 @@ def run_worker(home: str, load: Load) -> None:
     """The role of a child: `ingine worker` with this engine."""
     import worker.cli
     from worker.engine_thread import EngineThread
+    from worker.served_model import ServedModel
     from worker.settings import load_settings
 
     def build_engine(settings):
         in_thread = home == "thread"
         engine = EngineThread(lambda: make_engine(load)) if in_thread else start_engine_process(load)
-        return engine, frozenset({"stand-in"})
+        return engine, ServedModel(frozenset({"stand-in"}), "stand-in", engine.numerics)
 
     worker.cli.build_engine = build_engine
     worker.cli.run_worker(load_settings())

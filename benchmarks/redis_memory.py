@@ -15,6 +15,7 @@ from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from producer import AsyncClient
 from worker.embedded import EmbeddedServer
 from worker.queue import Append, Begun, Entry, Finish, Queue
+from worker.served_model import ServedModel
 
 NUM_JOBS, PROMPT_BYTES, NUM_TOKENS = 1000, 1024, 200
 
@@ -61,7 +62,8 @@ async def finish_all(queue: Queue, running: list[tuple[Entry, str, Begun]]) -> N
 
 async def measure(url: str) -> None:
     redis = from_url(url, protocol=2)
-    queue = Queue(Keys(), "worker", redis, result_ttl_s=3600, max_deaths=3)
+    model = ServedModel(frozenset({"stand-in"}), "stand-in", "none")
+    queue = Queue(Keys(), "worker", redis, model, result_ttl_s=3600, max_deaths=3, model_wait_s=300)
     await queue.create_groups()
     meter = Meter(redis)
     await meter.growth()

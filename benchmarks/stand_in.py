@@ -17,9 +17,9 @@ from typing import Self
 
 from redis import Redis
 
-from ingine.errors import ErrorCode, InvalidRequest
 from ingine.keys import Keys
 from ingine.outputs import EngineStats, FinishReason, SeqOutput
+from ingine.request_limits import RequestLimits
 from ingine.sampling_params import SamplingParams
 from worker.child import Child
 
@@ -66,6 +66,8 @@ class StandInEngine:
 
     tokenizer = None
     max_model_len = 1 << 30
+    numerics = "none"
+    limits = RequestLimits(max_model_len, num_kv_tokens=max_model_len, vocab_size=1 << 31)
 
     def __init__(self, max_num_seqs: int, step_s: float = 0.0):
         """`step_s`: how long a step takes at least. 0: as fast as its outputs are taken."""
@@ -79,10 +81,6 @@ class StandInEngine:
     def close(self) -> None:
         """Nothing to let go of."""
 
-    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
-        if not prompt_token_ids:
-            raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt has no tokens")
-
     def add(
         self,
         seq_id: str,
@@ -93,9 +91,11 @@ class StandInEngine:
         output_token_ids: Sequence[int] = (),
         arrival_time: float | None = None,
     ) -> None:
-        self.validate(prompt_token_ids, params)
+        self.limits.validate(prompt_token_ids, params)
         self._num_prompt_tokens += len(prompt_token_ids)
-        seq = _Sequence(seq_id, len(prompt_token_ids), len(output_token_ids), params.max_tokens)
+        seq = _Sequence(
+            seq_id, len(prompt_token_ids), len(output_token_ids), params.max_tokens or self.max_model_len
+        )
         self._waiting.append(seq)
         self._admit()
 
@@ -193,11 +193,12 @@ class StandInWorker:
 def main() -> None:
     import worker.cli
     from worker.engine_thread import EngineThread
+    from worker.served_model import ServedModel
     from worker.settings import load_settings
 
     def build_engine(settings):
         engine = EngineThread(lambda: StandInEngine(settings.max_num_seqs or 64))
-        return engine, frozenset({"stand-in"})
+        return engine, ServedModel(frozenset({"stand-in"}), "stand-in", engine.numerics)
 
     worker.cli.build_engine = build_engine
     settings = load_settings()

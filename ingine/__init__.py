@@ -15,6 +15,13 @@ _EXPORTS = {"LLM": "ingine.llm", "RequestOutput": "ingine.llm", "SamplingParams"
 
 def __getattr__(name: str):
     # Lazy, so that `import ingine.wire` (all that a producer needs) never imports torch.
-    if name in _EXPORTS:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'ingine' has no attribute {name!r}")
+    try:
         return getattr(import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'ingine' has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        from ingine.extras import missing_extra
+
+        if (said := missing_extra(error, f"ingine.{name}")) is None:
+            raise
+        raise ModuleNotFoundError(said, name=error.name) from None

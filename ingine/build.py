@@ -1,17 +1,20 @@
 """Putting an engine together: the model, memory for KV, and what runs the one on the other."""
 
+from typing import Any
+
 import torch
 
 from ingine.config import EngineConfig
 from ingine.cuda_graphs import capture_for
 from ingine.decode_graphs import DecodeGraphs
 from ingine.device import num_kv_blocks, parse_device, select_device, select_dtype
+from ingine.generation_config import read_sampling_defaults
 from ingine.kernels import select_kernels
 from ingine.model_runner import ModelRunner
 from ingine.model_store import resolve_model
 from ingine.models import Decoder, ModelConfig, load_model
 from ingine.parallel import SINGLE, TensorParallel
-from ingine.tokenizer import Tokenizer
+from ingine.tokenizer import Tokenizer, load_tokenizer
 from ingine.warm_up import warm_up
 
 
@@ -24,11 +27,15 @@ def join_others(config: EngineConfig) -> TensorParallel:
 
 def load(
     config: EngineConfig, tokenizer: Tokenizer | None, parallel: TensorParallel
-) -> tuple[Decoder, Tokenizer | None]:
-    """A rank other than 0 has no use for a tokenizer, and gets none."""
+) -> tuple[Decoder, Tokenizer | None, dict[str, Any]]:
+    """The model, its tokenizer, and its sampling defaults as fields of SamplingParams.
+
+    The tokenizer is None where the model has none, and on ranks other than 0, which have no use for it.
+    """
     device = select_device(config.device) if parallel.size == 1 else parallel.device
     dtype = select_dtype(config.dtype, device)
     path = resolve_model(config.model)
+    sampling_defaults = {} if config.generation_config == "vllm" else read_sampling_defaults(path)
     kernels = select_kernels(
         device,
         dtype,
@@ -39,8 +46,8 @@ def load(
     )
     model = load_model(path, dtype=dtype, device=device, kernels=kernels, parallel=parallel)
     if tokenizer is None and parallel.rank == 0:
-        tokenizer = Tokenizer.from_folder(path)
-    return model, tokenizer
+        tokenizer = load_tokenizer(path)
+    return model, tokenizer, sampling_defaults
 
 
 @torch.inference_mode()

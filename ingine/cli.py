@@ -1,5 +1,6 @@
 """The `ingine` command: composition only. All imports here are light; a command imports torch as it runs."""
 
+import inspect
 import sys
 from typing import Annotated
 
@@ -12,14 +13,9 @@ from ingine.commands.bench import bench
 from ingine.commands.demo import demo
 from ingine.commands.generate import generate
 from ingine.commands.pull import pull
+from ingine.environment import check_variables
 from ingine.errors import ConfigError, IngineError, InvalidRequest, ServerUnavailable
-
-# fmt: off
-WORKER_EXTRA = {
-    "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub",
-    "gguf", "numpy", "jinja2", "filelock", "prometheus_client",
-}
-# fmt: on
+from ingine.extras import missing_extra
 
 app = typer.Typer(
     name="ingine",
@@ -37,6 +33,18 @@ app.command()(bench)
 app.command()(demo)
 
 
+def _join_lines(group: typer.Typer) -> None:
+    """Typer keeps the line breaks of all paragraphs of a help text but the first, at any width."""
+    for command in group.registered_commands:
+        text = command.help or inspect.getdoc(command.callback)
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    for subgroup in group.registered_groups:
+        _join_lines(subgroup.typer_instance)
+
+
+_join_lines(app)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"ingine {__version__}")
@@ -45,11 +53,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand == "worker" or "--help" in sys.argv:
+        return  # a worker looks for itself, and logs what it finds
+    for name in check_variables():
+        typer.echo(f"ingine: warning: {name} is not a setting, and is ignored", err=True)
 
 
 def main() -> None:
@@ -63,9 +75,10 @@ def main() -> None:
         typer.echo(f"ingine: {error}", err=True)
         sys.exit(_exit_code(error))
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in WORKER_EXTRA:
+        said = missing_extra(error, "this command")
+        if said is None:
             raise
-        typer.echo(f"ingine: this command needs {error.name}: pip install 'ingine[worker]'", err=True)
+        typer.echo(f"ingine: {said}", err=True)
         sys.exit(2)
 
 

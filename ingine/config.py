@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 
+from ingine.byte_sizes import parse_bytes
 from ingine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 QUANTIZATIONS = ("int8",)
 SPECULATIONS = ("ngram",)
+GENERATION_CONFIGS = ("auto", "vllm")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class EngineConfig:
     block_size: int = 16
     """Tokens of one KV block."""
     kv_cache_bytes: int | None = None
-    """KV memory. None: from `gpu_memory_utilization`, or a share of the host's available memory."""
+    """KV memory; text such as "2GiB" is taken too. None: from `gpu_memory_utilization`, or a share of the
+    host's available memory."""
     gpu_memory_utilization: float = 0.9
     """Share of the whole GPU's memory that weights, the largest step, graphs and KV may take; CUDA only."""
     enable_prefix_caching: bool = True
@@ -49,10 +52,17 @@ class EngineConfig:
     """ngram: guess that what followed the last tokens before follows again, where it pays."""
     num_speculative_tokens: int = 8
     """Most tokens guessed of a sequence in a step."""
+    generation_config: str = "auto"
+    """Where sampling parameters come from that a request does not give. auto: the model's
+    generation_config.json. vllm: neutral values. As vLLM's option of the same name."""
     seed: int = 0
     """Where the seeds of requests that bring none are drawn from."""
 
     def __post_init__(self):
+        try:
+            object.__setattr__(self, "kv_cache_bytes", parse_bytes(self.kv_cache_bytes))
+        except ValueError as error:
+            raise ConfigError(f"kv_cache_bytes {error}, not {self.kv_cache_bytes!r}") from None
         for name in ("model", "device"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise ConfigError(f"{name} must be a non-empty string, not {getattr(self, name)!r}")
@@ -69,6 +79,11 @@ class EngineConfig:
         if self.speculation is not None and self.speculation not in SPECULATIONS:
             raise ConfigError(
                 f"speculation must be one of {', '.join(SPECULATIONS)}, or None, not {self.speculation!r}"
+            )
+        if self.generation_config not in GENERATION_CONFIGS:
+            raise ConfigError(
+                f"generation_config must be one of {', '.join(GENERATION_CONFIGS)}, "
+                f"not {self.generation_config!r}"
             )
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_bytes"):
             if getattr(self, name) is not None:
@@ -102,3 +117,12 @@ class EngineConfig:
         value = getattr(self, name)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not above < value <= up_to:
             raise ConfigError(f"{name} must be a number over {above} and up to {up_to:g}, not {value!r}")
+
+
+def numerics(config: EngineConfig, dtype: object) -> str:
+    """In which numbers a model computes: two engines that differ in this may choose different tokens.
+
+    dtype: torch's, as the engine chose it. Such as `bfloat16`, or `bfloat16,int8,kv-int8`.
+    """
+    kv_cache = None if config.kv_cache_dtype == "auto" else f"kv-{config.kv_cache_dtype}"
+    return ",".join(filter(None, (str(dtype).removeprefix("torch."), config.quantization, kv_cache)))

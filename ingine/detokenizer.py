@@ -8,6 +8,9 @@ class TokenBytes(Protocol):
     def token_bytes(self, token_id: int, *, first: bool) -> bytes | None:
         """The UTF-8 bytes of a token, None for a special one. `first`: it begins the text."""
 
+    def special_token(self, token_id: int) -> str:
+        """The name of a special token, "" for an id that is no token's."""
+
 
 class Detokenizer:
     """One sequence's output as text. The deltas and the flush, put together, are the decoded whole.
@@ -28,6 +31,11 @@ class Detokenizer:
             return ""
         self._first = False  # also where nothing is left of it, as of a lone space that begins a text
         return self._utf8.decode(token)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What this token would add to the text now; of a special one its name, which is not in the text."""
+        token = self._tokenizer.token_bytes(token_id, first=self._first)
+        return self._tokenizer.special_token(token_id).encode() if token is None else token
 
     def flush(self) -> str:
         """The replacement character for what is held back, if anything is."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from ingine.config import EngineConfig
 from ingine.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+_DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
 
 HOST_MEMORY_SHARE = 0.25
 """Of available memory: a worker without a GPU shares it with all else that the machine does."""
@@ -24,7 +27,8 @@ def select_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch is not consistent here
-        raise ConfigError(f"device {name!r} cannot be used: {_first_line(error)}") from None
+        logger.debug("torch says: %s", error)
+        raise ConfigError(f"device {name!r} cannot be used: {_what_there_is()}") from None
     if device.type == "cuda":
         # Kernels go to the current device, and so do graphs, whatever device their tensors are on.
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
@@ -38,14 +42,22 @@ def parse_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
+    if _DEVICE.fullmatch(name):
         return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r} cannot be used: {_first_line(error)}") from None
+    raise ConfigError(f"device {name!r} is none of auto, cpu, cuda, cuda:1 and mps: {_what_there_is()}")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _what_there_is() -> str:
+    """For an error: the devices of this machine, and why others may be missing."""
+    names = ["cpu"]
+    names += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    names += ["mps"] * torch.backends.mps.is_available()
+    found = f"this machine has {', '.join(names)}"
+    if torch.version.cuda is None and torch.version.hip is None:
+        found += ". This torch is built without CUDA: for an NVIDIA GPU install another build of it"
+    elif len(names) == 1:
+        found += ". torch finds no GPU: look at the driver, and at CUDA_VISIBLE_DEVICES"
+    return found
 
 
 def select_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -9,7 +9,7 @@ from itertools import count
 
 from ingine.block_manager import BlockManager
 from ingine.build import join_others, load, make_runner
-from ingine.config import EngineConfig
+from ingine.config import EngineConfig, numerics
 from ingine.detokenizer import Detokenizer
 from ingine.device import resolve_limits
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
@@ -52,12 +52,14 @@ class Engine:
     def __init__(
         self, config: EngineConfig, *, model: Decoder | None = None, tokenizer: Tokenizer | None = None
     ):
-        """Loads `config.model` unless a loaded `model` is given, whose text is "" without a `tokenizer`, and
-        whose ranks are then the engine's.
+        """Loads `config.model` unless a loaded `model` is given: its text is "" without a `tokenizer`, its
+        ranks are then the engine's, and it has no sampling defaults of its own.
         """
         self._parallel = join_others(config) if model is None else model.parallel
         if model is None:
-            model, tokenizer = load(config, tokenizer, self._parallel)
+            model, tokenizer, sampling_defaults = load(config, tokenizer, self._parallel)
+        else:
+            sampling_defaults = {}
         self.tokenizer = tokenizer
         self.model_config = model.config
         config = resolve_limits(config, model.device, model.config.max_position_embeddings)
@@ -66,6 +68,8 @@ class Engine:
             max_model_len=config.max_model_len,
             num_kv_tokens=num_blocks * config.block_size,
             vocab_size=model.config.vocab_size,
+            sampling_defaults=sampling_defaults,
+            has_text=tokenizer is not None,
         )
         self.max_model_len = self.limits.max_num_tokens
         if self.max_model_len < config.max_model_len:
@@ -82,6 +86,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             speculator=self._speculator,
         )
+        self.numerics = numerics(config, model.dtype)
         self._eos_token_ids = frozenset(model.config.eos_token_ids)
         if tokenizer is not None:  # a chat model's config may name the base model's end alone
             self._eos_token_ids |= tokenizer.eos_token_ids
@@ -284,9 +289,10 @@ class Engine:
             if token.token_id is None:
                 break
             token_ids.append(token.token_id)
-            text += seq.append(token.token_id)
             if token.logprobs is not None:
+                seq.name_tokens(token.logprobs)
                 logprobs.append(token.logprobs)
+            text += seq.append(token.token_id)
             if seq.finish_reason is not None:
                 break
         self._num_output_tokens += len(token_ids)

@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     INVALID_TOKEN_ID = "invalid_token_id"
     UNKNOWN_MODEL = "unknown_model"
+    MODEL_CHANGED = "model_changed"
     NO_CHAT_TEMPLATE = "no_chat_template"
     INVALID_MESSAGES = "invalid_messages"
     DEADLINE_EXCEEDED = "deadline_exceeded"

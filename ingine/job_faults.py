@@ -66,8 +66,10 @@ def too_many_fields(fields: dict) -> str | None:
 
 def explain(error: ValidationError) -> tuple[ErrorCode, str]:
     """The first fault, as a stable code and a sentence that names the field. Never quotes the value."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    path = [_printable(str(part)) for part in first["loc"]]
+    faults = error.errors(include_url=False)
+    # Names that are no text make all required fields missing.
+    first = next((fault for fault in faults if fault["type"] == "invalid_key"), faults[0])
+    path = [printable(str(part)) for part in first["loc"]]
     if path[:1] == ["prompt"]:
         del path[1:2]  # which of the two kinds of prompt it was taken for
     where = ".".join(path) or "job"
@@ -82,7 +84,7 @@ def explain(error: ValidationError) -> tuple[ErrorCode, str]:
     if kind == "missing":
         return ErrorCode.INVALID_SHAPE, f"`{where}` is missing"
     if kind.endswith("_type") or kind == "invalid_key":
-        return ErrorCode.INVALID_TYPE, _sentence(where, kind, first["msg"])
+        return ErrorCode.INVALID_TYPE, _sentence(where, kind, first["msg"]) + _instead_of_text(first)
     if where == "job":
         return ErrorCode.INVALID_SHAPE, first["msg"].removeprefix("Value error, ")
     if where.startswith("prompt."):
@@ -99,6 +101,12 @@ def _sentence(where: str, kind: str, message: str) -> str:
     return f"`{where}` {said}" if is_rule else f"`{where}`: {message}"
 
 
-def _printable(name: str) -> str:
+def _instead_of_text(fault: dict) -> str:
+    if fault["type"] not in ("string_type", "invalid_key") or not isinstance(fault["input"], bytes):
+        return ""
+    return ", not bytes: pack text as msgpack's str, not as bin"
+
+
+def printable(name: str) -> str:
     """Of a field: its sender's choice, and shown on an operator's terminal."""
     return "".join(char if char.isprintable() else "?" for char in name[:MAX_REASON_CHARS])

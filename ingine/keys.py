@@ -14,6 +14,12 @@ GROUP = "workers"
 WAITING, RELEASED = "waiting", "released"
 """Consumers of that group which are no workers: of entries in the fair order, and of those handed over."""
 
+SILENT_AFTER_S = 5
+"""A worker whose last heartbeat is older is taken for dead, or hung; one that lives beats each second."""
+
+PARKED_PREFIX = "parked:"
+"""Of consumers which are no workers either: of entries that are for workers of another model."""
+
 JOB_FIELD, EVENT_FIELD = "job", "event"
 """The field of an entry in a jobs stream that holds the job, and the only field in a token log."""
 
@@ -49,6 +55,7 @@ class Keys:
     | ingine:{q}:rate:<tenant>     | string  | when the tenant's next job may come (GCRA), with a TTL
     | ingine:{q}:bytes             | string  | bytes of the submitted jobs that wait or run; absent: 0
     | ingine:{q}:workers           | hash    | worker id -> msgpack heartbeat
+    | ingine:{q}:models            | hash    | model name or fingerprint -> when a worker last served it, in s
     | ingine:{q}:queue             | hash    | limits, switches, `partitions`, `weight:<tenant>`
     | ingine:{q}:control           | channel | nudges to workers (sharded); the truth is always in a key
 
@@ -121,12 +128,26 @@ class Keys:
         return f"{self.prefix}:workers"
 
     @property
+    def models(self) -> str:
+        return f"{self.prefix}:models"
+
+    @property
     def settings(self) -> str:
         return f"{self.prefix}:queue"
 
     @property
     def control(self) -> str:
         return f"{self.prefix}:control"
+
+
+def parked(model: str) -> str:
+    """The consumer of the entries that are parked for workers of `model`, a name or a fingerprint."""
+    return PARKED_PREFIX + model
+
+
+def is_worker(consumer: str) -> bool:
+    """Whether a consumer is a worker: entries of the others are run by nobody."""
+    return consumer not in (WAITING, RELEASED) and not consumer.startswith(PARKED_PREFIX)
 
 
 def read_num_partitions(field: bytes | None) -> int:

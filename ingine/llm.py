@@ -6,6 +6,7 @@ from dataclasses import fields
 from itertools import count
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ingine.config import EngineConfig
@@ -13,14 +14,45 @@ from ingine.engine import Engine
 from ingine.errors import ConfigError, ErrorCode, InvalidRequest
 from ingine.model_store import DEFAULT_MODEL
 from ingine.outputs import CompletionOutput, RequestOutput, RequestTimings, SeqOutput
-from ingine.sampling_params import SamplingParams
+from ingine.sampling_params import SamplingParams, is_neutral
+from ingine.tokenizer import required
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput"]
 
-Prompt = str | Mapping[str, Sequence[int]]
-"""A text, or {"prompt_token_ids": [...]}."""
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""A text, token ids, {"prompt": "..."} or {"prompt_token_ids": [...]}."""
 Message = Mapping[str, str]
 """{"role": ..., "content": ...}."""
+
+_NEUTRAL_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "tokenizer": (),
+    "tokenizer_mode": ("auto",),
+    "skip_tokenizer_init": (False,),
+    "trust_remote_code": (False, True),  # there is no remote code that could be run
+    "revision": (),
+    "tokenizer_revision": (),
+    "load_format": ("auto",),
+    "enforce_eager": (False,),
+    "enable_lora": (False,),
+    "disable_log_stats": (False, True),
+}
+_NEUTRAL_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "lora_request": (),
+    "priority": (),
+    "prompt_adapter_request": (),
+    "tokenization_kwargs": ({},),
+    "guided_options_request": (),
+    # Of `chat`:
+    "chat_template": (),
+    "chat_template_content_format": ("auto",),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "tools": ([],),
+    "chat_template_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+}
+"""vLLM's, of its constructor and its methods, that are not supported here, with the values at which each
+changes nothing. As `ingine.sampling_params.NEUTRAL_PARAMS`."""
 
 
 class LLM:
@@ -32,7 +64,13 @@ class LLM:
     """
 
     def __init__(self, model: str = DEFAULT_MODEL, **options: Any):
-        """`options` are the fields of `EngineConfig`. Raises ConfigError, also for one that is not known."""
+        """`options` are the fields of `EngineConfig`. Raises ConfigError, also for one that is not known.
+
+        Options of vLLM that change nothing are accepted.
+        """
+        for name in options.keys() & _NEUTRAL_OPTIONS.keys():
+            if not is_neutral(options.pop(name), _NEUTRAL_OPTIONS[name]):
+                raise ConfigError(f"{name} is not supported: leave it out")
         known = {field.name for field in fields(EngineConfig)}
         if unknown := sorted(options.keys() - known):
             raise ConfigError(f"unknown option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
@@ -47,47 +85,73 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        progress: bool = False,
+        use_tqdm: bool = True,
+        **neutral: Any,
     ) -> list[RequestOutput]:
         """One output a prompt, in the order of the prompts. Blocks until all are finished.
 
-        A list of `sampling_params` has one for each prompt. Raises InvalidRequest before anything runs, if
-        a prompt or parameter is wrong. Interrupted, it drops its requests, and the engine can be used on.
+        A list of `sampling_params` has one for each prompt. None: the model's own, see
+        `get_default_sampling_params`. A SamplingParams is taken as it is; without max_tokens the output may
+        be as long as the model's length leaves (vLLM's default is 16). use_tqdm: a progress bar on stderr,
+        if that is a terminal. Other arguments of vLLM are accepted at their defaults.
+
+        Raises InvalidRequest before anything runs, if a prompt or parameter is wrong. Interrupted, it drops
+        its requests, and the engine can be used on.
         """
-        prompts = [prompts] if isinstance(prompts, (str, Mapping)) else _as_list(prompts, "prompts")
-        return self._run([self._tokenize(prompt) for prompt in prompts], sampling_params, progress)
+        _refuse_unsupported("generate", neutral)
+        prompts = [prompts] if _is_one_prompt(prompts) else _as_list(prompts, "prompts")
+        return self._run([self._tokenize(prompt) for prompt in prompts], sampling_params, use_tqdm)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        progress: bool = False,
+        use_tqdm: bool = True,
+        **neutral: Any,
     ) -> list[RequestOutput]:
         """`generate` for a conversation, or a list of conversations, in the model's chat template."""
+        _refuse_unsupported("chat", neutral)
         conversations = _as_list(messages, "messages")
         if conversations and isinstance(conversations[0], Mapping):
             conversations = [conversations]
-        tokenized = [
-            (None, self.engine.tokenizer.encode_chat(_checked(messages))) for messages in conversations
-        ]
-        return self._run(tokenized, sampling_params, progress)
+        tokenizer = required(self.engine.tokenizer)
+        tokenized = [(None, tokenizer.encode_chat(_checked(messages))) for messages in conversations]
+        return self._run(tokenized, sampling_params, use_tqdm)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The model's own, from its generation_config.json; neutral ones where it has none."""
+        return self.engine.limits.with_defaults(SamplingParams())
 
     def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, str):
-            return prompt, self.engine.tokenizer.encode(prompt)
-        if isinstance(prompt, Mapping) and prompt.keys() == {"prompt_token_ids"}:
-            return None, _as_list(prompt["prompt_token_ids"], "prompt_token_ids")
+        text, token_ids = prompt, None
+        if isinstance(prompt, Mapping):
+            given = {name: value for name, value in prompt.items() if value is not None}
+            text, token_ids = given.pop("prompt", None), given.pop("prompt_token_ids", None)
+            if given:
+                raise InvalidRequest(
+                    ErrorCode.INVALID_PARAMETER, f"a prompt's {', '.join(map(str, given))} is not supported"
+                )
+        elif _is_token_ids(prompt):
+            text, token_ids = None, prompt
+        if token_ids is not None:
+            return text, _as_list(token_ids, "prompt_token_ids")
+        if isinstance(text, str):
+            return text, required(self.engine.tokenizer).encode(text)
         raise InvalidRequest(
-            ErrorCode.INVALID_TYPE, f'a prompt is a str or {{"prompt_token_ids": [...]}}, not {prompt!r:.100}'
+            ErrorCode.INVALID_TYPE,
+            'a prompt is a str, a list of token ids, {"prompt": "..."} or {"prompt_token_ids": [...]}, '
+            f"not {prompt!r:.100}",
         )
 
     def _run(
         self,
         prompts: list[tuple[str | None, list[int]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        progress: bool,
+        shows_progress: bool,
     ) -> list[RequestOutput]:
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
         params = _one_each(sampling_params, len(prompts))
         for (_, prompt_token_ids), each in zip(prompts, params, strict=True):
             self.engine.validate(prompt_token_ids, each)
@@ -98,16 +162,17 @@ class LLM:
         try:
             for request, each in zip(requests, params, strict=True):
                 self.engine.add(request.request_id, request.prompt_token_ids, each)
-            self._finish({request.request_id: request for request in requests}, progress)
+            self._finish({request.request_id: request for request in requests}, shows_progress)
         except BaseException:  # Ctrl-C above all
             for request in requests:
                 self.engine.abort(request.request_id)
             raise
         return requests
 
-    def _finish(self, requests: dict[str, RequestOutput], progress: bool) -> None:
+    def _finish(self, requests: dict[str, RequestOutput], shows_progress: bool) -> None:
+        console = Console(stderr=True)
         columns = (TextColumn("{task.completed}/{task.total} prompts"), BarColumn(), TimeRemainingColumn())
-        with Progress(*columns, disable=not progress) as bar:
+        with Progress(*columns, console=console, disable=not (shows_progress and console.is_terminal)) as bar:
             row = bar.add_task("", total=len(requests))
             num_finished = 0
             while num_finished < len(requests):
@@ -152,6 +217,22 @@ def _update(request: RequestOutput, output: SeqOutput) -> None:
     timings.finished_time = time.time()
 
 
+def _refuse_unsupported(method: str, arguments: dict[str, Any]) -> None:
+    for name, value in arguments.items():
+        if name not in _NEUTRAL_ARGUMENTS:
+            raise TypeError(f"{method}() got an unexpected keyword argument {name!r}")
+        if not is_neutral(value, _NEUTRAL_ARGUMENTS[name]):
+            raise InvalidRequest(ErrorCode.INVALID_PARAMETER, f"{name} is not supported: leave it out")
+
+
+def _is_token_ids(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], int)
+
+
+def _is_one_prompt(prompts: Any) -> bool:
+    return isinstance(prompts, (str, Mapping)) or _is_token_ids(prompts)
+
+
 def _as_list(value: Any, name: str) -> list:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise InvalidRequest(ErrorCode.INVALID_TYPE, f"{name} must be a list, not {type(value).__name__}")
@@ -172,8 +253,6 @@ def _checked(messages: Any) -> list[Message]:
 
 
 def _one_each(params: Any, num_prompts: int) -> list[SamplingParams]:
-    if params is None:
-        params = SamplingParams()
     if isinstance(params, SamplingParams):
         return [params] * num_prompts
     params = _as_list(params, "sampling_params")

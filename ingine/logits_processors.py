@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ingine.sequence import Sequence, SequenceAhead
+from ingine.sequence import LogitsProcessing, Sequence, SequenceAhead
 from ingine.transfer import to_device
 
 
@@ -21,11 +21,11 @@ def process(logits: Tensor, seqs: list[Sequence | SequenceAhead], pending: Tenso
     any logits. Only asked for where there are such sequences.
     """
     masked = [
-        (row, [token_id for token_id in seq.end_token_ids if token_id < logits.shape[1]])
+        (row, seq.processing.end_token_ids)
         for row, seq in enumerate(seqs)
         if seq.num_output_tokens + seq.num_pending_tokens < seq.params.min_tokens
     ]
-    biased = [(row, seq.params.logit_bias) for row, seq in enumerate(seqs) if seq.params.logit_bias]
+    biased = [(row, seq.processing) for row, seq in enumerate(seqs) if len(seq.processing.biases)]
     penalised = [(row, seq) for row, seq in enumerate(seqs) if seq.token_counts is not None]
     if not (masked or biased or penalised):
         return logits
@@ -39,14 +39,15 @@ def process(logits: Tensor, seqs: list[Sequence | SequenceAhead], pending: Tenso
     return logits
 
 
-def _mask(logits: Tensor, rows: list[tuple[int, list[int]]]) -> None:
-    """Make the given tokens impossible."""
+def _mask(logits: Tensor, rows: list[tuple[int, np.ndarray]]) -> None:
+    """Make the given tokens impossible, those of them that the model has."""
+    rows = [(row, token_ids[token_ids < logits.shape[1]]) for row, token_ids in rows]
     logits.view(-1).index_fill_(0, _entries(logits, rows), -torch.inf)
 
 
-def _add_bias(logits: Tensor, rows: list[tuple[int, dict[int, float]]]) -> None:
-    entries = _entries(logits, [(row, list(bias)) for row, bias in rows])
-    values = np.concatenate([list(bias.values()) for _, bias in rows]).astype(np.float32)
+def _add_bias(logits: Tensor, rows: list[tuple[int, LogitsProcessing]]) -> None:
+    entries = _entries(logits, [(row, of_seq.bias_token_ids) for row, of_seq in rows])
+    values = np.concatenate([of_seq.biases for _, of_seq in rows])
     logits.view(-1).index_add_(0, entries, to_device(values, logits.device))
 
 
@@ -93,7 +94,7 @@ def _count_pending(
     return torch.cat((entries, added)), torch.cat((counts, total[rows].clamp(min=1)))
 
 
-def _entries(logits: Tensor, rows: list[tuple[int, list[int] | np.ndarray]]) -> Tensor:
+def _entries(logits: Tensor, rows: list[tuple[int, np.ndarray]]) -> Tensor:
     """Where in all of `logits` the given columns of the given rows are; no entry may come twice."""
-    entries = [row * logits.shape[1] + np.asarray(token_ids, dtype=np.int64) for row, token_ids in rows]
+    entries = [row * logits.shape[1] + token_ids for row, token_ids in rows]
     return to_device(np.concatenate(entries), logits.device)

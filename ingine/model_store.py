@@ -17,12 +17,17 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from ingine.errors import ConfigError, ModelNotFound
+from ingine.model_files import gguf_parts
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, the bytes done and the bytes there are."""
+
+CONVERSION = 2
+"""Part of the name of what is converted: raised whenever a GGUF file gives another folder than before."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -93,14 +98,28 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
 def _folder(path: Path) -> Path:
     if (path / "config.json").is_file():
         return path
-    raise ModelNotFound(f"the folder {path} has no config.json: it is no model in Hugging Face's format")
+    raise ModelNotFound(
+        f"the folder {path} has no config.json: it is no model in Hugging Face's format{_instead(path)}"
+    )
+
+
+def _instead(folder: Path) -> str:
+    """What there is instead, and what to do with it."""
+    if files := sorted(folder.glob("*.gguf")):
+        return f". It has GGUF files: name one of them, as {files[0]}"
+    if (folder / "adapter_config.json").exists():
+        return ". It is an adapter (LoRA): merge it into its base model first (merge_and_unload of peft)"
+    return ""
 
 
 def _gguf_file(path: Path, report: Progress) -> Path:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelNotFound(f"{path} is a file, but not a GGUF file; name the folder of a model instead")
-    out_dir = _models_dir() / f"{path.stem}-{_known_sha256(path)[:16]}"
+    parts = gguf_parts(path)
+    digests = [_known_sha256(part) for part in parts]
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    out_dir = _models_dir() / f"{parts[0].stem}-{digest[:16]}-{CONVERSION}"
     with _made_once(out_dir) as missing:
         if missing:
             _convert(path, out_dir, report)
@@ -108,7 +127,7 @@ def _gguf_file(path: Path, report: Progress) -> Path:
 
 
 def _packaged(name: str, model: PackagedModel, report: Progress) -> Path:
-    out_dir = _models_dir() / name
+    out_dir = _models_dir() / f"{name}-{CONVERSION}"
     with _made_once(out_dir) as missing:
         if missing:
             download = out_dir.with_name(f"{name}.download")
@@ -165,6 +184,11 @@ def _download(model: PackagedModel, folder: Path, report: Progress) -> Path:
         output.seek(0)
         said = output.read().decode(errors="replace").strip().splitlines()
     wheels = list(folder.glob("*.whl"))
+    if pip.returncode != 0 and find_spec("pip") is None:
+        raise ModelNotFound(
+            f"this Python has no pip to download {model.requirement} with (environments that uv makes have "
+            "none): python -m ensurepip, or name a model that is a folder or a GGUF file"
+        )
     if pip.returncode != 0 or not wheels:
         reason = said[-1] if said else f"exit status {pip.returncode}"
         raise ModelNotFound(
@@ -214,7 +238,7 @@ def _known_sha256(path: Path) -> str:
     if note.exists() and len(digest := note.read_text()) == 64:  # shorter: its writer was killed
         return digest
     digest = _sha256(path)
-    note.parent.mkdir(exist_ok=True)
+    note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(digest)
     return digest
 

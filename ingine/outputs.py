@@ -35,7 +35,11 @@ class SeqOutput:
     num_cached_tokens: int
     """Tokens whose KV the prefix cache had when the sequence was first admitted; resumed output included."""
     logprobs: list[dict] | None = None
-    """One a new token: {token_id, logprob, top: [[token_id, logprob], ...]}."""
+    """One a new token: {token_id, logprob, top: [[token_id, logprob], ...], bytes, top_bytes}.
+
+    bytes: the token's UTF-8 bytes, as ints; top_bytes: those of each of `top`. Both are missing where there
+    is no tokenizer.
+    """
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     """The stop token's id (None for end of sequence) or the stop string."""

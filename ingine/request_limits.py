@@ -1,10 +1,13 @@
-"""What an engine refuses before it has computed anything. Imports no torch: who runs an engine in another
-process checks requests without loading one."""
+"""What an engine refuses before it has computed anything, and what it assumes where a request is silent.
+
+Imports no torch: who runs an engine in another process checks requests without loading one.
+"""
 
 from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
@@ -19,17 +22,35 @@ class RequestLimits:
     num_kv_tokens: int
     """What all KV blocks together hold."""
     vocab_size: int
+    sampling_defaults: dict[str, Any] = field(default_factory=dict)
+    """The model's own, see `ingine.generation_config`."""
+    has_text: bool = True
+    """Whether the model has a tokenizer: without, no stop string can be found."""
 
     @property
     def max_num_tokens(self) -> int:
         """Most tokens of one sequence, prompt and output together."""
         return min(self.max_model_len, self.num_kv_tokens)
 
+    def with_defaults(self, params: SamplingParams) -> SamplingParams:
+        """`params` with the model's own value for each field that was not given."""
+        missing = {
+            name: value
+            for name, value in self.sampling_defaults.items()
+            if name not in params.model_fields_set
+        }
+        return params.model_copy(update=missing) if missing else params
+
     def validate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> None:
         """Raises InvalidRequest for what `Engine.add` would refuse."""
         if not isinstance(params, SamplingParams):
             raise InvalidRequest(
                 ErrorCode.INVALID_TYPE, f"params are SamplingParams, not {type(params).__name__}"
+            )
+        if params.stop and not self.has_text:
+            raise InvalidRequest(
+                ErrorCode.INVALID_PARAMETER,
+                "stop: this model has no tokenizer, so its output has no text; use stop_token_ids",
             )
         num_tokens = len(prompt_token_ids)
         if num_tokens == 0:

@@ -1,13 +1,58 @@
 """How one sequence is sampled. Shared by the engine, the wire and the offline API; imports no torch."""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 1024
+"""Of one stop string: what may begin one is held back, and searched again with each token."""
+MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
+
+NEUTRAL_PARAMS: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "length_penalty": (1.0,),
+    "early_stopping": (False,),
+    "prompt_logprobs": (),
+    "prompt_logprob_token_ids": (),
+    "prompt_logprob_start": (),
+    "logprob_token_ids": (),
+    "flat_logprobs": (False,),
+    "detokenize": (True,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "output_kind": (0, 2),  # CUMULATIVE, FINAL_ONLY: `LLM.generate` returns once, at the end
+    "stream_interval": (),
+    "skip_clone": (False, True),
+    "structured_outputs": (),
+    "guided_decoding": (),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "logits_processors": ([],),
+    "truncate_prompt_tokens": (),
+    "skip_reading_prefix_cache": (False,),
+    "thinking_token_budget": (-1,),
+    "repetition_detection": (),
+    "extra_args": ({},),
+}
+"""vLLM's parameters that are not supported here, with the values at which each changes nothing. None always
+does. At any other value they are refused by name."""
+
+
+def is_neutral(value: Any, neutral_values: Iterable[Any]) -> bool:
+    value = getattr(value, "value", value)  # of an enum
+    return value is None or any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)  # True == 1
+        for neutral in neutral_values
+    )
 
 
 class SamplingParams(BaseModel):
@@ -15,6 +60,9 @@ class SamplingParams(BaseModel):
 
     The token at output position p is drawn with one uniform number that depends on (seed, p) alone, so a
     request that is batched differently, preempted or resumed elsewhere draws the same tokens.
+
+    None for any field is as if it had not been given. `given` has the fields that were: a job leaves the
+    others to the model's own defaults, see `RequestLimits.with_defaults`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -27,7 +75,9 @@ class SamplingParams(BaseModel):
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="Over output tokens.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Over output tokens, per occurrence.")
     seed: int | None = Field(None, ge=0, lt=2**63, description="None: drawn when the request is added.")
-    max_tokens: int = Field(256, ge=1)
+    max_tokens: int | None = Field(
+        None, ge=1, description="Of the output. None: as many as the engine's longest sequence leaves."
+    )
     min_tokens: int = Field(0, ge=0, description="No end of sequence before this many output tokens.")
     stop: tuple[str, ...] = Field(
         (), fail_fast=True, description="Strings that end the output; not part of its text."
@@ -39,25 +89,38 @@ class SamplingParams(BaseModel):
         None, ge=0, le=MAX_LOGPROBS, description="Report the chosen token's logprob and this many top ones."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_means_nothing(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        for name, neutral_values in NEUTRAL_PARAMS.items():
+            if name in fields and not is_neutral(fields[name], neutral_values):
+                raise _not_supported(name, fields[name], neutral_values)
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in NEUTRAL_PARAMS and (value is not None or name not in cls.model_fields)
+        }
+
     @field_validator("stop", mode="before")
     @classmethod
-    def _one_or_many(cls, value):
-        if isinstance(value, str):
-            return (value,)
-        return tuple(value) if isinstance(value, list) else value
+    def _stop_strings(cls, value: Any) -> Any:
+        value = (value,) if isinstance(value, str) else value
+        return _bounded(value, MAX_STOP_STRINGS, "stop strings")
 
     @field_validator("stop_token_ids", mode="before")
     @classmethod
-    def _list_or_tuple(cls, value):
-        return tuple(value) if isinstance(value, list) else value
+    def _stop_token_ids(cls, value: Any) -> Any:
+        return _bounded(value, MAX_STOP_TOKEN_IDS, "stop token ids")
 
     @field_validator("stop")
     @classmethod
-    def _no_empty_stop(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(value) > MAX_STOP_STRINGS:
-            raise ValueError(f"at most {MAX_STOP_STRINGS} stop strings, not {len(value)}")
+    def _stop_string_lengths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if "" in value:
             raise ValueError("a stop string must not be empty")
+        if value and (longest := max(map(len, value))) > MAX_STOP_CHARS:
+            raise ValueError(f"a stop string has at most {MAX_STOP_CHARS} characters, not {longest}")
         return value
 
     @field_validator("logit_bias", mode="before")
@@ -77,10 +140,30 @@ class SamplingParams(BaseModel):
 
     @model_validator(mode="after")
     def _min_below_max(self):
-        if self.min_tokens > self.max_tokens:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) is over max_tokens ({self.max_tokens})")
         return self
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were given, also at their default."""
+        return {
+            name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set
+        }
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+
+def _bounded(value: Any, limit: int, what: str) -> Any:
+    """A list as a tuple. The length is checked before its elements are."""
+    if isinstance(value, (list, tuple)) and len(value) > limit:
+        raise ValueError(f"at most {limit} {what}, not {len(value)}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _not_supported(name: str, value: Any, neutral_values: tuple[Any, ...]) -> ValidationError:
+    message = f"not supported, only {' or '.join(map(repr, (*neutral_values, None)))} is accepted"
+    fault = PydanticCustomError("not_supported", "{message}", {"message": message})
+    details = InitErrorDetails(type=fault, loc=(name,), input=value)
+    return ValidationError.from_exception_data(SamplingParams.__name__, [details])

@@ -5,12 +5,35 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
+import numpy as np
+
 from ingine.detokenizer import Detokenizer
 from ingine.drafter import Drafter
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.sampling_params import SamplingParams
 from ingine.stop import StopStrings
 from ingine.token_counts import TokenCounts
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsProcessing:
+    """What a step takes of a request's lists, as arrays: they are walked once, and not in each step."""
+
+    end_token_ids: np.ndarray
+    """[num_end_token_ids] int64: what `min_tokens` forbids."""
+    bias_token_ids: np.ndarray
+    """[num_biases] int64."""
+    biases: np.ndarray
+    """[num_biases] float32."""
+
+    @classmethod
+    def of(cls, params: SamplingParams, end_token_ids: frozenset[int]) -> "LogitsProcessing":
+        bias = params.logit_bias or {}
+        return cls(
+            np.array(list(end_token_ids), dtype=np.int64),
+            np.array(list(bias), dtype=np.int64),
+            np.array(list(bias.values()), dtype=np.float32),
+        )
 
 
 class Sequence:
@@ -40,7 +63,9 @@ class Sequence:
         self.sort_key = sort_key
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
-        self.max_num_tokens = min(max_num_tokens, self.num_prompt_tokens + params.max_tokens)
+        self.max_num_tokens = max_num_tokens
+        if params.max_tokens is not None:
+            self.max_num_tokens = min(max_num_tokens, self.num_prompt_tokens + params.max_tokens)
 
         self.num_pending_tokens = 0
         """Tokens that a step samples which is on its way: they count, and are not in `token_ids` yet."""
@@ -52,9 +77,9 @@ class Sequence:
 
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
-        self.end_token_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
-            self.end_token_ids |= eos_token_ids
+        self._stop_token_ids = frozenset(params.stop_token_ids)
+        self.end_token_ids = self._stop_token_ids | (frozenset() if params.ignore_eos else eos_token_ids)
+        self.processing = LogitsProcessing.of(params, self.end_token_ids)
         penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
         has_penalties = penalties != (1, 0, 0)
         self.token_counts = TokenCounts(self.token_ids) if has_penalties else None
@@ -92,7 +117,7 @@ class Sequence:
         if self.token_counts is not None:
             self.token_counts.add(token_id)
         if token_id in self.end_token_ids:  # as in vLLM, such a token is in the ids and not in the text
-            self.finish(FinishReason.STOP, token_id if token_id in self.params.stop_token_ids else None)
+            self.finish(FinishReason.STOP, token_id if token_id in self._stop_token_ids else None)
             return ""
         text, stop = self._detokenizer.append(token_id) if self._detokenizer else "", None
         # The text of the first `min_tokens` tokens is not searched: it may not end the output.
@@ -104,6 +129,13 @@ class Sequence:
         elif self.num_tokens >= self.max_num_tokens:
             self.finish(FinishReason.LENGTH)
         return text
+
+    def name_tokens(self, logprobs: dict) -> None:
+        """Add the bytes of the tokens to the report on the token that `append` is about to take."""
+        if self._detokenizer is not None:
+            token_bytes = self._detokenizer.token_bytes
+            logprobs["bytes"] = list(token_bytes(logprobs["token_id"]))
+            logprobs["top_bytes"] = [list(token_bytes(token_id)) for token_id, _ in logprobs["top"]]
 
     def ahead(self, draft_token_ids: Tokens[int]) -> "Iterator[SequenceAhead]":
         """As it would be with the first token of the draft, the first two, and so on."""
@@ -117,7 +149,7 @@ class Sequence:
                 seed=self.seed,
                 num_output_tokens=self.num_output_tokens + index,
                 token_counts=counts,
-                end_token_ids=self.end_token_ids,
+                processing=self.processing,
                 is_plain=self._is_plain_at(self.num_output_tokens + index),
             )
 
@@ -163,6 +195,6 @@ class SequenceAhead:
     seed: int
     num_output_tokens: int
     token_counts: TokenCounts | None
-    end_token_ids: frozenset[int]
+    processing: LogitsProcessing
     is_plain: bool
     num_pending_tokens: int = 0

@@ -57,7 +57,21 @@ class WrongServer(exceptions.ConnectionError):
     """The keys are elsewhere, for now at least. The connection is closed; the next one asks anew."""
 
 
-class _FindsItsServer(AbstractConnection):
+class _QuotesNothing(AbstractConnection):
+    """Mixed into redis-py's connections: no error of theirs has a password or a prompt in it."""
+
+    async def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().read_response(*args, **kwargs)
+        except exceptions.ResponseError as error:
+            # Who does not know a command quotes what came with it.
+            text, quoted, _ = str(error).partition(", with args beginning with:")
+            if quoted:
+                error.args = (text,)
+            raise
+
+
+class _FindsItsServer(_QuotesNothing):
     """Mixed into redis-py's connections. `find`: asked where to connect to; None where the URL says it."""
 
     def __init__(self, *, find: Callable[[], Awaitable[Address]] | None = None, **options: Any):
@@ -114,6 +128,17 @@ def is_refusal(error: BaseException | None) -> bool:
     )
 
 
+def is_lacking(answer: object) -> bool:
+    """Whether the answer is that the server does not know a command, or a proxy does not pass it on."""
+    text = str(answer).lower()
+    signs = ("unknown command", "unknown subcommand", "unknown redis command", "unsupported", "not supported")
+    return (
+        isinstance(answer, exceptions.ResponseError)
+        and any(sign in text for sign in signs)
+        and "wrong number of arguments" not in text  # which Redis 6 says in one breath with the subcommand
+    )
+
+
 def _what_is_wrong(error: exceptions.ResponseError) -> str | None:
     """With the server, that is. None: it is the right one."""
     for kind, what in _WRONG_SERVER_ERRORS.items():
@@ -139,6 +164,9 @@ _OURS = {
     SSLConnection: _TlsConnection,
     UnixDomainSocketConnection: _UnixConnection,
 }
+
+
+_ASKED = {kind: type(f"_Asked{kind.__name__}", (_QuotesNothing, kind), {}) for kind in _OURS}
 
 
 class Servers:
@@ -279,4 +307,4 @@ def _ask_server(
     """A client for one node or Sentinel. Whoever asks knows another, so it never tries twice."""
     of_connection = {name: value for name, value in options.items() if name not in POOL_OPTIONS}
     of_connection |= {"host": address[0], "port": address[1], "retry": Retry(NoBackoff(), 0)}
-    return _Asked.from_pool(ConnectionPool(connection_class=connection_class, **of_connection))
+    return _Asked.from_pool(ConnectionPool(connection_class=_ASKED[connection_class], **of_connection))

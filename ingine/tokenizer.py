@@ -1,6 +1,7 @@
 """A model's own tokenizer and chat template, for use from several threads."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,14 @@ from ingine.tokenizer_files import read_tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+VOCABULARIES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece*.model"),
+    *("tekken.json", "*.tiktoken", "tiktoken.model"),
+)
+"""Files of which transformers needs one for a tokenizer."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -42,7 +51,9 @@ class Tokenizer:
             token_id for token_id, token in core.get_added_tokens_decoder().items() if token.special
         }
         self._is_byte_level = _has_byte_level_decoder(core)
-        self._anchor = core.encode("a", add_special_tokens=False).ids[-1]
+        if not (anchor := core.encode("a", add_special_tokens=False).ids):
+            raise ConfigError("the tokenizer knows no token for the letter a: its vocabulary is damaged")
+        self._anchor = anchor[-1]
         self._token_bytes: dict[tuple[int, bool], bytes | None] = {}
 
     @classmethod
@@ -50,6 +61,8 @@ class Tokenizer:
         """Raises ConfigError if the folder has no tokenizer, or one that is not fast."""
         if (files := read_tokenizer_files(path)) is not None:
             return cls(files.core, special_tokens=files.special_tokens, chat_template=files.chat_template)
+        if not _has_vocabulary(path):
+            raise ConfigError(f"no usable tokenizer in {path}: there is no tokenizer.json")
         try:
             from transformers import AutoTokenizer
 
@@ -70,6 +83,10 @@ class Tokenizer:
             special_tokens=tokenizer.special_tokens_map,
             chat_template=chat_template,
         )
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._chat_template is not None
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens that the model's tokenizer adds to a prompt."""
@@ -114,6 +131,10 @@ class Tokenizer:
             self._token_bytes[key] = self._compute_token_bytes(token_id, first)
         return self._token_bytes[key]
 
+    def special_token(self, token_id: int) -> str:
+        """The name of a special token, "" for an id that is no token's."""
+        return self._core.id_to_token(token_id) or ""
+
     def _compute_token_bytes(self, token_id: int, first: bool) -> bytes | None:
         token = self._core.id_to_token(token_id)
         if token is None or token_id in self._special_ids:
@@ -131,6 +152,31 @@ class Tokenizer:
             .removeprefix(self._core.decode([self._anchor]))
             .encode()
         )
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer in a model's folder; None, with a warning, where there is none.
+
+    Raises ConfigError for one that cannot be used.
+    """
+    if _has_vocabulary(folder):
+        return Tokenizer.from_folder(folder)
+    logger.warning("no tokenizer.json in %s: prompts have to be token ids, and output has no text", folder)
+    return None
+
+
+def required(tokenizer: Tokenizer | None) -> Tokenizer:
+    """Raises InvalidRequest without one: what was asked for needs text."""
+    if tokenizer is None:
+        raise InvalidRequest(
+            ErrorCode.INVALID_PARAMETER,
+            "this model has no tokenizer (no tokenizer.json in its folder): send token ids, not text",
+        )
+    return tokenizer
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any(next(Path(folder).glob(pattern), None) for pattern in VOCABULARIES)
 
 
 def _has_byte_level_decoder(core) -> bool:

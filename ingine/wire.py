@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.foreign_formats import not_a_map, recognise
 from ingine.job_faults import (
     MAX_MAP_ENTRIES,
     MAX_NESTING,
@@ -43,6 +44,11 @@ MAX_JOB_BYTES = 64 << 20
 """Whatever a queue's own limit says."""
 DEFAULT_RESULT_TTL_S = 3600
 MAX_METADATA_BYTES = 16 << 10
+
+EXPECTED_OUTPUT_TOKENS = 256
+"""What a job without `max_tokens` is taken to generate, for fair shares."""
+MAX_TOKEN_COST = 1 << 20
+"""No model has longer sequences: `max_tokens` of 10^9 is a way to say "no limit"."""
 
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -102,7 +108,7 @@ class Job(BaseModel):
     not_before_ms: int | None = Field(None, ge=1, lt=2**53, description="From submission: not begun earlier.")
     stream: bool = Field(True, description="False: nothing is published live but the terminal event.")
     reply_to: Name | None = None
-    model: str | None = Field(None, max_length=256, description="Refused unless the worker serves it.")
+    model: str | None = Field(None, max_length=256, description="Only a worker that serves it runs the job.")
     metadata: dict[str, Any] | None = Field(None, description="Comes back in the terminal event.")
     trace: str | None = Field(None, max_length=256, description="A W3C traceparent, for logs.")
 
@@ -123,9 +129,14 @@ class Job(BaseModel):
 
 
 def encode_job(job: Job) -> bytes:
-    """The msgpack map of `job`, without the fields that have their default."""
-    fields = job.model_dump(mode="python", exclude_defaults=True, exclude={"metadata"})
+    """The msgpack map of `job`, without the fields that have their default.
+
+    Of `sampling` it has what was given, also at its default: what was not is the model's to decide.
+    """
+    fields = job.model_dump(mode="python", exclude_defaults=True, exclude={"metadata", "sampling"})
     fields |= {"v": job.v, "id": job.id}
+    if sampling := job.sampling.given():
+        fields["sampling"] = sampling
     if job.metadata is not None:
         fields["metadata"] = job.metadata  # as it is: a dump would make lists of msgpack's extension types
     return msgpack.packb(fields)
@@ -145,10 +156,10 @@ def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
     except msgpack.StackError:
         raise InvalidJob(ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels") from None
     except (ValueError, TypeError) as error:  # all of msgpack's errors, bad UTF-8, unhashable map keys
-        reason = str(error) or type(error).__name__
+        reason = recognise(raw) or str(error) or type(error).__name__
         raise InvalidJob(ErrorCode.NOT_MSGPACK, f"not a msgpack value: {reason}") from None
     if not isinstance(fields, dict):
-        raise InvalidJob(ErrorCode.INVALID_SHAPE, f"a job is a map, not {type(fields).__name__}")
+        raise InvalidJob(ErrorCode.INVALID_SHAPE, not_a_map(fields))
 
     job_id, reply_to = (_name_or_none(fields.get(name)) for name in ("id", "reply_to"))
     if deeper_than(fields, MAX_NESTING):
@@ -164,6 +175,12 @@ def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
         except ValidationError as error:
             code, message = explain(error)
     raise InvalidJob(code, message[:MAX_REASON_CHARS], job_id=job_id, reply_to=reply_to)
+
+
+def token_cost(num_prompt_tokens: int, max_tokens: int | None) -> int:
+    """Tokens that a job counts for in its tenant's fair share, before anybody knows how many it takes."""
+    num_output_tokens = EXPECTED_OUTPUT_TOKENS if max_tokens is None else max_tokens
+    return min(num_prompt_tokens + num_output_tokens, MAX_TOKEN_COST)
 
 
 def _name_or_none(value: Any) -> str | None:
@@ -183,7 +200,9 @@ class TokensEvent:
     text: str
     """What these tokens add to the text: often less or more than their own, see `TerminalEvent`."""
     logprobs: list[dict] | None = None
-    """One a token: {token_id, logprob, top: [[token_id, logprob], ...]}."""
+    """One a token: {token_id, logprob, top: [[token_id, logprob], ...], bytes: [...], top_bytes: [[...]]}. An
+    older worker, or a model without a tokenizer, gives no bytes.
+    """
 
 
 @dataclass(slots=True)

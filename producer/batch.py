@@ -26,7 +26,7 @@ from ingine.errors import (
 )
 from ingine.keys import Priority
 from producer.batch_files import RowFile
-from producer.batch_format import Line, LineRefused, error_row, output_row, parse_line
+from producer.batch_format import Line, LineRefused, error_row, is_cut, output_row, parse_line
 from producer.client import AsyncClient
 from producer.handle import AsyncJobHandle
 from producer.results import Result
@@ -54,6 +54,8 @@ class BatchSummary:
     """Lines of the error file, those of earlier runs included."""
     num_resumed: int
     """Lines that earlier runs had done."""
+    num_cut: int
+    """Rows of the output file whose finish_reason is `length`, those of earlier runs included."""
 
 
 class Batch:
@@ -82,7 +84,7 @@ class Batch:
         self._client, self._input_path, self._model, self._progress = client, input_path, model, progress
         self._output_path, self._error_path = output_path, error_path
         self._slots = asyncio.Semaphore(window)
-        self._num_failed = 0
+        self._num_failed = self._num_cut = 0
 
     async def run(self) -> BatchSummary:
         """Raises ConfigError (files that cannot be used, or do not belong together), WriteFailed and
@@ -98,7 +100,7 @@ class Batch:
                             group.create_task(self._run_line(line))
             except ExceptionGroup as errors:  # one is enough: the first stops all lines
                 raise errors.exceptions[0] from None
-            return BatchSummary(num_lines, self._num_failed, len(done))
+            return BatchSummary(num_lines, self._num_failed, len(done), self._num_cut)
 
     def _lines(self) -> Iterator[Line]:
         known_ids: set[str] = set()
@@ -115,7 +117,10 @@ class Batch:
 
         Raises ConfigError if a row is of no line of this input: then they could never add up.
         """
-        rows = {row["id"]: (self._output_path, row["custom_id"]) for row in self._output.rows()}
+        rows = {}
+        for row in self._output.rows():
+            rows[row["id"]] = (self._output_path, row["custom_id"])
+            self._num_cut += is_cut(row)
         for row in self._errors.rows():
             rows[row["id"]] = (self._error_path, row["custom_id"])
             self._num_failed += 1
@@ -137,6 +142,7 @@ class Batch:
             if line.refusal:
                 raise line.refusal
             row, file = output_row(line, await self._result(line)), self._output
+            self._num_cut += is_cut(row)
         except _LINE_ERRORS as error:
             row, file = error_row(line, error), self._errors
             self._num_failed += 1

@@ -7,26 +7,45 @@ never run as something else than what it asks for.
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, chain, repeat
 from typing import Any
 
 from ingine.errors import ClientError, ErrorCode, IngineError, InvalidJob, JobCancelled, JobExpired, JobFailed
-from ingine.sampling_params import SamplingParams
+from ingine.sampling_params import NEUTRAL_PARAMS, SamplingParams, is_neutral
 from producer.results import Result
 
 CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
-_IGNORED = {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key"}
-_NEUTRAL = {
-    "n": 1,
-    "best_of": 1,
-    "stream": False,
-    "echo": False,
-    "suffix": "",
-    "tools": [],
-    "tool_choice": "none",
-    "response_format": {"type": "text"},
+_IGNORED = {
+    *("user", "store", "metadata", "service_tier"),
+    *("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
 }
+"""What changes nothing in the output, whatever its value."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = NEUTRAL_PARAMS | {
+    # OpenAI's:
+    "stream": (False,),
+    "echo": (False,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "verbosity": ("medium",),
+    # vLLM's:
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "priority": (0,),
+}
+"""What we do not have, with the values at which it changes nothing. Null always does."""
 _RENAMED = {"max_completion_tokens": "max_tokens"}
+FINISH_LENGTH = "length"
 _SERVER_ERRORS = (ErrorCode.ENGINE_ERROR, ErrorCode.WORKER_LOST)
 
 
@@ -148,6 +167,9 @@ def _prompt(prompt: Any) -> Any:
 
 def _sampling(body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
     sampling = {}
+    neutral = _NEUTRAL | {"add_special_tokens": (not chat,)}  # as the prompt is tokenised
+    if "max_completion_tokens" in body:
+        body.pop("max_tokens", None)  # its older name
     if chat:  # a completion's `logprobs` is the number itself
         wanted, num_top = body.pop("logprobs", False), body.pop("top_logprobs", 0)
         if wanted:
@@ -157,7 +179,7 @@ def _sampling(body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
     for name, value in body.items():
         if _RENAMED.get(name, name) in SamplingParams.model_fields:
             sampling[_RENAMED.get(name, name)] = _bias(value) if name == "logit_bias" else value
-        elif name not in _IGNORED and (name not in _NEUTRAL or value != _NEUTRAL[name]):
+        elif name not in _IGNORED and not is_neutral(value, neutral.get(name, ())):
             raise LineRefused("unsupported_parameter", f"{name} is not supported", name)
     return sampling
 
@@ -202,6 +224,14 @@ def output_row(line: Line, result: Result) -> dict[str, Any]:
     return _row(line, {"status_code": 200, "request_id": result.job_id, "body": body}, None)
 
 
+def is_cut(row: dict[str, Any]) -> bool:
+    """Whether a row of the output file, by whomever, has output that length has ended."""
+    try:
+        return row["response"]["body"]["choices"][0]["finish_reason"] == FINISH_LENGTH
+    except (KeyError, TypeError, IndexError):
+        return False
+
+
 def error_row(line: Line, error: IngineError) -> dict[str, Any]:
     """A line of the error file. Refused or failed: an HTTP-like response. Not run to its end: `error`."""
     if isinstance(error, (JobCancelled, JobExpired)):
@@ -223,29 +253,34 @@ def _row(line: Line, response: dict | None, error: dict | None) -> dict[str, Any
     return {"id": line.row_id, "custom_id": line.custom_id, "response": response, "error": error}
 
 
-def _token(token_id: int) -> str:
-    """The producer has no tokenizer; this is how vLLM names tokens in the same position."""
-    return f"token_id:{token_id}"
+def _tokens(logprobs: dict) -> Iterator[tuple[str, float, list[int] | None]]:
+    """Text, logprob and bytes of the token that was chosen, then of the likeliest ones.
+
+    Where the worker has not said what the bytes are, the text names the id, as vLLM does.
+    """
+    pairs = [(logprobs["token_id"], logprobs["logprob"]), *logprobs["top"]]
+    token_bytes = chain((logprobs.get("bytes"),), logprobs.get("top_bytes", ()), repeat(None))
+    for (token_id, logprob), named in zip(pairs, token_bytes, strict=False):
+        text = f"token_id:{token_id}" if named is None else bytes(named).decode(errors="replace")
+        yield text, logprob, named
 
 
 def _chat_logprobs(logprobs: list[dict]) -> dict[str, Any]:
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        return {"token": _token(token_id), "logprob": logprob, "bytes": None}
-
-    return {
-        "content": [
-            entry(token["token_id"], token["logprob"])
-            | {"top_logprobs": [entry(*top) for top in token["top"]]}
-            for token in logprobs
-        ]
-    }
+    content = []
+    for of_token in logprobs:
+        chosen, *top = (
+            {"token": text, "logprob": logprob, "bytes": named} for text, logprob, named in _tokens(of_token)
+        )
+        content.append(chosen | {"top_logprobs": top})
+    return {"content": content, "refusal": None}
 
 
 def _completion_logprobs(logprobs: list[dict]) -> dict[str, Any]:
+    of_tokens = [list(_tokens(of_token)) for of_token in logprobs]
+    texts = [text for (text, _, _), *_ in of_tokens]
     return {
-        "tokens": [_token(token["token_id"]) for token in logprobs],
-        "token_logprobs": [token["logprob"] for token in logprobs],
-        "top_logprobs": [
-            {_token(token_id): logprob for token_id, logprob in token["top"]} for token in logprobs
-        ],
+        "tokens": texts,
+        "token_logprobs": [logprob for (_, logprob, _), *_ in of_tokens],
+        "top_logprobs": [{text: logprob for text, logprob, _ in top} for _, *top in of_tokens],
+        "text_offset": list(accumulate(map(len, texts[:-1]), initial=0)),
     }

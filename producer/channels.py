@@ -9,6 +9,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
+from ingine.servers import is_lacking
 from producer.home import end_tasks, is_cancelled
 
 MAX_UNREAD_EVENTS = 256
@@ -106,6 +107,8 @@ class ChannelHub:
                 if not self._closed and not self._told:
                     self._told = True
                     log.warning("no live events (%s), streams go on from the log", error)
+                if is_lacking(error):
+                    self._closed = True  # it will not be known later either
             finally:
                 await connection.disconnect(nowait=True)
             if not is_cancelled():

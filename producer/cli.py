@@ -10,6 +10,7 @@ import typer
 
 from producer import Chunk, Client, JobHandle, Priority
 from producer.batch import DEFAULT_WINDOW, Batch, BatchSummary
+from producer.batch_format import FINISH_LENGTH
 from producer.batch_progress import make_progress
 from producer.cli_options import AsJson, QueueName, RedisUrl, print_fields, print_json
 from producer.cli_queue import dead_app, queue_app
@@ -23,9 +24,7 @@ JobId = Annotated[str, typer.Argument(help="What `submit` printed.", show_defaul
 
 def register(app: typer.Typer) -> None:
     for command in (submit, stream, batch, status, cancel):
-        # Typer keeps the line breaks of all paragraphs but the first.
-        paragraphs = (" ".join(paragraph.split()) for paragraph in command.__doc__.split("\n\n"))
-        app.command(help="\n\n".join(paragraphs))(command)
+        app.command()(command)
     app.add_typer(queue_app, name="queue")
     app.add_typer(dead_app, name="dead")
 
@@ -37,7 +36,9 @@ def submit(
         bool,
         typer.Option("--chat/--raw", help="As a user's message in the model's chat template, or as it is."),
     ] = True,
-    max_tokens: Annotated[int | None, typer.Option(help="At most so many output tokens.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="At most so many output tokens. Unset: what the model's length leaves.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
@@ -56,6 +57,9 @@ def submit(
     queue: QueueName = None,
 ) -> None:
     """Submit one job, and print its id; with --stream, its output.
+
+    Sampling options that are not given are the model's own (its generation_config.json), else vLLM's neutral
+    values: temperature 1.
 
     Exit status: 0 accepted (with --stream: finished), 1 refused by the queue, failed, cancelled or expired,
     2 wrong usage or invalid job, 3 server unavailable.
@@ -166,6 +170,8 @@ def batch(
     else:
         num_ok = summary.num_lines - summary.num_failed
         typer.echo(f"{num_ok} of {summary.num_lines} lines in {output}, {summary.num_failed} in {errors}")
+    if summary.num_cut:
+        typer.echo(f"ingine: {summary.num_cut} outputs were cut by length (finish_reason: length)", err=True)
     if summary.num_failed:
         raise typer.Exit(1)
 
@@ -191,6 +197,7 @@ def _print_stream(job: JobHandle, as_json: bool) -> None:
                 ends_line = chunk.text.endswith("\n")
                 typer.echo(chunk.text, nl=False)
                 sys.stdout.flush()
+        result = job.result()
     except KeyboardInterrupt:
         typer.echo(
             f"\ningine: the job goes on. Follow it: ingine stream {job.job_id} --from {position}; "
@@ -201,6 +208,9 @@ def _print_stream(job: JobHandle, as_json: bool) -> None:
     finally:
         if not ends_line:
             typer.echo()
+    if result.finish_reason == FINISH_LENGTH:
+        num_tokens = len(result.token_ids)
+        typer.echo(f"ingine: the output was cut at {num_tokens} tokens (finish_reason: length)", err=True)
 
 
 def _chunk_fields(chunk: Chunk) -> dict[str, Any]:

@@ -115,8 +115,10 @@ def drain(
 @queue_app.command("limits")
 def limits(
     max_jobs: Annotated[int | None, typer.Option(min=1, help="Jobs that wait or run.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(min=1, help="Bytes of jobs that wait or run.")] = None,
-    max_job_bytes: Annotated[int | None, typer.Option(min=1, help="Size of one job.")] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Bytes of jobs that wait or run; 2GiB, say.")
+    ] = None,
+    max_job_bytes: Annotated[str | None, typer.Option(metavar="BYTES", help="Size of one job.")] = None,
     max_jobs_per_s: Annotated[
         float | None, typer.Option(min=0, help="Submissions of one tenant; 0: no limit.")
     ] = None,

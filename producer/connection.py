@@ -1,14 +1,17 @@
 """Commands on a server: one small pool, retries, and errors that say what to do."""
 
 import asyncio
+import hashlib
+import re
 from collections.abc import Awaitable, Callable
+from importlib.resources import files
 from typing import TypeVar
 
 from redis import exceptions
 from redis.asyncio import Redis
 
 from ingine.errors import ConfigError, ServerUnavailable
-from ingine.servers import NoSuchDatabase, Servers, WrongServer
+from ingine.servers import NoSuchDatabase, Servers, WrongServer, is_lacking
 
 T = TypeVar("T")
 MAX_CONNECTIONS = 8
@@ -91,5 +94,24 @@ def _what_to_do(error: exceptions.RedisError) -> str:
             return "is loading its files: try again in a moment"
         case exceptions.ConnectionError() | exceptions.TimeoutError():
             return f"cannot be reached ({error}): is it running, and is INGINE_REDIS_URL right?"
+        case _ if is_lacking(error):
+            return (
+                f"lacks a command ({error}{_called_in_script(error)}): ingine needs Redis 7 or later, or "
+                "Valkey 8 or later, without rename-command"
+            )
         case _:
-            return f"refuses the command: {error}"
+            return f"refuses the command: {error}{_called_in_script(error)}"
+
+
+def _called_in_script(error: exceptions.RedisError) -> str:
+    """The command at the line of our script that the server names: often it tells no more than that."""
+    found = re.search(r"script: (?:([0-9a-f]{40}), )?on @user_script:(\d+)", str(error))
+    if found is None:
+        return ""
+    digest, number = found[1], int(found[2])
+    names = set()
+    for path in files("producer").joinpath("scripts").iterdir():
+        text = path.read_text()
+        if digest in (None, hashlib.sha1(text.encode()).hexdigest()):  # Valkey leaves it out
+            names |= set(re.findall(r"redis\.call\('(\w+)'", "".join(text.splitlines()[number - 1 : number])))
+    return f", which calls {' or '.join(sorted(names))}" if names else ""

@@ -10,6 +10,7 @@ from functools import partial
 import msgpack
 from redis.asyncio import Redis
 
+from ingine.byte_sizes import parse_bytes
 from ingine.errors import ClientError, InvalidArgument, InvalidJob
 from ingine.keys import JOB_FIELD, MAX_PARTITIONS, Keys
 from ingine.wire import decode_job
@@ -70,20 +71,22 @@ class QueueControl:
         self,
         *,
         max_jobs: int | None = None,
-        max_job_bytes: int | None = None,
-        max_bytes: int | None = None,
+        max_job_bytes: int | str | None = None,
+        max_bytes: int | str | None = None,
         max_jobs_per_s: float | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         """Limits from now on, of each partition by itself; None leaves one as it is.
 
-        max_jobs, max_bytes: of all jobs that wait or run. max_job_bytes: of one job.
+        max_jobs, max_bytes: of all jobs that wait or run. max_job_bytes: of one job. Text such as
+        "2GiB" is taken for bytes.
         max_jobs_per_s: of each tenant; 0 lifts it.
         weights: tenant -> its share of the work while others wait too, against the 1 of whom is not named.
 
         Raises InvalidArgument for a number that cannot be one.
         """
-        counts = {"max_jobs": max_jobs, "max_job_bytes": max_job_bytes, "max_bytes": max_bytes}
+        sizes = {"max_job_bytes": max_job_bytes, "max_bytes": max_bytes}
+        counts = {"max_jobs": max_jobs} | {name: _bytes(name, size) for name, size in sizes.items()}
         for name, limit in counts.items():
             if limit is not None:
                 counts[name] = arguments.integer(name, limit, at_least=1)
@@ -274,3 +277,10 @@ def _age(letter: DeadLetter) -> tuple[int, ...]:
 
 def _no_letter(entry_id: str) -> str:
     return f"no dead letter {entry_id!r}: requeued or purged already"
+
+
+def _bytes(name: str, size: int | str | None) -> int | None:
+    try:
+        return parse_bytes(size)
+    except ValueError as error:
+        raise InvalidArgument(f"{name} {error}, not {size!r}") from None

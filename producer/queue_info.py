@@ -12,15 +12,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from ingine.errors import ClientError
-from ingine.keys import GROUP, RELEASED, WAITING, Keys, Priority
+from ingine.keys import GROUP, Keys, Priority, is_worker
 from ingine.wire import DEFAULT_MAX_JOB_BYTES, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_MAX_QUEUED_JOBS
 from producer.results import SILENT_AFTER_S, QueueInfo, is_serving
 
 LOST_AFTER_S = 30
 """Twice the lease that workers have by default: its jobs are with others, unless there are none."""
-
-_NO_WORKERS = {WAITING.encode(), RELEASED.encode()}
-"""Consumers whose entries nobody runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +122,7 @@ def _is_no_group(error: RedisError) -> bool:
 def _num_running(pending: dict | ResponseError) -> int:
     if isinstance(pending, ResponseError):
         return 0
-    return sum(
-        consumer["pending"] for consumer in pending["consumers"] if consumer["name"] not in _NO_WORKERS
-    )
+    return sum(consumer["pending"] for consumer in pending["consumers"] if is_worker(text(consumer["name"])))
 
 
 def read_heartbeat(raw: bytes, now_s: int) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class Chunk:
     position: int
     """Output tokens up to and including this chunk: give it to `attach` or `stream` to go on after it."""
     logprobs: list[dict[str, Any]] | None = None
-    """If asked for, one a token: {token_id, logprob, top: [[token_id, logprob], ...]}."""
+    """If asked for, one a token: {token_id, logprob, top: [[token_id, logprob], ...], bytes, top_bytes}. The
+    bytes, lists of ints, are UTF-8: a character may be several tokens. An older worker gives none."""
 
 
 @dataclass(frozen=True, slots=True)

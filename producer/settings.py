@@ -3,17 +3,16 @@
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from ingine.environment import ENV_FILE, ENV_PREFIX, check_variables
 from ingine.errors import ConfigError
 from ingine.keys import Keys
 from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
 
-ENV_PREFIX = "INGINE_"
-
 
 class ProducerSettings(BaseSettings):
     # A worker's variables may lie in the same `.env`, so those that are not ours are no error.
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
@@ -35,6 +34,7 @@ class ProducerSettings(BaseSettings):
 
 def load_settings(**overrides: str | None) -> ProducerSettings:
     """Settings from arguments, else variables, `.env`, secret files. ConfigError names the variable."""
+    check_variables()
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return ProducerSettings(_secrets_dir=secrets_dir(), **given)

@@ -19,7 +19,7 @@ from ingine.errors import (
     RateLimited,
 )
 from ingine.keys import Keys, Priority, partition_of
-from ingine.sampling_params import SamplingParams
+from ingine.sampling_params import NEUTRAL_PARAMS, SamplingParams
 from ingine.wire import (
     DEFAULT_MAX_JOB_BYTES,
     DEFAULT_MAX_QUEUED_BYTES,
@@ -28,11 +28,12 @@ from ingine.wire import (
     Job,
     decode_job,
     encode_job,
+    token_cost,
 )
 from producer.arguments import plain, seconds
 
 MAX_IDEMPOTENCY_KEY = 256
-CHARS_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
 
 
 class Repartitioned(Exception):
@@ -78,8 +79,10 @@ class Submission:
         """Tokens that the job may take, for fair shares: a guess, since texts are not tokenised."""
         job = self.job
         prompt = job.prompt or "".join(message.content for message in job.messages or ())
-        num_prompt_tokens = len(prompt) // CHARS_PER_TOKEN if isinstance(prompt, str) else len(prompt)
-        return num_prompt_tokens + job.sampling.max_tokens
+        num_prompt_tokens = (
+            len(prompt.encode()) // BYTES_PER_TOKEN if isinstance(prompt, str) else len(prompt)
+        )
+        return token_cost(num_prompt_tokens, job.sampling.max_tokens)
 
     def script_call(
         self, keys: Keys, num_partitions: int = 1, same: str | None = None
@@ -166,7 +169,7 @@ def build_submission(
     **sampling_fields: Any,
 ) -> Submission:
     """See `AsyncClient.submit`. Raises InvalidJob, and InvalidArgument for a keyword that nobody knows."""
-    if unknown := sampling_fields.keys() - SamplingParams.model_fields.keys():
+    if unknown := sampling_fields.keys() - SamplingParams.model_fields.keys() - NEUTRAL_PARAMS.keys():
         raise InvalidArgument(
             f"submit() has no argument {sorted(unknown)[0]!r}, nor is it a sampling parameter"
         )
@@ -221,7 +224,7 @@ def _check_idempotency_key(key: Any) -> None:
 def _sampling_fields(sampling: Any) -> Any:
     """As the wire has them. What is no map stays as it is: validation will say so."""
     if isinstance(sampling, SamplingParams):
-        return sampling.model_dump(exclude_defaults=True)
+        return sampling.given()
     if isinstance(sampling, Mapping) and isinstance(bias := sampling.get("logit_bias"), Mapping):
         # As in OpenAI's API, where the ids come out of JSON.
         ids = {int(i) if isinstance(i, str) and i.isdecimal() else i: value for i, value in bias.items()}

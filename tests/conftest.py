@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.servers import durable_server
 from worker.embedded import EmbeddedServer
 
 # Without a GPU the Triton kernels run in triton's interpreter, which is chosen when triton is first imported.
@@ -24,7 +25,7 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(tmp_path_factory.mktemp("valkey")) as server:
+    with durable_server(tmp_path_factory.mktemp("valkey")) as server:
         yield server
 
 

@@ -122,9 +122,20 @@ def test_a_server_that_cannot_start_shows_its_log(tmp_path):
         EmbeddedServer(tmp_path).start()
 
 
-def test_the_missing_wheel_is_named(tmp_path, monkeypatch):
+def test_without_the_wheel_an_installed_server_serves(tmp_path, monkeypatch):
+    installed = tmp_path / "bin" / "redis-server"
+    installed.parent.mkdir()
+    installed.symlink_to(embedded.find_binary())
     monkeypatch.setattr(embedded, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"ingine\[embedded\]"):
+    monkeypatch.setenv("PATH", str(installed.parent))
+    with EmbeddedServer(tmp_path / "data") as server:
+        assert answers(server.url) and embedded.find_binary() == installed
+
+
+def test_without_any_server_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"ingine\[embedded\].*redis-server.*INGINE_REDIS_URL"):
         EmbeddedServer(tmp_path).start()
 
 

@@ -1,14 +1,9 @@
 """A Redis URL that cannot be used: what is wrong with it is named, at once."""
 
-import asyncio
-
 import pytest
 
 from ingine.errors import ConfigError
-from ingine.keys import Keys
-from ingine.servers import Servers
 from producer import AsyncClient, Client, ServerUnavailable
-from worker.startup import check_server
 
 
 @pytest.mark.parametrize(
@@ -45,13 +40,3 @@ def test_a_database_that_the_server_does_not_have(redis_url: str, monkeypatch: p
         for call in (lambda: client.submit("hi"), lambda: client.attach("x").result(60)):
             with pytest.raises(ServerUnavailable, match=r"no database 99999.*INGINE_REDIS_URL"):
                 call()
-
-    async def start_a_worker() -> None:
-        servers = Servers(url, client_name="test")
-        try:
-            await check_server(servers.client(Keys()), servers.where)
-        finally:
-            await servers.aclose()
-
-    with pytest.raises(ConfigError, match=r"INGINE_REDIS_URL.*no database 99999"):
-        asyncio.run(start_a_worker())

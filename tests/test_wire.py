@@ -12,6 +12,8 @@ from ingine.errors import ErrorCode, InvalidJob
 from ingine.keys import Keys
 from ingine.sampling_params import SamplingParams
 from ingine.wire import (
+    EXPECTED_OUTPUT_TOKENS,
+    MAX_TOKEN_COST,
     Job,
     JobStatus,
     TerminalEvent,
@@ -20,6 +22,7 @@ from ingine.wire import (
     decode_job,
     encode_event,
     encode_job,
+    token_cost,
 )
 
 MIB = 1 << 20
@@ -122,6 +125,36 @@ def test_a_job_comes_back_as_it_went():
         metadata={"n": [1, {"x": None}]},
     )
     assert decode_job(encode_job(sent)) == sent
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 0, "max_tokens": 7, "stop": ("x",)}],
+    ids=repr,
+)
+def test_a_job_carries_what_was_set_and_nothing_else(given):
+    """Also where it is the default: what is not set is the model's to decide."""
+    raw = encode_job(Job(id="a", prompt="x", sampling=SamplingParams(**given)))
+    assert decode_job(raw).sampling.given() == given
+    assert msgpack.unpackb(raw).get("sampling", {}).keys() == given.keys()
+    assert encode_job(decode_job(raw)) == raw
+
+
+def test_what_means_nothing_may_be_on_the_wire():
+    sampling = {"n": 1, "stop": None, "max_tokens": None, "skip_special_tokens": True, "temperature": 0}
+    assert decode_job(job(sampling=sampling)).sampling.given() == {"temperature": 0.0}
+
+
+def test_what_is_not_supported_is_named():
+    with pytest.raises(InvalidJob, match=r"`sampling\.n`: not supported") as caught:
+        decode_job(job(sampling={"n": 2}))
+    assert caught.value.code == ErrorCode.INVALID_PARAMETER
+
+
+def test_the_cost_of_a_job_stays_sane():
+    assert token_cost(10, 7) == 17
+    assert token_cost(10, None) == 10 + EXPECTED_OUTPUT_TOKENS
+    assert token_cost(10, 10**9) == token_cost(2**70, 2**64 - 1) == MAX_TOKEN_COST
 
 
 @pytest.mark.parametrize(

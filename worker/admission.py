@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError, ResponseError
 
 from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
+from ingine.foreign_formats import no_job_field
 from ingine.keys import Priority
-from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job
+from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job, token_cost
 from worker.engine_link import EngineHost
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
@@ -110,27 +111,36 @@ class Admission:
             await self._publisher.bury(queue, entry, ErrorCode.BAD_RECORD, BAD_RECORD.format(error))
             return True
 
+    async def release(self, queue: Queue, entry: Entry) -> None:
+        """Leave an entry that does not run here to any worker. A begin whose reply was lost is no death."""
+        _, job_id = _decode(entry, MAX_JOB_BYTES)
+        await queue.release(entry, job_id or "", 0)
+
     async def _admit(self, queue: Queue, entry: Entry, max_job_bytes: int, alone: bool) -> bool:
-        try:
-            # What submit.lua has accepted stays accepted, whatever the limit is by now.
-            max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes
-            job, fault = decode_job(entry.raw, max_bytes=max_bytes), None
-            job_id, reply_to = job.id, job.reply_to
-        except InvalidJob as invalid:
-            job, fault = None, invalid
-            job_id, reply_to = invalid.job_id, invalid.reply_to
+        if entry.foreign:
+            reason = no_job_field(name for name, _ in entry.foreign)
+            await self._publisher.bury(queue, entry, ErrorCode.INVALID_SHAPE, reason)
+            return True
+        # What submit.lua has accepted stays accepted, whatever the limit is by now.
+        job, job_id = _decode(entry, MAX_JOB_BYTES if entry.accepted else max_job_bytes)
         if job_id is None:
-            await self._publisher.bury(queue, entry, fault.code, str(fault))
+            await self._publisher.bury(queue, entry, job.code, str(job))
             return True
 
-        begun = await queue.begin(entry, job_id, reply_to, alone=alone)
-        if begun.verdict == "duplicate":
+        model = job.model if isinstance(job, Job) else None
+        if model in queue.served_elsewhere and not entry.abandoned:
+            await queue.park(entry, job_id, model)
+            return True
+        begun = await queue.begin(entry, job_id, job.reply_to, alone=alone)
+        if begun.verdict == "other_model":
+            await queue.park(entry, job_id, begun.fingerprint)
+        elif begun.verdict == "duplicate":
             reason = f"another entry has the job id {job_id}"
             await self._publisher.bury(queue, entry, ErrorCode.DUPLICATE_ID, reason)
         elif begun.verdict == "run":
             self._metrics.began(begun, entry.priority)
             try:
-                await self._begin(queue, entry, job or fault, job_id, begun)
+                await self._begin(queue, entry, job, job_id, begun)
             except (RedisError, OSError):
                 raise
             except Exception as error:
@@ -144,7 +154,7 @@ class Admission:
     async def _begin(
         self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, begun: Begun
     ) -> None:
-        if (ending := self._ends_at_the_door(job, begun)) is not None:
+        if (ending := self._ends_at_the_door(queue, job, begun)) is not None:
             status, error = ending
             metadata = job.metadata if isinstance(job, Job) else None
             await self._publisher.reject(queue, entry, job_id, job.reply_to, begun, status, error, metadata)
@@ -154,7 +164,9 @@ class Admission:
         else:
             await self._start(queue, entry, job, begun)
 
-    def _ends_at_the_door(self, job: Job | InvalidJob, begun: Begun) -> tuple[JobStatus, dict | None] | None:
+    def _ends_at_the_door(
+        self, queue: Queue, job: Job | InvalidJob, begun: Begun
+    ) -> tuple[JobStatus, dict | None] | None:
         """Status and error of a job that is not to run, else None."""
         if isinstance(job, InvalidJob):
             return JobStatus.FAILED, {"code": str(job.code), "message": str(job)}
@@ -165,6 +177,9 @@ class Admission:
         if begun.deaths >= self._max_deaths:
             message = f"{begun.deaths} workers died or failed while they ran this job; it is not tried again"
             return JobStatus.FAILED, {"code": str(ErrorCode.WORKER_LOST), "message": message}
+        if begun.fingerprint and not queue.model.same_weights(begun.fingerprint):
+            message = f"its tokens are of the model {begun.fingerprint}, which no worker serves any more"
+            return JobStatus.FAILED, {"code": str(ErrorCode.MODEL_CHANGED), "message": message}
         return None
 
     async def _start(self, queue: Queue, entry: Entry, job: Job, begun: Begun) -> None:
@@ -187,7 +202,8 @@ class Admission:
         if begun.position:
             committed = await until_served("read log", lambda: queue.committed(job.id))
         running.position = len(committed)
-        running.num_tokens = len(prompt_token_ids) + params.max_tokens
+        cost = token_cost(len(prompt_token_ids), job.sampling.max_tokens)
+        running.num_tokens = min(cost, self._engine.limits.max_num_tokens)
         if job.deadline_ms is not None:
             left_s = (job.deadline_ms - running.since_submit_ms) / 1000
             running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)
@@ -214,3 +230,12 @@ class Admission:
             arrival_time=running.arrival,
             output_token_ids=committed,
         )
+
+
+def _decode(entry: Entry, max_bytes: int) -> tuple[Job | InvalidJob, str | None]:
+    """The job, or why it is none, and the id that the entry bears, if it can be read."""
+    try:
+        job = decode_job(entry.raw, max_bytes=max_bytes)
+    except InvalidJob as fault:
+        return fault, fault.job_id
+    return job, job.id

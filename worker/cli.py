@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ingine.environment import check_variables
+from worker.flags import with_flags
 from worker.frozen_imports import frozen_imports
 from worker.settings import WorkerSettings, load_settings
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ingine.config import EngineConfig
     from ingine.tokenizer import Tokenizer
     from worker.engine_link import EngineHost
+    from worker.served_model import ServedModel
 
 NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 """What the driver puts there, in containers too; the second on Windows' Linux."""
@@ -27,35 +30,41 @@ EXIT_NOW = 130
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        "worker",
-        help="Run a worker: take jobs from the queue, generate, publish every token.",
-        add_help_option=False,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(worker)
+    app.command("worker")(with_flags(worker))
 
 
-def worker(context: typer.Context) -> None:
-    run_worker(load_settings(context.args))
+def worker(**flags: object) -> None:
+    """Run a worker: take jobs from the queue, generate, publish every token.
+
+    Each option is also a variable (--lease-s is INGINE_LEASE_S) or a line in `.env`. Options win over
+    variables, variables over `.env`. Sizes in bytes may have a unit (2GB, 2GiB), durations are in seconds.
+
+    Exit status: 0 drained, 1 a part of the worker broke, 2 wrong setting, model or device, 130 second signal.
+    """
+    run_worker(load_settings(**flags))
 
 
 def run_worker(settings: WorkerSettings) -> None:
     """Blocks until a signal ends it. Loads the model first: a wrong one fails before Redis is touched."""
     with frozen_imports():
         from worker.embedded import ensure_server
-        from worker.logs import setup_logging
+        from worker.http_port import with_usable_port
+        from worker.logs import log_event, setup_logging
         from worker.worker import Worker  # noqa: F401
 
     setup_logging(settings.log_level, as_json=settings.log_json)
+    for name in check_variables():
+        log_event(logging.getLogger("worker"), logging.WARNING, "unknown variable", variable=name)
     if settings.tensor_parallel_size > 1 and os.environ.get("RANK", "0") != "0":
         follow(settings)
         return
-    engine, served_names = build_engine(settings)
+    settings = with_usable_port(settings)
+    engine, model = build_engine(settings)
     url, server = ensure_server(settings.redis_url)
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection need look through it again
     try:
-        asyncio.run(_serve(settings, url, engine, served_names))
+        asyncio.run(_serve(settings, url, engine, model))
     finally:
         engine.close()
         if server:
@@ -86,25 +95,33 @@ def follow(settings: WorkerSettings) -> None:
         os._exit(0)  # NCCL's destructors may wait for graphs that were captured with it
 
 
-def build_engine(settings: WorkerSettings) -> "tuple[EngineHost, frozenset[str]]":
-    """The engine, and the names under which jobs may ask for its model.
+def build_engine(settings: WorkerSettings) -> "tuple[EngineHost, ServedModel]":
+    """The engine, and the model that it serves.
 
     A GPU computes while Python goes on, so what holds the interpreter holds up the next step: there the
     engine gets a process of its own. On a CPU the two compete for the cores, not for the interpreter.
     """
-    from ingine.model_store import names_of
-
     config = engine_config(settings)
     if _may_be_gpu(settings.device):
         from worker.engine_child import command
         from worker.engine_process import EngineProcess
 
         program = command(config, log_level=settings.log_level, log_json=settings.log_json)
-        return EngineProcess(program, lambda: _load_tokenizer(config.model)), names_of(config.model)
+        engine = EngineProcess(program, lambda: _load_tokenizer(config.model))
+        return engine, _served_model(config.model, engine.numerics)
     with frozen_imports():
         from ingine.engine import Engine
         from worker.engine_thread import EngineThread
-    return EngineThread(lambda: Engine(config)), names_of(config.model)
+    engine = EngineThread(lambda: Engine(config))
+    return engine, _served_model(config.model, engine.numerics)
+
+
+def _served_model(model: str, numerics: str) -> "ServedModel":
+    from ingine.fingerprint import model_fingerprint
+    from ingine.model_store import names_of, resolve_model
+    from worker.served_model import ServedModel
+
+    return ServedModel(names_of(model), model_fingerprint(resolve_model(model)), numerics)
 
 
 def _may_be_gpu(device: str) -> bool:
@@ -117,11 +134,11 @@ def _may_be_gpu(device: str) -> bool:
     return any(Path(path).exists() for path in NVIDIA_DEVICES)
 
 
-def _load_tokenizer(model: str) -> "Tokenizer":
+def _load_tokenizer(model: str) -> "Tokenizer | None":
     from ingine.model_store import resolve_model
-    from ingine.tokenizer import Tokenizer
+    from ingine.tokenizer import load_tokenizer
 
-    return Tokenizer.from_folder(resolve_model(model))
+    return load_tokenizer(resolve_model(model))
 
 
 def engine_config(settings: WorkerSettings) -> "EngineConfig":
@@ -131,12 +148,10 @@ def engine_config(settings: WorkerSettings) -> "EngineConfig":
     return EngineConfig(**settings.engine_options() | {"model": settings.model or DEFAULT_MODEL})
 
 
-async def _serve(
-    settings: WorkerSettings, url: str, engine: "EngineHost", served_names: frozenset[str]
-) -> None:
+async def _serve(settings: WorkerSettings, url: str, engine: "EngineHost", model: "ServedModel") -> None:
     from worker.worker import Worker
 
-    worker = Worker(settings, url, engine, served_names=served_names)
+    worker = Worker(settings, url, engine, model=model)
     loop = asyncio.get_running_loop()
     signals = itertools.count(1)
 

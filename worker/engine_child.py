@@ -85,8 +85,8 @@ class _Server:
             raise  # its traceback is for the log
         gc.collect()
         gc.freeze()  # what is loaded stays: no collection need look through it again
-        limits = asdict(self._thread.engine.limits)
-        self._send("built", self._thread.max_num_seqs, limits, self._stats)
+        limits = asdict(self._thread.limits)
+        self._send("built", self._thread.max_num_seqs, self._thread.numerics, limits, self._stats)
         while not self._ended.wait(PULSE_S):
             if self._computes:
                 self._send("pulse", self._thread.step_age_s, self._stats)

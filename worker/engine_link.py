@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ingine.outputs import EngineStats, SeqOutput
+from ingine.request_limits import RequestLimits
 from ingine.sampling_params import SamplingParams
 from ingine.tokenizer import Tokenizer
 
@@ -34,8 +35,13 @@ class EngineHost(Protocol):
     @property
     def max_num_seqs(self) -> int: ...
 
-    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
-        """As `Engine.validate`, from any thread."""
+    @property
+    def numerics(self) -> str:
+        """As `Engine.numerics`."""
+
+    @property
+    def limits(self) -> RequestLimits:
+        """Checks and completes requests, from any thread."""
 
     async def start(self, deliver: Callable[[StepMessage], None]) -> None:
         """Begin to run. `deliver` is called in the running loop, in the order in which was computed."""

@@ -42,8 +42,8 @@ class EngineProcess:
         self._broken = False
         self._step_age_s = 0.0
         try:
-            self.max_num_seqs, limits, stats = self._wait_until_built()
-            self._limits = RequestLimits(**limits)
+            self.max_num_seqs, self.numerics, limits, stats = self._wait_until_built()
+            self.limits = RequestLimits(**limits)
             self.stats: EngineStats = unpack_stats(stats)
             self.tokenizer = load_tokenizer()
         except BaseException:
@@ -53,9 +53,6 @@ class EngineProcess:
     @property
     def pid(self) -> int:
         return self._popen.pid
-
-    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
-        self._limits.validate(prompt_token_ids, params)
 
     async def start(self, deliver: Callable[[StepMessage], None]) -> None:
         self._deliver = deliver
@@ -115,7 +112,7 @@ class EngineProcess:
             self._popen.kill()
             self._popen.wait()
 
-    def _wait_until_built(self) -> tuple[int, dict, list]:
+    def _wait_until_built(self) -> tuple[int, str, dict, list]:
         unpacker = make_unpacker()
         while received := self._connection.recv(1 << 16):
             unpacker.feed(received)

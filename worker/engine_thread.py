@@ -14,6 +14,7 @@ import torch
 from ingine.engine import Engine, EngineStats
 from ingine.errors import EngineError
 from ingine.outputs import SeqOutput
+from ingine.request_limits import RequestLimits
 from ingine.sampling_params import SamplingParams
 from ingine.tokenizer import Tokenizer
 from worker.engine_link import EngineFailure, StepMessage
@@ -70,8 +71,13 @@ class EngineThread:
     def max_num_seqs(self) -> int:
         return self._engine.config.max_num_seqs
 
-    def validate(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
-        self._engine.validate(prompt_token_ids, params)
+    @property
+    def numerics(self) -> str:
+        return self._engine.numerics
+
+    @property
+    def limits(self) -> RequestLimits:
+        return self._engine.limits
 
     async def start(self, deliver: Callable[[StepMessage], None]) -> None:
         post = asyncio.get_running_loop().call_soon_threadsafe

@@ -29,22 +29,31 @@ class Health:
         self._partitions = partitions
         self._publisher = publisher
         self._state = state
+        self._start_error: Exception | None = None
+
+    def wait_for(self, error: Exception) -> None:
+        """The start waits for this to pass."""
+        self._start_error = error
 
     def unhealthy(self) -> str | None:
         if not self._engine.alive:
             return "the engine is not running"
         last_polls = [partition.intake.last_poll for partition in self._partitions]
         if last_polls and (silent_s := time.monotonic() - max(last_polls)) > HEALTHY_POLL_S:
-            return f"Redis has not answered for {silent_s:.0f} s"
+            return f"no read of Redis has succeeded for {silent_s:.0f} s: {self._last_error()}"
         return None
 
     def unready(self) -> str | None:
         if fault := self.unhealthy():
             return fault
         if not any(partition.ready.is_set() for partition in self._partitions):
-            return "Redis has not answered yet"
+            return f"waiting for Redis: {self._last_error()}"
         since = self._publisher.waiting_since
         if since is not None and (waiting_s := time.monotonic() - since) > READY_COMMIT_S:
             return f"Redis has not taken a step's tokens for {waiting_s:.0f} s"
         state = self._state()
         return None if state == "serving" else f"the worker is {state}"
+
+    def _last_error(self) -> str:
+        errors = [partition.intake.last_error for partition in self._partitions if partition.ready.is_set()]
+        return str(next(filter(None, errors or [self._start_error]), "it has not answered yet"))

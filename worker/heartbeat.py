@@ -13,6 +13,7 @@ from ingine.keys import GROUP, Keys, Priority
 from worker.metrics import Metrics
 from worker.queue import script
 from worker.retry import Backoff
+from worker.served_model import ServedModel
 
 INTERVAL_S = 1.0
 FORGET_EVERY = 60
@@ -23,28 +24,34 @@ WORKERS_TTL_S = 24 * 3600
 
 
 class Heartbeat:
-    """`describe()` is what the workers hash says of us; `learn` gets the queue's settings each beat."""
+    """`describe()` is what the workers hash says of us. Each beat `learn` gets the queue's settings, and
+    `learn_models` when a worker last served each model: name or fingerprint -> seconds ago."""
 
     def __init__(
         self,
         redis: Redis,
         keys: Keys,
         worker_id: str,
+        model: ServedModel,
         metrics: Metrics,
         *,
         num_partitions: int,
         describe: Callable[[], dict],
         learn: Callable[[dict[str, str]], None],
+        learn_models: Callable[[dict[str, float]], None],
     ):
         self._redis = redis
         self._keys = keys
         self._worker_id = worker_id
+        self._model = model
         self._metrics = metrics
         self._num_partitions = num_partitions
         self._describe = describe
         self._learn = learn
+        self._learn_models = learn_models
         self._forget = redis.register_script(script("forget"))
         self._early = asyncio.Event()
+        self._since_s: int | None = None
 
     def beat_early(self) -> None:
         self._early.set()
@@ -67,8 +74,10 @@ class Heartbeat:
 
     async def beat(self) -> None:
         now_s, _ = await self._redis.time()
+        self._since_s = self._since_s or now_s
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hset(self._keys.workers, self._worker_id, msgpack.packb(self._describe() | {"at_s": now_s}))
+            beat = self._describe() | {"at_s": now_s, "since_s": self._since_s}
+            pipe.hset(self._keys.workers, self._worker_id, msgpack.packb(beat))
             pipe.expire(self._keys.workers, WORKERS_TTL_S)
             # Should the server have lost it, producers would be sent elsewhere.
             pipe.hsetnx(self._keys.settings, "partitions", self._num_partitions)
@@ -76,12 +85,15 @@ class Heartbeat:
             for stream in (*self._keys.all_jobs, self._keys.dead):
                 pipe.xlen(stream)
             pipe.zcard(self._keys.delayed)
-            _, _, _, settings, *depths, num_dead, num_delayed = await pipe.execute()
+            pipe.hset(self._keys.models, mapping=dict.fromkeys(self._model.aliases, now_s))
+            pipe.hgetall(self._keys.models)
+            _, _, _, settings, *depths, num_dead, num_delayed, _, models = await pipe.execute()
         partition = self._keys.partition or 0
         for priority, depth in zip(Priority, depths, strict=True):
             self._metrics.queue_depth.labels(priority, partition).set(depth)
         self._metrics.dead_depth.labels(partition).set(num_dead)
         self._metrics.delayed_depth.labels(partition).set(num_delayed)
+        self._learn_models({_text(name): now_s - _number(at_s) for name, at_s in models.items()})
         self._learn({_text(name): _text(value) for name, value in settings.items()})
 
     async def leave(self) -> None:
@@ -95,10 +107,21 @@ class Heartbeat:
         for worker_id, raw in (await self._redis.hgetall(self._keys.workers)).items():
             if _last_beat_s(raw) < now_s - FORGET_AFTER_S:
                 await self._redis.hdel(self._keys.workers, worker_id)
+        for model, at_s in (await self._redis.hgetall(self._keys.models)).items():
+            if _number(at_s) < now_s - WORKERS_TTL_S:
+                await self._redis.hdel(self._keys.models, model)
 
 
 def _text(raw: bytes) -> str:
     return raw.decode(errors="replace")  # whoever may write there may write anything
+
+
+def _number(raw: bytes) -> float:
+    """0 for what is no number."""
+    try:
+        return float(raw)
+    except ValueError:
+        return 0.0
 
 
 def _last_beat_s(raw: bytes) -> float:

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from ingine.errors import ConfigError
+from worker.http_port import cannot_listen
 
 Check = Callable[[], str | None]
 """What is wrong, in a sentence, or None."""
@@ -39,9 +40,7 @@ class HttpServer:
         try:
             self._server = ThreadingHTTPServer((host, port), RequestHandler)
         except OSError as error:
-            raise ConfigError(
-                f"INGINE_HTTP_PORT: cannot listen on {host}:{port}: {error.strerror}; 0 takes any free port"
-            ) from None
+            raise ConfigError(cannot_listen(host, port, error)) from None
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
 

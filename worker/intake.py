@@ -42,6 +42,8 @@ class Intake:
         self.max_job_bytes = DEFAULT_MAX_JOB_BYTES
         self.last_poll = time.monotonic()
         """When Redis last answered a read, or there was no need to read."""
+        self.last_error: Exception | None = None
+        """Why it did not answer since."""
         admission.on_room(self.wake)
 
     @property
@@ -68,15 +70,19 @@ class Intake:
                 # A suspect that waits must not keep the others waiting too; it is delivered to us anew.
                 self._forget_suspect()
                 self._lost_delivery = True
+                self.last_error = error
                 await backoff.sleep(error)
             else:
                 backoff.reset()
-        await self._let_go_of_suspect()
+        with contextlib.suppress(RedisError, OSError):  # else it waits until the lease has run out
+            await self._leave_to_peers()
 
     async def _turn(self) -> None:
         if self._lost_delivery:
             await self._admit_lost()
-        if self._suspect:
+        if self._suspect and self.paused:
+            await self._release_suspect()
+        elif self._suspect:
             await self._serve_suspect(self._suspect)
         await self._expire_due()
         if not self._room:
@@ -85,6 +91,7 @@ class Intake:
             self._admission.offer_room()
             await self._admit_surplus(await self._queue.wait_for_new(BLOCK_S))
         self.last_poll = time.monotonic()
+        self.last_error = None
 
     async def _expire_due(self) -> None:
         """Room or not, paused or not: a deadline is the producer's, and holds for jobs that wait too."""
@@ -99,7 +106,7 @@ class Intake:
                 await self._woken.wait()
 
     async def _admit_lost(self) -> None:
-        """What was delivered, though the reply got lost. It is ours, room or not."""
+        """What was delivered, though the reply was lost. It is ours, room or not."""
         entries = await self._queue.own_pending()
         with self._admission.reserve(len(entries)):
             await self._admit_all(entries)
@@ -136,7 +143,7 @@ class Intake:
         with self._admission.reserve(min(self._room, len(entries))) as room:
             await self._admit_all(entries[:room])
         for surplus in entries[room:]:
-            await self._queue.release(surplus, "", 0)
+            await self._admission.release(self._queue, surplus)
 
     async def _admit_all(self, entries: list[Entry]) -> None:
         for start in range(0, len(entries), ENTRIES_AT_ONCE):
@@ -146,24 +153,25 @@ class Intake:
                 raise error
 
     async def _admit(self, entry: Entry) -> None:
-        if self._admission.stopping:
-            await self._queue.release(entry, "", 0)
-        elif self._admission.holds(entry) or entry == self._suspect:
+        """Every entry passes here, so a worker that is paused or stopping begins none."""
+        if self._admission.holds(entry) or entry == self._suspect:
             return
+        if self._admission.stopping or self.paused:
+            await self._admission.release(self._queue, entry)
         elif not await self._admission.admit(self._queue, entry, self.max_job_bytes):
             await self._keep_suspect(entry)
 
     async def _keep_suspect(self, entry: Entry) -> None:
         """One at a time, which waits for us to have nothing else to do. Others may have an idle worker."""
         if self._admission.num_suspects:
-            await self._queue.release(entry, "", 0)
+            await self._admission.release(self._queue, entry)
         else:
             self._suspect = entry
             self._admission.num_suspects += 1
 
     async def _serve_suspect(self, entry: Entry) -> None:
         """Begin it if the worker has nothing else to do; else keep it until it has."""
-        if self._admission.idle and not self.paused:
+        if self._admission.idle:
             with self._admission.reserve_all():
                 await self._admission.admit(self._queue, entry, self.max_job_bytes, alone=True)
             self._forget_suspect()
@@ -177,9 +185,14 @@ class Intake:
             self._suspect = None
             self._admission.num_suspects -= 1
 
-    async def _let_go_of_suspect(self) -> None:
-        """For a peer; if the server is away, when the lease has run out."""
-        if entry := self._suspect:
-            self._forget_suspect()
-            with contextlib.suppress(RedisError, OSError):
-                await self._queue.release(entry, "", 0)
+    async def _release_suspect(self) -> None:
+        entry = self._suspect
+        self._forget_suspect()
+        await self._admission.release(self._queue, entry)
+
+    async def _leave_to_peers(self) -> None:
+        """What we have and have not begun, or do not know to have begun."""
+        if self._suspect:
+            await self._release_suspect()
+        if self._lost_delivery:
+            await self._admit_lost()

@@ -23,7 +23,7 @@ class RunningJob:
     position: int
     """Output tokens that are committed in the log."""
     num_tokens: int = 0
-    """Prompt and the longest output that it may have."""
+    """What it is charged with in its tenant's fair share."""
     arrival: float = 0.0
     """Since when it counts as waiting, in seconds since the epoch: what the engine orders by."""
 

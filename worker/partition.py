@@ -47,10 +47,12 @@ class Partition:
             redis,
             queue.keys,
             queue.worker_id,
+            queue.model,
             metrics,
             num_partitions=num_partitions,
             describe=describe,
             learn=self._learn,
+            learn_models=self._learn_models,
         )
         self._control = ControlListener(redis, queue.keys, self._obey)
         self.ready = asyncio.Event()
@@ -91,6 +93,11 @@ class Partition:
         self.intake.wake()
         if settings.get(f"drain:{self.queue.worker_id}") == "1":
             self._stop()
+
+    def _learn_models(self, silent_s: dict[str, float]) -> None:
+        queue = self.queue
+        lately = {model for model, seconds in silent_s.items() if seconds < queue.model_wait_s}
+        queue.served_elsewhere = frozenset(lately.difference(queue.model.aliases))
 
 
 async def watch_number(redis: Redis, queue: str, number: int) -> None:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
+from ingine.tokenizer import required
 from ingine.wire import Job
 from worker.engine_link import EngineHost
 from worker.logs import log_event
@@ -48,25 +49,24 @@ class PromptReader:
         except Exception as error:  # a tokenizer or template that this job, of all, sets off
             message = f"the prompt cannot be tokenised: {type(error).__name__}: {error}"
             raise InvalidRequest(ErrorCode.ENGINE_ERROR, message) from error
-        params = job.sampling
+        params = self._engine.limits.with_defaults(job.sampling)
         if params.seed is None:
             # Drawn from the job's id, so that whoever resumes it rolls the same dice.
             digest = hashlib.blake2b(job.id.encode(), digest_size=8).digest()
             params = params.model_copy(update={"seed": int.from_bytes(digest, "little") >> 1})
-        self._engine.validate(prompt_token_ids, params)
+        self._engine.limits.validate(prompt_token_ids, params)
         return prompt_token_ids, params
 
     def _token_ids(self, job: Job, submitted_at: datetime) -> list[int]:
         if isinstance(job.prompt, tuple):
             return list(job.prompt)
-        if self._engine.tokenizer is None:
-            raise InvalidRequest(ErrorCode.INVALID_PARAMETER, "this model has no tokenizer: send token ids")
+        tokenizer = required(self._engine.tokenizer)
         if job.messages is not None:
             messages = [message.model_dump() for message in job.messages]
-            return self._engine.tokenizer.encode_chat(messages, now=submitted_at)
+            return tokenizer.encode_chat(messages, now=submitted_at)
         if not job.prompt:
             raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt is empty")
-        return self._engine.tokenizer.encode(job.prompt)
+        return tokenizer.encode(job.prompt)
 
 
 def _num_chars(job: Job) -> int:

@@ -6,7 +6,7 @@ Nothing here retries. Every call may be made again after an error: that is the s
 import itertools
 import math
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgpack
@@ -14,10 +14,21 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from ingine.expiry import expire_due
-from ingine.keys import EVENT_FIELD, GROUP, JOB_FIELD, RELEASED, WAITING, Keys, Priority
+from ingine.keys import (
+    EVENT_FIELD,
+    GROUP,
+    JOB_FIELD,
+    PARKED_PREFIX,
+    RELEASED,
+    WAITING,
+    Keys,
+    Priority,
+    parked,
+)
 from ingine.scripts import read_script
 from ingine.wire import TerminalEvent, TokensEvent, decode_event, encode_event
 from worker.contact import Contact
+from worker.served_model import ServedModel
 from worker.trips import Trips
 
 STALE, CANCELLED, BROKEN = -1, -2, -3
@@ -48,7 +59,7 @@ def nudge(command: str, **fields) -> bytes:
     return msgpack.packb({"command": command, **fields})
 
 
-SCRIPTS = ("take", "claim", "promote", "begin", "append", "finish", "release", "delay", "bury")
+SCRIPTS = ("take", "claim", "promote", "begin", "append", "finish", "release", "delay", "bury", "park")
 
 
 script = partial(read_script, "worker")
@@ -63,6 +74,10 @@ class Entry:
     raw: bytes
     accepted: bool = False
     """It came through submit.lua, which has held it against the queue's limits."""
+    abandoned: bool = field(default=False, compare=False)
+    """It was parked for workers of another model, which are gone."""
+    foreign: tuple[tuple[bytes, bytes], ...] = ()
+    """All fields of an entry that has no `job`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +93,8 @@ class Begun:
     submitted_at: int = 0
     first_token_at: int = 0
     idempotency_key: str | None = None
+    fingerprint: str = ""
+    """Of the model that has made what is committed; empty where nothing is."""
 
 
 @dataclass(slots=True)  # one a token: a frozen one takes three times as long to make
@@ -106,14 +123,18 @@ class Queue:
         keys: Keys,
         worker_id: str,
         redis: Redis,
+        model: ServedModel,
         *,
         result_ttl_s: float,
         max_deaths: int,
+        model_wait_s: float,
         lease_s: float = DEFAULT_LEASE_S,
     ):
         self.keys = keys
         self.worker_id = worker_id
+        self.model = model
         self._redis = redis
+        self.model_wait_s = model_wait_s
         self._result_ttl_s = result_ttl_s
         self._lease_ms = int(lease_s * 1000)
         self._max_deaths = max_deaths
@@ -122,6 +143,8 @@ class Queue:
         self._num_reads = itertools.count(1)
         self.weights: dict[str, float] = {}
         """Of tenants, where they are not 1."""
+        self.served_elsewhere: frozenset[str] = frozenset()
+        """Names and fingerprints that other workers of the queue serve, or did within `model_wait_s`."""
         self.contact = Contact()
 
     # ------------------------------------------------------------------------------------ intake
@@ -165,13 +188,19 @@ class Queue:
         return await self._read_group("0", count=None)
 
     async def claim_idle(self, min_idle_s: float, count: int) -> list[Entry]:
-        """Up to `count` entries whose holders were silent for `min_idle_s`, or have released them."""
+        """Up to `count` entries that nobody runs: their holders were silent for `min_idle_s` or have released
+        them, or they are parked for our model, or for one that nobody serves any more.
+        """
+        for_us, for_others = self.model.parked, map(parked, self.served_elsewhere)
+        parking = [WAITING, PARKED_PREFIX, int(self.model_wait_s * 1000), len(for_us), *for_us, *for_others]
         entries: list[Entry] = []
         for priority in Priority:
             if len(entries) < count:
-                args = [GROUP, self.worker_id, int(min_idle_s * 1000), count - len(entries), WAITING]
+                args = [GROUP, self.worker_id, int(min_idle_s * 1000), count - len(entries), *parking]
                 claiming = self._scripts["claim"](keys=[self.keys.jobs(priority)], args=args)
-                entries += _entries(priority, await self._answered(claiming) or [])
+                claimed, abandoned = await self._answered(claiming) or ([], [])
+                entries += _entries(priority, claimed)
+                entries += [replace(entry, abandoned=True) for entry in _entries(priority, abandoned)]
         return entries
 
     async def promote(self) -> bool:
@@ -227,16 +256,17 @@ class Queue:
                 self._max_deaths,
                 int(alone),
                 self._lease_ms,
+                self.model.fingerprint,
+                int(entry.abandoned),
             ],
         )
-        if not fields:
-            return Begun(verdict.decode())
-        *numbers, idempotency_key = fields
-        attempt, position, deaths, cancel, now, submitted_at, first_token_at = numbers
-        return Begun(
-            "run", attempt, position, deaths, bool(cancel), now, submitted_at, first_token_at,
-            idempotency_key.decode() or None,
-        )  # fmt: skip
+        match verdict, fields:
+            case b"run", [attempt, position, deaths, cancel, *times, idempotency_key, model]:
+                key = idempotency_key.decode() or None
+                return Begun("run", attempt, position, deaths, bool(cancel), *times, key, model.decode())
+            case b"other_model", [model]:
+                return Begun("other_model", fingerprint=model.decode())
+        return Begun(verdict.decode())
 
     async def append(self, appends: Sequence[Append]) -> list[int]:
         """Commit a step's tokens in one call. For each a position, STALE, CANCELLED or BROKEN: append.lua."""
@@ -284,13 +314,23 @@ class Queue:
         )
 
     async def release(self, entry: Entry, job_id: str, attempt: int) -> bool:
-        """Hand a job over. With attempt 0: an entry that was delivered but never begun."""
+        """Hand a job over. With attempt 0: an entry that was delivered to us and does not run here."""
         return bool(
-            await self._scripts["release"](
+            await self._trips.call(
+                self._scripts["release"],
                 keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
                 args=[GROUP, self.worker_id, entry.id, attempt, RELEASED],
             )
         )
+
+    async def park(self, entry: Entry, job_id: str, model: str) -> bool:
+        """Leave an entry to the workers of `model`, a name or a fingerprint."""
+        done = await self._scripts["park"](
+            keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
+            args=[GROUP, self.worker_id, entry.id, parked(model)],
+        )
+        await self.tell_released()
+        return bool(done)
 
     async def delay(self, entry: Entry, job_id: str, attempt: int, pause_s: float | None = None) -> bool:
         """Put a begun job off by `pause_s`. None: after a failure, for a pause that grows with each death."""
@@ -298,7 +338,8 @@ class Queue:
         first_s = FIRST_PAUSE_S if died else pause_s
         pauses_ms = [math.ceil(first_s * 1000), int(died), int(LONGEST_PAUSE_S * 1000)]
         return bool(
-            await self._scripts["delay"](
+            await self._trips.call(
+                self._scripts["delay"],
                 keys=[self.keys.jobs(entry.priority), self.keys.job(job_id), self.keys.delayed],
                 args=[GROUP, self.worker_id, entry.id, attempt, job_id, *pauses_ms],
             )
@@ -309,10 +350,12 @@ class Queue:
         await self._redis.spublish(self.keys.control, nudge("released"))
 
     async def bury(self, entry: Entry, code: str, reason: str) -> bool:
+        """Of an entry that has no job, what the dead letter has for one is a msgpack map of its fields."""
+        raw = msgpack.packb(dict(entry.foreign)) if entry.foreign else entry.raw
         return bool(
             await self._scripts["bury"](
                 keys=[self.keys.jobs(entry.priority), self.keys.dead],
-                args=[GROUP, self.worker_id, entry.id, entry.raw, code, reason],
+                args=[GROUP, self.worker_id, entry.id, raw, code, reason],
             )
         )
 
@@ -337,5 +380,7 @@ def _entries(priority: Priority, reply: list) -> list[Entry]:
 
 
 def _entry(priority: Priority, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    """One with foreign fields only has no bytes, which is no msgpack: it ends in the dead letters."""
-    return Entry(priority, entry_id.decode(), fields.get(JOB_FIELD.encode(), b""), b"cost" in fields)
+    raw = fields.get(JOB_FIELD.encode())
+    if raw is None:
+        return Entry(priority, entry_id.decode(), b"", foreign=tuple(fields.items()))
+    return Entry(priority, entry_id.decode(), raw, b"cost" in fields)

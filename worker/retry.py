@@ -36,12 +36,14 @@ class Backoff:
         self._delay_s = 0.0
 
 
-async def until_served(what: str, call: Callable[[], Awaitable[T]]) -> T:
+async def until_served(
+    what: str, call: Callable[[], Awaitable[T]], *, failed: Callable[[Exception], None] = lambda _: None
+) -> T:
     """The result of `call()`, made again after each error of Redis or of the connection to it.
 
     For calls that may be repeated. Errors of the server (out of memory, read-only, loading) count too: they
     pass when somebody mends the server, and until then nothing that was computed is thrown away. What never
-    passes is raised, see `never_passes`.
+    passes is raised, see `never_passes`. Each error that is waited for goes to `failed`.
     """
     backoff = Backoff(what)
     while True:
@@ -50,6 +52,7 @@ async def until_served(what: str, call: Callable[[], Awaitable[T]]) -> T:
         except (RedisError, OSError) as error:
             if never_passes(error):
                 raise
+            failed(error)
             await backoff.sleep(error)
         else:
             backoff.reset()

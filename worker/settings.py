@@ -4,19 +4,21 @@ import os
 import socket
 import uuid
 from dataclasses import fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from ingine.byte_sizes import parse_bytes
 from ingine.config import EngineConfig
+from ingine.environment import ENV_FILE, ENV_PREFIX, check_variables, is_service_link
 from ingine.errors import ConfigError
 from ingine.keys import QUEUE_NAME
 from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
 from ingine.wire import DEFAULT_RESULT_TTL_S, Name
 
-ENV_PREFIX = "INGINE_"
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 
 def new_worker_id() -> str:
@@ -26,7 +28,7 @@ def new_worker_id() -> str:
 
 
 class WorkerSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
 
     redis_url: str | None = Field(
         None,
@@ -39,11 +41,15 @@ class WorkerSettings(BaseSettings):
     def _usable(cls, url: str | None) -> str | None:
         return None if url is None else check_url(url)
 
-    queue: Annotated[str, Field(pattern=rf"^{QUEUE_NAME.pattern}$")] = "default"
+    queue: Annotated[str, Field(pattern=rf"^{QUEUE_NAME.pattern}$")] = Field(
+        "default", description="Letters, digits and `_.-`, at most 64."
+    )
     worker_id: Name = Field(default_factory=new_worker_id, description="Unset: host-pid-random.")
 
     model: str | None = Field(None, description="Packaged name, folder, GGUF file, hub id. Unset: SmolLM2.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of weights and KV. auto: bfloat16 where it is fast."
+    )
     quantization: Literal["int8"] | None = Field(None, description="int8: of weights, CPU only. Unset: none.")
     kv_cache_dtype: Literal["auto", "int8", "fp8"] = Field("auto", description="auto: as dtype. fp8: CUDA.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
@@ -51,29 +57,48 @@ class WorkerSettings(BaseSettings):
     max_num_seqs: int | None = Field(None, ge=1, description="Sequences in a step, and jobs taken at a time.")
     max_num_batched_tokens: int | None = Field(None, ge=1, description="Token budget of one step.")
     block_size: int = Field(16, ge=1, description="Tokens in a KV block.")
-    kv_cache_bytes: int | None = Field(None, ge=1, description="Unset: what the device has.")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    enable_prefix_caching: bool = True
+    kv_cache_bytes: Bytes | None = Field(None, ge=1, description="8GiB, say. Unset: what the device has.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the whole GPU to use.")
+    enable_prefix_caching: bool = Field(True, description="Reuse the KV of equal beginnings.")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model; under torchrun.")
     async_scheduling: bool | None = Field(None, description="Schedule ahead of the device. Unset: on a GPU.")
     speculation: Literal["ngram"] | None = Field(None, description="ngram: by prompt lookup. Unset: none.")
     num_speculative_tokens: int = Field(8, ge=1, description="Most tokens guessed of a sequence in a step.")
     priority_ageing_s: float = Field(30.0, gt=0, description="Waiting that outweighs one step of priority.")
 
+    generation_config: Literal["auto", "vllm"] = Field(
+        "auto", description="Sampling that jobs leave open. auto: the model's own. vllm: neutral values."
+    )
+
     lease_s: float = Field(15.0, ge=0.5, description="A worker silent for this long loses its jobs.")
     result_ttl_s: float = Field(DEFAULT_RESULT_TTL_S, gt=0, description="How long an ended job can be read.")
     max_jobs: int | None = Field(None, ge=1, description="Queue limit. Unset: as the queue has it.")
-    max_job_bytes: int | None = Field(None, ge=64, description="Job limit. Unset: as the queue has it.")
-    max_bytes: int | None = Field(None, ge=64, description="Of all jobs. Unset: as the queue has it.")
+    max_job_bytes: Bytes | None = Field(None, ge=64, description="Job limit. Unset: as the queue has it.")
+    max_bytes: Bytes | None = Field(None, ge=64, description="Of all jobs. Unset: as the queue has it.")
     max_jobs_per_s: float | None = Field(None, gt=0, description="Of a tenant. Unset: as the queue has it.")
+    mixed_models: bool = Field(False, description="Serve a queue beside workers of another model.")
+    model_wait_s: float = Field(300.0, gt=0, description="How long a job waits for a worker of its model.")
     max_deaths: int = Field(3, ge=1, description="Workers that a job may take down before it is failed.")
     step_timeout_s: float = Field(300.0, gt=0, description="A step that takes longer ends the worker.")
     drain_timeout_s: float = Field(10.0, gt=0, description="How long a hand-over may take.")
 
-    http_host: str = "127.0.0.1"
-    http_port: int = Field(9464, ge=-1, le=65535, description="/metrics, /healthz. 0: any free, -1: off.")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_json: bool = False
+    http_host: str = Field("127.0.0.1", description="0.0.0.0 lets other machines probe and scrape.")
+    http_port: int = Field(
+        9464,
+        ge=-1,
+        le=65535,
+        description="/metrics, /healthz, /readyz. 0: any free, -1: off. Unset: if it is taken, any free.",
+    )
+
+    @field_validator("http_port", mode="before")
+    @classmethod
+    def _no_service_link(cls, value: Any) -> Any:
+        """Kubernetes sets INGINE_HTTP_PORT itself, to a URL, where there is a Service `ingine-http`."""
+        is_link = isinstance(value, str) and is_service_link("INGINE_HTTP_PORT", value)
+        return cls.model_fields["http_port"].default if is_link else value
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least to log.")
+    log_json: bool = Field(False, description="One JSON object a line.")
     log_prompts: bool = Field(False, description="Log prompts. Off: no prompt and no output reaches a log.")
 
     def engine_options(self) -> dict:
@@ -82,21 +107,14 @@ class WorkerSettings(BaseSettings):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-def load_settings(args: list[str] | None = None, **overrides) -> WorkerSettings:
-    """Settings from `args` (flags) over the environment over `.env` over the files in INGINE_SECRETS_DIR.
+def load_settings(**flags: object) -> WorkerSettings:
+    """Settings from `flags` over the environment over `.env` over the files in INGINE_SECRETS_DIR.
 
-    ConfigError names each wrong variable and what it may be. A `--help` in `args` prints all of them and
-    exits: flags, help and parsing are pydantic-settings', so they cannot drift from the class above.
+    ConfigError names each wrong variable and what it may be, and each that is a known one misspelled.
     """
+    check_variables()
     try:
-        return WorkerSettings(
-            _cli_parse_args=args or False,
-            _cli_prog_name="ingine worker",
-            _cli_kebab_case=True,
-            _cli_implicit_flags=True,
-            _secrets_dir=secrets_dir(),
-            **overrides,
-        )
+        return WorkerSettings(_secrets_dir=secrets_dir(), **flags)
     except SettingsError as error:
         raise ConfigError(unreadable(error)) from None
     except ValidationError as error:

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import logging
 from functools import partial
-from pathlib import Path
 
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 import ingine
@@ -28,8 +28,10 @@ from worker.prompts import PromptReader
 from worker.publisher import Publisher
 from worker.queue import CANCELLED, STALE, Queue
 from worker.retry import until_served
+from worker.served_model import ServedModel
+from worker.server_check import check_server
 from worker.settings import WorkerSettings
-from worker.startup import check_server, num_partitions, prepare
+from worker.startup import enter, num_partitions, prepare
 from worker.watchdog import StepHangs, watch_steps
 
 logger = logging.getLogger(__name__)
@@ -41,9 +43,7 @@ class Worker:
     `engine` is given, so that it is built (or fails) before anything touches Redis.
     """
 
-    def __init__(
-        self, settings: WorkerSettings, redis_url: str, engine: EngineHost, *, served_names: frozenset[str]
-    ):
+    def __init__(self, settings: WorkerSettings, redis_url: str, engine: EngineHost, *, model: ServedModel):
         self._settings = settings
         self._connect = partial(Servers, redis_url, client_name="ingine-worker")
         self._servers = self._connect()
@@ -52,7 +52,7 @@ class Worker:
         self._lanes = Lanes(self._commit, self._committed)
         self._stop_requested = asyncio.Event()
         self._fatal: Exception | None = None
-        self._model_name = Path(max(served_names, key=len)).name
+        self._model = model
 
         self._engine = engine
         self._publisher = Publisher(self._jobs, metrics, self._engine.abort)
@@ -60,13 +60,14 @@ class Worker:
             self._jobs,
             self._engine,
             self._publisher,
-            PromptReader(engine, served_names, log_prompts=settings.log_prompts),
+            PromptReader(engine, model.names, log_prompts=settings.log_prompts),
             metrics,
             max_num_jobs=engine.max_num_seqs,
             max_deaths=settings.max_deaths,
             expire=self._expire,
         )
         self._partitions: list[Partition] = []
+        self._checked: set[Redis] = set()
         self._leases = LeaseThread(
             self._connect,
             settings.worker_id,
@@ -126,7 +127,7 @@ class Worker:
 
     async def _prepared(self) -> bool:
         """Waits for Redis. False if told to stop first."""
-        preparing = asyncio.create_task(until_served("start", self._prepare))
+        preparing = asyncio.create_task(until_served("start", self._prepare, failed=self._health.wait_for))
         asked = asyncio.create_task(self._stop_requested.wait())
         await asyncio.wait({preparing, asked}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
@@ -140,9 +141,14 @@ class Worker:
         """May be repeated. Only the server that knows the number of partitions is needed for it."""
         queue = self._settings.queue
         base = self._servers.client(Keys(queue))
-        await check_server(base, self._servers.where)  # tells a wrong password from a server that is away
+        await self._check_server(base, Keys(queue))  # tells a wrong password from a server that is away
         number = await num_partitions(base, queue)
         self._partitions[:] = [self._partition(keys, number) for keys in all_partitions(queue, number)]
+
+    async def _check_server(self, redis: Redis, keys: Keys) -> None:
+        if redis not in self._checked:
+            await check_server(redis, self._servers.where, keys)
+            self._checked.add(redis)
 
     def _partition(self, keys: Keys, number: int) -> Partition:
         settings, redis = self._settings, self._servers.client(keys)
@@ -150,8 +156,10 @@ class Worker:
             keys,
             settings.worker_id,
             redis,
+            self._model,
             result_ttl_s=settings.result_ttl_s,
             max_deaths=settings.max_deaths,
+            model_wait_s=settings.model_wait_s,
             lease_s=settings.lease_s,
         )
         return Partition(
@@ -197,10 +205,11 @@ class Worker:
         redis = self._servers.client(partition.queue.keys)
 
         async def begin() -> None:
-            await prepare(redis, self._servers.where, partition.queue, self._settings)
-            await partition.heartbeat.beat()
+            await self._check_server(redis, partition.queue.keys)
+            await prepare(redis, partition.queue, self._settings)
+            await enter(redis, partition.queue, partition.heartbeat, self._settings)
 
-        await until_served(f"start of {partition.name}", begin)
+        await until_served(f"start of {partition.name}", begin, failed=self._health.wait_for)
         if not any(other.ready.is_set() for other in self._partitions):
             self._log_start()
         partition.ready.set()
@@ -277,13 +286,15 @@ class Worker:
     def _state(self) -> str:
         if self.stopping:
             return "draining"
-        return "paused" if any(partition.intake.paused for partition in self._partitions) else "serving"
+        paused = {partition.intake.paused for partition in self._partitions}
+        return "paused" if paused == {True} else "serving"
 
     def _describe(self) -> dict:
         stats = self._engine.stats
         return {
             "state": self._state,
-            "model": self._model_name,
+            "model": self._model.name,
+            "fingerprint": self._model.fingerprint,
             "version": ingine.__version__,
             "num_jobs": len(self._jobs),
             "num_running": stats.num_running,
@@ -300,7 +311,8 @@ class Worker:
             queue=self._settings.queue,
             partitions=len(self._partitions),
             redis=self._servers.where,
-            model=self._model_name,
+            model=self._model.name,
+            fingerprint=self._model.fingerprint,
             group=GROUP,
             http=self._http and f"{self._settings.http_host}:{self.http_port}",
         )

@@ -6,10 +6,10 @@ import { decode, encode } from "@msgpack/msgpack";
 import { ClientClosedError, RESP_TYPES, ReconnectStrategyError, createClient } from "redis";
 
 const SILENCE_MS = 2000;
-const SUBMIT_LUA = new URL("../../producer/scripts/submit.lua", import.meta.url);
+const SUBMIT_LUA = new URL("submit.lua", import.meta.url); // a copy of producer/scripts/submit.lua
 const [MAX_JOBS, MAX_JOB_BYTES, MAX_BYTES] = ["100000", "1048576", "1073741824"]; // where the queue has no own
 const LARGEST_JOB = "67108864"; // bytes, whatever the queue says
-const CHARS_PER_TOKEN = 4; // about; for fair shares
+const [BYTES_PER_TOKEN, EXPECTED_TOKENS, MAX_COST] = [4, 256, 1048576]; // about; for fair shares
 
 /** A client whose bulk replies are Buffers, since jobs and events are msgpack. It gives up after about 3 s. */
 export async function connect(url) {
@@ -69,7 +69,8 @@ export async function submitChecked(redis, queue, job, priority = "normal") {
   return id;
 }
 
-const costOf = ({ prompt = "", sampling }) => Math.floor(prompt.length / CHARS_PER_TOKEN) + (sampling?.max_tokens ?? 256);
+const costOf = ({ prompt = "", sampling }) =>
+  Math.min(Math.floor(Buffer.byteLength(prompt) / BYTES_PER_TOKEN) + (sampling?.max_tokens ?? EXPECTED_TOKENS), MAX_COST);
 
 const packed = (value) => Buffer.from(encode(value));
 

@@ -1,7 +1,9 @@
 """`ingine demo`."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,7 +28,9 @@ def demo(
 
     # A program of its own: what pulling imports (torch) is not needed by the demo itself.
     pull = [sys.executable, "-m", "ingine.cli", "pull", *([model] if model else [])]
-    if subprocess.run(pull, check=False).returncode:
-        raise typer.Exit(1)
-    if not run(Console(), model=model, redis_url=redis_url):
+    pulled = subprocess.run(pull, stdout=subprocess.PIPE, check=False)
+    if pulled.returncode:
+        raise typer.Exit(pulled.returncode)
+    folder = Path(os.fsdecode(pulled.stdout).removesuffix("\n"))
+    if not run(Console(), folder=folder, redis_url=redis_url):
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from ingine.model_store import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from ingine.llm import LLM
+    from ingine.outputs import SeqOutput
     from ingine.sampling_params import SamplingParams
 
 
@@ -23,10 +24,15 @@ def generate(
         bool,
         typer.Option("--chat/--raw", help="As a user's message in the model's chat template, or as it is."),
     ] = True,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens that have this share.")] = 1.0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most tokens to generate.", show_default="what the model's length leaves"),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the likeliest tokens that have this share.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text. May be given again.")] = None,
     as_json: Annotated[
@@ -34,6 +40,9 @@ def generate(
     ] = False,
 ) -> None:
     """Generate on this machine, with the engine alone: no server, no worker. The text appears as it is made.
+
+    Sampling options that are not given are the model's own (its generation_config.json), else vLLM's neutral
+    values: temperature 1.
 
     echo "Why is the sky blue?" | ingine generate
     """
@@ -49,22 +58,28 @@ def generate(
             top_k=top_k,
             top_p=top_p,
             seed=seed,
-            stop=tuple(stop or ()),
+            stop=stop or None,
         )
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     from ingine.llm import LLM  # from here on it is torch's time that passes
+    from ingine.tokenizer import required
 
     llm = LLM(model)
+    params = llm.engine.limits.with_defaults(params)
     messages = [{"role": "user", "content": prompt}]
     if as_json:
         output = llm.chat(messages, params)[0] if chat else llm.generate(prompt, params)[0]
         typer.echo(json.dumps(asdict(output)))
+        is_cut, num_tokens = output.outputs[0].finish_reason == "length", len(output.outputs[0].token_ids)
     else:
-        tokenizer = llm.engine.tokenizer
-        _stream(llm, tokenizer.encode_chat(messages) if chat else tokenizer.encode(prompt), params)
+        tokenizer = required(llm.engine.tokenizer)
+        last = _stream(llm, tokenizer.encode_chat(messages) if chat else tokenizer.encode(prompt), params)
+        is_cut, num_tokens = last.finish_reason == "length", last.position
+    if is_cut:
+        typer.echo(f"ingine: the output was cut at {num_tokens} tokens (finish_reason: length)", err=True)
 
 
 def _prompt_or_stdin(prompt: str | None) -> str:
@@ -75,11 +90,12 @@ def _prompt_or_stdin(prompt: str | None) -> str:
     return prompt
 
 
-def _stream(llm: "LLM", prompt_token_ids: list[int], params: "SamplingParams") -> None:
+def _stream(llm: "LLM", prompt_token_ids: list[int], params: "SamplingParams") -> "SeqOutput":
+    """Returns the last output, which has the end."""
     engine = llm.engine
     engine.add("generate", prompt_token_ids, params)
     while engine.has_unfinished:
         for output in engine.step():
             typer.echo(output.text + output.final_text, nl=False)
-            sys.stdout.flush()
     typer.echo()
+    return output

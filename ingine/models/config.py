@@ -1,6 +1,5 @@
 """What the engine needs to know of a model, read from a Hugging Face folder once and never changed."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -9,9 +8,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from ingine.errors import ConfigError, UnsupportedModel
+from ingine.model_files import read_json
+from ingine.models.config_keys import refuse_unsupported
 from ingine.models.registry import ArchitectureOptions, find_architecture
 from ingine.models.rope import rope_frequencies, rope_parameters, yarn_frequencies
 
+FULL, SLIDING = "full_attention", "sliding_attention"
 _Checked = TypeVar("_Checked", bound=BaseModel)
 
 
@@ -21,6 +23,7 @@ class _Names(BaseModel):
     model_config = ConfigDict(strict=True)
 
     architectures: list[str] | None = None
+    model_type: str | None = None
     eos_token_id: int | list[int] | None = None
     """In generation_config.json too."""
 
@@ -42,11 +45,9 @@ class _HFConfig(BaseModel):
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
-    mlp_bias: bool = False
     use_sliding_window: bool = False
     sliding_window: PositiveInt | None = None
     layer_types: list[str] | None = None
-    quantization_config: dict[str, Any] | None = None
     dtype: str | None = None
     torch_dtype: str | None = None
 
@@ -85,9 +86,16 @@ class ModelConfig:
         raw = read_json(file)
         names = _checked(_Names, raw, file)
         architecture, options = find_architecture(names.architectures or [])
+        if names.model_type not in (None, options.model_type):
+            raise UnsupportedModel(
+                f"unsupported: {architecture} with model_type {names.model_type}; it goes with "
+                f"{options.model_type}"
+            )
+        refuse_unsupported(raw)
         values = raw if _says_all(raw, options) else _completed(path)
         config = _checked(_HFConfig, values, file)
-        _refuse_unsupported(config)
+        if config.hidden_act != "silu":
+            raise UnsupportedModel(f"unsupported hidden_act: {config.hidden_act} (silu works)")
 
         num_heads = config.num_attention_heads
         num_kv_heads = config.num_key_value_heads or num_heads
@@ -114,7 +122,7 @@ class ModelConfig:
             max_position_embeddings=max_position_embeddings,
             rope_inv_freq=tuple(inv_freq.tolist()),
             rope_attention_scaling=attention_scaling,
-            sliding_windows=_sliding_windows(config, options),
+            sliding_windows=_sliding_windows(config, options, file),
             tie_word_embeddings=config.tie_word_embeddings,
             qkv_bias=options.attention_bias == "qkv" or attention_bias,
             output_bias=attention_bias,
@@ -122,19 +130,6 @@ class ModelConfig:
             eos_token_ids=_eos_token_ids(path, names),
             dtype=_dtype(config, file),
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises ConfigError where there is no such file, or something else than a JSON object in it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no JSON object")
-    return content
 
 
 def _checked(model: type[_Checked], values: dict[str, Any], file: Path) -> _Checked:
@@ -165,16 +160,6 @@ def _completed(path: Path) -> dict[str, Any]:
         return AutoConfig.from_pretrained(path).to_dict()
     except Exception as error:  # transformers validates with errors of several libraries
         raise ConfigError(f"{path / 'config.json'}: {error}") from error
-
-
-def _refuse_unsupported(config: _HFConfig) -> None:
-    """A feature that the decoder would silently leave out gives wrong tokens: better none."""
-    if config.quantization_config:
-        raise UnsupportedModel("unsupported: quantised safetensors; use the original weights or a GGUF file")
-    if config.hidden_act != "silu":
-        raise UnsupportedModel(f"unsupported hidden_act: {config.hidden_act} (silu works)")
-    if config.mlp_bias:
-        raise UnsupportedModel("unsupported: mlp_bias")
 
 
 def _head_dim(config: _HFConfig, file: Path) -> int:
@@ -208,15 +193,22 @@ def _max_position_embeddings(config: _HFConfig, rope: dict[str, Any]) -> int:
     return int(length * factor)
 
 
-def _sliding_windows(config: _HFConfig, options: ArchitectureOptions) -> tuple[int | None, ...]:
+def _sliding_windows(config: _HFConfig, options: ArchitectureOptions, file: Path) -> tuple[int | None, ...]:
+    num_layers = config.num_hidden_layers
     if options.sliding_window == "never":
-        return (None,) * config.num_hidden_layers
-    if options.sliding_window == "every_layer":
-        return (config.sliding_window,) * config.num_hidden_layers
-    if not config.use_sliding_window:
-        return (None,) * config.num_hidden_layers
-    sliding = [layer_type == "sliding_attention" for layer_type in config.layer_types]
-    return tuple(config.sliding_window if slides else None for slides in sliding)
+        return (None,) * num_layers
+    if config.layer_types is None:
+        slides = options.sliding_window == "every_layer"
+        return (config.sliding_window if slides else None,) * num_layers
+    if len(config.layer_types) != num_layers:
+        raise ConfigError(f"{file}: layer_types names {len(config.layer_types)} layers of {num_layers}")
+    if unknown := set(config.layer_types) - {FULL, SLIDING}:
+        raise UnsupportedModel(f"unsupported: layers of {', '.join(sorted(unknown))} in layer_types")
+    if options.sliding_window == "layer_types" and not config.use_sliding_window:
+        if SLIDING in config.layer_types:
+            raise ConfigError(f"{file}: layer_types has {SLIDING}, but use_sliding_window is not set")
+        return (None,) * num_layers
+    return tuple(config.sliding_window if kind == SLIDING else None for kind in config.layer_types)
 
 
 def _dtype(config: _HFConfig, file: Path) -> torch.dtype:

@@ -1,47 +1,40 @@
 """GGUF files: converted once to a Hugging Face folder, then loaded like any other model.
 
 The weights are dequantised: the aim is that a model which only exists as GGUF runs, not that it stays small.
-Names and layouts of tensors and metadata: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.models.gguf_tokenizer import save_tokenizer
-from ingine.models.loader import WEIGHTS, WEIGHTS_INDEX
-from ingine.models.rope import rope_frequencies
+from ingine.generation_config import recommended_by_gguf
+from ingine.kernels import REFERENCE
+from ingine.model_files import WEIGHTS, WEIGHTS_INDEX
+from ingine.models.checkpoint import some
+from ingine.models.config import ModelConfig
+from ingine.models.decoder import Decoder
+from ingine.models.gguf_config import ROPE_FREQS, config_of
+from ingine.models.gguf_file import FAMILIES, GGUFFile
+from ingine.models.gguf_tokenizer import end_token_ids, save_tokenizer
 
 MAX_SHARD_BYTES = 2 << 30
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes there are."""
 
+_DTYPES = {GGMLQuantizationType.F16: torch.float16, GGMLQuantizationType.BF16: torch.bfloat16}
+"""What a tensor is stored in: a type that holds all its numbers, since the engine may run in any. float32 for
+the others, quantised ones too."""
 
-@dataclass(frozen=True)
-class _Family:
-    architecture: str
-    model_type: str
-    permuted: bool
-    """llama.cpp reorders query and key rows of these, for a rotation that pairs neighbours."""
-
-
-FAMILIES = {
-    "llama": _Family("LlamaForCausalLM", "llama", permuted=True),  # also most Mistral files
-    "mistral": _Family("MistralForCausalLM", "mistral", permuted=True),
-    "qwen2": _Family("Qwen2ForCausalLM", "qwen2", permuted=False),
-    "qwen3": _Family("Qwen3ForCausalLM", "qwen3", permuted=False),
-}
 _TENSORS = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -58,26 +51,27 @@ _TENSORS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_ROPE_FREQS = "rope_freqs.weight"
 
 
-def convert_gguf(
-    gguf_path: Path, out_dir: Path, *, dtype: torch.dtype = torch.bfloat16, progress: Progress | None = None
-) -> None:
+def convert_gguf(gguf_path: Path, out_dir: Path, *, progress: Progress | None = None) -> None:
     """Write the model in `gguf_path` to the new folder `out_dir`: config, weights, tokenizer, chat template.
 
-    `out_dir` appears whole or not at all. Only one caller at a time for one `out_dir`. Raises ConfigError for
-    a file that is damaged or a folder that cannot be written, UnsupportedModel for what would not run here.
+    Of a model in several files, `gguf_path` is any. `out_dir` appears whole or not at all. Only one caller at
+    a time for one `out_dir`. Raises ConfigError for a file that is damaged or a folder that cannot be
+    written, UnsupportedModel for what would not run here.
     """
     partial = out_dir.with_name(f"{out_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
     partial.mkdir(parents=True)
     try:
-        file = _GGUFFile.open(gguf_path)
-        _write_json(partial / "config.json", file.config(dtype))
-        _write_json(partial / "generation_config.json", {"eos_token_id": file.eos_token_ids()})
-        save_tokenizer(file.metadata, gguf_path, partial)
-        _save_weights(file, partial, dtype, progress or (lambda done, total: None))
+        file = GGUFFile.open(gguf_path)
+        names = {name: _hf_name(name) for name in file.tensors if name != ROPE_FREQS}
+        _write_json(partial / "config.json", config_of(file) | {"dtype": _dtype_name(file)})
+        _check_tensors(file, names, ModelConfig.from_folder(partial))
+        generation_config = {"eos_token_id": end_token_ids(file)} | recommended_by_gguf(file.metadata)
+        _write_json(partial / "generation_config.json", generation_config)
+        save_tokenizer(file, partial)
+        _save_weights(file, names, partial, progress or (lambda done, total: None))
         partial.rename(out_dir)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{gguf_path} cannot be converted to {out_dir}: {error}") from error
@@ -85,135 +79,47 @@ def convert_gguf(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class _GGUFFile:
-    path: Path
-    metadata: dict[str, Any]
-    tensors: dict[str, gguf.ReaderTensor]
-    family: _Family
-
-    @classmethod
-    def open(cls, path: Path) -> "_GGUFFile":
-        try:
-            reader = gguf.GGUFReader(path)
-            metadata = {name: field.contents() for name, field in reader.fields.items()}
-        except OSError:
-            raise
-        except Exception as error:  # the reader checks little: damage shows as an error of any kind
-            raise ConfigError(f"{path} is damaged or not a GGUF file: {error}") from error
-        name = metadata.get("general.architecture")
-        if name not in FAMILIES:
-            raise UnsupportedModel(
-                f"unsupported GGUF architecture: {name}. Those that work: {', '.join(FAMILIES)}"
-            )
-        return cls(path, metadata, {tensor.name: tensor for tensor in reader.tensors}, FAMILIES[name])
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Metadata that bears the architecture's name; without a default it must be there."""
-        value = self.metadata.get(f"{self.metadata['general.architecture']}.{key}", default)
-        if value is None:
-            raise ConfigError(f"{self.path} lacks the metadata {key}")
-        return value
-
-    @property
-    def num_heads(self) -> int:
-        return self.get("attention.head_count")
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.get("attention.head_count_kv", self.num_heads)
-
-    @property
-    def head_dim(self) -> int:
-        return self.get("attention.key_length", self.get("embedding_length") // self.num_heads)
-
-    def eos_token_ids(self) -> list[int]:
-        """The end of a sequence and, where a chat model has another, the end of a turn."""
-        named = (self.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
-        return list(dict.fromkeys(token_id for token_id in named if token_id is not None))
-
-    def config(self, dtype: torch.dtype) -> dict[str, Any]:
-        if self.get("rope.dimension_count", self.head_dim) != self.head_dim:
-            raise UnsupportedModel("unsupported: rotation of a part of each head")
-        config = {
-            "architectures": [self.family.architecture],
-            "model_type": self.family.model_type,
-            "dtype": str(dtype).removeprefix("torch."),
-            "vocab_size": int(self._tensor("token_embd.weight").shape[1]),
-            "hidden_size": self.get("embedding_length"),
-            "intermediate_size": self.get("feed_forward_length"),
-            "num_hidden_layers": self.get("block_count"),
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "rms_norm_eps": _decimal(self.get("attention.layer_norm_rms_epsilon")),
-            "max_position_embeddings": self.get("context_length"),
-            "rope_parameters": self._rope_parameters(),
-            "tie_word_embeddings": "output.weight" not in self.tensors,
-            "attention_bias": "blk.0.attn_output.bias" in self.tensors,
-            "bos_token_id": self.metadata.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": self.metadata.get("tokenizer.ggml.eos_token_id"),
-        }
-        if self.family.model_type == "mistral":
-            config["sliding_window"] = self.get("attention.sliding_window", 0) or None
-        return config
-
-    def _rope_parameters(self) -> dict[str, Any]:
-        parameters = {"rope_type": "default", "rope_theta": _decimal(self.get("rope.freq_base", 10_000.0))}
-        if _ROPE_FREQS in self.tensors:
-            return self._llama3_rope(parameters["rope_theta"])
-        scaling = self.get("rope.scaling.type", "none")
-        if scaling == "none":
-            return parameters
-        parameters |= {"rope_type": scaling, "factor": self.get("rope.scaling.factor")}
-        if scaling == "yarn":
-            parameters["original_max_position_embeddings"] = self.get("rope.scaling.original_context_length")
-        return parameters
-
-    def _llama3_rope(self, rope_theta: float) -> dict[str, Any]:
-        """Llama 3's scaling lies in the file as a divisor a frequency; find the parameters it came from."""
-        divisors = torch.tensor(self._dequantize(self._tensor(_ROPE_FREQS)))
-        parameters = {
-            "rope_type": "llama3",
-            "rope_theta": rope_theta,
-            "factor": round(divisors.max().item(), 3),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
-        plain = rope_frequencies({"rope_type": "default", "rope_theta": rope_theta}, self.head_dim)
-        if not torch.allclose(plain / rope_frequencies(parameters, self.head_dim), divisors, rtol=1e-3):
-            raise UnsupportedModel("unsupported: rotary frequencies other than those of Llama 3")
-        return parameters
-
-    def weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Every tensor under its Hugging Face name, in float32 and Hugging Face's layout."""
-        for name, tensor in self.tensors.items():
-            if name == _ROPE_FREQS:
-                continue
-            weight = self._dequantize(tensor)
-            if self.family.permuted and ".attn_q." in name:
-                weight = _unpermute(weight, self.num_heads)
-            elif self.family.permuted and ".attn_k." in name:
-                weight = _unpermute(weight, self.num_kv_heads)
-            yield _hf_name(name), weight
-
-    def _tensor(self, name: str) -> gguf.ReaderTensor:
-        if name not in self.tensors:
-            raise ConfigError(f"{self.path} lacks the tensor {name}")
-        return self.tensors[name]
-
-    def _dequantize(self, tensor: gguf.ReaderTensor) -> np.ndarray:
-        try:
-            return gguf.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError:
-            raise UnsupportedModel(f"unsupported quantisation: {tensor.tensor_type.name}") from None
+def _dtype_name(file: GGUFFile) -> str:
+    """Of the weights, as config.json has it: that of the embedding."""
+    return str(_dtype(file, "token_embd.weight")).removeprefix("torch.")
 
 
-def _save_weights(file: _GGUFFile, folder: Path, dtype: torch.dtype, progress: Progress) -> None:
+def _dtype(file: GGUFFile, name: str) -> torch.dtype:
+    return _DTYPES.get(file.tensor(name).tensor_type, torch.float32)
+
+
+def _check_tensors(file: GGUFFile, names: dict[str, str], config: ModelConfig) -> None:
+    """Raises unless the file has exactly the tensors of such a model: a conversion that cannot be loaded is
+    worth nothing, and would stay. `names`: from the file's to Hugging Face's.
+    """
+    model = Decoder(config, REFERENCE, dtype=torch.float32, device=torch.device("meta"))
+    expected = {name: list(tensor.shape) for name, tensor in model.checkpoint_tensors().items()}
+    if missing := expected.keys() - names.values():
+        raise ConfigError(f"{file.path}: weights are missing: {some(missing)}")
+    for name, hf_name in names.items():
+        if hf_name not in expected:
+            raise UnsupportedModel(f"unsupported: the tensor {name} has no place in the model")
+        shape = [int(size) for size in reversed(file.tensors[name].shape)]
+        if shape != expected[hf_name]:
+            raise ConfigError(f"{file.path}: {name} is {shape}, its metadata say {expected[hf_name]}")
+
+
+def _weights(file: GGUFFile, names: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its Hugging Face name and in Hugging Face's layout."""
+    num_heads = file.integer("attention.head_count")
+    num_kv_heads = file.integer("attention.head_count_kv", num_heads)
+    for name, hf_name in names.items():
+        weight = file.dequantized(name)
+        if FAMILIES[file.arch].permuted and ".attn_q." in name:
+            weight = _unpermute(weight, num_heads)
+        elif FAMILIES[file.arch].permuted and ".attn_k." in name:
+            weight = _unpermute(weight, num_kv_heads)
+        yield hf_name, torch.tensor(weight, dtype=_dtype(file, name))
+
+
+def _save_weights(file: GGUFFile, names: dict[str, str], folder: Path, progress: Progress) -> None:
     """In shards, so that no more than one of them is in memory at a time."""
-    total = sum(int(tensor.n_elements) for tensor in file.tensors.values()) * dtype.itemsize
+    total = sum(int(file.tensors[name].n_elements) * _dtype(file, name).itemsize for name in names)
     weight_map: dict[str, str] = {}
     shard: dict[str, Tensor] = {}
     shards: list[Path] = []
@@ -225,8 +131,7 @@ def _save_weights(file: _GGUFFile, folder: Path, dtype: torch.dtype, progress: P
         weight_map.update(dict.fromkeys(shard, shards[-1].name))
         shard.clear()
 
-    for name, weight in file.weights():
-        tensor = torch.tensor(weight, dtype=dtype)
+    for name, tensor in _weights(file, names):
         if shard and shard_bytes + tensor.nbytes > MAX_SHARD_BYTES:
             flush()
             shard_bytes = 0
@@ -246,7 +151,7 @@ def _hf_name(name: str) -> str:
     *prefix, tensor, kind = name.split(".")
     if tensor not in _TENSORS:
         raise UnsupportedModel(f"unsupported: the tensor {name} has no place in the model")
-    layer = f"model.layers.{prefix[1]}." if prefix else ""
+    layer = f"model.layers.{prefix[1]}." if len(prefix) > 1 else ""
     return f"{layer}{_TENSORS[tensor]}.{kind}"
 
 
@@ -254,11 +159,6 @@ def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
     """Rows (or biases) of each head from (x0, y0, x1, y1, ...) back to (x0, x1, ..., y0, y1, ...)."""
     pairs = weight.reshape(num_heads, weight.shape[0] // num_heads // 2, 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
-
-
-def _decimal(value: float) -> float:
-    """A float32 as the number somebody wrote: 1e-05, not 9.999999747378752e-06."""
-    return float(f"{value:.6g}")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

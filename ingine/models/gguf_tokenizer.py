@@ -5,15 +5,18 @@ Byte-level BPE is built here: how a text is cut before its pieces are merged is 
 transformers' own conversion does for it.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ingine.errors import ConfigError, UnsupportedModel
+from ingine.models.gguf_file import GGUFFile
+
+logger = logging.getLogger(__name__)
 
 CONTROL, USER_DEFINED = 3, 4
 """Token types of GGUF: never part of a text, and part of it but never cut."""
@@ -45,7 +48,6 @@ class _Pretokenizer:
 
 
 _PRETOKENIZERS = {
-    "default": _Pretokenizer(),
     "gpt-2": _Pretokenizer(),
     "smollm": _Pretokenizer(single_digits=True),
     "llama3": _Pretokenizer(_LLAMA3, ignore_merges=True, add_bos=True),
@@ -57,32 +59,68 @@ _PRETOKENIZERS = {
 }
 
 
-def save_tokenizer(metadata: dict[str, Any], gguf_path: Path, folder: Path) -> None:
-    """Write tokenizer.json, its config and the chat template, if the file has one, to `folder`."""
-    kind = metadata.get("tokenizer.ggml.model")
+_END_OF_TURN = {
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<end_of_utterance>", "<|eot|>"),
+    *("<EOT>", "_<EOT>", "[EOT]", "<|endoftext|>", "<|end_of_text|>", "<|end_of_turn|>", "</s>"),
+}
+"""Tokens that end what a model says, by the text that they have in known families, as in llama.cpp."""
+
+_NOT_IMPLEMENTED = (
+    *("add_sep_token", "precompiled_charsmap", "remove_extra_whitespaces", "suppress_tokens"),
+    *("normalizer.lowercase", "normalizer.strip_accents"),
+)
+"""Metadata under `tokenizer.ggml` that changes tokens where it is set."""
+
+
+def end_token_ids(file: GGUFFile) -> list[int]:
+    """What ends a text: the ids that the file names, and control tokens that end a turn in known families.
+
+    Files of chat models often name the end of the base model alone, and then never stop.
+    """
+    named = [file.token_id(role) for role in ("eos", "eot", "eom")]
+    tokens, types = _tokens(file, default=[])
+    known = [
+        token_id
+        for token_id, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        if kind == CONTROL and token in _END_OF_TURN
+    ]
+    return list(dict.fromkeys(token_id for token_id in (*named, *known) if token_id is not None))
+
+
+def save_tokenizer(file: GGUFFile, folder: Path) -> None:
+    """Write tokenizer.json, its config and the chat template, if the file has one, to `folder`.
+
+    A file without a tokenizer gives a folder without.
+    """
+    for key in _NOT_IMPLEMENTED:
+        if file.metadata.get(f"tokenizer.ggml.{key}"):
+            raise UnsupportedModel(f"unsupported GGUF metadata: tokenizer.ggml.{key}")
+    kind = file.metadata.get("tokenizer.ggml.model", "none")
+    if kind in ("none", "no_vocab"):
+        return
     if kind == "gpt2":
-        tokenizer = _byte_level_tokenizer(metadata)
+        tokenizer = _byte_level_tokenizer(file)
     elif kind == "llama":
-        tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
+        tokenizer = _sentencepiece_tokenizer(file)
     else:
         raise UnsupportedModel(f"unsupported GGUF tokenizer: {kind}. Those that work: gpt2, llama")
-    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+    tokenizer.chat_template = file.metadata.get("tokenizer.chat_template")
     tokenizer.save_pretrained(folder)
 
 
-def _byte_level_tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
-    # Files from before llama.cpp wrote this name were made with GPT-2's rule.
-    name = metadata.get("tokenizer.ggml.pre", "default")
-    if name not in _PRETOKENIZERS:
-        raise UnsupportedModel(
-            f"unsupported GGUF pre-tokenizer: {name}. Those that work: {', '.join(_PRETOKENIZERS)}"
-        )
-    pre = _PRETOKENIZERS[name]
-    try:
-        tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
-    except KeyError as error:
-        raise ConfigError(f"the GGUF file lacks the metadata {error}") from None
+def _tokens(file: GGUFFile, default: list | None = None) -> tuple[list[str], list[int]]:
+    """The vocabulary and the types of its tokens."""
+    tokens = file.metadata.get("tokenizer.ggml.tokens", default)
+    if tokens is None:
+        raise ConfigError(f"{file.path} lacks the metadata tokenizer.ggml.tokens")
+    return tokens, file.metadata.get("tokenizer.ggml.token_type", [])
 
+
+def _byte_level_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
+    pre = _pretokenizer(file)
+    tokens, types = _tokens(file)
+    if (merges := file.metadata.get("tokenizer.ggml.merges")) is None:
+        raise ConfigError(f"{file.path} lacks the metadata tokenizer.ggml.merges")
     tokenizer = Tokenizer(
         BPE(
             vocab={token: token_id for token_id, token in enumerate(tokens)},
@@ -93,21 +131,50 @@ def _byte_level_tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.NFC() if pre.nfc else None
     tokenizer.pre_tokenizer = _split(pre)
     tokenizer.decoder = decoders.ByteLevel()
-    types = metadata.get("tokenizer.ggml.token_type", [])
     tokenizer.add_special_tokens(_added(tokens, types, CONTROL, special=True))
     tokenizer.add_tokens(_added(tokens, types, USER_DEFINED, special=False))
 
-    ids = {
-        role: metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos", "unknown", "padding")
-    }
+    ids = {role: file.token_id(role) for role in ("bos", "eos", "unknown", "padding")}
     bos, eos, unk, pad = (None if token_id is None else tokens[token_id] for token_id in ids.values())
-    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", pre.add_bos):
+    add_bos = bos is not None and file.metadata.get("tokenizer.ggml.add_bos_token", pre.add_bos)
+    add_eos = eos is not None and file.metadata.get("tokenizer.ggml.add_eos_token", False)
+    if add_bos or add_eos:
+        before, after = ([bos] if add_bos else []), ([eos] if add_eos else [])
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, ids["bos"])]
+            single=[*before, "$A", *after],
+            pair=[*before, "$A", *after, *before, "$B", *after],
+            special_tokens=[(token, tokens.index(token)) for token in {*before, *after}],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, unk_token=unk, pad_token=pad
     )
+
+
+def _pretokenizer(file: GGUFFile) -> _Pretokenizer:
+    name = file.metadata.get("tokenizer.ggml.pre")
+    if name in (None, "default"):  # from before llama.cpp wrote this name
+        logger.warning(
+            "%s does not say how its tokenizer cuts text (tokenizer.ggml.pre): GPT-2's rule is taken. If it "
+            "is another, answers are worse; a newer conversion of the model says it",
+            file.path,
+        )
+        return _Pretokenizer()
+    if name not in _PRETOKENIZERS:
+        raise UnsupportedModel(
+            f"unsupported GGUF pre-tokenizer: {name}. Those that work: {', '.join(_PRETOKENIZERS)}"
+        )
+    return _PRETOKENIZERS[name]
+
+
+def _sentencepiece_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
+    tokenizer = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
+    if not file.metadata.get("tokenizer.ggml.add_space_prefix", True):  # transformers does not look at it
+        core = tokenizer.backend_tokenizer
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+        core.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+    return tokenizer
 
 
 def _split(pre: _Pretokenizer) -> pre_tokenizers.PreTokenizer:

@@ -4,21 +4,22 @@ Packing copies one matrix at a time. An int8 model with a tied embedding keeps t
 for the embedding.
 """
 
-from collections.abc import Iterable
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ingine.errors import ConfigError
 from ingine.kernels import Kernels
-from ingine.models.config import ModelConfig, read_json
+from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, some
+from ingine.models.config import ModelConfig
 from ingine.models.decoder import Decoder
 from ingine.parallel import SINGLE, TensorParallel, shard
 
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+logger = logging.getLogger(__name__)
 
 SPLIT_DIM = {
     "embed_tokens": 0,
@@ -62,56 +63,50 @@ def load_weights(
     parallel: TensorParallel = SINGLE,
 ) -> Decoder:
     """As `load_model`, the weights still as the checkpoint has them, for `Decoder.checkpoint_tensors`."""
-    config = ModelConfig.from_folder(path)
-    files = _weight_files(path)
+    config, checkpoint = ModelConfig.from_folder(path), Checkpoint(path)
+    if config.tie_word_embeddings and checkpoint.has_a_head_of_its_own():
+        logger.warning(
+            "%s: %s and %s differ, so they are not tied, although config.json says tie_word_embeddings",
+            *(path, EMBEDDING, HEAD),
+        )
+        config = replace(config, tie_word_embeddings=False)
     model = Decoder(config, kernels, dtype=dtype, device=device, parallel=parallel).eval()
-    tensors = model.checkpoint_tensors()
-    for file in files:
-        _load_file(file, tensors, config, parallel)
-    if tensors:
-        raise ConfigError(f"{path}: weights are missing: {_some(tensors)}")
+    _copy_weights(path, checkpoint, model.checkpoint_tensors(), config, parallel)
     return model
 
 
-def _weight_files(path: Path) -> list[Path]:
-    if (path / WEIGHTS_INDEX).exists():
-        weight_map = read_json(path / WEIGHTS_INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ConfigError(f"{path / WEIGHTS_INDEX} has no weight_map")
-        files = [path / name for name in sorted(set(weight_map.values()))]
-    else:
-        files = [path / WEIGHTS]
-    for file in files:
-        if not file.exists():
-            raise ConfigError(f"{file} does not exist: there are no safetensors here, or not all of them")
-    return files
-
-
 @torch.no_grad()
-def _load_file(path: Path, tensors: dict[str, Tensor], config: ModelConfig, parallel: TensorParallel) -> None:
-    """Copy what the file holds into `tensors`, and take from there what is done."""
-    tied = config.tie_word_embeddings
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if not _redundant(name, tied=tied)]  # noqa: SIM118 (no mapping)
-            if unexpected := [name for name in names if name not in tensors]:
-                raise ConfigError(
-                    f"{path}: weights that this architecture has no place for: {_some(unexpected)}"
-                )
-            for name in names:
-                target, weight = tensors.pop(name), file.get_slice(name)
-                expected = _whole_shape(name, target, config, parallel)
-                if weight.get_shape() != expected:
-                    raise ConfigError(f"{path}: {name} is {weight.get_shape()}, config.json says {expected}")
-                _copy_own_part(name, target, weight, parallel)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} is damaged or not a safetensors file: {error}") from error
+def _copy_weights(
+    path: Path,
+    checkpoint: Checkpoint,
+    tensors: dict[str, Tensor],
+    config: ModelConfig,
+    parallel: TensorParallel,
+) -> None:
+    """Into `tensors`, which has to be exactly what the checkpoint holds."""
+    if config.tie_word_embeddings and EMBEDDING not in checkpoint.file_of and HEAD in checkpoint.file_of:
+        tensors[HEAD] = tensors.pop(EMBEDDING)  # either of the two may be the one that is stored
+    missing = tensors.keys() - checkpoint.file_of.keys()
+    unexpected = checkpoint.file_of.keys() - tensors.keys()
+    if config.tie_word_embeddings and EMBEDDING in tensors:
+        unexpected -= {HEAD}  # the same matrix once more
+    if unexpected:
+        raise ConfigError(f"{path}: weights that this architecture has no place for: {some(unexpected)}")
+    if missing:
+        raise ConfigError(f"{path}: weights are missing: {some(missing)}")
+    for name, weight in checkpoint.slices():
+        if name in tensors:
+            expected = _whole_shape(name, tensors[name], config, parallel)
+            if weight.get_shape() != expected:
+                file = checkpoint.file_of[name]
+                raise ConfigError(f"{file}: {name} is {weight.get_shape()}, config.json says {expected}")
+            _copy_own_part(name, tensors[name], weight, parallel)
 
 
 def _whole_shape(name: str, target: Tensor, config: ModelConfig, parallel: TensorParallel) -> list[int]:
     """Of the tensor that `target` holds this rank's part of."""
     shape, dim = list(target.shape), _split_dim(name)
-    if name in ("model.embed_tokens.weight", "lm_head.weight"):
+    if name in (EMBEDDING, HEAD):
         shape[0] = config.vocab_size
     elif dim is not None:
         shape[dim] *= parallel.size
@@ -143,14 +138,3 @@ def _is_added_to_a_sum(name: str) -> bool:
 
 def _module(name: str) -> str:
     return name.split(".")[-2]
-
-
-def _redundant(name: str, *, tied: bool) -> bool:
-    """Some checkpoints also hold what can be computed (old Llamas), or the tied output matrix once more."""
-    return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
-
-
-def _some(names: Iterable[str], limit: int = 5) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -8,19 +8,21 @@ from ingine.errors import UnsupportedModel
 
 @dataclass(frozen=True)
 class ArchitectureOptions:
+    model_type: str
+    """In config.json; transformers chooses its class by it."""
     attention_bias: Literal["never", "qkv", "config"]
     """Which attention projections have one; `config`: all four, if config.json's `attention_bias` is set."""
     sliding_window: Literal["never", "every_layer", "layer_types"]
-    """Where config.json's `sliding_window` counts, if it has one."""
+    """Where config.json's `sliding_window` counts, if it has one. `every_layer`: unless by `layer_types`."""
     qk_norm: bool = False
     """Each query and key head is normalised before its rotation."""
 
 
 ARCHITECTURES: dict[str, ArchitectureOptions] = {
-    "LlamaForCausalLM": ArchitectureOptions("config", "never"),  # also SmolLM and SmolLM2
-    "MistralForCausalLM": ArchitectureOptions("never", "every_layer"),
-    "Qwen2ForCausalLM": ArchitectureOptions("qkv", "layer_types"),  # also Qwen2.5
-    "Qwen3ForCausalLM": ArchitectureOptions("config", "layer_types", qk_norm=True),
+    "LlamaForCausalLM": ArchitectureOptions("llama", "config", "never"),  # also SmolLM and SmolLM2
+    "MistralForCausalLM": ArchitectureOptions("mistral", "never", "every_layer"),
+    "Qwen2ForCausalLM": ArchitectureOptions("qwen2", "qkv", "layer_types"),  # also Qwen2.5
+    "Qwen3ForCausalLM": ArchitectureOptions("qwen3", "config", "layer_types", qk_norm=True),
 }
 
 

@@ -1,17 +1,21 @@
 """`ingine bench` on a tiny random model: every mode runs, and the figures are of what they say."""
 
+import io
 import json
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
+from ingine.errors import ConfigError
 from tests.tiny_models import make_tiny_model
 from worker.bench.measure import Measurement, Stopwatch, median
+from worker.bench.run import CONTINUOUS, HF, ONE, REDIS, print_table, run
 
 
 def test_bench_measures_every_mode(tmp_path):
-    model = make_tiny_model(tmp_path / "model")
+    model = make_tiny_model(tmp_path / "model", max_position_embeddings=160)  # what the workload takes
     path = tmp_path / "results" / "bench.json"
     command = [sys.executable, "-m", "ingine.cli", "bench", "--model", str(model), "--rounds", "1"]
     shown = subprocess.run([*command, "--json", str(path)], capture_output=True, text=True, timeout=170)
@@ -27,6 +31,33 @@ def test_bench_measures_every_mode(tmp_path):
             assert measured["num_tokens"] == num_requests * written["num_output_tokens"]
             assert 0 < measured["first_token_p50_s"] <= measured["latency_p50_s"] <= measured["wall_s"]
     assert len(written["ratios"]) == 6
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_no_figure_of_the_table_is_cut_off(width):
+    """At 80 columns; on a narrower terminal, which wraps lines, the table is no narrower."""
+    slow = Measurement(32, 2048, 1234.56, 98765.4, 1234.56, 1234.57, 1234.58, 1234.59)
+    console = Console(file=io.StringIO(), width=width)
+    print_table(console, {(mode, 32): [slow] for mode in (HF, ONE, CONTINUOUS, REDIS)})
+    shown = console.file.getvalue()
+    for figure in ("1234.56", "98765.4", "1234.57", "1234.58", "1234.59", HF, ONE, CONTINUOUS, REDIS):
+        assert shown.count(figure) >= 1 and "…" not in shown
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
+
+
+def test_a_model_that_is_too_short_for_the_workload_is_refused(tmp_path):
+    short = make_tiny_model(tmp_path, max_position_embeddings=128)
+    with pytest.raises(ConfigError, match="take 160 tokens, and this model 128 at most"):
+        run(Console(), model=str(short), num_rounds=1, json_path=tmp_path / "bench.json")
+
+
+@pytest.mark.parametrize("name", ["", "file/bench.json"])
+def test_results_that_cannot_be_written_are_told_before_anything_is_measured(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ConfigError, match=f"--json: {tmp_path}.* cannot be written: (Is a directory|File exists)"
+    ):
+        run(Console(), model="not looked for", num_rounds=1, json_path=tmp_path / name)
 
 
 def test_the_stopwatch_refuses_a_run_that_lost_tokens():

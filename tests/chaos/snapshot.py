@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from ingine.keys import EVENT_FIELD, GROUP, Keys
 from ingine.wire import Event, decode_event
 
-TTL_FREE = ("queue", "workers", "dead", "jobs:high", "jobs:normal", "jobs:low")
+TTL_FREE = ("queue", "workers", "models", "dead", "jobs:high", "jobs:normal", "jobs:low")
 """Keys that may stay for ever, behind the queue's prefix."""
 
 

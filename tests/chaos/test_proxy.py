@@ -9,7 +9,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from tests.chaos.proxy import FAULTS, HOST, ProxyProcess
-from worker.embedded import EmbeddedServer
+from tests.servers import durable_server
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ async def test_a_fault_of_nobody_is_not_counted(proxy, redis_server):
 
 async def test_it_can_be_pointed_at_another_server(proxy, client, queue, tmp_path):
     await client.set(queue, "here")
-    with EmbeddedServer(tmp_path / "other") as other:
+    with durable_server(tmp_path / "other") as other:
         await proxy.ask(point=other.port, front=0, cut=True)
         with pytest.raises(exceptions.ConnectionError):
             await client.get(queue)

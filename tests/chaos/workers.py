@@ -27,9 +27,9 @@ def run(*, settings: dict, fate: dict) -> None:
     torch.set_num_threads(1)
     settings = WorkerSettings(_env_file=None, **settings)
     setup_logging(settings.log_level, as_json=False)
-    engine, served_names = build_engine(settings)
+    engine, model = build_engine(settings)
     meet(engine.engine.tokenizer.encode(POISON), **fate)
-    asyncio.run(_serve(settings, settings.redis_url, engine, served_names))
+    asyncio.run(_serve(settings, settings.redis_url, engine, model))
     engine.engine.check_integrity()
 
 

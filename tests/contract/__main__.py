@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.contract.test_contract import fake_contract, real_contract
-from worker.embedded import EmbeddedServer
+from tests.servers import durable_server
 
 FAKE_EVERY = 5
 """Each fifth round is on fakeredis; a real server is faster, and right."""
@@ -33,7 +33,7 @@ def main() -> None:
         suppress_health_check=list(HealthCheck),
     )
     num_rounds, end = 0, time.monotonic() + options.minutes * 60
-    with tempfile.TemporaryDirectory() as folder, EmbeddedServer(Path(folder)) as server:
+    with tempfile.TemporaryDirectory() as folder, durable_server(Path(folder)) as server:
         while time.monotonic() < end:
             fake = num_rounds % FAKE_EVERY == FAKE_EVERY - 1
             run_state_machine_as_test(fake_contract() if fake else real_contract(server.url), settings=hunt)

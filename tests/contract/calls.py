@@ -17,6 +17,7 @@ from producer.client import AsyncClient
 from producer.submission import Submission
 from tests.contract.model import MAX_DEATHS
 from tests.contract.snapshot import SILENT_MS, take_snapshot
+from tests.served_models import TINY
 from worker.queue import Append, Entry, Finish, Queue, script
 
 RESULT_TTL_S = 3600
@@ -93,7 +94,13 @@ class Calls:
     def queue(self, worker: str) -> Queue:
         if worker not in self._queues:
             self._queues[worker] = Queue(
-                self.keys, worker, self.redis, result_ttl_s=RESULT_TTL_S, max_deaths=MAX_DEATHS
+                self.keys,
+                worker,
+                self.redis,
+                TINY,
+                result_ttl_s=RESULT_TTL_S,
+                max_deaths=MAX_DEATHS,
+                model_wait_s=SILENT_MS / 1000,
             )
         return self._queues[worker]
 

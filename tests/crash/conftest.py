@@ -9,6 +9,7 @@ from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.sampling_params import SamplingParams
 from producer import Client
+from tests.servers import durable_server
 from tests.tiny_models import make_tiny_model
 from worker.embedded import EmbeddedServer
 from worker.local import LocalWorkers
@@ -24,7 +25,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def server(tmp_path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(tmp_path / "valkey") as server:
+    with durable_server(tmp_path / "valkey") as server:
         yield server
 
 

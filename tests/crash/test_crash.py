@@ -13,6 +13,7 @@ from ingine.keys import Keys
 from ingine.wire import decode_event
 from producer import Client, JobHandle, JobStatus
 from tests.crash.conftest import LONG
+from tests.servers import durable_server
 from tests.waiting import wait_until
 from worker.embedded import EmbeddedServer
 
@@ -120,7 +121,7 @@ def test_a_server_killed_and_restarted_from_its_file(server, queue, workers, uni
         wait_until(lambda: min(handle.status().position for handle in handles) > 3)
         os.kill(server.pid, signal.SIGKILL)
         server.stop()
-        with EmbeddedServer(server.data_dir, port=server.port) as again:
+        with durable_server(server.data_dir, port=server.port) as again:
             results = [handle.result(timeout=60) for handle in handles]
             for handle, result in zip(handles, results, strict=True):
                 assert logged_token_ids(again, queue, handle.job_id) == result.token_ids

@@ -3,16 +3,24 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import redis
 
+from ingine.tokenizer import Tokenizer
 from tests.tiny_models import make_tiny_model
+from worker.demo.plan import Plan, plan_for
+from worker.demo.prompts import QUESTIONS
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     return str(make_tiny_model(tmp_path_factory.mktemp("tiny"), max_position_embeddings=2048))
+
+
+def short_model(folder: Path, **options) -> Path:
+    return make_tiny_model(folder, **{"max_position_embeddings": 192} | options)
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess:
@@ -33,6 +41,31 @@ def test_it_leaves_nothing_on_a_server_that_is_not_its_own(model, redis_url):
         before = set(client.scan_iter("ingine:{demo-*"))
         assert demo("--model", model, "--redis-url", redis_url).returncode == 0
         assert set(client.scan_iter("ingine:{demo-*")) == before
+
+
+def test_a_short_base_model_is_asked_what_fits(tmp_path):
+    """Without a chat template, and too short for the questions that are about a report."""
+    shown = demo("--model", str(short_model(tmp_path, chat_template=None)))
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert re.search(r"requests +│ +32 ", shown.stdout)
+
+
+def test_a_plan_fits_the_model(tmp_path):
+    plan = plan_for(short_model(tmp_path))
+    assert plan.is_chat and plan.max_model_len == 192
+    assert "0" not in plan.max_tokens  # about the report
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    for number, max_tokens in plan.max_tokens.items():
+        prompt = tokenizer.encode_chat([{"role": "user", "content": QUESTIONS[int(number)].text}])
+        assert 0 < max_tokens <= 192 - len(prompt)
+    assert plan.kill_after_num_tokens < sum(plan.max_tokens.values()) / 2
+    assert Plan.from_line(plan.as_line().decode()) == plan
+
+
+def test_a_model_that_is_too_short_for_all_questions_is_one_clear_line(tmp_path):
+    shown = demo("--model", str(short_model(tmp_path, max_position_embeddings=48)))
+    assert shown.returncode == 2 and "Traceback" not in shown.stderr
+    assert "takes 48 tokens, and the demo's questions do not fit" in shown.stderr
 
 
 def test_a_model_that_does_not_exist_is_one_clear_line():

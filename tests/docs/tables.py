@@ -5,19 +5,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def table(document: str, heading: str) -> list[dict[str, str]]:
-    """The rows of the first table under `## heading`, by the words of its head. Backticks are left out."""
-    section = _section((ROOT / document).read_text().splitlines(), heading)
+def table(document: str, heading: str, first: str = "") -> list[dict[str, str]]:
+    """The rows of the first table under `## heading`, by the words of its head. Backticks are left out.
+
+    first: the first word of its head, if it is not the first table there.
+    """
+    section = _section((ROOT / document).read_text().splitlines(), heading, first)
     lines = [line for line in section if line.startswith("|")]
     head, _, *rows = [_cells(line) for line in lines]
     assert rows, f"{document} has no table under {heading!r}"
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
-def _section(lines: list[str], heading: str) -> list[str]:
-    """From the heading up to the next blank line behind its first table."""
+def _section(lines: list[str], heading: str, word: str) -> list[str]:
+    """From the table's head up to the next blank line."""
     start = lines.index(f"## {heading}")
-    first = next(index for index in range(start, len(lines)) if lines[index].startswith("|"))
+    first = next(index for index in range(start, len(lines)) if lines[index].startswith(f"| {word}".rstrip()))
     end = next((index for index in range(first, len(lines)) if not lines[index]), len(lines))
     return lines[first:end]
 

@@ -37,6 +37,6 @@ def test_every_key():
         *(f"ingine:{{q}}:{name}:high :normal :low" for name in ("jobs", "fair", "shares")),
         *(keys.delayed, keys.rate("<tenant>"), keys.bytes, keys.deadlines),
         *(keys.job("<id>"), keys.tokens("<id>"), keys.channel("<id>"), keys.replies("<name>")),
-        *(keys.idem("<key>"), keys.dead, keys.workers, keys.settings, keys.control),
+        *(keys.idem("<key>"), keys.dead, keys.workers, keys.models, keys.settings, keys.control),
     }
     assert documented == expected

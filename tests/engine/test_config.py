@@ -21,6 +21,8 @@ CPU = torch.device("cpu")
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16"),
         ({"quantization": "int4"}, "quantization must be one of int8, or None, not 'int4'"),
         ({"device": 0}, "device must be"),
+        ({"kv_cache_bytes": "2XB"}, "kv_cache_bytes must be a number of bytes, such as .*, not '2XB'"),
+        ({"kv_cache_bytes": "0GiB"}, "kv_cache_bytes must be an int of at least 1"),
         ({"max_model_len": 0}, "max_model_len must be an int of at least 1, not 0"),
         ({"max_num_seqs": 1.5}, "max_num_seqs must be an int"),
         ({"max_num_batched_tokens": True}, "max_num_batched_tokens must be an int"),
@@ -110,9 +112,30 @@ def test_devices_and_dtypes():
     assert select_device("cpu") == CPU
     assert select_dtype("float16", CPU) == torch.float16
     assert select_dtype("auto", CPU) in (torch.bfloat16, torch.float32)
-    for name in ("tpu!", "cuda:99"):
-        with pytest.raises(ConfigError, match=f"device '{name}' cannot be used"):
-            select_device(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("gpu", "'gpu' is none of auto, cpu, cuda, cuda:1 and mps"),
+        ("tpu!", "'tpu!' is none of"),
+        ("cuda:-1", "'cuda:-1' is none of"),
+        ("meta", "'meta' is none of"),  # torch knows it; nothing can be computed there
+        ("cuda:99", "'cuda:99' cannot be used"),
+    ],
+)
+def test_a_device_that_cannot_be_had_is_told_with_those_that_can(name, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        select_device(name)
+    assert "this machine has cpu" in str(caught.value)
+    assert "privateuseone" not in str(caught.value)  # torch's own list of everything
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(1 << 30, 1 << 30), ("2GB", 2 * 10**9), ("1.5 GiB", 3 << 29)]
+)
+def test_memory_for_kv_may_have_a_unit(given, expected):
+    assert EngineConfig("m", kv_cache_bytes=given).kv_cache_bytes == expected
 
 
 def test_the_engine_tells_what_it_chose(llama):

@@ -1,19 +1,21 @@
 """`ingine generate`: the engine alone, in a terminal and in a pipe."""
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from ingine.cli import app
+from ingine.engine import Engine
 
 
 @pytest.fixture
 def generate(llama):
     def run(*args: str, stdin: str = "", model: str | None = None) -> Result:
-        return CliRunner().invoke(
-            app, ["generate", "--model", model or str(llama.path), "--max-tokens", "6", *args], input=stdin
-        )
+        sampling = ("--temperature", "0", "--max-tokens", "6")
+        command = ["generate", "--model", model or str(llama.path), *sampling, *args]
+        return CliRunner().invoke(app, command, input=stdin)
 
     return run
 
@@ -23,11 +25,29 @@ def result_of(run: Result) -> dict:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_the_text_is_streamed_and_is_what_json_has(generate):
+def test_the_text_is_streamed_and_is_what_json_has(generate, monkeypatch):
     expected = result_of(generate("Hi", "--json"))["outputs"][0]["text"]
+    shown = []
+
+    def watched(engine: Engine, step=Engine.step):
+        shown.append(sys.stdout.buffer.getvalue().decode())  # what the terminal has before this step
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", watched)
     run = generate("Hi")
     assert run.exit_code == 0
     assert run.stdout == expected + "\n"
+    assert all(expected.startswith(text) for text in shown)
+    assert len(set(shown)) > 3  # it grew while tokens were still to come
+
+
+def test_output_that_length_has_cut_says_so_on_stderr(generate):
+    for form in ((), ("--json",)):
+        run = generate("Hi", *form)
+        assert "cut at 6 tokens (finish_reason: length)" in run.stderr
+    text = result_of(run)["outputs"][0]["text"]
+    run = generate("Hi", "--stop", text[2])
+    assert (run.exit_code, run.stderr) == (0, "")
 
 
 def test_the_prompt_is_a_chat_message_or_with_raw_as_it_is(generate, llama):

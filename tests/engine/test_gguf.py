@@ -20,7 +20,7 @@ from ingine.models import load_weights
 from ingine.models.gguf import convert_gguf
 from tests.tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS, make_tiny_model, make_tokenizer
 
-Q8_0, F32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
+F32 = gguf.GGMLQuantizationType.F32
 BYTES = [token for token, _ in sorted(make_tokenizer().get_vocab().items(), key=lambda item: item[1])][:256]
 TOKENS = [*BYTES, "ab", "Ġab", *SPECIAL_TOKENS]
 MERGES = ["a b", "Ġ ab"]
@@ -35,9 +35,11 @@ def write_gguf(
     *,
     quantization: gguf.GGMLQuantizationType = F32,
     metadata: dict[str, Any] | None = None,
-    tensors: dict[str, np.ndarray] | None = None,
+    tensors: dict[str, np.ndarray | None] | None = None,
 ) -> Path:
-    """The tiny model in the folder `model` as a GGUF file; `metadata` overrides, None leaves a key out."""
+    """The tiny model in the folder `model` as a GGUF file; `metadata` and `tensors` override, None leaves one
+    out.
+    """
     config = json.loads((model / "config.json").read_text())
     fields = {
         "embedding_length": config["hidden_size"],
@@ -62,19 +64,27 @@ def write_gguf(
     } | (metadata or {})
     writer = gguf.GGUFWriter(path, arch)
     for name, value in fields.items():
-        add = {
-            int: writer.add_uint32,
-            float: writer.add_float32,
-            str: writer.add_string,
-            list: writer.add_array,
-        }
-        if value is not None:
-            add[type(value)](name, value)
-    for name, weight in gguf_tensors(model, config, arch).items():
-        packed = weight if weight.ndim == 1 else gguf.quantize(weight, quantization)
-        writer.add_tensor(name, packed, raw_dtype=F32 if weight.ndim == 1 else quantization)
-    for name, weight in (tensors or {}).items():
-        writer.add_tensor(name, weight)
+        add_metadata(writer, name, value)
+    for name, weight in (gguf_tensors(model, config, arch) | (tensors or {})).items():
+        if weight is not None:
+            packed = weight if weight.ndim == 1 else gguf.quantize(weight, quantization)
+            writer.add_tensor(name, packed, raw_dtype=F32 if weight.ndim == 1 else quantization)
+    return written(writer, path)
+
+
+def add_metadata(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
+    add = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
+    if value is not None:
+        add[type(value)](name, value)
+
+
+def written(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -110,7 +120,7 @@ def loaded(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "qwen3"])
 def test_a_round_trip_changes_nothing(arch, tied, tmp_path):
     model = tiny(tmp_path, arch, tie_word_embeddings=tied)
-    convert_gguf(write_gguf(tmp_path / "m.gguf", model, arch), tmp_path / "out", dtype=torch.float32)
+    convert_gguf(write_gguf(tmp_path / "m.gguf", model, arch), tmp_path / "out")
     before, after = loaded(model), loaded(tmp_path / "out")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -122,14 +132,30 @@ def test_a_round_trip_changes_nothing(arch, tied, tmp_path):
     torch.testing.assert_close(logits, expected)
 
 
-def test_quantised_weights_come_back_close_and_in_bfloat16(tmp_path):
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_1"])
+def test_no_weight_is_rounded_on_the_way(kind, tmp_path):
+    """A model in float32 computes with the very numbers that are in the file."""
+    quantization = gguf.GGMLQuantizationType[kind]
     model = tiny(tmp_path)
-    convert_gguf(write_gguf(tmp_path / "m.gguf", model, "llama", quantization=Q8_0), tmp_path / "out")
-    before, after = load_file(model / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
-    assert before.keys() == after.keys()
-    for name in before:
-        assert after[name].dtype == torch.bfloat16
-        torch.testing.assert_close(after[name].float(), before[name], atol=0.01, rtol=0.01)
+    file = write_gguf(tmp_path / "m.gguf", model, "llama", quantization=quantization)
+    convert_gguf(file, tmp_path / "out")
+    original, after = load_file(model / "model.safetensors"), loaded(tmp_path / "out")
+    assert original.keys() == after.keys()
+    for name, weight in original.items():
+        expected = weight.numpy()
+        if weight.ndim > 1:
+            expected = gguf.dequantize(gguf.quantize(expected, quantization), quantization)
+        assert torch.equal(after[name], torch.tensor(expected)), name
+    torch.testing.assert_close(after["lm_head.weight"], original["lm_head.weight"], atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("F32", "float32"), ("F16", "float16"), ("BF16", "bfloat16")])
+def test_weights_take_no_more_room_than_they_need(kind, dtype, tmp_path):
+    quantization = gguf.GGMLQuantizationType[kind]
+    file = write_gguf(tmp_path / "m.gguf", tiny(tmp_path), "llama", quantization=quantization)
+    convert_gguf(file, tmp_path / "out")
+    assert load_file(tmp_path / "out/model.safetensors")["lm_head.weight"].dtype == getattr(torch, dtype)
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == dtype
 
 
 def test_a_large_model_is_written_in_shards(tmp_path, monkeypatch):
@@ -138,7 +164,6 @@ def test_a_large_model_is_written_in_shards(tmp_path, monkeypatch):
     convert_gguf(
         write_gguf(tmp_path / "m.gguf", model, "llama"),
         tmp_path / "out",
-        dtype=torch.float32,
         progress=lambda done, total: reports.append((done, total)),
     )
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
@@ -238,11 +263,7 @@ def test_what_would_give_other_tokens_is_refused(metadata, named, tmp_path):
 
 def test_an_unknown_architecture_is_refused_with_those_that_work(tmp_path):
     file = tmp_path / "m.gguf"
-    writer = gguf.GGUFWriter(file, "falcon")
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    written(gguf.GGUFWriter(file, "falcon"), file)
     with pytest.raises(UnsupportedModel, match=r"falcon.*llama, mistral, qwen2, qwen3"):
         convert_gguf(file, tmp_path / "out")
 

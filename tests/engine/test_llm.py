@@ -55,26 +55,85 @@ def test_chat_with_one_conversation_or_several(llm, llama):
     assert both[0].outputs[0].token_ids == alone.outputs[0].token_ids
 
 
-def test_without_params_the_defaults_apply(llm):
-    [output] = llm.generate({"prompt_token_ids": PROMPT})
-    assert 1 <= len(output.outputs[0].token_ids) <= SamplingParams().max_tokens
+@pytest.mark.parametrize(
+    "prompts", [PROMPT, [PROMPT], tuple(PROMPT), {"prompt_token_ids": PROMPT, "prompt": "x"}]
+)
+def test_a_prompt_may_be_token_ids(llm, llama, prompts):
+    [output] = llm.generate(prompts, greedy(4))
+    assert output.prompt_token_ids == PROMPT
+    assert output.outputs[0].token_ids == llama.hf_greedy(PROMPT, 4)
+
+
+def test_a_prompt_may_be_a_text_in_a_dict(llm, llama):
+    [output] = llm.generate({"prompt": "Hi", "multi_modal_data": None}, greedy(4))
+    assert (output.prompt, output.prompt_token_ids) == ("Hi", llama.tokenizer.encode("Hi"))
+
+
+@pytest.mark.parametrize("params", [{}, {"max_tokens": None}, {"max_tokens": 10**9}], ids=repr)
+def test_without_max_tokens_the_output_is_as_long_as_the_models_length_leaves(llm, params):
+    [output] = llm.generate([PROMPT], SamplingParams(temperature=0, ignore_eos=True, **params))
+    assert len(output.outputs[0].token_ids) == llm.engine.max_model_len - len(PROMPT)
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_max_tokens_of_a_billion_reserves_nothing(llm):
+    engine = llm.engine
+    engine.add("one", PROMPT, SamplingParams(temperature=0, max_tokens=10**9, ignore_eos=True))
+    engine.step()
+    stats, block_size = engine.stats(), engine.config.block_size
+    assert stats.num_blocks - stats.num_free_blocks <= -(-(len(PROMPT) + 1) // block_size)
+    engine.abort("one")
+
+
+def test_vllms_arguments_are_accepted_where_they_mean_nothing(llm):
+    params = SamplingParams(n=1, temperature=0, max_tokens=2, stop=None, skip_special_tokens=True)
+    [output] = llm.generate(["a"], params, use_tqdm=True, lora_request=None, priority=None)
+    assert output.finished
+    conversation = [{"role": "user", "content": "Hi"}]
+    arguments = {"chat_template": None, "add_generation_prompt": True, "chat_template_content_format": "auto"}
+    assert llm.chat(conversation, params, **arguments, tools=None)[0].finished
+
+
+def test_vllms_arguments_are_refused_where_they_would_change_something(llm):
+    with pytest.raises(InvalidRequest, match="lora_request is not supported"):
+        llm.generate("a", greedy(1), lora_request="x")
+    with pytest.raises(InvalidRequest, match="add_generation_prompt is not supported"):
+        llm.chat([{"role": "user", "content": "Hi"}], greedy(1), add_generation_prompt=False)
+    with pytest.raises(TypeError, match="'progres'"):
+        llm.generate("a", greedy(1), progres=True)
+
+
+def test_vllms_options_are_accepted_where_they_mean_nothing(llama):
+    options = {"trust_remote_code": True, "enforce_eager": False, "tokenizer": None, "max_num_seqs": 1}
+    assert LLM(str(llama.path), dtype="float32", **options).engine.config.max_num_seqs == 1
+    with pytest.raises(ConfigError, match="tokenizer is not supported"):
+        LLM(str(llama.path), tokenizer="another")
 
 
 def test_no_prompts_give_no_outputs(llm):
     assert llm.generate([]) == [] and llm.chat([]) == []
 
 
-def test_progress_goes_to_the_terminal(llm, capsys):
-    llm.generate(["a", "b"], greedy(2), progress=True)
-    assert "2/2 prompts" in capsys.readouterr().out
+def test_progress_goes_to_the_terminal_and_nowhere_else(llm, capsys, monkeypatch):
+    llm.generate(["a", "b"], greedy(2))
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    llm.generate(["a", "b"], greedy(2), use_tqdm=False)
+    assert capsys.readouterr() == ("", "")
+    llm.generate(["a", "b"], greedy(2))
+    out, err = capsys.readouterr()
+    assert out == "" and "2/2 prompts" in err
 
 
 @pytest.mark.parametrize(
     ("prompts", "params", "code", "says"),
     [
         (7, None, "invalid_type", "prompts must be a list, not int"),
-        ([7], None, "invalid_type", "a prompt is a str or"),
-        ([{"prompt": "a"}], None, "invalid_type", "a prompt is a str or"),
+        ([7.5], None, "invalid_type", "a prompt is a str, a list of token ids"),
+        ([{"prompt": 7}], None, "invalid_type", "a prompt is a str, a list of token ids"),
+        ([{}], None, "invalid_type", "a prompt is a str, a list of token ids"),
+        ([{"prompt": "a", "multi_modal_data": {"image": 1}}], None, "invalid_parameter", "multi_modal_data"),
+        ([[7, "x"]], None, "invalid_token_id", "the prompt"),
         ({"prompt_token_ids": "abc"}, None, "invalid_type", "prompt_token_ids must be a list, not str"),
         ("", None, "empty_prompt", "no tokens"),
         (["a", "b"], [SamplingParams()], "invalid_parameter", "1 sampling_params for 2 prompts"),

@@ -105,6 +105,23 @@ PUBLISHED = {
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
         "rope_theta": 1e6,
     },
+    "Mistral with windows in some layers": {
+        "arch": "mistral",
+        "sliding_window": 64,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+    },
+    "a fine-tune with keys of its own": {
+        "arch": "llama",
+        "unsloth_version": "2024.9",
+        "is_llama_config": True,
+        "logits_scaling": 1.0,
+        "final_logit_softcapping": None,
+        "num_local_experts": 0,
+        "no_rope_layers": [1, 1, 1, 1],
+        "use_qk_norm": False,
+        "quantization_config": None,
+        "auto_map": {"AutoModelForCausalLM": "modeling.Model"},
+    },
     "as transformers 5 writes it": {
         "arch": "qwen3",
         "dtype": "float16",
@@ -134,7 +151,7 @@ def assert_as_transformers(folder: Path) -> None:
     assert ours.dtype == (theirs.dtype or torch.float32)
     assert ours.output_bias == getattr(theirs, "attention_bias", False)
     layer_types = getattr(theirs, "layer_types", None) or [None] * theirs.num_hidden_layers
-    everywhere = theirs.model_type == "mistral"
+    everywhere = theirs.model_type == "mistral" and layer_types[0] is None
     assert ours.sliding_windows == tuple(
         theirs.sliding_window if everywhere or layer_type == "sliding_attention" else None
         for layer_type in layer_types
@@ -220,6 +237,7 @@ def llama3_rope(*, low: float, high: float) -> dict:
         ({"eos_token_id": {"a": 1}}, "eos_token_id"),
         ({"architectures": [5]}, "architectures"),
         ({"architectures": "LlamaForCausalLM"}, "architectures"),
+        ({"model_type": 5}, "model_type"),
         ({"rope_scaling": "twice"}, "rotary"),
         ({"rope_theta": "high"}, "rotary"),
         ({"rope_scaling": llama3_rope(low=0, high=4.0)}, "low_freq_factor is 0"),
@@ -251,6 +269,64 @@ def test_a_wrong_value_in_generation_config_is_named(tmp_path):
 def test_positions_that_the_decoder_would_get_wrong_are_refused(changes, says, tmp_path):
     with pytest.raises(UnsupportedModel, match=says):
         ModelConfig.from_folder(write_config(tmp_path, "llama", **changes))
+
+
+REFUSED = {
+    "logit_scale": 0.0625,
+    "logits_scaling": 8.0,
+    "residual_multiplier": 0.22,
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.015625,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "query_pre_attn_scalar": 256,
+    "clip_qkv": 8.0,
+    "use_qk_norm": True,
+    "alibi": True,
+    "rope_interleaved": True,
+    "rotary_pct": 0.25,
+    "no_rope_layers": [1, 1, 1, 0],
+    "attention_chunk_size": 8192,
+    "dual_chunk_attention_config": {"chunk_size": 262144},
+    "is_causal": False,
+    "num_local_experts": 8,
+    "mlp_bias": True,
+    "use_parallel_residual": True,
+    "quantization_config": {"quant_method": "fp8"},
+    "quantization": {"group_size": 64, "bits": 4},
+    "compression_config": {"format": "pack-quantized"},
+    "model_type": "mistral",
+    "hidden_act": "gelu",
+}
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3"])
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_key_that_would_change_numbers_is_refused_by_name(key, arch, tmp_path):
+    with pytest.raises(UnsupportedModel, match=key):
+        ModelConfig.from_folder(write_config(tmp_path, arch, **{key: REFUSED[key]}))
+
+
+@pytest.mark.parametrize("arch", ["mistral", "qwen2", "qwen3"])
+def test_a_kind_of_layer_that_we_do_not_know_is_refused(arch, tmp_path):
+    layer_types = ["full_attention", "chunked_attention"] * 2
+    with pytest.raises(UnsupportedModel, match="chunked_attention"):
+        ModelConfig.from_folder(write_config(tmp_path, arch, layer_types=layer_types, sliding_window=None))
+
+
+@pytest.mark.parametrize("arch", ["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("num_layers", [3, 5])
+def test_layer_types_for_another_number_of_layers_are_named(num_layers, arch, tmp_path):
+    layer_types = ["full_attention"] * num_layers
+    with pytest.raises(ConfigError, match="layer_types"):
+        ModelConfig.from_folder(write_config(tmp_path, arch, layer_types=layer_types, sliding_window=None))
+
+
+def test_sliding_layers_without_use_sliding_window_are_refused(tmp_path):
+    """transformers takes the config, and fails at the first token."""
+    layer_types = ["full_attention", "sliding_attention"] * 2
+    with pytest.raises(ConfigError, match="use_sliding_window"):
+        ModelConfig.from_folder(write_config(tmp_path, "qwen2", layer_types=layer_types, sliding_window=64))
 
 
 @pytest.mark.parametrize("arch", ALL)

@@ -155,6 +155,32 @@ def test_a_folder_or_file_that_is_no_model_is_refused(tmp_path, cache):
         resolve_model(str(tmp_path / "weights.bin"))
 
 
+def test_a_folder_of_gguf_files_says_to_name_one(gguf_file, cache):
+    with pytest.raises(ModelNotFound, match=rf"name one of them, as {gguf_file}"):
+        resolve_model(str(gguf_file.parent))
+
+
+def test_an_adapter_says_to_merge_it(tmp_path, cache):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelNotFound, match="adapter"):
+        resolve_model(str(tmp_path))
+
+
+def test_a_conversion_of_an_older_version_is_not_taken(gguf_file, cache, monkeypatch):
+    path = resolve_model(str(gguf_file))
+    monkeypatch.setattr(model_store, "CONVERSION", model_store.CONVERSION + 1)
+    assert resolve_model(str(gguf_file)) != path
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, cache):
+    """Of a file that lacks a tensor, as does one part of several."""
+    broken = {"blk.1.ffn_down.weight": None}
+    file = write_gguf(tmp_path / "m.gguf", tiny(tmp_path), "llama", tensors=broken)
+    with pytest.raises(ConfigError, match="weights are missing"):
+        resolve_model(str(file))
+    assert left_in(cache) == []
+
+
 def test_a_hub_that_cannot_be_reached_is_a_clear_error(cache, tmp_path):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
     output, _ = start_resolving("nobody/no-such-model", **nowhere).communicate(timeout=120)

@@ -1,7 +1,10 @@
 """How one sequence takes its tokens: the text of each, and the end."""
 
+import torch
+
 from ingine.detokenizer import Detokenizer
-from ingine.sampling_params import SamplingParams
+from ingine.logits_processors import process
+from ingine.sampling_params import MAX_LOGIT_BIASES, MAX_STOP_TOKEN_IDS, SamplingParams
 from ingine.sequence import Sequence
 
 EOS = 0
@@ -70,3 +73,55 @@ def test_end_of_sequence_as_a_stop_token_of_the_request_names_itself():
         seq = make_sequence(Pieces(b""), **params)
         seq.append(EOS)
         assert (seq.finish_reason, seq.stop_reason) == ("stop", stop_reason)
+
+
+class Watched:
+    """Counts how often somebody walks it."""
+
+    num_walks = 0
+
+    def __iter__(self):
+        self.num_walks += 1
+        return super().__iter__()
+
+    def __contains__(self, item):
+        if isinstance(self, tuple):
+            self.num_walks += 1
+        return super().__contains__(item)
+
+    def values(self):
+        self.num_walks += 1
+        return super().values()
+
+
+class WatchedTuple(Watched, tuple):
+    pass
+
+
+class WatchedSet(Watched, frozenset):
+    pass
+
+
+class WatchedDict(Watched, dict):
+    pass
+
+
+def test_no_step_walks_a_list_of_the_request():
+    """It may be long, and there are many steps: each is read once, when the sequence is made."""
+    stop = WatchedTuple(range(1, MAX_STOP_TOKEN_IDS + 1))
+    bias = WatchedDict.fromkeys(range(MAX_LOGIT_BIASES), 1.0)
+    params = SamplingParams(min_tokens=50).model_copy(update={"stop_token_ids": stop, "logit_bias": bias})
+    seq = Sequence(
+        "a", [0], params, seed=0, sort_key=(0, 0), max_num_tokens=100, eos_token_ids=frozenset({0})
+    )
+    seq.end_token_ids = WatchedSet(seq.end_token_ids)
+    walks_to_make_it = stop.num_walks, bias.num_walks
+    for _ in range(20):
+        logits = process(torch.zeros(1, 2048), [seq])
+        assert logits[0, :1025].isneginf().all() and logits[0, 1025:].eq(0).all()
+        seq.append(2000)
+        process(torch.zeros(1, 2048), [*seq.ahead([2000])])
+    assert (stop.num_walks, bias.num_walks) == walks_to_make_it
+    assert seq.end_token_ids.num_walks == 0
+    seq.append(7)
+    assert (seq.finish_reason, seq.stop_reason) == ("stop", 7)

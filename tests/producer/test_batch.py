@@ -98,7 +98,7 @@ async def test_every_line_ends_in_one_of_the_files(client: AsyncClient, worker: 
     )
     async with serving(worker) as jobs:
         summary = await run(client, files, window=4)
-    assert summary == BatchSummary(num_lines=25, num_failed=5, num_resumed=0)
+    assert summary == BatchSummary(num_lines=25, num_failed=5, num_resumed=0, num_cut=20)
     output, errors = files.ids()
     assert output == [f"line-{n:03}" for n in range(20)]
     assert errors == ["None", "line-003", "line-020", "line-021", "line-022"]
@@ -139,7 +139,7 @@ async def test_running_again_runs_nothing_again(client: AsyncClient, worker: Fak
     async with serving(worker):
         await run(client, files)
     before = files.rows()
-    assert await run(client, files) == BatchSummary(num_lines=3, num_failed=2, num_resumed=3)
+    assert await run(client, files) == BatchSummary(num_lines=3, num_failed=2, num_resumed=3, num_cut=1)
     assert files.rows() == before
 
 
@@ -310,6 +310,7 @@ async def test_a_run_that_is_killed_again_and_again_ends_with_every_line_once(
         exit_status, _, stderr = await command.run()
     assert exit_status == 0, stderr
     assert "done by an earlier run" in stderr
+    assert f"ingine: {num_lines} outputs were cut by length (finish_reason: length)" in stderr
     assert files.ids() == ([f"line-{n:03}" for n in range(num_lines)], [])
     assert len(jobs) == num_lines
 
@@ -334,7 +335,7 @@ async def test_failed_lines_make_the_exit_status_1(command: Command, files: File
     command.arguments.append("--json")
     exit_status, stdout, _ = await command.run()
     assert exit_status == 1
-    assert json.loads(stdout) == {"num_lines": 1, "num_failed": 1, "num_resumed": 0}
+    assert json.loads(stdout) == {"num_lines": 1, "num_failed": 1, "num_resumed": 0, "num_cut": 0}
 
 
 async def test_a_full_disk_is_one_clear_line(command: Command, files: Files):

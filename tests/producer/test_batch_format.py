@@ -63,6 +63,17 @@ def test_text_parts_are_joined():
         ({"ignore_eos": True, "min_tokens": 2, "stop_token_ids": [1]},) * 2,
         ({"n": 1, "stream": False, "tools": [], "response_format": {"type": "text"}, "user": "me"}, {}),
         ({"temperature": None, "tools": None}, {}),
+        ({"max_tokens": None}, {}),
+        ({"max_completion_tokens": 5, "max_tokens": 7}, {"max_tokens": 5}),
+        ({"max_tokens": 7, "max_completion_tokens": 5}, {"max_tokens": 5}),
+        ({"presence_penalty": 0, "frequency_penalty": 0}, {"presence_penalty": 0, "frequency_penalty": 0}),
+        ({"logit_bias": None, "response_format": None, "seed": None}, {}),
+        ({"store": False, "metadata": {"a": "b"}, "service_tier": "flex", "prompt_cache_key": "k"}, {}),
+        ({"tool_choice": "auto", "parallel_tool_calls": True, "functions": []}, {}),
+        ({"modalities": ["text"], "stream_options": None, "prediction": None, "audio": None}, {}),
+        ({"use_beam_search": False, "best_of": 1, "skip_special_tokens": True, "bad_words": []}, {}),
+        ({"add_generation_prompt": True, "continue_final_message": False, "add_special_tokens": False}, {}),
+        ({"return_token_ids": False, "chat_template_kwargs": {}, "priority": 0, "guided_json": None}, {}),
     ],
 )
 def test_parameters(body, sampling):
@@ -82,6 +93,23 @@ def test_parameters(body, sampling):
             "response_format",
         ),
         (parse({"messages": HI, "stream": True}), "unsupported_parameter", "stream"),
+        (parse({"messages": HI, "n": True}), "unsupported_parameter", "n"),
+        (parse({"messages": HI, "stream": 0}), "unsupported_parameter", "stream"),
+        (parse({"messages": HI, "tool_choice": "required"}), "unsupported_parameter", "tool_choice"),
+        (parse({"messages": HI, "reasoning_effort": "high"}), "unsupported_parameter", "reasoning_effort"),
+        (
+            parse({"messages": HI, "skip_special_tokens": False}),
+            "unsupported_parameter",
+            "skip_special_tokens",
+        ),
+        (parse({"messages": HI, "add_special_tokens": True}), "unsupported_parameter", "add_special_tokens"),
+        (parse({"messages": HI, "guided_json": {}}), "unsupported_parameter", "guided_json"),
+        (parse({"prompt": "a", "echo": True}, COMPLETIONS), "unsupported_parameter", "echo"),
+        (
+            parse({"prompt": "a", "add_special_tokens": False}, COMPLETIONS),
+            "unsupported_parameter",
+            "add_special_tokens",
+        ),
         (parse({"messages": HI, "max_tokenz": 1}), "unsupported_parameter", "max_tokenz"),
         (parse({"messages": HI, "top_logprobs": 2}), "invalid_parameter", "top_logprobs"),
         (parse({"messages": HI, "logprobs": False, "top_logprobs": 2}), "invalid_parameter", "top_logprobs"),
@@ -121,6 +149,11 @@ def test_a_line_that_is_no_object_is_refused_with_its_number(raw: bytes):
     assert line.refusal.code in ("invalid_json", "invalid_line")
     assert str(line.refusal).startswith("line 17: ")
     assert error_row(line, line.refusal)["custom_id"] is None
+
+
+def test_a_completion_line_may_say_what_is_so_anyway():
+    body = {"prompt": "hi", "echo": False, "suffix": "", "add_special_tokens": True, "logprobs": 2, "n": 1}
+    assert parse(body, COMPLETIONS).arguments["sampling"] == {"logprobs": 2}
 
 
 def test_a_second_use_of_a_custom_id_is_refused():
@@ -167,7 +200,50 @@ def test_the_row_of_a_completion():
     assert body["choices"][0]["text"] == "out"
 
 
-def test_logprobs_name_tokens_by_id():
+def rows_with_logprobs(*logprobs: dict) -> tuple[dict, dict]:
+    """`logprobs` of a chat's row and of a completion's, as JSON has them."""
+    lines = parse({"messages": HI}), parse({"prompt": "hi"}, COMPLETIONS)
+    rows = (output_row(line, result(logprobs=[*logprobs])) for line in lines)
+    chat, completion = (json.loads(json.dumps(row))["response"]["body"]["choices"][0] for row in rows)
+    return chat["logprobs"], completion["logprobs"]
+
+
+def test_logprobs_have_the_text_of_each_token():
+    """The second token is half a character: its bytes say which."""
+    chat, completion = rows_with_logprobs(
+        {
+            "token_id": 7,
+            "logprob": -0.5,
+            "top": [[7, -0.5], [9, -1.0]],
+            "bytes": [32, 104, 105],
+            "top_bytes": [[32, 104, 105], [60, 124, 62]],
+        },
+        {"token_id": 8, "logprob": -2.0, "top": [], "bytes": [195], "top_bytes": []},
+    )
+    assert chat == {
+        "content": [
+            {
+                "token": " hi",
+                "logprob": -0.5,
+                "bytes": [32, 104, 105],
+                "top_logprobs": [
+                    {"token": " hi", "logprob": -0.5, "bytes": [32, 104, 105]},
+                    {"token": "<|>", "logprob": -1.0, "bytes": [60, 124, 62]},
+                ],
+            },
+            {"token": "\ufffd", "logprob": -2.0, "bytes": [195], "top_logprobs": []},
+        ],
+        "refusal": None,
+    }
+    assert completion == {
+        "tokens": [" hi", "\ufffd"],
+        "token_logprobs": [-0.5, -2.0],
+        "top_logprobs": [{" hi": -0.5, "<|>": -1.0}, {}],
+        "text_offset": [0, 3],
+    }
+
+
+def test_logprobs_of_an_older_worker_name_tokens_by_id():
     logprobs = [{"token_id": 7, "logprob": -0.5, "top": [[7, -0.5], [9, -1.0]]}]
     [chat], [completion] = (
         output_row(line, result(logprobs=logprobs))["response"]["body"]["choices"]
@@ -178,6 +254,7 @@ def test_logprobs_name_tokens_by_id():
     assert [top["token"] for top in token["top_logprobs"]] == ["token_id:7", "token_id:9"]
     assert completion["logprobs"]["tokens"] == ["token_id:7"]
     assert completion["logprobs"]["top_logprobs"] == [{"token_id:7": -0.5, "token_id:9": -1.0}]
+    assert token["bytes"] is None
 
 
 @pytest.mark.parametrize(

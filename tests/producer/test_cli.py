@@ -98,8 +98,18 @@ async def test_submit_and_stream(ingine: Ingine, worker: FakeWorker):
     running = asyncio.create_task(ingine("submit", "--raw", "--stream", stdin="prompt\n"))
     job = await worker.take()
     assert job.prompt == "prompt"
-    await worker.run(job.id, 3, text="!")
+    await worker.run(job.id, 3, text="!", finish_reason="stop")
     assert await running == (0, "<1><2><3>!\n", "")
+
+
+async def test_output_that_length_has_cut_says_so_on_stderr(ingine: Ingine, worker: FakeWorker):
+    await ingine("submit", "hi", "--job-id", "mine")
+    await worker.take()
+    await worker.run("mine", 3, finish_reason="length")
+    for form in ((), ("--json",), ("--from", "3")):
+        finished = await ingine("stream", "mine", *form)
+        assert finished.exit_status == 0
+        assert finished.stderr == "ingine: the output was cut at 3 tokens (finish_reason: length)\n"
 
 
 async def test_stream_from_a_position_as_json(ingine: Ingine, worker: FakeWorker):

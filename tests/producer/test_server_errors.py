@@ -18,6 +18,7 @@ from producer.token_log import Patience
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 from tests.security.tls import TlsFront
+from tests.servers import durable_server
 from tests.waiting import wait_until_async
 from worker.embedded import EmbeddedServer
 
@@ -32,7 +33,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
     """One that the test may break."""
-    with EmbeddedServer(tmp_path) as server:
+    with durable_server(tmp_path) as server:
         yield server
 
 
@@ -136,7 +137,7 @@ async def test_a_stream_gives_up_when_the_server_stays_away(
 
 async def test_a_stream_outlasts_a_server_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
-    with EmbeddedServer(tmp_path) as server:
+    with durable_server(tmp_path) as server:
         async with AsyncClient(server.url) as client:
             worker = FakeWorker(Redis.from_url(server.url), Keys())
             handle = await client.submit("hi")
@@ -147,7 +148,7 @@ async def test_a_stream_outlasts_a_server_that_comes_back(tmp_path: Path, monkey
             server.stop()
             waiting = asyncio.ensure_future(anext(stream))
             await worker.redis.aclose()
-            with EmbeddedServer(tmp_path, port=server.port):
+            with durable_server(tmp_path, port=server.port):
                 await worker.run_from(handle.job_id, 2, 4)
                 assert [(await waiting).token_ids, *[chunk.token_ids async for chunk in stream]] == [[3], [4]]
 

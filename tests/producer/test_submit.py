@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from ingine.keys import Keys
-from ingine.wire import Job, JobStatus, decode_event, decode_job
+from ingine.wire import EXPECTED_OUTPUT_TOKENS, MAX_TOKEN_COST, Job, JobStatus, decode_event, decode_job
 from producer import (
     AsyncClient,
     DuplicateJob,
@@ -67,6 +67,36 @@ async def test_sampling_is_a_dict_or_keywords(client: AsyncClient, redis: Redis,
     assert job.sampling == SamplingParams(max_tokens=5, logit_bias={3: -1.0})
 
 
+async def test_what_was_set_is_sent_and_nothing_else(client: AsyncClient, redis: Redis, keys: Keys):
+    """Also at its default, and however it was given. What is not sent is the model's to decide."""
+    for sampling in ({"temperature": 1.0, "n": 1, "stop": None}, SamplingParams(temperature=1.0, n=1)):
+        await client.submit("hi", sampling=sampling)
+    await client.submit("hi", temperature=1.0, n=1, max_tokens=None, skip_special_tokens=True)
+    await client.submit("hi")
+    given = [job.sampling.given() for job in await queued_jobs(redis, keys)]
+    assert given == [{"temperature": 1.0}] * 3 + [{}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cost"),
+    [
+        ({"prompt": [1] * 100, "max_tokens": 7}, 107),
+        ({"prompt": [1] * 100}, 100 + EXPECTED_OUTPUT_TOKENS),
+        ({"prompt": "x" * 400, "max_tokens": 7}, 107),
+        ({"prompt": "字" * 400, "max_tokens": 7}, 307),  # a token holds fewer characters of it
+        ({"messages": [{"role": "user", "content": "x" * 200}] * 2, "max_tokens": 7}, 107),
+        ({"prompt": [1], "max_tokens": 10**9}, MAX_TOKEN_COST),
+        ({"prompt": [1], "max_tokens": 2**64 - 1}, MAX_TOKEN_COST),
+    ],
+)
+async def test_a_job_is_charged_with_what_it_may_take(
+    client: AsyncClient, redis: Redis, keys: Keys, arguments, cost
+):
+    await client.submit(**arguments)
+    [(_, fields)] = await redis.xrange(keys.jobs("normal"))
+    assert int(fields[b"cost"]) == cost
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
@@ -83,6 +113,7 @@ async def test_sampling_is_a_dict_or_keywords(client: AsyncClient, redis: Redis,
         ({"messages": [{"role": "user"}]}, ErrorCode.INVALID_SHAPE, "messages.0.content"),
         ({"prompt": "a", "temperature": -1}, ErrorCode.INVALID_PARAMETER, "sampling.temperature"),
         ({"prompt": "a", "temperature": float("nan")}, ErrorCode.INVALID_PARAMETER, "sampling.temperature"),
+        ({"prompt": "a", "n": 2}, ErrorCode.INVALID_PARAMETER, r"sampling\.n`: not supported"),
         ({"prompt": "a", "sampling": {"temprature": 1}}, ErrorCode.UNKNOWN_FIELD, "sampling.temprature"),
         ({"prompt": "a", "priority": "urgent"}, ErrorCode.INVALID_PARAMETER, "priority"),
         ({"prompt": "a", "deadline_s": 0}, ErrorCode.INVALID_PARAMETER, "deadline_s"),

@@ -29,7 +29,7 @@ TORCH_FREE_FILES = [
         "scheduler",
         "outputs",
     ),
-    *("detokenizer", "stop", "model_store"),
+    *("detokenizer", "stop", "model_store", "model_files", "fingerprint"),
 ]
 
 
@@ -76,7 +76,8 @@ def test_the_engine_knows_no_server():
 
 def test_the_producer_takes_nothing_of_ours_but_the_contract():
     contract = {"ingine", "ingine.keys", "ingine.wire", "ingine.errors", "ingine.sampling_params"}
-    allowed = contract | {"ingine.servers", "ingine.server_url", "ingine.secret_files"}
+    settings = {"ingine.secret_files", "ingine.environment", "ingine.byte_sizes"}
+    allowed = contract | settings | {"ingine.servers", "ingine.server_url"}
     allowed |= {"ingine.scripts", "ingine.expiry"}
     for path in sources("producer"):
         ours = {name for name in imports_of(path) if name.partition(".")[0] == "ingine"}

@@ -1,7 +1,10 @@
 """A real server with the access control list of deploy/redis, and what its clients do there."""
 
 import hashlib
+import re
+import shutil
 import socket
+import subprocess
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -11,10 +14,11 @@ from urllib.parse import quote
 from redis import Redis, RedisError
 
 from tests.docs.tables import ROOT
+from tests.servers import server_binary, server_version
 from tests.waiting import wait_until
 from worker.child import Child
-from worker.embedded import find_binary
 
+DOCUMENT = ROOT / "docs" / "security.md"
 USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
 ROLES = ("worker", "producer", "operator", "observer")
 LAST = "the last command"
@@ -29,17 +33,23 @@ def password_of(role: str) -> str:
 class AclServer:
     """With the users of the file, each with a password, and an `admin` who may do everything."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, binary: Path | None = None, as_it_is: bool = False):
+        """binary: None is the one of all tests. as_it_is: without what the document says to add."""
         self._folder = folder
+        self._binary = binary or server_binary()
+        self._as_it_is = as_it_is
         self.users: dict[str, str] = {}
         """Of connections, by address: those that were open at some call of `look`."""
 
     def __enter__(self) -> Self:
-        users = USERS_FILE.read_text()
+        aclfile = self._folder / "users.acl"
+        shutil.copy(USERS_FILE, aclfile)
+        for command in self._for_this_server():
+            subprocess.run(command, shell=True, cwd=self._folder, check=True)
+        users = aclfile.read_text()
         for role in ROLES:
             digest = hashlib.sha256(password_of(role).encode()).hexdigest()
             users = users.replace(f"SHA256-OF-{role.upper()}-PASSWORD", digest)
-        aclfile = self._folder / "users.acl"
         aclfile.write_text(users + "user admin on >admin ~* &* +@all\n")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -47,10 +57,22 @@ class AclServer:
         options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--aclfile", str(aclfile)]
         self.log = self._folder / "server.log"
         with self.log.open("wb") as output:
-            self._child = Child([str(find_binary()), *options, "--dir", str(self._folder)], output=output)
+            self._child = Child([str(self._binary), *options, "--dir", str(self._folder)], output=output)
         self.admin = Redis.from_url(f"redis://admin:admin@127.0.0.1:{self.port}/0")
         wait_until(self._answers, what="the server with an aclfile")
         return self
+
+    def _for_this_server(self) -> list[str]:
+        """What the document says to do with the file for this kind of server."""
+        name, version = server_version(self._binary)
+        pattern = r"^    (sed .*users\.acl) +# (\w+) (\S+) and later$"
+        lines = re.findall(pattern, DOCUMENT.read_text(), re.MULTILINE)
+        assert {kind for _, kind, _ in lines} == {"Valkey", "Redis"}
+        return [
+            command
+            for command, kind, since in lines
+            if not self._as_it_is and kind == name and version >= tuple(map(int, since.split(".")))
+        ]
 
     def __exit__(self, *_) -> None:
         self.admin.close()

@@ -9,6 +9,7 @@ import pytest
 from ingine.config import EngineConfig
 from ingine.engine import Engine
 from tests.security.acl_server import AclServer
+from tests.served_models import TINY
 from tests.tiny_models import make_tiny_model
 from worker.engine_thread import EngineThread
 from worker.settings import WorkerSettings
@@ -41,7 +42,7 @@ async def run_worker(tiny_model, queue) -> AsyncIterator[StartWorker]:
             model=str(tiny_model), dtype="float32", device="cpu", max_num_seqs=8, kv_cache_bytes=8 << 20
         )
         engine = Engine(config)
-        worker = Worker(settings, redis_url, EngineThread(lambda: engine), served_names=frozenset({"tiny"}))
+        worker = Worker(settings, redis_url, EngineThread(lambda: engine), model=TINY)
         started.append((worker, asyncio.create_task(worker.run())))
         return started[-1][1]
 

@@ -21,6 +21,8 @@ IN_CODE = {
     "entries of any map": job_faults.MAX_MAP_ENTRIES,
     "bytes of metadata": wire.MAX_METADATA_BYTES,
     "stop strings": sampling_params.MAX_STOP_STRINGS,
+    "characters of a stop string": sampling_params.MAX_STOP_CHARS,
+    "stop token ids": sampling_params.MAX_STOP_TOKEN_IDS,
     "biases": sampling_params.MAX_LOGIT_BIASES,
     "logprobs": sampling_params.MAX_LOGPROBS,
     "characters of an id, tenant or reply_to": 128,
@@ -66,6 +68,16 @@ AT_MOST = {
     "stop": (
         lambda n: sampling(stop=["x"] * n),
         sampling_params.MAX_STOP_STRINGS,
+        ErrorCode.INVALID_PARAMETER,
+    ),
+    "characters of a stop string": (
+        lambda n: sampling(stop="x" * n),
+        sampling_params.MAX_STOP_CHARS,
+        ErrorCode.INVALID_PARAMETER,
+    ),
+    "stop token ids": (
+        lambda n: sampling(stop_token_ids=[0] * n),
+        sampling_params.MAX_STOP_TOKEN_IDS,
         ErrorCode.INVALID_PARAMETER,
     ),
     "biases": (

@@ -19,10 +19,11 @@ from ingine.servers import Servers
 from producer import AsyncClient, Client, ServerUnavailable
 from producer.settings import load_settings as load_producer_settings
 from tests.security.acl_server import password_of
+from tests.servers import Valkey
 from tests.waiting import wait_until
 from worker.settings import WorkerSettings, load_settings
 
-LOADERS = {"worker": lambda: load_settings([]), "producer": load_producer_settings}
+LOADERS = {"worker": load_settings, "producer": load_producer_settings}
 PASSWORD = "S3cr:e@t/?#%41"
 ENCODED = quote(PASSWORD, safe="")
 WRONG_URLS = [
@@ -65,7 +66,7 @@ def test_variables_win_over_the_file_of_settings_and_that_over_secret_files(who,
 
 def test_a_flag_or_argument_wins_over_all(sources):
     (sources / "ingine_redis_url").write_text("redis://from-secret-file/0")
-    assert load_settings(["--redis-url", "redis://flag/0"]).redis_url == "redis://flag/0"
+    assert load_settings(redis_url="redis://flag/0").redis_url == "redis://flag/0"
     assert load_producer_settings(redis_url="redis://argument/0").redis_url == "redis://argument/0"
 
 
@@ -75,7 +76,7 @@ def test_a_secret_as_kubernetes_mounts_it_is_read(sources):
     (sources / "..2026" / "ingine_redis_url").write_text("redis://mounted/0")
     (sources / "..data").symlink_to("..2026")
     (sources / "ingine_redis_url").symlink_to("..data/ingine_redis_url")
-    assert load_settings([]).redis_url == "redis://mounted/0"
+    assert load_settings().redis_url == "redis://mounted/0"
 
 
 @pytest.mark.parametrize("who", LOADERS)
@@ -102,10 +103,22 @@ def test_a_file_that_may_not_be_read_is_a_wrong_setting(who, sources, monkeypatc
 # ----------------------------------------------------------------------------------------- where to
 
 
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "redis+sentinel"])
+async def test_a_server_that_does_not_know_auth_is_not_quoted(tmp_path, queue, scheme):
+    """It answers with what came with the command, as some proxies do too."""
+    path = f"/primary/0?sentinel_password={ENCODED}" if "sentinel" in scheme else ""
+    with Valkey(tmp_path, config='rename-command AUTH ""') as server:
+        url = f"{scheme}://ingine-worker:{ENCODED}@{server.address}{path}"
+        async with AsyncClient(url, queue=queue) as client:
+            with pytest.raises(ServerUnavailable, match=r"unknown command 'AUTH'") as refused:
+                await client.submit("hi")
+    assert not leaks(refused.value) and not leaks(refused.value.__cause__)
+
+
 def test_nothing_that_is_printed_by_accident_shows_it(monkeypatch):
     url = f"redis://me:{ENCODED}@localhost:1/0?password={ENCODED}"
     monkeypatch.setenv("INGINE_REDIS_URL", url)
-    settings = load_settings([])
+    settings = load_settings()
     servers = Servers(url, client_name="test")
     with Client() as client:
         shown = [settings, load_producer_settings(), client, client.attach("a"), AsyncClient(), servers]

@@ -105,7 +105,7 @@ async def test_a_worker_waits_and_says_that_it_is_the_certificate(
 def test_a_missing_file_is_a_wrong_setting(tmp_path, monkeypatch):
     url = f"rediss://:secret@localhost/0?ssl_ca_certs={tmp_path / 'none.pem'}"
     monkeypatch.setenv("INGINE_REDIS_URL", url)
-    for load in (AsyncClient, lambda: load_settings([])):
+    for load in (AsyncClient, load_settings):
         with pytest.raises(ConfigError, match=r"INGINE_REDIS_URL.*cannot be used") as caught:
             load()
         assert "secret" not in str(caught.value)

@@ -11,13 +11,15 @@ import redis.asyncio
 
 from ingine.config import EngineConfig
 from ingine.engine import Engine
-from ingine.keys import GROUP, RELEASED, WAITING, Keys, Priority
+from ingine.keys import GROUP, Keys, Priority, is_worker
 from ingine.wire import Job, JobStatus, TerminalEvent, decode_event, encode_job
+from tests.served_models import TINY
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until_async
 from worker.engine_process import EngineProcess
 from worker.engine_thread import EngineThread
 from worker.queue import Entry, Queue
+from worker.served_model import ServedModel
 from worker.settings import WorkerSettings
 from worker.worker import Worker
 
@@ -37,14 +39,18 @@ def keys(queue: str) -> Keys:
     return Keys(queue)
 
 
-MakeWorker = Callable[[str], Queue]
+MakeWorker = Callable[..., Queue]
 
 
 @pytest.fixture
 async def make_queue(client, keys) -> MakeWorker:
     """The queue as the worker of a given name sees it."""
-    await Queue(keys, "setup", client, result_ttl_s=60, max_deaths=3).create_groups()
-    return lambda worker_id: Queue(keys, worker_id, client, result_ttl_s=60, max_deaths=3)
+
+    def make(worker_id: str, model: ServedModel = TINY) -> Queue:
+        return Queue(keys, worker_id, client, model, result_ttl_s=60, max_deaths=3, model_wait_s=60)
+
+    await make("setup").create_groups()
+    return make
 
 
 @pytest.fixture
@@ -100,7 +106,7 @@ class Harness:
     async def num_held(self) -> int:
         """Entries that workers have, of normal priority: not those that wait, nor those handed over."""
         consumers = await self.redis.xinfo_consumers(self.keys.jobs("normal"), GROUP)
-        return sum(c["pending"] for c in consumers if c["name"].decode() not in (WAITING, RELEASED))
+        return sum(c["pending"] for c in consumers if is_worker(c["name"].decode()))
 
     async def events(self, job_id: str) -> list:
         """The log of an ended job, the terminal event last. Checks that positions are 1..N, each once."""
@@ -146,7 +152,9 @@ async def harness(redis_url, queue, tiny_engine) -> AsyncIterator[Callable[..., 
         raw = job if isinstance(job, bytes) else encode_job(job)
         return (await client.xadd(Keys(queue).jobs(priority), {"job": raw})).decode()
 
-    async def start(engine: Engine | EngineProcess | None = None, **options) -> Harness:
+    async def start(
+        engine: Engine | EngineProcess | None = None, model: ServedModel = TINY, **options
+    ) -> Harness:
         settings = WorkerSettings(
             _env_file=None,
             **{"queue": queue, "http_port": -1, "lease_s": 2.0, "worker_id": f"w{len(started)}"} | options,
@@ -156,7 +164,7 @@ async def harness(redis_url, queue, tiny_engine) -> AsyncIterator[Callable[..., 
         else:
             engine = engine or tiny_engine()
             host = EngineThread(lambda: engine)
-        worker = Worker(settings, redis_url, host, served_names=frozenset({"tiny"}))
+        worker = Worker(settings, redis_url, host, model=model)
         running = asyncio.create_task(worker.run())
         await wait_until_async(lambda: worker._partitions, what="the start")
         started.append(Harness(worker, running, client, Keys(queue), engine, push))

@@ -10,6 +10,7 @@ import signal
 import sys
 
 from ingine.tokenizer import Tokenizer
+from tests.served_models import TINY
 from worker.engine_child import serve_engine
 from worker.engine_process import EngineProcess
 
@@ -54,7 +55,7 @@ def run_worker(model: str) -> None:
     import worker.cli
     from worker.settings import load_settings
 
-    worker.cli.build_engine = lambda settings: (start(model), frozenset({"tiny"}))
+    worker.cli.build_engine = lambda settings: (start(model), TINY)
     worker.cli.run_worker(load_settings())
 
 

@@ -10,9 +10,10 @@ import redis.exceptions
 from ingine.errors import EngineError, ErrorCode
 from ingine.keys import Keys
 from ingine.wire import Job, JobStatus, TokensEvent, encode_job
+from tests.served_models import TINY
+from tests.servers import durable_server
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel, leave_behind
-from worker.embedded import EmbeddedServer
 from worker.engine_thread import EngineThread
 from worker.settings import WorkerSettings
 from worker.worker import Worker
@@ -171,9 +172,7 @@ async def test_a_step_that_hangs_does_not_keep_the_jobs_nor_the_process(harness,
 
 async def test_a_worker_that_waits_for_its_server_can_be_stopped(queue, tiny_engine):
     settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1)
-    worker = Worker(
-        settings, "redis://127.0.0.1:1/0", EngineThread(tiny_engine), served_names=frozenset({"tiny"})
-    )
+    worker = Worker(settings, "redis://127.0.0.1:1/0", EngineThread(tiny_engine), model=TINY)
     running = asyncio.create_task(worker.run())
     worker.stop()
     async with asyncio.timeout(10):
@@ -181,12 +180,12 @@ async def test_a_worker_that_waits_for_its_server_can_be_stopped(queue, tiny_eng
 
 
 async def test_a_worker_waits_for_a_server_that_comes_later(queue, tiny_engine, tmp_path):
-    with EmbeddedServer(tmp_path) as server:
+    with durable_server(tmp_path) as server:
         url, port = server.url, server.port
     settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1, worker_id="early")
-    worker = Worker(settings, url, EngineThread(tiny_engine), served_names=frozenset({"tiny"}))
+    worker = Worker(settings, url, EngineThread(tiny_engine), model=TINY)
     running = asyncio.create_task(worker.run())
-    with EmbeddedServer(tmp_path, port=port):
+    with durable_server(tmp_path, port=port):
         keys = Keys(queue)
         redis_client = worker._servers.client(keys)
         await wait_until_async(lambda: redis_client.hexists(keys.workers, "early"), what="the start")

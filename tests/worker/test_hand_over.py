@@ -106,3 +106,64 @@ async def test_a_job_that_cannot_be_released_keeps_no_other(harness, monkeypatch
     monkeypatch.setattr(worker.queue, "release", release_unless_foreign)
     await worker.stop()
     assert await worker.redis.hget(worker.keys.job("b"), "status") == b"queued"
+
+
+# --------------------------------------------------------------------- what the intake has at that moment
+
+
+async def test_what_runs_is_released_once_though_the_intake_is_told_of_it_too(harness, monkeypatch):
+    """After an outage the intake asks what is pending, which is all that runs; then SIGTERM comes."""
+    worker = await harness()
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    intake, attempts = worker.worker._partitions[0].intake, []
+    own_pending, release = worker.queue.own_pending, worker.queue.release
+
+    async def stopped_meanwhile():
+        entries = await own_pending()
+        worker.worker.stop()
+        await wait_until_async(lambda: worker.worker._admission.stopping, what="the hand-over")
+        return entries
+
+    async def counted(entry, job_id, attempt):
+        attempts.append(attempt)
+        return await release(entry, job_id, attempt)
+
+    async def settle_late(publisher):
+        await wait_until_async(lambda: not intake._lost_delivery, what="the intake")
+
+    monkeypatch.setattr(worker.queue, "own_pending", stopped_meanwhile)
+    monkeypatch.setattr(worker.queue, "release", counted)
+    monkeypatch.setattr(worker.worker._hand_over, "_settle", settle_late)  # the intake is first
+    intake._lost_delivery = True
+    await worker.running
+    assert attempts == [1]
+    heir = await harness()
+    end = await heir.end("a")
+    assert (end.position, end.timings["attempts"]) == (450, 2)
+    assert await heir.redis.hget(heir.keys.job("a"), "deaths") == b"0"
+
+
+@pytest.mark.parametrize("lost", ["begin", "take"])
+async def test_what_was_lost_with_a_reply_is_released_too_and_is_no_death(harness, monkeypatch, lost):
+    worker = await harness(lease_s=60)
+    call = getattr(worker.queue, lost)
+
+    async def reply_is_lost(*args, **options):
+        if not await call(*args, **options):
+            return []
+        worker.worker.stop()
+        raise ConnectionError("lost")
+
+    monkeypatch.setattr(worker.queue, lost, reply_is_lost)
+    monkeypatch.setattr(worker.queue, "wait_for_new", no_entries)
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await worker.running
+    heir = await harness(lease_s=60)
+    assert (await heir.end("a")).position == 450
+    assert await heir.redis.hget(heir.keys.job("a"), "deaths") == b"0"
+
+
+async def no_entries(timeout_s: float) -> list:
+    await asyncio.sleep(0.01)
+    return []

@@ -6,6 +6,7 @@ import redis.asyncio
 
 from ingine.keys import Keys, all_partitions
 from ingine.wire import Job, encode_job
+from tests.served_models import TINY
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY
 from worker.engine_thread import EngineThread
@@ -23,7 +24,7 @@ async def test_partitions_do_not_wait_for_each_other_s_connections(queue, redis_
             await client.hset(keys.settings, "partitions", NUM)
         settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1, worker_id="w")
         url = f"{redis_url}?max_connections=4"
-        worker = Worker(settings, url, EngineThread(tiny_engine), served_names=frozenset({"tiny"}))
+        worker = Worker(settings, url, EngineThread(tiny_engine), model=TINY)
         running = asyncio.create_task(worker.run())
 
         async def all_ended() -> bool:

@@ -1,6 +1,7 @@
 """A cluster one of whose nodes is away: the worker serves the others, and that one when it comes."""
 
 import asyncio
+import re
 import time
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from ingine.errors import ConfigError
 from ingine.keys import Keys, all_partitions
 from ingine.servers import Servers
 from ingine.wire import Job, encode_job
+from tests.served_models import TINY
 from tests.servers import cluster
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY
@@ -37,7 +39,7 @@ async def queue_on_three(tmp_path, queue):
 
 def new_worker(queue: str, url: str, tiny_engine) -> Worker:
     settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1, worker_id="w")
-    return Worker(settings, url, EngineThread(tiny_engine), served_names=frozenset({"tiny"}))
+    return Worker(settings, url, EngineThread(tiny_engine), model=TINY)
 
 
 def apart(three, queue: str):
@@ -98,8 +100,12 @@ async def test_a_node_that_would_delete_jobs_is_refused_whenever_it_comes(queue_
 
 def test_only_the_silence_of_all_makes_a_worker_unhealthy():
     long_ago = time.monotonic() - HEALTHY_POLL_S - 1
-    partitions = [SimpleNamespace(intake=SimpleNamespace(last_poll=long_ago)) for _ in range(2)]
+    ready = SimpleNamespace(is_set=lambda: True)
+    partitions = [
+        SimpleNamespace(intake=SimpleNamespace(last_poll=long_ago, last_error=error), ready=ready)
+        for error in (None, "LOADING")
+    ]
     health = Health(SimpleNamespace(alive=True), partitions, None, None)
-    assert "has not answered" in health.unhealthy()
+    assert re.fullmatch("no read of Redis has succeeded for .* s: LOADING", health.unhealthy())
     partitions[1].intake.last_poll = time.monotonic()
     assert health.unhealthy() is None

@@ -306,7 +306,8 @@ async def test_a_server_that_was_emptied_gets_its_groups_again(client, keys, mak
 async def test_an_entry_without_a_job_field_is_delivered_empty(client, keys, make_queue, field):
     worker = make_queue("w1")
     await client.xadd(keys.jobs("normal"), {field: "hello"})
-    assert (await take(worker)).raw == b""
+    entry = await take(worker)
+    assert (entry.raw, entry.foreign) == (b"", ((field.encode(), b"hello"),))
 
 
 async def test_an_entry_deleted_while_pending_is_passed_over(client, keys, make_queue, push):

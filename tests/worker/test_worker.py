@@ -151,6 +151,22 @@ async def test_bad_input_without_an_address_is_buried_with_its_bytes(harness, na
     assert await worker.redis.xlen(worker.keys.jobs("normal")) == 0
 
 
+async def test_an_entry_without_a_job_is_buried_with_the_fields_that_it_has(harness):
+    """As other queues' producers push them: taskiq's tasks are in a field `data`."""
+    worker = await harness()
+    await worker.redis.xadd(worker.keys.jobs("normal"), {"data": b"\x80\x04.", "task": "generate"})
+    await worker.push(Job(id="good", prompt="x", sampling=GREEDY))
+    assert (await worker.end("good")).status is JobStatus.FINISHED, "the worker goes on"
+    (dead,) = await worker.dead_letters()
+    assert dead[b"code"].decode() == ErrorCode.INVALID_SHAPE
+    assert (
+        dead[b"reason"]
+        .decode()
+        .endswith("the entry's field `job`, in msgpack; this entry has `data`, `task`")
+    )
+    assert msgpack.unpackb(dead[b"job"], raw=True) == {b"data": b"\x80\x04.", b"task": b"generate"}
+
+
 async def test_a_duplicate_id_is_buried_and_the_first_goes_on(harness):
     worker = await harness()
     await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
@@ -233,27 +249,6 @@ async def test_a_forged_nudge_cancels_nothing(harness):
     for forged in ({"command": "cancel", "job_id": "a"}, {"command": 5}, {"cmd": "x"}, [1], "x"):
         await worker.redis.spublish(worker.keys.control, msgpack.packb(forged))
     await worker.redis.spublish(worker.keys.control, b"\xc1")
-    assert (await worker.end("a")).status is JobStatus.FINISHED
-
-
-async def test_pause_and_resume(harness):
-    worker = await harness()
-    await worker.redis.hset(worker.keys.settings, "paused", 1)
-    await worker.redis.spublish(worker.keys.control, msgpack.packb({"command": "pause"}))
-
-    async def state() -> str:
-        beats = await worker.redis.hvals(worker.keys.workers)
-        return msgpack.unpackb(beats[0])["state"] if beats else ""
-
-    async def paused() -> bool:
-        return await state() == "paused"
-
-    await wait_until_async(paused, what="the pause")
-    await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
-    await wait_until_async(paused)
-    assert not await worker.redis.exists(worker.keys.job("a"))
-    await worker.redis.hdel(worker.keys.settings, "paused")
-    await worker.redis.spublish(worker.keys.control, msgpack.packb({"command": "resume"}))
     assert (await worker.end("a")).status is JobStatus.FINISHED
 
 

@@ -17,14 +17,18 @@ from ingine import __version__
 from ingine.config import EngineConfig
 from ingine.device import select_device, select_dtype
 from ingine.engine import Engine
+from ingine.errors import ConfigError
 from ingine.model_store import resolve_model
+from ingine.models import ModelConfig
+from ingine.tokenizer import required
 from worker.bench.measure import Measurement, median
 from worker.bench.modes import continuous, load_hugging_face, one_at_a_time
 from worker.bench.through_redis import through_redis, worker_on_own_server
-from worker.bench.workload import NUM_OUTPUT_TOKENS, make_workload
+from worker.bench.workload import NUM_OUTPUT_TOKENS, PROMPT_LENGTHS, make_workload
 
 BATCH_SIZES = (8, 32)
 MAX_MODEL_LEN = 512
+TABLE_WIDTH = 80
 HF, ONE = "HF sequential", "ours sequential"
 CONTINUOUS, REDIS = "ours continuous", "ours through Redis"
 
@@ -33,17 +37,19 @@ Results = dict[tuple[str, int], list[Measurement]]
 
 def run(console: Console, *, model: str, num_rounds: int, json_path: Path) -> None:
     """Prints each measurement as it is made, then medians; writes all of it to `json_path`."""
+    _make_writable(json_path)
+    folder = resolve_model(model)
     device = select_device("auto")
     dtype = select_dtype("auto", device)
     options = {
         "model": model,
         "max_num_seqs": max(BATCH_SIZES),
-        "max_model_len": MAX_MODEL_LEN,
+        "max_model_len": _max_model_len(folder),
         # Rounds repeat their prompts: cached prefixes would make ours faster than it is.
         "enable_prefix_caching": False,
     }
     engine = Engine(EngineConfig(**options))
-    hugging_face = load_hugging_face(resolve_model(model), device=device, dtype=dtype)
+    hugging_face = load_hugging_face(folder, device=device, dtype=dtype)
     results: Results = defaultdict(list)
     with worker_on_own_server(**options) as url:
         modes = {
@@ -53,19 +59,18 @@ def run(console: Console, *, model: str, num_rounds: int, json_path: Path) -> No
             REDIS: lambda prompts: through_redis(url, prompts),
         }
         for measure in modes.values():
-            measure(make_workload(engine.tokenizer, 2))
+            measure(make_workload(required(engine.tokenizer), 2))
         for round_number in range(num_rounds):
             for num_requests in BATCH_SIZES:
-                prompts = make_workload(engine.tokenizer, num_requests)
+                prompts = make_workload(required(engine.tokenizer), num_requests)
                 for mode, measure in modes.items():
                     if mode == HF and round_number > 0:
                         continue  # it takes minutes, and hardly varies
                     results[mode, num_requests].append(measure(prompts))
                     _print_progress(console, round_number, mode, results[mode, num_requests][-1])
-    console.print(_table(results))
+    print_table(console, results)
     for name, ratio in _ratios(results).items():
         console.print(f"{name}: {ratio:.2f}x", highlight=False)
-    json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(json.dumps(_as_json(results, model, device, dtype), indent=2) + "\n")
     console.print(f"written to {json_path}", highlight=False)
 
@@ -78,13 +83,39 @@ def _print_progress(console: Console, round_number: int, mode: str, measured: Me
     )
 
 
+def _make_writable(path: Path) -> None:
+    """Raises ConfigError now, not after minutes of measuring."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"--json: {path} cannot be written: {error.strerror}") from None
+
+
+def _max_model_len(folder: Path) -> int:
+    """Raises ConfigError for a model that is too short for the workload."""
+    longest = ModelConfig.from_folder(folder).max_position_embeddings
+    needed = max(PROMPT_LENGTHS) + NUM_OUTPUT_TOKENS
+    if longest < needed:
+        raise ConfigError(f"the benchmark's requests take {needed} tokens, and this model {longest} at most")
+    return min(MAX_MODEL_LEN, longest)
+
+
+def print_table(console: Console, results: Results) -> None:
+    """80 columns wide. On a narrower terminal lines wrap: a figure that is cut off is of no use."""
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(_table(results), crop=False)
+
+
 def _table(results: Results) -> Table:
     table = Table(
-        title=f"{NUM_OUTPUT_TOKENS} tokens a request, greedy; medians; seconds from t = 0", box=SIMPLE
+        title=f"{NUM_OUTPUT_TOKENS} tokens a request, greedy; medians; seconds from t = 0",
+        box=SIMPLE,
+        padding=0,
     )
     table.add_column("mode", no_wrap=True)
-    for heading in ("requests", "wall", "tok/s", "latency p50", "latency p95", "first p50", "first p95"):
-        table.add_column(heading, justify="right")
+    for heading in ("requests", "wall", "tok/s", "latency\np50", "latency\np95", "first\np50", "first\np95"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for (mode, num_requests), rounds in sorted(results.items(), key=lambda item: item[0][1]):
         m = median(rounds)
         times = (m.latency_p50_s, m.latency_p95_s, m.first_token_p50_s, m.first_token_p95_s)

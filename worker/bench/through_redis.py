@@ -12,14 +12,20 @@ from worker.bench.workload import NUM_OUTPUT_TOKENS, SAMPLING
 from worker.embedded import EmbeddedServer
 from worker.local import LocalWorkers
 
+QUEUE = "bench"
+
 
 @contextmanager
 def worker_on_own_server(**settings: object) -> Iterator[str]:
-    """A server and one worker with these `settings`, ready. Yields the server's URL."""
+    """A server and one worker with these `settings`, ready. Yields the server's URL.
+
+    What the workload leaves open is neutral, as in the modes without a server, whatever the model recommends.
+    """
+    settings = {"generation_config": "vllm"} | settings
     with (
         TemporaryDirectory(prefix="ingine-bench-") as folder,
         EmbeddedServer(Path(folder, "valkey")) as server,
-        LocalWorkers(["worker"], redis_url=server.url, folder=Path(folder), **settings),
+        LocalWorkers(["worker"], redis_url=server.url, queue=QUEUE, folder=Path(folder), **settings),
     ):
         yield server.url
 
@@ -29,7 +35,7 @@ def through_redis(url: str, prompts: list[list[int]]) -> Measurement:
 
 
 async def _submit_and_stream(url: str, prompts: list[list[int]]) -> Measurement:
-    async with AsyncClient(url) as client:
+    async with AsyncClient(url, queue=QUEUE) as client:
         watch = Stopwatch(len(prompts))
         handles = await client.submit_many({"prompt": prompt, "sampling": SAMPLING} for prompt in prompts)
 

@@ -1,7 +1,7 @@
 """One of the demo's producers, a process of its own: python -m worker.demo.producer INDEX COUNT
 
-It asks every COUNT-th question, all at once as soon as a line comes in, and prints what it submitted: one
-JSON object a line. Nothing of it streams: consumers attach from elsewhere.
+It asks every COUNT-th question of the plan, all at once as soon as that comes in as a line, and prints what
+it submitted: one JSON object a line. Nothing of it streams: consumers attach from elsewhere.
 """
 
 import json
@@ -9,21 +9,26 @@ import sys
 import time
 
 from producer import Client
+from worker.demo.plan import Plan
 from worker.demo.prompts import QUESTIONS
 
 
 def main(index: int, count: int) -> None:
     with Client() as client:
         print("ready", flush=True)
-        if not sys.stdin.readline():
+        line = sys.stdin.readline()
+        if not line:
             return
-        for number in range(index, len(QUESTIONS), count):
-            question = QUESTIONS[number]
+        plan = Plan.from_line(line)
+        for number in map(int, list(plan.max_tokens)[index::count]):
+            question, max_tokens = QUESTIONS[number], plan.max_tokens[str(number)]
+            messages = [{"role": "user", "content": question.text}]
             submitted_at = time.time()
             handle = client.submit(
-                messages=[{"role": "user", "content": question.text}],
+                None if plan.is_chat else question.text,
+                messages=messages if plan.is_chat else None,
                 priority=question.priority,
-                sampling={"max_tokens": question.max_tokens, "temperature": 0.7, "seed": number},
+                sampling={"max_tokens": max_tokens, "temperature": 0.7, "seed": number},
             )
             submitted = {"number": number, "job_id": handle.job_id, "submitted_at": submitted_at}
             print(json.dumps(submitted), flush=True)

@@ -27,12 +27,18 @@ class Report:
     @property
     def passed(self) -> bool:
         finished = 0 < len(self.streams) == self.num_finished
-        return finished and self.num_taken_over > 0 and all(audit.intact for audit in self.audits)
+        return finished and self.num_taken_over > 0 and self._all_intact
+
+    @property
+    def _all_intact(self) -> bool:
+        return all(audit.intact for audit in self.audits)
 
     @property
     def verdict(self) -> str:
         if self.passed:
             return "A worker was killed in mid-sentence, and every token arrived exactly once."
+        if self.num_finished == len(self.streams) > 0 == self.num_taken_over and self._all_intact:
+            return "No token was lost or repeated, but all jobs had ended before a worker could be killed."
         return "The promise did not hold."
 
     def table(self) -> Table:

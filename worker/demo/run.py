@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
@@ -20,7 +21,8 @@ from ingine.keys import EVENT_FIELD, Keys
 from ingine.wire import JobStatus
 from producer import AsyncClient, JobInfo
 from worker.demo.audit import Audit, audit
-from worker.demo.prompts import QUESTIONS
+from worker.demo.plan import Plan, plan_for
+from worker.demo.prompts import QUESTIONS, Question
 from worker.demo.report import Report
 from worker.demo.screen import open_screen
 from worker.demo.streams import Stream
@@ -30,30 +32,33 @@ from worker.local import LocalWorkers
 NUM_PRODUCERS = 4
 WORKERS = ("worker-a", "worker-b")
 LEASE_S = 3.0
-MAX_NUM_SEQS, MAX_MODEL_LEN = 16, 1024
-KILL_AFTER_NUM_TOKENS = 500
+MAX_NUM_SEQS = 16
 STALL_TIMEOUT_S = 60
 FRAMES_PER_S = 6
 
 
-def run(console: Console, *, model: str | None, redis_url: str | None) -> bool:
-    """True if every job finished, a killed worker's jobs went on, and no token was lost or repeated."""
+def run(console: Console, *, folder: Path, redis_url: str | None) -> bool:
+    """True if every job finished, a killed worker's jobs went on, and no token was lost or repeated.
+
+    `folder`: the model, in Hugging Face's format.
+    """
+    plan = plan_for(folder)
     queue = f"demo-{uuid4().hex[:8]}"
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="ingine-demo-")))
+        own = Path(stack.enter_context(TemporaryDirectory(prefix="ingine-demo-")))
         if redis_url is None:
-            redis_url = stack.enter_context(EmbeddedServer(folder / "valkey")).url
+            redis_url = stack.enter_context(EmbeddedServer(own / "valkey")).url
             console.print(f"Valkey server of the demo's own: {redis_url}", highlight=False)
         workers = LocalWorkers(
             WORKERS,
             redis_url=redis_url,
             queue=queue,
-            folder=folder,
+            folder=own,
             num_threads=1,
-            model=model,
+            model=folder,
             lease_s=LEASE_S,
             max_num_seqs=MAX_NUM_SEQS,
-            max_model_len=MAX_MODEL_LEN,
+            max_model_len=plan.max_model_len,
         )
         console.print(
             f"Starting {len(WORKERS)} workers, one thread each. A dead worker's jobs go on elsewhere "
@@ -63,14 +68,15 @@ def run(console: Console, *, model: str | None, redis_url: str | None) -> bool:
         )
         stack.callback(_delete_keys, redis_url, Keys(queue))  # after the workers have gone
         stack.enter_context(workers)
-        report = asyncio.run(Demo(console, redis_url, queue, workers).run())
+        report = asyncio.run(Demo(console, redis_url, queue, workers, plan).run())
     console.print(report.table())
     console.print(report.verdict, style="bold green" if report.passed else "bold red")
     return report.passed
 
 
 class Demo:
-    def __init__(self, console: Console, redis_url: str, queue: str, workers: LocalWorkers):
+    def __init__(self, console: Console, redis_url: str, queue: str, workers: LocalWorkers, plan: Plan):
+        self._plan = plan
         self._redis_url, self._queue, self._workers = redis_url, queue, workers
         self._keys = Keys(queue)
         self._streams: list[Stream] = []
@@ -119,18 +125,21 @@ class Demo:
         for producer in producers:
             await producer.stdout.readline()
         for producer in producers:
-            producer.stdin.write(b"go\n")
+            producer.stdin.write(self._plan.as_line())
         for producer in producers:
             output, _ = await producer.communicate()
             self._streams += [
-                Stream(question=QUESTIONS[fields["number"]], **fields)
+                Stream(question=self._question(fields["number"]), **fields)
                 for fields in map(json.loads, output.splitlines())
             ]
-        if len(self._streams) != len(QUESTIONS):
-            raise IngineError(f"{len(self._streams)} of {len(QUESTIONS)} jobs were submitted")
+        if len(self._streams) != len(self._plan.max_tokens):
+            raise IngineError(f"{len(self._streams)} of {len(self._plan.max_tokens)} jobs were submitted")
         self._streams.sort(key=lambda stream: stream.number)
         self._screen.say(f"{NUM_PRODUCERS} producers submitted {len(self._streams)} jobs at once")
         return self._streams
+
+    def _question(self, number: int) -> Question:
+        return replace(QUESTIONS[number], max_tokens=self._plan.max_tokens[str(number)])
 
     async def _consume(self, client: AsyncClient, stream: Stream) -> None:
         await stream.follow(client, self._news)
@@ -141,7 +150,8 @@ class Demo:
 
     async def _kill_one(self, client: AsyncClient) -> None:
         """`kill -9` the busier worker, once generation is well under way."""
-        await self._until(lambda: sum(stream.position for stream in self._streams) >= KILL_AFTER_NUM_TOKENS)
+        enough = self._plan.kill_after_num_tokens
+        await self._until(lambda: sum(stream.position for stream in self._streams) >= enough)
         held = Counter(info.worker for _, info in await self._running(client))
         if not held:
             return  # all have ended already: the report will say that nothing was taken over

@@ -3,7 +3,10 @@
 -- KEYS  1 jobs stream  2 job hash
 -- ARGV  1 group  2 worker  3 entry  4 priority  5 reply_to or ''  6 deaths from which a job runs alone
 --       7 deaths from which it runs no more  8 1: the worker has no other job  9 lease in ms
--- returns {'run', attempt, position, deaths, cancel, now_ms, submitted_at, first_token_at, idempotency key or ''}
+--       10 fingerprint of the worker's model  11 1: nobody serves the job's model any more
+-- returns {'run', attempt, position, deaths, cancel, now_ms, submitted_at, first_token_at, idempotency key or '',
+--          fingerprint of the model that has made what is committed}
+--       | {'other_model', fingerprint}  another model has made what is committed; nothing was done
 --       | {'stale'}      the entry is not ours (any more)
 --       | {'duplicate'}  another entry has this job id
 --       | {'done'}       the job has ended before; the entry is gone now
@@ -18,7 +21,7 @@ end
 
 local record = redis.call('HMGET', KEYS[2],
   'status', 'entry', 'worker', 'position', 'cancel', 'submitted_at', 'first_token_at', 'deaths',
-  'idempotency_key')
+  'idempotency_key', 'model')
 local status = record[1]
 if status and record[2] ~= ARGV[3] then
   return {'duplicate'}
@@ -33,6 +36,13 @@ end
 -- reply was lost, is no death.
 local died = status == 'running' and record[3] ~= ARGV[2]
 local deaths = (tonumber(record[8]) or 0) + (died and 1 or 0)
+-- A job that is to end, and not to run, needs no model.
+local position = tonumber(record[4]) or 0
+local made_by = position > 0 and record[10] or ''
+local ends = record[5] == '1' or deaths >= tonumber(ARGV[7])
+if made_by ~= '' and made_by ~= ARGV[10] and ARGV[11] ~= '1' and not ends then
+  return {'other_model', made_by}
+end
 if deaths >= tonumber(ARGV[6]) and deaths < tonumber(ARGV[7]) and ARGV[8] ~= '1' then
   redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
   return {'suspect'}
@@ -47,6 +57,6 @@ local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[2], 'status', 'running', 'worker', ARGV[2], 'began_at', now, 'deaths', deaths,
-  'lease_ms', ARGV[9])
-return {'run', attempt, tonumber(record[4]) or 0, deaths, record[5] == '1' and 1 or 0, now,
-  tonumber(record[6]) or now, tonumber(record[7]) or 0, record[9] or ''}
+  'lease_ms', ARGV[9], 'model', ARGV[10])
+return {'run', attempt, position, deaths, record[5] == '1' and 1 or 0, now,
+  tonumber(record[6]) or now, tonumber(record[7]) or 0, record[9] or '', made_by}

@@ -1,0 +1,79 @@
+-- Accept one job, or say why not: limits, idempotency, duplicate id, XADD and the job's record, all or nothing.
+--
+-- KEYS  1 job hash  2 queue settings  3 the jobs stream of this priority  4..6 all three jobs streams  7 delayed
+--       8 bytes of the queue  9 rate of this tenant  10 idempotency key (only where ARGV[6] > 0)
+-- ARGV  1 job id  2 msgpack job  3 priority  4 submission (a nonce)  5 reply_to or ''
+--       6 idempotency TTL in ms, 0: no idempotency key  7 default max_jobs  8 default max_job_bytes
+--       9 default max_bytes  10 number of partitions that the producer knows of  11 tenant or ''
+--       12 cost in tokens  13 delay in ms  14 most bytes of a job, whatever the settings say
+-- returns {'accepted', job id} | {'same', job id}       same: this idempotency key submitted that job before
+--       | {'partitions', number}                        that is how many there are now: the job belongs elsewhere
+--       | {'duplicate', ''} | {'full', max_jobs} | {'full_bytes', max_bytes} | {'too_large', max_job_bytes}
+--       | {'rate', ms to wait}
+--
+-- A client library may send a script twice when the reply to the first is lost. The nonce makes the second
+-- one harmless: it finds its own submission and gets the same answer.
+
+local settings = redis.call('HMGET', KEYS[2],
+  'partitions', 'max_jobs', 'max_job_bytes', 'max_bytes', 'max_jobs_per_s')
+local partitions = settings[1] or '1'
+if partitions ~= ARGV[10] then
+  return {'partitions', partitions}
+end
+if redis.call('HGET', KEYS[1], 'submission') == ARGV[4] then
+  return {'accepted', ARGV[1]}
+end
+if tonumber(ARGV[6]) > 0 then
+  local job_id = redis.call('GET', KEYS[10])
+  if job_id then
+    return {'same', job_id}
+  end
+end
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return {'duplicate', ''}
+end
+
+local size = #ARGV[2]
+local max_job_bytes = math.min(tonumber(settings[3] or ARGV[8]), tonumber(ARGV[14]))
+if size > max_job_bytes then
+  return {'too_large', tostring(max_job_bytes)}
+end
+-- Finished entries are deleted, so the streams hold just what waits or runs.
+local max_jobs = tonumber(settings[2] or ARGV[7])
+local num_jobs = redis.call('ZCARD', KEYS[7])
+  + redis.call('XLEN', KEYS[4]) + redis.call('XLEN', KEYS[5]) + redis.call('XLEN', KEYS[6])
+if num_jobs >= max_jobs then
+  return {'full', tostring(max_jobs)}
+end
+local max_bytes = tonumber(settings[4] or ARGV[9])
+if tonumber(redis.call('GET', KEYS[8]) or 0) + size > max_bytes then
+  return {'full_bytes', string.format('%d', max_bytes)}
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local per_s = tonumber(settings[5] or 0)
+if per_s > 0 then
+  -- GCRA: the key holds when the tenant's next job would be on time; being early by up to a second is fine.
+  local apart = 1000 / per_s
+  local on_time = math.max(now, tonumber(redis.call('GET', KEYS[9]) or 0))
+  local early = on_time - now - math.max(0, 1000 - apart)
+  if early > 0 then
+    return {'rate', string.format('%d', math.ceil(early))}
+  end
+  redis.call('SET', KEYS[9], string.format('%.17g', on_time + apart), 'PX', string.format('%d', 1000 + apart))
+end
+
+redis.call('HSET', KEYS[1], 'attempt', 0, 'position', 0, 'deaths', 0, 'priority', ARGV[3],
+  'submission', ARGV[4], 'reply_to', ARGV[5], 'submitted_at', now, 'bytes', size)
+if tonumber(ARGV[13]) > 0 then
+  redis.call('HSET', KEYS[1], 'status', 'delayed', 'raw', ARGV[2], 'tenant', ARGV[11], 'cost', ARGV[12])
+  redis.call('ZADD', KEYS[7], string.format('%d', now + ARGV[13]), ARGV[1])
+else
+  local entry = redis.call('XADD', KEYS[3], '*', 'job', ARGV[2], 'tenant', ARGV[11], 'cost', ARGV[12])
+  redis.call('HSET', KEYS[1], 'status', 'queued', 'entry', entry)
+end
+redis.call('INCRBY', KEYS[8], size)
+if tonumber(ARGV[6]) > 0 then
+  redis.call('SET', KEYS[10], ARGV[1], 'PX', ARGV[6])
+end
+return {'accepted', ARGV[1]}

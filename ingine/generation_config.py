@@ -1,0 +1,69 @@
+"""A model's own sampling parameters, out of its generation_config.json, by vLLM's rule.
+
+Temperature, top_k, top_p, min_p and the repetition penalty hold where a request does not give them, and
+max_new_tokens where it gives no max_tokens. Whether the file says `do_sample` makes no difference.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ingine.errors import ConfigError
+from ingine.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "generation_config.json"
+FIELDS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+"""Name in the file to name in SamplingParams."""
+GGUF_KEYS = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+"""Metadata to name in the file."""
+
+
+def read_sampling_defaults(folder: Path) -> dict[str, Any]:
+    """Fields of SamplingParams. Empty where there is no such file. Raises ConfigError for a wrong value."""
+    file = folder / FILE_NAME
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = {FIELDS[name]: content[name] for name in FIELDS if content.get(name) is not None}
+        defaults = SamplingParams(**found).given()
+    except FileNotFoundError:
+        return {}
+    except ValidationError as error:
+        fault = error.errors()[0]
+        [name] = (name for name, field in FIELDS.items() if field == fault["loc"][0])
+        raise ConfigError(
+            f"{file}: {name}: {fault['msg']}. Correct it, or start with generation_config=vllm"
+        ) from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    if defaults:
+        values = ", ".join(f"{name} {value}" for name, value in defaults.items())
+        logger.info("sampling defaults from %s: %s (generation_config=vllm ignores them)", FILE_NAME, values)
+    return defaults
+
+
+def recommended_by_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a GGUF file's metadata recommend, by the names of generation_config.json."""
+    found = {name: metadata[key] for key, name in GGUF_KEYS.items() if metadata.get(key) is not None}
+    # Stored in 32 bits, of which 7 digits are exact: 0.7 would come back as 0.699999988.
+    return {
+        name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in found.items()
+    }

@@ -1,0 +1,132 @@
+"""A GGUF model as it lies on the disk, in one file or in several: its metadata and its tensors.
+
+Names and layouts: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from ingine.errors import ConfigError, UnsupportedModel
+from ingine.model_files import gguf_parts
+
+
+@dataclass(frozen=True)
+class Family:
+    architecture: str
+    model_type: str
+    permuted: bool
+    """llama.cpp reorders query and key rows of these, for a rotation that pairs neighbours."""
+
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", "llama", permuted=True),  # also most Mistral files
+    "mistral": Family("MistralForCausalLM", "mistral", permuted=True),
+    "qwen2": Family("Qwen2ForCausalLM", "qwen2", permuted=False),
+    "qwen3": Family("Qwen3ForCausalLM", "qwen3", permuted=False),
+}
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    path: Path
+    """The first of its files, which has the metadata."""
+    metadata: dict[str, Any]
+    tensors: dict[str, gguf.ReaderTensor]
+    """Of all files."""
+    arch: str
+    """What the names of its own metadata begin with."""
+
+    @classmethod
+    def open(cls, path: Path) -> "GGUFFile":
+        """`path` may be any of a model's files. Raises ConfigError, UnsupportedModel."""
+        paths = gguf_parts(path)
+        parts = [_read(part) for part in paths]
+        tensors: dict[str, gguf.ReaderTensor] = {}
+        for number, (part, (metadata, own)) in enumerate(zip(paths, parts, strict=True)):
+            _check_split(part, metadata, number, len(parts))
+            if twice := tensors.keys() & own.keys():
+                raise ConfigError(f"{part}: {min(twice)} is in another part of the model too")
+            tensors |= own
+        metadata = parts[0][0]
+        expected = metadata.get("split.tensors.count", len(tensors))
+        if expected != len(tensors):
+            raise ConfigError(f"{paths[0]}: there are {len(tensors)} tensors, it says {expected}")
+        arch = metadata.get("general.architecture")
+        if arch not in FAMILIES:
+            raise UnsupportedModel(
+                f"unsupported GGUF architecture: {arch}. Those that work: {', '.join(FAMILIES)}"
+            )
+        return cls(paths[0], metadata, tensors, arch)
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """Metadata that bears the architecture's name; without a default it must be there."""
+        return self._own(key, int, default)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._own(key, int | float, default)
+        return float(f"{value:.6g}")  # a float32 as somebody wrote it: 1e-05, not 9.999999747378752e-06
+
+    def text(self, key: str, default: str) -> str:
+        return self._own(key, str, default)
+
+    def _own(self, key: str, kind: Any, default: Any) -> Any:
+        value = self.metadata.get(f"{self.arch}.{key}", default)
+        if value is None:
+            raise ConfigError(f"{self.path} lacks the metadata {self.arch}.{key}")
+        if isinstance(value, list):
+            raise UnsupportedModel(f"unsupported: {self.arch}.{key} with a value for each layer")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ConfigError(f"{self.path}: {self.arch}.{key} is {value!r}")
+        return value
+
+    def token_id(self, role: str) -> int | None:
+        """Of `tokenizer.ggml.<role>_token_id`; None where the file names none."""
+        key = f"tokenizer.ggml.{role}_token_id"
+        token_id, num_tokens = self.metadata.get(key), self.vocab_size
+        if token_id is None or (isinstance(token_id, int) and 0 <= token_id < num_tokens):
+            return token_id
+        raise ConfigError(f"{self.path}: {key} is {token_id!r}, and there are {num_tokens} tokens")
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.tensor("token_embd.weight").shape[1])
+
+    def tensor(self, name: str) -> gguf.ReaderTensor:
+        if name not in self.tensors:
+            raise ConfigError(f"{self.path} lacks the tensor {name}")
+        return self.tensors[name]
+
+    def dequantized(self, name: str) -> np.ndarray:
+        """The tensor in float32, which holds any of GGUF's types without rounding, but for float64."""
+        tensor = self.tensor(name)
+        try:
+            return gguf.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise UnsupportedModel(f"unsupported quantisation: {tensor.tensor_type.name}") from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
+    try:
+        reader = gguf.GGUFReader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+    except OSError:
+        raise
+    except Exception as error:  # the reader checks little: damage shows as an error of any kind
+        raise ConfigError(f"{path} is damaged or not a GGUF file: {error}") from error
+    return metadata, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def _check_split(path: Path, metadata: dict[str, Any], number: int, count: int) -> None:
+    """A part counts from 0, its file's name from 1."""
+    says_number, says_count = metadata.get("split.no", 0), metadata.get("split.count", 0) or 1
+    if (says_number, says_count) == (number, count):
+        return
+    says = f"part {says_number + 1} of {says_count}"
+    if count == 1:
+        name = f"-{says_number + 1:05}-of-{says_count:05}.gguf"
+        raise ConfigError(f"{path} is {says} of a model: its name has to end in {name}, the others beside it")
+    raise ConfigError(f"{path}: the file says that it is {says}, its name says otherwise")

@@ -1,0 +1,34 @@
+"""`pip install ingine` in a second: a Python with links to the base package's dependencies alone."""
+
+import sys
+import venv
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make_base_install(folder: Path) -> Path:
+    """The interpreter of a new virtual environment in `folder`. It has no pip, like those that uv makes."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    site = folder / "lib" / version / "site-packages"
+    for installed in _with_dependencies("ingine", seen={}).values():
+        if installed.name == "ingine":
+            continue
+        for top in {file.parts[0] for file in installed.files if file.parts[0] not in ("..", "__pycache__")}:
+            (site / top).symlink_to(installed.locate_file(top))
+    (site / "ingine.pth").write_text(f"{ROOT}\n")
+    return folder / "bin" / "python"
+
+
+def _with_dependencies(name: str, seen: dict[str, Distribution]) -> dict[str, Distribution]:
+    if name not in seen:
+        seen[name] = distribution(name)
+        for line in seen[name].requires or ():
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                _with_dependencies(requirement.name, seen)
+    return seen

@@ -1,0 +1,159 @@
+"""Whether a server can serve a worker: what it is, and whether it knows every command that a worker needs.
+
+Asked once at a start, in a few round trips that write nothing. What waiting will not mend ends the start;
+what may pass (a server that loads its files, a replica that may be promoted) is waited for.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis import exceptions
+from redis.asyncio import Redis
+
+from ingine.errors import ConfigError
+from ingine.keys import GROUP, Keys, Priority
+from ingine.servers import WrongServer, is_lacking
+from worker.logs import log_event
+from worker.queue import script
+
+logger = logging.getLogger(__name__)
+
+WANTED = "Use Redis 7 or later, or Valkey 8 or later, without rename-command"
+RIGHTS = "give its user what deploy/redis/users.acl gives to ingine-worker"
+PLAIN = "the URL begins with redis:// or rediss:// there"
+NEVER_PASSES = {
+    "DB index is out of range": "name a database that it has, such as 0",
+    "cluster support disabled": f"it is no cluster, so {PLAIN}",
+    "'SENTINEL'": f"it is no Sentinel, so {PLAIN}",
+}
+"""What a server answers that is another than the URL says, and what to do."""
+
+
+def needed_calls(keys: Keys) -> list[str]:
+    """Each command that a worker or one of its scripts sends, with a key of each kind that it is sent for.
+
+    The calls are never made, only asked about, and end where the answer needs no more of them.
+    """
+    jobs = keys.jobs(Priority.NORMAL)
+    on = {
+        jobs: "XGROUP|CREATE XGROUP|DELCONSUMER XINFO|CONSUMERS XPENDING XCLAIM XRANGE XLEN XADD XACK XDEL",
+        keys.job("0"): "HGET HMGET HSET HDEL HINCRBY EXISTS PEXPIRE",
+        keys.tokens("0"): "XADD XRANGE PEXPIRE",
+        keys.replies("0"): "XADD PTTL PEXPIRE",
+        keys.dead: "XADD XLEN",
+        keys.workers: "HSET HDEL HGETALL EXPIRE",
+        keys.settings: "HGET HGETALL HSET HSETNX HDEL",
+        keys.delayed: "ZADD ZCARD ZRANGE ZREM ZSCORE",
+        keys.fair(Priority.NORMAL): "ZADD ZPOPMIN EXISTS",
+        keys.shares(Priority.NORMAL): "HGET HSET DEL",
+        keys.bytes: "DECRBY DEL",
+        keys.channel("0"): "SPUBLISH",
+        keys.control: "SPUBLISH SSUBSCRIBE",
+    }
+    calls = [f"{name.replace('|', ' ')} {key}" for key, names in on.items() for name in names.split()]
+    read = f"XREADGROUP GROUP {GROUP} 0 STREAMS {jobs} >"
+    return ["PING", "TIME", "SCRIPT LOAD x", f"EVALSHA {'0' * 40} 0", read, *calls]
+
+
+def names_of(calls: list[str]) -> list[str]:
+    """The commands of these calls, each once: XGROUP CREATE counts as one."""
+    containers = {"XGROUP", "XINFO", "SCRIPT"}
+    words = (call.split() for call in calls)
+    return list(dict.fromkeys(" ".join(call[: 1 + (call[0] in containers)]) for call in words))
+
+
+@dataclass
+class _About:
+    """What a server says of itself."""
+
+    name: str
+    """With its version, and where it is."""
+    mode: str = ""
+    """`standalone`, `cluster` or `sentinel`."""
+    lacking: list[str] = field(default_factory=list)
+    """Commands that it does not know."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """Of INFO; empty where it is forbidden to us, which speaks for whoever set the server up."""
+
+
+async def check_server(redis: Redis, where: str, keys: Keys) -> None:
+    """Raises ConfigError, naming the server with its version, if it lets nobody in, cannot do what a worker
+    needs, or would throw jobs and logs away; RedisError if it cannot be asked yet.
+
+    where: the server as it may be shown.
+    """
+    about = _About(f"the server at {where}")
+    try:
+        await _ask(redis, keys, about)
+        if about.mode == "sentinel":
+            raise _fault(about, "is a Sentinel: the URL begins with redis+sentinel:// there")
+        if about.lacking:
+            raise _fault(about, f"lacks {', '.join(about.lacking)}, or has renamed it. {WANTED}")
+        refused = await redis.register_script(script("may"))(args=needed_calls(keys))
+    except (exceptions.ResponseError, exceptions.AuthenticationError, WrongServer) as error:
+        if (remedy := _remedy(error, redis)) is None:
+            raise
+        raise _fault(about, f"says: {error}{remedy}") from None
+    if refused:
+        names = ", ".join(names_of([call.decode() for call in refused]))
+        kind = f"keys and channels of {keys.prefix}"
+        raise _fault(about, f"does not let its user run {names} on the {kind}: {RIGHTS}")
+    _check_memory_and_disk(about)
+
+
+def _fault(about: _About, what: str) -> ConfigError:
+    return ConfigError(f"INGINE_REDIS_URL: {about.name} {what}")
+
+
+async def _ask(redis: Redis, keys: Keys, about: _About) -> None:
+    """HELLO, which every user may ask; INFO; and which commands are unknown.
+
+    A command without arguments is refused for their number, before anything else, unless it is unknown. That
+    goes through a proxy too, which may know less than the server behind it.
+    """
+    names = names_of(needed_calls(keys))
+    pipe = redis.pipeline(transaction=False)
+    pipe.execute_command("HELLO").info().exists(keys.settings)  # which another node of a cluster may have
+    for name in names:
+        pipe.execute_command(name)
+    hello, info, _, *answers = await pipe.execute(raise_on_error=False)
+    if isinstance(hello, list):
+        words = [part.decode() if isinstance(part, bytes) else part for part in hello]
+        said = dict(zip(words[::2], words[1::2], strict=True))
+        about.name = about.name.replace("the server", f"{said['server']} {said['version']}", 1)
+        about.mode = said["mode"]
+    if isinstance(info, dict):
+        about.info = info
+    about.lacking = [name for name, answer in zip(names, answers, strict=True) if is_lacking(answer)]
+
+
+def _remedy(error: exceptions.RedisError, redis: Redis) -> str | None:
+    """The end of a message about what waiting will not mend. None: it may."""
+    for sign, remedy in NEVER_PASSES.items():
+        if sign in str(error):
+            return f": {remedy}"
+    match error:
+        case exceptions.AuthenticationError():
+            return ""
+        case exceptions.NoPermissionError():
+            return f": {RIGHTS}"
+        case WrongServer() if isinstance(error.__cause__, exceptions.MovedError) and not _asks_its_way(redis):
+            return "; it is a node of a cluster"
+        case _:
+            return f". {WANTED}" if is_lacking(error) else None
+
+
+def _asks_its_way(redis: Redis) -> bool:
+    """Whether its connections ask where to go, as they do in a cluster and behind Sentinel."""
+    return redis.connection_pool.connection_kwargs.get("find") is not None
+
+
+def _check_memory_and_disk(about: _About) -> None:
+    policy = about.info.get("maxmemory_policy", "")
+    if policy.startswith("allkeys-"):
+        raise _fault(about, f"has maxmemory-policy {policy}: it would delete jobs and logs. Set noeviction")
+    if about.info.get("aof_enabled") == 0:
+        lost = "jobs, token logs and results since its last snapshot"
+        name = about.name
+        log_event(logger, logging.WARNING, "redis is not durable", redis=name, appendonly="no", loses=lost)
