@@ -7,9 +7,11 @@ import os
 import pickle
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
+import redis
 
 from producer import AsyncClient, Client
 from producer.sync import JobHandle
@@ -145,21 +147,32 @@ def test_a_client_closed_before_the_fork_stays_closed(client: Client):
 
 def test_a_child_that_throws_the_client_away_does_not_reach_the_parents(valkey: Server, queue: str):
     """An event loop's epoll is shared with the child: to unregister there is to unregister here."""
-    clients = [Client(valkey.url, queue=queue)]
-    job = clients[0].submit("hi")
+    admin = redis.Redis.from_url(valkey.url)
 
-    def throw_away() -> None:
+    def connections() -> set[str]:
+        return {each["id"] for each in admin.client_list() if each["name"] == "ingine-producer"}
+
+    others, clients = connections(), [Client(valkey.url, queue=queue)]
+    job_id = clients[0].submit("hi").job_id
+
+    async def throw_away() -> bool:
+        """In a running loop, where redis-py's connections close themselves when they are collected."""
+        gone = weakref.ref(clients[0])
         clients.clear()
         gc.collect()
+        return gone() is None
 
-        async def collect_in_a_loop() -> None:  # where redis-py's connections close when they are collected
-            gc.collect()
+    def in_a_loop() -> bool:
+        gc.disable()
+        return asyncio.run(throw_away())
 
-        asyncio.run(collect_in_a_loop())
-
-    assert in_a_child(throw_away) == "None"
-    assert job.status().status == "queued"
+    ours = connections() - others
+    assert in_a_child(in_a_loop) == "True"
+    assert clients[0].status(job_id).status == "queued"
+    assert ours, "the parent has connections"
+    assert ours <= connections(), "the parent hears no more from those that it had"
     clients[0].close()
+    admin.close()
 
 
 def test_a_child_of_a_child(client: Client):
