@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from producer import AsyncClient, Client
+from producer import AsyncClient, Client, sync
 from producer.sync import JobHandle
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
@@ -202,6 +202,12 @@ def test_forks_beside_a_busy_thread(client: Client):
     finally:
         stop.set()
         busy.join()
+
+
+def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child(client: Client):
+    """As if another thread had just been starting a client."""
+    with sync._starting:
+        assert in_a_child(lambda: client.submit("hi", job_id="childs").job_id) == "childs"
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
