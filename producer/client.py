@@ -82,8 +82,8 @@ class AsyncClient(QueueJobs):
 
         prompt: text, or token ids. Or else messages: a chat, as [{"role": ..., "content": ...}, ...].
         sampling: a SamplingParams, or a dict with its fields; or its fields as keywords: `max_tokens=64`.
-        What is not given is the model's to decide (its generation_config.json), and the output as long as its
-        length leaves.
+        What is not given is the model's to decide (its generation_config.json), and the output as long as
+        its length leaves.
         priority: high, normal or low.
         deadline_s: seconds (or a timedelta) from submission; the job expires if it has not finished by then.
         not_before_s: seconds (or a timedelta) from submission; no worker begins it earlier.
