@@ -5,12 +5,14 @@ IngineError
 │   ├── ModelNotFound        no such model name, folder, file or hub id
 │   └── UnsupportedModel     the architecture (or a feature of it) is not one of ours; lists those that are
 ├── InvalidRequest           a request the engine refuses; has a stable `code`, see `ErrorCode`
-│   └── InvalidJob           a wire job that cannot be run as sent (`ingine.wire`)
+│   └── InvalidJob           a wire job that cannot be run as sent (`ingine.wire`); a ClientError too
 ├── EngineError              the engine failed while it ran; nothing is wrong with the request
-└── ClientError              what a producer or consumer meets
+└── ClientError              what a call of a producer or consumer raises
+    ├── InvalidArgument      an argument of the call is wrong; a TypeError and a ValueError too
     ├── QueueFull            the queue is at its limit of jobs or bytes; nothing was accepted
     ├── RateLimited          the tenant submits faster than the queue allows; nothing was accepted
     ├── DuplicateJob         a job with this id exists already
+    ├── NoWorker             no worker serves the queue, and the client requires one; nothing was accepted
     ├── JobNotFound          no such job: never submitted, or its result's TTL has passed
     ├── JobFailed            the job ended in `failed`; has the `code` of its terminal event
     ├── JobCancelled         the job ended in `cancelled`
@@ -72,11 +74,17 @@ class InvalidRequest(IngineError):
         self.code = code
 
 
-class InvalidJob(InvalidRequest):
-    """A wire job that cannot be run. `job_id` is None where not even that could be read."""
+class EngineError(IngineError):
+    pass
 
+
+class ClientError(IngineError):
     accepted: Sequence = ()
     """Raised by `submit_many`: the handles of the jobs that were accepted all the same."""
+
+
+class InvalidJob(InvalidRequest, ClientError):
+    """A wire job that cannot be run. `job_id` is None where not even that could be read."""
 
     def __init__(
         self, code: ErrorCode, message: str, *, job_id: str | None = None, reply_to: str | None = None
@@ -86,13 +94,8 @@ class InvalidJob(InvalidRequest):
         self.reply_to = reply_to
 
 
-class EngineError(IngineError):
+class InvalidArgument(ClientError, TypeError, ValueError):
     pass
-
-
-class ClientError(IngineError):
-    accepted: Sequence = ()
-    """Raised by `submit_many`: the handles of the jobs that were accepted all the same."""
 
 
 class QueueFull(ClientError):
@@ -106,6 +109,10 @@ class RateLimited(ClientError):
 
 
 class DuplicateJob(ClientError):
+    pass
+
+
+class NoWorker(ClientError):
     pass
 
 

@@ -1,5 +1,6 @@
 """What is wrong with a job: found cheaply where it is meant to be costly, and told in one sentence."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,17 @@ MAX_NESTING = 16
 MAX_FIELDS = 64
 MAX_MAP_ENTRIES = 1024
 MAX_REASON_CHARS = 500
+
+_KINDS = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a map",
+    "model_type": "a map",
+}
+"""pydantic's types of faults -> what the value must be."""
 
 
 class BoundedMaps:
@@ -62,6 +74,9 @@ def explain(error: ValidationError) -> tuple[ErrorCode, str]:
         del path[1:2]  # which of the two kinds of prompt it was taken for
     where = ".".join(path) or "job"
     kind = first["type"]
+    if path[-1:] == ["[key]"]:
+        whose = ".".join(path[:-2])
+        return ErrorCode.INVALID_TYPE, f"a key of `{whose}` must be {_KINDS.get(kind, 'another')}"
     if kind == "extra_forbidden":
         return ErrorCode.UNKNOWN_FIELD, f"unknown field `{where}`"
     if where == "v":
@@ -69,12 +84,21 @@ def explain(error: ValidationError) -> tuple[ErrorCode, str]:
     if kind == "missing":
         return ErrorCode.INVALID_SHAPE, f"`{where}` is missing"
     if kind.endswith("_type") or kind == "invalid_key":
-        return ErrorCode.INVALID_TYPE, f"`{where}`: {first['msg']}{_instead_of_text(first)}"
+        return ErrorCode.INVALID_TYPE, _sentence(where, kind, first["msg"]) + _instead_of_text(first)
     if where == "job":
         return ErrorCode.INVALID_SHAPE, first["msg"].removeprefix("Value error, ")
     if where.startswith("prompt."):
-        return ErrorCode.INVALID_TOKEN_ID, f"`{where}`: {first['msg']}"
-    return ErrorCode.INVALID_PARAMETER, f"`{where}`: {first['msg'].removeprefix('Value error, ')}"
+        return ErrorCode.INVALID_TOKEN_ID, _sentence(where, kind, first["msg"])
+    return ErrorCode.INVALID_PARAMETER, _sentence(where, kind, first["msg"].removeprefix("Value error, "))
+
+
+def _sentence(where: str, kind: str, message: str) -> str:
+    if where == "prompt" and kind in _KINDS:
+        return "`prompt` must be text or a list of token ids"
+    if kind in _KINDS:
+        return f"`{where}` must be {_KINDS[kind]}"
+    said, is_rule = re.subn(r"^\w+ should ", "must ", message)
+    return f"`{where}` {said}" if is_rule else f"`{where}`: {message}"
 
 
 def _instead_of_text(fault: dict) -> str:

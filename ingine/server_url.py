@@ -69,7 +69,9 @@ def parse_server_url(url: str) -> Location:
         if "@" in "".join([parts.fragment, *option_names, "" if transport == "unix" else path]):
             raise ValueError("the password was taken for more of the URL than it is")
         options = dict(parse_url(urlunsplit((transport, f"{user}{at}{first}", path, parts.query, ""))))
-    except ValueError:  # whose text may quote a part of the password
+    except ValueError as error:  # whose text may quote a part of the password
+        if wrong := re.fullmatch(r"Invalid value for '(\w{1,40})' in connection URL.", str(error)):
+            raise ValueError(f"has an option {wrong[1]} with a value that it cannot have") from None
         raise ValueError(
             "is no URL that can be read. In a user or password write @ : / ? # % as %40 %3A %2F %3F %23 %25"
         ) from None
@@ -77,6 +79,8 @@ def parse_server_url(url: str) -> Location:
         raise ValueError("names several servers: use redis+sentinel:// or redis+cluster://")
     if kind == "sentinel" and not service:
         raise ValueError("lacks the name of the primary, as in redis+sentinel://host:26379/NAME/0")
+    if transport != "unix" and not re.fullmatch(r"/?\d*/?", path):
+        raise ValueError("names a database that is no number: redis://host:6379/0 has number 0")
     if kind == "cluster" and options.get("db"):
         raise ValueError("names a database, and a cluster has only number 0")
     if refused := options.keys() & _RELIED_ON:
@@ -109,7 +113,9 @@ def _try_options(connection_class: type[AbstractConnection], options: dict[str, 
         connection = connection_class(**{n: value for n, value in options.items() if n not in POOL_OPTIONS})
         if isinstance(connection, SSLConnection):
             connection.ssl_context.get()
-    except TypeError:
-        raise ValueError("has an option that redis-py's connections do not know") from None
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w{1,40})'", str(error))
+        named = f"an option {unknown[1]}" if unknown else "an option"
+        raise ValueError(f"has {named} that redis-py's connections do not know") from None
     except (exceptions.RedisError, OSError) as error:
         raise ValueError(f"has an option that cannot be used: {error}") from None

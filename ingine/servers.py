@@ -49,6 +49,10 @@ _WRONG_SERVER_CODES = {
 }
 
 
+class NoSuchDatabase(exceptions.AuthenticationError):
+    """The server has no database of this number. As final as a password that is refused."""
+
+
 class WrongServer(exceptions.ConnectionError):
     """The keys are elsewhere, for now at least. The connection is closed; the next one asks anew."""
 
@@ -82,7 +86,12 @@ class _FindsItsServer(_QuotesNothing):
 
     async def on_connect_check_health(self, *args: Any, **kwargs: Any) -> None:
         """A demoted primary goes on to answer those who only read, with what it had. Valkey 8 has a cure."""
-        await super().on_connect_check_health(*args, **kwargs)
+        try:
+            await super().on_connect_check_health(*args, **kwargs)
+        except exceptions.ResponseError as error:
+            if "DB index" not in str(error):
+                raise
+            raise NoSuchDatabase(f"it has no database {self.db} ({error})") from error
         await self.send_command("CLIENT", "CAPA", "redirect", check_health=False)
         with suppress(exceptions.ResponseError):  # Redis does not know it, and an ACL may forbid it
             await self.read_response()

@@ -13,11 +13,13 @@ from ingine.errors import (
     DuplicateJob,
     ErrorCode,
     IngineError,
+    InvalidArgument,
     InvalidJob,
     JobCancelled,
     JobExpired,
     JobFailed,
     JobNotFound,
+    NoWorker,
     QueueFull,
     RateLimited,
     ResultTimeout,
@@ -29,7 +31,7 @@ from ingine.wire import Job, JobStatus
 from producer.client import AsyncClient
 from producer.handle import AsyncJobHandle
 from producer.replies import Reply
-from producer.results import Chunk, DeadLetter, JobInfo, QueueInfo, Result
+from producer.results import Chunk, DeadLetter, JobInfo, QueuedJob, QueueInfo, Result
 from producer.sync import Client, JobHandle
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "DuplicateJob",
     "ErrorCode",
     "IngineError",
+    "InvalidArgument",
     "InvalidJob",
     "Job",
     "JobCancelled",
@@ -52,9 +55,11 @@ __all__ = [
     "JobInfo",
     "JobNotFound",
     "JobStatus",
+    "NoWorker",
     "Priority",
     "QueueFull",
     "QueueInfo",
+    "QueuedJob",
     "RateLimited",
     "Reply",
     "Result",

@@ -40,8 +40,11 @@ _ENDED_OTHERWISE = (JobFailed, JobCancelled, JobExpired)
 class Progress(Protocol):
     """Who is told how far it is."""
 
-    def start(self, total: int, num_done: int) -> None: ...
-    def advance(self, *, failed: bool) -> None: ...
+    def start(self, total: int, num_done: int, num_failed: int) -> None:
+        """`num_done` of `total` lines have a row of an earlier run, `num_failed` of these failed."""
+
+    def advance(self, *, failed: bool, ran: bool) -> None:
+        """One line more has a row. `ran`: a worker has answered it; it was not refused here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class Batch:
         ServerUnavailable. After any of them, and after cancellation, running it again goes on."""
         with RowFile(self._output_path) as self._output, RowFile(self._error_path) as self._errors:
             done, num_lines = self._survey()
-            self._progress.start(num_lines, len(done))
+            self._progress.start(num_lines, len(done), self._num_failed)
             try:
                 async with asyncio.TaskGroup() as group:
                     for line in self._lines():
@@ -145,7 +148,7 @@ class Batch:
             self._num_failed += 1
         file.write(row)
         self._slots.release()
-        self._progress.advance(failed=file is self._errors)
+        self._progress.advance(failed=file is self._errors, ran=line.refusal is None)
 
     async def _result(self, line: Line) -> Result:
         for attempt in count():

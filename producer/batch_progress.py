@@ -4,7 +4,7 @@ import time
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 REPORT_EVERY_S = 10.0
@@ -16,23 +16,18 @@ class TerminalProgress:
             TextColumn("batch"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}  failed {task.fields[failed]}  ETA"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
             console=console,
         )
 
-    def start(self, total: int, num_done: int) -> None:
-        self._num_failed = 0
-        self._rate = _Rate(total, num_done)
-        self._row = self._bar.add_task("batch", total=total, completed=num_done, rate="", failed=0)
+    def start(self, total: int, num_done: int, num_failed: int) -> None:
+        self._counts = _Counts(total, num_done, num_failed)
+        self._row = self._bar.add_task("batch", total=total, completed=num_done, said=self._counts.said)
         self._bar.start()
 
-    def advance(self, *, failed: bool) -> None:
-        self._num_failed += failed
-        self._rate.num_done += 1
-        self._bar.update(
-            self._row, advance=1, failed=self._num_failed, rate=f"{self._rate.per_s:.1f} lines/s"
-        )
+    def advance(self, *, failed: bool, ran: bool) -> None:
+        self._counts.advance(failed=failed, ran=ran)
+        self._bar.update(self._row, advance=1, said=self._counts.said)
 
     def stop(self) -> None:
         self._bar.stop()
@@ -42,21 +37,17 @@ class PlainProgress:
     def __init__(self, console: Console):
         self._console = console
 
-    def start(self, total: int, num_done: int) -> None:
-        self._num_failed = 0
-        self._rate = _Rate(total, num_done)
+    def start(self, total: int, num_done: int, num_failed: int) -> None:
+        self._counts = _Counts(total, num_done, num_failed)
         self._reported_at = time.monotonic()
-        self._say(f"{total} lines, {num_done} done by an earlier run" if num_done else f"{total} lines")
+        earlier = f", {num_done} done by an earlier run, {num_failed} of them failed" if num_done else ""
+        self._say(f"{total} lines{earlier}")
 
-    def advance(self, *, failed: bool) -> None:
-        self._num_failed += failed
-        self._rate.num_done += 1
+    def advance(self, *, failed: bool, ran: bool) -> None:
+        self._counts.advance(failed=failed, ran=ran)
         if time.monotonic() - self._reported_at > REPORT_EVERY_S:
             self._reported_at = time.monotonic()
-            self._say(
-                f"{self._rate.num_done}/{self._rate.total} done, {self._num_failed} failed, "
-                f"{self._rate.per_s:.1f} lines/s, ETA {self._rate.eta}"
-            )
+            self._say(f"{self._counts.num_done}/{self._counts.total} done, {self._counts.said}")
 
     def stop(self) -> None:
         pass
@@ -65,21 +56,24 @@ class PlainProgress:
         self._console.print(f"batch: {text}", highlight=False, soft_wrap=True)
 
 
-class _Rate:
-    """Of this run alone: what an earlier one has done took no time now."""
+class _Counts:
+    """Rate and ETA are those of the lines that a worker answers: what an earlier run has done, or what is
+    refused at once, took no time."""
 
-    def __init__(self, total: int, num_done: int):
-        self.total, self.num_done = total, num_done
-        self._num_resumed, self._started_at = num_done, time.monotonic()
+    def __init__(self, total: int, num_done: int, num_failed: int):
+        self.total, self.num_done, self._num_failed = total, num_done, num_failed
+        self._num_run, self._started_at = 0, time.monotonic()
+
+    def advance(self, *, failed: bool, ran: bool) -> None:
+        self.num_done += 1
+        self._num_failed += failed
+        self._num_run += ran
 
     @property
-    def per_s(self) -> float:
-        return (self.num_done - self._num_resumed) / max(time.monotonic() - self._started_at, 1e-6)
-
-    @property
-    def eta(self) -> str:
-        remaining_s = (self.total - self.num_done) / max(self.per_s, 1e-6)
-        return str(timedelta(seconds=round(remaining_s)))
+    def said(self) -> str:
+        per_s = self._num_run / max(time.monotonic() - self._started_at, 1e-6)
+        eta = timedelta(seconds=round((self.total - self.num_done) / per_s)) if per_s else "unknown"
+        return f"{self._num_failed} failed, {per_s:.1f} lines/s, ETA {eta}"
 
 
 def make_progress() -> TerminalProgress | PlainProgress:

@@ -4,13 +4,13 @@ import asyncio
 import logging
 import random
 from collections import Counter, deque
-from contextlib import suppress
 
 from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
 from ingine.servers import is_lacking
+from producer.home import end_tasks, is_cancelled
 
 MAX_UNREAD_EVENTS = 256
 """Live events kept for one stream. A slower consumer goes on from the log instead."""
@@ -87,37 +87,48 @@ class ChannelHub:
             self._changed.set()
 
     async def aclose(self) -> None:
-        # Cancelling is not enough: before Python 3.12 asyncio.wait_for, under which redis-py writes, may
-        # swallow it, and a task group whose member fails meanwhile raises that failure instead.
         self._closed = True
         self._changed.set()
         if self._runner:
-            self._runner.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._runner
+            await end_tasks([self._runner])
         for subscriptions in self._subscriptions.values():
             for subscription in subscriptions:
                 subscription.mark_stale()
 
     async def _run(self) -> None:
-        while not self._closed:
+        while not (self._closed or is_cancelled()):
             connection = self._redis.connection_pool.make_connection()
             try:
                 await connection.connect()
-                leaving = Counter()
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._read(connection, leaving))
-                    group.create_task(self._keep_subscribed(connection, leaving))
-            except* (exceptions.RedisError, OSError) as errors:
+                if is_cancelled():
+                    raise asyncio.CancelledError
+                await self._serve(connection)
+            except (exceptions.RedisError, OSError) as error:
                 if not self._closed and not self._told:
                     self._told = True
-                    log.warning("no live events (%s), streams go on from the log", errors.exceptions[0])
-                if any(map(is_lacking, errors.exceptions)):
+                    log.warning("no live events (%s), streams go on from the log", error)
+                if is_lacking(error):
                     self._closed = True  # it will not be known later either
             finally:
                 await connection.disconnect(nowait=True)
-            await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.0))
-            self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
+            if not is_cancelled():
+                await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.0))
+                self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
+
+    async def _serve(self, connection: AbstractConnection) -> None:
+        """Until reading or writing fails. No task group: in Python 3.11 it leaves us as if cancelled."""
+        leaving = Counter()
+        tasks = [
+            asyncio.create_task(self._read(connection, leaving)),
+            asyncio.create_task(self._keep_subscribed(connection, leaving)),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end_tasks(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()
 
     async def _keep_subscribed(self, connection: AbstractConnection, leaving: Counter[bytes]) -> None:
         """Level-triggered: whatever came and went since the last look travels as one command each.
@@ -125,7 +136,7 @@ class ChannelHub:
         `leaving`: channels that the server has been asked to end, and has not confirmed yet.
         """
         subscribed: set[bytes] = set()
-        while not self._closed:
+        while not (self._closed or is_cancelled()):
             self._changed.clear()
             wanted = set(self._subscriptions)
             if new := wanted - subscribed:
@@ -134,11 +145,12 @@ class ChannelHub:
                 leaving.update(old)
                 await _send(connection, "SUNSUBSCRIBE", *old)
             subscribed = wanted
-            await self._changed.wait()
+            if not is_cancelled():
+                await self._changed.wait()
 
     async def _read(self, connection: AbstractConnection, leaving: Counter[bytes]) -> None:
         unanswered_ping = False
-        while not self._closed:
+        while not (self._closed or is_cancelled()):
             message = await connection.read_response(timeout=PING_S, push_request=True)
             if message is None:  # a connection may be half-open for hours; only a ping finds out
                 if unanswered_ping:

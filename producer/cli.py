@@ -179,7 +179,10 @@ def batch(
 def _from_stdin() -> str:
     if sys.stdin.isatty():
         raise typer.BadParameter("give a prompt, or pipe one in", param_hint="PROMPT")
-    return sys.stdin.read().removesuffix("\n")
+    prompt = sys.stdin.read().removesuffix("\n")
+    if not prompt.strip():
+        raise typer.BadParameter("standard input is empty", param_hint="PROMPT")
+    return prompt
 
 
 def _print_stream(job: JobHandle, as_json: bool) -> None:

@@ -2,14 +2,16 @@
 
 import dataclasses
 import re
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from ingine.keys import MAX_PARTITIONS
+from ingine.keys import MAX_PARTITIONS, Priority
+from ingine.wire import JobStatus
 from producer import Client
 from producer.cli_options import AsJson, QueueName, RedisUrl, print_fields, print_json
-from producer.results import DeadLetter, QueueInfo
+from producer.results import NO_WORKER, SILENT_AFTER_S, DeadLetter, QueueInfo
 
 queue_app = typer.Typer(help="Look at a queue, and steer it.", no_args_is_help=True)
 dead_app = typer.Typer(help="Jobs that no worker could answer, kept with the reason.", no_args_is_help=True)
@@ -36,6 +38,64 @@ def show_queue(as_json: AsJson = False, redis_url: RedisUrl = None, queue: Queue
         print_json(dataclasses.asdict(info))
     else:
         _print_queue(info)
+
+
+JobsPriority = Annotated[Priority | None, typer.Option(help="Only those of this priority.")]
+JobsTenant = Annotated[str | None, typer.Option(help="Only those of this tenant.")]
+JobsAge = Annotated[float | None, typer.Option(min=0, help="Only those submitted so long ago.")]
+
+
+class ListedStatus(StrEnum):
+    QUEUED = JobStatus.QUEUED
+    DELAYED = JobStatus.DELAYED
+    RUNNING = JobStatus.RUNNING
+
+
+@queue_app.command("list")
+def list_jobs(
+    status: Annotated[ListedStatus | None, typer.Option(help="Only those that stand so.")] = None,
+    priority: JobsPriority = None,
+    tenant: JobsTenant = None,
+    older_than_s: JobsAge = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+    queue: QueueName = None,
+) -> None:
+    """Jobs that wait or run, one a line: by priority and age, delayed ones last."""
+    with Client(redis_url, queue=queue) as client:
+        jobs = client.jobs(
+            status=status, priority=priority, tenant=tenant, older_than_s=older_than_s, limit=limit
+        )
+    for job in jobs:
+        if as_json:
+            print_json(dataclasses.asdict(job))
+        else:
+            who = f"  tenant {job.tenant}" if job.tenant else ""
+            where = f"  worker {job.worker}" if job.worker else ""
+            typer.echo(f"{job.job_id or '?'}  {job.status}  {job.priority}  {job.age_s:.0f} s{who}{where}")
+
+
+@queue_app.command("purge")
+def purge_jobs(
+    priority: JobsPriority = None,
+    tenant: JobsTenant = None,
+    older_than_s: JobsAge = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Really.")] = False,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+    queue: QueueName = None,
+) -> None:
+    """Cancel the jobs that wait, all or some of them, and print how many. Those that run go on."""
+    if not yes:
+        raise typer.BadParameter("this cancels jobs that wait, see `ingine queue list`: add --yes")
+    with Client(redis_url, queue=queue) as client:
+        counts = client.purge_jobs(priority=priority, tenant=tenant, older_than_s=older_than_s)
+    if as_json:
+        return print_json(counts)
+    typer.echo(f"{counts['cancelled']} cancelled")
+    if counts["requested"]:
+        typer.echo(f"{counts['requested']} had begun before, and end when a worker takes them")
 
 
 @queue_app.command("pause")
@@ -181,10 +241,20 @@ def _print_queue(info: QueueInfo) -> None:
     for tenant, weight in info.weights.items():
         typer.echo(f"  weight  {tenant} {weight:g}")
     typer.echo(f"  dead    {info.num_dead}")
+    typer.echo(f"  serving {info.num_serving} of {len(info.workers)} workers")
     for worker, heartbeat in info.workers.items():
         draining = ", draining" if worker in info.draining else ""
-        facts = ", ".join(f"{name} {value}" for name, value in heartbeat.items() if name != "at_s")
-        typer.echo(f"  worker  {worker}{draining}: {facts}")
+        state = heartbeat.get("state", "?")
+        if heartbeat["silent_s"] > SILENT_AFTER_S:
+            state += f" (no heartbeat for {heartbeat['silent_s']} s)"
+        facts = ", ".join(
+            f"{name} {value}"
+            for name, value in heartbeat.items()
+            if name not in ("at_s", "state", "silent_s")
+        )
+        typer.echo(f"  worker  {worker}{draining}: {state}{', ' if facts else ''}{facts}")
+    if info.num_serving == 0:
+        typer.echo(f"ingine: {NO_WORKER % repr(info.queue)}", err=True)
 
 
 def _without_job(letter: DeadLetter) -> dict:

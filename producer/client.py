@@ -1,57 +1,63 @@
 """The asyncio client: submit jobs, follow their tokens, steer the queue. `producer.sync` is its sync face."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from datetime import timedelta
+from functools import partial
 from typing import Any, Self
 
-import msgpack
 from redis.asyncio import Redis
 
-from ingine.errors import InvalidJob, JobNotFound
-from ingine.keys import GROUP, JOB_FIELD, Priority
+from ingine.errors import ClientError, InvalidArgument, InvalidJob, JobNotFound, ServerUnavailable
+from ingine.expiry import expire
+from ingine.keys import JOB_FIELD, Keys, Priority
 from ingine.sampling_params import SamplingParams
 from ingine.wire import (
     DEFAULT_RESULT_TTL_S,
     Job,
     JobStatus,
-    TerminalEvent,
     decode_job,
-    encode_event,
-    encode_job,
 )
-from producer.connection import connect
-from producer.control import QueueControl
+from producer import arguments
+from producer.cancelling import cancel_call
 from producer.handle import AsyncJobHandle
-from producer.partitions import Partition, Partitions
-from producer.replies import Replies, Reply
+from producer.partitions import Partition
+from producer.queue_jobs import QueueJobs
+from producer.replies import Reply
 from producer.results import JobInfo
+from producer.sessions import Sessions
 from producer.settings import load_settings
-from producer.streams import NO_SUCH_JOB, Streams
-from producer.submission import Submission, build_submission
-from producer.submitter import Submitter, load_script
+from producer.streams import NO_SUCH_JOB
+from producer.submission import build_submission, submission_of
+from producer.submitter import load_script
+
+NOT_FOR_SENDING = "a client cannot be sent to another process: make one in each process, and send job ids"
 
 
-class AsyncClient(QueueControl):
-    """A producer's or consumer's view of one queue. For use in one event loop; share it between coroutines.
+class AsyncClient(QueueJobs):
+    """A producer's or consumer's view of one queue. Coroutines share it; each event loop, and each process
+    that was forked, has connections of its own.
 
     All its streams on one server share a pub/sub connection, all commands there a pool of a few. Every method
     raises ServerUnavailable, with what to do about it, if a server cannot be reached or refuses the command.
     """
 
-    def __init__(self, redis_url: str | None = None, *, queue: str | None = None, redis: Redis | None = None):
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        queue: str | None = None,
+        redis: Redis | None = None,
+        require_worker: bool = False,
+    ):
         """Does not connect yet. Raises ConfigError for a wrong setting.
 
         redis_url, queue: default to INGINE_REDIS_URL and INGINE_QUEUE, from the environment or `.env`.
-        redis: a client of your own instead, for all partitions; it stays yours to close.
+        redis: a client of your own instead, for all partitions and one event loop; it stays yours to close.
+        require_worker: refuse submissions with NoWorker while no worker serves the queue.
         """
         settings = load_settings(redis_url=redis_url, queue=queue)
-        self._owned_servers = connect(settings.redis_url) if redis is None else None
-        partitions = Partitions(settings.queue, self._owned_servers or redis)
-        super().__init__(partitions)
-        self._streams = Streams(partitions)
-        self._replies = Replies(partitions)
-        self._submitter = Submitter(partitions)
-        self._cancel_script = load_script(partitions.base.server.redis, "cancel")
+        super().__init__(settings.queue, Sessions(settings, redis, require_worker=require_worker))
 
     async def submit(
         self,
@@ -60,8 +66,8 @@ class AsyncClient(QueueControl):
         messages: Sequence[dict[str, str]] | None = None,
         sampling: SamplingParams | dict[str, Any] | None = None,
         priority: Priority | str = Priority.NORMAL,
-        deadline_s: float | None = None,
-        not_before_s: float | None = None,
+        deadline_s: float | timedelta | None = None,
+        not_before_s: float | timedelta | None = None,
         idempotency_key: str | None = None,
         reply_to: str | None = None,
         metadata: dict[str, Any] | None = None,
@@ -79,8 +85,8 @@ class AsyncClient(QueueControl):
         What is not given is the model's to decide (its generation_config.json), and the output as long as
         its length leaves.
         priority: high, normal or low.
-        deadline_s: seconds from submission; the job expires if it has not finished by then.
-        not_before_s: seconds from submission; no worker begins it earlier.
+        deadline_s: seconds (or a timedelta) from submission; the job expires if it has not finished by then.
+        not_before_s: seconds (or a timedelta) from submission; no worker begins it earlier.
         idempotency_key: a second submission with the same key returns the first one's handle, for as long as
         the first job, or its result, is there.
         reply_to: name of a replies stream that gets the terminal event too.
@@ -90,9 +96,10 @@ class AsyncClient(QueueControl):
         job_id: your own, else a random one.
 
         Raises, with nothing accepted: InvalidJob (its `code` says why), QueueFull, DuplicateJob (this job_id
-        is taken), TypeError for an unknown keyword. A submission whose reply is lost is sent again, and known
-        again by the server. After ServerUnavailable it may or may not have been accepted: submit again under
-        the same job_id or idempotency_key to be sure that it runs once.
+        is taken), InvalidArgument (a TypeError) for an unknown keyword; all of them are ClientErrors. A
+        submission whose reply is lost is sent again, and known again by the server. After ServerUnavailable
+        it may or may not have been accepted: submit again under the same job_id or idempotency_key to be sure
+        that it runs once.
         """
         submission = build_submission(
             prompt,
@@ -111,21 +118,20 @@ class AsyncClient(QueueControl):
             job_id=job_id,
             **sampling_fields,
         )
-        return AsyncJobHandle(self, await self._submitter.submit(submission))
+        return AsyncJobHandle(self, await self._session.submitter.submit(submission))
 
     async def submit_many(self, jobs: Iterable[dict[str, Any] | Job]) -> list[AsyncJobHandle]:
         """Submit many jobs in few round trips; each is a dict of `submit`'s arguments, or a Job.
 
-        All are validated before the first is sent: an InvalidJob or TypeError with no attribute `accepted`
-        means that nothing was. Each job is then accepted or refused for itself. After the first refusal
+        All are validated before the first is sent: after InvalidArgument, or an InvalidJob whose `accepted`
+        is empty, nothing was. Each job is then accepted or refused for itself. After the first refusal
         (QueueFull, DuplicateJob, InvalidJob for one that is too large) or ServerUnavailable no further round
         trip is made, and it is raised, with the handles of the accepted jobs in its attribute `accepted`.
         """
-        submissions = [
-            Submission(job, encode_job(job)) if isinstance(job, Job) else build_submission(**job)
-            for job in jobs
-        ]
-        job_ids, refusal = await self._submitter.submit_many(submissions)
+        if not isinstance(jobs, Iterable):
+            raise InvalidArgument(f"submit_many() takes a list of jobs, not a {type(jobs).__name__}")
+        submissions = [submission_of(job) for job in jobs]
+        job_ids, refusal = await self._session.submitter.submit_many(submissions)
         accepted = [AsyncJobHandle(self, job_id) for job_id in job_ids]
         if refusal:
             refusal.accepted = accepted
@@ -138,7 +144,8 @@ class AsyncClient(QueueControl):
         Asks nothing of the server: an unknown id raises JobNotFound when the handle is used. A job that came
         by a bare XADD is unknown until a worker begins it.
         """
-        return AsyncJobHandle(self, job_id, from_position)
+        from_position = arguments.integer("from_position", from_position, at_least=0)
+        return AsyncJobHandle(self, arguments.job_id(job_id), from_position)
 
     async def replies(self, name: str, position: str = "") -> AsyncIterator[Reply]:
         """How the jobs submitted with `reply_to=name` have ended, and end from now on. Never ends by itself.
@@ -147,18 +154,27 @@ class AsyncClient(QueueControl):
         They stay for as long as a job's result does. In the order of their ends, in each partition.
 
         Raises ServerUnavailable as streams do, ClientError when the client is closed or the number of
-        partitions changes, and ValueError for a position from before it did.
+        partitions changes, and InvalidArgument for a position from before it did.
         """
-        async with aclosing(self._replies.follow(name, position)) as replies:
+        session = self._session
+        name, position = arguments.text("name", name), arguments.text("position", position)
+        async with aclosing(session.replies.follow(name, position)) as replies:
             async for reply in replies:
                 yield reply
+                session.home.check("this iterator", f"replies({name!r}, {reply.position!r})")
 
     async def status(self, job_id: str) -> JobInfo:
-        """How a job stands. Raises JobNotFound."""
-        return (await self._find(job_id))[1]
+        """How a job stands. Raises JobNotFound. Ends it if its deadline has passed and nobody runs it."""
+        partition, info = await self._find(job_id)
+        if info.deadline_at_ms is not None and not info.status.terminal:
+            with suppress(ServerUnavailable):  # who may only look sees what there is
+                await partition.call(partial(_expire_if_due, info=info))
+                partition, info = await self._find(job_id)
+        return info
 
     async def _find(self, job_id: str) -> tuple[Partition, JobInfo]:
         """Where a job lives, and how it stands. Raises JobNotFound."""
+        job_id = arguments.job_id(job_id)
         while True:
             partition = await self._partitions.of(job_id)
             record = await partition.call(lambda redis, keys: redis.hgetall(keys.job(job_id)))
@@ -174,40 +190,25 @@ class AsyncClient(QueueControl):
         the status in which it had ended already.
         """
         partition, info = await self._find(job_id)
-        end = TerminalEvent(
-            position=0,
-            status=JobStatus.CANCELLED,
-            job_id=job_id,
-            finish_reason="abort",
+        touched, args = cancel_call(
+            partition.keys,
+            job_id,
+            reply_to=info.reply_to,
+            idempotency_key=info.idempotency_key,
             metadata=await _metadata_before_it_began(partition, info),
         )
-        keys = partition.keys
-        touched = [keys.job(job_id), keys.tokens(job_id), *keys.all_jobs, keys.delayed, keys.bytes]
-        touched += [keys.deadlines, keys.replies(info.reply_to or ""), keys.idem(info.idempotency_key or "")]
-        args = [
-            GROUP,
-            encode_event(end),
-            keys.channel(job_id),
-            DEFAULT_RESULT_TTL_S * 1000,
-            int(info.reply_to is not None),
-            keys.control,
-            msgpack.packb({"command": "cancel", "job_id": job_id}),
-            job_id,
-            int(info.idempotency_key is not None),
-        ]
-        answer = await partition.call(
-            lambda redis, _: self._cancel_script(keys=touched, args=args, client=redis)
-        )
+        script = load_script(partition.server.redis, "cancel")
+        answer = await partition.call(lambda redis, _: script(keys=touched, args=args, client=redis))
         if answer == b"unknown":
             raise JobNotFound(NO_SUCH_JOB.format(job_id))
         return answer.decode()
 
     async def aclose(self) -> None:
-        """End all streams of this client and close its connections. Jobs go on."""
-        await self._streams.aclose()
-        await self._replies.aclose()
-        if self._owned_servers:
-            await self._owned_servers.aclose()
+        """End all streams of this client and close its connections. Jobs go on. Safe to call twice."""
+        await self._sessions.aclose()
+
+    def __reduce__(self):
+        raise TypeError(NOT_FOR_SENDING)
 
     async def __aenter__(self) -> Self:
         return self
@@ -216,17 +217,25 @@ class AsyncClient(QueueControl):
         await self.aclose()
 
 
+async def _expire_if_due(redis: Redis, keys: Keys, info: JobInfo) -> None:
+    now_s, _ = await redis.time()
+    if info.deadline_at_ms <= now_s * 1000:
+        await expire(redis, keys, [info.job_id], result_ttl_s=DEFAULT_RESULT_TTL_S)
+
+
 async def _metadata_before_it_began(partition: Partition, info: JobInfo) -> dict[str, Any] | None:
     """What the terminal event of a job that no worker has read shall bring back: only the job knows."""
     if info.position > 0 or info.status not in (JobStatus.QUEUED, JobStatus.DELAYED):
         return None
+    if info.status is JobStatus.QUEUED and (info.priority not in list(Priority) or not info.entry):
+        raise ClientError(f"the record of job {info.job_id} is damaged: it does not say where the job waits")
     if info.status is JobStatus.DELAYED:
         raw = await partition.call(lambda redis, keys: redis.hget(keys.job(info.job_id), "raw"))
     else:
         entries = await partition.call(
             lambda redis, keys: redis.xrange(keys.jobs(info.priority), min=info.entry, max=info.entry)
         )
-        raw = entries[0][1][JOB_FIELD.encode()] if entries else None
+        raw = entries[0][1].get(JOB_FIELD.encode()) if entries else None
     if raw is None:  # it has got ahead of us, and the script will say so
         return None
     try:

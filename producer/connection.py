@@ -11,7 +11,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from ingine.errors import ConfigError, ServerUnavailable
-from ingine.servers import Servers, WrongServer, is_lacking
+from ingine.servers import NoSuchDatabase, Servers, WrongServer, is_lacking
 
 T = TypeVar("T")
 MAX_CONNECTIONS = 8
@@ -41,6 +41,11 @@ class Server:
 
     def __init__(self, redis: Redis, where: str | None = None):
         """`where` is for errors, if the client itself does not know: it may find its server by asking."""
+        if not isinstance(redis, Redis):
+            module = type(redis).__module__.partition(".")[0]
+            raise ConfigError(
+                f"redis= must be a redis.asyncio.Redis, not {module}'s {type(redis).__qualname__}"
+            )
         options = redis.connection_pool.connection_kwargs
         if options.get("decode_responses"):
             raise ConfigError("jobs and events are bytes: give a redis client without decode_responses")
@@ -77,6 +82,8 @@ class Server:
 
 def _what_to_do(error: exceptions.RedisError) -> str:
     match error:
+        case NoSuchDatabase():
+            return f"cannot be used: {error}: name another in INGINE_REDIS_URL, usually 0"
         case exceptions.AuthenticationError() | exceptions.NoPermissionError():
             return f"refuses these credentials ({error}): set user and password in INGINE_REDIS_URL"
         case WrongServer() | exceptions.ReadOnlyError() | exceptions.MovedError():

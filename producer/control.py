@@ -11,12 +11,15 @@ import msgpack
 from redis.asyncio import Redis
 
 from ingine.byte_sizes import parse_bytes
-from ingine.errors import ClientError, InvalidJob
+from ingine.errors import ClientError, InvalidArgument, InvalidJob
 from ingine.keys import JOB_FIELD, MAX_PARTITIONS, Keys
 from ingine.wire import decode_job
+from producer import arguments
+from producer.arguments import ENTRY_ID
 from producer.partitions import Partition, Partitions
 from producer.queue_info import merge, read_partition, text
 from producer.results import DeadLetter, QueueInfo
+from producer.sessions import Session, Sessions
 from producer.submitter import load_script
 
 _TENANT = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -25,15 +28,23 @@ _TENANT = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 class QueueControl:
     """Base of `AsyncClient`: what concerns the queue as a whole instead of one job."""
 
-    def __init__(self, partitions: Partitions):
-        self._partitions = partitions
-        self._requeue_script = load_script(partitions.base.server.redis, "requeue")
-        self._partition_script = load_script(partitions.base.server.redis, "partition")
+    def __init__(self, queue: str, sessions: Sessions):
+        self.queue = queue
+        self._sessions = sessions
+
+    @property
+    def _session(self) -> Session:
+        """The running event loop's."""
+        return self._sessions.current()
+
+    @property
+    def _partitions(self) -> Partitions:
+        return self._session.partitions
 
     async def queue_info(self) -> QueueInfo:
         """Depth by priority, limits, switches, workers, dead letters; of each partition as of one moment."""
         partitions = await self._partitions.each(read_partition)
-        return merge(self._partitions.queue, [info for _, info in partitions])
+        return merge(self.queue, [info for _, info in partitions])
 
     async def pause(self) -> None:
         """Workers take no further jobs; what runs goes on, and `submit` still accepts."""
@@ -51,9 +62,7 @@ class QueueControl:
         workers = {text(name) for _, names in answers for name in names}
         if worker_id not in workers:
             alive = ", ".join(sorted(workers)) or "none"
-            raise ClientError(
-                f"no worker {worker_id!r} in queue {self._partitions.queue!r}; there are: {alive}"
-            )
+            raise ClientError(f"no worker {worker_id!r} in queue {self.queue!r}; there are: {alive}")
         switch = f"drain:{worker_id}"
         await self._partitions.each(lambda redis, keys: redis.hset(keys.settings, switch, 1))
         await self._nudge({"command": "drain", "worker": worker_id})
@@ -74,36 +83,35 @@ class QueueControl:
         max_jobs_per_s: of each tenant; 0 lifts it.
         weights: tenant -> its share of the work while others wait too, against the 1 of whom is not named.
 
-        Raises ValueError for a number that cannot be one.
+        Raises InvalidArgument for a number that cannot be one.
         """
         sizes = {"max_job_bytes": max_job_bytes, "max_bytes": max_bytes}
         counts = {"max_jobs": max_jobs} | {name: _bytes(name, size) for name, size in sizes.items()}
         for name, limit in counts.items():
-            if limit is not None and limit < 1:
-                raise ValueError(f"{name} is at least 1, not {limit}")
-        if max_jobs_per_s is not None and not 0 <= max_jobs_per_s < math.inf:
-            raise ValueError(f"max_jobs_per_s is 0 or more, not {max_jobs_per_s}")
-        for tenant, weight in (weights or {}).items():
-            if not _TENANT.fullmatch(tenant):
-                raise ValueError(f"a tenant's name matches {_TENANT.pattern}, {tenant!r} does not")
-            if not 0 < weight < math.inf:
-                raise ValueError(f"the weight of tenant {tenant!r} is more than 0, not {weight}")
+            if limit is not None:
+                counts[name] = arguments.integer(name, limit, at_least=1)
+        if max_jobs_per_s is not None:
+            max_jobs_per_s = arguments.number("max_jobs_per_s", max_jobs_per_s)
+            if not 0 <= max_jobs_per_s < math.inf:
+                raise InvalidArgument(f"max_jobs_per_s is 0 or more, not {max_jobs_per_s}")
+        weights = _checked_weights(weights or {})
         given = counts | {"max_jobs_per_s": max_jobs_per_s}
         limits = {name: limit for name, limit in given.items() if limit is not None}
-        limits |= {f"weight:{tenant}": weight for tenant, weight in (weights or {}).items()}
+        limits |= {f"weight:{tenant}": weight for tenant, weight in weights.items()}
         if limits:
             await self._partitions.each(lambda redis, keys: redis.hset(keys.settings, mapping=limits))
 
     async def set_partitions(self, number: int) -> None:
         """Spread the queue over so many partitions, each with the limits that the queue has.
 
-        Raises ValueError below 1 and above 64, and ClientError unless the queue is empty: nothing waits or
-        runs, and there are no dead letters. Results of jobs that have ended cannot be read any more. Workers
-        end, to be started again. Should it break off in between, submitting is refused until it is called
-        again.
+        Raises InvalidArgument below 1 and above 64, and ClientError unless the queue is empty: nothing waits
+        or runs, and there are no dead letters. Results of jobs that have ended cannot be read any more.
+        Workers end, to be started again. Should it break off in between, submitting is refused until it is
+        called again.
         """
+        number = arguments.integer("number", number)
         if not 1 <= number <= MAX_PARTITIONS:
-            raise ValueError(f"a queue has 1 to {MAX_PARTITIONS} partitions, not {number}")
+            raise InvalidArgument(f"a queue has 1 to {MAX_PARTITIONS} partitions, not {number}")
         old, base = await self._partitions.latest(), self._partitions.base
         for partition in old:
             if what := await self._close_if_empty(partition):
@@ -128,19 +136,19 @@ class QueueControl:
         await self._partitions.latest()
 
     def _not_empty(self, what: str) -> ClientError:
-        return ClientError(f"queue {self._partitions.queue!r} is not empty ({what}): nothing was changed")
+        return ClientError(f"queue {self.queue!r} is not empty ({what}): nothing was changed")
 
     async def _close_if_empty(self, partition: Partition, number: int | None = None) -> str:
         """Producers are told the new number from now on, if one is given. Returns what lies there, or ''."""
         keys = partition.keys
         touched, args = [keys.settings, *keys.all_jobs, keys.delayed, keys.dead], [number] if number else []
-        answer = await partition.call(
-            lambda redis, _: self._partition_script(keys=touched, args=args, client=redis)
-        )
+        script = load_script(partition.server.redis, "partition")
+        answer = await partition.call(lambda redis, _: script(keys=touched, args=args, client=redis))
         return answer.decode()
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """The oldest `limit` entries that no worker could answer."""
+        limit = arguments.integer("limit", limit, at_least=1)
         answers = await self._partitions.each(lambda redis, keys: redis.xrange(keys.dead, count=limit))
         letters = [
             _dead_letter(partition.keys, *entry) for partition, entries in answers for entry in entries
@@ -169,9 +177,8 @@ class QueueControl:
         touched = [keys.dead, letter.stream]
         if letter.job_id is not None:
             touched.append(keys.job(letter.job_id))
-        answer = await partition.call(
-            lambda redis, _: self._requeue_script(keys=touched, args=[entry], client=redis)
-        )
+        script = load_script(partition.server.redis, "requeue")
+        answer = await partition.call(lambda redis, _: script(keys=touched, args=[entry], client=redis))
         verdict, detail = (part.decode() for part in answer)
         if verdict == "known":
             raise ClientError(
@@ -188,6 +195,8 @@ class QueueControl:
 
     async def purge(self, entry_ids: Sequence[str] | None = None) -> int:
         """Delete dead letters for good, all of them if none is named. Returns how many there were."""
+        if isinstance(entry_ids, str):
+            raise InvalidArgument("entry_ids must be a list of dead letters' ids, not a string")
         if entry_ids is None:
             return sum(num_letters for _, num_letters in await self._partitions.each(_purge_all))
         partitions, named = await self._partitions.latest(), dict[Partition, list[str]]()
@@ -207,12 +216,27 @@ class QueueControl:
 
 def _locate(partitions: list[Partition], entry_id: str) -> tuple[Partition, str]:
     """From a dead letter's id to where it lies. With several partitions the id says in which one."""
-    number, _, entry = entry_id.rpartition(":")
+    number, _, entry = arguments.text("entry_id", entry_id).rpartition(":")
+    if not ENTRY_ID.fullmatch(entry):
+        raise ClientError(_no_letter(entry_id))
     if len(partitions) == 1 and not number:
         return partitions[0], entry
     if number.isdecimal() and int(number) < len(partitions) > 1:
         return partitions[int(number)], entry
     raise ClientError(_no_letter(entry_id))
+
+
+def _checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(weights, Mapping):
+        raise InvalidArgument(f"weights must be a dict of tenants and numbers, not {type(weights).__name__}")
+    checked = {}
+    for tenant, weight in weights.items():
+        if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant):
+            raise InvalidArgument(f"a tenant's name matches {_TENANT.pattern}, {tenant!r} does not")
+        checked[tenant] = arguments.number(f"the weight of tenant {tenant!r}", weight)
+        if not 0 < checked[tenant] < math.inf:
+            raise InvalidArgument(f"the weight of tenant {tenant!r} is more than 0, not {weight}")
+    return checked
 
 
 async def _write_settings(redis: Redis, keys: Keys, settings: dict) -> None:
@@ -263,4 +287,4 @@ def _bytes(name: str, size: int | str | None) -> int | None:
     try:
         return parse_bytes(size)
     except ValueError as error:
-        raise ValueError(f"{name} {error}, not {size!r}") from None
+        raise InvalidArgument(f"{name} {error}, not {size!r}") from None

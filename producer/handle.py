@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from ingine.errors import ResultTimeout
 from ingine.wire import Event, TokensEvent
+from producer import arguments
 from producer.results import Chunk, JobInfo, Result, raise_unless_finished
 
 if TYPE_CHECKING:
@@ -24,7 +26,11 @@ class AsyncJobHandle:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.job_id!r})"
 
-    async def stream(self, from_position: int | None = None) -> AsyncIterator[Chunk]:
+    async def stream(
+        self,
+        from_position: int | None = None,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109
+    ) -> AsyncIterator[Chunk]:
         """The job's output after `from_position` output tokens, as it is made, each token exactly once.
 
         `from_position` (default: what the handle was attached with, else 0) is the `position` of the last
@@ -34,36 +40,53 @@ class AsyncJobHandle:
         Text that was held back until the end comes as a last chunk without token ids. Then the iterator ends
         if the job finished, and raises JobFailed, JobCancelled or JobExpired otherwise. JobNotFound: the id
         is unknown. ServerUnavailable: the server stayed away for 30 s; a shorter outage is outlasted.
+        ResultTimeout: it has not ended within `timeout` seconds of the first step; the job goes on.
         """
         position = self.from_position if from_position is None else from_position
-        async with aclosing(self._client._streams.follow(self.job_id, position)) as events:
+        session = self._client._session
+        async with aclosing(self._events(position, timeout)) as events:
             async for event in events:
                 if isinstance(event, TokensEvent):
                     yield Chunk(event.text, event.token_ids, event.position, event.logprobs)
+                    session.home.check("this stream", f"stream({event.position})")
                 else:
                     if event.text:
                         yield Chunk(event.text, [], event.position)
                     raise_unless_finished(event)
 
-    async def result(self, timeout: float | None = None) -> Result:  # noqa: ASYNC109
+    async def result(self, timeout: float | timedelta | None = None, *, cancel: bool = False) -> Result:  # noqa: ASYNC109
         """The whole output, from its first token, once the job has finished.
 
         Raises JobFailed, JobCancelled or JobExpired if it ended otherwise, JobNotFound for an unknown id, and
-        ResultTimeout after `timeout` seconds; the job goes on then, ask again or cancel it.
+        ResultTimeout after `timeout` seconds. The job goes on then, ask again or cancel it; or it is
+        cancelled with `cancel=True`, unless it has just ended.
         """
-        events: list[Event] = []
         try:
-            async with (
-                asyncio.timeout(timeout),
-                aclosing(self._client._streams.follow(self.job_id)) as stream,
-            ):
-                async for event in stream:
-                    events.append(event)
-        except TimeoutError:
-            raise ResultTimeout(
-                f"job {self.job_id} has not ended within {timeout} s, and goes on: ask again, or cancel it"
-            ) from None
-        return _result(events)
+            async with aclosing(self._events(0, timeout)) as events:
+                return _result([event async for event in events])
+        except ResultTimeout:
+            if not cancel:
+                raise
+        if await self.cancel() in ("cancelled", "requested"):
+            raise ResultTimeout(f"job {self.job_id} has not ended within {timeout} s, and was cancelled")
+        return await self.result()
+
+    async def _events(self, position: int, timeout: Any) -> AsyncIterator[Event]:  # noqa: ASYNC109
+        limit_s = arguments.timeout(timeout)
+        deadline = None if limit_s is None else asyncio.get_running_loop().time() + limit_s
+        async with aclosing(self._client._session.streams.follow(self.job_id, position)) as events:
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        event = await anext(events, None)
+                except TimeoutError:
+                    raise ResultTimeout(
+                        f"job {self.job_id} has not ended within {timeout} s, and goes on: ask again, or "
+                        "cancel it"
+                    ) from None
+                if event is None:
+                    return
+                yield event
 
     async def cancel(self) -> str:
         """See `cancel` of the client."""

@@ -14,7 +14,10 @@ from redis.exceptions import RedisError, ResponseError
 from ingine.errors import ClientError
 from ingine.keys import GROUP, Keys, Priority, is_worker
 from ingine.wire import DEFAULT_MAX_JOB_BYTES, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_MAX_QUEUED_JOBS
-from producer.results import QueueInfo
+from producer.results import SILENT_AFTER_S, QueueInfo, is_serving
+
+LOST_AFTER_S = 30
+"""Twice the lease that workers have by default: its jobs are with others, unless there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ async def read_partition(redis: Redis, keys: Keys) -> PartitionInfo:
         num_delayed=num_delayed,
         num_bytes=int(_number({"bytes": text(num_bytes or b"0")}, "bytes")),
         settings={text(name): text(value) for name, value in settings.items()},
-        workers={text(name): _heartbeat(raw, now_s) for name, raw in workers.items()},
+        workers={text(name): read_heartbeat(raw, now_s) for name, raw in workers.items()},
         num_dead=num_dead,
     )
 
@@ -122,11 +125,21 @@ def _num_running(pending: dict | ResponseError) -> int:
     return sum(consumer["pending"] for consumer in pending["consumers"] if is_worker(text(consumer["name"])))
 
 
-def _heartbeat(raw: bytes, now_s: int) -> dict[str, Any]:
-    """What is no heartbeat is none: silent since 1970."""
+def read_heartbeat(raw: bytes, now_s: int) -> dict[str, Any]:
+    """As in `QueueInfo.workers`. What is no heartbeat is none: silent since 1970."""
     try:
         fields = msgpack.unpackb(raw)
         json.dumps(fields)
-        return fields | {"silent_s": now_s - fields["at_s"]}
+        fields |= {"silent_s": now_s - fields["at_s"]}
     except (ValueError, TypeError, KeyError):
-        return {"silent_s": now_s}
+        fields = {"silent_s": now_s}
+    if fields["silent_s"] > SILENT_AFTER_S:
+        fields["state"] = "lost" if fields["silent_s"] > LOST_AFTER_S else "silent"
+    return fields
+
+
+async def num_serving(redis: Redis, keys: Keys) -> int:
+    """Workers that serve a partition, as `QueueInfo.num_serving` counts them."""
+    pipeline = redis.pipeline(transaction=False)
+    heartbeats, (now_s, _) = await pipeline.hgetall(keys.workers).time().execute()
+    return sum(is_serving(read_heartbeat(raw, now_s)) for raw in heartbeats.values())

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from ingine.errors import ClientError
-from ingine.keys import EVENT_FIELD
-from ingine.wire import JobStatus, decode_event
+from ingine.errors import ClientError, InvalidArgument
+from ingine.expiry import expire_due
+from ingine.keys import EVENT_FIELD, Keys
+from ingine.wire import DEFAULT_RESULT_TTL_S, JobStatus, decode_event
+from producer.arguments import ENTRY_ID
 from producer.connection import Server
+from producer.home import Home, end_tasks
 from producer.partitions import Partitions
 from producer.token_log import UNREADABLE, Patience
 
@@ -53,14 +57,17 @@ class Replies:
         """See `AsyncClient.replies`."""
         places = await self._patience(self._partitions.latest)
         last_ids = position.split(",") if position else ["0"] * len(places)
+        if not all(ENTRY_ID.fullmatch(last_id) for last_id in last_ids):
+            raise InvalidArgument(f"position must be one that a reply has, not {position[:100]!r}")
         if len(last_ids) != len(places):
-            raise ValueError(
+            raise InvalidArgument(
                 f"this position is of {len(last_ids)} partitions, and the queue has {len(places)}"
             )
         numbers: dict[Server, dict[bytes, int]] = defaultdict(dict)
         for number, place in enumerate(places):
             numbers[place.server][place.keys.replies(name).encode()] = number
         reads: dict[asyncio.Task, Server] = {}
+        home = Home()
 
         def read_on(server: Server) -> None:
             after = {stream: last_ids[number] for stream, number in numbers[server].items()}
@@ -73,6 +80,8 @@ class Replies:
                 done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
                 for read in done:
                     server, streams = reads.pop(read), self._result(read)
+                    if not streams:
+                        await _end_overdue(server, [place.keys for place in places if place.server is server])
                     if not streams and len(await self._patience(self._partitions.latest)) != len(places):
                         raise ClientError(
                             f"queue {self._partitions.queue!r} has another number of partitions now: all "
@@ -84,7 +93,10 @@ class Replies:
                             yield _reply(fields, ",".join(last_ids))
                     read_on(server)
         finally:
-            await _end(reads)
+            if home.is_here():
+                await end_tasks(reads)
+            else:
+                home.call(lambda: [read.cancel() for read in reads])
 
     def _read(self, server: Server, after: dict[bytes, str]) -> asyncio.Task:
         """Reads once, until there is something or nothing has come for a while."""
@@ -108,20 +120,16 @@ class Replies:
 
     async def aclose(self) -> None:
         self._closed = self._patience.ended = True
-        await _end(self._reads)
+        await end_tasks(self._reads)
         for redis in self._own.values():
             await redis.aclose()
 
 
-async def _end(reads: Iterable[asyncio.Task]) -> None:
-    pending = set(reads)
-    while pending:
-        for read in pending:
-            read.cancel()
-        # Again if need be: before Python 3.12 asyncio.wait_for, under which redis-py writes, may swallow it.
-        ended, pending = await asyncio.wait(pending, timeout=0.1)
-        for read in ended:
-            read.cancelled() or read.exception()  # seen, even if nobody waits for it
+async def _end_overdue(server: Server, partitions: Sequence[Keys]) -> None:
+    """So that what nobody runs sends its reply, too. What cannot be done now is for the next time."""
+    for keys in partitions:
+        with suppress(ClientError):
+            await server.call(partial(expire_due, server.redis, keys, result_ttl_s=DEFAULT_RESULT_TTL_S))
 
 
 async def _patiently(server: Server, xread: Callable[[], Awaitable[list]]) -> list:
@@ -147,5 +155,6 @@ def _reply(fields: dict[bytes, bytes], position: str) -> Reply:
         )
     except UNREADABLE as error:
         raise ClientError(
-            f"the replies stream has an entry before {position} that is no event: {error!r}"
+            f"the replies stream has an entry that is no event ({error!r}): "
+            f"go on behind it with the position {position!r}"
         ) from None

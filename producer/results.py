@@ -3,8 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingine.errors import JobCancelled, JobExpired, JobFailed
+from ingine.errors import ClientError, JobCancelled, JobExpired, JobFailed
 from ingine.wire import JobStatus, TerminalEvent
+
+SILENT_AFTER_S = 5
+"""Without a heartbeat, which comes each second: such a worker serves nobody for now."""
+
+NO_WORKER = "no worker serves queue %s: jobs wait until one does (start one with `ingine worker`)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +69,56 @@ class JobInfo:
     began_at_ms: int | None
     first_token_at_ms: int | None
     finished_at_ms: int | None
+    deadline_at_ms: int | None
 
     @classmethod
     def from_record(cls, job_id: str, record: dict[bytes, bytes]) -> "JobInfo":
-        """From the job's hash, see `worker/scripts`."""
+        """From the job's hash, see `worker/scripts`. Raises ClientError for what is no record."""
         # Without the job itself, which the record of a delayed one holds: it is no text.
-        fields = {name.decode(): value.decode() for name, value in record.items() if name != b"raw"}
+        fields = {name.decode(errors="replace"): value for name, value in record.items() if name != b"raw"}
+        texts = {name: value.decode(errors="replace") for name, value in fields.items()}
+
+        def number(name: str) -> int | None:
+            return read_number(job_id, name, fields.get(name))
+
         return cls(
             job_id=job_id,
-            status=JobStatus(fields["status"]),
-            position=int(fields.get("position", 0)),
-            priority=fields.get("priority"),
-            worker=fields.get("worker") or None,
-            attempt=int(fields.get("attempt", 0)),
-            deaths=int(fields.get("deaths", 0)),
-            cancel_requested=fields.get("cancel") == "1",
-            reply_to=fields.get("reply_to") or None,
-            idempotency_key=fields.get("idempotency_key") or None,
-            entry=fields.get("entry"),
-            **{f"{name}_ms": _int_or_none(fields.get(name)) for name in _TIMES},
+            status=read_status(job_id, fields["status"]),
+            position=number("position") or 0,
+            priority=texts.get("priority"),
+            worker=texts.get("worker") or None,
+            attempt=number("attempt") or 0,
+            deaths=number("deaths") or 0,
+            cancel_requested=texts.get("cancel") == "1",
+            reply_to=texts.get("reply_to") or None,
+            idempotency_key=texts.get("idempotency_key") or None,
+            entry=texts.get("entry"),
+            **{f"{name}_ms": number(name) for name in _TIMES},
         )
 
 
-_TIMES = ("submitted_at", "began_at", "first_token_at", "finished_at")
+_TIMES = ("submitted_at", "began_at", "first_token_at", "finished_at", "deadline_at")
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    """A job that waits or runs, as `jobs` lists it."""
+
+    job_id: str | None
+    """None if it cannot be read: a worker will bury it."""
+    status: JobStatus
+    """`queued`, `delayed` or `running`."""
+    priority: str
+    tenant: str | None
+    submitted_at_ms: int | None
+    """Unix time in milliseconds by the server's clock."""
+    age_s: float
+    """Since then."""
+    entry: str | None
+    """Its id in the jobs stream. None while it is delayed."""
+    num_bytes: int
+    worker: str | None
+    """Who runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +149,15 @@ class QueueInfo:
     draining: list[str]
     """Workers that were told to drain."""
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Worker id -> its last heartbeat, and `silent_s` since then; one that lives beats each second."""
+    """Worker id -> its last heartbeat, and `silent_s` since then; one that lives beats each second. Its
+    `state` is `silent` after 5 s without one, and `lost` after 30 s."""
     num_dead: int = 0
     """Dead letters."""
+
+    @property
+    def num_serving(self) -> int:
+        """Workers whose last heartbeat is 5 s old at most, and that are not draining."""
+        return sum(map(is_serving, self.workers.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +181,11 @@ class DeadLetter:
     worker: str
 
 
+def is_serving(heartbeat: dict[str, Any]) -> bool:
+    """Of a worker, as in `QueueInfo.workers`."""
+    return heartbeat["silent_s"] <= SILENT_AFTER_S and heartbeat.get("state") != "draining"
+
+
 def raise_unless_finished(end: TerminalEvent) -> None:
     """Raises JobFailed, JobCancelled or JobExpired."""
     error = end.error or {}
@@ -156,5 +199,23 @@ def raise_unless_finished(end: TerminalEvent) -> None:
             raise JobExpired(f"job {end.job_id} expired after {end.position} tokens: its deadline passed")
 
 
-def _int_or_none(value: str | None) -> int | None:
-    return None if value is None else int(value)
+def read_status(job_id: str, raw: bytes) -> JobStatus:
+    """From a job's record. Raises ClientError: a newer worker may have written it, or anybody else."""
+    text = raw.decode(errors="replace")
+    try:
+        return JobStatus(text)
+    except ValueError:
+        raise ClientError(
+            f"job {job_id} has the status {text[:50]!r}, which this version of ingine does not know: "
+            "upgrade the client"
+        ) from None
+
+
+def read_number(job_id: str, name: str, raw: bytes | None) -> int | None:
+    """From a job's record. Raises ClientError for what is none."""
+    if raw is None:
+        return None
+    text = raw.decode(errors="replace")
+    if text.isascii() and text.isdigit() and len(text) < 20:
+        return int(text)
+    raise ClientError(f"the record of job {job_id} is damaged: its field {name} is {text[:50]!r}, no number")

@@ -9,22 +9,34 @@ Pub/sub is only the fast lane. It may lose, repeat or delay anything; every rule
 - what the log has given already is dropped when it comes in live.
 """
 
+import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
-from ingine.errors import ClientError, JobNotFound
-from ingine.wire import Event, TerminalEvent, TokensEvent, decode_event
+from ingine.errors import ClientError, JobNotFound, ServerUnavailable
+from ingine.keys import Keys
+from ingine.wire import Event, JobStatus, TerminalEvent, TokensEvent, decode_event
+from producer import arguments
 from producer.channels import ChannelHub
 from producer.connection import Server
+from producer.home import Home
 from producer.partitions import Partition, Partitions
+from producer.queue_info import num_serving
+from producer.results import NO_WORKER
 from producer.token_log import UNREADABLE, LogReader, Patience
 
 NO_SUCH_JOB = "no job {}: never submitted, or its result's TTL has passed"
 SILENCE_S = 2.0
 """A stream that hears nothing for about this long looks into the log."""
+NO_WORKER_AFTER_S = 3.0
+"""And after this long, whether there is a worker at all."""
+_NOT_ENDED = (JobStatus.QUEUED, JobStatus.RUNNING)
+
+log = logging.getLogger(__name__)
 
 
 class Streams:
@@ -34,16 +46,18 @@ class Streams:
         self._partitions = partitions
         self._patience = Patience()
         self._readers: dict[Server, tuple[ChannelHub, LogReader]] = {}
+        self._look_at: dict[Keys, float] = {}
+        self._told_of: Keys | None = None
+        """The partition of which a warning said that no worker serves it."""
         self._closed = False
 
     async def follow(self, job_id: str, position: int = 0) -> AsyncIterator[Event]:
         """Events after `position`, up to and including the terminal one, which is always the last.
 
         Raises JobNotFound if there is no record and no log, ServerUnavailable if the server stays away, and
-        ValueError for a negative position.
+        InvalidArgument for a negative position.
         """
-        if position < 0:
-            raise ValueError(f"a position is 0 or more, not {position}")
+        position = arguments.integer("from_position", position, at_least=0)
         while True:
             partition = await self._patience(lambda: self._partitions.of(job_id))
             try:
@@ -64,20 +78,22 @@ class Streams:
         return self._readers[server]
 
     async def _follow(self, partition: Partition, job_id: str, position: int) -> AsyncIterator[Event]:
-        hub, log = self._readers_at(partition.server)
-        channel = partition.keys.channel(job_id)
-        subscription = hub.subscribe(channel)
+        hub, reader = self._readers_at(partition.server)
+        channel, home, clock = partition.keys.channel(job_id), Home(), asyncio.get_running_loop().time
+        subscription, heard_at = hub.subscribe(channel), clock()
         try:
             while True:
                 if subscription.stale:
                     subscription.stale = False  # before the read: what is published from now on queues up
-                    page = await log.read(partition.keys, job_id, position)
+                    page = await reader.read(partition.keys, job_id, position)
                     events, subscription.stale = page.events, subscription.stale or page.full
                     if not events and page.status is None:
                         raise JobNotFound(NO_SUCH_JOB.format(job_id))
                     if not events and page.status.terminal and page.committed < position:
                         # The caller asked for more than there is: go to where the end is.
                         position, subscription.stale = page.committed, True
+                    if not events and page.status in _NOT_ENDED and clock() - heard_at >= NO_WORKER_AFTER_S:
+                        await self._look_for_workers(partition)
                 elif subscription.events:
                     event = _decode_live(subscription.events.popleft())
                     if event is None or _start(event) > position:
@@ -87,6 +103,8 @@ class Streams:
                 else:
                     await subscription.wait(SILENCE_S * random.uniform(0.75, 1.25))
                     continue
+                if events:
+                    heard_at = clock()
                 for event in events:
                     if isinstance(event, TerminalEvent):
                         yield event
@@ -95,13 +113,29 @@ class Streams:
                         yield _after(event, position)
                         position = event.position
         finally:
-            hub.unsubscribe(channel, subscription)
+            home.call(partial(hub.unsubscribe, channel, subscription))
+
+    async def _look_for_workers(self, partition: Partition) -> None:
+        """Warn once if no worker serves it, and again if that happens another time."""
+        now = asyncio.get_running_loop().time()
+        if now < self._look_at.get(partition.keys, 0):
+            return
+        self._look_at[partition.keys] = now + NO_WORKER_AFTER_S
+        try:
+            number = await partition.call(num_serving)
+        except ServerUnavailable:  # it may be away, or refuse to tell us: a stream goes on all the same
+            return
+        if number:
+            self._told_of = None if self._told_of == partition.keys else self._told_of
+        elif self._told_of is None:
+            self._told_of = partition.keys
+            log.warning(NO_WORKER, repr(self._partitions.queue))
 
     async def aclose(self) -> None:
         self._closed = self._patience.ended = True
-        for hub, log in self._readers.values():
+        for hub, reader in self._readers.values():
             await hub.aclose()
-            await log.aclose()
+            await reader.aclose()
 
 
 def _decode_live(raw: bytes) -> Event | None:

@@ -1,14 +1,23 @@
 """From `submit`'s arguments to a valid job, and from the script's answer to an error. No I/O here."""
 
-import math
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import msgpack
 
-from ingine.errors import ClientError, DuplicateJob, ErrorCode, InvalidJob, QueueFull, RateLimited
+from ingine.errors import (
+    ClientError,
+    DuplicateJob,
+    ErrorCode,
+    InvalidArgument,
+    InvalidJob,
+    QueueFull,
+    RateLimited,
+)
 from ingine.keys import Keys, Priority, partition_of
 from ingine.sampling_params import NEUTRAL_PARAMS, SamplingParams
 from ingine.wire import (
@@ -21,6 +30,7 @@ from ingine.wire import (
     encode_job,
     token_cost,
 )
+from producer.arguments import plain, seconds
 
 MAX_IDEMPOTENCY_KEY = 256
 BYTES_PER_TOKEN = 4
@@ -146,8 +156,8 @@ def build_submission(
     messages: Sequence[dict[str, str]] | None = None,
     sampling: SamplingParams | dict[str, Any] | None = None,
     priority: Priority | str = Priority.NORMAL,
-    deadline_s: float | None = None,
-    not_before_s: float | None = None,
+    deadline_s: float | timedelta | None = None,
+    not_before_s: float | timedelta | None = None,
     idempotency_key: str | None = None,
     reply_to: str | None = None,
     metadata: dict[str, Any] | None = None,
@@ -158,26 +168,25 @@ def build_submission(
     job_id: str | None = None,
     **sampling_fields: Any,
 ) -> Submission:
-    """See `AsyncClient.submit`. Raises InvalidJob, and TypeError for a keyword that nobody knows."""
+    """See `AsyncClient.submit`. Raises InvalidJob, and InvalidArgument for a keyword that nobody knows."""
     if unknown := sampling_fields.keys() - SamplingParams.model_fields.keys() - NEUTRAL_PARAMS.keys():
-        raise TypeError(f"submit() has no argument {sorted(unknown)[0]!r}, nor is it a sampling parameter")
-    if sampling is not None and sampling_fields:
-        raise TypeError(f"give {', '.join(sorted(sampling_fields))} inside sampling=, or leave sampling= out")
-    if isinstance(sampling, SamplingParams):
-        sampling = sampling.given()
-    if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY:
-        raise InvalidJob(
-            ErrorCode.INVALID_PARAMETER, f"an idempotency_key has 1 to {MAX_IDEMPOTENCY_KEY} characters"
+        raise InvalidArgument(
+            f"submit() has no argument {sorted(unknown)[0]!r}, nor is it a sampling parameter"
         )
+    if sampling is not None and sampling_fields:
+        raise InvalidArgument(
+            f"give {', '.join(sorted(sampling_fields))} inside sampling=, or leave sampling= out"
+        )
+    _check_idempotency_key(idempotency_key)
     fields = {
         "id": uuid.uuid4().hex if job_id is None else job_id,
         "prompt": prompt,
         "messages": messages,
-        "sampling": sampling or sampling_fields,
+        "sampling": _sampling_fields(sampling_fields if sampling is None else sampling),
         "priority": priority,
         "tenant": tenant,
-        "deadline_ms": None if deadline_s is None else _milliseconds("deadline_s", deadline_s),
-        "not_before_ms": None if not_before_s is None else _milliseconds("not_before_s", not_before_s),
+        "deadline_ms": _milliseconds("deadline_s", deadline_s),
+        "not_before_ms": _milliseconds("not_before_s", not_before_s),
         "stream": stream,
         "reply_to": reply_to,
         "model": model,
@@ -188,16 +197,74 @@ def build_submission(
     return Submission(job, encode_job(job), idempotency_key, chosen_id=job_id is not None)
 
 
+def submission_of(job: Any) -> Submission:
+    """One of `submit_many`'s: a Job, or a dict of `submit`'s arguments."""
+    if isinstance(job, Job):
+        return Submission(job, encode_job(job))
+    if not isinstance(job, Mapping) or not all(isinstance(name, str) for name in job):
+        raise InvalidArgument(
+            f"submit_many() takes dicts of submit()'s arguments, or Jobs, not a {type(job).__name__}"
+        )
+    return build_submission(**job)
+
+
+def _check_idempotency_key(key: Any) -> None:
+    if key is None:
+        return
+    if not isinstance(key, str):
+        raise InvalidJob(
+            ErrorCode.INVALID_TYPE, f"`idempotency_key` must be a string, not {type(key).__name__}"
+        )
+    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
+        raise InvalidJob(
+            ErrorCode.INVALID_PARAMETER, f"an idempotency_key has 1 to {MAX_IDEMPOTENCY_KEY} characters"
+        )
+
+
+def _sampling_fields(sampling: Any) -> Any:
+    """As the wire has them. What is no map stays as it is: validation will say so."""
+    if isinstance(sampling, SamplingParams):
+        return sampling.given()
+    if isinstance(sampling, Mapping) and isinstance(bias := sampling.get("logit_bias"), Mapping):
+        # As in OpenAI's API, where the ids come out of JSON.
+        ids = {int(i) if isinstance(i, str) and i.isdecimal() else i: value for i, value in bias.items()}
+        return {**sampling, "logit_bias": ids}
+    return sampling
+
+
 def _through_the_door(fields: dict[str, Any]) -> Job:
     """What the worker will do with it: so nothing that it would refuse on sight is ever sent."""
+    raw = {name: _packed(name, value) for name, value in fields.items()}
+    job = msgpack.Packer().pack_map_header(len(raw)) + b"".join(
+        msgpack.packb(name) + value for name, value in raw.items()
+    )
     try:
-        raw = msgpack.packb(fields)
+        return decode_job(job, max_bytes=len(job))  # the size limit is the queue's, only the server knows it
+    except InvalidJob as error:
+        message = _WIRE_NAMES.sub(lambda found: _ARGUMENTS[found[0]], str(error))
+        raise InvalidJob(error.code, message, job_id=error.job_id) from None
+
+
+_ARGUMENTS = {"`id`": "`job_id`", "deadline_ms": "deadline_s", "not_before_ms": "not_before_s"}
+"""What the wire calls a field -> what `submit` calls it."""
+_WIRE_NAMES = re.compile("|".join(_ARGUMENTS))
+
+
+def _packed(name: str, value: Any) -> bytes:
+    try:
+        return msgpack.packb(value, default=plain)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidJob(ErrorCode.INVALID_TYPE, f"cannot be sent as msgpack: {error}") from None
-    return decode_job(raw, max_bytes=len(raw))  # the size limit is the queue's, only the server knows it
+        name = {"id": "job_id"}.get(name, name)
+        raise InvalidJob(ErrorCode.INVALID_TYPE, f"`{name}` cannot be sent as msgpack: {error}") from None
 
 
-def _milliseconds(name: str, seconds: float) -> int:
-    if not math.isfinite(seconds) or seconds <= 0:
-        raise InvalidJob(ErrorCode.INVALID_PARAMETER, f"{name} is a positive number, not {seconds}")
-    return max(1, round(seconds * 1000))
+def _milliseconds(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        in_seconds = seconds(name, value)
+    except InvalidArgument as error:
+        raise InvalidJob(ErrorCode.INVALID_TYPE, str(error)) from None
+    if not 0 < in_seconds < 2**53 / 1000:
+        raise InvalidJob(ErrorCode.INVALID_PARAMETER, f"{name} is a positive number, not {value}")
+    return max(1, round(in_seconds * 1000))

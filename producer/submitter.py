@@ -9,17 +9,18 @@ from redis import exceptions
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
-from ingine.errors import ClientError, InvalidJob
+from ingine.errors import ClientError, InvalidJob, NoWorker
 from ingine.keys import partition_of
 from ingine.scripts import read_script
 from producer.partitions import Partition, Partitions
+from producer.queue_info import num_serving
 from producer.submission import Repartitioned, Submission
 
 SUBMISSIONS_PER_TRIP = 256
 MAX_ATTEMPTS = 10
 """While the number of partitions changes, which takes a moment."""
 
-Refusal = ClientError | InvalidJob
+Refusal = ClientError
 
 
 def load_script(redis: Redis, name: str) -> AsyncScript:
@@ -28,8 +29,9 @@ def load_script(redis: Redis, name: str) -> AsyncScript:
 
 
 class Submitter:
-    def __init__(self, partitions: Partitions):
+    def __init__(self, partitions: Partitions, *, require_worker: bool = False):
         self._partitions = partitions
+        self._require_worker = require_worker
         self._script = load_script(partitions.base.server.redis, "submit")
 
     async def submit(self, submission: Submission) -> str:
@@ -85,6 +87,11 @@ class Submitter:
         """The outcomes of those that met one."""
         submissions = list(group.values())
         try:
+            if self._require_worker and not await partition.call(num_serving):
+                raise NoWorker(
+                    f"no worker serves queue {partition.keys.queue!r}, nothing was accepted: start one with "
+                    "`ingine worker`, or submit without require_worker"
+                )
             answers = await self._ask(partition, submissions, [None] * len(submissions), num_partitions)
             # Whether the job that an idempotency key names is still there, only a second call can ask.
             if known := {n: detail.decode() for n, detail in enumerate(map(_same_job, answers)) if detail}:
@@ -99,7 +106,7 @@ class Submitter:
                 if isinstance(answer, exceptions.RedisError):
                     raise partition.server.unavailable(answer)
                 outcomes[n] = submission.accepted_id(answer, partition.keys)
-            except (ClientError, InvalidJob) as error:
+            except ClientError as error:
                 outcomes[n] = error
             except Repartitioned:
                 continue  # no verdict: `_trip` asks for the new place, and sends it again

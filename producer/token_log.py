@@ -2,25 +2,30 @@
 
 import asyncio
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 from redis import exceptions
 
 from ingine.errors import ClientError, ServerUnavailable
+from ingine.expiry import expire
 from ingine.keys import EVENT_FIELD, Keys, log_id
 from ingine.servers import is_refusal
-from ingine.wire import Event, JobStatus, decode_event
+from ingine.wire import DEFAULT_RESULT_TTL_S, Event, JobStatus, decode_event
 from producer.connection import Server
+from producer.home import end_tasks, is_cancelled
+from producer.results import read_number, read_status
 
 T = TypeVar("T")
 READS_PER_TRIP = 128
 ENTRIES_PER_READ = 256
 GIVE_UP_S = 30.0
 """Streams outlast a server that is away for so long."""
+ENDS = frozenset(status for status in JobStatus if status.terminal)
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
 """What `decode_event` raises for bytes that are no event."""
 
@@ -36,6 +41,8 @@ class LogPage:
     """None where the job has no record."""
     committed: int
     """Tokens in the whole log."""
+    overdue: bool
+    """It has not ended, and its deadline has passed by the server's clock."""
 
 
 class Patience:
@@ -47,12 +54,12 @@ class Patience:
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
         """Raises what `call` does, if it is a refusal, or GIVE_UP_S after the first call began."""
         clock = asyncio.get_running_loop().time
-        began = clock()
+        began, before = clock(), asyncio.current_task().cancelling()
         while True:
             try:
                 return await call()
             except (exceptions.RedisError, ServerUnavailable) as error:
-                if not _is_away(error) or self.ended or clock() - began >= GIVE_UP_S:
+                if not _is_away(error) or self.ended or is_cancelled(before) or clock() - began >= GIVE_UP_S:
                     raise
                 await asyncio.sleep(random.uniform(0.1, 0.5))
 
@@ -85,10 +92,8 @@ class LogReader:
 
     async def aclose(self) -> None:
         self._closed = True
-        # Before Python 3.12 asyncio.wait_for, under which redis-py writes, may swallow a cancellation.
-        while self._runner and not self._runner.done():
-            self._runner.cancel()
-            await asyncio.wait([self._runner], timeout=0.1)
+        if self._runner:
+            await end_tasks([self._runner])
         for *_, future in (*self._under_way, *self._waiting):
             if not future.done():
                 future.set_exception(ClientError("the client is closed"))
@@ -121,12 +126,34 @@ class LogReader:
         pipeline = self._server.redis.pipeline(transaction=False)
         for keys, job_id, position in requests:
             pipeline.xrange(keys.tokens(job_id), min=f"({log_id(position)}", count=ENTRIES_PER_READ)
-            pipeline.hmget(keys.job(job_id), "status", "position")
-        answers = iter(await pipeline.execute(raise_on_error=False))
-        return [_page(job_id, next(answers), next(answers)) for _, job_id, _ in requests]
+            pipeline.hmget(keys.job(job_id), "status", "position", "deadline_at")
+        pipeline.time()
+        *logs_and_records, time = await pipeline.execute(raise_on_error=False)
+        now_ms = 0 if isinstance(time, Exception) else time[0] * 1000
+        answers = iter(logs_and_records)
+        pages = [_page(job_id, next(answers), next(answers), now_ms) for _, job_id, _ in requests]
+        return await self._without_overdue(requests, pages)
+
+    async def _without_overdue(
+        self, requests: list[tuple[Keys, str, int]], pages: list[LogPage | Exception]
+    ) -> list[LogPage | Exception]:
+        """End the jobs that are overdue and that no worker runs. Pages of those are `full` then."""
+        overdue: dict[Keys, list[str]] = defaultdict(list)
+        for (keys, job_id, _), page in zip(requests, pages, strict=True):
+            if isinstance(page, LogPage) and page.overdue:
+                overdue[keys].append(job_id)
+        answers: dict[tuple[Keys, str], str] = {}
+        for keys, job_ids in overdue.items():
+            with suppress(exceptions.ResponseError):  # who may not end them waits for a worker that does
+                ends = await expire(self._server.redis, keys, job_ids, result_ttl_s=DEFAULT_RESULT_TTL_S)
+                answers |= {(keys, job_id): answer for job_id, answer in ends.items()}
+        return [
+            replace(page, full=True) if answers.get((keys, job_id)) in ENDS else page
+            for (keys, job_id, _), page in zip(requests, pages, strict=True)
+        ]
 
 
-def _page(job_id: str, entries, record) -> LogPage | Exception:
+def _page(job_id: str, entries, record, now_ms: int) -> LogPage | Exception:
     """From the answers to one request. An error is its own stream's alone, so it is returned, not raised."""
     for answer in (entries, record):
         if isinstance(answer, exceptions.RedisError):
@@ -135,9 +162,15 @@ def _page(job_id: str, entries, record) -> LogPage | Exception:
         events = [decode_event(fields[EVENT_FIELD.encode()]) for _, fields in entries]
     except UNREADABLE as error:
         return ClientError(f"the token log of job {job_id} has an entry that is no event: {error!r}")
-    return LogPage(
-        events=events,
-        full=len(entries) == ENTRIES_PER_READ,
-        status=JobStatus(record[0].decode()) if record[0] else None,
-        committed=int(record[1] or 0),
-    )
+    try:
+        status = read_status(job_id, record[0]) if record[0] else None
+        deadline_at = read_number(job_id, "deadline_at", record[2])
+        return LogPage(
+            events=events,
+            full=len(entries) == ENTRIES_PER_READ,
+            status=status,
+            committed=read_number(job_id, "position", record[1]) or 0,
+            overdue=deadline_at is not None and deadline_at <= now_ms and status not in (None, *ENDS),
+        )
+    except ClientError as error:
+        return error

@@ -4,12 +4,22 @@
 --       8 deadlines  9 replies stream  10 idempotency key
 -- ARGV  1 group  2 terminal event at position 0  3 channel  4 result TTL in ms  5 1: send a reply to KEYS[9]
 --       6 control channel  7 the nudge to publish there  8 job id  9 1: the job has the idempotency key of KEYS[10]
+--       10 entry and 11 priority (only for a job without a record, which came by a bare XADD)
 -- returns 'cancelled' | 'requested' | 'unknown' | the status in which the job has ended already
 
 -- include: end_job.lua
 
+local streams = {high = KEYS[3], normal = KEYS[4], low = KEYS[5]}
 local record = redis.call('HMGET', KEYS[1], 'status', 'position', 'priority', 'entry')
 local status, position = record[1], record[2]
+if not status and ARGV[10] and redis.call('XRANGE', streams[ARGV[11]], ARGV[10], ARGV[10])[1] then
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local submitted_at = math.min(now, tonumber(string.match(ARGV[10], '^%d+')))
+  redis.call('HSET', KEYS[1], 'position', 0, 'entry', ARGV[10], 'priority', ARGV[11],
+    'submitted_at', string.format('%d', submitted_at))
+  status, position, record[3], record[4] = 'queued', '0', ARGV[11], ARGV[10]
+end
 if not status then
   return 'unknown'
 end
@@ -30,9 +40,8 @@ if status ~= 'running' and position == '0' then
   end
   redis.call('ZREM', KEYS[6], ARGV[8])
   if status == 'queued' then
-    local jobs = ({high = KEYS[3], normal = KEYS[4], low = KEYS[5]})[record[3]]
-    redis.call('XACK', jobs, ARGV[1], record[4])
-    redis.call('XDEL', jobs, record[4])
+    redis.call('XACK', streams[record[3]], ARGV[1], record[4])
+    redis.call('XDEL', streams[record[3]], record[4])
   end
   return 'cancelled'
 end

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgpack
 import pytest
+import typer.main
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
@@ -85,6 +86,14 @@ async def test_a_prompt_can_be_piped_in(ingine: Ingine, redis: Redis, keys: Keys
     assert [message.model_dump() for message in job.messages] == [{"role": "user", "content": "two\nlines"}]
 
 
+async def test_an_empty_input_is_no_prompt(ingine: Ingine, redis: Redis, keys: Keys):
+    for stdin in ("", "\n", " \n\n"):
+        refused = await ingine("submit", stdin=stdin)
+        assert refused.exit_status == 2
+        assert "standard input is empty" in refused.stderr
+    assert await redis.xlen(keys.jobs("normal")) == 0
+
+
 async def test_submit_and_stream(ingine: Ingine, worker: FakeWorker):
     running = asyncio.create_task(ingine("submit", "--raw", "--stream", stdin="prompt\n"))
     job = await worker.take()
@@ -154,7 +163,7 @@ async def test_status_and_cancel(ingine: Ingine):
 async def test_queue(ingine: Ingine, redis: Redis, keys: Keys):
     await ingine("submit", "hi", "--priority", "low")
     now_s, _ = await redis.time()
-    await redis.hset(keys.workers, "w1", msgpack.packb({"state": "running", "at_s": now_s}))
+    await redis.hset(keys.workers, "w1", msgpack.packb({"state": "running", "at_s": now_s + 3600}))
     limits = await ingine("queue", "limits", "--max-jobs", "1", "--max-jobs-per-s", "2.5", "--json")
     assert json.loads(limits.stdout) == {
         "max_jobs": 1,
@@ -174,12 +183,32 @@ async def test_queue(ingine: Ingine, redis: Redis, keys: Keys):
     assert "low     1 waiting, 0 running\n" in shown
     assert "limits  1 jobs, 1073741824 bytes, 1048576 bytes a job, 2.5 jobs/s a tenant\n" in shown
     assert "weight  big 3\n" in shown
-    assert "w1, draining: state running" in shown
+    assert "serving 1 of 1 workers\n" in shown
+    assert "w1, draining: running\n" in shown
     full = await ingine("submit", "one too many")
     assert full.exit_status == 1
     assert "at its limit of 1 jobs" in full.stderr
     assert (await ingine("queue", "resume")).exit_status == 0
     assert not json.loads((await ingine("queue", "show", "--json")).stdout)["paused"]
+
+
+async def test_waiting_jobs_are_listed_and_purged(ingine: Ingine):
+    await ingine("submit", "hi", "--job-id", "mine", "--tenant", "t")
+    await ingine("submit", "hi", "--job-id", "later", "--not-before-s", "3600")
+    mine, later = (await ingine("queue", "list")).stdout.splitlines()
+    assert mine.startswith("mine  queued  normal  ") and mine.endswith("s  tenant t")
+    assert later.startswith("later  delayed  normal  ")
+    listed = await ingine("queue", "list", "--status", "delayed", "--json")
+    assert json.loads(listed.stdout)["job_id"] == "later"
+    unsure = await ingine("queue", "purge")
+    assert (unsure.exit_status, unsure.stdout) == (2, "")
+    assert "--yes" in unsure.stderr
+    assert await ingine("queue", "purge", "--tenant", "t", "--yes") == (0, "1 cancelled\n", "")
+    purged = await ingine("queue", "purge", "--yes", "--json")
+    assert json.loads(purged.stdout) == {"cancelled": 1, "requested": 0}
+    shown = await ingine("queue", "show")
+    assert "serving 0 of 0 workers\n" in shown.stdout
+    assert shown.stderr.startswith("ingine: no worker serves queue ")
 
 
 async def test_dead_letters(ingine: Ingine, redis: Redis, keys: Keys):
@@ -234,12 +263,25 @@ async def test_errors_are_one_line_and_an_exit_status(arguments: list[str], exit
     "command",
     [
         *("submit", "stream", "batch", "status", "cancel", "queue", "dead"),
-        *(f"queue {name}" for name in ("show", "pause", "resume", "drain", "limits", "partition")),
+        *(
+            f"queue {name}"
+            for name in ("show", "list", "purge", "pause", "resume", "drain", "limits", "partition")
+        ),
         *(f"dead {name}" for name in ("list", "show", "requeue", "purge")),
     ],
 )
-async def test_every_command_explains_itself(command: str):
-    process = await start(*command.split(), "--help")
-    stdout, _ = await process.communicate()
-    assert process.returncode == 0
-    assert f"{command} [OPTIONS]" in stdout.decode()
+def test_every_command_explains_itself(command: str):
+    """What it does, and each of its options and arguments."""
+    shown = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert shown.exit_code == 0
+    assert f"{command} [OPTIONS]" in shown.output
+    found = typer.main.get_command(app)
+    for name in command.split():
+        found = found.commands[name]
+    assert found.help and found.help.split()[0] in shown.output
+    for parameter in found.params:
+        assert parameter.name == "help" or getattr(parameter, "help", None), f"{parameter.name} says nothing"
+        for option in parameter.opts if parameter.param_type_name == "option" else ():
+            assert option in shown.output
+    for name, subcommand in getattr(found, "commands", {}).items():
+        assert name in shown.output and subcommand.help

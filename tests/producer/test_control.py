@@ -40,12 +40,21 @@ async def test_what_a_worker_has_is_running_and_what_it_handed_over_waits(
     assert (info.waiting["low"], info.running["low"]) == (2, 1)
 
 
-async def test_workers_and_their_silence(face: Face, redis: Redis, keys: Keys):
+async def test_only_workers_that_beat_are_serving(face: Face, redis: Redis, keys: Keys):
     now_s, _ = await redis.time()
-    await redis.hset(keys.workers, "w1", msgpack.packb({"state": "running", "at_s": now_s - 7}))
-    worker = (await face("queue_info")).workers["w1"]
-    assert worker["state"] == "running"
-    assert 7 <= worker["silent_s"] < 20
+    beats = {
+        "alive": {"state": "serving", "at_s": now_s + 3600},  # far from silent, however slow the test is
+        "leaving": {"state": "draining", "at_s": now_s + 3600},
+        "silent": {"state": "serving", "at_s": now_s - 7},
+        "lost": {"state": "serving", "at_s": now_s - 100},
+    }
+    await redis.hset(keys.workers, mapping={name: msgpack.packb(beat) for name, beat in beats.items()})
+    info = await face("queue_info")
+    states = {name: worker["state"] for name, worker in info.workers.items()}
+    assert states.pop("silent") in ("silent", "lost")
+    assert states == {"alive": "serving", "leaving": "draining", "lost": "lost"}
+    assert info.workers["lost"]["silent_s"] >= 100
+    assert info.num_serving == 1
 
 
 async def test_pause_and_resume_set_a_switch_and_nudge(face: Face, redis: Redis, keys: Keys):

@@ -239,7 +239,7 @@ async def test_waiting_for_replies_holds_up_nobody_and_ends_with_the_client(
 ):
     monkeypatch.setattr("producer.replies.BLOCK_MS", 1000 * 3600)
     waiting = [asyncio.ensure_future(anext(client.replies(f"r{n}"))) for n in range(16)]
-    await wait_until_async(lambda: len(client._replies._reads) >= 16, what="all of them waiting")
+    await wait_until_async(lambda: len(client._session.replies._reads) >= 16, what="all of them waiting")
     async with asyncio.timeout(HANGS_S):
         for n in range(NUM_PARTITIONS):
             await client.submit("hi", job_id=id_in(n))

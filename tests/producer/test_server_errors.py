@@ -190,9 +190,9 @@ async def test_a_client_can_be_closed_while_its_server_hangs(
         client = AsyncClient(redis=own, queue=queue)
         handle = await client.submit("hi")
         following = asyncio.create_task(handle.result())
-        await wait_until_async(lambda: client._streams._readers)
+        await wait_until_async(lambda: client._session.streams._readers)
         prompt.clear()
-        [(_, reader)] = client._streams._readers.values()
+        [(_, reader)] = client._session.streams._readers.values()
         await wait_until_async(lambda: any(not place[-1].done() for place in reader._under_way))
         async with asyncio.timeout(HANGS_S):
             await client.aclose()
@@ -266,7 +266,7 @@ async def test_a_user_who_may_not_subscribe_follows_the_log_and_is_told_once(
         stream = handle.stream()
         await worker.commit(handle.job_id, 0, 1)
         assert (await anext(stream)).position == 1
-        [(hub, _)] = client._streams._readers.values()
+        [(hub, _)] = client._session.streams._readers.values()
         await wait_until_async(lambda: hub._backoff_s >= 16 * MIN_BACKOFF_S, what="longer pauses")
         [warning] = [record for record in caplog.records if "no live events" in record.message]
         assert "NOPERM" in warning.message or "permissions" in warning.message
@@ -327,10 +327,10 @@ def test_a_wrong_setting_names_its_variable(
 def test_settings_come_from_arguments_environment_and_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("INGINE_QUEUE=from-file\nINGINE_MODEL=a-worker-s-affair\n")
-    assert AsyncClient()._partitions.queue == "from-file"
+    assert AsyncClient().queue == "from-file"
     monkeypatch.setenv("INGINE_QUEUE", "from-environment")
-    assert AsyncClient()._partitions.queue == "from-environment"
-    assert AsyncClient(queue="given")._partitions.queue == "given"
+    assert AsyncClient().queue == "from-environment"
+    assert AsyncClient(queue="given").queue == "given"
 
 
 def test_a_decoding_redis_client_is_refused():

@@ -49,6 +49,9 @@ async def produce(server: AclServer, queue: str) -> str:
         assert all([await handle.result() for handle in many])
         later = await client.submit("later", not_before_s=3600, metadata={"a": 1}, reply_to="r")
         assert await client.cancel(later.job_id) == "cancelled"
+        waits = await client.submit("waits", not_before_s=3600)
+        assert [job.job_id for job in await client.jobs(status="delayed")] == [waits.job_id]
+        assert await client.purge_jobs() == {"cancelled": 1, "requested": 0}
         long = await client.submit("long", **LONG)
         await anext(long.stream())
         await client.cancel(long.job_id)
@@ -70,6 +73,7 @@ async def operate(server: AclServer, queue: str) -> None:
         await client.pause()
         async with AsyncClient(server.url("producer"), queue=queue) as producer:
             handle = await producer.submit("never")
+            assert [job.job_id for job in await client.jobs()] == [handle.job_id]
             assert await producer.cancel(handle.job_id) == "cancelled"
             server.look()
         await client.resume()

@@ -26,11 +26,13 @@ async def listening(servers: Servers, keys: Keys) -> AsyncIterator[list[dict]]:
         heard.append(command)
 
     listener = asyncio.create_task(ControlListener(servers.client(keys), keys, obey).run())
-    yield heard
-    listener.cancel()
-    with suppress(asyncio.CancelledError):
-        await listener
-    await servers.aclose()
+    try:
+        yield heard
+    finally:
+        listener.cancel()
+        with suppress(asyncio.CancelledError):
+            await listener
+        await servers.aclose()
 
 
 async def heard_anew(servers: Servers, keys: Keys, heard: list[dict]) -> None:

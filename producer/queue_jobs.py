@@ -1,0 +1,110 @@
+"""The jobs of a queue that wait or run: looking at them, and cancelling all that wait."""
+
+import asyncio
+from collections import Counter
+from contextlib import aclosing
+from datetime import timedelta
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, RedisError
+
+from ingine.keys import Keys, Priority
+from ingine.wire import JobStatus
+from producer import arguments
+from producer.cancelling import cancel_call
+from producer.control import QueueControl
+from producer.listing import WAITING, Found, Wanted, find_jobs
+from producer.partitions import Partition
+from producer.results import QueuedJob
+from producer.submitter import load_script
+
+
+class QueueJobs(QueueControl):
+    async def jobs(
+        self,
+        *,
+        status: JobStatus | str | None = None,
+        priority: Priority | str | None = None,
+        tenant: str | None = None,
+        older_than_s: float | timedelta | None = None,
+        limit: int = 100,
+    ) -> list[QueuedJob]:
+        """Jobs that wait (`queued`, `delayed`) or run: by priority and age, the delayed ones last.
+
+        status, priority, tenant, older_than_s: only those. limit: at most so many.
+        """
+        wanted = Wanted.checked(status, priority, tenant, older_than_s)
+        limit = arguments.integer("limit", limit, at_least=1)
+
+        async def first_of(partition: Partition) -> list[QueuedJob]:
+            jobs: list[QueuedJob] = []
+            async with aclosing(find_jobs(partition, wanted)) as pages:
+                async for page in pages:
+                    jobs += [found.listed for found in page]
+                    if len(jobs) >= limit:
+                        break
+            return jobs[:limit]
+
+        parts = await asyncio.gather(*map(first_of, await self._partitions.latest()))
+        return sorted((job for part in parts for job in part), key=_order)[:limit]
+
+    async def purge_jobs(
+        self,
+        *,
+        priority: Priority | str | None = None,
+        tenant: str | None = None,
+        older_than_s: float | timedelta | None = None,
+    ) -> dict[str, int]:
+        """Cancel all jobs that wait, or those of a priority or tenant, or that are older than so.
+
+        Each ends as `cancelled`, with its terminal event, as by `cancel`. Those that run go on; so do entries
+        that cannot be read, which a worker will bury. Returns how many were `cancelled`, and of how many the
+        end was `requested`: these had tokens already, and end when a worker takes them.
+        """
+        wanted = Wanted.checked(None, priority, tenant, older_than_s)
+        counts = Counter(cancelled=0, requested=0)
+        for partition in await self._partitions.latest():
+            async with aclosing(find_jobs(partition, wanted)) as pages:
+                async for page in pages:
+                    waiting = [found for found in page if found.listed.status in WAITING]
+                    counts.update(await _cancel_all(partition, waiting))
+        return {outcome: counts[outcome] for outcome in ("cancelled", "requested")}
+
+
+def _order(job: QueuedJob) -> tuple:
+    is_delayed = job.status is JobStatus.DELAYED
+    return is_delayed, list(Priority).index(job.priority), job.submitted_at_ms or 0
+
+
+async def _cancel_all(partition: Partition, page: list[Found]) -> list[str]:
+    """What comes of each that can be read. Raises ServerUnavailable for what the server has against one."""
+    calls = [_call(partition.keys, found) for found in page if found.listed.job_id]
+
+    async def run(redis: Redis, _: Keys) -> list:
+        script = load_script(redis, "cancel")
+        pipeline = redis.pipeline(transaction=False)
+        for touched, args in calls:
+            await script(keys=touched, args=args, client=pipeline)
+        answers = await pipeline.execute(raise_on_error=False)
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            return await run(redis, _)  # the server is another since; what was cancelled says so again
+        return answers
+
+    outcomes = []
+    for answer in await partition.call(run) if calls else ():
+        if isinstance(answer, RedisError):
+            raise partition.server.unavailable(answer)
+        outcomes.append(answer.decode())
+    return outcomes
+
+
+def _call(keys: Keys, found: Found) -> tuple[list[str], list]:
+    listed = found.listed
+    return cancel_call(
+        keys,
+        listed.job_id,
+        reply_to=found.reply_to,
+        idempotency_key=found.idempotency_key,
+        metadata=found.job.metadata if found.job else None,
+        bare=None if found.has_record else (listed.entry, listed.priority),
+    )
