@@ -18,6 +18,7 @@ from worker.engine_link import EngineFailure, EngineHost, StepMessage
 from worker.hand_over import HandOver, cancel_all
 from worker.health import Health
 from worker.http import HttpServer
+from worker.identity import new_worker_id
 from worker.jobs import JobTable, RunningJob
 from worker.lanes import Lanes
 from worker.leases import LeaseThread
@@ -46,6 +47,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings, redis_url: str, engine: EngineHost, *, model: ServedModel):
         self._settings = settings
         self._connect = partial(Servers, redis_url, client_name="ingine-worker")
+        self.id = new_worker_id(settings.worker_id)
         self._servers = self._connect()
         self._jobs = JobTable()
         self._metrics = metrics = Metrics()
@@ -70,7 +72,7 @@ class Worker:
         self._checked: set[Redis] = set()
         self._leases = LeaseThread(
             self._connect,
-            settings.worker_id,
+            self.id,
             self._jobs,
             lease_s=settings.lease_s,
             answered=lambda job, answer: self._loop.call_soon_threadsafe(self._lease_answered, job, answer),
@@ -154,7 +156,7 @@ class Worker:
         settings, redis = self._settings, self._servers.client(keys)
         queue = Queue(
             keys,
-            settings.worker_id,
+            self.id,
             redis,
             self._model,
             result_ttl_s=settings.result_ttl_s,
@@ -296,6 +298,7 @@ class Worker:
             "model": self._model.name,
             "fingerprint": self._model.fingerprint,
             "version": ingine.__version__,
+            "name": self._settings.worker_id,
             "num_jobs": len(self._jobs),
             "num_running": stats.num_running,
             "num_waiting": stats.num_waiting,
@@ -307,7 +310,7 @@ class Worker:
             logger,
             logging.INFO,
             "worker ready",
-            worker=self._settings.worker_id,
+            worker=self.id,
             queue=self._settings.queue,
             partitions=len(self._partitions),
             redis=self._servers.where,
