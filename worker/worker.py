@@ -258,11 +258,12 @@ class Worker:
 
     async def _engine_failed(self, failure: EngineFailure) -> None:
         """Jobs go back as if we had died with them: one that breaks every engine ends as failed."""
-        for job in filter(None, map(self._jobs.by_seq, failure.seq_ids)):
-            if isinstance(failure.error, InvalidRequest):
-                await self._publisher.refuse(job, failure.error)
-            else:
-                await self._hand_over.release(job, died=True)
+        failed = list(filter(None, map(self._jobs.by_seq, failure.seq_ids)))
+        if isinstance(failure.error, InvalidRequest):
+            giving_back = [self._publisher.refuse(job, failure.error) for job in failed]
+        else:
+            giving_back = [self._hand_over.release(job, died=True) for job in failed]
+        await asyncio.gather(*giving_back)
         if failure.fatal:
             self._fatal = failure.error
             self.stop()
