@@ -73,7 +73,7 @@ class Publisher:
             event = finish.event
             log_event(
                 logger,
-                logging.INFO,
+                logging.DEBUG,
                 f"job {event.status}",
                 job_id=event.job_id,
                 finish_reason=event.finish_reason,

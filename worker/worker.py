@@ -33,6 +33,7 @@ from worker.served_model import ServedModel
 from worker.server_check import check_server
 from worker.settings import WorkerSettings
 from worker.startup import enter, num_partitions, prepare
+from worker.throughput import Throughput
 from worker.watchdog import StepHangs, watch_steps
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings, redis_url: str, engine: EngineHost, *, model: ServedModel):
         self._settings = settings
-        self._connect = partial(Servers, redis_url, client_name="ingine-worker")
         self.id = new_worker_id(settings.worker_id)
+        self._connect = partial(Servers, redis_url, client_name="ingine-worker")
         self._servers = self._connect()
         self._jobs = JobTable()
         self._metrics = metrics = Metrics()
@@ -186,10 +187,12 @@ class Worker:
         }
         publisher = asyncio.create_task(self._lanes.run(), name="publisher")
         queue, number = self._settings.queue, len(self._partitions)
+        throughput = Throughput(self._engine, self._jobs, self._metrics)
         watch = watch_number(self._servers.client(Keys(queue)), queue, number)
         rest = {
             asyncio.create_task(watch_steps(self._engine, self._settings.step_timeout_s), name="watchdog"),
             asyncio.create_task(watch, name="number of partitions"),
+            asyncio.create_task(throughput.run(), name="throughput"),
         }
         for partition in self._partitions:
             rest |= {asyncio.create_task(part, name=name) for name, part in partition.parts().items()}
@@ -295,11 +298,11 @@ class Worker:
     def _describe(self) -> dict:
         stats = self._engine.stats
         return {
+            "name": self._settings.worker_id,
             "state": self._state,
             "model": self._model.name,
             "fingerprint": self._model.fingerprint,
             "version": ingine.__version__,
-            "name": self._settings.worker_id,
             "num_jobs": len(self._jobs),
             "num_running": stats.num_running,
             "num_waiting": stats.num_waiting,
