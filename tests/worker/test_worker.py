@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 
 import msgpack
 import pytest
@@ -270,11 +271,14 @@ async def test_cancel_while_waiting_in_the_engine(harness, tiny_engine):
 
 async def test_a_forged_nudge_cancels_nothing(harness):
     worker = await harness()
-    await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
-    for forged in ({"command": "cancel", "job_id": "a"}, {"command": 5}, {"cmd": "x"}, [1], "x"):
-        await worker.redis.spublish(worker.keys.control, msgpack.packb(forged))
-    await worker.redis.spublish(worker.keys.control, b"\xc1")
-    assert (await worker.end("a")).status is JobStatus.FINISHED
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    forgeries = [{"command": "cancel", "job_id": "a"}, {"command": 5}, {"cmd": "x"}, [1], "x"]
+    for forged in [*map(msgpack.packb, forgeries), b"\xc1"]:
+        told = partial(worker.redis.spublish, worker.keys.control, forged)
+        await wait_until_async(told, what="a listener")
+    end = await worker.end("a")
+    assert (end.status, end.position) == (JobStatus.FINISHED, 450)
 
 
 async def test_a_worker_drains_when_its_key_says_so(harness):
