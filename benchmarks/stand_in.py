@@ -180,7 +180,7 @@ class StandInWorker:
             self._child = Child([sys.executable, *self._script], output=output, env=self._env)
         self.pid = self._child.pid
         with Redis.from_url(self._url) as redis:
-            while not redis.hexists(Keys().workers, "stand-in"):
+            while not redis.exists(Keys().workers):
                 if not self._child.running:
                     raise RuntimeError(f"the worker ended by itself:\n{self._log.read_text()}")
                 time.sleep(0.02)

@@ -57,14 +57,17 @@ class QueueControl:
         await self._nudge({"command": "resume"})
 
     async def drain(self, worker_id: str) -> None:
-        """Tell one worker to hand its jobs over and exit. Raises ClientError if no such worker is alive."""
-        answers = await self._partitions.each(lambda redis, keys: redis.hkeys(keys.workers))
-        workers = {text(name) for _, names in answers for name in names}
-        if worker_id not in workers:
+        """Tell one worker to hand its jobs over and exit, or all of a name that are alive now.
+
+        One that starts later under the same name is not meant. Raises ClientError if no such worker is alive.
+        """
+        workers = (await self.queue_info()).workers
+        meant = [each for each, beat in workers.items() if worker_id in (each, beat.get("name"))]
+        if not meant:
             alive = ", ".join(sorted(workers)) or "none"
             raise ClientError(f"no worker {worker_id!r} in queue {self.queue!r}; there are: {alive}")
-        switch = f"drain:{worker_id}"
-        await self._partitions.each(lambda redis, keys: redis.hset(keys.settings, switch, 1))
+        switches = {f"drain:{each}": 1 for each in meant}
+        await self._partitions.each(lambda redis, keys: redis.hset(keys.settings, mapping=switches))
         await self._nudge({"command": "drain", "worker": worker_id})
 
     async def set_limits(

@@ -10,6 +10,7 @@ from ingine.keys import Keys
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until
 from worker.child import Child
+from worker.identity import name_of
 from worker.local import LocalWorkers
 
 
@@ -18,12 +19,12 @@ def test_they_are_ready_when_entered_and_leave_the_queue(tmp_path, redis_url, qu
     names = ["first", "second"]
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         with LocalWorkers(names, redis_url=redis_url, queue=queue, folder=tmp_path, model=model) as workers:
-            assert set(client.hkeys(Keys(queue).workers)) == set(names)
+            assert sorted(map(name_of, client.hkeys(Keys(queue).workers))) == names
             workers.kill("first")
             workers.require_running(["second"])
             with pytest.raises(IngineError, match="first ended by itself"):
                 workers.require_running(names)
-        assert client.hkeys(Keys(queue).workers) == ["first"]  # the dead do not sign off
+        assert list(map(name_of, client.hkeys(Keys(queue).workers))) == ["first"]  # the dead do not sign off
 
 
 def test_one_that_does_not_start_shows_the_end_of_its_log(tmp_path, redis_url, queue):

@@ -215,18 +215,16 @@ class Admission:
         self._jobs.add(running)
         self._metrics.prompt_tokens.inc(len(prompt_token_ids))
         log_event(
-            logger,
-            logging.INFO,
-            "job begun",
-            job_id=job.id,
-            attempt=begun.attempt,
-            priority=entry.priority,
-            prompt_tokens=len(prompt_token_ids),
-            resumed_from=begun.position or None,
-            alone=running.alone or None,
-            queue_ms=begun.now - begun.submitted_at,
-            trace=job.trace,
-        )
+            logger, logging.DEBUG, "job begun",
+            job_id=job.id, attempt=begun.attempt, priority=entry.priority,
+            prompt_tokens=len(prompt_token_ids), queue_ms=begun.now - begun.submitted_at, trace=job.trace,
+        )  # fmt: skip
+        if begun.attempt > 1:
+            log_event(
+                logger, logging.INFO, "job resumed",
+                job_id=job.id, attempt=begun.attempt, position=running.position, deaths=begun.deaths,
+                alone=running.alone or None,
+            )  # fmt: skip
         self._engine.add(
             running.seq_id,
             prompt_token_ids,

@@ -12,10 +12,10 @@ class Contact:
         self._last = time.monotonic()
         self._returns: deque[tuple[float, float]] = deque()
 
-    def made(self) -> None:
-        """The server has answered."""
+    def made(self, *, waited_s: float = 0.0) -> None:
+        """The server has answered, after it was asked to wait for `waited_s`: that is no silence."""
         now = time.monotonic()
-        if (silence_s := now - self._last) >= NOTEWORTHY_S:
+        if (silence_s := now - self._last - waited_s) >= NOTEWORTHY_S:
             self._returns.append((now, silence_s))
         self._last = now
         while self._returns and self._returns[0][0] < now - REMEMBERED_S:

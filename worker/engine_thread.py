@@ -47,7 +47,7 @@ class EngineThread:
         self._commands: deque[tuple[str, Callable[[], SeqOutput | None]]] = deque()
         self._wake = threading.Condition()
         self._credits = threading.Semaphore(MAX_STEPS_AHEAD)
-        self._stopping = False
+        self._stopping = self._dropping = False
         self._failed_steps = 0
         self.step_began: float | None = None
         """When (`time.monotonic`) the step under way began."""
@@ -274,7 +274,9 @@ class EngineThread:
         self._post(message)
 
     def _post(self, message: StepMessage) -> None:
-        while not self._credits.acquire(timeout=0.1):
-            if self._stopping:
-                return  # Redis is away and we are to leave: what is not committed is made again elsewhere.
-        self._deliver(message)
+        """Once a message is dropped, so are all that follow: a sequence's tokens have no gap."""
+        while not self._dropping and not self._credits.acquire(timeout=0.1):
+            # Redis is away and we are to leave: what is not committed is made again elsewhere.
+            self._dropping = self._stopping
+        if not self._dropping:
+            self._deliver(message)

@@ -7,12 +7,12 @@ from worker.engine_link import EngineHost
 from worker.partition import Partition
 from worker.publisher import Publisher
 
-HEALTHY_POLL_S = 15.0
-"""Without an answer for this long a worker is not healthy: a hung reconnect looks like an idle queue. One
-server of several makes it no less so: it serves the others, and a new worker would do no better."""
+HEALTHY_ANSWER_S = 15.0
+"""If no heartbeat is answered for this long, a worker is not healthy. The silence of one server of several
+makes it no less so: it serves the others, and a new worker would do no better."""
 
-READY_COMMIT_S = 5.0
-"""A step that waits for longer than this to be committed: Redis is away, or refuses writes."""
+READY_S = 5.0
+"""If Redis refuses for longer than this to take a step, or to give jobs, a worker is not ready."""
 
 
 class Health:
@@ -38,9 +38,9 @@ class Health:
     def unhealthy(self) -> str | None:
         if not self._engine.alive:
             return "the engine is not running"
-        last_polls = [partition.intake.last_poll for partition in self._partitions]
-        if last_polls and (silent_s := time.monotonic() - max(last_polls)) > HEALTHY_POLL_S:
-            return f"no read of Redis has succeeded for {silent_s:.0f} s: {self._last_error()}"
+        answers = [partition.heartbeat.last_answer for partition in self._partitions]
+        if answers and (silent_s := time.monotonic() - max(answers)) > HEALTHY_ANSWER_S:
+            return f"Redis has not answered a heartbeat for {silent_s:.0f} s: {self._last_error()}"
         return None
 
     def unready(self) -> str | None:
@@ -48,9 +48,14 @@ class Health:
             return fault
         if not any(partition.ready.is_set() for partition in self._partitions):
             return f"waiting for Redis: {self._last_error()}"
+        now = time.monotonic()
         since = self._publisher.waiting_since
-        if since is not None and (waiting_s := time.monotonic() - since) > READY_COMMIT_S:
-            return f"Redis has not taken a step's tokens for {waiting_s:.0f} s"
+        if since is not None and now - since > READY_S:
+            return f"Redis has not taken a step's tokens for {now - since:.0f} s"
+        served = [partition for partition in self._partitions if partition.ready.is_set()]
+        failing = [partition.intake.failing_since for partition in served]
+        if all(failing) and now - max(failing) > READY_S:
+            return f"jobs could not be taken for {now - max(failing):.0f} s: {self._last_error()}"
         state = self._state()
         return None if state == "serving" else f"the worker is {state}"
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Callable
 
 import msgpack
@@ -21,6 +22,7 @@ FORGET_EVERY = 60
 
 FORGET_AFTER_S = 600
 WORKERS_TTL_S = 24 * 3600
+_DRAIN = b"drain:"
 
 
 class Heartbeat:
@@ -52,6 +54,8 @@ class Heartbeat:
         self._forget = redis.register_script(script("forget"))
         self._early = asyncio.Event()
         self._since_s: int | None = None
+        self.last_answer = time.monotonic()
+        """When the server last answered, be it that it takes no writes."""
 
     def beat_early(self) -> None:
         self._early.set()
@@ -74,6 +78,7 @@ class Heartbeat:
 
     async def beat(self) -> None:
         now_s, _ = await self._redis.time()
+        self.last_answer = time.monotonic()
         self._since_s = self._since_s or now_s
         async with self._redis.pipeline(transaction=False) as pipe:
             beat = self._describe() | {"at_s": now_s, "since_s": self._since_s}
@@ -102,11 +107,18 @@ class Heartbeat:
         await self._redis.hdel(self._keys.settings, f"drain:{self._worker_id}")
 
     async def _forget_the_dead(self) -> None:
+        """An id never comes back, so all that bears it can go."""
         await self._forget(keys=self._keys.all_jobs, args=[GROUP, FORGET_AFTER_S * 1000])
         now_s, _ = await self._redis.time()
-        for worker_id, raw in (await self._redis.hgetall(self._keys.workers)).items():
-            if _last_beat_s(raw) < now_s - FORGET_AFTER_S:
-                await self._redis.hdel(self._keys.workers, worker_id)
+        # In this order: who drains a worker has seen it, so a flag without one is of a worker that has gone.
+        fields = await self._redis.hgetall(self._keys.settings)
+        workers = await self._redis.hgetall(self._keys.workers)
+        dead = {worker for worker, raw in workers.items() if _last_beat_s(raw) < now_s - FORGET_AFTER_S}
+        if dead:
+            await self._redis.hdel(self._keys.workers, *dead)
+        drained = {field for field in fields if field.startswith(_DRAIN)}
+        if idle := drained - {_DRAIN + worker for worker in workers.keys() - dead}:
+            await self._redis.hdel(self._keys.settings, *idle)
         for model, at_s in (await self._redis.hgetall(self._keys.models)).items():
             if _number(at_s) < now_s - WORKERS_TTL_S:
                 await self._redis.hdel(self._keys.models, model)

@@ -46,10 +46,10 @@ class Intake:
         self._renew_suspect_at = 0.0
         self.paused = False
         self.max_job_bytes = DEFAULT_MAX_JOB_BYTES
-        self.last_poll = time.monotonic()
-        """When Redis last answered a read, or there was no need to read."""
+        self.failing_since: float | None = None
+        """Since when (`time.monotonic`) no turn has gone well."""
         self.last_error: Exception | None = None
-        """Why it did not answer since."""
+        """Why none has since."""
         admission.on_room(self.wake)
 
     @property
@@ -76,9 +76,11 @@ class Intake:
                 # A suspect that waits must not keep the others waiting too; it is delivered to us anew.
                 self._forget_suspect()
                 self._lost_delivery = True
+                self.failing_since = self.failing_since or time.monotonic()
                 self.last_error = error
                 await backoff.sleep(error)
             else:
+                self.failing_since = self.last_error = None
                 backoff.reset()
         with contextlib.suppress(RedisError, OSError):  # else it waits until the lease has run out
             await self._leave_to_peers()
@@ -97,8 +99,6 @@ class Intake:
         elif not await self._take():
             self._admission.offer_room()
             await self._admit_surplus(await self._queue.wait_for_new(BLOCK_S))
-        self.last_poll = time.monotonic()
-        self.last_error = None
 
     async def _expire_due(self) -> None:
         """Room or not, paused or not: a deadline is the producer's, and holds for jobs that wait too."""

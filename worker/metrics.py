@@ -1,6 +1,7 @@
 """Prometheus metrics of one worker. Every name is in `docs/operations.md`."""
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import accumulate
 
@@ -42,6 +43,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._totals: dict[Counter, int] = {}
+        self.num_ended: dict[str, int] = defaultdict(int)
+        """Jobs by the status that they ended with here."""
 
         def make(kind, name: str, text: str, labels=(), **options):
             return kind(f"ingine_{name}", text, labels, registry=self.registry, **options)
@@ -97,6 +100,7 @@ class Metrics:
 
     def ended(self, event: TerminalEvent) -> None:
         self.jobs.labels(event.status).inc()
+        self.num_ended[event.status] += 1
 
     def observe_engine(self, stats: EngineStats, num_jobs: int) -> None:
         self.jobs_held.set(num_jobs)

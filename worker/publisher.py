@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from redis.exceptions import ResponseError
 
-from ingine.errors import ErrorCode, InvalidRequest
+from ingine.errors import EngineError, ErrorCode, InvalidRequest
 from ingine.expiry import deadline_error
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent
@@ -73,7 +73,7 @@ class Publisher:
             event = finish.event
             log_event(
                 logger,
-                logging.INFO,
+                logging.DEBUG,
                 f"job {event.status}",
                 job_id=event.job_id,
                 finish_reason=event.finish_reason,
@@ -159,6 +159,8 @@ class Publisher:
             self.cancel(job)
             return False
         if answer != event.position:
+            if answer == job.position:  # the log is as we know it
+                raise EngineError(f"the engine's tokens for {job.id} do not go on from position {answer}")
             # The server came back with an older log. Everything behind it is in `sent`.
             log_event(
                 logger, logging.WARNING, "log went back", job_id=job.id, to=answer, position=job.position

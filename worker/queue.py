@@ -199,7 +199,7 @@ class Queue:
 
     async def wait_for_new(self, timeout_s: float) -> list[Entry]:
         """Waits until there is something new, and takes at most one entry of each priority."""
-        return await self._read_group(">", count=1, block=int(timeout_s * 1000))
+        return await self._read_group(">", waits_s=timeout_s, count=1, block=int(timeout_s * 1000))
 
     async def own_pending(self) -> list[Entry]:
         """What was delivered to us already, among it entries whose delivery was lost with a connection."""
@@ -248,18 +248,18 @@ class Queue:
             num_adopted += number
         return num_adopted, any(self._adopt_after.values())
 
-    async def _read_group(self, after: str, **options) -> list[Entry]:
+    async def _read_group(self, after: str, *, waits_s: float = 0.0, **options) -> list[Entry]:
         streams = {self.keys.jobs(priority): after for priority in Priority}
         by_stream = {self.keys.jobs(priority).encode(): priority for priority in Priority}
         reading = self._redis.xreadgroup(GROUP, self.worker_id, streams, **options)
         return [
             _entry(by_stream[stream], entry_id, fields)
-            for stream, entries in await self._answered(reading) or []
+            for stream, entries in await self._answered(reading, waits_s) or []
             for entry_id, fields in entries
             if fields  # without any: deleted while it was pending
         ]
 
-    async def _answered(self, reading: Awaitable[list]) -> list | None:
+    async def _answered(self, reading: Awaitable[list], waits_s: float = 0.0) -> list | None:
         """None: the server lost its data, or the queue is new. Nothing to read, but now there are groups."""
         try:
             answer = await reading
@@ -268,7 +268,7 @@ class Queue:
                 raise
             await self.create_groups()
             answer = None
-        self.contact.made()
+        self.contact.made(waited_s=waits_s)
         return answer
 
     # ----------------------------------------------------------------------------------- scripts

@@ -1,8 +1,5 @@
 """Every setting of a worker: an `INGINE_` variable, a line in `.env`, or a flag of `ingine worker`."""
 
-import os
-import socket
-import uuid
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -17,14 +14,9 @@ from ingine.keys import QUEUE_NAME
 from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
 from ingine.wire import DEFAULT_RESULT_TTL_S, Name
+from worker.identity import default_name
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-
-
-def new_worker_id() -> str:
-    """Unique for each start: a worker never mistakes an earlier life's pending entries for its own."""
-    host = "".join(c if c.isalnum() or c in "-." else "-" for c in socket.gethostname())[:64]
-    return f"{host}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
 class WorkerSettings(BaseSettings):
@@ -44,7 +36,10 @@ class WorkerSettings(BaseSettings):
     queue: Annotated[str, Field(pattern=rf"^{QUEUE_NAME.pattern}$")] = Field(
         "default", description="Letters, digits and `_.-`, at most 64."
     )
-    worker_id: Name = Field(default_factory=new_worker_id, description="Unset: host-pid-random.")
+    worker_id: Name = Field(
+        default_factory=default_name,
+        description="A name, to which each start adds random characters. Unset: host-pid.",
+    )
 
     model: str | None = Field(None, description="Packaged name, folder, GGUF file, hub id. Unset: SmolLM2.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

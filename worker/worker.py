@@ -18,6 +18,7 @@ from worker.engine_link import EngineFailure, EngineHost, StepMessage
 from worker.hand_over import HandOver, cancel_all
 from worker.health import Health
 from worker.http import HttpServer
+from worker.identity import new_worker_id
 from worker.jobs import JobTable, RunningJob
 from worker.lanes import Lanes
 from worker.leases import LeaseThread
@@ -32,6 +33,7 @@ from worker.served_model import ServedModel
 from worker.server_check import check_server
 from worker.settings import WorkerSettings
 from worker.startup import enter, num_partitions, prepare
+from worker.throughput import Throughput
 from worker.watchdog import StepHangs, watch_steps
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings, redis_url: str, engine: EngineHost, *, model: ServedModel):
         self._settings = settings
+        self.id = new_worker_id(settings.worker_id)
         self._connect = partial(Servers, redis_url, client_name="ingine-worker")
         self._servers = self._connect()
         self._jobs = JobTable()
@@ -70,7 +73,7 @@ class Worker:
         self._checked: set[Redis] = set()
         self._leases = LeaseThread(
             self._connect,
-            settings.worker_id,
+            self.id,
             self._jobs,
             lease_s=settings.lease_s,
             answered=lambda job, answer: self._loop.call_soon_threadsafe(self._lease_answered, job, answer),
@@ -154,7 +157,7 @@ class Worker:
         settings, redis = self._settings, self._servers.client(keys)
         queue = Queue(
             keys,
-            settings.worker_id,
+            self.id,
             redis,
             self._model,
             result_ttl_s=settings.result_ttl_s,
@@ -185,10 +188,12 @@ class Worker:
         }
         publisher = asyncio.create_task(self._lanes.run(), name="publisher")
         queue, number = self._settings.queue, len(self._partitions)
+        throughput = Throughput(self._engine, self._jobs, self._metrics)
         watch = watch_number(self._servers.client(Keys(queue)), queue, number)
         rest = {
             asyncio.create_task(watch_steps(self._engine, self._settings.step_timeout_s), name="watchdog"),
             asyncio.create_task(watch, name="number of partitions"),
+            asyncio.create_task(throughput.run(), name="throughput"),
         }
         for partition in self._partitions:
             rest |= {asyncio.create_task(part, name=name) for name, part in partition.parts().items()}
@@ -257,11 +262,12 @@ class Worker:
 
     async def _engine_failed(self, failure: EngineFailure) -> None:
         """Jobs go back as if we had died with them: one that breaks every engine ends as failed."""
-        for job in filter(None, map(self._jobs.by_seq, failure.seq_ids)):
-            if isinstance(failure.error, InvalidRequest):
-                await self._publisher.refuse(job, failure.error)
-            else:
-                await self._hand_over.release(job, died=True)
+        failed = list(filter(None, map(self._jobs.by_seq, failure.seq_ids)))
+        if isinstance(failure.error, InvalidRequest):
+            giving_back = [self._publisher.refuse(job, failure.error) for job in failed]
+        else:
+            giving_back = [self._hand_over.release(job, died=True) for job in failed]
+        await asyncio.gather(*giving_back)
         if failure.fatal:
             self._fatal = failure.error
             self.stop()
@@ -293,6 +299,7 @@ class Worker:
     def _describe(self) -> dict:
         stats = self._engine.stats
         return {
+            "name": self._settings.worker_id,
             "state": self._state,
             "model": self._model.name,
             "fingerprint": self._model.fingerprint,
@@ -308,7 +315,7 @@ class Worker:
             logger,
             logging.INFO,
             "worker ready",
-            worker=self._settings.worker_id,
+            worker=self.id,
             queue=self._settings.queue,
             partitions=len(self._partitions),
             redis=self._servers.where,

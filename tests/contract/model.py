@@ -238,13 +238,13 @@ class Model:
         return event.position
 
     def release(self, worker: str, priority: Priority, entry_id: str, job_id: str, attempt: int) -> bool:
-        """Attempt 0: an entry that was taken and not begun."""
+        """Attempt 0: an entry that was taken and, for all that the worker knows, not begun."""
         if not self.holds(worker, priority, entry_id):
             return False
-        if attempt:
-            record = self.records.get(job_id)
-            if record is None or not record.runs_under(worker, attempt):
-                return False
+        record = self.records.get(job_id)
+        if attempt and (record is None or not record.runs_under(worker, attempt)):
+            return False
+        if record and record.entry == entry_id and record.runs_under(worker, record.attempt):
             record.status, record.worker = JobStatus.QUEUED, ""
         self.streams[priority].give(entry_id, RELEASED)
         return True

@@ -178,9 +178,10 @@ class Working(Machine):
 
     @rule(delivered=delivered)
     def release_unbegun(self, delivered):
-        queue = self.calls.queue(delivered.worker)
-        released = self.calls.run(queue.release(delivered.entry, "", 0))
-        assert released == self.model.release(*delivered.place, "", 0)
+        """Or begun, where the reply was lost."""
+        queue, job_id = self.calls.queue(delivered.worker), delivered.job_id or ""
+        released = self.calls.run(queue.release(delivered.entry, job_id, 0))
+        assert released == self.model.release(*delivered.place, job_id, 0)
 
     @rule(attempt=attempts, pause_s=st.sampled_from([None, None, 1e6]))
     def delay(self, attempt, pause_s):
@@ -191,7 +192,8 @@ class Working(Machine):
         )
         assert delayed == self.model.delay(*attempt.place, attempt.job_id, attempt.number, pause_s is None)
         if delayed:
-            pause_ms = (pause_s or 2 ** (self.model.records[attempt.job_id].deaths - 1)) * 1000
+            record = self.model.records[attempt.job_id]
+            pause_ms = (pause_s or (0 if record.cancel else 2 ** (record.deaths - 1))) * 1000
             assert before_ms + pause_ms <= self.calls.due_ms(attempt.job_id) <= self.calls.now_ms() + pause_ms
             self.calls.set_due(attempt.job_id, FAR_MS)  # or the test would depend on speed
 

@@ -13,7 +13,7 @@ from worker.metrics import Metrics
 from worker.settings import ENV_PREFIX, WorkerSettings
 
 OPERATIONS = "docs/operations.md"
-PER_START = {"worker_id": "host-pid-random"}
+PER_START = {"worker_id": "host-pid"}
 """Defaults that differ from start to start."""
 
 

@@ -13,6 +13,7 @@ from ingine.wire import Job, encode_job
 from producer import AsyncClient, ClientError, JobCancelled, ServerUnavailable
 from tests.security.acl_server import ROLES, USERS_FILE, AclServer, CommandLog
 from tests.waiting import wait_until_async
+from worker.identity import name_of
 
 SHORT = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
 LONG = SHORT | {"max_tokens": 400}
@@ -130,16 +131,16 @@ async def work(server: AclServer, queue: str, run_worker) -> None:
         await anext(moved.stream())
         await run_worker(server.url("worker"))
         async with AsyncClient(server.url("operator"), queue=queue) as operator:
-            await wait_until_async(lambda: admin.hexists(keys.workers, "w1"), what="the second worker")
+            await wait_until_async(lambda: admin.hlen(keys.workers) == 2, what="the second worker")
             server.look()  # while the first worker is still there
             await operator.drain("w0")
             server.look()
         assert (await moved.result()).finish_reason == "length"
 
-    def consumers() -> set[bytes]:
-        return {consumer["name"] for consumer in admin.xinfo_consumers(jobs, GROUP)}
+    def consumers() -> set[str]:
+        return {name_of(consumer["name"].decode()) for consumer in admin.xinfo_consumers(jobs, GROUP)}
 
-    await wait_until_async(lambda: b"w0" not in consumers(), what="the first worker being forgotten")
+    await wait_until_async(lambda: "w0" not in consumers(), what="the first worker being forgotten")
     server.look()
 
 

@@ -55,6 +55,15 @@ async def test_it_follows_its_slot_to_another_node(tmp_path, queue):
             await heard_anew(servers, keys, heard)
 
 
+async def test_what_is_too_large_for_a_nudge_is_not_read(redis_url, queue):
+    servers, keys = Servers(redis_url, client_name="test"), Keys(queue)
+    async with listening(servers, keys) as heard:
+        await heard_anew(servers, keys, heard)
+        await servers.client(keys).execute_command("SPUBLISH", keys.control, nudge("x", text="x" * 2000))
+        await heard_anew(servers, keys, heard)
+    assert {command["command"] for command in heard} == {"released"}
+
+
 class Relay:
     """Hands bytes on between its clients and a server. `cut()`: from then on not for those that it has."""
 

@@ -17,13 +17,21 @@ from ingine.errors import EngineError, ErrorCode, InvalidRequest, ModelNotFound
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, JobStatus, encode_job
-from tests.waiting import HANGS_S, wait_until
+from tests.waiting import HANGS_S, wait_until, wait_until_async
 from tests.worker import engine_program
 from tests.worker.test_failures import status
 from tests.worker.test_worker import ENDLESS, GREEDY, alone
 from worker.child import Child
-from worker.engine_child import command
-from worker.engine_pipe import make_unpacker, pack, pack_error, pack_outputs, unpack_error, unpack_outputs
+from worker.engine_child import EXIT_ORPHANED, command
+from worker.engine_pipe import (
+    make_unpacker,
+    pack,
+    pack_error,
+    pack_outputs,
+    pack_stats,
+    unpack_error,
+    unpack_outputs,
+)
 from worker.engine_process import EngineProcess
 from worker.settings import WorkerSettings
 
@@ -155,6 +163,34 @@ async def test_an_engine_ends_with_a_worker_that_is_killed(harness, tiny_model, 
     heir = await harness()
     end = await heir.end("hang")
     assert (end.position, end.timings["attempts"]) == (450, 2)
+
+
+async def test_a_process_says_how_it_is_and_leaves_with_its_connection(failing_engine):
+    heard, receive, delivered = [], failing_engine._receive, []
+
+    def listen(message):
+        heard.append(message[0])
+        receive(message)
+
+    failing_engine._receive = listen
+    await failing_engine.start(delivered.append)
+    failing_engine.add("a", [65], GREEDY, priority=0, arrival_time=0.0, output_token_ids=[])
+    assert failing_engine.suspects == ["a"]
+
+    def ended() -> bool:
+        failing_engine.credit()
+        return bool(delivered) and delivered[-1][-1].finish_reason is not None
+
+    await wait_until_async(ended, what="the end of a sequence")
+    assert failing_engine.suspects == []
+    await wait_until_async(lambda: heard.count("pulse") >= 2, what="its pulse")
+    receive(["pulse", 7.5, pack_stats(failing_engine.stats)])
+    assert failing_engine.step_age_s == 7.5
+    receive(["outputs", [], pack_stats(failing_engine.stats)])
+    assert failing_engine.step_age_s < 7.5, "a step has ended since"
+    failing_engine._popen.kill = lambda: pytest.fail("it does not leave by itself")
+    failing_engine.close()
+    assert failing_engine._popen.returncode == EXIT_ORPHANED
 
 
 # ------------------------------------------------------------------------------------------------- building

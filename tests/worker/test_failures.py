@@ -188,7 +188,7 @@ async def test_a_worker_waits_for_a_server_that_comes_later(queue, tiny_engine, 
     with durable_server(tmp_path, port=port):
         keys = Keys(queue)
         redis_client = worker._servers.client(keys)
-        await wait_until_async(lambda: redis_client.hexists(keys.workers, "early"), what="the start")
+        await wait_until_async(lambda: redis_client.hexists(keys.workers, worker.id), what="the start")
         worker.stop()
         await running
 

@@ -1,14 +1,18 @@
 """A hand-over while the server of one partition is away, or comes back only during it."""
 
 import asyncio
+import itertools
+import threading
 
 import pytest
 import redis.asyncio
 from redis.exceptions import ConnectionError, ResponseError
 
+from ingine.errors import EngineError
 from ingine.keys import Keys, all_partitions
 from ingine.wire import Job, encode_job
 from tests.waiting import wait_until_async
+from tests.worker.test_failures import break_steps
 from tests.worker.test_worker import ENDLESS
 
 
@@ -167,3 +171,74 @@ async def test_what_was_lost_with_a_reply_is_released_too_and_is_no_death(harnes
 async def no_entries(timeout_s: float) -> list:
     await asyncio.sleep(0.01)
     return []
+
+
+async def test_what_the_intake_begins_at_the_last_moment_is_released_too(harness, monkeypatch):
+    """After all that ran has been: its prompt took a while to read."""
+    worker = await harness(lease_s=60)
+    prompts, queue = worker.worker._admission._prompts, worker.queue
+    read, tell_released = prompts.read, queue.tell_released
+    reading, released = asyncio.Event(), asyncio.Event()
+
+    async def read_until_all_is_released(*args):
+        reading.set()
+        await released.wait()
+        return await read(*args)
+
+    async def told():
+        released.set()
+        await tell_released()
+
+    monkeypatch.setattr(prompts, "read", read_until_all_is_released)
+    monkeypatch.setattr(queue, "tell_released", told)
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await reading.wait()
+    await worker.stop()
+    record = await worker.redis.hmget(worker.keys.job("a"), "status", "attempt")
+    assert record == [b"queued", b"1"]
+
+
+# ------------------------------------------------------------------------------------ many jobs at once
+
+NUM_JOBS = 8
+
+
+async def many_running(harness, engine=None):
+    worker = await harness(engine)
+    for number in range(NUM_JOBS):
+        await worker.push(Job(id=f"j{number}", prompt="x", sampling=ENDLESS))
+    last = f"j{NUM_JOBS - 1}"
+    await wait_until_async(lambda: worker.position(last), what="tokens of all")
+    return worker
+
+
+def answer_none_before_all_are_asked(monkeypatch, queue, name: str) -> None:
+    call, all_asked, num_asked = getattr(queue, name), asyncio.Event(), itertools.count(1)
+
+    async def answer_late(*args):
+        if next(num_asked) == NUM_JOBS:
+            all_asked.set()
+        await all_asked.wait()
+        return await call(*args)
+
+    monkeypatch.setattr(queue, name, answer_late)
+
+
+async def test_jobs_are_released_all_at_once(harness, monkeypatch):
+    """One after the other, each would cost a round trip of its own, and the limit may allow but a few."""
+    worker = await many_running(harness)
+    answer_none_before_all_are_asked(monkeypatch, worker.queue, "release")
+    await worker.stop()
+    statuses = {await worker.redis.hget(worker.keys.job(f"j{n}"), "status") for n in range(NUM_JOBS)}
+    assert statuses == {b"queued"}
+
+
+async def test_jobs_of_a_broken_engine_are_given_back_all_at_once(harness, tiny_engine, monkeypatch):
+    engine, broken = tiny_engine(), threading.Event()
+    break_steps(engine, monkeypatch, lambda ids: broken.is_set())
+    worker = await many_running(harness, engine)
+    answer_none_before_all_are_asked(monkeypatch, worker.queue, "delay")
+    broken.set()
+    with pytest.raises(EngineError, match="the model broke"):
+        async with asyncio.timeout(20):
+            await asyncio.shield(worker.running)

@@ -1,18 +1,25 @@
 """/metrics, /healthz and /readyz of a running worker, as Prometheus and an orchestrator see them."""
 
 import asyncio
+import time
 import urllib.error
 import urllib.request
 
 import pytest
 import redis.exceptions
 
+import worker.worker
 from ingine.errors import ConfigError
 from ingine.keys import Priority
 from ingine.wire import Job
+from tests.served_models import TINY
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import GREEDY
+from worker.embedded import EmbeddedServer
+from worker.engine_thread import EngineThread
 from worker.http import HttpServer
+from worker.settings import WorkerSettings
+from worker.worker import Worker
 
 
 async def get(harness, path: str) -> tuple[int, str]:
@@ -62,28 +69,99 @@ async def test_metrics_count_what_happened(harness):
     assert {name: values[name] for name in expected} == expected
 
 
-async def test_a_worker_is_ready_when_it_serves(harness):
-    worker = await harness(http_port=0)
+async def readyz(worker) -> tuple[int, str]:
+    return await get(worker, "/readyz")
 
-    async def ready() -> bool:
-        return await get(worker, "/readyz") == (200, "ok\n")
 
-    await wait_until_async(ready, what="readiness")
-    assert await get(worker, "/healthz") == (200, "ok\n")
-    assert (await get(worker, "/nothing"))[0] == 404
+async def test_a_worker_is_ready_while_it_serves(harness, monkeypatch):
+    go_on = asyncio.Event()
+    prepare = worker.worker.prepare
 
-    await worker.redis.hset(worker.keys.settings, "paused", 1)
+    async def prepare_later(*args):
+        await go_on.wait()
+        await prepare(*args)
 
-    async def paused() -> bool:
-        return await get(worker, "/readyz") == (503, "the worker is paused\n")
+    monkeypatch.setattr(worker.worker, "prepare", prepare_later)
+    here = await harness(http_port=0)
+    assert await readyz(here) == (503, "waiting for Redis: it has not answered yet\n")
+    assert await get(here, "/healthz") == (200, "ok\n"), "it lives"
+    assert (await get(here, "/nothing"))[0] == 404
+    go_on.set()
 
-    await wait_until_async(paused, what="the pause")
-    assert (await get(worker, "/healthz"))[0] == 200, "a paused worker is alive"
+    async def says(status: int, body: str) -> None:
+        async def does() -> bool:
+            return await readyz(here) == (status, f"{body}\n")
+
+        await wait_until_async(does, what=body)
+
+    await says(200, "ok")
+    await here.redis.hset(here.keys.settings, "paused", 1)
+    await says(503, "the worker is paused")
+    assert await get(here, "/healthz") == (200, "ok\n"), "a paused worker is alive"
+    await here.redis.hdel(here.keys.settings, "paused")
+    await says(200, "ok")
+
+    async def not_yet(*_, **__):
+        await go_on.wait()
+
+    go_on.clear()
+    monkeypatch.setattr(here.worker._hand_over, "run", not_yet)
+    here.worker.stop()
+    await says(503, "the worker is draining")
+    assert await get(here, "/healthz") == (200, "ok\n")
+    go_on.set()
+
+
+async def test_a_prompt_that_takes_long_to_read_makes_no_worker_unhealthy(harness, monkeypatch):
+    """The intake waits for it; Redis goes on answering heartbeats."""
+    here = await harness(http_port=0)
+    reading, go_on = asyncio.Event(), asyncio.Event()
+    prompts, heartbeat = here.worker._admission._prompts, here.worker._partitions[0].heartbeat
+    read = prompts.read
+
+    async def read_slowly(*args):
+        reading.set()
+        await go_on.wait()
+        return await read(*args)
+
+    monkeypatch.setattr(prompts, "read", read_slowly)
+    await here.push(Job(id="a", prompt="x", sampling=GREEDY))
+    await reading.wait()
+    begun = time.monotonic()
+    await wait_until_async(lambda: heartbeat.last_answer > begun + 1, what="an answer to a later heartbeat")
+    assert here.worker._health.unready() is None
+    go_on.set()
+    await here.end("a")
+
+
+async def test_a_server_that_refuses_writes_is_no_reason_to_restart_a_worker(
+    tiny_engine, queue, tmp_path, monkeypatch
+):
+    """But this one takes no jobs meanwhile."""
+    monkeypatch.setattr("worker.health.READY_S", 0.1)
+    with EmbeddedServer(tmp_path) as server, redis.Redis.from_url(server.url) as admin:
+        settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1)
+        here = Worker(settings, server.url, EngineThread(tiny_engine), model=TINY)
+        running, health = asyncio.create_task(here.run()), here._health
+        await wait_until_async(lambda: here._partitions and health.unready() is None, what="the start")
+        admin.config_set("min-replicas-to-write", 1)
+        (partition,) = here._partitions
+        await wait_until_async(lambda: partition.intake.failing_since, what="the first refusal")
+        refused_at = partition.intake.failing_since
+        answered = partition.heartbeat
+        await wait_until_async(lambda: answered.last_answer > refused_at + 1, what="answers all the same")
+        assert health.unhealthy() is None
+        await wait_until_async(health.unready, what="not being ready")
+        assert "jobs could not be taken" in health.unready()
+        admin.config_set("min-replicas-to-write", 0)
+        await wait_until_async(lambda: health.unready() is None, what="being ready again")
+        here.stop()
+        await running
 
 
 async def test_a_server_that_takes_no_writes_makes_a_worker_unready(harness, monkeypatch):
     worker = await harness(http_port=0)
-    monkeypatch.setattr("worker.health.READY_COMMIT_S", 0.1)
+    monkeypatch.setattr("worker.health.READY_S", 0.1)
 
     async def full(appends):
         raise redis.exceptions.ResponseError("OOM command not allowed when used memory > 'maxmemory'")

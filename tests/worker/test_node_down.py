@@ -16,7 +16,7 @@ from tests.servers import cluster
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import GREEDY
 from worker.engine_thread import EngineThread
-from worker.health import HEALTHY_POLL_S, Health
+from worker.health import HEALTHY_ANSWER_S, Health
 from worker.settings import WorkerSettings
 from worker.worker import Worker
 
@@ -99,13 +99,17 @@ async def test_a_node_that_would_delete_jobs_is_refused_whenever_it_comes(queue_
 
 
 def test_only_the_silence_of_all_makes_a_worker_unhealthy():
-    long_ago = time.monotonic() - HEALTHY_POLL_S - 1
+    long_ago = time.monotonic() - HEALTHY_ANSWER_S - 1
     ready = SimpleNamespace(is_set=lambda: True)
     partitions = [
-        SimpleNamespace(intake=SimpleNamespace(last_poll=long_ago, last_error=error), ready=ready)
+        SimpleNamespace(
+            heartbeat=SimpleNamespace(last_answer=long_ago),
+            intake=SimpleNamespace(last_error=error),
+            ready=ready,
+        )
         for error in (None, "LOADING")
     ]
     health = Health(SimpleNamespace(alive=True), partitions, None, None)
-    assert re.fullmatch("no read of Redis has succeeded for .* s: LOADING", health.unhealthy())
-    partitions[1].intake.last_poll = time.monotonic()
+    assert re.fullmatch("Redis has not answered a heartbeat for .* s: LOADING", health.unhealthy())
+    partitions[1].heartbeat.last_answer = time.monotonic()
     assert health.unhealthy() is None

@@ -76,7 +76,7 @@ async def test_a_hand_over_releases_the_jobs_of_all_partitions(partitioned, queu
 
 async def test_a_worker_ends_when_the_number_of_partitions_changes(partitioned, queue):
     worker = await partitioned()
-    await wait_until_async(lambda: worker.redis.hexists(Keys(queue, 0).workers, "w0"), what="the start")
+    await wait_until_async(lambda: worker.redis.exists(Keys(queue, 0).workers), what="the start")
     await worker.redis.hset(Keys(queue).settings, "partitions", 2)
     with pytest.raises(EngineError, match="2 partitions now, not 3"):
         await worker.running
@@ -124,7 +124,7 @@ async def test_a_partition_whose_server_came_back_empty_is_served_on(partitioned
     """All of its keys are gone, the number of partitions with them."""
     worker = await partitioned()
     lost, base = Keys(queue, 1), Keys(queue)
-    await wait_until_async(lambda: worker.redis.hexists(lost.workers, "w0"), what="the start")
+    await wait_until_async(lambda: worker.redis.exists(lost.workers), what="the start")
     doomed = [key async for key in worker.redis.scan_iter(f"{lost.prefix}:*")]
     await worker.redis.delete(*doomed, base.settings)
     for keys in (lost, base):

@@ -1,6 +1,7 @@
 """A paused worker begins nothing, wherever the job comes from. It begins all of it when the queue resumes."""
 
 import asyncio
+import itertools
 
 import pytest
 import redis.asyncio
@@ -10,6 +11,8 @@ from ingine.wire import Job, JobStatus, encode_job
 from producer import AsyncClient
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
+
+NUMBERS = itertools.count(1)
 
 
 class Turns:
@@ -58,13 +61,16 @@ async def due_delayed_job(worker, job_id: str) -> None:
 
 
 async def dead_workers_job(worker, job_id: str, *, deaths: int = 0) -> None:
-    """Its lease has run out."""
-    stream, keys = worker.keys.jobs("normal"), worker.keys
-    entry = await worker.redis.xadd(stream, {"job": encode_job(Job(id=job_id, prompt="x", sampling=GREEDY))})
+    """Its lease has run out. In one transaction, since a worker may be looking for new entries."""
+    stream, entry = worker.keys.jobs("normal"), f"9999999999999-{next(NUMBERS)}"
+    job = Job(id=job_id, prompt="x", sampling=GREEDY)
     record = {"status": "running", "worker": "dead", "entry": entry, "attempt": 1, "position": 0}
-    await worker.redis.hset(keys.job(job_id), mapping=record | {"deaths": deaths, "submitted_at": 1})
-    await worker.redis.xreadgroup(GROUP, "dead", {stream: ">"})
-    await worker.redis.xclaim(stream, GROUP, "dead", 0, [entry], idle=3_600_000)
+    async with worker.redis.pipeline(transaction=True) as pipe:
+        pipe.xadd(stream, {"job": encode_job(job)}, id=entry)
+        pipe.hset(worker.keys.job(job_id), mapping=record | {"deaths": deaths, "submitted_at": 1})
+        pipe.xreadgroup(GROUP, "dead", {stream: ">"})
+        pipe.xclaim(stream, GROUP, "dead", 0, [entry], idle=3_600_000)
+        await pipe.execute()
 
 
 async def suspect(worker, job_id: str) -> None:

@@ -6,8 +6,9 @@ from ingine.wire import Job, encode_job
 from tests.waiting import wait_until_async
 from worker.jobs import JobTable, RunningJob
 from worker.queue import Begun, Entry
-from worker.shares import SECONDS_PER_TOKEN
+from worker.shares import SECONDS_PER_TOKEN, Shares
 
+WHOSE = ("t", Priority.NORMAL)
 LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
 
 
@@ -45,18 +46,44 @@ def test_weight_and_priority_are_taken_into_account():
     assert round(urgent.arrival - first.arrival, 1) == 0
 
 
+def test_what_a_job_was_counted_for_is_given_back_when_it_ends():
+    shares = Shares()
+    assert shares.enter(WHOSE, 1000, 0.0, 1.0) == 0
+    assert shares.enter(WHOSE, 500, 0.0, 1.0) == 1000 * SECONDS_PER_TOKEN
+    shares.leave(WHOSE, 1000)
+    later = 1e6  # so late that no earlier job of the tenant matters
+    assert shares.enter(WHOSE, 100, later, 1.0) == later + 500 * SECONDS_PER_TOKEN
+    shares.leave(WHOSE, 500)
+    assert shares.enter(WHOSE, 1, 2 * later, 1.0) == 2 * later + 100 * SECONDS_PER_TOKEN
+
+
 def test_a_tenants_own_jobs_keep_their_order_when_its_backlog_shrinks():
-    jobs = JobTable()
-    first, second = held(jobs, "a", "t", 1000), held(jobs, "b", "t", 1)
-    jobs.remove(first)
-    assert held(jobs, "c", "t", 1).arrival >= second.arrival
+    shares = Shares()
+    shares.enter(WHOSE, 1000, 0.0, 1.0)
+    second = shares.enter(WHOSE, 1, 0.0, 1.0)
+    shares.leave(WHOSE, 1000)
+    assert shares.enter(WHOSE, 1, 0.0, 1.0) == second
 
 
 def test_once_a_tenant_has_nothing_under_way_it_has_no_past():
+    shares = Shares()
+    for num_tokens in (100_000, 1):
+        shares.enter(WHOSE, num_tokens, 0.0, 1.0)
+    for num_tokens in (100_000, 1):
+        shares.leave(WHOSE, num_tokens)
+    assert not shares._shares
+    assert shares.enter(WHOSE, 1, 5.0, 1.0) == 5.0
+
+
+def test_a_job_that_leaves_the_worker_leaves_its_share_once():
     jobs = JobTable()
-    for job in (held(jobs, "a", "t", 100_000), held(jobs, "b", "t", 1)):
-        jobs.remove(job)
-    assert round(held(jobs, "c", "t", 1).arrival - held(jobs, "d", "new", 1).arrival, 1) == 0
+    first, second = held(jobs, "a", "t", 1000), held(jobs, "b", "t", 10)
+    for _ in range(2):
+        jobs.remove(first)
+    (share,) = jobs._shares._shares.values()
+    assert (share.num_jobs, share.num_tokens) == (1, 10)
+    jobs.remove(second)
+    assert not jobs._shares._shares
 
 
 async def test_a_flood_does_not_keep_another_tenant_waiting(harness, tiny_engine):

@@ -9,9 +9,11 @@ from ingine.errors import EngineError, ErrorCode
 from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, JobStatus, TokensEvent
 from tests.waiting import wait_until_async
+from tests.worker.conftest import take
 from tests.worker.test_failures import break_steps, let_steps_hang, status
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 from worker.engine_thread import MAX_STEPS_AHEAD, EngineThread
+from worker.identity import name_of
 
 
 async def test_a_suspect_has_the_worker_to_itself(harness):
@@ -142,7 +144,8 @@ async def test_suspects_are_shared_out_among_idle_workers(harness):
     for name in names:
         assert (await heirs[0].end(name)).status is JobStatus.FINISHED
     records = [await first.redis.hgetall(first.keys.job(name)) for name in names]
-    assert {record[b"worker"] for record in records} == {b"heir-1", b"heir-2"}
+    holders = {name_of(record[b"worker"].decode()) for record in records}
+    assert holders == {"heir-1", "heir-2"}
 
 
 async def test_a_suspect_whose_server_is_away_keeps_no_other_job_waiting(harness, monkeypatch):
@@ -189,3 +192,16 @@ async def test_a_prompt_that_takes_long_to_read_costs_no_lease(harness, monkeypa
     go_on.set()
     end = await slow.end("a")
     assert (end.status, end.timings["attempts"]) == (JobStatus.FINISHED, 1)
+
+
+async def test_a_job_that_is_to_be_cancelled_does_not_pause_after_a_failed_step(
+    make_queue, push, client, keys
+):
+    queue = make_queue("w1")
+    await push(Job(id="a", prompt="x"))
+    entry = await take(queue)
+    begun = await queue.begin(entry, "a", None)
+    await client.hset(keys.job("a"), mapping={"cancel": 1, "deaths": 1})
+    assert await queue.delay(entry, "a", begun.attempt)
+    await queue.promote()
+    assert (await queue.begin(await take(queue), "a", None)).cancelled

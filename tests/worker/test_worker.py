@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 
 import msgpack
 import pytest
@@ -219,15 +220,40 @@ async def ask_to_cancel(worker, job_id: str, *, nudge: bool = True) -> None:
         )
 
 
-@pytest.mark.parametrize("nudge", [True, False], ids=["nudged", "by the flag alone"])
-async def test_cancel_while_running(harness, nudge):
-    worker = await harness()
+async def test_cancel_while_running(harness):
+    """By the flag alone: a lease is long, so the answer to the next step tells."""
+    worker = await harness(lease_s=600)
     await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
     await wait_until_async(lambda: worker.position("a"), what="the first token")
-    await ask_to_cancel(worker, "a", nudge=nudge)
+    await ask_to_cancel(worker, "a", nudge=False)
     end = await worker.end("a")
     assert (end.status, end.finish_reason) == (JobStatus.CANCELLED, "abort")
     assert 0 < end.position < 450
+
+
+@pytest.mark.parametrize("told_by", ["a nudge", "the lease's renewal"])
+async def test_cancel_while_no_step_is_committed(harness, monkeypatch, told_by):
+    """As when a server takes its time, or the sequence waits in the engine."""
+    nudge = told_by == "a nudge"
+    worker, go_on = await harness(lease_s=600 if nudge else 0.5), asyncio.Event()
+    append = worker.queue.append
+
+    async def append_later(appends):
+        await go_on.wait()
+        return await append(appends)
+
+    monkeypatch.setattr(worker.queue, "append", append_later)
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.worker._publisher.waiting_since, what="a step that waits")
+    (job,) = worker.worker._jobs
+
+    async def cancelled() -> bool:
+        await ask_to_cancel(worker, "a", nudge=nudge)  # again: a nudge may come before there is a listener
+        return job.ending is JobStatus.CANCELLED
+
+    await wait_until_async(cancelled, what="the worker's knowing it")
+    go_on.set()
+    assert (await worker.end("a")).status is JobStatus.CANCELLED
 
 
 async def test_cancel_while_waiting_in_the_engine(harness, tiny_engine):
@@ -245,11 +271,14 @@ async def test_cancel_while_waiting_in_the_engine(harness, tiny_engine):
 
 async def test_a_forged_nudge_cancels_nothing(harness):
     worker = await harness()
-    await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
-    for forged in ({"command": "cancel", "job_id": "a"}, {"command": 5}, {"cmd": "x"}, [1], "x"):
-        await worker.redis.spublish(worker.keys.control, msgpack.packb(forged))
-    await worker.redis.spublish(worker.keys.control, b"\xc1")
-    assert (await worker.end("a")).status is JobStatus.FINISHED
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    forgeries = [{"command": "cancel", "job_id": "a"}, {"command": 5}, {"cmd": "x"}, [1], "x"]
+    for forged in [*map(msgpack.packb, forgeries), b"\xc1"]:
+        told = partial(worker.redis.spublish, worker.keys.control, forged)
+        await wait_until_async(told, what="a listener")
+    end = await worker.end("a")
+    assert (end.status, end.position) == (JobStatus.FINISHED, 450)
 
 
 async def test_a_worker_drains_when_its_key_says_so(harness):

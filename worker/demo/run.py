@@ -27,6 +27,7 @@ from worker.demo.report import Report
 from worker.demo.screen import open_screen
 from worker.demo.streams import Stream
 from worker.embedded import EmbeddedServer
+from worker.identity import name_of
 from worker.local import LocalWorkers
 
 NUM_PRODUCERS = 4
@@ -155,14 +156,14 @@ class Demo:
         """`kill -9` the busier worker, once generation is well under way."""
         enough = self._plan.kill_after_num_tokens
         await self._until(lambda: sum(stream.position for stream in self._streams) >= enough)
-        held = Counter(info.worker for _, info in await self._running(client))
+        held = Counter(name_of(info.worker) for _, info in await self._running(client))
         if not held:
             return  # all have ended already: the report will say that nothing was taken over
         victim, _ = held.most_common(1)[0]
         self._alive.remove(victim)
         self._workers.kill(victim)
         for stream, info in await self._running(client):
-            if info.worker == victim:
+            if name_of(info.worker) == victim:
                 stream.interrupted_at = info.position
         self._screen.say(
             f"kill -9 {self._workers.pid(victim)}: {victim} is dead, {held[victim]} streams in mid-sentence"

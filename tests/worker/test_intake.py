@@ -1,0 +1,192 @@
+"""From a partition's streams to the door: what an intake reads, and what becomes of what it cannot begin."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+from redis.exceptions import ConnectionError
+
+import worker.intake
+import worker.queue
+from ingine.errors import ErrorCode
+from ingine.keys import GROUP, RELEASED, Priority
+from ingine.wire import Job, JobStatus, encode_job
+from tests.waiting import wait_until_async
+from tests.worker.test_pause import Turns
+from tests.worker.test_worker import GREEDY
+from worker.admission import Admission
+from worker.intake import Intake
+from worker.jobs import JobTable
+from worker.leases import RENEWALS_PER_LEASE
+
+LEASE_S = 2.0
+
+
+class Door(Admission):
+    """An admission that notes what comes through it. `broken`: entries at which the server is away."""
+
+    def __init__(self, room: int):
+        self.stats = SimpleNamespace(num_waiting=0)
+        engine = SimpleNamespace(stats=self.stats)
+        super().__init__(
+            JobTable(), engine, None, None, None, max_num_jobs=room, max_deaths=3, expire=lambda job: None
+        )
+        self.admitted, self.broken, self.suspects = [], set(), set()
+
+    async def admit(self, queue, entry, max_job_bytes, *, alone=False) -> bool:
+        self.admitted.append(entry.id)
+        if entry.id in self.broken:
+            raise ConnectionError("gone")
+        return entry.id not in self.suspects
+
+
+def intake_of(queue, room: int) -> tuple[Intake, Door]:
+    door = Door(room)
+    return Intake(queue, door, lease_s=LEASE_S, num_partitions=1), door
+
+
+async def holders(client, keys, priority: Priority) -> list[str]:
+    pending = await client.xpending_range(keys.jobs(priority), GROUP, "-", "+", 10)
+    return [each["consumer"].decode() for each in pending]
+
+
+async def test_what_a_waiting_read_brings_beyond_the_room_is_left_to_others(make_queue, push, client, keys):
+    queue, peer = make_queue("w1"), make_queue("w2")
+    for priority in Priority:
+        await push(Job(id=f"job-{priority}", prompt="x"), priority)
+    entries = await queue.wait_for_new(0.01)
+    intake, door = intake_of(queue, room=1)
+    await intake._admit_surplus(entries)
+    assert door.admitted == [entries[0].id] and entries[0].priority is Priority.HIGH
+    for priority in (Priority.NORMAL, Priority.LOW):
+        assert await holders(client, keys, priority) == [RELEASED]
+    assert {entry.id for entry in await peer.claim_idle(60, 5)} == {entry.id for entry in entries[1:]}
+
+
+async def test_all_that_was_read_is_admitted_however_much(make_queue, push, monkeypatch):
+    monkeypatch.setattr(worker.intake, "ENTRIES_AT_ONCE", 2)
+    queue = make_queue("w1")
+    for number in range(5):
+        await push(Job(id=f"j{number}", prompt="x"))
+    intake, door = intake_of(queue, room=9)
+    assert await intake._take()
+    assert len(set(door.admitted)) == len(door.admitted) == 5
+
+
+async def test_an_error_of_one_comes_after_all_have_been_looked_at(make_queue, push):
+    queue = make_queue("w1")
+    for number in range(3):
+        await push(Job(id=f"j{number}", prompt="x"))
+    entries = await queue.take(3)
+    intake, door = intake_of(queue, room=9)
+    door.broken.add(entries[0].id)
+    with pytest.raises(ConnectionError):
+        await intake._admit_all(entries)
+    assert door.admitted == [entry.id for entry in entries]
+
+
+async def test_what_a_lost_reply_delivered_is_asked_for_once(make_queue, push, monkeypatch):
+    queue = make_queue("w1")
+    take, own_pending, calls = queue.take, queue.own_pending, []
+
+    async def take_and_lose(count):
+        entries = await take(count)
+        calls.append("take")
+        if len(calls) == 1:
+            raise ConnectionError("gone")
+        return entries
+
+    async def counted():
+        calls.append("own")
+        return await own_pending()
+
+    monkeypatch.setattr(queue, "take", take_and_lose)
+    monkeypatch.setattr(queue, "own_pending", counted)
+    await push(Job(id="a", prompt="x"))
+    intake, door = intake_of(queue, room=9)
+    running = asyncio.create_task(intake.run())
+    await wait_until_async(lambda: calls.count("take") >= 3, what="more turns")
+    door.stopping = True
+    intake.wake()
+    await running
+    assert calls.count("own") == 1 and len(door.admitted) == 1
+
+
+async def test_many_due_jobs_are_promoted_without_waiting_for_the_next_sweep(
+    make_queue, client, keys, monkeypatch
+):
+    monkeypatch.setattr(worker.intake, "SWEEP_INTERVAL_S", 3600)
+    monkeypatch.setattr(worker.queue, "MAX_PROMOTED", 2)
+    queue = make_queue("w1")
+    for number in range(5):
+        raw = encode_job(Job(id=f"j{number}", prompt="x"))
+        await client.hset(
+            keys.job(f"j{number}"), mapping={"status": "delayed", "raw": raw, "priority": "normal"}
+        )
+        await client.zadd(keys.delayed, {f"j{number}": 1})
+    intake, door = intake_of(queue, room=9)
+    for _ in range(3):
+        await intake._take()
+    assert await client.zcard(keys.delayed) == 0
+    assert len(door.admitted) == 5
+
+
+async def test_one_suspect_waits_here_and_is_renewed_in_time(make_queue, push, client, keys):
+    queue = make_queue("w1")
+    for name in "ab":
+        await push(Job(id=name, prompt="x"))
+    entries = await queue.take(2)
+    intake, door = intake_of(queue, room=9)
+    door.suspects = {entry.id for entry in entries}
+    await intake._admit_all(entries)
+    assert door.num_suspects == 1 and door.room == 0
+    assert await holders(client, keys, Priority.NORMAL) == ["w1", RELEASED]
+    await intake._admit_all(entries[:1])
+    assert len(door.admitted) == 2, "the one that waits is known"
+    with door.reserve(1):  # something else is under way
+        await intake._serve_suspect(entries[0])
+    assert len(door.admitted) == 3
+    assert 0 < intake._renew_suspect_at - time.monotonic() <= LEASE_S / RENEWALS_PER_LEASE
+    door.stopping = True
+    await intake.run()
+    assert door.num_suspects == 0
+    assert await holders(client, keys, Priority.NORMAL) == [RELEASED] * 2
+
+
+def test_there_is_no_room_while_sequences_wait_in_the_engine():
+    door = Door(room=3)
+    assert door.room == 3
+    door.stats.num_waiting = 1
+    assert door.room == 0
+
+
+async def test_a_nudge_spares_waiting_for_the_next_sweep(harness, monkeypatch):
+    monkeypatch.setattr(worker.intake, "SWEEP_INTERVAL_S", 3600)
+    here = await harness()
+    await Turns(here.worker._partitions[0].intake).pass_by()
+    await here.redis.xgroup_createconsumer(here.keys.jobs("low"), GROUP, RELEASED)
+    entry = "9999999999999-1"
+    async with here.redis.pipeline(transaction=True) as pipe:
+        job = encode_job(Job(id="a", prompt="x", sampling=GREEDY))
+        pipe.xadd(here.keys.jobs("low"), {"job": job}, id=entry)
+        pipe.xreadgroup(GROUP, RELEASED, {here.keys.jobs("low"): ">"})
+        pipe.xclaim(here.keys.jobs("low"), GROUP, RELEASED, 0, [entry], idle=3_600_000)
+        await pipe.execute()
+
+    async def begun_after_a_nudge() -> bool:
+        await here.queue.tell_released()  # again: the first may come before there is a listener
+        return await here.redis.exists(here.keys.job("a"))
+
+    await wait_until_async(begun_after_a_nudge, what="its begin")
+    assert (await here.end("a")).status is JobStatus.FINISHED
+
+
+async def test_what_was_accepted_is_held_to_no_later_limit(harness):
+    here = await harness(max_job_bytes=64)
+    accepted, bare = (Job(id=name, prompt="x" * 200, sampling=GREEDY) for name in ("accepted", "bare"))
+    await here.redis.xadd(here.keys.jobs("normal"), {"job": encode_job(accepted), "cost": 9})
+    await here.push(bare)
+    assert (await here.end("accepted")).status is JobStatus.FINISHED
+    (letter,) = await wait_until_async(here.dead_letters, what="a dead letter")
+    assert letter[b"code"].decode() == ErrorCode.JOB_TOO_LARGE
