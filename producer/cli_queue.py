@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ingine.keys import MAX_PARTITIONS, Priority
+from ingine.keys import MAX_PARTITIONS, SILENT_AFTER_S, Priority
 from ingine.wire import JobStatus
 from producer import Client
 from producer.cli_options import AsJson, QueueName, RedisUrl, print_fields, print_json
-from producer.results import NO_WORKER, SILENT_AFTER_S, DeadLetter, QueueInfo
+from producer.results import NO_WORKER, DeadLetter, QueueInfo
 
 queue_app = typer.Typer(help="Look at a queue, and steer it.", no_args_is_help=True)
 dead_app = typer.Typer(help="Jobs that no worker could answer, kept with the reason.", no_args_is_help=True)

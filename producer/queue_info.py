@@ -12,9 +12,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from ingine.errors import ClientError
-from ingine.keys import GROUP, Keys, Priority, is_worker
+from ingine.keys import GROUP, SILENT_AFTER_S, Keys, Priority, is_worker
 from ingine.wire import DEFAULT_MAX_JOB_BYTES, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_MAX_QUEUED_JOBS
-from producer.results import SILENT_AFTER_S, QueueInfo, is_serving
+from producer.results import QueueInfo, is_serving
 
 LOST_AFTER_S = 30
 """Twice the lease that workers have by default: its jobs are with others, unless there are none."""

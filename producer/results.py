@@ -4,10 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ingine.errors import ClientError, JobCancelled, JobExpired, JobFailed
+from ingine.keys import SILENT_AFTER_S
 from ingine.wire import JobStatus, TerminalEvent
-
-SILENT_AFTER_S = 5
-"""Without a heartbeat, which comes each second: such a worker serves nobody for now."""
 
 NO_WORKER = "no worker serves queue %s: jobs wait until one does (start one with `ingine worker`)"
 

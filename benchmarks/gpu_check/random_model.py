@@ -13,7 +13,7 @@ DEVIATION = 0.02
 
 
 def kernels_for(plan: Plan, *, block_size: int, kv_cache_dtype: str = "auto") -> Kernels:
-    """What the engine would choose. But a CPU has formats of KV in Triton's interpreter: of fp8 it has no other.
+    """What the engine would choose. But on a CPU, KV formats run in Triton's interpreter: fp8 has only that.
 
     All else would take far longer there, and say as little about speed.
     """
