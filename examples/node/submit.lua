@@ -1,11 +1,13 @@
 -- Accept one job, or say why not: limits, idempotency, duplicate id, XADD and the job's record, all or nothing.
 --
 -- KEYS  1 job hash  2 queue settings  3 the jobs stream of this priority  4..6 all three jobs streams  7 delayed
---       8 bytes of the queue  9 rate of this tenant  10 idempotency key (only where ARGV[6] > 0)
+--       8 bytes of the queue  9 rate of this tenant  10 deadlines  11 idempotency key
+--       12 job hash of ARGV[16] (only where that is given)
 -- ARGV  1 job id  2 msgpack job  3 priority  4 submission (a nonce)  5 reply_to or ''
---       6 idempotency TTL in ms, 0: no idempotency key  7 default max_jobs  8 default max_job_bytes
+--       6 idempotency key or ''  7 default max_jobs  8 default max_job_bytes
 --       9 default max_bytes  10 number of partitions that the producer knows of  11 tenant or ''
 --       12 cost in tokens  13 delay in ms  14 most bytes of a job, whatever the settings say
+--       15 deadline in ms from now, 0: none  16 the job that `same` named, to be asked whether it is still there
 -- returns {'accepted', job id} | {'same', job id}       same: this idempotency key submitted that job before
 --       | {'partitions', number}                        that is how many there are now: the job belongs elsewhere
 --       | {'duplicate', ''} | {'full', max_jobs} | {'full_bytes', max_bytes} | {'too_large', max_job_bytes}
@@ -13,6 +15,10 @@
 --
 -- A client library may send a script twice when the reply to the first is lost. The nonce makes the second
 -- one harmless: it finds its own submission and gets the same answer.
+--
+-- An idempotency key lives for as long as its job does, and then for as long as the job's result. Should the
+-- record be lost before (by hand, by eviction), the key means nothing any more. Which record to look at is known
+-- only after the first answer: send the submission again with what `same` named, and the answer is final.
 
 local settings = redis.call('HMGET', KEYS[2],
   'partitions', 'max_jobs', 'max_job_bytes', 'max_bytes', 'max_jobs_per_s')
@@ -23,9 +29,9 @@ end
 if redis.call('HGET', KEYS[1], 'submission') == ARGV[4] then
   return {'accepted', ARGV[1]}
 end
-if tonumber(ARGV[6]) > 0 then
-  local job_id = redis.call('GET', KEYS[10])
-  if job_id then
+if ARGV[6] ~= '' then
+  local job_id = redis.call('GET', KEYS[11])
+  if job_id and not (job_id == ARGV[16] and redis.call('EXISTS', KEYS[12]) == 0) then
     return {'same', job_id}
   end
 end
@@ -65,6 +71,11 @@ end
 
 redis.call('HSET', KEYS[1], 'attempt', 0, 'position', 0, 'deaths', 0, 'priority', ARGV[3],
   'submission', ARGV[4], 'reply_to', ARGV[5], 'submitted_at', now, 'bytes', size)
+if tonumber(ARGV[15]) > 0 then
+  local deadline_at = string.format('%d', now + ARGV[15])
+  redis.call('HSET', KEYS[1], 'deadline_at', deadline_at)
+  redis.call('ZADD', KEYS[10], deadline_at, ARGV[1])
+end
 if tonumber(ARGV[13]) > 0 then
   redis.call('HSET', KEYS[1], 'status', 'delayed', 'raw', ARGV[2], 'tenant', ARGV[11], 'cost', ARGV[12])
   redis.call('ZADD', KEYS[7], string.format('%d', now + ARGV[13]), ARGV[1])
@@ -73,7 +84,8 @@ else
   redis.call('HSET', KEYS[1], 'status', 'queued', 'entry', entry)
 end
 redis.call('INCRBY', KEYS[8], size)
-if tonumber(ARGV[6]) > 0 then
-  redis.call('SET', KEYS[10], ARGV[1], 'PX', ARGV[6])
+if ARGV[6] ~= '' then
+  redis.call('HSET', KEYS[1], 'idempotency_key', ARGV[6])
+  redis.call('SET', KEYS[11], ARGV[1])
 end
 return {'accepted', ARGV[1]}
