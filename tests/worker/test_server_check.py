@@ -12,6 +12,7 @@ from ingine.errors import ConfigError
 from ingine.keys import Keys
 from ingine.servers import Servers
 from tests.security.acl_server import USERS_FILE
+from tests.served_models import TINY
 from tests.servers import HOST, Valkey, free_port
 from tests.waiting import wait_until_async
 from worker.engine_thread import EngineThread
@@ -53,7 +54,7 @@ def run_worker(queue, tiny_engine) -> RunWorker:
     async def run(url: str) -> AsyncIterator[tuple[Health, asyncio.Task]]:
         settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1, worker_id="w")
         engine = tiny_engine()
-        worker = Worker(settings, url, EngineThread(lambda: engine), served_names=frozenset({"tiny"}))
+        worker = Worker(settings, url, EngineThread(lambda: engine), model=TINY)
         running = asyncio.create_task(worker.run())
         try:
             yield worker._health, running
