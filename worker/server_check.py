@@ -50,6 +50,7 @@ def needed_calls(keys: Keys) -> list[str]:
         keys.idem("0"): "PEXPIRE",
         keys.fair(Priority.NORMAL): "ZADD ZPOPMIN ZCARD ZRANGE ZSCORE EXISTS",
         keys.ends(Priority.NORMAL): "ZADD ZSCORE ZREMRANGEBYSCORE DEL",
+        keys.models: "HSET HGETALL HDEL EXPIRE",
         keys.bytes: "DECRBY DEL",
         keys.channel("0"): "SPUBLISH",
         keys.control: "SPUBLISH SSUBSCRIBE",
