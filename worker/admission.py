@@ -1,4 +1,4 @@
-"""The door: which entries become running jobs, how many, and which end there. One for all partitions."""
+"""Admission: which entries become running jobs, how many, and which end at once. One for all partitions."""
 
 import asyncio
 import contextlib
@@ -64,7 +64,7 @@ class Admission:
 
     @property
     def idle(self) -> bool:
-        """No job runs, nor is one on its way: a suspect may have the worker to itself."""
+        """No job runs, and none is being admitted: a suspect may have the worker to itself."""
         return not self._jobs and not self._num_reserved
 
     @contextlib.contextmanager
@@ -99,7 +99,7 @@ class Admission:
         return self._jobs.holds(entry)
 
     async def admit(self, queue: Queue, entry: Entry, max_job_bytes: int, *, alone: bool = False) -> bool:
-        """One entry through the door: it runs, waits, has ended, is buried, or is somebody else's.
+        """Admit one entry: it runs, waits, has ended, is buried, or is somebody else's.
 
         False for a suspect that must have the worker to itself: nothing was done to it.
         """
@@ -128,10 +128,7 @@ class Admission:
             return True
 
         model = job.model if isinstance(job, Job) else None
-        if model in queue.served_elsewhere and not entry.abandoned:
-            await queue.park(entry, job_id, model)
-            return True
-        begun = await queue.begin(entry, job_id, job.reply_to, alone=alone)
+        begun = await queue.begin(entry, job_id, job.reply_to, alone=alone, model=model)
         if begun.verdict == "other_model":
             await queue.park(entry, job_id, begun.fingerprint)
         elif begun.verdict == "duplicate":
@@ -159,7 +156,7 @@ class Admission:
     async def _begin(
         self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, begun: Begun
     ) -> None:
-        if (ending := self._ends_at_the_door(queue, job, begun)) is not None:
+        if (ending := self._ends_at_admission(queue, job, begun)) is not None:
             status, error = ending
             metadata = job.metadata if isinstance(job, Job) else None
             await self._publisher.reject(queue, entry, job_id, job.reply_to, begun, status, error, metadata)
@@ -169,7 +166,7 @@ class Admission:
         else:
             await self._start(queue, entry, job, begun)
 
-    def _ends_at_the_door(
+    def _ends_at_admission(
         self, queue: Queue, job: Job | InvalidJob, begun: Begun
     ) -> tuple[JobStatus, dict | None] | None:
         """Status and error of a job that is not to run, else None."""
@@ -185,6 +182,10 @@ class Admission:
         if begun.fingerprint and not queue.model.same_weights(begun.fingerprint):
             message = f"its tokens are of the model {begun.fingerprint}, which no worker serves any more"
             return JobStatus.FAILED, {"code": str(ErrorCode.MODEL_CHANGED), "message": message}
+        if job.model not in (None, *queue.model.names) and not begun.position:
+            names = ", ".join(sorted(queue.model.names | queue.served_elsewhere))
+            message = f"model {job.model!r}: the workers of this queue serve {names}"
+            return JobStatus.FAILED, {"code": str(ErrorCode.UNKNOWN_MODEL), "message": message}
         return None
 
     async def _start(self, queue: Queue, entry: Entry, job: Job, begun: Begun) -> None:

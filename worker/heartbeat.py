@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ingine.keys import GROUP, Keys, Priority
+from ingine.keys import GROUP, SILENT_AFTER_S, Keys, Priority
 from worker.metrics import Metrics
 from worker.queue import script
 from worker.retry import Backoff
@@ -27,7 +28,8 @@ _DRAIN = b"drain:"
 
 class Heartbeat:
     """`describe()` is what the workers hash says of us. Each beat `learn` gets the queue's settings, and
-    `learn_models` when a worker last served each model: name or fingerprint -> seconds ago."""
+    `learn_models` for how long no worker has served each model, in seconds by name and by fingerprint.
+    """
 
     def __init__(
         self,
@@ -53,7 +55,8 @@ class Heartbeat:
         self._learn_models = learn_models
         self._forget = redis.register_script(script("forget"))
         self._early = asyncio.Event()
-        self._since_s: int | None = None
+        self._in_contact_since_s = 0
+        """When our latest beats without a gap began, by the server's clock."""
         self.last_answer = time.monotonic()
         """When the server last answered, be it that it takes no writes."""
 
@@ -78,11 +81,11 @@ class Heartbeat:
 
     async def beat(self) -> None:
         now_s, _ = await self._redis.time()
+        if not self._in_contact_since_s or time.monotonic() - self.last_answer > SILENT_AFTER_S:
+            self._in_contact_since_s = now_s
         self.last_answer = time.monotonic()
-        self._since_s = self._since_s or now_s
         async with self._redis.pipeline(transaction=False) as pipe:
-            beat = self._describe() | {"at_s": now_s, "since_s": self._since_s}
-            pipe.hset(self._keys.workers, self._worker_id, msgpack.packb(beat))
+            pipe.hset(self._keys.workers, self._worker_id, msgpack.packb(self._describe() | {"at_s": now_s}))
             pipe.expire(self._keys.workers, WORKERS_TTL_S)
             # Should the server have lost it, producers would be sent elsewhere.
             pipe.hsetnx(self._keys.settings, "partitions", self._num_partitions)
@@ -91,15 +94,27 @@ class Heartbeat:
                 pipe.xlen(stream)
             pipe.zcard(self._keys.delayed)
             pipe.hset(self._keys.models, mapping=dict.fromkeys(self._model.aliases, now_s))
+            pipe.expire(self._keys.models, WORKERS_TTL_S)
             pipe.hgetall(self._keys.models)
-            _, _, _, settings, *depths, num_dead, num_delayed, _, models = await pipe.execute()
+            _, _, _, settings, *depths, num_dead, num_delayed, _, _, models = await pipe.execute()
         partition = self._keys.partition or 0
         for priority, depth in zip(Priority, depths, strict=True):
             self._metrics.queue_depth.labels(priority, partition).set(depth)
         self._metrics.dead_depth.labels(partition).set(num_dead)
         self._metrics.delayed_depth.labels(partition).set(num_delayed)
-        self._learn_models({_text(name): now_s - _number(at_s) for name, at_s in models.items()})
+        self._learn_models({_text(name): self._silence_s(now_s, at_s) for name, at_s in models.items()})
         self._learn({_text(name): _text(value) for name, value in settings.items()})
+
+    def _silence_s(self, now_s: int, at_s: bytes) -> float:
+        """How long ago a model was last served, not counting what we could not have seen.
+
+        A time in the future was written by hand, or the server's clock was set back: that is no sign of life,
+        nor is one so long ago that it is about to be forgotten.
+        """
+        silence_s = now_s - _number(at_s)
+        if not 0 <= silence_s < WORKERS_TTL_S:
+            return math.inf
+        return min(silence_s, now_s - self._in_contact_since_s)
 
     async def leave(self) -> None:
         """Nobody is to count on us any more."""

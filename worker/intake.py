@@ -1,4 +1,4 @@
-"""From a partition's streams to the door: read no more than there is room for."""
+"""From a partition's streams to admission: read no more than there is room for."""
 
 import asyncio
 import contextlib
@@ -150,9 +150,13 @@ class Intake:
             # Nobody could renew while the server was away. Whoever still runs its jobs does so as soon as it
             # is back, which must come before we take them for left behind.
             return
+        self._queue.look_for_parked()
         with self._admission.reserve(self._room) as room:
             if room:
-                await self._admit_all(await self._queue.claim_idle(lease_s, room))
+                entries = await self._queue.claim_idle(lease_s, room)
+                if len(entries) == room:
+                    self._next_sweep = 0.0
+                await self._admit_all(entries)
 
     async def _admit_surplus(self, entries: list[Entry]) -> None:
         """A waiting read brings up to one of each priority, and others may have taken the room meanwhile."""
@@ -167,6 +171,7 @@ class Intake:
             # All come to their end, so that none is left half admitted, and then the first error counts.
             for error in filter(None, await asyncio.gather(*admitting, return_exceptions=True)):
                 raise error
+        await self._queue.tell_parked()
 
     async def _admit(self, entry: Entry) -> None:
         """Every entry passes here, so a worker that is paused or stopping begins none."""

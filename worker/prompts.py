@@ -19,11 +19,8 @@ INLINE_CHARS = 4096
 
 
 class PromptReader:
-    """`served_names` are the values of `Job.model` that mean this worker's model."""
-
-    def __init__(self, engine: EngineHost, served_names: frozenset[str], *, log_prompts: bool):
+    def __init__(self, engine: EngineHost, *, log_prompts: bool):
         self._engine = engine
-        self._served_names = served_names
         self._log_prompts = log_prompts
 
     async def read(self, job: Job, submitted_at: datetime) -> tuple[list[int], SamplingParams]:
@@ -37,9 +34,6 @@ class PromptReader:
         return await asyncio.to_thread(self._read, job, submitted_at)
 
     def _read(self, job: Job, submitted_at: datetime) -> tuple[list[int], SamplingParams]:
-        if job.model is not None and job.model not in self._served_names:
-            names = ", ".join(sorted(self._served_names))
-            raise InvalidRequest(ErrorCode.UNKNOWN_MODEL, f"model {job.model!r}: this worker serves {names}")
         if self._log_prompts:
             log_event(logger, logging.INFO, "prompt", job_id=job.id, prompt=job.prompt or job.messages)
         try:

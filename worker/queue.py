@@ -73,6 +73,7 @@ SCRIPTS = (
     "delay",
     "bury",
     "park",
+    "unpark",
     "adopt",
 )
 
@@ -163,6 +164,8 @@ class Queue:
         """Of tenants, where they are not 1."""
         self.served_elsewhere: frozenset[str] = frozenset()
         """Names and fingerprints that other workers of the queue serve, or did within `model_wait_s`."""
+        self._may_be_parked = set(Priority)
+        self._has_parked = False
         self.contact = Contact()
 
     # ------------------------------------------------------------------------------------ intake
@@ -177,12 +180,17 @@ class Queue:
                     raise
 
     async def take(self, count: int) -> list[Entry]:
-        """Up to `count` entries that no worker has, most urgent first, then in fair order. Does not wait."""
+        """Up to `count` entries that no worker has: most urgent first, then parked ones, then in fair order.
+
+        Does not wait.
+        """
         order = list(Priority)
         if next(self._num_reads) % LOW_FIRST_EVERY == 0:
             order.reverse()
         entries: list[Entry] = []
         for priority in order:
+            if priority in self._may_be_parked and len(entries) < count:
+                entries += await self._unpark(priority, count - len(entries))
             if len(entries) < count:
                 entries += await self._take(priority, count - len(entries))
         return entries
@@ -206,19 +214,31 @@ class Queue:
         return await self._read_group("0", count=None)
 
     async def claim_idle(self, min_idle_s: float, count: int) -> list[Entry]:
-        """Up to `count` entries that nobody runs: their holders were silent for `min_idle_s` or have released
-        them, or they are parked for our model, or for one that nobody serves any more.
-        """
-        for_us, for_others = self.model.parked, map(parked, self.served_elsewhere)
-        parking = [WAITING, PARKED_PREFIX, int(self.model_wait_s * 1000), len(for_us), *for_us, *for_others]
+        """Up to `count` entries whose holders were silent for `min_idle_s`, or have released them."""
         entries: list[Entry] = []
         for priority in Priority:
             if len(entries) < count:
-                args = [GROUP, self.worker_id, int(min_idle_s * 1000), count - len(entries), *parking]
+                min_idle_ms, room = int(min_idle_s * 1000), count - len(entries)
+                args = [GROUP, self.worker_id, min_idle_ms, room, WAITING, PARKED_PREFIX]
                 claiming = self._scripts["claim"](keys=[self.keys.jobs(priority)], args=args)
-                claimed, abandoned = await self._answered(claiming) or ([], [])
-                entries += _entries(priority, claimed)
-                entries += [replace(entry, abandoned=True) for entry in _entries(priority, abandoned)]
+                entries += _entries(priority, await self._answered(claiming) or [])
+        return entries
+
+    def look_for_parked(self) -> None:
+        """Let the next `take` ask for parked entries, and each one after it until there are no more."""
+        self._may_be_parked = set(Priority)
+
+    async def _unpark(self, priority: Priority, count: int) -> list[Entry]:
+        """Up to `count` entries that are parked for our model, or for one that nobody serves any more."""
+        for_us, for_others = self.model.parked, [parked(model) for model in self.served_elsewhere]
+        wait_ms = int(self.model_wait_s * 1000)
+        args = [GROUP, self.worker_id, count, PARKED_PREFIX, wait_ms, len(for_us), *for_us, *for_others]
+        unparking = self._scripts["unpark"](keys=[self.keys.jobs(priority)], args=args)
+        claimed, abandoned = await self._answered(unparking) or ([], [])
+        entries = _entries(priority, claimed)
+        entries += [replace(entry, abandoned=True) for entry in _entries(priority, abandoned)]
+        if len(entries) < count:
+            self._may_be_parked.discard(priority)
         return entries
 
     async def promote(self) -> bool:
@@ -273,8 +293,14 @@ class Queue:
 
     # ----------------------------------------------------------------------------------- scripts
 
-    async def begin(self, entry: Entry, job_id: str, reply_to: str | None, *, alone: bool = True) -> Begun:
-        """`alone`: we have no other job, so may have one that workers died under."""
+    async def begin(
+        self, entry: Entry, job_id: str, reply_to: str | None, *, alone: bool = True, model: str | None = None
+    ) -> Begun:
+        """alone: we have no other job, so may have one that workers died under.
+
+        model: what the job names.
+        """
+        only_elsewhere = model in self.served_elsewhere and model not in self.model.names
         verdict, *fields = await self._trips.call(
             self._scripts["begin"],
             keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
@@ -290,6 +316,7 @@ class Queue:
                 self._lease_ms,
                 self.model.fingerprint,
                 int(entry.abandoned),
+                model if only_elsewhere else "",
             ],
         )
         match verdict, fields:
@@ -356,13 +383,20 @@ class Queue:
         )
 
     async def park(self, entry: Entry, job_id: str, model: str) -> bool:
-        """Leave an entry to the workers of `model`, a name or a fingerprint."""
-        done = await self._scripts["park"](
+        """Leave an entry to the workers of `model`, a name or a fingerprint. `tell_parked` tells them."""
+        done = await self._trips.call(
+            self._scripts["park"],
             keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
             args=[GROUP, self.worker_id, entry.id, parked(model)],
         )
-        await self.tell_released()
+        self._has_parked = self._has_parked or bool(done)
         return bool(done)
+
+    async def tell_parked(self) -> None:
+        """Spare workers of other models waiting for their next sweep."""
+        if self._has_parked:
+            self._has_parked = False
+            await self.tell_released()
 
     async def delay(self, entry: Entry, job_id: str, attempt: int, pause_s: float | None = None) -> bool:
         """Put a begun job off by `pause_s`. None: after a failure, for a pause that grows with each death."""

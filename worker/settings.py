@@ -10,7 +10,7 @@ from ingine.byte_sizes import parse_bytes
 from ingine.config import EngineConfig
 from ingine.environment import ENV_FILE, ENV_PREFIX, check_variables, is_service_link
 from ingine.errors import ConfigError
-from ingine.keys import QUEUE_NAME
+from ingine.keys import QUEUE_NAME, is_worker
 from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
 from ingine.wire import DEFAULT_RESULT_TTL_S, Name
@@ -40,6 +40,13 @@ class WorkerSettings(BaseSettings):
         default_factory=default_name,
         description="A name, to which each start adds random characters. Unset: host-pid.",
     )
+
+    @field_validator("worker_id")
+    @classmethod
+    def _no_parking_place(cls, name: str) -> str:
+        if not is_worker(name):
+            raise ValueError(f"{name} is the name of a consumer that is no worker")
+        return name
 
     model: str | None = Field(None, description="Packaged name, folder, GGUF file, hub id. Unset: SmolLM2.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -72,7 +79,9 @@ class WorkerSettings(BaseSettings):
     max_bytes: Bytes | None = Field(None, ge=64, description="Of all jobs. Unset: as the queue has it.")
     max_jobs_per_s: float | None = Field(None, gt=0, description="Of a tenant. Unset: as the queue has it.")
     mixed_models: bool = Field(False, description="Serve a queue beside workers of another model.")
-    model_wait_s: float = Field(300.0, gt=0, description="How long a job waits for a worker of its model.")
+    model_wait_s: float = Field(
+        300.0, ge=10, description="How long a job waits for a worker of a model that this queue has had."
+    )
     max_deaths: int = Field(3, ge=1, description="Workers that a job may take down before it is failed.")
     step_timeout_s: float = Field(300.0, gt=0, description="A step that takes longer ends the worker.")
     drain_timeout_s: float = Field(10.0, gt=0, description="How long a hand-over may take.")

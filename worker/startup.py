@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 from ingine.errors import ConfigError
 from ingine.keys import SILENT_AFTER_S, Keys, read_num_partitions
 from worker.heartbeat import Heartbeat
-from worker.queue import Queue
+from worker.queue import Queue, script
 from worker.settings import WorkerSettings
 
 
@@ -33,45 +33,40 @@ async def set_limits(redis: Redis, keys: Keys, settings: WorkerSettings) -> None
 
 
 async def enter(redis: Redis, queue: Queue, heartbeat: Heartbeat, settings: WorkerSettings) -> None:
-    """The first beat. Raises ConfigError if a worker of another model serves the queue, unless that is meant.
+    """The first beat. Raises ConfigError if the queue has workers of another model, unless that is meant.
 
-    Asked again after the beat: of two workers that start at the same moment, the later one gives way.
+    The beat comes first: whoever has said which model the queue has is seen to live by all who ask later.
     """
-    if settings.mixed_models:
-        await heartbeat.beat()
-        return
-    await _refuse_other_models(redis, queue)
     await heartbeat.beat()
+    if settings.mixed_models:
+        return
     try:
-        await _refuse_other_models(redis, queue)
+        await _agree_on_model(redis, queue)
     except ConfigError:
         await heartbeat.leave()
         raise
 
 
-async def _refuse_other_models(redis: Redis, queue: Queue) -> None:
-    model = queue.model
-    now_s, _ = await redis.time()
-    raw_beats = await redis.hgetall(queue.keys.workers)
-    beats = {name.decode(errors="replace"): _beat(raw) for name, raw in raw_beats.items()}
-    own = beats.get(queue.worker_id) or {"since_s": now_s + 1}
-    for worker_id, beat in beats.items():
-        live = beat and beat["at_s"] > now_s - SILENT_AFTER_S
-        earlier = live and (beat["since_s"], worker_id) < (own["since_s"], queue.worker_id)
-        if earlier and beat["fingerprint"] != model.fingerprint:
+async def _agree_on_model(redis: Redis, queue: Queue) -> None:
+    agree, ours = redis.register_script(script("agree_on_model")), queue.model.fingerprint
+    replaces = ""
+    while (holds := (await agree(keys=[queue.keys.settings], args=[ours, replaces])).decode()) != ours:
+        if worker := await _live_worker_of(redis, queue.keys, holds):
             raise ConfigError(
-                f"queue {queue.keys.queue!r} is served by {beat['model']} ({beat['fingerprint']}) at worker "
-                f"{worker_id}, and this worker has {model.name} ({model.fingerprint}): the same prompt would "
-                "get different answers. Use another queue (INGINE_QUEUE), stop the others first, or set "
-                "INGINE_MIXED_MODELS=true"
+                f"queue {queue.keys.queue!r} is served with another model ({holds} at {worker}) than this "
+                f"worker has ({ours}, {queue.model.name}): the same prompt would get different answers. Use "
+                "another queue (INGINE_QUEUE), stop the others first, or set INGINE_MIXED_MODELS=true"
             )
+        replaces = holds
 
 
-def _beat(raw: bytes) -> dict | None:
-    """None for what is no heartbeat of a worker that tells its model."""
-    try:
-        beat = msgpack.unpackb(raw)
-        beat = {name: beat[name] for name in ("at_s", "since_s", "model", "fingerprint")}
-    except (ValueError, TypeError, KeyError):
-        return None
-    return beat if isinstance(beat["at_s"], int) and isinstance(beat["since_s"], int) else None
+async def _live_worker_of(redis: Redis, keys: Keys, fingerprint: str) -> str | None:
+    now_s, _ = await redis.time()
+    for worker_id, raw in (await redis.hgetall(keys.workers)).items():
+        try:
+            beat = msgpack.unpackb(raw)
+            if beat["fingerprint"] == fingerprint and now_s - beat["at_s"] <= SILENT_AFTER_S:
+                return worker_id.decode(errors="replace")
+        except (ValueError, TypeError, KeyError):
+            continue  # no heartbeat of a worker that says which model it has
+    return None

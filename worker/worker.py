@@ -63,7 +63,7 @@ class Worker:
             self._jobs,
             self._engine,
             self._publisher,
-            PromptReader(engine, model.names, log_prompts=settings.log_prompts),
+            PromptReader(engine, log_prompts=settings.log_prompts),
             metrics,
             max_num_jobs=engine.max_num_seqs,
             max_deaths=settings.max_deaths,

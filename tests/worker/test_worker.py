@@ -191,9 +191,9 @@ async def test_a_chat_for_a_model_without_a_template(harness, tmp_path):
 async def test_a_deadline_that_passed_in_the_queue(harness):
     worker = await harness()
     await wait_until_async(lambda: worker.redis.exists(worker.keys.workers), what="the worker's start")
-    # An entry's id is its time of submission, by the server's clock: this one is from 2001.
+    # An entry's id is its time of submission, by the server's clock: this one is from 2020.
     await worker.redis.execute_command(
-        "XADD", worker.keys.jobs("high"), "1000000000000-0", "job",
+        "XADD", worker.keys.jobs("high"), "1600000000000-0", "job",
         encode_job(Job(id="late", prompt="x", deadline_ms=60_000)),
     )  # fmt: skip
     end = await worker.end("late")
@@ -282,12 +282,13 @@ async def test_a_forged_nudge_cancels_nothing(harness):
 
 
 async def test_a_worker_drains_when_its_key_says_so(harness):
-    worker = await harness(worker_id="leaving")
-    await worker.redis.hset(worker.keys.settings, "drain:leaving", 1)
+    worker = await harness()
+    worker_id = worker.queue.worker_id
+    await worker.redis.hset(worker.keys.settings, f"drain:{worker_id}", 1)
     await worker.redis.spublish(worker.keys.control, msgpack.packb({"command": "drain"}))
     await asyncio.wait_for(worker.running, HANGS_S)
-    assert not await worker.redis.hexists(worker.keys.workers, "leaving")
-    assert not await worker.redis.hexists(worker.keys.settings, "drain:leaving")
+    assert not await worker.redis.hexists(worker.keys.workers, worker_id)
+    assert not await worker.redis.hexists(worker.keys.settings, f"drain:{worker_id}")
 
 
 async def test_no_more_jobs_are_taken_than_the_engine_has_room_for(harness, tiny_engine):

@@ -4,9 +4,11 @@
 -- ARGV  1 group  2 worker  3 entry  4 priority  5 reply_to or ''  6 deaths from which a job runs alone
 --       7 deaths from which it runs no more  8 1: the worker has no other job  9 lease in ms
 --       10 fingerprint of the worker's model  11 1: nobody serves the job's model any more
+--       12 model that the job names and that only others serve, or ''
 -- returns {'run', attempt, position, deaths, cancel, now_ms, submitted_at, first_token_at, idempotency key or '',
 --          fingerprint of the model that has made what is committed}
---       | {'other_model', fingerprint}  another model has made what is committed; nothing was done
+--       | {'other_model', name or fingerprint}  for workers of that model, which decides by what is committed and
+--                                               else by the name; nothing was done
 --       | {'stale'}      the entry is not ours (any more)
 --       | {'duplicate'}  another entry has this job id
 --       | {'done'}       the job has ended before; the entry is gone now
@@ -28,6 +30,10 @@ end
 
 local function count(text)
   return string.match(text or '', '^%d+$') and #text <= 15 and tonumber(text)
+end
+
+local function weights(fingerprint)
+  return string.match(fingerprint, '^[^:]*')
 end
 
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
@@ -56,11 +62,12 @@ local position = status and count(record[4]) or 0
 if status and not count(record[4]) then
   return redis.error_reply('ERR the position in the job\'s record is not an integer')
 end
--- A job that is to end, and not to run, needs no model.
 local made_by = position > 0 and record[10] or ''
+local wanted = made_by ~= '' and made_by or ARGV[12]
+-- A job that is to end, and not to run, needs no model.
 local ends = record[5] == '1' or deaths >= tonumber(ARGV[7])
-if made_by ~= '' and made_by ~= ARGV[10] and ARGV[11] ~= '1' and not ends then
-  return {'other_model', made_by}
+if wanted ~= '' and wanted ~= ARGV[10] and ARGV[11] ~= '1' and not ends then
+  return {'other_model', wanted}
 end
 -- Its lease starts again: the entry may have waited here, behind others whose prompts take long to read.
 redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
@@ -75,6 +82,10 @@ if not status then
 end
 local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
 redis.call('HSET', KEYS[2], 'status', 'running', 'worker', ARGV[2], 'began_at', now, 'deaths', deaths,
-  'lease_ms', ARGV[9], 'model', ARGV[10])
+  'lease_ms', ARGV[9])
+-- What is committed stays another model's until a worker of the same weights goes on with it.
+if weights(made_by) == weights(ARGV[10]) or made_by == '' then
+  redis.call('HSET', KEYS[2], 'model', ARGV[10])
+end
 return {'run', attempt, position, deaths, record[5] == '1' and 1 or 0, now, past(record[6]) or now,
   past(record[7]) or 0, record[9] or '', made_by}

@@ -1,0 +1,42 @@
+-- Claim parked entries: those for our model, and those for models that nobody serves any more.
+--
+-- KEYS  1 jobs stream
+-- ARGV  1 group  2 worker  3 count  4 prefix of consumers of parked entries
+--       5 after how long anybody may claim a parked entry, in ms  6 number of consumers whose entries are for us
+--       7.. their names, then the names of those whose entries are for others
+-- returns {entries, as XRANGE does; those of them which anybody may claim}
+
+local first_of_others = 7 + ARGV[6]
+local left = tonumber(ARGV[3])
+
+-- The oldest ones of a consumer that have been idle for so long. Others behind them may be too: next time.
+local function claim(consumer, min_idle)
+  local claimed = {}
+  for _, pending in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', left, consumer)) do
+    for _, entry in ipairs(redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], min_idle, pending[1])) do
+      claimed[#claimed + 1] = entry
+      left = left - 1
+    end
+  end
+  return claimed
+end
+
+local known, for_us, abandoned = {}, {}, {}
+for i = 7, #ARGV do
+  known[ARGV[i]] = true
+  if i < first_of_others and left > 0 then
+    for _, entry in ipairs(claim(ARGV[i], 0)) do
+      for_us[#for_us + 1] = entry
+    end
+  end
+end
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local name, num_pending = consumer[2], consumer[4]
+  local is_parked = string.sub(name, 1, #ARGV[4]) == ARGV[4]
+  if left > 0 and num_pending > 0 and is_parked and not known[name] then
+    for _, entry in ipairs(claim(name, ARGV[5])) do
+      abandoned[#abandoned + 1] = entry
+    end
+  end
+end
+return {for_us, abandoned}
