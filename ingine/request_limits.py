@@ -33,13 +33,15 @@ class RequestLimits:
         return min(self.max_model_len, self.num_kv_tokens)
 
     def with_defaults(self, params: SamplingParams) -> SamplingParams:
-        """`params` with the model's own value for each field that was not given."""
-        missing = {
-            name: value
-            for name, value in self.sampling_defaults.items()
-            if name not in params.model_fields_set
-        }
-        return params.model_copy(update=missing) if missing else params
+        """`params` with the model's own value for each field that was not given.
+
+        What is given wins: with `min_tokens` over the model's own `max_tokens`, that default is dropped.
+        """
+        given = params.given()
+        missing = {name: value for name, value in self.sampling_defaults.items() if name not in given}
+        if params.min_tokens > missing.get("max_tokens", params.min_tokens):
+            del missing["max_tokens"]
+        return SamplingParams(**missing | given) if missing else params
 
     def validate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> None:
         """Raises InvalidRequest for what `Engine.add` would refuse."""

@@ -15,10 +15,10 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ingine.config import EngineConfig
-from ingine.errors import IngineError
+from ingine.errors import ErrorCode, IngineError, InvalidRequest
 from ingine.sampling_params import SamplingParams
 from worker.engine_link import EngineFailure, StepMessage
 from worker.engine_pipe import Message, make_unpacker, pack, pack_error, pack_outputs, pack_stats
@@ -112,15 +112,8 @@ class _Server:
         match message:
             case ["credit"]:
                 self._thread.credit()
-            case ["add", seq_id, prompt_token_ids, params, priority, arrival_time, output_token_ids]:
-                self._thread.add(
-                    seq_id,
-                    prompt_token_ids,
-                    SamplingParams(**params),
-                    priority=priority,
-                    arrival_time=arrival_time,
-                    output_token_ids=output_token_ids,
-                )
+            case ["add", *sequence]:
+                self._add(*sequence)
             case ["abort", seq_id]:
                 self._thread.abort(seq_id)
             case ["start"]:
@@ -128,6 +121,30 @@ class _Server:
                 self._thread.run(self._deliver, self._ended.set)
             case ["stop"]:
                 self._thread.request_stop()
+
+    def _add(
+        self,
+        seq_id: str,
+        prompt_token_ids: list[int],
+        params: dict[str, Any],
+        priority: int,
+        arrival_time: float,
+        output_token_ids: list[int],
+    ) -> None:
+        """A fault is this sequence's alone, as those that `Engine.add` raises are."""
+        try:
+            sampling_params = SamplingParams(**params)
+        except Exception as error:
+            self._thread.refuse(seq_id, InvalidRequest(ErrorCode.INVALID_PARAMETER, str(error)))
+            return
+        self._thread.add(
+            seq_id,
+            prompt_token_ids,
+            sampling_params,
+            priority=priority,
+            arrival_time=arrival_time,
+            output_token_ids=output_token_ids,
+        )
 
     def _deliver(self, message: StepMessage) -> None:
         if isinstance(message, EngineFailure):

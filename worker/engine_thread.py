@@ -23,7 +23,7 @@ from worker.logs import log_event
 logger = logging.getLogger(__name__)
 
 MAX_STEPS_AHEAD = 2
-"""Steps that may be delivered and not yet committed: one on its way to Redis while the next is computed."""
+"""Steps that may be delivered and not yet committed: one is written to Redis while the next is computed."""
 
 MAX_FAILED_STEPS = 10
 """Steps in a row that may raise, each with a lone sequence to blame, before the engine counts as broken."""
@@ -123,6 +123,14 @@ class EngineThread:
                 output_token_ids=output_token_ids,
             ),
         )
+
+    def refuse(self, seq_id: str, error: Exception) -> None:
+        """As if `Engine.add` had raised `error`."""
+
+        def refuse() -> None:
+            raise error
+
+        self._enqueue(seq_id, refuse)
 
     def abort(self, seq_id: str) -> None:
         self._enqueue(seq_id, lambda: self._engine.abort(seq_id))

@@ -83,6 +83,14 @@ def test_what_a_request_gives_goes_first_even_at_its_default():
     assert neutral.with_defaults(given) is given
 
 
+@pytest.mark.parametrize(("min_tokens", "max_tokens"), [(2048, 2048), (2049, None), (3000, None)])
+def test_a_default_that_contradicts_what_is_given_is_dropped(min_tokens, max_tokens):
+    limits = RequestLimits(9000, 9000, 100, sampling_defaults={"top_k": 20, "max_tokens": 2048})
+    params = limits.with_defaults(SamplingParams(min_tokens=min_tokens))
+    assert (params.top_k, params.min_tokens, params.max_tokens) == (20, min_tokens, max_tokens)
+    assert SamplingParams(**params.model_dump(exclude_defaults=True)) == params
+
+
 def test_llm_without_params_takes_the_models_own_and_explicit_params_stay_as_they_are(opinionated, llama):
     llm = LLM(str(opinionated), dtype="float32", max_num_seqs=2, block_size=4)
     prompt = {"prompt_token_ids": [*range(60, 90)]}

@@ -23,6 +23,7 @@ from tests.worker.test_failures import status
 from tests.worker.test_worker import ENDLESS, GREEDY, alone
 from worker.child import Child
 from worker.engine_child import EXIT_ORPHANED, command
+from worker.engine_link import EngineFailure
 from worker.engine_pipe import (
     make_unpacker,
     pack,
@@ -109,6 +110,26 @@ async def test_culprits_are_found_and_a_broken_engine_ends_the_worker(harness, f
     assert not here.worker._engine.alive
     heir = await harness()
     assert {(await heir.end(name)).position for name in ("broken-1", "broken-2")} == {450}
+
+
+@pytest.mark.parametrize("wrong", [{"min_tokens": 9, "max_tokens": 3}, {"temperature": -1.0}])
+async def test_parameters_that_the_process_cannot_read_fail_their_sequence_alone(failing_engine, wrong):
+    delivered = []
+    await failing_engine.start(delivered.append)
+    for seq_id, params in {"wrong": GREEDY.model_copy(update=wrong), "right": GREEDY}.items():
+        failing_engine.add(seq_id, [65], params, priority=0, arrival_time=0.0, output_token_ids=[])
+
+    def ended() -> bool:
+        failing_engine.credit()
+        return not failing_engine.alive or failing_engine.suspects == []
+
+    await wait_until_async(ended, what="the end of the other one")
+    assert failing_engine.alive
+    [failure] = [message for message in delivered if isinstance(message, EngineFailure)]
+    assert (failure.seq_ids, failure.fatal) == (["wrong"], False)
+    assert failure.error.code is ErrorCode.INVALID_PARAMETER
+    assert delivered[-1][-1].finish_reason is not None
+    failing_engine.close()
 
 
 # --------------------------------------------------------------------------------------- what dies or hangs

@@ -60,6 +60,12 @@ async def test_a_jobs_open_fields_are_the_models_own(harness, opinionated, run):
     assert (len(tokens), reason) == (63, "length")
 
 
+async def test_a_minimum_over_the_models_own_maximum_goes_first(harness, opinionated, run):
+    worker = await harness(engine_of(opinionated))
+    tokens, reason = await run(worker, "at-least", min_tokens=70, ignore_eos=True)
+    assert (len(tokens), reason) == (512 - len(PROMPT), "length")
+
+
 async def test_with_generation_config_vllm_they_are_neutral(harness, opinionated, run):
     worker = await harness(engine_of(opinionated, generation_config="vllm", max_model_len=30))
     tokens, reason = await run(worker, "a", temperature=0, ignore_eos=True)
