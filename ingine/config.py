@@ -120,9 +120,13 @@ class EngineConfig:
 
 
 def numerics(config: EngineConfig, dtype: object) -> str:
-    """In which numbers a model computes: two engines that differ in this may choose different tokens.
+    """The settings that decide a model's tokens: two engines that differ in this may choose different ones.
 
-    dtype: torch's, as the engine chose it. Such as `bfloat16`, or `bfloat16,int8,kv-int8`.
+    dtype: torch's, as the engine chose it. Returns such as `bfloat16`, or `bfloat16,int8,kv-int8`. A
+    `generation_config` other than the default is named too: it decides the temperature of silent requests.
     """
     kv_cache = None if config.kv_cache_dtype == "auto" else f"kv-{config.kv_cache_dtype}"
-    return ",".join(filter(None, (str(dtype).removeprefix("torch."), config.quantization, kv_cache)))
+    sampling = None if config.generation_config == "auto" else f"generation-config-{config.generation_config}"
+    return ",".join(
+        filter(None, (str(dtype).removeprefix("torch."), config.quantization, kv_cache, sampling))
+    )

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ingine.config import EngineConfig
+from ingine.config import EngineConfig, numerics
 from ingine.device import available_host_bytes, num_kv_blocks, resolve_limits, select_device, select_dtype
 from ingine.errors import ConfigError
 from tests.engine.driving import make_engine
@@ -136,6 +136,18 @@ def test_a_device_that_cannot_be_had_is_told_with_those_that_can(name, says):
 )
 def test_memory_for_kv_may_have_a_unit(given, expected):
     assert EngineConfig("m", kv_cache_bytes=given).kv_cache_bytes == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "bfloat16"),
+        ({"quantization": "int8", "kv_cache_dtype": "int8"}, "bfloat16,int8,kv-int8"),
+        ({"generation_config": "vllm"}, "bfloat16,generation-config-vllm"),
+    ],
+)
+def test_numerics_name_all_settings_that_decide_tokens(options, expected):
+    assert numerics(EngineConfig("m", **options), torch.bfloat16) == expected
 
 
 def test_the_engine_tells_what_it_chose(llama):

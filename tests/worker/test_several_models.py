@@ -307,16 +307,21 @@ async def test_a_time_that_is_none_is_no_sign_of_life(harness):
         assert (await tiny.end(f"for-{model}")).error["code"] == ErrorCode.UNKNOWN_MODEL
 
 
-def test_a_worker_knows_its_model_by_content_and_numbers(tmp_path):
+def test_a_worker_knows_its_model_by_content_numbers_and_sampling_defaults(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for seed, folder in enumerate(folders):
         make_tiny_model(folder, seed=seed)
-    models = []
-    for folder, dtype in ((folders[0], "float32"), (folders[0], "bfloat16"), (folders[1], "float32")):
-        options = {"device": "cpu", "kv_cache_bytes": 8 << 20, "dtype": dtype, "model": str(folder)}
-        engine, model = build_engine(WorkerSettings(_env_file=None, **options))
+
+    def served(folder, **options) -> ServedModel:
+        options = {"device": "cpu", "kv_cache_bytes": 8 << 20, "dtype": "float32"} | options
+        engine, model = build_engine(WorkerSettings(_env_file=None, model=str(folder), **options))
         engine.close()
-        models.append(model)
-    first, in_bfloat16, second = models
+        return model
+
+    first, second = map(served, folders)
     assert first.fingerprint == f"{model_fingerprint(folders[0])}:float32"
-    assert first.same_weights(in_bfloat16.fingerprint) and not first.same_weights(second.fingerprint)
+    assert not first.same_weights(second.fingerprint)
+    for options in ({"dtype": "bfloat16"}, {"generation_config": "vllm"}):
+        other = served(folders[0], **options)
+        assert other.fingerprint != first.fingerprint
+        assert first.same_weights(other.fingerprint)
