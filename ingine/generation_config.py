@@ -6,7 +6,6 @@ max_new_tokens where it gives no max_tokens. Whether the file says `do_sample` m
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,6 @@ FIELDS = {
     "max_new_tokens": "max_tokens",
 }
 """Name in the file to name in SamplingParams."""
-GGUF_KEYS = {
-    "general.sampling.temp": "temperature",
-    "general.sampling.top_k": "top_k",
-    "general.sampling.top_p": "top_p",
-    "general.sampling.min_p": "min_p",
-    "general.sampling.penalty_repeat": "repetition_penalty",
-}
-"""Metadata to name in the file."""
 
 
 def read_sampling_defaults(folder: Path) -> dict[str, Any]:
@@ -58,12 +49,3 @@ def read_sampling_defaults(folder: Path) -> dict[str, Any]:
         values = ", ".join(f"{name} {value}" for name, value in defaults.items())
         logger.info("sampling defaults from %s: %s (generation_config=vllm ignores them)", FILE_NAME, values)
     return defaults
-
-
-def recommended_by_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a GGUF file's metadata recommend, by the names of generation_config.json."""
-    found = {name: metadata[key] for key, name in GGUF_KEYS.items() if metadata.get(key) is not None}
-    # Stored in 32 bits, of which 7 digits are exact: 0.7 would come back as 0.699999988.
-    return {
-        name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in found.items()
-    }

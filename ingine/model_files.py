@@ -62,6 +62,8 @@ def gguf_parts(path: Path) -> list[Path]:
     if not (name := _GGUF_PART.fullmatch(path.name)):
         return [path]
     stem, count = name[1], int(name[3])
+    if not 1 <= int(name[2]) <= count:
+        raise ConfigError(f"{path}: there is no part {int(name[2])} of {count}")
     parts = [path.with_name(f"{stem}-{number:05}-of-{name[3]}.gguf") for number in range(1, count + 1)]
     for part in parts:
         if not part.is_file():

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as CoreTokenizer
 
 from ingine.chat_template import ChatTemplate
 from ingine.errors import ConfigError, ErrorCode, InvalidRequest
+from ingine.panics import panics_as_errors
 from ingine.tokenizer_files import read_tokenizer_files
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Tokenizer:
         try:
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(path)
+            with panics_as_errors():
+                tokenizer = AutoTokenizer.from_pretrained(path)
         except Exception as error:  # transformers raises whatever the parser of the day does
             raise ConfigError(f"no usable tokenizer in {path}: {error}") from error
         if not getattr(tokenizer, "is_fast", False):
@@ -90,7 +92,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens that the model's tokenizer adds to a prompt."""
-        return self._core.encode(_without_surrogates(text)).ids
+        return self._encode(text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, now: datetime | None = None) -> list[int]:
         """Token ids of the conversation in the model's chat template, up to the assistant's next turn.
@@ -114,7 +116,11 @@ class Tokenizer:
                 ErrorCode.INVALID_MESSAGES, f"the model's chat template refuses these messages: {error}"
             ) from None
         # The template has written the special tokens already.
-        return self._core.encode(_without_surrogates(text), add_special_tokens=False).ids
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        with panics_as_errors():
+            return self._core.encode(_without_surrogates(text), add_special_tokens=add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of all tokens together, special ones skipped."""

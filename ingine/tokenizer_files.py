@@ -8,6 +8,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as CoreTokenizer
 
+from ingine.panics import panics_as_errors
+
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Classes of transformers that take tokenizer.json as it is, and have no special tokens of their own."""
@@ -37,7 +39,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):  # missing, no JSON, or of other types
         return None
     try:
-        core = CoreTokenizer.from_file(str(folder / "tokenizer.json"))
+        with panics_as_errors():
+            core = CoreTokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception:  # the tokenizers library raises plain ones
         return None
     if not expected <= {token.content for token in core.get_added_tokens_decoder().values()}:

@@ -17,13 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.generation_config import recommended_by_gguf
 from ingine.kernels import REFERENCE
 from ingine.model_files import WEIGHTS, WEIGHTS_INDEX
 from ingine.models.checkpoint import some
 from ingine.models.config import ModelConfig
 from ingine.models.decoder import Decoder
-from ingine.models.gguf_config import ROPE_FREQS, config_of
+from ingine.models.gguf_config import ROPE_FREQS, config_of, recommended_sampling
 from ingine.models.gguf_file import FAMILIES, GGUFFile
 from ingine.models.gguf_tokenizer import end_token_ids, save_tokenizer
 
@@ -68,7 +67,7 @@ def convert_gguf(gguf_path: Path, out_dir: Path, *, progress: Progress | None = 
         names = {name: _hf_name(name) for name in file.tensors if name != ROPE_FREQS}
         _write_json(partial / "config.json", config_of(file) | {"dtype": _dtype_name(file)})
         _check_tensors(file, names, ModelConfig.from_folder(partial))
-        generation_config = {"eos_token_id": end_token_ids(file)} | recommended_by_gguf(file.metadata)
+        generation_config = {"eos_token_id": end_token_ids(file)} | recommended_sampling(file)
         _write_json(partial / "generation_config.json", generation_config)
         save_tokenizer(file, partial)
         _save_weights(file, names, partial, progress or (lambda done, total: None))
@@ -148,7 +147,8 @@ def _save_weights(file: GGUFFile, names: dict[str, str], folder: Path, progress:
 
 def _hf_name(name: str) -> str:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
-    *prefix, tensor, kind = name.split(".")
+    stem, _, kind = name.rpartition(".")
+    *prefix, tensor = stem.split(".")
     if tensor not in _TENSORS:
         raise UnsupportedModel(f"unsupported: the tensor {name} has no place in the model")
     layer = f"model.layers.{prefix[1]}." if len(prefix) > 1 else ""

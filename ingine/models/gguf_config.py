@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ingine.errors import UnsupportedModel
-from ingine.models.gguf_file import FAMILIES, GGUFFile
+from ingine.errors import ConfigError, UnsupportedModel
+from ingine.models.gguf_file import FAMILIES, GGUFFile, shortest_float
 from ingine.models.rope import rope_frequencies
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -46,6 +46,26 @@ _NEUTRAL: dict[str, Any] = {
 """Values that say that a model does without the feature."""
 
 
+GGUF_SAMPLING = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+"""Metadata to name in generation_config.json."""
+
+
+def recommended_sampling(file: GGUFFile) -> dict[str, Any]:
+    """What the file's makers recommend, by the names of generation_config.json. Raises ConfigError."""
+    found = {name: file.value(key, int | float) for key, name in GGUF_SAMPLING.items()}
+    return {
+        name: shortest_float(value) if isinstance(value, float) else value
+        for name, value in found.items()
+        if value is not None
+    }
+
+
 def config_of(file: GGUFFile) -> dict[str, Any]:
     """The content of config.json. Raises ConfigError, UnsupportedModel."""
     _refuse_unknown(file)
@@ -59,7 +79,7 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
         "vocab_size": file.vocab_size,
         "hidden_size": file.integer("embedding_length"),
         "intermediate_size": file.integer("feed_forward_length"),
-        "num_hidden_layers": file.integer("block_count"),
+        "num_hidden_layers": _num_layers(file),
         "num_attention_heads": num_heads,
         "num_key_value_heads": file.integer("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
@@ -87,6 +107,13 @@ def _refuse_unknown(file: GGUFFile) -> None:
                 f"unsupported GGUF metadata: {name} = {value!r:.100}. It may change what the model computes, "
                 "and is not implemented here"
             )
+
+
+def _num_layers(file: GGUFFile) -> int:
+    num_layers = file.integer("block_count")
+    if num_layers > len(file.tensors):  # a model of so many layers is not even to be described
+        raise ConfigError(f"{file.path}: {file.arch}.block_count is {num_layers}, so weights are missing")
+    return num_layers
 
 
 def _head_dim(file: GGUFFile) -> int:
@@ -137,6 +164,9 @@ def _rope_parameters(file: GGUFFile, head_dim: int) -> dict[str, Any]:
 def _llama3_rope(file: GGUFFile, rope_theta: float, head_dim: int) -> dict[str, Any]:
     """Llama 3's scaling lies in the file as a divisor a frequency; find the parameters it came from."""
     divisors = torch.tensor(file.dequantized(ROPE_FREQS))
+    plain = rope_frequencies({"rope_type": "default", "rope_theta": rope_theta}, head_dim)
+    if divisors.shape != plain.shape:
+        raise UnsupportedModel("unsupported: rotary frequencies other than those of Llama 3")
     parameters = {
         "rope_type": "llama3",
         "rope_theta": rope_theta,
@@ -145,8 +175,7 @@ def _llama3_rope(file: GGUFFile, rope_theta: float, head_dim: int) -> dict[str, 
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    plain = rope_frequencies({"rope_type": "default", "rope_theta": rope_theta}, head_dim)
     expected = plain / rope_frequencies(parameters, head_dim)
-    if divisors.shape != expected.shape or not torch.allclose(expected, divisors, rtol=1e-3):
+    if not torch.allclose(expected, divisors, rtol=1e-3):
         raise UnsupportedModel("unsupported: rotary frequencies other than those of Llama 3")
     return parameters

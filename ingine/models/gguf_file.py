@@ -3,7 +3,9 @@
 Names and layouts: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ class GGUFFile:
             tensors |= own
         metadata = parts[0][0]
         arch = metadata.get("general.architecture")
-        if arch not in FAMILIES:
+        if not isinstance(arch, str) or arch not in FAMILIES:
             raise UnsupportedModel(
                 f"unsupported GGUF architecture: {arch}. Those that work: {', '.join(FAMILIES)}"
             )
@@ -64,33 +66,68 @@ class GGUFFile:
         return self._own(key, int, default)
 
     def number(self, key: str, default: float | None = None) -> float:
-        value = self._own(key, int | float, default)
-        return float(f"{value:.6g}")  # a float32 as somebody wrote it: 1e-05, not 9.999999747378752e-06
+        value = shortest_float(self._own(key, int | float, default))
+        if not math.isfinite(value):
+            raise ConfigError(f"{self.path}: {self.arch}.{key} is {value}")
+        return value
 
     def text(self, key: str, default: str) -> str:
         return self._own(key, str, default)
 
     def _own(self, key: str, kind: Any, default: Any) -> Any:
-        value = self.metadata.get(f"{self.arch}.{key}", default)
+        name = f"{self.arch}.{key}"
+        if isinstance(self.metadata.get(name), list):
+            raise UnsupportedModel(f"unsupported: {name} with a value for each layer")
+        value = self.value(name, kind, default)
         if value is None:
-            raise ConfigError(f"{self.path} lacks the metadata {self.arch}.{key}")
-        if isinstance(value, list):
-            raise UnsupportedModel(f"unsupported: {self.arch}.{key} with a value for each layer")
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ConfigError(f"{self.path}: {self.arch}.{key} is {value!r}")
+            raise ConfigError(f"{self.path} lacks the metadata {name}")
         return value
+
+    def value(self, name: str, kind: Any, default: Any = None) -> Any:
+        """Any metadata. Raises ConfigError for a value of another type than `kind`."""
+        value = self.metadata.get(name, default)
+        if value is default or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+            return value
+        raise ConfigError(f"{self.path}: {name} is {value!r:.100}")
+
+    def values(self, name: str, kind: Any) -> list:
+        """An array of metadata, empty where there is none. Raises ConfigError as `value`."""
+        values = self.value(name, list, [])
+        for number, value in enumerate(values):
+            if not isinstance(value, kind):
+                raise ConfigError(f"{self.path}: element {number} of {name} is {value!r:.100}")
+        return values
 
     def token_id(self, role: str) -> int | None:
         """Of `tokenizer.ggml.<role>_token_id`; None where the file names none."""
         key = f"tokenizer.ggml.{role}_token_id"
-        token_id, num_tokens = self.metadata.get(key), self.vocab_size
-        if token_id is None or (isinstance(token_id, int) and 0 <= token_id < num_tokens):
+        token_id, num_tokens = self.value(key, int), len(self.tokens) or self.vocab_size
+        if token_id is None or 0 <= token_id < num_tokens:
             return token_id
         raise ConfigError(f"{self.path}: {key} is {token_id!r}, and there are {num_tokens} tokens")
 
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The tokenizer's vocabulary by id; empty where the file has no tokenizer."""
+        tokens = self.values("tokenizer.ggml.tokens", str)
+        if len(tokens) > (rows := self.vocab_size):
+            raise ConfigError(f"{self.path}: {len(tokens)} tokens, and an embedding of {rows} rows")
+        return tokens
+
+    @cached_property
+    def token_types(self) -> list[int]:
+        """One a token; empty where the file has none."""
+        types = self.values("tokenizer.ggml.token_type", int)
+        if types and len(types) != len(self.tokens):
+            raise ConfigError(f"{self.path}: {len(types)} token types for {len(self.tokens)} tokens")
+        return types
+
     @property
     def vocab_size(self) -> int:
-        return int(self.tensor("token_embd.weight").shape[1])
+        shape = self.tensor("token_embd.weight").shape
+        if len(shape) != 2:
+            raise ConfigError(f"{self.path}: token_embd.weight is no matrix")
+        return int(shape[1])
 
     def tensor(self, name: str) -> gguf.ReaderTensor:
         if name not in self.tensors:
@@ -104,6 +141,15 @@ class GGUFFile:
             return gguf.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError:
             raise UnsupportedModel(f"unsupported quantisation: {tensor.tensor_type.name}") from None
+
+
+def shortest_float(value: float) -> float:
+    """The number that somebody wrote before it was stored in 32 bits: the one of fewest digits that is stored
+    so. 0.7, not 0.699999988079071. Others stay as they are: they were stored in 64 bits.
+    """
+    with np.errstate(over="ignore"):
+        stored = np.float32(value)
+    return float(str(stored)) if float(stored) == value else float(value)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
@@ -120,6 +166,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
 def _check_split(path: Path, metadata: dict[str, Any], number: int, count: int) -> None:
     """A part counts from 0, its file's name from 1."""
     says_number, says_count = metadata.get("split.no", 0), metadata.get("split.count", 0) or 1
+    if not isinstance(says_number, int) or not isinstance(says_count, int):
+        raise ConfigError(f"{path}: split.no is {says_number!r:.100}, split.count is {says_count!r:.100}")
     if (says_number, says_count) == (number, count):
         return
     says = f"part {says_number + 1} of {says_count}"

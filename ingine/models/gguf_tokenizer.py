@@ -13,8 +13,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ingine.errors import ConfigError, UnsupportedModel
+from ingine.errors import ConfigError, IngineError, UnsupportedModel
 from ingine.models.gguf_file import GGUFFile
+from ingine.panics import panics_as_errors
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +79,9 @@ def end_token_ids(file: GGUFFile) -> list[int]:
     Files of chat models often name the end of the base model alone, and then never stop.
     """
     named = [file.token_id(role) for role in ("eos", "eot", "eom")]
-    tokens, types = _tokens(file, default=[])
     known = [
         token_id
-        for token_id, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        for token_id, (token, kind) in enumerate(zip(file.tokens, file.token_types, strict=False))
         if kind == CONTROL and token in _END_OF_TURN
     ]
     return list(dict.fromkeys(token_id for token_id in (*named, *known) if token_id is not None))
@@ -95,32 +95,32 @@ def save_tokenizer(file: GGUFFile, folder: Path) -> None:
     for key in _NOT_IMPLEMENTED:
         if file.metadata.get(f"tokenizer.ggml.{key}"):
             raise UnsupportedModel(f"unsupported GGUF metadata: tokenizer.ggml.{key}")
-    kind = file.metadata.get("tokenizer.ggml.model", "none")
+    kind = file.value("tokenizer.ggml.model", str, "none")
     if kind in ("none", "no_vocab"):
         return
-    if kind == "gpt2":
-        tokenizer = _byte_level_tokenizer(file)
-    elif kind == "llama":
-        tokenizer = _sentencepiece_tokenizer(file)
-    else:
-        raise UnsupportedModel(f"unsupported GGUF tokenizer: {kind}. Those that work: gpt2, llama")
-    tokenizer.chat_template = file.metadata.get("tokenizer.chat_template")
-    tokenizer.save_pretrained(folder)
-
-
-def _tokens(file: GGUFFile, default: list | None = None) -> tuple[list[str], list[int]]:
-    """The vocabulary and the types of its tokens."""
-    tokens = file.metadata.get("tokenizer.ggml.tokens", default)
-    if tokens is None:
+    if kind not in _MAKERS:
+        raise UnsupportedModel(f"unsupported GGUF tokenizer: {kind}. Those that work: {', '.join(_MAKERS)}")
+    if not file.tokens:
         raise ConfigError(f"{file.path} lacks the metadata tokenizer.ggml.tokens")
-    return tokens, file.metadata.get("tokenizer.ggml.token_type", [])
+    chat_template = file.value("tokenizer.chat_template", str)
+    try:
+        with panics_as_errors():
+            tokenizer = _MAKERS[kind](file)
+    except IngineError:
+        raise
+    except Exception as error:  # the libraries check little: damage shows as an error of any kind
+        raise ConfigError(f"{file.path}: its tokenizer cannot be built: {error}") from error
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
 
 
 def _byte_level_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     pre = _pretokenizer(file)
-    tokens, types = _tokens(file)
-    if (merges := file.metadata.get("tokenizer.ggml.merges")) is None:
+    tokens, types = file.tokens, file.token_types
+    if not (merges := file.values("tokenizer.ggml.merges", str)):
         raise ConfigError(f"{file.path} lacks the metadata tokenizer.ggml.merges")
+    if wrong := [merge for merge in merges if merge.count(" ") != 1]:
+        raise ConfigError(f"{file.path}: {wrong[0]!r:.100} in tokenizer.ggml.merges is no pair of tokens")
     tokenizer = Tokenizer(
         BPE(
             vocab={token: token_id for token_id, token in enumerate(tokens)},
@@ -136,8 +136,8 @@ def _byte_level_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
 
     ids = {role: file.token_id(role) for role in ("bos", "eos", "unknown", "padding")}
     bos, eos, unk, pad = (None if token_id is None else tokens[token_id] for token_id in ids.values())
-    add_bos = bos is not None and file.metadata.get("tokenizer.ggml.add_bos_token", pre.add_bos)
-    add_eos = eos is not None and file.metadata.get("tokenizer.ggml.add_eos_token", False)
+    add_bos = bos is not None and file.value("tokenizer.ggml.add_bos_token", bool, pre.add_bos)
+    add_eos = eos is not None and file.value("tokenizer.ggml.add_eos_token", bool, False)
     if add_bos or add_eos:
         before, after = ([bos] if add_bos else []), ([eos] if add_eos else [])
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -151,7 +151,7 @@ def _byte_level_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
 
 
 def _pretokenizer(file: GGUFFile) -> _Pretokenizer:
-    name = file.metadata.get("tokenizer.ggml.pre")
+    name = file.value("tokenizer.ggml.pre", str)
     if name in (None, "default"):  # from before llama.cpp wrote this name
         logger.warning(
             "%s does not say how its tokenizer cuts text (tokenizer.ggml.pre): GPT-2's rule is taken. If it "
@@ -168,13 +168,17 @@ def _pretokenizer(file: GGUFFile) -> _Pretokenizer:
 
 def _sentencepiece_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     tokenizer = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
-    if not file.metadata.get("tokenizer.ggml.add_space_prefix", True):  # transformers does not look at it
+    if not file.value("tokenizer.ggml.add_space_prefix", bool, True):  # transformers does not look at it
         core = tokenizer.backend_tokenizer
         core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
         core.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
         )
     return tokenizer
+
+
+_MAKERS = {"gpt2": _byte_level_tokenizer, "llama": _sentencepiece_tokenizer}
+"""By `tokenizer.ggml.model`."""
 
 
 def _split(pre: _Pretokenizer) -> pre_tokenizers.PreTokenizer:

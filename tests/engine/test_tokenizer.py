@@ -357,3 +357,18 @@ def test_a_template_that_fails_on_messages_refuses_them(template, says):
 def test_a_folder_without_a_tokenizer(tmp_path):
     with pytest.raises(ConfigError, match="no usable tokenizer"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_a_panic_of_the_tokenizers_library_is_a_damaged_tokenizer(tmp_path):
+    """It is no Exception, and would end a worker's event loop."""
+    make_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"] |= {
+        "continuing_subword_prefix": "####",
+        "vocab": {"a": 0, "b": 1},
+        "merges": [["a", "b"]],
+    }
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="no usable tokenizer"):
+        Tokenizer.from_folder(tmp_path)
