@@ -20,7 +20,7 @@ VOLATILE_KEYS = frozenset(
     {
         *("transformers_version", "_name_or_path", "name_or_path", "_commit_hash", "_from_model_config"),
         *("dtype", "torch_dtype", "use_cache", "_attn_implementation", "_attn_implementation_autoset"),
-        *("tokenizer_file", "is_local", "local_files_only"),
+        *("tokenizer_file", "is_local", "local_files_only", "backend"),
     }
 )
 """Keys of config files that say by whom, where or with which software they were written. The weights' own

@@ -27,7 +27,7 @@ from ingine.model_files import gguf_parts
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, the bytes done and the bytes there are."""
 
-CONVERSION = 2
+CONVERSION = 3
 """Part of the name of what is converted: raised whenever a GGUF file gives another folder than before."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -5,6 +5,7 @@ Byte-level BPE is built here: how a text is cut before its pieces are merged is 
 transformers' own conversion does for it.
 """
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ingine.panics import panics_as_errors
 
 logger = logging.getLogger(__name__)
 
+SAVED_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 CONTROL, USER_DEFINED = 3, 4
 """Token types of GGUF: never part of a text, and part of it but never cut."""
 
@@ -110,8 +112,18 @@ def save_tokenizer(file: GGUFFile, folder: Path) -> None:
         raise
     except Exception as error:  # the libraries check little: damage shows as an error of any kind
         raise ConfigError(f"{file.path}: its tokenizer cannot be built: {error}") from error
-    tokenizer.chat_template = chat_template
-    tokenizer.save_pretrained(folder)
+    # Not by `save_pretrained`: other versions of transformers write other keys, and each key counts in the
+    # model's fingerprint.
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    special_tokens = {role: tokenizer.special_tokens_map.get(role) for role in SAVED_ROLES}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    _write_text(folder / "tokenizer_config.json", json.dumps(config | special_tokens, indent=2) + "\n")
+    if chat_template is not None:
+        _write_text(folder / "chat_template.jinja", chat_template)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="")
 
 
 def _byte_level_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
