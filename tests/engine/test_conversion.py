@@ -1,4 +1,4 @@
-"""What a conversion of a GGUF file writes: the same with any version of the libraries, and known by a number."""
+"""What a conversion of a GGUF file writes: the same with any version of the libraries, under its number."""
 
 import hashlib
 import json
