@@ -60,7 +60,7 @@ class Pipe(asyncio.Protocol):
             self._transport.write(pack(*message))
 
     def close(self) -> None:
-        """Once all that was sent is on its way."""
+        """Once all that was sent is written."""
         self._transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
