@@ -11,6 +11,7 @@ import redis.asyncio
 
 from ingine.config import EngineConfig
 from ingine.engine import Engine
+from ingine.fingerprint import model_fingerprint
 from ingine.keys import GROUP, Keys, Priority, is_worker
 from ingine.wire import Job, JobStatus, TerminalEvent, decode_event, encode_job
 from tests.served_models import TINY
@@ -144,9 +145,13 @@ class Harness:
 
 
 @pytest.fixture
-async def harness(redis_url, queue, tiny_engine) -> AsyncIterator[Callable[..., Awaitable[Harness]]]:
+async def harness(
+    redis_url, queue, tiny_engine, tiny_model
+) -> AsyncIterator[Callable[..., Awaitable[Harness]]]:
     """Starts a worker with these settings. Each is stopped, and the blocks of an engine here are counted."""
     started: list[Harness] = []
+    # As `ingine worker` would have it, whose jobs such a worker goes on with.
+    served = ServedModel(TINY.names, model_fingerprint(tiny_model), TINY.numerics)
     client = redis.asyncio.from_url(redis_url, protocol=2)
 
     async def push(job: Job | bytes, priority: Priority = Priority.NORMAL) -> str:
@@ -154,7 +159,7 @@ async def harness(redis_url, queue, tiny_engine) -> AsyncIterator[Callable[..., 
         return (await client.xadd(Keys(queue).jobs(priority), {"job": raw})).decode()
 
     async def start(
-        engine: Engine | EngineProcess | None = None, model: ServedModel = TINY, **options
+        engine: Engine | EngineProcess | None = None, model: ServedModel = served, **options
     ) -> Harness:
         settings = WorkerSettings(
             _env_file=None,

@@ -177,21 +177,23 @@ async def test_a_cancelled_job_is_ended_by_a_worker_of_any_model(client, keys, m
 
 
 async def test_a_worker_of_another_model_refuses_to_start(harness):
-    await harness()
+    await harness(model=TINY)
     second = await harness(model=OTHER)
     with pytest.raises(ConfigError, match=r"another model \(0123.* at w0-.*this worker has.*INGINE_QUEUE"):
         await second.running
     third = await harness(model=TINY_IN_BFLOAT16)
     with pytest.raises(ConfigError, match=r"0123456789abcdef:bfloat16"):
         await third.running
-    fourth = await harness()
+    fourth = await harness(model=TINY)
     await wait_until_async(lambda: fourth.worker._partitions[0].ready.is_set(), what="the fourth")
     names = [name_of(worker_id.decode()) for worker_id in await fourth.redis.hkeys(fourth.keys.workers)]
     assert sorted(names) == ["w0", "w3"]
 
 
 async def test_of_two_that_start_at_the_same_moment_one_gives_way(harness):
-    first, second = await asyncio.gather(harness(worker_id="a"), harness(worker_id="b", model=OTHER))
+    first, second = await asyncio.gather(
+        harness(worker_id="a", model=TINY), harness(worker_id="b", model=OTHER)
+    )
     running = {first.running, second.running}
     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     (ended,) = (task for task in running if task.done())
@@ -200,7 +202,7 @@ async def test_of_two_that_start_at_the_same_moment_one_gives_way(harness):
 
 async def test_the_worker_before_may_be_dead_or_of_an_older_version(harness):
     """Neither a heartbeat that has stopped nor one that tells no model keeps a worker from its queue."""
-    first = await harness()
+    first = await harness(model=TINY)
     workers = first.keys.workers
     await first.redis.hset(workers, "older", b"\x82\xa4at_s\xce\x7f\xff\xff\xff\xa5model\xa5older")
     await first.stop()
@@ -218,7 +220,7 @@ async def num_parked(harness, model: str) -> int:
 async def serve_after_another(harness):
     """A worker that knows of another model, whose worker has just left."""
     other = await harness(model=OTHER)
-    tiny = await harness(mixed_models=True)
+    tiny = await harness(model=TINY, mixed_models=True)
     await wait_until_async(lambda: "other" in tiny.queue.served_elsewhere, what="what the other serves")
     await other.stop()
     return tiny
@@ -246,7 +248,7 @@ async def test_jobs_that_name_a_model_are_left_to_the_worker_that_serves_it(harn
 
 
 async def test_a_job_that_names_a_model_nobody_serves_fails_at_once(harness):
-    tiny = await harness(mixed_models=True)
+    tiny = await harness(model=TINY, mixed_models=True)
     await tiny.push(Job(id="typo", prompt="x", model="tyni"))
     end = await tiny.end("typo")
     assert end.error["code"] == ErrorCode.UNKNOWN_MODEL
@@ -279,7 +281,7 @@ async def test_a_log_is_never_continued_by_another_model(harness, queue_of, redi
     async with AsyncClient(redis_url, queue=keys.queue) as client:
         await client.submit_many([JOB])
     await make_half(await queue_of(OTHER))
-    new = await harness(mixed_models=True)
+    new = await harness(model=TINY, mixed_models=True)
     await wait_until_async(lambda: num_parked(new, OTHER.fingerprint), what="the job to be parked")
     new.queue.model_wait_s = 1.0
     end = await new.end(JOB.id)
@@ -290,7 +292,7 @@ async def test_a_log_is_never_continued_by_another_model(harness, queue_of, redi
 
 async def test_nobody_is_taken_for_gone_by_a_worker_that_could_not_have_seen_it(harness):
     """After an outage of the server, or on a new one, whoever comes first must not judge the others."""
-    tiny = await harness(mixed_models=True)
+    tiny = await harness(model=TINY, mixed_models=True)
     long_ago = int((await tiny.redis.time())[0]) - 3000
     await tiny.redis.hset(tiny.keys.models, "other", long_ago)
     await wait_until_async(lambda: "other" in tiny.queue.served_elsewhere, what="the other's name")
@@ -299,7 +301,7 @@ async def test_nobody_is_taken_for_gone_by_a_worker_that_could_not_have_seen_it(
 
 
 async def test_a_time_that_is_none_is_no_sign_of_life(harness):
-    tiny = await harness(mixed_models=True)
+    tiny = await harness(model=TINY, mixed_models=True)
     times = {"a": "inf", "b": "nan", "c": "x", "d": 1 << 40, "e": -1}
     await tiny.redis.hset(tiny.keys.models, mapping=times)
     for model in times:
