@@ -300,6 +300,25 @@ async def test_only_what_is_to_be_ended_is_read(redis_url, keys, submit_large):
     assert (await last_event(client, keys, f"job-{num_jobs - 1}")).metadata == {"n": 1}
 
 
+async def test_a_large_job_is_read_by_itself(client, keys, make_queue, submit_overdue_with):
+    """A hundred of them at once would be too much."""
+    await submit_overdue_with("small", 100)
+    await submit_overdue_with("large", expiry.MAX_BYTES_AT_ONCE)
+    looks = await expiry._look(client, keys, ["small", "large"])
+    assert [bool(looks[job_id][-1]) for job_id in ("small", "large")] == [True, False]
+
+
+@pytest.fixture
+def submit_overdue_with(client, keys, let_deadline_pass):
+    async def submit(job_id: str, num_bytes: int) -> None:
+        submission = build_submission("x" * num_bytes, job_id=job_id, deadline_s=7200)
+        touched, args = submission.script_call(keys)
+        await client.register_script(read_script("producer", "submit"))(keys=touched, args=args)
+        await let_deadline_pass(job_id)
+
+    return submit
+
+
 @pytest.fixture
 async def submit_large(redis_url, keys):
     """Jobs of 200 KB: the last but one runs, the last one waits; the deadlines of both have passed."""
