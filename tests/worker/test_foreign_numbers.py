@@ -1,6 +1,7 @@
 """Numbers that somebody has written into a record: they concern that job alone, and never a worker."""
 
 import pytest
+import redis.asyncio
 
 from ingine.expiry import expire_due
 from ingine.scripts import read_script
@@ -119,5 +120,14 @@ async def test_a_foreign_key_of_the_queue_does_not_keep_a_worker_from_taking_job
     worker = await harness()
     await worker.redis.set(worker.keys.deadlines, "x")
     await wait_until_async(lambda: "foreign key" in caplog.text, what="a sweep")
+    await worker.push(Job(id="good", prompt="x", sampling={"max_tokens": 2}))
+    assert (await worker.end("good")).status is JobStatus.FINISHED
+
+
+async def test_a_worker_starts_where_delayed_jobs_are_none(harness, redis_url, keys):
+    """It tells how many there are in each heartbeat."""
+    async with redis.asyncio.from_url(redis_url) as client:
+        await client.set(keys.delayed, "x")
+    worker = await harness()
     await worker.push(Job(id="good", prompt="x", sampling={"max_tokens": 2}))
     assert (await worker.end("good")).status is JobStatus.FINISHED
