@@ -32,8 +32,7 @@ if after == '' then
       num_waiting = tonumber(consumer[2])
     end
   end
-  local unread = redis.call('XRANGE', KEYS[1], '(' .. group['last-delivered-id'], '+', 'COUNT', 1)[1]
-  if not unread and redis.call('XLEN', KEYS[1]) <= group.pending
+  if redis.call('XLEN', KEYS[1]) <= group.pending
     and num_waiting <= redis.call('ZCARD', KEYS[2]) then
     return {'', 0}
   end
