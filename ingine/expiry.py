@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from ingine.errors import ErrorCode, InvalidJob
@@ -13,10 +14,37 @@ MAX_EXPIRED = 100
 """Jobs that one call of `expire_due` looks at."""
 
 MAX_ATTEMPTS = 5
-"""How often a job is read again that has moved on in between."""
+"""How often a job is looked at again that has moved on in between."""
 
-_FIELDS = ("status", "position", "priority", "entry", "raw", "reply_to", "idempotency_key")
-_NUMBERS = ("attempt", "submitted_at", "deadline_at")
+MAX_BYTES_AT_ONCE = 64 << 10
+"""Jobs up to this size come with the first look, since their metadata belongs into their last
+event. Larger ones are read one at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A job that is to be ended, as `expire.lua` has read it: its numbers are numbers."""
+
+    job_id: str
+    position: int
+    attempt: int
+    submitted_at: int | None
+    deadline_at: int
+    reply_to: str
+    idempotency_key: str
+    stream: int
+    entry: str
+    raw: bytes
+
+    @classmethod
+    def read(cls, job_id: str, fields: Sequence[bytes]) -> "_Due":
+        *texts, raw = fields
+        position, attempt, submitted_at, deadline_at, reply_to, idempotency_key, stream, entry = (
+            text.decode(errors="replace") for text in texts
+        )
+        submitted = int(submitted_at) if submitted_at else None
+        numbers = int(position), int(attempt), submitted, int(deadline_at)
+        return cls(job_id, *numbers, reply_to, idempotency_key, int(stream), entry, raw)
 
 
 def deadline_error(deadline_ms: int | None) -> dict[str, str]:
@@ -43,91 +71,98 @@ async def expire(redis: Any, keys: Keys, job_ids: Iterable[str], *, result_ttl_s
     """End those of these jobs of a partition whose deadline has passed and that nobody runs.
 
     Returns what `expire.lua` answers for each: `expired`, another status in which it has ended, `early`,
-    `running`, `unknown`, `broken`; `moved` for one that was written to again and again meanwhile.
+    `running`, `unknown`, `broken`; `moved` for one that was written to again and again meanwhile. What the
+    server refuses for one job alone is `broken`, too; it is raised if it refuses all of them.
     """
     answers: dict[str, str] = dict.fromkeys(job_ids, "moved")
     for _ in range(MAX_ATTEMPTS):
-        if moved := [job_id for job_id, answer in answers.items() if answer == "moved"]:
-            answers |= await _expire(redis, keys, moved, int(result_ttl_s * 1000))
+        if not (moved := [job_id for job_id, answer in answers.items() if answer == "moved"]):
+            break
+        due = []
+        for job_id, (answer, *fields) in (await _look(redis, keys, moved)).items():
+            if answer == b"due":
+                due.append(_Due.read(job_id, fields))
+            else:
+                answers[job_id] = answer.decode(errors="replace")
+        answers |= await _end(redis, keys, due, int(result_ttl_s * 1000))
     return answers
 
 
-async def _expire(redis: Any, keys: Keys, job_ids: Sequence[str], ttl_ms: int) -> dict[str, str]:
-    """Each once. Four round trips at most, however many there are."""
-    records, now_ms = await _records(redis, keys, job_ids)
-    raws = await _raw_jobs(redis, keys, records)
+async def _look(redis: Any, keys: Keys, job_ids: Sequence[str]) -> dict[str, list[bytes]]:
+    calls = {
+        job_id: ([*keys.all_jobs, keys.job(job_id), keys.deadlines], [GROUP, job_id, MAX_BYTES_AT_ONCE])
+        for job_id in job_ids
+    }
+    return await _call(redis, calls)
+
+
+async def _end(redis: Any, keys: Keys, due: Sequence[_Due], ttl_ms: int) -> dict[str, str]:
+    now_s, now_us = await redis.time()
+    calls = {}
+    for job in due:
+        raw = job.raw or await _read_job(redis, keys, job)
+        event = _event(job, raw, now_s * 1000 + now_us // 1000)
+        touched = [
+            *keys.all_jobs,
+            keys.job(job.job_id),
+            keys.deadlines,
+            keys.tokens(job.job_id),
+            keys.delayed,
+            keys.bytes,
+            keys.replies(job.reply_to),
+            keys.idem(job.idempotency_key),
+        ]
+        args = [GROUP, job.job_id, "", job.position, encode_event(event), keys.channel(job.job_id), ttl_ms]
+        calls[job.job_id] = touched, [*args, int(job.reply_to != ""), int(job.idempotency_key != "")]
+    return {job_id: answer.decode() for job_id, (answer, *_) in (await _call(redis, calls)).items()}
+
+
+async def _call(redis: Any, calls: dict[str, tuple[list, list]]) -> dict[str, list[bytes]]:
+    """`expire.lua` for each job, in one round trip."""
+    if not calls:
+        return {}
     pipeline = redis.pipeline(transaction=False)
     script = redis.register_script(read_script("ingine", "expire"))
     # Known to every server but one that is new or has just started; then this is what it needs.
     pipeline.script_load(script.script)
-    for job_id, record in records.items():
-        event = _event(job_id, record, raws.get(job_id), now_ms)
-        touched = [
-            *keys.all_jobs,
-            keys.job(job_id),
-            keys.tokens(job_id),
-            keys.delayed,
-            keys.deadlines,
-            keys.bytes,
-        ]
-        touched += [keys.replies(record["reply_to"]), keys.idem(record["idempotency_key"])]
-        args = [GROUP, job_id, event.position, encode_event(event), keys.channel(job_id), ttl_ms]
-        args += [int(record["reply_to"] != ""), int(record["idempotency_key"] != "")]
+    for touched, args in calls.values():
         pipeline.evalsha(script.sha, len(touched), *touched, *args)
-    _, *answers = await pipeline.execute()
-    return {job_id: answer.decode() for job_id, answer in zip(records, answers, strict=True)}
+    loaded, *answers = await pipeline.execute(raise_on_error=False)
+    refusals = [answer for answer in answers if isinstance(answer, Exception)]
+    if len(refusals) == len(answers):
+        raise loaded if isinstance(loaded, Exception) else refusals[0]
+    return {
+        job_id: [b"broken"] if isinstance(answer, Exception) else answer
+        for job_id, answer in zip(calls, answers, strict=True)
+    }
 
 
-async def _records(redis: Any, keys: Keys, job_ids: Sequence[str]) -> tuple[dict[str, dict[str, Any]], int]:
-    """What the records say, and the server's time in ms. Of what is no record: nothing."""
+async def _read_job(redis: Any, keys: Keys, job: _Due) -> bytes:
+    """The job as it was sent; nothing where it cannot be had."""
     pipeline = redis.pipeline(transaction=False)
-    pipeline.time()
-    for job_id in job_ids:
-        pipeline.hmget(keys.job(job_id), *_FIELDS, *_NUMBERS)
-    (now_s, now_us), *answers = await pipeline.execute(raise_on_error=False)
-    records = {}
-    for job_id, answer in zip(job_ids, answers, strict=True):
-        values = [None] * len(_FIELDS + _NUMBERS) if isinstance(answer, Exception) else answer
-        record: dict[str, Any] = dict(zip(_FIELDS, values, strict=False))
-        record |= {name: (record[name] or b"").decode(errors="replace") for name in _FIELDS if name != "raw"}
-        record |= zip(_NUMBERS, map(_number, values[len(_FIELDS) :]), strict=True)
-        records[job_id] = record
-    return records, now_s * 1000 + now_us // 1000
+    if job.entry:
+        pipeline.xrange(keys.all_jobs[job.stream - 1], min=job.entry, max=job.entry)
+    else:
+        pipeline.hget(keys.job(job.job_id), "raw")
+    [found] = await pipeline.execute(raise_on_error=False)
+    if isinstance(found, list):
+        return found[0][1].get(JOB_FIELD.encode(), b"") if found else b""
+    return found if isinstance(found, bytes) else b""
 
 
-async def _raw_jobs(redis: Any, keys: Keys, records: dict[str, dict[str, Any]]) -> dict[str, bytes]:
-    """The jobs as they were sent, where they can be had: their metadata belongs into their last event."""
-    found = {job_id: record["raw"] for job_id, record in records.items() if record["raw"]}
-    by_stream = dict(zip(("high", "normal", "low"), keys.all_jobs, strict=True))
-    pipeline, asked = redis.pipeline(transaction=False), []
-    for job_id, record in records.items():
-        if job_id not in found and record["entry"] and record["priority"] in by_stream:
-            pipeline.xrange(by_stream[record["priority"]], min=record["entry"], max=record["entry"])
-            asked.append(job_id)
-    for job_id, entries in zip(asked, await pipeline.execute(raise_on_error=False), strict=True):
-        if isinstance(entries, list) and entries:
-            found[job_id] = entries[0][1].get(JOB_FIELD.encode(), b"")
-    return found
-
-
-def _event(job_id: str, record: dict[str, Any], raw: bytes | None, now_ms: int) -> TerminalEvent:
+def _event(job: _Due, raw: bytes, now_ms: int) -> TerminalEvent:
     metadata = None
     if raw:
         with suppress(InvalidJob):  # from a newer producer perhaps
             metadata = decode_job(raw, max_bytes=len(raw)).metadata
-    position = _number(record["position"].encode())
+    submitted_at = min(now_ms, job.deadline_at if job.submitted_at is None else job.submitted_at)
     return TerminalEvent(
-        position=position,
+        position=job.position,
         status=JobStatus.EXPIRED,
-        job_id=job_id,
+        job_id=job.job_id,
         finish_reason="abort",
-        error=deadline_error(record["deadline_at"] - record["submitted_at"]),
-        usage={"num_output_tokens": position},
-        timings={"total_ms": max(0, now_ms - record["submitted_at"]), "attempts": record["attempt"]},
+        error=deadline_error(job.deadline_at - submitted_at),
+        usage={"num_output_tokens": job.position},
+        timings={"total_ms": now_ms - submitted_at, "attempts": job.attempt},
         metadata=metadata,
     )
-
-
-def _number(value: bytes | None) -> int:
-    """0 for what is none: anybody may have written it."""
-    return int(value) if value and value.isdigit() else 0

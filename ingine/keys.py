@@ -153,9 +153,9 @@ def is_worker(consumer: str) -> bool:
 def read_num_partitions(field: bytes | None) -> int:
     """What a queue's field `partitions` says. Raises ValueError for what anybody may have written there."""
     text = (field or b"1").decode(errors="replace")
-    if not (text.isdecimal() and 1 <= int(text) <= MAX_PARTITIONS):
+    if not (text.isdecimal() and len(text) < 5 and 1 <= int(text) <= MAX_PARTITIONS):
         raise ValueError(
-            f"the queue's field `partitions` is {text!r}, not a number from 1 to {MAX_PARTITIONS}"
+            f"the queue's field `partitions` is {text[:50]!r}, not a number from 1 to {MAX_PARTITIONS}"
         )
     return int(text)
 

@@ -48,7 +48,7 @@ def submit(
     deadline_s: Annotated[float | None, typer.Option(help="Expire unless finished by then.")] = None,
     not_before_s: Annotated[float | None, typer.Option(help="Not begun earlier.")] = None,
     tenant: Annotated[str | None, typer.Option(help="On whose account; for fair shares and rates.")] = None,
-    idempotency_key: Annotated[str | None, typer.Option(help="Same key within 24 h, same job.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Same key, same job, while it is kept.")] = None,
     reply_to: Annotated[str | None, typer.Option(help="Replies stream for the terminal event.")] = None,
     model: Annotated[str | None, typer.Option(help="Refused by workers that serve another.")] = None,
     job_id: Annotated[str | None, typer.Option(help="Your own id; default: a random one.")] = None,

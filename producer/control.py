@@ -224,7 +224,7 @@ def _locate(partitions: list[Partition], entry_id: str) -> tuple[Partition, str]
         raise ClientError(_no_letter(entry_id))
     if len(partitions) == 1 and not number:
         return partitions[0], entry
-    if number.isdecimal() and int(number) < len(partitions) > 1:
+    if len(partitions) > 1 and number in map(str, range(len(partitions))):
         return partitions[int(number)], entry
     raise ClientError(_no_letter(entry_id))
 
@@ -265,9 +265,14 @@ def _dead_letter(keys: Keys, entry_id: bytes, fields: dict[bytes, bytes]) -> Dea
         reason=found["reason"],
         stream=found["stream"],
         entry=found["entry"],
-        deliveries=int(found["deliveries"]) if found["deliveries"].isdecimal() else 0,
+        deliveries=_count(found["deliveries"]),
         worker=found["worker"],
     )
+
+
+def _count(text: str) -> int:
+    """0 for what no script of ours has written."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 def _readable_id(raw: bytes) -> str | None:

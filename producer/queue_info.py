@@ -131,7 +131,7 @@ def read_heartbeat(raw: bytes, now_s: int) -> dict[str, Any]:
         fields = msgpack.unpackb(raw)
         json.dumps(fields)
         fields |= {"silent_s": now_s - fields["at_s"]}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         fields = {"silent_s": now_s}
     if fields["silent_s"] > SILENT_AFTER_S:
         fields["state"] = "lost" if fields["silent_s"] > LOST_AFTER_S else "silent"

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from ingine.keys import GROUP, SILENT_AFTER_S, Keys, Priority
 from worker.metrics import Metrics
 from worker.queue import script
-from worker.retry import Backoff
+from worker.retry import Backoff, never_passes
 from worker.served_model import ServedModel
 
 INTERVAL_S = 1.0
@@ -96,12 +96,17 @@ class Heartbeat:
             pipe.hset(self._keys.models, mapping=dict.fromkeys(self._model.aliases, now_s))
             pipe.expire(self._keys.models, WORKERS_TTL_S)
             pipe.hgetall(self._keys.models)
-            _, _, _, settings, *depths, num_dead, num_delayed, _, _, models = await pipe.execute()
+            answers = await pipe.execute(raise_on_error=False)
+            _, _, _, settings, *depths, num_dead, num_delayed, _, _, models = answers
+        for answer in answers:
+            is_depth = any(answer is depth for depth in (*depths, num_dead, num_delayed))
+            if isinstance(answer, Exception) and not (is_depth and never_passes(answer)):
+                raise answer
         partition = self._keys.partition or 0
         for priority, depth in zip(Priority, depths, strict=True):
-            self._metrics.queue_depth.labels(priority, partition).set(depth)
-        self._metrics.dead_depth.labels(partition).set(num_dead)
-        self._metrics.delayed_depth.labels(partition).set(num_delayed)
+            self._metrics.queue_depth.labels(priority, partition).set(_depth(depth))
+        self._metrics.dead_depth.labels(partition).set(_depth(num_dead))
+        self._metrics.delayed_depth.labels(partition).set(_depth(num_delayed))
         self._learn_models({_text(name): self._silence_s(now_s, at_s) for name, at_s in models.items()})
         self._learn({_text(name): _text(value) for name, value in settings.items()})
 
@@ -137,6 +142,11 @@ class Heartbeat:
         for model, at_s in (await self._redis.hgetall(self._keys.models)).items():
             if _number(at_s) < now_s - WORKERS_TTL_S:
                 await self._redis.hdel(self._keys.models, model)
+
+
+def _depth(answer: int | Exception) -> int:
+    """0 of a key of another type, which somebody has written: that must not silence a worker."""
+    return 0 if isinstance(answer, Exception) else answer
 
 
 def _text(raw: bytes) -> str:

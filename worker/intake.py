@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Awaitable
+from typing import TypeVar
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from ingine.wire import DEFAULT_MAX_JOB_BYTES
 from worker.admission import Admission
 from worker.leases import RENEWALS_PER_LEASE
 from worker.logs import log_event
 from worker.queue import Entry, Queue
-from worker.retry import Backoff
+from worker.retry import Backoff, never_passes
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 BLOCK_S = 0.25
@@ -103,17 +106,27 @@ class Intake:
     async def _expire_due(self) -> None:
         """Room or not, paused or not: a deadline is the producer's, and holds for jobs that wait too."""
         if time.monotonic() >= self._next_expiry:
-            more = await self._queue.expire_due()
+            more = await self._unless_foreign(self._queue.expire_due(), False)
             self._next_expiry = 0.0 if more else time.monotonic() + SWEEP_INTERVAL_S
 
     async def _adopt(self) -> None:
         """What an operator's command has taken from whoever had it: on start, and now and then."""
         if time.monotonic() >= self._next_adoption:
-            num_adopted, more = await self._queue.adopt()
+            num_adopted, more = await self._unless_foreign(self._queue.adopt(), (0, False))
             self._next_adoption = time.monotonic() + (SWEEP_INTERVAL_S if more else ADOPTION_INTERVAL_S)
             if num_adopted:
                 self._next_adoption = 0.0
                 log_event(logger, logging.WARNING, "entries adopted", entries=num_adopted)
+
+    async def _unless_foreign(self, chore: Awaitable[T], otherwise: T) -> T:
+        """A key of another type, which somebody has written, shall not keep us from taking jobs."""
+        try:
+            return await chore
+        except ResponseError as error:
+            if not never_passes(error):
+                raise
+            log_event(logger, logging.WARNING, "foreign key", error=error)
+            return otherwise
 
     async def _wait_for_room(self) -> None:
         self._woken.clear()
@@ -143,7 +156,7 @@ class Intake:
             return bool(entries)
 
     async def _sweep(self) -> None:
-        if await self._queue.promote():
+        if await self._unless_foreign(self._queue.promote(), False):
             self._next_sweep = 0.0
         lease_s = self._lease_s
         if self._queue.contact.returned(after_s=lease_s / 2, within_s=lease_s / RENEWALS_PER_LEASE):

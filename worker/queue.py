@@ -321,10 +321,10 @@ class Queue:
         )
         match verdict, fields:
             case b"run", [attempt, position, deaths, cancel, *times, idempotency_key, model]:
-                key = idempotency_key.decode() or None
-                return Begun("run", attempt, position, deaths, bool(cancel), *times, key, model.decode())
+                key = _text(idempotency_key) or None
+                return Begun("run", attempt, position, deaths, bool(cancel), *times, key, _text(model))
             case b"other_model", [model]:
-                return Begun("other_model", fingerprint=model.decode())
+                return Begun("other_model", fingerprint=_text(model))
         return Begun(verdict.decode())
 
     async def append(self, appends: Sequence[Append]) -> list[int]:
@@ -435,6 +435,11 @@ class Queue:
 
     async def is_cancelled(self, job_id: str) -> bool:
         return await self._redis.hget(self.keys.job(job_id), "cancel") == b"1"
+
+
+def _text(raw: bytes) -> str:
+    """From a record, into which anybody may have written anything."""
+    return raw.decode(errors="replace")
 
 
 def _entries(priority: Priority, reply: list) -> list[Entry]:

@@ -1,78 +1,113 @@
--- End a job whose deadline has passed, if nobody runs it.
+-- Look whether a job is to be ended because its deadline has passed and nobody runs it, or end it.
 --
--- KEYS  1..3 jobs streams: high, normal, low  4 job hash  5 token log  6 delayed  7 deadlines  8 bytes of the queue
---       9 replies stream  10 idempotency key
--- ARGV  1 group  2 job id  3 position  4 terminal event at that position  5 channel  6 result TTL in ms
---       7 1: send a reply to KEYS[9]  8 1: the job has the idempotency key of KEYS[10]
--- returns the status in which the job has ended, by this call or before
---       | 'early'    its deadline has not passed, or it has none
---       | 'running'  a worker runs it, and ends it itself
---       | 'moved'    it is at another position: read the record again
---       | 'unknown'  it has no record
---       | 'broken'   something else lies under its keys
+-- KEYS  1..3 jobs streams: high, normal, low  4 job hash  5 deadlines
+--       to end it also: 6 token log  7 delayed  8 bytes of the queue  9 replies stream  10 idempotency key
+-- ARGV  1 group  2 job id  3 only look: most bytes of the job to return; to end it: ''
+--       to end it also: 4 position  5 terminal event at that position  6 channel  7 result TTL in ms
+--       8 1: send a reply to KEYS[9]  9 1: the job has the idempotency key of KEYS[10]
+-- returns {'due', position, attempt, submitted_at, deadline_at, reply_to, idempotency key, priority, entry or '',
+--          job, or '' where it has more bytes}   only looked: it is to be ended
+--       | {the status in which the job has ended}, by this call or before
+--       | {'early'}    its deadline has not passed, or it has none
+--       | {'running'}  a worker runs it, and ends it itself
+--       | {'moved'}    it is at another position: look again
+--       | {'unknown'}  it has no record
+--       | {'broken'}   something else lies under its keys, or its position is no number
 --
--- The score in `deadlines` says when to look at the job; when it expires is in its record.
+-- The score in `deadlines` says when to look at the job; when it expires is in its record. Whatever the answer is,
+-- the job is there no more, or its score lies in the future: it hides no other that is due. Whoever looks has it to
+-- himself for a while, so that not all workers read the same jobs.
 
+-- include: count.lua
 -- include: end_job.lua
 
-local WITHOUT_LEASE_MS = 600000 -- of an attempt whose worker has not said how long its lease is
+local LOOK_AGAIN_MS = 5000 -- should whoever has looked not end it
+local WITHOUT_LEASE_MS, LONGEST_LEASE_MS = 600000, 86400000 -- of an attempt that does not say how long its lease is
 
-local record = redis.pcall('HMGET', KEYS[4],
-  'status', 'position', 'deadline_at', 'priority', 'entry', 'worker', 'lease_ms')
-if record.err then
-  redis.call('ZREM', KEYS[7], ARGV[2])
-  return 'broken'
+local function later(ms)
+  redis.call('ZADD', KEYS[5], 'XX', string.format('%d', ms), ARGV[2])
 end
-local status, entry, worker = record[1], record[5], record[6]
+
+local function never(answer)
+  redis.call('ZREM', KEYS[5], ARGV[2])
+  return {answer}
+end
+
+local record = redis.pcall('HMGET', KEYS[4], 'status', 'position', 'deadline_at', 'priority', 'entry', 'worker',
+  'lease_ms', 'attempt', 'submitted_at', 'reply_to', 'idempotency_key')
+if record.err then
+  return never('broken')
+end
+local status, position, entry, worker = record[1], record[2], record[5], record[6]
 if status ~= 'delayed' and status ~= 'queued' and status ~= 'running' then
-  redis.call('ZREM', KEYS[7], ARGV[2])
-  return status or 'unknown'
+  return never(status or 'unknown')
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local deadline_at = tonumber(record[3])
+local deadline_at = count(record[3])
 if not deadline_at then
-  redis.call('ZREM', KEYS[7], ARGV[2])
-  return 'early'
+  return never('early')
 elseif deadline_at > now then
-  redis.call('ZADD', KEYS[7], 'XX', record[3], ARGV[2])
-  return 'early'
+  later(deadline_at)
+  return {'early'}
 end
 
-local jobs = ({high = KEYS[1], normal = KEYS[2], low = KEYS[3]})[record[4]] or KEYS[2]
-if status == 'running' then
-  local lease_ms = tonumber(record[7]) or WITHOUT_LEASE_MS
+local priority = ({high = 1, normal = 2, low = 3})[record[4]] or 2
+local jobs = KEYS[priority]
+if status == 'running' and entry then
+  local lease_ms = math.min(count(record[7]) or WITHOUT_LEASE_MS, LONGEST_LEASE_MS)
   local pending = redis.pcall('XPENDING', jobs, ARGV[1], entry, entry, 1)[1]
   if pending and pending[2] == worker and pending[3] <= lease_ms then
-    redis.call('ZADD', KEYS[7], 'XX', string.format('%d', now + lease_ms), ARGV[2])
-    return 'running'
+    later(now + math.max(1, lease_ms))
+    return {'running'}
   end
 end
-if record[2] ~= ARGV[3] then
-  return 'moved'
+if not count(position) then
+  return never('broken')
 end
 
+if ARGV[3] ~= '' then
+  later(now + LOOK_AGAIN_MS)
+  local job = ''
+  if status == 'delayed' then
+    job = redis.call('HGET', KEYS[4], 'raw') or ''
+  else
+    local found = entry and redis.pcall('XRANGE', jobs, entry, entry)[1]
+    for i = 1, found and #found[2] or 0, 2 do
+      if found[2][i] == 'job' then
+        job = found[2][i + 1]
+      end
+    end
+  end
+  return {'due', position, count(record[8]) and record[8] or '0', count(record[9]) and record[9] or '', record[3],
+    record[10] or '', record[11] or '', tostring(priority), status ~= 'delayed' and entry or '',
+    #job <= tonumber(ARGV[3]) and job or ''}
+end
+
+if position ~= ARGV[4] then
+  return {'moved'}
+end
 local failed = end_job(
-  {job = KEYS[4], log = KEYS[5], deadlines = KEYS[7], bytes = KEYS[8], replies = KEYS[9], idempotency = KEYS[10]},
+  {job = KEYS[4], log = KEYS[6], deadlines = KEYS[5], bytes = KEYS[8], replies = KEYS[9], idempotency = KEYS[10]},
   {
-    job_id = ARGV[2], status = 'expired', position = ARGV[3], event = ARGV[4], channel = ARGV[5], ttl_ms = ARGV[6],
-    has_reply = ARGV[7], has_key = ARGV[8],
+    job_id = ARGV[2], status = 'expired', position = ARGV[4], event = ARGV[5], channel = ARGV[6], ttl_ms = ARGV[7],
+    has_reply = ARGV[8], has_key = ARGV[9],
   }
 )
 if failed then
   local why = tostring(failed.err)
   if string.find(why, 'WRONGTYPE', 1, true) or string.find(why, 'smaller than', 1, true) then
-    redis.call('ZREM', KEYS[7], ARGV[2])
-    return 'broken'
+    return never('broken')
   end
   return failed
 end
--- Or the holder whose lease has run out would take this for its own ending.
+-- The job has ended: nothing may fail any more. Without a worker, or the holder whose lease has run out would take
+-- this for its own ending.
 redis.call('HSET', KEYS[4], 'worker', '')
 if status == 'delayed' then
-  redis.call('ZREM', KEYS[6], ARGV[2])
-else
+  redis.pcall('ZREM', KEYS[7], ARGV[2])
+elseif entry then
   redis.pcall('XACK', jobs, ARGV[1], entry)
-  redis.call('XDEL', jobs, entry)
+  redis.pcall('XDEL', jobs, entry)
 end
-return 'expired'
+return {'expired'}

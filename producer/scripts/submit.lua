@@ -32,6 +32,11 @@ end
 if ARGV[6] ~= '' then
   local job_id = redis.call('GET', KEYS[11])
   if job_id and not (job_id == ARGV[16] and redis.call('EXISTS', KEYS[12]) == 0) then
+    -- A key ends with its job. An older worker may have ended the job and not known of its key.
+    local ttl_ms = job_id == ARGV[16] and redis.call('PTTL', KEYS[12]) or 0
+    if ttl_ms > 0 and redis.call('PTTL', KEYS[11]) < 0 then
+      redis.call('PEXPIRE', KEYS[11], ttl_ms)
+    end
     return {'same', job_id}
   end
 end

@@ -1,6 +1,7 @@
 """The scripts against the model, on fakeredis and on a real server. To hunt: `python -m tests.contract`."""
 
 import fakeredis
+import pytest
 import redis.asyncio
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -22,11 +23,15 @@ def real_contract(url: str) -> type[Contract]:
     return type("RealContract", (Contract,), {"make_redis": staticmethod(connect)})
 
 
-def test_a_fake_server_does_what_the_model_says():
-    run_state_machine_as_test(fake_contract(), settings=settings(max_examples=20, stateful_step_count=40))
+def told(num_sequences: int, num_calls: int) -> settings:
+    return settings(max_examples=num_sequences, stateful_step_count=num_calls)
 
 
-def test_a_real_server_does_what_the_model_says(redis_url):
-    run_state_machine_as_test(
-        real_contract(redis_url), settings=settings(max_examples=100, stateful_step_count=40)
-    )
+@pytest.mark.parametrize("size", [(6, 25), pytest.param((20, 40), marks=pytest.mark.wide)], ids=str)
+def test_a_fake_server_does_what_the_model_says(size):
+    run_state_machine_as_test(fake_contract(), settings=told(*size))
+
+
+@pytest.mark.parametrize("size", [(40, 25), pytest.param((100, 40), marks=pytest.mark.wide)], ids=str)
+def test_a_real_server_does_what_the_model_says(redis_url, size):
+    run_state_machine_as_test(real_contract(redis_url), settings=told(*size))

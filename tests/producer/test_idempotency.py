@@ -70,3 +70,17 @@ async def test_the_same_is_never_said_of_a_job_that_is_gone(client: AsyncClient,
     assert ids[0] == ids[3] != gone
     assert ids[1] == lives
     assert (await client.status(ids[0])).idempotency_key == "a"
+
+
+async def test_a_key_that_an_older_worker_has_left_without_an_end_gets_it(
+    client: AsyncClient, redis, keys: Keys
+):
+    """Its `finish` knew no key. Whoever submits it again gives it the result's end."""
+    first = await submit(client)
+    await redis.hset(keys.job(first), "status", "finished")
+    await redis.pexpire(keys.job(first), 60_000)
+    assert await submit(client) == first
+    assert 0 < await redis.pttl(keys.idem("order 7")) <= 60_000
+    await redis.delete(keys.job(first))
+    await redis.persist(keys.idem("order 7"))
+    assert await submit(client) != first, "or it means nothing any more"

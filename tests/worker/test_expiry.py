@@ -1,14 +1,19 @@
 """Deadlines of jobs that nobody runs, whoever ends them."""
 
-import pytest
+from unittest.mock import Mock
 
+import pytest
+import redis.asyncio
+
+from ingine import expiry
 from ingine.expiry import MAX_EXPIRED, expire, expire_due
 from ingine.keys import GROUP, WAITING
 from ingine.scripts import read_script
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent, decode_event
 from producer.submission import build_submission
+from tests.served_models import TINY
 from tests.worker.conftest import take
-from worker.queue import STALE, Append, Finish
+from worker.queue import STALE, Append, Finish, Queue
 
 TTL_S = 60
 
@@ -63,8 +68,10 @@ async def test_a_job_that_waits_expires_without_a_worker(
     }
     await submit(deadline_s=7200, priority="low", **options)
     assert await client.zcard(keys.deadlines) == 1
+    deadline_at = await client.zscore(keys.deadlines, "a")
+    await client.zadd(keys.deadlines, {"a": 1})
     assert await expired(client, keys) == "early"
-    assert await expire_due(client, keys, result_ttl_s=TTL_S) is False
+    assert await client.zscore(keys.deadlines, "a") == deadline_at
     await let_deadline_pass()
     await expire_due(client, keys, result_ttl_s=TTL_S)
 
@@ -206,11 +213,129 @@ async def test_foreign_things_under_a_jobs_keys_hold_up_no_other(
     )
 
 
-async def test_a_record_with_nonsense_for_numbers_expires_all_the_same(client, keys, make_queue, submit):
+@pytest.mark.parametrize("damage", [{"entry": "x"}, {"entry": "0-0"}, None])
+async def test_an_entry_that_cannot_be_found_does_not_keep_a_job_from_its_end(
+    client, keys, make_queue, submit, let_deadline_pass, damage
+):
     await submit(deadline_s=7200)
-    await client.hset(
-        keys.job("a"), mapping={"deadline_at": "1e3", "submitted_at": "x", "attempt": "-", "bytes": "y"}
-    )
-    await client.zadd(keys.deadlines, {"a": 1})
+    await let_deadline_pass()
+    if damage:
+        await client.hset(keys.job("a"), mapping=damage)
+    else:
+        await client.hdel(keys.job("a"), "entry")
+    assert await expired(client, keys) == "expired"
+    assert await client.xlen(keys.tokens("a")) == 1
+
+
+@pytest.mark.parametrize("foreign", ["delayed", "bytes"])
+async def test_what_lies_under_the_queues_keys_does_not_keep_a_job_from_its_end(
+    client, keys, make_queue, submit, let_deadline_pass, foreign
+):
+    await submit(deadline_s=7200, not_before_s=3600)
+    await let_deadline_pass()
+    await client.delete(getattr(keys, foreign))
+    await client.hset(getattr(keys, foreign), "x", "y")
+    assert await expired(client, keys) == "expired"
+
+
+async def test_nothing_hides_what_is_due_behind_it(client, keys, make_queue, submit, let_deadline_pass):
+    """Not even what can never be ended."""
+    for number in range(MAX_EXPIRED):
+        record = {"status": "queued", "deadline_at": 1, "position": 0 if number % 2 else "abc"}
+        await client.hset(keys.job(f"bad-{number}"), mapping=record)
+        await client.set(keys.tokens(f"bad-{number}"), "x")
+    await client.zadd(keys.deadlines, {f"bad-{number}": 0 for number in range(MAX_EXPIRED)})
+    await submit()
+    await let_deadline_pass()
+    assert await expire_due(client, keys, result_ttl_s=TTL_S) is True
+    assert await expire_due(client, keys, result_ttl_s=TTL_S) is False
+    assert await client.hget(keys.job("a"), "status") == b"expired"
+
+
+async def test_a_job_that_moves_again_and_again_is_looked_at_later(
+    client, keys, make_queue, submit, let_deadline_pass, monkeypatch
+):
+    await submit(deadline_s=7200)
+    await let_deadline_pass()
+    look, num_looks = expiry._look, 0
+
+    async def look_and_move(*args):
+        nonlocal num_looks
+        num_looks += 1
+        answers = await look(*args)
+        await client.hset(keys.job("a"), "position", num_looks)
+        return answers
+
+    monkeypatch.setattr(expiry, "_look", look_and_move)
+    assert await expired(client, keys) == "moved"
+    assert num_looks == expiry.MAX_ATTEMPTS
+    now_s, _ = await client.time()
+    assert await client.zscore(keys.deadlines, "a") > now_s * 1000
+
+
+async def test_whoever_looks_first_has_the_job_to_himself_for_a_while(
+    client, keys, make_queue, submit, let_deadline_pass, monkeypatch
+):
+    """Or every worker would read it. Should the first one die over it, another looks again."""
+    await submit(deadline_s=7200)
+    await let_deadline_pass()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(expiry, "_end", Mock(side_effect=KeyboardInterrupt))
+        await expire_due(client, keys, result_ttl_s=TTL_S)
     await expire_due(client, keys, result_ttl_s=TTL_S)
-    assert (await last_event(client, keys)).status is JobStatus.EXPIRED
+    assert await client.hget(keys.job("a"), "status") == b"queued"
+    assert await client.zscore(keys.deadlines, "a") > 1
+    await let_deadline_pass()
+    await expire_due(client, keys, result_ttl_s=TTL_S)
+    assert await client.hget(keys.job("a"), "status") == b"expired"
+
+
+async def test_only_what_is_to_be_ended_is_read(redis_url, keys, submit_large):
+    client, num_jobs, num_bytes = submit_large
+    before = (await client.info("stats"))["total_net_output_bytes"]
+    answers = await expire(client, keys, [f"job-{n}" for n in range(num_jobs)], result_ttl_s=TTL_S)
+    read = (await client.info("stats"))["total_net_output_bytes"] - before
+    assert list(answers.values()) == ["early"] * (num_jobs - 2) + ["running", "expired"]
+    assert num_bytes < read < 2 * num_bytes, "and it is read once"
+    assert (await last_event(client, keys, f"job-{num_jobs - 1}")).metadata == {"n": 1}
+
+
+async def test_a_large_job_is_read_by_itself(client, keys, make_queue, submit_overdue_with):
+    """A hundred of them at once would be too much."""
+    await submit_overdue_with("small", 100)
+    await submit_overdue_with("large", expiry.MAX_BYTES_AT_ONCE)
+    looks = await expiry._look(client, keys, ["small", "large"])
+    assert [bool(looks[job_id][-1]) for job_id in ("small", "large")] == [True, False]
+
+
+@pytest.fixture
+def submit_overdue_with(client, keys, let_deadline_pass):
+    async def submit(job_id: str, num_bytes: int) -> None:
+        submission = build_submission("x" * num_bytes, job_id=job_id, deadline_s=7200)
+        touched, args = submission.script_call(keys)
+        await client.register_script(read_script("producer", "submit"))(keys=touched, args=args)
+        await let_deadline_pass(job_id)
+
+    return submit
+
+
+@pytest.fixture
+async def submit_large(redis_url, keys):
+    """Jobs of 200 KB: the last but one runs, the last one waits; the deadlines of both have passed."""
+    client, num_jobs = redis.asyncio.from_url(redis_url, protocol=2), 6
+    queue = Queue(keys, "w1", client, TINY, result_ttl_s=TTL_S, max_deaths=3, model_wait_s=60)
+    await queue.create_groups()
+    script = client.register_script(read_script("producer", "submit"))
+    for number in range(num_jobs):
+        if number == num_jobs - 1:
+            *_, entry = await queue.take(num_jobs - 1)
+            await queue.begin(entry, f"job-{number - 1}", None)
+        submission = build_submission(
+            "x" * 200_000, job_id=f"job-{number}", deadline_s=7200, metadata={"n": 1}
+        )
+        touched, args = submission.script_call(keys)
+        await script(keys=touched, args=args)
+    for number in (num_jobs - 2, num_jobs - 1):
+        await client.hset(keys.job(f"job-{number}"), "deadline_at", 1)
+    yield client, num_jobs, len(submission.raw)
+    await client.aclose()

@@ -56,6 +56,18 @@ async def test_what_another_model_began_is_not_resumed_but_parked(make_queue, pu
     assert await first.committed(JOB.id) == [7]
 
 
+async def test_parking_a_duplicate_entry_leaves_the_job_to_its_holder(client, keys, make_queue, push):
+    first, second = make_queue("first", OTHER), make_queue("second", TINY)
+    await push(JOB)
+    await make_half(first)
+    (entry,) = await first.claim_idle(3600, 10)
+    assert (await first.begin(entry, JOB.id, None)).verdict == "run"
+    await push(JOB)
+    (duplicate,) = await second.take(1)
+    assert await second.park(duplicate, JOB.id, "other")
+    assert await client.hmget(keys.job(JOB.id), "status", "worker") == [b"running", b"first"]
+
+
 async def test_with_nothing_committed_any_model_may_begin_anew(make_queue, push):
     first, second = make_queue("first", OTHER), make_queue("second", TINY)
     await push(JOB)

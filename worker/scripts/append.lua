@@ -23,6 +23,8 @@ local function never_passes(reply)
   return false
 end
 
+-- include: count.lua
+
 local answers = {}
 local now
 for i = 1, #KEYS / 2 do
@@ -37,7 +39,7 @@ for i = 1, #KEYS / 2 do
   elseif record[1] ~= 'running' or record[2] ~= attempt or record[5] ~= ARGV[1] then
     answers[i] = -1
   elseif record[3] ~= start then
-    answers[i] = string.match(record[3] or '', '^%d+$') and #record[3] <= 15 and tonumber(record[3]) or -3
+    answers[i] = count(record[3]) or -3
   elseif record[4] == '1' then
     answers[i] = -2
   else

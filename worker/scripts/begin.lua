@@ -20,16 +20,14 @@
 
 local FIRST_MS = 1577836800000 -- 2020: nothing was submitted before
 
+-- include: count.lua
+
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function past(text)
   local ms = tonumber(text)
   return ms and ms >= FIRST_MS and ms <= now and math.floor(ms)
-end
-
-local function count(text)
-  return string.match(text or '', '^%d+$') and #text <= 15 and tonumber(text)
 end
 
 local function weights(fingerprint)
@@ -43,7 +41,7 @@ end
 
 local record = redis.call('HMGET', KEYS[2],
   'status', 'entry', 'worker', 'position', 'cancel', 'submitted_at', 'first_token_at', 'deaths',
-  'idempotency_key', 'model')
+  'idempotency_key', 'model', 'attempt')
 local status = record[1]
 if status and record[2] ~= ARGV[3] then
   return {'duplicate'}
@@ -59,8 +57,8 @@ end
 local died = status == 'running' and record[3] ~= ARGV[2]
 local deaths = (count(record[8]) or 0) + (died and 1 or 0)
 local position = status and count(record[4]) or 0
-if status and not count(record[4]) then
-  return redis.error_reply('ERR the position in the job\'s record is not an integer')
+if status and not (count(record[4]) and count(record[11] or '0')) then
+  return redis.error_reply('ERR position or attempt in the job\'s record is not an integer')
 end
 local made_by = position > 0 and record[10] or ''
 local wanted = made_by ~= '' and made_by or ARGV[12]

@@ -7,6 +7,8 @@
 --
 -- The job leaves its stream and lies in its record until it is promoted; the log stays.
 
+-- include: count.lua
+
 local record = redis.call('HMGET', KEYS[2], 'status', 'attempt', 'worker', 'deaths', 'cancel')
 local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
 if record[1] ~= 'running' or record[2] ~= ARGV[4] or record[3] ~= ARGV[2] or not entry then
@@ -14,7 +16,7 @@ if record[1] ~= 'running' or record[2] ~= ARGV[4] or record[3] ~= ARGV[2] or not
 end
 local pause = tonumber(ARGV[6])
 if ARGV[7] == '1' then
-  local deaths = (tonumber(string.match(record[4] or '', '^%d+$')) or 0) + 1
+  local deaths = (count(record[4]) or 0) + 1
   redis.call('HSET', KEYS[2], 'deaths', deaths)
   -- A job that is to be cancelled need not wait: the next `begin` says so, and it ends.
   pause = record[5] == '1' and 0 or math.min(pause * 2 ^ (deaths - 1), tonumber(ARGV[8]))

@@ -7,6 +7,7 @@
 --       13 job id  14 1: the job has the idempotency key of KEYS[8]
 -- returns a number, as append does: position: ended; another n >= 0: the log ends at n; -1: stale
 
+-- include: count.lua
 -- include: end_job.lua
 -- include: dead_letter.lua
 
@@ -16,13 +17,10 @@ if record[2] ~= ARGV[3] or record[4] ~= ARGV[10] then
 end
 if record[1] ~= 'running' then
   -- Ended by an earlier call whose reply was lost; anything else is another's business.
-  return record[1] == ARGV[5] and tonumber(record[3]) or -1
+  return record[1] == ARGV[5] and count(record[3]) or -1
 end
 if record[3] ~= ARGV[4] then
-  if not string.match(record[3] or '', '^%d+$') or #record[3] > 15 then
-    return redis.error_reply('ERR the position in the job\'s record is not an integer')
-  end
-  return tonumber(record[3])
+  return count(record[3]) or redis.error_reply('ERR the position in the job\'s record is not an integer')
 end
 
 local failed = end_job(

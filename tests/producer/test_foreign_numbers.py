@@ -1,0 +1,74 @@
+"""Numbers that somebody has written where the client reads them: an error, or nothing; never a traceback."""
+
+import msgpack
+import pytest
+from redis.asyncio import Redis
+
+from ingine.errors import ClientError
+from ingine.keys import Keys
+from producer import AsyncClient
+from producer.queue_info import read_heartbeat
+
+NONSENSE = ["", "x", "-1", "1e3", "nan", "inf", "9" * 25, "9" * 5000, b"\xff"]
+
+
+@pytest.fixture
+async def redis(redis_url: str):
+    async with Redis.from_url(redis_url) as redis:
+        yield redis
+
+
+@pytest.fixture
+async def client(redis_url: str, queue: str):
+    async with AsyncClient(redis_url, queue=queue) as client:
+        yield client
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+async def test_dead_letters_with_it_are_listed(client: AsyncClient, redis: Redis, queue: str, nonsense):
+    await redis.xadd(Keys(queue).dead, {"job": b"x", "deliveries": nonsense})
+    (letter,) = await client.dead_letters()
+    assert letter.deliveries == 0
+
+
+@pytest.mark.parametrize("number", ["9" * 25, "9" * 5000, "-1", "01", "\u0661"])
+async def test_no_letter_lies_in_a_partition_that_there_is_not(client: AsyncClient, number):
+    await client.set_partitions(2)
+    with pytest.raises(ClientError, match="no dead letter"):
+        await client.dead_letter(f"{number}:1-0")
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+@pytest.mark.parametrize("field", ["position", "attempt", "deadline_at", "submitted_at"])
+async def test_a_record_with_it_is_damaged(client: AsyncClient, redis: Redis, queue: str, field, nonsense):
+    handle = await client.submit("x", deadline_s=3600)
+    await redis.hset(Keys(queue).job(handle.job_id), field, nonsense)
+    with pytest.raises(ClientError, match=f"damaged: its field {field}"):
+        await handle.status()
+    assert [job.job_id for job in await client.jobs()] in ([], [handle.job_id])
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+@pytest.mark.parametrize("field", ["max_jobs", "partitions"])
+async def test_a_setting_with_it_is_named(client: AsyncClient, redis: Redis, queue: str, field, nonsense):
+    await redis.hset(Keys(queue).settings, field, nonsense)
+    if (field, nonsense) in [
+        ("max_jobs", "-1"),
+        ("max_jobs", "1e3"),
+        ("max_jobs", "9" * 25),
+        ("partitions", ""),
+    ]:
+        return  # numbers, though no sensible ones; and no number is one partition
+    with pytest.raises(ClientError, match=field):
+        await client.queue_info()
+
+
+@pytest.mark.parametrize("at_s", ["x", None, [1], 2**64 - 1, float("nan"), float("inf"), -(2**63), b"\xff"])
+def test_a_heartbeat_with_it_is_a_value(at_s):
+    assert "silent_s" in read_heartbeat(msgpack.packb({"at_s": at_s}), 100)
+
+
+@pytest.mark.parametrize("depth", [100, 1000])
+def test_a_heartbeat_may_be_nested_deeply(depth):
+    raw = b"\x82\xa4at_s\x01\xa1x" + b"\x91" * depth + b"\x01"
+    assert read_heartbeat(raw, 100)["silent_s"] in (99, 100)
