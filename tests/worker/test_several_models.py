@@ -166,6 +166,17 @@ async def test_a_generation_that_was_handed_over_goes_on_before_what_is_parked(m
     assert len(await first.take(3)) == 2
 
 
+async def test_no_more_is_taken_of_what_is_parked_than_there_is_room_for(make_queue, push):
+    first, second = make_queue("first", OTHER), make_queue("second", TINY)
+    for number in range(8):
+        await push(FOR_OTHER.model_copy(update={"id": f"named-{number}"}))
+    places = [OTHER.fingerprint, "other", "gone"]
+    for number, entry in enumerate(await second.take(8)):
+        await second.park(entry, "named", places[number % len(places)])
+    first.model_wait_s = 0.0
+    assert [len(await first.take(3)) for _ in range(4)] == [3, 3, 2, 0]
+
+
 async def test_what_is_urgent_and_new_comes_before_what_is_parked_and_less_urgent(make_queue, push):
     first, second = make_queue("first", OTHER), make_queue("second", TINY)
     await push(FOR_OTHER, Priority.LOW)
