@@ -70,7 +70,7 @@ def test_what_is_no_map_is_called_by_its_type(name):
     ],
 )
 def test_bytes_instead_of_text(fields, where):
-    with pytest.raises(InvalidJob, match=rf"`{where}`: .*not bytes: pack text as msgpack's str") as caught:
+    with pytest.raises(InvalidJob, match=rf"`{where}` .*not bytes: pack text as msgpack's str") as caught:
         decode_job(msgpack.packb({"id": "a"} | fields))
     assert (caught.value.code, caught.value.job_id) == (ErrorCode.INVALID_TYPE, "a")
 

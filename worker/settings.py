@@ -10,7 +10,7 @@ from ingine.byte_sizes import parse_bytes
 from ingine.config import EngineConfig
 from ingine.environment import ENV_FILE, ENV_PREFIX, check_variables, is_service_link
 from ingine.errors import ConfigError
-from ingine.keys import QUEUE_NAME, is_worker
+from ingine.keys import PARKED_PREFIX, QUEUE_NAME
 from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
 from ingine.wire import DEFAULT_RESULT_TTL_S, Name
@@ -44,8 +44,8 @@ class WorkerSettings(BaseSettings):
     @field_validator("worker_id")
     @classmethod
     def _no_parking_place(cls, name: str) -> str:
-        if not is_worker(name):
-            raise ValueError(f"{name} is the name of a consumer that is no worker")
+        if name.startswith(PARKED_PREFIX):
+            raise ValueError(f"must not begin with {PARKED_PREFIX!r}: consumers of parked entries do")
         return name
 
     model: str | None = Field(None, description="Packaged name, folder, GGUF file, hub id. Unset: SmolLM2.")

@@ -19,8 +19,10 @@ FLOAT32_OUT = (None, 1.0, 0, torch.float32, "none", [], "")
 
 
 class PackedBfloat16(WeightFormat):
-    """One copy, blocked for `vdpbf16ps`. On one thread, or without AMX, a row's result does not depend on the
-    rows beside it; with AMX and several threads its last bits do."""
+    """One copy, blocked for `vdpbf16ps`.
+
+    Without AMX a row's result does not depend on the rows beside it; with AMX its last bits do.
+    """
 
     name = "onednn-bf16"
 

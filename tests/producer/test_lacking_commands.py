@@ -51,7 +51,7 @@ async def test_without_ssubscribe_a_stream_follows_the_log_and_does_not_ask_agai
             stream = handle.stream()
             await worker.commit(handle.job_id, 0, 1)
             assert (await anext(stream)).position == 1
-            [(hub, _)] = client._streams._readers.values()
+            [(hub, _)] = client._session.streams._readers.values()
             await wait_until_async(lambda: hub._runner.done(), what="the end of asking")
             await worker.run_from(handle.job_id, 1, 2)
             assert [chunk.position async for chunk in stream] == [2]

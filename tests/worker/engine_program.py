@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 from ingine.tokenizer import Tokenizer
 from tests.served_models import TINY
@@ -53,9 +54,12 @@ def fail_as_told(seq_id: str) -> None:
 
 def run_worker(model: str) -> None:
     import worker.cli
+    from ingine.fingerprint import model_fingerprint
+    from worker.served_model import ServedModel
     from worker.settings import load_settings
 
-    worker.cli.build_engine = lambda settings: (start(model), TINY)
+    served = ServedModel(TINY.names, model_fingerprint(Path(model)), TINY.numerics)
+    worker.cli.build_engine = lambda settings: (start(model), served)
     worker.cli.run_worker(load_settings())
 
 

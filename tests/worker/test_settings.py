@@ -5,6 +5,7 @@ from typing import get_args
 import pytest
 
 from ingine.errors import ConfigError
+from worker.identity import new_worker_id
 from worker.settings import Bytes, WorkerSettings, load_settings
 
 
@@ -96,4 +97,11 @@ def test_a_service_called_ingine_http_does_not_stop_a_worker(monkeypatch):
 
 
 def test_worker_ids_are_new_at_each_start():
-    assert load_settings().worker_id != load_settings().worker_id
+    name = load_settings().worker_id
+    assert new_worker_id(name) != new_worker_id(name)
+
+
+def test_a_worker_is_not_named_like_a_parking_place(monkeypatch):
+    monkeypatch.setenv("INGINE_WORKER_ID", "parked:tiny")
+    with pytest.raises(ConfigError, match="must not begin with 'parked:'"):
+        load_settings()
