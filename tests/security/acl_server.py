@@ -96,8 +96,12 @@ class AclServer:
         return {rule.removeprefix("+") for rule in rules if rule.startswith("+")}
 
     def refusals(self, role: str) -> set[str]:
-        """What the server has refused to this role since its start: the command, the key or the channel."""
+        """What the server has refused to this role since `forget_refusals`: commands, keys or channels."""
         return {entry["object"] for entry in self.admin.acl_log() if entry["username"] == f"ingine-{role}"}
+
+    def forget_refusals(self) -> None:
+        """Those of other tests on this server."""
+        self.admin.acl_log_reset()
 
 
 class CommandLog:

@@ -148,6 +148,7 @@ async def work(server: AclServer, queue: str, run_worker) -> None:
 async def commands_of_all(acl_server, queue, run_worker, monkeypatch) -> CommandLog:
     monkeypatch.setattr("worker.heartbeat.FORGET_EVERY", 1)
     monkeypatch.setattr("worker.heartbeat.FORGET_AFTER_S", 3)
+    acl_server.forget_refusals()
     await run_worker(acl_server.url("worker"), max_bytes=1 << 20)
     with CommandLog(acl_server) as commands:
         job_id = await produce(acl_server, queue)
