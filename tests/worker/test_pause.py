@@ -152,8 +152,14 @@ async def test_what_was_being_read_as_the_pause_came_is_not_begun(harness, monke
             await go_on.wait()
         return entries
 
+    async def nothing_new(timeout_s):
+        """A waiting read would bring the first job alone, past the slow one."""
+        await asyncio.sleep(0.01)
+        return []
+
     monkeypatch.setattr(queue, "take", take_slowly)
-    await wait_until_async(lambda: worker.redis.exists(worker.keys.workers), what="the start")
+    monkeypatch.setattr(queue, "wait_for_new", nothing_new)
+    await Turns(intake).pass_by()  # the read that waited as it was replaced is over
     async with worker.redis.pipeline(transaction=True) as pipe:
         for name in "ab":
             pipe.xadd(worker.keys.jobs("normal"), {"job": encode_job(Job(id=name, prompt="x"))})
