@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 REDIS_SERVER ?= redis-server
-# A file is tested by one process, as its tests share servers and models.
+# A file is tested by one process, as its tests share servers and models. On two cores three are faster than two,
+# since tests wait for processes to start and to die.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 RIVALS := vllm llama hf plots
 
