@@ -14,7 +14,8 @@ from ingine.keys import Keys
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from producer import AsyncClient
 from worker.embedded import EmbeddedServer
-from worker.queue import Append, Begun, Entry, Finish, Queue
+from worker.entries import Append, Begun, Entry, Finish
+from worker.queue import Queue
 from worker.served_model import ServedModel
 
 NUM_JOBS, PROMPT_BYTES, NUM_TOKENS = 1000, 1024, 200

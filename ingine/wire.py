@@ -50,7 +50,7 @@ EXPECTED_OUTPUT_TOKENS = 256
 MAX_TOKEN_COST = 1 << 20
 """No model has longer sequences: `max_tokens` of 10^9 is a way to say "no limit"."""
 
-_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+JOB_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 class JobStatus(StrEnum):
@@ -76,7 +76,7 @@ class JobStatus(StrEnum):
 
 # ---------------------------------------------------------------------------------------------- jobs
 
-Name = Annotated[str, Field(pattern=rf"^{_ID.pattern}$")]
+Name = Annotated[str, Field(pattern=rf"^{JOB_ID.pattern}$")]
 Prompt = Annotated[
     Annotated[str, Tag("text")] | Annotated[tuple[TokenId, ...], Field(fail_fast=True), Tag("token_ids")],
     Discriminator(lambda value: "token_ids" if isinstance(value, tuple) else "text"),
@@ -184,7 +184,7 @@ def token_cost(num_prompt_tokens: int, max_tokens: int | None) -> int:
 
 
 def _name_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) and _ID.fullmatch(value) else None
+    return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
 
 
 # -------------------------------------------------------------------------------------------- events

@@ -7,9 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 from ingine.errors import InvalidArgument
+from ingine.wire import JOB_ID
 
 ENTRY_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
-JOB_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 def seconds(name: str, value: Any) -> float:

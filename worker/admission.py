@@ -13,12 +13,13 @@ from ingine.foreign_formats import no_job_field
 from ingine.keys import Priority
 from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job, token_cost
 from worker.engine_link import EngineHost
+from worker.entries import Begun, Entry
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
 from worker.metrics import Metrics
 from worker.prompts import PromptReader
 from worker.publisher import BAD_RECORD, Publisher, deadline_error
-from worker.queue import Begun, Entry, Queue
+from worker.queue import Queue
 from worker.retry import never_passes, until_served
 
 logger = logging.getLogger(__name__)

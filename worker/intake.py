@@ -11,9 +11,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from ingine.wire import DEFAULT_MAX_JOB_BYTES
 from worker.admission import Admission
+from worker.entries import Entry
 from worker.leases import RENEWALS_PER_LEASE
 from worker.logs import log_event
-from worker.queue import Entry, Queue
+from worker.queue import Queue
 from worker.retry import Backoff, never_passes
 
 T = TypeVar("T")

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ingine.wire import Job, JobStatus, TokensEvent
-from worker.queue import SUSPECT_DEATHS, Begun, Entry, Queue
+from worker.entries import Begun, Entry
+from worker.queue import SUSPECT_DEATHS, Queue
 from worker.shares import Shares
 
 

@@ -12,10 +12,11 @@ from ingine.errors import EngineError, ErrorCode, InvalidRequest
 from ingine.expiry import deadline_error
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent
+from worker.entries import BROKEN, CANCELLED, STALE, Append, Begun, Entry, Finish
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
 from worker.metrics import Metrics
-from worker.queue import BROKEN, CANCELLED, STALE, Append, Begun, Entry, Finish, Queue
+from worker.queue import Queue
 from worker.retry import until_served
 
 logger = logging.getLogger(__name__)

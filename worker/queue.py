@@ -6,7 +6,7 @@ Nothing here retries. Every call may be made again after an error: that is the s
 import itertools
 import math
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import msgpack
@@ -17,7 +17,6 @@ from ingine.expiry import expire_due
 from ingine.keys import (
     EVENT_FIELD,
     GROUP,
-    JOB_FIELD,
     PARKED_PREFIX,
     RELEASED,
     WAITING,
@@ -26,13 +25,11 @@ from ingine.keys import (
     parked,
 )
 from ingine.scripts import read_script
-from ingine.wire import TerminalEvent, TokensEvent, decode_event, encode_event
+from ingine.wire import decode_event, encode_event
 from worker.contact import Contact
+from worker.entries import Append, Begun, Entry, Finish, read_entries, read_entry
 from worker.served_model import ServedModel
 from worker.trips import Trips
-
-STALE, CANCELLED, BROKEN = -1, -2, -3
-"""What `append`, `finish` and `renew` answer instead of a position."""
 
 LOW_FIRST_EVERY = 8
 """Each eighth read asks for low priority first, so that a flood of urgent jobs does not starve it."""
@@ -79,58 +76,6 @@ SCRIPTS = (
 
 
 script = partial(read_script, "worker")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A delivered entry of a jobs stream. Its id is the server's time of submission."""
-
-    priority: Priority
-    id: str
-    raw: bytes
-    accepted: bool = False
-    """It came through submit.lua, which has held it against the queue's limits."""
-    abandoned: bool = field(default=False, compare=False)
-    """It was parked for workers of another model, which are gone."""
-    foreign: tuple[tuple[bytes, bytes], ...] = ()
-    """All fields of an entry that has no `job`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """What `begin` answers. Times are the server's, in ms since 1970."""
-
-    verdict: str
-    attempt: int = 0
-    position: int = 0
-    deaths: int = 0
-    cancelled: bool = False
-    now: int = 0
-    submitted_at: int = 0
-    first_token_at: int = 0
-    idempotency_key: str | None = None
-    fingerprint: str = ""
-    """Of the model that has made what is committed; empty where nothing is."""
-
-
-@dataclass(slots=True)  # one a token: a frozen one takes three times as long to make
-class Append:
-    job_id: str
-    attempt: int
-    event: TokensEvent
-    publish: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    entry: Entry
-    attempt: int
-    event: TerminalEvent
-    reply_to: str | None
-    bury: bool = False
-    """Leave a copy of the job, with the event's error, in the dead letters."""
-    idempotency_key: str | None = None
-    """That `begin` has answered with: the key lives as long as the result."""
 
 
 class Queue:
@@ -203,7 +148,7 @@ class Queue:
             taken, more = await self._answered(self._scripts["take"](keys=touched, args=args)) or ([], 0)
             if not more:
                 break
-        return _entries(priority, taken)
+        return read_entries(priority, taken)
 
     async def wait_for_new(self, timeout_s: float) -> list[Entry]:
         """Waits until there is something new, and takes at most one entry of each priority."""
@@ -221,7 +166,7 @@ class Queue:
                 min_idle_ms, room = int(min_idle_s * 1000), count - len(entries)
                 args = [GROUP, self.worker_id, min_idle_ms, room, WAITING, PARKED_PREFIX]
                 claiming = self._scripts["claim"](keys=[self.keys.jobs(priority)], args=args)
-                entries += _entries(priority, await self._answered(claiming) or [])
+                entries += read_entries(priority, await self._answered(claiming) or [])
         return entries
 
     def look_for_parked(self) -> None:
@@ -235,8 +180,8 @@ class Queue:
         args = [GROUP, self.worker_id, count, PARKED_PREFIX, wait_ms, len(for_us), *for_us, *for_others]
         unparking = self._scripts["unpark"](keys=[self.keys.jobs(priority)], args=args)
         claimed, abandoned = await self._answered(unparking) or ([], [])
-        entries = _entries(priority, claimed)
-        entries += [replace(entry, abandoned=True) for entry in _entries(priority, abandoned)]
+        entries = read_entries(priority, claimed)
+        entries += [replace(entry, abandoned=True) for entry in read_entries(priority, abandoned)]
         if len(entries) < count:
             self._may_be_parked.discard(priority)
         return entries
@@ -273,7 +218,7 @@ class Queue:
         by_stream = {self.keys.jobs(priority).encode(): priority for priority in Priority}
         reading = self._redis.xreadgroup(GROUP, self.worker_id, streams, **options)
         return [
-            _entry(by_stream[stream], entry_id, fields)
+            read_entry(by_stream[stream], entry_id, fields)
             for stream, entries in await self._answered(reading, waits_s) or []
             for entry_id, fields in entries
             if fields  # without any: deleted while it was pending
@@ -440,18 +385,3 @@ class Queue:
 def _text(raw: bytes) -> str:
     """From a record, into which anybody may have written anything."""
     return raw.decode(errors="replace")
-
-
-def _entries(priority: Priority, reply: list) -> list[Entry]:
-    """Of a reply as XRANGE gives it: fields are a flat list there, and nothing for what has been deleted."""
-    pairs = (
-        (entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in reply if fields
-    )
-    return [_entry(priority, entry_id, fields) for entry_id, fields in pairs]
-
-
-def _entry(priority: Priority, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    raw = fields.get(JOB_FIELD.encode())
-    if raw is None:
-        return Entry(priority, entry_id.decode(), b"", foreign=tuple(fields.items()))
-    return Entry(priority, entry_id.decode(), raw, b"cost" in fields)

@@ -15,6 +15,7 @@ from ingine.servers import Servers
 from ingine.wire import JobStatus
 from worker.admission import Admission
 from worker.engine_link import EngineFailure, EngineHost, StepMessage
+from worker.entries import CANCELLED, STALE
 from worker.hand_over import HandOver, cancel_all
 from worker.health import Health
 from worker.http import HttpServer
@@ -27,7 +28,7 @@ from worker.metrics import Metrics
 from worker.partition import Partition, watch_number
 from worker.prompts import PromptReader
 from worker.publisher import Publisher
-from worker.queue import CANCELLED, STALE, Queue
+from worker.queue import Queue
 from worker.retry import until_served
 from worker.served_model import ServedModel
 from worker.server_check import check_server

@@ -18,7 +18,8 @@ from producer.submission import Submission
 from tests.contract.model import MAX_DEATHS
 from tests.contract.snapshot import SILENT_MS, take_snapshot
 from tests.served_models import TINY
-from worker.queue import Append, Entry, Finish, Queue, script
+from worker.entries import Append, Entry, Finish
+from worker.queue import Queue, script
 
 RESULT_TTL_S = 3600
 

@@ -10,8 +10,9 @@ from ingine.keys import Priority
 from ingine.wire import JobStatus, decode_job
 from tests.contract.calls import Attempt, Delivered
 from tests.contract.producing import WORKERS, Machine
-from worker.queue import LOW_FIRST_EVERY, Append
-from worker.queue import Entry as QueueEntry
+from worker.entries import Append
+from worker.entries import Entry as QueueEntry
+from worker.queue import LOW_FIRST_EVERY
 
 FAR_MS = 2**45
 """A due time that no test lives to see."""

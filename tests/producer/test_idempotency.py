@@ -10,7 +10,8 @@ from ingine.wire import JobStatus, TerminalEvent
 from producer import AsyncClient
 from tests.producer.conftest import Server
 from tests.served_models import TINY
-from worker.queue import Finish, Queue
+from worker.entries import Finish
+from worker.queue import Queue
 
 TTL_S = 60
 

@@ -19,7 +19,8 @@ from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S, wait_until_async
 from worker.engine_process import EngineProcess
 from worker.engine_thread import EngineThread
-from worker.queue import Entry, Queue
+from worker.entries import Entry
+from worker.queue import Queue
 from worker.served_model import ServedModel
 from worker.settings import WorkerSettings
 from worker.worker import Worker

@@ -5,7 +5,8 @@ import pytest
 from ingine.keys import GROUP, RELEASED, WAITING, Priority
 from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_job, encode_job
 from tests.worker.conftest import take
-from worker.queue import MAX_ORDERED, STALE, Append, Finish, Queue, script
+from worker.entries import STALE, Append, Finish
+from worker.queue import MAX_ORDERED, Queue, script
 
 
 async def add(client, keys, name: str, tenant: str = "t", priority: str = "normal") -> str:

@@ -13,7 +13,8 @@ from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from producer import AsyncClient
 from tests.served_models import OTHER, TINY
 from tests.servers import cluster
-from worker.queue import Append, Entry, Finish, Queue, script
+from worker.entries import Append, Entry, Finish
+from worker.queue import Queue, script
 
 NUM_PARTITIONS = 3
 JOB = {"reply_to": "batch", "tenant": "gold", "deadline_s": 3600}

@@ -13,7 +13,8 @@ from ingine.wire import JobStatus, TerminalEvent, TokensEvent, decode_event
 from producer.submission import build_submission
 from tests.served_models import TINY
 from tests.worker.conftest import take
-from worker.queue import STALE, Append, Finish, Queue
+from worker.entries import STALE, Append, Finish
+from worker.queue import Queue
 
 TTL_S = 60
 

@@ -7,7 +7,8 @@ from ingine.keys import GROUP
 from ingine.wire import Job, JobStatus, TokensEvent, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
-from worker.queue import BROKEN, STALE, Append, script
+from worker.entries import BROKEN, STALE, Append
+from worker.queue import script
 
 
 async def begun(queue, push, job_id: str):

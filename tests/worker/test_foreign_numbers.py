@@ -9,7 +9,7 @@ from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent
 from producer.submission import build_submission
 from tests.waiting import wait_until_async
 from tests.worker.conftest import take
-from worker.queue import BROKEN, Append, Finish
+from worker.entries import BROKEN, Append, Finish
 
 NONSENSE = ["", "x", "-1", "01", "1.0", "1e3", "nan", "inf", "9" * 25, "9" * 5000, b"\xff"]
 

@@ -9,9 +9,10 @@ from ingine.servers import Servers
 from ingine.wire import Job, encode_job
 from tests.served_models import TINY
 from tests.waiting import wait_until_async
+from worker.entries import CANCELLED, STALE
 from worker.jobs import JobTable, RunningJob
 from worker.leases import RENEWALS_PER_LEASE, LeaseThread
-from worker.queue import CANCELLED, STALE, Queue
+from worker.queue import Queue
 
 LEASE_S = 1.2
 

@@ -8,9 +8,9 @@ from ingine.outputs import FinishReason, SeqOutput
 from ingine.wire import Job, JobStatus
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY
+from worker.entries import Begun, Entry
 from worker.jobs import RunningJob
 from worker.publisher import terminal_event
-from worker.queue import Begun, Entry
 
 LOSE_TAIL = """
 local entries = redis.call('XRANGE', KEYS[2], '-', '+')

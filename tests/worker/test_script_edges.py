@@ -7,7 +7,8 @@ from ingine.keys import GROUP
 from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_event, decode_job, encode_job
 from producer import AsyncClient
 from tests.worker.conftest import take
-from worker.queue import BROKEN, LONGEST_PAUSE_S, Append, Finish, Queue
+from worker.entries import BROKEN, Append, Finish
+from worker.queue import LONGEST_PAUSE_S, Queue
 
 JOB = Job(id="job-1", prompt="Hello", reply_to="batch")
 

@@ -6,7 +6,8 @@ from ingine.keys import GROUP, WAITING, Priority
 from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_event, decode_job, encode_job
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import take
-from worker.queue import CANCELLED, FIRST_PAUSE_S, STALE, SUSPECT_DEATHS, Append, Finish
+from worker.entries import CANCELLED, STALE, Append, Finish
+from worker.queue import FIRST_PAUSE_S, SUSPECT_DEATHS
 
 JOB = Job(id="job-1", prompt="Hello", reply_to="batch")
 

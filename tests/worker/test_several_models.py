@@ -16,8 +16,9 @@ from tests.served_models import OTHER, TINY, TINY_IN_BFLOAT16
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until_async
 from worker.cli import build_engine
+from worker.entries import Append
 from worker.identity import name_of
-from worker.queue import Append, Queue
+from worker.queue import Queue
 from worker.served_model import ServedModel
 from worker.settings import WorkerSettings
 

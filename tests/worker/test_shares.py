@@ -4,8 +4,8 @@ from ingine.keys import Priority
 from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, encode_job
 from tests.waiting import wait_until_async
+from worker.entries import Begun, Entry
 from worker.jobs import JobTable, RunningJob
-from worker.queue import Begun, Entry
 from worker.shares import SECONDS_PER_TOKEN, Shares
 
 WHOSE = ("t", Priority.NORMAL)
