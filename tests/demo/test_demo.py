@@ -20,11 +20,16 @@ from worker.demo.run import run
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    return str(make_tiny_model(tmp_path_factory.mktemp("tiny"), max_position_embeddings=2048))
+    return str(deep_model(tmp_path_factory.mktemp("tiny"), max_position_embeddings=2048))
+
+
+def deep_model(folder: Path, **options) -> Path:
+    """Its steps take longer than the demo takes to follow them, so that no job ends before the kill."""
+    return make_tiny_model(folder, num_layers=24, **options)
 
 
 def short_model(folder: Path, **options) -> Path:
-    return make_tiny_model(folder, **{"max_position_embeddings": 192} | options)
+    return deep_model(folder, **{"max_position_embeddings": 192} | options)
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess:

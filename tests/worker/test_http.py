@@ -186,7 +186,11 @@ async def test_a_dead_engine_is_unhealthy(harness):
     await worker.end("a")
     assert await get(worker, "/healthz") == (200, "ok\n")
     await worker.worker._engine.stop()
-    assert await get(worker, "/healthz") == (503, "the engine is not running\n")
+
+    async def unhealthy() -> bool:  # once the thread has gone, which tells before it does
+        return await get(worker, "/healthz") == (503, "the engine is not running\n")
+
+    await wait_until_async(unhealthy, what="the end of the engine's thread")
 
 
 def test_a_port_that_is_taken_is_a_clear_error():
