@@ -16,6 +16,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from ingine.errors import ErrorCode, InvalidRequest
+
 
 class ChatTemplate:
     """`special_tokens` ({"bos_token": "<s>", ...}) are variables of the template.
@@ -27,23 +29,39 @@ class ChatTemplate:
         self._source = source
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], now: datetime) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], now: datetime, *, max_chars: int | None = None
+    ) -> str:
         """The conversation up to the assistant's next turn. `now` is what `strftime_now` tells.
 
+        Nothing bounds the time and memory that a template takes, only its output: whoever runs one that may
+        be anybody's does so where it can be killed (`worker.prompt_process`).
+
         Raises jinja2.TemplateError or another exception, as the template does; TypeError for messages that
-        are not JSON.
+        are not JSON; InvalidRequest as soon as there are more than `max_chars` characters.
         """
         # A template may call methods of what it is given, so it gets plain values only. Keys without a value
         # are left out, since many templates would write "None".
         plain = [{k: v for k, v in message.items() if v is not None} for message in messages]
-        return self._compiled.render(
+        pieces: list[str] = []
+        num_chars = 0
+        for piece in self._compiled.generate(
             **self._special_tokens,
             messages=json.loads(json.dumps(plain)),
             tools=None,
             documents=None,
             add_generation_prompt=True,
             strftime_now=lambda directives: now.strftime(directives),
-        )
+        ):
+            pieces.append(piece)
+            num_chars += len(piece)
+            if max_chars is not None and num_chars > max_chars:
+                raise InvalidRequest(
+                    ErrorCode.PROMPT_TOO_LONG,
+                    "the model's chat template makes more text of these messages than the model's length "
+                    f"allows, which is {max_chars} characters",
+                )
+        return "".join(pieces)
 
     @cached_property
     def _compiled(self) -> jinja2.Template:

@@ -39,6 +39,7 @@ class ErrorCode(StrEnum):
     DUPLICATE_ID = "duplicate_id"
     EMPTY_PROMPT = "empty_prompt"
     PROMPT_TOO_LONG = "prompt_too_long"
+    PROMPT_TOO_COSTLY = "prompt_too_costly"
     INVALID_TOKEN_ID = "invalid_token_id"
     UNKNOWN_MODEL = "unknown_model"
     MODEL_CHANGED = "model_changed"

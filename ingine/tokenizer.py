@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer as CoreTokenizer
 
 from ingine.chat_template import ChatTemplate
 from ingine.errors import ConfigError, ErrorCode, InvalidRequest
+from ingine.linear_time import takes_linear_time
 from ingine.panics import panics_as_errors
 from ingine.tokenizer_files import read_tokenizer_files
 
@@ -25,6 +27,12 @@ VOCABULARIES = (
     *("tekken.json", "*.tiktoken", "tiktoken.model"),
 )
 """Files of which transformers needs one for a tokenizer."""
+
+MAX_REASON_CHARS = 500
+"""Of what a template has against a conversation: its text may be of any length."""
+
+Definition = tuple[str, dict[str, str], str | None]
+"""tokenizer.json as one string, special tokens by role, chat template."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -44,15 +52,18 @@ class Tokenizer:
         # A tokenizer.json may bring these along from training; a prompt must never be cut in silence.
         core.no_truncation()
         core.no_padding()
-        special_tokens = special_tokens or {}
-        self._chat_template = None if chat_template is None else ChatTemplate(chat_template, special_tokens)
-        eos_token = special_tokens.get("eos_token")
+        self._special_tokens = dict(special_tokens or {})
+        self._template_source = chat_template
+        self._chat_template = None
+        if chat_template is not None:
+            self._chat_template = ChatTemplate(chat_template, self._special_tokens)
+        eos_token = self._special_tokens.get("eos_token")
         self.eos_token_ids = frozenset() if eos_token is None else frozenset({core.token_to_id(eos_token)})
         self._special_ids = {
             token_id for token_id, token in core.get_added_tokens_decoder().items() if token.special
         }
         self._is_byte_level = _has_byte_level_decoder(core)
-        if not (anchor := core.encode("a", add_special_tokens=False).ids):
+        if not (anchor := self._encode("a", add_special_tokens=False)):
             raise ConfigError("the tokenizer knows no token for the letter a: its vocabulary is damaged")
         self._anchor = anchor[-1]
         self._token_bytes: dict[tuple[int, bool], bytes | None] = {}
@@ -86,9 +97,28 @@ class Tokenizer:
             chat_template=chat_template,
         )
 
+    def definition(self) -> Definition:
+        """All that another process needs to have the same tokenizer, see `from_definition`."""
+        return self._core.to_str(), self._special_tokens, self._template_source
+
+    @classmethod
+    def from_definition(cls, definition: Definition) -> Self:
+        core, special_tokens, chat_template = definition
+        return cls(CoreTokenizer.from_str(core), special_tokens=special_tokens, chat_template=chat_template)
+
     @property
     def has_chat_template(self) -> bool:
         return self._chat_template is not None
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of a text that one token can stand for: at most this many."""
+        return max(map(len, self._core.get_vocab(with_added_tokens=True)))
+
+    @cached_property
+    def takes_linear_time(self) -> bool:
+        """Whether `encode` is known to take time in proportion to the text, whatever the text."""
+        return takes_linear_time(self._core)
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens that the model's tokenizer adds to a prompt."""
@@ -97,9 +127,27 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, now: datetime | None = None) -> list[int]:
         """Token ids of the conversation in the model's chat template, up to the assistant's next turn.
 
+        Raises InvalidRequest as `render` does.
+        """
+        return self.encode_rendered(self.render(messages, now=now))
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of what `render` made, which has written the special tokens already."""
+        return self._encode(text, add_special_tokens=False)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        now: datetime | None = None,
+        max_chars: int | None = None,
+    ) -> str:
+        """The conversation as the text that the model's chat template makes of it.
+
         `now` is what the template takes for the present, if it writes the date; None is the present, in UTC.
 
-        Raises InvalidRequest: NO_CHAT_TEMPLATE, or INVALID_MESSAGES with what the template has against them.
+        Raises InvalidRequest: NO_CHAT_TEMPLATE, INVALID_MESSAGES with what the template has against them, or
+        PROMPT_TOO_LONG as soon as the text has more than `max_chars` characters.
         """
         if self._chat_template is None:
             raise InvalidRequest(
@@ -108,15 +156,16 @@ class Tokenizer:
         if not messages:
             raise InvalidRequest(ErrorCode.INVALID_MESSAGES, "a conversation has at least one message")
         try:
-            text = self._chat_template.render(messages, now or datetime.now(UTC))
+            return self._chat_template.render(messages, now or datetime.now(UTC), max_chars=max_chars)
+        except (InvalidRequest, MemoryError):
+            raise
         # A template is a program by whoever made the model, and raises whatever programs raise: it can make
         # nothing of these messages, and the engine is sound.
         except Exception as error:
             raise InvalidRequest(
-                ErrorCode.INVALID_MESSAGES, f"the model's chat template refuses these messages: {error}"
+                ErrorCode.INVALID_MESSAGES,
+                f"the model's chat template refuses these messages: {error!s:.{MAX_REASON_CHARS}}",
             ) from None
-        # The template has written the special tokens already.
-        return self._encode(text, add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with panics_as_errors():
@@ -124,7 +173,8 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of all tokens together, special ones skipped."""
-        return self._core.decode(list(token_ids), skip_special_tokens=True)
+        with panics_as_errors():
+            return self._core.decode(list(token_ids), skip_special_tokens=True)
 
     def token_bytes(self, token_id: int, *, first: bool) -> bytes | None:
         """The UTF-8 bytes that a token adds to a text, or begins it with. None for a special or unknown one.
@@ -134,12 +184,14 @@ class Tokenizer:
         """
         key = (token_id, first)
         if key not in self._token_bytes:
-            self._token_bytes[key] = self._compute_token_bytes(token_id, first)
+            with panics_as_errors():
+                self._token_bytes[key] = self._compute_token_bytes(token_id, first)
         return self._token_bytes[key]
 
     def special_token(self, token_id: int) -> str:
         """The name of a special token, "" for an id that is no token's."""
-        return self._core.id_to_token(token_id) or ""
+        with panics_as_errors():
+            return self._core.id_to_token(token_id) or ""
 
     def _compute_token_bytes(self, token_id: int, first: bool) -> bytes | None:
         token = self._core.id_to_token(token_id)
