@@ -54,7 +54,13 @@ class RequestLimits:
                 ErrorCode.INVALID_PARAMETER,
                 "stop: this model has no tokenizer, so its output has no text; use stop_token_ids",
             )
-        num_tokens = len(prompt_token_ids)
+        self.validate_length(len(prompt_token_ids))
+        self.validate_token_ids(prompt_token_ids, "the prompt", ErrorCode.INVALID_TOKEN_ID)
+        self.validate_token_ids(params.stop_token_ids, "stop_token_ids", ErrorCode.INVALID_PARAMETER)
+        self.validate_token_ids(params.logit_bias or (), "logit_bias", ErrorCode.INVALID_PARAMETER)
+
+    def validate_length(self, num_tokens: int) -> None:
+        """Raises InvalidRequest for a prompt of so many tokens, whichever they are."""
         if num_tokens == 0:
             raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt has no tokens")
         if num_tokens >= self.max_num_tokens:
@@ -63,9 +69,6 @@ class RequestLimits:
                 f"the prompt has {num_tokens} tokens; the most is {self.max_num_tokens - 1} "
                 f"(max_model_len is {self.max_model_len}, all KV blocks hold {self.num_kv_tokens})",
             )
-        self.validate_token_ids(prompt_token_ids, "the prompt", ErrorCode.INVALID_TOKEN_ID)
-        self.validate_token_ids(params.stop_token_ids, "stop_token_ids", ErrorCode.INVALID_PARAMETER)
-        self.validate_token_ids(params.logit_bias or (), "logit_bias", ErrorCode.INVALID_PARAMETER)
 
     def validate_token_ids(self, token_ids: Iterable[int], where: str, code: ErrorCode) -> None:
         """Raises InvalidRequest with `code`, and `where` in its message, unless all are of the vocabulary."""

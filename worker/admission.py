@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 
 from redis.exceptions import RedisError, ResponseError
@@ -21,6 +21,7 @@ from worker.prompts import PromptReader
 from worker.publisher import BAD_RECORD, Publisher, deadline_error
 from worker.queue import Queue
 from worker.retry import never_passes, until_served
+from worker.tasks import cancel_all
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Admission:
         self._max_deaths = max_deaths
         self._expire = expire
         self._num_reserved = 0
+        self._preparing: dict[RunningJob, asyncio.Task] = {}
+        """Begun jobs whose prompts may take long to read. The intakes go on meanwhile."""
         self._wakers: list[Callable[[], None]] = []
         self.num_suspects = 0
         """Entries that wait until this worker has no other job. While any does, nothing else is taken."""
@@ -61,12 +64,13 @@ class Admission:
         """Jobs to take now. None while the engine has sequences waiting: another worker may be idle."""
         if self.stopping or self.num_suspects or self._engine.stats.num_waiting or self._jobs.one_runs_alone:
             return 0
-        return max(0, self._max_num_jobs - len(self._jobs) - self._num_reserved)
+        num_taken = len(self._jobs) + len(self._preparing) + self._num_reserved
+        return max(0, self._max_num_jobs - num_taken)
 
     @property
     def idle(self) -> bool:
         """No job runs, and none is being admitted: a suspect may have the worker to itself."""
-        return not self._jobs and not self._num_reserved
+        return not self._jobs and not self._preparing and not self._num_reserved
 
     @contextlib.contextmanager
     def reserve(self, num_jobs: int) -> Iterator[int]:
@@ -104,13 +108,25 @@ class Admission:
 
         False for a suspect that must have the worker to itself: nothing was done to it.
         """
-        try:
+        async with self._burying(queue, entry):
             return await self._admit(queue, entry, max_job_bytes, alone)
+        return True
+
+    async def interrupt(self, queue: Queue) -> list[RunningJob]:
+        """Stop preparing jobs of a partition. Returns those that are begun and neither run nor are over."""
+        preparing = {job: task for job, task in self._preparing.items() if job.queue is queue}
+        await cancel_all(set(preparing.values()))
+        return [job for job, task in preparing.items() if task.cancelled()]
+
+    @contextlib.asynccontextmanager
+    async def _burying(self, queue: Queue, entry: Entry) -> AsyncIterator[None]:
+        """An entry under whose job's keys lies what is no job's."""
+        try:
+            yield
         except ResponseError as error:
             if not never_passes(error):
                 raise
             await self._publisher.bury(queue, entry, ErrorCode.BAD_RECORD, BAD_RECORD.format(error))
-            return True
 
     async def release(self, queue: Queue, entry: Entry) -> None:
         """Leave an entry that does not run here to any worker. A begin whose reply was lost is no death."""
@@ -137,22 +153,29 @@ class Admission:
             await self._publisher.bury(queue, entry, ErrorCode.DUPLICATE_ID, reason)
         elif begun.verdict == "run":
             self._metrics.began(begun, entry.priority)
-            try:
+            async with self._ending_faulty(queue, entry, job, job_id, begun):
                 await self._begin(queue, entry, job, job_id, begun)
-            except (RedisError, OSError):
-                raise
-            except Exception as error:
-                # A fault of ours that this job sets off. Nobody died, and another worker would do no better:
-                # the job ends, with what happened.
-                log_event(logger, logging.ERROR, "job not begun", job_id=job_id, error=repr(error))
-                logger.debug("job not begun", exc_info=error)
-                message = f"the worker could not begin this job: {error!r}"
-                own_fault = {"code": str(ErrorCode.ENGINE_ERROR), "message": message}
-                metadata = job.metadata if isinstance(job, Job) else None
-                await self._publisher.reject(
-                    queue, entry, job_id, job.reply_to, begun, JobStatus.FAILED, own_fault, metadata
-                )
         return begun.verdict != "suspect"
+
+    @contextlib.asynccontextmanager
+    async def _ending_faulty(
+        self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, begun: Begun
+    ) -> AsyncIterator[None]:
+        """A fault of ours that this job sets off. Nobody died, and another worker would do no better: the job
+        ends, with what happened."""
+        try:
+            yield
+        except (RedisError, OSError):
+            raise
+        except Exception as error:
+            log_event(logger, logging.ERROR, "job not begun", job_id=job_id, error=repr(error))
+            logger.debug("job not begun", exc_info=error)
+            message = f"the worker could not begin this job: {error!r}"
+            own_fault = {"code": str(ErrorCode.ENGINE_ERROR), "message": message}
+            metadata = job.metadata if isinstance(job, Job) else None
+            await self._publisher.reject(
+                queue, entry, job_id, job.reply_to, begun, JobStatus.FAILED, own_fault, metadata
+            )
 
     async def _begin(
         self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, begun: Begun
@@ -191,18 +214,40 @@ class Admission:
 
     async def _start(self, queue: Queue, entry: Entry, job: Job, begun: Begun) -> None:
         running = RunningJob(queue, job, entry, begun, position=begun.position)
+        if running.alone or self._prompts.reads_at_once(job):
+            with self._jobs.beginning(running):
+                await self._prepare(running)
+        else:
+            task = asyncio.create_task(self._prepare_beside(running), name=f"preparing {job.id}")
+            task.add_done_callback(lambda _: self._preparing.pop(running))
+            task.add_done_callback(lambda _: self.offer_room())
+            self._preparing[running] = task
+
+    async def _prepare_beside(self, running: RunningJob) -> None:
+        queue, entry, job = running.queue, running.entry, running.job
+        burying, ending = (
+            self._burying(queue, entry),
+            self._ending_faulty(queue, entry, job, job.id, running.begun),
+        )
         with self._jobs.beginning(running):
-            await self._prepare(running)
+            async with burying, ending:
+                await self._prepare(running)
 
     async def _prepare(self, running: RunningJob) -> None:
         queue, entry, job, begun = running.queue, running.entry, running.job, running.begun
         submitted_at = datetime.fromtimestamp(begun.submitted_at / 1000, UTC)
+        left_s = None if job.deadline_ms is None else (job.deadline_ms - running.since_submit_ms) / 1000
+        status, error = None, None
         try:
-            prompt_token_ids, params = await self._prompts.read(job, submitted_at)
+            async with asyncio.timeout(left_s):
+                prompt_token_ids, params = await self._prompts.read(job, submitted_at)
         except InvalidRequest as fault:
-            error = {"code": str(fault.code), "message": str(fault)}
+            status, error = JobStatus.FAILED, {"code": str(fault.code), "message": str(fault)}
+        except TimeoutError:
+            status, error = JobStatus.EXPIRED, deadline_error(job.deadline_ms)
+        if status is not None:
             await self._publisher.reject(
-                queue, entry, job.id, job.reply_to, begun, JobStatus.FAILED, error, job.metadata
+                queue, entry, job.id, job.reply_to, begun, status, error, job.metadata
             )
             return
         committed: list[int] = []

@@ -1,6 +1,9 @@
 """Starting a program that never outlives us, however we end."""
 
+import ctypes
+import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO
@@ -15,6 +18,17 @@ exec 3<&0 </dev/null
 (read -r _ <&3 || kill -TERM $$) >/dev/null 2>&1 &
 exec "$@" 3<&-
 """
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Be killed with the process that started this one, whatever is going on here. Linux only.
+
+    For a program that reads an end of file as well: it may be in code that lets it read nothing.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Child:

@@ -164,4 +164,5 @@ async def _serve(settings: WorkerSettings, url: str, engine: "EngineHost", model
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, on_signal)
+    worker.prompts.start()
     await worker.run()

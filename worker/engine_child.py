@@ -4,7 +4,6 @@ Its standard input is a socket to the worker that started it: see `worker.engine
 and with that worker, at once and whatever a step is doing: nobody is left who could take its tokens.
 """
 
-import ctypes
 import gc
 import json
 import os
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ingine.config import EngineConfig
 from ingine.errors import ErrorCode, IngineError, InvalidRequest
 from ingine.sampling_params import SamplingParams
+from worker.child import die_with_parent
 from worker.engine_link import EngineFailure, StepMessage
 from worker.engine_pipe import Message, make_unpacker, pack, pack_error, pack_outputs, pack_stats
 from worker.frozen_imports import frozen_imports
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from worker.engine_thread import EngineThread
 
 PULSE_S = 1.0
-PR_SET_PDEATHSIG = 1
 EXIT_ORPHANED = 1
 """Nobody reads it but whoever looks after orphans."""
 
@@ -47,17 +46,11 @@ def serve_engine(build: Callable[[], "Engine"]) -> None:
     # A service manager's SIGTERM may be for all processes. The worker hands over, and then says `stop`.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
-    _die_with_parent()
+    die_with_parent()  # even in a step that keeps the interpreter, so that the end of file is never read
     connection = socket.socket(fileno=os.dup(0))
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     _Server(connection).run(build)
-
-
-def _die_with_parent() -> None:
-    """Even in a step that keeps the interpreter, so that the end of file is never read. Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Server:

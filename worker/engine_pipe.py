@@ -56,8 +56,12 @@ class Pipe(asyncio.Protocol):
 
     def send(self, *message: Any) -> None:
         """To nobody, if the other end is gone: `lost` tells."""
+        self.write(pack(*message))
+
+    def write(self, packed: bytes) -> None:
+        """As `send`, of a message that is packed already."""
         if not self._transport.is_closing():
-            self._transport.write(pack(*message))
+            self._transport.write(packed)
 
     def close(self) -> None:
         """Once all that was sent is written."""

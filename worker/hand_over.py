@@ -14,6 +14,7 @@ from worker.lanes import Lanes
 from worker.logs import log_event
 from worker.partition import Partition
 from worker.retry import until_served
+from worker.tasks import cancel_all
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,8 @@ class HandOver:
         await self._release_running(partition)
         # Its last read may still have brought something, which it releases, or begins at the same moment.
         await asyncio.wait([intake])
+        unread = await self._admission.interrupt(partition.queue)
+        await asyncio.gather(*map(self.release, unread))
         await self._release_running(partition)
 
     async def _release_running(self, partition: Partition) -> None:
@@ -129,12 +132,3 @@ async def _within(limit_s: float, what: str, leaving: Awaitable[None]) -> None:
         log_event(logger, logging.WARNING, "hand-over gave up", on=what, limit_s=limit_s)
     except (RedisError, OSError) as error:
         log_event(logger, logging.WARNING, "hand-over gave up", on=what, error=error)
-
-
-async def cancel_all(running: set[asyncio.Task]) -> None:
-    """Until all have ended. Asks again, since a library may swallow a cancellation that comes with a reply:
-    `asyncio.wait_for` does before Python 3.12, and redis-py writes under it."""
-    while running:
-        for each in running:
-            each.cancel()
-        _, running = await asyncio.wait(running, timeout=1.0)

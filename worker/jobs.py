@@ -114,10 +114,13 @@ class JobTable:
     def beginning(self, job: RunningJob) -> Iterator[None]:
         """While it is prepared for the engine, which may take long, its lease is to be renewed already."""
         self._beginning.add(job)
+        self._entries.add(job.entry)
         try:
             yield
         finally:
             self._beginning.discard(job)
+            if job.seq_id not in self._by_seq:
+                self._entries.discard(job.entry)
 
     def leased(self) -> list[RunningJob]:
         return [*list(self._by_seq.values()), *list(self._beginning)]

@@ -3,46 +3,88 @@
 import asyncio
 import hashlib
 import logging
+import time
 from datetime import datetime
 
 from ingine.errors import ErrorCode, InvalidRequest
+from ingine.prompt_encoder import PromptEncoder
 from ingine.sampling_params import SamplingParams
 from ingine.tokenizer import required
 from ingine.wire import Job
 from worker.engine_link import EngineHost
 from worker.logs import log_event
+from worker.prompt_process import PromptProcess
 
 logger = logging.getLogger(__name__)
 
-INLINE_CHARS = 4096
-"""Texts shorter than this are tokenised in the loop: about a millisecond, less than a thread costs there."""
+INLINE_BYTES = 1024
+"""Texts of up to so many bytes are tokenised in the loop, if the tokenizer's worst case is known: at most a
+few ms, see `benchmarks/prompt_cost.py`."""
+SLOW_S = 0.001
+"""After one that took longer the loop sees to other things first, however many jobs came at once."""
+
+SHORT_CHARS, SHORT_MESSAGES = 16_384, 128
+"""What is longer has a process of its own, so that short prompts need not wait for it."""
+SHORT_IN_FLIGHT = 8
+
+CPU_S, CPU_S_PER_CHAR = 1.0, 20e-6
+"""Processor time that reading a prompt may take: ten times what usual ones of that length do, and more."""
 
 
 class PromptReader:
+    """Short texts are read at once. All else is read by processes that can be killed."""
+
     def __init__(self, engine: EngineHost, *, log_prompts: bool):
         self._engine = engine
         self._log_prompts = log_prompts
+        self._encoder = None
+        self._turn = asyncio.Lock()
+        if engine.tokenizer is not None:
+            self._encoder = PromptEncoder(engine.tokenizer, engine.limits.max_num_tokens)
+            definition = engine.tokenizer.definition()
+            self._short = PromptProcess(
+                definition, engine.limits.max_num_tokens, max_in_flight=SHORT_IN_FLIGHT
+            )
+            self._long = PromptProcess(definition, engine.limits.max_num_tokens, max_in_flight=1)
+
+    def start(self) -> None:
+        """Start what the first conversation would have to wait for."""
+        if self._encoder and self._encoder.tokenizer.has_chat_template:
+            self._short.start()
+
+    async def close(self) -> None:
+        """What is not read by now is never answered."""
+        if self._encoder:
+            await self._short.close()
+            await self._long.close()
+
+    def reads_at_once(self, job: Job) -> bool:
+        """Whether `read` keeps nobody waiting: neither the loop, nor who waits for this job."""
+        if self._encoder is None or isinstance(job.prompt, tuple):
+            return True
+        if job.messages is not None:
+            return not self._encoder.tokenizer.has_chat_template
+        is_short = (
+            len(job.prompt) <= INLINE_BYTES and len(job.prompt.encode(errors="replace")) <= INLINE_BYTES
+        )
+        return is_short and self._encoder.tokenizer.takes_linear_time
 
     async def read(self, job: Job, submitted_at: datetime) -> tuple[list[int], SamplingParams]:
-        """Raises InvalidRequest. A long text takes a while to tokenise, so it is done beside the event loop.
+        """Raises InvalidRequest.
 
         A chat template that asks for the date gets `submitted_at`: whoever resumes the job must see the same
         prompt, also after midnight.
         """
-        if _num_chars(job) < INLINE_CHARS:
-            return self._read(job, submitted_at)
-        return await asyncio.to_thread(self._read, job, submitted_at)
-
-    def _read(self, job: Job, submitted_at: datetime) -> tuple[list[int], SamplingParams]:
         if self._log_prompts:
             log_event(logger, logging.INFO, "prompt", job_id=job.id, prompt=job.prompt or job.messages)
         try:
-            prompt_token_ids = self._token_ids(job, submitted_at)
-        except InvalidRequest:
-            raise
-        except Exception as error:  # a tokenizer or template that this job, of all, sets off
-            message = f"the prompt cannot be tokenised: {type(error).__name__}: {error}"
-            raise InvalidRequest(ErrorCode.ENGINE_ERROR, message) from error
+            prompt_token_ids = await self._token_ids(job, submitted_at)
+        except InvalidRequest as error:
+            if error.code != ErrorCode.ENGINE_ERROR:
+                raise
+            raise _unreadable(str(error)) from error
+        except Exception as error:  # a tokenizer that this job, of all, sets off
+            raise _unreadable(f"{type(error).__name__}: {error}") from error
         params = self._engine.limits.with_defaults(job.sampling)
         if params.seed is None:
             # Drawn from the job's id, so that whoever resumes it rolls the same dice.
@@ -51,20 +93,41 @@ class PromptReader:
         self._engine.limits.validate(prompt_token_ids, params)
         return prompt_token_ids, params
 
-    def _token_ids(self, job: Job, submitted_at: datetime) -> list[int]:
+    async def _token_ids(self, job: Job, submitted_at: datetime) -> list[int]:
         if isinstance(job.prompt, tuple):
+            self._engine.limits.validate_length(len(job.prompt))
             return list(job.prompt)
-        tokenizer = required(self._engine.tokenizer)
+        required(self._engine.tokenizer)
         if job.messages is not None:
-            messages = [message.model_dump() for message in job.messages]
-            return tokenizer.encode_chat(messages, now=submitted_at)
+            return await self._read_chat(job, submitted_at)
         if not job.prompt:
             raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt is empty")
-        return tokenizer.encode(job.prompt)
+        if self.reads_at_once(job):
+            return await self._read_here(job.prompt)
+        self._encoder.check_length(len(job.prompt))
+        return await self._read_beside(job, len(job.prompt), 1, job.prompt)
+
+    async def _read_here(self, text: str) -> list[int]:
+        async with self._turn:
+            began = time.monotonic()
+            token_ids = self._encoder.encode(text)
+            if time.monotonic() - began > SLOW_S:
+                await asyncio.sleep(0)
+        return token_ids
+
+    async def _read_chat(self, job: Job, submitted_at: datetime) -> list[int]:
+        messages = [{"role": message.role, "content": message.content} for message in job.messages]
+        if self.reads_at_once(job):  # to be refused
+            return self._encoder.encode_chat(messages)
+        num_chars = sum(len(message.role) + len(message.content) for message in job.messages)
+        self._encoder.check_chat(len(messages), num_chars)
+        return await self._read_beside(job, num_chars, len(messages), messages, submitted_at.timestamp())
+
+    async def _read_beside(self, job: Job, num_chars: int, num_messages: int, *prompt: object) -> list[int]:
+        is_short = num_chars <= SHORT_CHARS and num_messages <= SHORT_MESSAGES
+        process = self._short if is_short else self._long
+        return await process.read(job.tenant or "", CPU_S + CPU_S_PER_CHAR * num_chars, *prompt)
 
 
-def _num_chars(job: Job) -> int:
-    """Characters to tokenise; 0 for token ids."""
-    if job.messages is not None:
-        return sum(len(message.content) for message in job.messages)
-    return len(job.prompt) if isinstance(job.prompt, str) else 0
+def _unreadable(reason: str) -> InvalidRequest:
+    return InvalidRequest(ErrorCode.ENGINE_ERROR, f"the prompt cannot be tokenised: {reason}")

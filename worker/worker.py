@@ -16,7 +16,7 @@ from ingine.wire import JobStatus
 from worker.admission import Admission
 from worker.engine_link import EngineFailure, EngineHost, StepMessage
 from worker.entries import CANCELLED, STALE
-from worker.hand_over import HandOver, cancel_all
+from worker.hand_over import HandOver
 from worker.health import Health
 from worker.http import HttpServer
 from worker.identity import new_worker_id
@@ -34,6 +34,7 @@ from worker.served_model import ServedModel
 from worker.server_check import check_server
 from worker.settings import WorkerSettings
 from worker.startup import enter, num_partitions, prepare
+from worker.tasks import cancel_all
 from worker.throughput import Throughput
 from worker.watchdog import StepHangs, watch_steps
 
@@ -60,11 +61,12 @@ class Worker:
 
         self._engine = engine
         self._publisher = Publisher(self._jobs, metrics, self._engine.abort)
+        self.prompts = PromptReader(engine, log_prompts=settings.log_prompts)
         self._admission = Admission(
             self._jobs,
             self._engine,
             self._publisher,
-            PromptReader(engine, log_prompts=settings.log_prompts),
+            self.prompts,
             metrics,
             max_num_jobs=engine.max_num_seqs,
             max_deaths=settings.max_deaths,
@@ -238,6 +240,7 @@ class Worker:
 
     async def _close(self) -> None:
         await asyncio.to_thread(self._leases.stop)
+        await self.prompts.close()
         if self._http:
             await asyncio.to_thread(self._http.stop)
         with contextlib.suppress(RedisError, OSError):

@@ -1,0 +1,228 @@
+"""A process of its own for prompts whose cost nobody knows before they are read.
+
+Chat templates and tokenizers are programs that come with a model, run on what anybody sends. They can loop,
+fill memory, or keep the interpreter for seconds, and nothing ends them but the end of their process.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from ingine.errors import EngineError, ErrorCode, InvalidRequest
+from ingine.tokenizer import Definition
+from worker.engine_pipe import Message, Pipe, pack
+from worker.logs import log_event
+from worker.prompt_child import EXIT_OUT_OF_MEMORY, MEMORY_BYTES, command
+
+logger = logging.getLogger(__name__)
+
+SILENCE_S = 60.0
+"""For a process that uses no processor time either (somebody has stopped it): the kernel ends the others."""
+
+MAX_FAILED_STARTS = 3
+"""In a row, before those who wait are told."""
+RESTART_DELAY_S = 1.0
+
+
+@dataclass(eq=False)
+class _Request:
+    tenant: str
+    message: tuple[Any, ...]
+    """Processor time in seconds, then the prompt."""
+    answer: asyncio.Future[list[int]]
+    tried_twice: bool = False
+
+
+class PromptProcess:
+    """Reads prompts one by one, in turns by tenant, in a process that is started for the first.
+
+    When the process ends, the prompt that it was reading is to blame and is refused. Another one reads the
+    rest. None outlives this process.
+    """
+
+    def __init__(self, definition: Definition, max_num_tokens: int, *, max_in_flight: int):
+        """max_in_flight: prompts that lie with the process at a time, whose order is settled."""
+        self._first_message = pack(*definition, max_num_tokens)
+        self._max_in_flight = max_in_flight
+        self._waiting: dict[str, deque[_Request]] = {}
+        """By tenant; whose turn it is comes first."""
+        self._in_flight: deque[_Request] = deque()
+        """The first of them is being read."""
+        self._wanted = asyncio.Event()
+        self._life: asyncio.Task | None = None
+        self._pipe: Pipe | None = None
+        self._is_ready = False
+        self._silence: asyncio.TimerHandle | None = None
+        self.popen: subprocess.Popen | None = None
+
+    async def read(self, tenant: str, cpu_s: float, *prompt: Any) -> list[int]:
+        """Token ids of a text, or of messages and the time (seconds since the epoch) when they were sent.
+
+        Raises InvalidRequest, PROMPT_TOO_COSTLY after `cpu_s` of processor time among them; EngineError if no
+        process can be started.
+        """
+        request = _Request(tenant, (cpu_s, *prompt), asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(tenant, deque()).append(request)
+        self.start()
+        self._send()
+        return await request.answer
+
+    def start(self) -> None:
+        """So that the first prompt need not wait for it."""
+        self._wanted.set()
+        if self._life is None:
+            self._life = asyncio.create_task(self._live(), name="prompts")
+
+    async def close(self) -> None:
+        """What is not read by now is never answered."""
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait([self._life])
+
+    # ---------------------------------------------------------------------------------- requests
+
+    def _send(self) -> None:
+        """As much of what waits as may lie with the process."""
+        while self._is_ready and len(self._in_flight) < self._max_in_flight and (request := self._next()):
+            self._in_flight.append(request)
+            self._pipe.send(*request.message)
+            if len(self._in_flight) == 1:
+                self._watch()
+
+    def _next(self) -> _Request | None:
+        while self._waiting:
+            tenant, requests = next(iter(self._waiting.items()))
+            request = requests.popleft()
+            del self._waiting[tenant]
+            if requests:
+                self._waiting[tenant] = requests  # behind all others
+            if not request.answer.done():  # else whoever asked has given up
+                return request
+        return None
+
+    def _put_back(self, request: _Request) -> None:
+        """It is the next one again."""
+        requests = self._waiting.pop(request.tenant, deque())
+        requests.appendleft(request)
+        self._waiting = {request.tenant: requests, **self._waiting}
+
+    def _receive(self, message: Message) -> None:
+        match message:
+            case []:
+                self._is_ready = True
+            case [token_ids]:
+                _answer(self._in_flight.popleft(), token_ids)
+            case [code, text]:
+                _answer(self._in_flight.popleft(), InvalidRequest(ErrorCode(code), text))
+        self._watch()
+        self._send()
+
+    def _watch(self) -> None:
+        if self._silence:
+            self._silence.cancel()
+        waits = self._in_flight or not self._is_ready
+        self._silence = asyncio.get_running_loop().call_later(SILENCE_S, self._kill) if waits else None
+
+    def _kill(self) -> None:
+        if self._in_flight:
+            self._in_flight[0].tried_twice = True  # a minute is enough
+        self.popen.kill()
+
+    # ------------------------------------------------------------------------------- the process
+
+    async def _live(self) -> None:
+        """One process after another, each when there is something to read."""
+        num_failed_starts = 0
+        while True:
+            await self._wanted.wait()
+            try:
+                status = await self._run_one()
+                was_ready, said = self._is_ready, f"status {status}"
+            except OSError as error:  # no memory, no more processes
+                was_ready, said = False, str(error)
+            self._is_ready = False
+            if was_ready:
+                num_failed_starts = 0
+                self._settle(status)
+            else:
+                num_failed_starts += 1
+                await self._recover_start(num_failed_starts, said)
+            if not self._waiting:
+                self._wanted.clear()
+
+    async def _run_one(self) -> int:
+        """From its start to its end. Its exit status: negative for a signal."""
+        ours = self._spawn()
+        lost = asyncio.Event()
+        try:
+            self._pipe = await Pipe.open(ours, self._receive, lost.set)
+            self._pipe.write(self._first_message)
+            self._watch()
+            await lost.wait()
+        finally:
+            if self._silence:
+                self._silence.cancel()
+            self.popen.kill()
+            if self._pipe:
+                self._pipe.close()
+            await asyncio.to_thread(self.popen.wait)
+        return self.popen.returncode
+
+    def _spawn(self) -> socket.socket:
+        """Start a process. Our end of what is its standard input."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            env = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+            try:
+                self.popen = subprocess.Popen(command(), stdin=theirs, env=env, start_new_session=True)
+            except OSError:
+                ours.close()
+                raise
+        return ours
+
+    def _settle(self, status: int) -> None:
+        """A process has ended that could read: who is to blame, and who is to be read by the next."""
+        if self._in_flight:
+            request = self._in_flight.popleft()
+            log_event(logger, logging.WARNING, "prompt process ended", status=status, tenant=request.tenant)
+            while self._in_flight:
+                self._put_back(self._in_flight.pop())
+            if (
+                status == -signal.SIGKILL and not request.tried_twice
+            ):  # not by what it read, as far as we know
+                request.tried_twice = True
+                self._put_back(request)
+            else:
+                reason = _reason(status, request.message[0])
+                _answer(request, InvalidRequest(ErrorCode.PROMPT_TOO_COSTLY, reason))
+
+    async def _recover_start(self, num_failed: int, said: str) -> None:
+        log_event(logger, logging.WARNING, "prompt process not started", error=said)
+        if num_failed % MAX_FAILED_STARTS == 0:
+            while request := self._next():
+                _answer(request, EngineError(f"no process to read prompts could be started: {said}"))
+        else:
+            await asyncio.sleep(RESTART_DELAY_S)
+
+
+def _answer(request: _Request, answer: list[int] | Exception) -> None:
+    if request.answer.done():
+        return
+    if isinstance(answer, Exception):
+        request.answer.set_exception(answer)
+    else:
+        request.answer.set_result(answer)
+
+
+def _reason(status: int, cpu_s: float) -> str:
+    if status == -signal.SIGPROF:
+        return f"reading the prompt took more than {cpu_s:.1f} s of processor time"
+    if status in (EXIT_OUT_OF_MEMORY, -signal.SIGABRT):  # Python's way to run out of memory, and Rust's
+        return f"reading the prompt took more than {MEMORY_BYTES >> 20} MiB of memory"
+    return f"reading the prompt ended the process that did so, with status {status}"
