@@ -14,6 +14,7 @@ from ingine.engine import Engine
 from ingine.errors import ConfigError, ErrorCode, InvalidRequest
 from ingine.model_store import DEFAULT_MODEL
 from ingine.outputs import CompletionOutput, RequestOutput, RequestTimings, SeqOutput
+from ingine.prompt_encoder import PromptEncoder
 from ingine.sampling_params import SamplingParams, is_neutral
 from ingine.tokenizer import required
 
@@ -115,9 +116,13 @@ class LLM:
         conversations = _as_list(messages, "messages")
         if conversations and isinstance(conversations[0], Mapping):
             conversations = [conversations]
-        tokenizer = required(self.engine.tokenizer)
-        tokenized = [(None, tokenizer.encode_chat(_checked(messages))) for messages in conversations]
+        tokenized = [(None, self.encoder.encode_chat(_checked(messages))) for messages in conversations]
         return self._run(tokenized, sampling_params, use_tqdm)
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Raises InvalidRequest if the model has no tokenizer."""
+        return PromptEncoder(required(self.engine.tokenizer), self.engine.limits.max_num_tokens)
 
     def get_default_sampling_params(self) -> SamplingParams:
         """The model's own, from its generation_config.json; neutral ones where it has none."""
@@ -137,7 +142,7 @@ class LLM:
         if token_ids is not None:
             return text, _as_list(token_ids, "prompt_token_ids")
         if isinstance(text, str):
-            return text, required(self.engine.tokenizer).encode(text)
+            return text, self.encoder.encode(text)
         raise InvalidRequest(
             ErrorCode.INVALID_TYPE,
             'a prompt is a str, a list of token ids, {"prompt": "..."} or {"prompt_token_ids": [...]}, '

@@ -24,12 +24,16 @@ from pydantic import (
 from ingine.errors import ErrorCode, InvalidJob
 from ingine.foreign_formats import not_a_map, recognise
 from ingine.job_faults import (
+    MAX_FIELDS,
     MAX_MAP_ENTRIES,
     MAX_NESTING,
     MAX_REASON_CHARS,
-    BoundedMaps,
+    BoundedContainers,
+    TooManyParts,
     deeper_than,
     explain,
+    longer_than,
+    texts_of,
     too_many_fields,
 )
 from ingine.keys import Priority
@@ -44,6 +48,7 @@ MAX_JOB_BYTES = 64 << 20
 """Whatever a queue's own limit says."""
 DEFAULT_RESULT_TTL_S = 3600
 MAX_METADATA_BYTES = 16 << 10
+MAX_MESSAGES = 4096
 
 EXPECTED_OUTPUT_TOKENS = 256
 """What a job without `max_tokens` is taken to generate, for fair shares."""
@@ -98,7 +103,7 @@ class Job(BaseModel):
     v: Literal[1] = PROTOCOL_VERSION
     id: Name
     prompt: Prompt | None = None
-    messages: Annotated[tuple[Message, ...], Field(fail_fast=True)] | None = None
+    messages: Annotated[tuple[Message, ...], Field(fail_fast=True, max_length=MAX_MESSAGES)] | None = None
     sampling: SamplingParams = SamplingParams()
     priority: Priority = Field(Priority.NORMAL, strict=False, description="Informative: the stream decides.")
     tenant: Name | None = None
@@ -142,17 +147,28 @@ def encode_job(job: Job) -> bytes:
     return msgpack.packb(fields)
 
 
-def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
+def decode_job(
+    raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES, max_num_tokens: int | None = None
+) -> Job:
     """Validate what came through the door. Raises InvalidJob, with the job's id if that could be read.
 
-    The size is checked before anything is parsed, depth and numbers of fields before anything is validated,
-    and validation stops at a list's first fault: neither time nor memory grows faster than the job's bytes.
+    The size is checked before anything is parsed, the number of containers while it is, depth and numbers of
+    fields before anything is validated, and validation stops at a list's first fault: neither time nor memory
+    grows faster than the job's bytes. `max_num_tokens`: of a sequence of the model's, if that is known. A
+    prompt of more token ids or messages is not validated.
     """
     if len(raw) > max_bytes:
         raise InvalidJob(ErrorCode.JOB_TOO_LARGE, f"the job has {len(raw)} bytes, the limit is {max_bytes}")
-    maps = BoundedMaps()
+    containers = BoundedContainers()
     try:
-        fields = msgpack.unpackb(raw, strict_map_key=False, object_pairs_hook=maps)
+        fields = msgpack.unpackb(
+            raw, strict_map_key=False, object_pairs_hook=containers.map, list_hook=containers.list
+        )
+    except TooManyParts as error:
+        names = {name: _name_or_none(text) for name, text in texts_of(raw, ("id", "reply_to")).items()}
+        raise InvalidJob(
+            ErrorCode.INVALID_SHAPE, str(error), job_id=names.get("id"), reply_to=names.get("reply_to")
+        ) from None
     except msgpack.StackError:
         raise InvalidJob(ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels") from None
     except (ValueError, TypeError) as error:  # all of msgpack's errors, bad UTF-8, unhashable map keys
@@ -162,13 +178,15 @@ def decode_job(raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES) -> Job:
         raise InvalidJob(ErrorCode.INVALID_SHAPE, not_a_map(fields))
 
     job_id, reply_to = (_name_or_none(fields.get(name)) for name in ("id", "reply_to"))
-    if deeper_than(fields, MAX_NESTING):
+    if containers.num > MAX_NESTING and deeper_than(fields, MAX_NESTING):
         code, message = ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels"
-    elif maps.largest > MAX_MAP_ENTRIES:
+    elif containers.largest_map > MAX_MAP_ENTRIES:
         code = ErrorCode.INVALID_SHAPE
-        message = f"a map of {maps.largest} entries, and {MAX_MAP_ENTRIES} is the limit"
-    elif too_many := too_many_fields(fields):
+        message = f"a map of {containers.largest_map} entries, and {MAX_MAP_ENTRIES} is the limit"
+    elif containers.largest_map > MAX_FIELDS and (too_many := too_many_fields(fields)):
         code, message = ErrorCode.INVALID_SHAPE, too_many
+    elif too_long := longer_than(fields, max_num_tokens):
+        code, message = ErrorCode.PROMPT_TOO_LONG, too_long
     else:
         try:
             return Job.model_validate(fields)

@@ -28,8 +28,11 @@ from ingine.wire import (
 )
 
 MIB = 1 << 20
-MAX_CALLS = 2 * MIB + 10_000
-"""Two a byte: what an element costs does not grow with their number."""
+MAX_CALLS = 100_000
+"""For a mebibyte that may be as many elements: most are skipped in one call."""
+
+
+MESSAGE = {"role": "u", "content": ""}
 
 
 def job(**fields) -> bytes:
@@ -47,6 +50,12 @@ HEAVY = {
     "unknown sampling fields": job(sampling={str(i): 1 for i in range(100_000)}),
     "a long unknown field": job(**{"x" * (MIB - 50): 1}),
     "a wide metadata": job(metadata={"a": [[]] * (MIB - 50)}),
+    "metadata of maps": job(metadata={"a": [{}] * (MIB - 50)}),
+    "metadata of nothing": job(metadata={"a": [None] * (MIB - 50)}),
+    "a prompt of maps": job(prompt=[{}] * (MIB - 50)),
+    "messages without content": job(prompt=None, messages=[MESSAGE] * (MIB // 17 - 9)),
+    "messages without anything": job(prompt=None, messages=[{}] * (MIB - 50)),
+    "messages of sixty fields": job(prompt=None, messages=[{chr(i): 1 for i in range(65, 125)}] * 5700),
 }
 
 
@@ -80,6 +89,41 @@ def num_calls(function: Callable, *arguments) -> int:
     finally:
         sys.setprofile(None)
     return count
+
+
+def test_the_id_is_found_where_it_lies_behind_too_much():
+    much = [{}] * 9000
+    raw = msgpack.packb({"v": 1, "messages": much, "reply_to": "r", "id": "a", "metadata": {"a": much}})
+    with pytest.raises(InvalidJob, match="maps and arrays") as caught:
+        decode_job(raw)
+    assert (caught.value.code, caught.value.job_id, caught.value.reply_to) == ("invalid_shape", "a", "r")
+    for damaged in (
+        raw[:-5000],
+        raw.replace(b"\xa2id", b"\x93id"),
+        b"\x85" + b"\xc1" * 9,
+        raw[: len(raw) // 2],
+    ):
+        with pytest.raises(InvalidJob):
+            decode_job(damaged)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"prompt": [1] * 100}, {"messages": [MESSAGE] * 100}], ids=["ids", "chat"]
+)
+def test_a_prompt_of_more_parts_than_the_model_takes_tokens_is_not_validated(fields):
+    raw = msgpack.packb({"id": "a", **fields})
+    decode_job(raw)
+    decode_job(raw, max_num_tokens=101)
+    with pytest.raises(InvalidJob) as caught:
+        decode_job(raw, max_num_tokens=100)
+    assert (caught.value.code, caught.value.job_id) == (ErrorCode.PROMPT_TOO_LONG, "a")
+
+
+def test_a_conversation_has_a_limited_number_of_messages():
+    with pytest.raises(InvalidJob, match="4096") as caught:
+        decode_job(job(prompt=None, messages=[MESSAGE] * 4097))
+    assert caught.value.code == ErrorCode.INVALID_PARAMETER
+    assert len(decode_job(job(prompt=None, messages=[MESSAGE] * 4096)).messages) == 4096
 
 
 @given(st.binary(max_size=300))

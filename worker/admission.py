@@ -130,7 +130,7 @@ class Admission:
 
     async def release(self, queue: Queue, entry: Entry) -> None:
         """Leave an entry that does not run here to any worker. A begin whose reply was lost is no death."""
-        _, job_id = _decode(entry, MAX_JOB_BYTES)
+        _, job_id = _decode(entry, MAX_JOB_BYTES, self._engine.limits.max_num_tokens)
         await queue.release(entry, job_id or "", 0)
 
     async def _admit(self, queue: Queue, entry: Entry, max_job_bytes: int, alone: bool) -> bool:
@@ -139,7 +139,8 @@ class Admission:
             await self._publisher.bury(queue, entry, ErrorCode.INVALID_SHAPE, reason)
             return True
         # What submit.lua has accepted stays accepted, whatever the limit is by now.
-        job, job_id = _decode(entry, MAX_JOB_BYTES if entry.accepted else max_job_bytes)
+        max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes
+        job, job_id = _decode(entry, max_bytes, self._engine.limits.max_num_tokens)
         if job_id is None:
             await self._publisher.bury(queue, entry, job.code, str(job))
             return True
@@ -282,10 +283,10 @@ class Admission:
         )
 
 
-def _decode(entry: Entry, max_bytes: int) -> tuple[Job | InvalidJob, str | None]:
+def _decode(entry: Entry, max_bytes: int, max_num_tokens: int) -> tuple[Job | InvalidJob, str | None]:
     """The job, or why it is none, and the id that the entry bears, if it can be read."""
     try:
-        job = decode_job(entry.raw, max_bytes=max_bytes)
+        job = decode_job(entry.raw, max_bytes=max_bytes, max_num_tokens=max_num_tokens)
     except InvalidJob as fault:
         return fault, fault.job_id
     return job, job.id

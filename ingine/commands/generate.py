@@ -65,7 +65,6 @@ def generate(
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     from ingine.llm import LLM  # from here on it is torch's time that passes
-    from ingine.tokenizer import required
 
     llm = LLM(model)
     params = llm.engine.limits.with_defaults(params)
@@ -75,8 +74,8 @@ def generate(
         typer.echo(json.dumps(asdict(output)))
         is_cut, num_tokens = output.outputs[0].finish_reason == "length", len(output.outputs[0].token_ids)
     else:
-        tokenizer = required(llm.engine.tokenizer)
-        last = _stream(llm, tokenizer.encode_chat(messages) if chat else tokenizer.encode(prompt), params)
+        encoder = llm.encoder
+        last = _stream(llm, encoder.encode_chat(messages) if chat else encoder.encode(prompt), params)
         is_cut, num_tokens = last.finish_reason == "length", last.position
     if is_cut:
         typer.echo(f"ingine: the output was cut at {num_tokens} tokens (finish_reason: length)", err=True)

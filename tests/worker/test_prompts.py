@@ -302,7 +302,7 @@ async def test_room_is_not_given_twice_while_prompts_are_read(harness, hostile_e
 async def test_what_is_too_long_costs_no_process(harness):
     here = await harness()
     await here.push(Job(id="text", prompt="1" * 900_000, sampling=GREEDY))
-    messages = tuple(Message(role="u", content="") for _ in range(5000))
+    messages = tuple(Message(role="u", content="") for _ in range(4000))
     await here.push(Job(id="chat", messages=messages, sampling=GREEDY))
     await here.push(Job(id="ids", prompt=(1,) * 100_000, sampling=GREEDY))
     for job_id in ("text", "chat", "ids"):
