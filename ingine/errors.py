@@ -17,6 +17,7 @@ IngineError
     ├── JobFailed            the job ended in `failed`; has the `code` of its terminal event
     ├── JobCancelled         the job ended in `cancelled`
     ├── JobExpired           the job's deadline passed before it finished
+    ├── BadRecord            the server has something under a job's keys that no worker wrote; has a `code`
     ├── ResultTimeout        no terminal event within the caller's own timeout; the job goes on
     └── ServerUnavailable    Redis cannot be reached, or refuses the command
 """
@@ -133,6 +134,12 @@ class JobCancelled(ClientError):
 
 class JobExpired(ClientError):
     pass
+
+
+class BadRecord(ClientError):
+    """A job's record, its token log or its reply is not what workers write. Asking again changes nothing."""
+
+    code = ErrorCode.BAD_RECORD
 
 
 class ResultTimeout(ClientError):

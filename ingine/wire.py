@@ -5,6 +5,7 @@ languages. Needs msgpack and pydantic only.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -36,7 +37,7 @@ from ingine.job_faults import (
     texts_of,
     too_many_fields,
 )
-from ingine.keys import Priority
+from ingine.keys import EVENT_FIELD, Priority, log_id
 from ingine.sampling_params import SamplingParams, TokenId
 
 PROTOCOL_VERSION = 1
@@ -222,6 +223,11 @@ class TokensEvent:
     older worker, or a model without a tokenizer, gives no bytes.
     """
 
+    @property
+    def start(self) -> int:
+        """Output tokens before this event."""
+        return self.position - len(self.token_ids)
+
 
 @dataclass(slots=True)
 class TerminalEvent:
@@ -241,6 +247,10 @@ class TerminalEvent:
     timings: dict = field(default_factory=dict)
     """queue_ms, first_token_ms and total_ms from submission, by the worker's measure; attempts."""
     metadata: dict | None = None
+
+    @property
+    def start(self) -> int:
+        return self.position
 
 
 Event = TokensEvent | TerminalEvent
@@ -265,31 +275,88 @@ def encode_event(event: Event) -> bytes:
     return msgpack.packb(fields)
 
 
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
+"""What `decode_event` and `decode_log` raise for bytes that no worker has written."""
+_TERMINAL_TYPES = {
+    "job_id": str,
+    "text": str,
+    "finish_reason": str | None,
+    "error": dict | None,
+    "usage": dict,
+    "timings": dict,
+    "metadata": dict | None,
+}
+_USAGE = ("num_prompt_tokens", "num_cached_tokens", "num_output_tokens")
+
+
 def decode_event(raw: bytes) -> Event:
     """Inverse of `encode_event`. Fields that this version does not know are ignored: workers may be newer.
 
-    Raises ValueError, TypeError, KeyError or AttributeError for what is no event: anybody may publish.
+    Raises one of UNREADABLE for what is no event: anybody may publish, and some may write logs.
     """
     fields = msgpack.unpackb(raw, strict_map_key=False, max_map_len=MAX_MAP_ENTRIES)
     kind = fields.pop("type")
     if kind == "tokens":
         event = TokensEvent(fields["position"], fields["token_ids"], fields["text"], fields.get("logprobs"))
         well_formed = (
-            type(event.token_ids) is list
+            type(event.position) is int
+            and type(event.text) is str
+            and type(event.token_ids) is list
             and all(type(token_id) is int for token_id in event.token_ids)
-            and (event.logprobs is None or type(event.logprobs) is list)
-            and type(event.position) is int
-            and event.position >= len(event.token_ids)
+            and event.start >= 0
+            and (event.logprobs is None or _are_logprobs(event.logprobs, len(event.token_ids)))
         )
     else:
         known = {name: value for name, value in fields.items() if name in TerminalEvent.__slots__}
         event = TerminalEvent(status=JobStatus(kind), **known)
         well_formed = (
             event.status.terminal
-            and (event.error is None or type(event.error) is dict)
             and type(event.position) is int
             and event.position >= 0
+            and all(isinstance(getattr(event, name), types) for name, types in _TERMINAL_TYPES.items())
+            and all(type((event.error or {}).get(name, "")) is str for name in ("code", "message"))
+            and all(type(event.usage.get(name, 0)) is int for name in _USAGE)
         )
-    if not well_formed or type(event.text) is not str:
+    if not well_formed:
         raise ValueError(f"not the shape of a {kind} event")
     return event
+
+
+def _are_logprobs(logprobs: Any, number: int) -> bool:
+    """Whether they are of the shape that `TokensEvent.logprobs` has, for so many tokens."""
+    if type(logprobs) is not list or len(logprobs) != number:
+        return False
+    for of_token in logprobs:
+        pairs = [(of_token["token_id"], of_token["logprob"]), *of_token["top"]]
+        if not all(type(token_id) is int and type(logprob) in (int, float) for token_id, logprob in pairs):
+            return False
+        for named in (of_token.get("bytes"), *(of_token.get("top_bytes") or ())):
+            if named is not None and (type(named) is not list or bytes(named) is None):  # which may raise
+                return False
+    return True
+
+
+def decode_log(
+    job_id: str, position: int, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]
+) -> list[Event]:
+    """The events of entries of a job's token log, which follow on `position`; the first may begin before it.
+
+    Raises one of UNREADABLE for what no worker writes: an entry that is no event, or whose id is not its
+    event's position, tokens that are missing or that are there twice, another job's end, and whatever comes
+    behind the end.
+    """
+    events: list[Event] = []
+    for entry_id, fields in entries:
+        event = decode_event(fields[EVENT_FIELD.encode()])
+        is_end, name = isinstance(event, TerminalEvent), entry_id.decode()
+        if events and isinstance(events[-1], TerminalEvent):
+            raise ValueError(f"entry {name} lies behind the terminal event")
+        if name != log_id(event.position, terminal=is_end):
+            raise ValueError(f"entry {name} has an event of position {event.position}")
+        if event.start > position or (event.start < position and (events or is_end)):
+            raise ValueError(f"entry {name} goes on from position {event.start}, not {position}")
+        if is_end and event.job_id != job_id:
+            raise ValueError(f"entry {name} is the end of another job, {event.job_id[:128]!r}")
+        events.append(event)
+        position = event.position
+    return events

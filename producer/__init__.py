@@ -8,6 +8,7 @@ with Client("redis://127.0.0.1:6379/0") as client:
 """
 
 from ingine.errors import (
+    BadRecord,
     ClientError,
     ConfigError,
     DuplicateJob,
@@ -37,6 +38,7 @@ from producer.sync import Client, JobHandle
 __all__ = [
     "AsyncClient",
     "AsyncJobHandle",
+    "BadRecord",
     "Chunk",
     "Client",
     "ClientError",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ingine.errors import (
+    BadRecord,
     ConfigError,
     DuplicateJob,
     InvalidJob,
@@ -33,7 +34,7 @@ from producer.results import Result
 
 DEFAULT_WINDOW = 256
 MAX_FULL_QUEUE_WAIT_S = 5.0
-_LINE_ERRORS = (LineRefused, InvalidJob, JobFailed, JobCancelled, JobExpired)
+_LINE_ERRORS = (LineRefused, InvalidJob, JobFailed, JobCancelled, JobExpired, BadRecord)
 _ENDED_OTHERWISE = (JobFailed, JobCancelled, JobExpired)
 
 

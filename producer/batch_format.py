@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, repeat
 from typing import Any
 
-from ingine.errors import ClientError, ErrorCode, IngineError, InvalidJob, JobCancelled, JobExpired, JobFailed
+from ingine.errors import (
+    BadRecord,
+    ClientError,
+    ErrorCode,
+    IngineError,
+    InvalidJob,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+)
 from ingine.sampling_params import NEUTRAL_PARAMS, SamplingParams, is_neutral
 from producer.results import Result
 
@@ -46,7 +55,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = NEUTRAL_PARAMS | {
 """What we do not have, with the values at which it changes nothing. Null always does."""
 _RENAMED = {"max_completion_tokens": "max_tokens"}
 FINISH_LENGTH = "length"
-_SERVER_ERRORS = (ErrorCode.ENGINE_ERROR, ErrorCode.WORKER_LOST)
+_SERVER_ERRORS = (ErrorCode.ENGINE_ERROR, ErrorCode.WORKER_LOST, ErrorCode.BAD_RECORD)
 
 
 class LineRefused(ClientError):
@@ -237,7 +246,7 @@ def error_row(line: Line, error: IngineError) -> dict[str, Any]:
     if isinstance(error, (JobCancelled, JobExpired)):
         code = "batch_cancelled" if isinstance(error, JobCancelled) else "batch_expired"
         return _row(line, None, {"code": code, "message": str(error)})
-    assert isinstance(error, (LineRefused, InvalidJob, JobFailed))
+    assert isinstance(error, (LineRefused, InvalidJob, JobFailed, BadRecord))
     status_code = 500 if error.code in _SERVER_ERRORS else 400
     fault = {
         "message": str(error),

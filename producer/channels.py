@@ -1,54 +1,85 @@
-"""The fast lane: live events of all of a client's streams on one server, over one pub/sub connection."""
+"""What wakes a client's streams: the channels of their jobs on one server, over one pub/sub connection."""
 
 import asyncio
 import logging
+import math
 import random
-from collections import Counter, deque
+from collections import Counter
+from contextlib import suppress
 
+import msgpack
 from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
 from ingine.servers import is_lacking
+from ingine.wire import UNREADABLE
 from producer.home import end_tasks, is_cancelled
 
-MAX_UNREAD_EVENTS = 256
-"""Live events kept for one stream. A slower consumer goes on from the log instead."""
+MAX_MESSAGE_BYTES = 64 << 10
+"""A larger message is not parsed: it is a reason to read the log, as any other."""
 PING_S = 10.0
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 2.0
 
 log = logging.getLogger(__name__)
 
 
+Place = tuple[float, bool]
+"""How far a log reaches: a position, and whether the job has ended there."""
+NOWHERE: Place = (0, False)
+ANYWHERE: Place = (math.inf, True)
+
+
+def place_of(message: bytes) -> Place:
+    """How far the job's log reaches if `message` is its event; ANYWHERE if it is no event.
+
+    No more than a reason to look: anybody can publish anything.
+    """
+    if len(message) > MAX_MESSAGE_BYTES:
+        return ANYWHERE
+    try:
+        fields = msgpack.unpackb(message, strict_map_key=False)
+        position, is_end = fields["position"], fields["type"] != "tokens"
+    except UNREADABLE:
+        return ANYWHERE
+    return (position, is_end) if type(position) is int else ANYWHERE
+
+
 class Subscription:
-    """One stream's end of the hub: the live events that it has not read, and whether the log has others."""
+    """One stream's end of the hub: how far its log may reach by now."""
 
-    def __init__(self):
-        self.events: deque[bytes] = deque()
-        self.stale = True
-        """The log must be read before any live event: it may have more than we were sent."""
-        self._wake = asyncio.Event()
+    def __init__(self, *, ends_only: bool = False):
+        """ends_only: tokens are no news, only what may be the end."""
+        self.heard = ANYWHERE
+        """The log may have more than we were sent, so it is read first."""
+        self._ends_only = ends_only
+        self._news = asyncio.Event()
+        self._news.set()
 
-    def push(self, event: bytes) -> None:
-        if len(self.events) >= MAX_UNREAD_EVENTS:
-            self.mark_stale()
-        elif not self.stale:
-            self.events.append(event)
-        self._wake.set()
+    def push(self, place: Place) -> None:
+        if place > self.heard and (place[1] or not self._ends_only):
+            self.heard = place
+            self._news.set()
 
     def mark_stale(self) -> None:
-        self.events.clear()
-        self.stale = True
-        self._wake.set()
+        self.push(ANYWHERE)
 
-    async def wait(self, timeout_s: float) -> None:
-        """Until something is pushed; after `timeout_s` of silence the subscription is stale."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._wake.wait()
-        except TimeoutError:
-            self.stale = True
-        self._wake.clear()
+    def forget(self) -> None:
+        """Before the log is read: what is published from now on may not be in what is read."""
+        self.heard = NOWHERE
+        self._news.clear()
+
+    def has_read(self, position: int) -> None:
+        """The log, to here. What was published until then is no news."""
+        if self.heard <= (position, False):
+            self.heard = (position, False)
+            self._news.clear()
+
+    async def wait(self, until: float) -> None:
+        """For news, until this time of the event loop's clock."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._news.wait()
 
 
 class ChannelHub:
@@ -70,9 +101,9 @@ class ChannelHub:
         """That there are no live events. Once an outage, which ends with a subscription that is confirmed."""
         self._closed = False
 
-    def subscribe(self, channel: str) -> Subscription:
-        """Starts at once as stale, since the log may have something already. Never fails and never waits."""
-        subscription = Subscription()
+    def subscribe(self, channel: str, *, ends_only: bool = False) -> Subscription:
+        """Starts as stale, since the log may have something already. Never fails and never waits."""
+        subscription = Subscription(ends_only=ends_only)
         self._subscriptions.setdefault(channel.encode(), []).append(subscription)
         self._changed.set()
         if self._runner is None:
@@ -160,9 +191,10 @@ class ChannelHub:
                 continue
             unanswered_ping = False
             match message:
-                case [b"smessage", channel, event]:
+                case [b"smessage", channel, message]:
+                    place = place_of(message)
                     for subscription in self._subscriptions.get(channel, ()):
-                        subscription.push(event)
+                        subscription.push(place)
                 case [b"ssubscribe", channel, _]:
                     self._backoff_s, self._told = MIN_BACKOFF_S, False
                     for subscription in self._subscriptions.get(channel, ()):

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from redis.asyncio import Redis
 
-from ingine.errors import ClientError, InvalidArgument, InvalidJob, JobNotFound, ServerUnavailable
+from ingine.errors import BadRecord, InvalidArgument, InvalidJob, JobNotFound, ServerUnavailable
 from ingine.expiry import expire
 from ingine.keys import JOB_FIELD, Keys, Priority
 from ingine.sampling_params import SamplingParams
@@ -24,7 +24,7 @@ from producer.handle import AsyncJobHandle
 from producer.partitions import Partition
 from producer.queue_jobs import QueueJobs
 from producer.replies import Reply
-from producer.results import JobInfo
+from producer.results import JobInfo, of_another_type
 from producer.sessions import Sessions
 from producer.settings import load_settings
 from producer.streams import NO_SUCH_JOB
@@ -164,20 +164,26 @@ class AsyncClient(QueueJobs):
                 session.home.check("this iterator", f"replies({name!r}, {reply.position!r})")
 
     async def status(self, job_id: str) -> JobInfo:
-        """How a job stands. Raises JobNotFound. Ends it if its deadline has passed and nobody runs it."""
+        """How a job stands. Ends it if its deadline has passed and nobody runs it.
+
+        Raises JobNotFound, and BadRecord for a record that no worker wrote.
+        """
         partition, info = await self._find(job_id)
         if info.deadline_at_ms is not None and not info.status.terminal:
-            with suppress(ServerUnavailable):  # who may only look sees what there is
+            with suppress(ServerUnavailable, BadRecord):  # who may only look sees what there is
                 await partition.call(partial(_expire_if_due, info=info))
                 partition, info = await self._find(job_id)
         return info
 
     async def _find(self, job_id: str) -> tuple[Partition, JobInfo]:
-        """Where a job lives, and how it stands. Raises JobNotFound."""
+        """Where a job lives, and how it stands. Raises JobNotFound and BadRecord."""
         job_id = arguments.job_id(job_id)
         while True:
             partition = await self._partitions.of(job_id)
-            record = await partition.call(lambda redis, keys: redis.hgetall(keys.job(job_id)))
+            try:
+                record = await partition.call(lambda redis, keys: redis.hgetall(keys.job(job_id)))
+            except ServerUnavailable as error:
+                raise of_another_type(job_id, error.__cause__) or error from error.__cause__
             if b"status" in record:
                 return partition, JobInfo.from_record(job_id, record)
             if not await self._partitions.moved(job_id, partition):
@@ -228,7 +234,7 @@ async def _metadata_before_it_began(partition: Partition, info: JobInfo) -> dict
     if info.position > 0 or info.status not in (JobStatus.QUEUED, JobStatus.DELAYED):
         return None
     if info.status is JobStatus.QUEUED and (info.priority not in list(Priority) or not info.entry):
-        raise ClientError(f"the record of job {info.job_id} is damaged: it does not say where the job waits")
+        raise BadRecord(f"the record of job {info.job_id} is damaged: it does not say where the job waits")
     if info.status is JobStatus.DELAYED:
         raw = await partition.call(lambda redis, keys: redis.hget(keys.job(info.job_id), "raw"))
     else:

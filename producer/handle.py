@@ -40,6 +40,7 @@ class AsyncJobHandle:
         Text that was held back until the end comes as a last chunk without token ids. Then the iterator ends
         if the job finished, and raises JobFailed, JobCancelled or JobExpired otherwise. JobNotFound: the id
         is unknown. ServerUnavailable: the server stayed away for 30 s; a shorter outage is outlasted.
+        BadRecord: its log or its record is not what workers write.
         ResultTimeout: it has not ended within `timeout` seconds of the first step; the job goes on.
         """
         position = self.from_position if from_position is None else from_position
@@ -57,12 +58,13 @@ class AsyncJobHandle:
     async def result(self, timeout: float | timedelta | None = None, *, cancel: bool = False) -> Result:  # noqa: ASYNC109
         """The whole output, from its first token, once the job has finished.
 
-        Raises JobFailed, JobCancelled or JobExpired if it ended otherwise, JobNotFound for an unknown id, and
-        ResultTimeout after `timeout` seconds. The job goes on then, ask again or cancel it; or it is
-        cancelled with `cancel=True`, unless it has just ended.
+        Raises JobFailed, JobCancelled or JobExpired if it ended otherwise, JobNotFound for an unknown id,
+        BadRecord for a log or a record that no worker wrote, and ResultTimeout after `timeout` seconds. The
+        job goes on then, ask again or cancel it; or it is cancelled with `cancel=True`, unless it has just
+        ended.
         """
         try:
-            async with aclosing(self._events(0, timeout)) as events:
+            async with aclosing(self._events(0, timeout, at_end=True)) as events:
                 return _result([event async for event in events])
         except ResultTimeout:
             if not cancel:
@@ -71,10 +73,17 @@ class AsyncJobHandle:
             raise ResultTimeout(f"job {self.job_id} has not ended within {timeout} s, and was cancelled")
         return await self.result()
 
-    async def _events(self, position: int, timeout: Any) -> AsyncIterator[Event]:  # noqa: ASYNC109
+    async def _events(
+        self,
+        position: int,
+        timeout: Any,  # noqa: ASYNC109
+        *,
+        at_end: bool = False,
+    ) -> AsyncIterator[Event]:
         limit_s = arguments.timeout(timeout)
         deadline = None if limit_s is None else asyncio.get_running_loop().time() + limit_s
-        async with aclosing(self._client._session.streams.follow(self.job_id, position)) as events:
+        streams = self._client._session.streams
+        async with aclosing(streams.follow(self.job_id, position, at_end=at_end)) as events:
             while True:
                 try:
                     async with asyncio.timeout_at(deadline):

@@ -11,15 +11,15 @@ from typing import Any
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from ingine.errors import ClientError, InvalidArgument
+from ingine.errors import BadRecord, ClientError, InvalidArgument
 from ingine.expiry import expire_due
 from ingine.keys import EVENT_FIELD, Keys
-from ingine.wire import DEFAULT_RESULT_TTL_S, JobStatus, decode_event
+from ingine.wire import DEFAULT_RESULT_TTL_S, UNREADABLE, JobStatus, decode_event
 from producer.arguments import ENTRY_ID
 from producer.connection import Server
 from producer.home import Home, end_tasks
 from producer.partitions import Partitions
-from producer.token_log import UNREADABLE, Patience
+from producer.token_log import Patience
 
 BLOCK_MS = 2000
 ENTRIES_PER_READ = 256
@@ -154,7 +154,7 @@ def _reply(fields: dict[bytes, bytes], position: str) -> Reply:
             position=position,
         )
     except UNREADABLE as error:
-        raise ClientError(
+        raise BadRecord(
             f"the replies stream has an entry that is no event ({error!r}): "
             f"go on behind it with the position {position!r}"
         ) from None

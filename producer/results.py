@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingine.errors import ClientError, JobCancelled, JobExpired, JobFailed
+from redis.exceptions import RedisError
+
+from ingine.errors import BadRecord, JobCancelled, JobExpired, JobFailed
 from ingine.keys import SILENT_AFTER_S
 from ingine.wire import JobStatus, TerminalEvent
 
@@ -71,7 +73,7 @@ class JobInfo:
 
     @classmethod
     def from_record(cls, job_id: str, record: dict[bytes, bytes]) -> "JobInfo":
-        """From the job's hash, see `worker/scripts`. Raises ClientError for what is no record."""
+        """From the job's hash, see `worker/scripts`. Raises BadRecord for what is no record."""
         # Without the job itself, which the record of a delayed one holds: it is no text.
         fields = {name.decode(errors="replace"): value for name, value in record.items() if name != b"raw"}
         texts = {name: value.decode(errors="replace") for name, value in fields.items()}
@@ -198,22 +200,29 @@ def raise_unless_finished(end: TerminalEvent) -> None:
 
 
 def read_status(job_id: str, raw: bytes) -> JobStatus:
-    """From a job's record. Raises ClientError: a newer worker may have written it, or anybody else."""
+    """From a job's record. Raises BadRecord: a newer worker may have written it, or anybody else."""
     text = raw.decode(errors="replace")
     try:
         return JobStatus(text)
     except ValueError:
-        raise ClientError(
+        raise BadRecord(
             f"job {job_id} has the status {text[:50]!r}, which this version of ingine does not know: "
             "upgrade the client"
         ) from None
 
 
 def read_number(job_id: str, name: str, raw: bytes | None) -> int | None:
-    """From a job's record. Raises ClientError for what is none."""
+    """From a job's record. Raises BadRecord for what is none."""
     if raw is None:
         return None
     text = raw.decode(errors="replace")
     if text.isascii() and text.isdigit() and len(text) < 20:
         return int(text)
-    raise ClientError(f"the record of job {job_id} is damaged: its field {name} is {text[:50]!r}, no number")
+    raise BadRecord(f"the record of job {job_id} is damaged: its field {name} is {text[:50]!r}, no number")
+
+
+def of_another_type(job_id: str, error: Exception | None) -> BadRecord | None:
+    """What it means for a job that the server says so; None if it says something else."""
+    if isinstance(error, RedisError) and str(error).startswith("WRONGTYPE"):
+        return BadRecord(f"a key of job {job_id} is of another type: somebody has written it ({error})")
+    return None

@@ -1,12 +1,12 @@
-"""Streams: what a job's consumer gets, in order and exactly once, from a fast lane and a log.
+"""Streams: what a job's consumer gets, in order and exactly once. All of it comes from the log.
 
-Pub/sub is only the fast lane. It may lose, repeat or delay anything; every rule here leads back to the log:
+The job's channel only wakes a stream. Anybody may publish there, and pub/sub loses, repeats and delays:
 
 - a stream reads the log when it starts, and again as soon as its subscription is confirmed, so nothing falls
   between the two. A reconnect subscribes anew, and its confirmations wake every stream the same way;
-- a live event that does not start where the stream is, an overflow of what a slow consumer has not read yet,
-  or silence, send the stream back to the log;
-- what the log has given already is dropped when it comes in live.
+- what is published sends the stream to the log if it says that the log goes further than the stream has read;
+- so does silence, and then the stream reads the job's record too: whether the job is there, and has ended;
+- reads that bring nothing are spaced out, so a flood of messages does not become a flood of reads.
 """
 
 import asyncio
@@ -17,23 +17,25 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
-from ingine.errors import ClientError, JobNotFound, ServerUnavailable
+from ingine.errors import BadRecord, ClientError, JobNotFound
 from ingine.keys import Keys
-from ingine.wire import Event, JobStatus, TerminalEvent, TokensEvent, decode_event
+from ingine.wire import Event, JobStatus, TerminalEvent, TokensEvent
 from producer import arguments
-from producer.channels import ChannelHub
+from producer.channels import ChannelHub, Subscription
 from producer.connection import Server
 from producer.home import Home
 from producer.partitions import Partition, Partitions
 from producer.queue_info import num_serving
 from producer.results import NO_WORKER
-from producer.token_log import UNREADABLE, LogReader, Patience
+from producer.token_log import LogPage, LogReader, Patience
 
 NO_SUCH_JOB = "no job {}: never submitted, or its result's TTL has passed"
 SILENCE_S = 2.0
 """A stream that hears nothing for about this long looks into the log."""
 NO_WORKER_AFTER_S = 3.0
 """And after this long, whether there is a worker at all."""
+FIRST_SPACING_S, LONGEST_SPACING_S = 0.001, 0.1
+"""Between the starts of two reads of one log, after a read that brought nothing; doubles with each."""
 _NOT_ENDED = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 log = logging.getLogger(__name__)
@@ -51,17 +53,19 @@ class Streams:
         """The partition of which a warning said that no worker serves it."""
         self._closed = False
 
-    async def follow(self, job_id: str, position: int = 0) -> AsyncIterator[Event]:
+    async def follow(self, job_id: str, position: int = 0, *, at_end: bool = False) -> AsyncIterator[Event]:
         """Events after `position`, up to and including the terminal one, which is always the last.
 
-        Raises JobNotFound if there is no record and no log, ServerUnavailable if the server stays away, and
-        InvalidArgument for a negative position.
+        at_end: there is no hurry until the job has ended, so tokens that are published cause no read.
+
+        Raises JobNotFound if there is no record and no log, BadRecord for a log or a record that no worker
+        wrote, ServerUnavailable if the server stays away, and InvalidArgument for a negative position.
         """
         position = arguments.integer("from_position", position, at_least=0)
         while True:
             partition = await self._patience(lambda: self._partitions.of(job_id))
             try:
-                async with aclosing(self._follow(partition, job_id, position)) as events:
+                async with aclosing(self._follow(partition, job_id, position, at_end)) as events:
                     async for event in events:
                         position = event.position
                         yield event
@@ -77,41 +81,36 @@ class Streams:
             self._readers[server] = ChannelHub(server.redis), LogReader(server)
         return self._readers[server]
 
-    async def _follow(self, partition: Partition, job_id: str, position: int) -> AsyncIterator[Event]:
+    async def _follow(
+        self, partition: Partition, job_id: str, position: int, at_end: bool
+    ) -> AsyncIterator[Event]:
         hub, reader = self._readers_at(partition.server)
-        channel, home, clock = partition.keys.channel(job_id), Home(), asyncio.get_running_loop().time
-        subscription, heard_at = hub.subscribe(channel), clock()
+        channel, home = partition.keys.channel(job_id), Home()
+        subscription = hub.subscribe(channel, ends_only=at_end)
+        reads, lacked = _Reads(subscription), False
         try:
             while True:
-                if subscription.stale:
-                    subscription.stale = False  # before the read: what is published from now on queues up
-                    page = await reader.read(partition.keys, job_id, position)
-                    events, subscription.stale = page.events, subscription.stale or page.full
-                    if not events and page.status is None:
-                        raise JobNotFound(NO_SUCH_JOB.format(job_id))
-                    if not events and page.status.terminal and page.committed < position:
-                        # The caller asked for more than there is: go to where the end is.
-                        position, subscription.stale = page.committed, True
-                    if not events and page.status in _NOT_ENDED and clock() - heard_at >= NO_WORKER_AFTER_S:
-                        await self._look_for_workers(partition)
-                elif subscription.events:
-                    event = _decode_live(subscription.events.popleft())
-                    if event is None or _start(event) > position:
-                        subscription.mark_stale()
-                        continue
-                    events = [event]
-                else:
-                    await subscription.wait(SILENCE_S * random.uniform(0.75, 1.25))
-                    continue
-                if events:
-                    heard_at = clock()
-                for event in events:
-                    if isinstance(event, TerminalEvent):
-                        yield event
-                        return
-                    if event.position > position:
+                with_record = await reads.next()
+                page = await reader.read(partition.keys, job_id, position, with_record=with_record)
+                for event in page.events:
+                    if isinstance(event, TokensEvent):
                         yield _after(event, position)
                         position = event.position
+                    elif with_record:  # else it is read once more, with the record
+                        _check_end(event, page)
+                        yield event
+                        return
+                reads.done(position, page, with_record=with_record)
+                if page.events:
+                    lacked = False
+                elif with_record:
+                    # A caller who asked for more than there is goes to where the end is.
+                    position = min(position, page.committed) if page.has_ended else position
+                    lacked = _check_record(job_id, position, page, lacked=lacked)
+                    if lacked:
+                        subscription.mark_stale()
+                    elif page.status in _NOT_ENDED and reads.silent_s >= NO_WORKER_AFTER_S:
+                        await self._look_for_workers(partition)
         finally:
             home.call(partial(hub.unsubscribe, channel, subscription))
 
@@ -123,7 +122,7 @@ class Streams:
         self._look_at[partition.keys] = now + NO_WORKER_AFTER_S
         try:
             number = await partition.call(num_serving)
-        except ServerUnavailable:  # it may be away, or refuse to tell us: a stream goes on all the same
+        except ClientError:  # it may be away, or refuse to tell us: a stream goes on all the same
             return
         if number:
             self._told_of = None if self._told_of == partition.keys else self._told_of
@@ -138,20 +137,72 @@ class Streams:
             await reader.aclose()
 
 
-def _decode_live(raw: bytes) -> Event | None:
-    """None: no event. Anybody can publish anything; that there is something to see is all it means."""
-    try:
-        return decode_event(raw)
-    except UNREADABLE:
-        return None
+class _Reads:
+    """When a stream reads its job's log, and whether the job's record with it."""
+
+    def __init__(self, subscription: Subscription):
+        self._subscription = subscription
+        self._clock = asyncio.get_running_loop().time
+        self._fruitless = 0
+        self._began_at = self._record_at = 0.0
+        self._heard_at = self._clock()
+
+    async def next(self) -> bool:
+        """Wait until there may be something to read. Returns whether the record is to be read, too."""
+        if self._fruitless:
+            spacing_s = min(FIRST_SPACING_S * 2**self._fruitless, LONGEST_SPACING_S)
+            await asyncio.sleep(self._began_at + spacing_s - self._clock())
+        await self._subscription.wait(self._record_at)
+        self._began_at = self._clock()
+        _, may_be_end = self._subscription.heard
+        self._subscription.forget()
+        return may_be_end or self._began_at >= self._record_at
+
+    def done(self, position: int, page: LogPage, *, with_record: bool) -> None:
+        now = self._clock()
+        if page.events:
+            self._fruitless, self._heard_at = 0, now
+        else:
+            self._fruitless = min(self._fruitless + 1, 10)
+        if page.events or with_record:
+            self._record_at = now + SILENCE_S * random.uniform(0.75, 1.25)
+        self._subscription.has_read(position)
+        if page.full or page.has_end:
+            self._subscription.mark_stale()
+
+    @property
+    def silent_s(self) -> float:
+        """How long nothing has come."""
+        return self._clock() - self._heard_at
 
 
-def _start(event: Event) -> int:
-    return event.position - len(event.token_ids) if isinstance(event, TokensEvent) else event.position
+def _check_record(job_id: str, position: int, page: LogPage, *, lacked: bool) -> bool:
+    """Whether the record says that there is more in the log than `page`, which is empty, has.
+
+    The log was read first, so it may just have come. But not if the log `lacked` it the last time already.
+    """
+    if page.status is None:
+        raise JobNotFound(NO_SUCH_JOB.format(job_id))
+    lacks = page.has_ended or page.committed > position
+    if lacks and lacked:
+        raise BadRecord(
+            f"the record of job {job_id} says {page.status} after {page.committed} tokens, and its log has "
+            f"nothing behind {position}"
+        )
+    return lacks
+
+
+def _check_end(end: TerminalEvent, page: LogPage) -> None:
+    """A log and its record end in one step, so an end that the record does not know was written by hand."""
+    if page.status not in (None, end.status) or (page.status and page.committed != end.position):
+        raise BadRecord(
+            f"the log of job {end.job_id} ends as {end.status} after {end.position} tokens, and its record "
+            f"says {page.status} after {page.committed}"
+        )
 
 
 def _after(event: TokensEvent, position: int) -> TokensEvent:
     """`event` without the tokens up to `position`. Its text is not divisible and stays whole."""
-    num_new = event.position - max(position, _start(event))
+    num_new = event.position - max(position, event.start)
     logprobs = event.logprobs and event.logprobs[-num_new:]
     return replace(event, token_ids=event.token_ids[-num_new:], logprobs=logprobs)

@@ -11,14 +11,14 @@ from typing import TypeVar
 
 from redis import exceptions
 
-from ingine.errors import ClientError, ServerUnavailable
+from ingine.errors import BadRecord, ClientError, ServerUnavailable
 from ingine.expiry import expire
-from ingine.keys import EVENT_FIELD, Keys, log_id
+from ingine.keys import Keys, log_id
 from ingine.servers import is_refusal
-from ingine.wire import DEFAULT_RESULT_TTL_S, Event, JobStatus, decode_event
+from ingine.wire import DEFAULT_RESULT_TTL_S, UNREADABLE, Event, JobStatus, TerminalEvent, decode_log
 from producer.connection import Server
 from producer.home import end_tasks, is_cancelled
-from producer.results import read_number, read_status
+from producer.results import of_another_type, read_number, read_status
 
 T = TypeVar("T")
 READS_PER_TRIP = 128
@@ -26,8 +26,6 @@ ENTRIES_PER_READ = 256
 GIVE_UP_S = 30.0
 """Streams outlast a server that is away for so long."""
 ENDS = frozenset(status for status in JobStatus if status.terminal)
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
-"""What `decode_event` raises for bytes that are no event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +35,31 @@ class LogPage:
     events: list[Event]
     full: bool
     """There may be more: the page ends where the limit was, not where the log does."""
-    status: JobStatus | None
-    """None where the job has no record."""
-    committed: int
-    """Tokens in the whole log."""
-    overdue: bool
+    status: JobStatus | None = None
+    """None where the job has no record, or that was not read."""
+    committed: int = 0
+    """Tokens in the whole log, by the record."""
+    overdue: bool = False
     """It has not ended, and its deadline has passed by the server's clock."""
+
+    @property
+    def has_ended(self) -> bool:
+        """By the record."""
+        return self.status in ENDS
+
+    @property
+    def has_end(self) -> bool:
+        """By the log."""
+        return bool(self.events) and isinstance(self.events[-1], TerminalEvent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    keys: Keys
+    job_id: str
+    position: int
+    with_record: bool
+    answer: asyncio.Future
 
 
 class Patience:
@@ -74,29 +91,32 @@ class LogReader:
 
     def __init__(self, server: Server):
         self._server = server
-        self._waiting: deque[tuple[Keys, str, int, asyncio.Future]] = deque()
-        self._under_way: list[tuple[Keys, str, int, asyncio.Future]] = []
+        self._waiting: deque[_Request] = deque()
+        self._under_way: list[_Request] = []
         self._runner: asyncio.Task | None = None
         self._patience = Patience()
         self._closed = False
 
-    async def read(self, keys: Keys, job_id: str, position: int) -> LogPage:
-        """Raises ServerUnavailable after GIVE_UP_S without a server, ClientError for a log that is no log."""
+    async def read(self, keys: Keys, job_id: str, position: int, *, with_record: bool) -> LogPage:
+        """Raises ServerUnavailable after GIVE_UP_S without a server, BadRecord for what no worker wrote.
+
+        with_record: the job's record is read after its log. An overdue job is ended then.
+        """
         if self._closed:
             raise ClientError("the client is closed")
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((keys, job_id, position, future))
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Request(keys, job_id, position, with_record, answer))
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
-        return await future
+        return await answer
 
     async def aclose(self) -> None:
         self._closed = True
         if self._runner:
             await end_tasks([self._runner])
-        for *_, future in (*self._under_way, *self._waiting):
-            if not future.done():
-                future.set_exception(ClientError("the client is closed"))
+        for request in (*self._under_way, *self._waiting):
+            if not request.answer.done():
+                request.answer.set_exception(ClientError("the client is closed"))
 
     async def _run(self) -> None:
         while self._waiting:
@@ -104,7 +124,7 @@ class LogReader:
                 self._waiting.popleft() for _ in range(min(READS_PER_TRIP, len(self._waiting)))
             ]
             try:
-                trip = partial(self._fetch, [request for *request, _ in self._under_way])
+                trip = partial(self._fetch, self._under_way)
                 answers = await self._patience(partial(self._server.in_time, trip, GIVE_UP_S))
             except exceptions.RedisError as error:
                 self._under_way += self._waiting  # who came meanwhile has no better chance
@@ -112,56 +132,64 @@ class LogReader:
                 answers = [error] * len(self._under_way)
             except Exception as error:  # whatever it is, nobody must wait for ever
                 answers = [error] * len(self._under_way)
-            for (*_, future), answer in zip(self._under_way, answers, strict=True):
-                if future.done():  # its stream has left
+            for request, answer in zip(self._under_way, answers, strict=True):
+                if request.answer.done():  # its stream has left
                     continue
                 if isinstance(answer, exceptions.RedisError):
-                    future.set_exception(self._server.unavailable(answer))
+                    request.answer.set_exception(
+                        of_another_type(request.job_id, answer) or self._server.unavailable(answer)
+                    )
                 elif isinstance(answer, Exception):
-                    future.set_exception(answer)
+                    request.answer.set_exception(answer)
                 else:
-                    future.set_result(answer)
+                    request.answer.set_result(answer)
 
-    async def _fetch(self, requests: list[tuple[Keys, str, int]]) -> list[LogPage | Exception]:
+    async def _fetch(self, requests: list[_Request]) -> list[LogPage | Exception]:
         pipeline = self._server.redis.pipeline(transaction=False)
-        for keys, job_id, position in requests:
-            pipeline.xrange(keys.tokens(job_id), min=f"({log_id(position)}", count=ENTRIES_PER_READ)
-            pipeline.hmget(keys.job(job_id), "status", "position", "deadline_at")
+        for request in requests:
+            log, after = request.keys.tokens(request.job_id), f"({log_id(request.position)}"
+            pipeline.xrange(log, min=after, count=ENTRIES_PER_READ)
+            if request.with_record:
+                pipeline.hmget(request.keys.job(request.job_id), "status", "position", "deadline_at")
         pipeline.time()
         *logs_and_records, time = await pipeline.execute(raise_on_error=False)
         now_ms = 0 if isinstance(time, Exception) else time[0] * 1000
         answers = iter(logs_and_records)
-        pages = [_page(job_id, next(answers), next(answers), now_ms) for _, job_id, _ in requests]
+        pages = [
+            _page(request, next(answers), next(answers) if request.with_record else (None,) * 3, now_ms)
+            for request in requests
+        ]
         return await self._without_overdue(requests, pages)
 
     async def _without_overdue(
-        self, requests: list[tuple[Keys, str, int]], pages: list[LogPage | Exception]
+        self, requests: list[_Request], pages: list[LogPage | Exception]
     ) -> list[LogPage | Exception]:
         """End the jobs that are overdue and that no worker runs. Pages of those are `full` then."""
         overdue: dict[Keys, list[str]] = defaultdict(list)
-        for (keys, job_id, _), page in zip(requests, pages, strict=True):
+        for request, page in zip(requests, pages, strict=True):
             if isinstance(page, LogPage) and page.overdue:
-                overdue[keys].append(job_id)
+                overdue[request.keys].append(request.job_id)
         answers: dict[tuple[Keys, str], str] = {}
         for keys, job_ids in overdue.items():
             with suppress(exceptions.ResponseError):  # who may not end them waits for a worker that does
                 ends = await expire(self._server.redis, keys, job_ids, result_ttl_s=DEFAULT_RESULT_TTL_S)
                 answers |= {(keys, job_id): answer for job_id, answer in ends.items()}
         return [
-            replace(page, full=True) if answers.get((keys, job_id)) in ENDS else page
-            for (keys, job_id, _), page in zip(requests, pages, strict=True)
+            replace(page, full=True) if answers.get((request.keys, request.job_id)) in ENDS else page
+            for request, page in zip(requests, pages, strict=True)
         ]
 
 
-def _page(job_id: str, entries, record, now_ms: int) -> LogPage | Exception:
+def _page(request: _Request, entries, record, now_ms: int) -> LogPage | Exception:
     """From the answers to one request. An error is its own stream's alone, so it is returned, not raised."""
     for answer in (entries, record):
         if isinstance(answer, exceptions.RedisError):
             return answer
+    job_id = request.job_id
     try:
-        events = [decode_event(fields[EVENT_FIELD.encode()]) for _, fields in entries]
+        events = decode_log(job_id, request.position, entries)
     except UNREADABLE as error:
-        return ClientError(f"the token log of job {job_id} has an entry that is no event: {error!r}")
+        return BadRecord(f"the token log of job {job_id} is not what a worker writes: {error}")
     try:
         status = read_status(job_id, record[0]) if record[0] else None
         deadline_at = read_number(job_id, "deadline_at", record[2])

@@ -54,7 +54,9 @@ class Partition:
             learn=self._learn,
             learn_models=self._learn_models,
         )
-        self._control = ControlListener(redis, queue.keys, self._obey)
+        self._control = ControlListener(
+            redis, queue.keys, runs=lambda job_id: jobs.by_id(job_id) is not None, obey=self._obey
+        )
         self.ready = asyncio.Event()
         """Set once its server has what a worker needs there."""
 
@@ -71,16 +73,16 @@ class Partition:
         await self.ready.wait()
         await run()
 
-    async def _obey(self, command: dict) -> None:
-        match command["command"]:
-            case "cancel":
-                job = self._jobs.by_id(str(command.get("job_id")))
-                if job and await self.queue.is_cancelled(job.id):
+    async def _obey(self, commands: set[str], cancelled: set[str]) -> None:
+        """Look at once at what nudges were about."""
+        if "released" in commands:
+            self.intake.sweep_soon()
+        if commands & {"pause", "resume", "drain"}:
+            self.heartbeat.beat_early()
+        if cancelled:
+            for job_id in await self.queue.cancelled_among(cancelled):
+                if job := self._jobs.by_id(job_id):
                     self._publisher.cancel(job)
-            case "released":
-                self.intake.sweep_soon()
-            case "pause" | "resume" | "drain":
-                self.heartbeat.beat_early()
 
     def _learn(self, settings: dict[str, str]) -> None:
         self.intake.max_job_bytes = int(_number(settings.get("max_job_bytes"), DEFAULT_MAX_JOB_BYTES))

@@ -5,7 +5,7 @@ Nothing here retries. Every call may be made again after an error: that is the s
 
 import itertools
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -378,8 +378,14 @@ class Queue:
         events = [decode_event(fields[EVENT_FIELD.encode()]) for _, fields in entries]
         return [token_id for event in events for token_id in event.token_ids]
 
-    async def is_cancelled(self, job_id: str) -> bool:
-        return await self._redis.hget(self.keys.job(job_id), "cancel") == b"1"
+    async def cancelled_among(self, job_ids: Iterable[str]) -> list[str]:
+        """Those of `job_ids` whose records say that they are to end."""
+        asked = list(job_ids)
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in asked:
+            pipe.hget(self.keys.job(job_id), "cancel")
+        answers = await pipe.execute(raise_on_error=False)
+        return [job_id for job_id, answer in zip(asked, answers, strict=True) if answer == b"1"]
 
 
 def _text(raw: bytes) -> str:

@@ -54,8 +54,10 @@ class FakeWorker:
         """Tokens start+1 ... position as one event. Returns its bytes."""
         positions = range(start + 1, position + 1)
         event = encode_event(TokensEvent(position, [*positions], "".join(f"<{n}>" for n in positions)))
-        await self.redis.xadd(self.keys.tokens(job_id), {EVENT_FIELD: event}, id=log_id(position))
-        await self.redis.hset(self.keys.job(job_id), "position", position)
+        async with self.redis.pipeline(transaction=True) as step:
+            step.xadd(self.keys.tokens(job_id), {EVENT_FIELD: event}, id=log_id(position))
+            step.hset(self.keys.job(job_id), "position", position)
+            await step.execute()
         if publish:
             await self.publish(job_id, event)
         return event
@@ -72,13 +74,14 @@ class FakeWorker:
         if status is JobStatus.FINISHED:
             fields.setdefault("finish_reason", "length")
         event = encode_event(TerminalEvent(position=position, status=status, job_id=job_id, **fields))
-        entry_id = log_id(position, terminal=True)
-        await self.redis.xadd(self.keys.tokens(job_id), {EVENT_FIELD: event}, id=entry_id)
         record = await self.redis.hgetall(self.keys.job(job_id))
         jobs = self.keys.jobs(record[b"priority"].decode())
-        await self.redis.xack(jobs, GROUP, record[b"entry"])
-        await self.redis.xdel(jobs, record[b"entry"])
-        await self.redis.hset(self.keys.job(job_id), "status", str(status))
+        async with self.redis.pipeline(transaction=True) as step:
+            step.xadd(self.keys.tokens(job_id), {EVENT_FIELD: event}, id=log_id(position, terminal=True))
+            step.hset(self.keys.job(job_id), "status", str(status))
+            step.xack(jobs, GROUP, record[b"entry"])
+            step.xdel(jobs, record[b"entry"])
+            await step.execute()
         if publish:
             await self.publish(job_id, event)
         return event

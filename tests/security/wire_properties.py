@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ingine.errors import ErrorCode, InvalidJob
 from ingine.job_faults import MAX_REASON_CHARS
 from ingine.wire import (
+    UNREADABLE,
     Event,
     Job,
     JobStatus,
@@ -19,7 +20,6 @@ from ingine.wire import (
     decode_job,
     encode_job,
 )
-from producer.token_log import UNREADABLE
 
 PEAK_PER_BYTE = 160
 """Bytes of memory for each of a job: a map of one entry is 3 bytes on the wire, and 240 in memory."""
