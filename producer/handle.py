@@ -86,8 +86,11 @@ class AsyncJobHandle:
         async with aclosing(streams.follow(self.job_id, position, at_end=at_end)) as events:
             while True:
                 try:
-                    async with asyncio.timeout_at(deadline):
+                    if deadline is None:  # a timeout costs more than to hand out a token
                         event = await anext(events, None)
+                    else:
+                        async with asyncio.timeout_at(deadline):
+                            event = await anext(events, None)
                 except TimeoutError:
                     raise ResultTimeout(
                         f"job {self.job_id} has not ended within {timeout} s, and goes on: ask again, or "

@@ -203,6 +203,8 @@ def _check_end(end: TerminalEvent, page: LogPage) -> None:
 
 def _after(event: TokensEvent, position: int) -> TokensEvent:
     """`event` without the tokens up to `position`. Its text is not divisible and stays whole."""
-    num_new = event.position - max(position, event.start)
+    if event.start >= position:
+        return event
+    num_new = event.position - position
     logprobs = event.logprobs and event.logprobs[-num_new:]
     return replace(event, token_ids=event.token_ids[-num_new:], logprobs=logprobs)

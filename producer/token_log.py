@@ -25,6 +25,7 @@ READS_PER_TRIP = 128
 ENTRIES_PER_READ = 256
 GIVE_UP_S = 30.0
 """Streams outlast a server that is away for so long."""
+_FIELDS = ("status", "position", "deadline_at")
 ENDS = frozenset(status for status in JobStatus if status.terminal)
 
 
@@ -53,13 +54,21 @@ class LogPage:
         return bool(self.events) and isinstance(self.events[-1], TerminalEvent)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Request:
     keys: Keys
     job_id: str
     position: int
     with_record: bool
     answer: asyncio.Future
+
+    @property
+    def log(self) -> str:
+        return self.keys.tokens(self.job_id)
+
+    @property
+    def record(self) -> str:
+        return self.keys.job(self.job_id)
 
 
 class Patience:
@@ -145,21 +154,46 @@ class LogReader:
                     request.answer.set_result(answer)
 
     async def _fetch(self, requests: list[_Request]) -> list[LogPage | Exception]:
+        try:
+            pages = await self._fetch_together(requests)
+        except (
+            exceptions.ResponseError
+        ):  # one of the keys is no log, or may not be read: only its own stream fails
+            pages = await self._fetch_each(requests)
+        return await self._without_overdue(requests, pages)
+
+    async def _fetch_together(self, requests: list[_Request]) -> list[LogPage | Exception]:
+        """All logs with one command. Raises ResponseError if the server has something against any of them."""
+        pipeline = self._server.redis.pipeline(transaction=False)
+        groups = _groups(requests)
+        for group in groups:
+            after = {log: log_id(request.position) for log, request in group.items()}
+            pipeline.xread(after, count=ENTRIES_PER_READ)
+        with_record = [request for request in requests if request.with_record]
+        for request in with_record:
+            pipeline.hmget(request.record, *_FIELDS)
+        if with_record:
+            pipeline.time()
+        answers = await pipeline.execute()
+        now_ms = answers.pop()[0] * 1000 if with_record else 0
+        records = dict(zip(with_record, answers[len(groups) :], strict=True))
+        entries: dict[_Request, list] = {}
+        for group, answer in zip(groups, answers, strict=False):
+            of_log = _by_log(answer)
+            entries |= {request: of_log.get(log.encode(), ()) for log, request in group.items()}
+        return [_page(request, entries[request], records.get(request), now_ms) for request in requests]
+
+    async def _fetch_each(self, requests: list[_Request]) -> list[LogPage | Exception]:
+        """Each log with a command of its own."""
         pipeline = self._server.redis.pipeline(transaction=False)
         for request in requests:
-            log, after = request.keys.tokens(request.job_id), f"({log_id(request.position)}"
-            pipeline.xrange(log, min=after, count=ENTRIES_PER_READ)
-            if request.with_record:
-                pipeline.hmget(request.keys.job(request.job_id), "status", "position", "deadline_at")
+            pipeline.xrange(request.log, min=f"({log_id(request.position)}", count=ENTRIES_PER_READ)
+            pipeline.hmget(request.record, *_FIELDS)
         pipeline.time()
         *logs_and_records, time = await pipeline.execute(raise_on_error=False)
         now_ms = 0 if isinstance(time, Exception) else time[0] * 1000
         answers = iter(logs_and_records)
-        pages = [
-            _page(request, next(answers), next(answers) if request.with_record else (None,) * 3, now_ms)
-            for request in requests
-        ]
-        return await self._without_overdue(requests, pages)
+        return [_page(request, next(answers), next(answers), now_ms) for request in requests]
 
     async def _without_overdue(
         self, requests: list[_Request], pages: list[LogPage | Exception]
@@ -180,24 +214,47 @@ class LogReader:
         ]
 
 
+def _groups(requests: list[_Request]) -> list[dict[str, _Request]]:
+    """Requests by their logs, in as many groups as it takes for each log to be there once.
+
+    In a cluster a client is that of one slot, so all keys of a group are in it.
+    """
+    groups: list[dict[str, _Request]] = []
+    for request in requests:
+        log = request.log
+        group = next((group for group in groups if log not in group), None)
+        if group is None:
+            groups.append(group := {})
+        group[log] = request
+    return groups
+
+
+def _by_log(answer) -> dict[bytes, list]:
+    """Of XREAD, whose answer redis-py gives another shape in RESP3."""
+    if isinstance(answer, dict):
+        return {log: entries for log, (entries,) in answer.items()}
+    return dict(answer)
+
+
 def _page(request: _Request, entries, record, now_ms: int) -> LogPage | Exception:
     """From the answers to one request. An error is its own stream's alone, so it is returned, not raised."""
     for answer in (entries, record):
         if isinstance(answer, exceptions.RedisError):
             return answer
     job_id = request.job_id
+    status, position, deadline_at = record or (None, None, None)
     try:
         events = decode_log(job_id, request.position, entries)
     except UNREADABLE as error:
         return BadRecord(f"the token log of job {job_id} is not what a worker writes: {error}")
     try:
-        status = read_status(job_id, record[0]) if record[0] else None
-        deadline_at = read_number(job_id, "deadline_at", record[2])
+        status = read_status(job_id, status) if status else None
+        deadline_at = read_number(job_id, "deadline_at", deadline_at)
         return LogPage(
             events=events,
             full=len(entries) == ENTRIES_PER_READ,
             status=status,
-            committed=read_number(job_id, "position", record[1]) or 0,
+            committed=read_number(job_id, "position", position) or 0,
             overdue=deadline_at is not None and deadline_at <= now_ms and status not in (None, *ENDS),
         )
     except ClientError as error:

@@ -1,36 +1,71 @@
-"""The hub of live events: what it keeps for a slow consumer, and what it does with a half-open connection."""
+"""The hub that wakes streams: what is news to one, and what becomes of a half-open connection."""
 
 import asyncio
 from collections import Counter
 
+import msgpack
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
 import producer.channels
 from ingine.keys import Keys
-from producer.channels import MAX_UNREAD_EVENTS, ChannelHub, Subscription
+from ingine.wire import JobStatus, TerminalEvent, TokensEvent, encode_event
+from producer.channels import ANYWHERE, MAX_MESSAGE_BYTES, ChannelHub, Subscription, place_of
 from tests.servers import HOST, free_port
 from tests.waiting import wait_until_async
 from tests.worker.test_control import Relay
 
 
-def test_a_slow_consumer_keeps_no_more_than_a_bounded_number_of_events():
-    subscription = Subscription()
-    subscription.stale = False  # it has read the log
-    for number in range(MAX_UNREAD_EVENTS):
-        subscription.push(b"%d" % number)
-    assert not subscription.stale and len(subscription.events) == MAX_UNREAD_EVENTS
-    for _ in range(3):
-        subscription.push(b"one too many")
-        assert subscription.stale and not subscription.events, "it goes on from the log"
+def event(position: int, *, ends: bool = False) -> bytes:
+    if ends:
+        return encode_event(TerminalEvent(position, JobStatus.FINISHED, "a"))
+    return encode_event(TokensEvent(position, [1], "x"))
 
 
-async def test_nothing_is_kept_for_a_consumer_that_has_to_read_the_log_first():
+async def has_news(subscription: Subscription) -> bool:
+    await subscription.wait(asyncio.get_running_loop().time())
+    return subscription._news.is_set()
+
+
+async def test_only_what_lies_behind_what_was_read_is_news():
     subscription = Subscription()
-    subscription.push(b"x")
-    assert subscription.stale and not subscription.events
-    await subscription.wait(60)  # it was woken all the same
+    assert await has_news(subscription), "the log is read first"
+    subscription.forget()
+    subscription.push(place_of(event(5)))  # published while the log was read, and read with it
+    subscription.has_read(5)
+    assert not await has_news(subscription)
+    for old in (event(4), event(5), event(4, ends=True)):
+        subscription.push(place_of(old))
+        assert not await has_news(subscription)
+    for new in (event(6), event(5, ends=True), b"no event"):
+        subscription.forget()
+        subscription.has_read(5)
+        subscription.push(place_of(new))
+        assert await has_news(subscription)
+
+
+async def test_who_waits_for_the_end_is_woken_by_nothing_else():
+    subscription = Subscription(ends_only=True)
+    subscription.forget()
+    subscription.push(place_of(event(7)))
+    assert not await has_news(subscription)
+    subscription.push(place_of(event(7, ends=True)))
+    assert await has_news(subscription)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        *(b"", b"\xc1", msgpack.packb(1), msgpack.packb({}), msgpack.packb({"type": "tokens"})),
+        *(msgpack.packb({"type": "tokens", "position": odd}) for odd in ("1", 1.5, None, True, [1])),
+        b"\x91" * 2000,
+        bytes(MAX_MESSAGE_BYTES + 1),
+    ],
+    ids=lambda message: f"{message[:24].hex()}-{len(message)}",
+)
+def test_what_is_no_event_may_mean_anything(message: bytes):
+    assert place_of(message) == ANYWHERE
 
 
 async def test_a_connection_that_answers_no_ping_is_made_again(redis_url, queue, monkeypatch):
@@ -41,18 +76,19 @@ async def test_a_connection_that_answers_no_ping_is_made_again(redis_url, queue,
         hub = ChannelHub(behind)
         subscription = hub.subscribe(channel)
 
-        async def hears(event: bytes) -> None:
+        async def hears(position: int) -> None:
             async def told() -> bool:
-                subscription.stale = False
-                await direct.spublish(channel, event)
+                if subscription.heard == ANYWHERE:  # as after each confirmation
+                    subscription.forget()
+                await direct.spublish(channel, event(position))
                 await asyncio.sleep(0)
-                return event in subscription.events
+                return subscription.heard == (position, False)
 
             await wait_until_async(told, what="an event")
 
-        await hears(b"before")
+        await hears(1)
         relay.cut()
-        await hears(b"after")
+        await hears(2)
         await hub.aclose()
     relay.cut()
     relay._server.close()

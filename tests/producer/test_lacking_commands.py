@@ -33,9 +33,9 @@ async def test_a_right_that_is_lacking_in_a_script_is_named(redis_server, queue)
 
 
 async def test_streaming_names_the_command(tmp_path, queue):
-    with Valkey(tmp_path, config='rename-command XRANGE ""') as server:
+    with Valkey(tmp_path, config='rename-command XREAD ""') as server:
         async with AsyncClient(f"redis://{server.address}", queue=queue) as client:
-            with pytest.raises(ServerUnavailable, match=r"lacks a command.*XRANGE"):
+            with pytest.raises(ServerUnavailable, match=r"lacks a command.*XREAD"):
                 await client.attach("x").result()
 
 

@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from ingine.keys import Keys
-from producer import AsyncClient, ClientError
+from producer import AsyncClient, BadRecord
 from tests.producer.fake_worker import FakeWorker
 
 DAMAGED = [
@@ -29,11 +29,11 @@ async def test_a_record_that_cannot_be_read_fails_its_own_stream_alone(
         await worker.run(job.job_id, 1)
     failure, *results = await asyncio.gather(*following, return_exceptions=True)
     assert [result.token_ids for result in results] == [[1]] * 10
-    assert type(failure) is ClientError
+    assert (type(failure), failure.code) == (BadRecord, "bad_record")
     assert odd.job_id in str(failure)
-    with pytest.raises(ClientError, match=says):
+    with pytest.raises(BadRecord, match=says):
         await odd.status()
-    with pytest.raises(ClientError, match=says):
+    with pytest.raises(BadRecord, match=says):
         await odd.cancel()
 
 
@@ -41,7 +41,7 @@ async def test_a_record_that_cannot_be_read_fails_its_own_stream_alone(
 async def test_every_number_of_a_record_is_checked(client: AsyncClient, redis: Redis, keys: Keys, name: str):
     job = await client.submit("hi")
     await redis.hset(keys.job(job.job_id), name, "x")
-    with pytest.raises(ClientError, match=f"record of job {job.job_id} is damaged: its field {name} is 'x'"):
+    with pytest.raises(BadRecord, match=f"record of job {job.job_id} is damaged: its field {name} is 'x'"):
         await job.status()
 
 
@@ -51,7 +51,7 @@ async def test_a_record_that_does_not_say_where_the_job_waits(
 ):
     job = await client.submit("hi")
     await redis.hset(keys.job(job.job_id), mapping=fields)
-    with pytest.raises(ClientError, match="damaged"):
+    with pytest.raises(BadRecord, match="damaged"):
         await job.cancel()
 
 

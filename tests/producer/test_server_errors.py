@@ -12,7 +12,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from ingine.keys import Keys
-from producer import AsyncClient, Client, ClientError, ConfigError, ServerUnavailable
+from producer import AsyncClient, BadRecord, Client, ClientError, ConfigError, ServerUnavailable
 from producer.channels import MIN_BACKOFF_S
 from producer.token_log import Patience
 from tests.producer.conftest import Server
@@ -302,7 +302,7 @@ async def test_a_key_of_another_type_fails_its_own_stream_alone(valkey: Server, 
         await worker.run(handle.job_id, 1)
         await redis.set(keys.tokens("odd"), "a string")
         results = await asyncio.gather(client.attach("odd").result(), handle.result(), return_exceptions=True)
-        assert isinstance(results[0], ServerUnavailable)
+        assert isinstance(results[0], BadRecord)
         assert "WRONGTYPE" in str(results[0])
         assert results[1].token_ids == [1]
 

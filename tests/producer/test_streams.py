@@ -1,4 +1,4 @@
-"""Streams: every token once and in order, whatever pub/sub loses, repeats or delays."""
+"""Streams: every token once and in order, whatever pub/sub loses, repeats or delays. Forgers: test_forged."""
 
 import asyncio
 import gc
@@ -14,6 +14,7 @@ from ingine.keys import EVENT_FIELD, Keys
 from ingine.wire import JobStatus, TokensEvent, encode_event
 from producer import (
     AsyncClient,
+    BadRecord,
     Chunk,
     Client,
     ClientError,
@@ -181,8 +182,7 @@ async def test_a_log_that_is_no_log_fails_its_own_stream_alone(
     await worker.run(handle.job_id, 1)
     await redis.xadd(keys.tokens("odd"), {"event": b"\xc1"}, id="1-0")
     odd, good = await asyncio.gather(client.attach("odd").result(), handle.result(), return_exceptions=True)
-    assert isinstance(odd, ClientError)
-    assert "no event" in str(odd)
+    assert isinstance(odd, BadRecord)
     assert good.token_ids == [1]
 
 
@@ -194,7 +194,6 @@ async def test_a_negative_position_is_refused(face: Face, job_id: str):
 async def test_a_slow_consumer_loses_nothing(
     client: AsyncClient, worker: FakeWorker, deaf, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("producer.channels.MAX_UNREAD_EVENTS", 4)
     monkeypatch.setattr("producer.token_log.ENTRIES_PER_READ", 7)
     job_id = (await client.submit("hi")).job_id
     await worker.take()
@@ -206,10 +205,6 @@ async def test_a_slow_consumer_loses_nothing(
     chunks.append(await anext(stream))
     await worker.run_from(job_id, 2, 50)
     await quick  # so all has come in, and the slow one has had no part in it
-    [(hub, _)] = client._session.streams._readers.values()
-    [[slow]] = hub._subscriptions.values()
-    await wait_until_async(lambda: slow.stale, what="the overflow of what the slow one has not read")
-    assert len(slow.events) <= 4
     async for chunk in stream:
         chunks.append(chunk)
     assert token_ids(chunks) == [*range(1, 51)]

@@ -15,7 +15,7 @@ from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, Message, decode_job, encode_event, encode_job
 from tests.security import wire_properties as properties
 from tests.security.wire_properties import CANARY, FULL_JOB, at, packed
-from worker.control import ControlListener
+from worker.control import COMMANDS, ControlListener
 
 JOB_FIELDS = [(name,) for name in Job.model_fields]
 SAMPLING_FIELDS = [("sampling", name) for name in SamplingParams.model_fields]
@@ -178,26 +178,52 @@ def test_an_event_comes_back_as_it_went(event):
         {"type": "running", "position": 1, "job_id": "a"},
         {"type": "failed", "position": 1, "job_id": "a", "error": "x"},
         {"type": "finished", "position": -1, "job_id": "a"},
+        {"type": "tokens", "position": True, "token_ids": [1], "text": ""},
+        {"type": "tokens", "position": 1, "token_ids": [True], "text": ""},
+        {"type": "finished", "position": True, "job_id": "a"},
+        {"type": "finished", "position": 1, "job_id": 5},
+        {"type": "finished", "position": 1, "job_id": "a", "text": b"a"},
+        {"type": "finished", "position": 1, "job_id": "a", "finish_reason": 1},
+        {"type": "finished", "position": 1, "job_id": "a", "metadata": [1]},
+        {"type": "finished", "position": 1, "job_id": "a", "timings": 1},
+        {"type": "finished", "position": 1, "job_id": "a", "usage": {"num_output_tokens": "1"}},
+        {"type": "failed", "position": 1, "job_id": "a", "error": {"code": 1}},
+        {"type": "finished", "position": 1, "job_id": "a", "status": "failed"},
+        *(
+            {"type": "tokens", "position": 1, "token_ids": [1], "text": "", "logprobs": logprobs}
+            for logprobs in (
+                *([], [1], [{}], [{"token_id": 1, "logprob": "x", "top": []}]),
+                [{"token_id": 1, "logprob": -1.0, "top": [[1]]}],
+                [{"token_id": 1, "logprob": -1.0, "top": [], "bytes": 10**9}],
+                [{"token_id": 1, "logprob": -1.0, "top": [], "bytes": [256]}],
+                [{"token_id": 1, "logprob": -1.0, "top": [], "top_bytes": [5]}],
+            )
+        ),
     ],
+    ids=str,
 )
 def test_what_only_looks_like_an_event_is_none(fields):
     assert properties.check_event(packed(fields)) is None
 
 
-@given(st.binary(max_size=64) | values.map(packed) | values.map(lambda value: packed({"command": value})))
-async def test_nothing_on_the_control_channel_breaks_it(raw):
-    obeyed = []
-
-    async def obey(command: dict) -> None:
-        obeyed.append(command)
-
-    await ControlListener(None, None, obey)._receive(raw)
-    assert all(isinstance(command["command"], str) for command in obeyed)
+def listener() -> ControlListener:
+    return ControlListener(None, None, runs=lambda _: True, obey=None)
 
 
-async def test_a_control_message_of_any_size_is_not_unpacked():
-    obeyed = []
-    await ControlListener(None, None, obeyed.append)._receive(
-        packed({"command": "cancel", "job_id": "x" * 2000})
-    )
-    assert not obeyed
+@given(
+    st.binary(max_size=64)
+    | values.map(packed)
+    | values.map(lambda value: packed({"command": value}))
+    | values.map(lambda value: packed({"command": "cancel", "job_id": value}))
+)
+def test_nothing_on_the_control_channel_breaks_it(raw):
+    control = listener()
+    control._receive(raw)
+    assert control._commands <= COMMANDS
+    assert all(type(job_id) is str for job_id in control._cancelled)
+
+
+def test_a_control_message_of_any_size_is_not_unpacked():
+    control = listener()
+    control._receive(packed({"command": "cancel", "job_id": "x" * 2000}))
+    assert not control._cancelled
