@@ -14,7 +14,7 @@ from redis import exceptions
 from ingine.errors import BadRecord, ClientError, ServerUnavailable
 from ingine.expiry import expire
 from ingine.keys import Keys, log_id
-from ingine.servers import is_refusal
+from ingine.servers import is_lacking, is_refusal
 from ingine.wire import DEFAULT_RESULT_TTL_S, UNREADABLE, Event, JobStatus, TerminalEvent, decode_log
 from producer.connection import Server
 from producer.home import end_tasks, is_cancelled
@@ -156,9 +156,10 @@ class LogReader:
     async def _fetch(self, requests: list[_Request]) -> list[LogPage | Exception]:
         try:
             pages = await self._fetch_together(requests)
-        except (
-            exceptions.ResponseError
-        ):  # one of the keys is no log, or may not be read: only its own stream fails
+        except exceptions.ResponseError as error:
+            if is_lacking(error):
+                raise
+            # One of the keys is no log, or may not be read: its own stream fails alone.
             pages = await self._fetch_each(requests)
         return await self._without_overdue(requests, pages)
 
