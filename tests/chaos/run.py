@@ -12,7 +12,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from ingine.keys import Keys, all_partitions
-from tests.chaos import jobs
+from tests.chaos import forgers, jobs
 from tests.chaos.audit import Seen, audit
 from tests.chaos.journal import read
 from tests.chaos.proxy import FAULTS as WIRE_FAULTS
@@ -106,6 +106,7 @@ class Run:
             ("worker", NUM_WORKERS),
             ("producer", NUM_PRODUCERS),
             ("consumer", NUM_CONSUMERS),
+            ("forger", 1),
         ):
             for index in range(number):
                 await self._start(kind, index)
@@ -137,6 +138,13 @@ class Run:
             "url": self._servers.url, "queue": QUEUE, "journal": self._journal("consumer", index),
             "sources": [self._journal("producer", number) for number in range(NUM_PRODUCERS)],
             "remainder": index, "modulus": NUM_CONSUMERS, "end": self._num_jobs,
+        }  # fmt: skip
+
+    def _forger(self, index: int, life: int, name: str) -> dict[str, Any]:
+        return {
+            "url": self._servers.url, "queue": QUEUE, "num_partitions": self._servers.num_partitions,
+            "journal": self._journal("forger", index), "seed": self._seed, "duration_s": self._duration_s,
+            "sources": [self._journal("producer", number) for number in range(NUM_PRODUCERS)],
         }  # fmt: skip
 
     def _journal(self, kind: str, index: int) -> str:
@@ -251,6 +259,7 @@ class Run:
     async def _calm_down(self) -> None:
         """No more faults: all that was begun comes to its end, and everybody leaves."""
         self._calm = True
+        await self._until(lambda: not self._living("forger"), "the forger's end")
         await self._until(lambda: not self._living("producer"), "every job's submission")
         await self._until(lambda: not self._living("consumer"), "every stream's end")
         await self._until(self._empty, "the end of every job")
@@ -299,12 +308,18 @@ class Run:
         for index in range(NUM_CONSUMERS):
             for record in read(Path(self._journal("consumer", index))):
                 seen.setdefault(record["job_id"], Seen()).take(record)
+        for record in read(Path(self._journal("forger", 0))):
+            for kind in forgers.KINDS:
+                report.counts[f"forged: {kind}"] += record["forged"].get(kind, 0)
         report.num_accepted = len(set(accepted))
         if report.num_accepted != self._num_jobs:
             report.failures.append(f"{report.num_accepted} of {self._num_jobs} jobs were accepted")
         for kind in kinds(replica=not self._cluster):
             if kind not in MAY_MISS and not report.counts[SEEN_AS.get(kind) or _seen_as(kind)]:
                 report.failures.append(f"{kind} was to happen, and never did")
+        for kind in forgers.KINDS:
+            if not report.counts[f"forged: {kind}"]:
+                report.failures.append(f"nobody has heard a forged message of the kind {kind}")
         report.findings = audit(
             accepted,
             lambda number: jobs.spec(self._seed, number, poison_every=self._poison_every),

@@ -44,6 +44,7 @@ def show(report: Report, console: Console) -> None:
         ("workers killed", "worker killed: "),
         ("server faults", "server: "),
         ("wire faults", "wire: "),
+        ("forged messages that were heard", "forged: "),
     ):
         kinds = {
             kind.removeprefix(prefix): n for kind, n in sorted(counts.items()) if kind.startswith(prefix)
@@ -52,7 +53,7 @@ def show(report: Report, console: Console) -> None:
         for kind, number in kinds.items():
             table.add_row(f"  {kind.replace('_', ' ')}", f"{number:,}")
     for kind, number in sorted(counts.items()):
-        if not kind.startswith(("worker killed: ", "server: ", "wire: ")):
+        if not kind.startswith(("worker killed: ", "server: ", "wire: ", "forged: ")):
             table.add_row(kind, f"{number:,}")
     table.add_section()
     for kind, meaning in KINDS.items():

@@ -1,4 +1,4 @@
-"""Forks workers, producers and consumers out of a program that has imported everything: a start is cheap.
+"""Forks all processes of a run out of a program that has imported everything: a start is cheap.
 
 Run as `python -m tests.chaos.zygote`: requests are JSON lines on stdin; on stdout it says who started and who
 ended. Nothing is computed before a fork. It ends with its stdin, and its children end with it, even by
@@ -22,12 +22,13 @@ from pathlib import Path
 def roles() -> dict[str, Callable]:
     """What a child can become. Imports all that they need."""
     import tests.tiny_models  # noqa: F401
-    from tests.chaos import consumers, producers, reference, workers
+    from tests.chaos import consumers, forgers, producers, reference, workers
 
     return {
         "worker": workers.run,
         "producer": producers.run,
         "consumer": consumers.run,
+        "forger": forgers.run,
         "reference": reference.run,
     }
 
