@@ -1,11 +1,12 @@
 // A producer and a consumer of ingine, written from docs/protocol.md alone. Nothing of ingine is imported.
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
 import { crc32 } from "node:zlib";
 import { decode, encode } from "@msgpack/msgpack";
 import { ClientClosedError, RESP_TYPES, ReconnectStrategyError, createClient } from "redis";
 
-const SILENCE_MS = 2000;
+const [SILENCE_MS, SPACING_MS] = [2000, 50];
 const SUBMIT_LUA = new URL("submit.lua", import.meta.url); // a copy of producer/scripts/submit.lua
 const [MAX_JOBS, MAX_JOB_BYTES, MAX_BYTES] = ["100000", "1048576", "1073741824"]; // where the queue has no own
 const LARGEST_JOB = "67108864"; // bytes, whatever the queue says
@@ -75,34 +76,34 @@ const costOf = ({ prompt = "", sampling }) =>
 const packed = (value) => Buffer.from(encode(value));
 
 /**
- * The events of a job after its first `from` tokens: past ones from the log, new ones from the channel. The last
- * one is terminal. `isOurs`: a bare XADD leaves no record until a worker begins the job, so do not doubt it.
+ * The events of a job after its first `from` tokens, from its log; the last one is terminal. Anybody can publish on
+ * its channel, so a message there is a reason to read the log, and nothing else. `isOurs`: a bare XADD leaves no
+ * record until a worker begins the job, so do not doubt it.
  */
 export async function* follow(redis, queue, id, { from = 0, isOurs = false } = {}) {
   const [place] = await placeOf(redis, queue, id);
   const [log, record, channel] = ["tokens", "job", "channel"].map((name) => key(place, `${name}:${id}`));
-  const live = new Inbox();
+  const bell = new Bell();
   const subscriber = redis.duplicate();
   subscriber.on("error", () => {});
   await subscriber.connect();
   try {
-    await subscriber.sSubscribe(channel, (bytes) => live.push(bytes), true); // resolves when confirmed
-    let position = from;
+    await subscriber.sSubscribe(channel, () => bell.ring(), true); // resolves when confirmed
+    let [position, hasEnded] = [from, false];
     while (true) {
-      const logged = await redis.xRange(log, position ? `(${position}-0` : "-", "+");
-      for (const event of logged.map((entry) => decode(entry.message.event))) {
-        yield event;
-        if (isTerminal(event)) return;
-        position = event.position;
+      const entries = await redis.xRange(log, position ? `(${position}-0` : "-", "+");
+      const events = checked(id, position, entries);
+      for (const event of events) yield event;
+      if (events.length && isTerminal(events.at(-1))) return;
+      position = events.at(-1)?.position ?? position;
+      if (!events.length) {
+        // By its record the job had ended before we read its log, and that has no end.
+        if (hasEnded) throw new Error(`bad_record: the log of ${id} has nothing behind ${position}`);
+        [position, hasEnded] = await checkRecord(redis, record, position, isOurs);
+        if (hasEnded) continue;
+        await sleep(SPACING_MS); // so that a flood of messages is no flood of reads
       }
-      if (!logged.length) position = await checkRecord(redis, record, position, isOurs);
-      // The fast lane, as long as it has no hole: a jump or silence lead back to the log.
-      for (let event; (event = await live.next(SILENCE_MS)) && startOf(event) <= position; ) {
-        if (event.position <= position && !isTerminal(event)) continue; // the log had it already
-        yield event;
-        if (isTerminal(event)) return;
-        position = event.position;
-      }
+      await bell.wait(SILENCE_MS);
     }
   } finally {
     subscriber.destroy();
@@ -111,36 +112,47 @@ export async function* follow(redis, queue, id, { from = 0, isOurs = false } = {
 
 export const isTerminal = (event) => event.type !== "tokens";
 
-const startOf = (event) => event.position - (event.token_ids?.length ?? 0);
+/** The events of log entries that follow on `position`. Throws for what no worker writes. */
+function checked(id, position, entries) {
+  return entries.map((entry, index) => {
+    const event = decode(entry.message.event);
+    const start = event.position - (isTerminal(event) ? 0 : event.token_ids.length);
+    const goesOn = start === position || (index === 0 && start < position && !isTerminal(event));
+    const isNamed = String(entry.id) === `${event.position}-${isTerminal(event) ? 1 : 0}`;
+    const isOfThisJob = !isTerminal(event) || (event.job_id === id && index === entries.length - 1);
+    if (!goesOn || !isNamed || !isOfThisJob) throw new Error(`bad_record: no worker wrote entry ${entry.id} of ${id}`);
+    position = event.position;
+    return event;
+  });
+}
 
-/** The log has nothing after `position`: where to look next. Throws if there is no such job. */
+/** The log has nothing after `position`: where to look next, and whether the job has ended. Throws if there is none. */
 async function checkRecord(redis, record, position, isOurs) {
   const fields = await redis.hmGet(record, ["status", "position"]);
   const [status, committed] = fields.map((field) => field && String(field));
   if (!status && !isOurs) throw new Error("no such job: never submitted, or its result's TTL has passed");
-  const hasEnded = status && !["delayed", "queued", "running"].includes(status);
-  return hasEnded ? Math.min(position, Number(committed)) : position; // if we asked for more than there is
+  const hasEnded = Boolean(status) && !["delayed", "queued", "running"].includes(status);
+  return [hasEnded ? Math.min(position, Number(committed ?? 0)) : position, hasEnded]; // if we asked for too much
 }
 
-/** What came from the channel and was not read yet. */
-class Inbox {
-  #messages = [];
+/** Rings when something was published. */
+class Bell {
+  #rung = false;
   #wake = () => {};
 
-  push(bytes) {
-    this.#messages.push(bytes);
+  ring() {
+    this.#rung = true;
     this.#wake();
   }
 
-  /** The next event, or undefined after `ms` of silence. */
-  async next(ms) {
-    if (!this.#messages.length) {
+  /** Until it has rung since the last time, or `ms` have passed. */
+  async wait(ms) {
+    if (!this.#rung) {
       await new Promise((resolve) => {
         const timer = setTimeout(resolve, ms);
         this.#wake = () => (clearTimeout(timer), resolve());
       });
     }
-    const bytes = this.#messages.shift();
-    return bytes && decode(bytes);
+    this.#rung = false;
   }
 }

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from ingine.keys import Keys, keys_of
-from ingine.wire import JobStatus, TerminalEvent, encode_event
+from ingine.wire import JobStatus, TerminalEvent, TokensEvent, encode_event
 from producer import Client
 from tests.examples.conftest import EXAMPLES, QUEUE
 from tests.waiting import HANGS_S, wait_until
@@ -118,8 +118,8 @@ def test_resume_at_a_position(node, client, position):
     assert ended.remarks == "finished after 300 tokens\n"
 
 
-def test_a_hole_in_the_channel_is_filled_from_the_log(start, client, served_url):
-    """Of a job with `stream: false` the channel carries the terminal event alone: a jump over all tokens."""
+def test_the_channel_only_wakes_it(start, client, served_url):
+    """Of a job with `stream: false` the channel carries the terminal event alone, and anybody's forgeries."""
     with redis.Redis.from_url(served_url) as connection:
         client.pause()
         try:
@@ -130,6 +130,13 @@ def test_a_hole_in_the_channel_is_filled_from_the_log(start, client, served_url)
             following = start("stream", job.job_id)
             channel = Keys(QUEUE).channel(job.job_id)
             wait_until(lambda: connection.pubsub_shardnumsub(channel)[0][1], what="its subscription")
+            for forged in (
+                TerminalEvent(0, JobStatus.FINISHED, job.job_id, "FORGED"),
+                TokensEvent(1, [5], "FORGED"),
+                TerminalEvent(1, JobStatus.FAILED, job.job_id, "FORGED"),
+            ):
+                connection.spublish(channel, encode_event(forged))
+            connection.spublish(channel, b"\xc1")
         finally:
             client.resume()
         ended = end_of(following)
@@ -151,6 +158,21 @@ def test_a_queue_with_partitions(start, served_url, how):
             end = TerminalEvent(position=0, status=JobStatus.CANCELLED, job_id=job_id)
             connection.xadd(keys.tokens(job_id), {"event": encode_event(end)}, id="0-1")
             assert end_of(following).remarks == "cancelled after 0 tokens\n"
+
+
+def test_a_log_that_no_worker_wrote_is_an_error(node, served_url):
+    with redis.Redis.from_url(served_url) as connection:
+        for name, entry, event in (
+            ("gap", "2-0", TokensEvent(2, [5], "x")),
+            ("other", "0-1", TerminalEvent(0, JobStatus.FINISHED, "another", "x")),
+            ("place", "9-0", TokensEvent(1, [5], "x")),
+        ):
+            connection.xadd(Keys(QUEUE).tokens(name), {"event": encode_event(event)}, id=entry)
+            ended = node("stream", name)
+            assert (ended.status, ended.text) == (1, "")
+            assert "bad_record" in ended.remarks
+        connection.hset(Keys(QUEUE).job("lost"), mapping={"status": "finished", "position": 3})
+        assert "bad_record" in node("stream", "lost").remarks
 
 
 def test_an_unknown_job(node):
