@@ -9,6 +9,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from ingine.errors import ConfigError
+from ingine.private_files import planted_by
 from ingine.secret_files import secrets_dir
 
 ENV_PREFIX = "INGINE_"
@@ -81,6 +82,11 @@ def _sources() -> Iterator[tuple[str, dict[str, str | None]]]:
     file = Path(ENV_FILE)
     try:
         if file.is_file():
+            if stranger := planted_by(file):
+                raise ConfigError(
+                    f"{file.absolute()} was put there by another user, {stranger}, and would decide where jobs "
+                    "go: remove it, or work in another folder"
+                )
             yield f"in {file.absolute()}", dotenv_values(file)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"

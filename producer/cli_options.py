@@ -7,7 +7,7 @@ import typer
 
 RedisUrl = Annotated[
     str | None,
-    typer.Option(help="Where Redis is.", show_default="$INGINE_REDIS_URL or redis://127.0.0.1:6379/0"),
+    typer.Option(help="Where Redis is.", show_default="$INGINE_REDIS_URL, else the server of this machine"),
 ]
 QueueName = Annotated[
     str | None, typer.Option("--queue", help="Which queue.", show_default="$INGINE_QUEUE or default")

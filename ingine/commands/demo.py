@@ -26,8 +26,9 @@ def demo(
 
     from worker.demo.run import run
 
-    # A program of its own: what pulling imports (torch) is not needed by the demo itself.
-    pull = [sys.executable, "-m", "ingine.cli", "pull", *([model] if model else [])]
+    # A program of its own: what pulling imports (torch) is not needed by the demo itself. -P: what lies where
+    # we were started is none of its modules.
+    pull = [sys.executable, "-P", "-m", "ingine.cli", "pull", *([model] if model else [])]
     pulled = subprocess.run(pull, stdout=subprocess.PIPE, check=False)
     if pulled.returncode:
         raise typer.Exit(pulled.returncode)

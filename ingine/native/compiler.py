@@ -1,6 +1,8 @@
 """Compiles the kernels in `src` for one kind of CPU, once: the library lies in the cache ever after."""
 
+import atexit
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -9,10 +11,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from ingine.errors import ConfigError
 from ingine.model_store import cache_root
+from ingine.private_files import Untrusted, make_private, trusted
+
+logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "src"
 
@@ -41,20 +47,58 @@ def build(march: str = "native") -> Path:
     compiler = _compiler()
     sources = sorted(SOURCES.glob("*.cpp"))
     try:
-        cache = cache_root()
+        folder = code_folder(cache_root() / "native", "INGINE_CACHE_DIR")
     except ConfigError as error:
         raise BuildError(str(error)) from None
-    library = cache / "native" / f"{_digest(compiler, march)}.so"
-    if library.exists():
+    library = folder / f"{_digest(compiler, march)}.so"
+    if _is_ours(library):
         return library
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             _compile(compiler, march, sources, Path(folder))
-            os.replace(Path(folder, "kernels.so"), library)
+            made = Path(folder, "kernels.so")
+            made.chmod(0o700)  # whatever the umask: what others can write is not loaded again
+            os.replace(made, library)
     except OSError as error:
         raise BuildError(f"{library} cannot be written: {error}") from error
     return library
+
+
+def code_folder(folder: Path, setting: str) -> Path:
+    """`folder`, made if it is missing, without symbolic links or, where another user could put code there, one
+    that lives as long as this process. Raises BuildError if there is neither. `setting` is for the log.
+    """
+    try:
+        make_private(folder)
+        return trusted(folder)
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written: {error}") from error
+    except Untrusted as reason:
+        logger.warning(
+            "%s is not used for compiled code, which is made anew at each start: %s. %s names another folder",
+            folder,
+            reason,
+            setting,
+        )
+    return _temporary_folder()
+
+
+@cache
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="ingine-code-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        return trusted(folder)
+    except Untrusted as reason:
+        raise BuildError(f"there is no safe place for compiled code: {reason}. TMPDIR names another") from None
+
+
+def _is_ours(library: Path) -> bool:
+    """Whether it is there, and nobody else can have written it."""
+    try:
+        return trusted(library) == library
+    except (OSError, Untrusted):
+        return False
 
 
 def _compiler() -> list[str]:

@@ -76,7 +76,7 @@ def test_the_engine_knows_no_server():
 
 def test_the_producer_takes_nothing_of_ours_but_the_contract():
     contract = {"ingine", "ingine.keys", "ingine.wire", "ingine.errors", "ingine.sampling_params"}
-    settings = {"ingine.secret_files", "ingine.environment", "ingine.byte_sizes"}
+    settings = {"ingine.secret_files", "ingine.environment", "ingine.byte_sizes", "ingine.local_server"}
     allowed = contract | settings | {"ingine.servers", "ingine.server_url"}
     allowed |= {"ingine.scripts", "ingine.expiry"}
     for path in sources("producer"):

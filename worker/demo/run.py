@@ -18,6 +18,7 @@ from rich.console import Console
 
 from ingine.errors import ConfigError, IngineError
 from ingine.keys import EVENT_FIELD, Keys
+from ingine.server_url import redact
 from ingine.wire import JobStatus
 from producer import AsyncClient, Client, JobInfo
 from worker.demo.audit import Audit, audit
@@ -51,8 +52,14 @@ def run(console: Console, *, folder: Path, redis_url: str | None) -> bool:
     with ExitStack() as stack:
         own = Path(stack.enter_context(TemporaryDirectory(prefix="ingine-demo-")))
         if redis_url is None:
-            redis_url = stack.enter_context(EmbeddedServer(own / "valkey")).url
-            console.print(f"Valkey server of the demo's own: {redis_url}", highlight=False)
+            server = stack.enter_context(EmbeddedServer(own / "valkey"))
+            redis_url = server.url
+            console.print(
+                f"Valkey server of the demo's own: {redact(redis_url)}, with the password that is in "
+                f"{server.url_path}",
+                highlight=False,
+                soft_wrap=True,
+            )
         workers = LocalWorkers(
             WORKERS,
             redis_url=redis_url,
@@ -118,7 +125,7 @@ class Demo:
         env = os.environ | {"INGINE_REDIS_URL": self._redis_url, "INGINE_QUEUE": self._queue}
         producers = [
             await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "worker.demo.producer", str(index), str(NUM_PRODUCERS)),
+                *(sys.executable, "-P", "-m", "worker.demo.producer", str(index), str(NUM_PRODUCERS)),
                 env=env,
                 stdin=pipe,
                 stdout=pipe,
