@@ -44,9 +44,20 @@ def server_version(binary: Path) -> tuple[str, tuple[int, ...]]:
     return name, tuple(map(int, version.split(".")))
 
 
+class OpenServer(EmbeddedServer):
+    """Without a password, for tests that put users of their own into its URL."""
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    def _read_or_make_password(self) -> str:
+        return '""'
+
+
 def durable_server(folder: Path, *, port: int = 0) -> EmbeddedServer:
-    """The embedded server of a binary that the tests run on."""
-    return EmbeddedServer(folder, port=port, binary=server_binary())
+    """The embedded server of a binary that the tests run on, open to all."""
+    return OpenServer(folder, port=port, binary=server_binary())
 
 
 class Valkey:
