@@ -200,4 +200,4 @@ def test_a_port_that_is_taken_is_a_clear_error():
     first = HttpServer("127.0.0.1", 0, registry=None, healthy=fine, ready=fine)
     with pytest.raises(ConfigError, match=f"INGINE_HTTP_PORT.*{first.port}"):
         HttpServer("127.0.0.1", first.port, registry=None, healthy=fine, ready=fine)
-    first._server.server_close()
+    first.stop()
