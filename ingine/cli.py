@@ -2,8 +2,11 @@
 
 import inspect
 import io
+import logging
 import os
 import sys
+import traceback
+from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -18,6 +21,7 @@ from ingine.commands.pull import pull
 from ingine.environment import check_variables
 from ingine.errors import ConfigError, IngineError, InvalidRequest, ServerUnavailable
 from ingine.extras import missing_extra
+from ingine.terminal import EchoHandler, echo
 
 app = typer.Typer(
     name="ingine",
@@ -49,7 +53,7 @@ _join_lines(app)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"ingine {__version__}")
+        echo(f"ingine {__version__}")
         raise typer.Exit()
 
 
@@ -63,7 +67,7 @@ def root(
     if context.invoked_subcommand == "worker" or "--help" in sys.argv:
         return  # a worker looks for itself, and logs what it finds
     for name in check_variables():
-        typer.echo(f"ingine: warning: {name} is not a setting, and is ignored", err=True)
+        echo(f"ingine: warning: {name} is not a setting, and is ignored", err=True)
 
 
 def main() -> None:
@@ -72,21 +76,23 @@ def main() -> None:
     Exit status: 0 done, 1 failed, 2 wrong usage or setting, 3 server unavailable, 130 interrupted.
     """
     _prepare_streams()
+    sys.excepthook = _show_traceback
+    logging.basicConfig(handlers=[EchoHandler()])  # a worker has handlers of its own
     try:
         app()
     except IngineError as error:
-        typer.echo(f"ingine: {error}", err=True)
+        echo(f"ingine: {error}", err=True, keep_lines=True)
         sys.exit(_exit_code(error))
     except OSError as error:
         _forget_output()
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-        typer.echo(f"ingine: {where}{error.strerror or error}", err=True)
+        echo(f"ingine: {where}{error.strerror or error}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         said = missing_extra(error, "this command")
         if said is None:
             raise
-        typer.echo(f"ingine: {said}", err=True)
+        echo(f"ingine: {said}", err=True)
         sys.exit(2)
 
 
@@ -103,6 +109,10 @@ def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+    echo("".join(traceback.format_exception(kind, error, frames)), err=True, end="", keep_lines=True)
 
 
 def _forget_output() -> None:

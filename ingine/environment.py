@@ -84,8 +84,8 @@ def _sources() -> Iterator[tuple[str, dict[str, str | None]]]:
         if file.is_file():
             if stranger := planted_by(file):
                 raise ConfigError(
-                    f"{file.absolute()} was put there by another user, {stranger}, and would decide where jobs "
-                    "go: remove it, or work in another folder"
+                    f"{file.absolute()} was put there by another user, {stranger}, and would decide where "
+                    "jobs go: remove it, or work in another folder"
                 )
             yield f"in {file.absolute()}", dotenv_values(file)
     except (OSError, UnicodeDecodeError) as error:

@@ -10,8 +10,8 @@ from ingine.private_files import read_private
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 URL_FILE = "url"
-"""Its URL, with the password. Written once the server has its port, so nobody else ever gets the password, and
-locked by whoever has started the server: it ends with him."""
+"""Its URL, with the password. Written once the server has its port, so nobody else ever gets the password.
+Locked by whoever has started the server, which ends with him."""
 LOG_FILE = "valkey.log"
 """Locked by the server, until it ends, however it does."""
 

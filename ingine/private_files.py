@@ -1,4 +1,4 @@
-"""What other users of this machine can change, and files and folders that they can neither change nor read."""
+"""What other users of this machine can change, and files that they can neither change nor read."""
 
 import os
 import stat
@@ -48,7 +48,9 @@ def own_folder(folder: Path, setting: str) -> Path:
         folder.chmod(found.st_mode & 0o7755)
         found = folder.stat()
     if reason := _who_can_change(found, sticky_is_safe=False):
-        raise ConfigError(f"{folder} {reason}, who may have put anything there. Set {setting} to another folder")
+        raise ConfigError(
+            f"{folder} {reason}: what it holds may be anybody's. Set {setting} to another folder"
+        )
     return folder
 
 

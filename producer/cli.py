@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ingine.terminal import echo
 from producer import Chunk, Client, JobHandle, Priority
 from producer.batch import DEFAULT_WINDOW, Batch, BatchSummary
 from producer.batch_format import FINISH_LENGTH
@@ -92,7 +93,7 @@ def submit(
         elif as_json:
             print_json({"job_id": job.job_id})
         else:
-            typer.echo(job.job_id)
+            echo(job.job_id)
 
 
 def stream(
@@ -127,7 +128,7 @@ def cancel(
     if as_json:
         print_json({"job_id": job_id, "outcome": outcome})
     else:
-        typer.echo(outcome)
+        echo(outcome)
 
 
 def batch(
@@ -161,7 +162,7 @@ def batch(
     try:
         summary = asyncio.run(run())
     except KeyboardInterrupt:
-        typer.echo("ingine: interrupted; run the same command again to go on", err=True)
+        echo("ingine: interrupted; run the same command again to go on", err=True)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         progress.stop()
@@ -169,9 +170,9 @@ def batch(
         print_json(dataclasses.asdict(summary))
     else:
         num_ok = summary.num_lines - summary.num_failed
-        typer.echo(f"{num_ok} of {summary.num_lines} lines in {output}, {summary.num_failed} in {errors}")
+        echo(f"{num_ok} of {summary.num_lines} lines in {output}, {summary.num_failed} in {errors}")
     if summary.num_cut:
-        typer.echo(f"ingine: {summary.num_cut} outputs were cut by length (finish_reason: length)", err=True)
+        echo(f"ingine: {summary.num_cut} outputs were cut by length (finish_reason: length)", err=True)
     if summary.num_failed:
         raise typer.Exit(1)
 
@@ -195,22 +196,22 @@ def _print_stream(job: JobHandle, as_json: bool) -> None:
                 print_json(_chunk_fields(chunk))
             elif chunk.text:
                 ends_line = chunk.text.endswith("\n")
-                typer.echo(chunk.text, nl=False)
-                sys.stdout.flush()
+                echo(chunk.text, end="", keep_lines=True)
         result = job.result()
     except KeyboardInterrupt:
-        typer.echo(
-            f"\ningine: the job goes on. Follow it: ingine stream {job.job_id} --from {position}; "
+        echo(err=True)
+        echo(
+            f"ingine: the job goes on. Follow it: ingine stream {job.job_id} --from {position}; "
             f"stop it: ingine cancel {job.job_id}",
             err=True,
         )
         raise typer.Exit(INTERRUPTED) from None
     finally:
         if not ends_line:
-            typer.echo()
+            echo()
     if result.finish_reason == FINISH_LENGTH:
         num_tokens = len(result.token_ids)
-        typer.echo(f"ingine: the output was cut at {num_tokens} tokens (finish_reason: length)", err=True)
+        echo(f"ingine: the output was cut at {num_tokens} tokens (finish_reason: length)", err=True)
 
 
 def _chunk_fields(chunk: Chunk) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ingine.terminal import echo
+
 RedisUrl = Annotated[
     str | None,
     typer.Option(help="Where Redis is.", show_default="$INGINE_REDIS_URL, else the server of this machine"),
@@ -17,7 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 
 def print_json(fields: Any) -> None:
     """One line; flushed, so that a pipe sees it now."""
-    print(json.dumps(fields, default=_printable), flush=True)
+    echo(json.dumps(fields, default=_printable))
 
 
 def print_fields(fields: dict[str, Any], as_json: bool) -> None:
@@ -26,7 +28,7 @@ def print_fields(fields: dict[str, Any], as_json: bool) -> None:
         return print_json(fields)
     for name, value in fields.items():
         if value is not None:
-            typer.echo(f"{name + ':':<18} {_printable(value) if isinstance(value, bytes) else value}")
+            echo(f"{name + ':':<18} {_printable(value) if isinstance(value, bytes) else value}")
 
 
 def _printable(value: bytes) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ingine.keys import MAX_PARTITIONS, SILENT_AFTER_S, Priority
+from ingine.terminal import echo
 from ingine.wire import JobStatus
 from producer import Client
 from producer.cli_options import AsJson, QueueName, RedisUrl, print_fields, print_json
@@ -73,7 +74,7 @@ def list_jobs(
         else:
             who = f"  tenant {job.tenant}" if job.tenant else ""
             where = f"  worker {job.worker}" if job.worker else ""
-            typer.echo(f"{job.job_id or '?'}  {job.status}  {job.priority}  {job.age_s:.0f} s{who}{where}")
+            echo(f"{job.job_id or '?'}  {job.status}  {job.priority}  {job.age_s:.0f} s{who}{where}")
 
 
 @queue_app.command("purge")
@@ -93,9 +94,9 @@ def purge_jobs(
         counts = client.purge_jobs(priority=priority, tenant=tenant, older_than_s=older_than_s)
     if as_json:
         return print_json(counts)
-    typer.echo(f"{counts['cancelled']} cancelled")
+    echo(f"{counts['cancelled']} cancelled")
     if counts["requested"]:
-        typer.echo(f"{counts['requested']} had begun before, and end when a worker takes them")
+        echo(f"{counts['requested']} had begun before, and end when a worker takes them")
 
 
 @queue_app.command("pause")
@@ -192,7 +193,7 @@ def list_dead(
         if as_json:
             print_json(_without_job(letter))
         else:
-            typer.echo(f"{letter.entry_id}  {letter.code}  job {letter.job_id or '?'}  {letter.reason}")
+            echo(f"{letter.entry_id}  {letter.code}  job {letter.job_id or '?'}  {letter.reason}")
 
 
 @dead_app.command("show")
@@ -208,7 +209,7 @@ def show_dead(
 def requeue(entry_id: EntryId, redis_url: RedisUrl = None, queue: QueueName = None) -> None:
     """Put one back into its queue, as it was sent, e.g. after a limit was raised."""
     with Client(redis_url, queue=queue) as client:
-        typer.echo(client.requeue(entry_id))
+        echo(client.requeue(entry_id))
 
 
 @dead_app.command("purge")
@@ -224,24 +225,24 @@ def purge(
     if bool(entry_ids) == every:
         raise typer.BadParameter("name dead letters, or give --all")
     with Client(redis_url, queue=queue) as client:
-        typer.echo(client.purge(None if every else entry_ids))
+        echo(client.purge(None if every else entry_ids))
 
 
 def _print_queue(info: QueueInfo) -> None:
     partitions = f", {info.num_partitions} partitions" if info.num_partitions > 1 else ""
-    typer.echo(f"queue {info.queue}{partitions}{', paused' if info.paused else ''}")
+    echo(f"queue {info.queue}{partitions}{', paused' if info.paused else ''}")
     for priority, num_waiting in info.waiting.items():
-        typer.echo(f"  {priority:<7} {num_waiting} waiting, {info.running[priority]} running")
-    typer.echo(f"  delayed {info.num_delayed}")
-    typer.echo(f"  bytes   {info.num_bytes}")
+        echo(f"  {priority:<7} {num_waiting} waiting, {info.running[priority]} running")
+    echo(f"  delayed {info.num_delayed}")
+    echo(f"  bytes   {info.num_bytes}")
     rate = f", {info.max_jobs_per_s:g} jobs/s a tenant" if info.max_jobs_per_s else ""
     each = ", each partition" if info.num_partitions > 1 else ""
     jobs = f"{info.max_jobs} jobs, {info.max_bytes} bytes, {info.max_job_bytes} bytes a job"
-    typer.echo(f"  limits  {jobs}{rate}{each}")
+    echo(f"  limits  {jobs}{rate}{each}")
     for tenant, weight in info.weights.items():
-        typer.echo(f"  weight  {tenant} {weight:g}")
-    typer.echo(f"  dead    {info.num_dead}")
-    typer.echo(f"  serving {info.num_serving} of {len(info.workers)} workers")
+        echo(f"  weight  {tenant} {weight:g}")
+    echo(f"  dead    {info.num_dead}")
+    echo(f"  serving {info.num_serving} of {len(info.workers)} workers")
     for worker, heartbeat in info.workers.items():
         draining = ", draining" if worker in info.draining else ""
         state = heartbeat.get("state", "?")
@@ -252,9 +253,9 @@ def _print_queue(info: QueueInfo) -> None:
             for name, value in heartbeat.items()
             if name not in ("at_s", "state", "silent_s")
         )
-        typer.echo(f"  worker  {worker}{draining}: {state}{', ' if facts else ''}{facts}")
+        echo(f"  worker  {worker}{draining}: {state}{', ' if facts else ''}{facts}")
     if info.num_serving == 0:
-        typer.echo(f"ingine: {NO_WORKER % repr(info.queue)}", err=True)
+        echo(f"ingine: {NO_WORKER % repr(info.queue)}", err=True)
 
 
 def _without_job(letter: DeadLetter) -> dict:

@@ -106,7 +106,7 @@ def test_a_taken_port_is_named(tmp_path, redis_server):
 
 
 def test_a_data_directory_serves_one_server_at_a_time(tmp_path):
-    with EmbeddedServer(tmp_path) as server, pytest.raises(ConfigError, match=f"URL is in {tmp_path}"):
+    with EmbeddedServer(tmp_path), pytest.raises(ConfigError, match=f"URL is in {tmp_path}"):
         EmbeddedServer(tmp_path).start()
 
 

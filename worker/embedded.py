@@ -153,7 +153,7 @@ class EmbeddedServer:
         try:
             own_folder(self.data_dir, "INGINE_DATA_DIR")
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-            log_file = open(os.open(self.log_path, flags, 0o600), "ab")
+            log_file = os.fdopen(os.open(self.log_path, flags, 0o600), "ab")
             _lock(log_file)
             self.url_path.unlink(missing_ok=True)  # of a server that was killed
             self._make_private()
@@ -245,7 +245,9 @@ def ensure_server(
             url = DEFAULT_REDIS_URL
             break
         if found is _Listener.LOCKED and not is_changing(data_dir):
-            raise ConfigError(f"{DEFAULT_REDIS_URL} is {found}: set INGINE_REDIS_URL, with the password in it")
+            raise ConfigError(
+                f"{DEFAULT_REDIS_URL} is {found}: set INGINE_REDIS_URL, with the password in it"
+            )
         try:
             if found is _Listener.NOBODY:
                 return _start(EmbeddedServer(data_dir, port=DEFAULT_PORT))
@@ -265,8 +267,8 @@ def ensure_server(
 def _start(server: EmbeddedServer) -> tuple[str, EmbeddedServer]:
     server.start()
     log.info(
-        "started an embedded server at %s, its files are in %s. This user's commands find it; let others in by "
-        "INGINE_REDIS_URL, set to what is in %s",
+        "started an embedded server at %s, its files are in %s. This user's commands find it; others "
+        "need INGINE_REDIS_URL, set to what is in %s",
         redact(server.url),
         server.data_dir,
         server.url_path,

@@ -1,9 +1,15 @@
-"""Logging: one line an event, `name key=value ...` for people or one JSON object for machines."""
+"""Logging: one line an event, `name key=value ...` for people or one JSON object for machines.
+
+Whatever a value holds, it cannot begin a line or reach a terminal as a control character.
+"""
 
 import json
 import logging
 import sys
+import textwrap
 from datetime import UTC, datetime
+
+from ingine.terminal import visible
 
 
 def log_event(logger: logging.Logger, level: int, name: str, **fields) -> None:
@@ -25,22 +31,26 @@ class TextFormatter(_Formatter):
         when, message, fields = self._parts(record)
         error = fields.pop("error", None)
         pairs = "".join(f" {name}={_short(value)}" for name, value in fields.items() if value is not None)
-        end = f"\n{error}" if error and record.exc_info else f" error={error}" if error else ""
-        return f"{when:%H:%M:%S}.{when.microsecond // 1000:03d} {record.levelname:<7} {message}{pairs}{end}"
+        end = f" error={visible(str(error))}" if error else ""
+        if error and record.exc_info:  # of several lines, which must not look like those of the log
+            end = "\n" + textwrap.indent(visible(error, keep_lines=True), "  ")
+        time = f"{when:%H:%M:%S}.{when.microsecond // 1000:03d}"
+        return f"{time} {record.levelname:<7} {visible(message)}{pairs}{end}"
 
 
 class JsonFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when, message, fields = self._parts(record)
         line = {"time": when.isoformat(), "level": record.levelname.lower(), "event": message}
-        return json.dumps(line | fields, default=str, ensure_ascii=False)
+        return json.dumps(line | fields, default=str)
 
 
 def _short(value) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     text = str(value)
-    return text if text.isprintable() and text and " " not in text else json.dumps(text, ensure_ascii=False)
+    is_word = text.isprintable() and text and " " not in text
+    return text if is_word else visible(json.dumps(text, ensure_ascii=False))
 
 
 def setup_logging(level: str, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ingine.model_store import DEFAULT_MODEL
+from ingine.terminal import echo
 
 if TYPE_CHECKING:
     from ingine.llm import LLM
@@ -71,14 +72,14 @@ def generate(
     messages = [{"role": "user", "content": prompt}]
     if as_json:
         output = llm.chat(messages, params)[0] if chat else llm.generate(prompt, params)[0]
-        typer.echo(json.dumps(asdict(output)))
+        echo(json.dumps(asdict(output)))
         is_cut, num_tokens = output.outputs[0].finish_reason == "length", len(output.outputs[0].token_ids)
     else:
         encoder = llm.encoder
         last = _stream(llm, encoder.encode_chat(messages) if chat else encoder.encode(prompt), params)
         is_cut, num_tokens = last.finish_reason == "length", last.position
     if is_cut:
-        typer.echo(f"ingine: the output was cut at {num_tokens} tokens (finish_reason: length)", err=True)
+        echo(f"ingine: the output was cut at {num_tokens} tokens (finish_reason: length)", err=True)
 
 
 def _prompt_or_stdin(prompt: str | None) -> str:
@@ -95,6 +96,6 @@ def _stream(llm: "LLM", prompt_token_ids: list[int], params: "SamplingParams") -
     engine.add("generate", prompt_token_ids, params)
     while engine.has_unfinished:
         for output in engine.step():
-            typer.echo(output.text + output.final_text, nl=False)
-    typer.echo()
+            echo(output.text + output.final_text, end="", keep_lines=True)
+    echo()
     return output

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ingine.model_store import DEFAULT_MODEL, Progress, resolve_model
+from ingine.terminal import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,9 +22,9 @@ def pull(
 
     console = Console(stderr=True)
     if console.is_terminal:
-        typer.echo(_pull_with_bars(model, console))
+        echo(_pull_with_bars(model, console))
     else:
-        typer.echo(resolve_model(model, progress=_print_lines()))
+        echo(resolve_model(model, progress=_print_lines()))
 
 
 def _pull_with_bars(model: str, console: "Console") -> Path:
@@ -55,6 +56,6 @@ def _print_lines() -> Progress:
         if (stage, quarter) not in printed:
             printed.add((stage, quarter))
             amount = f" {done >> 20} of {total >> 20} MiB" if total else ""
-            typer.echo(f"{stage}{amount}", err=True)
+            echo(f"{stage}{amount}", err=True)
 
     return show

@@ -65,7 +65,7 @@ def build(march: str = "native") -> Path:
 
 
 def code_folder(folder: Path, setting: str) -> Path:
-    """`folder`, made if it is missing, without symbolic links or, where another user could put code there, one
+    """`folder`, made if it is missing, without symbolic links. Where another user could put code there, one
     that lives as long as this process. Raises BuildError if there is neither. `setting` is for the log.
     """
     try:
@@ -90,7 +90,7 @@ def _temporary_folder() -> Path:
     try:
         return trusted(folder)
     except Untrusted as reason:
-        raise BuildError(f"there is no safe place for compiled code: {reason}. TMPDIR names another") from None
+        raise BuildError(f"no place is safe for compiled code: {reason}. TMPDIR names another") from None
 
 
 def _is_ours(library: Path) -> bool:

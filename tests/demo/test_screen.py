@@ -52,6 +52,16 @@ def test_control_characters_of_a_model_do_not_reach_the_terminal(streams):
     assert not any("\x1b" in line or "\x07" in line for line in picture(streams, 80, 24))
 
 
+@pytest.mark.parametrize("terminal", ["xterm", "dumb"])
+def test_control_characters_in_messages_are_shown(streams, terminal):
+    written = io.StringIO()
+    options = {"width": 80, "height": 24, "color_system": None, "_environ": {"TERM": terminal}}
+    with open_screen(Console(file=written, force_terminal=True, **options), streams) as screen:
+        screen.say("an error: \x1b]0;owned\x07\x9b31m")
+    assert "\x1b]0;" not in written.getvalue() and "\x9b" not in written.getvalue()
+    assert r"\x1b]0;owned\x07\x9b31m" in written.getvalue()
+
+
 def test_a_stream_keeps_its_cell_until_it_ends(streams):
     screen = LiveScreen(Console(file=io.StringIO(), force_terminal=True), streams)
     columns, rows, _ = grid_shape(80, 20)

@@ -1,4 +1,4 @@
-"""Whoever can connect to the metrics port may be hostile: probes and scrapes go on, and the log stays empty."""
+"""Whoever can connect to the metrics port may be hostile: probes go on, and the log stays empty."""
 
 import logging
 import resource

@@ -65,3 +65,25 @@ def test_a_value_cannot_forge_a_line(logged):
 )
 def test_a_password_is_never_shown(url, shown):
     assert redact(url) == shown
+
+
+HOSTILE = "a\x1b[2J\x9b31m\u202e\x7f\r\n12:00:00.000 ERROR   forged"
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter, JsonFormatter])
+def test_no_line_of_a_log_is_another_s(formatter):
+    stream = io.StringIO()
+    logger = logging.Logger("worker.test")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter())
+    logger.addHandler(handler)
+    log_event(logger, logging.INFO, "entry buried", reason=HOSTILE, error=HOSTILE)
+    logger.warning("no kernels: %s", HOSTILE)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logger.exception("failed: %s", HOSTILE)
+    logged = stream.getvalue()
+    lines = [line for line in logged.splitlines() if not line.startswith(" ")]  # those of a traceback do
+    assert len(lines) == 3 and not any(line.startswith("12:00:00.000") for line in lines)
+    assert "forged" in logged and logged.replace("\n", "").isprintable()

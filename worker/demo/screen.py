@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ingine.terminal import visible
 from worker.demo.streams import Stream
 
 MIN_CELL_WIDTH, MIN_CELL_HEIGHT = 34, 6
@@ -39,7 +40,7 @@ class LiveScreen:
             self._console.print(Text(message))
 
     def say(self, message: str) -> None:
-        self._messages.append(message)
+        self._messages.append(visible(message))
         self.draw()
 
     def tell(self, message: str) -> None:
@@ -100,7 +101,7 @@ class PlainScreen:
         pass
 
     def say(self, message: str) -> None:
-        self._console.print(Text(message), soft_wrap=True)
+        self._console.print(Text(visible(message)), soft_wrap=True)
 
     tell = say
 

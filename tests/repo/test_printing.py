@@ -1,0 +1,24 @@
+"""All that a command prints goes through `ingine.terminal.echo`: a terminal obeys what it is sent."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PRINTS_FOR_PROGRAMS = ("worker/demo/producer.py",)
+"""Its output is a pipe, and JSON."""
+
+
+def test_nothing_prints_by_itself():
+    sources = [
+        path for package in ("ingine", "producer", "worker") for path in (ROOT / package).rglob("*.py")
+    ]
+    assert sources
+    for path in sources:
+        if path.relative_to(ROOT).as_posix() in PRINTS_FOR_PROGRAMS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                to_a_file = any(keyword.arg == "file" for keyword in node.keywords)
+                assert called not in ("typer.echo", "click.echo", "typer.secho"), f"{path}:{node.lineno}"
+                assert called != "print" or to_a_file, f"{path}:{node.lineno}"
