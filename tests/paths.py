@@ -4,6 +4,7 @@ A test that takes one has the mark `needs("its name")`. It is skipped where the 
 summary of a run counts, for each path, the tests that ran and those that could not (`path_summary.py`).
 """
 
+import os
 import platform
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -56,6 +57,7 @@ PATHS: dict[str, Callable[[], bool]] = {
     "Triton's interpreter": lambda: HAS_TRITON and not _has_cuda(),
     "Triton": lambda: HAS_TRITON,
     "CUDA": _has_cuda,
+    "another user's files (root)": lambda: os.geteuid() == 0,
     "fp8 on CUDA": lambda: _has_cuda((8, 9)),
 }
 

@@ -8,6 +8,7 @@ class is not used: a server started by it outlives a parent that dies by `kill -
 terminal's Ctrl-C before the worker has drained.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -173,11 +174,18 @@ class EmbeddedServer:
         return log_file
 
     def _make_private(self) -> None:
-        """What an earlier version has left may be readable by everybody."""
+        """What an earlier version has left may be readable by everybody.
+
+        Raises OSError for what another user has put where the server would read it.
+        """
         self.data_dir.chmod(0o700)
         aof_folder = self.data_dir / AOF_FOLDER
         for path in (self.log_path, aof_folder, *aof_folder.glob("*"), self.data_dir / "dump.rdb"):
-            if path.exists() and not path.is_symlink():
+            if not path.exists():
+                continue
+            if path.lstat().st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, f"{path} belongs to another user")
+            if not path.is_symlink():
                 path.chmod(0o700 if path.is_dir() else 0o600)
 
     def _read_or_make_password(self) -> str:

@@ -1,6 +1,9 @@
 """A worker in this process, as a user of its own, on a server that knows its users."""
 
 import asyncio
+import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from ingine.config import EngineConfig
 from ingine.engine import Engine
 from tests.security.acl_server import AclServer
+from tests.security.neighbours import NEIGHBOUR
 from tests.served_models import TINY
 from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S
@@ -53,3 +57,25 @@ async def run_worker(tiny_model, queue) -> AsyncIterator[StartWorker]:
         async with asyncio.timeout(HANGS_S):
             if not running.done():
                 await running
+
+
+@pytest.fixture
+def give_away(monkeypatch) -> Callable[[Path], None]:
+    """Makes a path the neighbour's or, where we may not, us another user than the owner of all our files."""
+
+    def give(path: Path) -> None:
+        if os.geteuid() == 0:
+            os.chown(path, NEIGHBOUR, NEIGHBOUR, follow_symlinks=False)
+        else:
+            monkeypatch.setattr(os, "geteuid", lambda: NEIGHBOUR)
+
+    return give
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """Sticky, and written by all, as /tmp is; every user can get there."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)

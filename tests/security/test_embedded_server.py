@@ -1,0 +1,143 @@
+"""The embedded server is its user's alone, and his commands need not be told about it."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from ingine.errors import ConfigError
+from ingine.local_server import DEFAULT_URL, running_url
+from producer.settings import load_settings
+from tests.security.neighbours import become_the_neighbour, needs_root
+from tests.waiting import HANGS_S
+from worker import embedded
+from worker.embedded import EmbeddedServer
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("INGINE_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("INGINE_REDIS_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data"
+
+
+def modes(folder: Path) -> dict[str, str]:
+    paths = [folder, *folder.rglob("*")]
+    return {str(path.relative_to(folder)): oct(path.stat().st_mode & 0o777) for path in paths}
+
+
+def open_to_all(folder: Path) -> list[str]:
+    return [name for name, mode in modes(folder).items() if int(mode, 8) & 0o077]
+
+
+def test_nobody_gets_in_without_the_password(data_dir):
+    with EmbeddedServer(data_dir) as server:
+        address = server.url.partition("@")[2]
+        for url in (f"redis://{address}", f"redis://:wrong@{address}", f"redis://default:@{address}"):
+            with redis.Redis.from_url(url) as client, pytest.raises(redis.AuthenticationError):
+                client.ping()
+        with redis.Redis.from_url(server.url) as client:
+            assert client.ping()
+
+
+def test_all_its_files_are_private_whatever_the_umask(data_dir):
+    before = os.umask(0)
+    try:
+        with EmbeddedServer(data_dir) as server, redis.Redis.from_url(server.url) as client:
+            client.set("prompt", "secret")
+            client.bgrewriteaof()
+            assert {"url", "password", "valkey.conf", "valkey.log"} <= modes(data_dir).keys()
+            assert not open_to_all(data_dir)
+    finally:
+        os.umask(before)
+    assert not open_to_all(data_dir)
+
+
+def test_the_password_is_neither_in_the_list_of_processes_nor_in_the_log(data_dir, monkeypatch, caplog):
+    monkeypatch.setattr(embedded, "DEFAULT_PORT", embedded._free_port())
+    with caplog.at_level(logging.DEBUG):
+        url, server = embedded.ensure_server(None)
+        with server:
+            assert embedded.ensure_server(None) == (url, None)
+            password = urlsplit(url).password
+            arguments = Path(f"/proc/{server.pid}/cmdline").read_text()  # as ps shows them, to everybody
+    assert len(password) == 64 and password not in arguments and str(data_dir) in arguments
+    assert password not in caplog.text and password not in server.log_path.read_text()
+    assert f"others need INGINE_REDIS_URL, set to what is in {server.url_path}" in caplog.text
+
+
+def test_commands_of_the_same_user_find_it(data_dir):
+    assert load_settings().redis_url == DEFAULT_URL
+    with EmbeddedServer(data_dir) as server:
+        assert load_settings().redis_url == server.url
+        command = [sys.executable, "-m", "ingine", "submit", "hi", "--job-id", "mine"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
+        assert (done.returncode, done.stdout) == (0, "mine\n"), done.stderr
+    assert load_settings().redis_url == DEFAULT_URL, "nobody gets the password once it has ended"
+
+
+def test_a_server_keeps_its_password(data_dir):
+    """So that whoever lost it can come back."""
+    with EmbeddedServer(data_dir) as server:
+        url = server.url
+    with EmbeddedServer(data_dir, port=server.port) as again:
+        assert again.url == url
+
+
+def test_what_an_earlier_version_has_left_is_closed(data_dir):
+    with EmbeddedServer(data_dir) as server, redis.Redis.from_url(server.url) as client:
+        client.set("prompt", "secret")
+    (data_dir / "password").unlink()
+    for path in (data_dir, *data_dir.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (data_dir / "password").write_text("a" * 64)  # which anybody can read
+    with EmbeddedServer(data_dir) as server, redis.Redis.from_url(server.url) as client:
+        assert client.get("prompt") == b"secret"
+        assert not open_to_all(data_dir)
+        assert "a" * 64 not in server.url
+
+
+@pytest.mark.parametrize("name", [".", "valkey.log", "appendonlydir"])
+def test_what_another_user_has_put_there_is_not_used(data_dir, give_away, name):
+    data_dir.mkdir()
+    (data_dir / "appendonlydir").mkdir()
+    (data_dir / "valkey.log").touch()
+    give_away(data_dir / name)
+    with pytest.raises(ConfigError, match=r"belongs to another user.*INGINE_DATA_DIR"):
+        EmbeddedServer(data_dir).start()
+
+
+def test_its_log_is_not_written_through_a_link(data_dir, tmp_path):
+    data_dir.mkdir()
+    (data_dir / "valkey.log").symlink_to(tmp_path / "profile")
+    with pytest.raises(ConfigError, match="INGINE_DATA_DIR"):
+        EmbeddedServer(data_dir).start()
+    assert not (tmp_path / "profile").exists()
+
+
+def test_a_url_of_another_user_is_not_believed(data_dir, give_away):
+    with EmbeddedServer(data_dir) as server:
+        give_away(server.url_path)
+        assert running_url(data_dir) is None
+
+
+@needs_root
+def test_an_attack_by_another_user(shared_folder):
+    """Where every user can get to: he reads nothing, and is refused by the server."""
+    files = "url password valkey.conf valkey.log appendonlydir"
+    read = f"for file in $(ls -A {{0}}; echo . {files}); do cat {{0}}/$file; done"
+    with EmbeddedServer(shared_folder / "data") as server, redis.Redis.from_url(server.url) as client:
+        client.set("prompt", "secret")
+        tried = subprocess.run(
+            ["sh", "-c", read.format(server.data_dir)],
+            capture_output=True,
+            text=True,
+            preexec_fn=become_the_neighbour,
+        )
+        assert tried.stdout == "" and tried.stderr.count("Permission denied") == 7
