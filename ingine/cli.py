@@ -14,6 +14,7 @@ import typer
 import producer.cli
 import worker.cli
 from ingine import __version__
+from ingine.commands.acl import acl
 from ingine.commands.bench import bench
 from ingine.commands.demo import demo
 from ingine.commands.generate import generate
@@ -35,6 +36,7 @@ worker.cli.register(app)
 app.command()(generate)
 producer.cli.register(app)
 app.command()(pull)
+app.command()(acl)
 app.command()(bench)
 app.command()(demo)
 

@@ -5,6 +5,7 @@ what may pass (a server that loads its files, a replica that may be promoted) is
 """
 
 import logging
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,8 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from ingine.errors import ConfigError
-from ingine.keys import GROUP, Keys, Priority
+from ingine.keys import Keys
+from ingine.roles import Role, calls
 from ingine.servers import WrongServer, is_lacking
 from worker.logs import log_event
 from worker.queue import script
@@ -20,7 +22,7 @@ from worker.queue import script
 logger = logging.getLogger(__name__)
 
 WANTED = "Use Redis 7 or later, or Valkey 8 or later, without rename-command"
-RIGHTS = "give its user what deploy/redis/users.acl gives to ingine-worker"
+RIGHTS = "give its user what `ingine acl worker` prints"
 PLAIN = "the URL begins with redis:// or rediss:// there"
 NEVER_PASSES = {
     "DB index is out of range": "name a database that it has, such as 0",
@@ -31,40 +33,29 @@ NEVER_PASSES = {
 
 
 def needed_calls(keys: Keys) -> list[str]:
-    """Each command that a worker or one of its scripts sends, with a key of each kind that it is sent for.
-
-    The calls are never made, only asked about, and end where the answer needs no more of them.
-    """
-    jobs = keys.jobs(Priority.NORMAL)
-    on = {
-        jobs: "XGROUP|CREATE XGROUP|DELCONSUMER XINFO|CONSUMERS XINFO|GROUPS XPENDING XCLAIM XRANGE XLEN "
-        "XADD XACK XDEL",
-        keys.job("0"): "HGET HMGET HSET HDEL HINCRBY EXISTS PEXPIRE",
-        keys.tokens("0"): "XADD XRANGE PEXPIRE",
-        keys.replies("0"): "XADD XRANGE XDEL PTTL PEXPIRE",
-        keys.dead: "XADD XLEN",
-        keys.workers: "HSET HDEL HGETALL EXPIRE",
-        keys.settings: "HGET HGETALL HSET HSETNX HDEL",
-        keys.delayed: "ZADD ZCARD ZRANGE ZREM ZSCORE",
-        keys.deadlines: "ZADD ZRANGE ZREM",
-        keys.idem("0"): "PEXPIRE",
-        keys.fair(Priority.NORMAL): "ZADD ZPOPMIN ZCARD ZRANGE ZSCORE EXISTS",
-        keys.ends(Priority.NORMAL): "ZADD ZSCORE ZREMRANGEBYSCORE DEL",
-        keys.models: "HSET HGETALL HDEL EXPIRE",
-        keys.bytes: "DECRBY DEL",
-        keys.channel("0"): "SPUBLISH",
-        keys.control: "SPUBLISH SSUBSCRIBE",
-    }
-    calls = [f"{name.replace('|', ' ')} {key}" for key, names in on.items() for name in names.split()]
-    read = f"XREADGROUP GROUP {GROUP} 0 STREAMS {jobs} >"
-    return ["PING", "TIME", "SCRIPT LOAD x", f"EVALSHA {'0' * 40} 0", read, *calls]
+    """Each command that a worker or one of its scripts sends, with a key or channel of each kind for it."""
+    return calls(Role.WORKER, keys)
 
 
 def names_of(calls: list[str]) -> list[str]:
     """The commands of these calls, each once: XGROUP CREATE counts as one."""
-    containers = {"XGROUP", "XINFO", "SCRIPT"}
-    words = (call.split() for call in calls)
-    return list(dict.fromkeys(" ".join(call[: 1 + (call[0] in containers)]) for call in words))
+    return list(dict.fromkeys(map(_name_of, calls)))
+
+
+def _name_of(call: str) -> str:
+    words = call.split()
+    return " ".join(words[: 1 + (words[0] in ("XGROUP", "XINFO", "SCRIPT"))])
+
+
+def _refusals(calls: list[str]) -> str:
+    """The commands of these calls, each with the keys and channels that it is refused on.
+
+    A key is named by what comes behind the queue's prefix: `job:0` is the record of a job.
+    """
+    named: dict[str, list[str]] = defaultdict(list)
+    for call in calls:
+        named[_name_of(call)] += [word.partition("}:")[2] for word in call.split() if "}:" in word]
+    return ", ".join(f"{name} ({', '.join(on)})" if on else name for name, on in named.items())
 
 
 @dataclass
@@ -100,9 +91,8 @@ async def check_server(redis: Redis, where: str, keys: Keys) -> None:
             raise
         raise _fault(about, f"says: {error}{remedy}") from None
     if refused:
-        names = ", ".join(names_of([call.decode() for call in refused]))
-        kind = f"keys and channels of {keys.prefix}"
-        raise _fault(about, f"does not let its user run {names} on the {kind}: {RIGHTS}")
+        what = f"{_refusals([call.decode() for call in refused])} on keys and channels of {keys.prefix}"
+        raise _fault(about, f"does not let its user run {what}: {RIGHTS}")
     _check_memory_and_disk(about)
 
 
@@ -118,7 +108,8 @@ async def _ask(redis: Redis, keys: Keys, about: _About) -> None:
     """
     names = names_of(needed_calls(keys))
     pipe = redis.pipeline(transaction=False)
-    pipe.execute_command("HELLO").info().exists(keys.settings)  # which another node of a cluster may have
+    # The last of them is about a key, which another node of a cluster may have.
+    pipe.execute_command("HELLO").info().hget(keys.settings, "partitions")
     for name in names:
         pipe.execute_command(name)
     hello, info, _, *answers = await pipe.execute(raise_on_error=False)

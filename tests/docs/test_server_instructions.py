@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import trustme
-import yaml
 from redis import Redis, exceptions
 
 from tests.docs.tables import ROOT, table
@@ -19,6 +18,7 @@ from tests.servers import HOST, Valkey, free_port, server_binary, server_version
 SECURITY = (ROOT / "docs" / "security.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
+SERVER_CONF = ROOT / "deploy" / "redis" / "server.conf"
 BINARIES = {server_binary()} | {Path(path) for path in [shutil.which("redis-server")] if path}
 
 
@@ -34,16 +34,16 @@ def lines_of(document: str, first_word: str) -> list[str]:
     return [line.strip() for line in found]
 
 
-def test_the_servers_command_in_the_compose_file(tmp_path, binary):
-    command = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["valkey"]["command"]
-    program, *flags = command.split()
-    assert program == "valkey-server"
-    with Valkey(tmp_path, binary=binary) as server:
-        server.stop()
-        server.admin = Redis(HOST, server.port, decode_responses=True)
-        server.start(*flags)
-        for name, value in zip(flags[::2], flags[1::2], strict=True):
-            assert server.admin.config_get(name.removeprefix("--")) == {name.removeprefix("--"): value}
+def test_the_configuration_in_deploy_is_taken_as_it_is(tmp_path, binary):
+    lines = [line.partition("#")[0].split(maxsplit=1) for line in SERVER_CONF.read_text().splitlines()]
+    wanted = [(name, value) for name, value in filter(None, lines)]
+    with Valkey(tmp_path, binary=binary, config=f"include {SERVER_CONF}\nmaxmemory 100mb") as server:
+        for name, value in wanted:
+            if name != "client-output-buffer-limit":
+                assert server.admin.config_get(name) == {name: value}
+        [limits] = server.admin.config_get("client-output-buffer-limit").values()
+    assert f"normal {1 << 30} {256 << 20} 60" in limits and f"pubsub {32 << 20} {8 << 20} 60" in limits
+    assert len(wanted) == 6
 
 
 def test_the_table_of_settings(tmp_path, binary):

@@ -15,8 +15,10 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 def test_the_server_is_durable_checked_and_never_evicts():
     valkey = SERVICES["valkey"]
-    assert "--appendonly yes" in valkey["command"]
-    assert "--maxmemory-policy noeviction" in valkey["command"]
+    given, inside, _ = next(volume for volume in valkey["volumes"] if ".conf" in volume).split(":")
+    assert valkey["command"] == f"valkey-server {inside}"
+    lines = (ROOT / given).read_text().splitlines()
+    assert {"appendonly yes", "maxmemory-policy noeviction"} < set(lines)
     assert valkey["healthcheck"]["test"][0] == "CMD"
     assert "valkey:/data" in valkey["volumes"]
 
@@ -36,7 +38,8 @@ def test_a_worker_for_each_profile_has_time_to_hand_over(service, profile):
 def test_every_reference_of_a_service_is_defined(name):
     service = SERVICES[name]
     for volume in service.get("volumes", []):
-        assert volume.partition(":")[0] in COMPOSE["volumes"]
+        source = volume.partition(":")[0]
+        assert source in COMPOSE["volumes"] or (source.startswith("./") and (ROOT / source).is_file())
     if "build" in service:
         assert f" AS {service['build']['target']}\n" in DOCKERFILE
     for variable in service.get("environment", {}):

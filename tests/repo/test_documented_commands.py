@@ -16,7 +16,7 @@ DOCUMENTS = sorted(
 COMMAND = typer.main.get_command(app)
 EXPECTED = {
     *("worker", "generate", "submit", "stream", "batch", "status", "cancel", "queue", "dead", "pull"),
-    *("bench", "demo"),
+    *("acl", "bench", "demo"),
 }
 
 IN_CODE = re.compile(r"```[a-z]*\n(.*?)```|`([^`\n]+)`", re.DOTALL)

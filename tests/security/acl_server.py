@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from redis import Redis, RedisError
 
+from ingine.roles import CHANNELS, KINDS, Role, tags_of, user_line
 from tests.docs.tables import ROOT
 from tests.servers import server_binary, server_version
 from tests.waiting import HANGS_S, wait_until
@@ -20,9 +21,12 @@ from worker.child import Child
 
 DOCUMENT = ROOT / "docs" / "security.md"
 USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
-ROLES = ("worker", "producer", "operator", "observer")
+SERVER_CONF = ROOT / "deploy" / "redis" / "server.conf"
+ROLES = tuple(map(str, Role))
 LAST = "the last command"
-CONTAINERS = {"xgroup", "xinfo", "script", "client", "config", "cluster", "acl"}
+KIND_OF = {end.partition(":")[0]: kind for kind, end in (KINDS | CHANNELS).items()}
+KEY = re.compile(r"ingine:\{[\w.-]+\}:(\w+)")
+CONTAINERS = {"XGROUP", "XINFO", "SCRIPT", "CLIENT", "CONFIG", "CLUSTER", "ACL"}
 
 
 def password_of(role: str) -> str:
@@ -31,7 +35,7 @@ def password_of(role: str) -> str:
 
 
 class AclServer:
-    """With the users of the file, each with a password, and an `admin` who may do everything."""
+    """With the configuration and the users of deploy/redis, and an `admin` who may do everything."""
 
     def __init__(self, folder: Path, *, binary: Path | None = None, as_it_is: bool = False):
         """binary: None is the one of all tests. as_it_is: without what the document says to add."""
@@ -57,7 +61,8 @@ class AclServer:
         options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--aclfile", str(aclfile)]
         self.log = self._folder / "server.log"
         with self.log.open("wb") as output:
-            self._child = Child([str(self._binary), *options, "--dir", str(self._folder)], output=output)
+            command = [str(self._binary), str(SERVER_CONF), "--maxmemory", "1gb", *options]
+            self._child = Child([*command, "--dir", str(self._folder)], output=output)
         self.admin = Redis.from_url(f"redis://admin:admin@127.0.0.1:{self.port}/0")
         wait_until(self._answers, what="the server with an aclfile")
         return self
@@ -88,16 +93,21 @@ class AclServer:
     def look(self) -> None:
         self.users |= {client["addr"]: client["user"] for client in self.admin.client_list()}
 
-    def url(self, role: str) -> str:
-        return f"redis://ingine-{role}:{quote(password_of(role), safe='')}@127.0.0.1:{self.port}/0"
+    def url(self, role: str, queue: str = "ingine") -> str:
+        """queue: one that has users of its own, see `add_users`."""
+        return f"redis://{queue}-{role}:{quote(password_of(role), safe='')}@127.0.0.1:{self.port}/0"
 
-    def allowed(self, role: str) -> set[str]:
-        rules = self.admin.acl_getuser(f"ingine-{role}")["commands"]
-        return {rule.removeprefix("+") for rule in rules if rule.startswith("+")}
+    def add_users(self, queue: str, *, partitioned: bool = False) -> None:
+        """Those that `ingine acl` prints, for one queue only."""
+        for role in Role:
+            digest = hashlib.sha256(password_of(role).encode()).hexdigest()
+            line = user_line(role, f"{queue}-{role}", digest, tags_of(queue, partitioned=partitioned))
+            _, user, rules = line.split(maxsplit=2)
+            self.admin.execute_command("ACL", "SETUSER", user, *rules.split())
 
     def refusals(self, role: str) -> set[str]:
         """What the server has refused to this role since `forget_refusals`: commands, keys or channels."""
-        return {entry["object"] for entry in self.admin.acl_log() if entry["username"] == f"ingine-{role}"}
+        return {entry["object"] for entry in self.admin.acl_log(128) if entry["username"] == f"ingine-{role}"}
 
     def forget_refusals(self) -> None:
         """Those of other tests on this server."""
@@ -105,11 +115,14 @@ class AclServer:
 
 
 class CommandLog:
-    """Which user sends which commands, those of its scripts included, as far as MONITOR shows them."""
+    """Which user sends which commands on which kind of key or channel, as far as MONITOR shows them.
+
+    Those of its scripts are its own.
+    """
 
     def __init__(self, server: AclServer):
         self._server = server
-        self._by_address: dict[str, set[str]] = defaultdict(set)
+        self._by_address: dict[str, set[tuple[str, str]]] = defaultdict(set)
         self._monitoring = threading.Event()
         self._thread = threading.Thread(target=self._monitor)
 
@@ -122,7 +135,8 @@ class CommandLog:
         self._server.admin.echo(LAST)
         self._thread.join()
 
-    def used(self, role: str) -> set[str]:
+    def used(self, role: str) -> set[tuple[str, str]]:
+        """Pairs of a command and a kind as `ingine.roles` has them; the kind is '' where none is named."""
         users = self._server.users.items()
         return set().union(*(self._by_address[at] for at, user in users if user == f"ingine-{role}"))
 
@@ -133,6 +147,7 @@ class CommandLog:
             while LAST not in (line := monitor.next_command())["command"]:
                 if line["client_type"] != "lua":  # what a script does comes behind its EVALSHA
                     address = f"{line['client_address']}:{line['client_port']}"
-                first, _, rest = line["command"].lower().partition(" ")
+                first, _, rest = line["command"].upper().partition(" ")
                 name = f"{first}|{rest.split()[0]}" if first in CONTAINERS else first
-                self._by_address[address].add(name)
+                key = KEY.search(line["command"]) if name != "EVALSHA" else None
+                self._by_address[address].add((name, KIND_OF[key[1]] if key else ""))

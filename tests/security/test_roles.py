@@ -1,0 +1,261 @@
+"""Each role attacks: every command on every kind of key and channel, of its own queue and of others."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import NoPermissionError
+from typer.testing import CliRunner
+
+from ingine.cli import app
+from ingine.errors import ConfigError
+from ingine.keys import Keys, all_partitions
+from ingine.roles import CHANNELS, KINDS, RIGHTS, Role, tags_of, user_line
+from producer import AsyncClient
+from tests.security.acl_server import USERS_FILE
+from tests.worker.test_declared_keys import Walk, requeue_all
+from tests.worker.test_server_check import OF_THE_HANDSHAKE, check
+
+ARGUMENTS = {
+    "DECRBY": "1",
+    "EXPIRE": "9",
+    "HDEL": "f",
+    "HGET": "f",
+    "HINCRBY": "f 1",
+    "HMGET": "f",
+    "HSET": "f v",
+    "HSETNX": "f v",
+    "INCRBY": "1",
+    "PEXPIRE": "9",
+    "SET": "v",
+    "SPUBLISH": "forged",
+    "XACK": "workers 1-1",
+    "XADD": "* event forged",
+    "XCLAIM": "workers me 0 1-1",
+    "XDEL": "1-1",
+    "XGROUP|CREATE": "g 0",
+    "XGROUP|DELCONSUMER": "workers me",
+    "XINFO|CONSUMERS": "workers",
+    "XPENDING": "workers",
+    "XRANGE": "- +",
+    "ZADD": "1 m",
+    "ZRANGE": "0 1",
+    "ZREM": "m",
+    "ZREMRANGEBYSCORE": "0 1",
+    "ZSCORE": "m",
+}
+"""What comes behind the key, where something has to."""
+SCRIPTED = [role for role in Role if "EVALSHA" in RIGHTS[role][""]]
+REFUSED = r"NOPERM|permission|ACL|can't (run|access|publish)"
+AT_NO_KEY = {name for rights in RIGHTS.values() for name in rights[""]}
+COMMANDS = sorted(
+    {name for rights in RIGHTS.values() for names in rights.values() for name in names} - AT_NO_KEY
+)
+
+
+def request(name: str, key: str) -> list[str]:
+    match name:
+        case "XREAD":
+            return ["XREAD", "STREAMS", key, "0"]
+        case "XREADGROUP":
+            return ["XREADGROUP", "GROUP", "workers", "me", "STREAMS", key, ">"]
+        case _:
+            return [*name.split("|"), key, *ARGUMENTS.get(name, "").split()]
+
+
+def named(tag: str) -> dict[str, str]:
+    """A key or channel of each kind, of the queue or partition with that hash tag."""
+    return {kind: f"ingine:{{{tag}}}:{end.replace('*', 'a')}" for kind, end in (KINDS | CHANNELS).items()}
+
+
+def attempts(tag: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Every command on every kind: both names, and the call."""
+    for kind, key in named(tag).items():
+        for name in COMMANDS:
+            if (kind in CHANNELS) == (name in ("SPUBLISH", "SSUBSCRIBE")):
+                yield name, kind, request(name, key)
+
+
+def is_right(role: Role, name: str, kind: str) -> bool:
+    return name in RIGHTS[role].get(kind, ())
+
+
+@pytest.fixture
+def narrowed(acl_server, queue) -> str:
+    """A queue with users of its own."""
+    acl_server.add_users(queue)
+    return queue
+
+
+def neighbours(queue: str) -> list[str]:
+    """Queues whose names are like this one's."""
+    return [f"{queue}.1", f"{queue}-", queue[:-1], f"{queue[:-1]}?", f"{queue[:-1]}*", "default"]
+
+
+# --------------------------------------------------------------------------------------- the list itself
+
+
+def test_the_file_in_deploy_has_what_the_command_prints():
+    first, *lines = USERS_FILE.read_text().splitlines()
+    assert first == "user default off"
+    digest = "SHA256-OF-{}-PASSWORD"
+    assert lines == [user_line(r, f"ingine-{r}", digest.format(r.upper()), tags_of("*")) for r in Role]
+
+
+@pytest.mark.parametrize("tags", [tags_of("q"), tags_of("*")], ids=["one queue", "all"])
+def test_each_key_is_of_one_kind(tags):
+    keys = Keys("q")
+    plain = [keys.delayed, keys.deadlines, keys.bytes, keys.dead, keys.workers, keys.models, keys.settings]
+    with_ids = [keys.job, keys.tokens, keys.replies, keys.idem, keys.rate, keys.channel]
+    of_priorities = [keys.jobs("low"), keys.fair("low"), keys.ends("low")]
+    found = []
+    for key in [*plain, keys.control, *of_priorities, *(make("a:b}:c") for make in with_ids)]:
+        for kind, end in (KINDS | CHANNELS).items():
+            pattern = re.escape(f"ingine:{{{tags[0]}}}:{end}").replace(r"\*", ".*")
+            found += [kind] if re.fullmatch(pattern, key) else []
+    assert sorted(found) == sorted(KINDS | CHANNELS)
+
+
+def test_the_command_prints_users_that_the_server_takes(acl_server, queue):
+    done = CliRunner().invoke(app, ["acl", "--queue", queue, "consumer", "worker"])
+    assert done.exit_code == 0
+    for line, url in zip(done.stdout.splitlines(), done.stderr.splitlines(), strict=True):
+        _, user, rules = line.split(maxsplit=2)
+        acl_server.admin.execute_command("ACL", "SETUSER", user, *rules.split())
+        with Redis.from_url(url.replace("HOST:6379", f"127.0.0.1:{acl_server.port}")) as redis:
+            assert redis.ping() and redis.hget(Keys(queue).settings, "partitions") is None
+            with pytest.raises(NoPermissionError):
+                redis.hget(Keys(f"{queue}2").settings, "partitions")
+        assert url.rpartition(":")[0].count(":") == 2 and not re.search(r"\b[0-9a-f]{64}@", done.stdout)
+
+
+def test_the_command_refuses_a_name_with_a_pattern_in_it():
+    done = CliRunner().invoke(app, ["acl", "--queue", "theirs*"])
+    assert done.exit_code == 2 and "user" not in done.stdout
+
+
+# ------------------------------------------------------------------------------------------ attacks
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_role_has_its_rights_on_its_own_queue_and_no_other_there(acl_server, narrowed, role):
+    for name, kind, call in attempts(narrowed):
+        said = acl_server.admin.execute_command("ACL", "DRYRUN", f"{narrowed}-{role}", *call)
+        assert (said == b"OK") == is_right(role, name, kind), (name, kind, said)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_role_has_no_right_on_any_other_queue(acl_server, narrowed, role):
+    """Each call is made. None may reach what the other queue has, whatever it is."""
+    with Redis.from_url(acl_server.url(role, narrowed)) as redis:
+        for tag in neighbours(narrowed):
+            pipeline = redis.pipeline(transaction=False)
+            tried = [call for *_, call in attempts(tag) if call[0] != "SSUBSCRIBE"]
+            for call in tried:
+                pipeline.execute_command(*call)
+            answers = pipeline.execute(raise_on_error=False)
+            assert [
+                c for c, a in zip(tried, answers, strict=True) if not isinstance(a, NoPermissionError)
+            ] == []
+            for channel in CHANNELS:
+                with pytest.raises(NoPermissionError):
+                    redis.execute_command("SSUBSCRIBE", named(tag)[channel])
+            assert len(tried) > 15 * len(KINDS)
+
+
+@pytest.mark.parametrize("role", SCRIPTED)
+def test_a_script_of_ones_own_has_no_right_that_its_caller_has_not(acl_server, narrowed, role):
+    """It names no key, and calls what its caller may not: on its own queue, and all on others."""
+    run = "local answer = redis.pcall(unpack(ARGV)) return answer.err or 'it ran'"
+    tried = [call for name, kind, call in attempts(narrowed) if not is_right(role, name, kind)]
+    tried += [call for tag in neighbours(narrowed) for *_, call in attempts(tag)]
+    tried += [["FLUSHALL"], ["CONFIG", "GET", "*"], ["ACL", "LIST"], ["PUBLISH", "x", "y"], ["GET", "other"]]
+    with Redis.from_url(acl_server.url(role, narrowed)) as redis:
+        digest = redis.script_load(run)
+        pipeline = redis.pipeline(transaction=False)
+        for call in tried:
+            pipeline.execute_command("EVALSHA", digest, 0, *call)
+        answers = [str(answer) for answer in pipeline.execute(raise_on_error=False)]
+        not_refused = [
+            (call, answer)
+            for call, answer in zip(tried, answers, strict=True)
+            if not re.search(REFUSED + "|not allowed from script", answer)
+        ]
+        assert not_refused == []
+        for tag in neighbours(narrowed):
+            with pytest.raises(NoPermissionError):
+                redis.evalsha(digest, 1, named(tag)["job"], "PING")
+
+
+@pytest.mark.parametrize("role", ["consumer", "observer"])
+def test_who_only_reads_runs_no_script_even_one_that_is_known(acl_server, narrowed, role):
+    digest = acl_server.admin.script_load("return 1")
+    with Redis.from_url(acl_server.url(role, narrowed)) as redis:
+        for call in (["EVALSHA", digest, "0"], ["EVAL", "return 1", "0"], ["SCRIPT", "LOAD", "return 1"]):
+            with pytest.raises(NoPermissionError):
+                redis.execute_command(*call)
+
+
+def test_the_users_of_a_queue_in_partitions_have_those_alone(acl_server, queue):
+    acl_server.add_users(queue, partitioned=True)
+    user = f"{queue}-worker"
+    own = [keys.job("a") for number in (1, 2, 64) for keys in all_partitions(queue, number)]
+    others = [
+        Keys(f"{queue}{end}").job("a") for end in (".70", ".100", ".1x", ".x", "..1", ".1.1", "1", "-0.1")
+    ]
+    for key in own:
+        assert acl_server.admin.execute_command("ACL", "DRYRUN", user, "HGET", key, "f") == b"OK", key
+    for key in others:
+        assert b"no permissions" in acl_server.admin.execute_command(
+            "ACL", "DRYRUN", user, "HGET", key, "f"
+        ), key
+
+
+# ------------------------------------------------------------------------------------------ work
+
+
+@pytest.mark.parametrize("number", [1, 3])
+async def test_narrowed_users_can_call_every_script(acl_server, queue, number):
+    acl_server.add_users(queue, partitioned=number > 1)
+    acl_server.forget_refusals()
+    operator = AsyncClient(acl_server.url("operator", queue), queue=queue)
+    async with operator, AsyncClient(acl_server.url("producer", queue), queue=queue) as producer:
+        if number > 1:
+            await operator.set_partitions(number)
+        for keys in all_partitions(queue, number):
+            redis = AsyncRedis.from_url(acl_server.url("worker", queue))
+            await Walk(producer, redis, keys, number).run()
+            await redis.aclose()
+        await requeue_all(operator)
+    log = [entry for entry in acl_server.admin.acl_log(128) if entry["username"].startswith(queue)]
+    assert [entry for entry in log if entry["object"] not in OF_THE_HANDSHAKE] == []
+
+
+async def test_a_worker_of_another_queue_ends_at_its_start(acl_server, narrowed, run_worker):
+    running = await run_worker(acl_server.url("worker", narrowed), queue=f"{narrowed}2")
+    with pytest.raises(
+        ConfigError, match=rf"run EVALSHA \(job:0.*on keys and channels of ingine:{{{narrowed}2}}"
+    ):
+        await running
+
+
+async def test_a_worker_that_lacks_any_right_ends_at_its_start_and_names_it(acl_server, narrowed):
+    """Each part of a worker's line in turn is left out, channels too."""
+    user = f"{narrowed}-worker"
+    line = user_line(Role.WORKER, user, "0" * 64, tags_of(narrowed))
+    parts = re.findall(r"\([^)]*\)", line)
+    assert len(parts) == 1 + len(KINDS) - 1 + len(CHANNELS)  # a worker needs no rate, and EVALSHA any key
+    url = acl_server.url("worker", narrowed)
+    await check(url, narrowed)
+    for part in parts:
+        rules = [rule for rule in [*re.sub(r"\(.*", "", line).split()[4:], *parts] if rule != part]
+        acl_server.admin.execute_command("ACL", "SETUSER", user, "clearselectors", *" ".join(rules).split())
+        names, on = re.findall(r"\+(\w+)", part), re.search(r"}:(\w*)", part)[1]
+        if names == ["evalsha"]:
+            says = "says: .*'evalsha'"
+        else:
+            says = rf"run .*{names[0]}[^,]* \(.*{on}.*\) on keys and channels of .*{narrowed}"
+        with pytest.raises(ConfigError, match=f"(?i){says}.*ingine acl worker"):
+            await check(url, narrowed)
