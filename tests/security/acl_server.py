@@ -37,9 +37,12 @@ def password_of(role: str) -> str:
 class AclServer:
     """With the configuration and the users of deploy/redis, and an `admin` who may do everything."""
 
-    def __init__(self, folder: Path, *, binary: Path | None = None, as_it_is: bool = False):
+    def __init__(
+        self, folder: Path, *, binary: Path | None = None, as_it_is: bool = False, maxmemory: str = "1gb"
+    ):
         """binary: None is the one of all tests. as_it_is: without what the document says to add."""
         self._folder = folder
+        self._maxmemory = maxmemory
         self._binary = binary or server_binary()
         self._as_it_is = as_it_is
         self.users: dict[str, str] = {}
@@ -58,14 +61,30 @@ class AclServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--aclfile", str(aclfile)]
         self.log = self._folder / "server.log"
-        with self.log.open("wb") as output:
-            command = [str(self._binary), str(SERVER_CONF), "--maxmemory", "1gb", *options]
-            self._child = Child([*command, "--dir", str(self._folder)], output=output)
         self.admin = Redis.from_url(f"redis://admin:admin@127.0.0.1:{self.port}/0")
-        wait_until(self._answers, what="the server with an aclfile")
+        self._start()
         return self
+
+    def _start(self) -> None:
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "save": "",
+            "aclfile": str(self._folder / "users.acl"),
+            "dir": str(self._folder),
+            "maxmemory": self._maxmemory,
+            "busy-reply-threshold": "100",
+        }
+        flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+        with self.log.open("ab") as output:
+            self._child = Child([str(self._binary), str(SERVER_CONF), *flags], output=output)
+        wait_until(self._answers, what="the server with an aclfile")
+
+    def kill_and_start(self) -> None:
+        """By `kill -9`, and again on its files."""
+        self._child.kill()
+        self._start()
 
     def _for_this_server(self) -> list[str]:
         """What the document says to do with the file for this kind of server."""
