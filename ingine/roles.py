@@ -65,7 +65,7 @@ _SUBMIT = {
     "job": "HGET HSET EXISTS PTTL",
     "jobs": "XADD XLEN",
     "queue": "HGET HMGET",
-    "bytes": "GET INCRBY",
+    "bytes": "GET INCRBY SET",
     "delayed": "ZADD ZCARD",
     "deadlines": "ZADD",
     "idem": "GET SET PTTL PEXPIRE",
@@ -118,8 +118,8 @@ _WORK = {
     "tokens": "XADD XRANGE PEXPIRE",
     "jobs": "XREADGROUP XADD XRANGE XLEN XACK XDEL XCLAIM XPENDING XGROUP|CREATE XGROUP|DELCONSUMER "
     "XINFO|CONSUMERS XINFO|GROUPS",
-    "fair": "ZADD ZPOPMIN ZCARD ZRANGE ZSCORE EXISTS",
-    "ends": "ZADD ZSCORE ZREMRANGEBYSCORE DEL",
+    "fair": "ZADD ZPOPMIN ZCARD ZRANGE ZSCORE EXISTS DEL",
+    "ends": "ZADD ZCARD ZSCORE ZREMRANGEBYSCORE DEL",
     "queue": "HGET HGETALL HSET HSETNX HDEL",
     "bytes": "DECRBY DEL",
     "delayed": "ZADD ZCARD ZRANGE ZREM ZSCORE",
@@ -210,7 +210,8 @@ def calls(role: Role, keys: Keys) -> list[str]:
         for name in names:
             match name:
                 case "EVALSHA":
-                    needed.append(f"EVALSHA {'0' * 40} {len(KINDS)} {' '.join(on[kind] for kind in KINDS)}")
+                    touched = [on[kind] for kind in KINDS if kind in RIGHTS[role]]
+                    needed.append(f"EVALSHA {'0' * 40} {len(touched)} {' '.join(touched)}")
                 case "SCRIPT|LOAD":
                     needed.append("SCRIPT LOAD x")
                 case "XREADGROUP":

@@ -12,7 +12,7 @@ import trustme
 from redis import Redis, exceptions
 
 from tests.docs.tables import ROOT, table
-from tests.security.acl_server import ROLES, AclServer
+from tests.security.acl_server import NARROWED, ROLES, AclServer
 from tests.servers import HOST, Valkey, free_port, server_binary, server_version
 
 SECURITY = (ROOT / "docs" / "security.md").read_text()
@@ -128,8 +128,9 @@ def known(server: Valkey, command: str) -> bool:
 def test_the_access_list_loads(tmp_path, binary, as_it_is):
     with AclServer(tmp_path, binary=binary, as_it_is=as_it_is) as server:
         for role in ROLES:
-            with Redis.from_url(server.url(role)) as redis:
-                assert redis.ping()
+            for url in (server.url(role), server.url(role, NARROWED)):
+                with Redis.from_url(url) as redis:
+                    assert redis.ping()
 
 
 def test_the_digest_of_a_password_is_made_as_the_document_says():

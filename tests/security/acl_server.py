@@ -23,6 +23,9 @@ DOCUMENT = ROOT / "docs" / "security.md"
 USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
 SERVER_CONF = ROOT / "deploy" / "redis" / "server.conf"
 ROLES = tuple(map(str, Role))
+NARROWED = "narrowed"
+"""A queue that has users of its own in the file."""
+
 LAST = "the last command"
 KIND_OF = {end.partition(":")[0]: kind for kind, end in (KINDS | CHANNELS).items()}
 KEY = re.compile(r"ingine:\{[\w.-]+\}:(\w+)")
@@ -57,7 +60,8 @@ class AclServer:
         for role in ROLES:
             digest = hashlib.sha256(password_of(role).encode()).hexdigest()
             users = users.replace(f"SHA256-OF-{role.upper()}-PASSWORD", digest)
-        aclfile.write_text(users + "user admin on >admin ~* &* +@all\n")
+        narrowed = "\n".join(_lines(NARROWED, partitioned=True))
+        aclfile.write_text(f"{users}{narrowed}\nuser admin on >admin ~* &* +@all\n")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -118,9 +122,7 @@ class AclServer:
 
     def add_users(self, queue: str, *, partitioned: bool = False) -> None:
         """Those that `ingine acl` prints, for one queue only."""
-        for role in Role:
-            digest = hashlib.sha256(password_of(role).encode()).hexdigest()
-            line = user_line(role, f"{queue}-{role}", digest, tags_of(queue, partitioned=partitioned))
+        for line in _lines(queue, partitioned=partitioned):
             _, user, rules = line.split(maxsplit=2)
             self.admin.execute_command("ACL", "SETUSER", user, *rules.split())
 
@@ -131,6 +133,12 @@ class AclServer:
     def forget_refusals(self) -> None:
         """Those of other tests on this server."""
         self.admin.acl_log_reset()
+
+
+def _lines(queue: str, *, partitioned: bool) -> list[str]:
+    tags = tags_of(queue, partitioned=partitioned)
+    digests = {role: hashlib.sha256(password_of(role).encode()).hexdigest() for role in Role}
+    return [user_line(role, f"{queue}-{role}", digest, tags) for role, digest in digests.items()]
 
 
 class CommandLog:

@@ -29,6 +29,9 @@ NOT_SEEN = {
     ("XREAD", "tokens"): "for a consumer without a channel, see docs/protocol.md",
     ("ZRANGE", "deadlines"): "of whoever follows replies, while none comes",
     ("HGETALL", "workers"): "of a stream that hears nothing for a while",
+    ("SET", "bytes"): "where somebody has written what is no number",
+    ("ZCARD", "ends"): "to see whether somebody has written another type",
+    ("DEL", "fair"): "where somebody has",
 }
 TOLERATED = {
     "worker": {"info"},  # for the eviction policy: that it may not ask, it takes as an answer
@@ -76,7 +79,6 @@ async def produce(server: AclServer, queue: str) -> str:
 
 async def submit_and_consume(server: AclServer, queue: str) -> None:
     """All that a producer does but for cancelling and looking at the queue, in two parts."""
-    server.admin.script_flush()
     submitting = AsyncClient(server.url("submitter"), queue=queue, require_worker=True)
     producer = AsyncClient(server.url("producer"), queue=queue)
     async with submitting, producer, AsyncClient(server.url("consumer"), queue=queue) as consumer:
@@ -195,9 +197,12 @@ async def commands_of_all(acl_server, queue, run_worker, monkeypatch) -> Command
     monkeypatch.setattr("worker.heartbeat.FORGET_AFTER_S", 3)
     acl_server.forget_refusals()
     await run_worker(acl_server.url("worker"), max_bytes=1 << 20)
+    acl_server.admin.script_flush()
     with CommandLog(acl_server) as commands:
         job_id = await produce(acl_server, queue)
+        acl_server.admin.script_flush()  # each role is to be seen loading what it needs
         await operate(acl_server, queue)
+        acl_server.admin.script_flush()
         await submit_and_consume(acl_server, queue)
         await observe(acl_server, queue, job_id)
         await work(acl_server, queue, run_worker)

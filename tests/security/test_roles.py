@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, RedisError
 from typer.testing import CliRunner
 
 from ingine.cli import app
 from ingine.errors import ConfigError
 from ingine.keys import Keys, all_partitions
 from ingine.roles import CHANNELS, KINDS, RIGHTS, Role, tags_of, user_line
-from producer import AsyncClient
+from producer import AsyncClient, DuplicateJob, QueueFull
 from tests.security.acl_server import USERS_FILE
 from tests.worker.test_declared_keys import Walk, requeue_all
 from tests.worker.test_server_check import OF_THE_HANDSHAKE, check
@@ -217,7 +217,7 @@ def test_the_users_of_a_queue_in_partitions_have_those_alone(acl_server, queue):
 
 
 @pytest.mark.parametrize("number", [1, 3])
-async def test_narrowed_users_can_call_every_script(acl_server, queue, number):
+async def test_users_can_call_every_script(acl_server, queue, number):
     acl_server.add_users(queue, partitioned=number > 1)
     acl_server.forget_refusals()
     operator = AsyncClient(acl_server.url("operator", queue), queue=queue)
@@ -259,3 +259,74 @@ async def test_a_worker_that_lacks_any_right_ends_at_its_start_and_names_it(acl_
             says = rf"run .*{names[0]}[^,]* \(.*{on}.*\) on keys and channels of .*{narrowed}"
         with pytest.raises(ConfigError, match=f"(?i){says}.*ingine acl worker"):
             await check(url, narrowed)
+
+
+# ------------------------------------------------------------- what remains possible, as the document says
+
+
+async def test_what_a_submitter_can_do_to_others(acl_server, narrowed):
+    keys = Keys(narrowed)
+    producer = AsyncClient(acl_server.url("producer", narrowed), queue=narrowed)
+    hostile = AsyncRedis.from_url(acl_server.url("submitter", narrowed))
+    async with (
+        producer,
+        hostile,
+        AsyncClient(acl_server.url("submitter", narrowed), queue=narrowed) as client,
+    ):
+        waits = await producer.submit("waits")
+        later = await producer.submit("a prompt of later", not_before_s=3600)
+        assert await hostile.xadd(keys.jobs("high"), {"job": b"past the limits"})
+        assert b"a prompt of later" in await hostile.hget(keys.job(later.job_id), "raw")
+        await hostile.hset(keys.job(later.job_id), "raw", "another prompt")
+        await hostile.hset(keys.job(waits.job_id), "cancel", 1)
+        await hostile.zadd(keys.delayed, {later.job_id: 1e15})
+        await hostile.incrby(keys.bytes, 1 << 30)
+        with pytest.raises(QueueFull):
+            await producer.submit("x")
+        await hostile.incrby(keys.bytes, -(1 << 30))
+        taken = await client.submit("mine", job_id="taken", idempotency_key="key")
+        assert (await producer.submit("theirs", idempotency_key="key")).job_id == taken.job_id
+        with pytest.raises(DuplicateJob):
+            await producer.submit("theirs", job_id="taken")
+
+
+async def test_what_a_producer_can_do_to_others_and_that_it_cannot_steer_the_queue(acl_server, narrowed):
+    keys = Keys(narrowed)
+    async with AsyncClient(acl_server.url("producer", narrowed), queue=narrowed) as client:
+        job = await client.submit("a prompt")
+    with Redis.from_url(acl_server.url("producer", narrowed)) as redis:
+        [(entry, fields)] = redis.xrange(keys.jobs("normal"))
+        assert b"a prompt" in fields[b"job"]
+        redis.xadd(keys.tokens(job.job_id), {"event": b"forged"}, id="1-0")
+        redis.xadd(keys.replies("r"), {"event": b"forged"})
+        assert redis.spublish(keys.channel(job.job_id), b"forged") == 0
+        assert redis.xdel(keys.jobs("normal"), entry) == 1
+        for call in ("'HSET', KEYS[1], 'paused', 1", "'HSET', KEYS[1], 'drain:w', 1", "'DEL', KEYS[1]"):
+            digest = redis.script_load(f"return redis.call({call})")
+            with pytest.raises(RedisError, match=REFUSED):
+                redis.evalsha(digest, 1, keys.settings)
+        for queue_key in (keys.workers, keys.models, keys.dead, keys.fair("low"), keys.job(job.job_id)):
+            digest = redis.script_load("return redis.call('DEL', KEYS[1])")
+            with pytest.raises(RedisError, match=REFUSED):
+                redis.evalsha(digest, 1, queue_key)
+
+
+async def test_what_an_operator_can_do_beside_its_work(acl_server, narrowed):
+    keys = Keys(narrowed)
+    async with AsyncClient(acl_server.url("producer", narrowed), queue=narrowed) as client:
+        await client.submit("a prompt")
+    with Redis.from_url(acl_server.url("operator", narrowed)) as redis:
+        assert b"a prompt" in redis.xrange(keys.jobs("normal"))[0][1][b"job"]
+        assert redis.xadd(keys.jobs("normal"), {"job": b"a job by hand"})
+
+
+def test_the_log_of_the_server_says_who_tried_what(acl_server, narrowed):
+    user = f"{narrowed}-consumer"
+    with Redis.from_url(acl_server.url("consumer", narrowed)) as redis, pytest.raises(NoPermissionError):
+        redis.xrange(Keys("another").tokens("a"))
+    tried = {entry["object"] for entry in acl_server.admin.acl_log(128) if entry["username"] == user}
+    assert tried - OF_THE_HANDSHAKE == {Keys("another").tokens("a")}
+
+
+def test_a_queue_named_like_a_partition_has_the_keys_of_that_partition():
+    assert Keys("a.1").job("x") == Keys("a", 1).job("x")
