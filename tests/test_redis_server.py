@@ -17,7 +17,10 @@ PARTS = {
         *("-k", "not fake"),
     ],
     "a server that is killed": ["tests/crash/test_crash.py", "-k", "a_server_killed_and_restarted"],
-    "the access list": ["tests/security/test_acl.py", "-k", "each_role_can_do_its_work"],
+    "the access list": [
+        *("tests/security/test_acl.py", "tests/security/test_roles.py"),
+        *("-k", "each_role_can_do_its_work or test_roles"),
+    ],
 }
 
 

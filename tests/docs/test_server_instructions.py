@@ -62,6 +62,13 @@ def test_the_table_of_settings(tmp_path, binary):
         assert "`min-replicas-to-write 1`" in OPERATIONS
 
 
+def test_defaults_that_the_text_names(tmp_path, binary):
+    assert "128 entries by default" in SECURITY and "`busy-reply-threshold` | 5000, its default" in SECURITY
+    with Valkey(tmp_path, binary=binary) as server:
+        assert server.admin.config_get("acllog-max-len") == {"acllog-max-len": "128"}
+        assert server.admin.config_get("busy-reply-threshold") == {"busy-reply-threshold": "5000"}
+
+
 def test_names_that_servers_answer_for_their_certificates(tmp_path, binary):
     node = "\n".join(lines_of(SECURITY, "cluster-")).replace("NAME", "node-1.example")
     server = "\n".join(lines_of(SECURITY, "replica-announce-ip")).replace("NAME", "node-1.example")

@@ -289,11 +289,14 @@ async def test_a_submitter_neither_follows_nor_cancels(acl_server, queue):
 
 def test_nobody_gets_in_without_a_password(acl_server):
     with (
-        Redis(port=acl_server.port) as redis,
+        Redis(port=acl_server.port, retry=None) as redis,
         pytest.raises(RedisError, match=r"Authentication required|NOAUTH|authenticated"),
     ):
         redis.ping()
-    with Redis(port=acl_server.port, username="default", password="") as redis, pytest.raises(RedisError):
+    with (
+        Redis(port=acl_server.port, username="default", password="", retry=None) as redis,
+        pytest.raises(RedisError),
+    ):
         redis.ping()
 
 

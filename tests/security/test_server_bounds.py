@@ -104,3 +104,17 @@ def test_who_asks_and_does_not_read_is_cut_off_before_memory_is_full(small_serve
         wait_until(lambda: small_server.admin.info("stats")["evicted_clients"], what="its end")
         connection.disconnect()
     assert small_server.admin.xadd(tokens, {"event": b"more"})
+
+
+def test_connections_without_a_password_use_up_the_servers_number_of_clients(small_server):
+    small_server.admin.config_set("maxclients", 20)
+    silent = [socket.create_connection(("127.0.0.1", small_server.port)) for _ in range(20)]
+    try:
+        with (
+            Redis.from_url(small_server.url("observer"), retry=None) as redis,
+            pytest.raises(RedisError, match="max number of clients"),
+        ):
+            redis.ping()
+    finally:
+        for connection in silent:
+            connection.close()
