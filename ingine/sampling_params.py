@@ -9,7 +9,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
-"""Of one stop string: what may begin one is held back, and searched again with each token."""
+"""Of one stop string: as much text is held back while it may begin one."""
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024

@@ -1,8 +1,10 @@
 """Stop strings, against the obvious way: look for them in the whole text, one character more at a time."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingine.sampling_params import MAX_STOP_CHARS, MAX_STOP_STRINGS
 from ingine.stop import StopStrings
 
 
@@ -74,3 +76,52 @@ def test_nothing_is_held_back_that_cannot_start_one(stops, pieces):
         held = received.removeprefix(emitted)
         assert emitted + held == received
         assert held == "" or any(stop.startswith(held) for stop in stops)
+
+
+# The longest that are allowed, each of which may begin with the held text at many places.
+WORST_STOPS = {
+    "differ in their ends": tuple("a" * (MAX_STOP_CHARS - 1) + chr(0x100 + n) for n in range(MAX_STOP_STRINGS)),
+    "differ in their middles": tuple(
+        "a" * (MAX_STOP_CHARS // 2 - n) + "b" + "a" * (MAX_STOP_CHARS // 2 + n - 2) + "c"
+        for n in range(MAX_STOP_STRINGS)
+    ),
+    "repeat themselves": tuple(
+        ("ab" * MAX_STOP_CHARS)[: MAX_STOP_CHARS - 2 * n - 1] + "c" for n in range(MAX_STOP_STRINGS)
+    ),
+}
+
+
+class Counted(str):
+    """A stop string that counts how many of its characters are looked at."""
+
+    num_read = 0
+
+    def __getitem__(self, place):
+        found = super().__getitem__(place)
+        Counted.num_read += len(found)
+        return found
+
+
+@pytest.mark.parametrize("name", WORST_STOPS)
+def test_the_longest_stop_strings_cost_a_few_looks_a_character(name):
+    stops, text = WORST_STOPS[name], ("a" * 1500 + "ab" * 600) * 2
+    stream = StopStrings(tuple(map(Counted, stops)))
+    Counted.num_read = 0
+    emitted = ""
+    for start in range(0, len(text), 5):
+        sure, stop = stream.append(text[start : start + 5])
+        assert stop is None
+        emitted += sure
+    assert emitted + stream.flush() == text
+    assert 0 < Counted.num_read <= 4 * len(text) * len(stops)
+
+
+@pytest.mark.parametrize("name", WORST_STOPS)
+def test_the_longest_stop_strings_are_found(name):
+    stops = WORST_STOPS[name]
+    for stop in (stops[0], stops[-1]):
+        text = "a" * 1500 + "ab" * 20 + stop + "tail"
+        pieces = [text[start : start + 7] for start in range(0, len(text), 7)]
+        found = feed(stops, pieces)
+        assert found == first_to_be_complete(stops, text)
+        assert found[1] is not None
