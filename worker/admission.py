@@ -54,6 +54,7 @@ class Admission:
         self._num_reserved = 0
         self._preparing: dict[RunningJob, asyncio.Task] = {}
         """Begun jobs whose prompts may take long to read. The intakes go on meanwhile."""
+        self._suspect_begins = False
         self._wakers: list[Callable[[], None]] = []
         self.num_suspects = 0
         """Entries that wait until this worker has no other job. While any does, nothing else is taken."""
@@ -62,10 +63,15 @@ class Admission:
     @property
     def room(self) -> int:
         """Jobs to take now. None while the engine has sequences waiting: another worker may be idle."""
-        if self.stopping or self.num_suspects or self._engine.stats.num_waiting or self._jobs.one_runs_alone:
+        if self.stopping or self.num_suspects or self._engine.stats.num_waiting or self.is_for_one_alone:
             return 0
         num_taken = len(self._jobs) + len(self._preparing) + self._num_reserved
         return max(0, self._max_num_jobs - num_taken)
+
+    @property
+    def is_for_one_alone(self) -> bool:
+        """A suspect runs or is being begun: nothing else may be, not even what was delivered already."""
+        return self._suspect_begins or self._jobs.one_runs_alone
 
     @property
     def idle(self) -> bool:
@@ -83,8 +89,12 @@ class Admission:
 
     @contextlib.contextmanager
     def reserve_all(self) -> Iterator[None]:
-        with self.reserve(self._max_num_jobs):
+        """The whole worker, while a suspect is being begun."""
+        self._suspect_begins = True
+        try:
             yield
+        finally:
+            self._suspect_begins = False
 
     def on_room(self, wake: Callable[[], None]) -> None:
         """`wake` is called when there may be room."""

@@ -188,10 +188,11 @@ class Intake:
         await self._queue.tell_parked()
 
     async def _admit(self, entry: Entry) -> None:
-        """Every entry passes here, so a worker that is paused or stopping begins none."""
+        """Every entry passes here, so a worker that is paused or stopping begins none, nor does one that a
+        suspect has to itself: what a lost reply has delivered to another partition is left to others then."""
         if self._admission.holds(entry) or entry == self._suspect:
             return
-        if self._admission.stopping or self.paused:
+        if self._admission.stopping or self.paused or self._admission.is_for_one_alone:
             await self._admission.release(self._queue, entry)
         elif not await self._admission.admit(self._queue, entry, self.max_job_bytes):
             await self._keep_suspect(entry)

@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError, ResponseError
 from ingine.errors import EngineError
 from ingine.keys import Keys, all_partitions
 from ingine.wire import Job, encode_job
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_failures import break_steps
 from tests.worker.test_worker import ENDLESS
 
@@ -110,6 +110,68 @@ async def test_a_job_that_cannot_be_released_keeps_no_other(harness, monkeypatch
     monkeypatch.setattr(worker.queue, "release", release_unless_foreign)
     await worker.stop()
     assert await worker.redis.hget(worker.keys.job("b"), "status") == b"queued"
+
+
+async def test_no_job_is_released_before_its_last_step_is_committed(harness, tiny_engine, monkeypatch):
+    """First the step is still being computed, then its tokens are on their way to the log."""
+    engine = tiny_engine()
+    hold, held, go_on = threading.Event(), threading.Event(), threading.Event()
+    run = engine._runner.run
+
+    def run_and_hold(batch):
+        if hold.is_set():
+            held.set()
+            assert go_on.wait(HANGS_S)
+        return run(batch)
+
+    monkeypatch.setattr(engine._runner, "run", run_and_hold)
+    worker = await harness(engine, drain_timeout_s=HANGS_S)
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    queue = worker.queue
+    append, release = queue.append, queue.release
+    appending, commit, released = asyncio.Event(), asyncio.Event(), []
+
+    async def append_late(appends):
+        appending.set()
+        await commit.wait()
+        return await append(appends)
+
+    async def noted(entry, job_id, attempt):
+        released.append(job_id)
+        return await release(entry, job_id, attempt)
+
+    async def what_may_happen_has_happened():
+        for _ in range(20):
+            await worker.redis.ping()
+
+    hold.set()
+    try:
+        await wait_until_async(held.is_set, what="the step")
+        [seq] = engine._scheduler.running
+        before = seq.num_output_tokens
+        await wait_until_async(lambda: engine_is_committed(worker, before), what="the steps before it")
+        monkeypatch.setattr(queue, "append", append_late)
+        monkeypatch.setattr(queue, "release", noted)
+        worker.worker.stop()
+        await wait_until_async(lambda: worker.worker._admission.stopping, what="the hand-over")
+        await what_may_happen_has_happened()
+        assert not released, "its step is still under way"
+    finally:
+        go_on.set()
+    await appending.wait()
+    await what_may_happen_has_happened()
+    assert not released, "its tokens are not committed"
+    commit.set()
+    await worker.running
+    assert released == ["a"]
+    record = await worker.redis.hmget(worker.keys.job("a"), "status", "position")
+    assert record == [b"queued", str(before + 1).encode()]
+
+
+def engine_is_committed(worker, num_tokens: int) -> bool:
+    (job,) = worker.worker._jobs
+    return job.position == num_tokens
 
 
 # --------------------------------------------------------------------- what the intake has at that moment

@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError
 import worker.intake
 import worker.queue
 from ingine.errors import ErrorCode
-from ingine.keys import GROUP, RELEASED, Priority
+from ingine.keys import GROUP, RELEASED, Keys, Priority
 from ingine.wire import Job, JobStatus, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.test_pause import Turns
@@ -152,6 +152,53 @@ async def test_one_suspect_waits_here_and_is_renewed_in_time(make_queue, push, c
     await intake.run()
     assert door.num_suspects == 0
     assert await holders(client, keys, Priority.NORMAL) == [RELEASED] * 2
+
+
+async def test_room_that_one_partition_has_no_use_for_is_offered_before_it_waits(monkeypatch):
+    """While it looked, it had the only room. Another whose jobs wait shall have it, and not wait too."""
+    monkeypatch.setattr(worker.intake, "BLOCK_S", 3600)
+    door, looked, offered, taken = Door(room=1), asyncio.Event(), [], []
+
+    async def nothing(*_):
+        return None
+
+    async def no_more(*_):
+        return False
+
+    async def none_adopted():
+        return 0, False
+
+    def partition(take, wait_for_new):
+        contact = SimpleNamespace(returned=lambda **_: True)
+        chores = {"expire_due": no_more, "adopt": none_adopted, "promote": no_more, "tell_parked": nothing}
+        calls = {"take": take, "wait_for_new": wait_for_new} | chores
+        queue = SimpleNamespace(keys=Keys("q"), contact=contact, **calls)
+        return Intake(queue, door, lease_s=LEASE_S, num_partitions=2)
+
+    async def find_nothing(count):
+        await looked.wait()
+        return []
+
+    async def wait_here(timeout_s):
+        for _ in range(50):
+            await asyncio.sleep(0)
+        offered.append(list(taken))
+        return []
+
+    async def take_there(count):
+        taken.append(count)
+        return []
+
+    here, there = partition(find_nothing, wait_here), partition(take_there, wait_here)
+    looking = asyncio.create_task(here._turn())
+    await wait_until_async(lambda: door.room == 0, what="its reservation")
+    waiting = asyncio.create_task(there.run())
+    await wait_until_async(lambda: there._next_adoption > 0, what="the other one's turn")
+    assert not taken
+    looked.set()
+    await looking
+    waiting.cancel()
+    assert offered[0] == [1]
 
 
 def test_there_is_no_room_while_sequences_wait_in_the_engine():

@@ -3,14 +3,17 @@
 import asyncio
 
 import pytest
+import redis.asyncio
 import redis.exceptions
 
 from ingine.errors import EngineError, ErrorCode
+from ingine.keys import GROUP, Keys, all_partitions
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, JobStatus, TokensEvent
+from ingine.wire import Job, JobStatus, TokensEvent, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.conftest import take
 from tests.worker.test_failures import break_steps, let_steps_hang, status
+from tests.worker.test_pause import Turns
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 from worker.engine_thread import MAX_STEPS_AHEAD, EngineThread
 from worker.identity import name_of
@@ -29,6 +32,47 @@ async def test_a_suspect_has_the_worker_to_itself(harness):
     assert int(times["suspect"][b"deaths"]) == 2
     assert int(times["innocent"][b"finished_at"]) <= int(times["suspect"][b"began_at"])
     assert int(times["suspect"][b"finished_at"]) <= int(times["later"][b"began_at"])
+
+
+@pytest.mark.parametrize("way", ["new", "delivered with a lost reply"])
+async def test_nothing_else_begins_while_a_suspect_does(harness, redis_url, queue, monkeypatch, way):
+    """Not even of another partition: a worker that dies under the suspect shall die under it alone."""
+    partitions = all_partitions(queue, 2)
+    async with redis.asyncio.from_url(redis_url, protocol=2) as client:
+        for keys in (*partitions, Keys(queue)):
+            await client.hset(keys.settings, "partitions", 2)
+    worker = await harness()
+    prompts, other = worker.worker._admission._prompts, worker.worker._partitions[1]
+    read, reading, go_on = prompts.read, asyncio.Event(), asyncio.Event()
+
+    async def read_slowly(*args):
+        reading.set()
+        await go_on.wait()
+        return await read(*args)
+
+    monkeypatch.setattr(prompts, "read", read_slowly)
+    await wait_until_async(other.ready.is_set, what="the other partition")
+    worker.keys = partitions[0]
+    await leave_behind(worker, Job(id="suspect", prompt="x", sampling=GREEDY), [], deaths=1)
+    await reading.wait()
+    turns, stream = Turns(other.intake), partitions[1].jobs("normal")
+    await turns.pass_by()  # among them a read that was under way
+    innocent = {"job": encode_job(Job(id="innocent", prompt="x", sampling=GREEDY))}
+    async with worker.redis.pipeline(transaction=True) as pipe:
+        pipe.xadd(stream, innocent)
+        if way == "delivered with a lost reply":
+            pipe.xreadgroup(GROUP, other.queue.worker_id, {stream: ">"})
+        await pipe.execute()
+    other.intake._lost_delivery = True
+    await turns.pass_by()
+    has_begun = await worker.redis.exists(partitions[1].job("innocent"))
+    go_on.set()
+    assert not has_begun
+    assert (await worker.end("suspect")).status is JobStatus.FINISHED
+    worker.keys = partitions[1]
+    assert (await worker.end("innocent")).status is JobStatus.FINISHED
+    record = await worker.redis.hmget(partitions[1].job("innocent"), "attempt", "deaths")
+    assert record == [b"1", b"0"]
 
 
 async def test_suspects_are_left_to_others_when_the_worker_stops(harness):
