@@ -61,8 +61,9 @@ class RowFile:
             for number, raw in enumerate(file, 1):
                 try:
                     row = json.loads(raw)
-                    row["id"], row["custom_id"]
-                except (ValueError, TypeError, KeyError):
+                    if not isinstance(row["id"], str) or "custom_id" not in row:
+                        raise ValueError("not a row")
+                except (ValueError, TypeError, KeyError, RecursionError):
                     raise ConfigError(f"{self.path}, line {number}: not a row of a batch file") from None
                 yield row
 

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from ingine.errors import ClientError
+from ingine.job_faults import MAX_NESTING, deeper_than
 from ingine.keys import GROUP, SILENT_AFTER_S, Keys, Priority, is_worker
 from ingine.wire import DEFAULT_MAX_JOB_BYTES, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_MAX_QUEUED_JOBS
 from producer.results import QueueInfo, is_serving
@@ -126,10 +127,15 @@ def _num_running(pending: dict | ResponseError) -> int:
 
 
 def read_heartbeat(raw: bytes, now_s: int) -> dict[str, Any]:
-    """As in `QueueInfo.workers`. What is no heartbeat is none: silent since 1970."""
+    """As in `QueueInfo.workers`. What is no heartbeat is none: silent since 1970.
+
+    Anybody may have written it. What JSON does not have is none, nor is what is nested too deep to be copied.
+    """
     try:
         fields = msgpack.unpackb(raw)
-        json.dumps(fields)
+        json.dumps(fields, allow_nan=False)
+        if deeper_than(fields, MAX_NESTING):
+            raise ValueError("nested too deep")
         fields |= {"silent_s": now_s - fields["at_s"]}
     except (ValueError, TypeError, KeyError, RecursionError):
         fields = {"silent_s": now_s}

@@ -219,6 +219,24 @@ async def test_files_that_cannot_be_used(client: AsyncClient, files: Files):
         await run(client, files)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"id": {}, "custom_id": "a"}',
+        b'{"id": [], "custom_id": "a"}',
+        b'["id", "custom_id"]',
+    ],
+    ids=["nested", "map as id", "list as id", "list"],
+)
+def test_a_line_that_is_no_row_is_named_by_its_number(tmp_path: Path, line: bytes):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'{"id": "1", "custom_id": "a"}\n' + line + b"\n")
+    with RowFile(path) as file, pytest.raises(ConfigError, match=r"out.jsonl, line 2: not a row"):
+        for row in file.rows():
+            assert {row["id"]}
+
+
 def test_a_row_file_belongs_to_one_run(tmp_path: Path):
     with RowFile(tmp_path / "out.jsonl"), pytest.raises(ConfigError, match="another run"):
         RowFile(tmp_path / "out.jsonl")
@@ -227,9 +245,9 @@ def test_a_row_file_belongs_to_one_run(tmp_path: Path):
 
 def test_a_torn_line_longer_than_any_buffer_is_cut_off(tmp_path: Path):
     path = tmp_path / "out.jsonl"
-    path.write_bytes(b'{"id": 1, "custom_id": "a"}\n' + b"x" * 200_000)
+    path.write_bytes(b'{"id": "1", "custom_id": "a"}\n' + b"x" * 200_000)
     with RowFile(path) as file:
-        assert [row["id"] for row in file.rows()] == [1]
+        assert [row["id"] for row in file.rows()] == ["1"]
     path.write_bytes(b"x" * 200_000)
     with RowFile(path):
         assert path.read_bytes() == b""

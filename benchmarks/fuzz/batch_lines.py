@@ -1,0 +1,62 @@
+"""Lines of a batch's input: each is submitted or refused, and has a row in one of the two files."""
+
+import json
+from random import Random
+from typing import Any
+
+from benchmarks.fuzz.mutations import changed, damaged, json_scalar, nested
+from ingine.errors import InvalidJob
+from ingine.keys import Priority
+from ingine.wire import JobStatus
+from producer.batch_format import CHAT_URL, COMPLETIONS_URL, error_row, output_row, parse_line
+from producer.results import Result
+from producer.submission import build_submission
+
+SAMPLING = {
+    "temperature": 0.5, "top_p": 0.9, "max_tokens": 9, "stop": ["x"], "seed": 7, "logit_bias": {"5": 1.5},
+    "n": 1, "presence_penalty": 0.5, "frequency_penalty": 0.5, "user": "u", "stream": False, "tools": [],
+    "response_format": {"type": "text"},
+}  # fmt: skip
+MESSAGES = [
+    {"role": "system", "content": "x"},
+    {"role": "user", "content": [{"type": "text", "text": "y"}, {"type": "text", "text": "z"}]},
+]
+CHAT = {"model": "m", "messages": MESSAGES, "logprobs": True, "top_logprobs": 2} | SAMPLING
+COMPLETION = {"model": "m", "prompt": "x", "logprobs": 2} | SAMPLING
+LINES = (
+    {"custom_id": "a", "method": "POST", "url": CHAT_URL, "body": CHAT},
+    {"custom_id": "a", "method": "POST", "url": COMPLETIONS_URL, "body": COMPLETION},
+    {"custom_id": "a", "url": COMPLETIONS_URL, "body": {"prompt": [[1, 2, 3]], "max_completion_tokens": 4}},
+)
+WORDS = (b"\\ud800", b"1e999", b"NaN", b"9" * 5000, b'"', b"{", b"[" * 2000, b"\x00", b"\xff", b"\xfe\xff")
+RESULT = Result("a", "x", [1], "stop", {}, {}, None, JobStatus.FINISHED)
+
+
+def cases(rng: Random) -> bytes:
+    line: Any = rng.choice(LINES)
+    if rng.random() < 0.9:
+        line = changed(rng, line, json_scalar)
+    if rng.random() < 0.05:
+        line = {"custom_id": nested(rng, (900, 3000))}
+    try:
+        raw = json.dumps(line).encode(rng.choice(("utf-8",) * 8 + ("utf-16", "utf-32")))
+    except (ValueError, RecursionError):  # a number or a depth that cannot be written either
+        raw = json.dumps(LINES[0]).encode()
+    return damaged(rng, raw, WORDS) if rng.random() < 0.4 else raw
+
+
+def check(case: bytes) -> str:
+    line, again = (parse_line(7, case, model=None, known_ids=set()) for _ in range(2))
+    assert line.digest == again.digest
+    if line.refusal is not None:
+        assert json.dumps(error_row(line, line.refusal))
+        return line.refusal.code
+    try:
+        submission = build_submission(
+            **line.arguments, job_id=line.job_id, priority=Priority.LOW, stream=False
+        )
+    except InvalidJob as error:
+        assert json.dumps(error_row(line, error))
+        return "refused by the door"
+    assert submission.cost >= 0 and json.dumps(output_row(line, RESULT))
+    return "submitted"

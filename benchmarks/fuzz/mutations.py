@@ -1,0 +1,178 @@
+"""Damage to valid inputs: to their bytes, and to the values that they encode."""
+
+import copy
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import msgpack
+
+Scalar = Callable[[Random], Any]
+
+INTEGERS = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    255,
+    2**15,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**53,
+    2**53 + 1,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
+NUMBERS = (0.0, -0.0, 0.5, -1.5, 1e-320, 1e308, -1e308, float("nan"), float("inf"), float("-inf"))
+TEXTS = (
+    *("", " ", "0", "1", "-5", "1.5", "007", "1e999", "nan", "inf", "-inf", "0x10", "1_000", "٣", "9" * 30),
+    *("x", "\x00", "\n", "\x1b[2J", "\x1b]0;x\x07", "\x9b31m", "é", "🦀", "%s", "{}", "../..", "tokens"),
+    *("finished", "failed", "running", "queued", "delayed", "high", "drain", "cancel", "x" * 300),
+)
+
+
+def any_scalar(rng: Random) -> Any:
+    """Of those that msgpack has."""
+    match rng.randrange(9):
+        case 0:
+            return None
+        case 1:
+            return rng.random() < 0.5
+        case 2:
+            return rng.choice(INTEGERS)
+        case 3:
+            return rng.choice(NUMBERS)
+        case 4:
+            return rng.randbytes(rng.randrange(5))
+        case 5:
+            return msgpack.ExtType(rng.randrange(128), rng.randbytes(2))
+        case 6:
+            return msgpack.Timestamp(rng.randrange(2**34), rng.randrange(10**9))
+        case _:
+            return rng.choice(TEXTS)
+
+
+def json_scalar(rng: Random) -> Any:
+    match rng.randrange(6):
+        case 0:
+            return None
+        case 1:
+            return rng.random() < 0.5
+        case 2:
+            return rng.choice((*INTEGERS, 10**400))
+        case 3:
+            return rng.choice(NUMBERS)
+        case _:
+            return rng.choice((*TEXTS, "\ud800"))
+
+
+def text_bytes(rng: Random) -> bytes:
+    """As a field of a hash has them: most often text."""
+    return rng.randbytes(rng.randrange(9)) if rng.random() < 0.2 else rng.choice(TEXTS).encode()
+
+
+def any_value(rng: Random, scalar: Scalar = any_scalar, depth: int = 2) -> Any:
+    if depth and rng.random() < 0.3:
+        inner = [any_value(rng, scalar, depth - 1) for _ in range(rng.randrange(4))]
+        return inner if rng.random() < 0.5 else {_key(rng, scalar): value for value in inner}
+    return scalar(rng)
+
+
+def nested(rng: Random, levels: Sequence[int] = (15, 16, 17, 40, 600)) -> Any:
+    value: Any = []
+    for _ in range(rng.choice(levels)):
+        value = [value] if rng.random() < 0.7 else {"a": value}
+    return value
+
+
+def changed(rng: Random, value: Any, scalar: Scalar = any_scalar) -> Any:
+    """A copy of `value`, changed in some places."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        value = _change(rng, value, scalar)
+    return value
+
+
+def _change(rng: Random, value: Any, scalar: Scalar) -> Any:
+    if not (isinstance(value, dict | list) and value and rng.random() < 0.9):
+        return nested(rng) if rng.random() < 0.03 else any_value(rng, scalar)
+    place = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    match rng.randrange(10):
+        case 0:
+            del value[place]
+        case 1 if isinstance(value, dict):
+            value[_key(rng, scalar)] = any_value(rng, scalar)
+        case 1:
+            value.insert(place, any_value(rng, scalar))
+        case 2:
+            value[place] = [value[place]]
+        case 3 if isinstance(value, list):
+            value *= rng.choice((2, 50, 1500))
+        case 3:
+            value |= {f"{number}": value[place] for number in range(rng.choice((3, 70, 1100)))}
+        case _:
+            value[place] = _change(rng, value[place], scalar)
+    return value
+
+
+def _key(rng: Random, scalar: Scalar) -> Any:
+    if scalar is json_scalar:
+        return rng.choice((*TEXTS, "\ud800"))
+    return rng.choice((*TEXTS, 0, 7, b"x", None, 1.5, True))
+
+
+def damaged(rng: Random, raw: bytes, words: Sequence[bytes] = (b"\x00", b"\xff\xff\xff\xff")) -> bytes:
+    """`raw` with some places cut out, flipped, repeated or filled with other bytes. `words`: to put in."""
+    mutable = bytearray(raw)
+    for _ in range(rng.randint(1, 4)):
+        place, length = rng.randrange(len(mutable) + 1), rng.choice((0, 1, 1, 2, 4, 16, 300))
+        match rng.randrange(6):
+            case 0:
+                del mutable[place : place + length]
+            case 1:
+                mutable[place : place + length] = rng.randbytes(length)
+            case 2:
+                mutable[place:place] = rng.choice(words)
+            case 3:
+                mutable[place:place] = mutable[place : place + length] * rng.choice((1, 2, 50))
+            case 4:
+                del mutable[place:]
+            case _ if place < len(mutable):
+                mutable[place] ^= 1 << rng.randrange(8)
+    return bytes(mutable)
+
+
+def packed_case(rng: Random, valid: Any) -> bytes:
+    """A msgpack value that has been changed, or whose bytes were damaged, or both."""
+    value = valid
+    if rng.random() < 0.8:
+        value = changed(rng, valid) if rng.random() < 0.95 else any_value(rng)
+    try:
+        raw = msgpack.packb(value)
+    except (ValueError, TypeError, OverflowError):  # nested too deep to be packed
+        raw = msgpack.packb(valid)
+    return damaged(rng, raw) if rng.random() < 0.3 else raw
+
+
+def fields_case(rng: Random, valid: dict[bytes, bytes]) -> bytes:
+    """Fields of a hash or of an entry, some of them other than they should be. See `read_fields`."""
+    fields = dict(valid)
+    for _ in range(rng.choice((0, 1, 1, 2, 3))):
+        name = rng.choice(list(fields) or [b"x"])
+        match rng.randrange(6):
+            case 0:
+                fields.pop(name, None)
+            case 1:
+                fields[text_bytes(rng)] = text_bytes(rng)
+            case 2 if fields.get(name):
+                fields[name] = damaged(rng, fields[name])
+            case _:
+                fields[name] = text_bytes(rng)
+    return msgpack.packb(fields)
+
+
+def read_fields(case: bytes) -> dict[bytes, bytes]:
+    return msgpack.unpackb(case, strict_map_key=False)

@@ -1,0 +1,146 @@
+"""Runs a target's cases: which come again by seed and number, and may neither hang nor do unbounded work."""
+
+import faulthandler
+import importlib
+import itertools
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import Any
+
+TARGETS = (
+    *("jobs", "events", "logs", "replies", "records", "queue_state", "settings", "control"),
+    *("dead_letters", "batch_lines", "batch_rows", "server_urls", "environment", "http"),
+)
+ROOT = Path(__file__).resolve().parents[2]
+HANGS_S = 60.0
+
+MEASURED_EVERY = 16
+"""Cases whose work is measured, which makes them slow."""
+CALLS_AT_LEAST, CALLS_PER_BYTE = 50_000, 60
+PEAK_AT_LEAST, PEAK_PER_BYTE = 4 << 20, 200
+"""Calls of functions, and bytes of memory: what is measured stays far below, unless it grows faster."""
+
+
+class TooMuchWork(AssertionError):
+    pass
+
+
+@dataclass
+class Finding:
+    error: str
+    where: str
+    """The last line of ours on the way to the error."""
+    number: int
+    case: bytes
+    times: int = 1
+
+
+@dataclass
+class Tally:
+    runs: int = 0
+    seconds: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    findings: dict[tuple[str, str], Finding] = field(default_factory=dict)
+
+
+def target(name: str) -> ModuleType:
+    return importlib.import_module(f"benchmarks.fuzz.{name}")
+
+
+def case_of(module: ModuleType, seed: int, number: int) -> bytes:
+    return module.cases(Random(f"{seed}:{module.__name__}:{number}"))
+
+
+def numbered_cases(module: ModuleType, seed: int, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    for number in itertools.count(start):
+        yield number, case_of(module, seed, number)
+
+
+def check(module: ModuleType, number: int, case: bytes) -> str:
+    """What came of it. Raises what is a finding; of every sixteenth case its work is counted too."""
+    if number % MEASURED_EVERY:
+        return module.check(case)
+    with bounded_work(len(case), in_threads=getattr(module, "IN_THREADS", False)):
+        return module.check(case)
+
+
+@contextmanager
+def bounded_work(num_bytes: int, *, in_threads: bool = False) -> Iterator[None]:
+    """Raises TooMuchWork for more calls or memory than an input of so many bytes may cost."""
+    num_calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal num_calls
+        num_calls += event in ("call", "c_call")
+
+    tracemalloc.start()
+    before = sys.getprofile()
+    if not in_threads:
+        sys.setprofile(count)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    if num_calls > CALLS_AT_LEAST + CALLS_PER_BYTE * num_bytes:
+        raise TooMuchWork(f"{num_calls} calls for {num_bytes} bytes")
+    if peak > PEAK_AT_LEAST + PEAK_PER_BYTE * num_bytes:
+        raise TooMuchWork(f"{peak} bytes of memory for {num_bytes} bytes")
+
+
+def run_for(module: ModuleType, seconds: float, seed: int, tally: Tally) -> list[Finding]:
+    """Goes on behind the tally's last case for so long. Returns what is new among its findings."""
+    started, new = time.monotonic(), []
+    for number, case in numbered_cases(module, seed, tally.runs):
+        faulthandler.dump_traceback_later(HANGS_S, exit=True)
+        try:
+            tally.outcomes[check(module, number, case)] += 1
+        except Exception as error:
+            finding = Finding(f"{type(error).__name__}: {error}"[:300], _where(error), number, case)
+            known = tally.findings.setdefault((type(error).__name__, finding.where), finding)
+            if known is finding:
+                new.append(finding)
+            else:
+                known.times += 1
+        faulthandler.cancel_dump_traceback_later()
+        tally.runs = number + 1
+        if time.monotonic() - started >= seconds:
+            break
+    tally.seconds += time.monotonic() - started
+    return new
+
+
+def _where(error: BaseException) -> str:
+    place, trace = "?", error.__traceback__
+    while trace:
+        file = Path(trace.tb_frame.f_code.co_filename)
+        if file.is_relative_to(ROOT) and ".venv" not in file.parts:
+            place = f"{file.relative_to(ROOT)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+def finished(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
+
+
+def outcome(parse: Callable[[], Any], *documented: type[BaseException]) -> tuple[Any, str]:
+    """What `parse` returns, and `valid`; or None, and `refused` for an error that it documents."""
+    try:
+        return parse(), "valid"
+    except documented:
+        return None, "refused"
