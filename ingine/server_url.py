@@ -119,3 +119,5 @@ def _try_options(connection_class: type[AbstractConnection], options: dict[str, 
         raise ValueError(f"has {named} that redis-py's connections do not know") from None
     except (exceptions.RedisError, OSError) as error:
         raise ValueError(f"has an option that cannot be used: {error}") from None
+    except Exception:  # redis-py has options for objects, which text is none of
+        raise ValueError("has an option with a value that it cannot have") from None

@@ -18,6 +18,7 @@ from producer import AsyncClient, Client, ServerUnavailable
         ("redis://h?socket_timeout=soon", "option socket_timeout with a value"),
         ("redis://h?health_check=1", "option health_check that"),
         ("redis+sentinel://h/primary?colour=red", "option colour that"),
+        ("redis://h?maint_notifications_config=x", "option with a value that it cannot have"),
     ],
 )
 def test_what_is_wrong_is_named(url: str, says: str):

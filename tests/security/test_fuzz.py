@@ -19,7 +19,7 @@ from benchmarks.fuzz.running import (
     target,
 )
 
-NUM_CASES = {"http": 60, "environment": 60}
+NUM_CASES = {"http": 60, "environment": 60, "server_urls": 200, "batch_rows": 200, "batch_lines": 200}
 SEED = 7
 
 

@@ -49,16 +49,18 @@ def test_what_two_threads_send_at_once_comes_whole():
         for number in range(NUM_MESSAGES):
             server._send(name, number, PAYLOAD)
 
-    threads = [threading.Thread(target=send, args=(name,), daemon=True) for name in ("outputs", "pulse")]
-    received, unpacker = [], make_unpacker()
+    names = ("outputs", "pulse")
+    threads = [threading.Thread(target=send, args=(name,), daemon=True) for name in names]
+    expected = [[name, number, PAYLOAD] for name in names for number in range(NUM_MESSAGES)]
+    unpacker, num_bytes_left = make_unpacker(), sum(len(pack(*message)) for message in expected)
     theirs.settimeout(HANGS_S)
     with ours, theirs:
         for thread in threads:
             thread.start()
-        while len(received) < 2 * NUM_MESSAGES:
-            unpacker.feed(theirs.recv(1 << 14))
-            received += unpacker
+        while num_bytes_left:
+            received = theirs.recv(1 << 14)
+            num_bytes_left -= len(received)
+            unpacker.feed(received)
         for thread in threads:
             thread.join()
-    expected = [[name, number, PAYLOAD] for name in ("outputs", "pulse") for number in range(NUM_MESSAGES)]
-    assert sorted(received) == expected
+    assert sorted(unpacker) == expected
