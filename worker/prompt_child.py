@@ -62,14 +62,14 @@ def main() -> None:
 
 
 def _read(encoder: PromptEncoder, prompt: list[Any]) -> list[Any]:
-    """[token ids], or [error code, message]."""
+    """[token ids], [the number of too many], or [error code, message]."""
     try:
         match prompt:
-            case [str(text)]:
-                return [encoder.encode(text)]
-            case [list(messages), submitted_at]:
-                return [encoder.encode_chat(messages, now=datetime.fromtimestamp(submitted_at, UTC))]
-        raise TypeError("no prompt")
+            case [text]:
+                token_ids = encoder.encode(text)
+            case [messages, submitted_at]:
+                token_ids = encoder.encode_chat(messages, now=datetime.fromtimestamp(submitted_at, UTC))
+        return [token_ids if len(token_ids) < encoder.max_num_tokens else len(token_ids)]
     except MemoryError:
         os._exit(EXIT_OUT_OF_MEMORY)
     except InvalidRequest as error:

@@ -33,9 +33,9 @@ RESTART_DELAY_S = 1.0
 @dataclass(eq=False)
 class _Request:
     tenant: str
-    message: tuple[Any, ...]
-    """Processor time in seconds, then the prompt."""
-    answer: asyncio.Future[list[int]]
+    cpu_s: float
+    message: bytes
+    answer: asyncio.Future[list[int] | int]
     tried_twice: bool = False
 
 
@@ -61,22 +61,24 @@ class PromptProcess:
         self._silence: asyncio.TimerHandle | None = None
         self.popen: subprocess.Popen | None = None
 
-    async def read(self, tenant: str, cpu_s: float, *prompt: Any) -> list[int]:
+    async def read(self, tenant: str, cpu_s: float, *prompt: Any) -> list[int] | int:
         """Token ids of a text, or of messages and the time (seconds since the epoch) when they were sent.
+        Only their number if there are too many.
 
         Raises InvalidRequest, PROMPT_TOO_COSTLY after `cpu_s` of processor time among them; EngineError if no
         process can be started.
         """
-        request = _Request(tenant, (cpu_s, *prompt), asyncio.get_running_loop().create_future())
+        answer = asyncio.get_running_loop().create_future()
+        request = _Request(tenant, cpu_s, pack(cpu_s, *prompt), answer)
         self._waiting.setdefault(tenant, deque()).append(request)
         self.start()
         self._send()
-        return await request.answer
+        return await answer
 
     def start(self) -> None:
         """So that the first prompt need not wait for it."""
         self._wanted.set()
-        if self._life is None:
+        if self._life is None or self._life.done():
             self._life = asyncio.create_task(self._live(), name="prompts")
 
     async def close(self) -> None:
@@ -91,7 +93,7 @@ class PromptProcess:
         """As much of what waits as may lie with the process."""
         while self._is_ready and len(self._in_flight) < self._max_in_flight and (request := self._next()):
             self._in_flight.append(request)
-            self._pipe.send(*request.message)
+            self._pipe.write(request.message)
             if len(self._in_flight) == 1:
                 self._watch()
 
@@ -116,8 +118,8 @@ class PromptProcess:
         match message:
             case []:
                 self._is_ready = True
-            case [token_ids]:
-                _answer(self._in_flight.popleft(), token_ids)
+            case [read]:
+                _answer(self._in_flight.popleft(), read)
             case [code, text]:
                 _answer(self._in_flight.popleft(), InvalidRequest(ErrorCode(code), text))
         self._watch()
@@ -199,7 +201,7 @@ class PromptProcess:
                 request.tried_twice = True
                 self._put_back(request)
             else:
-                reason = _reason(status, request.message[0])
+                reason = _reason(status, request.cpu_s)
                 _answer(request, InvalidRequest(ErrorCode.PROMPT_TOO_COSTLY, reason))
 
     async def _recover_start(self, num_failed: int, said: str) -> None:
@@ -211,7 +213,7 @@ class PromptProcess:
             await asyncio.sleep(RESTART_DELAY_S)
 
 
-def _answer(request: _Request, answer: list[int] | Exception) -> None:
+def _answer(request: _Request, answer: list[int] | int | Exception) -> None:
     if request.answer.done():
         return
     if isinstance(answer, Exception):

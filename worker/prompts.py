@@ -126,7 +126,10 @@ class PromptReader:
     async def _read_beside(self, job: Job, num_chars: int, num_messages: int, *prompt: object) -> list[int]:
         is_short = num_chars <= SHORT_CHARS and num_messages <= SHORT_MESSAGES
         process = self._short if is_short else self._long
-        return await process.read(job.tenant or "", CPU_S + CPU_S_PER_CHAR * num_chars, *prompt)
+        answer = await process.read(job.tenant or "", CPU_S + CPU_S_PER_CHAR * num_chars, *prompt)
+        if isinstance(answer, int):
+            self._engine.limits.validate_length(answer)  # raises: it is too long
+        return answer
 
 
 def _unreadable(reason: str) -> InvalidRequest:
