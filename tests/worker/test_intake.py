@@ -28,7 +28,7 @@ class Door(Admission):
 
     def __init__(self, room: int):
         self.stats = SimpleNamespace(num_waiting=0)
-        engine = SimpleNamespace(stats=self.stats)
+        engine = SimpleNamespace(stats=self.stats, limits=SimpleNamespace(max_num_tokens=512))
         super().__init__(
             JobTable(), engine, None, None, None, max_num_jobs=room, max_deaths=3, expire=lambda job: None
         )
