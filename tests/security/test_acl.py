@@ -159,6 +159,7 @@ async def work(server: AclServer, queue: str, run_worker) -> None:
     admin.hset(keys.job("deadly"), mapping=record | {"attempt": 1, "submitted_at": 1, "cancel": 0})
 
     async with AsyncClient(server.url("producer"), queue=queue) as producer:
+        await wait_until_async(lambda: admin.exists(keys.job("early")), what="its begin: by a bare XADD")
         assert (await producer.attach("early").result()).finish_reason == "length"
         assert "worker" in await raised(producer.attach("deadly").result())
         moved = await producer.submit("moved", **LONG)
