@@ -217,7 +217,7 @@ def test_the_users_of_a_queue_in_partitions_have_those_alone(acl_server, queue):
 
 
 @pytest.mark.parametrize("number", [1, 3])
-async def test_users_can_call_every_script(acl_server, queue, number):
+async def test_narrowed_users_can_call_every_script(acl_server, queue, number):
     acl_server.add_users(queue, partitioned=number > 1)
     acl_server.forget_refusals()
     operator = AsyncClient(acl_server.url("operator", queue), queue=queue)
