@@ -157,11 +157,13 @@ RIGHTS = {
 def user_line(role: Role, user: str, digest: str, tags: list[str]) -> str:
     """The line of an access list for a user with these rights, on the queues of these hash tags only.
 
+    It begins with `reset`: where such a user exists, ACL SETUSER takes away what it had.
+
     digest: the password's SHA-256 in hex. tags: as `tags_of` has them.
     """
     rights = RIGHTS[role]
     bare = [name for name in rights[""] if name != "EVALSHA"]
-    words = [f"user {user} on #{digest} resetchannels", *_plus(bare)]
+    words = [f"user {user} reset on #{digest} resetchannels", *_plus(bare)]
     if "EVALSHA" in rights[""]:
         words.append(_selector(_patterns("~", tags, "*"), ["EVALSHA"]))
     for kind, end in KINDS.items():

@@ -123,6 +123,7 @@ def test_the_command_prints_users_that_the_server_takes(acl_server, queue):
     assert done.exit_code == 0
     for line, url in zip(done.stdout.splitlines(), done.stderr.splitlines(), strict=True):
         _, user, rules = line.split(maxsplit=2)
+        acl_server.admin.execute_command("ACL", "SETUSER", user, "on", "~*", "&*", "+@all", "(~* +get)")
         acl_server.admin.execute_command("ACL", "SETUSER", user, *rules.split())
         with Redis.from_url(url.replace("HOST:6379", f"127.0.0.1:{acl_server.port}")) as redis:
             assert redis.ping() and redis.hget(Keys(queue).settings, "partitions") is None
@@ -250,7 +251,7 @@ async def test_a_worker_that_lacks_any_right_ends_at_its_start_and_names_it(acl_
     url = acl_server.url("worker", narrowed)
     await check(url, narrowed)
     for part in parts:
-        rules = [rule for rule in [*re.sub(r"\(.*", "", line).split()[4:], *parts] if rule != part]
+        rules = [rule for rule in [*re.sub(r"\(.*", "", line).split()[5:], *parts] if rule != part]
         acl_server.admin.execute_command("ACL", "SETUSER", user, "clearselectors", *" ".join(rules).split())
         names, on = re.findall(r"\+(\w+)", part), re.search(r"}:(\w*)", part)[1]
         if names == ["evalsha"]:
@@ -326,6 +327,17 @@ def test_the_log_of_the_server_says_who_tried_what(acl_server, narrowed):
         redis.xrange(Keys("another").tokens("a"))
     tried = {entry["object"] for entry in acl_server.admin.acl_log(128) if entry["username"] == user}
     assert tried - OF_THE_HANDSHAKE == {Keys("another").tokens("a")}
+
+
+def test_for_all_queues_an_id_can_make_a_log_pass_for_another_key_and_for_one_queue_none_can(
+    acl_server, narrowed
+):
+    call = ["XRANGE", Keys(narrowed).tokens("x}:dead"), "-", "+"]
+    dry_run = [
+        acl_server.admin.execute_command("ACL", "DRYRUN", user, *call)
+        for user in ("ingine-operator", f"{narrowed}-operator")
+    ]
+    assert dry_run[0] == b"OK" and b"no permissions" in dry_run[1]
 
 
 def test_a_queue_named_like_a_partition_has_the_keys_of_that_partition():
