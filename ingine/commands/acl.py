@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+import sys
 from typing import Annotated
 
 import typer
@@ -34,5 +35,6 @@ def acl(
     prefix = "ingine" if queue == ALL_TAGS else queue
     for role in roles or Role:
         user, password = f"{prefix}-{role}", secrets.token_hex(PASSWORD_BYTES)
-        typer.echo(user_line(role, user, hashlib.sha256(password.encode()).hexdigest(), tags))
-        typer.echo(f"redis://{user}:{password}@HOST:6379/0", err=True)
+        digest = hashlib.sha256(password.encode()).hexdigest()
+        print(user_line(role, user, digest, tags), file=sys.stdout)
+        print(f"redis://{user}:{password}@HOST:6379/0", file=sys.stderr)
