@@ -1,4 +1,6 @@
-"""How commands find the embedded server that this user's worker has started (`worker.embedded`)."""
+"""Which server those use who name none: the embedded one that this user's worker has started
+(`worker.embedded`), else one on the default port, unless that is another person's.
+"""
 
 import os
 from contextlib import suppress
@@ -6,9 +8,12 @@ from pathlib import Path
 
 from ingine.errors import ConfigError
 from ingine.folders import user_folder
-from ingine.private_files import read_private
+from ingine.private_files import read_private, user_name
 
-DEFAULT_URL = "redis://127.0.0.1:6379/0"
+DEFAULT_PORT = 6379
+DEFAULT_URL = f"redis://127.0.0.1:{DEFAULT_PORT}/0"
+FIRST_PERSON = 1000
+"""User ids below are root's and those of services, by the convention of all distributions."""
 URL_FILE = "url"
 """Its URL, with the password. Written once the server has its port, so nobody else ever gets the password.
 Locked by whoever has started the server, which ends with him."""
@@ -21,10 +26,28 @@ def default_data_dir() -> Path:
 
 
 def default_url() -> str:
-    """Of the server for those who name none: this user's embedded one if it runs, else `DEFAULT_URL`."""
-    with suppress(ConfigError):  # a user without a home has no such server
-        return running_url(default_data_dir()) or DEFAULT_URL
+    """Raises ConfigError if another person has the default port: whoever sends a prompt there means it."""
+    with suppress(ConfigError):  # a user without a home has no embedded server
+        if url := running_url(default_data_dir()):
+            return url
+    if person := other_person_on(DEFAULT_PORT):
+        raise ConfigError(
+            f"the server on 127.0.0.1:{DEFAULT_PORT} is another user's, {person}: set INGINE_REDIS_URL, to "
+            f"{DEFAULT_URL} if you want that one"
+        )
     return DEFAULT_URL
+
+
+def other_person_on(port: int) -> str | None:
+    """The name of another person than this user who listens on `port`. None also where nobody can tell."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                _, address, _, state, _, _, _, uid, *_ = line.split()
+                listens = state == "0A" and int(address.rpartition(":")[2], 16) == port
+                if listens and int(uid) >= FIRST_PERSON and int(uid) != os.geteuid():
+                    return user_name(int(uid))
+    return None
 
 
 def running_url(data_dir: Path) -> str | None:

@@ -61,7 +61,7 @@ def planted_by(path: Path) -> str | None:
     """
     owners = {path.lstat().st_uid, path.stat().st_uid}
     strangers = owners - {0, os.geteuid(), path.absolute().parent.stat().st_uid}
-    return _user_name(strangers.pop()) if strangers else None
+    return user_name(strangers.pop()) if strangers else None
 
 
 def write_private(path: Path, text: str) -> None:
@@ -88,7 +88,7 @@ def read_private(path: Path) -> str | None:
         return file.read() if private and found.st_uid == os.geteuid() else None
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
     import pwd  # here, as grp below, since a producer may run where there is none
 
     try:
@@ -111,7 +111,7 @@ def _group(gid: int) -> tuple[str, list[str]]:
 def _who_can_change(found: os.stat_result, *, sticky_is_safe: bool = True) -> str | None:
     """The predicate of a sentence about what was found. None: nobody but this user and root."""
     if found.st_uid not in (0, os.geteuid()):
-        return f"belongs to another user, {_user_name(found.st_uid)}"
+        return f"belongs to another user, {user_name(found.st_uid)}"
     if sticky_is_safe and stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
         return None
     if found.st_mode & stat.S_IWOTH:
@@ -123,5 +123,5 @@ def _who_can_change(found: os.stat_result, *, sticky_is_safe: bool = True) -> st
 
 def _is_group_of_one(gid: int, uid: int) -> bool:
     """Whether a group is root's, or one of those that many systems give to each user alone."""
-    (name, members), user = _group(gid), _user_name(uid)
+    (name, members), user = _group(gid), user_name(uid)
     return gid == 0 or (name == user and set(members) <= {user})

@@ -2,7 +2,7 @@
 
 from producer import Client
 
-with Client("redis://127.0.0.1:6379/0") as client:
+with Client() as client:
     for chunk in client.submit("Once upon a time", max_tokens=64).stream():
         print(chunk.text, end="", flush=True)
 """

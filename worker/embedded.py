@@ -26,12 +26,20 @@ from typing import IO, Self
 import redis
 
 from ingine.errors import ConfigError
-from ingine.local_server import LOG_FILE, URL_FILE, default_data_dir, is_changing, running_url
+from ingine.local_server import (
+    DEFAULT_PORT,
+    LOG_FILE,
+    URL_FILE,
+    default_data_dir,
+    is_changing,
+    other_person_on,
+    running_url,
+)
 from ingine.private_files import own_folder, read_private, write_private
 from ingine.server_url import redact
 from worker.child import Child
 
-HOST, DEFAULT_PORT = "127.0.0.1", 6379
+HOST = "127.0.0.1"
 DEFAULT_REDIS_URL = f"redis://{HOST}:{DEFAULT_PORT}/0"
 PASSWORD_FILE, CONFIG_FILE = "password", "valkey.conf"
 AOF_FOLDER = "appendonlydir"
@@ -51,6 +59,7 @@ class _Listener(StrEnum):
     LOCKED = "a server that wants a password"
     NOBODY = "nobody"
     STRANGER = "something that is not a Redis server"
+    OTHERS = "a server of another user"
 
 
 class _DataDirInUse(ConfigError):
@@ -259,7 +268,7 @@ def ensure_server(
         try:
             if found is _Listener.NOBODY:
                 return _start(EmbeddedServer(data_dir, port=DEFAULT_PORT))
-            if found is _Listener.STRANGER:
+            if found in (_Listener.STRANGER, _Listener.OTHERS):
                 log.warning("port %d is taken by %s", DEFAULT_PORT, found)
                 return _start(EmbeddedServer(data_dir))
         except (_DataDirInUse, _PortTaken):
@@ -319,6 +328,8 @@ def _probe(port: int) -> _Listener:
         socket.create_connection((HOST, port), timeout=1).close()
     except OSError:
         return _Listener.NOBODY
+    if other_person_on(port):
+        return _Listener.OTHERS
     client = redis.Redis(HOST, port, socket_timeout=2, retry=None)
     try:
         client.ping()

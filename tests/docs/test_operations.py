@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ingine.local_server import DEFAULT_URL
 from ingine.wire import JobStatus
 from producer.settings import ProducerSettings
 from tests.docs.tables import ROOT, table
@@ -36,7 +37,7 @@ def test_every_setting_is_there_with_its_default():
 def test_a_producers_settings_are_marked():
     marked = {row["variable"] for row in table(OPERATIONS, "Settings") if row["who"] == "both"}
     assert marked == {f"{ENV_PREFIX}{name.upper()}" for name in ProducerSettings.model_fields}
-    assert ProducerSettings.model_fields["redis_url"].default in (ROOT / OPERATIONS).read_text()
+    assert DEFAULT_URL in (ROOT / OPERATIONS).read_text()
 
 
 def test_every_other_variable_that_the_code_reads_is_named():

@@ -1,7 +1,9 @@
 """What others have written reaches a terminal as text: no control character of theirs is obeyed there."""
 
 import asyncio
+import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -12,8 +14,9 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
+from ingine.cli import _show_traceback
 from ingine.keys import EVENT_FIELD, Keys, log_id
-from ingine.terminal import visible
+from ingine.terminal import EchoHandler, visible
 from ingine.wire import JobStatus, TokensEvent, encode_event
 from producer import AsyncClient
 from tests.producer.conftest import Server
@@ -108,6 +111,18 @@ async def test_a_pipe_gets_every_byte_as_it_is(commands: list[list[str]]):
     assert f"café {HOSTILE}\n".encode() in done.stdout
     assert f"ingine: job fails failed: {HOSTILE}\n".encode() in done.stderr
     assert f"  job ?  {HOSTILE}\n".encode() in done.stdout, "the reason of a dead letter"
+
+
+def test_tracebacks_and_warnings_are_shown_likewise(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    error = ValueError(HOSTILE)
+    _show_traceback(type(error), error, None)
+    logger = logging.Logger("producer.test")
+    logger.addHandler(EchoHandler())
+    logger.warning("no live events (%s)", HOSTILE)
+    assert terminal.getvalue() == f"ValueError: {SHOWN}\nno live events ({SHOWN})\n"
 
 
 def test_text_that_is_no_control_stays_as_it_is():

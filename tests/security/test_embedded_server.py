@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import redis
 from ingine.errors import ConfigError
 from ingine.local_server import DEFAULT_URL, running_url
 from producer.settings import load_settings
-from tests.security.neighbours import become_the_neighbour, needs_root
+from tests.security.neighbours import NEIGHBOUR, become_the_neighbour, needs_root
 from tests.waiting import HANGS_S
 from worker import embedded
 from worker.embedded import EmbeddedServer
@@ -66,8 +67,8 @@ def test_the_password_is_neither_in_the_list_of_processes_nor_in_the_log(data_di
         with server:
             assert embedded.ensure_server(None) == (url, None)
             password = urlsplit(url).password
-            arguments = Path(f"/proc/{server.pid}/cmdline").read_text()  # as ps shows them, to everybody
-    assert len(password) == 64 and password not in arguments and str(data_dir) in arguments
+            arguments = [*server._child._popen.args, Path(f"/proc/{server.pid}/cmdline").read_text()]
+    assert len(password) == 64 and not any(password in argument for argument in arguments)
     assert password not in caplog.text and password not in server.log_path.read_text()
     assert f"others need INGINE_REDIS_URL, set to what is in {server.url_path}" in caplog.text
 
@@ -141,3 +142,23 @@ def test_an_attack_by_another_user(shared_folder):
             preexec_fn=become_the_neighbour,
         )
         assert tried.stdout == "" and tried.stderr.count("Permission denied") == 7
+
+
+@needs_root
+def test_a_server_of_another_person_on_the_default_port_is_not_taken_for_ours(data_dir, monkeypatch, caplog):
+    """He may have been there first, to read what is submitted."""
+    os.seteuid(NEIGHBOUR)
+    try:
+        his = socket.create_server(("127.0.0.1", 0))
+    finally:
+        os.seteuid(0)
+    for module in ("ingine.local_server", "worker.embedded"):
+        monkeypatch.setattr(f"{module}.DEFAULT_PORT", his.getsockname()[1])
+    with his:
+        with pytest.raises(ConfigError, match=rf"is another user's, {NEIGHBOUR}: set INGINE_REDIS_URL"):
+            load_settings()
+        assert load_settings(redis_url=DEFAULT_URL).redis_url == DEFAULT_URL
+        url, server = embedded.ensure_server(None)
+        with server:
+            assert "is taken by a server of another user" in caplog.text
+            assert load_settings().redis_url == url == server.url

@@ -99,7 +99,7 @@ def test_what_others_can_write_is_not_trusted(folder, monkeypatch, changed, bits
     [(("me", []), True), (("me", ["me"]), True), (("me", ["you"]), False), (("staff", []), False)],
 )
 def test_a_group_may_write_that_is_its_user_alone(monkeypatch, group, is_his_alone):
-    monkeypatch.setattr("ingine.private_files._user_name", lambda uid: "me")
+    monkeypatch.setattr("ingine.private_files.user_name", lambda uid: "me")
     monkeypatch.setattr("ingine.private_files._group", lambda gid: group)
     assert _is_group_of_one(1234, 1234) == is_his_alone
 
