@@ -264,7 +264,10 @@ class Admission:
         committed: list[int] = []
         if begun.position:
             committed = await until_served("read log", lambda: queue.committed(job.id))
-        running.position = len(committed)
+        if len(committed) != begun.position:  # both are written in one call: somebody else has been there
+            reason = BAD_RECORD.format(f"position {begun.position}, and {len(committed)} tokens in the log")
+            await self._publisher.bury(queue, entry, ErrorCode.BAD_RECORD, reason)
+            return
         cost = token_cost(len(prompt_token_ids), job.sampling.max_tokens)
         running.num_tokens = min(cost, self._engine.limits.max_num_tokens)
         if job.deadline_ms is not None:

@@ -1,9 +1,9 @@
 """Entries of the jobs streams as a worker reads them, and what it sends and gets for the jobs in them."""
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from ingine.keys import JOB_FIELD, Priority
-from ingine.wire import TerminalEvent, TokensEvent
+from ingine.wire import TerminalEvent, TokensEvent, encode_event
 
 STALE, CANCELLED, BROKEN = -1, -2, -3
 """What `append`, `finish` and `renew` answer instead of a position."""
@@ -43,10 +43,22 @@ class Begun:
 
 @dataclass(slots=True)  # one a token: a frozen one takes three times as long to make
 class Append:
+    """A tokens event as it is written. Log probabilities are three times as large before they are bytes."""
+
     job_id: str
     attempt: int
-    event: TokensEvent
+    event: InitVar[TokensEvent]
     publish: bool
+    start: int = field(init=False)
+    """Tokens that are committed before it."""
+    position: int = field(init=False)
+    """Tokens that are committed with it."""
+    raw: bytes = field(init=False)
+
+    def __post_init__(self, event: TokensEvent) -> None:
+        self.start = event.position - len(event.token_ids)
+        self.position = event.position
+        self.raw = encode_event(event)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ingine.wire import Job, JobStatus, TokensEvent
+from ingine.wire import Job, JobStatus
 from worker.entries import Begun, Entry
 from worker.queue import SUSPECT_DEATHS, Queue
+from worker.sent import Sent
 from worker.shares import Shares
 
 
@@ -29,8 +30,7 @@ class RunningJob:
     """Since when it counts as waiting, in seconds since the epoch: what the engine orders by."""
 
     began: float = field(default_factory=time.monotonic)
-    sent: list[TokensEvent] = field(default_factory=list)
-    """Every event of this attempt: a server that lost the log's tail is sent it again."""
+    sent: Sent = field(default_factory=Sent)
     ending: JobStatus | None = None
     """Set once the job is to end early; the engine's abort then ends it so."""
     first_token_ms: float | None = None
@@ -72,15 +72,6 @@ class RunningJob:
     def since_submit_ms(self) -> float:
         """By the server's clock until begin, by our own monotonic one since."""
         return self.begun.now - self.begun.submitted_at + (time.monotonic() - self.began) * 1000
-
-    def next_event(self) -> TokensEvent | None:
-        """The first event behind the committed position: nearly always the last, so look from there."""
-        following = None
-        for event in reversed(self.sent):
-            if event.position <= self.position:
-                break
-            following = event
-        return following
 
 
 class JobTable:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from redis.exceptions import ResponseError
 
@@ -28,12 +28,20 @@ class Publisher:
     """Commits outputs in the order in which the engine made them.
 
     `abort` is called with the engine's name of each sequence that need not go on: fenced, or cancelled.
+    `give_back` releases a job, for any worker to go on with from what is in its log.
     """
 
-    def __init__(self, jobs: JobTable, metrics: Metrics, abort: Callable[[str], None]):
+    def __init__(
+        self,
+        jobs: JobTable,
+        metrics: Metrics,
+        abort: Callable[[str], None],
+        give_back: Callable[[RunningJob], Awaitable[None]],
+    ):
         self._jobs = jobs
         self._metrics = metrics
         self._abort = abort
+        self._give_back = give_back
         self._under_way: list[float] = []
 
     @property
@@ -52,7 +60,8 @@ class Publisher:
         for job, output in held:
             # A cancelled job takes no more tokens; its abort is on its way.
             if output.token_ids and job.ending is not JobStatus.CANCELLED:
-                job.sent.append(TokensEvent(output.position, output.token_ids, output.text, output.logprobs))
+                event = TokensEvent(output.position, output.token_ids, output.text, output.logprobs)
+                job.sent.add(Append(job.id, job.attempt, event, job.job.stream), job.position)
         await self._append([job for job, output in held if output.token_ids])
         ended = [
             self._finish_job(job, output)
@@ -137,18 +146,18 @@ class Publisher:
         await asyncio.gather(*(self._append_to(queue, held) for queue, held in by_queue.items()))
 
     async def _append_to(self, queue: Queue, jobs: list[RunningJob]) -> None:
-        while calls := [(job, event) for job in jobs if (event := job.next_event())]:
-            appends = [Append(job.id, job.attempt, event, job.job.stream) for job, event in calls]
+        while calls := [(job, append) for job in jobs if (append := job.sent.after(job.position))]:
+            appends = [append for _, append in calls]
             answers = await until_served("append", lambda: queue.append(appends))  # noqa: B023
             answered = [(*call, answer) for call, answer in zip(calls, answers, strict=True)]
-            self._measure([(job, event) for job, event, answer in answered if answer == event.position])
+            self._measure([(job, append) for job, append, answer in answered if answer == append.position])
             for job in [job for job, _, answer in answered if answer == BROKEN]:
                 self._let_go(job)
                 reason = BAD_RECORD.format("its record or its log is of another kind")
                 await self.bury(queue, job.entry, ErrorCode.BAD_RECORD, reason)
-            jobs = [job for job, event, answer in answered if self._took(job, event, answer)]
+            jobs = [job for job, append, answer in answered if await self._took(job, append, answer)]
 
-    def _took(self, job: RunningJob, event: TokensEvent, answer: int) -> bool:
+    async def _took(self, job: RunningJob, append: Append, answer: int) -> bool:
         """Act on one answer of `append`. Whether the job is still ours to write."""
         if answer == BROKEN:
             return False
@@ -156,34 +165,48 @@ class Publisher:
             self.drop(job)
             return False
         if answer == CANCELLED:
-            job.sent = [sent for sent in job.sent if sent.position <= job.position]
+            job.sent.forget_after(job.position)
             self.cancel(job)
             return False
-        if answer != event.position:
-            if answer == job.position:  # the log is as we know it
-                raise EngineError(f"the engine's tokens for {job.id} do not go on from position {answer}")
-            # The server came back with an older log. Everything behind it is in `sent`.
-            log_event(
-                logger, logging.WARNING, "log went back", job_id=job.id, to=answer, position=job.position
-            )
-            self._metrics.log_rollbacks.inc()
-        job.position = answer
-        return True
+        if answer == append.position:
+            job.position = answer
+            return True
+        if answer == job.position:  # the log is as we know it
+            raise EngineError(f"the engine's tokens for {job.id} do not go on from position {answer}")
+        return await self._go_back(job, answer)
 
-    def _measure(self, written: list[tuple[RunningJob, TokensEvent]]) -> None:
+    async def _go_back(self, job: RunningJob, position: int) -> bool:
+        """The server came back with an older log, which ends at `position`. Whether the job is still ours.
+
+        What is lost is written again from what we keep. Where that is not all of it, the job is given back:
+        whoever goes on with it makes the tokens again, as after the death of a worker.
+        """
+        log_event(logger, logging.WARNING, "log went back", job_id=job.id, to=position, position=job.position)
+        self._metrics.log_rollbacks.inc()
+        if job.sent.goes_on_from(position):
+            job.position = position
+            return True
+        self._abort(job.seq_id)
+        await self._give_back(job)
+        return False
+
+    def _measure(self, written: list[tuple[RunningJob, Append]]) -> None:
         """A step at a time, since a metric takes its lock each time it is told something."""
         now = time.monotonic()
         gaps: Counter[float] = Counter()
-        for job, event in written:
+        num_written = 0
+        for job, append in written:
+            num_tokens = append.position - append.start
+            num_written += num_tokens
             if job.first_token_ms is None and not job.begun.first_token_at:
                 job.first_token_ms = job.since_submit_ms
                 self._metrics.first_token(job.first_token_ms / 1000)
             elif job.last_commit is not None:
-                gaps[(now - job.last_commit) / len(event.token_ids)] += len(event.token_ids)
+                gaps[(now - job.last_commit) / num_tokens] += num_tokens
             job.last_commit = now
         for seconds, count in gaps.items():
             self._metrics.between_tokens(seconds, count)
-        self._metrics.output_tokens.inc(sum(len(event.token_ids) for _, event in written))
+        self._metrics.output_tokens.inc(num_written)
 
     def cancel(self, job: RunningJob) -> None:
         if job.ending is not JobStatus.CANCELLED:
@@ -214,7 +237,8 @@ class Publisher:
             if answer == job.position:
                 self._jobs.remove(job)
                 return
-            job.position = answer
+            if not await self._go_back(job, answer):
+                return
             await self._append([job])
             if self._jobs.by_seq(job.seq_id) is not job:
                 return

@@ -44,6 +44,10 @@ DEFAULT_LEASE_S = 15.0
 DEFAULT_MAX_COST = 1 << 20
 """Tokens that a job may cost at most: more than models have. A worker says what its engine's longest is."""
 
+LOG_PAGE = 128
+"""Events of a log that are read at once: with log probabilities 200 kB, and a log may be a thousand times as
+long."""
+
 MAX_PROMOTED = 100
 """Delayed jobs that one sweep looks at."""
 
@@ -276,11 +280,9 @@ class Queue:
         """Commit a step's tokens in one call. For each a position, STALE, CANCELLED or BROKEN: append.lua."""
         keys, args = [], [self.worker_id]
         for append in appends:
-            event = append.event
             keys += [self.keys.job(append.job_id), self.keys.tokens(append.job_id)]
-            start = event.position - len(event.token_ids)
             channel = self.keys.channel(append.job_id) if append.publish else ""
-            args += [append.attempt, start, event.position, encode_event(event), channel]
+            args += [append.attempt, append.start, append.position, append.raw, channel]
         answers = await self._scripts["append"](keys=keys, args=args)
         self.contact.made()
         return answers
@@ -374,9 +376,15 @@ class Queue:
 
     async def committed(self, job_id: str) -> list[int]:
         """The output token ids in a job's log. Read after `begin`: from then on nobody else can write."""
-        entries = await self._redis.xrange(self.keys.tokens(job_id))
-        events = [decode_event(fields[EVENT_FIELD.encode()]) for _, fields in entries]
-        return [token_id for event in events for token_id in event.token_ids]
+        token_ids: list[int] = []
+        after = "-"
+        while True:
+            page = await self._redis.xrange(self.keys.tokens(job_id), min=after, count=LOG_PAGE)
+            for entry_id, fields in page:
+                token_ids += decode_event(fields[EVENT_FIELD.encode()]).token_ids
+                after = f"({entry_id.decode()}"
+            if len(page) < LOG_PAGE:
+                return token_ids
 
     async def cancelled_among(self, job_ids: Iterable[str]) -> list[str]:
         """Those of `job_ids` whose records say that they are to end."""

@@ -60,7 +60,9 @@ class Worker:
         self._model = model
 
         self._engine = engine
-        self._publisher = Publisher(self._jobs, metrics, self._engine.abort)
+        self._publisher = Publisher(
+            self._jobs, metrics, self._engine.abort, lambda job: self._hand_over.release(job)
+        )
         self.prompts = PromptReader(engine, log_prompts=settings.log_prompts)
         self._admission = Admission(
             self._jobs,

@@ -7,7 +7,7 @@ from hypothesis.stateful import Bundle, multiple, precondition, rule
 
 from ingine.errors import ErrorCode, InvalidJob
 from ingine.keys import Priority
-from ingine.wire import JobStatus, decode_job
+from ingine.wire import JobStatus, decode_event, decode_job
 from tests.contract.calls import Attempt, Delivered
 from tests.contract.producing import WORKERS, Machine
 from worker.entries import Append
@@ -148,12 +148,11 @@ class Working(Machine):
         return attempt.tokens(start, start + num_tokens)
 
     def _append(self, appends: list[Append]) -> None:
-        worker, predicted = appends[0].event.text, []
-        for append in appends:
-            start = append.event.position - len(append.event.token_ids)
-            predicted.append(
-                self.model.append(worker, append.job_id, append.attempt, start, append.event.position)
-            )
+        worker = decode_event(appends[0].raw).text
+        predicted = [
+            self.model.append(worker, append.job_id, append.attempt, append.start, append.position)
+            for append in appends
+        ]
         assert self.calls.run(self.calls.queue(worker).append(appends)) == predicted
 
     def _position(self, attempt: Attempt) -> int:

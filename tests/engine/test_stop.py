@@ -80,9 +80,7 @@ def test_nothing_is_held_back_that_cannot_start_one(stops, pieces):
 
 # The longest that are allowed, each of which may begin with the held text at many places.
 WORST_STOPS = {
-    "differ in their ends": tuple(
-        "a" * (MAX_STOP_CHARS - 1) + chr(0x100 + n) for n in range(MAX_STOP_STRINGS)
-    ),
+    "differ in their ends": tuple("a" * (MAX_STOP_CHARS - 1) + chr(256 + n) for n in range(MAX_STOP_STRINGS)),
     "differ in their middles": tuple(
         "a" * (MAX_STOP_CHARS // 2 - n) + "b" + "a" * (MAX_STOP_CHARS // 2 + n - 2) + "c"
         for n in range(MAX_STOP_STRINGS)
