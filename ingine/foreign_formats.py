@@ -9,6 +9,8 @@ from typing import Any
 from ingine.job_faults import printable
 
 MAX_NAMES = 8
+MAX_INDENT = 1024
+"""Of JSON, in which nothing else may come first."""
 
 _JSON = re.compile(rb'\s*(\{\s*["}]|\[)')
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{8,}={0,2}\s*")
@@ -20,7 +22,7 @@ def recognise(raw: bytes) -> str | None:
     """A sentence that says what `raw`, which is no msgpack map, looks like and what to do. None: no idea."""
     if not raw:
         return "it is empty"
-    if _JSON.match(raw) and raw.rstrip()[-1:] in (b"}", b"]"):
+    if _JSON.match(raw[:MAX_INDENT]) and raw.rstrip()[-1:] in (b"}", b"]"):
         return "this looks like JSON: encode the job with msgpack"
     if raw.startswith(b"\x1f\x8b"):
         return "this looks like gzip: a job is not compressed"

@@ -31,6 +31,7 @@ from ingine.job_faults import (
     MAX_REASON_CHARS,
     BoundedContainers,
     TooManyParts,
+    check_sizes,
     deeper_than,
     explain,
     longer_than,
@@ -153,7 +154,7 @@ def decode_job(
 ) -> Job:
     """Validate what came through the door. Raises InvalidJob, with the job's id if that could be read.
 
-    The size is checked before anything is parsed, the number of containers while it is, depth and numbers of
+    Sizes are checked before anything is built, the number of containers while it is, depth and numbers of
     fields before anything is validated, and validation stops at a list's first fault: neither time nor memory
     grows faster than the job's bytes. `max_num_tokens`: of a sequence of the model's, if that is known. A
     prompt of more token ids or messages is not validated.
@@ -162,13 +163,14 @@ def decode_job(
         raise InvalidJob(ErrorCode.JOB_TOO_LARGE, f"the job has {len(raw)} bytes, the limit is {max_bytes}")
     containers = BoundedContainers()
     try:
+        check_sizes(raw, max_num_tokens)
         fields = msgpack.unpackb(
             raw, strict_map_key=False, object_pairs_hook=containers.map, list_hook=containers.list
         )
     except TooManyParts as error:
         names = {name: _name_or_none(text) for name, text in texts_of(raw, ("id", "reply_to")).items()}
         raise InvalidJob(
-            ErrorCode.INVALID_SHAPE, str(error), job_id=names.get("id"), reply_to=names.get("reply_to")
+            error.code, str(error), job_id=names.get("id"), reply_to=names.get("reply_to")
         ) from None
     except msgpack.StackError:
         raise InvalidJob(ErrorCode.NESTED_TOO_DEEP, f"nested deeper than {MAX_NESTING} levels") from None

@@ -25,6 +25,9 @@ from worker.tasks import cancel_all
 
 logger = logging.getLogger(__name__)
 
+INLINE_BYTES = 8 << 10
+"""Of a job that is decoded at once, so that the begins of many small ones share a round trip."""
+
 ENGINE_PRIORITY = {Priority.HIGH: -1, Priority.NORMAL: 0, Priority.LOW: 1}
 
 
@@ -51,6 +54,7 @@ class Admission:
         self._max_num_jobs = max_num_jobs
         self._max_deaths = max_deaths
         self._expire = expire
+        self._decoding = asyncio.Lock()
         self._num_reserved = 0
         self._preparing: dict[RunningJob, asyncio.Task] = {}
         """Begun jobs whose prompts may take long to read. The intakes go on meanwhile."""
@@ -140,7 +144,7 @@ class Admission:
 
     async def release(self, queue: Queue, entry: Entry) -> None:
         """Leave an entry that does not run here to any worker. A begin whose reply was lost is no death."""
-        _, job_id = _decode(entry, MAX_JOB_BYTES, self._engine.limits.max_num_tokens)
+        _, job_id = await self._decode(queue, entry, MAX_JOB_BYTES)
         await queue.release(entry, job_id or "", 0)
 
     async def _admit(self, queue: Queue, entry: Entry, max_job_bytes: int, alone: bool) -> bool:
@@ -150,7 +154,7 @@ class Admission:
             return True
         # What submit.lua has accepted stays accepted, whatever the limit is by now.
         max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes
-        job, job_id = _decode(entry, max_bytes, self._engine.limits.max_num_tokens)
+        job, job_id = await self._decode(queue, entry, max_bytes)
         if job_id is None:
             await self._publisher.bury(queue, entry, job.code, str(job))
             return True
@@ -167,6 +171,21 @@ class Admission:
             async with self._ending_faulty(queue, entry, job, job_id, begun):
                 await self._begin(queue, entry, job, job_id, begun)
         return begun.verdict != "suspect"
+
+    async def _decode(
+        self, queue: Queue, entry: Entry, max_bytes: int
+    ) -> tuple[Job | InvalidJob, str | None]:
+        """The job, or why it is none, and the id that the entry bears, if it can be read.
+
+        Large ones one at a time, with a turn of the loop in between: what they take of it does not add up.
+        """
+        # Who serves another model may take longer prompts, and the job be one for them.
+        max_num_tokens = None if queue.served_elsewhere else self._engine.limits.max_num_tokens
+        if len(entry.raw) <= INLINE_BYTES:
+            return _decode(entry, max_bytes, max_num_tokens)
+        async with self._decoding:
+            await asyncio.sleep(0)
+            return _decode(entry, max_bytes, max_num_tokens)
 
     @contextlib.asynccontextmanager
     async def _ending_faulty(
@@ -296,8 +315,7 @@ class Admission:
         )
 
 
-def _decode(entry: Entry, max_bytes: int, max_num_tokens: int) -> tuple[Job | InvalidJob, str | None]:
-    """The job, or why it is none, and the id that the entry bears, if it can be read."""
+def _decode(entry: Entry, max_bytes: int, max_num_tokens: int | None) -> tuple[Job | InvalidJob, str | None]:
     try:
         job = decode_job(entry.raw, max_bytes=max_bytes, max_num_tokens=max_num_tokens)
     except InvalidJob as fault:

@@ -1,5 +1,6 @@
 """Entries of the jobs streams as a worker reads them, and what it sends and gets for the jobs in them."""
 
+import itertools
 from dataclasses import InitVar, dataclass, field
 
 from ingine.keys import JOB_FIELD, Priority
@@ -7,6 +8,8 @@ from ingine.wire import TerminalEvent, TokensEvent, encode_event
 
 STALE, CANCELLED, BROKEN = -1, -2, -3
 """What `append`, `finish` and `renew` answer instead of a position."""
+
+MAX_FOREIGN_FIELDS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,7 @@ class Entry:
     abandoned: bool = field(default=False, compare=False)
     """It was parked for workers of another model, which are gone."""
     foreign: tuple[tuple[bytes, bytes], ...] = ()
-    """All fields of an entry that has no `job`."""
+    """Fields of an entry that has no `job`: the first `MAX_FOREIGN_FIELDS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,5 +87,6 @@ def read_entries(priority: Priority, reply: list) -> list[Entry]:
 def read_entry(priority: Priority, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
     raw = fields.get(JOB_FIELD.encode())
     if raw is None:
-        return Entry(priority, entry_id.decode(), b"", foreign=tuple(fields.items()))
+        foreign = tuple(itertools.islice(fields.items(), MAX_FOREIGN_FIELDS))
+        return Entry(priority, entry_id.decode(), b"", foreign=foreign)
     return Entry(priority, entry_id.decode(), raw, b"cost" in fields)

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
 from ingine.expiry import deadline_error
+from ingine.job_faults import MAX_REASON_CHARS
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from worker.entries import BROKEN, CANCELLED, STALE, Append, Begun, Entry, Finish
@@ -106,6 +107,8 @@ class Publisher:
         metadata: dict | None = None,
     ) -> None:
         """End a job that never ran under this attempt."""
+        if error:  # its message may quote anything, at any length
+            error = error | {"message": error["message"][:MAX_REASON_CHARS]}
         event = TerminalEvent(
             position=begun.position,
             status=status,
