@@ -1,0 +1,67 @@
+"""`ingine worker`, with a watch on its event loop: what `admission_cost.py` starts.
+
+On each line of its standard input it answers, on standard output, with what has been since the line
+before, as JSON: for how long the loop has not come round, at the longest, and the processor time of the
+whole process.
+
+The package that it runs is the one that is found first on PYTHONPATH.
+"""
+
+import asyncio
+import json
+import resource
+import sys
+import threading
+import time
+
+TICK_S = 0.001
+
+
+class Watch:
+    """Comes round with the loop, and notes when it comes late."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+
+    async def run(self) -> None:
+        before = time.perf_counter()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.perf_counter()
+            self.longest_s = max(self.longest_s, now - before - TICK_S)
+            before = now
+
+    def answer(self) -> None:
+        used_before = 0.0
+        for _ in sys.stdin:
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            cpu_s = used.ru_utime + used.ru_stime
+            longest_s, self.longest_s = self.longest_s, 0.0
+            print(
+                json.dumps({"longest_ms": longest_s * 1000, "cpu_ms": (cpu_s - used_before) * 1000}),
+                flush=True,
+            )
+            used_before = cpu_s
+
+
+def main() -> None:
+    import worker.cli
+    import worker.worker
+    from worker.settings import load_settings
+
+    watch, run = Watch(), worker.worker.Worker.run
+
+    async def run_watched(self) -> None:
+        watching = asyncio.create_task(watch.run())
+        try:
+            await run(self)
+        finally:
+            watching.cancel()
+
+    worker.worker.Worker.run = run_watched
+    threading.Thread(target=watch.answer, daemon=True).start()
+    worker.cli.run_worker(load_settings())
+
+
+if __name__ == "__main__":
+    main()
