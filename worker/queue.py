@@ -363,7 +363,7 @@ class Queue:
         await self._redis.spublish(self.keys.control, nudge("released"))
 
     async def bury(self, entry: Entry, code: str, reason: str) -> bool:
-        """Of an entry that has no job, what the dead letter has for one is a msgpack map of its first fields."""
+        """Of an entry that has no job, the dead letter has a msgpack map of its first fields."""
         raw = msgpack.packb(dict(entry.foreign)) if entry.foreign else entry.raw
         return bool(
             await self._scripts["bury"](
