@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.keys import GROUP, JOB_FIELD, Keys
+from ingine.keys import GROUP, Keys
 from ingine.scripts import read_script
-from ingine.wire import JobStatus, TerminalEvent, decode_job, encode_event
+from ingine.wire import MAX_JOB_BYTES, JobStatus, TerminalEvent, decode_job, encode_event
 
 MAX_EXPIRED = 100
 """Jobs that one call of `expire_due` looks at."""
@@ -32,19 +32,17 @@ class _Due:
     deadline_at: int
     reply_to: str
     idempotency_key: str
-    stream: int
-    entry: str
     raw: bytes
 
     @classmethod
     def read(cls, job_id: str, fields: Sequence[bytes]) -> "_Due":
         *texts, raw = fields
-        position, attempt, submitted_at, deadline_at, reply_to, idempotency_key, stream, entry = (
+        position, attempt, submitted_at, deadline_at, reply_to, idempotency_key = (
             text.decode(errors="replace") for text in texts
         )
         submitted = int(submitted_at) if submitted_at else None
         numbers = int(position), int(attempt), submitted, int(deadline_at)
-        return cls(job_id, *numbers, reply_to, idempotency_key, int(stream), entry, raw)
+        return cls(job_id, *numbers, reply_to, idempotency_key, raw)
 
 
 def deadline_error(deadline_ms: int | None) -> dict[str, str]:
@@ -88,9 +86,11 @@ async def expire(redis: Any, keys: Keys, job_ids: Iterable[str], *, result_ttl_s
     return answers
 
 
-async def _look(redis: Any, keys: Keys, job_ids: Sequence[str]) -> dict[str, list[bytes]]:
+async def _look(
+    redis: Any, keys: Keys, job_ids: Sequence[str], max_bytes: int = MAX_BYTES_AT_ONCE
+) -> dict[str, list[bytes]]:
     calls = {
-        job_id: ([*keys.all_jobs, keys.job(job_id), keys.deadlines], [GROUP, job_id, MAX_BYTES_AT_ONCE])
+        job_id: ([*keys.all_jobs, keys.job(job_id), keys.deadlines], [GROUP, job_id, max_bytes])
         for job_id in job_ids
     }
     return await _call(redis, calls)
@@ -138,16 +138,9 @@ async def _call(redis: Any, calls: dict[str, tuple[list, list]]) -> dict[str, li
 
 
 async def _read_job(redis: Any, keys: Keys, job: _Due) -> bytes:
-    """The job as it was sent; nothing where it cannot be had."""
-    pipeline = redis.pipeline(transaction=False)
-    if job.entry:
-        pipeline.xrange(keys.all_jobs[job.stream - 1], min=job.entry, max=job.entry)
-    else:
-        pipeline.hget(keys.job(job.job_id), "raw")
-    [found] = await pipeline.execute(raise_on_error=False)
-    if isinstance(found, list):
-        return found[0][1].get(JOB_FIELD.encode(), b"") if found else b""
-    return found if isinstance(found, bytes) else b""
+    """The job as it was sent; nothing where it cannot be had, or is larger than any may be."""
+    [(answer, *fields)] = (await _look(redis, keys, [job.job_id], MAX_JOB_BYTES)).values()
+    return fields[-1] if answer == b"due" else b""
 
 
 def _event(job: _Due, raw: bytes, now_ms: int) -> TerminalEvent:

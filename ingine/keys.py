@@ -78,6 +78,10 @@ class Keys:
     def jobs(self, priority: Priority | str) -> str:
         return f"{self.prefix}:jobs:{Priority(priority)}"
 
+    def while_renumbered(self, priority: Priority | str) -> str:
+        """Of a jobs stream that is made anew, within one script: worker/scripts/renumber.lua."""
+        return f"{self.jobs(priority)}:old"
+
     @property
     def all_jobs(self) -> list[str]:
         """The three jobs streams, most urgent first."""

@@ -46,8 +46,8 @@ PROTOCOL_VERSION = 1
 DEFAULT_MAX_QUEUED_JOBS = 100_000
 DEFAULT_MAX_QUEUED_BYTES = 1 << 30
 DEFAULT_MAX_JOB_BYTES = 1 << 20
-MAX_JOB_BYTES = 64 << 20
-"""Whatever a queue's own limit says."""
+MAX_JOB_BYTES = 8 << 20
+"""Whatever a queue's own limit says, since whoever may submit can change that: a million tokens."""
 DEFAULT_RESULT_TTL_S = 3600
 MAX_METADATA_BYTES = 16 << 10
 MAX_MESSAGES = 4096

@@ -18,7 +18,7 @@ from ingine.errors import (
     QueueFull,
     RateLimited,
 )
-from ingine.keys import Keys, Priority, partition_of
+from ingine.keys import Keys, Priority, partition_of, read_num_partitions
 from ingine.sampling_params import NEUTRAL_PARAMS, SamplingParams
 from ingine.wire import (
     DEFAULT_MAX_JOB_BYTES,
@@ -115,12 +115,15 @@ class Submission:
 
     def accepted_id(self, answer: Sequence[bytes], keys: Keys) -> str:
         """The id of the job that the script accepted, or knew by its idempotency key. Raises its refusal."""
-        verdict, detail = (part.decode() for part in answer)
+        verdict, detail = (part.decode(errors="replace") for part in answer)
         match verdict:
             case "accepted" | "same":
                 return detail
             case "partitions":
-                raise Repartitioned(int(detail))
+                try:
+                    raise Repartitioned(read_num_partitions(answer[1]))
+                except ValueError as error:
+                    raise ClientError(str(error)) from None
             case "duplicate":
                 raise DuplicateJob(
                     f"job {self.job.id} exists already: attach to it, or submit under another job_id"

@@ -94,7 +94,8 @@ class Submitter:
                 )
             answers = await self._ask(partition, submissions, [None] * len(submissions), num_partitions)
             # Whether the job that an idempotency key names is still there, only a second call can ask.
-            if known := {n: detail.decode() for n, detail in enumerate(map(_same_job, answers)) if detail}:
+            named = {n: job_id for n, job_id in enumerate(map(_same_job, answers)) if job_id}
+            if known := {n: job_id.decode(errors="replace") for n, job_id in named.items()}:
                 again = [submissions[n] for n in known]
                 final = await self._ask(partition, again, list(known.values()), num_partitions)
                 answers = [dict(zip(known, final, strict=True)).get(n, a) for n, a in enumerate(answers)]

@@ -6,14 +6,14 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
 from ingine.foreign_formats import no_job_field
 from ingine.keys import Priority
 from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job, token_cost
 from worker.engine_link import EngineHost
-from worker.entries import Begun, Entry
+from worker.entries import MAX_ENTRY_BYTES, Begun, Entry
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
 from worker.metrics import Metrics
@@ -134,13 +134,20 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def _burying(self, queue: Queue, entry: Entry) -> AsyncIterator[None]:
-        """An entry under whose job's keys lies what is no job's."""
+        """An entry under whose job's keys lies what is no job's, or that sets off a fault of ours, which it
+        would in the next worker too."""
         try:
             yield
-        except ResponseError as error:
+            return
+        except (RedisError, OSError) as error:
             if not never_passes(error):
                 raise
-            await self._publisher.bury(queue, entry, ErrorCode.BAD_RECORD, BAD_RECORD.format(error))
+            code, reason = ErrorCode.BAD_RECORD, BAD_RECORD.format(error)
+        except Exception as error:
+            log_event(logger, logging.ERROR, "entry not read", entry=entry.id, error=repr(error))
+            logger.debug("entry not read", exc_info=error)
+            code, reason = ErrorCode.ENGINE_ERROR, f"the worker could not read this entry: {error!r}"
+        await self._publisher.bury(queue, entry, code, reason)
 
     async def release(self, queue: Queue, entry: Entry) -> None:
         """Leave an entry that does not run here to any worker. A begin whose reply was lost is no death."""
@@ -152,7 +159,12 @@ class Admission:
             reason = no_job_field(name for name, _ in entry.foreign)
             await self._publisher.bury(queue, entry, ErrorCode.INVALID_SHAPE, reason)
             return True
-        # What submit.lua has accepted stays accepted, whatever the limit is by now.
+        if entry.num_bytes_unread:
+            reason = f"the entry has {entry.num_bytes_unread} bytes, the most is {MAX_ENTRY_BYTES}"
+            await self._publisher.bury(queue, entry, ErrorCode.JOB_TOO_LARGE, reason)
+            return True
+        # What submit.lua has accepted stays accepted, whatever the limit is by now. That it has may be a lie:
+        # MAX_JOB_BYTES is what a worker can bear from anybody.
         max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes
         job, job_id = await self._decode(queue, entry, max_bytes)
         if job_id is None:
@@ -271,6 +283,7 @@ class Admission:
         try:
             async with asyncio.timeout(left_s):
                 prompt_token_ids, params = await self._prompts.read(job, submitted_at)
+            committed = await self._committed(running)
         except InvalidRequest as fault:
             status, error = JobStatus.FAILED, {"code": str(fault.code), "message": str(fault)}
         except TimeoutError:
@@ -279,13 +292,6 @@ class Admission:
             await self._publisher.reject(
                 queue, entry, job.id, job.reply_to, begun, status, error, job.metadata
             )
-            return
-        committed: list[int] = []
-        if begun.position:
-            committed = await until_served("read log", lambda: queue.committed(job.id))
-        if len(committed) != begun.position:  # both are written in one call: somebody else has been there
-            reason = BAD_RECORD.format(f"position {begun.position}, and {len(committed)} tokens in the log")
-            await self._publisher.bury(queue, entry, ErrorCode.BAD_RECORD, reason)
             return
         cost = token_cost(len(prompt_token_ids), job.sampling.max_tokens)
         running.num_tokens = min(cost, self._engine.limits.max_num_tokens)
@@ -313,6 +319,17 @@ class Admission:
             arrival_time=running.arrival,
             output_token_ids=committed,
         )
+
+    async def _committed(self, running: RunningJob) -> list[int]:
+        """The tokens in its log. Raises InvalidRequest unless they are as many as its record says: both are
+        written in one call, so somebody else has been there."""
+        position, committed = running.begun.position, []
+        if position:
+            committed = await until_served("read log", lambda: running.queue.committed(running.id))
+        if len(committed) != position:
+            message = f"its log has {len(committed)} tokens, and its record says {position}"
+            raise InvalidRequest(ErrorCode.BAD_RECORD, message)
+        return committed
 
 
 def _decode(entry: Entry, max_bytes: int, max_num_tokens: int | None) -> tuple[Job | InvalidJob, str | None]:

@@ -4,7 +4,11 @@ import itertools
 from dataclasses import InitVar, dataclass, field
 
 from ingine.keys import JOB_FIELD, Priority
-from ingine.wire import TerminalEvent, TokensEvent, encode_event
+from ingine.wire import MAX_JOB_BYTES, TerminalEvent, TokensEvent, encode_event
+
+MAX_ENTRY_BYTES = MAX_JOB_BYTES + 1024
+"""Of all its fields: what has more is never read. Nothing that lies in the server can raise it."""
+
 
 STALE, CANCELLED, BROKEN = -1, -2, -3
 """What `append`, `finish` and `renew` answer instead of a position."""
@@ -20,11 +24,13 @@ class Entry:
     id: str
     raw: bytes
     accepted: bool = False
-    """It came through submit.lua, which has held it against the queue's limits."""
+    """It says that it came through submit.lua, which holds jobs against the limits. Anybody can say so."""
     abandoned: bool = field(default=False, compare=False)
     """It was parked for workers of another model, which are gone."""
     foreign: tuple[tuple[bytes, bytes], ...] = ()
     """Fields of an entry that has no `job`: the first `MAX_FOREIGN_FIELDS`."""
+    num_bytes_unread: int = 0
+    """Of an entry that has more than MAX_ENTRY_BYTES, and is to be buried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +83,24 @@ class Finish:
 
 
 def read_entries(priority: Priority, reply: list) -> list[Entry]:
-    """Of a reply as XRANGE gives it: fields are a flat list there, and nothing for what has been deleted."""
-    pairs = (
-        (entry_id, dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in reply if fields
-    )
-    return [read_entry(priority, entry_id, fields) for entry_id, fields in pairs]
+    """Of a reply as XRANGE gives it: fields are a flat list there, and nothing for what has been deleted.
+
+    Instead of the fields our scripts give the number of their bytes where these are too many.
+    """
+    entries = []
+    for entry_id, fields in reply:
+        if isinstance(fields, int):
+            entries.append(Entry(priority, entry_id.decode(), b"", num_bytes_unread=fields))
+        elif fields:
+            named = dict(zip(fields[::2], fields[1::2], strict=True))
+            entries.append(read_entry(priority, entry_id, named))
+    return entries
 
 
 def read_entry(priority: Priority, entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    num_bytes = sum(len(name) + len(value) for name, value in fields.items())
+    if num_bytes > MAX_ENTRY_BYTES:
+        return Entry(priority, entry_id.decode(), b"", num_bytes_unread=num_bytes)
     raw = fields.get(JOB_FIELD.encode())
     if raw is None:
         foreign = tuple(itertools.islice(fields.items(), MAX_FOREIGN_FIELDS))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -12,10 +13,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ingine.keys import GROUP, SILENT_AFTER_S, Keys, Priority
+from worker.logs import log_event
 from worker.metrics import Metrics
 from worker.queue import script
 from worker.retry import Backoff, never_passes
 from worker.served_model import ServedModel
+
+logger = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
 FORGET_EVERY = 60
@@ -57,6 +61,8 @@ class Heartbeat:
         self._early = asyncio.Event()
         self._in_contact_since_s = 0
         """When our latest beats without a gap began, by the server's clock."""
+        self._had_foreign = False
+        """Another type lies under one of the keys that a beat reads or writes."""
         self.last_answer = time.monotonic()
         """When the server last answered, be it that it takes no writes."""
 
@@ -69,7 +75,7 @@ class Heartbeat:
             self._early.clear()
             try:
                 await self.beat()
-                if beat % FORGET_EVERY == 0:
+                if beat % FORGET_EVERY == 0 and not self._had_foreign:
                     await self._forget_the_dead()
             except (RedisError, OSError) as error:
                 await backoff.sleep(error)
@@ -98,17 +104,23 @@ class Heartbeat:
             pipe.hgetall(self._keys.models)
             answers = await pipe.execute(raise_on_error=False)
             _, _, _, settings, *depths, num_dead, num_delayed, _, _, models = answers
-        for answer in answers:
-            is_depth = any(answer is depth for depth in (*depths, num_dead, num_delayed))
-            if isinstance(answer, Exception) and not (is_depth and never_passes(answer)):
+        foreign = [answer for answer in answers if isinstance(answer, Exception)]
+        for answer in foreign:
+            if not never_passes(answer):
                 raise answer
+        if foreign and not self._had_foreign:
+            log_event(logger, logging.ERROR, "foreign key", error=foreign[0])
+        self._had_foreign = bool(foreign)
         partition = self._keys.partition or 0
         for priority, depth in zip(Priority, depths, strict=True):
             self._metrics.queue_depth.labels(priority, partition).set(_depth(depth))
         self._metrics.dead_depth.labels(partition).set(_depth(num_dead))
         self._metrics.delayed_depth.labels(partition).set(_depth(num_delayed))
-        self._learn_models({_text(name): self._silence_s(now_s, at_s) for name, at_s in models.items()})
-        self._learn({_text(name): _text(value) for name, value in settings.items()})
+        # Where something else lies, what was learned before holds on.
+        if isinstance(models, dict):
+            self._learn_models({_text(name): self._silence_s(now_s, at_s) for name, at_s in models.items()})
+        if isinstance(settings, dict):
+            self._learn({_text(name): _text(value) for name, value in settings.items()})
 
     def _silence_s(self, now_s: int, at_s: bytes) -> float:
         """How long ago a model was last served, not counting what we could not have seen.
@@ -156,14 +168,16 @@ def _text(raw: bytes) -> str:
 def _number(raw: bytes) -> float:
     """0 for what is no number."""
     try:
-        return float(raw)
+        number = float(raw)
     except ValueError:
         return 0.0
+    return number if math.isfinite(number) else 0.0
 
 
 def _last_beat_s(raw: bytes) -> float:
     """0 for what is no heartbeat: it goes too."""
     try:
-        return float(msgpack.unpackb(raw)["at_s"])
+        at_s = float(msgpack.unpackb(raw)["at_s"])
+        return at_s if math.isfinite(at_s) else 0.0
     except (ValueError, TypeError, KeyError):
         return 0.0

@@ -126,7 +126,7 @@ class Intake:
         except ResponseError as error:
             if not never_passes(error):
                 raise
-            log_event(logger, logging.WARNING, "foreign key", error=error)
+            log_event(logger, logging.ERROR, "foreign key", error=error)
             return otherwise
 
     async def _wait_for_room(self) -> None:

@@ -12,6 +12,9 @@ from worker.queue import SUSPECT_DEATHS, Queue
 from worker.sent import Sent
 from worker.shares import Shares
 
+MAX_ROLLBACKS = 20
+"""More crashes of a server than one attempt will see. Whoever sets a position back would hold up others."""
+
 
 @dataclass(slots=True, eq=False)
 class RunningJob:
@@ -33,6 +36,8 @@ class RunningJob:
     sent: Sent = field(default_factory=Sent)
     ending: JobStatus | None = None
     """Set once the job is to end early; the engine's abort then ends it so."""
+    num_rollbacks: int = 0
+    """How often the server had less of the log than it had taken."""
     first_token_ms: float | None = None
     last_commit: float | None = None
     expiry: asyncio.TimerHandle | None = None

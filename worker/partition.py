@@ -6,10 +6,11 @@ import math
 from collections.abc import Awaitable, Callable, Coroutine
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from ingine.errors import EngineError
 from ingine.keys import Keys, read_num_partitions
-from ingine.wire import DEFAULT_MAX_JOB_BYTES
+from ingine.wire import DEFAULT_MAX_JOB_BYTES, MAX_JOB_BYTES
 from worker.admission import Admission
 from worker.control import ControlListener
 from worker.heartbeat import INTERVAL_S, Heartbeat
@@ -85,7 +86,8 @@ class Partition:
                     self._publisher.cancel(job)
 
     def _learn(self, settings: dict[str, str]) -> None:
-        self.intake.max_job_bytes = int(_number(settings.get("max_job_bytes"), DEFAULT_MAX_JOB_BYTES))
+        limit = int(_number(settings.get("max_job_bytes"), DEFAULT_MAX_JOB_BYTES))
+        self.intake.max_job_bytes = min(limit, MAX_JOB_BYTES)
         self.queue.weights = {
             name.removeprefix("weight:"): _number(weight, 1.0)
             for name, weight in settings.items()
@@ -116,8 +118,9 @@ async def watch_number(redis: Redis, queue: str, number: int) -> None:
         return await redis.hget(settings, "partitions")
 
     while True:
-        field = await until_served("asking for partitions", ask)
-        with contextlib.suppress(ValueError):  # anybody may write there: what is no number changes nothing
+        # Anybody may write there: what is no number, or no hash, changes nothing.
+        with contextlib.suppress(ValueError, ResponseError):
+            field = await until_served("asking for partitions", ask)
             if (now := read_num_partitions(field)) != number:
                 raise EngineError(f"the queue has {now} partitions now, not {number}: start again")
         await asyncio.sleep(INTERVAL_S)

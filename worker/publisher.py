@@ -14,7 +14,7 @@ from ingine.job_faults import MAX_REASON_CHARS
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from worker.entries import BROKEN, CANCELLED, STALE, Append, Begun, Entry, Finish
-from worker.jobs import JobTable, RunningJob
+from worker.jobs import MAX_ROLLBACKS, JobTable, RunningJob
 from worker.logs import log_event
 from worker.metrics import Metrics
 from worker.queue import Queue
@@ -57,12 +57,21 @@ class Publisher:
         """
         began = time.monotonic()
         self._under_way.append(began)
+        try:
+            await self._commit(outputs)
+        finally:
+            self._under_way.remove(began)
+
+    async def _commit(self, outputs: list[SeqOutput]) -> None:
         held = [(job, out) for out in outputs if (job := self._jobs.by_seq(out.seq_id))]
         for job, output in held:
             # A cancelled job takes no more tokens; its abort is on its way.
             if output.token_ids and job.ending is not JobStatus.CANCELLED:
                 event = TokensEvent(output.position, output.token_ids, output.text, output.logprobs)
-                job.sent.add(Append(job.id, job.attempt, event, job.job.stream), job.position)
+                append = Append(job.id, job.attempt, event, job.job.stream)
+                if append.start != (job.sent.end or job.position):
+                    raise EngineError(f"the tokens for {job.id} do not go on from where it was")
+                job.sent.add(append, job.position)
         await self._append([job for job, output in held if output.token_ids])
         ended = [
             self._finish_job(job, output)
@@ -70,15 +79,17 @@ class Publisher:
             if output.finish_reason and self._jobs.by_seq(job.seq_id) is job
         ]
         await asyncio.gather(*ended)
-        self._under_way.remove(began)
 
     async def end(self, queue: Queue, finish: Finish) -> int:
-        """Write a terminal event. What it answers is `Queue.finish`'s; the reply has been waited for."""
+        """Write a terminal event. What it answers is `Queue.finish`'s; the reply has been waited for.
+
+        BROKEN: it cannot be written, and the job's entry is in the dead letters.
+        """
         try:
             answer = await until_served("finish", lambda: queue.finish(finish))
         except ResponseError as error:
             await self.bury(queue, finish.entry, ErrorCode.BAD_RECORD, BAD_RECORD.format(error))
-            return STALE
+            return BROKEN
         if answer == finish.event.position:
             self._metrics.ended(finish.event)
             event = finish.event
@@ -119,7 +130,7 @@ class Publisher:
             timings={"queue_ms": begun.now - begun.submitted_at, "attempts": begun.attempt},
             metadata=metadata,
         )
-        bury = (error or {}).get("code") == ErrorCode.WORKER_LOST
+        bury = (error or {}).get("code") in (ErrorCode.WORKER_LOST, ErrorCode.BAD_RECORD)
         answer = await self.end(
             queue, Finish(entry, begun.attempt, event, reply_to, bury, begun.idempotency_key)
         )
@@ -127,8 +138,16 @@ class Publisher:
             self._metrics.dead_letters.inc()
 
     async def bury(self, queue: Queue, entry: Entry, code: ErrorCode, reason: str) -> None:
-        """To the dead letters, since nothing can be written under the job's own keys."""
-        if await until_served("bury", lambda: queue.bury(entry, str(code), reason)):
+        """To the dead letters, since nothing can be written under the job's own keys.
+
+        Where these are none either, the entry stays: whoever claims it after a lease tries again.
+        """
+        try:
+            buried = await until_served("bury", lambda: queue.bury(entry, str(code), reason))
+        except ResponseError as error:
+            log_event(logger, logging.ERROR, "entry not buried", entry=entry.id, code=str(code), error=error)
+            return
+        if buried:
             self._metrics.dead_letters.inc()
             log_event(logger, logging.WARNING, "entry buried", entry=entry.id, code=str(code), reason=reason)
 
@@ -154,16 +173,10 @@ class Publisher:
             answers = await until_served("append", lambda: queue.append(appends))  # noqa: B023
             answered = [(*call, answer) for call, answer in zip(calls, answers, strict=True)]
             self._measure([(job, append) for job, append, answer in answered if answer == append.position])
-            for job in [job for job, _, answer in answered if answer == BROKEN]:
-                self._let_go(job)
-                reason = BAD_RECORD.format("its record or its log is of another kind")
-                await self.bury(queue, job.entry, ErrorCode.BAD_RECORD, reason)
             jobs = [job for job, append, answer in answered if await self._took(job, append, answer)]
 
     async def _took(self, job: RunningJob, append: Append, answer: int) -> bool:
         """Act on one answer of `append`. Whether the job is still ours to write."""
-        if answer == BROKEN:
-            return False
         if answer == STALE:
             self.drop(job)
             return False
@@ -174,19 +187,24 @@ class Publisher:
         if answer == append.position:
             job.position = answer
             return True
-        if answer == job.position:  # the log is as we know it
-            raise EngineError(f"the engine's tokens for {job.id} do not go on from position {answer}")
         return await self._go_back(job, answer)
 
     async def _go_back(self, job: RunningJob, position: int) -> bool:
         """The server came back with an older log, which ends at `position`. Whether the job is still ours.
 
         What is lost is written again from what we keep. Where that is not all of it, the job is given back:
-        whoever goes on with it makes the tokens again, as after the death of a worker.
+        whoever goes on with it makes the tokens again, as after the death of a worker, or finds that record
+        and log do not fit. What no server does, but somebody who writes there, buries the job.
         """
+        job.num_rollbacks += 1
+        if position == BROKEN or job.num_rollbacks > MAX_ROLLBACKS:
+            self._let_go(job)
+            reason = BAD_RECORD.format("its record or its log is of another kind, or was changed")
+            await self.bury(job.queue, job.entry, ErrorCode.BAD_RECORD, reason)
+            return False
         log_event(logger, logging.WARNING, "log went back", job_id=job.id, to=position, position=job.position)
         self._metrics.log_rollbacks.inc()
-        if job.sent.goes_on_from(position):
+        if position < job.position and job.sent.goes_on_from(position):
             job.position = position
             return True
         self._abort(job.seq_id)
@@ -236,6 +254,9 @@ class Publisher:
             answer = await self.end(job.queue, finish)
             if answer == STALE:
                 self.drop(job)
+                return
+            if answer == BROKEN:  # buried
+                self._let_go(job)
                 return
             if answer == job.position:
                 self._jobs.remove(job)

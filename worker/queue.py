@@ -3,7 +3,9 @@
 Nothing here retries. Every call may be made again after an error: that is the scripts' design.
 """
 
+import asyncio
 import itertools
+import logging
 import math
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
@@ -13,9 +15,9 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from ingine.errors import ErrorCode, InvalidRequest
 from ingine.expiry import expire_due
 from ingine.keys import (
-    EVENT_FIELD,
     GROUP,
     PARKED_PREFIX,
     RELEASED,
@@ -25,11 +27,18 @@ from ingine.keys import (
     parked,
 )
 from ingine.scripts import read_script
-from ingine.wire import decode_event, encode_event
+from ingine.wire import UNREADABLE, decode_log, encode_event
 from worker.contact import Contact
-from worker.entries import Append, Begun, Entry, Finish, read_entries, read_entry
+from worker.entries import MAX_ENTRY_BYTES, Append, Begun, Entry, Finish, read_entries, read_entry
+from worker.logs import log_event
+from worker.retry import never_passes
 from worker.served_model import ServedModel
 from worker.trips import Trips
+
+logger = logging.getLogger(__name__)
+
+LOG_PAGE = 256
+"""Entries of a token log that are read at a time."""
 
 LOW_FIRST_EVERY = 8
 """Each eighth read asks for low priority first, so that a flood of urgent jobs does not starve it."""
@@ -76,6 +85,7 @@ SCRIPTS = (
     "park",
     "unpark",
     "adopt",
+    "renumber",
 )
 
 
@@ -104,6 +114,8 @@ class Queue:
         self._result_ttl_s = result_ttl_s
         self._lease_ms = int(lease_s * 1000)
         self._max_cost = max_cost
+        self._served = list(Priority)
+        """Those whose jobs stream is one."""
         self._adopt_after = dict.fromkeys(Priority, "")
         self._max_deaths = max_deaths
         self._scripts = {name: redis.register_script(script(name)) for name in SCRIPTS}
@@ -120,20 +132,32 @@ class Queue:
     # ------------------------------------------------------------------------------------ intake
 
     async def create_groups(self) -> None:
-        """From 0, so that what was queued before the first worker is seen too."""
-        for stream in self.keys.all_jobs:
+        """From 0, so that what was queued before the first worker is seen too.
+
+        Where somebody has written something else under a jobs stream's key, the others are served.
+        """
+        served = []
+        for priority in Priority:
             try:
-                await self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
+                await self._redis.xgroup_create(self.keys.jobs(priority), GROUP, id="0", mkstream=True)
             except ResponseError as error:
+                if never_passes(error):
+                    if priority in self._served:
+                        log_event(
+                            logger, logging.ERROR, "jobs stream not served", priority=priority, error=error
+                        )
+                    continue
                 if "BUSYGROUP" not in str(error):
                     raise
+            served.append(priority)
+        self._served = served
 
     async def take(self, count: int) -> list[Entry]:
         """Up to `count` entries that no worker has: most urgent first, then parked ones, then in fair order.
 
         Does not wait.
         """
-        order = list(Priority)
+        order = list(self._served)
         if next(self._num_reads) % LOW_FIRST_EVERY == 0:
             order.reverse()
         entries: list[Entry] = []
@@ -148,7 +172,8 @@ class Queue:
         keys = self.keys
         touched = [keys.jobs(priority), keys.fair(priority), keys.ends(priority), keys.settings]
         for calls_left in reversed(range(MAX_ORDERINGS)):
-            args = [GROUP, self.worker_id, count, WAITING, MAX_ORDERED, int(calls_left == 0), self._max_cost]
+            options = [MAX_ORDERED, int(calls_left == 0), self._max_cost, MAX_ENTRY_BYTES]
+            args = [GROUP, self.worker_id, count, WAITING, *options]
             taken, more = await self._answered(self._scripts["take"](keys=touched, args=args)) or ([], 0)
             if not more:
                 break
@@ -165,10 +190,10 @@ class Queue:
     async def claim_idle(self, min_idle_s: float, count: int) -> list[Entry]:
         """Up to `count` entries whose holders were silent for `min_idle_s`, or have released them."""
         entries: list[Entry] = []
-        for priority in Priority:
+        for priority in self._served:
             if len(entries) < count:
                 min_idle_ms, room = int(min_idle_s * 1000), count - len(entries)
-                args = [GROUP, self.worker_id, min_idle_ms, room, WAITING, PARKED_PREFIX]
+                args = [GROUP, self.worker_id, min_idle_ms, room, WAITING, PARKED_PREFIX, MAX_ENTRY_BYTES]
                 claiming = self._scripts["claim"](keys=[self.keys.jobs(priority)], args=args)
                 entries += read_entries(priority, await self._answered(claiming) or [])
         return entries
@@ -181,7 +206,8 @@ class Queue:
         """Up to `count` entries that are parked for our model, or for one that nobody serves any more."""
         for_us, for_others = self.model.parked, [parked(model) for model in self.served_elsewhere]
         wait_ms = int(self.model_wait_s * 1000)
-        args = [GROUP, self.worker_id, count, PARKED_PREFIX, wait_ms, len(for_us), *for_us, *for_others]
+        args = [GROUP, self.worker_id, count, PARKED_PREFIX, wait_ms, len(for_us), MAX_ENTRY_BYTES]
+        args += [*for_us, *for_others]
         unparking = self._scripts["unpark"](keys=[self.keys.jobs(priority)], args=args)
         claimed, abandoned = await self._answered(unparking) or ([], [])
         entries = read_entries(priority, claimed)
@@ -208,8 +234,12 @@ class Queue:
 
         How many there were, and whether there are pages left.
         """
+        if len(self._served) < len(Priority):
+            await self.create_groups()
         num_adopted = 0
-        for priority in Priority:
+        for priority in self._served:
+            if not self._adopt_after[priority]:
+                await self._renumber(priority)
             touched = [self.keys.jobs(priority), self.keys.fair(priority)]
             args = [GROUP, self._adopt_after[priority], MAX_ORDERED, WAITING, RELEASED]
             after, number = await self._answered(self._scripts["adopt"](keys=touched, args=args)) or (b"", 0)
@@ -217,9 +247,19 @@ class Queue:
             num_adopted += number
         return num_adopted, any(self._adopt_after.values())
 
+    async def _renumber(self, priority: Priority) -> None:
+        """Somebody may have used up the ids of a jobs stream: then nobody can add a job any more."""
+        touched = [self.keys.jobs(priority), self.keys.while_renumbered(priority), self.keys.dead]
+        num_buried = await self._scripts["renumber"](keys=touched, args=[GROUP, self.worker_id])
+        if num_buried >= 0:
+            log_event(logger, logging.ERROR, "ids used up", priority=priority, buried=num_buried)
+
     async def _read_group(self, after: str, *, waits_s: float = 0.0, **options) -> list[Entry]:
-        streams = {self.keys.jobs(priority): after for priority in Priority}
-        by_stream = {self.keys.jobs(priority).encode(): priority for priority in Priority}
+        streams = {self.keys.jobs(priority): after for priority in self._served}
+        by_stream = {self.keys.jobs(priority).encode(): priority for priority in self._served}
+        if not streams:
+            await asyncio.sleep(waits_s)
+            return []
         reading = self._redis.xreadgroup(GROUP, self.worker_id, streams, **options)
         return [
             read_entry(by_stream[stream], entry_id, fields)
@@ -229,11 +269,14 @@ class Queue:
         ]
 
     async def _answered(self, reading: Awaitable[list], waits_s: float = 0.0) -> list | None:
-        """None: the server lost its data, or the queue is new. Nothing to read, but now there are groups."""
+        """None: the server lost its data, or the queue is new, or a stream is none.
+
+        Nothing to read, but now there are groups, where there can be.
+        """
         try:
             answer = await reading
         except ResponseError as error:
-            if "NOGROUP" not in str(error) and "no such key" not in str(error):
+            if "NOGROUP" not in str(error) and "no such key" not in str(error) and not never_passes(error):
                 raise
             await self.create_groups()
             answer = None
@@ -252,7 +295,7 @@ class Queue:
         only_elsewhere = model in self.served_elsewhere and model not in self.model.names
         verdict, *fields = await self._trips.call(
             self._scripts["begin"],
-            keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
+            keys=[self.keys.jobs(entry.priority), self.keys.job(job_id), self.keys.tokens(job_id)],
             args=[
                 GROUP,
                 self.worker_id,
@@ -354,7 +397,7 @@ class Queue:
             await self._trips.call(
                 self._scripts["delay"],
                 keys=[self.keys.jobs(entry.priority), self.keys.job(job_id), self.keys.delayed],
-                args=[GROUP, self.worker_id, entry.id, attempt, job_id, *pauses_ms],
+                args=[GROUP, self.worker_id, entry.id, attempt, job_id, *pauses_ms, RELEASED],
             )
         )
 
@@ -375,16 +418,20 @@ class Queue:
     # ------------------------------------------------------------------------------------- reads
 
     async def committed(self, job_id: str) -> list[int]:
-        """The output token ids in a job's log. Read after `begin`: from then on nobody else can write."""
+        """The output token ids in a job's log. Read after `begin`: from then on no other worker can write.
+
+        Raises InvalidRequest for a log that is none: whoever goes on behind it would say something else.
+        """
         token_ids: list[int] = []
-        after = "-"
-        while True:
-            page = await self._redis.xrange(self.keys.tokens(job_id), min=after, count=LOG_PAGE)
-            for entry_id, fields in page:
-                token_ids += decode_event(fields[EVENT_FIELD.encode()]).token_ids
-                after = f"({entry_id.decode()}"
-            if len(page) < LOG_PAGE:
-                return token_ids
+        start = "-"
+        while page := await self._redis.xrange(self.keys.tokens(job_id), min=start, count=LOG_PAGE):
+            try:
+                for event in decode_log(job_id, len(token_ids), page):
+                    token_ids += event.token_ids
+            except UNREADABLE as error:
+                raise InvalidRequest(ErrorCode.BAD_RECORD, f"its token log is none: {error!r}") from None
+            start = f"({page[-1][0].decode()}"
+        return token_ids
 
     async def cancelled_among(self, job_ids: Iterable[str]) -> list[str]:
         """Those of `job_ids` whose records say that they are to end."""

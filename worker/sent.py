@@ -30,6 +30,11 @@ class Sent:
         while self._num_bytes > KEPT_BYTES and self._appends[0].position <= committed:
             self._num_bytes -= len(self._appends.popleft().raw) + OVERHEAD_BYTES
 
+    @property
+    def end(self) -> int:
+        """Where the next one begins; 0 where there was none."""
+        return self._appends[-1].position if self._appends else 0
+
     def after(self, position: int) -> Append | None:
         """The first that ends behind `position`: nearly always the last, so it is looked for from there."""
         following = None

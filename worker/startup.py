@@ -2,11 +2,13 @@
 
 import msgpack
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from ingine.errors import ConfigError
 from ingine.keys import SILENT_AFTER_S, Keys, read_num_partitions
 from worker.heartbeat import Heartbeat
 from worker.queue import Queue, script
+from worker.retry import never_passes
 from worker.settings import WorkerSettings
 
 
@@ -16,6 +18,18 @@ async def num_partitions(redis: Redis, queue: str) -> int:
         return read_num_partitions(await redis.hget(Keys(queue).settings, "partitions"))
     except ValueError as error:
         raise ConfigError(f"INGINE_QUEUE {queue!r}: {error}") from None
+    except ResponseError as error:
+        if never_passes(error):
+            raise foreign_key(queue, error) from None
+        raise
+
+
+def foreign_key(queue: str, error: ResponseError) -> ConfigError:
+    """Why a worker cannot start where something else lies under a key that says how to serve the queue."""
+    return ConfigError(
+        f"INGINE_QUEUE {queue!r}: something else lies under {Keys(queue).settings}, or the same key of a "
+        f"partition ({error}): look with TYPE, and delete it"
+    )
 
 
 async def prepare(redis: Redis, queue: Queue, settings: WorkerSettings) -> None:
@@ -49,24 +63,25 @@ async def enter(redis: Redis, queue: Queue, heartbeat: Heartbeat, settings: Work
 
 async def _agree_on_model(redis: Redis, queue: Queue) -> None:
     agree, ours = redis.register_script(script("agree_on_model")), queue.model.fingerprint
-    replaces = ""
-    while (holds := (await agree(keys=[queue.keys.settings], args=[ours, replaces])).decode()) != ours:
+    replaces = b""
+    while (holds := await agree(keys=[queue.keys.settings], args=[ours, replaces])) != ours.encode():
         if worker := await _live_worker_of(redis, queue.keys, holds):
             raise ConfigError(
-                f"queue {queue.keys.queue!r} is served with another model ({holds} at {worker}) than this "
-                f"worker has ({ours}, {queue.model.name}): the same prompt would get different answers. Use "
-                "another queue (INGINE_QUEUE), stop the others first, or set INGINE_MIXED_MODELS=true"
+                f"queue {queue.keys.queue!r} is served with another model ({holds.decode()} at {worker}) "
+                f"than this worker has ({ours}, {queue.model.name}): the same prompt would get different "
+                "answers. Use another queue (INGINE_QUEUE), stop the others first, or set "
+                "INGINE_MIXED_MODELS=true"
             )
         replaces = holds
 
 
-async def _live_worker_of(redis: Redis, keys: Keys, fingerprint: str) -> str | None:
+async def _live_worker_of(redis: Redis, keys: Keys, fingerprint: bytes) -> str | None:
     now_s, _ = await redis.time()
     for worker_id, raw in (await redis.hgetall(keys.workers)).items():
         try:
             beat = msgpack.unpackb(raw)
-            if beat["fingerprint"] == fingerprint and now_s - beat["at_s"] <= SILENT_AFTER_S:
+            if beat["fingerprint"].encode() == fingerprint and abs(now_s - beat["at_s"]) <= SILENT_AFTER_S:
                 return worker_id.decode(errors="replace")
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             continue  # no heartbeat of a worker that says which model it has
     return None

@@ -6,7 +6,7 @@ import logging
 from functools import partial
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 import ingine
 from ingine.errors import ConfigError, EngineError, InvalidRequest
@@ -33,12 +33,16 @@ from worker.retry import until_served
 from worker.served_model import ServedModel
 from worker.server_check import check_server
 from worker.settings import WorkerSettings
-from worker.startup import enter, num_partitions, prepare
+from worker.startup import enter, foreign_key, num_partitions, prepare
 from worker.tasks import cancel_all
 from worker.throughput import Throughput
 from worker.watchdog import StepHangs, watch_steps
 
 logger = logging.getLogger(__name__)
+
+MAX_FAILED_COMMITS = 4
+"""Parts of steps in a row that cannot be committed before that is the worker's fault and no job's. A job has
+fewer deaths, so none alone ends a worker; and they are too few for all jobs to have had theirs."""
 
 
 class Worker:
@@ -57,6 +61,7 @@ class Worker:
         self._lanes = Lanes(self._commit, self._committed)
         self._stop_requested = asyncio.Event()
         self._fatal: Exception | None = None
+        self._failed_commits = 0
         self._model = model
 
         self._engine = engine
@@ -220,7 +225,10 @@ class Worker:
             await prepare(redis, partition.queue, self._settings)
             await enter(redis, partition.queue, partition.heartbeat, self._settings)
 
-        await until_served(f"start of {partition.name}", begin, failed=self._health.wait_for)
+        try:
+            await until_served(f"start of {partition.name}", begin, failed=self._health.wait_for)
+        except ResponseError as error:
+            raise foreign_key(self._settings.queue, error) from None
         if not any(other.ready.is_set() for other in self._partitions):
             self._log_start()
         partition.ready.set()
@@ -258,8 +266,23 @@ class Worker:
     async def _commit(self, part: StepMessage) -> None:
         if isinstance(part, EngineFailure):
             await self._engine_failed(part)
-        else:
+            return
+        is_some_job_s = any(self._jobs.by_seq(output.seq_id) for output in part)
+        try:
             await self._publisher.commit(part)
+            if is_some_job_s:
+                self._failed_commits = 0
+        except Exception as error:
+            # A fault of ours that one of these jobs has set off. Which one, their next attempts tell: each
+            # has a death now, and what has two of them runs alone.
+            log_event(logger, logging.ERROR, "step not committed", sequences=len(part), error=repr(error))
+            logger.debug("step not committed", exc_info=error)
+            self._failed_commits += 1
+            seq_ids = [output.seq_id for output in part]
+            for seq_id in seq_ids:
+                self._engine.abort(seq_id)
+            fatal = self._failed_commits >= MAX_FAILED_COMMITS
+            await self._engine_failed(EngineFailure(seq_ids, error, fatal))
 
     def _committed(self) -> None:
         self._engine.credit()
@@ -269,6 +292,8 @@ class Worker:
     async def _engine_failed(self, failure: EngineFailure) -> None:
         """Jobs go back as if we had died with them: one that breaks every engine ends as failed."""
         failed = list(filter(None, map(self._jobs.by_seq, failure.seq_ids)))
+        if failure.fatal and not failure.seq_ids:
+            failed = list(self._jobs)  # it may have been any of them
         if isinstance(failure.error, InvalidRequest):
             giving_back = [self._publisher.refuse(job, failure.error) for job in failed]
         else:

@@ -2,10 +2,11 @@
 --
 -- why  code, reason, deliveries, worker
 -- job  the bytes, for an entry that has none, or that is gone
+-- returns nil, or the error that the dead letters answered
 local function copy_to_dead_letters(dead, jobs, entry, why, job)
   local letter = {'XADD', dead, '*', 'job', job, 'code', why.code, 'reason', why.reason, 'stream', jobs,
     'entry', entry, 'deliveries', why.deliveries, 'worker', why.worker}
-  local found = redis.call('XRANGE', jobs, entry, entry)[1]
+  local found = redis.pcall('XRANGE', jobs, entry, entry)[1]
   for i = 1, found and #found[2] or 0, 2 do
     local name, value = found[2][i], found[2][i + 1]
     if name == 'job' then
@@ -15,5 +16,6 @@ local function copy_to_dead_letters(dead, jobs, entry, why, job)
       letter[#letter + 1] = value
     end
   end
-  redis.call(unpack(letter))
+  local written = redis.pcall(unpack(letter))
+  return type(written) == 'table' and written.err and written or nil
 end

@@ -1,5 +1,7 @@
 -- What every end of a job does. The caller has checked that the job may end; it removes the job's entry itself.
 --
+-- Needs count.lua.
+--
 -- keys    job, log, deadlines, bytes, replies, idempotency
 -- ending  job_id, status, position, event, channel, ttl_ms, has_reply ('1': the event goes to the replies stream),
 --         has_key ('1': the job was submitted with that idempotency key)
@@ -21,7 +23,9 @@ local function drop_old_replies(replies, now, ttl_ms)
     end
     -- Without the field: written by hand, or by a version that had none.
     local written_at = math.min(tonumber(string.match(oldest[1], '^%d+')), now)
-    if (tonumber(fields.expires_at) or written_at + ttl_ms) > now then
+    local expires_at = count(fields.expires_at) or written_at + ttl_ms
+    -- No reply of ours outlives the whole stream (but for the rounding of clocks): such a one would hide all others.
+    if expires_at > now and expires_at <= now + ttl_ms + 1000 then
       return
     end
     redis.call('XDEL', replies, oldest[1])
@@ -44,7 +48,7 @@ local function end_job(keys, ending)
   if ending.has_key == '1' then
     redis.call('PEXPIRE', keys.idempotency, ttl_ms)
   end
-  local num_bytes = redis.call('HGET', keys.job, 'bytes')
+  local num_bytes = count(redis.call('HGET', keys.job, 'bytes') or nil)
   local bytes_left = num_bytes and redis.pcall('DECRBY', keys.bytes, num_bytes)
   if type(bytes_left) == 'number' and bytes_left <= 0 then
     redis.call('DEL', keys.bytes)

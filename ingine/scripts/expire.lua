@@ -5,8 +5,8 @@
 -- ARGV  1 group  2 job id  3 only look: most bytes of the job to return; to end it: ''
 --       to end it also: 4 position  5 terminal event at that position  6 channel  7 result TTL in ms
 --       8 1: send a reply to KEYS[9]  9 1: the job has the idempotency key of KEYS[10]
--- returns {'due', position, attempt, submitted_at, deadline_at, reply_to, idempotency key, priority, entry or '',
---          job, or '' where it has more bytes}   only looked: it is to be ended
+-- returns {'due', position, attempt, submitted_at, deadline_at, reply_to, idempotency key, job, or '' where it
+--          has more bytes}   only looked: it is to be ended
 --       | {the status in which the job has ended}, by this call or before
 --       | {'early'}    its deadline has not passed, or it has none
 --       | {'running'}  a worker runs it, and ends it itself
@@ -19,10 +19,16 @@
 -- himself for a while, so that not all workers read the same jobs.
 
 -- include: count.lua
+-- include: refusals.lua
 -- include: end_job.lua
 
 local LOOK_AGAIN_MS = 5000 -- should whoever has looked not end it
 local WITHOUT_LEASE_MS, LONGEST_LEASE_MS = 600000, 86400000 -- of an attempt that does not say how long its lease is
+
+-- Anybody may have made it long.
+local function short(text)
+  return text and #text <= 1024 and text or ''
+end
 
 local function later(ms)
   redis.call('ZADD', KEYS[5], 'XX', string.format('%d', ms), ARGV[2])
@@ -80,7 +86,7 @@ if ARGV[3] ~= '' then
     end
   end
   return {'due', position, count(record[8]) and record[8] or '0', count(record[9]) and record[9] or '', record[3],
-    record[10] or '', record[11] or '', tostring(priority), status ~= 'delayed' and entry or '',
+    short(record[10]), short(record[11]),
     #job <= tonumber(ARGV[3]) and job or ''}
 end
 
@@ -95,11 +101,7 @@ local failed = end_job(
   }
 )
 if failed then
-  local why = tostring(failed.err)
-  if string.find(why, 'WRONGTYPE', 1, true) or string.find(why, 'smaller than', 1, true) then
-    return never('broken')
-  end
-  return failed
+  return never_passes(failed) and never('broken') or failed
 end
 -- The job has ended: nothing may fail any more. Without a worker, or the holder whose lease has run out would take
 -- this for its own ending.

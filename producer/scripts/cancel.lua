@@ -7,6 +7,7 @@
 --       10 entry and 11 priority (only for a job without a record, which came by a bare XADD)
 -- returns 'cancelled' | 'requested' | 'unknown' | the status in which the job has ended already
 
+-- include: count.lua
 -- include: end_job.lua
 
 local streams = {high = KEYS[3], normal = KEYS[4], low = KEYS[5]}
@@ -38,10 +39,11 @@ if status ~= 'running' and position == '0' then
   if failed then
     return failed
   end
-  redis.call('ZREM', KEYS[6], ARGV[8])
-  if status == 'queued' then
-    redis.call('XACK', streams[record[3]], ARGV[1], record[4])
-    redis.call('XDEL', streams[record[3]], record[4])
+  -- It has ended: whatever lies under the other keys, nothing may fail any more.
+  redis.pcall('ZREM', KEYS[6], ARGV[8])
+  if status == 'queued' and record[4] then
+    redis.pcall('XACK', streams[record[3]] or KEYS[4], ARGV[1], record[4])
+    redis.pcall('XDEL', streams[record[3]] or KEYS[4], record[4])
   end
   return 'cancelled'
 end
@@ -49,7 +51,7 @@ end
 -- Begun before: tokens are in the log, and only the holder of an attempt may write behind them.
 redis.call('HSET', KEYS[1], 'cancel', 1)
 if status == 'delayed' then
-  redis.call('ZADD', KEYS[6], 0, ARGV[8])
+  redis.pcall('ZADD', KEYS[6], 0, ARGV[8])
 end
 redis.call('SPUBLISH', ARGV[6], ARGV[7])
 return 'requested'

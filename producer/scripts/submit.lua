@@ -20,6 +20,25 @@
 -- record be lost before (by hand, by eviction), the key means nothing any more. Which record to look at is known
 -- only after the first answer: send the submission again with what `same` named, and the answer is final.
 
+-- Anybody may write settings and counters: what is no positive number counts as not set, here and in workers.
+local function positive(text)
+  local number = text and string.match(text, '^[%d.]+[eE]?[+-]?%d*$') and tonumber(text)
+  return number and number > 0 and number < math.huge and number
+end
+
+-- 0 where another type lies, which somebody has written: the other keys are as good as before.
+local function length(command, key)
+  local number = redis.pcall(command, key)
+  return type(number) == 'number' and number or 0
+end
+
+local function read(key)
+  local text = redis.pcall('GET', key)
+  return type(text) == 'string' and positive(text) or 0
+end
+
+local LONGEST_APART_MS = 1e12
+
 local settings = redis.call('HMGET', KEYS[2],
   'partitions', 'max_jobs', 'max_job_bytes', 'max_bytes', 'max_jobs_per_s')
 local partitions = settings[1] or '1'
@@ -45,28 +64,30 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end
 
 local size = #ARGV[2]
-local max_job_bytes = math.min(tonumber(settings[3] or ARGV[8]), tonumber(ARGV[14]))
+local max_job_bytes = math.min(positive(settings[3]) or tonumber(ARGV[8]), tonumber(ARGV[14]))
 if size > max_job_bytes then
-  return {'too_large', tostring(max_job_bytes)}
+  return {'too_large', string.format('%d', max_job_bytes)}
 end
 -- Finished entries are deleted, so the streams hold just what waits or runs.
-local max_jobs = tonumber(settings[2] or ARGV[7])
-local num_jobs = redis.call('ZCARD', KEYS[7])
-  + redis.call('XLEN', KEYS[4]) + redis.call('XLEN', KEYS[5]) + redis.call('XLEN', KEYS[6])
+local max_jobs = positive(settings[2]) or tonumber(ARGV[7])
+local num_jobs = length('ZCARD', KEYS[7])
+  + length('XLEN', KEYS[4]) + length('XLEN', KEYS[5]) + length('XLEN', KEYS[6])
 if num_jobs >= max_jobs then
-  return {'full', tostring(max_jobs)}
+  return {'full', string.format('%.17g', max_jobs)}
 end
-local max_bytes = tonumber(settings[4] or ARGV[9])
-if tonumber(redis.call('GET', KEYS[8]) or 0) + size > max_bytes then
+local max_bytes = positive(settings[4]) or tonumber(ARGV[9])
+if read(KEYS[8]) + size > max_bytes then
   return {'full_bytes', string.format('%d', max_bytes)}
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local per_s = tonumber(settings[5] or 0)
-if per_s > 0 then
-  -- GCRA: the key holds when the tenant's next job would be on time; being early by up to a second is fine.
-  local apart = 1000 / per_s
-  local on_time = math.max(now, tonumber(redis.call('GET', KEYS[9]) or 0))
+local per_s = positive(settings[5])
+local apart = per_s and math.min(1000 / per_s, LONGEST_APART_MS)
+if apart then
+  -- GCRA: the key holds when the tenant's next job would be on time; being early by up to a second is fine. What no
+  -- submission can have written, since it lies too far ahead, counts as nothing.
+  local on_time = read(KEYS[9])
+  on_time = on_time <= now + apart + 1000 and math.max(now, on_time) or now
   local early = on_time - now - math.max(0, 1000 - apart)
   if early > 0 then
     return {'rate', string.format('%d', math.ceil(early))}
@@ -74,21 +95,28 @@ if per_s > 0 then
   redis.call('SET', KEYS[9], string.format('%.17g', on_time + apart), 'PX', string.format('%d', 1000 + apart))
 end
 
+-- First what may fail, since something else may lie there: then nothing was accepted.
+local entry
+if tonumber(ARGV[13]) > 0 then
+  redis.call('ZADD', KEYS[7], string.format('%d', now + ARGV[13]), ARGV[1])
+else
+  entry = redis.call('XADD', KEYS[3], '*', 'job', ARGV[2], 'tenant', ARGV[11], 'cost', ARGV[12])
+end
 redis.call('HSET', KEYS[1], 'attempt', 0, 'position', 0, 'deaths', 0, 'priority', ARGV[3],
   'submission', ARGV[4], 'reply_to', ARGV[5], 'submitted_at', now, 'bytes', size)
 if tonumber(ARGV[15]) > 0 then
   local deadline_at = string.format('%d', now + ARGV[15])
   redis.call('HSET', KEYS[1], 'deadline_at', deadline_at)
-  redis.call('ZADD', KEYS[10], deadline_at, ARGV[1])
+  redis.pcall('ZADD', KEYS[10], deadline_at, ARGV[1])
 end
-if tonumber(ARGV[13]) > 0 then
-  redis.call('HSET', KEYS[1], 'status', 'delayed', 'raw', ARGV[2], 'tenant', ARGV[11], 'cost', ARGV[12])
-  redis.call('ZADD', KEYS[7], string.format('%d', now + ARGV[13]), ARGV[1])
-else
-  local entry = redis.call('XADD', KEYS[3], '*', 'job', ARGV[2], 'tenant', ARGV[11], 'cost', ARGV[12])
+if entry then
   redis.call('HSET', KEYS[1], 'status', 'queued', 'entry', entry)
+else
+  redis.call('HSET', KEYS[1], 'status', 'delayed', 'raw', ARGV[2], 'tenant', ARGV[11], 'cost', ARGV[12])
 end
-redis.call('INCRBY', KEYS[8], size)
+if type(redis.pcall('INCRBY', KEYS[8], size)) ~= 'number' then
+  redis.call('SET', KEYS[8], size)
+end
 if ARGV[6] ~= '' then
   redis.call('HSET', KEYS[1], 'idempotency_key', ARGV[6])
   redis.call('SET', KEYS[11], ARGV[1])

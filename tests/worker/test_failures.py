@@ -14,9 +14,10 @@ from tests.served_models import TINY
 from tests.servers import durable_server
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel, leave_behind
+from worker import admission
 from worker.engine_thread import EngineThread
 from worker.settings import WorkerSettings
-from worker.worker import Worker
+from worker.worker import MAX_FAILED_COMMITS, Worker
 
 
 def break_steps(engine, monkeypatch, should_break) -> None:
@@ -141,18 +142,79 @@ async def test_a_hand_over_outlasts_an_error_of_the_server(harness, monkeypatch)
     assert {await status(worker, name) for name in "abc"} == {"queued"}
 
 
-async def test_a_broken_publisher_hands_the_jobs_over_all_the_same(harness, monkeypatch):
+async def test_a_step_that_cannot_be_committed_counts_as_a_death_of_its_jobs(harness, monkeypatch):
+    """Else the job that sets it off would end one worker after the other, as long as somebody starts them."""
     worker = await harness()
-    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
-    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    commit = worker.worker._publisher.commit
 
-    async def broken(outputs):
-        raise ZeroDivisionError
+    async def commit_or_break(outputs):
+        if any(output.seq_id.startswith("poison") for output in outputs):
+            raise ZeroDivisionError
+        await commit(outputs)
 
-    monkeypatch.setattr(worker.worker._publisher, "commit", broken)
+    monkeypatch.setattr(worker.worker._publisher, "commit", commit_or_break)
+    names = ["a", "b", "poison", "c", "d"]
+    for name in names:
+        await worker.push(Job(id=name, prompt=name, sampling=GREEDY))
+    ends = {name: await worker.end(name) for name in names}
+    assert ends.pop("poison").error["code"] == ErrorCode.WORKER_LOST
+    assert {end.status for end in ends.values()} == {JobStatus.FINISHED}
+    assert not worker.running.done()
+
+
+async def test_a_worker_that_can_commit_nothing_ends_and_its_jobs_go_on(harness, monkeypatch):
+    worker = await harness()
+    broken = asyncio.Event()
+    append = worker.queue.append
+
+    async def append_or_break(appends):
+        if broken.is_set():
+            raise ZeroDivisionError
+        return await append(appends)
+
+    monkeypatch.setattr(worker.queue, "append", append_or_break)
+    names = [f"job-{number}" for number in range(MAX_FAILED_COMMITS)]
+    for name in names:
+        await worker.push(Job(id=name, prompt=name, sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("job-0"), what="tokens")
+    broken.set()
     with pytest.raises(EngineError, match="ZeroDivisionError"):
         await worker.running
-    assert await status(worker, "a") == "queued"
+    heir = await harness()
+    assert {(await heir.end(name)).position for name in names} == {450}
+
+
+async def test_an_entry_that_sets_off_a_fault_before_it_is_begun_ends_no_worker(harness, monkeypatch):
+    worker = await harness()
+    decode = admission.decode_job
+
+    def decode_or_break(raw, **options):
+        return 1 / 0 if b"poison" in raw else decode(raw, **options)
+
+    monkeypatch.setattr(admission, "decode_job", decode_or_break)
+    await worker.push(Job(id="a", prompt="poison", sampling=GREEDY))
+    await worker.push(Job(id="b", prompt="x", sampling=GREEDY))
+    assert (await worker.end("b")).status is JobStatus.FINISHED
+    (letter,) = await wait_until_async(worker.dead_letters, what="the dead letter")
+    assert letter[b"code"].decode() == ErrorCode.ENGINE_ERROR
+
+
+async def test_an_engine_that_cannot_say_what_it_ran_counts_a_death_for_all_that_it_may_have_been(
+    harness, tiny_engine, monkeypatch
+):
+    engine, broken = tiny_engine(), threading.Event()
+    count = engine.stats
+    monkeypatch.setattr(engine, "stats", lambda: 1 / 0 if broken.is_set() else count())
+    ids = type(engine).running_seq_ids
+    unknown = property(lambda self: [] if broken.is_set() else ids.fget(self))
+    monkeypatch.setattr(type(engine), "running_seq_ids", unknown)
+    worker = await harness(engine)
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    broken.set()
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
+        await worker.running
+    assert await worker.redis.hget(worker.keys.job("a"), "deaths") == b"1"
 
 
 async def test_a_step_that_hangs_does_not_keep_the_jobs_nor_the_process(harness, tiny_engine, monkeypatch):

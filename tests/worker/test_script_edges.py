@@ -174,7 +174,8 @@ async def test_an_entry_of_a_job_that_has_ended_is_neither_there_nor_pending(cli
     queue, stream = make_queue("w1"), keys.jobs("normal")
     entry_id = await push(JOB)
     entry = await take(queue)
-    await client.hset(keys.job(JOB.id), mapping={"status": "finished", "entry": entry_id})
+    await client.hset(keys.job(JOB.id), mapping={"status": "finished", "entry": entry_id, "position": 1})
+    await client.xadd(keys.tokens(JOB.id), {"event": "x"}, id="1-1")
     assert (await queue.begin(entry, JOB.id, None)).verdict == "done"
     assert await client.xlen(stream) == 0
     assert (await client.xpending(stream, GROUP))["pending"] == 0

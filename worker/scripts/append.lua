@@ -13,17 +13,9 @@
 --           never be written
 
 -- What will pass (no memory, no disk) fails the whole call, which is made again. The rest concerns one job alone.
-local function never_passes(reply)
-  local why = type(reply) == 'table' and reply.err
-  for _, sign in ipairs({'WRONGTYPE', 'smaller than the target'}) do
-    if why and string.find(tostring(why), sign, 1, true) then
-      return true
-    end
-  end
-  return false
-end
 
 -- include: count.lua
+-- include: refusals.lua
 
 local answers = {}
 local now

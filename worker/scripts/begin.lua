@@ -1,6 +1,6 @@
 -- Take a job: check that its entry is ours, take the next attempt number, learn what is committed.
 --
--- KEYS  1 jobs stream  2 job hash
+-- KEYS  1 jobs stream  2 job hash  3 token log
 -- ARGV  1 group  2 worker  3 entry  4 priority  5 reply_to or ''  6 deaths from which a job runs alone
 --       7 deaths from which it runs no more  8 1: the worker has no other job  9 lease in ms
 --       10 fingerprint of the worker's model  11 1: nobody serves the job's model any more
@@ -13,6 +13,7 @@
 --       | {'duplicate'}  another entry has this job id
 --       | {'done'}       the job has ended before; the entry is gone now
 --       | {'suspect'}    to be begun by a worker without other jobs; nothing was done, but its lease is renewed
+-- An error that begins with BADRECORD: nothing can come of this entry, since its record says what no script writes.
 --
 -- A bare XADD has no record yet: it is made here, with the entry's own time as the time of submission. That is
 -- only as good as the id, which anybody may choose, and which goes on from the future once a clock was ahead: what
@@ -28,6 +29,11 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local function past(text)
   local ms = tonumber(text)
   return ms and ms >= FIRST_MS and ms <= now and math.floor(ms)
+end
+
+-- Of what is written back, or becomes part of a key: anybody may have made it long.
+local function short(text)
+  return text and #text <= 1024 and text or ''
 end
 
 local function weights(fingerprint)
@@ -46,7 +52,16 @@ local status = record[1]
 if status and record[2] ~= ARGV[3] then
   return {'duplicate'}
 end
+local made = count(record[4])
+if status and not (made and count(record[11] or '0')) then
+  return redis.error_reply('BADRECORD its position or attempt is not an integer')
+end
 if status and status ~= 'queued' and status ~= 'running' then
+  -- The log tells whether that is so: else a job that has not ended would go without a word.
+  local last = made .. '-1'
+  if not redis.call('XRANGE', KEYS[3], last, last)[1] then
+    return redis.error_reply('BADRECORD its status is not that of a job which waits, runs or has ended')
+  end
   redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
   redis.call('XDEL', KEYS[1], ARGV[3])
   return {'done'}
@@ -56,11 +71,8 @@ end
 -- reply was lost, is no death.
 local died = status == 'running' and record[3] ~= ARGV[2]
 local deaths = (count(record[8]) or 0) + (died and 1 or 0)
-local position = status and count(record[4]) or 0
-if status and not (count(record[4]) and count(record[11] or '0')) then
-  return redis.error_reply('ERR position or attempt in the job\'s record is not an integer')
-end
-local made_by = position > 0 and record[10] or ''
+local position = status and made or 0
+local made_by = position > 0 and short(record[10]) or ''
 local wanted = made_by ~= '' and made_by or ARGV[12]
 -- A job that is to end, and not to run, needs no model.
 local ends = record[5] == '1' or deaths >= tonumber(ARGV[7])
@@ -86,4 +98,4 @@ if weights(made_by) == weights(ARGV[10]) or made_by == '' then
   redis.call('HSET', KEYS[2], 'model', ARGV[10])
 end
 return {'run', attempt, position, deaths, record[5] == '1' and 1 or 0, now, past(record[6]) or now,
-  past(record[7]) or 0, record[9] or '', made_by}
+  past(record[7]) or 0, short(record[9]), made_by}

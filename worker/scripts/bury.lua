@@ -11,7 +11,10 @@ if not pending[1] or pending[1][2] ~= ARGV[2] then
   return 0
 end
 local why = {code = ARGV[5], reason = ARGV[6], deliveries = pending[1][4], worker = ARGV[2]}
-copy_to_dead_letters(KEYS[2], KEYS[1], ARGV[3], why, ARGV[4])
+local failed = copy_to_dead_letters(KEYS[2], KEYS[1], ARGV[3], why, ARGV[4])
+if failed then
+  return failed
+end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XDEL', KEYS[1], ARGV[3])
 return 1

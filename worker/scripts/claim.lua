@@ -2,8 +2,10 @@
 --
 -- KEYS  1 jobs stream
 -- ARGV  1 group  2 worker  3 lease in ms  4 count  5 consumer of what waits  6 prefix of consumers of parked entries:
---       both are never claimed from
--- returns entries, as XRANGE does
+--       both are never claimed from  7 most bytes of an entry
+-- returns entries, as XRANGE does, or their id and number of bytes where these are more
+
+-- include: within.lua
 
 local claimed = {}
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
@@ -15,7 +17,7 @@ for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     local idle = redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', room, name)
     for _, pending in ipairs(idle) do
       for _, entry in ipairs(redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], pending[1])) do
-        claimed[#claimed + 1] = entry
+        claimed[#claimed + 1] = within(ARGV[7], entry)
       end
     end
   end

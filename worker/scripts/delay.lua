@@ -2,34 +2,44 @@
 --
 -- KEYS  1 jobs stream  2 job hash  3 delayed
 -- ARGV  1 group  2 worker  3 entry  4 attempt  5 job id  6 pause in ms  7 1: the pause is for a death, which is
---       counted, and doubles with each one  8 longest pause in ms
+--       counted, and doubles with each one  8 longest pause in ms  9 consumer of what is released
 -- returns 1, or 0 where the job is not ours any more
 --
--- The job leaves its stream and lies in its record until it is promoted; the log stays.
+-- The job leaves its stream and lies in its record until it is promoted; the log stays. Where something else lies
+-- under the delayed jobs' key, it is released instead, without a pause.
 
 -- include: count.lua
+-- include: refusals.lua
 
 local record = redis.call('HMGET', KEYS[2], 'status', 'attempt', 'worker', 'deaths', 'cancel')
 local entry = redis.call('XRANGE', KEYS[1], ARGV[3], ARGV[3])[1]
 if record[1] ~= 'running' or record[2] ~= ARGV[4] or record[3] ~= ARGV[2] or not entry then
   return 0
 end
-local pause = tonumber(ARGV[6])
+local pause, deaths = tonumber(ARGV[6]), count(record[4]) or 0
 if ARGV[7] == '1' then
-  local deaths = (count(record[4]) or 0) + 1
+  deaths = deaths + 1
   redis.call('HSET', KEYS[2], 'deaths', deaths)
   -- A job that is to be cancelled need not wait: the next `begin` says so, and it ends.
   pause = record[5] == '1' and 0 or math.min(pause * 2 ^ (deaths - 1), tonumber(ARGV[8]))
+end
+local time = redis.call('TIME')
+local due = time[1] * 1000 + math.floor(time[2] / 1000) + pause
+-- Before it is called delayed: a job that is, and is not among those to be promoted, would be lost.
+local added = redis.pcall('ZADD', KEYS[3], string.format('%d', due), ARGV[5])
+if never_passes(added) then
+  redis.call('HSET', KEYS[2], 'status', 'queued', 'worker', '')
+  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[9], 0, ARGV[3], 'IDLE', 1000000000, 'JUSTID')
+  return 1
+elseif type(added) == 'table' and added.err then
+  return added
 end
 local fields = {}
 for i = 1, #entry[2], 2 do
   fields[entry[2][i]] = entry[2][i + 1]
 end
-redis.call('HSET', KEYS[2], 'status', 'delayed', 'worker', '', 'raw', fields.job,
+redis.call('HSET', KEYS[2], 'status', 'delayed', 'worker', '', 'raw', fields.job or '',
   'tenant', fields.tenant or '', 'cost', fields.cost or '')
-local time = redis.call('TIME')
-local due = time[1] * 1000 + math.floor(time[2] / 1000) + pause
-redis.call('ZADD', KEYS[3], string.format('%d', due), ARGV[5])
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XDEL', KEYS[1], ARGV[3])
 return 1

@@ -20,9 +20,10 @@ if record[1] ~= 'running' then
   return record[1] == ARGV[5] and count(record[3]) or -1
 end
 if record[3] ~= ARGV[4] then
-  return count(record[3]) or redis.error_reply('ERR the position in the job\'s record is not an integer')
+  return count(record[3]) or redis.error_reply('BADRECORD its position is not an integer')
 end
 
+-- The job has ended behind this: whatever lies under the other keys, nothing may fail any more.
 local failed = end_job(
   {job = KEYS[2], log = KEYS[3], deadlines = KEYS[6], bytes = KEYS[4], replies = KEYS[7], idempotency = KEYS[8]},
   {
@@ -37,6 +38,6 @@ if ARGV[11] ~= '' then
   local why = {code = ARGV[11], reason = ARGV[12], deliveries = record[2], worker = ARGV[10]}
   copy_to_dead_letters(KEYS[5], KEYS[1], ARGV[2], why, '')
 end
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
-redis.call('XDEL', KEYS[1], ARGV[2])
+redis.pcall('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.pcall('XDEL', KEYS[1], ARGV[2])
 return tonumber(ARGV[4])

@@ -8,7 +8,7 @@
 
 local num_deleted = 0
 for _, stream in ipairs(KEYS) do
-  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, ARGV[1])) do
+  for _, consumer in ipairs(redis.pcall('XINFO', 'CONSUMERS', stream, ARGV[1])) do -- none of what is no stream
     local name, pending, idle = consumer[2], consumer[4], consumer[6]
     if pending == 0 and idle > tonumber(ARGV[2]) then
       redis.call('XGROUP', 'DELCONSUMER', stream, ARGV[1], name)

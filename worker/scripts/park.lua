@@ -6,6 +6,8 @@
 --
 -- Its idle time starts at 0: it tells how long the entry has been parked.
 
+-- include: count.lua
+
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)
 if not pending[1] or pending[1][2] ~= ARGV[2] then
   return 0
@@ -14,7 +16,7 @@ local record = redis.call('HMGET', KEYS[2], 'status', 'entry', 'worker', 'deaths
 if record[1] == 'running' and record[2] == ARGV[3] then
   -- Its worker died, which `begin` would have counted.
   local died = record[3] ~= ARGV[2] and 1 or 0
-  redis.call('HSET', KEYS[2], 'status', 'queued', 'worker', '', 'deaths', (tonumber(record[4]) or 0) + died)
+  redis.call('HSET', KEYS[2], 'status', 'queued', 'worker', '', 'deaths', (count(record[4]) or 0) + died)
 end
 redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[4], 0, ARGV[3], 'JUSTID')
 return 1

@@ -4,7 +4,12 @@
 -- ARGV  the candidates' job ids
 -- returns how many were promoted
 --
--- The record keeps its time of submission, so the deadline stays where it was.
+-- The record keeps its time of submission, so the deadline stays where it was. A job whose stream is none, or takes
+-- no entry any more, stays delayed, and is tried again later.
+
+-- include: refusals.lua
+
+local TRY_AGAIN_MS = 5000
 
 local streams = {high = KEYS[2], normal = KEYS[3], low = KEYS[4]}
 local time = redis.call('TIME')
@@ -13,15 +18,24 @@ local num_promoted = 0
 for i, id in ipairs(ARGV) do
   local due, job = redis.call('ZSCORE', KEYS[1], id), KEYS[4 + i]
   if due and tonumber(due) <= now then
-    redis.call('ZREM', KEYS[1], id)
     -- Anybody may have written there: a record that is none must not hold up the others.
     local record = redis.pcall('HMGET', job, 'status', 'raw', 'priority', 'tenant', 'cost')
-    if not record.err and record[1] == 'delayed' and record[2] then
-      local entry = redis.call('XADD', streams[record[3]] or streams.normal, '*',
+    if record.err or record[1] ~= 'delayed' or not record[2] then
+      redis.call('ZREM', KEYS[1], id)
+    else
+      local entry = redis.pcall('XADD', streams[record[3]] or streams.normal, '*',
         'job', record[2], 'tenant', record[4] or '', 'cost', record[5] or '')
-      redis.call('HSET', job, 'status', 'queued', 'entry', entry)
-      redis.call('HDEL', job, 'raw')
-      num_promoted = num_promoted + 1
+      if type(entry) == 'table' and entry.err then
+        if not never_passes(entry) then
+          return entry
+        end
+        redis.call('ZADD', KEYS[1], string.format('%d', now + TRY_AGAIN_MS), id)
+      else
+        redis.call('ZREM', KEYS[1], id)
+        redis.call('HSET', job, 'status', 'queued', 'entry', entry)
+        redis.call('HDEL', job, 'raw')
+        num_promoted = num_promoted + 1
+      end
     end
   end
 end

@@ -14,7 +14,8 @@ for i = 1, #KEYS / 2 do
   local entry, attempt = ARGV[1 + 2 * i], ARGV[2 + 2 * i]
   local record = redis.pcall('HMGET', KEYS[2 * i], 'status', 'attempt', 'cancel', 'worker')
   if not record.err and record[1] == 'running' and record[2] == attempt and record[4] == ARGV[2] then
-    redis.call('XCLAIM', KEYS[2 * i - 1], ARGV[1], ARGV[2], 0, entry, 'JUSTID', 'FORCE')
+    -- Where the stream is none any more, there is no lease to lose; the others keep theirs.
+    redis.pcall('XCLAIM', KEYS[2 * i - 1], ARGV[1], ARGV[2], 0, entry, 'JUSTID', 'FORCE')
     answers[i] = record[3] == '1' and -2 or 0
   else
     answers[i] = -1

@@ -3,7 +3,8 @@
 -- KEYS  1 jobs stream  2 fair order  3 virtual ends  4 queue settings
 -- ARGV  1 group  2 worker  3 count  4 consumer of what waits  5 most entries to put in order in this call
 --       6 1: take some even where more is new, which may belong before them  7 most that a job can cost
--- returns {entries, as XRANGE does; 1 where nothing was taken, since there may be more that is new, else 0}
+--       8 most bytes of an entry
+-- returns {entries, as XRANGE does, or their id and number of bytes where these are more; 1 where nothing was taken, since there may be more that is new, else 0}
 --
 -- What is new is delivered to nobody yet: it becomes pending with the consumer `waiting`, and gets its place in
 -- the order. A tenant's entries lie as far apart as they cost, so one that floods is far ahead in virtual time,
@@ -12,6 +13,17 @@
 -- The virtual ends are those of tenants that are ahead of the present, which is the member `now`: whoever is not
 -- ahead is as good as unknown, and goes with the next call. So they are as many as tenants have entries waiting,
 -- or not much more.
+
+-- include: within.lua
+
+local MAX_TENANT = 128
+
+-- What else somebody has put there holds nothing that cannot be made anew.
+for _, key in ipairs({KEYS[2], KEYS[3]}) do
+  if type(redis.pcall('ZCARD', key)) ~= 'number' then
+    redis.call('DEL', key)
+  end
+end
 
 local function score(value)
   return string.format('%.17g', value)
@@ -32,21 +44,23 @@ local function cost_of(fields)
 end
 
 local function weight_of(tenant)
-  local weight = finite(redis.call('HGET', KEYS[4], 'weight:' .. tenant) or 1)
+  local given = redis.pcall('HGET', KEYS[4], 'weight:' .. tenant)
+  local weight = finite(type(given) == 'string' and given or 1)
   return weight and weight > 0 and math.max(weight, 1e-6) or 1
 end
 
 local function index(entries)
   local ends = {}
-  local now = tonumber(redis.call('ZSCORE', KEYS[3], 'now') or 0)
+  local now = finite(redis.call('ZSCORE', KEYS[3], 'now') or 0) or 0
   for _, entry in ipairs(entries) do
     local fields = {}
     for i = 1, #entry[2], 2 do
       fields[entry[2][i]] = entry[2][i + 1]
     end
-    local tenant = fields.tenant or ''
+    -- Anybody may have written it: a name that no job can bear is nobody's.
+    local tenant = fields.tenant and #fields.tenant <= MAX_TENANT and fields.tenant or ''
     local member = 'tenant:' .. tenant
-    local start = math.max(now, ends[member] or tonumber(redis.call('ZSCORE', KEYS[3], member) or 0))
+    local start = math.max(now, ends[member] or finite(redis.call('ZSCORE', KEYS[3], member) or 0) or 0)
     ends[member] = start + cost_of(fields) / weight_of(tenant)
     redis.call('ZADD', KEYS[2], score(start), entry[1])
   end
@@ -86,7 +100,7 @@ while #taken < tonumber(ARGV[3]) do
   -- one that is pending with nobody, since somebody has deleted the consumer `waiting`.
   for _, id in ipairs(ids) do
     local claimed = redis.pcall('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', 1, 'FORCE')
-    taken[#taken + 1] = not claimed.err and claimed[1] or nil
+    taken[#taken + 1] = not claimed.err and claimed[1] and within(ARGV[8], claimed[1]) or nil
   end
 end
 return {taken, 0}

@@ -3,10 +3,13 @@
 -- KEYS  1 jobs stream
 -- ARGV  1 group  2 worker  3 count  4 prefix of consumers of parked entries
 --       5 after how long anybody may claim a parked entry, in ms  6 number of consumers whose entries are for us
---       7.. their names, then the names of those whose entries are for others
--- returns {entries, as XRANGE does; those of them which anybody may claim}
+--       7 most bytes of an entry  8.. their names, then the names of those whose entries are for others
+-- returns {entries, as XRANGE does, or their id and number of bytes where these are more; those of them which anybody
+--          may claim}
 
-local first_of_others = 7 + ARGV[6]
+-- include: within.lua
+
+local first_of_others = 8 + ARGV[6]
 local left = tonumber(ARGV[3])
 
 -- The oldest ones of a consumer that have been idle for so long. Others behind them may be too: next time.
@@ -14,7 +17,7 @@ local function claim(consumer, min_idle)
   local claimed = {}
   for _, pending in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', left, consumer)) do
     for _, entry in ipairs(redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], min_idle, pending[1])) do
-      claimed[#claimed + 1] = entry
+      claimed[#claimed + 1] = within(ARGV[7], entry)
       left = left - 1
     end
   end
@@ -22,7 +25,7 @@ local function claim(consumer, min_idle)
 end
 
 local known, for_us, abandoned = {}, {}, {}
-for i = 7, #ARGV do
+for i = 8, #ARGV do
   known[ARGV[i]] = true
   if i < first_of_others and left > 0 then
     for _, entry in ipairs(claim(ARGV[i], 0)) do

@@ -1,0 +1,191 @@
+"""What a producer writes into record or log of its own running job: the job ends, the worker does not."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from ingine.errors import ErrorCode
+from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_job, encode_event, encode_job
+from tests.waiting import wait_until_async
+from tests.worker.conftest import Harness
+from tests.worker.test_worker import ENDLESS, GREEDY
+from worker.entries import Finish
+from worker.jobs import MAX_ROLLBACKS
+
+GREATEST_ID = f"{2**64 - 1}-{2**64 - 1}"
+
+
+async def all_run(worker: Harness, job_ids: list[str]) -> None:
+    for job_id in job_ids:
+        await worker.push(Job(id=job_id, prompt="x", sampling=ENDLESS))
+    for job_id in job_ids:
+        await wait_until_async(lambda: worker.position(job_id), what="tokens")  # noqa: B023
+
+
+async def are_alone_in_the_dead_letters(worker: Harness, job_ids: list[str]) -> None:
+    async def letters() -> bool:
+        return len(await worker.dead_letters()) >= len(job_ids)
+
+    await wait_until_async(letters, what="the dead letters")
+    found = {decode_job(letter[b"job"]).id: letter[b"code"] for letter in await worker.dead_letters()}
+    assert found == dict.fromkeys(job_ids, ErrorCode.BAD_RECORD.encode())
+    assert not worker.running.done()
+
+
+async def is_exact(worker: Harness, job_id: str) -> None:
+    """It has all of its tokens, under its first attempt."""
+    end = await worker.end(job_id)
+    assert (end.status, end.position, end.timings["attempts"]) == (JobStatus.FINISHED, 450, 1)
+
+
+NONSENSE = ["abc", "-5", "1.5", "nan", "inf", "", b"\xff"]
+LIES = ["0", "1", "01", "1000", str(2**53), str(2**64)]
+
+
+@pytest.mark.parametrize("positions", [NONSENSE, LIES], ids=["nonsense", "lies"])
+async def test_a_forged_position_ends_its_own_job_alone(harness, positions):
+    worker = await harness()
+    bad = {f"bad-{number}": position for number, position in enumerate(positions)}
+    await all_run(worker, [*bad, "good"])
+    for job_id, position in bad.items():
+        await worker.redis.hset(worker.keys.job(job_id), "position", position)
+    await is_exact(worker, "good")
+    await are_alone_in_the_dead_letters(worker, list(bad))
+
+
+def tokens(position: int, *token_ids: int) -> tuple[str, bytes]:
+    return f"{position}-0", encode_event(TokensEvent(position, list(token_ids), "x" * len(token_ids)))
+
+
+FIVE = [tokens(3, 65, 66, 67), tokens(5, 68, 69)]
+BROKEN_LOGS = {
+    "no-event": (1, [("1-0", b"\xc1")]),
+    "no-map": (1, [("1-0", b"\x01")]),
+    "no-ids": (1, [("1-0", encode_event(TokensEvent(1, ["x"], "x")))]),
+    "a-gap": (3, [tokens(1, 65), tokens(3, 67)]),
+    "overlap": (2, [tokens(1, 65), tokens(2, 65, 66)]),
+    "other-id": (1, [("2-0", encode_event(TokensEvent(1, [65], "A")))]),
+    "an-end": (1, [tokens(1, 65), ("1-1", encode_event(TerminalEvent(1, JobStatus.FINISHED, "an-end")))]),
+    "none": (1, []),
+    "at-0": (0, FIVE),
+    "inside": (4, FIVE),
+    "shorter": (3, FIVE),
+    "longer": (500, FIVE),
+}
+
+
+async def leave_behind(worker: Harness, job_id: str, position: int, log: list[tuple[str, bytes]]) -> None:
+    """As a worker that died, or somebody else, may have."""
+    for event_id, event in log:
+        await worker.redis.xadd(worker.keys.tokens(job_id), {"event": event}, id=event_id)
+    raw = encode_job(Job(id=job_id, prompt="x", sampling=GREEDY))
+    await worker.redis.eval(
+        LEAVE_BEHIND, 2, worker.keys.jobs("normal"), worker.keys.job(job_id), position, raw
+    )
+
+
+LEAVE_BEHIND = """
+local entry = redis.call('XADD', KEYS[1], '*', 'job', ARGV[2])
+local died = {'status', 'running', 'worker', 'dead', 'attempt', 1}
+redis.call('HSET', KEYS[2], 'position', ARGV[1], 'entry', entry, unpack(died))
+"""
+
+
+async def test_a_log_that_is_none_or_not_the_record_s_ends_its_own_job_alone(harness):
+    """Tokens would not go on where the record says: each worker that took such a job ended of it."""
+    worker = await harness()
+    for job_id, (position, log) in BROKEN_LOGS.items():
+        await leave_behind(worker, job_id, position, log)
+    await leave_behind(worker, "resumed", 5, FIVE)
+    await worker.push(Job(id="good", prompt="x", sampling=ENDLESS))
+    assert (await worker.end("resumed")).position == 24
+    await is_exact(worker, "good")
+    await are_alone_in_the_dead_letters(worker, list(BROKEN_LOGS))
+
+
+async def test_a_position_that_is_forged_before_the_end_is_written(harness, monkeypatch):
+    worker = await harness()
+    finish, forged = worker.queue.finish, {"at-0": 0, "inside": 4, "at-5": 5, "behind": 600}
+
+    async def finish_too_late(finishing: Finish) -> int:
+        job_id = finishing.event.job_id
+        await worker.redis.hset(worker.keys.job(job_id), "position", forged[job_id])
+        return await finish(finishing)
+
+    monkeypatch.setattr(worker.queue, "finish", finish_too_late)
+    for job_id in forged:
+        await leave_behind(worker, job_id, 5, FIVE)
+    await are_alone_in_the_dead_letters(worker, list(forged))
+
+
+async def test_a_log_that_is_taken_back_again_and_again_holds_nobody_up(harness, monkeypatch):
+    """Each time all of it is sent anew: that is for a server that crashed, which it does not do for ever."""
+    worker = await harness()
+    append, num_forged = worker.queue.append, 0
+
+    async def append_to_nothing(appends):
+        nonlocal num_forged
+        if any(append.job_id == "bad" for append in appends):
+            num_forged += 1
+            await worker.redis.delete(worker.keys.tokens("bad"))
+            await worker.redis.hset(worker.keys.job("bad"), "position", 0)
+        return await append(appends)
+
+    monkeypatch.setattr(worker.queue, "append", append_to_nothing)
+    for job_id in ("bad", "good"):
+        await worker.push(Job(id=job_id, prompt="x", sampling=ENDLESS))
+    await is_exact(worker, "good")
+    await are_alone_in_the_dead_letters(worker, ["bad"])
+    assert MAX_ROLLBACKS < num_forged <= 2 * (MAX_ROLLBACKS + 2)
+
+
+async def use_up_the_log_s_ids(worker: Harness) -> None:
+    await worker.redis.xadd(worker.keys.tokens("bad"), {"event": b"x"}, id=GREATEST_ID)
+
+
+async def replace_the_log(worker: Harness) -> None:
+    await worker.redis.delete(worker.keys.tokens("bad"))
+    await worker.redis.set(worker.keys.tokens("bad"), "x")
+
+
+async def replace_the_record(worker: Harness) -> None:
+    await worker.redis.delete(worker.keys.job("bad"))
+    await worker.redis.set(worker.keys.job("bad"), "x")
+
+
+Attack = Callable[[Harness], Awaitable[None]]
+
+
+@pytest.mark.parametrize("attack", [use_up_the_log_s_ids, replace_the_log, replace_the_record])
+async def test_what_cannot_be_written_ends_its_own_job_alone(harness, attack: Attack):
+    worker = await harness()
+    await all_run(worker, ["bad", "good"])
+    await attack(worker)
+    await is_exact(worker, "good")
+    await are_alone_in_the_dead_letters(worker, ["bad"])
+    await worker.redis.delete(worker.keys.job("bad"), worker.keys.tokens("bad"))
+
+
+@pytest.mark.parametrize("attack", [use_up_the_log_s_ids, replace_the_log])
+async def test_a_log_that_never_could_be_written_ends_its_own_job_alone(harness, attack: Attack):
+    worker = await harness()
+    await attack(worker)
+    for job_id in ("bad", "good"):
+        await worker.push(Job(id=job_id, prompt="x", sampling=ENDLESS))
+    await is_exact(worker, "good")
+    await are_alone_in_the_dead_letters(worker, ["bad"])
+    await worker.redis.delete(worker.keys.tokens("bad"))
+
+
+@pytest.mark.parametrize("status", ["paused", "", b"\xff", "delayed", "finished", "cancelled"])
+async def test_an_entry_whose_record_says_that_it_has_ended_is_not_thrown_away(
+    client, keys, make_queue, push, status
+):
+    """Unless the log says so too: else a job would go without a word."""
+    queue = make_queue("w1")
+    entry_id = await push(Job(id="a", prompt="x"))
+    (entry,) = await queue.take(1)
+    await client.hset(keys.job("a"), mapping={"status": status, "entry": entry_id, "position": 1})
+    with pytest.raises(Exception, match="BADRECORD its status"):
+        await queue.begin(entry, "a", None)
+    assert await client.xlen(keys.jobs("normal")) == 1

@@ -1,0 +1,105 @@
+"""An entry with the greatest id that there is: behind it nobody can add another to the stream."""
+
+import pytest
+import redis.asyncio
+from redis.exceptions import ResponseError
+
+from ingine.errors import ClientError, ErrorCode
+from ingine.keys import GROUP
+from ingine.wire import Job, JobStatus
+from producer import AsyncClient
+from tests.waiting import wait_until_async
+from tests.worker.test_worker import ENDLESS, GREEDY
+
+LAST_MS = 2**64 - 1
+GREATEST_ID = f"{LAST_MS}-{LAST_MS}"
+
+
+@pytest.fixture
+async def client(redis_url):
+    """A real server: what its streams do at their end is what matters here."""
+    async with redis.asyncio.from_url(redis_url, protocol=2) as client:
+        yield client
+
+
+async def holders(client, keys) -> list[tuple]:
+    found = await client.xpending_range(keys.jobs("normal"), GROUP, "-", "+", 10)
+    return [(each["message_id"], each["consumer"], each["times_delivered"]) for each in found]
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+@pytest.mark.parametrize("is_delivered", [False, True])
+async def test_the_stream_takes_jobs_again_and_none_is_lost(
+    client, keys, make_queue, push, is_deleted, is_delivered
+):
+    queue, other, stream = make_queue("w1"), make_queue("w2"), keys.jobs("normal")
+    for job_id in ("runs", "taken", "waits"):
+        await push(Job(id=job_id, prompt="x"))
+    runs, _ = await queue.take(2)
+    begun = await queue.begin(runs, "runs", None)
+    before, entries = await holders(client, keys), await client.xrange(stream)
+    await client.xadd(stream, {"job": b"\xc1"}, id=GREATEST_ID)
+    if is_delivered:
+        await client.xreadgroup(GROUP, "waiting", {stream: ">"})
+    if is_deleted:
+        await client.xdel(stream, GREATEST_ID)
+    with pytest.raises(ResponseError, match="exhausted"):
+        await push(Job(id="new", prompt="x"))
+
+    await queue.adopt()
+    assert await client.xrange(stream) == entries
+    assert await holders(client, keys) == before
+    assert await client.xlen(keys.dead) == (0 if is_deleted else 1)
+    assert not await client.exists(keys.while_renumbered("normal"))
+    new = await push(Job(id="new", prompt="x"))
+    assert [entry.id for entry in await other.take(5)] == [entries[2][0].decode(), new]
+    assert await queue.release(runs, "runs", begun.attempt)
+    assert [entry.id for entry in await other.claim_idle(3600, 5)] == [runs.id]
+
+
+async def test_a_stream_that_has_ids_left_is_left_alone(client, keys, make_queue, push):
+    queue = make_queue("w1")
+    await push(Job(id="a", prompt="x"))
+    await client.xadd(keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS}-{LAST_MS - 1}")
+    await queue.adopt()
+    assert await client.xlen(keys.jobs("normal")) == 2
+    assert not await client.exists(keys.dead)
+
+
+async def test_a_job_that_was_given_the_last_id_can_be_requeued(client, keys, make_queue, redis_url):
+    """By the server: somebody had used up all before it."""
+    queue = make_queue("w1")
+    await client.xadd(keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS}-{LAST_MS - 1}")
+    async with AsyncClient(redis_url, queue=keys.queue) as producer:
+        await producer.submit("x", job_id="a")
+        await queue.adopt()
+        letters = await producer.dead_letters()
+        assert {letter.job_id for letter in letters} == {"a", None}
+        (letter,) = [letter for letter in letters if letter.job_id == "a"]
+        entry_id = await producer.requeue(letter.entry_id)
+        assert (await producer.status("a")).entry == entry_id
+        (entry,) = await queue.take(1)
+        assert (await queue.begin(entry, "a", None)).verdict == "run"
+        with pytest.raises(ClientError, match="no dead letter"):
+            await producer.requeue(letter.entry_id)
+
+
+async def test_producers_can_go_on_beside_a_worker(harness, redis_url):
+    worker = await harness()
+    stream = worker.keys.jobs("normal")
+    await worker.push(Job(id="runs", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("runs"), what="tokens")
+    await worker.redis.xadd(stream, {"job": b"\xc1"}, id=GREATEST_ID)
+    worker.worker._partitions[0].intake._next_adoption = 0.0  # or in ten seconds
+
+    async def submitted() -> bool:
+        try:
+            return bool(await worker.push(Job(id="later", prompt="x", sampling=GREEDY)))
+        except ResponseError:
+            return False
+
+    await wait_until_async(submitted, what="ids")
+    for job_id in ("runs", "later"):
+        assert (await worker.end(job_id)).status is JobStatus.FINISHED
+    (letter,) = await worker.dead_letters()
+    assert letter[b"code"].decode() in (ErrorCode.BAD_RECORD, ErrorCode.NOT_MSGPACK)

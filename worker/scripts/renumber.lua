@@ -1,0 +1,61 @@
+-- Give a jobs stream ids again, where somebody has used up the last one: nobody could add a job any more.
+--
+-- KEYS  1 jobs stream  2 a key for the old one meanwhile  3 dead letters
+-- ARGV  1 group  2 worker
+-- returns how many entries went to the dead letters, or -1 where there are ids left: nothing was done
+--
+-- XSETID would not do: no server sets an id below an entry that is there, nor do all below one that was deleted. So
+-- the stream is made anew, with the same entries, holders and idle times, in one pass. What was added in the last
+-- millisecond that there is cannot stay and goes to the dead letters. What of it runs ends as it would.
+
+-- include: dead_letter.lua
+
+local LAST_MS = '18446744073709551615'
+local MAX_FIELDS = 1000 -- Lua passes on no more than some thousands. No job has more than three.
+
+local function named(list)
+  local fields = {}
+  for i = 1, #list, 2 do
+    fields[list[i]] = list[i + 1]
+  end
+  return fields
+end
+
+local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
+if stream.err or named(stream)['last-generated-id'] ~= LAST_MS .. '-' .. LAST_MS then
+  return -1
+end
+local group
+for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  group = named(fields).name == ARGV[1] and named(fields) or group
+end
+local pending = group and redis.call('XPENDING', KEYS[1], ARGV[1], '-', '(' .. LAST_MS .. '-0', group.pending + 1) or {}
+
+local last = redis.call('XRANGE', KEYS[1], LAST_MS .. '-0', '+')
+local why = {code = 'bad_record', reason = 'behind its id no other is possible', deliveries = 0, worker = ARGV[2]}
+for _, entry in ipairs(last) do
+  local failed = copy_to_dead_letters(KEYS[3], KEYS[1], entry[1], why, '')
+  if failed then
+    return failed
+  end
+end
+
+redis.call('RENAME', KEYS[1], KEYS[2])
+local after, entries = '-'
+repeat
+  entries = redis.call('XRANGE', KEYS[2], after, '(' .. LAST_MS .. '-0', 'COUNT', 100)
+  for _, entry in ipairs(entries) do
+    redis.call('XADD', KEYS[1], entry[1], unpack(entry[2], 1, math.min(#entry[2], MAX_FIELDS)))
+    after = '(' .. entry[1]
+  end
+until #entries == 0
+if group then
+  local delivered = group['last-delivered-id']
+  local is_last = string.sub(delivered, 1, #LAST_MS + 1) == LAST_MS .. '-'
+  redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], is_last and '$' or delivered, 'MKSTREAM')
+  for _, each in ipairs(pending) do
+    redis.call('XCLAIM', KEYS[1], ARGV[1], each[2], 0, each[1], 'IDLE', each[3], 'RETRYCOUNT', each[4], 'FORCE', 'JUSTID')
+  end
+end
+redis.call('DEL', KEYS[2])
+return #last
