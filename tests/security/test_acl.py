@@ -251,7 +251,7 @@ NOBODY_MAY = [
     ),
     *(
         ("PUBSUB", "CHANNELS"),
-        ("XINFO", "STREAM", "ingine:{q}:jobs:low"),
+        ("XINFO", "STREAM", "ingine:{q}:dead"),
         ("XGROUP", "DESTROY", "ingine:{q}:x", "g"),
     ),
     *(("XTRIM", "ingine:{q}:jobs:low", "MAXLEN", "0"), ("OBJECT", "FREQ", "ingine:{q}:bytes")),

@@ -17,6 +17,7 @@ from worker.entries import Append, Entry, Finish
 from worker.queue import Queue, script
 
 NUM_PARTITIONS = 3
+GREATEST_ID = f"{2**64 - 1}-{2**64 - 1}"
 JOB = {"reply_to": "batch", "tenant": "gold", "deadline_s": 3600}
 
 
@@ -49,6 +50,9 @@ class Walk:
         assert await self.queue.adopt() == (1, False)
         (entry,) = await self.queue.claim_idle(0, 1)
         assert await self.queue.bury(entry, "invalid_shape", "why")
+        await self.redis.xadd(self.keys.jobs("normal"), {"job": b"\xc1"}, id=GREATEST_ID)
+        await self.queue.adopt()
+        assert await self.redis.xadd(self.keys.jobs("normal"), {"job": b"\xc1"}), "there are ids again"
         await self.redis.register_script(script("forget"))(keys=self.keys.all_jobs, args=[GROUP, 0])
 
     async def runs_until_it_is_buried(self, job_id: str) -> Entry:
