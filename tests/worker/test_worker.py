@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from functools import partial
 
 import msgpack
@@ -13,6 +14,8 @@ from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, JobStatus, TokensEvent, decode_event, encode_event, encode_job
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness
+from worker.control import INTERVAL_S
+from worker.intake import SWEEP_INTERVAL_S
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 ENDLESS = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
@@ -279,6 +282,40 @@ async def test_a_forged_nudge_cancels_nothing(harness):
         await wait_until_async(told, what="a listener")
     end = await worker.end("a")
     assert (end.status, end.position) == (JobStatus.FINISHED, 450)
+
+
+async def test_a_flood_of_forged_nudges_makes_a_worker_look_a_few_times(harness, monkeypatch):
+    worker, looks, clock = await harness(), Counter(), asyncio.get_running_loop().time
+    owners = {"beat": worker.worker._partitions[0].heartbeat} | dict.fromkeys(
+        ("claim_idle", "cancelled_among"), worker.queue
+    )
+
+    def counting(name: str, look):
+        async def counted(*args):
+            looks[name] += 1
+            return await look(*args)
+
+        return counted
+
+    for name, owner in owners.items():
+        monkeypatch.setattr(owner, name, counting(name, getattr(owner, name)))
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    named = [{"command": command} for command in ("drain", "pause", "released")]
+    forged = [msgpack.packb(nudge) for nudge in (*named, {"command": "cancel", "job_id": "a"})]
+    await wait_until_async(partial(worker.redis.spublish, worker.keys.control, forged[0]), what="a listener")
+    began = clock()
+    looks.clear()
+    for _ in range(20):
+        pipe = worker.redis.pipeline(transaction=False)
+        for message in forged * 50:
+            pipe.spublish(worker.keys.control, message)
+        await pipe.execute()
+    end = await worker.end("a")
+    assert (end.status, end.position) == (JobStatus.FINISHED, 450)
+    assert not worker.running.done()
+    most = 3 + (clock() - began) * (1 / INTERVAL_S + 1 / SWEEP_INTERVAL_S)
+    assert max(looks.values()) <= most, looks
 
 
 async def test_a_worker_drains_when_its_key_says_so(harness):
