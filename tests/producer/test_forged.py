@@ -12,13 +12,13 @@ from redis.asyncio import Redis
 
 from ingine.keys import EVENT_FIELD, Keys
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent, encode_event
-from producer import AsyncClient, BadRecord, JobNotFound
+from producer import AsyncClient, AsyncJobHandle, BadRecord, JobNotFound
 from producer.batch import Batch
 from producer.streams import LONGEST_SPACING_S
 from producer.token_log import LogReader
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
-from tests.waiting import HANGS_S
+from tests.waiting import HANGS_S, wait_until_async
 
 
 def tokens(position: int, *token_ids: int, text: str = "FORGED") -> bytes:
@@ -53,6 +53,22 @@ async def test_what_is_published_is_never_handed_out(client: AsyncClient, worker
     assert (await result).text == "<1><2><3><4>."
 
 
+async def quiet(client: AsyncClient, worker: FakeWorker, handle: AsyncJobHandle) -> tuple:
+    """A stream that has token 1, is subscribed and waits for token 2; and the task that waits."""
+    stream = handle.stream()
+    await worker.commit(handle.job_id, 0, 1)
+    await anext(stream)
+    following = asyncio.ensure_future(anext(stream))
+    [(hub, _)] = client._session.streams._readers.values()
+    [[subscription]] = hub._subscriptions.values()
+
+    async def is_quiet() -> bool:
+        return await worker.publish(handle.job_id, tokens(1, 1)) and subscription.heard == (1, False)
+
+    await wait_until_async(is_quiet, what="a stream that waits")
+    return stream, following
+
+
 async def test_a_flood_of_messages_is_no_flood_of_reads(
     client: AsyncClient, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ):
@@ -66,10 +82,7 @@ async def test_a_flood_of_messages_is_no_flood_of_reads(
     monkeypatch.setattr(LogReader, "read", counted)
     handle = await client.submit("hi")
     job_id = (await worker.take()).id
-    stream = handle.stream()
-    await worker.commit(job_id, 0, 1)
-    await anext(stream)
-    following = asyncio.ensure_future(anext(stream))
+    stream, following = await quiet(client, worker, handle)
     clock = asyncio.get_running_loop().time
     began, num_reads = clock(), 0
     for number in range(2000):
@@ -88,16 +101,15 @@ async def test_messages_do_not_keep_a_stream_from_looking_at_the_record(
     monkeypatch.setattr("producer.streams.SILENCE_S", 0.1)
     handle = await client.submit("hi")
     job_id = (await worker.take()).id
-    stream = handle.stream()
-    await worker.commit(job_id, 0, 1)
-    await anext(stream)
-    following = asyncio.ensure_future(anext(stream))
+    _stream, following = await quiet(client, worker, handle)
     await redis.delete(keys.job(job_id), keys.tokens(job_id))
-    number = 0
+    number, clock = 0, asyncio.get_running_loop().time
+    ends_at = clock() + HANGS_S
     while not following.done():
         number += 1
         await worker.publish(job_id, tokens(1, 1) if number % 2 else tokens(number, 1))
         await asyncio.sleep(0)
+        assert clock() < ends_at
     with pytest.raises(JobNotFound):
         await following
 
