@@ -8,10 +8,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from ingine.errors import ConfigError
-from ingine.model_files import read_json, weight_files
+from ingine.bounded_files import open_regular, read_bytes
+from ingine.model_files import MAX_TOKENIZER_BYTES, read_json, weight_files
+from ingine.safetensors_header import damaged, read_header
 
 SAMPLE_BYTES = 4096
 """How much is read of each tensor, from its middle: a fine-tune changes every matrix that it trains."""
@@ -25,9 +25,6 @@ VOLATILE_KEYS = frozenset(
 )
 """Keys of config files that say by whom, where or with which software they were written. The weights' own
 types count, and what they are computed in is a setting of the engine."""
-
-_MAX_HEADER_BYTES = 100_000_000
-"""As in the safetensors library."""
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -50,7 +47,7 @@ def _parts(folder: Path) -> Iterator[tuple[str, bytes]]:
         if (folder / name).exists():
             yield name, _stable_json(folder / name)
     for path in _tokenizer_files(folder):
-        yield path.name, _bytes_of(path)
+        yield path.name, read_bytes(path, MAX_TOKENIZER_BYTES)
     tensors = [tensor for file in weight_files(folder) for tensor in _tensors(file)]
     yield from sorted(tensors)
 
@@ -69,37 +66,18 @@ def _tokenizer_files(folder: Path) -> list[Path]:
     return [path for path in files if path.is_file()]
 
 
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-
-
 def _tensors(path: Path) -> Iterator[tuple[str, bytes]]:
     """(name, type, shape and sample) of each tensor in a safetensors file."""
-    try:
-        with path.open("rb") as file:
-            header, start = _read_header(file)
-            for name, tensor in header.items():
-                if name == "__metadata__":
-                    continue
-                begin, end = tensor["data_offsets"]
-                if begin > end:
-                    raise ValueError(f"the data of {name} end before they begin")
-                size = min(end - begin, SAMPLE_BYTES)
-                file.seek(start + begin + (end - begin - size) // 2)
+    header = read_header(path)
+    with open_regular(path) as file:
+        for name, tensor in header.items():
+            stored = tensor.end - tensor.begin
+            size = min(stored, SAMPLE_BYTES)
+            try:
+                file.seek(tensor.begin + (stored - size) // 2)
                 sample = file.read(size)
-                if len(sample) != size:
-                    raise ValueError(f"the data of {name} is cut off")
-                yield name, f"{tensor['dtype']} {tensor['shape']} ".encode() + sample
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged or not a safetensors file: {error}") from error
-
-
-def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The JSON that a safetensors file begins with, after its length in 8 bytes; and where it ends."""
-    length = int.from_bytes(file.read(8), "little")
-    if not 0 < length <= _MAX_HEADER_BYTES:
-        raise ValueError(f"a header of {length} bytes")
-    return json.loads(file.read(length)), 8 + length
+            except OSError as error:
+                raise damaged(path, error) from error
+            if len(sample) != size:
+                raise damaged(path, f"the data of {name} are cut off")
+            yield name, f"{tensor.dtype} {list(tensor.shape)} ".encode() + sample

@@ -4,7 +4,6 @@ Temperature, top_k, top_p, min_p and the repetition penalty hold where a request
 max_new_tokens where it gives no max_tokens. Whether the file says `do_sample` makes no difference.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ingine.errors import ConfigError
+from ingine.model_files import read_json
 from ingine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -31,20 +31,18 @@ FIELDS = {
 def read_sampling_defaults(folder: Path) -> dict[str, Any]:
     """Fields of SamplingParams. Empty where there is no such file. Raises ConfigError for a wrong value."""
     file = folder / FILE_NAME
+    if not file.exists():
+        return {}
+    content = read_json(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         found = {FIELDS[name]: content[name] for name in FIELDS if content.get(name) is not None}
         defaults = SamplingParams(**found).given()
-    except FileNotFoundError:
-        return {}
     except ValidationError as error:
         fault = error.errors()[0]
         [name] = (name for name, field in FIELDS.items() if field == fault["loc"][0])
         raise ConfigError(
-            f"{file}: {name}: {fault['msg']}. Correct it, or start with generation_config=vllm"
+            f"{file}: {name}: {fault['msg']:.300}. Correct it, or start with generation_config=vllm"
         ) from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
     if defaults:
         values = ", ".join(f"{name} {value}" for name, value in defaults.items())
         logger.info("sampling defaults from %s: %s (generation_config=vllm ignores them)", FILE_NAME, values)

@@ -1,27 +1,25 @@
 """Which files a model is made of, for all that read them. Imports nothing heavy."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from ingine.bounded_files import MAX_JSON_BYTES, read_json_object
 from ingine.errors import ConfigError
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"[^/\\\0]{1,200}\.safetensors")
 _GGUF_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+MAX_TOKENIZER_BYTES = 64 << 20
+"""Of any one of a tokenizer's files. The largest known have half of it."""
+MAX_TEMPLATE_BYTES = 1 << 20
+_MAX_BYTES = {"config.json": 1 << 20, "generation_config.json": 1 << 20}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises ConfigError where there is no such file, or something else than a JSON object in it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no JSON object")
-    return content
+    """One of a model's JSON files. Raises ConfigError if there is none, or something else in it."""
+    return read_json_object(path, _MAX_BYTES.get(path.name, MAX_JSON_BYTES))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -32,8 +30,11 @@ def weight_files(folder: Path) -> list[Path]:
         weight_map = read_json(folder / WEIGHTS_INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ConfigError(f"{folder / WEIGHTS_INDEX} has no weight_map")
-        if not all(isinstance(name, str) for name in weight_map.values()):
-            raise ConfigError(f"{folder / WEIGHTS_INDEX}: weight_map names a file that is no string")
+        for name in weight_map.values():
+            if not isinstance(name, str) or not _SHARD.fullmatch(name):  # it may not lead out of the folder
+                raise ConfigError(
+                    f"{folder / WEIGHTS_INDEX}: weight_map names {name!r:.100}, no *.safetensors in it"
+                )
         files = [folder / name for name in sorted(set(weight_map.values()))]
     for file in files:
         if not file.exists():

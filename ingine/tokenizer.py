@@ -12,21 +12,15 @@ from typing import TYPE_CHECKING, Self
 from tokenizers import Tokenizer as CoreTokenizer
 
 from ingine.chat_template import ChatTemplate
-from ingine.errors import ConfigError, ErrorCode, InvalidRequest
+from ingine.errors import ConfigError, ErrorCode, IngineError, InvalidRequest
 from ingine.linear_time import takes_linear_time
 from ingine.panics import panics_as_errors
-from ingine.tokenizer_files import read_tokenizer_files
+from ingine.tokenizer_files import VOCABULARIES, checked_copies, read_tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
-
-VOCABULARIES = (
-    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece*.model"),
-    *("tekken.json", "*.tiktoken", "tiktoken.model"),
-)
-"""Files of which transformers needs one for a tokenizer."""
 
 MAX_REASON_CHARS = 500
 """Of what a template has against a conversation: its text may be of any length."""
@@ -58,7 +52,8 @@ class Tokenizer:
         if chat_template is not None:
             self._chat_template = ChatTemplate(chat_template, self._special_tokens)
         eos_token = self._special_tokens.get("eos_token")
-        self.eos_token_ids = frozenset() if eos_token is None else frozenset({core.token_to_id(eos_token)})
+        eos_token_id = None if eos_token is None else core.token_to_id(eos_token)
+        self.eos_token_ids = frozenset() if eos_token_id is None else frozenset({eos_token_id})
         self._special_ids = {
             token_id for token_id, token in core.get_added_tokens_decoder().items() if token.special
         }
@@ -70,18 +65,25 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:
-        """Raises ConfigError if the folder has no tokenizer, or one that is not fast."""
+        """Raises ConfigError if the folder has no tokenizer, or one that cannot be used or is not fast."""
+        try:
+            with panics_as_errors():
+                return cls._from_folder(path)
+        except IngineError:
+            raise
+        except Exception as error:  # the libraries raise whatever the parser of the day does
+            raise ConfigError(f"no usable tokenizer in {path}: {error}") from error
+
+    @classmethod
+    def _from_folder(cls, path: Path) -> Self:
         if (files := read_tokenizer_files(path)) is not None:
             return cls(files.core, special_tokens=files.special_tokens, chat_template=files.chat_template)
         if not _has_vocabulary(path):
             raise ConfigError(f"no usable tokenizer in {path}: there is no tokenizer.json")
-        try:
-            from transformers import AutoTokenizer
+        from transformers import AutoTokenizer
 
-            with panics_as_errors():
-                tokenizer = AutoTokenizer.from_pretrained(path)
-        except Exception as error:  # transformers raises whatever the parser of the day does
-            raise ConfigError(f"no usable tokenizer in {path}: {error}") from error
+        with checked_copies(path) as copies:
+            tokenizer = AutoTokenizer.from_pretrained(copies, trust_remote_code=False, local_files_only=True)
         if not getattr(tokenizer, "is_fast", False):
             raise ConfigError(f"the tokenizer in {path} is not a fast one (it has no tokenizer.json)")
         return cls.from_transformers(tokenizer)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.model_files import weight_files
+from ingine.safetensors_header import damaged, read_header
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -21,17 +22,19 @@ class Checkpoint:
         """Reads the files' headers. Raises ConfigError that names the file at fault."""
         self.file_of: dict[str, Path] = {}
         """By tensor."""
+        self.shape_of: dict[str, list[int]] = {}
         for path in weight_files(folder):
-            with opened(path) as file:
-                names = [name for name in file.keys() if not _can_be_computed(name)]  # noqa: SIM118 (no mapping)
-                for name in names:
-                    if name in self.file_of:
-                        raise ConfigError(f"{path}: {name} is in {self.file_of[name].name} too")
-                    if (dtype := file.get_slice(name).get_dtype()) not in _FLOATS:
-                        raise UnsupportedModel(
-                            f"unsupported: {path} holds {name} in {dtype}; use weights that are not quantised"
-                        )
-                    self.file_of[name] = path
+            for name, tensor in read_header(path).items():
+                if _can_be_computed(name):
+                    continue
+                if name in self.file_of:
+                    raise ConfigError(f"{path}: {name} is in {self.file_of[name].name} too")
+                if tensor.dtype not in _FLOATS:
+                    raise UnsupportedModel(
+                        f"unsupported: {path} holds {name} in {tensor.dtype}; "
+                        "use weights that are not quantised"
+                    )
+                self.file_of[name], self.shape_of[name] = path, list(tensor.shape)
 
     def names_by_file(self) -> dict[Path, list[str]]:
         names: dict[Path, list[str]] = {}
@@ -57,7 +60,7 @@ def opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} is damaged or not a safetensors file: {error}") from error
+        raise damaged(path, error) from error
 
 
 def _can_be_computed(name: str) -> bool:

@@ -1,11 +1,12 @@
 """What the engine needs to know of a model, read from a Hugging Face folder once and never changed."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.model_files import read_json
@@ -16,15 +17,29 @@ from ingine.models.rope import rope_frequencies, rope_parameters, yarn_frequenci
 FULL, SLIDING = "full_attention", "sliding_attention"
 _Checked = TypeVar("_Checked", bound=BaseModel)
 
+MAX_LENGTH = (1 << 31) - 1
+"""Most tokens of a sequence or a window that kernels can count."""
+MAX_HEAD_DIM = 1 << 14
+# Ten times and more what any model has. What is larger is a mistake or an attack: lists of so many layers and
+# products of such sizes are not even made for the comparison with the weights.
+_Layers = Annotated[int, Field(gt=0, le=4096)]
+_Heads = Annotated[int, Field(gt=0, le=1 << 14)]
+_Size = Annotated[int, Field(gt=0, le=1 << 24)]
+_Length = Annotated[int, Field(gt=0, le=MAX_LENGTH)]
+_Words = Annotated[list[str], Field(fail_fast=True)]
+_TokenIds = Annotated[list[int], Field(fail_fast=True)]
+
 
 class _Names(BaseModel):
     """What is read of the file itself: transformers would put a family's defaults in."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, protected_namespaces=())
 
-    architectures: list[str] | None = None
+    architectures: _Words | None = None
     model_type: str | None = None
-    eos_token_id: int | list[int] | None = None
+    num_hidden_layers: _Layers | None = None
+    """Checked before transformers makes a list as long."""
+    eos_token_id: int | _TokenIds | None = None
     """In generation_config.json too."""
 
 
@@ -33,21 +48,21 @@ class _HFConfig(BaseModel):
 
     model_config = ConfigDict(strict=True, protected_namespaces=())
 
-    vocab_size: PositiveInt
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt | None
-    max_position_embeddings: PositiveInt
+    vocab_size: _Size
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_hidden_layers: _Layers
+    num_attention_heads: _Heads
+    num_key_value_heads: _Heads | None
+    max_position_embeddings: _Length
     rms_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    head_dim: PositiveInt | None = None
+    head_dim: Annotated[int, Field(gt=0, le=MAX_HEAD_DIM)] | None = None
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     use_sliding_window: bool = False
-    sliding_window: PositiveInt | None = None
-    layer_types: list[str] | None = None
+    sliding_window: _Length | None = None
+    layer_types: _Words | None = None
     dtype: str | None = None
     torch_dtype: str | None = None
 
@@ -85,17 +100,17 @@ class ModelConfig:
         file = path / "config.json"
         raw = read_json(file)
         names = _checked(_Names, raw, file)
-        architecture, options = find_architecture(names.architectures or [])
+        architecture, options = find_architecture(names.architectures or [], own_code=raw.get("auto_map"))
         if names.model_type not in (None, options.model_type):
             raise UnsupportedModel(
-                f"unsupported: {architecture} with model_type {names.model_type}; it goes with "
+                f"unsupported: {architecture} with model_type {names.model_type!r:.100}; it goes with "
                 f"{options.model_type}"
             )
         refuse_unsupported(raw)
         values = raw if _says_all(raw, options) else _completed(path)
         config = _checked(_HFConfig, values, file)
         if config.hidden_act != "silu":
-            raise UnsupportedModel(f"unsupported hidden_act: {config.hidden_act} (silu works)")
+            raise UnsupportedModel(f"unsupported hidden_act: {config.hidden_act!r:.100} (silu works)")
 
         num_heads = config.num_attention_heads
         num_kv_heads = config.num_key_value_heads or num_heads
@@ -106,8 +121,8 @@ class ModelConfig:
             rope = rope_parameters(values)
             inv_freq, attention_scaling = _frequencies(rope, head_dim, path)
             max_position_embeddings = _max_position_embeddings(config, rope)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"{file}: wrong parameters of rotary positions: {error!r}") from error
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is torch's
+            raise ConfigError(f"{file}: wrong parameters of rotary positions: {error!r:.300}") from error
         attention_bias = options.attention_bias == "config" and config.attention_bias
         return cls(
             architecture=architecture,
@@ -127,7 +142,7 @@ class ModelConfig:
             qkv_bias=options.attention_bias == "qkv" or attention_bias,
             output_bias=attention_bias,
             qk_norm=options.qk_norm,
-            eos_token_ids=_eos_token_ids(path, names),
+            eos_token_ids=_eos_token_ids(path, names, config.vocab_size),
             dtype=_dtype(config, file),
         )
 
@@ -136,7 +151,10 @@ def _checked(model: type[_Checked], values: dict[str, Any], file: Path) -> _Chec
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {error}") from error
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        given = "" if fault["type"] == "missing" else f", not {fault['input']!r:.100}"
+        raise ConfigError(f"{file}: {where}: {fault['msg']}{given}") from None
 
 
 def _says_all(raw: dict[str, Any], options: ArchitectureOptions) -> bool:
@@ -157,7 +175,8 @@ def _completed(path: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path).to_dict()
+        # `auto_map` may name code in the folder: a class of transformers' own is taken, or none.
+        return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True).to_dict()
     except Exception as error:  # transformers validates with errors of several libraries
         raise ConfigError(f"{path / 'config.json'}: {error}") from error
 
@@ -170,6 +189,8 @@ def _head_dim(config: _HFConfig, file: Path) -> int:
             "no head_dim"
         )
     head_dim = config.head_dim or config.hidden_size // num_heads
+    if head_dim > MAX_HEAD_DIM:
+        raise ConfigError(f"{file}: heads of {head_dim}; {MAX_HEAD_DIM} is the limit")
     if head_dim % 2:
         raise ConfigError(f"{file}: heads of {head_dim} have no halves for rotary positions to rotate")
     return head_dim
@@ -177,8 +198,14 @@ def _head_dim(config: _HFConfig, file: Path) -> int:
 
 def _frequencies(rope: dict[str, Any], head_dim: int, path: Path) -> tuple[torch.Tensor, float]:
     if rope["rope_type"] == "yarn":
-        return yarn_frequencies(path)
-    return rope_frequencies(rope, head_dim), 1.0
+        inv_freq, attention_scaling = yarn_frequencies(path)
+    else:
+        inv_freq, attention_scaling = rope_frequencies(rope, head_dim), 1.0
+    if inv_freq.shape != (head_dim // 2,) or not inv_freq.isfinite().all():
+        raise ValueError("they give no frequency for each half of a head")
+    if not math.isfinite(attention_scaling):
+        raise ValueError(f"sines would be multiplied by {attention_scaling}")
+    return inv_freq, attention_scaling
 
 
 def _max_position_embeddings(config: _HFConfig, rope: dict[str, Any]) -> int:
@@ -190,7 +217,10 @@ def _max_position_embeddings(config: _HFConfig, rope: dict[str, Any]) -> int:
         return length
     if rope["rope_type"] == "yarn":
         length = rope["original_max_position_embeddings"]
-    return int(length * factor)
+    scaled = int(length * factor)
+    if not 0 < scaled <= MAX_LENGTH:
+        raise ValueError(f"{length} positions by a factor of {factor}")
+    return scaled
 
 
 def _sliding_windows(config: _HFConfig, options: ArchitectureOptions, file: Path) -> tuple[int | None, ...]:
@@ -219,10 +249,15 @@ def _dtype(config: _HFConfig, file: Path) -> torch.dtype:
     return dtype
 
 
-def _eos_token_ids(path: Path, names: _Names) -> tuple[int, ...]:
+def _eos_token_ids(path: Path, names: _Names, vocab_size: int) -> tuple[int, ...]:
+    """Those that are in the vocabulary: -1, for one, stands for none."""
     generation = path / "generation_config.json"
     named = [names.eos_token_id]
     if generation.exists():
         named.append(_checked(_Names, read_json(generation), generation).eos_token_id)
     token_ids = [token_id for value in named for token_id in (value if isinstance(value, list) else [value])]
-    return tuple(dict.fromkeys(token_id for token_id in token_ids if token_id is not None))
+    return tuple(
+        dict.fromkeys(
+            token_id for token_id in token_ids if token_id is not None and 0 <= token_id < vocab_size
+        )
+    )

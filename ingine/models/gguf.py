@@ -3,7 +3,9 @@
 The weights are dequantised: the aim is that a model which only exists as GGUF runs, not that it stays small.
 """
 
+import errno
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,16 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.kernels import REFERENCE
 from ingine.model_files import WEIGHTS, WEIGHTS_INDEX
 from ingine.models.checkpoint import some
 from ingine.models.config import ModelConfig
-from ingine.models.decoder import Decoder
 from ingine.models.gguf_config import ROPE_FREQS, config_of, recommended_sampling
 from ingine.models.gguf_file import FAMILIES, GGUFFile
 from ingine.models.gguf_tokenizer import end_token_ids, save_tokenizer
+from ingine.models.weight_shapes import expected_shapes
 
 MAX_SHARD_BYTES = 2 << 30
+_NAME = re.compile(r"(blk\.(?P<layer>0|[1-9][0-9]{0,4})\.)?(?P<tensor>[a-z_]+)\.(?P<kind>weight|bias)")
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes there are."""
 
@@ -91,14 +93,13 @@ def _check_tensors(file: GGUFFile, names: dict[str, str], config: ModelConfig) -
     """Raises unless the file has exactly the tensors of such a model: a conversion that cannot be loaded is
     worth nothing, and would stay. `names`: from the file's to Hugging Face's.
     """
-    model = Decoder(config, REFERENCE, dtype=torch.float32, device=torch.device("meta"))
-    expected = {name: list(tensor.shape) for name, tensor in model.checkpoint_tensors().items()}
+    expected = expected_shapes(config)
     if missing := expected.keys() - names.values():
         raise ConfigError(f"{file.path}: weights are missing: {some(missing)}")
     for name, hf_name in names.items():
         if hf_name not in expected:
-            raise UnsupportedModel(f"unsupported: the tensor {name} has no place in the model")
-        shape = [int(size) for size in reversed(file.tensors[name].shape)]
+            raise UnsupportedModel(f"unsupported: the tensor {name!r:.100} has no place in the model")
+        shape = list(reversed(file.tensors[name].shape))
         if shape != expected[hf_name]:
             raise ConfigError(f"{file.path}: {name} is {shape}, its metadata say {expected[hf_name]}")
 
@@ -118,7 +119,9 @@ def _weights(file: GGUFFile, names: dict[str, str]) -> Iterator[tuple[str, Tenso
 
 def _save_weights(file: GGUFFile, names: dict[str, str], folder: Path, progress: Progress) -> None:
     """In shards, so that no more than one of them is in memory at a time."""
-    total = sum(int(file.tensors[name].n_elements) * _dtype(file, name).itemsize for name in names)
+    total = sum(file.tensors[name].num_elements * _dtype(file, name).itemsize for name in names)
+    if total > (free := shutil.disk_usage(folder).free):  # rather than fill the disk of others first
+        raise OSError(errno.ENOSPC, f"the weights take {total} bytes, and there are {free} left", str(folder))
     weight_map: dict[str, str] = {}
     shard: dict[str, Tensor] = {}
     shards: list[Path] = []
@@ -146,13 +149,12 @@ def _save_weights(file: GGUFFile, names: dict[str, str], folder: Path, progress:
 
 
 def _hf_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
-    stem, _, kind = name.rpartition(".")
-    *prefix, tensor = stem.split(".")
-    if tensor not in _TENSORS:
-        raise UnsupportedModel(f"unsupported: the tensor {name} has no place in the model")
-    layer = f"model.layers.{prefix[1]}." if len(prefix) > 1 else ""
-    return f"{layer}{_TENSORS[tensor]}.{kind}"
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. No two names give the same."""
+    match = _NAME.fullmatch(name)
+    if not match or match["tensor"] not in _TENSORS:
+        raise UnsupportedModel(f"unsupported: the tensor {name!r:.100} has no place in the model")
+    layer = f"model.layers.{match['layer']}." if match["layer"] else ""
+    return f"{layer}{_TENSORS[match['tensor']]}.{match['kind']}"
 
 
 def _unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ingine.errors import ConfigError, UnsupportedModel
+from ingine.models.config import MAX_HEAD_DIM
 from ingine.models.gguf_file import FAMILIES, GGUFFile, shortest_float
 from ingine.models.rope import rope_frequencies
 
@@ -119,6 +120,8 @@ def _num_layers(file: GGUFFile) -> int:
 def _head_dim(file: GGUFFile) -> int:
     computed = file.integer("embedding_length") // max(file.integer("attention.head_count"), 1)
     head_dim = file.integer("attention.key_length", computed)
+    if not 0 < head_dim <= MAX_HEAD_DIM:
+        raise ConfigError(f"{file.path}: heads of {head_dim}; {MAX_HEAD_DIM} is the limit")
     if file.integer("attention.value_length", computed) != head_dim:
         raise UnsupportedModel(f"unsupported: {file.arch}.attention.value_length other than key_length")
     if file.integer("rope.dimension_count", head_dim) != head_dim:
@@ -143,7 +146,7 @@ def _rope_parameters(file: GGUFFile, head_dim: int) -> dict[str, Any]:
     # As llama.cpp reads them: a factor without a type is linear, 0 stands for none.
     rope_type = file.text("rope.scaling.type", "linear")
     if rope_type not in ("none", "linear", "yarn"):
-        raise UnsupportedModel(f"unsupported: {file.arch}.rope.scaling.type = {rope_type}")
+        raise UnsupportedModel(f"unsupported: {file.arch}.rope.scaling.type = {rope_type!r:.100}")
     factor = file.number("rope.scaling.factor", file.number("rope.scale_linear", 0.0)) or 1.0
     is_scaled = rope_type != "none" and factor != 1.0
     if ROPE_FREQS in file.tensors:
@@ -164,9 +167,9 @@ def _rope_parameters(file: GGUFFile, head_dim: int) -> dict[str, Any]:
 def _llama3_rope(file: GGUFFile, rope_theta: float, head_dim: int) -> dict[str, Any]:
     """Llama 3's scaling lies in the file as a divisor a frequency; find the parameters it came from."""
     divisors = torch.tensor(file.dequantized(ROPE_FREQS))
-    plain = rope_frequencies({"rope_type": "default", "rope_theta": rope_theta}, head_dim)
-    if divisors.shape != plain.shape:
+    if divisors.shape != (head_dim // 2,):  # before a head is believed to be of that size
         raise UnsupportedModel("unsupported: rotary frequencies other than those of Llama 3")
+    plain = rope_frequencies({"rope_type": "default", "rope_theta": rope_theta}, head_dim)
     parameters = {
         "rope_type": "llama3",
         "rope_theta": rope_theta,

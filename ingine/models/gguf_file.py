@@ -14,6 +14,7 @@ import numpy as np
 
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.model_files import gguf_parts
+from ingine.models.gguf_header import GGUFTensor, read_gguf_header
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class GGUFFile:
     path: Path
     """The first of its files, which has the metadata."""
     metadata: dict[str, Any]
-    tensors: dict[str, gguf.ReaderTensor]
+    tensors: dict[str, GGUFTensor]
     """Of all files."""
     arch: str
     """What the names of its own metadata begin with."""
@@ -46,8 +47,8 @@ class GGUFFile:
     def open(cls, path: Path) -> "GGUFFile":
         """`path` may be any of a model's files. Raises ConfigError, UnsupportedModel."""
         paths = gguf_parts(path)
-        parts = [_read(part) for part in paths]
-        tensors: dict[str, gguf.ReaderTensor] = {}
+        parts = [read_gguf_header(part) for part in paths]
+        tensors: dict[str, GGUFTensor] = {}
         for number, (part, (metadata, own)) in enumerate(zip(paths, parts, strict=True)):
             _check_split(part, metadata, number, len(parts))
             if twice := tensors.keys() & own.keys():
@@ -57,7 +58,7 @@ class GGUFFile:
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str) or arch not in FAMILIES:
             raise UnsupportedModel(
-                f"unsupported GGUF architecture: {arch}. Those that work: {', '.join(FAMILIES)}"
+                f"unsupported GGUF architecture: {arch!r:.100}. Those that work: {', '.join(FAMILIES)}"
             )
         return cls(paths[0], metadata, tensors, arch)
 
@@ -127,9 +128,9 @@ class GGUFFile:
         shape = self.tensor("token_embd.weight").shape
         if len(shape) != 2:
             raise ConfigError(f"{self.path}: token_embd.weight is no matrix")
-        return int(shape[1])
+        return shape[1]
 
-    def tensor(self, name: str) -> gguf.ReaderTensor:
+    def tensor(self, name: str) -> GGUFTensor:
         if name not in self.tensors:
             raise ConfigError(f"{self.path} lacks the tensor {name}")
         return self.tensors[name]
@@ -138,7 +139,7 @@ class GGUFFile:
         """The tensor in float32, which holds any of GGUF's types without rounding, but for float64."""
         tensor = self.tensor(name)
         try:
-            return gguf.dequantize(tensor.data, tensor.tensor_type)
+            return gguf.dequantize(tensor.read(), tensor.tensor_type)
         except NotImplementedError:
             raise UnsupportedModel(f"unsupported quantisation: {tensor.tensor_type.name}") from None
 
@@ -150,17 +151,6 @@ def shortest_float(value: float) -> float:
     with np.errstate(over="ignore"):
         stored = np.float32(value)
     return float(str(stored)) if float(stored) == value else float(value)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
-    try:
-        reader = gguf.GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except OSError:
-        raise
-    except Exception as error:  # the reader checks little: damage shows as an error of any kind
-        raise ConfigError(f"{path} is damaged or not a GGUF file: {error}") from error
-    return metadata, {tensor.name: tensor for tensor in reader.tensors}
 
 
 def _check_split(path: Path, metadata: dict[str, Any], number: int, count: int) -> None:

@@ -7,6 +7,7 @@ transformers' own conversion does for it.
 
 import json
 import logging
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,15 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ingine.errors import ConfigError, IngineError, UnsupportedModel
+from ingine.model_files import MAX_TEMPLATE_BYTES
 from ingine.models.gguf_file import GGUFFile
 from ingine.panics import panics_as_errors
 
 logger = logging.getLogger(__name__)
 
 SAVED_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+MAX_TOKEN_CHARS = 1024
+"""A token is cut in two at each of its places, to find the merges that it comes from."""
 CONTROL, USER_DEFINED = 3, 4
 """Token types of GGUF: never part of a text, and part of it but never cut."""
 
@@ -101,20 +105,27 @@ def save_tokenizer(file: GGUFFile, folder: Path) -> None:
     if kind in ("none", "no_vocab"):
         return
     if kind not in _MAKERS:
-        raise UnsupportedModel(f"unsupported GGUF tokenizer: {kind}. Those that work: {', '.join(_MAKERS)}")
+        raise UnsupportedModel(
+            f"unsupported GGUF tokenizer: {kind!r:.100}. Those that work: {', '.join(_MAKERS)}"
+        )
     if not file.tokens:
         raise ConfigError(f"{file.path} lacks the metadata tokenizer.ggml.tokens")
     chat_template = file.value("tokenizer.chat_template", str)
+    if chat_template is not None and len(chat_template.encode()) > MAX_TEMPLATE_BYTES:
+        raise ConfigError(f"{file.path}: tokenizer.chat_template has more than {MAX_TEMPLATE_BYTES} bytes")
+    if (longest := max(map(len, file.tokens))) > MAX_TOKEN_CHARS:
+        raise ConfigError(f"{file.path}: a token of {longest} characters; {MAX_TOKEN_CHARS} are the limit")
     try:
         with panics_as_errors():
             tokenizer = _MAKERS[kind](file)
+            core = tokenizer.backend_tokenizer.to_str(pretty=True)
     except IngineError:
         raise
     except Exception as error:  # the libraries check little: damage shows as an error of any kind
         raise ConfigError(f"{file.path}: its tokenizer cannot be built: {error}") from error
     # Not by `save_pretrained`: other versions of transformers write other keys, and each key counts in the
     # model's fingerprint.
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    _write_text(folder / "tokenizer.json", core)
     special_tokens = {role: tokenizer.special_tokens_map.get(role) for role in SAVED_ROLES}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     _write_text(folder / "tokenizer_config.json", json.dumps(config | special_tokens, indent=2) + "\n")
@@ -173,13 +184,18 @@ def _pretokenizer(file: GGUFFile) -> _Pretokenizer:
         return _Pretokenizer()
     if name not in _PRETOKENIZERS:
         raise UnsupportedModel(
-            f"unsupported GGUF pre-tokenizer: {name}. Those that work: {', '.join(_PRETOKENIZERS)}"
+            f"unsupported GGUF pre-tokenizer: {name!r:.100}. Those that work: {', '.join(_PRETOKENIZERS)}"
         )
     return _PRETOKENIZERS[name]
 
 
 def _sentencepiece_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
-    tokenizer = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
+    with tempfile.TemporaryDirectory(prefix="ingine-tokenizer-") as folder:
+        # In a folder of its own: what else lies beside the file would have a say.
+        Path(folder, "model.gguf").symlink_to(file.path.absolute())
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, gguf_file="model.gguf", trust_remote_code=False, local_files_only=True
+        )
     if not file.value("tokenizer.ggml.add_space_prefix", bool, True):  # transformers does not look at it
         core = tokenizer.backend_tokenizer
         core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)

@@ -17,6 +17,7 @@ from ingine.kernels import Kernels
 from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, opened, some
 from ingine.models.config import ModelConfig
 from ingine.models.decoder import Decoder
+from ingine.models.weight_shapes import expected_shapes
 from ingine.parallel import SINGLE, TensorParallel, shard
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def load_weights(
 ) -> Decoder:
     """As `load_model`, the weights still as the checkpoint has them, for `Decoder.checkpoint_tensors`."""
     config, checkpoint = ModelConfig.from_folder(path), Checkpoint(path)
+    _check_tensors(path, checkpoint, config)
     if config.tie_word_embeddings and checkpoint.has_a_head_of_its_own():
         logger.warning(
             "%s: %s and %s differ, so they are not tied, although config.json says tie_word_embeddings",
@@ -71,46 +73,44 @@ def load_weights(
         )
         config = replace(config, tie_word_embeddings=False)
     model = Decoder(config, kernels, dtype=dtype, device=device, parallel=parallel).eval()
-    _copy_weights(path, checkpoint, model.checkpoint_tensors(), config, parallel)
+    _copy_weights(checkpoint, model.checkpoint_tensors(), parallel)
     return model
 
 
-@torch.no_grad()
-def _copy_weights(
-    path: Path,
-    checkpoint: Checkpoint,
-    tensors: dict[str, Tensor],
-    config: ModelConfig,
-    parallel: TensorParallel,
-) -> None:
-    """Into `tensors`, which has to be exactly what the checkpoint holds."""
-    if config.tie_word_embeddings and EMBEDDING not in checkpoint.file_of and HEAD in checkpoint.file_of:
-        tensors[HEAD] = tensors.pop(EMBEDDING)  # either of the two may be the one that is stored
-    missing = tensors.keys() - checkpoint.file_of.keys()
-    unexpected = checkpoint.file_of.keys() - tensors.keys()
-    if config.tie_word_embeddings and EMBEDDING in tensors:
-        unexpected -= {HEAD}  # the same matrix once more
-    if unexpected:
+def _check_tensors(path: Path, checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """Raises unless the checkpoint has exactly the tensors that such a model has: what config.json says alone
+    allocates nothing.
+    """
+    expected, stored = expected_shapes(config), checkpoint.shape_of
+    if _is_stored_as_head(checkpoint, config):
+        expected[HEAD] = expected.pop(EMBEDDING)
+    elif config.tie_word_embeddings and HEAD in stored:
+        expected[HEAD] = expected[EMBEDDING]  # the same matrix once more
+    if unexpected := stored.keys() - expected.keys():
         raise ConfigError(f"{path}: weights that this architecture has no place for: {some(unexpected)}")
-    if missing:
+    if missing := expected.keys() - stored.keys():
         raise ConfigError(f"{path}: weights are missing: {some(missing)}")
+    for name, shape in stored.items():
+        if shape != expected[name]:
+            raise ConfigError(
+                f"{checkpoint.file_of[name]}: {name} is {shape}, config.json says {expected[name]}"
+            )
+
+
+def _is_stored_as_head(checkpoint: Checkpoint, config: ModelConfig) -> bool:
+    """Of a tied matrix: either of the two names may be the one that is stored."""
+    return config.tie_word_embeddings and EMBEDDING not in checkpoint.file_of and HEAD in checkpoint.file_of
+
+
+@torch.no_grad()
+def _copy_weights(checkpoint: Checkpoint, tensors: dict[str, Tensor], parallel: TensorParallel) -> None:
+    """Into `tensors`, all of which the checkpoint holds, but that of a tied matrix by its other name."""
+    if EMBEDDING not in checkpoint.file_of:
+        tensors[HEAD] = tensors.pop(EMBEDDING)
     for file_path, names in checkpoint.names_by_file().items():
         with opened(file_path) as file:
             for name in filter(tensors.__contains__, names):
-                weight, expected = file.get_slice(name), _whole_shape(name, tensors[name], config, parallel)
-                if (shape := weight.get_shape()) != expected:
-                    raise ConfigError(f"{file_path}: {name} is {shape}, config.json says {expected}")
-                _copy_own_part(name, tensors[name], weight, parallel)
-
-
-def _whole_shape(name: str, target: Tensor, config: ModelConfig, parallel: TensorParallel) -> list[int]:
-    """Of the tensor that `target` holds this rank's part of."""
-    shape, dim = list(target.shape), _split_dim(name)
-    if name in (EMBEDDING, HEAD):
-        shape[0] = config.vocab_size
-    elif dim is not None:
-        shape[dim] *= parallel.size
-    return shape
+                _copy_own_part(name, tensors[name], file.get_slice(name), parallel)
 
 
 def _copy_own_part(name: str, target: Tensor, weight: Any, parallel: TensorParallel) -> None:

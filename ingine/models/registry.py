@@ -1,7 +1,7 @@
 """Which architectures run here, and how they differ: one row an architecture."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ingine.errors import UnsupportedModel
 
@@ -26,10 +26,16 @@ ARCHITECTURES: dict[str, ArchitectureOptions] = {
 }
 
 
-def find_architecture(names: list[str]) -> tuple[str, ArchitectureOptions]:
-    """The first of a config's `architectures` that runs here. Raises UnsupportedModel."""
+def find_architecture(names: list[str], *, own_code: Any = None) -> tuple[str, ArchitectureOptions]:
+    """The first of a config's `architectures` that runs here. Raises UnsupportedModel.
+
+    `own_code` is config.json's `auto_map`, which names code that the model brings along, for the message.
+    """
     for name in names:
         if name in ARCHITECTURES:
             return name, ARCHITECTURES[name]
-    given = ", ".join(names) or "config.json names no architecture"
-    raise UnsupportedModel(f"unsupported architecture: {given}. Those that work: {', '.join(ARCHITECTURES)}")
+    given = f"{', '.join(names):.200}" or "config.json names no architecture"
+    code = f". Code that a model brings along ({own_code!r:.100}) is never run here" if own_code else ""
+    raise UnsupportedModel(
+        f"unsupported architecture: {given}. Those that work: {', '.join(ARCHITECTURES)}{code}"
+    )

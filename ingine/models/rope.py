@@ -42,7 +42,7 @@ def rope_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
     rope_type = parameters.setdefault("rope_type", parameters.get("type", "default"))
     if rope_type not in SUPPORTED_ROPE:
         raise UnsupportedModel(
-            f"unsupported rope_type: {rope_type} (those that work: {', '.join(SUPPORTED_ROPE)})"
+            f"unsupported rope_type: {rope_type!r:.100} (those that work: {', '.join(SUPPORTED_ROPE)})"
         )
     if parameters["partial_rotary_factor"] != 1.0:
         raise UnsupportedModel("unsupported: partial_rotary_factor")
@@ -63,7 +63,7 @@ def _check_numbers(parameters: Mapping[str, Any]) -> None:
         value = parameters[key]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 < value < math.inf:
-            raise ValueError(f"{key} is {value!r}, and no positive number")
+            raise ValueError(f"{key} is {value!r:.100}, and no positive number")
     if rope_type == "llama3":
         low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
         if low >= high:
@@ -88,7 +88,8 @@ def yarn_frequencies(folder: Path) -> tuple[Tensor, float]:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     try:
-        return ROPE_INIT_FUNCTIONS["yarn"](AutoConfig.from_pretrained(folder), device=torch.device("cpu"))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return ROPE_INIT_FUNCTIONS["yarn"](config, device=torch.device("cpu"))
     except Exception as error:  # transformers validates with errors of several libraries
         raise ConfigError(f"{folder / 'config.json'}: {error}") from error
 

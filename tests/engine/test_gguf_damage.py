@@ -67,7 +67,7 @@ def test_a_token_id_beyond_the_tokens_is_named_though_the_embedding_has_the_row(
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
-        ({"foo": np.zeros(4, np.float32)}, "foo has no place"),
+        ({"foo": np.zeros(4, np.float32)}, "'foo' has no place"),
         ({"token_embd.weight": np.zeros(64, np.float32)}, "token_embd.weight is no matrix"),
         ({"rope_freqs.weight": np.zeros(0, np.float32)}, "rotary frequencies"),
         ({"rope_freqs.weight": np.zeros(8, np.float32)}, "rotary frequencies"),

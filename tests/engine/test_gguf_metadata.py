@@ -167,7 +167,7 @@ def test_scaled_positions_are_those_of_transformers(rope, metadata, tmp_path):
 
 @pytest.mark.parametrize("rope_type", ["longrope", "dynamic"])
 def test_scaling_that_depends_on_the_length_is_refused(rope_type, tmp_path):
-    with pytest.raises(UnsupportedModel, match=rf"rope\.scaling\.type = {rope_type}"):
+    with pytest.raises(UnsupportedModel, match=rf"rope\.scaling\.type = '{rope_type}'"):
         converted(tmp_path, **{"rope.scaling.type": rope_type, "rope.scaling.factor": 4.0})
 
 
