@@ -1,0 +1,173 @@
+"""What must hold for any bytes in a model's files: one of our errors that names a file, or a model.
+
+`python -m tests.security.model_parsers` answers each line of JSON on its standard input with one, and may
+allocate and write only so much. For the suite, and for `fuzz_model_files`.
+"""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MEMORY_BYTES = 768 << 20
+"""What one file may take on top of the libraries. The largest that are read whole have 64 MiB."""
+FILE_BYTES = 64 << 20
+"""The longest file that a child may write."""
+VALID = "valid"
+
+
+def parse_gguf(folder: Path) -> None:
+    from ingine.models.gguf import convert_gguf
+
+    out = folder / "converted"
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        convert_gguf(folder / "model.gguf", out)
+    finally:
+        assert not (folder / "converted.partial").exists(), "half a conversion is left"
+    parse_weights(out)
+
+
+def parse_config(folder: Path) -> None:
+    from ingine.models import ModelConfig
+
+    ModelConfig.from_folder(folder)
+    parse_weights(folder)
+
+
+def parse_weights(folder: Path) -> None:
+    import torch
+
+    from ingine.fingerprint import model_fingerprint
+    from ingine.kernels import REFERENCE
+    from ingine.models import load_weights
+
+    load_weights(folder, dtype=torch.float32, device=torch.device("cpu"), kernels=REFERENCE)
+    model_fingerprint(folder)
+
+
+def parse_tokenizer(folder: Path) -> None:
+    from ingine.tokenizer import load_tokenizer
+
+    if (tokenizer := load_tokenizer(folder)) is not None:
+        tokenizer.eos_token_ids.__hash__()
+
+
+def parse_generation_config(folder: Path) -> None:
+    from ingine.generation_config import read_sampling_defaults
+    from ingine.sampling_params import SamplingParams
+
+    SamplingParams(**read_sampling_defaults(folder))
+
+
+def parse_template(folder: Path) -> None:
+    from ingine.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is not None and tokenizer.has_chat_template:
+        tokenizer.encode_chat([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}])
+
+
+PARSERS: dict[str, Callable[[Path], None]] = {
+    "gguf": parse_gguf,
+    "safetensors": parse_weights,
+    "config": parse_config,
+    "tokenizer": parse_tokenizer,
+    "template": parse_template,
+    "generation_config": parse_generation_config,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    kind: str
+    """`valid`, the name of one of our errors, or what is wrong."""
+    message: str
+    is_finding: bool
+
+
+def attempt(parser: str, folder: Path) -> Outcome:
+    """Parse what is in `folder`. A finding: all but a model or one of our errors, and the limit of memory."""
+    from ingine.errors import IngineError
+
+    try:
+        PARSERS[parser](folder)
+    except IngineError as error:
+        causes = [error]
+        while cause := causes[-1].__cause__ or causes[-1].__context__:
+            causes.append(cause)
+        out_of_memory = any(isinstance(each, MemoryError) or "allocate" in str(each) for each in causes)
+        return Outcome(type(error).__name__, str(error), out_of_memory)
+    except BaseException as error:
+        return Outcome(type(error).__name__, traceback.format_exc(), True)
+    return Outcome(VALID, "", False)
+
+
+class Child:
+    """A process that parses, with bounds. One that dies or hangs is replaced."""
+
+    def __init__(self, timeout_s: float):
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen | None = None
+
+    def attempt(self, parser: str, folder: Path, *, file_bytes: int = FILE_BYTES) -> Outcome:
+        process = self._process or self._start()
+        timer = threading.Timer(self._timeout_s, process.kill)
+        timer.start()
+        process.stdin.write(json.dumps([parser, str(folder), file_bytes]) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        hung = not timer.is_alive()
+        timer.cancel()
+        if answer:
+            return Outcome(*json.loads(answer))
+        status = process.wait()
+        self._process = None
+        reason = f"it took over {self._timeout_s} s" if hung else f"the process ended with {status}"
+        return Outcome("dead", reason, True)
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.stdin.close()
+            self._process.wait()
+
+    def _start(self) -> subprocess.Popen:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            cwd=REPOSITORY, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        return self._process
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    import torch
+    from transformers import AutoTokenizer  # noqa: F401
+
+    import ingine.models.gguf  # noqa: F401
+
+    torch.set_num_threads(1)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
+    for line in sys.stdin:
+        parser, folder, file_bytes = json.loads(line)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, FILE_BYTES))
+        outcome = attempt(parser, Path(folder))
+        print(
+            json.dumps([outcome.kind, outcome.message[-4000:], outcome.is_finding]), file=answers, flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
