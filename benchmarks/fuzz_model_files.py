@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-CASE_LIMIT_S = 60.0
-"""For one file, on a busy machine. What takes this long hangs."""
+CASE_LIMIT_S = 600.0
+"""For one model on a busy machine, asleep or computing: of a processor's time it has CPU_S."""
 
 
 def fuzz(parser: str, minutes: float, seed: int, folder: Path) -> int:
@@ -30,9 +30,8 @@ def fuzz(parser: str, minutes: float, seed: int, folder: Path) -> int:
     started = time.monotonic()
     while time.monotonic() - started < 60 * minutes:
         model = mutator.next()
-        began = time.monotonic()
         outcome = child.attempt(parser, model)
-        slowest = max(slowest, time.monotonic() - began)
+        slowest = max(slowest, outcome.cpu_s)
         outcomes[outcome.kind] += 1
         if outcome.is_finding:
             kept = folder / "findings" / f"{parser}-{seed}-{outcomes.total()}"
@@ -45,7 +44,7 @@ def fuzz(parser: str, minutes: float, seed: int, folder: Path) -> int:
         "parser": parser,
         "seed": seed,
         **figures,
-        "slowest_s": round(slowest, 2),
+        "slowest_cpu_s": round(slowest, 2),
         "findings": num_findings,
     }
     print(json.dumps(line), flush=True)

@@ -221,21 +221,20 @@ def test_a_file_of_llama_2_is_left_to_its_class(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config",
-    [
-        "{",
-        "[1]",
-        "[]",
-        '{"added_tokens_decoder": [1]}',
-        '{"eos_token": {"x": 1}}',
-        '{"eos_token": [[]]}',
-        "\udcff",
-    ],
+    "config", ['{"added_tokens_decoder": [1]}', '{"eos_token": {"x": 1}}', '{"eos_token": [[]]}']
 )
-def test_what_is_wrong_with_a_config_is_transformers_to_say(config, tmp_path):
+def test_what_is_wrong_with_a_value_is_transformers_to_say(config, tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_bytes(config.encode(errors="surrogateescape"))
+    (tmp_path / "tokenizer_config.json").write_text(config)
     assert read_tokenizer_files(tmp_path) is None
+
+
+@pytest.mark.parametrize("config", [b"{", b"[1]", b"[]", b"\xff"], ids=repr)
+def test_a_config_that_is_no_json_object_is_named(config, tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_bytes(config)
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json"):
+        Tokenizer.from_folder(tmp_path)
 
 
 def test_a_damaged_folder_is_a_config_error(tmp_path):

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ MEMORY_BYTES = 768 << 20
 """What one file may take on top of the libraries. The largest that are read whole have 64 MiB."""
 FILE_BYTES = 64 << 20
 """The longest file that a child may write."""
+CPU_S = 30
+"""What one model may take of a processor: a hang that needs none ends at the time limit of whoever asks."""
 VALID = "valid"
 
 
@@ -92,6 +95,7 @@ class Outcome:
     """`valid`, the name of one of our errors, or what is wrong."""
     message: str
     is_finding: bool
+    cpu_s: float = 0.0
 
 
 def attempt(parser: str, folder: Path) -> Outcome:
@@ -146,6 +150,7 @@ class Child:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
+        assert self._process.stdout.readline() == "ready\n"  # importing its libraries is not counted
         return self._process
 
 
@@ -160,13 +165,15 @@ def main() -> None:
     torch.set_num_threads(1)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
+    print("ready", file=answers, flush=True)
     for line in sys.stdin:
         parser, folder, file_bytes = json.loads(line)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, FILE_BYTES))
+        began = time.process_time()
+        resource.setrlimit(resource.RLIMIT_CPU, (int(began) + CPU_S, resource.RLIM_INFINITY))
         outcome = attempt(parser, Path(folder))
-        print(
-            json.dumps([outcome.kind, outcome.message[-4000:], outcome.is_finding]), file=answers, flush=True
-        )
+        answer = [outcome.kind, outcome.message[-4000:], outcome.is_finding, time.process_time() - began]
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
