@@ -64,7 +64,8 @@ class Model:
         )
         device = torch.device(plan.device)
         decoder = load_model(path, dtype=torch.float32, device=device, kernels=triton_kernels())
-        return cls(path, decoder, AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device))
+        hf_model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+        return cls(path, decoder, hf_model.to(device))
 
     def expected(self, prompt: list[int], num_tokens: int) -> list[int]:
         input_ids = torch.tensor([prompt], device=self.hf_model.device)

@@ -58,7 +58,8 @@ class GGUFFile:
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str) or arch not in FAMILIES:
             raise UnsupportedModel(
-                f"unsupported GGUF architecture in {path}: {arch!r:.100}. Those that work: {', '.join(FAMILIES)}"
+                f"unsupported GGUF architecture in {path}: {arch!r:.100}. "
+                f"Those that work: {', '.join(FAMILIES)}"
             )
         return cls(paths[0], metadata, tensors, arch)
 

@@ -42,7 +42,7 @@ def load_hugging_face(
     path: Path, *, device: torch.device, dtype: torch.dtype
 ) -> Callable[[Prompts], Measurement]:
     """transformers' own `generate`, with its defaults, one request after the other."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False).to(device).eval()
 
     def hugging_face(prompts: Prompts) -> Measurement:
         watch = Stopwatch(len(prompts))

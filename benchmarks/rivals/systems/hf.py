@@ -74,7 +74,7 @@ def _exactly(num_tokens: int) -> dict[str, Any]:
 
 def load(model: str, options: dict[str, Any]) -> Loaded:
     hf_model = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.bfloat16, attn_implementation="sdpa"
+        model, dtype=torch.bfloat16, attn_implementation="sdpa", trust_remote_code=False
     ).eval()
     hf_model.generation_config.eos_token_id = None  # the end of sequence is ignored
     return Loaded(
