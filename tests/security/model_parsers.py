@@ -60,8 +60,7 @@ def parse_weights(folder: Path) -> None:
 def parse_tokenizer(folder: Path) -> None:
     from ingine.tokenizer import load_tokenizer
 
-    if (tokenizer := load_tokenizer(folder)) is not None:
-        tokenizer.eos_token_ids.__hash__()
+    load_tokenizer(folder)
 
 
 def parse_generation_config(folder: Path) -> None:
