@@ -14,7 +14,9 @@ from typing import Any, BinaryIO
 from ingine.errors import ConfigError
 
 MAX_JSON_BYTES = 16 << 20
-"""An index of 100,000 tensors is 10 MiB. Python's objects take up to 30 times what the JSON does."""
+"""An index of 100,000 tensors is 10 MiB."""
+MAX_JSON_VALUES = 1_000_000
+"""Each becomes an object of Python, which takes up to 200 bytes, where `{}` in the file has 2."""
 MAX_JSON_DEPTH = 32
 
 
@@ -67,13 +69,20 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
 
 
 def parse_json(raw: bytes) -> Any:
-    """Raises ValueError for what is no JSON, or nested deeper than MAX_JSON_DEPTH."""
+    """Raises ValueError for what is no JSON, or has more values or a greater depth than it may."""
+    check_number_of_values(raw, MAX_JSON_VALUES)
     try:
         content = json.loads(raw.decode("utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     _check_depth(content)
     return content
+
+
+def check_number_of_values(raw: bytes, limit: int) -> None:
+    """Raises ValueError for JSON that has more. What looks like one in a string counts too: that is little."""
+    if sum(map(raw.count, (b",", b"[", b"{"))) > limit:
+        raise ValueError(f"it has more than {limit} values")
 
 
 def _check_depth(content: Any) -> None:

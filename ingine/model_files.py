@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ingine.bounded_files import MAX_JSON_BYTES, read_json_object
+from ingine.bounded_files import MAX_JSON_BYTES, check_number_of_values, read_bytes, read_json_object
 from ingine.errors import ConfigError
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -13,6 +13,8 @@ _GGUF_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 MAX_TOKENIZER_BYTES = 64 << 20
 """Of any one of a tokenizer's files. The largest known have half of it."""
+MAX_TOKENIZER_VALUES = 8_000_000
+"""Of JSON among them: a vocabulary of 262,144 tokens with its merges has 2,000,000."""
 MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_BYTES = {"config.json": 1 << 20, "generation_config.json": 1 << 20}
 
@@ -20,6 +22,17 @@ _MAX_BYTES = {"config.json": 1 << 20, "generation_config.json": 1 << 20}
 def read_json(path: Path) -> dict[str, Any]:
     """One of a model's JSON files. Raises ConfigError if there is none, or something else in it."""
     return read_json_object(path, _MAX_BYTES.get(path.name, MAX_JSON_BYTES))
+
+
+def read_tokenizer_bytes(path: Path) -> bytes:
+    """One of the files that a tokenizer is made of, for a library to parse. Raises ConfigError."""
+    content = read_bytes(path, MAX_TOKENIZER_BYTES)
+    if path.suffix == ".json":
+        try:
+            check_number_of_values(content, MAX_TOKENIZER_VALUES)
+        except ValueError as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from None
+    return content
 
 
 def weight_files(folder: Path) -> list[Path]:

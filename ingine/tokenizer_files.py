@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as CoreTokenizer
 
 from ingine.bounded_files import read_bytes, read_text
 from ingine.errors import UnsupportedModel
-from ingine.model_files import MAX_TEMPLATE_BYTES, MAX_TOKENIZER_BYTES, read_json
+from ingine.model_files import MAX_TEMPLATE_BYTES, read_json, read_tokenizer_bytes
 from ingine.panics import panics_as_errors
 
 TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -56,7 +56,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
         chat_template = _chat_template(folder, config)
     except (TypeError, KeyError, AttributeError):  # of other types
         return None
-    content = read_bytes(core_file, MAX_TOKENIZER_BYTES)
+    content = read_tokenizer_bytes(core_file)
     try:
         with panics_as_errors():
             core = CoreTokenizer.from_buffer(content)
@@ -130,7 +130,7 @@ def checked_copies(folder: Path) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="ingine-tokenizer-") as copies:
         for path in sorted({path for pattern in _COPIED for path in folder.glob(pattern)}):
-            Path(copies, path.name).write_bytes(read_bytes(path, MAX_TOKENIZER_BYTES))
+            Path(copies, path.name).write_bytes(read_tokenizer_bytes(path))
         if (template := folder / TEMPLATE).exists():
             Path(copies, TEMPLATE).write_bytes(read_bytes(template, MAX_TEMPLATE_BYTES))
         for name, choose in ((CONFIG, _without_code_and_paths), ("config.json", _only_the_kind)):

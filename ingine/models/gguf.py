@@ -68,7 +68,7 @@ def convert_gguf(gguf_path: Path, out_dir: Path, *, progress: Progress | None = 
         file = GGUFFile.open(gguf_path)
         names = {name: _hf_name(name) for name in file.tensors if name != ROPE_FREQS}
         _write_json(partial / "config.json", config_of(file) | {"dtype": _dtype_name(file)})
-        _check_tensors(file, names, ModelConfig.from_folder(partial))
+        _check_tensors(file, names, _read_config(partial, gguf_path))
         generation_config = {"eos_token_id": end_token_ids(file)} | recommended_sampling(file)
         _write_json(partial / "generation_config.json", generation_config)
         save_tokenizer(file, partial)
@@ -78,6 +78,14 @@ def convert_gguf(gguf_path: Path, out_dir: Path, *, progress: Progress | None = 
         raise ConfigError(f"{gguf_path} cannot be converted to {out_dir}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_config(folder: Path, gguf_path: Path) -> ModelConfig:
+    try:
+        return ModelConfig.from_folder(folder)
+    except ConfigError as error:  # it names a file that will be gone
+        said = str(error).replace(str(folder / "config.json"), f"{gguf_path}, of which a config.json is made")
+        raise type(error)(said.replace(str(folder), str(gguf_path))) from error
 
 
 def _dtype_name(file: GGUFFile) -> str:

@@ -131,7 +131,10 @@ class Child:
         hung = not timer.is_alive()
         timer.cancel()
         if answer:
-            return Outcome(*json.loads(answer))
+            outcome = Outcome(*json.loads(answer))
+            if outcome.is_finding:
+                self.close()  # memory that was taken may not have been given back
+            return outcome
         status = process.wait()
         self._process = None
         reason = f"it took over {self._timeout_s} s" if hung else f"the process ended with {status}"
@@ -141,6 +144,7 @@ class Child:
         if self._process is not None:
             self._process.stdin.close()
             self._process.wait()
+            self._process = None
 
     def _start(self) -> subprocess.Popen:
         self._process = subprocess.Popen(

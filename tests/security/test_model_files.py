@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from ingine import cli
+from ingine.bounded_files import MAX_JSON_VALUES
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.models import ModelConfig
 from ingine.models import gguf as conversion
@@ -255,6 +256,26 @@ def test_json_that_is_nested_too_deep_is_named(name, parser, depth, model, child
     content = json.loads((model / name).read_text()) if (model / name).exists() else {}
     (model / name).write_text(json.dumps(content | {"key": 0}).replace('"key": 0', f'"key": {DEEP[depth]}'))
     refused(child.attempt(parser, model), f"{name} cannot be read: it is nested")
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", "[0.5]"])
+def test_json_of_many_small_values_is_bounded_by_their_number(value, model, child):
+    """2 bytes in the file are up to 200 in memory."""
+    file = model / "tokenizer_config.json"
+    original = file.read_text().rstrip().removesuffix("}")
+    for share, kind in ((0.4, VALID), (2, "ConfigError")):
+        values = ",".join([value] * int(share * MAX_JSON_VALUES))
+        file.write_text(f'{original}, "x": [{values}]}}')
+        outcome = child.attempt("tokenizer", model)
+        assert outcome.kind == kind and not outcome.is_finding, outcome
+    assert f"more than {MAX_JSON_VALUES} values" in outcome.message
+
+
+def test_a_tokenizer_of_many_small_values_is_bounded_likewise(model, child):
+    """Its library would keep even those that it has no use for, at 32 bytes each."""
+    text = (model / "tokenizer.json").read_text().rstrip().removesuffix("}")
+    (model / "tokenizer.json").write_text(text + ', "junk": [' + "[]," * (20 << 20) + "[]]}")
+    refused(child.attempt("tokenizer", model), "tokenizer.json cannot be read: it has more than")
 
 
 def test_of_a_key_that_is_there_twice_the_last_counts_as_in_transformers(model):
@@ -509,6 +530,7 @@ def test_every_value_of_metadata_with_every_other_type(sentencepiece, tmp_path, 
         for kind, wrong in VALUES.values():
             outcome = child_says(child, tmp_path, file.with_value(key, kind, wrong))
             assert not outcome.is_finding, (key, kind, wrong, outcome)
+            assert outcome.kind != "ConfigError" or "model.gguf" in outcome.message, outcome
             tried += outcome.kind != VALID
     assert tried > 150
     assert set(FORMATS) > {kind for kind, _ in VALUES.values()} - {STRING, ARRAY}
