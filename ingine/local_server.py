@@ -3,6 +3,7 @@
 """
 
 import os
+import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,8 @@ FIRST_PERSON = 1000
 URL_FILE = "url"
 """Its URL, with the password. Written once the server has its port, so nobody else ever gets the password.
 Locked by whoever has started the server, which ends with him."""
+HOST_FILE = "host"
+"""The machine that it runs on: a home may lie on a file server, and 127.0.0.1 is another server there."""
 LOG_FILE = "valkey.log"
 """Locked by the server, until it ends, however it does."""
 
@@ -53,7 +56,9 @@ def other_person_on(port: int) -> str | None:
 def running_url(data_dir: Path) -> str | None:
     """The URL of the embedded server that runs in `data_dir`; None if none does, or it is another user's."""
     url = read_private(data_dir / URL_FILE) if os.name == "posix" else None
-    is_running = url and _is_locked(data_dir / URL_FILE) and _is_locked(data_dir / LOG_FILE)
+    if url is None or read_private(data_dir / HOST_FILE) != socket.gethostname():
+        return None
+    is_running = _is_locked(data_dir / URL_FILE) and _is_locked(data_dir / LOG_FILE)
     return url.strip() if is_running else None
 
 

@@ -28,6 +28,7 @@ import redis
 from ingine.errors import ConfigError
 from ingine.local_server import (
     DEFAULT_PORT,
+    HOST_FILE,
     LOG_FILE,
     URL_FILE,
     default_data_dir,
@@ -223,6 +224,7 @@ class EmbeddedServer:
 
     def _publish_url(self) -> None:
         """It appears whole and locked. The lock is this process's: the server ends with it."""
+        write_private(self.data_dir / HOST_FILE, socket.gethostname())
         descriptor, temporary = tempfile.mkstemp(dir=self.data_dir)  # mode 0600
         self._url_file = open(descriptor, "w")  # noqa: SIM115
         fcntl.flock(self._url_file, fcntl.LOCK_EX)

@@ -2,12 +2,12 @@
 
 import hashlib
 import secrets
-import sys
 from typing import Annotated
 
 import typer
 
 from ingine.roles import ALL_TAGS, Role, tags_of, user_line
+from ingine.terminal import echo
 
 PASSWORD_BYTES = 32
 
@@ -35,6 +35,5 @@ def acl(
     prefix = "ingine" if queue == ALL_TAGS else queue
     for role in roles or Role:
         user, password = f"{prefix}-{role}", secrets.token_hex(PASSWORD_BYTES)
-        digest = hashlib.sha256(password.encode()).hexdigest()
-        print(user_line(role, user, digest, tags), file=sys.stdout)
-        print(f"redis://{user}:{password}@HOST:6379/0", file=sys.stderr)
+        echo(user_line(role, user, hashlib.sha256(password.encode()).hexdigest(), tags))
+        echo(f"redis://{user}:{password}@HOST:6379/0", err=True)

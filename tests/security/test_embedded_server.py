@@ -128,6 +128,14 @@ def test_a_url_of_another_user_is_not_believed(data_dir, give_away):
         assert running_url(data_dir) is None
 
 
+def test_a_url_of_another_machine_is_not_used(data_dir, monkeypatch):
+    """A home on a file server is seen by many, and so are its locks."""
+    with EmbeddedServer(data_dir) as server:
+        assert running_url(data_dir) == server.url
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        assert running_url(data_dir) is None
+
+
 @needs_root
 def test_an_attack_by_another_user(shared_folder):
     """Where every user can get to: he reads nothing, and is refused by the server."""

@@ -23,6 +23,7 @@ from ingine.private_files import (
     trusted,
     write_private,
 )
+from producer.batch_files import RowFile
 from tests.engine.marks import needs_native
 from tests.security.neighbours import NEIGHBOUR, become_the_neighbour, needs_root
 from tests.waiting import HANGS_S
@@ -216,6 +217,15 @@ def test_a_secret_is_read_from_a_file_of_ours_alone(folder, give_away):
     secret.chmod(0o600)
     give_away(secret)
     assert read_private(secret) is None
+
+
+def test_results_of_a_batch_are_made_with_the_users_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        RowFile(tmp_path / "out.jsonl").close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out.jsonl").stat().st_mode & 0o777 == 0o600
 
 
 @needs_root
