@@ -79,7 +79,7 @@ def main() -> None:
     """
     _prepare_streams()
     sys.excepthook = _show_traceback
-    logging.basicConfig(handlers=[EchoHandler()])  # a worker has handlers of its own
+    logging.basicConfig(handlers=[EchoHandler()], format="%(message)s")  # a worker has others
     try:
         app()
     except IngineError as error:
