@@ -78,7 +78,8 @@ def test_the_producer_takes_nothing_of_ours_but_the_contract():
     contract = {"ingine", "ingine.keys", "ingine.wire", "ingine.errors", "ingine.sampling_params"}
     settings = {"ingine.secret_files", "ingine.environment", "ingine.byte_sizes"}
     allowed = contract | settings | {"ingine.servers", "ingine.server_url"}
-    allowed |= {"ingine.scripts", "ingine.expiry", "ingine.local_server", "ingine.terminal"}
+    allowed |= {"ingine.scripts", "ingine.expiry", "ingine.job_faults", "ingine.local_server"}
+    allowed |= {"ingine.terminal"}
     for path in sources("producer"):
         ours = {name for name in imports_of(path) if name.partition(".")[0] == "ingine"}
         assert ours <= allowed, path
