@@ -17,7 +17,7 @@ from worker.prompt_process import PromptProcess
 
 logger = logging.getLogger(__name__)
 
-INLINE_BYTES = 1024
+INLINE_BYTES = 2048
 """Texts of up to so many bytes are tokenised in the loop, if the tokenizer's worst case is known: at most a
 few ms, see `benchmarks/prompt_cost.py`."""
 SLOW_S = 0.001
