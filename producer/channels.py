@@ -18,6 +18,8 @@ from producer.home import end_tasks, is_cancelled
 
 MAX_MESSAGE_BYTES = 64 << 10
 """A larger message is not parsed: it is a reason to read the log, as any other."""
+MESSAGES_AT_ONCE = 32
+"""Messages that are taken before the streams get their turn: however many there are, no stream starves."""
 PING_S = 10.0
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 2.0
 
@@ -180,8 +182,11 @@ class ChannelHub:
                 await self._changed.wait()
 
     async def _read(self, connection: AbstractConnection, leaving: Counter[bytes]) -> None:
-        unanswered_ping = False
+        unanswered_ping, num_messages = False, 0
         while not (self._closed or is_cancelled()):
+            num_messages += 1
+            if num_messages % MESSAGES_AT_ONCE == 0:
+                await asyncio.sleep(0)  # to read what has come in already is no wait
             message = await connection.read_response(timeout=PING_S, push_request=True)
             if message is None:  # a connection may be half-open for hours; only a ping finds out
                 if unanswered_ping:

@@ -11,7 +11,14 @@ from redis.exceptions import ConnectionError
 import producer.channels
 from ingine.keys import Keys
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent, encode_event
-from producer.channels import ANYWHERE, MAX_MESSAGE_BYTES, ChannelHub, Subscription, place_of
+from producer.channels import (
+    ANYWHERE,
+    MAX_MESSAGE_BYTES,
+    MESSAGES_AT_ONCE,
+    ChannelHub,
+    Subscription,
+    place_of,
+)
 from tests.servers import HOST, free_port
 from tests.waiting import wait_until_async
 from tests.worker.test_control import Relay
@@ -117,3 +124,21 @@ async def test_a_silence_that_ends_with_an_answer_breaks_no_connection():
     with pytest.raises(ConnectionError, match="the end"):
         await ChannelHub(Redis())._read(connection, Counter())
     assert connection.sent == ["PING"] * 3
+
+
+async def test_however_many_messages_there_are_streams_get_their_turn():
+    """As under a flood, or in a process that is short of processor time: each message is there already."""
+    num_messages, turns = 50 * MESSAGES_AT_ONCE, 0
+    connection = Scripted(*[[b"smessage", b"channel", event(1)]] * num_messages)
+
+    async def stream() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    streaming = asyncio.create_task(stream())
+    with pytest.raises(ConnectionError, match="the end"):
+        await ChannelHub(Redis())._read(connection, Counter())
+    streaming.cancel()
+    assert turns >= 49
