@@ -19,7 +19,7 @@ from producer.arguments import ENTRY_ID
 from producer.connection import Server
 from producer.home import Home, end_tasks
 from producer.partitions import Partitions
-from producer.token_log import Patience
+from producer.token_log import Patience, by_stream
 
 BLOCK_MS = 2000
 ENTRIES_PER_READ = 256
@@ -79,7 +79,7 @@ class Replies:
             while True:
                 done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
                 for read in done:
-                    server, streams = reads.pop(read), self._result(read)
+                    server, streams = reads.pop(read), by_stream(self._result(read))
                     if not streams:
                         await _end_overdue(server, [place.keys for place in places if place.server is server])
                     if not streams and len(await self._patience(self._partitions.latest)) != len(places):
@@ -87,7 +87,7 @@ class Replies:
                             f"queue {self._partitions.queue!r} has another number of partitions now: all "
                             "replies of before have been given, begin anew without a position"
                         )
-                    for stream, entries in streams:
+                    for stream, entries in streams.items():
                         for entry_id, fields in entries:
                             last_ids[numbers[server][stream]] = entry_id.decode()
                             yield _reply(fields, ",".join(last_ids))
@@ -113,7 +113,7 @@ class Replies:
         read.add_done_callback(self._reads.discard)
         return read
 
-    def _result(self, read: asyncio.Task) -> list:
+    def _result(self, read: asyncio.Task) -> list | dict:
         if self._closed or read.cancelled():
             raise ClientError("the client is closed")
         return read.result()
@@ -132,7 +132,7 @@ async def _end_overdue(server: Server, partitions: Sequence[Keys]) -> None:
             await server.call(partial(expire_due, server.redis, keys, result_ttl_s=DEFAULT_RESULT_TTL_S))
 
 
-async def _patiently(server: Server, xread: Callable[[], Awaitable[list]]) -> list:
+async def _patiently(server: Server, xread: Callable[[], Awaitable[list | dict]]) -> list | dict:
     # Without `server.call`, which lets a command run on to its end when it is cancelled: this connection is
     # shared with nobody who would need its reply to be read.
     try:

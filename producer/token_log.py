@@ -180,7 +180,7 @@ class LogReader:
         records = dict(zip(with_record, answers[len(groups) :], strict=True))
         entries: dict[_Request, list] = {}
         for group, answer in zip(groups, answers, strict=False):
-            of_log = _by_log(answer)
+            of_log = by_stream(answer)
             entries |= {request: of_log.get(log.encode(), ()) for log, request in group.items()}
         return [_page(request, entries[request], records.get(request), now_ms) for request in requests]
 
@@ -230,10 +230,10 @@ def _groups(requests: list[_Request]) -> list[dict[str, _Request]]:
     return groups
 
 
-def _by_log(answer) -> dict[bytes, list]:
-    """Of XREAD, whose answer redis-py gives another shape in RESP3."""
+def by_stream(answer) -> dict[bytes, list]:
+    """XREAD's answer, to which redis-py gives another shape in RESP3."""
     if isinstance(answer, dict):
-        return {log: entries for log, (entries,) in answer.items()}
+        return {stream: entries for stream, (entries,) in answer.items()}
     return dict(answer)
 
 

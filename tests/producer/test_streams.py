@@ -333,6 +333,9 @@ async def test_a_redis_client_of_ones_own(valkey: Server, queue: str, keys: Keys
             await worker.run_from(job_id, 2, 4)
             await consumer
             assert token_ids(chunks) == [1, 2, 3, 4]
+            [(_, end)] = await connection.xrevrange(keys.tokens(job_id), count=1)
+            await connection.xadd(keys.replies("me"), end)
+            assert (await anext(client.replies("me"))).job_id == job_id
         assert await own.ping()
 
 
