@@ -5,7 +5,6 @@ import logging
 import math
 import random
 from collections import Counter
-from contextlib import suppress
 
 import msgpack
 from redis import exceptions
@@ -48,20 +47,25 @@ def place_of(message: bytes) -> Place:
 
 
 class Subscription:
-    """One stream's end of the hub: how far its log may reach by now."""
+    """One stream's end of the hub: how far it has read its log, and how far that may reach by now."""
 
     def __init__(self, *, ends_only: bool = False):
         """ends_only: tokens are no news, only what may be the end."""
         self.heard = ANYWHERE
         """The log may have more than we were sent, so it is read first."""
+        self._read = NOWHERE
         self._ends_only = ends_only
-        self._news = asyncio.Event()
-        self._news.set()
+        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def has_news(self) -> bool:
+        return self.heard > self._read
 
     def push(self, place: Place) -> None:
         if place > self.heard and (place[1] or not self._ends_only):
             self.heard = place
-            self._news.set()
+            self._wake.set()
 
     def mark_stale(self) -> None:
         self.push(ANYWHERE)
@@ -69,19 +73,28 @@ class Subscription:
     def forget(self) -> None:
         """Before the log is read: what is published from now on may not be in what is read."""
         self.heard = NOWHERE
-        self._news.clear()
 
     def has_read(self, position: int) -> None:
         """The log, to here. What was published until then is no news."""
-        if self.heard <= (position, False):
-            self.heard = (position, False)
-            self._news.clear()
+        self._read = (position, False)
+        self.heard = max(self.heard, self._read)
 
     async def wait(self, until: float) -> None:
         """For news, until this time of the event loop's clock."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(until):
-                await self._news.wait()
+        loop = asyncio.get_running_loop()
+        while not self.has_news and loop.time() < until:
+            self._wake.clear()
+            if self._timer is None:  # one for many waits: to make a timer for each costs more than to wait
+                self._timer = loop.call_at(until, self._time_out)
+            await self._wake.wait()
+
+    def _time_out(self) -> None:
+        self._timer = None
+        self._wake.set()
+
+    def close(self) -> None:
+        if self._timer:
+            self._timer.cancel()
 
 
 class ChannelHub:
@@ -115,6 +128,7 @@ class ChannelHub:
     def unsubscribe(self, channel: str, subscription: Subscription) -> None:
         remaining = self._subscriptions[channel.encode()]
         remaining.remove(subscription)
+        subscription.close()
         if not remaining:
             del self._subscriptions[channel.encode()]
             self._changed.set()

@@ -30,35 +30,49 @@ def event(position: int, *, ends: bool = False) -> bytes:
     return encode_event(TokensEvent(position, [1], "x"))
 
 
-async def has_news(subscription: Subscription) -> bool:
-    await subscription.wait(asyncio.get_running_loop().time())
-    return subscription._news.is_set()
-
-
-async def test_only_what_lies_behind_what_was_read_is_news():
+def test_only_what_lies_behind_what_was_read_is_news():
     subscription = Subscription()
-    assert await has_news(subscription), "the log is read first"
+    assert subscription.has_news, "the log is read first"
     subscription.forget()
     subscription.push(place_of(event(5)))  # published while the log was read, and read with it
     subscription.has_read(5)
-    assert not await has_news(subscription)
+    assert not subscription.has_news
     for old in (event(4), event(5), event(4, ends=True)):
         subscription.push(place_of(old))
-        assert not await has_news(subscription)
+        assert not subscription.has_news
     for new in (event(6), event(5, ends=True), b"no event"):
         subscription.forget()
         subscription.has_read(5)
         subscription.push(place_of(new))
-        assert await has_news(subscription)
+        assert subscription.has_news
 
 
-async def test_who_waits_for_the_end_is_woken_by_nothing_else():
+def test_who_waits_for_the_end_is_woken_by_nothing_else():
     subscription = Subscription(ends_only=True)
     subscription.forget()
     subscription.push(place_of(event(7)))
-    assert not await has_news(subscription)
+    assert not subscription.has_news
     subscription.push(place_of(event(7, ends=True)))
-    assert await has_news(subscription)
+    assert subscription.has_news
+
+
+async def test_a_wait_ends_with_news_or_with_its_time():
+    subscription, clock = Subscription(), asyncio.get_running_loop().time
+    subscription.forget()
+    subscription.has_read(5)
+    await subscription.wait(until := clock() + 0.02)
+    assert clock() >= until and not subscription.has_news
+    soon = clock() + 0.02
+    subscription._timer = asyncio.get_running_loop().call_at(
+        soon, subscription._time_out
+    )  # of an earlier wait
+    await subscription.wait(until := clock() + 0.05)
+    assert clock() >= until
+    waiting = asyncio.create_task(subscription.wait(clock() + 1000))
+    await asyncio.sleep(0)
+    subscription.push((6, False))
+    await waiting
+    assert subscription.has_news
 
 
 @pytest.mark.parametrize(
