@@ -5,8 +5,8 @@ from random import Random
 import msgpack
 
 from benchmarks.fuzz import events
+from benchmarks.fuzz.logs import LONGEST_MESSAGE
 from benchmarks.fuzz.mutations import text_bytes
-from benchmarks.fuzz.running import outcome
 from ingine.errors import ClientError
 from ingine.wire import JobStatus
 from producer.replies import _reply
@@ -18,8 +18,11 @@ def cases(rng: Random) -> bytes:
 
 
 def check(case: bytes) -> str:
-    reply, result = outcome(lambda: _reply(msgpack.unpackb(case), "1-0"), ClientError)
-    if reply is not None:
-        assert type(reply.job_id) is str and type(reply.status) is JobStatus
-        assert type(reply.usage) is dict and type(reply.error or {}) is dict
-    return result
+    try:
+        reply = _reply(msgpack.unpackb(case), "1-0")
+    except ClientError as error:
+        assert len(str(error)) <= LONGEST_MESSAGE
+        return "refused"
+    assert type(reply.job_id) is str and type(reply.status) is JobStatus
+    assert type(reply.usage) is dict and type(reply.error or {}) is dict
+    return "valid"

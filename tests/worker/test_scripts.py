@@ -7,7 +7,7 @@ from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_event
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import take
 from worker.entries import CANCELLED, STALE, Append, Finish
-from worker.queue import FIRST_PAUSE_S, SUSPECT_DEATHS
+from worker.queue import FIRST_PAUSE_S, LONGEST_PAUSE_S, SUSPECT_DEATHS
 
 JOB = Job(id="job-1", prompt="Hello", reply_to="batch")
 
@@ -138,8 +138,37 @@ async def test_an_attempt_number_given_out_twice_fences_all_the_same(client, key
 
     assert await first.append([append(1, [98])]) == [STALE]
     assert await first.finish(finish(entry, 0)) == STALE
+    assert await first.delay(entry, JOB.id, 1) is False
     assert await second.append([append(1, [11])]) == [1]
     assert (await log_of(client, keys))["1-0"].token_ids == [11]
+
+
+async def test_only_whoever_has_begun_a_job_hands_it_over(client, keys, make_queue, push):
+    """Also where the entry is its own again, and the number of the attempt was given out twice."""
+    first, second = make_queue("first"), make_queue("second")
+    await push(JOB)
+    entry = await take(first)
+    await first.begin(entry, JOB.id, None)
+    await client.delete(keys.job(JOB.id))
+    (claimed,) = await second.claim_idle(0, 1)
+    assert (await second.begin(claimed, JOB.id, None)).attempt == 1
+    await first.claim_idle(0, 1)
+    assert await first.release(entry, JOB.id, 1) is False
+    assert await client.hmget(keys.job(JOB.id), "status", "worker") == [b"running", b"second"]
+
+
+@pytest.mark.parametrize("leave", ["release", "delay"])
+async def test_an_attempt_that_is_over_cannot_take_the_next_one_with_it(
+    client, keys, make_queue, push, leave
+):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+    await worker.begin(entry, JOB.id, None)
+    assert (await worker.begin(entry, JOB.id, None)).attempt == 2
+    assert await getattr(worker, leave)(entry, JOB.id, 1) is False
+    assert await client.hmget(keys.job(JOB.id), "status", "worker") == [b"running", b"w1"]
+    assert await getattr(worker, leave)(entry, JOB.id, 2) is True
 
 
 @pytest.mark.parametrize("cancel", ["true", "", "0", "yes"])
@@ -226,6 +255,17 @@ async def test_a_failed_step_counts_as_a_death_and_pauses_for_longer_each_time(
         await worker.promote()
     assert not await client.exists(keys.delayed)
     assert await client.xlen(keys.jobs("normal")) == 1
+
+
+async def test_no_pause_is_longer_than_the_longest(client, keys, make_queue, push):
+    worker = make_queue("w1")
+    await push(JOB)
+    entry = await take(worker)
+    await worker.begin(entry, JOB.id, None)
+    await client.hset(keys.job(JOB.id), "deaths", 40)
+    assert await worker.delay(entry, JOB.id, 1)
+    after_s, _ = await client.time()
+    assert await client.zscore(keys.delayed, JOB.id) <= (after_s + 1 + LONGEST_PAUSE_S) * 1000
 
 
 async def test_a_second_entry_with_the_same_id_is_a_duplicate_and_can_be_buried(
