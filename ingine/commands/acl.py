@@ -35,5 +35,6 @@ def acl(
     prefix = "ingine" if queue == ALL_TAGS else queue
     for role in roles or Role:
         user, password = f"{prefix}-{role}", secrets.token_hex(PASSWORD_BYTES)
-        echo(user_line(role, user, hashlib.sha256(password.encode()).hexdigest(), tags))
+        digest = hashlib.sha256(password.encode()).hexdigest()
+        echo(user_line(role, user, digest, tags))
         echo(f"redis://{user}:{password}@HOST:6379/0", err=True)

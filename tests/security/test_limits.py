@@ -17,6 +17,10 @@ PLAIN = {"id": "a", "prompt": "x"}
 IN_CODE = {
     "bytes of a job": wire.DEFAULT_MAX_JOB_BYTES,
     "nesting of a job": job_faults.MAX_NESTING,
+    "messages of a job": wire.MAX_MESSAGES,
+    "maps and arrays of a job": job_faults.MAX_CONTAINERS,
+    "entries of all maps of a job": job_faults.MAX_ENTRIES,
+    "bytes of a field of a job but prompt and messages": job_faults.MAX_FIELD_BYTES,
     "fields of a job, of its sampling, of a message": job_faults.MAX_FIELDS,
     "entries of any map": job_faults.MAX_MAP_ENTRIES,
     "bytes of metadata": wire.MAX_METADATA_BYTES,
@@ -64,6 +68,11 @@ AT_MOST = {
         lambda n: at(FULL_JOB, ("metadata", "key"), {i: 0 for i in range(n)}),
         job_faults.MAX_MAP_ENTRIES,
         ErrorCode.INVALID_SHAPE,
+    ),
+    "messages": (
+        lambda n: {"id": "a", "messages": [{"role": "user", "content": "x"}] * n},
+        wire.MAX_MESSAGES,
+        ErrorCode.INVALID_PARAMETER,
     ),
     "stop": (
         lambda n: sampling(stop=["x"] * n),

@@ -329,10 +329,10 @@ def test_the_log_of_the_server_says_who_tried_what(acl_server, narrowed):
     assert tried - OF_THE_HANDSHAKE == {Keys("another").tokens("a")}
 
 
-def test_for_all_queues_an_id_can_make_a_log_pass_for_another_key_and_for_one_queue_none_can(
+def test_for_all_queues_a_name_can_make_a_key_pass_for_another_and_for_one_queue_none_can(
     acl_server, narrowed
 ):
-    call = ["XRANGE", Keys(narrowed).tokens("x}:dead"), "-", "+"]
+    call = ["XRANGE", Keys(narrowed).replies("x}:dead"), "-", "+"]
     dry_run = [
         acl_server.admin.execute_command("ACL", "DRYRUN", user, *call)
         for user in ("ingine-operator", f"{narrowed}-operator")
