@@ -193,7 +193,7 @@ async def test_a_client_can_be_closed_while_its_server_hangs(
         await wait_until_async(lambda: client._session.streams._readers)
         prompt.clear()
         [(_, reader)] = client._session.streams._readers.values()
-        await wait_until_async(lambda: any(not place[-1].done() for place in reader._under_way))
+        await wait_until_async(lambda: any(not request.answer.done() for request in reader._under_way))
         async with asyncio.timeout(HANGS_S):
             await client.aclose()
         with pytest.raises(ClientError, match="closed"):
