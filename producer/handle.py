@@ -10,6 +10,7 @@ from ingine.errors import ResultTimeout
 from ingine.wire import Event, TokensEvent
 from producer import arguments
 from producer.results import Chunk, JobInfo, Result, raise_unless_finished
+from producer.streams import LogWentBack
 
 if TYPE_CHECKING:
     from producer.client import AsyncClient
@@ -66,6 +67,8 @@ class AsyncJobHandle:
         try:
             async with aclosing(self._events(0, timeout, at_end=True)) as events:
                 return _result([event async for event in events])
+        except LogWentBack:
+            return await self.result(timeout, cancel=cancel)
         except ResultTimeout:
             if not cancel:
                 raise

@@ -41,6 +41,10 @@ _NOT_ENDED = (JobStatus.QUEUED, JobStatus.RUNNING)
 log = logging.getLogger(__name__)
 
 
+class LogWentBack(Exception):
+    """The server has lost events that were read, and the tokens lie in other events now."""
+
+
 class Streams:
     """All streams of one client: each job's events in order and exactly once."""
 
@@ -56,7 +60,8 @@ class Streams:
     async def follow(self, job_id: str, position: int = 0, *, at_end: bool = False) -> AsyncIterator[Event]:
         """Events after `position`, up to and including the terminal one, which is always the last.
 
-        at_end: there is no hurry until the job has ended, so tokens that are published cause no read.
+        at_end: there is no hurry until the job has ended, so tokens that are published cause no read. Raises
+        LogWentBack where the text of its events would not be that of the log.
 
         Raises JobNotFound if there is no record and no log, BadRecord for a log or a record that no worker
         wrote, ServerUnavailable if the server stays away, and InvalidArgument for a negative position.
@@ -93,6 +98,8 @@ class Streams:
                 with_record = await reads.next()
                 page = await reader.read(partition.keys, job_id, position, with_record=with_record)
                 for event in page.events:
+                    if at_end and event.start < position:
+                        raise LogWentBack
                     if isinstance(event, TokensEvent):
                         yield _after(event, position)
                         position = event.position

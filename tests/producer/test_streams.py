@@ -25,6 +25,7 @@ from producer import (
     ResultTimeout,
 )
 from producer.channels import ChannelHub
+from producer.token_log import LogReader
 from tests.producer.conftest import Face, Server
 from tests.producer.fake_worker import FakeWorker
 from tests.waiting import wait_until_async
@@ -271,6 +272,32 @@ async def test_a_result_that_takes_too_long_is_a_timeout_and_can_be_asked_for_ag
         await face.result(job_id, 0.05)
     await worker.run(job_id, 1)
     assert (await face.result(job_id)).token_ids == [1]
+
+
+async def test_a_result_has_each_text_once_though_the_server_lost_what_was_read(
+    client: AsyncClient, worker: FakeWorker, redis: Redis, keys: Keys, alert, monkeypatch: pytest.MonkeyPatch
+):
+    """And though the tokens come anew in another event, of several: a text is not divisible."""
+    read, positions = LogReader.read, set()
+
+    async def spied(reader, keys, job_id, position, **options):
+        positions.add(position)
+        return await read(reader, keys, job_id, position, **options)
+
+    monkeypatch.setattr(LogReader, "read", spied)
+    handle = await client.submit("hi")
+    job_id = (await worker.take()).id
+    await worker.commit(job_id, 0, 1, publish=False)
+    await worker.commit(job_id, 1, 2, publish=False)
+    waiting = asyncio.create_task(handle.result())
+    await wait_until_async(lambda: 2 in positions, what="a consumer that has token 2")
+    async with redis.pipeline(transaction=True) as loss:
+        loss.xdel(keys.tokens(job_id), "2-0")
+        loss.hset(keys.job(job_id), "position", 1)
+        await loss.execute()
+    await worker.commit(job_id, 1, 3)
+    await worker.end(job_id, 3)
+    assert (await waiting).text == "<1><2><3>"
 
 
 async def test_an_unknown_job_does_not_hang(face: Face):
