@@ -20,6 +20,7 @@ from ingine.wire import (
     decode_job,
     encode_job,
 )
+from producer.channels import ANYWHERE, place_of
 
 PEAK_PER_BYTE = 160
 """Bytes of memory for each of a job: a map of one entry is 3 bytes on the wire, and 240 in memory."""
@@ -91,6 +92,7 @@ def check_job(raw: bytes) -> Job | None:
 
 
 def check_event(raw: bytes) -> Event | None:
+    assert -(2**63) <= place_of(raw)[0] <= ANYWHERE[0]
     try:
         event = decode_event(raw)
     except UNREADABLE:
