@@ -104,12 +104,12 @@ async def all_has_ended(worker: Harness) -> None:
 
 def drawn(values_each: int) -> Iterator[tuple[str, str | bytes]]:
     dice = random.Random(values_each)
-    pairs = [(field, value) for field in FIELDS for value in dice.sample(NASTY, min(values_each, len(NASTY)))]
+    pairs = [(field, value) for field in FIELDS for value in dice.sample(NASTY, values_each)]
     dice.shuffle(pairs)
     return pairs
 
 
-@pytest.mark.parametrize("values_each", [2, pytest.param(len(NASTY), marks=pytest.mark.wide)])
+@pytest.mark.parametrize("values_each", [2, pytest.param(10, marks=pytest.mark.wide)])
 @pytest.mark.parametrize("when", ["before", "running"])
 async def test_in_a_record(queue_of, values_each, when):
     worker, client, expected = queue_of

@@ -1,11 +1,11 @@
 -- Give a jobs stream ids again, where somebody has used up the last one: nobody could add a job any more.
 --
--- KEYS  1 jobs stream  2 a key for the old one meanwhile  3 dead letters
+-- KEYS  1 jobs stream  2 a key for its entries meanwhile  3 dead letters
 -- ARGV  1 group  2 worker
 -- returns how many entries went to the dead letters, or -1 where there are ids left: nothing was done
 --
 -- XSETID would not do: no server sets an id below an entry that is there, nor do all below one that was deleted. So
--- the stream is made anew, with the same entries, holders and idle times, in one pass. What was added in the last
+-- the stream is made anew, with the same entries, holders and idle times: they are moved away and back. What was added in the last
 -- millisecond that there is cannot stay and goes to the dead letters. What of it runs ends as it would.
 
 -- include: dead_letter.lua
@@ -40,15 +40,21 @@ for _, entry in ipairs(last) do
   end
 end
 
-redis.call('RENAME', KEYS[1], KEYS[2])
-local after, entries = '-'
-repeat
-  entries = redis.call('XRANGE', KEYS[2], after, '(' .. LAST_MS .. '-0', 'COUNT', 100)
-  for _, entry in ipairs(entries) do
-    redis.call('XADD', KEYS[1], entry[1], unpack(entry[2], 1, math.min(#entry[2], MAX_FIELDS)))
-    after = '(' .. entry[1]
-  end
-until #entries == 0
+local function move(from, to)
+  local after, entries = '-'
+  repeat
+    entries = redis.call('XRANGE', from, after, '(' .. LAST_MS .. '-0', 'COUNT', 100)
+    for _, entry in ipairs(entries) do
+      redis.call('XADD', to, entry[1], unpack(entry[2], 1, math.min(#entry[2], MAX_FIELDS)))
+      after = '(' .. entry[1]
+    end
+  until #entries == 0
+  redis.call('DEL', from)
+end
+
+redis.call('DEL', KEYS[2])
+move(KEYS[1], KEYS[2])
+move(KEYS[2], KEYS[1])
 if group then
   local delivered = group['last-delivered-id']
   local is_last = string.sub(delivered, 1, #LAST_MS + 1) == LAST_MS .. '-'
@@ -57,5 +63,4 @@ if group then
     redis.call('XCLAIM', KEYS[1], ARGV[1], each[2], 0, each[1], 'IDLE', each[3], 'RETRYCOUNT', each[4], 'FORCE', 'JUSTID')
   end
 end
-redis.call('DEL', KEYS[2])
 return #last
