@@ -195,9 +195,8 @@ class PromptProcess:
             log_event(logger, logging.WARNING, "prompt process ended", status=status, tenant=request.tenant)
             while self._in_flight:
                 self._put_back(self._in_flight.pop())
-            if (
-                status == -signal.SIGKILL and not request.tried_twice
-            ):  # not by what it read, as far as we know
+            # Nothing that it reads ends it so: somebody else did, or memory was short.
+            if status == -signal.SIGKILL and not request.tried_twice:
                 request.tried_twice = True
                 self._put_back(request)
             else:
