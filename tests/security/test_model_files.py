@@ -214,6 +214,15 @@ def test_what_is_no_regular_file_of_some_length_is_not_read(name, instead, model
     refused(child.attempt(READ_BY[name], model), name)
 
 
+@pytest.mark.parametrize("parser", ["config", "tokenizer"])
+def test_a_folder_of_links_is_read_as_a_hub_s_cache_is(parser, model, child):
+    links = model.parent / "snapshots" / "main"
+    links.mkdir(parents=True)
+    for file in model.iterdir():
+        (links / file.name).symlink_to(f"../../{model.name}/{file.name}")
+    assert child.attempt(parser, links).kind == VALID
+
+
 def test_a_tokenizer_is_made_of_what_was_checked_alone(model, child):
     """transformers opens what a file's own path leads it to: `vocab_file` of old configs, and versions."""
     secret = model.parent / "secret.json"
