@@ -29,7 +29,15 @@ TORCH_FREE_FILES = [
         "scheduler",
         "outputs",
     ),
-    *("detokenizer", "stop", "model_store", "model_files", "fingerprint"),
+    *(
+        "detokenizer",
+        "stop",
+        "model_store",
+        "model_files",
+        "bounded_files",
+        "safetensors_header",
+        "fingerprint",
+    ),
 ]
 
 
