@@ -105,7 +105,7 @@ _CANCEL_AND_LIST = {
 }
 _OPERATE = {
     "": "EVALSHA SCRIPT|LOAD",
-    "job": "HMGET",
+    "job": "HGET HMGET HSET",
     "jobs": "XRANGE XADD",
     "queue": "HSET HDEL DEL",
     "delayed": "ZRANGE",
@@ -117,7 +117,7 @@ _WORK = {
     "job": "HGET HMGET HSET HDEL HINCRBY PEXPIRE",
     "tokens": "XADD XRANGE PEXPIRE",
     "jobs": "XREADGROUP XADD XRANGE XLEN XACK XDEL XCLAIM XPENDING XGROUP|CREATE XGROUP|DELCONSUMER "
-    "XINFO|CONSUMERS XINFO|GROUPS XINFO|STREAM DEL",
+    "XINFO|CONSUMERS XINFO|GROUPS XINFO|STREAM RENAME DEL",
     "fair": "ZADD ZPOPMIN ZCARD ZRANGE ZSCORE EXISTS DEL",
     "ends": "ZADD ZCARD ZSCORE ZREMRANGEBYSCORE DEL",
     "queue": "HGET HGETALL HSET HSETNX HDEL",
@@ -218,6 +218,8 @@ def calls(role: Role, keys: Keys) -> list[str]:
                     needed.append("SCRIPT LOAD x")
                 case "XREADGROUP":
                     needed.append(f"XREADGROUP GROUP {GROUP} 0 STREAMS {on[kind]} >")
+                case "RENAME":
+                    needed.append(f"RENAME {on[kind]} {keys.while_renumbered(Priority.NORMAL)}")
                 case _ if kind:
                     needed.append(f"{name.replace('|', ' ')} {on[kind]}")
                 case _ if name not in CONNECTION.split()[1:]:

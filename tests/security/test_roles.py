@@ -47,6 +47,7 @@ ARGUMENTS = {
     "ZSCORE": "m",
 }
 """What comes behind the key, where something has to."""
+TWO_KEYS = {"SMOVE": ["m"], "LMOVE": ["LEFT", "LEFT"], "ZRANGESTORE": ["0", "1"]}
 SCRIPTED = [role for role in Role if "EVALSHA" in RIGHTS[role][""]]
 REFUSED = r"NOPERM|permission|ACL|can't (run|access|publish)"
 AT_NO_KEY = {name for rights in RIGHTS.values() for name in rights[""]}
@@ -59,6 +60,8 @@ def request(name: str, key: str) -> list[str]:
     match name:
         case "XREAD":
             return ["XREAD", "STREAMS", key, "0"]
+        case "RENAME":
+            return ["RENAME", key, f"{key}a"]
         case "XREADGROUP":
             return ["XREADGROUP", "GROUP", "workers", "me", "STREAMS", key, ">"]
         case _:
@@ -163,6 +166,10 @@ def test_a_role_has_no_right_on_any_other_queue(acl_server, narrowed, role):
             for channel in CHANNELS:
                 with pytest.raises(NoPermissionError):
                     redis.execute_command("SSUBSCRIBE", named(tag)[channel])
+            for both in (pair := (named(narrowed)["jobs"], named(tag)["jobs"]), pair[::-1]):
+                for name in ("RENAME", "COPY", "SMOVE", "LMOVE", "ZRANGESTORE"):
+                    with pytest.raises(NoPermissionError):
+                        redis.execute_command(name, *both, *TWO_KEYS.get(name, ()))
             assert len(tried) > 15 * len(KINDS)
 
 
@@ -319,6 +326,7 @@ async def test_what_an_operator_can_do_beside_its_work(acl_server, narrowed):
     with Redis.from_url(acl_server.url("operator", narrowed)) as redis:
         assert b"a prompt" in redis.xrange(keys.jobs("normal"))[0][1][b"job"]
         assert redis.xadd(keys.jobs("normal"), {"job": b"a job by hand"})
+        assert redis.hset(keys.job("any"), "cancel", 1)
 
 
 def test_the_log_of_the_server_says_who_tried_what(acl_server, narrowed):
