@@ -304,7 +304,7 @@ def decode_event(raw: bytes) -> Event:
             type(event.position) is int
             and type(event.text) is str
             and type(event.token_ids) is list
-            and all(type(token_id) is int for token_id in event.token_ids)
+            and all(type(token_id) is int and token_id >= 0 for token_id in event.token_ids)
             and event.start >= 0
             and (event.logprobs is None or _are_logprobs(event.logprobs, len(event.token_ids)))
         )

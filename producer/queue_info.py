@@ -99,7 +99,7 @@ def _number(settings: dict[str, str], name: str, default: float = 1.0) -> float:
     with suppress(ValueError):
         if math.isfinite(number := float(settings.get(name, default))):
             return number
-    raise ClientError(f"the queue's setting {name} is {settings[name]!r}, which is no number")
+    raise ClientError(f"the queue's setting {name[:150]} is {settings[name][:50]!r}, which is no number")
 
 
 def text(raw: bytes) -> str:

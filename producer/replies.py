@@ -155,6 +155,6 @@ def _reply(fields: dict[bytes, bytes], position: str) -> Reply:
         )
     except UNREADABLE as error:
         raise BadRecord(
-            f"the replies stream has an entry that is no event ({error!r}): "
+            f"the replies stream has an entry that is no event ({repr(error)[:200]}): "
             f"go on behind it with the position {position!r}"
         ) from None

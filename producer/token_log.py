@@ -247,7 +247,7 @@ def _page(request: _Request, entries, record, now_ms: int) -> LogPage | Exceptio
     try:
         events = decode_log(job_id, request.position, entries)
     except UNREADABLE as error:
-        return BadRecord(f"the token log of job {job_id} is not what a worker writes: {error}")
+        return BadRecord(f"the token log of job {job_id} is not what a worker writes: {str(error)[:200]}")
     try:
         status = read_status(job_id, status) if status else None
         deadline_at = read_number(job_id, "deadline_at", deadline_at)

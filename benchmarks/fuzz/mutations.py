@@ -109,10 +109,12 @@ def _change(rng: Random, value: Any, scalar: Scalar) -> Any:
             value.insert(place, any_value(rng, scalar))
         case 2:
             value[place] = [value[place]]
+        case 3 if isinstance(value, list) and isinstance(value[place], dict | list):
+            value.append(value[place])
         case 3 if isinstance(value, list):
-            value *= rng.choice((2, 50, 1500))
+            value += [value[place]] * rng.choice((2, 50, 1500))
         case 3:
-            value |= {f"{number}": value[place] for number in range(rng.choice((3, 70, 1100)))}
+            value |= {f"{number}": any_value(rng, scalar, 0) for number in range(rng.choice((3, 70, 1100)))}
         case _:
             value[place] = _change(rng, value[place], scalar)
     return value

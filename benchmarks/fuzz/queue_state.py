@@ -8,6 +8,7 @@ from random import Random
 
 import msgpack
 
+from benchmarks.fuzz.logs import LONGEST_MESSAGE
 from benchmarks.fuzz.mutations import fields_case, packed_case, text_bytes
 from benchmarks.fuzz.running import finished, outcome
 from ingine.errors import ClientError
@@ -44,13 +45,16 @@ def check(case: bytes) -> str:
     partitions, result = outcome(lambda: finished(read_partition(Server(answers), Keys("q"))), ClientError)
     if partitions is None:
         return result
-    info, result = outcome(lambda: merge("q", [partitions, partitions]), ClientError)
-    if info is not None:
-        assert all(heartbeat["silent_s"] == heartbeat["silent_s"] for heartbeat in info.workers.values())
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            _print_queue(info)
-        assert json.dumps(dataclasses.asdict(info), allow_nan=False)
-    return result
+    try:
+        info = merge("q", [partitions, partitions])
+    except ClientError as error:
+        assert len(str(error)) <= LONGEST_MESSAGE
+        return "refused"
+    assert all(heartbeat["silent_s"] == heartbeat["silent_s"] for heartbeat in info.workers.values())
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        _print_queue(info)
+    assert json.dumps(dataclasses.asdict(info), allow_nan=False)
+    return "valid"
 
 
 class Server:

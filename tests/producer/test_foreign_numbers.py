@@ -67,6 +67,21 @@ async def test_a_setting_with_it_is_named(client: AsyncClient, redis: Redis, que
         await client.queue_info()
 
 
+async def test_an_error_quotes_no_more_than_the_beginning_of_it(
+    client: AsyncClient, redis: Redis, queue: str
+):
+    keys, much = Keys(queue), "x" * 100_000
+    event = msgpack.packb({"type": much, "position": 1})
+    await redis.hset(keys.job("a"), mapping={"status": "finished", "position": 1})
+    await redis.xadd(keys.tokens("a"), {"event": event}, id="1-0")
+    await redis.xadd(keys.replies("r"), {"event": event})
+    await redis.hset(keys.settings, f"weight:{much}", much)
+    for call in (client.attach("a").result, lambda: anext(client.replies("r")), client.queue_info):
+        with pytest.raises(ClientError) as refused:
+            await call()
+        assert len(str(refused.value)) < 1000
+
+
 @pytest.mark.parametrize("at_s", ["x", None, [1], 2**64 - 1, float("nan"), float("inf"), -(2**63), b"\xff"])
 def test_a_heartbeat_with_it_is_a_value(at_s):
     heartbeat = read_heartbeat(msgpack.packb({"at_s": at_s}), 100)

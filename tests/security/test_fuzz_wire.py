@@ -173,6 +173,7 @@ def test_an_event_comes_back_as_it_went(event):
         {"type": "tokens", "position": 0, "token_ids": [1], "text": ""},
         {"type": "tokens", "position": 1, "token_ids": 1, "text": ""},
         {"type": "tokens", "position": 1, "token_ids": ["x"], "text": ""},
+        {"type": "tokens", "position": 1, "token_ids": [-1], "text": ""},
         {"type": "tokens", "position": 1, "token_ids": [1], "text": None},
         {"type": "tokens", "position": 1, "token_ids": [1], "text": "", "logprobs": 1},
         {"type": "running", "position": 1, "job_id": "a"},

@@ -1,15 +1,18 @@
 """What the publisher does when log, engine and consumers do not agree about how far a job is."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from ingine.keys import Priority
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.wire import Job, JobStatus
 from tests.waiting import wait_until_async
-from tests.worker.test_worker import ENDLESS, GREEDY
-from worker.entries import Begun, Entry
-from worker.jobs import RunningJob
-from worker.publisher import terminal_event
+from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel
+from worker.entries import CANCELLED, Begun, Entry
+from worker.jobs import JobTable, RunningJob
+from worker.metrics import Metrics
+from worker.publisher import Publisher, terminal_event
 
 LOSE_TAIL = """
 local entries = redis.call('XRANGE', KEYS[2], '-', '+')
@@ -69,6 +72,51 @@ def test_a_cancelled_job_ends_without_text_that_belongs_to_tokens_it_may_lack(en
     output = SeqOutput("a#1", 2, [], "", 3, 0, finish_reason=reason, final_text="held")
     event = terminal_event(job, output)
     assert (event.status, event.text) == (ending or JobStatus.FINISHED, text)
+
+
+async def test_nothing_waits_for_the_server_once_a_step_is_committed():
+    """What does makes `/readyz` say that the worker is not."""
+    publisher = Publisher(JobTable(), Metrics(), lambda seq_id: None)
+    await publisher.commit([])
+    assert publisher.waiting_since is None
+
+
+def test_a_job_that_somebody_else_holds_is_let_go_once():
+    """It may be told by each lane and by the leases."""
+    jobs, metrics, aborted = JobTable(), Metrics(), []
+    publisher = Publisher(jobs, metrics, aborted.append)
+    entry, queue = Entry(Priority.NORMAL, "1-0", b""), SimpleNamespace(weights={})
+    job = RunningJob(queue, Job(id="a", prompt="x"), entry, Begun("run", attempt=1), position=1)
+    jobs.add(job)
+    for _ in range(2):
+        publisher.drop(job)
+    assert aborted == ["a#1"] and not len(jobs)
+    assert metrics.fenced_writes._value.get() == 1
+
+
+async def test_a_job_that_is_cancelled_is_appended_to_no_more(harness, monkeypatch):
+    """The engine goes on with it until it has learned of that, and what it makes is dropped unsent."""
+    worker = await harness()
+    await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("a"), what="tokens")
+    publisher, queue = worker.worker._publisher, worker.queue
+    append, abort, answers, late = queue.append, publisher._abort, [], []
+
+    async def noted(appends):
+        answered = await append(appends)
+        answers.extend(answered)
+        return answered
+
+    monkeypatch.setattr(queue, "append", noted)
+    monkeypatch.setattr(publisher, "_abort", late.append)
+    await ask_to_cancel(worker, "a", nudge=False)
+    await wait_until_async(lambda: late, what="the cancel being seen")
+    [seq] = worker.engine._scheduler.running
+    before = seq.num_output_tokens
+    await wait_until_async(lambda: seq.num_output_tokens > before + 5, what="steps after it")
+    abort(late[0])
+    assert (await worker.end("a")).status is JobStatus.CANCELLED
+    assert answers.count(CANCELLED) == 1
 
 
 async def test_no_token_is_added_after_a_cancel_was_seen(harness, monkeypatch):
