@@ -76,7 +76,7 @@ def test_a_cancelled_job_ends_without_text_that_belongs_to_tokens_it_may_lack(en
 
 async def test_nothing_waits_for_the_server_once_a_step_is_committed():
     """What does makes `/readyz` say that the worker is not."""
-    publisher = Publisher(JobTable(), Metrics(), lambda seq_id: None)
+    publisher = Publisher(JobTable(), Metrics(), abort=lambda seq_id: None, give_back=None)
     await publisher.commit([])
     assert publisher.waiting_since is None
 
@@ -84,7 +84,7 @@ async def test_nothing_waits_for_the_server_once_a_step_is_committed():
 def test_a_job_that_somebody_else_holds_is_let_go_once():
     """It may be told by each lane and by the leases."""
     jobs, metrics, aborted = JobTable(), Metrics(), []
-    publisher = Publisher(jobs, metrics, aborted.append)
+    publisher = Publisher(jobs, metrics, aborted.append, give_back=None)
     entry, queue = Entry(Priority.NORMAL, "1-0", b""), SimpleNamespace(weights={})
     job = RunningJob(queue, Job(id="a", prompt="x"), entry, Begun("run", attempt=1), position=1)
     jobs.add(job)
