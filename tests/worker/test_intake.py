@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -199,6 +200,17 @@ async def test_room_that_one_partition_has_no_use_for_is_offered_before_it_waits
     await looking
     waiting.cancel()
     assert offered[0] == [1]
+
+
+def test_room_is_offered_first_to_whoever_was_served_longest_ago():
+    door, offered = Door(room=1), []
+    wakers = {name: partial(offered.append, name) for name in "abc"}
+    for wake in wakers.values():
+        door.on_room(wake)
+    for name in "ab":
+        door.served(wakers[name])
+    door.offer_room()
+    assert offered == ["c", "a", "b"]
 
 
 def test_there_is_no_room_while_sequences_wait_in_the_engine():
