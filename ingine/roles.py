@@ -105,7 +105,7 @@ _CANCEL_AND_LIST = {
 }
 _OPERATE = {
     "": "EVALSHA SCRIPT|LOAD",
-    "job": "HGET HMGET HSET",
+    "job": "HMGET HSET",
     "jobs": "XRANGE XADD",
     "queue": "HSET HDEL DEL",
     "delayed": "ZRANGE",

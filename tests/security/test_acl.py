@@ -34,10 +34,7 @@ NOT_SEEN = {
     ("ZCARD", "ends"): "to see whether somebody has written another type",
     ("DEL", "fair"): "where somebody has",
 }
-NOT_SEEN_OF_OPERATORS = {
-    ("HSET", "job"): "where a job that is requeued still waits",
-    ("HGET", "job"): "where its record is looked at",
-}
+NOT_SEEN_OF_OPERATORS = {("HSET", "job"): "where a job that is requeued still waits"}
 TOLERATED = {
     "worker": {"info"},  # for the eviction policy: that it may not ask, it takes as an answer
     "consumer": {"zrange", "script|load"},  # to end what is overdue, which it leaves to others then

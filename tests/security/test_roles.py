@@ -286,7 +286,7 @@ async def test_what_a_submitter_can_do_to_others(acl_server, narrowed):
         assert await hostile.xadd(keys.jobs("high"), {"job": b"past the limits"})
         assert b"a prompt of later" in await hostile.hget(keys.job(later.job_id), "raw")
         await hostile.hset(keys.job(later.job_id), "raw", "another prompt")
-        await hostile.hset(keys.job(waits.job_id), "cancel", 1)
+        await hostile.hset(keys.job(waits.job_id), mapping={"cancel": 1, "deaths": 0})
         await hostile.zadd(keys.delayed, {later.job_id: 1e15})
         await hostile.incrby(keys.bytes, 1 << 30)
         with pytest.raises(QueueFull):
