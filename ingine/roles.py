@@ -117,7 +117,7 @@ _WORK = {
     "job": "HGET HMGET HSET HDEL HINCRBY PEXPIRE",
     "tokens": "XADD XRANGE PEXPIRE",
     "jobs": "XREADGROUP XADD XRANGE XLEN XACK XDEL XCLAIM XPENDING XGROUP|CREATE XGROUP|DELCONSUMER "
-    "XINFO|CONSUMERS XINFO|GROUPS XINFO|STREAM RENAME DEL",
+    "XINFO|CONSUMERS XINFO|GROUPS XINFO|STREAM DEL",
     "fair": "ZADD ZPOPMIN ZCARD ZRANGE ZSCORE EXISTS DEL",
     "ends": "ZADD ZCARD ZSCORE ZREMRANGEBYSCORE DEL",
     "queue": "HGET HGETALL HSET HSETNX HDEL",
@@ -218,8 +218,6 @@ def calls(role: Role, keys: Keys) -> list[str]:
                     needed.append("SCRIPT LOAD x")
                 case "XREADGROUP":
                     needed.append(f"XREADGROUP GROUP {GROUP} 0 STREAMS {on[kind]} >")
-                case "RENAME":
-                    needed.append(f"RENAME {on[kind]} {keys.while_renumbered(Priority.NORMAL)}")
                 case _ if kind:
                     needed.append(f"{name.replace('|', ' ')} {on[kind]}")
                 case _ if name not in CONNECTION.split()[1:]:
