@@ -98,3 +98,59 @@ async def test_a_heartbeat_that_is_nested_deeply_is_none(client, redis, queue, d
     workers = dataclasses.asdict(await client.queue_info())["workers"]
     assert (workers["w"].get("state") == "lost") == (depth > 15)
     assert json.dumps(workers)
+
+
+@pytest.mark.parametrize("nonsense", [*NONSENSE, "0", "-0.5", "0x10", "1e999", " 1"])
+async def test_a_limit_or_counter_that_is_none_refuses_nobody(
+    client: AsyncClient, redis: Redis, queue: str, nonsense
+):
+    """One producer could write it, and all others' submissions failed."""
+    keys = Keys(queue)
+    limits = ("max_jobs", "max_job_bytes", "max_bytes", "max_jobs_per_s")
+    for name in limits:
+        await redis.hset(keys.settings, name, nonsense)
+        if (name, nonsense) in [("max_jobs", "1e3"), ("max_job_bytes", "1e3"), ("max_bytes", "1e3")]:
+            await redis.hdel(keys.settings, name)  # which is a number
+        await client.submit("x")
+    await redis.hset(keys.settings, "max_jobs_per_s", 1e6)
+    for name in (keys.bytes, keys.rate("")):
+        await redis.set(name, nonsense)
+        await client.submit("x")
+    assert int(await redis.get(keys.bytes)) > 0
+
+
+@pytest.mark.parametrize("name", ["bytes", "rate", "high", "low", "delayed", "deadlines"])
+async def test_another_type_elsewhere_refuses_nobody(client: AsyncClient, redis: Redis, queue: str, name):
+    keys = Keys(queue)
+    await client.set_limits(max_jobs_per_s=1e6)
+    foreign = {
+        "bytes": keys.bytes, "rate": keys.rate(""), "high": keys.jobs("high"), "low": keys.jobs("low"),
+        "delayed": keys.delayed, "deadlines": keys.deadlines,
+    }[name]  # fmt: skip
+    await redis.rpush(foreign, "x")
+    handle = await client.submit("x", deadline_s=3600)
+    assert (await handle.status()).entry
+    assert await handle.cancel() == "cancelled"
+
+
+@pytest.mark.parametrize("name", ["normal", "delayed"])
+async def test_what_cannot_be_written_was_not_accepted(client: AsyncClient, redis: Redis, queue: str, name):
+    keys = Keys(queue)
+    foreign = keys.delayed if name == "delayed" else keys.jobs("normal")
+    await redis.rpush(foreign, "x")
+    options = {"job_id": "a", "idempotency_key": "k", "not_before_s": 60 if name == "delayed" else None}
+    with pytest.raises(ClientError):
+        await client.submit("x", **options)
+    assert await redis.keys(f"{keys.prefix}:*") == [foreign.encode()]
+    await redis.delete(foreign)
+    assert (await client.submit("x", **options)).job_id == "a"
+
+
+@pytest.mark.parametrize("partitions", ["x", "-1", "1e3", b"\xff", "9" * 5000])
+async def test_a_number_of_partitions_that_appears_and_is_none_is_named(
+    client: AsyncClient, redis: Redis, queue: str, partitions
+):
+    await client.submit("x")  # by now it knows of one
+    await redis.hset(Keys(queue).settings, "partitions", partitions)
+    with pytest.raises(ClientError, match="partitions"):
+        await client.submit("x")
