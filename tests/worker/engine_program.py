@@ -20,7 +20,7 @@ HELD_UP_S = 600
 
 def start(model: str) -> EngineProcess:
     command = [sys.executable, "-m", "tests.worker.engine_program", "engine", model]
-    return EngineProcess(command, lambda: Tokenizer.from_folder(model))
+    return EngineProcess(command, lambda: Tokenizer.from_folder(Path(model)))
 
 
 def build(model: str):
