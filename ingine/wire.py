@@ -316,6 +316,7 @@ def decode_event(raw: bytes) -> Event:
             and type(event.position) is int
             and event.position >= 0
             and all(isinstance(getattr(event, name), types) for name, types in _TERMINAL_TYPES.items())
+            and event.job_id != ""
             and all(type((event.error or {}).get(name, "")) is str for name in ("code", "message"))
             and all(type(event.usage.get(name, 0)) is int for name in _USAGE)
         )

@@ -179,6 +179,7 @@ def test_an_event_comes_back_as_it_went(event):
         {"type": "running", "position": 1, "job_id": "a"},
         {"type": "failed", "position": 1, "job_id": "a", "error": "x"},
         {"type": "finished", "position": -1, "job_id": "a"},
+        {"type": "finished", "position": 1, "job_id": ""},
         {"type": "tokens", "position": True, "token_ids": [1], "text": ""},
         {"type": "tokens", "position": 1, "token_ids": [True], "text": ""},
         {"type": "finished", "position": True, "job_id": "a"},

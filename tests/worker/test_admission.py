@@ -5,9 +5,10 @@ import time
 
 from redis.exceptions import ConnectionError
 
-from ingine.wire import Job, JobStatus, encode_job
+from ingine.errors import ErrorCode
+from ingine.wire import Job, JobStatus, TokensEvent, encode_job
 from tests.waiting import wait_until_async
-from tests.worker.test_worker import ENDLESS, GREEDY
+from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 
 
 async def test_a_deadline_counts_the_time_that_a_job_has_waited(harness):
@@ -19,6 +20,16 @@ async def test_a_deadline_counts_the_time_that_a_job_has_waited(harness):
     (running,) = worker.worker._jobs
     left_s = running.expiry.when() - asyncio.get_running_loop().time()
     assert left_s <= 100
+
+
+async def test_a_generation_goes_on_under_a_name_that_its_model_has_no_more(harness):
+    """The weights are the same, as `begin` has found; only what has no tokens yet is refused by name."""
+    worker = await harness()
+    named = {"prompt": "x", "sampling": GREEDY, "model": "its-name-before"}
+    await leave_behind(worker, Job(id="old", **named), [TokensEvent(1, [65], "A")])
+    await worker.push(Job(id="new", **named))
+    assert (await worker.end("old")).status is JobStatus.FINISHED
+    assert (await worker.end("new")).error["code"] == ErrorCode.UNKNOWN_MODEL
 
 
 async def test_a_server_that_goes_as_a_job_is_put_off_does_not_fail_it(harness, monkeypatch):

@@ -158,7 +158,8 @@ async def test_one_suspect_waits_here_and_is_renewed_in_time(make_queue, push, c
 async def test_room_that_one_partition_has_no_use_for_is_offered_before_it_waits(monkeypatch):
     """While it looked, it had the only room. Another whose jobs wait shall have it, and not wait too."""
     monkeypatch.setattr(worker.intake, "BLOCK_S", 3600)
-    door, looked, offered, taken = Door(room=1), asyncio.Event(), [], []
+    door, offered, taken = Door(room=1), [], []
+    looks, looked = asyncio.Event(), asyncio.Event()
 
     async def nothing(*_):
         return None
@@ -177,6 +178,7 @@ async def test_room_that_one_partition_has_no_use_for_is_offered_before_it_waits
         return Intake(queue, door, lease_s=LEASE_S, num_partitions=2)
 
     async def find_nothing(count):
+        looks.set()
         await looked.wait()
         return []
 
@@ -192,7 +194,8 @@ async def test_room_that_one_partition_has_no_use_for_is_offered_before_it_waits
 
     here, there = partition(find_nothing, wait_here), partition(take_there, wait_here)
     looking = asyncio.create_task(here._turn())
-    await wait_until_async(lambda: door.room == 0, what="its reservation")
+    await looks.wait()
+    assert door.room == 0
     waiting = asyncio.create_task(there.run())
     await wait_until_async(lambda: there._next_adoption > 0, what="the other one's turn")
     assert not taken
