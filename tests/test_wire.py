@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.job_faults import MAX_FIELD_BYTES
 from ingine.keys import Keys
 from ingine.sampling_params import SamplingParams
 from ingine.wire import (
@@ -119,6 +120,28 @@ def test_a_prompt_of_more_parts_than_the_model_takes_tokens_is_not_validated(fie
     with pytest.raises(InvalidJob) as caught:
         decode_job(raw, max_num_tokens=100)
     assert (caught.value.code, caught.value.job_id) == (ErrorCode.PROMPT_TOO_LONG, "a")
+
+
+def test_of_a_prompt_that_is_too_long_no_token_is_built():
+    raw = job(prompt=[30_000] * 340_000)
+    tracemalloc.start()
+    with pytest.raises(InvalidJob, match="the prompt has 340000 tokens; the most is 999") as caught:
+        decode_job(raw, max_num_tokens=1000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (caught.value.code, caught.value.job_id) == (ErrorCode.PROMPT_TOO_LONG, "a")
+    assert peak < 6 * MIB  # a few times its bytes; as ints it has twelve
+
+
+@pytest.mark.parametrize("field", ["metadata", "trace", "sampling", "text"])
+def test_a_field_that_is_no_prompt_has_a_largest_size(field):
+    overhead = len(msgpack.packb("x" * MAX_FIELD_BYTES)) - MAX_FIELD_BYTES
+    with pytest.raises(InvalidJob) as taken:  # and refused for what it is
+        decode_job(job(**{field: "x" * (MAX_FIELD_BYTES - overhead)}))
+    with pytest.raises(InvalidJob, match=f"a field of {MAX_FIELD_BYTES + 1} bytes") as refused:
+        decode_job(job(**{field: "x" * (MAX_FIELD_BYTES - overhead + 1)}))
+    assert f"`{field}`" in str(taken.value)
+    assert (refused.value.code, refused.value.job_id) == (ErrorCode.INVALID_SHAPE, "a")
 
 
 def test_a_conversation_has_a_limited_number_of_messages():
