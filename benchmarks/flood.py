@@ -76,9 +76,10 @@ class Workers:
     def look(self) -> None:
         self.peak_bytes = max(self.peak_bytes, *(tree_bytes(popen.pid) for popen in self._popens))
 
-    def lines(self) -> dict[str, int]:
+    def lines(self) -> list[str]:
+        """Of their logs, those that tell of a job or a lease that was lost."""
         text = "\n".join(log.read_text(errors="replace") for log in self._logs)
-        return {line: text.count(line) for line in LOST}
+        return [line for line in text.splitlines() if any(sign in line for sign in LOST)]
 
     def _stop(self) -> None:
         for popen in self._popens:
