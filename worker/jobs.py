@@ -38,6 +38,8 @@ class RunningJob:
     """Set once the job is to end early; the engine's abort then ends it so."""
     num_rollbacks: int = 0
     """How often the server had less of the log than it had taken."""
+    is_finishing: bool = False
+    """Its end is being written: it may be nobody's already, and the reply still on its way."""
     first_token_ms: float | None = None
     last_commit: float | None = None
     expiry: asyncio.TimerHandle | None = None

@@ -247,6 +247,7 @@ class Publisher:
         self._abort(job.seq_id)
 
     async def _finish_job(self, job: RunningJob, output: SeqOutput) -> None:
+        job.is_finishing = True
         while True:
             event = terminal_event(job, output)
             key = job.begun.idempotency_key

@@ -306,7 +306,7 @@ class Worker:
     # ------------------------------------------------------------------------- what others ask for
 
     def _lease_answered(self, job: RunningJob, answer: int) -> None:
-        if self._jobs.by_seq(job.seq_id) is not job or self._hand_over.releases(job):
+        if self._jobs.by_seq(job.seq_id) is not job or self._hand_over.releases(job) or job.is_finishing:
             return
         if answer == STALE:
             self._publisher.drop(job)

@@ -9,7 +9,7 @@ from ingine.outputs import FinishReason, SeqOutput
 from ingine.wire import Job, JobStatus
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel
-from worker.entries import CANCELLED, Begun, Entry
+from worker.entries import CANCELLED, STALE, Begun, Entry
 from worker.jobs import JobTable, RunningJob
 from worker.metrics import Metrics
 from worker.publisher import Publisher, terminal_event
@@ -129,3 +129,23 @@ async def test_no_token_is_added_after_a_cancel_was_seen(harness, monkeypatch):
     last_sent = job.sent._appends[-1].position
     end = await worker.end("a")
     assert end.status is JobStatus.CANCELLED and end.position <= last_sent
+
+
+async def test_a_lease_that_ends_with_its_job_is_not_lost(harness, monkeypatch):
+    """The job ends in Redis, its lease is asked for, and only then the answer comes that it has ended."""
+    worker = await harness()
+    finish, asked = worker.queue.finish, []
+
+    async def finish_and_ask_for_the_lease(finishing):
+        answer = await finish(finishing)
+        (job,) = worker.worker._jobs
+        asked.append(job.id)
+        worker.worker._lease_answered(job, STALE)
+        return answer
+
+    monkeypatch.setattr(worker.queue, "finish", finish_and_ask_for_the_lease)
+    await worker.push(Job(id="a", prompt="x", sampling=GREEDY))
+    assert (await worker.end("a")).status is JobStatus.FINISHED
+    await wait_until_async(lambda: not len(worker.worker._jobs), what="the end here")
+    assert asked == ["a"]
+    assert worker.worker._metrics.fenced_writes._value.get() == 0
