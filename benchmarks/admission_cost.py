@@ -5,8 +5,8 @@
 A real worker on a real server gets one job at a time, the worst of its kind that the queue's limits let
 in (`worst_jobs.py`), from its entry to its end. Meanwhile a task of the worker's loop notes for how long
 it did not come round. A machine's other work only ever makes that longer, so the least of the rounds is
-reported, and the median beside it. A job that does not end within 20 s "hangs": its worker is killed, and
-these 20 s count. "nothing" is a worker without a job.
+reported, and the median beside it. A job that does not end within 20 s is left, and its worker killed;
+where that does not even answer, 20 s count. "nothing" is a worker without a job.
 
 Sources (folders with the packages ingine and worker) take turns. The model is tiny and random, so
 computing costs nothing; its tokenizer is that of SmolLM2, and its longest sequence 131,072 tokens. Ends
@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -122,6 +123,20 @@ class WatchedWorker:
         self._popen.stdin.flush()
         return json.loads(self._popen.stdout.readline())
 
+    def _look_at_last(self) -> dict[str, float] | None:
+        """Whatever it does: it is killed then, and another one started. None: it did not answer."""
+        killer = threading.Timer(5.0, self._popen.kill)
+        killer.start()
+        try:
+            return self.look()
+        except (json.JSONDecodeError, BrokenPipeError):
+            return None
+        finally:
+            killer.cancel()
+            self._popen.kill()
+            self._popen.wait()
+            self._start()
+
     def _leave_behind(self, job_id: str) -> None:
         """What a worker leaves that died in the middle of a long output."""
         top = [[number, -float(number)] for number in range(20)]
@@ -189,7 +204,7 @@ def main(
                     "median": round(statistics.median(one["longest_ms"] for one in each), 1),
                     "cpu_ms": round(min(one["cpu_ms"] for one in each), 1),
                     "seconds": round(min(one["seconds"] for one in each), 3),
-                    "hangs": sum(one["hangs"] for one in each),
+                    "ended": all(one["ended"] for one in each),
                 }
                 for name, each in by_source.items()
             }
@@ -218,7 +233,10 @@ def least(measured: list[dict]) -> float:
 
 
 def print_row(kind: str, by_source: dict[str, list[dict]]) -> None:
-    cells = [f"{name} {least(each):8.1f} ms" for name, each in by_source.items()]
+    cells = [
+        f"{name} {least(each):8.1f} ms{'' if all(one['ended'] for one in each) else ', no end'}"
+        for name, each in by_source.items()
+    ]
     print(f"{kind:36} {'   '.join(cells)}", flush=True)
 
 

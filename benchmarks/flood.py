@@ -155,6 +155,7 @@ def run_round(source: Path, model: Path, folder: Path, seconds: float, lease_s: 
         settings = {"redis_url": server.url, "model": model, "lease_s": lease_s, "kv_cache_bytes": "256MiB"}
         workers = Workers(stack, source, folder, **settings)
         alone = asyncio.run(submit_small_ones(server.url, workers, 10.0))
+        bytes_alone = workers.peak_bytes
         flood = Flood(server.url)
         flood.start()
         beside = asyncio.run(submit_small_ones(server.url, workers, seconds))
@@ -165,7 +166,10 @@ def run_round(source: Path, model: Path, folder: Path, seconds: float, lease_s: 
             "flood": {"submitted": flood.num_submitted, "ends": dict(flood.ends().most_common())},
             "workers alive": workers.num_alive,
             "lines in their logs": workers.lines(),
-            "peak memory of a worker, MiB": round(workers.peak_bytes / MIB),
+            "memory of a worker, MiB": {
+                "before the flood": round(bytes_alone / MIB),
+                "at most": round(workers.peak_bytes / MIB),
+            },
             "left in the queue": left(server.url),
         }
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 
 MIB = 1 << 20
-ENVELOPE = 300
+ENVELOPE = 600
 """Bytes left for the rest of a job."""
 
 STOPS = ["a" * 1023 + chr(0x100 + number) for number in range(16)]
@@ -65,7 +65,7 @@ FIELDS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "metadata: the deepest": lambda: {
         "prompt": "a",
-        "metadata": {"a": [_deep(12)] * 1000},
+        "metadata": {"a": [_deep(12)] * 600},
         "sampling": {"max_tokens": 4},
     },
     "metadata: maps": lambda: {"prompt": "a", "metadata": {"a": _list({})}},
@@ -81,7 +81,7 @@ FIELDS: dict[str, Callable[[], dict[str, Any]]] = {
 """Kind -> the fields of such a job, but for its id."""
 
 BYTES: dict[str, Callable[[], bytes]] = {
-    "bad msgpack: behind many maps": lambda: msgpack.packb({"prompt": _list({})}) + b"\xc1",
+    "bad msgpack: behind many maps": lambda: msgpack.packb({"messages": _list({})}) + b"\xc1",
     "bad msgpack: spaces": lambda: b"{" + b" " * (MIB - 1),
     "bad msgpack: letters": lambda: b"A" * MIB,
     "bad msgpack: lists": lambda: msgpack.packb(_list([])),
