@@ -60,8 +60,6 @@ def request(name: str, key: str) -> list[str]:
     match name:
         case "XREAD":
             return ["XREAD", "STREAMS", key, "0"]
-        case "RENAME":
-            return ["RENAME", key, f"{key}a"]
         case "XREADGROUP":
             return ["XREADGROUP", "GROUP", "workers", "me", "STREAMS", key, ">"]
         case _:
