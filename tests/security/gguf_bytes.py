@@ -73,7 +73,7 @@ class GGUFBytes:
 
 
 def string(text: str | bytes) -> bytes:
-    raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     return struct.pack("<Q", len(raw)) + raw
 
 

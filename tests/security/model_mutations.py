@@ -136,7 +136,7 @@ class Mutator:
             value = self._gguf_value(kind)
         elif kind == ARRAY and self._dice.random() < 0.7:
             values = list(value.values)
-            place = self._dice.randrange(len(values))
+            place = self._dice.randrange(len(values) + 1)
             values[place : place + self._dice.randrange(3)] = self._gguf_array(
                 value.kind, self._dice.randrange(3)
             )
