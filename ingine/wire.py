@@ -204,6 +204,11 @@ def token_cost(num_prompt_tokens: int, max_tokens: int | None) -> int:
     return min(num_prompt_tokens + num_output_tokens, MAX_TOKEN_COST)
 
 
+def read_job_id(raw: bytes) -> str | None:
+    """The id of what need not be a valid job."""
+    return _name_or_none(texts_of(raw, ("id",)).get("id"))
+
+
 def _name_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
 

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
 from ingine.foreign_formats import no_job_field
 from ingine.keys import Priority
-from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job, token_cost
+from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job, read_job_id, token_cost
 from worker.engine_link import EngineHost
 from worker.entries import MAX_ENTRY_BYTES, Begun, Entry
 from worker.jobs import JobTable, RunningJob
@@ -147,7 +147,7 @@ class Admission:
             log_event(logger, logging.ERROR, "entry not read", entry=entry.id, error=repr(error))
             logger.debug("entry not read", exc_info=error)
             code, reason = ErrorCode.ENGINE_ERROR, f"the worker could not read this entry: {error!r}"
-        await self._publisher.bury(queue, entry, code, reason)
+        await self._publisher.bury(queue, entry, code, reason, job_id=read_job_id(entry.raw))
 
     async def release(self, queue: Queue, entry: Entry) -> None:
         """Leave an entry that does not run here to any worker. A begin whose reply was lost is no death."""

@@ -88,7 +88,8 @@ class Publisher:
         try:
             answer = await until_served("finish", lambda: queue.finish(finish))
         except ResponseError as error:
-            await self.bury(queue, finish.entry, ErrorCode.BAD_RECORD, BAD_RECORD.format(error))
+            reason, job_id = BAD_RECORD.format(error), finish.event.job_id
+            await self.bury(queue, finish.entry, ErrorCode.BAD_RECORD, reason, job_id=job_id)
             return BROKEN
         if answer == finish.event.position:
             self._metrics.ended(finish.event)
@@ -137,13 +138,16 @@ class Publisher:
         if bury and answer == event.position:
             self._metrics.dead_letters.inc()
 
-    async def bury(self, queue: Queue, entry: Entry, code: ErrorCode, reason: str) -> None:
-        """To the dead letters, since nothing can be written under the job's own keys.
+    async def bury(
+        self, queue: Queue, entry: Entry, code: ErrorCode, reason: str, *, job_id: str | None = None
+    ) -> None:
+        """To the dead letters, since no terminal event can be written under the job's own keys. Its record
+        ends, if the job has an id that can be read and its record is one.
 
         Where these are none either, the entry stays: whoever claims it after a lease tries again.
         """
         try:
-            buried = await until_served("bury", lambda: queue.bury(entry, str(code), reason))
+            buried = await until_served("bury", lambda: queue.bury(entry, str(code), reason, job_id=job_id))
         except ResponseError as error:
             log_event(logger, logging.ERROR, "entry not buried", entry=entry.id, code=str(code), error=error)
             return
@@ -200,7 +204,7 @@ class Publisher:
         if position == BROKEN or job.num_rollbacks > MAX_ROLLBACKS:
             self._let_go(job)
             reason = BAD_RECORD.format("its record or its log is of another kind, or was changed")
-            await self.bury(job.queue, job.entry, ErrorCode.BAD_RECORD, reason)
+            await self.bury(job.queue, job.entry, ErrorCode.BAD_RECORD, reason, job_id=job.id)
             return False
         log_event(logger, logging.WARNING, "log went back", job_id=job.id, to=position, position=job.position)
         self._metrics.log_rollbacks.inc()

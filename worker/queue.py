@@ -405,15 +405,16 @@ class Queue:
         """Spare the peers waiting for their next sweep."""
         await self._redis.spublish(self.keys.control, nudge("released"))
 
-    async def bury(self, entry: Entry, code: str, reason: str) -> bool:
-        """Of an entry that has no job, the dead letter has a msgpack map of its first fields."""
+    async def bury(self, entry: Entry, code: str, reason: str, *, job_id: str | None = None) -> bool:
+        """Of an entry that has no job, the dead letter has a msgpack map of its first fields.
+
+        job_id: whose record ends too, if it is this entry's.
+        """
         raw = msgpack.packb(dict(entry.foreign)) if entry.foreign else entry.raw
-        return bool(
-            await self._scripts["bury"](
-                keys=[self.keys.jobs(entry.priority), self.keys.dead],
-                args=[GROUP, self.worker_id, entry.id, raw, code, reason],
-            )
-        )
+        keys, job_id = self.keys, job_id or ""
+        touched = [keys.jobs(entry.priority), keys.dead, keys.job(job_id), keys.tokens(job_id)]
+        args = [GROUP, self.worker_id, entry.id, raw, code, reason, job_id, int(self._result_ttl_s * 1000)]
+        return bool(await self._scripts["bury"](keys=[*touched, keys.deadlines, keys.bytes], args=args))
 
     # ------------------------------------------------------------------------------------- reads
 

@@ -1,12 +1,14 @@
 """What a producer writes into record or log of its own running job: the job ends, the worker does not."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from ingine.errors import ErrorCode
+from ingine.errors import BadRecord, ErrorCode
 from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_job, encode_event, encode_job
-from tests.waiting import wait_until_async
+from producer import AsyncClient
+from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness
 from tests.worker.test_worker import ENDLESS, GREEDY
 from worker.entries import Finish
@@ -43,7 +45,7 @@ LIES = ["0", "1", "01", "1000", str(2**53), str(2**64)]
 
 
 @pytest.mark.parametrize("positions", [NONSENSE, LIES], ids=["nonsense", "lies"])
-async def test_a_forged_position_ends_its_own_job_alone(harness, positions):
+async def test_a_forged_position_ends_its_own_job_alone(harness, redis_url, positions):
     worker = await harness()
     bad = {f"bad-{number}": position for number, position in enumerate(positions)}
     await all_run(worker, [*bad, "good"])
@@ -51,6 +53,19 @@ async def test_a_forged_position_ends_its_own_job_alone(harness, positions):
         await worker.redis.hset(worker.keys.job(job_id), "position", position)
     await is_exact(worker, "good")
     await are_alone_in_the_dead_letters(worker, list(bad))
+    await nobody_waits_for_them(worker, redis_url, list(bad))
+
+
+async def nobody_waits_for_them(worker: Harness, redis_url: str, job_ids: list[str]) -> None:
+    """Their logs have no end, and their records say that there will be none."""
+    async with AsyncClient(redis_url, queue=worker.keys.queue) as client, asyncio.timeout(HANGS_S):
+        for job_id in job_ids:
+            with pytest.raises(BadRecord):
+                await client.attach(job_id).result()
+    for job_id in job_ids:
+        assert await worker.redis.hget(worker.keys.job(job_id), "status") == b"failed"
+        assert await worker.redis.pttl(worker.keys.job(job_id)) > 0
+        assert await worker.redis.pttl(worker.keys.tokens(job_id)) > 0
 
 
 def tokens(position: int, *token_ids: int) -> tuple[str, bytes]:
