@@ -92,7 +92,7 @@ class Streams:
         hub, reader = self._readers_at(partition.server)
         channel, home = partition.keys.channel(job_id), Home()
         subscription = hub.subscribe(channel, ends_only=at_end)
-        reads, lacked = _Reads(subscription), False
+        reads, lacked, went_back = _Reads(subscription), False, False
         try:
             while True:
                 with_record = await reads.next()
@@ -101,6 +101,11 @@ class Streams:
                     if at_end and event.start < position:
                         raise LogWentBack
                     if isinstance(event, TokensEvent):
+                        if went_back:
+                            raise BadRecord(
+                                f"the record of job {job_id} says that it has ended after {position} tokens, "
+                                f"and its log goes on to {event.position}"
+                            )
                         yield _after(event, position)
                         position = event.position
                     elif with_record:  # else it is read once more, with the record
@@ -111,8 +116,10 @@ class Streams:
                 if page.events:
                     lacked = False
                 elif with_record:
-                    # A caller who asked for more than there is goes to where the end is.
-                    position = min(position, page.committed) if page.has_ended else position
+                    if page.has_ended and page.committed < position:
+                        # The caller asked for more than there is, or the server has lost what he has seen.
+                        # Only the end may lie behind that.
+                        position, went_back = page.committed, True
                     lacked = _check_record(job_id, position, page, lacked=lacked)
                     if lacked:
                         subscription.mark_stale()

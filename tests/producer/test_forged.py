@@ -172,6 +172,12 @@ async def ended_elsewhere(redis: Redis, log: str, record: str) -> None:
     await redis.hset(record, "position", 2)
 
 
+async def ended_before_its_log_does(redis: Redis, log: str, record: str) -> None:
+    """As a job whose position was forged, and which was buried."""
+    await redis.xdel(log, "3-1")
+    await redis.hset(record, mapping={"status": "failed", "position": 2})
+
+
 async def a_record_of_another_type(redis: Redis, log: str, record: str) -> None:
     await redis.delete(record)
     await redis.set(record, "x")
@@ -181,7 +187,7 @@ async def a_record_of_another_type(redis: Redis, log: str, record: str) -> None:
     "damage",
     [
         *(trimmed, deleted, without_its_end, ended_by_hand, ended_otherwise, ended_elsewhere),
-        a_record_of_another_type,
+        *(ended_before_its_log_does, a_record_of_another_type),
     ],
 )
 async def test_a_log_and_a_record_that_do_not_agree_are_an_error(
