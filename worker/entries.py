@@ -1,7 +1,7 @@
 """Entries of the jobs streams as a worker reads them, and what it sends and gets for the jobs in them."""
 
 import itertools
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 
 from ingine.keys import JOB_FIELD, Priority
 from ingine.wire import MAX_JOB_BYTES, TerminalEvent, TokensEvent, encode_event
@@ -50,23 +50,22 @@ class Begun:
     """Of the model that has made what is committed; empty where nothing is."""
 
 
-@dataclass(slots=True)  # one a token: a frozen one takes three times as long to make
 class Append:
-    """A tokens event as it is written. Log probabilities are three times as large before they are bytes."""
+    """A tokens event as it is written. Log probabilities are three times as large before they are bytes.
 
-    job_id: str
-    attempt: int
-    event: InitVar[TokensEvent]
-    publish: bool
-    start: int = field(init=False)
-    """Tokens that are committed before it."""
-    position: int = field(init=False)
-    """Tokens that are committed with it."""
-    raw: bytes = field(init=False)
+    One is made for each token: a dataclass with fields that it computes takes twice as long.
+    """
 
-    def __post_init__(self, event: TokensEvent) -> None:
-        self.start = event.position - len(event.token_ids)
+    __slots__ = ("attempt", "job_id", "position", "publish", "raw", "start")
+
+    def __init__(self, job_id: str, attempt: int, event: TokensEvent, publish: bool):
+        self.job_id = job_id
+        self.attempt = attempt
+        self.publish = publish
         self.position = event.position
+        """Tokens that are committed with it."""
+        self.start = event.position - len(event.token_ids)
+        """Tokens that are committed before it."""
         self.raw = encode_event(event)
 
 

@@ -177,10 +177,16 @@ class Publisher:
             answers = await until_served("append", lambda: queue.append(appends))  # noqa: B023
             answered = [(*call, answer) for call, answer in zip(calls, answers, strict=True)]
             self._measure([(job, append) for job, append, answer in answered if answer == append.position])
-            jobs = [job for job, append, answer in answered if await self._took(job, append, answer)]
+            jobs = []
+            for job, append, answer in answered:
+                if answer == append.position:
+                    job.position = answer
+                    jobs.append(job)
+                elif await self._still_ours(job, answer):
+                    jobs.append(job)
 
-    async def _took(self, job: RunningJob, append: Append, answer: int) -> bool:
-        """Act on one answer of `append`. Whether the job is still ours to write."""
+    async def _still_ours(self, job: RunningJob, answer: int) -> bool:
+        """Act on an answer of `append` that is not the position asked for. Whether the job goes on here."""
         if answer == STALE:
             self.drop(job)
             return False
@@ -188,9 +194,6 @@ class Publisher:
             job.sent.forget_after(job.position)
             self.cancel(job)
             return False
-        if answer == append.position:
-            job.position = answer
-            return True
         return await self._go_back(job, answer)
 
     async def _go_back(self, job: RunningJob, position: int) -> bool:

@@ -37,8 +37,11 @@ class Sent:
 
     def after(self, position: int) -> Append | None:
         """The first that ends behind `position`: nearly always the last, so it is looked for from there."""
+        appends = self._appends
+        if appends and appends[-1].start <= position < appends[-1].position:
+            return appends[-1]
         following = None
-        for append in reversed(self._appends):
+        for append in reversed(appends):
             if append.position <= position:
                 break
             following = append
