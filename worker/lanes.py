@@ -37,10 +37,11 @@ class Lanes:
     def deliver(self, message: StepMessage) -> None:
         """From the engine, in the order in which it computed."""
         if isinstance(message, EngineFailure):
-            parts = [
-                EngineFailure(seq_ids, message.error, message.fatal)
-                for seq_ids in _split(message.seq_ids, str)
-            ]
+            parts = [[] for _ in self._lanes]
+            for number, seq_ids in enumerate(_split(message.seq_ids, str)):
+                # Without any: whoever made the failure could not say which sequences it concerns.
+                if seq_ids or (not message.seq_ids and number == 0):
+                    parts[number] = EngineFailure(seq_ids, message.error, message.fatal)
         else:
             parts = _split(message, _seq_id)
         step = _Step(NUM_LANES)

@@ -101,3 +101,18 @@ async def test_a_lane_that_breaks_ends_both():
     lanes.deliver([Output(name, 1) for name in NAMES])
     with pytest.raises(ExceptionGroup, match="TaskGroup"):
         await lanes.run()
+
+
+@pytest.mark.parametrize("seq_ids", [[], NAMES[:1], NAMES], ids=len)
+async def test_a_failure_concerns_no_other_sequences_than_those_that_it_names(seq_ids):
+    """One without any concerns all that there are, so no part may be without by accident."""
+    parts = []
+
+    async def commit(part):
+        parts.append(part.seq_ids)
+
+    num_committed, running, _ = await driven(commit, [EngineFailure(seq_ids, RuntimeError(), True)])
+    running.cancel()
+    assert num_committed == 1
+    assert sorted(seq_id for part in parts for seq_id in part) == sorted(seq_ids)
+    assert all(parts) if seq_ids else parts == [[]]
