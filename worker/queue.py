@@ -236,15 +236,20 @@ class Queue:
         """
         if len(self._served) < len(Priority):
             await self.create_groups()
-        num_adopted = 0
+        num_adopted, failed = 0, None
         for priority in self._served:
             if not self._adopt_after[priority]:
-                await self._renumber(priority)
+                try:
+                    await self._renumber(priority)
+                except ResponseError as error:  # of the dead letters: no reason to leave the other streams
+                    failed = error
             touched = [self.keys.jobs(priority), self.keys.fair(priority)]
             args = [GROUP, self._adopt_after[priority], MAX_ORDERED, WAITING, RELEASED]
             after, number = await self._answered(self._scripts["adopt"](keys=touched, args=args)) or (b"", 0)
             self._adopt_after[priority] = after.decode()
             num_adopted += number
+        if failed:
+            raise failed
         return num_adopted, any(self._adopt_after.values())
 
     async def _renumber(self, priority: Priority) -> None:

@@ -60,10 +60,36 @@ async def test_the_stream_takes_jobs_again_and_none_is_lost(
 async def test_a_stream_that_has_ids_left_is_left_alone(client, keys, make_queue, push):
     queue = make_queue("w1")
     await push(Job(id="a", prompt="x"))
-    await client.xadd(keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS}-{LAST_MS - 1}")
+    await client.xadd(keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS - 1}-0")
     await queue.adopt()
     assert await client.xlen(keys.jobs("normal")) == 2
     assert not await client.exists(keys.dead)
+
+
+async def test_ids_of_the_last_millisecond_are_taken_back_before_they_are_used_up(
+    client, keys, make_queue, push
+):
+    """Each new job would get one of these, and would be lost with them."""
+    queue = make_queue("w1")
+    await push(Job(id="a", prompt="x"))
+    await client.xadd(keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS}-0")
+    await queue.adopt()
+    new = await push(Job(id="b", prompt="x"))
+    assert not new.startswith(str(LAST_MS))
+    assert await client.xlen(keys.jobs("normal")) == 2
+
+
+async def test_what_the_dead_letters_refuse_keeps_no_other_stream_waiting(client, keys, make_queue, push):
+    queue = make_queue("w1")
+    await client.set(keys.dead, "x")
+    await client.xadd(keys.jobs("high"), {"job": b"\xc1"}, id=GREATEST_ID)
+    await client.xadd(keys.jobs("low"), {"job": b"\xc1"}, id="5-0")
+    await client.xreadgroup(GROUP, "gone", {keys.jobs("low"): ">"})
+    await client.xgroup_delconsumer(keys.jobs("low"), GROUP, "gone")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await queue.adopt()
+    pending = await client.xpending(keys.jobs("low"), GROUP)
+    assert pending["pending"] == 1, "the entry that nobody had is adopted all the same"
 
 
 async def test_a_job_that_was_given_the_last_id_can_be_requeued(client, keys, make_queue, redis_url):

@@ -1,4 +1,5 @@
--- Give a jobs stream ids again, where somebody has used up the last one: nobody could add a job any more.
+-- Give a jobs stream ids again, where somebody has used an id of the last millisecond that there is: with its last one
+-- nobody could add a job any more, and until then each new job gets an id that cannot stay.
 --
 -- KEYS  1 jobs stream  2 a key for its entries meanwhile  3 dead letters
 -- ARGV  1 group  2 worker
@@ -22,7 +23,7 @@ local function named(list)
 end
 
 local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
-if stream.err or named(stream)['last-generated-id'] ~= LAST_MS .. '-' .. LAST_MS then
+if stream.err or string.match(named(stream)['last-generated-id'], '^%d+') ~= LAST_MS then
   return -1
 end
 local group
