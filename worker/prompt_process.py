@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 SILENCE_S = 60.0
 """For a process that uses no processor time either (somebody has stopped it): the kernel ends the others."""
+CLOCK_PER_CPU_S = 8.0
+"""Time by the clock for a second of a process, on a machine that has other work."""
 
 MAX_FAILED_STARTS = 3
 """In a row, before those who wait are told."""
@@ -128,8 +130,12 @@ class PromptProcess:
     def _watch(self) -> None:
         if self._silence:
             self._silence.cancel()
-        waits = self._in_flight or not self._is_ready
-        self._silence = asyncio.get_running_loop().call_later(SILENCE_S, self._kill) if waits else None
+        self._silence = None
+        if self._in_flight or not self._is_ready:
+            # Its own limit of processor time comes first, however busy the machine is.
+            computing_s = CLOCK_PER_CPU_S * self._in_flight[0].cpu_s if self._in_flight else 0.0
+            wait = asyncio.get_running_loop().call_later
+            self._silence = wait(SILENCE_S + computing_s, self._kill)
 
     def _kill(self) -> None:
         if self._in_flight:
@@ -146,8 +152,10 @@ class PromptProcess:
             try:
                 status = await self._run_one()
                 was_ready, said = self._is_ready, f"status {status}"
-            except OSError as error:  # no memory, no more processes
+            except Exception as error:  # no memory, no more processes or threads
                 was_ready, said = False, str(error)
+                while self._in_flight:
+                    self._put_back(self._in_flight.pop())
             self._is_ready = False
             if was_ready:
                 num_failed_starts = 0

@@ -17,7 +17,7 @@ from ingine.sampling_params import SamplingParams
 from ingine.tokenizer import Tokenizer
 from ingine.wire import Job, JobStatus, Message
 from tests.tiny_models import CHAT_TEMPLATE, make_tokenizer
-from tests.waiting import wait_until, wait_until_async
+from tests.waiting import HANGS_S, wait_until, wait_until_async
 from tests.worker import engine_program
 from worker.prompt_process import PromptProcess
 
@@ -151,11 +151,31 @@ async def test_a_process_that_stands_still_is_killed(start_process, monkeypatch)
     process = start_process()
     os.kill(await ready(process), signal.SIGSTOP)
     monkeypatch.setattr(worker.prompt_process, "SILENCE_S", 0.1)
-    reading = asyncio.create_task(process.read("", 60, "x"))
+    reading = asyncio.create_task(process.read("", 0.1, "x"))
     await wait_until_async(lambda: process._in_flight)
     monkeypatch.undo()
     assert (await code_of(reading))[0] == ErrorCode.PROMPT_TOO_COSTLY
     assert len(await process.read("", 60, "x")) == 1
+    await process.close()
+
+
+async def test_a_machine_without_threads_gives_nobody_what_another_asked_for(start_process, monkeypatch):
+    """None can be had to wait for the process that has ended."""
+    process, to_thread = start_process(), asyncio.to_thread
+    os.kill(await ready(process), signal.SIGSTOP)
+    first = asyncio.create_task(process.read("", 60, "x"))
+    await wait_until_async(lambda: process._in_flight)
+
+    async def no_thread(*_):
+        monkeypatch.setattr(asyncio, "to_thread", to_thread)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(asyncio, "to_thread", no_thread)
+    monkeypatch.setattr(worker.prompt_process, "RESTART_DELAY_S", 0)
+    process.popen.kill()
+    second = asyncio.create_task(process.read("", 60, "xyz"))
+    async with asyncio.timeout(HANGS_S):
+        assert [len(await first), len(await second)] == [1, 3]
     await process.close()
 
 
