@@ -168,7 +168,7 @@ class Admission:
         max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes
         job, job_id = await self._decode(queue, entry, max_bytes)
         if job_id is None:
-            await self._publisher.bury(queue, entry, job.code, str(job))
+            await self._publisher.bury(queue, entry, job.code, str(job), job_id=read_job_id(entry.raw))
             return True
 
         model = job.model if isinstance(job, Job) else None

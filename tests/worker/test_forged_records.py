@@ -204,3 +204,20 @@ async def test_an_entry_whose_record_says_that_it_has_ended_is_not_thrown_away(
     with pytest.raises(Exception, match="BADRECORD its status"):
         await queue.begin(entry, "a", None)
     assert await client.xlen(keys.jobs("normal")) == 1
+
+
+async def test_a_job_that_cannot_be_read_ends_in_its_record_if_it_was_accepted(harness, redis_url):
+    """Its bytes count no more, and whoever waits for it is told."""
+    worker = await harness()
+    raw = encode_job(Job(id="bad", prompt="x")) + b"\xc1"
+    submitted = {"status": "queued", "position": 0, "submitted_at": 1_700_000_000_000, "bytes": len(raw)}
+    async with worker.redis.pipeline(transaction=True) as pipe:  # as submit.lua does
+        pipe.xadd(worker.keys.jobs("normal"), {"job": raw, "cost": 1}, id="9999999999999-0")
+        pipe.hset(worker.keys.job("bad"), mapping=submitted | {"entry": "9999999999999-0"})
+        pipe.set(worker.keys.bytes, len(raw))
+        await pipe.execute()
+    await wait_until_async(worker.dead_letters, what="a dead letter")
+    async with AsyncClient(redis_url, queue=worker.keys.queue) as client, asyncio.timeout(HANGS_S):
+        with pytest.raises(BadRecord):
+            await client.attach("bad").result()
+    assert not await worker.redis.exists(worker.keys.bytes)
