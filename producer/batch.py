@@ -35,7 +35,7 @@ from producer.results import Result
 DEFAULT_WINDOW = 256
 MAX_FULL_QUEUE_WAIT_S = 5.0
 _LINE_ERRORS = (LineRefused, InvalidJob, JobFailed, JobCancelled, JobExpired, BadRecord)
-_ENDED_OTHERWISE = (JobFailed, JobCancelled, JobExpired)
+_ENDED_OTHERWISE = (JobFailed, JobCancelled, JobExpired, BadRecord)
 
 
 class Progress(Protocol):
