@@ -13,8 +13,9 @@ from ingine.private_files import read_private, user_name
 
 DEFAULT_PORT = 6379
 DEFAULT_URL = f"redis://127.0.0.1:{DEFAULT_PORT}/0"
-FIRST_PERSON = 1000
-"""User ids below are root's and those of services, by the convention of all distributions."""
+PERSONS = range(1000, 60_000)
+"""User ids that distributions give to people. Those below are of services, those above of containers, of
+services without a user of their own, and of nobody."""
 URL_FILE = "url"
 """Its URL, with the password. Written once the server has its port, so nobody else ever gets the password.
 Locked by whoever has started the server, which ends with him."""
@@ -48,7 +49,7 @@ def other_person_on(port: int) -> str | None:
             for line in Path(table).read_text().splitlines()[1:]:
                 _, address, _, state, _, _, _, uid, *_ = line.split()
                 listens = state == "0A" and int(address.rpartition(":")[2], 16) == port
-                if listens and int(uid) >= FIRST_PERSON and int(uid) != os.geteuid():
+                if listens and int(uid) in PERSONS and int(uid) != os.geteuid():
                     return user_name(int(uid))
     return None
 

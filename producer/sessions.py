@@ -6,6 +6,7 @@ import os
 from redis.asyncio import Redis
 
 from ingine.errors import ClientError
+from ingine.local_server import default_url
 from producer.connection import Server, connect
 from producer.home import Home, keep_after_fork
 from producer.partitions import Partitions
@@ -19,9 +20,11 @@ class Session:
     """What of a client lives in the running event loop."""
 
     def __init__(self, settings: ProducerSettings, redis: Redis | None, *, require_worker: bool):
-        """redis: the caller's own client, which stays theirs to close. None: by `settings.redis_url`."""
+        """redis: the caller's own client, which stays theirs to close. None: by `settings.redis_url`,
+        or where the server is by now for those who name none.
+        """
         self.home = Home()
-        self._servers = connect(settings.redis_url) if redis is None else None
+        self._servers = connect(settings.redis_url or default_url()) if redis is None else None
         self.partitions = Partitions(settings.queue, self._servers or redis)
         self.streams = Streams(self.partitions)
         self.replies = Replies(self.partitions)

@@ -6,7 +6,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from ingine.environment import ENV_FILE, ENV_PREFIX, check_variables
 from ingine.errors import ConfigError
 from ingine.keys import Keys
-from ingine.local_server import default_url
 from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
 
@@ -15,8 +14,8 @@ class ProducerSettings(BaseSettings):
     # A worker's variables may lie in the same `.env`, so those that are not ours are no error.
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
 
-    redis_url: str = Field(
-        default_factory=default_url,
+    redis_url: str | None = Field(
+        None,
         repr=False,
         description="One server (redis://, rediss://, unix://), redis+sentinel:// or redis+cluster://.",
     )
@@ -24,8 +23,8 @@ class ProducerSettings(BaseSettings):
 
     @field_validator("redis_url")
     @classmethod
-    def _usable(cls, value: str) -> str:
-        return check_url(value)
+    def _usable(cls, value: str | None) -> str | None:
+        return None if value is None else check_url(value)
 
     @field_validator("queue")
     @classmethod

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from ingine.errors import ConfigError
-from ingine.local_server import DEFAULT_URL, running_url
+from ingine.local_server import DEFAULT_URL, default_url, running_url
 from producer.settings import load_settings
 from tests.security.neighbours import NEIGHBOUR, become_the_neighbour, needs_root
 from tests.waiting import HANGS_S
@@ -74,13 +74,13 @@ def test_the_password_is_neither_in_the_list_of_processes_nor_in_the_log(data_di
 
 
 def test_commands_of_the_same_user_find_it(data_dir):
-    assert load_settings().redis_url == DEFAULT_URL
+    assert default_url() == DEFAULT_URL
     with EmbeddedServer(data_dir) as server:
-        assert load_settings().redis_url == server.url
+        assert default_url() == server.url
         command = [sys.executable, "-m", "ingine", "submit", "hi", "--job-id", "mine"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
         assert (done.returncode, done.stdout) == (0, "mine\n"), done.stderr
-    assert load_settings().redis_url == DEFAULT_URL, "nobody gets the password once it has ended"
+    assert default_url() == DEFAULT_URL, "nobody gets the password once it has ended"
 
 
 def test_a_server_keeps_its_password(data_dir):
@@ -164,9 +164,9 @@ def test_a_server_of_another_person_on_the_default_port_is_not_taken_for_ours(da
         monkeypatch.setattr(f"{module}.DEFAULT_PORT", his.getsockname()[1])
     with his:
         with pytest.raises(ConfigError, match=rf"is another user's, {NEIGHBOUR}: set INGINE_REDIS_URL"):
-            load_settings()
-        assert load_settings(redis_url=DEFAULT_URL).redis_url == DEFAULT_URL
+            default_url()
+        assert load_settings().redis_url is None, "a client of one's own needs no server of ours"
         url, server = embedded.ensure_server(None)
         with server:
             assert "is taken by a server of another user" in caplog.text
-            assert load_settings().redis_url == url == server.url
+            assert default_url() == url == server.url
