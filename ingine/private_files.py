@@ -3,6 +3,7 @@
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from ingine.errors import ConfigError
@@ -44,8 +45,9 @@ def own_folder(folder: Path, setting: str) -> Path:
     """
     make_private(folder)
     found = folder.stat()
-    if found.st_uid == os.geteuid() and found.st_mode & 0o022:
-        folder.chmod(found.st_mode & 0o7755)
+    if found.st_uid == os.geteuid() and _who_can_change(found, sticky_is_safe=False):
+        with suppress(OSError):  # on a file system that is read-only, say
+            folder.chmod(found.st_mode & 0o7755)
         found = folder.stat()
     if reason := _who_can_change(found, sticky_is_safe=False):
         raise ConfigError(
@@ -59,6 +61,8 @@ def planted_by(path: Path) -> str | None:
 
     What lies in a folder of another user is his to decide, and whoever goes there accepts that.
     """
+    if os.name != "posix":
+        return None
     owners = {path.lstat().st_uid, path.stat().st_uid}
     strangers = owners - {0, os.geteuid(), path.absolute().parent.stat().st_uid}
     return user_name(strangers.pop()) if strangers else None

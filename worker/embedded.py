@@ -188,7 +188,8 @@ class EmbeddedServer:
 
         Raises OSError for what another user has put where the server would read it.
         """
-        self.data_dir.chmod(0o700)
+        if self.data_dir.stat().st_uid == os.geteuid():  # else it is root's, and closed to others
+            self.data_dir.chmod(0o700)
         aof_folder = self.data_dir / AOF_FOLDER
         for path in (self.log_path, aof_folder, *aof_folder.glob("*"), self.data_dir / "dump.rdb"):
             if not path.exists():

@@ -71,9 +71,7 @@ def code_folder(folder: Path, setting: str) -> Path:
     try:
         make_private(folder)
         return trusted(folder)
-    except OSError as error:
-        raise BuildError(f"{folder} cannot be written: {error}") from error
-    except Untrusted as reason:
+    except (OSError, Untrusted) as reason:
         logger.warning(
             "%s is not used for compiled code, which is made anew at each start: %s. %s names another folder",
             folder,
@@ -85,11 +83,11 @@ def code_folder(folder: Path, setting: str) -> Path:
 
 @cache
 def _temporary_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="ingine-code-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
+        folder = Path(tempfile.mkdtemp(prefix="ingine-code-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return trusted(folder)
-    except Untrusted as reason:
+    except (OSError, Untrusted) as reason:
         raise BuildError(f"no place is safe for compiled code: {reason}. TMPDIR names another") from None
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ingine import native
-from ingine.native.compiler import BuildError, build
+from ingine.native.compiler import BuildError, _temporary_folder, build, code_folder
 from tests.engine.marks import needs_native
 
 
@@ -108,8 +108,15 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, cache, source, tmp_path):
 def test_a_cache_that_cannot_be_written_is_no_reason_to_die(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("INGINE_CACHE_DIR", str(tmp_path / "file"))
-    with pytest.raises(BuildError, match="cannot be written"):
-        build()
+    assert not build().is_relative_to(tmp_path)
+
+
+def test_a_machine_without_any_place_to_write_is_no_reason_to_die_either(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    _temporary_folder.cache_clear()
+    with pytest.raises(BuildError, match="no place is safe"):
+        code_folder(tmp_path / "file" / "native", "INGINE_CACHE_DIR")
 
 
 @needs_native
