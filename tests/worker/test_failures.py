@@ -148,7 +148,9 @@ async def test_a_step_that_cannot_be_committed_counts_as_a_death_of_its_jobs(har
     commit = worker.worker._publisher.commit
 
     async def commit_or_break(outputs):
-        if any(output.seq_id.startswith("poison") for output in outputs):
+        # Of a job that has been let go nothing is committed, so nothing breaks either.
+        ours = filter(worker.worker._jobs.by_seq, (output.seq_id for output in outputs))
+        if any(seq_id.startswith("poison") for seq_id in ours):
             raise ZeroDivisionError
         await commit(outputs)
 
