@@ -6,8 +6,9 @@ from redis.exceptions import ResponseError
 
 from ingine.errors import ConfigError
 from ingine.keys import SILENT_AFTER_S, Keys, read_num_partitions
+from ingine.scripts import read_script
 from worker.heartbeat import Heartbeat
-from worker.queue import Queue, script
+from worker.queue import Queue
 from worker.retry import never_passes
 from worker.settings import WorkerSettings
 
@@ -62,7 +63,7 @@ async def enter(redis: Redis, queue: Queue, heartbeat: Heartbeat, settings: Work
 
 
 async def _agree_on_model(redis: Redis, queue: Queue) -> None:
-    agree, ours = redis.register_script(script("agree_on_model")), queue.model.fingerprint
+    agree, ours = redis.register_script(read_script("worker", "agree_on_model")), queue.model.fingerprint
     replaces = b""
     while (holds := await agree(keys=[queue.keys.settings], args=[ours, replaces])) != ours.encode():
         if worker := await _live_worker_of(redis, queue.keys, holds):

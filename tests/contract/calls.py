@@ -19,7 +19,7 @@ from tests.contract.model import MAX_DEATHS
 from tests.contract.snapshot import SILENT_MS, take_snapshot
 from tests.served_models import TINY
 from worker.entries import Append, Entry, Finish
-from worker.queue import Queue, script
+from worker.queue import Queue
 
 RESULT_TTL_S = 3600
 
@@ -82,7 +82,8 @@ class Calls:
 
     def __post_init__(self):
         self._submit = self._script(read_script("producer", "submit"))
-        self._renew, self._forget = self._script(script("renew")), self._script(script("forget"))
+        self._renew = self._script(read_script("worker", "renew"))
+        self._forget = self._script(read_script("worker", "forget"))
         self._client = AsyncClient(queue=self.keys.queue, redis=self.redis)
         self._queues: dict[str, Queue] = {}
         self.run(self.queue("setup").create_groups())

@@ -12,7 +12,7 @@ from tests.contract.calls import Attempt, Delivered
 from tests.contract.producing import WORKERS, Machine
 from worker.entries import Append
 from worker.entries import Entry as QueueEntry
-from worker.queue import LOW_FIRST_EVERY
+from worker.job_streams import LOW_FIRST_EVERY
 
 FAR_MS = 2**45
 """A due time that no test lives to see."""

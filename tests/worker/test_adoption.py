@@ -3,10 +3,12 @@
 import pytest
 
 from ingine.keys import GROUP, RELEASED, WAITING, Priority
+from ingine.scripts import read_script
 from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_job, encode_job
 from tests.worker.conftest import take
 from worker.entries import STALE, Append, Finish
-from worker.queue import MAX_ORDERED, Queue, script
+from worker.job_streams import MAX_ORDERED
+from worker.queue import Queue
 
 
 async def add(client, keys, name: str, tenant: str = "t", priority: str = "normal") -> str:
@@ -112,7 +114,7 @@ async def test_a_living_worker_takes_its_jobs_back(client, keys, make_queue, how
         await client.xgroup_delconsumer(keys.jobs("normal"), GROUP, "w1")
     if adopted:
         await adopt(make_queue("w2"))
-    renew = client.register_script(script("renew"))
+    renew = client.register_script(read_script("worker", "renew"))
     assert await renew(keys=[keys.jobs("normal"), keys.job("a")], args=[GROUP, "w1", entry.id, 1]) == [0]
     assert await holders(client, keys) == {"w1": ["a"]}
     assert await worker.append([Append("a", 1, TokensEvent(1, [7], "x"), publish=True)]) == [1]

@@ -8,13 +8,14 @@ from redis.asyncio import Redis
 from ingine.errors import ClientError
 from ingine.expiry import expire
 from ingine.keys import GROUP, Keys, all_partitions, partition_of
+from ingine.scripts import read_script
 from ingine.servers import Servers
 from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from producer import AsyncClient
 from tests.served_models import OTHER, TINY
 from tests.servers import cluster
 from worker.entries import Append, Entry, Finish
-from worker.queue import Queue, script
+from worker.queue import Queue
 
 NUM_PARTITIONS = 3
 GREATEST_ID = f"{2**64 - 1}-{2**64 - 1}"
@@ -53,11 +54,12 @@ class Walk:
         await self.redis.xadd(self.keys.jobs("normal"), {"job": b"\xc1"}, id=GREATEST_ID)
         await self.queue.adopt()
         assert await self.redis.xadd(self.keys.jobs("normal"), {"job": b"\xc1"}), "there are ids again"
-        await self.redis.register_script(script("forget"))(keys=self.keys.all_jobs, args=[GROUP, 0])
+        forget = self.redis.register_script(read_script("worker", "forget"))
+        await forget(keys=self.keys.all_jobs, args=[GROUP, 0])
 
     async def runs_until_it_is_buried(self, job_id: str) -> Entry:
         entry, attempt = await self.begin(await self.queue.take(1), job_id)
-        renew = self.redis.register_script(script("renew"))
+        renew = self.redis.register_script(read_script("worker", "renew"))
         touched = [self.keys.jobs("normal"), self.keys.job(job_id)]
         assert await renew(keys=touched, args=[GROUP, "w1", entry.id, attempt]) == [0]
         assert await self.queue.append([Append(job_id, attempt, TokensEvent(1, [7], "x"), True)]) == [1]

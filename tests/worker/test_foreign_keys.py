@@ -4,11 +4,11 @@ import pytest
 
 from ingine.errors import ErrorCode
 from ingine.keys import GROUP
+from ingine.scripts import read_script
 from ingine.wire import Job, JobStatus, TokensEvent, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 from worker.entries import BROKEN, STALE, Append
-from worker.queue import script
 
 
 async def begun(queue, push, job_id: str):
@@ -43,7 +43,7 @@ async def test_a_record_of_another_kind_loses_its_own_lease_alone(client, keys, 
     queue = make_queue("w1")
     entries = {job_id: await begun(queue, push, job_id) for job_id in ("bad", "good")}
     await client.set(keys.job("bad"), "x")
-    renew = client.register_script(script("renew"))
+    renew = client.register_script(read_script("worker", "renew"))
     touched = [key for job_id in entries for key in (keys.jobs("normal"), keys.job(job_id))]
     args = [GROUP, "w1"]
     for entry in entries.values():
