@@ -1,6 +1,9 @@
 """Some cases of each fuzzer in `benchmarks/fuzz`, which runs more of them for as long as it is told to."""
 
 import logging
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +12,7 @@ from benchmarks.fuzz.running import (
     CALLS_AT_LEAST,
     MEASURED_EVERY,
     PEAK_AT_LEAST,
+    ROOT,
     TARGETS,
     Tally,
     TooMuchWork,
@@ -54,6 +58,22 @@ def test_an_error_is_found_once_with_its_case_and_its_place():
     assert finding.times + tally.outcomes["valid"] == tally.runs == 200
     assert finding.error.startswith("KeyError") and finding.where.startswith("tests/security/test_fuzz.py:")
     assert case_of(planted(broken), SEED, finding.number) == finding.case
+
+
+def test_a_case_that_hangs_ends_the_process_and_says_where():
+    program = (
+        "import time\n"
+        "from types import SimpleNamespace\n"
+        "from benchmarks.fuzz import running\n"
+        "running.HANGS_S = 1\n"
+        "hang = lambda case: time.sleep(600)\n"
+        "target = SimpleNamespace(__name__='hangs', cases=lambda rng: b'', check=hang)\n"
+        "running.run_for(target, 600.0, 1, running.Tally())\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == -signal.SIGALRM and 'File "<string>", line 5 in <lambda>' in ended.stderr
 
 
 @pytest.mark.parametrize(
