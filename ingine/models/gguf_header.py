@@ -95,8 +95,8 @@ class _Header:
     def _take(self, size: int, what: str) -> bytes:
         if size > MAX_HEADER_BYTES - self._position:
             raise ValueError(f"{what} goes beyond the {MAX_HEADER_BYTES} bytes that a header may have")
-        taken = self._file.read(size)
-        if len(taken) < size:
+        # Asked before, since reading takes memory for all that it is asked for.
+        if size > self._file_bytes - self._position or len(taken := self._file.read(size)) < size:
             raise ValueError(f"it ends within {what}")
         self._position += size
         return taken

@@ -9,6 +9,7 @@ import os
 import shutil
 import struct
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from ingine.bounded_files import MAX_JSON_VALUES
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.models import ModelConfig
 from ingine.models import gguf as conversion
+from ingine.models.gguf_header import read_gguf_header
 from ingine.tokenizer import Tokenizer
 from tests.security.gguf_bytes import (
     ARRAY,
@@ -510,6 +512,19 @@ def test_a_gguf_header_is_checked_before_it_is_believed(content, tmp_path, child
     (tmp_path / "model.gguf").write_bytes(file if isinstance(file, bytes) else file.encode())
     refused(child.attempt("gguf", tmp_path), "model.gguf is damaged or not a GGUF file")
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_no_memory_is_taken_for_what_a_gguf_file_claims_and_has_not(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IQ", STRING, 32 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match="it ends within a"):
+            read_gguf_header(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 VALUES = {
