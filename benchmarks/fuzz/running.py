@@ -5,6 +5,7 @@ import importlib
 import itertools
 import signal
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections import Counter
@@ -19,6 +20,7 @@ from typing import Any
 TARGETS = (
     *("jobs", "events", "logs", "replies", "records", "queue_state", "settings", "control"),
     *("dead_letters", "batch_lines", "batch_rows", "server_urls", "environment", "http"),
+    *("gguf_header", "safetensors_header"),
 )
 ROOT = Path(__file__).resolve().parents[2]
 HANGS_S = 60
@@ -148,6 +150,16 @@ def finished(coroutine: Coroutine[Any, Any, Any]) -> Any:
     except StopIteration as end:
         return end.value
     raise AssertionError("it waits")
+
+
+@contextmanager
+def file_of(case: bytes) -> Iterator[Path]:
+    """In memory, where there is /dev/shm."""
+    memory = Path("/dev/shm")
+    with tempfile.NamedTemporaryFile(dir=memory if memory.is_dir() else None) as file:
+        file.write(case)
+        file.flush()
+        yield Path(file.name)
 
 
 def outcome(parse: Callable[[], Any], *documented: type[BaseException]) -> tuple[Any, str]:

@@ -1,0 +1,31 @@
+"""A safetensors file's header: which tensors lie where."""
+
+import json
+from random import Random
+
+from benchmarks.fuzz.mutations import changed, damaged, json_scalar
+from benchmarks.fuzz.running import file_of, outcome
+from ingine.errors import ConfigError
+from ingine.safetensors_header import read_header
+
+HEADER = {
+    "__metadata__": {"format": "pt"},
+    "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
+}
+
+
+def cases(rng: Random) -> bytes:
+    header = json.dumps(changed(rng, HEADER, json_scalar) if rng.random() < 0.7 else HEADER).encode()
+    raw = len(header).to_bytes(8, "little") + header + bytes(32)
+    return (
+        damaged(rng, raw, (b"\x00", b"\xff" * 8, b"[", b"{", b'"', b"\\ud800")) if rng.random() < 0.4 else raw
+    )
+
+
+def check(case: bytes) -> str:
+    with file_of(case) as path:
+        header, result = outcome(lambda: read_header(path), ConfigError)
+    for tensor in (header or {}).values():
+        assert 8 <= tensor.begin <= tensor.end <= len(case)
+    return result
