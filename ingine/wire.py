@@ -299,10 +299,16 @@ _USAGE = ("num_prompt_tokens", "num_cached_tokens", "num_output_tokens")
 def decode_event(raw: bytes) -> Event:
     """Inverse of `encode_event`. Fields that this version does not know are ignored: workers may be newer.
 
-    Raises one of UNREADABLE for what is no event: anybody may publish, and some may write logs.
+    Raises one of UNREADABLE for what is no event, since anybody may publish, and some may write logs. Its
+    message may be as long as a text in `raw`.
     """
-    fields = msgpack.unpackb(raw, strict_map_key=False, max_map_len=MAX_MAP_ENTRIES)
+    try:
+        fields = msgpack.unpackb(raw, strict_map_key=False, max_map_len=MAX_MAP_ENTRIES)
+    except msgpack.ExtraData:  # which has all that was read in it, and would be quoted with that
+        raise ValueError("there are more bytes behind it") from None
     kind = fields.pop("type")
+    if type(kind) is not str:  # an enum's error quotes what it is asked for
+        raise TypeError("its type is no text")
     if kind == "tokens":
         event = TokensEvent(fields["position"], fields["token_ids"], fields["text"], fields.get("logprobs"))
         well_formed = (
@@ -338,7 +344,10 @@ def _are_logprobs(logprobs: Any, number: int) -> bool:
         pairs = [(of_token["token_id"], of_token["logprob"]), *of_token["top"]]
         if not all(type(token_id) is int and type(logprob) in (int, float) for token_id, logprob in pairs):
             return False
-        for named in (of_token.get("bytes"), *(of_token.get("top_bytes") or ())):
+        top_bytes = of_token.get("top_bytes", [])
+        if type(top_bytes) is not list:
+            return False
+        for named in (of_token.get("bytes"), *top_bytes):
             if named is not None and (type(named) is not list or bytes(named) is None):  # which may raise
                 return False
     return True

@@ -17,6 +17,7 @@ from ingine.sampling_params import SamplingParams
 from ingine.wire import (
     EXPECTED_OUTPUT_TOKENS,
     MAX_TOKEN_COST,
+    UNREADABLE,
     Job,
     JobStatus,
     TerminalEvent,
@@ -262,6 +263,42 @@ def test_an_event_comes_back_as_it_went(event):
 def test_an_event_of_a_newer_worker_is_understood():
     raw = msgpack.packb({"type": "finished", "position": 1, "job_id": "a", "invented_later": [1]})
     assert decode_event(raw) == TerminalEvent(1, JobStatus.FINISHED, "a")
+
+
+def nested(levels: int) -> list:
+    value: list = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+TOKENS = {"type": "tokens", "position": 1, "token_ids": [5], "text": "a"}
+LOGPROBS = {"token_id": 5, "logprob": -0.5, "top": [[5, -0.5]]}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        msgpack.packb({"type": nested(500)}),
+        msgpack.packb({"a": nested(500)}) + b"\x00",
+        msgpack.packb(nested(500)) + b"\x00",
+        msgpack.packb(TOKENS | {"token_ids": nested(500)}),
+        msgpack.packb(TOKENS | {"logprobs": [LOGPROBS | {"top_bytes": None}]}),
+        msgpack.packb(TOKENS | {"logprobs": [LOGPROBS | {"top_bytes": {}}]}),
+    ],
+    ids=[
+        "nested type",
+        "more behind a map",
+        "more behind a list",
+        "nested ids",
+        "no top_bytes",
+        "map top_bytes",
+    ],
+)
+def test_what_is_no_event_is_refused_with_an_error_that_can_be_quoted(raw):
+    with pytest.raises(UNREADABLE) as refused:
+        decode_event(raw)
+    assert len(repr(refused.value)) < 200
 
 
 def test_all_keys_of_a_queue_share_one_slot():
