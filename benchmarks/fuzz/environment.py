@@ -18,8 +18,9 @@ from benchmarks.fuzz.running import outcome
 from ingine.environment import KNOWN_SETTINGS
 from ingine.errors import ConfigError
 
-CALLS_PER_BYTE = 200
-"""python-dotenv makes up to 100 for a byte of short lines; twice the lines are twice the calls."""
+CALLS_AT_LEAST, CALLS_PER_BYTE = 100_000, 200
+"""Without anything set it is 50,000 calls. python-dotenv makes up to 100 for a byte of short lines, and twice
+as many for twice the lines."""
 
 SECRET = "geheim77"
 URLS = (

@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["ingine", "producer", "worker", "benchm
     TARGETS = {
         name: running.target(name)
         for name in (
-            *("jobs", "events", "replies", "control", "batch_lines", "server_urls"),
+            *("jobs", "events", "control", "batch_lines", "server_urls"),
             *("gguf_header", "safetensors_header"),
         )
     }

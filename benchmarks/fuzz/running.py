@@ -71,18 +71,19 @@ def check(module: ModuleType, number: int, case: bytes) -> str:
     """What came of it. Raises what is a finding; of every sixteenth case its work is counted too."""
     if number % MEASURED_EVERY:
         return module.check(case)
-    calls_per_byte = getattr(module, "CALLS_PER_BYTE", CALLS_PER_BYTE)
+    at_least = getattr(module, "CALLS_AT_LEAST", CALLS_AT_LEAST)
+    max_calls = at_least + getattr(module, "CALLS_PER_BYTE", CALLS_PER_BYTE) * len(case)
     in_threads = getattr(module, "IN_THREADS", False)
     try:
-        with bounded_work(len(case), calls_per_byte, in_threads=in_threads):
+        with bounded_work(len(case), max_calls, in_threads=in_threads):
             return module.check(case)
     except TooMuchWork:  # something may have been imported, or a table have grown: not so the second time
-        with bounded_work(len(case), calls_per_byte, in_threads=in_threads):
+        with bounded_work(len(case), max_calls, in_threads=in_threads):
             return module.check(case)
 
 
 @contextmanager
-def bounded_work(num_bytes: int, calls_per_byte: int, *, in_threads: bool) -> Iterator[None]:
+def bounded_work(num_bytes: int, max_calls: int, *, in_threads: bool) -> Iterator[None]:
     """Raises TooMuchWork for more calls or memory than an input of so many bytes may cost."""
     num_calls = 0
 
@@ -100,7 +101,7 @@ def bounded_work(num_bytes: int, calls_per_byte: int, *, in_threads: bool) -> It
         sys.setprofile(before)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    if num_calls > CALLS_AT_LEAST + calls_per_byte * num_bytes:
+    if num_calls > max_calls:
         raise TooMuchWork(f"{num_calls} calls for {num_bytes} bytes")
     if peak > PEAK_AT_LEAST + PEAK_PER_BYTE * num_bytes:
         raise TooMuchWork(f"{peak} bytes of memory for {num_bytes} bytes")
