@@ -1,0 +1,224 @@
+"""The process that reads prompts: what ends it, who is to blame, and who starts the next one."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import worker.prompt_process
+from ingine.errors import EngineError, ErrorCode, InvalidRequest
+from ingine.tokenizer import Tokenizer
+from tests.tiny_models import CHAT_TEMPLATE, make_tokenizer
+from tests.waiting import HANGS_S, wait_until, wait_until_async
+from worker.prompt_process import PromptProcess
+
+HOSTILE = (
+    "{% set said = messages[0].content %}"
+    "{% if said == 'loop' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    "{% elif said == 'memory' %}{{ said * 10 ** 9 }}"
+    "{% elif said == 'output' %}{% for i in range(99999) %}{{ said * 1000 }}{% endfor %}"
+    "{% elif said == 'nest' %}{% macro nest() %}{{ nest() }}{% endmacro %}{{ nest() }}"
+    "{% else %}" + CHAT_TEMPLATE + "{% endif %}"
+)
+
+
+def says(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
+
+
+@pytest.fixture
+def start_process():
+    """Processes with a tiny tokenizer, which are ended after the test."""
+    started = []
+
+    def start(template: str = HOSTILE, **options) -> PromptProcess:
+        definition = Tokenizer.from_transformers(make_tokenizer(template)).definition()
+        started.append(PromptProcess(definition, 512, **{"max_in_flight": 1} | options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        assert process.popen is None or process.popen.poll() is not None, "it is closed"
+
+
+async def ready(process: PromptProcess) -> int:
+    """Its pid, once it reads."""
+    await process.read("", 60, "x")
+    return process.popen.pid
+
+
+async def code_of(reading) -> tuple[ErrorCode, str]:
+    with pytest.raises(InvalidRequest) as raised:
+        await reading
+    return raised.value.code, str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "reason"),
+    [
+        ("loop", ErrorCode.PROMPT_TOO_COSTLY, "processor time"),
+        ("memory", ErrorCode.PROMPT_TOO_COSTLY, "memory"),
+        ("output", ErrorCode.PROMPT_TOO_LONG, "characters"),
+        ("nest", ErrorCode.INVALID_MESSAGES, "recursion"),
+    ],
+)
+async def test_a_template_that_runs_wild_ends_its_prompt_alone(start_process, content, code, reason):
+    process = start_process(max_in_flight=3)
+    contents = ["before", content, "behind", "last"]
+    reading = [asyncio.create_task(process.read("", 0.5, says(each), 0.0)) for each in contents]
+    before, wild, *behind = await asyncio.gather(*reading, return_exceptions=True)
+    assert (wild.code, reason in str(wild)) == (code, True)
+    tokenizer = Tokenizer.from_transformers(make_tokenizer(HOSTILE))
+    for content, token_ids in zip(["before", "behind", "last"], [before, *behind], strict=True):
+        assert token_ids == tokenizer.encode_chat(says(content))
+    await process.close()
+
+
+async def test_tenants_take_turns(start_process):
+    process, order = start_process(), []
+
+    async def read(tenant: str, text: str) -> None:
+        await process.read(tenant, 60, text)
+        order.append(text)
+
+    flood = [asyncio.create_task(read("a", f"a{number}")) for number in range(4)]
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(read(tenant, tenant)) for tenant in ("b", "c")]
+    await asyncio.gather(*flood, *others)
+    assert order == ["a0", "b", "c", "a1", "a2", "a3"]
+    await process.close()
+
+
+async def test_who_has_given_up_is_not_read(start_process):
+    process = start_process()
+    given_up = asyncio.create_task(process.read("a", 60, says("loop"), 0.0))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    assert len(await process.read("b", 60, "x")) == 1
+    assert len(await process.read("a", 60, "y")) == 1
+    await process.close()
+
+
+async def test_a_prompt_whose_process_somebody_kills_is_tried_once_more(start_process, monkeypatch):
+    process = start_process(max_in_flight=2)
+    for kills in (1, 2):
+        pid = await ready(process)
+        os.kill(pid, signal.SIGSTOP)
+        reading = [asyncio.create_task(process.read("", 60, text)) for text in ("xy", "xyz")]
+        await wait_until_async(lambda: len(process._in_flight) == 2)
+        if kills == 2:
+            monkeypatch.setattr(
+                worker.prompt_process, "command", lambda: [sys.executable, "-c", STANDS_STILL]
+            )
+        os.kill(pid, signal.SIGKILL)
+        if kills == 1:
+            assert list(map(len, await asyncio.gather(*reading))) == [2, 3]
+    await wait_until_async(lambda: process.popen.pid != pid and process._in_flight, what="the second try")
+    monkeypatch.undo()
+    process.popen.kill()
+    assert (await code_of(reading[0]))[0] == ErrorCode.PROMPT_TOO_COSTLY
+    assert len(await reading[1]) == 3
+    await process.close()
+
+
+STANDS_STILL = """
+import socket, time
+connection = socket.socket(fileno=0)
+connection.sendall(b"\\x90")
+time.sleep(600)
+"""
+"""Says that it is ready, and reads nothing."""
+
+
+async def test_a_process_that_stands_still_is_killed(start_process, monkeypatch):
+    process = start_process()
+    os.kill(await ready(process), signal.SIGSTOP)
+    monkeypatch.setattr(worker.prompt_process, "SILENCE_S", 0.1)
+    reading = asyncio.create_task(process.read("", 0.1, "x"))
+    await wait_until_async(lambda: process._in_flight)
+    monkeypatch.undo()
+    assert (await code_of(reading))[0] == ErrorCode.PROMPT_TOO_COSTLY
+    assert len(await process.read("", 60, "x")) == 1
+    await process.close()
+
+
+async def test_a_machine_without_threads_gives_nobody_what_another_asked_for(start_process, monkeypatch):
+    """None can be had to wait for the process that has ended."""
+    process, to_thread = start_process(), asyncio.to_thread
+    os.kill(await ready(process), signal.SIGSTOP)
+    first = asyncio.create_task(process.read("", 60, "x"))
+    await wait_until_async(lambda: process._in_flight)
+
+    async def no_thread(*_):
+        monkeypatch.setattr(asyncio, "to_thread", to_thread)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(asyncio, "to_thread", no_thread)
+    monkeypatch.setattr(worker.prompt_process, "RESTART_DELAY_S", 0)
+    process.popen.kill()
+    second = asyncio.create_task(process.read("", 60, "xyz"))
+    async with asyncio.timeout(HANGS_S):
+        assert [len(await first), len(await second)] == [1, 3]
+    await process.close()
+
+
+async def test_where_no_process_can_be_started_who_waits_is_told(start_process, monkeypatch):
+    process = start_process()
+    monkeypatch.setattr(worker.prompt_process, "RESTART_DELAY_S", 0)
+    for command in ([sys.executable, "-c", "raise SystemExit(7)"], ["/nothing/here"]):
+        monkeypatch.setattr(worker.prompt_process, "command", lambda: command)  # noqa: B023
+        with pytest.raises(EngineError, match=r"status 7|No such file"):
+            await process.read("", 60, "x")
+    monkeypatch.undo()
+    assert len(await process.read("", 60, "x")) == 1
+    await process.close()
+
+
+async def test_a_signal_for_all_processes_of_a_service_does_not_end_it(start_process):
+    process = start_process()
+    pid = await ready(process)
+    assert os.getsid(pid) == pid, "the terminal's Ctrl-C does not reach it"
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        os.kill(pid, signum)
+    assert len(await process.read("", 60, "x")) == 1
+    assert process.popen.pid == pid
+    await process.close()
+
+
+PARENT = """
+import asyncio, json, sys
+from worker.prompt_process import PromptProcess
+
+async def main():
+    process = PromptProcess(json.loads(sys.argv[1]), 512, max_in_flight=1)
+    await process.read("", 60, "x")
+    busy = asyncio.create_task(process.read("", 600, [{"role": "user", "content": sys.argv[2]}], 0.0))
+    await asyncio.sleep(0.1)
+    print(process.popen.pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("content", ["idle", "loop"])
+def test_it_ends_with_the_worker_whatever_it_is_doing(content):
+    definition = Tokenizer.from_transformers(make_tokenizer(HOSTILE)).definition()
+    command = [sys.executable, "-c", PARENT, json.dumps(definition), content]
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as parent:
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    wait_until(lambda: not is_running(pid), what="the end of the process")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
