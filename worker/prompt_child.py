@@ -53,6 +53,7 @@ def main() -> None:
         _limit_memory()
         connection.sendall(msgpack.packb([]))
         for cpu_s, *prompt in messages:
+            connection.sendall(msgpack.packb(["begun"]))
             signal.setitimer(signal.ITIMER_PROF, cpu_s)  # SIGPROF ends the process
             answer = _read(encoder, prompt)
             signal.setitimer(signal.ITIMER_PROF, 0)

@@ -44,8 +44,8 @@ class _Request:
 class PromptProcess:
     """Reads prompts one by one, in turns by tenant, in a process that is started for the first.
 
-    When the process ends, the prompt that it was reading is to blame and is refused. Another one reads the
-    rest. None outlives this process.
+    When the process ends, the prompt that it said it had begun is to blame and is refused. Another one reads
+    the rest. None outlives this process.
     """
 
     def __init__(self, definition: Definition, max_num_tokens: int, *, max_in_flight: int):
@@ -55,7 +55,9 @@ class PromptProcess:
         self._waiting: dict[str, deque[_Request]] = {}
         """By tenant; whose turn it is comes first."""
         self._in_flight: deque[_Request] = deque()
-        """The first of them is being read."""
+        """The first of them is read next, or is being read."""
+        self._reading: _Request | None = None
+        """Which the process has begun: nothing else can have ended it."""
         self._wanted = asyncio.Event()
         self._life: asyncio.Task | None = None
         self._pipe: Pipe | None = None
@@ -120,12 +122,19 @@ class PromptProcess:
         match message:
             case []:
                 self._is_ready = True
+            case ["begun"]:
+                self._has_begun = True
+                self._reading = self._in_flight[0]
             case [read]:
-                _answer(self._in_flight.popleft(), read)
+                self._answer_first(read)
             case [code, text]:
-                _answer(self._in_flight.popleft(), InvalidRequest(ErrorCode(code), text))
+                self._answer_first(InvalidRequest(ErrorCode(code), text))
         self._watch()
         self._send()
+
+    def _answer_first(self, answer: list[int] | int | InvalidRequest) -> None:
+        self._reading = None
+        _answer(self._in_flight.popleft(), answer)
 
     def _watch(self) -> None:
         if self._silence:
@@ -138,33 +147,44 @@ class PromptProcess:
             self._silence = wait(SILENCE_S + computing_s, self._kill)
 
     def _kill(self) -> None:
-        if self._in_flight:
-            self._in_flight[0].tried_twice = True  # a minute is enough
+        if self._reading:
+            self._reading.tried_twice = True  # a minute is enough
         self.popen.kill()
 
     # ------------------------------------------------------------------------------- the process
 
     async def _live(self) -> None:
         """One process after another, each when there is something to read."""
-        num_failed_starts = 0
+        num_failed = 0
         while True:
             await self._wanted.wait()
-            try:
-                status = await self._run_one()
-                was_ready, said = self._is_ready, f"status {status}"
-            except Exception as error:  # no memory, no more processes or threads
-                was_ready, said = False, str(error)
-                while self._in_flight:
-                    self._put_back(self._in_flight.pop())
-            self._is_ready = False
-            if was_ready:
-                num_failed_starts = 0
-                self._settle(status)
+            if fault := await self._try_one():
+                num_failed += 1
+                await self._recover_start(num_failed, fault)
             else:
-                num_failed_starts += 1
-                await self._recover_start(num_failed_starts, said)
+                num_failed = 0
             if not self._waiting:
                 self._wanted.clear()
+
+    async def _try_one(self) -> str | None:
+        """Run a process, and settle what it leaves. Why it was of no use, or None if it was."""
+        self._has_begun = False
+        try:
+            status = await self._run_one()
+        except Exception as error:  # no memory, no more processes or threads
+            status, fault = None, repr(error)
+        else:
+            has_served = self._is_ready and (self._has_begun or not self._in_flight)
+            fault = None if has_served else f"status {status}"
+        self._is_ready = False
+        begun, self._reading = self._reading, None
+        to_blame = begun if status is not None else None
+        while self._in_flight:
+            if (request := self._in_flight.pop()) is not to_blame:
+                self._put_back(request)
+        if to_blame:
+            self._settle(to_blame, status)
+        return fault
 
     async def _run_one(self) -> int:
         """From its start to its end. Its exit status: negative for a signal."""
@@ -196,20 +216,16 @@ class PromptProcess:
                 raise
         return ours
 
-    def _settle(self, status: int) -> None:
-        """A process has ended that could read: who is to blame, and who is to be read by the next."""
-        if self._in_flight:
-            request = self._in_flight.popleft()
-            log_event(logger, logging.WARNING, "prompt process ended", status=status, tenant=request.tenant)
-            while self._in_flight:
-                self._put_back(self._in_flight.pop())
-            # Nothing that it reads ends it so: somebody else did, or memory was short.
-            if status == -signal.SIGKILL and not request.tried_twice:
-                request.tried_twice = True
-                self._put_back(request)
-            else:
-                reason = _reason(status, request.cpu_s)
-                _answer(request, InvalidRequest(ErrorCode.PROMPT_TOO_COSTLY, reason))
+    def _settle(self, request: _Request, status: int) -> None:
+        """A process has ended while it read this one."""
+        log_event(logger, logging.WARNING, "prompt process ended", status=status, tenant=request.tenant)
+        # Nothing that it reads ends it so: somebody else did, or memory was short.
+        if status == -signal.SIGKILL and not request.tried_twice:
+            request.tried_twice = True
+            self._put_back(request)
+        else:
+            reason = _reason(status, request.cpu_s)
+            _answer(request, InvalidRequest(ErrorCode.PROMPT_TOO_COSTLY, reason))
 
     async def _recover_start(self, num_failed: int, said: str) -> None:
         log_event(logger, logging.WARNING, "prompt process not started", error=said)

@@ -104,35 +104,64 @@ async def test_who_has_given_up_is_not_read(start_process):
     await process.close()
 
 
-async def test_a_prompt_whose_process_somebody_kills_is_tried_once_more(start_process, monkeypatch):
+async def being_read(process: PromptProcess) -> int:
+    """Its pid, once the process has begun a prompt."""
+    await wait_until_async(lambda: process._reading, what="its beginning")
+    return process.popen.pid
+
+
+async def test_a_prompt_whose_process_somebody_kills_is_tried_once_more(start_process):
     process = start_process(max_in_flight=2)
-    for kills in (1, 2):
-        pid = await ready(process)
-        os.kill(pid, signal.SIGSTOP)
-        reading = [asyncio.create_task(process.read("", 60, text)) for text in ("xy", "xyz")]
-        await wait_until_async(lambda: len(process._in_flight) == 2)
-        if kills == 2:
-            monkeypatch.setattr(
-                worker.prompt_process, "command", lambda: [sys.executable, "-c", STANDS_STILL]
-            )
-        os.kill(pid, signal.SIGKILL)
-        if kills == 1:
-            assert list(map(len, await asyncio.gather(*reading))) == [2, 3]
-    await wait_until_async(lambda: process.popen.pid != pid and process._in_flight, what="the second try")
-    monkeypatch.undo()
-    process.popen.kill()
-    assert (await code_of(reading[0]))[0] == ErrorCode.PROMPT_TOO_COSTLY
-    assert len(await reading[1]) == 3
+    killed = asyncio.create_task(process.read("", 600, says("loop"), 0.0))
+    behind = asyncio.create_task(process.read("", 60, "xyz"))
+    os.kill(first := await being_read(process), signal.SIGKILL)
+    await wait_until_async(lambda: process.popen.pid != first, what="the second try")
+    os.kill(await being_read(process), signal.SIGKILL)
+    assert (await code_of(killed))[0] == ErrorCode.PROMPT_TOO_COSTLY
+    assert len(await behind) == 3
     await process.close()
 
 
-STANDS_STILL = """
-import socket, time
+async def test_what_a_process_has_not_begun_is_not_to_blame_for_its_end(start_process):
+    process = start_process(max_in_flight=2)
+    os.kill(pid := await ready(process), signal.SIGSTOP)
+    reading = [asyncio.create_task(process.read("", 60, text)) for text in ("xy", "xyz")]
+    await wait_until_async(lambda: len(process._in_flight) == 2)
+    for signum in (signal.SIGABRT, signal.SIGCONT):  # it goes on with its end
+        os.kill(pid, signum)
+    assert [len(await each) for each in reading] == [2, 3]
+    await process.close()
+
+
+async def test_what_is_sent_to_a_dead_process_is_not_to_blame(start_process):
+    """It has ended, and the loop has not heard of it yet."""
+    process = start_process()
+    await ready(process)
+    os.kill(process.popen.pid, signal.SIGABRT)
+    process.popen.wait()
+    assert len(await process.read("", 60, "xyz")) == 3
+    await process.close()
+
+
+BEGINS_NOTHING = """
+import os, socket
 connection = socket.socket(fileno=0)
+connection.recv(1 << 20)
 connection.sendall(b"\\x90")
-time.sleep(600)
+connection.recv(1 << 20)
+os._exit(7)
 """
-"""Says that it is ready, and reads nothing."""
+"""Says that it is ready, and ends at the first prompt, without a word."""
+
+
+async def test_processes_that_begin_nothing_are_given_up(start_process, monkeypatch):
+    process = start_process()
+    monkeypatch.setattr(worker.prompt_process, "RESTART_DELAY_S", 0)
+    monkeypatch.setattr(worker.prompt_process, "command", lambda: [sys.executable, "-c", BEGINS_NOTHING])
+    async with asyncio.timeout(HANGS_S):
+        with pytest.raises(EngineError, match="status 7"):
+            await process.read("", 60, "x")
+    await process.close()
 
 
 async def test_a_process_that_stands_still_is_killed(start_process, monkeypatch):
@@ -141,6 +170,18 @@ async def test_a_process_that_stands_still_is_killed(start_process, monkeypatch)
     monkeypatch.setattr(worker.prompt_process, "SILENCE_S", 0.1)
     reading = asyncio.create_task(process.read("", 0.1, "x"))
     await wait_until_async(lambda: process._in_flight)
+    monkeypatch.undo()
+    assert len(await reading) == 1, "it was not begun, and is read by the next one"
+    await process.close()
+
+
+async def test_a_prompt_at_which_a_process_stands_still_has_no_other_try(start_process, monkeypatch):
+    process = start_process()
+    reading = asyncio.create_task(process.read("", 600, says("loop"), 0.0))
+    os.kill(await being_read(process), signal.SIGSTOP)
+    monkeypatch.setattr(worker.prompt_process, "SILENCE_S", 0.1)
+    monkeypatch.setattr(worker.prompt_process, "CLOCK_PER_CPU_S", 0.0)
+    process._watch()
     monkeypatch.undo()
     assert (await code_of(reading))[0] == ErrorCode.PROMPT_TOO_COSTLY
     assert len(await process.read("", 60, "x")) == 1
