@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 
@@ -17,9 +18,10 @@ from worker.entries import MAX_ENTRY_BYTES, Begun, Entry
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
 from worker.metrics import Metrics
+from worker.prompt_process import NoPromptProcess
 from worker.prompts import PromptReader
 from worker.publisher import BAD_RECORD, Publisher, deadline_error
-from worker.queue import Queue
+from worker.queue import FIRST_PAUSE_S, Queue
 from worker.retry import never_passes, until_served
 from worker.tasks import cancel_all
 
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 INLINE_BYTES = 8 << 10
 """Of a job that is decoded at once, so that the begins of many small ones share a round trip."""
+
+REST_S = 5.0
+"""In which no job is taken, once a prompt could not be read here, so that a peer takes it. Longer than the
+job's own pause."""
 
 ENGINE_PRIORITY = {Priority.HIGH: -1, Priority.NORMAL: 0, Priority.LOW: 1}
 
@@ -59,6 +65,7 @@ class Admission:
         self._preparing: dict[RunningJob, asyncio.Task] = {}
         """Begun jobs whose prompts may take long to read. The intakes go on meanwhile."""
         self._suspect_begins = False
+        self._rests_until = 0.0
         self._wakers: list[Callable[[], None]] = []
         self.num_suspects = 0
         """Entries that wait until this worker has no other job. While any does, nothing else is taken."""
@@ -66,7 +73,10 @@ class Admission:
 
     @property
     def room(self) -> int:
-        """Jobs to take now. None while the engine has sequences waiting: another worker may be idle."""
+        """Jobs to take now. None while the engine has sequences waiting, or prompts could not be read here:
+        another worker may be idle."""
+        if time.monotonic() < self._rests_until:
+            return 0
         if self.stopping or self.num_suspects or self._engine.stats.num_waiting or self.is_for_one_alone:
             return 0
         num_taken = len(self._jobs) + len(self._preparing) + self._num_reserved
@@ -288,6 +298,9 @@ class Admission:
             status, error = JobStatus.FAILED, {"code": str(fault.code), "message": str(fault)}
         except TimeoutError:
             status, error = JobStatus.EXPIRED, deadline_error(job.deadline_ms)
+        except NoPromptProcess as fault:
+            await self._put_off(running, fault)
+            return
         if status is not None:
             await self._publisher.reject(
                 queue, entry, job.id, job.reply_to, begun, status, error, job.metadata
@@ -319,6 +332,14 @@ class Admission:
             arrival_time=running.arrival,
             output_token_ids=committed,
         )
+
+    async def _put_off(self, running: RunningJob, fault: NoPromptProcess) -> None:
+        """Leave a job whose prompt cannot be read here to a peer. Behind what else waits, so that where no
+        worker can read it the others' jobs are taken all the same. Only its deadline ends it then."""
+        self._rests_until = time.monotonic() + REST_S
+        queue, entry, attempt = running.queue, running.entry, running.attempt
+        await until_served("delay", lambda: queue.delay(entry, running.id, attempt, FIRST_PAUSE_S))
+        log_event(logger, logging.INFO, "job put off", job_id=running.id, attempt=attempt, error=fault)
 
     async def _committed(self, running: RunningJob) -> list[int]:
         """The tokens in its log. Raises InvalidRequest unless they are as many as its record says: both are

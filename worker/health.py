@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from worker.engine_link import EngineHost
 from worker.partition import Partition
+from worker.prompts import PromptReader
 from worker.publisher import Publisher
 
 HEALTHY_ANSWER_S = 15.0
@@ -23,11 +24,13 @@ class Health:
         engine: EngineHost,
         partitions: list[Partition],
         publisher: Publisher,
+        prompts: PromptReader,
         state: Callable[[], str],
     ):
         self._engine = engine
         self._partitions = partitions
         self._publisher = publisher
+        self._prompts = prompts
         self._state = state
         self._start_error: Exception | None = None
 
@@ -56,6 +59,8 @@ class Health:
         failing = [partition.intake.failing_since for partition in served]
         if all(failing) and now - max(failing) > READY_S:
             return f"jobs could not be taken for {now - max(failing):.0f} s: {self._last_error()}"
+        if error := self._prompts.start_error:
+            return f"no process to read prompts can be started: {error}"
         state = self._state()
         return None if state == "serving" else f"the worker is {state}"
 

@@ -30,6 +30,12 @@ CLOCK_PER_CPU_S = 8.0
 MAX_FAILED_STARTS = 3
 """In a row, before those who wait are told."""
 RESTART_DELAY_S = 1.0
+RETRY_S = 5.0
+"""Once they have been told."""
+
+
+class NoPromptProcess(EngineError):
+    """None can be started, for want of memory or of processes: no prompt's fault, and only this worker's."""
 
 
 @dataclass(eq=False)
@@ -64,14 +70,18 @@ class PromptProcess:
         self._is_ready = False
         self._silence: asyncio.TimerHandle | None = None
         self.popen: subprocess.Popen | None = None
+        self.start_error: str | None = None
+        """Why `MAX_FAILED_STARTS` or more have failed. Until one starts nobody is kept waiting."""
 
     async def read(self, tenant: str, cpu_s: float, *prompt: Any) -> list[int] | int:
         """Token ids of a text, or of messages and the time (seconds since the epoch) when they were sent.
         Only their number if there are too many.
 
-        Raises InvalidRequest, PROMPT_TOO_COSTLY after `cpu_s` of processor time among them; EngineError if no
-        process can be started.
+        Raises InvalidRequest, PROMPT_TOO_COSTLY after `cpu_s` of processor time among them, or
+        NoPromptProcess.
         """
+        if self.start_error:
+            raise NoPromptProcess(self.start_error)
         answer = asyncio.get_running_loop().create_future()
         request = _Request(tenant, cpu_s, pack(cpu_s, *prompt), answer)
         self._waiting.setdefault(tenant, deque()).append(request)
@@ -122,6 +132,7 @@ class PromptProcess:
         match message:
             case []:
                 self._is_ready = True
+                self.start_error = None
             case ["begun"]:
                 self._has_begun = True
                 self._reading = self._in_flight[0]
@@ -154,7 +165,7 @@ class PromptProcess:
     # ------------------------------------------------------------------------------- the process
 
     async def _live(self) -> None:
-        """One process after another, each when there is something to read."""
+        """One process after another, each when there is something to read, or when none could be started."""
         num_failed = 0
         while True:
             await self._wanted.wait()
@@ -163,7 +174,7 @@ class PromptProcess:
                 await self._recover_start(num_failed, fault)
             else:
                 num_failed = 0
-            if not self._waiting:
+            if not self._waiting and not self.start_error:
                 self._wanted.clear()
 
     async def _try_one(self) -> str | None:
@@ -229,11 +240,13 @@ class PromptProcess:
 
     async def _recover_start(self, num_failed: int, said: str) -> None:
         log_event(logger, logging.WARNING, "prompt process not started", error=said)
-        if num_failed % MAX_FAILED_STARTS == 0:
-            while request := self._next():
-                _answer(request, EngineError(f"no process to read prompts could be started: {said}"))
-        else:
+        if num_failed < MAX_FAILED_STARTS:
             await asyncio.sleep(RESTART_DELAY_S)
+            return
+        self.start_error = said
+        while request := self._next():
+            _answer(request, NoPromptProcess(said))
+        await asyncio.sleep(RETRY_S)
 
 
 def _answer(request: _Request, answer: list[int] | int | Exception) -> None:

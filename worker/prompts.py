@@ -13,7 +13,7 @@ from ingine.tokenizer import required
 from ingine.wire import Job
 from worker.engine_link import EngineHost
 from worker.logs import log_event
-from worker.prompt_process import PromptProcess
+from worker.prompt_process import NoPromptProcess, PromptProcess
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,11 @@ class PromptReader:
             await self._short.close()
             await self._long.close()
 
+    @property
+    def start_error(self) -> str | None:
+        """Why no process can be started that is to read prompts; None if there is one, or none is needed."""
+        return self._encoder and (self._short.start_error or self._long.start_error)
+
     def reads_at_once(self, job: Job) -> bool:
         """Whether `read` keeps nobody waiting: neither the loop, nor who waits for this job."""
         if self._encoder is None or isinstance(job.prompt, tuple):
@@ -70,7 +75,7 @@ class PromptReader:
         return is_short and self._encoder.tokenizer.takes_linear_time
 
     async def read(self, job: Job, submitted_at: datetime) -> tuple[list[int], SamplingParams]:
-        """Raises InvalidRequest.
+        """Raises InvalidRequest, or NoPromptProcess.
 
         A chat template that asks for the date gets `submitted_at`: whoever resumes the job must see the same
         prompt, also after midnight.
@@ -83,6 +88,8 @@ class PromptReader:
             if error.code != ErrorCode.ENGINE_ERROR:
                 raise
             raise _unreadable(str(error)) from error
+        except NoPromptProcess:
+            raise
         except Exception as error:  # a tokenizer that this job, of all, sets off
             raise _unreadable(f"{type(error).__name__}: {error}") from error
         params = self._engine.limits.with_defaults(job.sampling)

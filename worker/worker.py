@@ -97,7 +97,9 @@ class Worker:
             self._partitions,
             limit_s=settings.drain_timeout_s,
         )
-        self._health = Health(self._engine, self._partitions, self._publisher, lambda: self._state)
+        self._health = Health(
+            self._engine, self._partitions, self._publisher, self.prompts, lambda: self._state
+        )
         self._http = None
         if settings.http_port >= 0:
             self._http = HttpServer(

@@ -109,7 +109,7 @@ def test_only_the_silence_of_all_makes_a_worker_unhealthy():
         )
         for error in (None, "LOADING")
     ]
-    health = Health(SimpleNamespace(alive=True), partitions, None, None)
+    health = Health(SimpleNamespace(alive=True), partitions, None, None, None)
     assert re.fullmatch("Redis has not answered a heartbeat for .* s: LOADING", health.unhealthy())
     partitions[1].heartbeat.last_answer = time.monotonic()
     assert health.unhealthy() is None

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import worker.prompt_process
-from ingine.errors import EngineError, ErrorCode, InvalidRequest
+from ingine.errors import ErrorCode, InvalidRequest
 from ingine.tokenizer import Tokenizer
 from tests.tiny_models import CHAT_TEMPLATE, make_tokenizer
 from tests.waiting import HANGS_S, wait_until, wait_until_async
-from worker.prompt_process import PromptProcess
+from worker.prompt_process import NoPromptProcess, PromptProcess
 
 HOSTILE = (
     "{% set said = messages[0].content %}"
@@ -159,7 +159,7 @@ async def test_processes_that_begin_nothing_are_given_up(start_process, monkeypa
     monkeypatch.setattr(worker.prompt_process, "RESTART_DELAY_S", 0)
     monkeypatch.setattr(worker.prompt_process, "command", lambda: [sys.executable, "-c", BEGINS_NOTHING])
     async with asyncio.timeout(HANGS_S):
-        with pytest.raises(EngineError, match="status 7"):
+        with pytest.raises(NoPromptProcess, match="status 7"):
             await process.read("", 60, "x")
     await process.close()
 
@@ -208,14 +208,21 @@ async def test_a_machine_without_threads_gives_nobody_what_another_asked_for(sta
     await process.close()
 
 
-async def test_where_no_process_can_be_started_who_waits_is_told(start_process, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [([sys.executable, "-c", "raise SystemExit(7)"], "status 7"), (["/nothing/here"], "No such file")],
+)
+async def test_where_no_process_can_be_started_who_waits_is_told(start_process, monkeypatch, command, reason):
     process = start_process()
     monkeypatch.setattr(worker.prompt_process, "RESTART_DELAY_S", 0)
-    for command in ([sys.executable, "-c", "raise SystemExit(7)"], ["/nothing/here"]):
-        monkeypatch.setattr(worker.prompt_process, "command", lambda: command)  # noqa: B023
-        with pytest.raises(EngineError, match=r"status 7|No such file"):
+    monkeypatch.setattr(worker.prompt_process, "RETRY_S", 0.1)
+    monkeypatch.setattr(worker.prompt_process, "command", lambda: command)
+    for _ in range(2):  # the second one at once
+        with pytest.raises(NoPromptProcess, match=reason):
             await process.read("", 60, "x")
+        assert reason in process.start_error
     monkeypatch.undo()
+    await wait_until_async(lambda: process.start_error is None, what="one that starts, without being asked")
     assert len(await process.read("", 60, "x")) == 1
     await process.close()
 
@@ -233,7 +240,7 @@ async def test_a_signal_for_all_processes_of_a_service_does_not_end_it(start_pro
 
 PARENT = """
 import asyncio, json, sys
-from worker.prompt_process import PromptProcess
+from worker.prompt_process import NoPromptProcess, PromptProcess
 
 async def main():
     process = PromptProcess(json.loads(sys.argv[1]), 512, max_in_flight=1)

@@ -1,19 +1,25 @@
 """Prompts that cost too much: they end alone, and nobody waits for them but who sent them."""
 
+import errno
 import os
 import signal
+from functools import partial
 
 import pytest
 
+import worker.admission
+import worker.prompt_process
 import worker.prompts
 from ingine.errors import ErrorCode
 from ingine.sampling_params import SamplingParams
 from ingine.tokenizer import Tokenizer
-from ingine.wire import Job, JobStatus, Message
+from ingine.wire import Job, JobStatus, Message, TokensEvent
 from tests.tiny_models import make_tokenizer
 from tests.waiting import wait_until_async
 from tests.worker import engine_program
+from tests.worker.conftest import Harness
 from tests.worker.test_prompt_process import HOSTILE
+from tests.worker.test_worker import leave_behind
 
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 
@@ -124,6 +130,66 @@ async def test_long_prompts_do_not_hold_up_short_ones(harness, monkeypatch):
     assert (await here.end("short")).status is JobStatus.FINISHED
     os.kill(here.worker.prompts._long.popen.pid, signal.SIGCONT)
     assert (await here.end("long")).status is JobStatus.FINISHED
+
+
+def let_no_process_start(here: Harness, monkeypatch) -> None:
+    monkeypatch.setattr(worker.prompt_process, "RESTART_DELAY_S", 0)
+    monkeypatch.setattr(worker.prompt_process, "RETRY_S", 0.1)
+
+    def no_memory():
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    for process in (here.worker.prompts._short, here.worker.prompts._long):
+        monkeypatch.setattr(process, "_spawn", no_memory)
+
+
+async def test_a_worker_that_can_start_no_process_leaves_its_jobs_to_its_peers(harness, monkeypatch):
+    monkeypatch.setattr(worker.admission, "REST_S", 3600)
+    here = await harness()
+    let_no_process_start(here, monkeypatch)
+    log = [TokensEvent(1, [65], "A")]
+    await leave_behind(here, chat("begun", "hi"), log)
+    await here.push(chat("new", "hi", metadata={"row": 1}))
+    for job_id in ("begun", "new"):
+        await wait_until_async(partial(is_put_off, here, job_id), what="a job that is put off")
+    assert here.worker._admission.room == 0 and not here.running.done()
+    peer = await harness()
+    for job_id, deaths in (("begun", b"1"), ("new", b"0")):
+        assert (await peer.end(job_id)).status is JobStatus.FINISHED
+        record = await here.redis.hmget(here.keys.job(job_id), "worker", "deaths")
+        assert record == [peer.worker.id.encode(), deaths]
+    assert (await peer.events("begun"))[0] == log[0]
+
+
+async def is_put_off(here: Harness, job_id: str) -> bool:
+    return await here.redis.hget(here.keys.job(job_id), "status") == b"delayed"
+
+
+async def test_a_worker_that_can_start_no_process_says_so_and_runs_what_needs_none(harness, monkeypatch):
+    monkeypatch.setattr(worker.admission, "REST_S", 0.1)
+    here = await harness()
+    await wait_until_async(lambda: here.worker._health.unready() is None, what="the start")
+    let_no_process_start(here, monkeypatch)
+    await here.push(chat("chat", "hi"))
+    await wait_until_async(here.worker._health.unready, what="that it is not ready")
+    assert "Cannot allocate memory" in here.worker._health.unready()
+    assert here.worker._health.unhealthy() is None
+    await here.push(Job(id="text", prompt="x", sampling=GREEDY))
+    assert (await here.end("text")).status is JobStatus.FINISHED
+    monkeypatch.undo()
+    await wait_until_async(lambda: here.worker._health.unready() is None, what="that it is ready")
+    assert (await here.end("chat")).status is JobStatus.FINISHED
+
+
+async def test_a_deadline_ends_a_job_that_no_worker_can_read(harness, monkeypatch):
+    monkeypatch.setattr(worker.admission, "REST_S", 0.1)
+    here = await harness()
+    let_no_process_start(here, monkeypatch)
+    await here.push(chat("chat", "hi", deadline_ms=3000))
+    end = await here.end("chat")
+    assert (end.status, end.error["code"]) == (JobStatus.EXPIRED, ErrorCode.DEADLINE_EXCEEDED)
+    assert end.timings["attempts"] > 1
+    assert await here.redis.hget(here.keys.job("chat"), "deaths") == b"0"
 
 
 async def test_a_tokenizer_that_panics_ends_its_job_alone(harness, tiny_engine):
