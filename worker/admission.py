@@ -63,7 +63,8 @@ class Admission:
         self._decoding = asyncio.Lock()
         self._num_reserved = 0
         self._preparing: dict[RunningJob, asyncio.Task] = {}
-        """Begun jobs whose prompts may take long to read. The intakes go on meanwhile."""
+        """Begun jobs whose prompts may take long to read. The intakes go on meanwhile, but for that of a job
+        which is to run alone."""
         self._suspect_begins = False
         self._rests_until = 0.0
         self._wakers: list[Callable[[], None]] = []
@@ -266,14 +267,16 @@ class Admission:
 
     async def _start(self, queue: Queue, entry: Entry, job: Job, begun: Begun) -> None:
         running = RunningJob(queue, job, entry, begun, position=begun.position)
-        if running.alone or self._prompts.reads_at_once(job):
+        if self._prompts.reads_at_once(job) and not running.alone:
             with self._jobs.beginning(running):
                 await self._prepare(running)
-        else:
-            task = asyncio.create_task(self._prepare_beside(running), name=f"preparing {job.id}")
-            task.add_done_callback(lambda _: self._preparing.pop(running))
-            task.add_done_callback(lambda _: self.offer_room())
-            self._preparing[running] = task
+            return
+        task = asyncio.create_task(self._prepare_beside(running), name=f"preparing {job.id}")
+        task.add_done_callback(lambda _: self._preparing.pop(running))
+        task.add_done_callback(lambda _: self.offer_room())
+        self._preparing[running] = task
+        if running.alone and not self.stopping:  # else `interrupt` waits for us, and would come too late
+            await asyncio.wait([task])  # nothing else is to begin meanwhile
 
     async def _prepare_beside(self, running: RunningJob) -> None:
         queue, entry, job = running.queue, running.entry, running.job

@@ -111,11 +111,16 @@ class HandOver:
 
     async def _release_all(self, partition: Partition, intake: asyncio.Task) -> None:
         await self._release_running(partition)
+        # It may wait for a prompt to be read.
+        await self._release_unread(partition)
         # Its last read may still have brought something, which it releases, or begins at the same moment.
         await asyncio.wait([intake])
+        await self._release_unread(partition)
+        await self._release_running(partition)
+
+    async def _release_unread(self, partition: Partition) -> None:
         unread = await self._admission.interrupt(partition.queue)
         await asyncio.gather(*map(self.release, unread))
-        await self._release_running(partition)
 
     async def _release_running(self, partition: Partition) -> None:
         running = [job for job in self._jobs if job.queue is partition.queue]

@@ -1,5 +1,6 @@
 """Prompts that cost too much: they end alone, and nobody waits for them but who sent them."""
 
+import asyncio
 import errno
 import os
 import signal
@@ -81,6 +82,38 @@ async def test_what_waits_to_be_read_is_handed_over(harness, hostile_engine):
         assert record == [b"queued", b"1", b"0"]
     heir = await harness(lease_s=60)
     assert [(await heir.end(f"job{number}")).timings["attempts"] for number in range(3)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("begun", ["before", "meanwhile"])
+async def test_a_suspect_that_waits_to_be_read_is_handed_over(harness, hostile_engine, monkeypatch, begun):
+    here = await harness(hostile_engine, lease_s=60)
+    await here.push(chat("first", "hi"))
+    await here.end("first")
+    os.kill(here.worker.prompts._short.popen.pid, signal.SIGSTOP)
+    begin, tell_released, told = here.queue.begin, here.queue.tell_released, asyncio.Event()
+
+    async def begin_meanwhile(*args, alone, **options):
+        answer = await begin(*args, alone=alone, **options)
+        if alone:
+            here.worker.stop()
+            await told.wait()
+        return answer
+
+    async def tell() -> None:
+        await tell_released()
+        told.set()
+
+    if begun == "meanwhile":
+        monkeypatch.setattr(here.queue, "begin", begin_meanwhile)
+        monkeypatch.setattr(here.queue, "tell_released", tell)
+    await leave_behind(here, chat("suspect", "hi"), [], deaths=1)
+    await wait_until_async(lambda: here.worker.stopping or here.worker._jobs.leased(), what="its begin")
+    await here.stop()
+    record = await here.redis.hmget(here.keys.job("suspect"), "status", "attempt", "deaths")
+    assert record == [b"queued", b"2", b"2"]
+    heir = await harness(lease_s=60)
+    assert (await heir.end("suspect")).status is JobStatus.FINISHED
+    assert await here.redis.hget(here.keys.job("suspect"), "deaths") == b"2"
 
 
 async def test_a_deadline_ends_a_job_that_waits_to_be_read(harness, hostile_engine):
