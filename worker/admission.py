@@ -157,7 +157,7 @@ class Admission:
         except Exception as error:
             log_event(logger, logging.ERROR, "entry not read", entry=entry.id, error=repr(error))
             logger.debug("entry not read", exc_info=error)
-            code, reason = ErrorCode.ENGINE_ERROR, f"the worker could not read this entry: {error!r}"
+            code, reason = ErrorCode.ENGINE_ERROR, _own_fault("entry", error)
         await self._publisher.bury(queue, entry, code, reason, job_id=read_job_id(entry.raw))
 
     async def release(self, queue: Queue, entry: Entry) -> None:
@@ -215,7 +215,7 @@ class Admission:
         self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, begun: Begun
     ) -> AsyncIterator[None]:
         """A fault of ours that this job sets off. Nobody died, and another worker would do no better: the job
-        ends, with what happened."""
+        ends, with the type of the fault."""
         try:
             yield
         except (RedisError, OSError):
@@ -223,8 +223,7 @@ class Admission:
         except Exception as error:
             log_event(logger, logging.ERROR, "job not begun", job_id=job_id, error=repr(error))
             logger.debug("job not begun", exc_info=error)
-            message = f"the worker could not begin this job: {error!r}"
-            own_fault = {"code": str(ErrorCode.ENGINE_ERROR), "message": message}
+            own_fault = {"code": str(ErrorCode.ENGINE_ERROR), "message": _own_fault("job", error)}
             metadata = job.metadata if isinstance(job, Job) else None
             await self._publisher.reject(
                 queue, entry, job_id, job.reply_to, begun, JobStatus.FAILED, own_fault, metadata
@@ -354,6 +353,11 @@ class Admission:
             message = f"its log has {len(committed)} tokens, and its record says {position}"
             raise InvalidRequest(ErrorCode.BAD_RECORD, message)
         return committed
+
+
+def _own_fault(at: str, error: Exception) -> str:
+    """For whoever may read the job's end. What the error says is for the log: anything may be in it."""
+    return f"the worker met a fault of its own at this {at}: {type(error).__name__}"
 
 
 def _decode(entry: Entry, max_bytes: int, max_num_tokens: int | None) -> tuple[Job | InvalidJob, str | None]:

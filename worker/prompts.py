@@ -87,11 +87,11 @@ class PromptReader:
         except InvalidRequest as error:
             if error.code != ErrorCode.ENGINE_ERROR:
                 raise
-            raise _unreadable(str(error)) from error
+            raise self._unreadable(job, str(error)) from error
         except NoPromptProcess:
             raise
         except Exception as error:  # a tokenizer that this job, of all, sets off
-            raise _unreadable(f"{type(error).__name__}: {error}") from error
+            raise self._unreadable(job, f"{type(error).__name__}: {error}") from error
         params = self._engine.limits.with_defaults(job.sampling)
         if params.seed is None:
             # Drawn from the job's id, so that whoever resumes it rolls the same dice.
@@ -138,6 +138,10 @@ class PromptReader:
             self._engine.limits.validate_length(answer)  # raises: it is too long
         return answer
 
-
-def _unreadable(reason: str) -> InvalidRequest:
-    return InvalidRequest(ErrorCode.ENGINE_ERROR, f"the prompt cannot be tokenised: {reason}")
+    def _unreadable(self, job: Job, fault: str) -> InvalidRequest:
+        """fault: the type of what was raised, a colon, and what it says. That may be a piece of the prompt,
+        or what only an operator is to know."""
+        kind = fault.partition(":")[0]
+        said = fault if self._log_prompts else kind
+        log_event(logger, logging.WARNING, "prompt not read", job_id=job.id, error=said)
+        return InvalidRequest(ErrorCode.ENGINE_ERROR, f"the prompt cannot be tokenised: {kind}")

@@ -6,7 +6,7 @@ import contextlib
 import msgpack
 
 import worker.admission
-from ingine.errors import ErrorCode
+from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
 from ingine.wire import Job, TokensEvent
 from tests.worker.test_worker import GREEDY, leave_behind
@@ -76,13 +76,13 @@ async def test_the_loop_comes_round_while_a_long_log_is_read(harness, tiny_engin
 
 async def test_what_an_error_quotes_is_cut(harness, monkeypatch):
     async def read(job, submitted_at):
-        raise RuntimeError("x" * (1 << 20))
+        raise InvalidRequest(ErrorCode.INVALID_MESSAGES, "x" * (1 << 20))
 
     loser = await harness()
     monkeypatch.setattr(loser.worker._admission._prompts, "read", read)
     await loser.push(Job(id="a", prompt="x", sampling=GREEDY))
     end = await loser.end("a")
-    assert end.error["code"] == ErrorCode.ENGINE_ERROR and len(end.error["message"]) <= 500
+    assert end.error["code"] == ErrorCode.INVALID_MESSAGES and len(end.error["message"]) <= 500
 
 
 async def test_of_an_entry_of_many_fields_and_no_job_a_few_are_buried(harness):

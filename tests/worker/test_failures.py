@@ -191,7 +191,9 @@ async def test_an_entry_that_sets_off_a_fault_before_it_is_begun_ends_no_worker(
     decode = admission.decode_job
 
     def decode_or_break(raw, **options):
-        return 1 / 0 if b"poison" in raw else decode(raw, **options)
+        if b"poison" in raw:
+            raise KeyError("/srv/secret")
+        return decode(raw, **options)
 
     monkeypatch.setattr(admission, "decode_job", decode_or_break)
     await worker.push(Job(id="a", prompt="poison", sampling=GREEDY))
@@ -199,6 +201,7 @@ async def test_an_entry_that_sets_off_a_fault_before_it_is_begun_ends_no_worker(
     assert (await worker.end("b")).status is JobStatus.FINISHED
     (letter,) = await wait_until_async(worker.dead_letters, what="the dead letter")
     assert letter[b"code"].decode() == ErrorCode.ENGINE_ERROR
+    assert letter[b"reason"] == b"the worker met a fault of its own at this entry: KeyError"
 
 
 async def test_an_engine_that_cannot_say_what_it_ran_counts_a_death_for_all_that_it_may_have_been(
@@ -288,16 +291,22 @@ async def test_a_tokenizer_that_breaks_on_one_job_fails_that_job(harness, tiny_e
     await worker.push(Job(id="good", prompt="good", sampling=GREEDY))
     end = await worker.end("bad")
     assert (end.error["code"], end.metadata) == (ErrorCode.ENGINE_ERROR, {"row": 1})
+    assert end.error["message"] == "the prompt cannot be tokenised: ZeroDivisionError"
     assert (await worker.end("good")).status is JobStatus.FINISHED
 
 
 async def test_a_job_that_sets_off_a_fault_of_ours_ends_and_nobody_died(harness, monkeypatch):
+    """The producer gets its type alone: what else it says may be anything that a worker knows."""
     worker = await harness()
-    monkeypatch.setattr(worker.worker._admission._prompts, "read", lambda *_: 1 / 0)
+
+    def read(*_):
+        raise KeyError("/srv/secret")
+
+    monkeypatch.setattr(worker.worker._admission._prompts, "read", read)
     await worker.push(Job(id="bad", prompt="x", metadata={"row": 1}))
     end = await worker.end("bad")
     assert (end.error["code"], end.metadata) == (ErrorCode.ENGINE_ERROR, {"row": 1})
-    assert "ZeroDivisionError" in end.error["message"]
+    assert end.error["message"] == "the worker met a fault of its own at this job: KeyError"
     assert await worker.redis.hget(worker.keys.job("bad"), "deaths") == b"0"
     assert not worker.running.done()
 

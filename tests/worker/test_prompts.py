@@ -225,15 +225,21 @@ async def test_a_deadline_ends_a_job_that_no_worker_can_read(harness, monkeypatc
     assert await here.redis.hget(here.keys.job("chat"), "deaths") == b"0"
 
 
-async def test_a_tokenizer_that_panics_ends_its_job_alone(harness, tiny_engine):
+@pytest.mark.parametrize("log_prompts", [False, True])
+async def test_a_tokenizer_that_panics_ends_its_job_alone(harness, tiny_engine, caplog, log_prompts):
+    """What it says of the prompt is for a log that may have prompts in it."""
     from tests.engine.test_prompt_encoder import BACKTRACKS, PANICS, split_by, with_parts
 
     engine = tiny_engine()
     engine.tokenizer = Tokenizer(with_parts(pre_tokenizer=split_by(BACKTRACKS)))
-    here = await harness(engine)
+    here = await harness(engine, log_prompts=log_prompts)
     await here.push(Job(id="bad", prompt=PANICS, sampling=GREEDY))
     await here.push(Job(id="good", prompt="x", sampling=GREEDY))
-    assert (await here.end("bad")).error["code"] == ErrorCode.ENGINE_ERROR
+    message = "the prompt cannot be tokenised: RuntimeError"
+    assert (await here.end("bad")).error == {"code": ErrorCode.ENGINE_ERROR, "message": message}
+    (logged,) = (record.fields for record in caplog.records if record.message == "prompt not read")
+    assert logged["job_id"] == "bad"
+    assert ("retry-limit" in logged["error"]) is log_prompts
     assert (await here.end("good")).status is JobStatus.FINISHED
 
 
