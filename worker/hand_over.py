@@ -65,7 +65,10 @@ class HandOver:
         await _within(self._limit_s / 2, "the last step", self._settle(publisher))
         await asyncio.gather(*(self._let_go(partition, intakes[partition]) for partition in self._partitions))
         await cancel_all(rest)
-        leaving = [partition.heartbeat.leave() for partition in self._partitions if partition.ready.is_set()]
+        # Not only where jobs were taken: a worker may be told to drain by the answer to its first beat.
+        leaving = [
+            partition.heartbeat.leave() for partition in self._partitions if partition.heartbeat.is_known
+        ]
         await asyncio.gather(*(_within(LEAVE_TIMEOUT_S, "taking leave", each) for each in leaving))
         log_event(logger, logging.INFO, "worker drained", ms=(time.monotonic() - started) * 1000)
 

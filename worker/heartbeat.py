@@ -61,6 +61,8 @@ class Heartbeat:
         self._early = asyncio.Event()
         self._in_contact_since_s = 0
         """When our latest beats without a gap began, by the server's clock."""
+        self.is_known = False
+        """We may be among the queue's workers: a beat has been sent."""
         self._had_foreign = False
         """Another type lies under one of the keys that a beat reads or writes."""
         self.last_answer = time.monotonic()
@@ -102,6 +104,7 @@ class Heartbeat:
             pipe.hset(self._keys.models, mapping=dict.fromkeys(self._model.aliases, now_s))
             pipe.expire(self._keys.models, WORKERS_TTL_S)
             pipe.hgetall(self._keys.models)
+            self.is_known = True
             answers = await pipe.execute(raise_on_error=False)
             _, _, _, settings, *depths, num_dead, num_delayed, _, _, models = answers
         foreign = [answer for answer in answers if isinstance(answer, Exception)]

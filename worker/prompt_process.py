@@ -68,6 +68,8 @@ class PromptProcess:
         self._life: asyncio.Task | None = None
         self._pipe: Pipe | None = None
         self._is_ready = False
+        self._has_begun = False
+        """This process has begun at least one prompt."""
         self._silence: asyncio.TimerHandle | None = None
         self.popen: subprocess.Popen | None = None
         self.start_error: str | None = None

@@ -15,6 +15,7 @@ from ingine.wire import Job, JobStatus, TokensEvent, decode_event, encode_event,
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness
 from worker.control import INTERVAL_S
+from worker.heartbeat import Heartbeat
 from worker.intake import SWEEP_INTERVAL_S
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -326,6 +327,25 @@ async def test_a_worker_drains_when_its_key_says_so(harness):
     await asyncio.wait_for(worker.running, HANGS_S)
     assert not await worker.redis.hexists(worker.keys.workers, worker_id)
     assert not await worker.redis.hexists(worker.keys.settings, f"drain:{worker_id}")
+
+
+async def test_a_worker_that_is_told_to_drain_before_it_is_ready_leaves_nothing_behind(harness, monkeypatch):
+    beat = Heartbeat.beat
+
+    async def beat_and_be_drained(self: Heartbeat) -> None:
+        await self._redis.hset(self._keys.settings, f"drain:{self._worker_id}", 1)
+        await beat(self)
+
+    async def wait_for_ever(*_) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Heartbeat, "beat", beat_and_be_drained)
+    monkeypatch.setattr("worker.startup._agree_on_model", wait_for_ever)
+    worker = await harness()
+    await asyncio.wait_for(worker.running, HANGS_S)
+    assert not worker.worker._partitions[0].ready.is_set()
+    assert not await worker.redis.hlen(worker.keys.workers)
+    assert not await worker.redis.hexists(worker.keys.settings, f"drain:{worker.queue.worker_id}")
 
 
 async def test_no_more_jobs_are_taken_than_the_engine_has_room_for(harness, tiny_engine):
