@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from ingine.errors import ConfigError
-from ingine.local_server import DEFAULT_URL, default_url, running_url
+from ingine.local_server import DEFAULT_URL, default_url, other_person_on, running_url
 from producer.settings import load_settings
 from tests.security.neighbours import NEIGHBOUR, become_the_neighbour, needs_root
 from tests.waiting import HANGS_S
@@ -114,6 +114,21 @@ def test_what_another_user_has_put_there_is_not_used(data_dir, give_away, name):
         EmbeddedServer(data_dir).start()
 
 
+@needs_root
+def test_a_data_directory_that_root_has_made_needs_no_change(shared_folder):
+    """As a container has it that runs under any user id of root's group: nobody but root could change it."""
+    data_dir = shared_folder / "data"
+    data_dir.mkdir()
+    data_dir.chmod(0o770)
+    os.seteuid(NEIGHBOUR)
+    try:
+        with EmbeddedServer(data_dir) as server, redis.Redis.from_url(server.url) as client:
+            assert client.ping()
+    finally:
+        os.seteuid(0)
+    assert modes(data_dir)["."] == oct(0o770)
+
+
 def test_its_log_is_not_written_through_a_link(data_dir, tmp_path):
     data_dir.mkdir()
     (data_dir / "valkey.log").symlink_to(tmp_path / "profile")
@@ -170,3 +185,19 @@ def test_a_server_of_another_person_on_the_default_port_is_not_taken_for_ours(da
         with server:
             assert "is taken by a server of another user" in caplog.text
             assert default_url() == url == server.url
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("user", "is_a_person"),
+    [(0, False), (999, False), (1000, True), (59_999, True), (60_000, False), (65_534, False)],
+)
+def test_a_server_of_a_service_is_no_other_persons(user, is_a_person):
+    """One that a package has installed, or a container's: it is for everybody here."""
+    os.seteuid(user)
+    try:
+        server = socket.create_server(("127.0.0.1", 0))
+    finally:
+        os.seteuid(0)
+    with server:
+        assert (other_person_on(server.getsockname()[1]) is not None) == is_a_person

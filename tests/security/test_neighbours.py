@@ -1,11 +1,13 @@
 """Other users of this machine: what they put into our way is neither loaded nor believed."""
 
+import errno
 import logging
 import os
 import subprocess
 import sys
 from ctypes import CDLL
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -192,6 +194,29 @@ def test_a_folder_of_ours_is_closed_to_others(folder):
     assert (folder / "models").stat().st_mode & 0o777 == 0o755
 
 
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o775])
+def test_a_folder_that_nobody_else_can_write_is_left_as_it_is(folder, monkeypatch, mode):
+    """Its file system may be read-only. With mode 0775 the group has no other member."""
+    monkeypatch.setattr("ingine.private_files._is_group_of_one", lambda gid, uid: True)
+    monkeypatch.setattr(Path, "chmod", refused_chmod)
+    (folder / "models").mkdir()
+    os.chmod(folder / "models", mode)
+    assert own_folder(folder / "models", "X") == folder / "models"
+    assert (folder / "models").stat().st_mode & 0o777 == mode
+
+
+def test_a_folder_that_cannot_be_closed_to_others_is_not_used(folder, monkeypatch):
+    (folder / "models").mkdir()
+    (folder / "models").chmod(0o777)
+    monkeypatch.setattr(Path, "chmod", refused_chmod)
+    with pytest.raises(ConfigError, match=r"models can be written by every user.* Set X to another folder"):
+        own_folder(folder / "models", "X")
+
+
+def refused_chmod(path: Path, mode: int) -> None:
+    raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+
 def test_a_sticky_folder_is_nobodys(folder, give_away):
     """But what lies in it is its owner's."""
     (folder / "tmp").mkdir()
@@ -237,6 +262,14 @@ def test_settings_that_another_user_has_put_there_are_refused(tmp_path, give_awa
     with pytest.raises(ConfigError, match=r"\.env was put there by another user"):
         check_variables()
     give_away(tmp_path)  # a folder of his: who goes there accepts what it holds
+    assert check_variables() == []
+
+
+def test_where_files_have_no_owner_settings_are_taken(tmp_path, monkeypatch):
+    """On Windows, where producers run: there are no user ids to compare."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ingine.private_files.os", SimpleNamespace(name="nt"))
+    (tmp_path / ".env").write_text("INGINE_QUEUE=mine\n")
     assert check_variables() == []
 
 
