@@ -175,6 +175,20 @@ async def test_a_process_that_stands_still_is_killed(start_process, monkeypatch)
     await process.close()
 
 
+async def test_a_process_that_may_compute_for_long_is_waited_for_longer(start_process, monkeypatch):
+    """On a busy machine the processor time that a prompt may take lasts several times as long."""
+    process = start_process()
+    pid = await ready(process)
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(worker.prompt_process, "SILENCE_S", 0.0)
+    reading = asyncio.create_task(process.read("", HANGS_S, "x"))
+    await asyncio.sleep(0.01)  # longer than a silence may last without it
+    os.kill(pid, signal.SIGCONT)
+    assert len(await reading) == 1
+    assert process.popen.pid == pid
+    await process.close()
+
+
 async def test_a_prompt_at_which_a_process_stands_still_has_no_other_try(start_process, monkeypatch):
     process = start_process()
     reading = asyncio.create_task(process.read("", 600, says("loop"), 0.0))
