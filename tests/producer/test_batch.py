@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from ingine.keys import Keys
+from ingine.keys import EVENT_FIELD, Keys, log_id
 from ingine.wire import Job, JobStatus
 from producer import AsyncClient, ConfigError
 from producer.batch import Batch, BatchSummary
@@ -82,8 +82,10 @@ async def serving(worker: FakeWorker, how=answer) -> AsyncIterator[list[Job]]:
 
     async with asyncio.TaskGroup() as group:
         group.create_task(worker.serve(note))
-        yield jobs
-        worker.stop()
+        try:
+            yield jobs
+        finally:  # also where the test has failed
+            worker.stop()
 
 
 async def run(client: AsyncClient, files: Files, **options) -> BatchSummary:
@@ -178,6 +180,25 @@ async def test_failed_lines_run_again_once_the_error_file_is_gone(
         assert (await run(client, files)).num_failed == 0
     assert sorted(job.prompt for job in jobs) == ["fail", "fail", "prompt 0"]
     assert files.ids() == (["line-000", "line-001"], [])
+
+
+async def test_a_line_whose_log_was_damaged_runs_again_once_the_error_file_is_gone(
+    client: AsyncClient, worker: FakeWorker, files: Files, redis: Redis, keys: Keys
+):
+    files.write(request(0))
+
+    async def damage_and_answer(worker: FakeWorker, job: Job) -> None:
+        if len(jobs) == 1:
+            await redis.xadd(keys.tokens(job.id), {EVENT_FIELD: b"\xc1"}, id=log_id(1))
+        await worker.end(job.id, 1 if len(jobs) == 1 else 0)
+
+    async with serving(worker, damage_and_answer) as jobs:
+        assert (await run(client, files)).num_failed == 1
+        assert files.rows()[1][0]["response"]["body"]["error"]["code"] == "bad_record"
+        files.errors.unlink()
+        assert (await run(client, files)).num_failed == 0
+    assert [job.prompt for job in jobs] == ["prompt 0"] * 2
+    assert files.ids() == (["line-000"], [])
 
 
 async def test_a_torn_last_line_is_mended(client: AsyncClient, worker: FakeWorker, files: Files):
