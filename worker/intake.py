@@ -137,9 +137,11 @@ class Intake:
 
     async def _admit_lost(self) -> None:
         """What was delivered, though the reply was lost. It is ours, room or not."""
-        entries = await self._queue.own_pending()
-        with self._admission.reserve(len(entries)):
-            await self._admit_all(entries)
+        after = None
+        while after is None or after:
+            entries, after = await self._queue.own_pending(after)
+            with self._admission.reserve(len(entries)):
+                await self._admit_all(entries)
         self._lost_delivery = False
 
     async def _take(self) -> bool:

@@ -29,6 +29,9 @@ MAX_ORDERED, MAX_ORDERINGS = 50, 10
 """New entries that one call puts into the fair order, and calls in a row. A script reads whole jobs, which
 can be large, while nobody else is served."""
 
+PENDING_PAGE = 8
+"""Entries of each jobs stream in a reply that is bounded by nothing else. An entry may have 8 MiB."""
+
 DEFAULT_MAX_COST = 1 << 20
 """Tokens that a job may cost at most: more than models have. A worker says what its engine's longest is."""
 
@@ -118,11 +121,20 @@ class JobStreams:
 
     async def wait_for_new(self, timeout_s: float) -> list[Entry]:
         """Waits until there is something new, and takes at most one entry of each priority."""
-        return await self._read_group(">", waits_s=timeout_s, count=1, block=int(timeout_s * 1000))
+        after = dict.fromkeys(self._served, ">")
+        read = await self._read_group(after, waits_s=timeout_s, count=1, block=int(timeout_s * 1000))
+        return _present(read)
 
-    async def own_pending(self) -> list[Entry]:
-        """What was delivered to us already, among it entries whose delivery was lost with a connection."""
-        return await self._read_group("0", count=None)
+    async def own_pending(
+        self, after: dict[Priority, str] | None = None
+    ) -> tuple[list[Entry], dict[Priority, str]]:
+        """A page of what was delivered to us already, some of it with a reply that was lost.
+
+        after: what the page before has returned beside its entries. After the last page that is empty.
+        """
+        read = await self._read_group(after or dict.fromkeys(self._served, "0"), count=PENDING_PAGE)
+        full = {priority: page for priority, page in read.items() if len(page) == PENDING_PAGE}
+        return _present(read), {priority: page[-1][0].decode() for priority, page in full.items()}
 
     async def claim_idle(self, min_idle_s: float, count: int) -> list[Entry]:
         """Up to `count` entries whose holders were silent for `min_idle_s`, or have released them."""
@@ -183,19 +195,17 @@ class JobStreams:
         if num_buried >= 0:
             log_event(logger, logging.ERROR, "ids used up", priority=priority, buried=num_buried)
 
-    async def _read_group(self, after: str, *, waits_s: float = 0.0, **options) -> list[Entry]:
-        streams = {self.keys.jobs(priority): after for priority in self._served}
-        by_stream = {self.keys.jobs(priority).encode(): priority for priority in self._served}
+    async def _read_group(
+        self, after: dict[Priority, str], *, waits_s: float = 0.0, **options
+    ) -> dict[Priority, list]:
+        """Ids and fields of the entries, by stream."""
+        streams = {self.keys.jobs(priority): start for priority, start in after.items()}
+        by_stream = {self.keys.jobs(priority).encode(): priority for priority in after}
         if not streams:
             await asyncio.sleep(waits_s)
-            return []
+            return {}
         reading = self._redis.xreadgroup(GROUP, self.worker_id, streams, **options)
-        return [
-            read_entry(by_stream[stream], entry_id, fields)
-            for stream, entries in await self._answered(reading, waits_s) or []
-            for entry_id, fields in entries
-            if fields  # without any: deleted while it was pending
-        ]
+        return {by_stream[stream]: page for stream, page in await self._answered(reading, waits_s) or []}
 
     async def _answered(self, reading: Awaitable[list], waits_s: float = 0.0) -> list | None:
         """None: the server lost its data, or the queue is new, or a stream is none.
@@ -211,3 +221,13 @@ class JobStreams:
             answer = None
         self.contact.made(waited_s=waits_s)
         return answer
+
+
+def _present(read: dict[Priority, list]) -> list[Entry]:
+    """Without those that were deleted while they were pending: they have no fields."""
+    return [
+        read_entry(priority, entry_id, fields)
+        for priority, page in read.items()
+        for entry_id, fields in page
+        if fields
+    ]

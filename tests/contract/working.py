@@ -80,7 +80,11 @@ class Working(Machine):
     @rule(target=delivered, worker=workers)
     def read_own_pending(self, worker):
         """After a connection that was lost, perhaps with a reply."""
-        entries = self.calls.run(self.calls.queue(worker).own_pending())
+        queue = self.calls.queue(worker)
+        entries, after = self.calls.run(queue.own_pending())
+        while after:
+            page, after = self.calls.run(queue.own_pending(after))
+            entries += page
         held = [entry for stream in self.model.streams.values() for entry in stream.held_by(worker)]
         assert [entry.id for entry in entries] == [entry.id for entry in held]
         for entry in held:

@@ -185,11 +185,11 @@ async def test_what_runs_is_released_once_though_the_intake_is_told_of_it_too(ha
     intake, attempts = worker.worker._partitions[0].intake, []
     own_pending, release = worker.queue.own_pending, worker.queue.release
 
-    async def stopped_meanwhile():
-        entries = await own_pending()
+    async def stopped_meanwhile(after):
+        page = await own_pending(after)
         worker.worker.stop()
         await wait_until_async(lambda: worker.worker._admission.stopping, what="the hand-over")
-        return entries
+        return page
 
     async def counted(entry, job_id, attempt):
         attempts.append(attempt)

@@ -18,6 +18,7 @@ from tests.worker.test_pause import Turns
 from tests.worker.test_worker import GREEDY
 from worker.admission import Admission
 from worker.intake import Intake
+from worker.job_streams import PENDING_PAGE
 from worker.jobs import JobTable
 from worker.leases import RENEWALS_PER_LEASE
 
@@ -87,6 +88,30 @@ async def test_an_error_of_one_comes_after_all_have_been_looked_at(make_queue, p
     assert door.admitted == [entry.id for entry in entries]
 
 
+async def test_what_a_lost_reply_delivered_is_read_in_pages(make_queue, push, client, keys, monkeypatch):
+    """An entry may have megabytes, and a worker thousands of them."""
+    queue, num_jobs = make_queue("w1"), 30
+    for number in range(num_jobs):
+        await push(Job(id=f"job-{number}", prompt="x"), Priority.HIGH if number % 3 else Priority.LOW)
+    entries = await queue.take(num_jobs)
+    low = [entry for entry in entries if entry.priority == Priority.LOW]
+    deleted = low[:PENDING_PAGE]  # a whole page has nothing but these
+    await client.xdel(keys.jobs(Priority.LOW), *(entry.id for entry in deleted))
+    xreadgroup, num_read = queue._redis.xreadgroup, []
+
+    async def counted(*args, **options):
+        reply = await xreadgroup(*args, **options)
+        num_read.append(sum(len(page) for _, page in reply))
+        return reply
+
+    monkeypatch.setattr(queue._redis, "xreadgroup", counted)
+    intake, door = intake_of(queue, room=num_jobs)
+    intake._lost_delivery = True
+    await intake._admit_lost()
+    assert max(num_read) <= len(Priority) * PENDING_PAGE < num_jobs == sum(num_read)
+    assert sorted(door.admitted) == sorted(entry.id for entry in entries if entry not in deleted)
+
+
 async def test_what_a_lost_reply_delivered_is_asked_for_once(make_queue, push, monkeypatch):
     queue = make_queue("w1")
     take, own_pending, calls = queue.take, queue.own_pending, []
@@ -98,9 +123,9 @@ async def test_what_a_lost_reply_delivered_is_asked_for_once(make_queue, push, m
             raise ConnectionError("gone")
         return entries
 
-    async def counted():
+    async def counted(after):
         calls.append("own")
-        return await own_pending()
+        return await own_pending(after)
 
     monkeypatch.setattr(queue, "take", take_and_lose)
     monkeypatch.setattr(queue, "own_pending", counted)

@@ -29,7 +29,7 @@ async def test_no_script_hands_out_what_no_worker_can_bear(client, keys, make_qu
         case "claim":
             entries = await queue.claim_idle(0, 2)
         case "own":
-            entries = await queue.own_pending()
+            entries, _ = await queue.own_pending()
         case "wait":
             entries = [*await queue.wait_for_new(0.1), *await queue.wait_for_new(0.1)]
         case _:

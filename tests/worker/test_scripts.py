@@ -179,7 +179,7 @@ async def test_only_a_1_cancels(client, keys, make_queue, push, cancel):
     await worker.begin(entry, JOB.id, None)
     await client.hset(keys.job(JOB.id), "cancel", cancel)
     assert await worker.append([append(1, [11])]) == [1]
-    (again,) = await worker.own_pending()
+    (again,), _ = await worker.own_pending()
     begun = await worker.begin(again, JOB.id, None)
     assert (begun.cancelled, begun.attempt) == (False, 2)
 
@@ -229,7 +229,7 @@ async def test_a_begin_whose_reply_was_lost_counts_no_death(make_queue, push):
     await push(JOB)
     entry = await take(worker)
     await worker.begin(entry, JOB.id, None)
-    (again,) = await worker.own_pending()
+    (again,), _ = await worker.own_pending()
     begun = await worker.begin(again, JOB.id, None)
     assert (begun.attempt, begun.deaths) == (2, 0)
 
@@ -358,7 +358,7 @@ async def test_an_entry_deleted_while_pending_is_passed_over(client, keys, make_
     await push(JOB)
     entry = await take(worker)
     await client.xdel(keys.jobs("normal"), entry.id)
-    assert await worker.own_pending() == []
+    assert await worker.own_pending() == ([], {})
 
 
 async def test_a_delayed_job_keeps_its_time_of_submission_and_its_log(client, keys, make_queue, push):
