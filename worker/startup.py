@@ -12,6 +12,10 @@ from worker.queue import Queue
 from worker.retry import never_passes
 from worker.settings import WorkerSettings
 
+MAX_REPLACED = 10
+"""Models of workers that are gone, which a worker that starts replaces one after another. Each but the first
+was written after it had begun to ask, so even a second one is rare."""
+
 
 async def num_partitions(redis: Redis, queue: str) -> int:
     """What the queue's own hash says, for all to agree on."""
@@ -65,7 +69,9 @@ async def enter(redis: Redis, queue: Queue, heartbeat: Heartbeat, settings: Work
 async def _agree_on_model(redis: Redis, queue: Queue) -> None:
     agree, ours = redis.register_script(read_script("worker", "agree_on_model")), queue.model.fingerprint
     replaces = b""
-    while (holds := await agree(keys=[queue.keys.settings], args=[ours, replaces])) != ours.encode():
+    for _ in range(MAX_REPLACED + 1):
+        if (holds := await agree(keys=[queue.keys.settings], args=[ours, replaces])) == ours.encode():
+            return
         if worker := await _live_worker_of(redis, queue.keys, holds):
             raise ConfigError(
                 f"queue {queue.keys.queue!r} is served with another model ({holds.decode()} at {worker}) "
@@ -74,6 +80,11 @@ async def _agree_on_model(redis: Redis, queue: Queue) -> None:
                 "INGINE_MIXED_MODELS=true"
             )
         replaces = holds
+    raise ConfigError(
+        f"queue {queue.keys.queue!r}: somebody goes on writing models that no worker has into the field "
+        f"`model` of {queue.keys.settings}, at last {holds[:100]!r}: find out who, or set "
+        "INGINE_MIXED_MODELS=true"
+    )
 
 
 async def _live_worker_of(redis: Redis, keys: Keys, fingerprint: bytes) -> str | None:

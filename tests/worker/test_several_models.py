@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 import redis.asyncio
 
+import worker.startup
 from ingine.errors import ConfigError, ErrorCode
 from ingine.fingerprint import model_fingerprint
 from ingine.keys import GROUP, Keys, Priority, parked
@@ -234,6 +237,25 @@ async def test_the_worker_before_may_be_dead_or_of_an_older_version(harness):
     await second.push(JOB)
     assert (await second.end(JOB.id)).status is JobStatus.FINISHED
     assert await second.redis.hget(second.keys.settings, "model") == OTHER.fingerprint.encode()
+
+
+async def test_a_model_that_somebody_goes_on_writing_ends_the_start(make_queue, client, monkeypatch):
+    """Each is replaced once, since no worker has it; then another one is there."""
+    queue, live_worker_of, num_asked = make_queue("w"), worker.startup._live_worker_of, 0
+
+    async def written_meanwhile(redis, keys, fingerprint):
+        nonlocal num_asked
+        num_asked += 1
+        assert num_asked < 1000, "it would go on for ever"
+        await redis.hset(keys.settings, "model", f"forged-{num_asked}")
+        return await live_worker_of(redis, keys, fingerprint)
+
+    monkeypatch.setattr(worker.startup, "_live_worker_of", written_meanwhile)
+    await client.hset(queue.keys.settings, "model", "forged-0")
+    heartbeat = SimpleNamespace(beat=AsyncMock(), leave=AsyncMock())
+    with pytest.raises(ConfigError, match=r"somebody goes on writing models.* `model` of .*forged-\d+"):
+        await worker.startup.enter(client, queue, heartbeat, WorkerSettings(_env_file=None))
+    heartbeat.leave.assert_awaited_once()
 
 
 async def num_parked(harness, model: str) -> int:
