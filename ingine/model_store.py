@@ -120,7 +120,10 @@ def _gguf_file(path: Path, report: Progress) -> Path:
         if file.read(4) != b"GGUF":
             raise ModelNotFound(f"{path} is a file, but not a GGUF file; name the folder of a model instead")
     parts = gguf_parts(path)
-    digests = [_known_sha256(part) for part in parts]
+    digests = [_noted_sha256(part) for part in parts]
+    if None in digests:
+        _check_header(path)
+        digests = [_known_sha256(part) for part in parts]
     digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     out_dir = _models_dir() / f"{parts[0].stem}-{digest[:16]}-{CONVERSION}"
     with _made_once(out_dir) as missing:
@@ -157,6 +160,13 @@ def _made_once(out_dir: Path) -> Iterator[bool]:
         return
     with FileLock(out_dir.with_name(f"{out_dir.name}.lock")):
         yield not out_dir.is_dir()
+
+
+def _check_header(path: Path) -> None:
+    """Of all the model's files, before they are hashed, which takes a minute where they have 40 GB."""
+    from ingine.models.gguf_file import GGUFFile
+
+    GGUFFile.open(path)
 
 
 def _convert(gguf_path: Path, out_dir: Path, report: Progress) -> None:
@@ -234,15 +244,24 @@ def _sha256(path: Path) -> str:
 
 def _known_sha256(path: Path) -> str:
     """As `_sha256`, which takes seconds a gigabyte, but once only while the file does not change."""
+    if digest := _noted_sha256(path):
+        return digest
+    digest = _sha256(path)
+    write_private(_sha256_note(path), digest)
+    return digest
+
+
+def _noted_sha256(path: Path) -> str | None:
+    note = _sha256_note(path)
+    digest = note.read_text() if note.exists() else ""
+    return digest if len(digest) == 64 else None  # shorter: its writer was killed
+
+
+def _sha256_note(path: Path) -> Path:
     stat = path.stat()
     version = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     notes = own_folder(cache_root() / "sha256", "INGINE_CACHE_DIR")
-    note = notes / hashlib.sha256(os.fsencode(version)).hexdigest()
-    if note.exists() and len(digest := note.read_text()) == 64:  # shorter: its writer was killed
-        return digest
-    digest = _sha256(path)
-    write_private(note, digest)
-    return digest
+    return notes / hashlib.sha256(os.fsencode(version)).hexdigest()
 
 
 def _folder_bytes(folder: Path) -> int:

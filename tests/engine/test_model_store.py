@@ -94,6 +94,24 @@ def test_a_gguf_file_that_did_not_change_is_not_read_whole_again(gguf_file, cach
     assert resolve_model(str(gguf_file)) != path
 
 
+@pytest.mark.parametrize("damage", [b"no header", b"\x03\0\0\0" + b"\xff" * 16], ids=["text", "counts"])
+def test_a_file_that_is_none_is_not_hashed_first(gguf_file, cache, monkeypatch, damage):
+    """Which would take minutes for one of 40 GB."""
+    monkeypatch.setattr(model_store, "_sha256", lambda path: pytest.fail(f"{path} is hashed"))
+    gguf_file.write_bytes(b"GGUF" + damage)
+    with pytest.raises(ConfigError, match=r"Tiny\.Q8\.gguf is damaged or not a GGUF file"):
+        resolve_model(str(gguf_file))
+
+
+def test_a_file_whose_part_is_damaged_is_not_hashed_first(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(model_store, "_sha256", lambda path: pytest.fail(f"{path} is hashed"))
+    whole = write_gguf(tmp_path / "m.gguf", tiny(tmp_path), "llama")
+    first = whole.rename(tmp_path / "m-00001-of-00002.gguf")
+    (tmp_path / "m-00002-of-00002.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match=r"m-00002-of-00002\.gguf is damaged"):
+        resolve_model(str(first))
+
+
 def test_a_note_of_a_file_s_hash_that_was_half_written_does_not_matter(gguf_file, cache):
     path = resolve_model(str(gguf_file))
     [note] = (cache / "sha256").iterdir()
