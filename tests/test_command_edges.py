@@ -11,6 +11,7 @@ import pytest
 from ingine.errors import ConfigError
 from ingine.model_store import cache_root, resolve_model
 from ingine.native.compiler import BuildError, build
+from tests.tiny_models import make_tiny_model
 from worker.embedded import default_data_dir
 
 INTERRUPTED_WHILE_IT_IMPORTS = """
@@ -25,12 +26,10 @@ main()
 """
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """What `ingine pull` takes for a model: the command that does least."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    return tmp_path / "model"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model for `ingine pull`, the command that does least with one."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model", num_layers=1)
 
 
 def shell(command: str, **variables: str) -> subprocess.CompletedProcess:

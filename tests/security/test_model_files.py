@@ -614,3 +614,21 @@ def test_pull_says_in_one_line_what_is_wrong(tmp_path, monkeypatch, capfd):
     os.mkfifo(tmp_path / "fifo.gguf")
     for name, says in (("bad.gguf", "t1 begins within t0"), ("fifo.gguf", "no folder or GGUF file")):
         assert says in run_command(["pull", str(tmp_path / name)], monkeypatch, capfd)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("model.safetensors", None, "model.safetensors does not exist"),
+        ("model.safetensors", b"\x08" + bytes(15), "model.safetensors is damaged"),
+        ("tokenizer.json", b"{}", "no usable tokenizer"),
+        ("tokenizer_config.json", b"[]", "tokenizer_config.json holds no JSON object"),
+        ("generation_config.json", b'{"temperature": -1}', "generation_config.json: temperature"),
+        ("config.json", b"{}", "config.json names no architecture"),
+    ],
+)
+def test_pull_refuses_a_folder_that_no_worker_could_load(name, content, says, model, monkeypatch, capfd):
+    (model / name).unlink(missing_ok=True)
+    if content is not None:
+        (model / name).write_bytes(content)
+    assert says in run_command(["pull", str(model)], monkeypatch, capfd)
