@@ -1,10 +1,10 @@
-"""Lines of a batch's input: each is submitted or refused, and has a row in one of the two files."""
+"""Fuzz lines of a batch's input: each is submitted or refused, and has a row in one of the two files."""
 
 import json
 from random import Random
 from typing import Any
 
-from benchmarks.fuzz.mutations import changed, damaged, json_scalar, nested
+from benchmarks.fuzz.mutations import JSON, changed, damaged, nested
 from ingine.errors import InvalidJob
 from ingine.keys import Priority
 from ingine.wire import JobStatus
@@ -35,7 +35,7 @@ RESULT = Result("a", "x", [1], "stop", {}, {}, None, JobStatus.FINISHED)
 def cases(rng: Random) -> bytes:
     line: Any = rng.choice(LINES)
     if rng.random() < 0.9:
-        line = changed(rng, line, json_scalar)
+        line = changed(rng, line, JSON)
     if rng.random() < 0.05:
         line = {"custom_id": nested(rng, (900, 3000))}
     try:

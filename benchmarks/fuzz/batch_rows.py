@@ -1,4 +1,4 @@
-"""Output and error files of a batch that an earlier run, or anybody, has left."""
+"""Fuzz the output and error files of a batch, which an earlier run, or anybody, has left."""
 
 import json
 import tempfile
@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.fuzz.batch_lines import WORDS
-from benchmarks.fuzz.mutations import changed, damaged, json_scalar
+from benchmarks.fuzz.mutations import JSON, changed, damaged
 from benchmarks.fuzz.running import outcome
 from ingine.errors import ConfigError
 from producer.batch_files import RowFile
@@ -17,7 +17,7 @@ ROW = {"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200, "
 
 
 def cases(rng: Random) -> bytes:
-    rows = [changed(rng, ROW, json_scalar) if rng.random() < 0.7 else ROW for _ in range(rng.randrange(4))]
+    rows = [changed(rng, ROW, JSON) if rng.random() < 0.7 else ROW for _ in range(rng.randrange(4))]
     lines = []
     for row in rows:
         try:

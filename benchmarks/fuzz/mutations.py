@@ -1,13 +1,12 @@
-"""Damage to valid inputs: to their bytes, and to the values that they encode."""
+"""Damage valid inputs: their bytes, and the values that they encode."""
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import msgpack
-
-Scalar = Callable[[Random], Any]
 
 INTEGERS = (
     0,
@@ -34,8 +33,16 @@ TEXTS = (
 )
 
 
+@dataclass(frozen=True)
+class Values:
+    """What changes put in: scalars, and keys of maps."""
+
+    scalar: Callable[[Random], Any]
+    key: Callable[[Random], Any]
+
+
 def any_scalar(rng: Random) -> Any:
-    """Of those that msgpack has."""
+    """Draw one of those that msgpack has."""
     match rng.randrange(9):
         case 0:
             return None
@@ -56,6 +63,7 @@ def any_scalar(rng: Random) -> Any:
 
 
 def json_scalar(rng: Random) -> Any:
+    """Draw one of those that JSON has, as Python's reader takes it."""
     match rng.randrange(6):
         case 0:
             return None
@@ -69,16 +77,20 @@ def json_scalar(rng: Random) -> Any:
             return rng.choice((*TEXTS, "\ud800"))
 
 
+ANY = Values(any_scalar, lambda rng: rng.choice((*TEXTS, 0, 7, b"x", None, 1.5, True)))
+JSON = Values(json_scalar, lambda rng: rng.choice((*TEXTS, "\ud800")))
+
+
 def text_bytes(rng: Random) -> bytes:
-    """As a field of a hash has them: most often text."""
+    """Draw bytes as fields of a hash have them, most often of text."""
     return rng.randbytes(rng.randrange(9)) if rng.random() < 0.2 else rng.choice(TEXTS).encode()
 
 
-def any_value(rng: Random, scalar: Scalar = any_scalar, depth: int = 2) -> Any:
+def any_value(rng: Random, values: Values = ANY, depth: int = 2) -> Any:
     if depth and rng.random() < 0.3:
-        inner = [any_value(rng, scalar, depth - 1) for _ in range(rng.randrange(4))]
-        return inner if rng.random() < 0.5 else {_key(rng, scalar): value for value in inner}
-    return scalar(rng)
+        inner = [any_value(rng, values, depth - 1) for _ in range(rng.randrange(4))]
+        return inner if rng.random() < 0.5 else {values.key(rng): value for value in inner}
+    return values.scalar(rng)
 
 
 def nested(rng: Random, levels: Sequence[int] = (15, 16, 17, 40, 600)) -> Any:
@@ -88,25 +100,25 @@ def nested(rng: Random, levels: Sequence[int] = (15, 16, 17, 40, 600)) -> Any:
     return value
 
 
-def changed(rng: Random, value: Any, scalar: Scalar = any_scalar) -> Any:
-    """A copy of `value`, changed in some places."""
+def changed(rng: Random, value: Any, values: Values = ANY) -> Any:
+    """Copy `value`, and change the copy in some places."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        value = _change(rng, value, scalar)
+        value = _change(rng, value, values)
     return value
 
 
-def _change(rng: Random, value: Any, scalar: Scalar) -> Any:
+def _change(rng: Random, value: Any, values: Values) -> Any:
     if not (isinstance(value, dict | list) and value and rng.random() < 0.9):
-        return nested(rng) if rng.random() < 0.03 else any_value(rng, scalar)
+        return nested(rng) if rng.random() < 0.03 else any_value(rng, values)
     place = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
     match rng.randrange(10):
         case 0:
             del value[place]
         case 1 if isinstance(value, dict):
-            value[_key(rng, scalar)] = any_value(rng, scalar)
+            value[values.key(rng)] = any_value(rng, values)
         case 1:
-            value.insert(place, any_value(rng, scalar))
+            value.insert(place, any_value(rng, values))
         case 2:
             value[place] = [value[place]]
         case 3 if isinstance(value, list) and isinstance(value[place], dict | list):
@@ -114,20 +126,14 @@ def _change(rng: Random, value: Any, scalar: Scalar) -> Any:
         case 3 if isinstance(value, list):
             value += [value[place]] * rng.choice((2, 50, 1500))
         case 3:
-            value |= {f"{number}": any_value(rng, scalar, 0) for number in range(rng.choice((3, 70, 1100)))}
+            value |= {f"{number}": any_value(rng, values, 0) for number in range(rng.choice((3, 70, 1100)))}
         case _:
-            value[place] = _change(rng, value[place], scalar)
+            value[place] = _change(rng, value[place], values)
     return value
 
 
-def _key(rng: Random, scalar: Scalar) -> Any:
-    if scalar is json_scalar:
-        return rng.choice((*TEXTS, "\ud800"))
-    return rng.choice((*TEXTS, 0, 7, b"x", None, 1.5, True))
-
-
 def damaged(rng: Random, raw: bytes, words: Sequence[bytes] = (b"\x00", b"\xff\xff\xff\xff")) -> bytes:
-    """`raw` with some places cut out, flipped, repeated or filled with other bytes. `words`: to put in."""
+    """Cut out, flip, repeat or fill with other bytes some places of `raw`. `words` are put in."""
     mutable = bytearray(raw)
     for _ in range(rng.randint(1, 4)):
         place, length = rng.randrange(len(mutable) + 1), rng.choice((0, 1, 1, 2, 4, 16, 300))
@@ -148,7 +154,7 @@ def damaged(rng: Random, raw: bytes, words: Sequence[bytes] = (b"\x00", b"\xff\x
 
 
 def packed_case(rng: Random, valid: Any) -> bytes:
-    """A msgpack value that has been changed, or whose bytes were damaged, or both."""
+    """Pack `valid` after changes to its values, or damage the bytes, or both."""
     value = valid
     if rng.random() < 0.8:
         value = changed(rng, valid) if rng.random() < 0.95 else any_value(rng)
@@ -160,7 +166,7 @@ def packed_case(rng: Random, valid: Any) -> bytes:
 
 
 def fields_case(rng: Random, valid: dict[bytes, bytes]) -> bytes:
-    """Fields of a hash or of an entry, some of them other than they should be. See `read_fields`."""
+    """Pack the fields of a hash or of an entry, and change some of them before. See `read_fields`."""
     fields = dict(valid)
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         name = rng.choice(list(fields) or [b"x"])
