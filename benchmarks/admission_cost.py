@@ -1,4 +1,4 @@
-"""For how long each kind of costly job holds the worker's event loop: `python benchmarks/admission_cost.py`.
+"""Measure how long costly jobs hold the worker's event loop: `python benchmarks/admission_cost.py`.
 
     [--source PATH]... [--rounds 5] [--only KIND]... [--json PATH]
 
@@ -9,8 +9,8 @@ reported, and the median beside it. A job that does not end within 20 s is left,
 where that does not even answer, 20 s count. "nothing" is a worker without a job.
 
 Sources (folders with the packages ingine and worker) take turns. The model is tiny and random, so
-computing costs nothing; its tokenizer is that of SmolLM2, and its longest sequence 131,072 tokens. Ends
-with status 1 if the last source's least is over the goal of 50 ms for any kind.
+computing costs nothing; its tokenizer is that of SmolLM2, and its longest sequence 131,072 tokens. The
+exit status is 1 if the last source's least is over the goal of 50 ms for any kind.
 """
 
 import json
@@ -41,7 +41,7 @@ PATIENCE_S = 20.0
 MAX_MODEL_LEN = 131_072
 LOG_TOKENS = 16_384
 RESUMED = "a resumption with log probabilities"
-"""Of a log of `LOG_TOKENS` tokens."""
+"""The log that it reads has `LOG_TOKENS` tokens."""
 NOTHING = "nothing"
 STREAM, GROUP = "ingine:{default}:jobs:normal", "workers"
 HERE = Path(__file__).parent
@@ -117,7 +117,7 @@ class WatchedWorker:
         return json.loads(self._popen.stdout.readline())
 
     def _look_at_last(self) -> dict[str, float] | None:
-        """Whatever it does: it is killed then, and another one started. None: it did not answer."""
+        """Look once more at a worker that may hang, kill it, and start another one. None: no answer."""
         killer = threading.Timer(5.0, self._popen.kill)
         killer.start()
         try:
@@ -131,7 +131,7 @@ class WatchedWorker:
             self._start()
 
     def _leave_behind(self, job_id: str) -> None:
-        """What a worker leaves that died in the middle of a long output."""
+        """Write what a worker leaves that died in the middle of a long output."""
         top = [[number, -float(number)] for number in range(20)]
         logprobs = [{"token_id": 7, "logprob": -1.0, "top": top, "bytes": [97], "top_bytes": [[97]] * 20}]
         pipe = self.redis.pipeline(transaction=False)
@@ -166,9 +166,9 @@ class WatchedWorker:
 
 
 def main(
-    source: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of what to measure.")] = None,
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
-    only: Annotated[list[str] | None, typer.Option(help="Kinds whose names begin so.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="What to measure, as NAME=FOLDER.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each kind is measured.")] = 5,
+    only: Annotated[list[str] | None, typer.Option(help="Measure only kinds whose names begin so.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     sources = dict(each.split("=", 1) for each in source or [f"here={HERE.parent}"])
@@ -208,7 +208,7 @@ def main(
 
 
 def make_model(folder: Path) -> Path:
-    """A tiny model with a real tokenizer, and room for long sequences."""
+    """Make a tiny model with a real tokenizer, and room for long sequences."""
     from tokenizers import Tokenizer
 
     path, real = folder / "model", smollm2_path()

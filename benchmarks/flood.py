@@ -1,15 +1,15 @@
-"""What a tenant that floods does to another one's jobs: `python benchmarks/flood.py`.
+"""Measure what a tenant that floods does to another one's jobs: `python benchmarks/flood.py`.
 
     [--source NAME=FOLDER]... [--rounds 1] [--seconds 120] [--lease-s 15] [--json PATH]
 
-Two real worker processes on a real server. One tenant keeps the queue full of the worst jobs that its
+Two real worker processes run on a real server. One tenant keeps the queue full of the worst jobs that its
 limits let in (`worst_jobs.py`, every kind in turns), by bare XADDs; another submits a small job a second.
 Reported are the other tenant's times to the first token, how often its jobs were begun (a lease that was
 lost begins one again) and died, what became of the flood's jobs by code, the workers' lines about leases
 and fences, whether they live in the end, and the most memory that each worker took with its children.
 
 Sources (folders with the packages ingine and worker) take turns, each time with a server and workers of
-their own. The model is that of `admission_cost.py`. Linux only: memory is read from /proc.
+their own. The model is that of `admission_cost.py`. It runs on Linux only: memory is read from /proc.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class Workers:
         self.peak_bytes = max(self.peak_bytes, *(tree_bytes(popen.pid) for popen in self._popens))
 
     def lines(self) -> list[str]:
-        """Of their logs, those that tell of a job or a lease that was lost."""
+        """Lines of their logs that tell of a job or a lease that was lost."""
         text = "\n".join(log.read_text(errors="replace") for log in self._logs)
         return [line for line in text.splitlines() if any(sign in line for sign in LOST)]
 
@@ -115,7 +115,7 @@ class Flood(threading.Thread):
         self.join()
 
     def ends(self) -> Counter[str]:
-        """Of its jobs: how many ended with which status or code, or were buried."""
+        """How many of its jobs ended with which status or code, or were buried."""
         ends = Counter({"buried " + fields[b"code"].decode(): 0 for _, fields in self._dead()})
         ends.update("buried " + fields[b"code"].decode() for _, fields in self._dead())
         for _, fields in self._redis.xrange("ingine:{default}:replies:flood"):
@@ -128,10 +128,10 @@ class Flood(threading.Thread):
 
 
 def main(
-    source: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of what to measure.")] = None,
-    rounds: Annotated[int, typer.Option(min=1)] = 1,
-    seconds: Annotated[float, typer.Option(min=10)] = 120.0,
-    lease_s: Annotated[float, typer.Option(min=0.5)] = 15.0,
+    source: Annotated[list[str] | None, typer.Option(help="What to measure, as NAME=FOLDER.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each source is measured.")] = 1,
+    seconds: Annotated[float, typer.Option(min=10, help="How long a round's flood lasts.")] = 120.0,
+    lease_s: Annotated[float, typer.Option(min=0.5, help="The workers' lease, in seconds.")] = 15.0,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     sources = dict(each.split("=", 1) for each in source or [f"here={Path(__file__).parents[1]}"])
@@ -175,7 +175,7 @@ def run_round(source: Path, model: Path, folder: Path, seconds: float, lease_s: 
 
 
 async def submit_small_ones(url: str, workers: Workers, seconds: float) -> list[dict]:
-    """A job a second, whether or not those before have ended."""
+    """Submit a job a second, whether or not those before have ended."""
     async with AsyncClient(url) as client:
         jobs, until = [], time.monotonic() + seconds
         while time.monotonic() < until:

@@ -16,11 +16,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CASE_LIMIT_S = 600.0
-"""For one model on a busy machine, asleep or computing: of a processor's time it has CPU_S."""
+"""How long one model may take by the clock, on a busy machine. Of a processor's time it has CPU_S."""
 
 
 def fuzz(parser: str, minutes: float, seed: int, folder: Path) -> int:
-    """Returns the number of findings."""
+    """Fuzz one parser, and return the number of findings."""
     from tests.security.model_mutations import Mutator
     from tests.security.model_parsers import Child
 
@@ -55,11 +55,11 @@ def main() -> None:
     from tests.security.model_parsers import PARSERS
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parser", nargs="?", choices=list(PARSERS), help="Default: all of them in turns.")
-    parser.add_argument("--minutes", type=float, default=5.0, help="Of each parser.")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("parser", nargs="?", choices=list(PARSERS), help="By default all take turns.")
+    parser.add_argument("--minutes", type=float, default=5.0, help="How long each parser is fuzzed.")
+    parser.add_argument("--seed", type=int, default=1, help="The same seed gives the same damage.")
     parser.add_argument(
-        "--folder", type=Path, default=Path("/tmp/ingine-fuzz"), help="For models and findings."
+        "--folder", type=Path, default=Path("/tmp/ingine-fuzz"), help="Where models and findings are kept."
     )
     options = parser.parse_args()
     names = [options.parser] if options.parser else list(PARSERS)

@@ -156,9 +156,11 @@ def with_hypothesis(minutes: float, seed: int, counts: dict[str, int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--fuzzer", choices=["atheris", "hypothesis"], help="Default: atheris, if installed.")
+    parser.add_argument("--minutes", type=float, default=5.0, help="How long to go on.")
+    parser.add_argument("--seed", type=int, default=1, help="The same seed gives the same cases.")
+    parser.add_argument(
+        "--fuzzer", choices=["atheris", "hypothesis"], help="By default atheris, if it is there."
+    )
     options = parser.parse_args()
     try:
         import atheris  # noqa: F401

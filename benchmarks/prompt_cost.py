@@ -1,9 +1,9 @@
-"""What reading a prompt costs the worker's event loop: `python benchmarks/prompt_cost.py [--json FILE]`.
+"""Measure what reading prompts costs the event loop: `python benchmarks/prompt_cost.py [--json FILE]`.
 
-Three tables: tokenising the worst texts that are read in the loop, by tokenizer; all that the loop does for
-the worst jobs of a mebibyte, until they are token ids or refused; and the normal, short prompt, in the loop
-and through the process beside it. Times are processor time of the loop's thread, of which neighbours on the
-machine take none, and the best of some rounds.
+It prints three tables: tokenising the worst texts that are read in the loop, by tokenizer; all that the loop
+does for the worst jobs of a mebibyte, until they are token ids or refused; and the normal, short prompt, in
+the loop and through the process beside it. Times are processor time of the loop's thread, of which neighbours
+on the machine take none, and the best of some rounds.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CONTEXTS = (8192, 131_072)
 
 
 def texts(num_bytes: int) -> Iterator[tuple[str, str]]:
-    """What is worst for one part of a tokenizer or another."""
+    """Names and texts that are the worst for one part of a tokenizer or another."""
     rng = random.Random(0)
     yield "English", QUESTION * (num_bytes // len(QUESTION) + 1)
     for name, text in [("digits", "1234567890"), ("spaces", " "), ("one letter", "a"), ("newlines", "\n")]:
@@ -80,7 +80,7 @@ def tokenizers() -> dict[str, Tokenizer]:
 
 
 def thread_ms(function: Callable[[], object]) -> float:
-    """The best of some rounds."""
+    """Processor time of a call: the best of some rounds."""
     best = float("inf")
     for _ in range(NUM_ROUNDS):
         began = time.thread_time()
@@ -190,7 +190,7 @@ def show(title: str, rows: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="Write the figures to this file too.")
     arguments = parser.parse_args()
     tokenizer = Tokenizer.from_folder(resolve_model(DEFAULT_MODEL))
     tables = {

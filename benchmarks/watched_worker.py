@@ -1,4 +1,4 @@
-"""`ingine worker`, with a watch on its event loop: what `admission_cost.py` starts.
+"""Run `ingine worker` with a watch on its event loop, for `admission_cost.py`.
 
 On each line of its standard input it answers, on standard output, with what has been since the line
 before, as JSON: for how long the loop has not come round, at the longest, and the processor time of the

@@ -1,6 +1,6 @@
-"""The costliest jobs that a queue's limits let in, one of each kind, as msgpack. Uses nothing of ingine.
+"""Make the costliest jobs that a queue's limits let in, one of each kind, as msgpack.
 
-So they are the same whatever version of ingine gets them.
+This module uses nothing of ingine, so the jobs are the same whatever version of ingine gets them.
 """
 
 from collections.abc import Callable
@@ -94,13 +94,13 @@ KINDS = (*FIELDS, *BYTES, FOREIGN, DUPLICATE)
 
 
 class JobMaker:
-    """Entries of any kind, of which the large part is made once."""
+    """Makes entries of any kind. The large part of each is made once."""
 
     def __init__(self) -> None:
         self._made: dict[str, tuple[int, bytes]] = {}
 
     def entry(self, kind: str, job_id: str, **more: Any) -> dict[str, bytes]:
-        """The fields to XADD. `more`: of the job."""
+        """The fields to XADD. `more` are fields of the job."""
         if kind == FOREIGN:
             return {f"field-{number}": b"x" for number in range(50_000)}
         if kind not in self._made:

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.fuzz`: all targets in turns, or some. Prints runs and findings of each as JSON.
+"""Run all targets in turns, or some, and print runs and findings of each as JSON.
 
-A finding comes again with `--target T --seed S --case N`.
+`python -m benchmarks.fuzz --target T --seed S --case N` repeats a finding.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from benchmarks.fuzz.running import TARGETS, Tally, case_of, check, run_for, tar
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--target", action="append", choices=TARGETS, help="May be repeated. Default: all.")
-    parser.add_argument("--slice-s", type=float, default=20.0, help="How long until the next one's turn.")
-    parser.add_argument("--case", type=int, help="Only this one, as it is.")
+    parser.add_argument("--minutes", type=float, default=5.0, help="How long to go on.")
+    parser.add_argument("--seed", type=int, default=1, help="The same seed gives the same cases.")
+    parser.add_argument("--target", action="append", choices=TARGETS, help="Which one. It may be repeated.")
+    parser.add_argument("--slice-s", type=float, default=20.0, help="How long a target's turn lasts.")
+    parser.add_argument("--case", type=int, help="Run the case of this number alone.")
     options = parser.parse_args()
     names = options.target or TARGETS
     if options.case is not None:
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def report(tallies: dict[str, Tally]) -> None:
-    """After each round, so that whoever stops it has the figures of the last one."""
+    """Print the figures. It is called after each round, so whoever stops it has those of the last one."""
     for name, tally in tallies.items():
         shown = {"target": name, "runs": tally.runs, "seconds": round(tally.seconds)}
         findings = {f"{finding.where} {finding.error}": finding.times for finding in tally.findings.values()}

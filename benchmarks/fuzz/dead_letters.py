@@ -1,4 +1,4 @@
-"""Dead letters, which anybody may have written: as they are listed, shown and put back."""
+"""Fuzz dead letters, which anybody may have written: they are listed, shown and put back."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Settings of workers and clients: from variables, a `.env` file and files of secrets."""
+"""Fuzz settings of workers and clients, which come from variables, a `.env` file and files of secrets."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Token and terminal events: what is decoded has the types that it declares, which consumers rely on."""
+"""Fuzz token and terminal events: what is decoded has the types that consumers rely on."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ def check_types(event: TokensEvent | TerminalEvent) -> None:
 
 
 def use(event: TokensEvent | TerminalEvent) -> None:
-    """As streams, results, and `ingine batch` do."""
+    """Use an event as streams, results, and `ingine batch` do."""
     if isinstance(event, TokensEvent):
         result = _result([event, LAST])
     else:

@@ -1,4 +1,4 @@
-"""Bytes at the metrics port: they cost no more than a connection, and no line in the log."""
+"""Fuzz bytes at the metrics port: they cost no more than a connection, and no line in the log."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from benchmarks.fuzz.mutations import damaged
 from worker.http import HttpServer
 
 IN_THREADS = True
-"""What it does is not done by the thread that calls `check`."""
+"""The thread that calls `check` does not do the work."""
 HANGS_S = 30.0
 
 REQUESTS = (
@@ -78,7 +78,7 @@ def _wait_until(condition) -> None:
 
 @functools.cache
 def _server() -> tuple[int, int]:
-    """Its port, and how many threads there are without a connection."""
+    """Start a server. Its port, and how many threads there are without a connection."""
     server = HttpServer("127.0.0.1", 0, CollectorRegistry(), healthy=lambda: None, ready=lambda: "no")
     server.start()
     return server.port, threading.active_count()

@@ -1,4 +1,4 @@
-"""Jobs, as a worker and a listing client decode them."""
+"""Fuzz jobs: a worker and a listing client decode them."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""Entries of a token log: as a consumer reads a page of it, and as a worker does that goes on from it."""
+"""Fuzz entries of a token log: a consumer reads a page of it, and a worker goes on from it."""
 
 from random import Random
 from types import SimpleNamespace
@@ -52,7 +52,7 @@ def check(case: bytes) -> str:
 
 
 def check_page(page: LogPage, position: int) -> None:
-    """Each token once, and in order."""
+    """Assert that each token comes once, and in order."""
     assert type(page.committed) is int and type(page.overdue) is bool
     for number, event in enumerate(page.events):
         events.check_types(event)

@@ -1,4 +1,4 @@
-"""Heartbeats, settings and numbers of a queue, as `ingine queue show` reads them."""
+"""Fuzz heartbeats, settings and numbers of a queue, which `ingine queue show` reads."""
 
 import contextlib
 import dataclasses
@@ -58,7 +58,7 @@ def check(case: bytes) -> str:
 
 
 class Server:
-    """A client whose one pipeline is answered so."""
+    """A client whose one pipeline gets the given answers."""
 
     def __init__(self, answers: list):
         self._answers = answers

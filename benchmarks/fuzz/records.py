@@ -1,4 +1,4 @@
-"""Records of jobs: as `status` shows one, and as a listing reads it beside the job's entry."""
+"""Fuzz records of jobs: `status` shows one, and a listing reads it beside the job's entry."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Entries of a replies stream."""
+"""Fuzz entries of a replies stream."""
 
 from random import Random
 

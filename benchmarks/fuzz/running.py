@@ -1,4 +1,4 @@
-"""Runs a target's cases: which come again by seed and number, and may neither hang nor do unbounded work."""
+"""Run a target's cases. They come again by seed and number, and may neither hang nor do unbounded work."""
 
 import faulthandler
 import importlib
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HANGS_S = 60
 
 MEASURED_EVERY = 16
-"""Cases whose work is measured, which makes them slow."""
+"""The work of every so many cases is measured, which makes them slow."""
 CALLS_AT_LEAST, CALLS_PER_BYTE = 50_000, 60
 PEAK_AT_LEAST, PEAK_PER_BYTE = 4 << 20, 200
 """Calls of functions, and bytes of memory: what is measured stays far below, unless it grows faster."""
@@ -108,7 +108,7 @@ def bounded_work(num_bytes: int, max_calls: int, *, in_threads: bool) -> Iterato
 
 
 def run_for(module: ModuleType, seconds: float, seed: int, tally: Tally) -> list[Finding]:
-    """Goes on behind the tally's last case for so long. Returns what is new among its findings.
+    """Go on behind the tally's last case for so long. Returns what is new among its findings.
 
     A case that hangs ends the process, which says where. By a signal: `faulthandler.dump_traceback_later` has
     a thread, and until Python 3.12 `tracemalloc.stop` crashes if a thread ends at that moment.

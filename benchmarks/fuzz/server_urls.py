@@ -1,4 +1,4 @@
-"""URLs of servers: usable, or refused with a ValueError that quotes no secret."""
+"""Fuzz URLs of servers: each is usable, or refused with a ValueError that quotes no secret."""
 
 from inspect import signature
 from random import Random

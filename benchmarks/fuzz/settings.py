@@ -1,4 +1,4 @@
-"""A queue's settings and models, as a worker learns them with its heartbeat and then acts on them."""
+"""Fuzz a queue's settings and models, which a worker learns with its heartbeat and then acts on."""
 
 import math
 from collections.abc import Callable
