@@ -21,7 +21,7 @@ from ingine.wire import (
 from producer import arguments
 from producer.cancelling import cancel_call
 from producer.handle import AsyncJobHandle
-from producer.partitions import Partition
+from producer.partitions import MAX_MOVES, Partition
 from producer.queue_jobs import QueueJobs
 from producer.replies import Reply
 from producer.results import JobInfo, of_another_type
@@ -178,7 +178,7 @@ class AsyncClient(QueueJobs):
     async def _find(self, job_id: str) -> tuple[Partition, JobInfo]:
         """Where a job lives, and how it stands. Raises JobNotFound and BadRecord."""
         job_id = arguments.job_id(job_id)
-        while True:
+        for _ in range(MAX_MOVES):
             partition = await self._partitions.of(job_id)
             try:
                 record = await partition.call(lambda redis, keys: redis.hgetall(keys.job(job_id)))
@@ -188,6 +188,7 @@ class AsyncClient(QueueJobs):
                 return partition, JobInfo.from_record(job_id, record)
             if not await self._partitions.moved(job_id, partition):
                 raise JobNotFound(NO_SUCH_JOB.format(job_id))
+        raise self._partitions.unsettled()
 
     async def cancel(self, job_id: str) -> str:
         """Cancel a job. Raises JobNotFound.

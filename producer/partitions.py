@@ -14,6 +14,9 @@ from producer.connection import Server
 
 T = TypeVar("T")
 
+MAX_MOVES = 10
+"""How often a job is looked for anew because the number of partitions has changed meanwhile."""
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -59,6 +62,13 @@ class Partitions:
         """Ask anew how many there are. True if the job lives elsewhere now than where the caller looked."""
         await self.latest()
         return await self.of(job_id) != before
+
+    def unsettled(self) -> ClientError:
+        """What to raise where it has changed too often for one call."""
+        return ClientError(
+            f"the number of partitions of queue {self.queue!r} is being changed: "
+            "try again, or complete the change with `ingine queue partition`"
+        )
 
     def among(self, number: int) -> list[Partition]:
         """As if there were so many."""

@@ -24,7 +24,7 @@ from producer import arguments
 from producer.channels import ChannelHub, Subscription
 from producer.connection import Server
 from producer.home import Home
-from producer.partitions import Partition, Partitions
+from producer.partitions import MAX_MOVES, Partition, Partitions
 from producer.queue_info import num_serving
 from producer.results import NO_WORKER
 from producer.token_log import LogPage, LogReader, Patience
@@ -67,7 +67,7 @@ class Streams:
         wrote, ServerUnavailable if the server stays away, and InvalidArgument for a negative position.
         """
         position = arguments.integer("from_position", position, at_least=0)
-        while True:
+        for _ in range(MAX_MOVES):
             partition = await self._patience(lambda: self._partitions.of(job_id))
             try:
                 async with aclosing(self._follow(partition, job_id, position, at_end)) as events:
@@ -78,6 +78,7 @@ class Streams:
             except JobNotFound:
                 if not await self._patience(partial(self._partitions.moved, job_id, partition)):
                     raise
+        raise self._partitions.unsettled()
 
     def _readers_at(self, server: Server) -> tuple[ChannelHub, LogReader]:
         if self._closed:

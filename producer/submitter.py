@@ -75,10 +75,7 @@ class Submitter:
             sent = (self._send(partition, group, len(partitions)) for partition, group in groups.items())
             for some in await asyncio.gather(*sent):
                 outcomes |= some
-        unplaced = ClientError(
-            f"the number of partitions of queue {self._partitions.queue!r} is being changed: "
-            "try again, or complete the change with `ingine queue partition`"
-        )
+        unplaced = self._partitions.unsettled()
         return [outcomes.get(n, unplaced) for n in range(len(submissions))]
 
     async def _send(

@@ -25,6 +25,7 @@ from producer import (
 )
 from producer.batch import Batch
 from producer.batch_progress import make_progress
+from producer.partitions import Partitions
 from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_cli import start
 from tests.producer.test_control import bury
@@ -399,6 +400,25 @@ async def test_a_change_that_broke_off_is_completed_by_another(
         await client.submit("hi", job_id=id_in(1))
     await client.set_partitions(2)
     await client.submit("hi", job_id=id_in(1))
+
+
+@pytest.mark.parametrize("look", ["status", "cancel", "result"])
+async def test_a_number_that_goes_on_changing_is_not_followed_for_ever(
+    client: AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch, look: str
+):
+    queue, latest, num_asked = Keys(place.queue), Partitions.latest, 0
+
+    async def changed_meanwhile(self):
+        nonlocal num_asked
+        num_asked += 1
+        assert num_asked < 1000, "it would go on for ever"
+        number = NUM_PARTITIONS - num_asked % 2
+        await place.servers.client(queue).hset(queue.settings, "partitions", number)
+        return await latest(self)
+
+    monkeypatch.setattr(Partitions, "latest", changed_meanwhile)
+    with pytest.raises(ClientError, match=r"number of partitions .* is being changed"):
+        await getattr(client.attach(id_in(NUM_PARTITIONS - 1)), look)()
 
 
 # ----------------------------------------------------------------------------------- what lies above
