@@ -209,6 +209,11 @@ def read_job_id(raw: bytes) -> str | None:
     return _name_or_none(texts_of(raw, ("id",)).get("id"))
 
 
+def read_reply_to(raw: bytes) -> str | None:
+    """The replies stream that is named by what need not be a valid job."""
+    return _name_or_none(texts_of(raw, ("reply_to",)).get("reply_to"))
+
+
 def _name_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
 

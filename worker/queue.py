@@ -14,6 +14,7 @@ from ingine.expiry import expire_due
 from ingine.keys import GROUP, RELEASED, Keys, parked
 from ingine.scripts import read_script
 from ingine.wire import UNREADABLE, decode_log, encode_event
+from worker.burial import ending_of
 from worker.entries import Append, Begun, Entry, Finish
 from worker.job_streams import DEFAULT_MAX_COST, JobStreams
 from worker.served_model import ServedModel
@@ -205,13 +206,20 @@ class Queue(JobStreams):
     async def bury(self, entry: Entry, code: str, reason: str, *, job_id: str | None = None) -> bool:
         """Of an entry that has no job, the dead letter has a msgpack map of its first fields.
 
-        job_id: whose record ends too, if it is this entry's.
+        job_id: the job whose record ends too, if it is this entry's, and whose reply is sent.
         """
         raw = msgpack.packb(dict(entry.foreign)) if entry.foreign else entry.raw
-        keys, job_id = self.keys, job_id or ""
-        touched = [keys.jobs(entry.priority), keys.dead, keys.job(job_id), keys.tokens(job_id)]
-        args = [GROUP, self.worker_id, entry.id, raw, code, reason, job_id, int(self._result_ttl_s * 1000)]
-        return bool(await self._scripts["bury"](keys=[*touched, keys.deadlines, keys.bytes], args=args))
+        keys, job = self.keys, job_id or ""
+        args = [GROUP, self.worker_id, entry.id, raw, code, reason, job, int(self._result_ttl_s * 1000)]
+        reply_to = key = None
+        if job:
+            ending = await ending_of(self._redis, keys, entry, job, code=code, reason=reason)
+            reply_to, key = ending.reply_to, ending.idempotency_key
+            args += [encode_event(ending.event), keys.channel(job)]
+            args += [int(reply_to is not None), int(key is not None)]
+        touched = [keys.jobs(entry.priority), keys.dead, keys.job(job), keys.tokens(job), keys.deadlines]
+        touched += [keys.bytes, keys.replies(reply_to or ""), keys.idem(key or "")]
+        return bool(await self._scripts["bury"](keys=touched, args=args))
 
     # ------------------------------------------------------------------------------------- reads
 

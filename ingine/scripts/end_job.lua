@@ -1,4 +1,5 @@
--- What every end of a job does. The caller has checked that the job may end; it removes the job's entry itself.
+-- What every end of a job does: `end_job`, or `close_job` where its log cannot be written. The caller has checked that
+-- the job may end; it removes the job's entry itself.
 --
 -- Needs count.lua.
 --
@@ -32,36 +33,52 @@ local function drop_old_replies(replies, now, ttl_ms)
   end
 end
 
-local function end_job(keys, ending)
+local function now_ms()
   local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local ttl_ms = tonumber(ending.ttl_ms)
-  local logged = redis.pcall('XADD', keys.log, ending.position .. '-1', 'event', ending.event)
-  if type(logged) == 'table' and logged.err then
-    return logged
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function send_reply(replies, event, ttl_ms)
+  local now = now_ms()
+  -- Others' replies lie there too: its time to live never gets shorter.
+  local longest_ms = math.max(redis.call('PTTL', replies), ttl_ms)
+  local reply = redis.pcall('XADD', replies, '*', 'event', event, 'expires_at', string.format('%d', now + ttl_ms))
+  if type(reply) ~= 'table' then
+    redis.call('PEXPIRE', replies, longest_ms)
+    drop_old_replies(replies, now, longest_ms)
   end
-  redis.call('HSET', keys.job, 'status', ending.status, 'finished_at', now)
+end
+
+-- Needs no key of the job itself.
+local function tell(keys, ending)
+  if ending.has_reply == '1' then
+    send_reply(keys.replies, ending.event, tonumber(ending.ttl_ms))
+  end
+  redis.call('SPUBLISH', ending.channel, ending.event)
+end
+
+-- All but the terminal event in the log.
+local function close_job(keys, ending)
+  redis.call('HSET', keys.job, 'status', ending.status, 'finished_at', now_ms())
   redis.call('HDEL', keys.job, 'raw')
-  redis.call('PEXPIRE', keys.job, ttl_ms)
-  redis.call('PEXPIRE', keys.log, ttl_ms)
+  redis.call('PEXPIRE', keys.job, ending.ttl_ms)
+  redis.call('PEXPIRE', keys.log, ending.ttl_ms)
   redis.pcall('ZREM', keys.deadlines, ending.job_id)
   if ending.has_key == '1' then
-    redis.call('PEXPIRE', keys.idempotency, ttl_ms)
+    redis.call('PEXPIRE', keys.idempotency, ending.ttl_ms)
   end
   local num_bytes = count(redis.call('HGET', keys.job, 'bytes') or nil)
   local bytes_left = num_bytes and redis.pcall('DECRBY', keys.bytes, num_bytes)
   if type(bytes_left) == 'number' and bytes_left <= 0 then
     redis.call('DEL', keys.bytes)
   end
-  if ending.has_reply == '1' then
-    -- Others' replies lie there too: its time to live never gets shorter.
-    local longest_ms = math.max(redis.call('PTTL', keys.replies), ttl_ms)
-    local reply = redis.pcall('XADD', keys.replies, '*', 'event', ending.event,
-      'expires_at', string.format('%d', now + ttl_ms))
-    if type(reply) ~= 'table' then
-      redis.call('PEXPIRE', keys.replies, longest_ms)
-      drop_old_replies(keys.replies, now, longest_ms)
-    end
+  tell(keys, ending)
+end
+
+local function end_job(keys, ending)
+  local logged = redis.pcall('XADD', keys.log, ending.position .. '-1', 'event', ending.event)
+  if type(logged) == 'table' and logged.err then
+    return logged
   end
-  redis.call('SPUBLISH', ending.channel, ending.event)
+  close_job(keys, ending)
 end

@@ -1,28 +1,27 @@
 -- Move an entry that cannot be answered (no readable id, a duplicate one, or unusable keys) to the dead letters.
 --
 -- KEYS  1 jobs stream  2 dead letters  3 job hash  4 token log  5 deadlines  6 bytes of the queue
+--       7 replies stream  8 idempotency key
 -- ARGV  1 group  2 worker  3 entry  4 raw job  5 code  6 reason  7 job id, or ''  8 result TTL in ms
+--       9 terminal event  10 channel  11 1: send a reply to KEYS[7]  12 1: the job has the idempotency key of KEYS[8]
 -- returns 1, or 0 where the entry is not ours any more
 
 -- include: count.lua
+-- include: end_job.lua
 -- include: dead_letter.lua
 
--- A job of this entry ends in its record alone, without a terminal event: nobody shall wait for it any more.
+-- A job of this entry ends without a terminal event in its log: nobody shall wait for it any more.
 local function close_record()
-  local record = redis.pcall('HMGET', KEYS[3], 'status', 'entry', 'bytes')
-  if record.err or record[2] ~= ARGV[3] or (record[1] ~= 'queued' and record[1] ~= 'running') then
-    return
-  end
-  local time = redis.call('TIME')
-  redis.call('HSET', KEYS[3], 'status', 'failed', 'finished_at', time[1] * 1000 + math.floor(time[2] / 1000))
-  redis.call('HDEL', KEYS[3], 'raw')
-  redis.call('PEXPIRE', KEYS[3], ARGV[8])
-  redis.call('PEXPIRE', KEYS[4], ARGV[8])
-  redis.pcall('ZREM', KEYS[5], ARGV[7])
-  local num_bytes = count(record[3])
-  local bytes_left = num_bytes and redis.pcall('DECRBY', KEYS[6], num_bytes)
-  if type(bytes_left) == 'number' and bytes_left <= 0 then
-    redis.call('DEL', KEYS[6])
+  local keys = {job = KEYS[3], log = KEYS[4], deadlines = KEYS[5], bytes = KEYS[6], replies = KEYS[7], idempotency = KEYS[8]}
+  local ending = {
+    job_id = ARGV[7], status = 'failed', event = ARGV[9], channel = ARGV[10], ttl_ms = ARGV[8], has_reply = ARGV[11],
+    has_key = ARGV[12],
+  }
+  local record = redis.pcall('HMGET', KEYS[3], 'status', 'entry')
+  if record.err then
+    tell(keys, ending) -- no script will ever say more of this job
+  elseif record[2] == ARGV[3] and (record[1] == 'queued' or record[1] == 'running') then
+    close_job(keys, ending)
   end
 end
 
