@@ -3,16 +3,19 @@
 """
 
 import os
+import re
 import socket
+import sys
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 from ingine.errors import ConfigError
 from ingine.folders import user_folder
 from ingine.private_files import read_private, user_name
 
-DEFAULT_PORT = 6379
-DEFAULT_URL = f"redis://127.0.0.1:{DEFAULT_PORT}/0"
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 6379
+DEFAULT_URL = f"redis://{DEFAULT_HOST}:{DEFAULT_PORT}/0"
 PERSONS = range(1000, 60_000)
 """User ids that distributions give to people. Those below are of services, those above of containers, of
 services without a user of their own, and of nobody."""
@@ -36,22 +39,35 @@ def default_url() -> str:
             return url
     if person := other_person_on(DEFAULT_PORT):
         raise ConfigError(
-            f"the server on 127.0.0.1:{DEFAULT_PORT} is another user's, {person}: set INGINE_REDIS_URL, to "
-            f"{DEFAULT_URL} if you want that one"
+            f"the server on {DEFAULT_HOST}:{DEFAULT_PORT} is another user's, {person}: set INGINE_REDIS_URL, "
+            f"to {DEFAULT_URL} if you want that one"
         )
     return DEFAULT_URL
 
 
 def other_person_on(port: int) -> str | None:
-    """The name of another person than this user who listens on `port`. None also where nobody can tell."""
+    """The name of another person than this user who gets what is sent to `port` of DEFAULT_HOST. None also
+    where nobody can tell."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
                 _, address, _, state, _, _, _, uid, *_ = line.split()
-                listens = state == "0A" and int(address.rpartition(":")[2], 16) == port
+                listens = state == "0A" and _takes(address, port)
                 if listens and int(uid) in PERSONS and int(uid) != os.geteuid():
                     return user_name(int(uid))
     return None
+
+
+def _takes(listening: str, port: int) -> bool:
+    """Whether a socket at this address of a table gets what is sent to `port` of DEFAULT_HOST."""
+    words, _, listening_port = listening.rpartition(":")
+    if int(listening_port, 16) != port:
+        return False
+    # Each word of 32 bits is printed as a number of this machine.
+    words = [int(word, 16).to_bytes(4, sys.byteorder) for word in re.findall("[0-9A-F]{8}", words)]
+    address = ip_address(b"".join(words))
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_unspecified or address == ip_address(DEFAULT_HOST)
 
 
 def running_url(data_dir: Path) -> str | None:
