@@ -23,7 +23,8 @@ URL_FILE = "url"
 """Its URL, with the password. Written once the server has its port, so nobody else ever gets the password.
 Locked by whoever has started the server, which ends with him."""
 HOST_FILE = "host"
-"""The machine that it runs on: a home may lie on a file server, and 127.0.0.1 is another server there."""
+"""Where its address holds, as `this_host` has it: a home may lie on a file server, or be shared by
+containers, and 127.0.0.1 is another server there."""
 LOG_FILE = "valkey.log"
 """Locked by the server, until it ends, however it does."""
 
@@ -73,10 +74,38 @@ def _takes(listening: str, port: int) -> bool:
 def running_url(data_dir: Path) -> str | None:
     """The URL of the embedded server that runs in `data_dir`; None if none does, or it is another user's."""
     url = read_private(data_dir / URL_FILE) if os.name == "posix" else None
-    if url is None or read_private(data_dir / HOST_FILE) != socket.gethostname():
-        return None
-    is_running = _is_locked(data_dir / URL_FILE) and _is_locked(data_dir / LOG_FILE)
-    return url.strip() if is_running else None
+    return url.strip() if url and why_not_running(data_dir) is None else None
+
+
+def why_not_running(data_dir: Path) -> str | None:
+    """Why there is no embedded server to use in `data_dir`, for a message. None: there is one."""
+    if os.name != "posix" or not (data_dir / URL_FILE).exists():
+        return "none was started there"
+    if read_private(data_dir / URL_FILE) is None:
+        return f"{data_dir / URL_FILE} is not this user's alone"
+    if read_private(data_dir / HOST_FILE) != this_host():
+        return "that one was started on another machine, in another container or before a restart"
+    if not (_is_locked(data_dir / URL_FILE) and _is_locked(data_dir / LOG_FILE)):
+        return "that one has ended"
+    return None
+
+
+def no_embedded_server(data_dir: Path) -> str:
+    """Where one was looked for in vain, as part of a message."""
+    return (
+        f"this user's embedded server was looked for in {data_dir}: {why_not_running(data_dir)}; "
+        "INGINE_DATA_DIR or XDG_DATA_HOME name another folder"
+    )
+
+
+def this_host() -> str:
+    """Names the network that 127.0.0.1 is of: on Linux the kernel's start and the network namespace, which no
+    new name of the machine changes; elsewhere that name."""
+    try:
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot_id} {os.readlink('/proc/self/ns/net')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def is_changing(data_dir: Path) -> bool:

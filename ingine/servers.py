@@ -22,6 +22,7 @@ from redis.crc import key_slot
 
 from ingine.errors import ConfigError
 from ingine.keys import Keys
+from ingine.local_server import default_data_dir, default_url, no_embedded_server, running_url
 from ingine.server_url import POOL_OPTIONS, Address, Location, parse_server_url, redact
 
 TIMEOUT_S = 5.0
@@ -159,6 +160,21 @@ class _UnixConnection(_FindsItsServer, UnixDomainSocketConnection):
     pass
 
 
+class _LocalConnection(_TcpConnection):
+    """To the server of those who name none. Which that is, and its password, is looked up for each
+    connection: an embedded one may start, or start anew, long after the client was made."""
+
+    async def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
+        if not self.is_connected:
+            try:
+                found = parse_server_url(default_url()).options
+            except ConfigError as error:
+                raise exceptions.ConnectionError(str(error)) from None
+            self.host, self.port, self.password = found["host"], found["port"], found.get("password")
+            kwargs["retry_socket_connect"] = False
+        await super().connect_check_health(*args, **kwargs)
+
+
 _OURS = {
     Connection: _TcpConnection,
     SSLConnection: _TlsConnection,
@@ -174,7 +190,7 @@ class Servers:
 
     def __init__(
         self,
-        url: str,
+        url: str | None,
         *,
         client_name: str,
         retries: int = 0,
@@ -183,12 +199,15 @@ class Servers:
     ):
         """Does not connect yet. Raises ConfigError, naming INGINE_REDIS_URL, if the URL cannot be used.
 
+        url: None: the server of those who name none, see `ingine.local_server`.
         retries: how often a client sends a command again by itself after the connection broke, at most a
         second later each time. 0: never; the caller knows what may be repeated.
         timeout_s: for connecting, and for each answer.
         max_connections: of one client. Whoever needs one more waits for it. The URL may name another number.
         None: no limit, whatever the URL says, for whom partitions must not wait for each other.
         """
+        self._is_default = url is None
+        url = default_url() if url is None else url
         try:
             location = parse_server_url(url)
         except ValueError as error:
@@ -221,6 +240,9 @@ class Servers:
     def where(self) -> str:
         """The servers as a message may name them: no password in it."""
         location = self._location
+        if self._is_default:
+            with suppress(ConfigError):  # it is another user's by now
+                location = parse_server_url(default_url())
         hosts = ",".join(f"{host}:{port}" for host, port in location.addresses)
         match location.kind:
             case "sentinel":
@@ -230,12 +252,21 @@ class Servers:
             case _:
                 return location.options.get("path", hosts)
 
+    @property
+    def looked_in(self) -> str:
+        """Where an embedded server was looked for in vain, for a message; else empty."""
+        with suppress(ConfigError):  # a user without a home has none
+            if self._is_default and not running_url(data_dir := default_data_dir()):
+                return f" ({no_embedded_server(data_dir)})"
+        return ""
+
     def client(self, keys: Keys) -> Redis:
         """The client for one partition's keys; another partition's too if the two never part."""
         slot = key_slot(keys.prefix.encode()) if self._location.kind == "cluster" else 0
         if slot not in self._clients:
+            ours = _LocalConnection if self._is_default else _OURS[self._location.connection_class]
             pool = BlockingConnectionPool(
-                connection_class=_OURS[self._location.connection_class],
+                connection_class=ours,
                 find=self._find(slot),
                 **self._options,
             )

@@ -25,8 +25,8 @@ DEADLINE_S = 10.0
 """For a command and all its attempts, also while it waits for one of the connections."""
 
 
-def connect(redis_url: str) -> Servers:
-    """Does not connect yet. Raises ConfigError if the URL cannot be used."""
+def connect(redis_url: str | None) -> Servers:
+    """Does not connect yet. Raises ConfigError if the URL cannot be used. None: see `Servers`."""
     return Servers(
         redis_url,
         client_name="ingine-producer",
@@ -39,8 +39,8 @@ def connect(redis_url: str) -> Servers:
 class Server:
     """The commands on one server. Its pool may be shared; nothing here keeps state between calls."""
 
-    def __init__(self, redis: Redis, where: str | None = None):
-        """`where` is for errors, if the client itself does not know: it may find its server by asking."""
+    def __init__(self, redis: Redis, servers: Servers | None = None):
+        """`servers` are for errors, if the client itself does not know: it may find its server by asking."""
         if not isinstance(redis, Redis):
             module = type(redis).__module__.partition(".")[0]
             raise ConfigError(
@@ -51,7 +51,7 @@ class Server:
             raise ConfigError("jobs and events are bytes: give a redis client without decode_responses")
         self.redis = redis
         address = f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        self._where = where or options.get("path", address)
+        self._servers, self._address = servers, options.get("path", address)
 
     async def call(self, command: Callable[[], Awaitable[T]]) -> T:
         """Await one command. Raises ServerUnavailable for whatever the server or the wire has against it.
@@ -77,7 +77,10 @@ class Server:
             raise exceptions.TimeoutError(f"no answer within {limit_s:g} s") from None
 
     def unavailable(self, error: exceptions.RedisError) -> ServerUnavailable:
-        return ServerUnavailable(f"Redis at {self._where} {_what_to_do(error)}")
+        where = self._servers.where if self._servers else self._address
+        if self._servers and isinstance(error, exceptions.ConnectionError):
+            where += self._servers.looked_in
+        return ServerUnavailable(f"Redis at {where} {_what_to_do(error)}")
 
 
 def _what_to_do(error: exceptions.RedisError) -> str:

@@ -81,11 +81,8 @@ class Partitions:
         return list(zip(partitions, answers, strict=True))
 
     def _partition(self, keys: Keys) -> Partition:
-        where = None
-        if isinstance(self._where, Servers):
-            redis, where = self._where.client(keys), self._where.where
-        else:
-            redis = self._where
+        servers = self._where if isinstance(self._where, Servers) else None
+        redis = servers.client(keys) if servers else self._where
         if redis not in self._servers:
-            self._servers[redis] = Server(redis, where)
+            self._servers[redis] = Server(redis, servers)
         return Partition(keys, self._servers[redis])

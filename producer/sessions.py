@@ -6,7 +6,6 @@ import os
 from redis.asyncio import Redis
 
 from ingine.errors import ClientError
-from ingine.local_server import default_url
 from producer.connection import Server, connect
 from producer.home import Home, keep_after_fork
 from producer.partitions import Partitions
@@ -24,7 +23,7 @@ class Session:
         or where the server is by now for those who name none.
         """
         self.home = Home()
-        self._servers = connect(settings.redis_url or default_url()) if redis is None else None
+        self._servers = connect(settings.redis_url) if redis is None else None
         self.partitions = Partitions(settings.queue, self._servers or redis)
         self.streams = Streams(self.partitions)
         self.replies = Replies(self.partitions)

@@ -60,11 +60,12 @@ def run_worker(settings: WorkerSettings) -> None:
         return
     settings = with_usable_port(settings)
     engine, model = build_engine(settings)
-    url, server = ensure_server(settings.redis_url)
+    _, server = ensure_server(settings.redis_url)
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection need look through it again
     try:
-        asyncio.run(_serve(settings, url, engine, model))
+        # Another's embedded server may be elsewhere after a while: then each connection looks for it anew.
+        asyncio.run(_serve(settings, server.url if server else settings.redis_url, engine, model))
     finally:
         engine.close()
         if server:
@@ -148,7 +149,9 @@ def engine_config(settings: WorkerSettings) -> "EngineConfig":
     return EngineConfig(**settings.engine_options() | {"model": settings.model or DEFAULT_MODEL})
 
 
-async def _serve(settings: WorkerSettings, url: str, engine: "EngineHost", model: "ServedModel") -> None:
+async def _serve(
+    settings: WorkerSettings, url: str | None, engine: "EngineHost", model: "ServedModel"
+) -> None:
     from worker.worker import Worker
 
     worker = Worker(settings, url, engine, model=model)

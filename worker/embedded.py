@@ -33,8 +33,10 @@ from ingine.local_server import (
     URL_FILE,
     default_data_dir,
     is_changing,
+    no_embedded_server,
     other_person_on,
     running_url,
+    this_host,
 )
 from ingine.private_files import own_folder, read_private, write_private
 from ingine.server_url import redact
@@ -225,7 +227,7 @@ class EmbeddedServer:
 
     def _publish_url(self) -> None:
         """It appears whole and locked. The lock is this process's: the server ends with it."""
-        write_private(self.data_dir / HOST_FILE, socket.gethostname())
+        write_private(self.data_dir / HOST_FILE, this_host())
         descriptor, temporary = tempfile.mkstemp(dir=self.data_dir)  # mode 0600
         self._url_file = open(descriptor, "w")  # noqa: SIM115
         fcntl.flock(self._url_file, fcntl.LOCK_EX)
@@ -266,7 +268,8 @@ def ensure_server(
             break
         if found is _Listener.LOCKED and not is_changing(data_dir):
             raise ConfigError(
-                f"{DEFAULT_REDIS_URL} is {found}: set INGINE_REDIS_URL, with the password in it"
+                f"{DEFAULT_REDIS_URL} is {found}, and {no_embedded_server(data_dir)}. Set one of these, or "
+                "INGINE_REDIS_URL, with the password in it"
             )
         try:
             if found is _Listener.NOBODY:

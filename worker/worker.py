@@ -51,7 +51,10 @@ class Worker:
     `engine` is given, so that it is built (or fails) before anything touches Redis.
     """
 
-    def __init__(self, settings: WorkerSettings, redis_url: str, engine: EngineHost, *, model: ServedModel):
+    def __init__(
+        self, settings: WorkerSettings, redis_url: str | None, engine: EngineHost, *, model: ServedModel
+    ):
+        """redis_url: None: the server of those who name none, see `ingine.local_server`."""
         self._settings = settings
         self.id = new_worker_id(settings.worker_id)
         self._connect = partial(Servers, redis_url, client_name="ingine-worker")

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
+from ingine import local_server
 from ingine.errors import ConfigError
 from ingine.local_server import DEFAULT_URL, default_url, other_person_on, running_url
 from producer.settings import load_settings
@@ -144,10 +145,10 @@ def test_a_url_of_another_user_is_not_believed(data_dir, give_away):
 
 
 def test_a_url_of_another_machine_is_not_used(data_dir, monkeypatch):
-    """A home on a file server is seen by many, and so are its locks."""
+    """A home on a file server is seen by many, and so are its locks; so is a volume of several containers."""
     with EmbeddedServer(data_dir) as server:
         assert running_url(data_dir) == server.url
-        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        monkeypatch.setattr(local_server, "this_host", lambda: "another")
         assert running_url(data_dir) is None
 
 
