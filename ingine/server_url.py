@@ -3,10 +3,16 @@
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from redis import exceptions
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
+from redis.asyncio.connection import (
+    URL_QUERY_ARGUMENT_PARSERS,
+    AbstractConnection,
+    Connection,
+    SSLConnection,
+    parse_url,
+)
 
 URL_SCHEMES = (
     *("redis://", "rediss://", "unix://"),
@@ -15,7 +21,15 @@ URL_SCHEMES = (
 POOL_OPTIONS = {"max_connections", "timeout"}
 """Those that are of a pool of connections, not of a connection."""
 
-_RELIED_ON = {"protocol", "decode_responses", "encoding", "encoding_errors", "retry", "find"}
+_RELIED_ON = {
+    *("protocol", "legacy_responses", "decode_responses", "encoding", "encoding_errors", "retry", "find"),
+}
+_TEXTS = {
+    *("username", "password", "client_name"),
+    *("ssl_keyfile", "ssl_certfile", "ssl_password", "ssl_ca_certs", "ssl_ca_data", "ssl_ca_path"),
+    *("ssl_cert_reqs", "ssl_ciphers"),
+}
+"""Options that are text. Others are numbers or flags, which redis-py makes of a URL's text, or objects."""
 _DATA_SERVERS_ONLY = {"username", "password", "db", *POOL_OPTIONS}
 _SENTINELS_ONLY = {"sentinel_username": "username", "sentinel_password": "password"}
 _DEFAULT_PORTS = {"": 6379, "sentinel": 26379, "cluster": 6379}
@@ -75,6 +89,7 @@ def parse_server_url(url: str) -> Location:
         raise ValueError(
             "is no URL that can be read. In a user or password write @ : / ? # % as %40 %3A %2F %3F %23 %25"
         ) from None
+    _check_names(parts.query, kind)
     if kind == "" and len(addresses) > 1:
         raise ValueError("names several servers: use redis+sentinel:// or redis+cluster://")
     if kind == "sentinel" and not service:
@@ -83,9 +98,22 @@ def parse_server_url(url: str) -> Location:
         raise ValueError("names a database that is no number: redis://host:6379/0 has number 0")
     if kind == "cluster" and options.get("db"):
         raise ValueError("names a database, and a cluster has only number 0")
-    if refused := options.keys() & _RELIED_ON:
-        raise ValueError(f"must not set {', '.join(sorted(refused))}, which ingine relies on")
     return _location(kind, addresses, service, options)
+
+
+def _check_names(query: str, kind: str) -> None:
+    """Raises ValueError for options that a URL cannot give. redis-py takes all that its connections have, and
+    fails over the others when it connects."""
+    names = parse_qs(query).keys()
+    if refused := names & _RELIED_ON:
+        raise ValueError(f"must not set {', '.join(sorted(refused))}, which ingine relies on")
+    of_sentinels = _SENTINELS_ONLY.keys() if kind == "sentinel" else set()
+    unknown = names - _TEXTS - URL_QUERY_ARGUMENT_PARSERS.keys() - of_sentinels
+    for name in sorted(unknown):
+        # Behind a password it may be the rest of that.
+        can_be_quoted = re.fullmatch(r"\w{1,40}", name) and "password=" not in query.partition(name)[0]
+        named = f"an option {name}" if can_be_quoted else "an option"
+        raise ValueError(f"has {named} that the URL of a server cannot have")
 
 
 def _address(host: str, default_port: int) -> Address:
@@ -119,5 +147,5 @@ def _try_options(connection_class: type[AbstractConnection], options: dict[str, 
         raise ValueError(f"has {named} that redis-py's connections do not know") from None
     except (exceptions.RedisError, OSError) as error:
         raise ValueError(f"has an option that cannot be used: {error}") from None
-    except Exception:  # redis-py has options for objects, which text is none of
+    except Exception:
         raise ValueError("has an option with a value that it cannot have") from None

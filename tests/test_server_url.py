@@ -18,7 +18,19 @@ from producer import AsyncClient, Client, ServerUnavailable
         ("redis://h?socket_timeout=soon", "option socket_timeout with a value"),
         ("redis://h?health_check=1", "option health_check that"),
         ("redis+sentinel://h/primary?colour=red", "option colour that"),
-        ("redis://h?maint_notifications_config=x", "option with a value that it cannot have"),
+        # Of redis-py's connections, but for objects, which text is none of.
+        ("redis://h?maint_notifications_config=x", "option maint_notifications_config that"),
+        ("redis://h?redis_connect_func=x", "option redis_connect_func that"),
+        ("redis://h?redis_connect%5Ffunc=x", "option redis_connect_func that"),
+        ("redis://h?credential_provider=x", "option credential_provider that"),
+        ("redis+cluster://h?retry_on_error=x", "option retry_on_error that"),
+        ("unix:///a?event_dispatcher=x", "option event_dispatcher that"),
+        ("rediss://h?socket_keepalive_options=x", "option socket_keepalive_options that"),
+        ("redis+sentinel://h/primary?himport_registry=x", "option himport_registry that"),
+        ("redis://h?connection_class=x", "option connection_class that"),
+        ("redis://h?host=other", "option host that"),
+        ("redis://h?sentinel_password=x", "option sentinel_password that"),
+        ("redis://h?legacy_responses=no", "must not set legacy_responses"),
     ],
 )
 def test_what_is_wrong_is_named(url: str, says: str):
@@ -27,7 +39,14 @@ def test_what_is_wrong_is_named(url: str, says: str):
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://h", "redis://h/", "redis://h:6379/3", "redis://h/3/", "unix:///a/b"]
+    "url",
+    [
+        *("redis://h", "redis://h/", "redis://h:6379/3", "redis://h/3/", "unix:///a/b"),
+        "redis://h?db=1&username=u&password=p&socket_timeout=1&max_connections=9&health_check_interval=3",
+        "redis://h?client_name=me&socket_keepalive=yes&retry_on_timeout=no",
+        "rediss://h?ssl_check_hostname=no&ssl_cert_reqs=none&ssl_min_version=771&ssl_ciphers=ALL",
+        "redis+sentinel://h/primary?sentinel_username=u&sentinel_password=p&timeout=5",
+    ],
 )
 def test_what_is_right_is_taken(url: str):
     assert AsyncClient(url).queue
