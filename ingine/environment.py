@@ -35,6 +35,7 @@ compares this with the settings."""
 MISSPELLED = 0.8
 """How like a known name (difflib's ratio) an unknown one is taken for a misspelling of it."""
 
+_NAME = re.compile(r"[\w.~-]+", re.ASCII)
 _SERVICE_LINK = re.compile(r"(?:\w+_)?(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
 _LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://")
 
@@ -73,6 +74,9 @@ def _unknown_variables() -> Iterator[tuple[str, str]]:
             upper = name.upper()  # settings are read whatever the case
             setting = upper.removeprefix(ENV_PREFIX).lower()
             is_ours = upper.startswith(ENV_PREFIX) and not is_service_link(upper, value)
+            if is_ours and not _NAME.fullmatch(upper):  # it may have a password in it
+                begins = _NAME.match(upper)[0]
+                raise ConfigError(f"{where}: what begins with {begins} must be a NAME, and a line NAME=VALUE")
             if is_ours and setting not in KNOWN_SETTINGS:
                 yield upper, where
 

@@ -68,7 +68,7 @@ class Keys:
 
     def __post_init__(self):
         if not QUEUE_NAME.fullmatch(self.queue):
-            raise ValueError(f"a queue's name matches {QUEUE_NAME.pattern}, {self.queue!r} does not")
+            raise ValueError(f"a queue's name matches {QUEUE_NAME.pattern}")  # it may be a URL by mistake
 
     @property
     def prefix(self) -> str:

@@ -45,7 +45,7 @@ def load_settings(**overrides: str | None) -> ProducerSettings:
 
 
 def _explain(fault: dict) -> str:
-    """One sentence. It never quotes the value: a URL may hold a password."""
+    """One sentence. It never quotes the value: a URL, with its password, may have got into any variable."""
     name = str(fault["loc"][0])
     message = fault["msg"].removeprefix("Value error, ")
     field = ProducerSettings.model_fields[name]

@@ -126,9 +126,9 @@ def load_settings(**flags: object) -> WorkerSettings:
 
 
 def _explain(fault: dict) -> str:
+    """One sentence. It never quotes the value: a URL, with its password, may have got into any variable."""
     name = str(fault["loc"][0])
     field = WorkerSettings.model_fields.get(name)
     flag = f"--{name.replace('_', '-')}"
-    given = "" if name == "redis_url" else f", not {fault['input']!r}"  # it may hold a password
-    sentence = f"{ENV_PREFIX}{name.upper()} ({flag}): {fault['msg'].removeprefix('Value error, ')}{given}"
+    sentence = f"{ENV_PREFIX}{name.upper()} ({flag}): {fault['msg'].removeprefix('Value error, ')}"
     return f"{sentence}. {field.description}" if field and field.description else sentence

@@ -143,6 +143,7 @@ def test_no_help_shows_it():
         f"redis://me:{ENCODED}@host:port/0",
         f"redis://me:{ENCODED}@host/0?decode_responses=1",
         f"redis://me:{ENCODED}@host/0?no_such_option={ENCODED}",
+        f"redis://me@host/0?password=x&{PASSWORD[:4]}=y",  # an & that should have been %26
         f"redis://me:{ENCODED}@host/0?socket_timeout={ENCODED}",
         f"rediss://me:{ENCODED}@host/0?ssl_ca_certs=/none",
         f"redis://me:{PASSWORD}@host/0",
@@ -157,6 +158,31 @@ def test_no_refusal_of_a_url_shows_it(url, monkeypatch):
             load()
         assert "INGINE_REDIS_URL" in str(caught.value) and not leaks(caught.value)
         assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("who", LOADERS)
+@pytest.mark.parametrize("value", [f"redis://me:{ENCODED}@host/0", PASSWORD])
+def test_no_setting_shows_it_that_gets_it_by_mistake(who, value, sources, monkeypatch):
+    refused = set()
+    for name in [*WorkerSettings.model_fields, "redis_password", "redis_urls"]:
+        with monkeypatch.context() as patched:
+            patched.setenv(f"INGINE_{name.upper()}", value)
+            try:
+                LOADERS[who]()
+            except ConfigError as error:
+                refused.add(name)
+                assert f"INGINE_{name.upper()}" in str(error) and not leaks(error)
+    assert refused >= {"queue", "redis_urls"}
+    assert who == "producer" or refused >= {"max_num_seqs", "lease_s", "log_json", "dtype", "kv_cache_bytes"}
+
+
+@pytest.mark.parametrize("who", LOADERS)
+def test_no_line_shows_it_that_is_not_as_it_should_be(who, sources):
+    """A colon where an = belongs makes a name of all of it."""
+    Path(".env").write_text(f"INGINE_REDIS_URL:redis://me:{ENCODED}@host/0\n")
+    with pytest.raises(ConfigError, match=r"\.env: .*INGINE_REDIS_URL") as caught:
+        LOADERS[who]()
+    assert not leaks(str(caught.value).lower(), PASSWORD.lower()) and "s3cr" not in str(caught.value).lower()
 
 
 @pytest.mark.parametrize("url", WRONG_URLS)
