@@ -18,6 +18,7 @@ IngineError
     ├── JobCancelled         the job ended in `cancelled`
     ├── JobExpired           the job's deadline passed before it finished
     ├── BadRecord            the server has something under a job's keys that no worker wrote; has a `code`
+    │   └── UnknownStatus    the job is in a status that this version does not know; a newer one may
     ├── ResultTimeout        no terminal event within the caller's own timeout; the job goes on
     └── ServerUnavailable    Redis cannot be reached, or refuses the command
 """
@@ -140,6 +141,10 @@ class BadRecord(ClientError):
     """A job's record, its token log or its reply is not what workers write. Asking again changes nothing."""
 
     code = ErrorCode.BAD_RECORD
+
+
+class UnknownStatus(BadRecord):
+    """A newer worker has written it, or anybody else. An upgraded client may be able to read it."""
 
 
 class ResultTimeout(ClientError):

@@ -287,6 +287,16 @@ def encode_event(event: Event) -> bytes:
     return msgpack.packb(fields)
 
 
+class NewerStatus(ValueError):
+    """Of a terminal event that is well-formed but for its status, which is none of `JobStatus`."""
+
+    def __init__(self, job_id: str, status: str):
+        super().__init__(f"not a status that this version knows: {status!r}")
+        self.job_id, self.status = job_id, status
+
+
+STATUS_NAME = re.compile(r"[a-z_]{1,32}")
+"""What a status of any version looks like."""
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
 """What `decode_event` and `decode_log` raise for bytes that no worker has written."""
 _TERMINAL_TYPES = {
@@ -304,8 +314,8 @@ _USAGE = ("num_prompt_tokens", "num_cached_tokens", "num_output_tokens")
 def decode_event(raw: bytes) -> Event:
     """Inverse of `encode_event`. Fields that this version does not know are ignored: workers may be newer.
 
-    Raises one of UNREADABLE for what is no event, since anybody may publish, and some may write logs. Its
-    message may be as long as a text in `raw`.
+    Raises one of UNREADABLE for what is no event, since anybody may publish, and some may write logs. Among
+    these NewerStatus for an end that a newer version may understand. A message may be as long as `raw`.
     """
     try:
         fields = msgpack.unpackb(raw, strict_map_key=False, max_map_len=MAX_MAP_ENTRIES)
@@ -326,9 +336,10 @@ def decode_event(raw: bytes) -> Event:
         )
     else:
         known = {name: value for name, value in fields.items() if name in TerminalEvent.__slots__}
-        event = TerminalEvent(status=JobStatus(kind), **known)
+        is_newer = STATUS_NAME.fullmatch(kind) is not None and kind not in set(JobStatus)
+        event = TerminalEvent(status=kind if is_newer else JobStatus(kind), **known)
         well_formed = (
-            event.status.terminal
+            (is_newer or event.status.terminal)
             and type(event.position) is int
             and event.position >= 0
             and all(isinstance(getattr(event, name), types) for name, types in _TERMINAL_TYPES.items())
@@ -336,6 +347,8 @@ def decode_event(raw: bytes) -> Event:
             and all(type((event.error or {}).get(name, "")) is str for name in ("code", "message"))
             and all(type(event.usage.get(name, 0)) is int for name in _USAGE)
         )
+        if well_formed and is_newer:
+            raise NewerStatus(event.job_id, kind)
     if not well_formed:
         raise ValueError(f"not the shape of a {kind} event")
     return event

@@ -25,6 +25,7 @@ from ingine.errors import (
     RateLimited,
     ResultTimeout,
     ServerUnavailable,
+    UnknownStatus,
 )
 from ingine.keys import Priority
 from ingine.sampling_params import SamplingParams
@@ -68,4 +69,5 @@ __all__ = [
     "ResultTimeout",
     "SamplingParams",
     "ServerUnavailable",
+    "UnknownStatus",
 ]

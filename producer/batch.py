@@ -24,6 +24,7 @@ from ingine.errors import (
     JobNotFound,
     QueueFull,
     RateLimited,
+    UnknownStatus,
 )
 from ingine.keys import Priority
 from producer.batch_files import RowFile
@@ -86,10 +87,13 @@ class Batch:
         self._output_path, self._error_path = output_path, error_path
         self._slots = asyncio.Semaphore(window)
         self._num_failed = self._num_cut = 0
+        self._unknown: list[UnknownStatus] = []
 
     async def run(self) -> BatchSummary:
         """Raises ConfigError (files that cannot be used, or do not belong together), WriteFailed and
-        ServerUnavailable. After any of them, and after cancellation, running it again goes on."""
+        ServerUnavailable; and once all other lines have rows, UnknownStatus, if the jobs of some have ended
+        in a way that only a newer version understands. After any of them, and after cancellation, running it
+        again goes on."""
         with RowFile(self._output_path) as self._output, RowFile(self._error_path) as self._errors:
             done, num_lines = self._survey()
             self._progress.start(num_lines, len(done), self._num_failed)
@@ -101,6 +105,9 @@ class Batch:
                             group.create_task(self._run_line(line))
             except ExceptionGroup as errors:  # one is enough: the first stops all lines
                 raise errors.exceptions[0] from None
+            if self._unknown:
+                num, have = len(self._unknown), "line has" if len(self._unknown) == 1 else "lines have"
+                raise UnknownStatus(f"{num} {have} no row, until this is run again: {self._unknown[0]}")
             return BatchSummary(num_lines, self._num_failed, len(done), self._num_cut)
 
     def _lines(self) -> Iterator[Line]:
@@ -144,6 +151,10 @@ class Batch:
                 raise line.refusal
             row, file = output_row(line, await self._result(line)), self._output
             self._num_cut += is_cut(row)
+        except UnknownStatus as error:
+            self._unknown.append(error)
+            self._slots.release()
+            return
         except _LINE_ERRORS as error:
             row, file = error_row(line, error), self._errors
             self._num_failed += 1
@@ -162,6 +173,8 @@ class Batch:
                 return await job.result()
             except JobNotFound:  # its TTL passed while nobody looked
                 continue
+            except UnknownStatus:  # of an earlier run's job too: it may have an output
+                raise
             except _ENDED_OTHERWISE:
                 if ours:
                     raise

@@ -11,14 +11,15 @@ from typing import Any
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from ingine.errors import BadRecord, ClientError, InvalidArgument
+from ingine.errors import BadRecord, ClientError, InvalidArgument, UnknownStatus
 from ingine.expiry import expire_due
 from ingine.keys import EVENT_FIELD, Keys
-from ingine.wire import DEFAULT_RESULT_TTL_S, UNREADABLE, JobStatus, decode_event
+from ingine.wire import DEFAULT_RESULT_TTL_S, UNREADABLE, JobStatus, NewerStatus, decode_event
 from producer.arguments import ENTRY_ID
 from producer.connection import Server
 from producer.home import Home, end_tasks
 from producer.partitions import Partitions
+from producer.results import unknown_status
 from producer.token_log import Patience, by_stream
 
 BLOCK_MS = 2000
@@ -153,6 +154,9 @@ def _reply(fields: dict[bytes, bytes], position: str) -> Reply:
             metadata=end.metadata,
             position=position,
         )
+    except NewerStatus as error:
+        reason = unknown_status(error.job_id, error.status)
+        raise UnknownStatus(f"{reason}, or go on behind this reply with the position {position!r}") from None
     except UNREADABLE as error:
         raise BadRecord(
             f"the replies stream has an entry that is no event ({repr(error)[:200]}): "

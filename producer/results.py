@@ -5,9 +5,9 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from ingine.errors import BadRecord, JobCancelled, JobExpired, JobFailed
+from ingine.errors import BadRecord, JobCancelled, JobExpired, JobFailed, UnknownStatus
 from ingine.keys import SILENT_AFTER_S
-from ingine.wire import JobStatus, TerminalEvent
+from ingine.wire import STATUS_NAME, JobStatus, TerminalEvent
 
 NO_WORKER = "no worker serves queue %s: jobs wait until one does (start one with `ingine worker`)"
 
@@ -200,15 +200,21 @@ def raise_unless_finished(end: TerminalEvent) -> None:
 
 
 def read_status(job_id: str, raw: bytes) -> JobStatus:
-    """From a job's record. Raises BadRecord: a newer worker may have written it, or anybody else."""
+    """From a job's record. Raises BadRecord, as `unknown_status` has it."""
     text = raw.decode(errors="replace")
     try:
         return JobStatus(text)
     except ValueError:
-        raise BadRecord(
-            f"job {job_id} has the status {text[:50]!r}, which this version of ingine does not know: "
-            "upgrade the client"
-        ) from None
+        raise unknown_status(job_id, text) from None
+
+
+def unknown_status(job_id: str, status: str) -> BadRecord:
+    """UnknownStatus, unless no version has such a status."""
+    kind = UnknownStatus if STATUS_NAME.fullmatch(status) else BadRecord
+    return kind(
+        f"job {job_id[:128]} has the status {status[:50]!r}, which this version of ingine does not know: "
+        "upgrade the client"
+    )
 
 
 def read_number(job_id: str, name: str, raw: bytes | None) -> int | None:

@@ -15,10 +15,18 @@ from ingine.errors import BadRecord, ClientError, ServerUnavailable
 from ingine.expiry import expire
 from ingine.keys import Keys, log_id
 from ingine.servers import is_lacking, is_refusal
-from ingine.wire import DEFAULT_RESULT_TTL_S, UNREADABLE, Event, JobStatus, TerminalEvent, decode_log
+from ingine.wire import (
+    DEFAULT_RESULT_TTL_S,
+    UNREADABLE,
+    Event,
+    JobStatus,
+    NewerStatus,
+    TerminalEvent,
+    decode_log,
+)
 from producer.connection import Server
 from producer.home import end_tasks, is_cancelled
-from producer.results import of_another_type, read_number, read_status
+from producer.results import of_another_type, read_number, read_status, unknown_status
 
 T = TypeVar("T")
 READS_PER_TRIP = 128
@@ -246,6 +254,8 @@ def _page(request: _Request, entries, record, now_ms: int) -> LogPage | Exceptio
     status, position, deadline_at = record or (None, None, None)
     try:
         events = decode_log(job_id, request.position, entries)
+    except NewerStatus as error:
+        return unknown_status(job_id, error.status)
     except UNREADABLE as error:
         return BadRecord(f"the token log of job {job_id} is not what a worker writes: {str(error)[:200]}")
     try:

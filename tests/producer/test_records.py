@@ -29,7 +29,7 @@ async def test_a_record_that_cannot_be_read_fails_its_own_stream_alone(
         await worker.run(job.job_id, 1)
     failure, *results = await asyncio.gather(*following, return_exceptions=True)
     assert [result.token_ids for result in results] == [[1]] * 10
-    assert (type(failure), failure.code) == (BadRecord, "bad_record")
+    assert isinstance(failure, BadRecord) and failure.code == "bad_record"
     assert odd.job_id in str(failure)
     with pytest.raises(BadRecord, match=says):
         await odd.status()
