@@ -16,6 +16,7 @@ from ingine.keys import GROUP, PARKED_PREFIX, RELEASED, WAITING, Keys, Priority,
 from ingine.scripts import read_script
 from worker.contact import Contact
 from worker.entries import MAX_ENTRY_BYTES, Entry, read_entries, read_entry
+from worker.last_ids import renumber
 from worker.logs import log_event
 from worker.retry import never_passes
 from worker.served_model import ServedModel
@@ -176,7 +177,9 @@ class JobStreams:
         for priority in self._served:
             if not self._adopt_after[priority]:
                 try:
-                    await self._renumber(priority)
+                    await renumber(
+                        self._scripts["renumber"], self._redis, self.keys, priority, self.worker_id
+                    )
                 except ResponseError as error:  # of the dead letters: no reason to leave the other streams
                     failed = error
             touched = [self.keys.jobs(priority), self.keys.fair(priority)]
@@ -187,13 +190,6 @@ class JobStreams:
         if failed:
             raise failed
         return num_adopted, any(self._adopt_after.values())
-
-    async def _renumber(self, priority: Priority) -> None:
-        """Somebody may have used up the ids of a jobs stream: then nobody can add a job any more."""
-        touched = [self.keys.jobs(priority), self.keys.while_renumbered(priority), self.keys.dead]
-        num_buried = await self._scripts["renumber"](keys=touched, args=[GROUP, self.worker_id])
-        if num_buried >= 0:
-            log_event(logger, logging.ERROR, "ids used up", priority=priority, buried=num_buried)
 
     async def _read_group(
         self, after: dict[Priority, str], *, waits_s: float = 0.0, **options

@@ -15,10 +15,10 @@ from producer import AsyncClient
 from tests.served_models import OTHER, TINY
 from tests.servers import cluster
 from worker.entries import Append, Entry, Finish
+from worker.last_ids import LAST_MS
 from worker.queue import Queue
 
 NUM_PARTITIONS = 3
-GREATEST_ID = f"{2**64 - 1}-{2**64 - 1}"
 JOB = {"reply_to": "batch", "tenant": "gold", "deadline_s": 3600}
 
 
@@ -54,8 +54,10 @@ class Walk:
         job_id = await self.submit()
         (entry,) = await self.queue.take(1)
         assert await self.queue.bury(entry, "bad_record", "why", job_id=job_id)
-        await self.redis.xadd(self.keys.jobs("normal"), {"job": b"\xc1"}, id=GREATEST_ID)
+        await self.redis.xadd(self.keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS}-0")
+        job_id = await self.submit()
         await self.queue.adopt()
+        assert await self.producer.cancel(job_id) == "cancelled"
         assert await self.redis.xadd(self.keys.jobs("normal"), {"job": b"\xc1"}), "there are ids again"
         forget = self.redis.register_script(read_script("worker", "forget"))
         await forget(keys=self.keys.all_jobs, args=[GROUP, 0])

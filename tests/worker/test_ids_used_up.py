@@ -6,13 +6,13 @@ from redis.exceptions import ResponseError
 
 from ingine.errors import ClientError, ErrorCode
 from ingine.keys import GROUP
-from ingine.wire import Job, JobStatus
+from ingine.scripts import read_script
+from ingine.wire import Job, JobStatus, TerminalEvent, encode_job
 from producer import AsyncClient
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY
-
-LAST_MS = 2**64 - 1
-GREATEST_ID = f"{LAST_MS}-{LAST_MS}"
+from worker.entries import Finish
+from worker.last_ids import GREATEST_ID, JOBS_PER_READ, LAST_MS
 
 
 @pytest.fixture
@@ -92,13 +92,35 @@ async def test_what_the_dead_letters_refuse_keeps_no_other_stream_waiting(client
     assert pending["pending"] == 1, "the entry that nobody had is adopted all the same"
 
 
-async def test_a_job_that_was_given_the_last_id_can_be_requeued(client, keys, make_queue, redis_url):
-    """By the server: somebody had used up all before it."""
+async def test_what_waits_under_such_an_id_is_kept(client, keys, make_queue, push, redis_url):
+    """By the server it was given: somebody had used one of that millisecond before."""
+    queue = make_queue("w1")
+    await client.xadd(keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS}-0")
+    async with AsyncClient(redis_url, queue=keys.queue) as producer:
+        await producer.submit("x", job_id="a", tenant="gold")
+        await push(Job(id="bare", prompt="x"))
+        before = (await producer.status("a")).entry
+        assert before == f"{LAST_MS}-1"
+        await queue.adopt()
+        assert [letter.job_id for letter in await producer.dead_letters()] == [None]
+        first, second = await queue.take(2)
+        assert {first.id, second.id} >= {(await producer.status("a")).entry} and first.accepted
+        assert (await queue.begin(first, "a", None)).verdict == "run"
+        assert (await queue.begin(second, "bare", None)).verdict == "run"
+
+
+async def test_what_came_after_the_look_can_be_requeued(client, keys, make_queue, redis_url):
     queue = make_queue("w1")
     await client.xadd(keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS}-{LAST_MS - 1}")
     async with AsyncClient(redis_url, queue=keys.queue) as producer:
         await producer.submit("x", job_id="a")
-        await queue.adopt()
+        touched = [keys.jobs("normal"), keys.while_renumbered("normal"), keys.dead]
+        assert (
+            await client.register_script(read_script("worker", "renumber"))(
+                keys=touched, args=[GROUP, "w1", 0]
+            )
+            == 2
+        )
         letters = await producer.dead_letters()
         assert {letter.job_id for letter in letters} == {"a", None}
         (letter,) = [letter for letter in letters if letter.job_id == "a"]
@@ -108,6 +130,47 @@ async def test_a_job_that_was_given_the_last_id_can_be_requeued(client, keys, ma
         assert (await queue.begin(entry, "a", None)).verdict == "run"
         with pytest.raises(ClientError, match="no dead letter"):
             await producer.requeue(letter.entry_id)
+
+
+async def test_what_a_worker_has_and_has_not_begun_waits_anew(client, keys, make_queue, redis_url):
+    queue, other = make_queue("w1"), make_queue("w2")
+    await client.xadd(keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS}-0")
+    await client.xdel(keys.jobs("normal"), f"{LAST_MS}-0")
+    async with AsyncClient(redis_url, queue=keys.queue) as producer:
+        await producer.submit("x", job_id="a")
+        (old,) = await queue.take(1)
+        await queue.adopt()
+        (new,) = await other.take(1)
+        assert (await queue.begin(old, "a", None)).verdict == "stale"
+        assert (await other.begin(new, "a", None)).verdict == "run"
+
+
+async def test_what_runs_under_such_an_id_ends_as_it_would(client, keys, make_queue, redis_url):
+    queue = make_queue("w1")
+    await client.xadd(keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS}-0")
+    await client.xdel(keys.jobs("normal"), f"{LAST_MS}-0")
+    async with AsyncClient(redis_url, queue=keys.queue) as producer:
+        await producer.submit("x", job_id="a")
+        (entry,) = await queue.take(1)
+        begun = await queue.begin(entry, "a", None)
+        await queue.adopt()
+        assert await client.xlen(keys.jobs("normal")) == 0
+        event = TerminalEvent(0, JobStatus.FINISHED, "a", finish_reason="stop")
+        assert await queue.finish(Finish(entry, begun.attempt, event, None)) == 0
+        assert (await producer.attach("a").result()).finish_reason == "stop"
+        assert [letter.job_id for letter in await producer.dead_letters()] == ["a"]
+
+
+async def test_more_of_them_than_are_read_at_once(client, keys, make_queue, push):
+    queue = make_queue("w1")
+    num_jobs = 2 * JOBS_PER_READ
+    for number in range(num_jobs):
+        job = encode_job(Job(id=f"a-{number}", prompt="x"))
+        sequence = LAST_MS - num_jobs + 1 + number
+        await client.xadd(keys.jobs("normal"), {"job": job}, id=f"{LAST_MS}-{sequence}")
+    await queue.adopt()
+    assert await client.xlen(keys.jobs("normal")) == num_jobs
+    assert await client.xlen(keys.dead) == 0
 
 
 async def test_producers_can_go_on_beside_a_worker(harness, redis_url):
