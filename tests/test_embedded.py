@@ -12,8 +12,9 @@ import redis
 
 from ingine.errors import ConfigError
 from tests.waiting import HANGS_S, wait_until
-from worker import embedded
-from worker.embedded import EmbeddedServer, ensure_server
+from worker import embedded, server_choice
+from worker.embedded import EmbeddedServer
+from worker.server_choice import ensure_server
 
 
 def answers(url: str) -> bool:
@@ -30,8 +31,8 @@ def default_port(monkeypatch) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    monkeypatch.setattr(embedded, "DEFAULT_PORT", port)
-    monkeypatch.setattr(embedded, "DEFAULT_REDIS_URL", f"redis://127.0.0.1:{port}/0")
+    monkeypatch.setattr(server_choice, "DEFAULT_PORT", port)
+    monkeypatch.setattr(server_choice, "DEFAULT_URL", f"redis://127.0.0.1:{port}/0")
     return port
 
 

@@ -47,9 +47,9 @@ def worker(**flags: object) -> None:
 def run_worker(settings: WorkerSettings) -> None:
     """Blocks until a signal ends it. Loads the model first: a wrong one fails before Redis is touched."""
     with frozen_imports():
-        from worker.embedded import ensure_server
         from worker.http_port import with_usable_port
         from worker.logs import log_event, setup_logging
+        from worker.server_choice import ensure_server
         from worker.worker import Worker  # noqa: F401
 
     setup_logging(settings.log_level, as_json=settings.log_json)

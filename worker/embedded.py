@@ -10,7 +10,6 @@ terminal's Ctrl-C before the worker has drained.
 
 import errno
 import fcntl
-import logging
 import os
 import re
 import secrets
@@ -18,32 +17,15 @@ import shutil
 import socket
 import tempfile
 import time
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Self
 
-import redis
-
 from ingine.errors import ConfigError
-from ingine.local_server import (
-    DEFAULT_PORT,
-    HOST_FILE,
-    LOG_FILE,
-    URL_FILE,
-    default_data_dir,
-    is_changing,
-    no_embedded_server,
-    other_person_on,
-    running_url,
-    this_host,
-)
+from ingine.local_server import DEFAULT_HOST, HOST_FILE, LOG_FILE, URL_FILE, default_data_dir, this_host
 from ingine.private_files import own_folder, read_private, write_private
-from ingine.server_url import redact
 from worker.child import Child
 
-HOST = "127.0.0.1"
-DEFAULT_REDIS_URL = f"redis://{HOST}:{DEFAULT_PORT}/0"
 PASSWORD_FILE, CONFIG_FILE = "password", "valkey.conf"
 AOF_FOLDER = "appendonlydir"
 READY = b"Ready to accept connections"
@@ -51,25 +33,12 @@ READY = b"Ready to accept connections"
 START_TIMEOUT_S = 10.0
 LOCK_TIMEOUT_S = 2.0
 
-log = logging.getLogger(__name__)
 
-
-class _Listener(StrEnum):
-    """What a probe of a URL finds there."""
-
-    SERVER = "a server that answers"
-    LOADING = "a server that loads its files"
-    LOCKED = "a server that wants a password"
-    NOBODY = "nobody"
-    STRANGER = "something that is not a Redis server"
-    OTHERS = "a server of another user"
-
-
-class _DataDirInUse(ConfigError):
+class DataDirInUse(ConfigError):
     pass
 
 
-class _PortTaken(ConfigError):
+class PortTaken(ConfigError):
     pass
 
 
@@ -94,7 +63,7 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """With the password, which there is once it has started."""
-        return f"redis://:{self._password}@{HOST}:{self.port}/0"
+        return f"redis://:{self._password}@{DEFAULT_HOST}:{self.port}/0"
 
     @property
     def pid(self) -> int | None:
@@ -120,7 +89,7 @@ class EmbeddedServer:
                 self._spawn(binary)
                 self._wait_until_it_answers()
                 break
-            except _PortTaken:  # a free port may be taken by someone else before the server binds it
+            except PortTaken:  # a free port may be taken by someone else before the server binds it
                 if not any_port or attempt == 4:
                     raise
         return self
@@ -142,7 +111,7 @@ class EmbeddedServer:
         with self._open_log() as log_file:
             self._log_offset = log_file.tell()
             options = {
-                "bind": HOST,
+                "bind": DEFAULT_HOST,
                 "port": self.port,
                 "dir": self.data_dir,
                 "appendonly": "yes",
@@ -160,7 +129,7 @@ class EmbeddedServer:
         """The server's log, locked, in a data directory that is in order. The server inherits the lock: two
         on one append-only file would ruin it.
 
-        Raises ConfigError (another user's, read-only, not a folder, disk full), or _DataDirInUse if another
+        Raises ConfigError (another user's, read-only, not a folder, disk full), or DataDirInUse if another
         server has the lock.
         """
         try:
@@ -174,7 +143,7 @@ class EmbeddedServer:
             write_private(self.data_dir / CONFIG_FILE, f"requirepass {self._password}\n")
         except BlockingIOError:
             log_file.close()
-            raise _DataDirInUse(
+            raise DataDirInUse(
                 f"the data directory {self.data_dir} belongs to a server that is running; its URL is in "
                 f"{self.url_path}"
             ) from None
@@ -219,7 +188,7 @@ class EmbeddedServer:
                 self.stop()
                 raise self._start_error("it ended at once")
             # A long log takes as long to load as it takes; only silence is an error.
-            if time.monotonic() > deadline and _probe(self.port) is _Listener.NOBODY:
+            if time.monotonic() > deadline and not is_taken(self.port):
                 self.stop()
                 raise self._start_error(f"it does not answer after {START_TIMEOUT_S:.0f} s")
             time.sleep(0.02)
@@ -243,60 +212,9 @@ class EmbeddedServer:
     def _start_error(self, what: str) -> ConfigError:
         lines = self._read_log().decode(errors="replace").splitlines()
         if any("Address already in use" in line for line in lines):
-            return _PortTaken(f"port {self.port} is taken by another program")
+            return PortTaken(f"port {self.port} is taken by another program")
         tail = "\n  ".join(lines[-5:])
         return ConfigError(f"the embedded server did not start: {what}. Log, {self.log_path}:\n  {tail}")
-
-
-def ensure_server(
-    redis_url: str | None, *, data_dir: Path | None = None
-) -> tuple[str, EmbeddedServer | None]:
-    """The URL of the server to use, and the embedded server if one had to be started (the caller stops it).
-
-    With a URL: that one, and nothing is ever started. Without: this user's embedded server if it runs, else
-    the server that answers on the default URL, else a new one there, or on a free port if another program has
-    the default one.
-    """
-    if redis_url:
-        return redis_url, None
-    data_dir = data_dir or default_data_dir()
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while not (url := running_url(data_dir)):
-        found = _probe(DEFAULT_PORT)
-        if found in (_Listener.SERVER, _Listener.LOADING):
-            url = DEFAULT_REDIS_URL
-            break
-        if found is _Listener.LOCKED and not is_changing(data_dir):
-            raise ConfigError(
-                f"{DEFAULT_REDIS_URL} is {found}, and {no_embedded_server(data_dir)}. Set one of these, or "
-                "INGINE_REDIS_URL, with the password in it"
-            )
-        try:
-            if found is _Listener.NOBODY:
-                return _start(EmbeddedServer(data_dir, port=DEFAULT_PORT))
-            if found in (_Listener.STRANGER, _Listener.OTHERS):
-                log.warning("port %d is taken by %s", DEFAULT_PORT, found)
-                return _start(EmbeddedServer(data_dir))
-        except (_DataDirInUse, _PortTaken):
-            # By a worker that starts at this very moment, or by the server of one that has just been killed:
-            # the next look will tell.
-            if time.monotonic() > deadline and not is_changing(data_dir):
-                raise
-        time.sleep(0.1)
-    log.info("using the server that answers at %s", redact(url))
-    return url, None
-
-
-def _start(server: EmbeddedServer) -> tuple[str, EmbeddedServer]:
-    server.start()
-    log.info(
-        "started an embedded server at %s, its files are in %s. This user's commands find it; others "
-        "need INGINE_REDIS_URL, set to what is in %s",
-        redact(server.url),
-        server.data_dir,
-        server.url_path,
-    )
-    return server.url, server
 
 
 def _lock(file: IO[bytes]) -> None:
@@ -328,29 +246,16 @@ def find_binary() -> Path:
     )
 
 
-def _probe(port: int) -> _Listener:
-    """Who listens on this machine's `port`. Asks without a password."""
+def is_taken(port: int) -> bool:
+    """Whether anybody listens there, on this machine's loopback."""
     try:
-        socket.create_connection((HOST, port), timeout=1).close()
+        socket.create_connection((DEFAULT_HOST, port), timeout=1).close()
     except OSError:
-        return _Listener.NOBODY
-    if other_person_on(port):
-        return _Listener.OTHERS
-    client = redis.Redis(HOST, port, socket_timeout=2, retry=None)
-    try:
-        client.ping()
-        return _Listener.SERVER
-    except redis.BusyLoadingError:
-        return _Listener.LOADING
-    except redis.AuthenticationError:
-        return _Listener.LOCKED
-    except redis.RedisError:
-        return _Listener.STRANGER
-    finally:
-        client.close()
+        return False
+    return True
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.bind((DEFAULT_HOST, 0))
         return probe.getsockname()[1]

@@ -12,7 +12,7 @@ from ingine.local_server import other_person_on, running_url
 from ingine.servers import Servers
 from producer import AsyncClient, Client, ServerUnavailable
 from tests.security.neighbours import NEIGHBOUR, needs_root
-from worker import embedded
+from worker import embedded, server_choice
 from worker.embedded import EmbeddedServer
 
 
@@ -29,7 +29,7 @@ def data_dir(tmp_path, monkeypatch):
 def default_port(monkeypatch) -> int:
     """A free port that stands for 6379, which this machine may well have in use."""
     port = embedded._free_port()
-    for module in ("ingine.local_server", "worker.embedded"):
+    for module in ("ingine.local_server", "worker.server_choice"):
         monkeypatch.setattr(f"{module}.DEFAULT_PORT", port)
     monkeypatch.setattr(local_server, "DEFAULT_URL", f"redis://127.0.0.1:{port}/0")
     return port
@@ -119,7 +119,7 @@ def test_a_worker_says_where_it_looked(data_dir, default_port, tmp_path):
             ConfigError, match=f"wants a password.*looked for in {data_dir}: none was started there"
         ),
     ):
-        embedded.ensure_server(None)
+        server_choice.ensure_server(None)
 
 
 # ------------------------------------------------------------------------------------------- whose

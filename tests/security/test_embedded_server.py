@@ -17,7 +17,7 @@ from ingine.local_server import DEFAULT_URL, default_url, other_person_on, runni
 from producer.settings import load_settings
 from tests.security.neighbours import NEIGHBOUR, become_the_neighbour, needs_root
 from tests.waiting import HANGS_S
-from worker import embedded
+from worker import embedded, server_choice
 from worker.embedded import EmbeddedServer
 
 
@@ -62,11 +62,11 @@ def test_all_its_files_are_private_whatever_the_umask(data_dir):
 
 
 def test_the_password_is_neither_in_the_list_of_processes_nor_in_the_log(data_dir, monkeypatch, caplog):
-    monkeypatch.setattr(embedded, "DEFAULT_PORT", embedded._free_port())
+    monkeypatch.setattr(server_choice, "DEFAULT_PORT", embedded._free_port())
     with caplog.at_level(logging.DEBUG):
-        url, server = embedded.ensure_server(None)
+        url, server = server_choice.ensure_server(None)
         with server:
-            assert embedded.ensure_server(None) == (url, None)
+            assert server_choice.ensure_server(None) == (url, None)
             password = urlsplit(url).password
             arguments = [*server._child._popen.args, Path(f"/proc/{server.pid}/cmdline").read_text()]
     assert len(password) == 64 and not any(password in argument for argument in arguments)
@@ -176,13 +176,13 @@ def test_a_server_of_another_person_on_the_default_port_is_not_taken_for_ours(da
         his = socket.create_server(("127.0.0.1", 0))
     finally:
         os.seteuid(0)
-    for module in ("ingine.local_server", "worker.embedded"):
+    for module in ("ingine.local_server", "worker.server_choice"):
         monkeypatch.setattr(f"{module}.DEFAULT_PORT", his.getsockname()[1])
     with his:
         with pytest.raises(ConfigError, match=rf"is another user's, {NEIGHBOUR}: set INGINE_REDIS_URL"):
             default_url()
         assert load_settings().redis_url is None, "a client of one's own needs no server of ours"
-        url, server = embedded.ensure_server(None)
+        url, server = server_choice.ensure_server(None)
         with server:
             assert "is taken by a server of another user" in caplog.text
             assert default_url() == url == server.url
