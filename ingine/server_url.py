@@ -63,7 +63,8 @@ def check_url(url: str) -> str:
 
 def redact(url: str) -> str:
     """`url` without its password, for logs. Its options may hold one too."""
-    return re.sub(r"//([^:@/]*):.*@", r"//\1:***@", url.partition("?")[0])
+    # All before the last @: a user or password may have a / ? or @ that should have been escaped.
+    return re.sub(r"//([^:]*):.*@", r"//\1:***@", url, flags=re.DOTALL).partition("?")[0]
 
 
 def parse_server_url(url: str) -> Location:
@@ -80,7 +81,7 @@ def parse_server_url(url: str) -> Location:
             service, _, path = path.lstrip("/").partition("/")
         first = hosts.partition(",")[0]
         option_names = [option.partition("=")[0] for option in parts.query.split("&")]
-        if "@" in "".join([parts.fragment, *option_names, "" if transport == "unix" else path]):
+        if "@" in "".join([parts.fragment, *option_names, service, "" if transport == "unix" else path]):
             raise ValueError("the password was taken for more of the URL than it is")
         options = dict(parse_url(urlunsplit((transport, f"{user}{at}{first}", path, parts.query, ""))))
     except ValueError as error:  # whose text may quote a part of the password

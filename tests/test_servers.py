@@ -114,6 +114,18 @@ def test_a_redacted_url_has_neither_password_nor_options():
     assert redact("redis+cluster://me:a@b@x:1,y:2/0?password=c") == "redis+cluster://me:***@x:1,y:2/0"
 
 
+@pytest.mark.parametrize("user", ["@", "m@e", "m/e", "", "/", "?", "m\ne"])
+@pytest.mark.parametrize("password", ["geheim", "a@heim", "a/heim", "heim?a", "a#heim", "a:heim", "a\nheim"])
+def test_a_redacted_url_has_no_password_wherever_it_seems_to_begin(user, password):
+    for scheme in ("redis", "rediss", "redis+sentinel", "redis+cluster"):
+        assert "heim" not in redact(f"{scheme}://{user}:{password}@x:1,y:2/a/0")
+
+
+def test_a_password_is_not_taken_for_the_name_of_a_primary():
+    with pytest.raises(ValueError, match="no URL that can be read"):
+        check_url("redis+sentinel://us/er:geheim@a:1,b:2/0")
+
+
 # ------------------------------------------------------------------------------------- one server
 
 
