@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from redis.exceptions import ResponseError
 
@@ -88,8 +89,11 @@ class Publisher:
         try:
             answer = await until_served("finish", lambda: queue.finish(finish))
         except ResponseError as error:
-            reason, job_id = BAD_RECORD.format(error), finish.event.job_id
-            await self.bury(queue, finish.entry, ErrorCode.BAD_RECORD, reason, job_id=job_id)
+            job_id, metadata = finish.event.job_id, finish.event.metadata
+            reason = BAD_RECORD.format(error)
+            await self.bury(
+                queue, finish.entry, ErrorCode.BAD_RECORD, reason, job_id=job_id, metadata=metadata
+            )
             return BROKEN
         if answer == finish.event.position:
             self._metrics.ended(finish.event)
@@ -139,15 +143,23 @@ class Publisher:
             self._metrics.dead_letters.inc()
 
     async def bury(
-        self, queue: Queue, entry: Entry, code: ErrorCode, reason: str, *, job_id: str | None = None
+        self,
+        queue: Queue,
+        entry: Entry,
+        code: ErrorCode,
+        reason: str,
+        *,
+        job_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         """To the dead letters, since no terminal event can be written under the job's own keys. Its record
         ends, if the job has an id that can be read and its record is one.
 
         Where these are none either, the entry stays: whoever claims it after a lease tries again.
         """
+        grave = {"job_id": job_id, "metadata": metadata}
         try:
-            buried = await until_served("bury", lambda: queue.bury(entry, str(code), reason, job_id=job_id))
+            buried = await until_served("bury", lambda: queue.bury(entry, str(code), reason, **grave))
         except ResponseError as error:
             log_event(logger, logging.ERROR, "entry not buried", entry=entry.id, code=str(code), error=error)
             return
@@ -207,7 +219,8 @@ class Publisher:
         if position == BROKEN or job.num_rollbacks > MAX_ROLLBACKS:
             self._let_go(job)
             reason = BAD_RECORD.format("its record or its log is of another kind, or was changed")
-            await self.bury(job.queue, job.entry, ErrorCode.BAD_RECORD, reason, job_id=job.id)
+            code, metadata = ErrorCode.BAD_RECORD, job.job.metadata
+            await self.bury(job.queue, job.entry, code, reason, job_id=job.id, metadata=metadata)
             return False
         log_event(logger, logging.WARNING, "log went back", job_id=job.id, to=position, position=job.position)
         self._metrics.log_rollbacks.inc()

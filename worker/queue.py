@@ -5,6 +5,7 @@ Nothing here retries. Every call may be made again after an error: that is the s
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgpack
 from redis.asyncio import Redis
@@ -203,22 +204,32 @@ class Queue(JobStreams):
         """Spare the peers waiting for their next sweep."""
         await self._redis.spublish(self.keys.control, nudge("released"))
 
-    async def bury(self, entry: Entry, code: str, reason: str, *, job_id: str | None = None) -> bool:
+    async def bury(
+        self,
+        entry: Entry,
+        code: str,
+        reason: str,
+        *,
+        job_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> bool:
         """Of an entry that has no job, the dead letter has a msgpack map of its first fields.
 
-        job_id: the job whose record ends too, if it is this entry's, and whose reply is sent.
+        job_id: the job whose record ends too, if it is this entry's, and whose reply is sent, which has
+        `metadata`.
         """
         raw = msgpack.packb(dict(entry.foreign)) if entry.foreign else entry.raw
-        keys, job = self.keys, job_id or ""
-        args = [GROUP, self.worker_id, entry.id, raw, code, reason, job, int(self._result_ttl_s * 1000)]
-        reply_to = key = None
-        if job:
-            ending = await ending_of(self._redis, keys, entry, job, code=code, reason=reason)
+        keys, event, channel, reply_to, key = self.keys, b"", "", None, None
+        if job_id is not None:
+            error = {"code": code, "message": reason}
+            ending = await ending_of(self._redis, keys, entry, job_id, error, metadata)
+            event, channel = encode_event(ending.event), keys.channel(job_id)
             reply_to, key = ending.reply_to, ending.idempotency_key
-            args += [encode_event(ending.event), keys.channel(job)]
-            args += [int(reply_to is not None), int(key is not None)]
+        job = job_id or ""
         touched = [keys.jobs(entry.priority), keys.dead, keys.job(job), keys.tokens(job), keys.deadlines]
         touched += [keys.bytes, keys.replies(reply_to or ""), keys.idem(key or "")]
+        args = [GROUP, self.worker_id, entry.id, raw, code, reason, job, int(self._result_ttl_s * 1000)]
+        args += [event, channel, int(reply_to is not None), int(key is not None)]
         return bool(await self._scripts["bury"](keys=touched, args=args))
 
     # ------------------------------------------------------------------------------------- reads

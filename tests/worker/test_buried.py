@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgpack
 import pytest
 from redis.exceptions import ResponseError
 
@@ -37,8 +38,17 @@ async def test_a_job_that_cannot_be_begun_sends_its_reply(harness, redis_url, at
     async with AsyncClient(redis_url, queue=worker.keys.queue) as client, asyncio.timeout(HANGS_S):
         await worker.push(Job(id="bad", prompt="x", reply_to="me", sampling=ENDLESS, metadata=METADATA))
         reply = await anext(client.replies("me"))
-    assert (reply.job_id, reply.error["code"], reply.metadata) == ("bad", ErrorCode.BAD_RECORD, METADATA)
+    assert (reply.job_id, reply.error["code"]) == ("bad", ErrorCode.BAD_RECORD)
     await worker.redis.delete(worker.keys.job("bad"), worker.keys.tokens("bad"))
+
+
+async def test_a_job_that_was_never_accepted_and_is_refused_unread_sends_its_reply(harness, redis_url):
+    worker = await harness()
+    too_large = {"v": 1, "id": "bad", "reply_to": "me", "prompt": "x" * (2 << 20)}
+    async with AsyncClient(redis_url, queue=worker.keys.queue) as client, asyncio.timeout(HANGS_S):
+        await worker.push(msgpack.packb(too_large))
+        reply = await anext(client.replies("me"))
+    assert (reply.job_id, reply.error["code"]) == ("bad", ErrorCode.JOB_TOO_LARGE)
 
 
 async def test_its_idempotency_key_lives_as_long_as_its_record(client, keys, make_queue):

@@ -18,7 +18,7 @@ local function close_record()
     has_key = ARGV[12],
   }
   local record = redis.pcall('HMGET', KEYS[3], 'status', 'entry')
-  if record.err then
+  if record.err or not record[1] then
     tell(keys, ending) -- no script will ever say more of this job
   elseif record[2] == ARGV[3] and (record[1] == 'queued' or record[1] == 'running') then
     close_job(keys, ending)
