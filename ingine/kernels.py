@@ -16,13 +16,19 @@ from ingine.attention import AttentionBackend, NativeAttention, TorchAttention
 from ingine.attention.native import KV_FORMATS, MAX_HEAD_DIM
 from ingine.device_sampling import TRITON_SAMPLING
 from ingine.errors import ConfigError
-from ingine.layers.onednn import PackedBfloat16, PackedInt8, bfloat16_is_packable, int8_obstacle
+from ingine.layers.onednn import (
+    PackedBfloat16,
+    PackedInt8,
+    bfloat16_is_packable,
+    int8_is_packable,
+    int8_obstacle,
+)
 from ingine.layers.ops import LayerOps, TorchOps
 from ingine.layers.weights import PlainWeights, WeightFormat
 from ingine.native.compiler import BuildError, code_folder
 from ingine.native.layer_ops import NativeOps
 from ingine.native.sampling import NATIVE_SAMPLING
-from ingine.native.weights import NativeBfloat16, NativeInt8, is_supported
+from ingine.native.weights import NativeInt8, NativeWeights
 from ingine.sampling import TORCH_SAMPLING, Sampling
 
 logger = logging.getLogger(__name__)
@@ -164,18 +170,20 @@ def _select_cuda_kernels(
 def _select_weights(
     library: CDLL | None, device: torch.device, dtype: torch.dtype, quantization: str | None
 ) -> WeightFormat:
+    """`library` is None where it does not compute `dtype` on `device`."""
     if quantization == "int8":
+        if library is not None:
+            return NativeInt8(library, dtype, PackedInt8() if int8_is_packable() else PlainWeights())
         obstacle = f"this is {device}" if device.type != "cpu" else int8_obstacle()
         if obstacle is not None:
-            raise ConfigError(f"quantization 'int8' needs an x86 CPU with VNNI, and oneDNN: {obstacle}")
-        library_format, own_format = PackedInt8(), NativeInt8
-    elif device.type == "cpu" and dtype == torch.bfloat16 and bfloat16_is_packable():
-        library_format, own_format = PackedBfloat16(), NativeBfloat16
-    else:
-        return PlainWeights()
-    if dtype == torch.bfloat16 and library is not None and is_supported(library):
-        return own_format(library, fallback=library_format)
-    return library_format
+            raise ConfigError(
+                "quantization 'int8' needs device cpu and, there, native kernels (a C++ compiler) with dtype "
+                f"float32 or bfloat16, or else an x86 CPU with VNNI, and oneDNN: {obstacle}"
+            )
+        return PackedInt8()
+    is_packable = device.type == "cpu" and dtype == torch.bfloat16 and bfloat16_is_packable()
+    library_format = PackedBfloat16() if is_packable else PlainWeights()
+    return library_format if library is None else NativeWeights(library, dtype, fallback=library_format)
 
 
 def _select_attention(

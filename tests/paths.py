@@ -8,19 +8,20 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
 from ingine import native
 from ingine.layers.onednn import bfloat16_is_packable, int8_is_packable
-from ingine.native.weights import is_supported
 
 HAS_TRITON = find_spec("triton") is not None
 
 MARCHES = {
     "native": "native kernels, built for this CPU",
     "x86-64-v4": "native kernels, built for AVX-512",
+    "alderlake": "native kernels, built for AVX-VNNI",
     "x86-64-v3": "native kernels, built for AVX2",
     "x86-64": "native kernels, built for any x86-64",
 }
@@ -32,6 +33,12 @@ def _runs(*capabilities: str) -> bool:
     """Whether there is a compiler, and the CPU has one of torch's capabilities."""
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     return is_x86 and torch.backends.cpu.get_cpu_capability() in capabilities and _has_native()
+
+
+def _cpu_flags() -> list[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split() for line in lines if line.startswith("flags")), [])
 
 
 def _has_native() -> bool:
@@ -46,9 +53,9 @@ PATHS: dict[str, Callable[[], bool]] = {
     "plain torch": lambda: True,
     MARCHES["native"]: _has_native,
     MARCHES["x86-64-v4"]: lambda: _runs("AVX512"),
+    MARCHES["alderlake"]: lambda: _runs("AVX512", "AVX2") and "avx_vnni" in _cpu_flags(),
     MARCHES["x86-64-v3"]: lambda: _runs("AVX512", "AVX2"),
     MARCHES["x86-64"]: lambda: _runs("AVX512", "AVX2", "DEFAULT"),
-    "native weights (AVX-512 BF16 and VNNI)": lambda: _has_native() and is_supported(native.library()),
     "oneDNN in bfloat16": bfloat16_is_packable,
     "oneDNN in bfloat16, its layout for AVX-512": lambda: (
         bfloat16_is_packable() and torch.cpu._is_avx512_supported()

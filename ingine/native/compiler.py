@@ -27,6 +27,7 @@ FLAGS = (
     "-O3",
     "-fopenmp",
     "-fPIC",
+    "-fno-gnu-unique",  # or two builds in one process share the static variables of their templates
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wall",

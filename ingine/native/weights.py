@@ -1,58 +1,61 @@
-"""Weights packed for kernels of our own, for CPUs with AVX-512 BF16 and VNNI.
+"""Weights packed for matrix products of our own, on any CPU that the native kernels are compiled for.
 
-oneDNN, the library for it, takes up to twice as long at the 1 to 64 rows of a decoding step: docs/log.md has
-the figures. A row's result is the same bits in any batch.
+A row's result is the same bits in any batch. Of the libraries (oneDNN, XNNPACK, KleidiAI, libxsmm) none
+promises that, and all but oneDNN, which torch brings along, would be a dependency. oneDNN takes up to twice
+as long at the 1 to 64 rows of a decoding step (docs/log.md); the others were not measured.
 """
 
 import ctypes
-from ctypes import c_int64, c_void_p
+from ctypes import c_int32, c_int64, c_void_p
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ingine.layers.int8 import quantize_rows, rotation_size
 from ingine.layers.weights import Embedding, Product, WeightFormat
+from ingine.native import DTYPES
 from ingine.native.memory import Arena
 
 PANEL = 32
-"""Columns of a panel (`src/linear.cpp`)."""
+"""Columns of a panel (`src/tile.h`)."""
+
+GROUP_BYTES = 4
+"""What a lane multiplies at a time (`src/dot.h`). Rows of weights are a multiple of it."""
+
+_SHORT_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
-def is_supported(library: ctypes.CDLL) -> bool:
-    return bool(library.ingine_linear_is_supported())
+class NativeWeights(WeightFormat):
+    """float32 or bfloat16 in, kept and out; sums in float32. Sizes that do not fit go to `fallback`."""
 
-
-class NativeBfloat16(WeightFormat):
-    """bfloat16 in and out, sums in float32. Sizes that do not fit go to `fallback`."""
-
-    name = "native-bf16"
-
-    def __init__(self, library: ctypes.CDLL, fallback: WeightFormat):
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, fallback: WeightFormat):
+        self.name = f"native-{_SHORT_NAMES[dtype]} ({_isa(library, dtype)})"
         self._panels = _Panels(library)
         self._fallback = fallback
-        self._linear = library.ingine_linear_bf16
-        self._linear.argtypes, self._linear.restype = 4 * [c_void_p] + 3 * [c_int64], None
+        self._linear, self._dtype = library.ingine_linear, DTYPES[dtype]
+        self._linear.argtypes, self._linear.restype = [c_int32, *4 * [c_void_p], *3 * [c_int64]], None
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
-        if weight.shape[1] % 2:
+        if not _fits(weight):
             return self._fallback.pack(weight, bias)
         return self._product(self._panels.pack(weight), weight.shape, bias)
 
     def pack_tied(self, weight: Tensor) -> tuple[Product, Embedding]:
-        if weight.shape[1] % 2:
+        if not _fits(weight):
             return self._fallback.pack_tied(weight)
         packed = self._panels.pack(weight)
         return self._product(packed, weight.shape, None), self._panels.embedding(packed, weight.shape[1])
 
     def _product(self, packed: Tensor, shape: torch.Size, bias: Tensor | None) -> Product:
-        (n, k), linear = shape, self._linear
-        bias = None if bias is None else bias.float()
+        (n, k), linear, dtype = shape, self._linear, self._dtype
+        bias = None if bias is None else _padded(bias.float())
         weight_address, bias_address = packed.data_ptr(), None if bias is None else bias.data_ptr()
 
         # C++ has addresses only: the default argument keeps the memory behind them as long as the product.
         def product(x: Tensor, _owned: tuple[Tensor, Tensor | None] = (packed, bias)) -> Tensor:
             out = x.new_empty((x.shape[0], n))
-            linear(x.data_ptr(), weight_address, bias_address, out.data_ptr(), x.shape[0], n, k)
+            linear(dtype, x.data_ptr(), weight_address, bias_address, out.data_ptr(), x.shape[0], n, k)
             return out
 
         return product
@@ -61,38 +64,52 @@ class NativeBfloat16(WeightFormat):
 class NativeInt8(WeightFormat):
     """Activations are quantised row by row on the way, as `ingine.layers.int8` does it with the weights.
 
-    Sums are exact integers. bfloat16 in and out.
+    Sums are exact integers. `dtype` (float32 or bfloat16) in and out. Sizes that do not fit go to `fallback`.
     """
 
-    name = "native-int8"
-
-    def __init__(self, library: ctypes.CDLL, fallback: WeightFormat):
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, fallback: WeightFormat):
+        self.name = f"native-int8 ({_isa(library, torch.int8)})"
         self._panels = _Panels(library)
         self._fallback = fallback
-        self._linear = library.ingine_linear_int8
-        self._linear.argtypes, self._linear.restype = 6 * [c_void_p] + 4 * [c_int64], None
+        self._linear, self._dtype = library.ingine_linear_int8, DTYPES[dtype]
+        self._linear.argtypes, self._linear.restype = [c_int32, *6 * [c_void_p], *4 * [c_int64]], None
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
-        (n, k), linear = weight.shape, self._linear
-        if k % 4:
+        (n, k), linear, dtype = weight.shape, self._linear, self._dtype
+        if k % GROUP_BYTES:
             return self._fallback.pack(weight, bias)
         scales, rows = quantize_rows(weight)
-        packed, sums = self._panels.pack(rows), rows.sum(dim=1, dtype=torch.int32)
-        bias = None if bias is None else bias.float()
+        packed, sums = self._panels.pack(rows), _padded(rows.sum(dim=1, dtype=torch.int32))
+        scales, bias = _padded(scales), None if bias is None else _padded(bias.float())
         addresses = [None if t is None else t.data_ptr() for t in (packed, scales, sums, bias)]
         rotation = rotation_size(k)
 
         # As above, a default argument keeps the memory.
         def product(x: Tensor, _owned: tuple[Tensor | None, ...] = (packed, scales, sums, bias)) -> Tensor:
             out = x.new_empty((x.shape[0], n))
-            linear(x.data_ptr(), *addresses, out.data_ptr(), x.shape[0], n, k, rotation)
+            linear(dtype, x.data_ptr(), *addresses, out.data_ptr(), x.shape[0], n, k, rotation)
             return out
 
         return product
 
 
+def _isa(library: ctypes.CDLL, dtype: torch.dtype) -> str:
+    """The instructions that multiply weights of `dtype`, such as "avx2"."""
+    library.ingine_linear_isa.argtypes, library.ingine_linear_isa.restype = [c_int64], ctypes.c_char_p
+    return library.ingine_linear_isa(dtype.itemsize).decode()
+
+
+def _fits(weight: Tensor) -> bool:
+    return weight.shape[1] * weight.itemsize % GROUP_BYTES == 0
+
+
+def _padded(columns: Tensor) -> Tensor:
+    """columns [n], and zeros up to a whole panel: the kernels read all of it."""
+    return F.pad(columns, (0, -len(columns) % PANEL))
+
+
 class _Panels:
-    """The layout that both share, over elements of 2 bytes or 1."""
+    """The layout that all share, over elements of 4 bytes, 2 or 1."""
 
     def __init__(self, library: ctypes.CDLL):
         self._arena = Arena()

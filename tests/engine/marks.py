@@ -5,7 +5,6 @@ import pytest
 from tests.paths import MARCHES, needs
 
 needs_native = needs(MARCHES["native"])
-needs_native_weights = needs("native weights (AVX-512 BF16 and VNNI)")
 needs_onednn_bfloat16 = needs("oneDNN in bfloat16")
 needs_onednn_int8 = needs("oneDNN in int8 (VNNI)")
 needs_triton = needs("Triton")
@@ -18,5 +17,11 @@ def march(name: str, *, wide: bool = False) -> pytest.param:
     return pytest.param(name, marks=marks)
 
 
-EVERY_MARCH = [march("native"), march("x86-64-v4", wide=True), march("x86-64-v3"), march("x86-64")]
-"""A build takes ten seconds of a core, and AVX-512 alone differs little from its neighbours."""
+EVERY_MARCH = [
+    march("native"),
+    march("x86-64-v4", wide=True),
+    march("alderlake", wide=True),
+    march("x86-64-v3"),
+    march("x86-64"),
+]
+"""A build takes ten seconds of a core, and those in between differ little from their neighbours."""

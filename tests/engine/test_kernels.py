@@ -9,13 +9,15 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from ingine import device_sampling
+from ingine import device_sampling, native
 from ingine.attention import NativeAttention, TorchAttention
 from ingine.config import EngineConfig
 from ingine.device_sampling import TRITON_SAMPLING
 from ingine.engine import Engine
 from ingine.errors import ConfigError
 from ingine.kernels import REFERENCE, select_kernels, triton_kernels
+from ingine.layers.weights import PlainWeights
+from ingine.native.weights import NativeInt8, NativeWeights
 from ingine.sampler import sample
 from tests.engine.marks import needs_native, needs_triton
 from tests.engine.sampling_cases import make_sequence
@@ -37,18 +39,47 @@ def test_int8_weights_are_for_the_cpu():
         select_kernels(torch.device("meta"), torch.bfloat16, quantization="int8")
 
 
-@pytest.mark.parametrize(
+LACKS_INT8 = pytest.mark.parametrize(
     ("module", "function", "missing"),
     [
         (torch.backends.mkldnn, "is_available", "this torch has no oneDNN"),
         (torch.cpu, "_is_vnni_supported", "this CPU has no VNNI"),
     ],
 )
+
+
+@LACKS_INT8
 def test_the_refusal_of_int8_weights_names_what_is_missing(monkeypatch, module, function, missing):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(module, function, lambda: False)
     with pytest.raises(ConfigError, match=f"quantization 'int8' needs .*: {missing}"):
+        select_kernels(CPU, torch.float16, quantization="int8")
+    monkeypatch.setattr(native, "library", lambda: None)
+    with pytest.raises(ConfigError, match=f"quantization 'int8' needs .*: {missing}"):
         select_kernels(CPU, torch.bfloat16, quantization="int8")
+
+
+@needs_native
+@LACKS_INT8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_native_kernels_multiply_int8_whatever_else_is_missing(monkeypatch, module, function, missing, dtype):
+    monkeypatch.setattr(module, function, lambda: False)
+    assert isinstance(select_kernels(CPU, dtype, quantization="int8").weights, NativeInt8)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_cpu_weights_are_the_native_ones_and_the_log_says_what_multiplies_them(dtype, caplog):
+    with caplog.at_level(logging.INFO, logger="ingine.kernels"):
+        weights = select_kernels(CPU, dtype).weights
+    assert isinstance(weights, NativeWeights)
+    assert re.search(r"weights native-(f32|bf16) \([a-z0-9-]+\), sampling", caplog.text)
+
+
+def test_float16_and_a_machine_without_a_compiler_have_plain_weights(monkeypatch):
+    assert isinstance(select_kernels(CPU, torch.float16).weights, PlainWeights)
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert isinstance(select_kernels(CPU, torch.float32).weights, PlainWeights)
 
 
 @pytest.mark.parametrize("head_dim", [258, 15])

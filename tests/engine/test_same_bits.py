@@ -9,13 +9,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from ingine import native
 from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.sampling_params import SamplingParams
-from tests.engine.marks import needs_native_weights
+from tests.engine.builds import library
+from tests.engine.marks import march, needs_native
 from tests.tiny_models import make_tiny_model, smollm2_path
 
-pytestmark = needs_native_weights
+pytestmark = needs_native
 
 SAMPLING = SamplingParams(temperature=0.8, top_p=0.95, seed=1, max_tokens=24, ignore_eos=True, logprobs=1)
 RESUMED_AT = 10
@@ -33,8 +35,8 @@ def make_engine(request, tmp_path) -> Callable[..., Engine]:
         path = make_tiny_model(tmp_path, max_position_embeddings=1024, dtype=torch.bfloat16)
 
     def make(**options) -> Engine:
-        options = {"max_model_len": 1024, "kv_cache_bytes": 128 << 20} | options
-        return Engine(EngineConfig(str(path), dtype="bfloat16", **options))
+        options = {"dtype": "bfloat16", "max_model_len": 1024, "kv_cache_bytes": 128 << 20} | options
+        return Engine(EngineConfig(str(path), **options))
 
     return make
 
@@ -52,12 +54,16 @@ def generate(engine: Engine, prompts: list[list[int]], so_far: list[list[int]] |
     return results
 
 
+@pytest.mark.parametrize("build", [march("native"), march("x86-64-v3", wide=True)])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"quantization": "int8", "kv_cache_dtype": "int8"}],
-    ids=["bfloat16", "int8"],
+    [{}, {"dtype": "float32"}, {"quantization": "int8", "kv_cache_dtype": "int8"}],
+    ids=["bfloat16", "float32", "int8"],
 )
-def test_batches_chunks_prefix_hits_drafts_preemption_and_resumption_change_no_bit(make_engine, options):
+def test_batches_chunks_prefix_hits_drafts_preemption_and_resumption_change_no_bit(
+    make_engine, monkeypatch, options, build
+):
+    monkeypatch.setattr(native, "library", lambda: library(build))
     engine = make_engine(enable_prefix_caching=False, **options)
     text = engine.tokenizer.encode(
         "The tide goes out, and the boats lie on their sides until it comes back. " * 40

@@ -77,6 +77,8 @@ inline floats fma(floats a, floats b, floats c) {
     return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__) && defined(__FMA__)
     return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
 #else
     return a * b + c;
 #endif
@@ -99,6 +101,22 @@ inline floats abs(floats x) { return (floats)((uints)x & 0x7fffffff); }
 inline ints round_to_ints(floats x) {
     constexpr float kRound = 12582912.f;  // 1.5 * 2^23: added, the sum's last bits are the integer
     return (ints)(x + kRound) - 0x4b400000;
+}
+
+// To nearest, ties to even, of the number as it is: what round_to_ints adds to a product may be fused with it,
+// which rounds once instead of twice. Only for |x| < 2^22.
+inline ints nearest_ints(floats x) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    return (ints)_mm512_maskz_cvtps_epi32(-1, x);  // as in max
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (ints)_mm256_cvtps_epi32(x);
+#elif defined(__SSE2__)
+    return (ints)_mm_cvtps_epi32(x);
+#elif defined(__aarch64__)
+    return (ints)vcvtnq_s32_f32(x);
+#else
+    return round_to_ints(x);
+#endif
 }
 
 // 2^x for x <= 0, within one unit of the last place; 0 under float's normal range, NaN for NaN.
