@@ -33,13 +33,14 @@ def load(
     The tokenizer is None where the model has none, and on ranks other than 0, which have no use for it.
     """
     device = select_device(config.device) if parallel.size == 1 else parallel.device
-    dtype = select_dtype(config.dtype, device)
     path = resolve_model(config.model)
+    model_config = ModelConfig.from_folder(path)
+    dtype = select_dtype(config.dtype, device, model_config.dtype)
     sampling_defaults = {} if config.generation_config == "vllm" else read_sampling_defaults(path)
     kernels = select_kernels(
         device,
         dtype,
-        head_dim=ModelConfig.from_folder(path).head_dim,
+        head_dim=model_config.head_dim,
         kv_cache_dtype=config.kv_cache_dtype,
         quantization=config.quantization,
         block_size=config.block_size,

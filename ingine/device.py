@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ingine import native
 from ingine.config import EngineConfig
 from ingine.errors import ConfigError
 
@@ -60,8 +61,12 @@ def _what_there_is() -> str:
     return found
 
 
-def select_dtype(name: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it, for "auto"; else the fastest that is safe."""
+def select_dtype(name: str, device: torch.device, checkpoint_dtype: torch.dtype) -> torch.dtype:
+    """For "auto" bfloat16 where the device computes in it; else the fastest that is safe.
+
+    Where a CPU has no bfloat16, native kernels expand it to float32: half of the bytes of a checkpoint in
+    bfloat16 are read then.
+    """
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -70,7 +75,8 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that we support
     has_bf16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.bfloat16 if has_bf16 else torch.float32
+    keeps_bf16 = checkpoint_dtype == torch.bfloat16 and native.library() is not None
+    return torch.bfloat16 if has_bf16 or keeps_bf16 else torch.float32
 
 
 def resolve_limits(config: EngineConfig, device: torch.device, model_max_len: int) -> EngineConfig:

@@ -6,10 +6,12 @@ import sys
 import pytest
 import torch
 
+from ingine import native
 from ingine.config import EngineConfig, numerics
 from ingine.device import available_host_bytes, num_kv_blocks, resolve_limits, select_device, select_dtype
 from ingine.errors import ConfigError
 from tests.engine.driving import make_engine
+from tests.engine.marks import needs_native
 
 CPU = torch.device("cpu")
 
@@ -110,8 +112,24 @@ def test_too_little_kv_memory_is_refused():
 
 def test_devices_and_dtypes():
     assert select_device("cpu") == CPU
-    assert select_dtype("float16", CPU) == torch.float16
-    assert select_dtype("auto", CPU) in (torch.bfloat16, torch.float32)
+    assert select_dtype("float16", CPU, torch.bfloat16) == torch.float16
+
+
+@needs_native
+def test_on_a_cpu_without_bfloat16_a_checkpoint_in_it_stays_in_it_where_native_kernels_expand_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    assert select_dtype("auto", CPU, torch.bfloat16) == torch.bfloat16
+    assert select_dtype("auto", CPU, torch.float32) == torch.float32
+    assert select_dtype("auto", CPU, torch.float16) == torch.float32
+    assert select_dtype("float32", CPU, torch.bfloat16) == torch.float32
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert select_dtype("auto", CPU, torch.bfloat16) == torch.float32
+
+
+def test_on_a_cpu_with_bfloat16_any_checkpoint_is_computed_in_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    for checkpoint_dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert select_dtype("auto", CPU, checkpoint_dtype) == torch.bfloat16
 
 
 @pytest.mark.parametrize(

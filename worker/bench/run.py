@@ -40,7 +40,7 @@ def run(console: Console, *, model: str, num_rounds: int, json_path: Path) -> No
     _make_writable(json_path)
     folder = resolve_model(model)
     device = select_device("auto")
-    dtype = select_dtype("auto", device)
+    dtype = select_dtype("auto", device, ModelConfig.from_folder(folder).dtype)
     options = {
         "model": model,
         "max_num_seqs": max(BATCH_SIZES),
