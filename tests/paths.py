@@ -6,6 +6,7 @@ summary of a run counts, for each path, the tests that ran and those that could 
 
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from ingine import native
 from ingine.layers.onednn import bfloat16_is_packable, int8_is_packable
 
+ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 HAS_TRITON = find_spec("triton") is not None
 
 MARCHES = {
@@ -56,6 +58,9 @@ PATHS: dict[str, Callable[[], bool]] = {
     MARCHES["alderlake"]: lambda: _runs("AVX512", "AVX2") and "avx_vnni" in _cpu_flags(),
     MARCHES["x86-64-v3"]: lambda: _runs("AVX512", "AVX2"),
     MARCHES["x86-64"]: lambda: _runs("AVX512", "AVX2", "DEFAULT"),
+    "products for ARM (a cross compiler and qemu-user)": lambda: (
+        shutil.which(ARM_COMPILER) is not None and shutil.which(ARM_EMULATOR) is not None
+    ),
     "oneDNN in bfloat16": bfloat16_is_packable,
     "oneDNN in bfloat16, its layout for AVX-512": lambda: (
         bfloat16_is_packable() and torch.cpu._is_avx512_supported()
