@@ -14,7 +14,7 @@ constexpr int64_t kPanelGroupBytes = kColumns * kGroupBytes;
 constexpr int kTileRows = 10;  // 20 sums; 24 fit in the 32 registers too, and are 5 % slower
 constexpr int kTileVectors = 2, kWideRows = 0, kWideVectors = 2;
 #elif defined(__aarch64__)
-constexpr int kTileRows = 6;  // 24 sums, of 32 registers
+constexpr int kTileRows = 5;  // 20 sums, of 32 registers
 constexpr int kTileVectors = 4, kWideRows = 2, kWideVectors = 8;
 #else
 constexpr int kTileRows = 6;  // 12 sums, of 16 registers
@@ -38,6 +38,7 @@ void multiply_tile(const char *x, int64_t x_stride, const char *w, int64_t group
         for (int l = 0; l < LINES; l++) __builtin_prefetch(ahead + l * 64, 0, 2);
 #pragma GCC unroll 16
         for (int step = 0; step < Dot::kSteps; step++) {
+            if (step > 0) asm volatile("" ::: "memory");  // loads nothing early, for which no register is left
             Factor part[VECTORS];
 #pragma GCC unroll 16
             for (int v = 0; v < VECTORS; v++) part[v] = Dot::part(load_as<ints>(w + v * sizeof(ints)), step);
