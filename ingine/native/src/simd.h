@@ -103,8 +103,7 @@ inline ints round_to_ints(floats x) {
     return (ints)(x + kRound) - 0x4b400000;
 }
 
-// To nearest, ties to even, of the number as it is: what round_to_ints adds to a product may be fused with it,
-// which rounds once instead of twice. Only for |x| < 2^22.
+// As round_to_ints, for a product: g++ may fuse it with what that adds, and then it is rounded once, not twice.
 inline ints nearest_ints(floats x) {
 #if defined(__AVX512F__) && defined(__AVX512BW__)
     return (ints)_mm512_maskz_cvtps_epi32(-1, x);  // as in max
