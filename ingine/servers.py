@@ -17,19 +17,20 @@ from redis.asyncio.connection import AbstractConnection, UnixDomainSocketConnect
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import EqualJitterBackoff, NoBackoff
-from redis.connection import HIREDIS_AVAILABLE, HiredisRespSerializer
 from redis.crc import key_slot
+from redis.utils import HIREDIS_AVAILABLE
 
 from ingine.errors import ConfigError
 from ingine.keys import Keys
 from ingine.local_server import default_data_dir, default_url, no_embedded_server, running_url
 from ingine.server_url import POOL_OPTIONS, Address, Location, parse_server_url, redact
 
+if HIREDIS_AVAILABLE:
+    import hiredis
+
 TIMEOUT_S = 5.0
 
 _UNLIMITED = 2**31
-
-_PACKER = HiredisRespSerializer() if HIREDIS_AVAILABLE else None
 
 _MOVING = "the queue moves to another node of its cluster"
 _WRONG_SERVER_ERRORS = {
@@ -98,8 +99,15 @@ class _FindsItsServer(_QuotesNothing):
             await self.read_response()
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        """In C where hiredis is installed. By themselves asyncio connections have it for replies alone."""
-        return _PACKER.pack(*args) if _PACKER else super().pack_command(*args)
+        """In C where hiredis is installed. By themselves asyncio connections have it for replies alone, and
+        redis-py's own way to it looks at each argument in Python first."""
+        if not HIREDIS_AVAILABLE:
+            return super().pack_command(*args)
+        name, *arguments = args
+        try:
+            return [hiredis.pack_command((*name.split(), *arguments))]  # "SCRIPT LOAD" is two words
+        except TypeError:
+            return super().pack_command(*args)  # bytearrays, and DataError for what is none of its types
 
     async def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
