@@ -267,6 +267,9 @@ class TerminalEvent:
 
 Event = TokensEvent | TerminalEvent
 
+_TOKENS_PACKER = msgpack.Packer()
+"""Kept, since each has a buffer of 256 KiB. Only workers make tokens, each of them in one thread."""
+
 
 def encode_event(event: Event) -> bytes:
     if isinstance(event, TokensEvent):
@@ -278,7 +281,7 @@ def encode_event(event: Event) -> bytes:
         }
         if event.logprobs is not None:
             fields["logprobs"] = event.logprobs
-        return msgpack.packb(fields)
+        return _TOKENS_PACKER.pack(fields)
     fields = {"type": str(event.status)}
     for name in TerminalEvent.__slots__:
         value = getattr(event, name)
