@@ -125,7 +125,7 @@ class Queue(JobStreams):
             keys += [self.keys.job(append.job_id), self.keys.tokens(append.job_id)]
             channel = self.keys.channel(append.job_id) if append.publish else ""
             args += [append.attempt, append.start, append.position, append.raw, channel]
-        answers = await self._scripts["append"](keys=keys, args=args)
+        answers = await self._trips.call_alone(self._scripts["append"], keys=keys, args=args)
         self.contact.made()
         return answers
 

@@ -1,4 +1,8 @@
-"""Script calls that share a round trip: alone, most of what a call costs a worker is the trip."""
+"""Script calls in as few round trips as can be: most of what a call costs a worker is the trip.
+
+They are sent and read on a connection of the client's pool. What redis-py does around each command and each
+pipeline beside that (counting, timing, trying again, which is `worker.retry`'s here) takes as long again.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.commands.core import AsyncScript
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 
 @dataclass(slots=True)
@@ -15,7 +20,8 @@ class _Call:
     script: AsyncScript
     keys: Sequence[str]
     args: Sequence[Any]
-    answer: asyncio.Future
+    answer: asyncio.Future | None = None
+    """None: nobody else's call is in its trip."""
 
 
 class Trips:
@@ -36,6 +42,13 @@ class Trips:
             trip.add_done_callback(self._under_way.discard)
         return await call.answer
 
+    async def call_alone(self, script: AsyncScript, *, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """As `call`, in a trip of its own: large calls do not wait for each other's answers."""
+        (answer,) = await self._answers([_Call(script, keys, args)])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
     async def _go(self) -> None:
         calls, self._waiting = self._waiting, []
         try:
@@ -43,8 +56,6 @@ class Trips:
         except Exception as error:
             answers = [error] * len(calls)
         for call, answer in zip(calls, answers, strict=True):
-            if isinstance(answer, NoScriptError):  # the server is new, or has started anew
-                answer = await _alone(call)
             if call.answer.done():  # cancelled
                 continue
             if isinstance(answer, Exception):
@@ -54,15 +65,35 @@ class Trips:
 
     async def _answers(self, calls: list[_Call]) -> list[Any]:
         """An answer or an error for each. Raises what breaks the trip."""
-        if len(calls) == 1:
-            return [await _alone(calls[0])]
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for call in calls:
-                pipeline.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)
-            return await pipeline.execute(raise_on_error=False)
+        answers = await self._exchange(calls)
+        for number, answer in enumerate(answers):
+            if isinstance(answer, NoScriptError):  # the server is new, or has started anew
+                answers[number] = await _load_and_call(calls[number])
+        return answers
+
+    async def _exchange(self, calls: list[_Call]) -> list[Any]:
+        pool = self._redis.connection_pool
+        connection = await pool.get_connection()
+        try:
+            commands = [
+                ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args) for call in calls
+            ]
+            await connection.send_packed_command(connection.pack_commands(commands))
+            # Whatever is no answer of the server, a cancellation too, closes the connection: no answer is
+            # left in it for whoever has it next.
+            return [await _read_answer(connection) for _ in calls]
+        finally:
+            await pool.release(connection)
 
 
-async def _alone(call: _Call) -> Any:
+async def _read_answer(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error
+
+
+async def _load_and_call(call: _Call) -> Any:
     try:
         return await call.script(keys=call.keys, args=call.args)
     except Exception as error:

@@ -6,6 +6,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, ResponseError
 
+import worker.trips
 from worker.trips import Trips
 
 
@@ -18,15 +19,17 @@ async def redis(redis_url):
 async def test_calls_of_a_moment_share_a_trip_and_each_has_its_own_answer_or_error(redis, monkeypatch):
     echo = redis.register_script("return {KEYS[1], ARGV[1]}")
     broken = redis.register_script("return redis.error_reply('WRONGTYPE not a hash')")
-    pipelines = []
-    make_pipeline = redis.pipeline
-    monkeypatch.setattr(redis, "pipeline", lambda **options: pipelines.append(1) or make_pipeline(**options))
+    for script in (echo, broken):
+        await redis.script_load(script.script)
+    connections, pool = [], redis.connection_pool
+    get_connection = pool.get_connection
+    monkeypatch.setattr(pool, "get_connection", lambda: connections.append(1) or get_connection())
     trips = Trips(redis)
     calls = [trips.call(echo, keys=[f"key-{n}"], args=[n]) for n in range(5)]
     calls.insert(2, trips.call(broken, keys=[], args=[]))
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(answers.pop(2), ResponseError)
-    assert len(pipelines) == 1
+    assert len(connections) == 1
     assert answers == [[b"key-%d" % n, b"%d" % n] for n in range(5)]
 
 
@@ -62,3 +65,33 @@ async def test_a_broken_connection_is_everybodys_error_and_the_next_trip_is_new(
     assert all(isinstance(answer, ConnectionError) for answer in answers)
     redis.connection_pool = pool
     assert await trips.call(echo, keys=[], args=["x"]) == b"x"
+
+
+async def test_a_call_that_is_cancelled_leaves_no_answer_to_the_next_one(redis, monkeypatch):
+    echo = redis.register_script("return ARGV[1]")
+    trips, sent = Trips(redis), asyncio.Event()
+    assert await trips.call_alone(echo, keys=[], args=["first"]) == b"first"
+    read_answer = worker.trips._read_answer
+
+    async def read_once_it_is_sent(connection):
+        sent.set()
+        return await read_answer(connection)
+
+    monkeypatch.setattr(worker.trips, "_read_answer", read_once_it_is_sent)
+    cancelled = asyncio.create_task(trips.call_alone(echo, keys=[], args=["cancelled"]))
+    await sent.wait()
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert await trips.call_alone(echo, keys=[], args=["next"]) == b"next"
+
+
+async def test_a_call_alone_has_the_scripts_own_answer_or_error(redis, queue):
+    count = redis.register_script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
+    broken = redis.register_script("return redis.error_reply('WRONGTYPE not a hash')")
+    trips = Trips(redis)
+    assert await trips.call_alone(count, keys=[queue], args=[1]) == 1, "the server had not got it"
+    assert await trips.call_alone(count, keys=[queue], args=[1]) == 2
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await trips.call_alone(broken, keys=[], args=[])
+    assert await trips.call_alone(count, keys=[queue], args=[1]) == 3
