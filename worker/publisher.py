@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -65,6 +65,7 @@ class Publisher:
 
     async def _commit(self, outputs: list[SeqOutput]) -> None:
         held = [(job, out) for out in outputs if (job := self._jobs.by_seq(out.seq_id))]
+        calls: dict[Queue, list[tuple[RunningJob, Append]]] = defaultdict(list)
         for job, output in held:
             # A cancelled job takes no more tokens; its abort is on its way.
             if output.token_ids and job.ending is not JobStatus.CANCELLED:
@@ -73,7 +74,8 @@ class Publisher:
                 if append.start != (job.sent.end or job.position):
                     raise EngineError(f"the tokens for {job.id} do not go on from where it was")
                 job.sent.add(append, job.position)
-        await self._append([job for job, output in held if output.token_ids])
+                calls[job.queue].append((job, append))
+        await asyncio.gather(*(self._append_to(queue, of_queue) for queue, of_queue in calls.items()))
         ended = [
             self._finish_job(job, output)
             for job, output in held
@@ -176,26 +178,23 @@ class Publisher:
         )
         self._jobs.remove(job)
 
-    async def _append(self, jobs: list[RunningJob]) -> None:
+    async def _append_to(self, queue: Queue, calls: list[tuple[RunningJob, Append]]) -> None:
         """Until each job's log has all of its events, or the job is known to be ours no more."""
-        by_queue: dict[Queue, list[RunningJob]] = {}
-        for job in jobs:
-            by_queue.setdefault(job.queue, []).append(job)
-        await asyncio.gather(*(self._append_to(queue, held) for queue, held in by_queue.items()))
-
-    async def _append_to(self, queue: Queue, jobs: list[RunningJob]) -> None:
-        while calls := [(job, append) for job in jobs if (append := job.sent.after(job.position))]:
+        while calls:
             appends = [append for _, append in calls]
             answers = await until_served("append", lambda: queue.append(appends))  # noqa: B023
-            answered = [(*call, answer) for call, answer in zip(calls, answers, strict=True)]
-            self._measure([(job, append) for job, append, answer in answered if answer == append.position])
-            jobs = []
-            for job, append, answer in answered:
+            answered = zip(calls, answers, strict=True)
+            calls, written = [], []
+            for (job, append), answer in answered:
                 if answer == append.position:
                     job.position = answer
-                    jobs.append(job)
-                elif await self._still_ours(job, answer):
-                    jobs.append(job)
+                    written.append((job, append))
+                    goes_on = answer < job.sent.end
+                else:
+                    goes_on = await self._still_ours(job, answer)
+                if goes_on and (following := job.sent.after(job.position)):
+                    calls.append((job, following))
+            self._measure(written)
 
     async def _still_ours(self, job: RunningJob, answer: int) -> bool:
         """Act on an answer of `append` that is not the position asked for. Whether the job goes on here."""
@@ -239,11 +238,11 @@ class Publisher:
         for job, append in written:
             num_tokens = append.position - append.start
             num_written += num_tokens
-            if job.first_token_ms is None and not job.begun.first_token_at:
+            if job.last_commit is not None:
+                gaps[(now - job.last_commit) / num_tokens] += num_tokens
+            elif not job.begun.first_token_at:
                 job.first_token_ms = job.since_submit_ms
                 self._metrics.first_token(job.first_token_ms / 1000)
-            elif job.last_commit is not None:
-                gaps[(now - job.last_commit) / num_tokens] += num_tokens
             job.last_commit = now
         for seconds, count in gaps.items():
             self._metrics.between_tokens(seconds, count)
@@ -284,7 +283,8 @@ class Publisher:
                 return
             if not await self._go_back(job, answer):
                 return
-            await self._append([job])
+            if append := job.sent.after(job.position):
+                await self._append_to(job.queue, [(job, append)])
             if self._jobs.by_seq(job.seq_id) is not job:
                 return
 

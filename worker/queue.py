@@ -120,11 +120,14 @@ class Queue(JobStreams):
 
     async def append(self, appends: Sequence[Append]) -> list[int]:
         """Commit a step's tokens in one call. For each a position, STALE, CANCELLED or BROKEN: append.lua."""
-        keys, args = [], [self.worker_id]
+        job_key, log_key, channel_name = self.keys.job(""), self.keys.tokens(""), self.keys.channel("")
+        keys: list[str] = []
+        args: list[str | int | bytes] = [self.worker_id]
         for append in appends:
-            keys += [self.keys.job(append.job_id), self.keys.tokens(append.job_id)]
-            channel = self.keys.channel(append.job_id) if append.publish else ""
-            args += [append.attempt, append.start, append.position, append.raw, channel]
+            job_id = append.job_id
+            keys += (job_key + job_id, log_key + job_id)
+            channel = channel_name + job_id if append.publish else ""
+            args += (append.attempt, append.start, append.position, append.raw, channel)
         answers = await self._trips.call_alone(self._scripts["append"], keys=keys, args=args)
         self.contact.made()
         return answers

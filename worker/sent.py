@@ -22,26 +22,21 @@ class Sent:
     def __init__(self) -> None:
         self._appends: deque[Append] = deque()
         self._num_bytes = 0
+        self.end = 0
+        """Where the next one begins; 0 where there was none."""
 
     def add(self, append: Append, committed: int) -> None:
         """`append` comes next. `committed`: tokens that are in the log."""
         self._appends.append(append)
+        self.end = append.position
         self._num_bytes += len(append.raw) + OVERHEAD_BYTES
         while self._num_bytes > KEPT_BYTES and self._appends[0].position <= committed:
             self._num_bytes -= len(self._appends.popleft().raw) + OVERHEAD_BYTES
 
-    @property
-    def end(self) -> int:
-        """Where the next one begins; 0 where there was none."""
-        return self._appends[-1].position if self._appends else 0
-
     def after(self, position: int) -> Append | None:
-        """The first that ends behind `position`: nearly always the last, so it is looked for from there."""
-        appends = self._appends
-        if appends and appends[-1].start <= position < appends[-1].position:
-            return appends[-1]
+        """The first that ends behind `position`, which is mostly near the end."""
         following = None
-        for append in reversed(appends):
+        for append in reversed(self._appends):
             if append.position <= position:
                 break
             following = append
@@ -55,3 +50,4 @@ class Sent:
     def forget_after(self, position: int) -> None:
         while self._appends and self._appends[-1].position > position:
             self._num_bytes -= len(self._appends.pop().raw) + OVERHEAD_BYTES
+        self.end = self._appends[-1].position if self._appends else 0
