@@ -4,8 +4,9 @@
 
 Each round has a server and a worker of its own (benchmarks/stand_in.py), whose engine costs nothing:
 the figures are what queue, scripts, publisher and server take. All jobs are submitted first, then run;
-each has 32 to 96 tokens, one token an event, and nobody listens. Sizes take turns, so that a noisy
-machine is equally unkind to each. Linux only: processor times are read from /proc.
+each has 32 to 96 tokens, and nobody listens. The engine is always ahead, so events have the tokens of as
+many steps as wait for the server; how many is reported. Sizes take turns, so that a noisy machine is equally
+unkind to each. Linux only: processor times are read from /proc.
 """
 
 import asyncio
@@ -130,6 +131,7 @@ def run_jobs(redis: Redis, server: EmbeddedServer, worker_pid: int, num_jobs: in
         "wall_s": wall_s,
         "tokens_per_s": num_tokens / wall_s,
         "jobs_per_s": num_jobs / wall_s,
+        "tokens_per_event": num_tokens / (commands["cmdstat_xadd"]["calls"] - num_jobs),  # one is its end
         "cpu_us_per_token": {name: spent / num_tokens * 1e6 for name, spent in cpu.items()},
         "commands": {
             name.removeprefix("cmdstat_"): {"calls": stat["calls"], "usec_per_call": stat["usec_per_call"]}
@@ -177,12 +179,23 @@ def median(figures: list[dict]) -> dict:
 
 def print_table(medians: dict[str, dict]) -> None:
     print(json.dumps(machine()))
-    columns = ("tokens/s", "jobs/s", "submit/s", "submit_many/s", "server us", "loop us", "threads us", "MiB")
+    columns = (
+        "tokens/s",
+        "tokens/event",
+        "jobs/s",
+        "submit/s",
+        "submit_many/s",
+        "server us",
+        "loop us",
+        "threads us",
+        "MiB",
+    )
     print(f"{'sequences':>9} " + " ".join(f"{column:>13}" for column in columns))
     for size, figures in medians.items():
         cpu = figures["cpu_us_per_token"]
         row = [
             f"{figures['tokens_per_s']:,.0f}",
+            f"{figures['tokens_per_event']:.2f}",
             f"{figures['jobs_per_s']:,.0f}",
             f"{figures['submit_jobs_per_s']:,.0f}",
             f"{figures['submit_many_jobs_per_s']:,.0f}",

@@ -46,6 +46,22 @@ class SeqOutput:
     final_text: str = ""
     """When finished: the text held back until now, a half character or the start of a stop string."""
 
+    def followed_by(self, later: "SeqOutput") -> "SeqOutput":
+        """What this step and the sequence's next one added together."""
+        has_logprobs = self.logprobs is not None or later.logprobs is not None
+        return SeqOutput(
+            self.seq_id,
+            later.position,
+            self.token_ids + later.token_ids,
+            self.text + later.text,
+            self.num_prompt_tokens,
+            self.num_cached_tokens,
+            (self.logprobs or []) + (later.logprobs or []) if has_logprobs else None,
+            later.finish_reason,
+            later.stop_reason,
+            later.final_text,
+        )
+
 
 @dataclass(slots=True)
 class EngineStats:

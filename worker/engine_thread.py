@@ -22,8 +22,9 @@ from worker.logs import log_event
 
 logger = logging.getLogger(__name__)
 
-MAX_STEPS_AHEAD = 2
-"""Steps that may be delivered and not yet committed: one is written to Redis while the next is computed."""
+MAX_STEPS_AHEAD = 4
+"""Steps that may be delivered and not yet committed: some are written to Redis while others are computed.
+Those that wait meanwhile are written together (`worker.lanes`)."""
 
 MAX_FAILED_STEPS = 10
 """Steps in a row that may raise, each with a lone sequence to blame, before the engine counts as broken."""

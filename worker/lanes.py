@@ -2,11 +2,15 @@
 
 A sequence always has the same lane, which commits one part after the other, so its tokens keep their
 order. With one lane, the loop's work on a token and the server's would add up.
+
+What has come in while a lane was busy is committed together, as one event a sequence. So where the engine is
+faster than the way to Redis, events get more tokens, and a token costs less.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeVar
 
 from ingine.outputs import SeqOutput
@@ -25,11 +29,20 @@ class _Step:
 
 
 class Lanes:
-    """`commit` is awaited for each part of what is delivered, `committed` called when all parts of it are."""
+    """`commit` is awaited for each part of what is delivered, `committed` called when all parts of it are.
 
-    def __init__(self, commit: Callable[[StepMessage], Awaitable[None]], committed: Callable[[], None]):
+    `may_join`: whether what several steps added to a sequence may be one event.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[StepMessage], Awaitable[None]],
+        committed: Callable[[], None],
+        may_join: Callable[[str], bool],
+    ):
         self._commit = commit
         self._committed = committed
+        self._may_join = may_join
         self._lanes: list[asyncio.Queue[tuple[StepMessage, _Step]]] = [
             asyncio.Queue() for _ in range(NUM_LANES)
         ]
@@ -60,13 +73,36 @@ class Lanes:
 
     async def _drive(self, lane: asyncio.Queue[tuple[StepMessage, _Step]]) -> None:
         while True:
-            part, step = await lane.get()
-            if part:
-                await self._commit(part)
-            step.num_parts -= 1
-            if not step.num_parts:
-                self._committed()
-            lane.task_done()
+            waiting = [await lane.get()]
+            while not lane.empty():
+                waiting.append(lane.get_nowait())
+            # A failure is committed by itself, in its place.
+            for is_failure, group in groupby(waiting, lambda each: isinstance(each[0], EngineFailure)):
+                parts, steps = zip(*group, strict=True)
+                for part in filter(None, parts if is_failure else self._join(parts)):
+                    await self._commit(part)
+                for step in steps:
+                    step.num_parts -= 1
+                    if not step.num_parts:
+                        self._committed()
+                    lane.task_done()
+
+    def _join(self, parts: Sequence[list[SeqOutput]]) -> Sequence[list[SeqOutput]]:
+        """Parts of steps in a row: all that may be joined in the first one, the rest as it is."""
+        if len(parts) == 1:
+            return parts
+        joined: dict[str, SeqOutput] = {}
+        turns: list[list[SeqOutput]] = [[] for _ in parts]
+        for part, turn in zip(parts, turns, strict=True):
+            for output in part:
+                if not self._may_join(output.seq_id):
+                    turn.append(output)
+                elif earlier := joined.get(output.seq_id):
+                    joined[output.seq_id] = earlier.followed_by(output)
+                else:
+                    joined[output.seq_id] = output
+        turns[0] += joined.values()
+        return turns
 
 
 def _seq_id(output: SeqOutput) -> str:

@@ -61,7 +61,7 @@ class Worker:
         self._servers = self._connect()
         self._jobs = JobTable()
         self._metrics = metrics = Metrics()
-        self._lanes = Lanes(self._commit, self._committed)
+        self._lanes = Lanes(self._commit, self._committed, self._may_join)
         self._stop_requested = asyncio.Event()
         self._fatal: Exception | None = None
         self._failed_commits = 0
@@ -288,6 +288,12 @@ class Worker:
                 self._engine.abort(seq_id)
             fatal = self._failed_commits >= MAX_FAILED_COMMITS
             await self._engine_failed(EngineFailure(seq_ids, error, fatal))
+
+    def _may_join(self, seq_id: str) -> bool:
+        """Not what a later attempt makes: the server may have lost what the first one had written, and a
+        consumer may have read it. Then an event has to begin where that ended, since no text is divisible."""
+        job = self._jobs.by_seq(seq_id)
+        return job is None or job.attempt == 1
 
     def _committed(self) -> None:
         self._engine.credit()

@@ -41,6 +41,12 @@ def keys(queue: str) -> Keys:
     return Keys(queue)
 
 
+@pytest.fixture
+def step_by_step(monkeypatch) -> None:
+    """Each step has events of its own, however long it waits for the server."""
+    monkeypatch.setattr(Worker, "_may_join", lambda self, seq_id: False)
+
+
 MakeWorker = Callable[..., Queue]
 
 

@@ -8,7 +8,7 @@ from ingine.keys import Priority
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.wire import Job, JobStatus
 from tests.waiting import wait_until_async
-from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel
+from tests.worker.test_worker import ENDLESS, GREEDY, alone, ask_to_cancel, leave_behind
 from worker.entries import CANCELLED, STALE, Begun, Entry
 from worker.jobs import JobTable, RunningJob
 from worker.metrics import Metrics
@@ -19,8 +19,9 @@ local entries = redis.call('XRANGE', KEYS[2], '-', '+')
 redis.call('DEL', KEYS[2])
 local kept = math.floor(#entries / 2)
 for i = 1, kept do redis.call('XADD', KEYS[2], entries[i][1], unpack(entries[i][2])) end
-redis.call('HSET', KEYS[1], 'position', kept)
-return kept
+local position = tonumber(string.match(entries[kept][1], '^%d+'))
+redis.call('HSET', KEYS[1], 'position', position)
+return position
 """
 
 
@@ -149,3 +150,33 @@ async def test_a_lease_that_ends_with_its_job_is_not_lost(harness, monkeypatch):
     await wait_until_async(lambda: not len(worker.worker._jobs), what="the end here")
     assert asked == ["a"]
     assert worker.worker._metrics.fenced_writes._value.get() == 0
+
+
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["first attempt", "resumed"])
+async def test_steps_that_wait_for_a_slow_server_are_one_event_with_all_that_they_made(
+    harness, tiny_engine, monkeypatch, is_resumed
+):
+    """But not of a job that is resumed: of what the server has lost a consumer may have read some."""
+    worker = await harness()
+    append, engine = worker.queue.append, worker.worker._engine
+
+    async def append_once_the_engine_waits(appends):
+        await wait_until_async(
+            lambda: engine._credits._value == 0 or not worker.engine.has_unfinished, what="steps ahead"
+        )
+        return await append(appends)
+
+    monkeypatch.setattr(worker.queue, "append", append_once_the_engine_waits)
+    job = Job(id="a", prompt="x", sampling=GREEDY.model_copy(update={"logprobs": 2}))
+    right = alone(tiny_engine(), job)
+    if is_resumed:
+        await leave_behind(worker, job, [])
+    else:
+        await worker.push(job)
+    *events, end = await worker.events("a")  # which checks that no position is missing
+    assert end.timings["attempts"] == 1 + is_resumed
+    assert (max(len(event.token_ids) for event in events) > 1) is not is_resumed
+    token_ids = [token_id for event in events for token_id in event.token_ids]
+    text = "".join(event.text for event in events) + end.text
+    assert (token_ids, text) == right
+    assert [entry["token_id"] for event in events for entry in event.logprobs] == token_ids

