@@ -400,7 +400,9 @@ SAMPLINGS = {
 
 @pytest.mark.parametrize("resume_at", [1, 5, 11, 23])
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-async def test_a_job_resumes_from_its_log_as_if_nothing_had_happened(harness, step_by_step, sampling, resume_at):
+async def test_a_job_resumes_from_its_log_as_if_nothing_had_happened(
+    harness, step_by_step, sampling, resume_at
+):
     worker = await harness()
     job = Job(id="whole", prompt="Tell me", sampling=sampling)
     await worker.push(job)
