@@ -78,6 +78,7 @@ async def test_a_call_that_is_cancelled_leaves_no_answer_to_the_next_one(redis, 
         return await read_answer(connection)
 
     monkeypatch.setattr(worker.trips, "_read_answer", read_once_it_is_sent)
+    await redis.client_pause(300)  # so that there is no answer yet
     cancelled = asyncio.create_task(trips.call_alone(echo, keys=[], args=["cancelled"]))
     await sent.wait()
     cancelled.cancel()
