@@ -4,10 +4,13 @@ Which values go where is drawn by a fixed seed; what a test asserts holds whenev
 """
 
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 
 import msgpack
 import pytest
+from redis.exceptions import ResponseError
 
 from ingine.errors import ClientError
 from ingine.keys import Priority
@@ -90,7 +93,9 @@ async def is_exact(worker: Harness, job_id: str, expected: list[int]) -> None:
 
 async def nothing_waits(worker: Harness) -> bool:
     lengths = [await worker.redis.xlen(stream) for stream in worker.keys.all_jobs]
-    return not any(lengths) and not await worker.redis.exists(worker.keys.delayed)
+    # A member that is due at the end of time is no job, and in nobody's way.
+    within_a_day = 1000 * (time.time() + 86_400)
+    return not any(lengths) and not await worker.redis.zcount(worker.keys.delayed, "-inf", within_a_day)
 
 
 async def all_has_ended(worker: Harness) -> None:
@@ -217,7 +222,8 @@ async def test_anywhere_else(queue_of, seed):
         job_ids = [f"good-{2 * number + n}" for n in range(2)]
         await submit(worker, client, job_ids[0])
         for call in calls[start : start + 10]:
-            await worker.redis.execute_command(*call)
+            with suppress(ResponseError):  # where an earlier one has used up a stream's ids
+                await worker.redis.execute_command(*call)
         await submit(worker, client, job_ids[1])
         for job_id in job_ids:
             await is_exact(worker, job_id, expected)
