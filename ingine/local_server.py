@@ -78,9 +78,17 @@ def running_url(data_dir: Path) -> str | None:
 
 
 def why_not_running(data_dir: Path) -> str | None:
-    """Why there is no embedded server to use in `data_dir`, for a message. None: there is one."""
-    if os.name != "posix" or not (data_dir / URL_FILE).exists():
+    """Why there is no embedded server to use in `data_dir`, for a message. None: there is one.
+
+    Raises nothing: what it says is a part of other errors."""
+    if os.name != "posix":
         return "none was started there"
+    try:
+        (data_dir / URL_FILE).lstat()
+    except FileNotFoundError:
+        return "none was started there"
+    except OSError as error:  # another user's folder, which cannot be entered
+        return f"it cannot be looked at, {error.strerror}"
     if read_private(data_dir / URL_FILE) is None:
         return f"{data_dir / URL_FILE} is not this user's alone"
     if read_private(data_dir / HOST_FILE) != this_host():

@@ -81,15 +81,17 @@ def write_private(path: Path, text: str) -> None:
 
 
 def read_private(path: Path) -> str | None:
-    """The text of a file that only this user can read. None: there is no such file, or it is another's."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    with open(descriptor, encoding="utf-8", errors="replace") as file:
-        found = os.fstat(descriptor)
+    """The text of a file that only this user can read. None: there is no such file, it is another's, or it
+    cannot be read."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    with (
+        suppress(OSError),
+        open(path, encoding="utf-8", errors="replace", opener=lambda name, _: os.open(name, flags)) as file,
+    ):
+        found = os.fstat(file.fileno())
         private = stat.S_ISREG(found.st_mode) and not found.st_mode & 0o077
         return file.read() if private and found.st_uid == os.geteuid() else None
+    return None
 
 
 def user_name(uid: int) -> str:

@@ -176,7 +176,7 @@ class _LocalConnection(_TcpConnection):
         if not self.is_connected:
             try:
                 found = parse_server_url(default_url()).options
-            except ConfigError as error:
+            except (ConfigError, ValueError) as error:
                 raise exceptions.ConnectionError(str(error)) from None
             self.host, self.port, self.password = found["host"], found["port"], found.get("password")
             kwargs["retry_socket_connect"] = False
@@ -249,7 +249,7 @@ class Servers:
         """The servers as a message may name them: no password in it."""
         location = self._location
         if self._is_default:
-            with suppress(ConfigError):  # it is another user's by now
+            with suppress(ConfigError, ValueError):  # it is another user's by now, or none
                 location = parse_server_url(default_url())
         hosts = ",".join(f"{host}:{port}" for host, port in location.addresses)
         match location.kind:

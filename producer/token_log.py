@@ -143,23 +143,26 @@ class LogReader:
             try:
                 trip = partial(self._fetch, self._under_way)
                 answers = await self._patience(partial(self._server.in_time, trip, GIVE_UP_S))
-            except exceptions.RedisError as error:
-                self._under_way += self._waiting  # who came meanwhile has no better chance
-                self._waiting.clear()
-                answers = [error] * len(self._under_way)
             except Exception as error:  # whatever it is, nobody must wait for ever
+                if isinstance(error, exceptions.RedisError):
+                    self._under_way += self._waiting  # who came meanwhile has no better chance
+                    self._waiting.clear()
                 answers = [error] * len(self._under_way)
             for request, answer in zip(self._under_way, answers, strict=True):
-                if request.answer.done():  # its stream has left
-                    continue
-                if isinstance(answer, exceptions.RedisError):
-                    request.answer.set_exception(
-                        of_another_type(request.job_id, answer) or self._server.unavailable(answer)
-                    )
-                elif isinstance(answer, Exception):
-                    request.answer.set_exception(answer)
-                else:
-                    request.answer.set_result(answer)
+                if not request.answer.done():  # else its stream has left
+                    self._answer(request, answer)
+
+    def _answer(self, request: _Request, answer: LogPage | Exception) -> None:
+        """Raises nothing, or the requests behind this one would wait for ever."""
+        if isinstance(answer, exceptions.RedisError):
+            try:
+                answer = of_another_type(request.job_id, answer) or self._server.unavailable(answer)
+            except Exception as error:
+                answer = error
+        if isinstance(answer, Exception):
+            request.answer.set_exception(answer)
+        else:
+            request.answer.set_result(answer)
 
     async def _fetch(self, requests: list[_Request]) -> list[LogPage | Exception]:
         try:

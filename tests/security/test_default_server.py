@@ -1,7 +1,10 @@
 """Who names no server finds this user's embedded one whenever it starts, or reads where it was looked for."""
 
+import asyncio
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -12,6 +15,8 @@ from ingine.local_server import other_person_on, running_url
 from ingine.servers import Servers
 from producer import AsyncClient, Client, ServerUnavailable
 from tests.security.neighbours import NEIGHBOUR, needs_root
+from tests.servers import durable_server
+from tests.waiting import HANGS_S
 from worker import embedded, server_choice
 from worker.embedded import EmbeddedServer
 
@@ -33,6 +38,15 @@ def default_port(monkeypatch) -> int:
         monkeypatch.setattr(f"{module}.DEFAULT_PORT", port)
     monkeypatch.setattr(local_server, "DEFAULT_URL", f"redis://127.0.0.1:{port}/0")
     return port
+
+
+@contextmanager
+def as_the_neighbour() -> Iterator[None]:
+    os.seteuid(NEIGHBOUR)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 # ---------------------------------------------------------------------------------------- whenever
@@ -73,11 +87,8 @@ async def test_nothing_is_sent_to_another_person_who_takes_the_port_later(data_d
     async with AsyncClient() as client:
         with EmbeddedServer(data_dir, port=default_port):
             await client.submit("hi", job_id="a")
-        os.seteuid(NEIGHBOUR)
-        try:
+        with as_the_neighbour():
             his = socket.create_server(("127.0.0.1", default_port))
-        finally:
-            os.seteuid(0)
         with his:
             with pytest.raises(ServerUnavailable, match=f"is another user's, {NEIGHBOUR}: set INGINE_REDIS"):
                 await client.submit("hi")
@@ -112,6 +123,46 @@ async def test_what_hides_a_server_is_said(data_dir, default_port):
                 await client.submit("hi")
 
 
+@pytest.fixture
+def unusable(tmp_path, monkeypatch) -> str:
+    """What is said of a data folder that not even the owner of all can look at."""
+    data_dir = tmp_path / ("x" * 300)
+    monkeypatch.setenv("INGINE_DATA_DIR", str(data_dir))
+    return f"looked for in {data_dir}: it cannot be looked at, File name too long"
+
+
+async def test_a_folder_that_cannot_be_looked_at_is_said(
+    data_dir, default_port, unusable, tmp_path, monkeypatch
+):
+    """Whoever waits for a job when the server goes away is told, too."""
+    monkeypatch.setattr("producer.token_log.GIVE_UP_S", 0.2)
+    async with AsyncClient() as client, asyncio.timeout(HANGS_S):
+        with durable_server(tmp_path / "open", port=default_port):
+            job = await client.submit("hi")
+        with pytest.raises(ServerUnavailable, match=unusable):
+            await job.result()
+        with pytest.raises(ServerUnavailable, match=unusable):
+            await client.submit("hi")
+
+
+def test_a_worker_says_so_too(data_dir, default_port, unusable, tmp_path):
+    with (
+        EmbeddedServer(tmp_path / "another", port=default_port),
+        pytest.raises(ConfigError, match=unusable),
+    ):
+        server_choice.ensure_server(None)
+
+
+@needs_root
+def test_a_folder_of_another_user_is_said(data_dir):
+    servers = Servers(f"redis://127.0.0.1:{embedded._free_port()}", client_name="test")
+    servers._is_default = True
+    data_dir.mkdir(mode=0o700)
+    with as_the_neighbour():
+        assert running_url(data_dir) is None
+        assert f"looked for in {data_dir}: it cannot be looked at, Permission denied" in servers.looked_in
+
+
 def test_a_worker_says_where_it_looked(data_dir, default_port, tmp_path):
     with (
         EmbeddedServer(tmp_path / "another", port=default_port),
@@ -131,11 +182,8 @@ def test_a_worker_says_where_it_looked(data_dir, default_port, tmp_path):
     [("127.0.0.1", True), ("0.0.0.0", True), ("::", True), ("127.0.0.2", False), ("::1", False)],
 )
 def test_another_person_on_another_address_is_not_in_the_way(host, is_reached):
-    os.seteuid(NEIGHBOUR)
-    try:
+    with as_the_neighbour():
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         his = socket.create_server((host, 0), family=family, dualstack_ipv6=host == "::")
-    finally:
-        os.seteuid(0)
     with his:
         assert other_person_on(his.getsockname()[1]) == (str(NEIGHBOUR) if is_reached else None)
