@@ -246,7 +246,8 @@ class TerminalEvent:
     """How the job ended: log entry `<position>-1`. There is exactly one a job, and nothing after it."""
 
     position: int
-    status: JobStatus
+    status: JobStatus | str
+    """A plain `str`: a newer version's, which may know what it means."""
     job_id: str
     text: str = ""
     """The end of the text that was held back until now (a half character, the start of a stop string)."""
@@ -290,14 +291,6 @@ def encode_event(event: Event) -> bytes:
     return msgpack.packb(fields)
 
 
-class NewerStatus(ValueError):
-    """Of a terminal event that is well-formed but for its status, which is none of `JobStatus`."""
-
-    def __init__(self, job_id: str, status: str):
-        super().__init__(f"not a status that this version knows: {status!r}")
-        self.job_id, self.status = job_id, status
-
-
 STATUS_NAME = re.compile(r"[a-z_]{1,32}")
 """What a status of any version looks like."""
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
@@ -317,8 +310,8 @@ _USAGE = ("num_prompt_tokens", "num_cached_tokens", "num_output_tokens")
 def decode_event(raw: bytes) -> Event:
     """Inverse of `encode_event`. Fields that this version does not know are ignored: workers may be newer.
 
-    Raises one of UNREADABLE for what is no event, since anybody may publish, and some may write logs. Among
-    these NewerStatus for an end that a newer version may understand. A message may be as long as `raw`.
+    Raises one of UNREADABLE for what is no event, since anybody may publish, and some may write logs. A
+    message may be as long as `raw`.
     """
     try:
         fields = msgpack.unpackb(raw, strict_map_key=False, max_map_len=MAX_MAP_ENTRIES)
@@ -350,8 +343,6 @@ def decode_event(raw: bytes) -> Event:
             and all(type((event.error or {}).get(name, "")) is str for name in ("code", "message"))
             and all(type(event.usage.get(name, 0)) is int for name in _USAGE)
         )
-        if well_formed and is_newer:
-            raise NewerStatus(event.job_id, kind)
     if not well_formed:
         raise ValueError(f"not the shape of a {kind} event")
     return event

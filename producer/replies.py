@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from ingine.errors import BadRecord, ClientError, InvalidArgument, UnknownStatus
 from ingine.expiry import expire_due
 from ingine.keys import EVENT_FIELD, Keys
-from ingine.wire import DEFAULT_RESULT_TTL_S, UNREADABLE, JobStatus, NewerStatus, decode_event
+from ingine.wire import DEFAULT_RESULT_TTL_S, UNREADABLE, JobStatus, decode_event
 from producer.arguments import ENTRY_ID
 from producer.connection import Server
 from producer.home import Home, end_tasks
@@ -145,6 +145,9 @@ async def _patiently(server: Server, xread: Callable[[], Awaitable[list | dict]]
 def _reply(fields: dict[bytes, bytes], position: str) -> Reply:
     try:
         end = decode_event(fields[EVENT_FIELD.encode()])
+        if not isinstance(end.status, JobStatus):
+            reason = unknown_status(end.job_id, end.status)
+            raise UnknownStatus(f"{reason}, or go on behind this reply with the position {position!r}")
         return Reply(
             job_id=end.job_id,
             status=end.status,
@@ -154,9 +157,6 @@ def _reply(fields: dict[bytes, bytes], position: str) -> Reply:
             metadata=end.metadata,
             position=position,
         )
-    except NewerStatus as error:
-        reason = unknown_status(error.job_id, error.status)
-        raise UnknownStatus(f"{reason}, or go on behind this reply with the position {position!r}") from None
     except UNREADABLE as error:
         raise BadRecord(
             f"the replies stream has an entry that is no event ({repr(error)[:200]}): "

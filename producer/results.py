@@ -201,18 +201,28 @@ def raise_unless_finished(end: TerminalEvent) -> None:
 
 def read_status(job_id: str, raw: bytes) -> JobStatus:
     """From a job's record. Raises BadRecord, as `unknown_status` has it."""
+    status = read_any_status(job_id, raw)
+    if not isinstance(status, JobStatus):
+        raise unknown_status(job_id, status)
+    return status
+
+
+def read_any_status(job_id: str, raw: bytes) -> JobStatus | str:
+    """From a job's record. A plain `str` may be a newer version's. Raises BadRecord for what is nobody's."""
     text = raw.decode(errors="replace")
     try:
         return JobStatus(text)
     except ValueError:
-        raise unknown_status(job_id, text) from None
+        if not STATUS_NAME.fullmatch(text):
+            raise unknown_status(job_id, text) from None
+        return text
 
 
 def unknown_status(job_id: str, status: str) -> BadRecord:
     """UnknownStatus, unless no version has such a status."""
     kind = UnknownStatus if STATUS_NAME.fullmatch(status) else BadRecord
     return kind(
-        f"job {job_id[:128]} has the status {status[:50]!r}, which this version of ingine does not know: "
+        f"job {job_id[:128]!r} has the status {status[:50]!r}, which this version of ingine does not know: "
         "upgrade the client"
     )
 

@@ -26,7 +26,7 @@ from producer.connection import Server
 from producer.home import Home
 from producer.partitions import MAX_MOVES, Partition, Partitions
 from producer.queue_info import num_serving
-from producer.results import NO_WORKER
+from producer.results import NO_WORKER, unknown_status
 from producer.token_log import LogPage, LogReader, Patience
 
 NO_SUCH_JOB = "no job {}: never submitted, or its result's TTL has passed"
@@ -64,7 +64,8 @@ class Streams:
         LogWentBack where the text of its events would not be that of the log.
 
         Raises JobNotFound if there is no record and no log, BadRecord for a log or a record that no worker
-        wrote, ServerUnavailable if the server stays away, and InvalidArgument for a negative position.
+        wrote, UnknownStatus for an end that only a newer version understands, ServerUnavailable if the server
+        stays away, and InvalidArgument for a negative position.
         """
         position = arguments.integer("from_position", position, at_least=0)
         for _ in range(MAX_MOVES):
@@ -200,6 +201,7 @@ def _check_record(job_id: str, position: int, page: LogPage, *, lacked: bool) ->
         raise JobNotFound(NO_SUCH_JOB.format(job_id))
     lacks = page.has_ended or page.committed > position
     if lacks and lacked:
+        _check_status(job_id, page.status)
         raise BadRecord(
             f"the record of job {job_id} says {page.status} after {page.committed} tokens, and its log has "
             f"nothing behind {position}"
@@ -214,6 +216,13 @@ def _check_end(end: TerminalEvent, page: LogPage) -> None:
             f"the log of job {end.job_id} ends as {end.status} after {end.position} tokens, and its record "
             f"says {page.status} after {page.committed}"
         )
+    _check_status(end.job_id, end.status)
+
+
+def _check_status(job_id: str, status: JobStatus | str) -> None:
+    """Raises UnknownStatus."""
+    if not isinstance(status, JobStatus):
+        raise unknown_status(job_id, status)
 
 
 def _after(event: TokensEvent, position: int) -> TokensEvent:

@@ -20,13 +20,12 @@ from ingine.wire import (
     UNREADABLE,
     Event,
     JobStatus,
-    NewerStatus,
     TerminalEvent,
     decode_log,
 )
 from producer.connection import Server
 from producer.home import end_tasks, is_cancelled
-from producer.results import of_another_type, read_number, read_status, unknown_status
+from producer.results import of_another_type, read_any_status, read_number
 
 T = TypeVar("T")
 READS_PER_TRIP = 128
@@ -35,6 +34,7 @@ GIVE_UP_S = 30.0
 """Streams outlast a server that is away for so long."""
 _FIELDS = ("status", "position", "deadline_at")
 ENDS = frozenset(status for status in JobStatus if status.terminal)
+_GOING_ON = frozenset(JobStatus) - ENDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class LogPage:
     events: list[Event]
     full: bool
     """There may be more: the page ends where the limit was, not where the log does."""
-    status: JobStatus | None = None
-    """None where the job has no record, or that was not read."""
+    status: JobStatus | str | None = None
+    """None where the job has no record, or that was not read. A plain `str` is a newer version's."""
     committed: int = 0
     """Tokens in the whole log, by the record."""
     overdue: bool = False
@@ -53,8 +53,8 @@ class LogPage:
 
     @property
     def has_ended(self) -> bool:
-        """By the record."""
-        return self.status in ENDS
+        """By the record. What a newer version's status means is not known: there may be no more to come."""
+        return self.status is not None and self.status not in _GOING_ON
 
     @property
     def has_end(self) -> bool:
@@ -257,19 +257,17 @@ def _page(request: _Request, entries, record, now_ms: int) -> LogPage | Exceptio
     status, position, deadline_at = record or (None, None, None)
     try:
         events = decode_log(job_id, request.position, entries)
-    except NewerStatus as error:
-        return unknown_status(job_id, error.status)
     except UNREADABLE as error:
         return BadRecord(f"the token log of job {job_id} is not what a worker writes: {str(error)[:200]}")
     try:
-        status = read_status(job_id, status) if status else None
+        status = read_any_status(job_id, status) if status else None
         deadline_at = read_number(job_id, "deadline_at", deadline_at)
         return LogPage(
             events=events,
             full=len(entries) == ENTRIES_PER_READ,
             status=status,
             committed=read_number(job_id, "position", position) or 0,
-            overdue=deadline_at is not None and deadline_at <= now_ms and status not in (None, *ENDS),
+            overdue=deadline_at is not None and deadline_at <= now_ms and status in _GOING_ON,
         )
     except ClientError as error:
         return error

@@ -53,7 +53,8 @@ def check_types(event: TokensEvent | TerminalEvent) -> None:
         assert all(type(token_id) is int and token_id >= 0 for token_id in event.token_ids)
         assert event.position >= len(event.token_ids)
         return
-    assert event.status.terminal and type(event.job_id) is str and event.job_id
+    assert event.status not in ("delayed", "queued", "running")
+    assert type(event.job_id) is str and event.job_id
     assert event.finish_reason is None or type(event.finish_reason) is str
     for fields in (event.error or {}, event.usage, event.timings, event.metadata or {}):
         assert type(fields) is dict

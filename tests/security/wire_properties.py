@@ -101,7 +101,7 @@ def check_event(raw: bytes) -> Event | None:
     if isinstance(event, TokensEvent):
         assert event.position - len(event.token_ids) >= 0
     else:
-        assert event.status.terminal
+        assert event.status not in (JobStatus.DELAYED, JobStatus.QUEUED, JobStatus.RUNNING)
     return event
 
 
