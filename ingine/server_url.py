@@ -1,5 +1,6 @@
 """The URLs that say where Redis is: one server, Sentinels, or a cluster. `ingine.servers` connects there."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +30,27 @@ _TEXTS = {
     *("ssl_keyfile", "ssl_certfile", "ssl_password", "ssl_ca_certs", "ssl_ca_data", "ssl_ca_path"),
     *("ssl_cert_reqs", "ssl_ciphers"),
 }
-"""Options that are text. Others are numbers or flags, which redis-py makes of a URL's text, or objects."""
+"""Options that are text."""
+_NOT_TEXTS = {
+    *("db", "socket_timeout", "socket_connect_timeout", "socket_read_size", "socket_keepalive"),
+    *("retry_on_timeout", "max_connections", "health_check_interval", "timeout"),
+    *("ssl_check_hostname", "ssl_min_version", "ssl_include_verify_flags", "ssl_exclude_verify_flags"),
+} & URL_QUERY_ARGUMENT_PARSERS.keys()
+"""Numbers and flags, which redis-py makes of a URL's text. What a later one has is refused."""
+_POSITIVE = {
+    *("socket_timeout", "socket_connect_timeout", "timeout", "socket_read_size", "max_connections"),
+}
+_NOT_NEGATIVE = {"db", "health_check_interval"}
+_REFUSED = {
+    *("host", "port", "path", "connection_class", "credential_provider", "driver_info", "encoder_class"),
+    *("event_dispatcher", "himport_registry", "maint_notifications_config", "parser_class"),
+    *("redis_connect_func", "retry_on_error", "socket_keepalive_options", "socket_type"),
+    *("sentinel_username", "sentinel_password", "lib_name", "lib_version"),
+}
+"""Names of redis-py's and ours that an error may quote. Any other name may be a part of a password."""
 _DATA_SERVERS_ONLY = {"username", "password", "db", *POOL_OPTIONS}
 _SENTINELS_ONLY = {"sentinel_username": "username", "sentinel_password": "password"}
+_UNREADABLE = "is no URL that can be read. In a user or password write @ : / ? # % as %40 %3A %2F %3F %23 %25"
 _DEFAULT_PORTS = {"": 6379, "sentinel": 26379, "cluster": 6379}
 
 Address = tuple[str, int]
@@ -72,6 +91,15 @@ def parse_server_url(url: str) -> Location:
     if not url.startswith(URL_SCHEMES):
         raise ValueError(f"must begin with {', '.join(URL_SCHEMES[:-1])} or {URL_SCHEMES[-1]}")
     try:
+        return _parse(url)
+    except ValueError:
+        if "@" in url.partition("?")[2]:  # what seem to be options may be the rest of the password
+            raise ValueError(_UNREADABLE) from None
+        raise
+
+
+def _parse(url: str) -> Location:
+    try:
         parts = urlsplit(url)
         transport, _, kind = parts.scheme.partition("+")
         user, at, hosts = parts.netloc.rpartition("@")
@@ -87,9 +115,7 @@ def parse_server_url(url: str) -> Location:
     except ValueError as error:  # whose text may quote a part of the password
         if wrong := re.fullmatch(r"Invalid value for '(\w{1,40})' in connection URL.", str(error)):
             raise ValueError(f"has an option {wrong[1]} with a value that it cannot have") from None
-        raise ValueError(
-            "is no URL that can be read. In a user or password write @ : / ? # % as %40 %3A %2F %3F %23 %25"
-        ) from None
+        raise ValueError(_UNREADABLE) from None
     _check_names(parts.query, kind)
     if kind == "" and len(addresses) > 1:
         raise ValueError("names several servers: use redis+sentinel:// or redis+cluster://")
@@ -99,20 +125,29 @@ def parse_server_url(url: str) -> Location:
         raise ValueError("names a database that is no number: redis://host:6379/0 has number 0")
     if kind == "cluster" and options.get("db"):
         raise ValueError("names a database, and a cluster has only number 0")
+    _check_numbers(options)
     return _location(kind, addresses, service, options)
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    """Raises ValueError for those that redis-py takes and with which no command would ever succeed."""
+    for name, value in options.items():
+        low = (name in _POSITIVE and not value > 0) or (name in _NOT_NEGATIVE and value < 0)
+        if low or value == math.inf:
+            raise ValueError(f"has an option {name} with a value that it cannot have")
 
 
 def _check_names(query: str, kind: str) -> None:
     """Raises ValueError for options that a URL cannot give. redis-py takes all that its connections have, and
-    fails over the others when it connects."""
+    fails over the others when it connects. What it makes of a later one is not known."""
     names = parse_qs(query).keys()
     if refused := names & _RELIED_ON:
         raise ValueError(f"must not set {', '.join(sorted(refused))}, which ingine relies on")
     of_sentinels = _SENTINELS_ONLY.keys() if kind == "sentinel" else set()
-    unknown = names - _TEXTS - URL_QUERY_ARGUMENT_PARSERS.keys() - of_sentinels
+    unknown = names - _TEXTS - _NOT_TEXTS - of_sentinels
     for name in sorted(unknown):
         # Behind a password it may be the rest of that.
-        can_be_quoted = re.fullmatch(r"\w{1,40}", name) and "password=" not in query.partition(name)[0]
+        can_be_quoted = name in _REFUSED and "password=" not in query.partition(name)[0]
         named = f"an option {name}" if can_be_quoted else "an option"
         raise ValueError(f"has {named} that the URL of a server cannot have")
 

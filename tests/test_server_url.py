@@ -1,6 +1,7 @@
 """A Redis URL that cannot be used: what is wrong with it is named, at once."""
 
 import pytest
+from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS
 
 from ingine.errors import ConfigError
 from producer import AsyncClient, Client, ServerUnavailable
@@ -16,8 +17,17 @@ from producer import AsyncClient, Client, ServerUnavailable
         ("redis+cluster://h/zero", "names a database that is no number"),
         ("redis://h?db=zero", "option db with a value"),
         ("redis://h?socket_timeout=soon", "option socket_timeout with a value"),
-        ("redis://h?health_check=1", "option health_check that"),
-        ("redis+sentinel://h/primary?colour=red", "option colour that"),
+        ("redis://h?health_check=1", "an option that the URL of a server cannot have"),
+        ("redis+sentinel://h/primary?colour=red", "an option that the URL of a server cannot have"),
+        *(
+            (f"redis://h?{name}={value}", f"option {name} with a value")
+            for name in ("socket_timeout", "socket_connect_timeout", "timeout")
+            for value in ("nan", "inf", "-inf", "-1", "0", "x")
+        ),
+        ("redis://h?socket_read_size=0", "option socket_read_size with a value"),
+        ("redis://h?max_connections=0", "option max_connections with a value"),
+        ("redis://h?health_check_interval=-1", "option health_check_interval with a value"),
+        ("unix:///a?db=-1", "option db with a value"),
         # Of redis-py's connections, but for objects, which text is none of.
         ("redis://h?maint_notifications_config=x", "option maint_notifications_config that"),
         ("redis://h?redis_connect_func=x", "option redis_connect_func that"),
@@ -30,6 +40,7 @@ from producer import AsyncClient, Client, ServerUnavailable
         ("redis://h?connection_class=x", "option connection_class that"),
         ("redis://h?host=other", "option host that"),
         ("redis://h?sentinel_password=x", "option sentinel_password that"),
+        ("redis://h?lib_name=x", "option lib_name that"),
         ("redis://h?legacy_responses=no", "must not set legacy_responses"),
     ],
 )
@@ -50,6 +61,32 @@ def test_what_is_wrong_is_named(url: str, says: str):
 )
 def test_what_is_right_is_taken(url: str):
     assert AsyncClient(url).queue
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:12?secret=x@host:6379/0",
+        "redis://user:12?host=secret@host:6379/0",
+        "redis://user:12?db=secret@host:6379/0",
+        "rediss://user:12?ssl_cert_reqs=secret@host:6379/0",
+        "redis://h?password=x&secret=1",
+        "redis://h?secret=1",
+    ],
+)
+def test_what_may_be_a_part_of_a_password_is_not_quoted(url: str):
+    with pytest.raises(ConfigError) as refused:
+        AsyncClient(url)
+    assert "secret" not in str(refused.value) and "option host" not in str(refused.value)
+
+
+def test_an_option_that_redis_py_gets_later_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """Until somebody has looked at what it does."""
+    parsers = {**URL_QUERY_ARGUMENT_PARSERS, "new_option": int}
+    for module in ("redis.asyncio.connection", "ingine.server_url"):
+        monkeypatch.setattr(f"{module}.URL_QUERY_ARGUMENT_PARSERS", parsers)
+    with pytest.raises(ConfigError, match="has an option that the URL of a server cannot have"):
+        AsyncClient("redis://h?new_option=1")
 
 
 def test_a_database_that_the_server_does_not_have(redis_url: str, monkeypatch: pytest.MonkeyPatch):

@@ -100,7 +100,7 @@ def test_a_url_that_can_be_used(url: str, ca_file: Path):
         ("redis+sentinel://user:pw@a,b", "lacks the name of the primary"),
         ("redis+cluster://user:pw@a/1", "names a database"),
         ("redis://user:pw@host?decode_responses=1", "must not set decode_responses"),
-        ("redis://user:pw@host?colour=green", "has an option colour that the URL of a server cannot have"),
+        ("redis://user:pw@host?colour=green", "has an option that the URL of a server cannot have"),
         ("rediss://user:pw@host?ssl_ca_certs=/nowhere", "No such file"),
     ],
 )
