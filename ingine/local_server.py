@@ -33,29 +33,59 @@ def default_data_dir() -> Path:
     return user_folder("INGINE_DATA_DIR", "XDG_DATA_HOME", "~/.local/share")
 
 
-def default_url() -> str:
-    """Raises ConfigError if another person has the default port: whoever sends a prompt there means it."""
-    with suppress(ConfigError):  # a user without a home has no embedded server
-        if url := running_url(default_data_dir()):
-            return url
-    if person := other_person_on(DEFAULT_PORT):
-        raise ConfigError(
-            f"the server on {DEFAULT_HOST}:{DEFAULT_PORT} is another user's, {person}: set INGINE_REDIS_URL, "
-            f"to {DEFAULT_URL} if you want that one"
-        )
-    return DEFAULT_URL
+class DefaultServer:
+    """The server of those who name none, as one client has found it so far."""
+
+    def __init__(self):
+        self._was_embedded = False
+        self.last_url = DEFAULT_URL
+        """What `find` has answered last."""
+
+    def find(self) -> str:
+        """Its URL by now. An embedded one may start, or start anew elsewhere, long after the client was made.
+
+        Raises ConfigError while the embedded one is away that was found before: its jobs are not on another.
+        So it does if another person has the default port: whoever sends a prompt there means it.
+        """
+        self.last_url = self._running() or self._on_the_default_port()
+        return self.last_url
+
+    def _running(self) -> str | None:
+        with suppress(ConfigError):  # a user without a home has no embedded server
+            if url := running_url(default_data_dir()):
+                self._was_embedded = True
+                return url
+        return None
+
+    def _on_the_default_port(self) -> str:
+        if self._was_embedded:
+            raise ConfigError("the embedded server that was used until now is away")
+        if person := other_person_on(DEFAULT_PORT):
+            raise ConfigError(
+                f"the server on {DEFAULT_HOST}:{DEFAULT_PORT} is another user's, {person}: set "
+                f"INGINE_REDIS_URL, to {DEFAULT_URL} if you want that one"
+            )
+        return DEFAULT_URL
 
 
 def other_person_on(port: int) -> str | None:
     """The name of another person than this user who gets what is sent to `port` of DEFAULT_HOST. None also
-    where nobody can tell."""
+    where the kernel does not tell. Raises ConfigError where it could not be asked."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                _, address, _, state, _, _, _, uid, *_ = line.split()
-                listens = state == "0A" and _takes(address, port)
-                if listens and int(uid) in PERSONS and int(uid) != os.geteuid():
-                    return user_name(int(uid))
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except (FileNotFoundError, PermissionError):
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"whose the server on {DEFAULT_HOST}:{port} is cannot be told ({table}: {error.strerror}): "
+                "try again, or set INGINE_REDIS_URL"
+            ) from None
+        for line in lines:
+            _, address, _, state, _, _, _, uid, *_ = line.split()
+            listens = state == "0A" and _takes(address, port)
+            if listens and int(uid) in PERSONS and int(uid) != os.geteuid():
+                return user_name(int(uid))
     return None
 
 

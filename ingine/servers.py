@@ -22,7 +22,7 @@ from redis.utils import HIREDIS_AVAILABLE
 
 from ingine.errors import ConfigError
 from ingine.keys import Keys
-from ingine.local_server import default_data_dir, default_url, no_embedded_server, running_url
+from ingine.local_server import DefaultServer, default_data_dir, no_embedded_server, running_url
 from ingine.server_url import POOL_OPTIONS, Address, Location, parse_server_url, redact
 
 if HIREDIS_AVAILABLE:
@@ -170,12 +170,16 @@ class _UnixConnection(_FindsItsServer, UnixDomainSocketConnection):
 
 class _LocalConnection(_TcpConnection):
     """To the server of those who name none. Which that is, and its password, is looked up for each
-    connection: an embedded one may start, or start anew, long after the client was made."""
+    connection."""
+
+    def __init__(self, *, find: Callable[[], str], **options: Any):
+        super().__init__(**options)
+        self._find_url = find
 
     async def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
         if not self.is_connected:
             try:
-                found = parse_server_url(default_url()).options
+                found = parse_server_url(self._find_url()).options
             except (ConfigError, ValueError) as error:
                 raise exceptions.ConnectionError(str(error)) from None
             self.host, self.port, self.password = found["host"], found["port"], found.get("password")
@@ -214,8 +218,8 @@ class Servers:
         max_connections: of one client. Whoever needs one more waits for it. The URL may name another number.
         None: no limit, whatever the URL says, for whom partitions must not wait for each other.
         """
-        self._is_default = url is None
-        url = default_url() if url is None else url
+        self._default = DefaultServer() if url is None else None
+        url = self._default.find() if self._default else url
         try:
             location = parse_server_url(url)
         except ValueError as error:
@@ -248,9 +252,9 @@ class Servers:
     def where(self) -> str:
         """The servers as a message may name them: no password in it."""
         location = self._location
-        if self._is_default:
-            with suppress(ConfigError, ValueError):  # it is another user's by now, or none
-                location = parse_server_url(default_url())
+        if self._default:
+            with suppress(ValueError):
+                location = parse_server_url(self._default.last_url)
         hosts = ",".join(f"{host}:{port}" for host, port in location.addresses)
         match location.kind:
             case "sentinel":
@@ -264,7 +268,7 @@ class Servers:
     def looked_in(self) -> str:
         """Where an embedded server was looked for in vain, for a message; else empty."""
         with suppress(ConfigError):  # a user without a home has none
-            if self._is_default and not running_url(data_dir := default_data_dir()):
+            if self._default and not running_url(data_dir := default_data_dir()):
                 return f" ({no_embedded_server(data_dir)})"
         return ""
 
@@ -272,7 +276,7 @@ class Servers:
         """The client for one partition's keys; another partition's too if the two never part."""
         slot = key_slot(keys.prefix.encode()) if self._location.kind == "cluster" else 0
         if slot not in self._clients:
-            ours = _LocalConnection if self._is_default else _OURS[self._location.connection_class]
+            ours = _LocalConnection if self._default else _OURS[self._location.connection_class]
             pool = BlockingConnectionPool(
                 connection_class=ours,
                 find=self._find(slot),
@@ -281,7 +285,9 @@ class Servers:
             self._clients[slot] = Redis.from_pool(pool)
         return self._clients[slot]
 
-    def _find(self, slot: int) -> Callable[[], Awaitable[Address]] | None:
+    def _find(self, slot: int) -> Callable[[], Awaitable[Address] | str] | None:
+        if self._default:
+            return self._default.find
         if self._location.kind == "cluster":
             return partial(self._cluster.owner, slot)
         if self._location.kind == "sentinel":

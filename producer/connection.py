@@ -78,7 +78,7 @@ class Server:
 
     def unavailable(self, error: exceptions.RedisError) -> ServerUnavailable:
         where = self._servers.where if self._servers else self._address
-        if self._servers and isinstance(error, exceptions.ConnectionError):
+        if self._servers and isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError):
             where += self._servers.looked_in
         return ServerUnavailable(f"Redis at {where} {_what_to_do(error)}")
 

@@ -1,10 +1,12 @@
 """Who names no server finds this user's embedded one whenever it starts, or reads where it was looked for."""
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +84,20 @@ async def test_so_does_a_worker_that_uses_the_server_of_another(data_dir, defaul
     await servers.aclose()
 
 
+async def test_who_has_used_it_uses_no_other_while_it_is_away(data_dir, default_port, tmp_path):
+    """A worker that restarts leaves a moment in which nobody, or anybody, has its port."""
+    async with AsyncClient() as client:
+        with EmbeddedServer(data_dir):
+            await client.submit("hi", job_id="a")
+        with durable_server(tmp_path / "other", port=default_port):
+            with pytest.raises(ServerUnavailable, match="is away"):
+                await client.submit("hi", job_id="b")
+            async with AsyncClient() as new:
+                await new.submit("hi", job_id="b")
+        with EmbeddedServer(data_dir):
+            assert (await client.status("a")).position == 0
+
+
 @needs_root
 async def test_nothing_is_sent_to_another_person_who_takes_the_port_later(data_dir, default_port):
     async with AsyncClient() as client:
@@ -90,7 +106,7 @@ async def test_nothing_is_sent_to_another_person_who_takes_the_port_later(data_d
         with as_the_neighbour():
             his = socket.create_server(("127.0.0.1", default_port))
         with his:
-            with pytest.raises(ServerUnavailable, match=f"is another user's, {NEIGHBOUR}: set INGINE_REDIS"):
+            with pytest.raises(ServerUnavailable, match=f"looked for in {data_dir}: that one has ended"):
                 await client.submit("hi")
             his.setblocking(False)
             with pytest.raises(BlockingIOError):
@@ -155,8 +171,7 @@ def test_a_worker_says_so_too(data_dir, default_port, unusable, tmp_path):
 
 @needs_root
 def test_a_folder_of_another_user_is_said(data_dir):
-    servers = Servers(f"redis://127.0.0.1:{embedded._free_port()}", client_name="test")
-    servers._is_default = True
+    servers = Servers(None, client_name="test")
     data_dir.mkdir(mode=0o700)
     with as_the_neighbour():
         assert running_url(data_dir) is None
@@ -174,6 +189,23 @@ def test_a_worker_says_where_it_looked(data_dir, default_port, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- whose
+
+
+@pytest.mark.parametrize(
+    ("number", "says"), [(errno.EMFILE, "Too many open files"), (errno.ENOENT, None), (errno.EACCES, None)]
+)
+def test_whose_it_is_is_not_guessed_for_want_of_a_file(default_port, monkeypatch, number, says):
+    """A kernel without that table tells nobody. One that has it, and no descriptor for us, would."""
+
+    def refuse(path: Path) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    if says:
+        with pytest.raises(ConfigError, match=f"{says}.*set INGINE_REDIS_URL"):
+            other_person_on(default_port)
+    else:
+        assert other_person_on(default_port) is None
 
 
 @needs_root

@@ -13,7 +13,7 @@ import redis
 
 from ingine import local_server
 from ingine.errors import ConfigError
-from ingine.local_server import DEFAULT_URL, default_url, other_person_on, running_url
+from ingine.local_server import DEFAULT_URL, DefaultServer, other_person_on, running_url
 from producer.settings import load_settings
 from tests.security.neighbours import NEIGHBOUR, become_the_neighbour, needs_root
 from tests.waiting import HANGS_S
@@ -75,13 +75,13 @@ def test_the_password_is_neither_in_the_list_of_processes_nor_in_the_log(data_di
 
 
 def test_commands_of_the_same_user_find_it(data_dir):
-    assert default_url() == DEFAULT_URL
+    assert DefaultServer().find() == DEFAULT_URL
     with EmbeddedServer(data_dir) as server:
-        assert default_url() == server.url
+        assert DefaultServer().find() == server.url
         command = [sys.executable, "-m", "ingine", "submit", "hi", "--job-id", "mine"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
         assert (done.returncode, done.stdout) == (0, "mine\n"), done.stderr
-    assert default_url() == DEFAULT_URL, "nobody gets the password once it has ended"
+    assert DefaultServer().find() == DEFAULT_URL, "nobody gets the password once it has ended"
 
 
 def test_a_server_keeps_its_password(data_dir):
@@ -180,12 +180,12 @@ def test_a_server_of_another_person_on_the_default_port_is_not_taken_for_ours(da
         monkeypatch.setattr(f"{module}.DEFAULT_PORT", his.getsockname()[1])
     with his:
         with pytest.raises(ConfigError, match=rf"is another user's, {NEIGHBOUR}: set INGINE_REDIS_URL"):
-            default_url()
+            DefaultServer().find()
         assert load_settings().redis_url is None, "a client of one's own needs no server of ours"
         url, server = server_choice.ensure_server(None)
         with server:
             assert "is taken by a server of another user" in caplog.text
-            assert default_url() == url == server.url
+            assert DefaultServer().find() == url == server.url
 
 
 @needs_root
