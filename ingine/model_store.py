@@ -246,8 +246,10 @@ def _known_sha256(path: Path) -> str:
     """As `_sha256`, which takes seconds a gigabyte, but once only while the file does not change."""
     if digest := _noted_sha256(path):
         return digest
+    note = _sha256_note(path)
     digest = _sha256(path)
-    write_private(_sha256_note(path), digest)
+    if _sha256_note(path) == note:  # else it has changed meanwhile, and may have been read in part before
+        write_private(note, digest)
     return digest
 
 

@@ -94,6 +94,21 @@ def test_a_gguf_file_that_did_not_change_is_not_read_whole_again(gguf_file, cach
     assert resolve_model(str(gguf_file)) != path
 
 
+def test_a_file_that_changes_while_it_is_hashed_gets_no_note(gguf_file, cache, monkeypatch):
+    """As one that is still being copied: the note would be of what it holds later."""
+    sha256 = model_store._sha256
+
+    def hash_and_change(path: Path) -> str:
+        digest = sha256(path)
+        path.write_bytes(path.read_bytes() + b"changed")
+        return digest
+
+    with monkeypatch.context() as changing:
+        changing.setattr(model_store, "_sha256", hash_and_change)
+        model_store._known_sha256(gguf_file)
+    assert model_store._known_sha256(gguf_file) == sha256(gguf_file)
+
+
 @pytest.mark.parametrize("damage", [b"no header", b"\x03\0\0\0" + b"\xff" * 16], ids=["text", "counts"])
 def test_a_file_that_is_none_is_not_hashed_first(gguf_file, cache, monkeypatch, damage):
     """Which would take minutes for one of 40 GB."""
