@@ -1,6 +1,7 @@
 """A queue's partitions: how many there are, where each is, and in which one a job lives."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +17,8 @@ T = TypeVar("T")
 
 MAX_MOVES = 10
 """How often a job is looked for anew because the number of partitions has changed meanwhile."""
+MOVE_PAUSE_S = 0.05, 0.15
+"""Before it is looked for there, at least and at most."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,14 @@ class Partitions:
         return partitions[partition_of(job_id, len(partitions))]
 
     async def moved(self, job_id: str, before: Partition) -> bool:
-        """Ask anew how many there are. True if the job lives elsewhere now than where the caller looked."""
+        """Ask anew how many there are. True if the job lives elsewhere now than where the caller looked.
+
+        After a pause then, in which the change may come to its end."""
         await self.latest()
-        return await self.of(job_id) != before
+        if await self.of(job_id) == before:
+            return False
+        await asyncio.sleep(random.uniform(*MOVE_PAUSE_S))
+        return True
 
     def unsettled(self) -> ClientError:
         """What to raise where it has changed too often for one call."""

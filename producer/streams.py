@@ -68,17 +68,19 @@ class Streams:
         stays away, and InvalidArgument for a negative position.
         """
         position = arguments.integer("from_position", position, at_least=0)
-        for _ in range(MAX_MOVES):
+        num_moves = 0  # since the last event
+        while num_moves < MAX_MOVES:
             partition = await self._patience(lambda: self._partitions.of(job_id))
             try:
                 async with aclosing(self._follow(partition, job_id, position, at_end)) as events:
                     async for event in events:
-                        position = event.position
+                        position, num_moves = event.position, 0
                         yield event
                 return
             except JobNotFound:
                 if not await self._patience(partial(self._partitions.moved, job_id, partition)):
                     raise
+            num_moves += 1
         raise self._partitions.unsettled()
 
     def _readers_at(self, server: Server) -> tuple[ChannelHub, LogReader]:

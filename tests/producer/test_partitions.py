@@ -12,6 +12,7 @@ import pytest
 
 from ingine.keys import Keys, all_partitions, keys_of, partition_of
 from ingine.servers import Servers
+from ingine.wire import TokensEvent
 from producer import (
     AsyncClient,
     Client,
@@ -26,6 +27,7 @@ from producer import (
 from producer.batch import Batch
 from producer.batch_progress import make_progress
 from producer.partitions import Partitions
+from producer.streams import Streams
 from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_cli import start
 from tests.producer.test_control import bury
@@ -417,8 +419,34 @@ async def test_a_number_that_goes_on_changing_is_not_followed_for_ever(
         return await latest(self)
 
     monkeypatch.setattr(Partitions, "latest", changed_meanwhile)
+    clock = asyncio.get_running_loop().time
+    began = clock()
     with pytest.raises(ClientError, match=r"number of partitions .* is being changed"):
         await getattr(client.attach(id_in(NUM_PARTITIONS - 1)), look)()
+    assert clock() - began >= 0.2, "ten tries at once would not outlast a change"
+
+
+async def test_a_long_stream_may_move_as_often_as_it_has_events(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+):
+    """Each time all that it needs is there again, so nothing is unsettled."""
+    monkeypatch.setattr("producer.streams.MAX_MOVES", 2)
+
+    async def one_event_then_gone(self, partition, job_id, position, at_end):
+        yield TokensEvent(position + 1, [1], "x")
+        raise JobNotFound(job_id)
+
+    async def moved(self, job_id, before):
+        return True
+
+    monkeypatch.setattr(Streams, "_follow", one_event_then_gone)
+    monkeypatch.setattr(Partitions, "moved", moved)
+    positions = []
+    async for chunk in client.attach("a").stream():
+        positions.append(chunk.position)
+        if len(positions) == 5:
+            break
+    assert positions == [1, 2, 3, 4, 5]
 
 
 # ----------------------------------------------------------------------------------- what lies above
