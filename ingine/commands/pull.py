@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ingine.errors import ConfigError
 from ingine.model_store import DEFAULT_MODEL, Progress, resolve_model
 from ingine.terminal import echo
 
@@ -36,8 +37,11 @@ def _check(folder: Path) -> None:
     from ingine.tokenizer import load_tokenizer
 
     open_checkpoint(folder)
-    read_sampling_defaults(folder)
     load_tokenizer(folder)
+    try:
+        read_sampling_defaults(folder)
+    except ConfigError as error:  # a worker with generation_config=vllm does not read it
+        echo(f"ingine: warning: {error}", err=True)
 
 
 def _pull_with_bars(model: str, console: "Console") -> Path:

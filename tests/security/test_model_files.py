@@ -623,7 +623,6 @@ def test_pull_says_in_one_line_what_is_wrong(tmp_path, monkeypatch, capfd):
         ("model.safetensors", b"\x08" + bytes(15), "model.safetensors is damaged"),
         ("tokenizer.json", b"{}", "no usable tokenizer"),
         ("tokenizer_config.json", b"[]", "tokenizer_config.json holds no JSON object"),
-        ("generation_config.json", b'{"temperature": -1}', "generation_config.json: temperature"),
         ("config.json", b"{}", "config.json names no architecture"),
     ],
 )
@@ -632,3 +631,14 @@ def test_pull_refuses_a_folder_that_no_worker_could_load(name, content, says, mo
     if content is not None:
         (model / name).write_bytes(content)
     assert says in run_command(["pull", str(model)], monkeypatch, capfd)
+
+
+def test_pull_warns_of_sampling_defaults_that_a_worker_may_ignore(model, monkeypatch, capfd):
+    (model / "generation_config.json").write_bytes(b'{"temperature": -1}')
+    monkeypatch.setattr(sys, "argv", ["ingine", "pull", str(model)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capfd.readouterr()
+    assert not ended.value.code
+    assert out.strip() == str(model)
+    assert "generation_config.json: temperature" in err and "start with generation_config=vllm" in err
