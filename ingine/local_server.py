@@ -2,6 +2,7 @@
 (`worker.embedded`), else one on the default port, unless that is another person's.
 """
 
+import json
 import os
 import re
 import socket
@@ -121,7 +122,7 @@ def why_not_running(data_dir: Path) -> str | None:
         return f"it cannot be looked at, {error.strerror}"
     if read_private(data_dir / URL_FILE) is None:
         return f"{data_dir / URL_FILE} is not this user's alone"
-    if read_private(data_dir / HOST_FILE) != this_host():
+    if not _is_this_host(read_private(data_dir / HOST_FILE)):
         return "that one was started on another machine, in another container or before a restart"
     if not (_is_locked(data_dir / URL_FILE) and _is_locked(data_dir / LOG_FILE)):
         return "that one has ended"
@@ -137,13 +138,26 @@ def no_embedded_server(data_dir: Path) -> str:
 
 
 def this_host() -> str:
-    """Names the network that 127.0.0.1 is of: on Linux the kernel's start and the network namespace, which no
-    new name of the machine changes; elsewhere that name."""
+    """Names the network that 127.0.0.1 is of, for `_is_this_host`: a JSON map of what this process can tell.
+    On Linux the kernel's start and the network namespace, unless a sandbox hides them; the machine's name."""
+    found = {"name": socket.gethostname()}
+    with suppress(OSError):
+        found["boot_id"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    with suppress(OSError):
+        found["network"] = os.readlink("/proc/self/ns/net")
+    return json.dumps(found)
+
+
+def _is_this_host(written: str | None) -> bool:
+    """Compares what both can tell. The machine's name may change, and counts only where it takes it: the
+    first namespace has the same number on every machine, and all containers of a machine have its boot id."""
     try:
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot_id} {os.readlink('/proc/self/ns/net')}"
-    except OSError:
-        return socket.gethostname()
+        theirs, ours = json.loads(written or ""), json.loads(this_host())
+        both = (theirs.keys() & ours.keys()) - {"name"}
+    except (ValueError, AttributeError):
+        return False
+    compared = both if len(both) == 2 else both | {"name"}
+    return all(theirs.get(name) == ours[name] for name in compared)
 
 
 def is_changing(data_dir: Path) -> bool:

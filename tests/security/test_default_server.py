@@ -122,6 +122,40 @@ def test_a_new_name_of_the_machine_hides_no_server(data_dir, monkeypatch):
         assert running_url(data_dir) == server.url
 
 
+@pytest.fixture
+def masked(monkeypatch) -> set[str]:
+    """Files of /proc that are hidden from this process, as sandboxes do it."""
+    hidden, read_text, readlink = set(), Path.read_text, os.readlink
+
+    def unless_hidden(call):
+        def check(path, *args, **kwargs):
+            if str(path) in hidden:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *args, **kwargs)
+
+        return check
+
+    monkeypatch.setattr(Path, "read_text", unless_hidden(read_text))
+    monkeypatch.setattr(os, "readlink", unless_hidden(readlink))
+    return hidden
+
+
+BOOT_ID, NAMESPACE = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/net"
+
+
+@pytest.mark.parametrize("hidden", [[BOOT_ID], [NAMESPACE], [BOOT_ID, NAMESPACE]], ids=str)
+@pytest.mark.parametrize("who", ["the server", "the client"])
+def test_what_a_sandbox_hides_of_the_machine_hides_no_server(data_dir, monkeypatch, masked, hidden, who):
+    """Of the two one may run in it, and what both can tell is the same."""
+    masked.update(hidden if who == "the server" else ())
+    with EmbeddedServer(data_dir) as server:
+        masked.symmetric_difference_update(hidden)
+        assert running_url(data_dir) == server.url
+        # Namespaces of two machines have the same number, and containers of one machine its boot id.
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")
+        assert running_url(data_dir) is None
+
+
 async def test_what_hides_a_server_is_said(data_dir, default_port):
     """With it, a server that wants a password would be all that one hears of."""
     with EmbeddedServer(data_dir, port=default_port) as server:

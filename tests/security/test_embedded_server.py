@@ -148,7 +148,7 @@ def test_a_url_of_another_machine_is_not_used(data_dir, monkeypatch):
     """A home on a file server is seen by many, and so are its locks; so is a volume of several containers."""
     with EmbeddedServer(data_dir) as server:
         assert running_url(data_dir) == server.url
-        monkeypatch.setattr(local_server, "this_host", lambda: "another")
+        monkeypatch.setattr(local_server, "this_host", lambda: '{"name": "another"}')
         assert running_url(data_dir) is None
 
 
