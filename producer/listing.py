@@ -173,8 +173,9 @@ def _found(raw: _Raw, record: list[bytes | None], now_ms: int) -> Found | None:
     if status_field is not None and raw.entry is not None and _text(entry) != raw.entry:
         return None
     try:
-        status = read_status(raw.job_id, status_field) if status_field else JobStatus.QUEUED
-        submitted_at_ms = read_number(raw.job_id, "submitted_at", submitted_at)
+        job_id = raw.job_id or ""  # as its record was asked for
+        status = read_status(job_id, status_field) if status_field else JobStatus.QUEUED
+        submitted_at_ms = read_number(job_id, "submitted_at", submitted_at)
     except ClientError:  # of no use to those who look at all jobs
         return None
     if submitted_at_ms is None and raw.entry is not None:  # by a bare XADD, whose id anybody may have chosen
