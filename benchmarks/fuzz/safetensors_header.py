@@ -3,7 +3,7 @@
 import json
 from random import Random
 
-from benchmarks.fuzz.mutations import changed, damaged, json_scalar
+from benchmarks.fuzz.mutations import JSON, changed, damaged
 from benchmarks.fuzz.running import file_of, outcome
 from ingine.errors import ConfigError
 from ingine.safetensors_header import read_header
@@ -16,7 +16,7 @@ HEADER = {
 
 
 def cases(rng: Random) -> bytes:
-    header = json.dumps(changed(rng, HEADER, json_scalar) if rng.random() < 0.7 else HEADER).encode()
+    header = json.dumps(changed(rng, HEADER, JSON) if rng.random() < 0.7 else HEADER).encode()
     raw = len(header).to_bytes(8, "little") + header + bytes(32)
     return (
         damaged(rng, raw, (b"\x00", b"\xff" * 8, b"[", b"{", b'"', b"\\ud800")) if rng.random() < 0.4 else raw
