@@ -44,6 +44,7 @@ class Keys:
     | ingine:{q}:jobs:<priority>   | stream  | jobs that wait or run; the msgpack job, its tenant and cost
     | ingine:{q}:fair:<priority>   | zset    | entries that wait -> virtual start, see worker/scripts/take.lua
     | ingine:{q}:ends:<priority>   | zset    | tenants ahead in virtual time -> how far, and the present in it
+    | ingine:{q}:aside:<priority>  | stream  | entries that had the last ids there are, see worker/last_ids.py
     | ingine:{q}:delayed           | zset    | job id -> due time in ms; such a job is in no stream
     | ingine:{q}:deadlines         | zset    | job id -> when its deadline is to be looked at, in ms
     | ingine:{q}:job:<id>          | hash    | the job's record: status, attempt, position, cancel, times ...
@@ -81,6 +82,9 @@ class Keys:
     def while_renumbered(self, priority: Priority | str) -> str:
         """Of a jobs stream that is made anew, within one script: worker/scripts/renumber.lua."""
         return f"{self.jobs(priority)}:old"
+
+    def set_aside(self, priority: Priority | str) -> str:
+        return f"{self.prefix}:aside:{Priority(priority)}"
 
     @property
     def all_jobs(self) -> list[str]:

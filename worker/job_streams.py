@@ -8,19 +8,21 @@ import itertools
 import logging
 from collections.abc import Awaitable
 from dataclasses import replace
+from typing import TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from ingine.keys import GROUP, PARKED_PREFIX, RELEASED, WAITING, Keys, Priority, parked
 from ingine.scripts import read_script
+from worker import last_ids
 from worker.contact import Contact
 from worker.entries import MAX_ENTRY_BYTES, Entry, read_entries, read_entry
-from worker.last_ids import renumber
 from worker.logs import log_event
 from worker.retry import never_passes
 from worker.served_model import ServedModel
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 LOW_FIRST_EVERY = 8
@@ -36,7 +38,7 @@ PENDING_PAGE = 8
 DEFAULT_MAX_COST = 1 << 20
 """Tokens that a job may cost at most: more than models have. A worker says what its engine's longest is."""
 
-SCRIPTS = ("take", "claim", "unpark", "adopt", "renumber")
+SCRIPTS = ("take", "claim", "unpark", "adopt", *last_ids.SCRIPTS)
 
 
 class JobStreams:
@@ -169,26 +171,19 @@ class JobStreams:
     async def adopt(self) -> tuple[int, bool]:
         """Find entries that nobody has, in one page of each stream, for `waiting` or `released` to have.
 
-        How many there were, and whether there are pages left.
+        Those whose ids are among the last that there are get others, and wait anew. How many there were of
+        both, and whether there are pages left.
         """
         if len(self._served) < len(Priority):
             await self.create_groups()
-        num_adopted, failed = 0, None
+        num_adopted = 0
         for priority in self._served:
-            if not self._adopt_after[priority]:
-                try:
-                    await renumber(
-                        self._scripts["renumber"], self._redis, self.keys, priority, self.worker_id
-                    )
-                except ResponseError as error:  # of the dead letters: no reason to leave the other streams
-                    failed = error
+            num_adopted += await self._answered(last_ids.renumber(self._scripts, self.keys, priority)) or 0
             touched = [self.keys.jobs(priority), self.keys.fair(priority)]
             args = [GROUP, self._adopt_after[priority], MAX_ORDERED, WAITING, RELEASED]
             after, number = await self._answered(self._scripts["adopt"](keys=touched, args=args)) or (b"", 0)
             self._adopt_after[priority] = after.decode()
             num_adopted += number
-        if failed:
-            raise failed
         return num_adopted, any(self._adopt_after.values())
 
     async def _read_group(
@@ -203,7 +198,7 @@ class JobStreams:
         reading = self._redis.xreadgroup(GROUP, self.worker_id, streams, **options)
         return {by_stream[stream]: page for stream, page in await self._answered(reading, waits_s) or []}
 
-    async def _answered(self, reading: Awaitable[list], waits_s: float = 0.0) -> list | None:
+    async def _answered(self, reading: Awaitable[T], waits_s: float = 0.0) -> T | None:
         """None: the server lost its data, or the queue is new, or a stream is none.
 
         Nothing to read, but now there are groups, where there can be.

@@ -34,7 +34,7 @@ def test_every_key():
     keys = Keys("q")
     documented = {row["key"] for row in table(PROTOCOL, "Keys")}
     expected = {
-        *(f"ingine:{{q}}:{name}:high :normal :low" for name in ("jobs", "fair", "ends")),
+        *(f"ingine:{{q}}:{name}:high :normal :low" for name in ("jobs", "fair", "ends", "aside")),
         *(keys.delayed, keys.rate("<tenant>"), keys.bytes, keys.deadlines),
         *(keys.job("<id>"), keys.tokens("<id>"), keys.channel("<id>"), keys.replies("<name>")),
         *(keys.idem("<key>"), keys.dead, keys.workers, keys.models, keys.settings, keys.control),

@@ -110,7 +110,7 @@ def test_each_key_is_of_one_kind(tags):
     keys = Keys("q")
     plain = [keys.delayed, keys.deadlines, keys.bytes, keys.dead, keys.workers, keys.models, keys.settings]
     with_ids = [keys.job, keys.tokens, keys.replies, keys.idem, keys.rate, keys.channel]
-    of_priorities = [keys.jobs("low"), keys.fair("low"), keys.ends("low")]
+    of_priorities = [make("low") for make in (keys.jobs, keys.fair, keys.ends, keys.set_aside)]
     found = []
     for key in [*plain, keys.control, *of_priorities, *(make("a:b}:c") for make in with_ids)]:
         for kind, end in (KINDS | CHANNELS).items():

@@ -56,8 +56,10 @@ class Walk:
         assert await self.queue.bury(entry, "bad_record", "why", job_id=job_id)
         await self.redis.xadd(self.keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS}-0")
         job_id = await self.submit()
-        await self.queue.adopt()
+        assert await self.queue.adopt() == (2, False)
         assert await self.producer.cancel(job_id) == "cancelled"
+        (entry,) = await self.queue.take(1)
+        assert await self.queue.bury(entry, "not_msgpack", "why")
         assert await self.redis.xadd(self.keys.jobs("normal"), {"job": b"\xc1"}), "there are ids again"
         forget = self.redis.register_script(read_script("worker", "forget"))
         await forget(keys=self.keys.all_jobs, args=[GROUP, 0])

@@ -1,18 +1,18 @@
--- Give a jobs stream ids again, where somebody has used an id of the last millisecond that there is: with its last one
--- nobody could add a job any more, and until then each new job gets an id that cannot stay.
+-- Give a jobs stream ids again, where somebody has used one of the last millisecond that there is: behind the last id
+-- nobody could add a job any more. What has such an id is set aside, for put_back.lua.
 --
--- KEYS  1 jobs stream  2 a key for its entries meanwhile  3 dead letters  then the job hash of each entry of ARGV
--- ARGV  1 group  2 worker  3 1: only look  then the entries of that millisecond whose jobs have an id
--- returns how many entries went to the dead letters, or -1 where there are ids left: nothing was done. 0: only looked
+-- KEYS  1 jobs stream  2 a key for its other entries meanwhile  3 entries that are set aside
+-- ARGV  1 group  2 most entries to answer  3 most bytes of an entry
+-- returns {1 if the stream was made anew, else 0; the first entries that are set aside, as XRANGE does, or their id
+--          and number of bytes where these are more}
 --
 -- XSETID would not do: no server sets an id below an entry that is there, nor do all below one that was deleted. So
--- the stream is made anew, with the same entries, holders and idle times: they are moved away and back. What was added
--- in the last millisecond that there is cannot keep its id: it is added anew if it waits. What of it runs ends as it
--- would, and a copy goes to the dead letters; so does what came after the caller's look, or has no job id.
+-- the stream is made anew, with the same entries, holders and idle times: they are moved away and back. Entries of the
+-- last but one millisecond are set aside too: behind its last id the server goes on with the last one.
 
--- include: dead_letter.lua
+-- include: within.lua
 
-local LAST_MS = '18446744073709551615'
+local LAST_MS, FIRST_ASIDE = '18446744073709551615', '18446744073709551614-0'
 local MAX_FIELDS = 1000 -- Lua passes on no more than some thousands. No job has more than three.
 
 local function named(list)
@@ -23,52 +23,25 @@ local function named(list)
   return fields
 end
 
-local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
-if stream.err or string.match(named(stream)['last-generated-id'], '^%d+') ~= LAST_MS then
-  return -1
-end
-if ARGV[3] == '1' then
-  return 0
-end
-local group
-for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  group = named(fields).name == ARGV[1] and named(fields) or group
-end
-local pending = group and redis.call('XPENDING', KEYS[1], ARGV[1], '-', '(' .. LAST_MS .. '-0', group.pending + 1) or {}
-
-local job_of = {}
-for i = 4, #ARGV do
-  job_of[ARGV[i]] = KEYS[i]
-end
-
--- Not what runs or has ended under this entry. Of another entry's record the worker tells that this is a duplicate.
-local function waits(id)
-  local record = job_of[id] and redis.pcall('HMGET', job_of[id], 'status', 'entry')
-  return record and not record.err and (record[2] ~= id or record[1] == 'queued')
-end
-
-local last, waiting, num_buried = redis.call('XRANGE', KEYS[1], LAST_MS .. '-0', '+'), {}, 0
-local why = {code = 'bad_record', reason = 'behind its id no other is possible', deliveries = 0, worker = ARGV[2]}
-for _, entry in ipairs(last) do
-  if waits(entry[1]) then
-    waiting[#waiting + 1] = entry
-  else
-    local failed = copy_to_dead_letters(KEYS[3], KEYS[1], entry[1], why, '')
-    if failed then
-      return failed
-    end
-    num_buried = num_buried + 1
-  end
-end
-
 local function fields_of(entry)
   return unpack(entry[2], 1, math.min(#entry[2], MAX_FIELDS))
+end
+
+local function set_aside()
+  local entries
+  repeat
+    entries = redis.call('XRANGE', KEYS[1], FIRST_ASIDE, '+', 'COUNT', 100)
+    for _, entry in ipairs(entries) do
+      redis.call('XADD', KEYS[3], '*', 'entry', entry[1], fields_of(entry))
+      redis.call('XDEL', KEYS[1], entry[1])
+    end
+  until #entries == 0
 end
 
 local function move(from, to)
   local after, entries = '-'
   repeat
-    entries = redis.call('XRANGE', from, after, '(' .. LAST_MS .. '-0', 'COUNT', 100)
+    entries = redis.call('XRANGE', from, after, '+', 'COUNT', 100)
     for _, entry in ipairs(entries) do
       redis.call('XADD', to, entry[1], fields_of(entry))
       after = '(' .. entry[1]
@@ -77,21 +50,41 @@ local function move(from, to)
   redis.call('DEL', from)
 end
 
-redis.call('DEL', KEYS[2])
-move(KEYS[1], KEYS[2])
-move(KEYS[2], KEYS[1])
-if group then
-  local delivered = group['last-delivered-id']
-  local is_last = string.sub(delivered, 1, #LAST_MS + 1) == LAST_MS .. '-'
-  redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], is_last and '$' or delivered, 'MKSTREAM')
-  for _, each in ipairs(pending) do
-    redis.call('XCLAIM', KEYS[1], ARGV[1], each[2], 0, each[1], 'IDLE', each[3], 'RETRYCOUNT', each[4], 'FORCE', 'JUSTID')
+local function make_anew()
+  local group
+  for _, fields in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+    group = named(fields).name == ARGV[1] and named(fields) or group
+  end
+  set_aside()
+  local pending, unread = {}, {}
+  if group then
+    pending = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '(' .. FIRST_ASIDE, group.pending + 1)
+    -- An error: it has read the last id that there is.
+    unread = redis.pcall('XRANGE', KEYS[1], '(' .. group['last-delivered-id'], '+', 'COUNT', 1)
+  end
+  redis.call('DEL', KEYS[2])
+  move(KEYS[1], KEYS[2])
+  move(KEYS[2], KEYS[1])
+  if group then
+    -- What it has read last may be gone, and new entries get lesser ids.
+    local delivered = unread[1] and group['last-delivered-id'] or '$'
+    redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], delivered, 'MKSTREAM')
+    for _, each in ipairs(pending) do
+      redis.call('XCLAIM', KEYS[1], ARGV[1], each[2], 0, each[1], 'IDLE', each[3], 'RETRYCOUNT', each[4], 'FORCE', 'JUSTID')
+    end
   end
 end
-for _, entry in ipairs(waiting) do
-  local id, job = redis.call('XADD', KEYS[1], '*', fields_of(entry)), job_of[entry[1]]
-  if redis.call('HGET', job, 'entry') == entry[1] then
-    redis.call('HSET', job, 'entry', id)
-  end
+
+if type(redis.pcall('XLEN', KEYS[3])) ~= 'number' then
+  redis.call('DEL', KEYS[3])
 end
-return num_buried
+local stream, made_anew = redis.pcall('XINFO', 'STREAM', KEYS[1]), 0
+if not stream.err and string.match(named(stream)['last-generated-id'], '^%d+') == LAST_MS then
+  make_anew()
+  made_anew = 1
+end
+local aside = redis.call('XRANGE', KEYS[3], '-', '+', 'COUNT', ARGV[2])
+for i, entry in ipairs(aside) do
+  aside[i] = within(ARGV[3], entry)
+end
+return {made_anew, aside}
