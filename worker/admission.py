@@ -21,7 +21,7 @@ from worker.metrics import Metrics
 from worker.prompt_process import NoPromptProcess
 from worker.prompts import PromptReader
 from worker.publisher import BAD_RECORD, Publisher, deadline_error
-from worker.queue import FIRST_PAUSE_S, Queue
+from worker.queue import FIRST_PAUSE_S, LONGEST_PAUSE_S, Queue
 from worker.retry import never_passes, until_served
 from worker.tasks import cancel_all
 
@@ -32,7 +32,7 @@ INLINE_BYTES = 8 << 10
 
 REST_S = 5.0
 """In which no job is taken, once a prompt could not be read here, so that a peer takes it. Longer than the
-job's own pause."""
+job's own first pause."""
 
 ENGINE_PRIORITY = {Priority.HIGH: -1, Priority.NORMAL: 0, Priority.LOW: 1}
 
@@ -337,11 +337,22 @@ class Admission:
 
     async def _put_off(self, running: RunningJob, fault: NoPromptProcess) -> None:
         """Leave a job whose prompt cannot be read here to a peer. Behind what else waits, so that where no
-        worker can read it the others' jobs are taken all the same. Only its deadline ends it then."""
-        self._rests_until = time.monotonic() + REST_S
+        worker can read it the others' jobs are taken all the same. Only its deadline ends it then.
+
+        One that comes back found no peer that can read it: each time its pause doubles, and nothing waits.
+        """
         queue, entry, attempt = running.queue, running.entry, running.attempt
-        await until_served("delay", lambda: queue.delay(entry, running.id, attempt, FIRST_PAUSE_S))
-        log_event(logger, logging.INFO, "job put off", job_id=running.id, attempt=attempt, error=fault)
+        if attempt == 1 and await self._has_peers(queue):
+            self._rests_until = time.monotonic() + REST_S
+        pause_s = min(FIRST_PAUSE_S * 2 ** min(attempt - 1, 10), LONGEST_PAUSE_S)
+        if await until_served("delay", lambda: queue.delay(entry, running.id, attempt, pause_s)):
+            log_event(logger, logging.INFO, "job put off", job_id=running.id, attempt=attempt, error=fault)
+
+    async def _has_peers(self, queue: Queue) -> bool:
+        """Where nobody can tell, there may be some."""
+        with contextlib.suppress(RedisError, OSError):
+            return await queue.has_peers()
+        return True
 
     async def _committed(self, running: RunningJob) -> list[int]:
         """The tokens in its log. Raises InvalidRequest unless they are as many as its record says: both are

@@ -81,7 +81,7 @@ class HandOver:
         give_back = job.queue.delay if died else job.queue.release
         self._releasing.add(job)
         try:
-            await until_served("release", lambda: give_back(job.entry, job.id, job.attempt))
+            was_ours = await until_served("release", lambda: give_back(job.entry, job.id, job.attempt))
         except ResponseError as error:  # nor will it ever: whoever claims the entry buries it
             log_event(logger, logging.WARNING, "job not released", job_id=job.id, error=error)
             return
@@ -89,6 +89,9 @@ class HandOver:
             self._releasing.discard(job)
             if self._jobs.by_seq(job.seq_id) is job:
                 self._jobs.remove(job)
+        if not was_ours:  # nor was it before, or the reply of an earlier try was lost
+            log_event(logger, logging.WARNING, "job not released", job_id=job.id, error="it is not ours")
+            return
         log_event(
             logger, logging.INFO, "job released",
             job_id=job.id, attempt=job.attempt, position=job.position, died=died,

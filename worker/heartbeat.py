@@ -148,7 +148,7 @@ class Heartbeat:
         # In this order: who drains a worker has seen it, so a flag without one is of a worker that has gone.
         fields = await self._redis.hgetall(self._keys.settings)
         workers = await self._redis.hgetall(self._keys.workers)
-        dead = {worker for worker, raw in workers.items() if _last_beat_s(raw) < now_s - FORGET_AFTER_S}
+        dead = {worker for worker, raw in workers.items() if last_beat_s(raw) < now_s - FORGET_AFTER_S}
         if dead:
             await self._redis.hdel(self._keys.workers, *dead)
         drained = {field for field in fields if field.startswith(_DRAIN)}
@@ -177,7 +177,7 @@ def _number(raw: bytes) -> float:
     return number if math.isfinite(number) else 0.0
 
 
-def _last_beat_s(raw: bytes) -> float:
+def last_beat_s(raw: bytes) -> float:
     """0 for what is no heartbeat: it goes too."""
     try:
         at_s = float(msgpack.unpackb(raw)["at_s"])

@@ -12,11 +12,12 @@ from redis.asyncio import Redis
 
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.expiry import expire_due
-from ingine.keys import GROUP, RELEASED, Keys, parked
+from ingine.keys import GROUP, RELEASED, SILENT_AFTER_S, Keys, parked
 from ingine.scripts import read_script
 from ingine.wire import UNREADABLE, decode_log, encode_event
 from worker.burial import ending_of
 from worker.entries import Append, Begun, Entry, Finish
+from worker.heartbeat import last_beat_s
 from worker.job_streams import DEFAULT_MAX_COST, JobStreams
 from worker.served_model import ServedModel
 from worker.trips import Trips
@@ -236,6 +237,13 @@ class Queue(JobStreams):
         return bool(await self._scripts["bury"](keys=touched, args=args))
 
     # ------------------------------------------------------------------------------------- reads
+
+    async def has_peers(self) -> bool:
+        """Whether another worker of the queue lives."""
+        now_s, _ = await self._redis.time()
+        workers = await self._redis.hgetall(self.keys.workers)
+        workers.pop(self.worker_id.encode(), None)
+        return any(last_beat_s(raw) > now_s - SILENT_AFTER_S for raw in workers.values())
 
     async def committed(self, job_id: str) -> list[int]:
         """The output token ids in a job's log. Read after `begin`: from then on no other worker can write.

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import threading
 
 import pytest
@@ -110,6 +111,22 @@ async def test_a_job_that_cannot_be_released_keeps_no_other(harness, monkeypatch
     monkeypatch.setattr(worker.queue, "release", release_unless_foreign)
     await worker.stop()
     assert await worker.redis.hget(worker.keys.job("b"), "status") == b"queued"
+
+
+async def test_a_job_that_is_not_ours_any_more_is_not_said_to_be_released(harness, caplog):
+    worker = await harness()
+    for name in "ab":
+        await worker.push(Job(id=name, prompt="x", sampling=ENDLESS))
+    await wait_until_async(lambda: worker.position("b"), what="tokens")
+    await worker.redis.hset(worker.keys.job("a"), "worker", "another")
+    (job,) = (job for job in worker.worker._jobs if job.id == "a")
+    with caplog.at_level(logging.INFO):
+        await worker.worker._hand_over.release(job)
+        await worker.stop()
+    said = {
+        (record.message, record.fields["job_id"]) for record in caplog.records if "released" in record.message
+    }
+    assert said == {("job not released", "a"), ("job released", "b")}
 
 
 async def test_no_job_is_released_before_its_last_step_is_committed(harness, tiny_engine, monkeypatch):

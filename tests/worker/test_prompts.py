@@ -6,6 +6,7 @@ import os
 import signal
 from functools import partial
 
+import msgpack
 import pytest
 
 import worker.admission
@@ -181,6 +182,8 @@ async def test_a_worker_that_can_start_no_process_leaves_its_jobs_to_its_peers(h
     here = await harness()
     let_no_process_start(here, monkeypatch)
     log = [TokensEvent(1, [65], "A")]
+    beat = {"at_s": (await here.redis.time())[0] + 60}
+    await here.redis.hset(here.keys.workers, "another", msgpack.packb(beat))
     await leave_behind(here, chat("begun", "hi"), log)
     await here.push(chat("new", "hi", metadata={"row": 1}))
     for job_id in ("begun", "new"):
@@ -192,6 +195,32 @@ async def test_a_worker_that_can_start_no_process_leaves_its_jobs_to_its_peers(h
         record = await here.redis.hmget(here.keys.job(job_id), "worker", "deaths")
         assert record == [peer.worker.id.encode(), deaths]
     assert (await peer.events("begun"))[0] == log[0]
+
+
+async def test_a_worker_without_peers_runs_at_once_what_needs_no_process(harness, monkeypatch):
+    monkeypatch.setattr(worker.admission, "REST_S", 3600)
+    here = await harness()
+    let_no_process_start(here, monkeypatch)
+    await here.redis.hset(here.keys.workers, "dead", msgpack.packb({"at_s": 1}))
+    await here.push(chat("chat", "hi"))
+    await wait_until_async(partial(is_put_off, here, "chat"), what="a job that is put off")
+    await here.push(Job(id="text", prompt="x", sampling=GREEDY))
+    assert (await here.end("text")).status is JobStatus.FINISHED
+
+
+async def test_the_pause_of_a_job_that_is_put_off_doubles(harness, monkeypatch):
+    here, pauses = await harness(), []
+    let_no_process_start(here, monkeypatch)
+    delay = here.queue.delay
+
+    async def delay_no_longer(entry, job_id, attempt, pause_s):
+        pauses.append(pause_s)
+        return await delay(entry, job_id, attempt, 0.0)
+
+    monkeypatch.setattr(here.queue, "delay", delay_no_longer)
+    await here.push(chat("chat", "hi"))
+    await wait_until_async(lambda: len(pauses) >= 8, what="the longest pause, twice")
+    assert pauses[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
 async def is_put_off(here: Harness, job_id: str) -> bool:
