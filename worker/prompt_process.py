@@ -5,6 +5,7 @@ fill memory, or keep the interpreter for seconds, and nothing ends them but the 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -204,10 +205,12 @@ class PromptProcess:
         ours = self._spawn()
         lost = asyncio.Event()
         try:
-            self._pipe = await Pipe.open(ours, self._receive, lost.set)
-            self._pipe.write(self._first_message)
-            self._watch()
-            await lost.wait()
+            with ours.dup() as unread:
+                self._pipe = await Pipe.open(ours, self._receive, lost.set)
+                self._pipe.write(self._first_message)
+                self._watch()
+                await lost.wait()
+                self._receive_rest(unread)
         finally:
             if self._silence:
                 self._silence.cancel()
@@ -216,6 +219,13 @@ class PromptProcess:
                 self._pipe.close()
             await asyncio.to_thread(self.popen.wait)
         return self.popen.returncode
+
+    def _receive_rest(self, unread: socket.socket) -> None:
+        """What the event loop has not read when it found that it cannot write: it may say what was begun."""
+        unread.setblocking(False)
+        with contextlib.suppress(OSError):  # that is the end of it too
+            while received := unread.recv(1 << 16):
+                self._pipe.data_received(received)
 
     def _spawn(self) -> socket.socket:
         """Start a process. Our end of what is its standard input."""

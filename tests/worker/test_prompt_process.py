@@ -164,6 +164,36 @@ async def test_processes_that_begin_nothing_are_given_up(start_process, monkeypa
     await process.close()
 
 
+BEGINS_ONE = """
+import os, signal, socket
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+connection = socket.socket(fileno=0)
+connection.recv(1 << 20)
+connection.sendall(b"\\x90")
+connection.recv(1 << 20)
+signal.sigwait([signal.SIGUSR1])
+connection.sendall(b"\\x91\\xa5begun")
+os._exit(7)
+"""
+"""Ends at the first prompt, which it says it has begun, when it is told to."""
+
+
+async def test_what_a_process_has_begun_is_to_blame_though_another_was_sent_to_it(start_process, monkeypatch):
+    """It has said so and ended, and the loop, which has not read that yet, finds that it cannot write."""
+    process = start_process(max_in_flight=2)
+    monkeypatch.setattr(worker.prompt_process, "command", lambda: [sys.executable, "-c", BEGINS_ONE])
+    begun = asyncio.create_task(process.read("", 60, "x"))
+    await wait_until_async(lambda: process._in_flight, what="a process that reads")
+    monkeypatch.undo()
+    os.kill(process.popen.pid, signal.SIGUSR1)
+    process.popen.wait(HANGS_S)
+    behind = asyncio.create_task(process.read("", 60, "xyz"))
+    code, reason = await code_of(begun)
+    assert (code, "status 7" in reason) == (ErrorCode.PROMPT_TOO_COSTLY, True)
+    assert len(await behind) == 3
+    await process.close()
+
+
 async def test_a_process_that_stands_still_is_killed(start_process, monkeypatch):
     process = start_process()
     os.kill(await ready(process), signal.SIGSTOP)
