@@ -2,39 +2,23 @@
 
 import asyncio
 import contextlib
-import logging
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 
-from redis.exceptions import RedisError
-
-from ingine.errors import ErrorCode, InvalidJob, InvalidRequest
+from ingine.errors import ErrorCode, InvalidJob
 from ingine.foreign_formats import no_job_field
-from ingine.keys import Priority
-from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job, read_job_id, token_cost
+from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job, read_job_id
 from worker.engine_link import EngineHost
 from worker.entries import MAX_ENTRY_BYTES, Begun, Entry
+from worker.faults import burying, ending_faulty
 from worker.jobs import JobTable, RunningJob
-from worker.logs import log_event
 from worker.metrics import Metrics
-from worker.prompt_process import NoPromptProcess
+from worker.preparation import Preparation
 from worker.prompts import PromptReader
-from worker.publisher import BAD_RECORD, Publisher, deadline_error
-from worker.queue import FIRST_PAUSE_S, LONGEST_PAUSE_S, Queue
-from worker.retry import never_passes, until_served
-from worker.tasks import cancel_all
-
-logger = logging.getLogger(__name__)
+from worker.publisher import Publisher, deadline_error
+from worker.queue import Queue
 
 INLINE_BYTES = 8 << 10
 """Of a job that is decoded at once, so that the begins of many small ones share a round trip."""
-
-REST_S = 5.0
-"""In which no job is taken, once a prompt could not be read here, so that a peer takes it. Longer than the
-job's own first pause."""
-
-ENGINE_PRIORITY = {Priority.HIGH: -1, Priority.NORMAL: 0, Priority.LOW: 1}
 
 
 class Admission:
@@ -58,15 +42,11 @@ class Admission:
         self._prompts = prompts
         self._metrics = metrics
         self._max_num_jobs = max_num_jobs
+        self._preparation = Preparation(jobs, engine, publisher, prompts, metrics, expire=expire)
         self._max_deaths = max_deaths
-        self._expire = expire
         self._decoding = asyncio.Lock()
         self._num_reserved = 0
-        self._preparing: dict[RunningJob, asyncio.Task] = {}
-        """Begun jobs whose prompts may take long to read. The intakes go on meanwhile, but for that of a job
-        which is to run alone."""
         self._suspect_begins = False
-        self._rests_until = 0.0
         self._wakers: list[Callable[[], None]] = []
         self.num_suspects = 0
         """Entries that wait until this worker has no other job. While any does, nothing else is taken."""
@@ -76,11 +56,11 @@ class Admission:
     def room(self) -> int:
         """Jobs to take now. None while the engine has sequences waiting, or prompts could not be read here:
         another worker may be idle."""
-        if time.monotonic() < self._rests_until:
+        if self._preparation.rests:
             return 0
         if self.stopping or self.num_suspects or self._engine.stats.num_waiting or self.is_for_one_alone:
             return 0
-        num_taken = len(self._jobs) + len(self._preparing) + self._num_reserved
+        num_taken = len(self._jobs) + len(self._preparation) + self._num_reserved
         return max(0, self._max_num_jobs - num_taken)
 
     @property
@@ -91,7 +71,11 @@ class Admission:
     @property
     def idle(self) -> bool:
         """No job runs, and none is being admitted: a suspect may have the worker to itself."""
-        return not self._jobs and not self._preparing and not self._num_reserved
+        return not self._jobs and not self._preparation and not self._num_reserved
+
+    async def interrupt(self, queue: Queue) -> list[RunningJob]:
+        """Stop preparing jobs of a partition. Returns those that are begun and neither run nor are over."""
+        return await self._preparation.interrupt(queue)
 
     @contextlib.contextmanager
     def reserve(self, num_jobs: int) -> Iterator[int]:
@@ -133,32 +117,9 @@ class Admission:
 
         False for a suspect that must have the worker to itself: nothing was done to it.
         """
-        async with self._burying(queue, entry):
+        async with burying(self._publisher, queue, entry):
             return await self._admit(queue, entry, max_job_bytes, alone)
         return True
-
-    async def interrupt(self, queue: Queue) -> list[RunningJob]:
-        """Stop preparing jobs of a partition. Returns those that are begun and neither run nor are over."""
-        preparing = {job: task for job, task in self._preparing.items() if job.queue is queue}
-        await cancel_all(set(preparing.values()))
-        return [job for job, task in preparing.items() if task.cancelled()]
-
-    @contextlib.asynccontextmanager
-    async def _burying(self, queue: Queue, entry: Entry) -> AsyncIterator[None]:
-        """An entry under whose job's keys lies what is no job's, or that sets off a fault of ours, which it
-        would in the next worker too."""
-        try:
-            yield
-            return
-        except (RedisError, OSError) as error:
-            if not never_passes(error):
-                raise
-            code, reason = ErrorCode.BAD_RECORD, BAD_RECORD.format(error)
-        except Exception as error:
-            log_event(logger, logging.ERROR, "entry not read", entry=entry.id, error=repr(error))
-            logger.debug("entry not read", exc_info=error)
-            code, reason = ErrorCode.ENGINE_ERROR, _own_fault("entry", error)
-        await self._publisher.bury(queue, entry, code, reason, job_id=read_job_id(entry.raw))
 
     async def release(self, queue: Queue, entry: Entry) -> None:
         """Leave an entry that does not run here to any worker. A begin whose reply was lost is no death."""
@@ -191,7 +152,7 @@ class Admission:
             await self._publisher.bury(queue, entry, ErrorCode.DUPLICATE_ID, reason)
         elif begun.verdict == "run":
             self._metrics.began(begun, entry.priority)
-            async with self._ending_faulty(queue, entry, job, job_id, begun):
+            async with ending_faulty(self._publisher, queue, entry, job, job_id, begun):
                 await self._begin(queue, entry, job, job_id, begun)
         return begun.verdict != "suspect"
 
@@ -209,25 +170,6 @@ class Admission:
         async with self._decoding:
             await asyncio.sleep(0)
             return _decode(entry, max_bytes, max_num_tokens)
-
-    @contextlib.asynccontextmanager
-    async def _ending_faulty(
-        self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, begun: Begun
-    ) -> AsyncIterator[None]:
-        """A fault of ours that this job sets off. Nobody died, and another worker would do no better: the job
-        ends, with the type of the fault."""
-        try:
-            yield
-        except (RedisError, OSError):
-            raise
-        except Exception as error:
-            log_event(logger, logging.ERROR, "job not begun", job_id=job_id, error=repr(error))
-            logger.debug("job not begun", exc_info=error)
-            own_fault = {"code": str(ErrorCode.ENGINE_ERROR), "message": _own_fault("job", error)}
-            metadata = job.metadata if isinstance(job, Job) else None
-            await self._publisher.reject(
-                queue, entry, job_id, job.reply_to, begun, JobStatus.FAILED, own_fault, metadata
-            )
 
     async def _begin(
         self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, begun: Begun
@@ -268,107 +210,12 @@ class Admission:
         running = RunningJob(queue, job, entry, begun, position=begun.position)
         if self._prompts.reads_at_once(job) and not running.alone:
             with self._jobs.beginning(running):
-                await self._prepare(running)
+                await self._preparation.run(running)
             return
-        task = asyncio.create_task(self._prepare_beside(running), name=f"preparing {job.id}")
-        task.add_done_callback(lambda _: self._preparing.pop(running))
+        task = self._preparation.begin(running)
         task.add_done_callback(lambda _: self.offer_room())
-        self._preparing[running] = task
         if running.alone and not self.stopping:  # else `interrupt` waits for us, and would come too late
             await asyncio.wait([task])  # nothing else is to begin meanwhile
-
-    async def _prepare_beside(self, running: RunningJob) -> None:
-        queue, entry, job = running.queue, running.entry, running.job
-        burying, ending = (
-            self._burying(queue, entry),
-            self._ending_faulty(queue, entry, job, job.id, running.begun),
-        )
-        with self._jobs.beginning(running):
-            async with burying, ending:
-                await self._prepare(running)
-
-    async def _prepare(self, running: RunningJob) -> None:
-        queue, entry, job, begun = running.queue, running.entry, running.job, running.begun
-        submitted_at = datetime.fromtimestamp(begun.submitted_at / 1000, UTC)
-        left_s = None if job.deadline_ms is None else (job.deadline_ms - running.since_submit_ms) / 1000
-        status, error = None, None
-        try:
-            async with asyncio.timeout(left_s):
-                prompt_token_ids, params = await self._prompts.read(job, submitted_at)
-            committed = await self._committed(running)
-        except InvalidRequest as fault:
-            status, error = JobStatus.FAILED, {"code": str(fault.code), "message": str(fault)}
-        except TimeoutError:
-            status, error = JobStatus.EXPIRED, deadline_error(job.deadline_ms)
-        except NoPromptProcess as fault:
-            await self._put_off(running, fault)
-            return
-        if status is not None:
-            await self._publisher.reject(
-                queue, entry, job.id, job.reply_to, begun, status, error, job.metadata
-            )
-            return
-        cost = token_cost(len(prompt_token_ids), job.sampling.max_tokens)
-        running.num_tokens = min(cost, self._engine.limits.max_num_tokens)
-        if job.deadline_ms is not None:
-            left_s = (job.deadline_ms - running.since_submit_ms) / 1000
-            running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)
-        self._jobs.add(running)
-        self._metrics.prompt_tokens.inc(len(prompt_token_ids))
-        log_event(
-            logger, logging.DEBUG, "job begun",
-            job_id=job.id, attempt=begun.attempt, priority=entry.priority,
-            prompt_tokens=len(prompt_token_ids), queue_ms=begun.now - begun.submitted_at, trace=job.trace,
-        )  # fmt: skip
-        if begun.attempt > 1:
-            log_event(
-                logger, logging.INFO, "job resumed",
-                job_id=job.id, attempt=begun.attempt, position=running.position, deaths=begun.deaths,
-                alone=running.alone or None,
-            )  # fmt: skip
-        self._engine.add(
-            running.seq_id,
-            prompt_token_ids,
-            params,
-            priority=ENGINE_PRIORITY[entry.priority],
-            arrival_time=running.arrival,
-            output_token_ids=committed,
-        )
-
-    async def _put_off(self, running: RunningJob, fault: NoPromptProcess) -> None:
-        """Leave a job whose prompt cannot be read here to a peer. Behind what else waits, so that where no
-        worker can read it the others' jobs are taken all the same. Only its deadline ends it then.
-
-        One that comes back found no peer that can read it: each time its pause doubles, and nothing waits.
-        """
-        queue, entry, attempt = running.queue, running.entry, running.attempt
-        if attempt == 1 and await self._has_peers(queue):
-            self._rests_until = time.monotonic() + REST_S
-        pause_s = min(FIRST_PAUSE_S * 2 ** min(attempt - 1, 10), LONGEST_PAUSE_S)
-        if await until_served("delay", lambda: queue.delay(entry, running.id, attempt, pause_s)):
-            log_event(logger, logging.INFO, "job put off", job_id=running.id, attempt=attempt, error=fault)
-
-    async def _has_peers(self, queue: Queue) -> bool:
-        """Where nobody can tell, there may be some."""
-        with contextlib.suppress(RedisError, OSError):
-            return await queue.has_peers()
-        return True
-
-    async def _committed(self, running: RunningJob) -> list[int]:
-        """The tokens in its log. Raises InvalidRequest unless they are as many as its record says: both are
-        written in one call, so somebody else has been there."""
-        position, committed = running.begun.position, []
-        if position:
-            committed = await until_served("read log", lambda: running.queue.committed(running.id))
-        if len(committed) != position:
-            message = f"its log has {len(committed)} tokens, and its record says {position}"
-            raise InvalidRequest(ErrorCode.BAD_RECORD, message)
-        return committed
-
-
-def _own_fault(at: str, error: Exception) -> str:
-    """For whoever may read the job's end. What the error says is for the log: anything may be in it."""
-    return f"the worker met a fault of its own at this {at}: {type(error).__name__}"
 
 
 def _decode(entry: Entry, max_bytes: int, max_num_tokens: int | None) -> tuple[Job | InvalidJob, str | None]:

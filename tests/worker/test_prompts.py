@@ -9,7 +9,7 @@ from functools import partial
 import msgpack
 import pytest
 
-import worker.admission
+import worker.preparation
 import worker.prompt_process
 import worker.prompts
 from ingine.errors import ErrorCode
@@ -58,7 +58,7 @@ async def test_while_a_prompt_is_read_others_are_begun_and_its_lease_is_kept(har
     await here.end("first")
     os.kill(here.worker.prompts._short.popen.pid, signal.SIGSTOP)
     await here.push(chat("slow", "hi"))
-    await wait_until_async(lambda: here.worker._admission._preparing, what="the slow one")
+    await wait_until_async(lambda: here.worker._admission._preparation, what="the slow one")
     for number in range(4):
         await here.push(Job(id=f"quick{number}", prompt="x", sampling=GREEDY))
         assert (await here.end(f"quick{number}")).status is JobStatus.FINISHED
@@ -76,7 +76,7 @@ async def test_what_waits_to_be_read_is_handed_over(harness, hostile_engine):
     os.kill(here.worker.prompts._short.popen.pid, signal.SIGSTOP)
     for number in range(3):
         await here.push(chat(f"job{number}", "hi"))
-    await wait_until_async(lambda: len(here.worker._admission._preparing) == 3, what="three that wait")
+    await wait_until_async(lambda: len(here.worker._admission._preparation) == 3, what="three that wait")
     await here.stop()
     for number in range(3):
         record = await here.redis.hmget(here.keys.job(f"job{number}"), "status", "attempt", "deaths")
@@ -135,7 +135,7 @@ async def test_room_is_not_given_twice_while_prompts_are_read(harness, hostile_e
     os.kill(here.worker.prompts._short.popen.pid, signal.SIGSTOP)
     for number in range(12):
         await here.push(chat(f"job{number}", "hi"))
-    await wait_until_async(lambda: len(admission._preparing) >= 8, what="as many as there is room for")
+    await wait_until_async(lambda: len(admission._preparation) >= 8, what="as many as there is room for")
     assert (admission.room, admission.idle) == (0, False)
     os.kill(here.worker.prompts._short.popen.pid, signal.SIGCONT)
     for number in range(12):
@@ -178,7 +178,7 @@ def let_no_process_start(here: Harness, monkeypatch) -> None:
 
 
 async def test_a_worker_that_can_start_no_process_leaves_its_jobs_to_its_peers(harness, monkeypatch):
-    monkeypatch.setattr(worker.admission, "REST_S", 3600)
+    monkeypatch.setattr(worker.preparation, "REST_S", 3600)
     here = await harness()
     let_no_process_start(here, monkeypatch)
     log = [TokensEvent(1, [65], "A")]
@@ -198,7 +198,7 @@ async def test_a_worker_that_can_start_no_process_leaves_its_jobs_to_its_peers(h
 
 
 async def test_a_worker_without_peers_runs_at_once_what_needs_no_process(harness, monkeypatch):
-    monkeypatch.setattr(worker.admission, "REST_S", 3600)
+    monkeypatch.setattr(worker.preparation, "REST_S", 3600)
     here = await harness()
     let_no_process_start(here, monkeypatch)
     await here.redis.hset(here.keys.workers, "dead", msgpack.packb({"at_s": 1}))
@@ -228,7 +228,7 @@ async def is_put_off(here: Harness, job_id: str) -> bool:
 
 
 async def test_a_worker_that_can_start_no_process_says_so_and_runs_what_needs_none(harness, monkeypatch):
-    monkeypatch.setattr(worker.admission, "REST_S", 0.1)
+    monkeypatch.setattr(worker.preparation, "REST_S", 0.1)
     here = await harness()
     await wait_until_async(lambda: here.worker._health.unready() is None, what="the start")
     let_no_process_start(here, monkeypatch)
@@ -244,7 +244,7 @@ async def test_a_worker_that_can_start_no_process_says_so_and_runs_what_needs_no
 
 
 async def test_a_deadline_ends_a_job_that_no_worker_can_read(harness, monkeypatch):
-    monkeypatch.setattr(worker.admission, "REST_S", 0.1)
+    monkeypatch.setattr(worker.preparation, "REST_S", 0.1)
     here = await harness()
     let_no_process_start(here, monkeypatch)
     await here.push(chat("chat", "hi", deadline_ms=3000))

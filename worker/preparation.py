@@ -1,0 +1,166 @@
+"""Between the begin of a job and its run: its prompt is read, which may take long, or cannot be done here."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from redis.exceptions import RedisError
+
+from ingine.errors import ErrorCode, InvalidRequest
+from ingine.keys import Priority
+from ingine.wire import JobStatus, token_cost
+from worker.engine_link import EngineHost
+from worker.faults import burying, ending_faulty
+from worker.jobs import JobTable, RunningJob
+from worker.logs import log_event
+from worker.metrics import Metrics
+from worker.prompt_process import NoPromptProcess
+from worker.prompts import PromptReader
+from worker.publisher import Publisher, deadline_error
+from worker.queue import FIRST_PAUSE_S, LONGEST_PAUSE_S, Queue
+from worker.retry import until_served
+from worker.tasks import cancel_all
+
+logger = logging.getLogger(__name__)
+
+REST_S = 5.0
+"""In which no job is taken, once a prompt could not be read here, so that a peer takes it. Longer than the
+job's own first pause."""
+
+ENGINE_PRIORITY = {Priority.HIGH: -1, Priority.NORMAL: 0, Priority.LOW: 1}
+
+
+class Preparation:
+    """Reads the prompts of begun jobs and hands these to the engine. Its length is how many are under way
+    beside the intakes."""
+
+    def __init__(
+        self,
+        jobs: JobTable,
+        engine: EngineHost,
+        publisher: Publisher,
+        prompts: PromptReader,
+        metrics: Metrics,
+        *,
+        expire: Callable[[RunningJob], None],
+    ):
+        self._jobs = jobs
+        self._engine = engine
+        self._publisher = publisher
+        self._prompts = prompts
+        self._metrics = metrics
+        self._expire = expire
+        self._tasks: dict[RunningJob, asyncio.Task] = {}
+        """Of jobs whose prompts may take long to read. The intakes go on meanwhile, but for that of a job
+        which is to run alone."""
+        self._rests_until = 0.0
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def rests(self) -> bool:
+        """A prompt could not be read here just now: no job is to be taken, so that a peer takes that one."""
+        return time.monotonic() < self._rests_until
+
+    def begin(self, running: RunningJob) -> asyncio.Task:
+        """`run` beside the intake."""
+        task = asyncio.create_task(self._run_beside(running), name=f"preparing {running.id}")
+        task.add_done_callback(lambda _: self._tasks.pop(running))
+        self._tasks[running] = task
+        return task
+
+    async def interrupt(self, queue: Queue) -> list[RunningJob]:
+        """Stop preparing jobs of a partition. Returns those that are begun and neither run nor are over."""
+        preparing = {job: task for job, task in self._tasks.items() if job.queue is queue}
+        await cancel_all(set(preparing.values()))
+        return [job for job, task in preparing.items() if task.cancelled()]
+
+    async def run(self, running: RunningJob) -> None:
+        """Until it runs, has ended or is put off."""
+        queue, entry, job, begun = running.queue, running.entry, running.job, running.begun
+        submitted_at = datetime.fromtimestamp(begun.submitted_at / 1000, UTC)
+        left_s = None if job.deadline_ms is None else (job.deadline_ms - running.since_submit_ms) / 1000
+        status, error = None, None
+        try:
+            async with asyncio.timeout(left_s):
+                prompt_token_ids, params = await self._prompts.read(job, submitted_at)
+            committed = await self._committed(running)
+        except InvalidRequest as fault:
+            status, error = JobStatus.FAILED, {"code": str(fault.code), "message": str(fault)}
+        except TimeoutError:
+            status, error = JobStatus.EXPIRED, deadline_error(job.deadline_ms)
+        except NoPromptProcess as fault:
+            await self._put_off(running, fault)
+            return
+        if status is not None:
+            await self._publisher.reject(
+                queue, entry, job.id, job.reply_to, begun, status, error, job.metadata
+            )
+            return
+        cost = token_cost(len(prompt_token_ids), job.sampling.max_tokens)
+        running.num_tokens = min(cost, self._engine.limits.max_num_tokens)
+        if job.deadline_ms is not None:
+            left_s = (job.deadline_ms - running.since_submit_ms) / 1000
+            running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)
+        self._jobs.add(running)
+        self._metrics.prompt_tokens.inc(len(prompt_token_ids))
+        log_event(
+            logger, logging.DEBUG, "job begun",
+            job_id=job.id, attempt=begun.attempt, priority=entry.priority,
+            prompt_tokens=len(prompt_token_ids), queue_ms=begun.now - begun.submitted_at, trace=job.trace,
+        )  # fmt: skip
+        if begun.attempt > 1:
+            log_event(
+                logger, logging.INFO, "job resumed",
+                job_id=job.id, attempt=begun.attempt, position=running.position, deaths=begun.deaths,
+                alone=running.alone or None,
+            )  # fmt: skip
+        self._engine.add(
+            running.seq_id,
+            prompt_token_ids,
+            params,
+            priority=ENGINE_PRIORITY[entry.priority],
+            arrival_time=running.arrival,
+            output_token_ids=committed,
+        )
+
+    async def _run_beside(self, running: RunningJob) -> None:
+        queue, entry, job = running.queue, running.entry, running.job
+        ending = ending_faulty(self._publisher, queue, entry, job, job.id, running.begun)
+        with self._jobs.beginning(running):
+            async with burying(self._publisher, queue, entry), ending:
+                await self.run(running)
+
+    async def _put_off(self, running: RunningJob, fault: NoPromptProcess) -> None:
+        """Leave a job whose prompt cannot be read here to a peer. Behind what else waits, so that where no
+        worker can read it the others' jobs are taken all the same. Only its deadline ends it then.
+
+        One that comes back found no peer that can read it: each time its pause doubles, and nothing waits.
+        """
+        queue, entry, attempt = running.queue, running.entry, running.attempt
+        if attempt == 1 and await self._has_peers(queue):
+            self._rests_until = time.monotonic() + REST_S
+        pause_s = min(FIRST_PAUSE_S * 2 ** min(attempt - 1, 10), LONGEST_PAUSE_S)
+        if await until_served("delay", lambda: queue.delay(entry, running.id, attempt, pause_s)):
+            log_event(logger, logging.INFO, "job put off", job_id=running.id, attempt=attempt, error=fault)
+
+    async def _has_peers(self, queue: Queue) -> bool:
+        """Where nobody can tell, there may be some."""
+        with contextlib.suppress(RedisError, OSError):
+            return await queue.has_peers()
+        return True
+
+    async def _committed(self, running: RunningJob) -> list[int]:
+        """The tokens in its log. Raises InvalidRequest unless they are as many as its record says: both are
+        written in one call, so somebody else has been there."""
+        position, committed = running.begun.position, []
+        if position:
+            committed = await until_served("read log", lambda: running.queue.committed(running.id))
+        if len(committed) != position:
+            message = f"its log has {len(committed)} tokens, and its record says {position}"
+            raise InvalidRequest(ErrorCode.BAD_RECORD, message)
+        return committed
