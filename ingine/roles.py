@@ -106,7 +106,7 @@ _CANCEL_AND_LIST = {
 }
 _OPERATE = {
     "": "EVALSHA SCRIPT|LOAD",
-    "job": "HMGET HSET",
+    "job": "HGET HMGET",
     "jobs": "XRANGE XADD",
     "queue": "HSET HDEL DEL",
     "delayed": "ZRANGE",

@@ -4,8 +4,7 @@
 -- ARGV  1 dead letter's entry
 -- returns {'requeued', entry id} | {'missing', ''} | {'known', status} | {'no_job', ''}
 --
--- A job id that has a record is taken: the worker would bury the entry again as a duplicate. Unless it is this very
--- entry's, of a job that still waits: then it waits in the new entry.
+-- A job id that has a record is taken: the worker would bury the entry again as a duplicate.
 
 local letter = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
 if not letter then
@@ -15,10 +14,9 @@ local fields = {}
 for i = 1, #letter[2], 2 do
   fields[letter[2][i]] = letter[2][i + 1]
 end
-local record = KEYS[3] and redis.call('HMGET', KEYS[3], 'status', 'entry') or {}
-local waits_here = record[1] == 'queued' and record[2] == fields.entry
-if record[1] and not waits_here then
-  return {'known', record[1]}
+local status = KEYS[3] and redis.call('HGET', KEYS[3], 'status')
+if status then
+  return {'known', status}
 end
 if not fields.job then
   return {'no_job', ''}
@@ -31,8 +29,5 @@ for _, name in ipairs({'tenant', 'cost'}) do
   end
 end
 local id = redis.call(unpack(entry))
-if waits_here then
-  redis.call('HSET', KEYS[3], 'entry', id)
-end
 redis.call('XDEL', KEYS[1], ARGV[1])
 return {'requeued', id}
