@@ -15,7 +15,7 @@ from ingine.errors import ClientError
 from ingine.keys import Keys, read_num_partitions
 from producer.cli_queue import _print_queue
 from producer.queue_info import merge, num_serving, read_partition
-from worker.heartbeat import _last_beat_s
+from worker.heartbeat import last_beat_s
 
 NOW_S = 1_700_000_000
 HEARTBEAT = {
@@ -38,7 +38,7 @@ def check(case: bytes) -> str:
     workers, settings, num_bytes = msgpack.unpackb(case, strict_map_key=False)
     assert 0 <= finished(num_serving(Server([workers, (NOW_S, 0)]), Keys("q"))) <= len(workers)
     for raw in workers.values():
-        _last_beat_s(raw)
+        last_beat_s(raw)
     outcome(lambda: read_num_partitions(settings.get(b"partitions")), ValueError)
     pending = {"consumers": [{"name": b"w-1", "pending": 2}, {"name": b"waiting", "pending": 9}]}
     answers = [*([3, pending] * 3), 1, num_bytes, settings, workers, 4, (NOW_S, 0)]
