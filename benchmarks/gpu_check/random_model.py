@@ -1,10 +1,13 @@
 """Decoders of a given shape with random weights, made on the device: what they say does not matter here."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_check.plan import Plan, Shape
 from ingine.kernels import Kernels, select_kernels, triton_kernels
+from ingine.layers.weights import PlainWeights
 from ingine.models import Decoder, ModelConfig
 from ingine.models.rope import rope_frequencies
 
@@ -15,17 +18,19 @@ DEVIATION = 0.02
 def kernels_for(plan: Plan, *, block_size: int, kv_cache_dtype: str = "auto") -> Kernels:
     """What the engine would choose. But on a CPU, KV formats run in Triton's interpreter: fp8 has only that.
 
-    All else would take far longer there, and say as little about speed.
+    All else would take far longer there, and say as little about speed. torch multiplies the weights, as on a
+    GPU, where its profiler sees that.
     """
     if plan.device == "cpu" and kv_cache_dtype != "auto":
         return triton_kernels(kv_cache_dtype)
-    return select_kernels(
+    kernels = select_kernels(
         torch.device(plan.device),
         getattr(torch, plan.dtype),
         head_dim=plan.shape.head_dim,
         kv_cache_dtype=kv_cache_dtype,
         block_size=block_size,
     )
+    return replace(kernels, weights=PlainWeights())
 
 
 def model_config(shape: Shape, dtype: torch.dtype) -> ModelConfig:
