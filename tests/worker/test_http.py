@@ -40,7 +40,7 @@ def samples(text: str) -> dict[str, float]:
     return {name: float(value) for name, _, value in lines}
 
 
-async def test_metrics_count_what_happened(harness):
+async def test_metrics_count_what_happened(harness, step_by_step):
     worker = await harness(http_port=0)
     await worker.push(Job(id="a", prompt="hello", sampling=GREEDY), Priority.HIGH)
     await worker.push(Job(id="b", prompt=""))

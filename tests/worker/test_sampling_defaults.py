@@ -74,7 +74,7 @@ async def test_with_generation_config_vllm_they_are_neutral(harness, opinionated
     assert greedy == (tokens, reason)
 
 
-async def test_a_job_that_is_resumed_has_the_same_defaults(harness, opinionated):
+async def test_a_job_that_is_resumed_has_the_same_defaults(harness, step_by_step, opinionated):
     worker = await harness(engine_of(opinionated))
     job = Job(id="whole", prompt=PROMPT)
     await worker.push(job)

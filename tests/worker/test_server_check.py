@@ -104,7 +104,7 @@ async def test_a_command_that_the_user_may_not_run_is_named(redis_url, queue):
     ("rules", "named"),
     [
         (("~ingine:*", "&other:*"), r"run SPUBLISH \(channel:0, control\), SSUBSCRIBE \(control\) on keys"),
-        (("%R~ingine:*", "&*"), r"XADD \(tokens:0, jobs:normal, replies:0, dead\)"),
+        (("%R~ingine:*", "&*"), r"XADD \(tokens:0, jobs:normal, aside:0, replies:0, dead\)"),
         (("~ingine:{*}:queue", "&*"), r"XREADGROUP \(jobs:normal\)"),
     ],
 )
