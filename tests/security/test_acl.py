@@ -87,6 +87,8 @@ async def submit_and_consume(server: AclServer, queue: str) -> None:
         options = SHORT | {"tenant": "t", "reply_to": "s", "deadline_s": 3600}
         first = await submitting.submit("one", idempotency_key="s", **options)
         await submitting.submit_many([{"prompt": "2", "not_before_s": 3600}, {"prompt": "3", **options}])
+        late = await submitting.submit("late", not_before_s=1, **SHORT)
+        assert len((await consumer.attach(late.job_id).result()).token_ids) == 6, "it is woken for them"
         job = consumer.attach(first.job_id)
         assert [chunk async for chunk in job.stream()][-1].position == 6
         assert (await job.result()).finish_reason == "length"
