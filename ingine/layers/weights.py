@@ -1,10 +1,13 @@
 """How the weights of linear layers are held and multiplied: one interface, the reference in torch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ingine.layers.stored import StoredMatrix
 
 Product = Callable[[Tensor], Tensor]
 """x [T, in_features], contiguous -> [T, out_features], of x's dtype."""
@@ -29,6 +32,13 @@ class WeightFormat(ABC):
         Here the rows are `weight` itself, which is then held twice if `pack` makes a layout of its own.
         """
         return self.pack(weight, None), embedding(weight)
+
+    def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
+        """The product with `parts`, one above the other, and bias [out_features]; x is of `dtype`.
+
+        Here they are made dense.
+        """
+        return self.pack(torch.cat([part.dense().to(dtype) for part in parts]), bias)
 
 
 class PlainWeights(WeightFormat):
