@@ -68,6 +68,7 @@ def random_decoder(plan: Plan, kernels: Kernels) -> tuple[Decoder, int]:
     """The model, and the bytes of weights that a step reads: all, as the embedding is the last matrix too."""
     device, dtype = torch.device(plan.device), getattr(torch, plan.dtype)
     decoder = Decoder(model_config(plan.shape, dtype), kernels, dtype=dtype, device=device).eval()
+    decoder.allocate_weights()
     tensors = decoder.checkpoint_tensors()
     fill_randomly(tensors)
     decoder.pack_weights()

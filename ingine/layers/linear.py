@@ -1,16 +1,20 @@
 """Linear layers, one or several of a checkpoint merged into one matrix product."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from ingine.layers.stored import StoredMatrix
 from ingine.layers.weights import Embedding, Product, WeightFormat
 
 
 class Linear(nn.Module):
     """x [T, in_features] -> [T, sum(out_features)]: the outputs of the merged projections side by side.
 
-    One product of a wide matrix is faster than several of narrow ones, most of all for few rows. Weights are
-    uninitialised until the loader fills `parts`, and multiplied once `pack` has been called.
+    One product of a wide matrix is faster than several of narrow ones, most of all for few rows. Its weights
+    take no memory (they are on the device "meta") until the loader calls `allocate` and fills `parts`; it is
+    ready to run once `pack` or `pack_stored` has been called.
     """
 
     def __init__(
@@ -23,19 +27,24 @@ class Linear(nn.Module):
         device: torch.device,
     ):
         super().__init__()
-        self.out_features = out_features
+        self.out_features, self.dtype, self.device = out_features, dtype, device
         rows = sum(out_features)
-        weight = torch.empty(rows, in_features, dtype=dtype, device=device)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None
-        if bias:
-            self.bias = nn.Parameter(torch.empty(rows, dtype=dtype, device=device), requires_grad=False)
-
+        self.weight = empty_parameter((rows, in_features), dtype, torch.device("meta"))
+        self.bias = empty_parameter((rows,), dtype, device) if bias else None
         self.product: Product | None = None
+
+    def allocate(self) -> None:
+        """Make room for the weights, uninitialised."""
+        self.weight = empty_parameter(self.weight.shape, self.dtype, self.device)
 
     def pack(self, weights: WeightFormat) -> None:
         """Bring the loaded weights into the layout of `weights`, and forget them as they were."""
         self.product = weights.pack(self.weight, self.bias)
+        self.weight = self.bias = None
+
+    def pack_stored(self, weights: WeightFormat, matrices: Sequence[StoredMatrix]) -> None:
+        """As `pack`, with weights that a checkpoint holds quantised, one for each of `out_features`."""
+        self.product = weights.pack_stored(matrices, self.bias, self.dtype)
         self.weight = self.bias = None
 
     def pack_tied(self, weights: WeightFormat) -> Embedding:
@@ -53,5 +62,15 @@ class Linear(nn.Module):
             zip((f"{name}.weight" for name in names), self.weight.split(self.out_features), strict=True)
         )
         if self.bias is not None:
-            views |= zip((f"{name}.bias" for name in names), self.bias.split(self.out_features), strict=True)
+            views |= self.biases(names)
         return views
+
+    def biases(self, names: list[str]) -> dict[str, Tensor]:
+        """Of the `parts`, those that need no `allocate`."""
+        if self.bias is None:
+            return {}
+        return dict(zip((f"{name}.bias" for name in names), self.bias.split(self.out_features), strict=True))
+
+
+def empty_parameter(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)

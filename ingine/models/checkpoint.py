@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.model_files import weight_files
@@ -36,11 +37,13 @@ class Checkpoint:
                     )
                 self.file_of[name], self.shape_of[name] = path, list(tensor.shape)
 
-    def names_by_file(self) -> dict[Path, list[str]]:
-        names: dict[Path, list[str]] = {}
-        for name, path in self.file_of.items():
-            names.setdefault(path, []).append(name)
-        return names
+    def read(self, name: str, *part: slice) -> Tensor:
+        """A tensor, or the part of it, one slice a dimension, that is wanted.
+
+        The file is mapped for the call alone, so that pages which have been read do not stay in the process.
+        """
+        with opened(self.file_of[name]) as file:
+            return file.get_slice(name)[part or slice(None)]
 
     def has_a_head_of_its_own(self) -> bool:
         """Whether an output matrix is stored that is not the embedding once more.

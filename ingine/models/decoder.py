@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from ingine.attention import AttentionMetadata, KVCache
 from ingine.errors import ConfigError
 from ingine.kernels import Kernels
-from ingine.layers.linear import Linear
+from ingine.layers.linear import Linear, empty_parameter
 from ingine.layers.norm import RMSNorm
 from ingine.layers.rotary import RotaryEmbedding
 from ingine.layers.weights import Embedding, embedding
 from ingine.models.config import ModelConfig
 from ingine.parallel import SINGLE, TensorParallel, shard
+
+Linears = dict[Linear, list[str]]
+"""With the names of the modules of a checkpoint that each of them merges."""
 
 
 class Attention(nn.Module):
@@ -70,13 +73,16 @@ class Attention(nn.Module):
         )
         return self.parallel.all_reduce(self.o_proj(attended.flatten(1)))
 
-    def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
-        tensors = self.qkv_proj.parts([f"{prefix}.{name}_proj" for name in "qkv"])
-        tensors |= self.o_proj.parts([f"{prefix}.o_proj"])
-        if self.q_norm is not None:
-            tensors[f"{prefix}.q_norm.weight"] = self.q_norm.weight
-            tensors[f"{prefix}.k_norm.weight"] = self.k_norm.weight
-        return tensors
+    def linears(self, prefix: str) -> Linears:
+        return {
+            self.qkv_proj: [f"{prefix}.{name}_proj" for name in "qkv"],
+            self.o_proj: [f"{prefix}.o_proj"],
+        }
+
+    def norms(self, prefix: str) -> dict[str, Tensor]:
+        if self.q_norm is None:
+            return {}
+        return {f"{prefix}.q_norm.weight": self.q_norm.weight, f"{prefix}.k_norm.weight": self.k_norm.weight}
 
 
 class MLP(nn.Module):
@@ -98,9 +104,11 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.parallel.all_reduce(self.down_proj(self.ops.silu_mul(self.gate_up_proj(x))))
 
-    def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
-        merged = self.gate_up_proj.parts([f"{prefix}.gate_proj", f"{prefix}.up_proj"])
-        return merged | self.down_proj.parts([f"{prefix}.down_proj"])
+    def linears(self, prefix: str) -> Linears:
+        return {
+            self.gate_up_proj: [f"{prefix}.gate_proj", f"{prefix}.up_proj"],
+            self.down_proj: [f"{prefix}.down_proj"],
+        }
 
 
 class DecoderLayer(nn.Module):
@@ -135,13 +143,14 @@ class DecoderLayer(nn.Module):
         normed = self.mlp_norm.add(residual, self.attention(normed, rotation, kv_cache, metadata))
         return self.mlp(normed)
 
-    def checkpoint_tensors(self, prefix: str) -> dict[str, Tensor]:
-        norms = {
+    def linears(self, prefix: str) -> Linears:
+        return self.attention.linears(f"{prefix}.self_attn") | self.mlp.linears(f"{prefix}.mlp")
+
+    def norms(self, prefix: str) -> dict[str, Tensor]:
+        return {
             f"{prefix}.input_layernorm.weight": self.attention_norm.weight,
             f"{prefix}.post_attention_layernorm.weight": self.mlp_norm.weight,
-        }
-        attention = self.attention.checkpoint_tensors(f"{prefix}.self_attn")
-        return norms | attention | self.mlp.checkpoint_tensors(f"{prefix}.mlp")
+        } | self.attention.norms(f"{prefix}.self_attn")
 
 
 class Decoder(nn.Module):
@@ -166,9 +175,9 @@ class Decoder(nn.Module):
         # last rank has some that belong to no token.
         num_rows = -(-config.vocab_size // parallel.size)
         self.lm_head = Linear(config.hidden_size, [num_rows], bias=False, **factory)
-        self.embed_tokens = self.lm_head.weight
+        self.embed_tokens: nn.Parameter | None = self.lm_head.weight
         if not config.tie_word_embeddings:
-            self.embed_tokens = nn.Parameter(torch.empty_like(self.lm_head.weight), requires_grad=False)
+            self.embed_tokens = empty_parameter(self.lm_head.weight.shape, dtype, torch.device("meta"))
         self.embedding: Embedding | None = None
         self.rotary = RotaryEmbedding(config.rope_inv_freq, config.rope_attention_scaling, **factory)
         self.layers = nn.ModuleList(
@@ -202,18 +211,61 @@ class Decoder(nn.Module):
         # receives under the name, which nobody has tried here in a graph.
         return self.parallel.all_gather(self.lm_head(hidden), self.config.vocab_size)
 
+    def allocate_weights(self) -> None:
+        """Make room for all weights at once, uninitialised, for `checkpoint_tensors` to be filled."""
+        for linear in (*self.linears(), self.lm_head):
+            linear.allocate()
+        self.allocate_embedding()
+
+    def allocate_embedding(self) -> None:
+        """A matrix of its own where it is not tied to `lm_head`, which has been allocated before."""
+        self.embed_tokens = self.lm_head.weight
+        if not self.config.tie_word_embeddings:
+            self.embed_tokens = empty_parameter(self.lm_head.weight.shape, self.dtype, self.device)
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """Every tensor a checkpoint must have, by its Hugging Face name: views into the merged parameters,
+        which hold this rank's part of it. Of matrices that are not allocated they have the shape alone.
+        """
+        tensors = self.vocabulary() | self.norms()
+        for linear, names in self.linears().items():
+            tensors |= linear.parts(names)
+        return tensors
+
     def pack_weights(self) -> None:
         """Bring the loaded weights into the layout they are multiplied in. The model runs only after this."""
+        for linear in self.linears():
+            linear.pack(self.kernels.weights)
+        self.pack_vocabulary()
+
+    def pack_vocabulary(self) -> None:
         weights = self.kernels.weights
-        for layer in self.layers:
-            for module in layer.modules():
-                if isinstance(module, Linear):
-                    module.pack(weights)
         if self.config.tie_word_embeddings:
             self.embedding, self.embed_tokens = self.lm_head.pack_tied(weights), None
         else:
             self.lm_head.pack(weights)
             self.embedding = embedding(self.embed_tokens)
+
+    def vocabulary(self) -> dict[str, Tensor]:
+        """The embedding, and the output matrix if that is another."""
+        tensors = {"model.embed_tokens.weight": self.embed_tokens}
+        if not self.config.tie_word_embeddings:
+            tensors |= self.lm_head.parts(["lm_head"])
+        return tensors
+
+    def linears(self) -> Linears:
+        """All but the output matrix."""
+        found: Linears = {}
+        for index, layer in enumerate(self.layers):
+            found |= layer.linears(f"model.layers.{index}")
+        return found
+
+    def norms(self) -> dict[str, Tensor]:
+        """By their Hugging Face names."""
+        tensors = {"model.norm.weight": self.norm.weight}
+        for index, layer in enumerate(self.layers):
+            tensors |= layer.norms(f"model.layers.{index}")
+        return tensors
 
     def allocate_kv_caches(self, num_blocks: int, block_size: int) -> list[KVCache]:
         """One cache a layer, `num_blocks` blocks of `block_size` tokens each."""
@@ -232,17 +284,6 @@ class Decoder(nn.Module):
             block_size, config.num_kv_heads // self.parallel.size, config.head_dim, self.dtype
         )
         return per_layer * config.num_layers
-
-    def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """Every tensor a checkpoint must have, by its Hugging Face name: views into the merged parameters,
-        which hold this rank's part of it.
-        """
-        tensors = {"model.embed_tokens.weight": self.embed_tokens, "model.norm.weight": self.norm.weight}
-        if not self.config.tie_word_embeddings:
-            tensors |= self.lm_head.parts(["lm_head"])
-        for index, layer in enumerate(self.layers):
-            tensors |= layer.checkpoint_tensors(f"model.layers.{index}")
-        return tensors
 
 
 def _check_split(config: ModelConfig, size: int) -> None:

@@ -1,20 +1,19 @@
-"""From a folder of safetensors to a decoder, shard by shard, without a second copy of all weights.
+"""From a folder of safetensors to a decoder, without a second copy of all weights.
 
-Packing copies one matrix at a time. An int8 model with a tied embedding keeps the matrix in bfloat16 besides,
-for the embedding.
+Each matrix is packed before the next one is read. An int8 model with a tied embedding keeps the matrix in
+bfloat16 besides, for the embedding.
 """
 
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ingine.errors import ConfigError
 from ingine.kernels import Kernels
-from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, opened, some
+from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, some
 from ingine.models.config import ModelConfig
 from ingine.models.decoder import Decoder
 from ingine.models.weight_shapes import expected_shapes
@@ -50,8 +49,17 @@ def load_model(
 
     Raises ConfigError (or its UnsupportedModel) that names the file or the weights at fault.
     """
-    model = load_weights(path, dtype=dtype, device=device, kernels=kernels, parallel=parallel)
-    model.pack_weights()
+    model, checkpoint = _open(path, dtype, device, kernels, parallel)
+    source = _Source(checkpoint, parallel)
+    source.copy_into(model.norms())
+    for linear, names in model.linears().items():
+        linear.allocate()
+        source.copy_into(linear.parts(names))
+        linear.pack(kernels.weights)
+    model.lm_head.allocate()
+    model.allocate_embedding()
+    source.copy_into(model.vocabulary())
+    model.pack_vocabulary()
     return model
 
 
@@ -64,6 +72,15 @@ def load_weights(
     parallel: TensorParallel = SINGLE,
 ) -> Decoder:
     """As `load_model`, the weights still as the checkpoint has them, for `Decoder.checkpoint_tensors`."""
+    model, checkpoint = _open(path, dtype, device, kernels, parallel)
+    model.allocate_weights()
+    _Source(checkpoint, parallel).copy_into(model.checkpoint_tensors())
+    return model
+
+
+def _open(
+    path: Path, dtype: torch.dtype, device: torch.device, kernels: Kernels, parallel: TensorParallel
+) -> tuple[Decoder, Checkpoint]:
     config, checkpoint = open_checkpoint(path)
     if config.tie_word_embeddings and checkpoint.has_a_head_of_its_own():
         logger.warning(
@@ -71,9 +88,7 @@ def load_weights(
             *(path, EMBEDDING, HEAD),
         )
         config = replace(config, tie_word_embeddings=False)
-    model = Decoder(config, kernels, dtype=dtype, device=device, parallel=parallel).eval()
-    _copy_weights(checkpoint, model.checkpoint_tensors(), parallel)
-    return model
+    return Decoder(config, kernels, dtype=dtype, device=device, parallel=parallel).eval(), checkpoint
 
 
 def open_checkpoint(path: Path) -> tuple[ModelConfig, Checkpoint]:
@@ -111,29 +126,31 @@ def _is_stored_as_head(checkpoint: Checkpoint, config: ModelConfig) -> bool:
     return config.tie_word_embeddings and EMBEDDING not in checkpoint.file_of and HEAD in checkpoint.file_of
 
 
-@torch.no_grad()
-def _copy_weights(checkpoint: Checkpoint, tensors: dict[str, Tensor], parallel: TensorParallel) -> None:
-    """Into `tensors`, all of which the checkpoint holds, but that of a tied matrix by its other name."""
-    if EMBEDDING not in checkpoint.file_of:
-        tensors[HEAD] = tensors.pop(EMBEDDING)
-    for file_path, names in checkpoint.names_by_file().items():
-        with opened(file_path) as file:
-            for name in filter(tensors.__contains__, names):
-                _copy_own_part(name, tensors[name], file.get_slice(name), parallel)
+class _Source:
+    """A checkpoint, and which part of it is this rank's."""
 
+    def __init__(self, checkpoint: Checkpoint, parallel: TensorParallel):
+        self._checkpoint, self._parallel = checkpoint, parallel
 
-def _copy_own_part(name: str, target: Tensor, weight: Any, parallel: TensorParallel) -> None:
-    """weight: a slice of safetensors', which reads no more than it is asked for."""
-    dim = _split_dim(name)
-    if dim is not None:
-        own = shard(weight.get_shape()[dim], parallel.rank, parallel.size)
-        length = own.stop - own.start
-        target.narrow(dim, 0, length).copy_(weight[own] if dim == 0 else weight[:, own])
-        target.narrow(dim, length, target.shape[dim] - length).zero_()  # where a vocabulary ends
-    elif _is_added_to_a_sum(name) and parallel.rank > 0:
-        target.zero_()
-    else:
-        target.copy_(weight[:])
+    @torch.no_grad()
+    def copy_into(self, tensors: dict[str, Tensor]) -> None:
+        """By their Hugging Face names. All are there, a tied matrix maybe by its other name."""
+        for name, target in tensors.items():
+            stored_as = name if name in self._checkpoint.shape_of else HEAD
+            self._copy(name, stored_as, target)
+
+    def _copy(self, name: str, stored_as: str, target: Tensor) -> None:
+        dim = _split_dim(name)
+        if dim is not None:
+            own = shard(self._checkpoint.shape_of[stored_as][dim], self._parallel.rank, self._parallel.size)
+            length = own.stop - own.start
+            part = self._checkpoint.read(stored_as, *dim * [slice(None)], own)
+            target.narrow(dim, 0, length).copy_(part)
+            target.narrow(dim, length, target.shape[dim] - length).zero_()  # where a vocabulary ends
+        elif _is_added_to_a_sum(name) and self._parallel.rank > 0:
+            target.zero_()
+        else:
+            target.copy_(self._checkpoint.read(stored_as))
 
 
 def _split_dim(name: str) -> int | None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.kernels import REFERENCE
+from ingine.layers.weights import Product, WeightFormat
 from ingine.models import ARCHITECTURES, Decoder, ModelConfig, load_model, load_weights
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.tiny_models import EOS_TOKEN_ID, make_tiny_model
@@ -153,6 +156,28 @@ def test_sharded_safetensors_give_the_same_model(tmp_path):
     tensors = load_unpacked(sharded).checkpoint_tensors()
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+class ForgetfulWeights(WeightFormat):
+    """Keeps nothing, and notes how many matrices that it was given are still there with each one."""
+
+    name = "forgetful"
+
+    def __init__(self):
+        self.num_alive: list[int] = []
+        self._given: list[weakref.ref] = []
+
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+        self._given.append(weakref.ref(weight))
+        self.num_alive.append(sum(each() is not None for each in self._given))
+        return lambda x: x
+
+
+def test_a_matrix_is_packed_and_forgotten_before_the_next_one_is_read(tmp_path):
+    path, weights = make_tiny_model(tmp_path), ForgetfulWeights()
+    kernels = replace(REFERENCE, weights=weights)
+    load_model(path, dtype=torch.float32, device=torch.device("cpu"), kernels=kernels)
+    assert weights.num_alive == [1] * (2 * 4 + 1)  # four of each layer, and the output matrix
 
 
 def test_config_has_what_the_engine_needs(tmp_path):

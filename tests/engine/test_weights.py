@@ -29,6 +29,7 @@ SHAPES = [(96, 64), (64, 96), (33, 7), (640, 576), (1, 16)]
 
 def make_linear(out_features: int, in_features: int, dtype: torch.dtype, *, bias: bool = False) -> Linear:
     linear = Linear(in_features, [out_features], bias=bias, dtype=dtype, device=torch.device("cpu"))
+    linear.allocate()
     generator = torch.Generator().manual_seed(0)
     for parameter in linear.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator))
