@@ -8,9 +8,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ingine.bounded_files import open_regular, read_bytes
-from ingine.model_files import MAX_TOKENIZER_BYTES, read_json, weight_files
+from ingine.model_files import (
+    MAX_TOKENIZER_BYTES,
+    gguf_parts,
+    gguf_weights,
+    read_json,
+    weight_files,
+)
 from ingine.safetensors_header import damaged, read_header
 
 SAMPLE_BYTES = 4096
@@ -48,7 +55,10 @@ def _parts(folder: Path) -> Iterator[tuple[str, bytes]]:
             yield name, _stable_json(folder / name)
     for path in _tokenizer_files(folder):
         yield path.name, read_bytes(path, MAX_TOKENIZER_BYTES)
-    tensors = [tensor for file in weight_files(folder) for tensor in _tensors(file)]
+    if (gguf_path := gguf_weights(folder)) is not None:
+        tensors = [tensor for file in gguf_parts(gguf_path) for tensor in _gguf_tensors(file)]
+    else:
+        tensors = [tensor for file in weight_files(folder) for tensor in _tensors(file)]
     yield from sorted(tensors)
 
 
@@ -71,13 +81,29 @@ def _tensors(path: Path) -> Iterator[tuple[str, bytes]]:
     header = read_header(path)
     with open_regular(path) as file:
         for name, tensor in header.items():
-            stored = tensor.end - tensor.begin
-            size = min(stored, SAMPLE_BYTES)
-            try:
-                file.seek(tensor.begin + (stored - size) // 2)
-                sample = file.read(size)
-            except OSError as error:
-                raise damaged(path, error) from error
-            if len(sample) != size:
-                raise damaged(path, f"the data of {name} are cut off")
+            sample = _sample(path, file, name, tensor.begin, tensor.end - tensor.begin)
             yield name, f"{tensor.dtype} {list(tensor.shape)} ".encode() + sample
+
+
+def _gguf_tensors(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Likewise of a GGUF file."""
+    from ingine.models.gguf_header import read_gguf_header
+
+    _, tensors = read_gguf_header(path)
+    with open_regular(path) as file:
+        for name, tensor in tensors.items():
+            sample = _sample(path, file, name, tensor.begin, tensor.num_bytes)
+            yield name, f"{tensor.tensor_type.name} {list(tensor.shape)} ".encode() + sample
+
+
+def _sample(path: Path, file: BinaryIO, name: str, begin: int, num_bytes: int) -> bytes:
+    """From the middle of a tensor."""
+    size = min(num_bytes, SAMPLE_BYTES)
+    try:
+        file.seek(begin + (num_bytes - size) // 2)
+        sample = file.read(size)
+    except OSError as error:
+        raise damaged(path, error) from error
+    if len(sample) != size:
+        raise damaged(path, f"the data of {name} are cut off")
+    return sample

@@ -8,6 +8,8 @@ from ingine.bounded_files import MAX_JSON_BYTES, check_number_of_values, read_by
 from ingine.errors import ConfigError
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+GGUF_STEM = "model"
+"""Of GGUF files that are the weights of a folder."""
 _SHARD = re.compile(r"[^/\\\0]{1,200}\.safetensors")
 _GGUF_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
@@ -66,6 +68,21 @@ def _instead(folder: Path) -> str:
         f"[each.from_pretrained('{model}').save_pretrained('NEW_FOLDER') "
         'for each in (AutoModelForCausalLM, AutoTokenizer)]"'
     )
+
+
+def gguf_weights(folder: Path) -> Path | None:
+    """The GGUF file, or the first of several, that holds the weights of `folder`; None: no GGUF file does."""
+    if (path := folder / f"{GGUF_STEM}.gguf").is_file() or path.is_symlink():
+        return path
+    return next(iter(sorted(folder.glob(f"{GGUF_STEM}-00001-of-?????.gguf"))), None)
+
+
+def gguf_links(folder: Path, path: Path) -> list[Path]:
+    """What the files of `gguf_parts(path)` are called where they are the weights of `folder`."""
+    parts = gguf_parts(path)
+    if not (name := _GGUF_PART.fullmatch(path.name)):
+        return [folder / f"{GGUF_STEM}.gguf"]
+    return [folder / f"{GGUF_STEM}{part.name.removeprefix(name[1])}" for part in parts]
 
 
 def gguf_parts(path: Path) -> list[Path]:

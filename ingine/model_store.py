@@ -1,4 +1,4 @@
-"""From what a user calls a model to a Hugging Face folder on disk, fetched or converted once.
+"""From what a user calls a model to a Hugging Face folder on disk, fetched or made once.
 
 Takes the name of a packaged model, a local folder, a GGUF file, or a hub id. What is made here lies under
 `cache_root()`: each model appears whole or not at all, and two processes that want the same one wait for each
@@ -23,7 +23,7 @@ from pathlib import Path
 from ingine.errors import ConfigError, ModelNotFound
 from ingine.folders import expanded, user_folder
 from ingine.model_files import gguf_parts
-from ingine.private_files import own_folder, write_private
+from ingine.private_files import own_folder
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, the bytes done and the bytes there are."""
@@ -84,7 +84,7 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
         if path.is_dir():
             return _folder(path)
         if path.is_file():
-            return _gguf_file(path, report)
+            return _gguf_file(path)
         if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
             return _hub(name, report)
     except OSError as error:
@@ -115,21 +115,27 @@ def _instead(folder: Path) -> str:
     return ""
 
 
-def _gguf_file(path: Path, report: Progress) -> Path:
+def _gguf_file(path: Path) -> Path:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelNotFound(f"{path} is a file, but not a GGUF file; name the folder of a model instead")
     parts = gguf_parts(path)
-    digests = [_noted_sha256(part) for part in parts]
-    if None in digests:
-        _check_header(path)
-        digests = [_known_sha256(part) for part in parts]
-    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    out_dir = _models_dir() / f"{parts[0].stem}-{digest[:16]}-{CONVERSION}"
+    out_dir = _models_dir() / f"{parts[0].stem}-{_identity(parts)}-{CONVERSION}"
     with _made_once(out_dir) as missing:
         if missing:
-            _convert(path, out_dir, report)
+            from ingine.models.gguf import link_gguf
+
+            link_gguf(path, out_dir)
     return out_dir
+
+
+def _identity(parts: list[Path]) -> str:
+    """16 hex digits, of where a model's files lie and of what changes with their content."""
+    stats = [part.stat() for part in parts]
+    versions = [
+        f"{part.resolve()} {stat.st_size} {stat.st_mtime_ns}" for part, stat in zip(parts, stats, strict=True)
+    ]
+    return hashlib.sha256(os.fsencode("\0".join(versions))).hexdigest()[:16]
 
 
 def _packaged(name: str, model: PackagedModel, report: Progress) -> Path:
@@ -160,13 +166,6 @@ def _made_once(out_dir: Path) -> Iterator[bool]:
         return
     with FileLock(out_dir.with_name(f"{out_dir.name}.lock")):
         yield not out_dir.is_dir()
-
-
-def _check_header(path: Path) -> None:
-    """Of all the model's files, before they are hashed, which takes a minute where they have 40 GB."""
-    from ingine.models.gguf_file import GGUFFile
-
-    GGUFFile.open(path)
 
 
 def _convert(gguf_path: Path, out_dir: Path, report: Progress) -> None:
@@ -240,30 +239,6 @@ def _check_sha256(path: Path, expected: str) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _known_sha256(path: Path) -> str:
-    """As `_sha256`, which takes seconds a gigabyte, but once only while the file does not change."""
-    if digest := _noted_sha256(path):
-        return digest
-    note = _sha256_note(path)
-    digest = _sha256(path)
-    if _sha256_note(path) == note:  # else it has changed meanwhile, and may have been read in part before
-        write_private(note, digest)
-    return digest
-
-
-def _noted_sha256(path: Path) -> str | None:
-    note = _sha256_note(path)
-    digest = note.read_text() if note.exists() else ""
-    return digest if len(digest) == 64 else None  # shorter: its writer was killed
-
-
-def _sha256_note(path: Path) -> Path:
-    stat = path.stat()
-    version = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    notes = own_folder(cache_root() / "sha256", "INGINE_CACHE_DIR")
-    return notes / hashlib.sha256(os.fsencode(version)).hexdigest()
 
 
 def _folder_bytes(folder: Path) -> int:

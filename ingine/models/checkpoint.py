@@ -1,5 +1,6 @@
-"""The tensors that a model's safetensors files hold, and whether its two vocabulary matrices are one."""
+"""The tensors that a model's files hold, and whether its two vocabulary matrices are one."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ingine.errors import ConfigError, UnsupportedModel
+from ingine.layers.stored import StoredMatrix
 from ingine.model_files import weight_files
 from ingine.safetensors_header import damaged, read_header
 
@@ -18,12 +20,33 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _ROWS_AT_ONCE = 4096
 
 
-class Checkpoint:
+class Checkpoint(ABC):
+    """By their Hugging Face names and in Hugging Face's layout, whatever the files are."""
+
+    file_of: dict[str, Path]
+    """By tensor."""
+    shape_of: dict[str, list[int]]
+
+    @abstractmethod
+    def read(self, name: str, *part: slice) -> Tensor:
+        """A tensor, or the part of it, one slice a dimension, that is wanted."""
+
+    def matrix(self, name: str) -> StoredMatrix | None:
+        """One that is held quantised; None for one that is not."""
+        return None
+
+    @abstractmethod
+    def has_a_head_of_its_own(self) -> bool:
+        """Whether an output matrix is stored that is not the embedding once more.
+
+        Then the model has two matrices, whatever config.json says, as in transformers.
+        """
+
+
+class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, folder: Path):
         """Reads the files' headers. Raises ConfigError that names the file at fault."""
-        self.file_of: dict[str, Path] = {}
-        """By tensor."""
-        self.shape_of: dict[str, list[int]] = {}
+        self.file_of, self.shape_of = {}, {}
         for path in weight_files(folder):
             for name, tensor in read_header(path).items():
                 if _can_be_computed(name):
@@ -38,18 +61,11 @@ class Checkpoint:
                 self.file_of[name], self.shape_of[name] = path, list(tensor.shape)
 
     def read(self, name: str, *part: slice) -> Tensor:
-        """A tensor, or the part of it, one slice a dimension, that is wanted.
-
-        The file is mapped for the call alone, so that pages which have been read do not stay in the process.
-        """
+        # The file is mapped for the call alone: pages which have been read do not stay in the process.
         with opened(self.file_of[name]) as file:
             return file.get_slice(name)[part or slice(None)]
 
     def has_a_head_of_its_own(self) -> bool:
-        """Whether an output matrix is stored that is not the embedding once more.
-
-        Then the model has two matrices, whatever config.json says, as in transformers.
-        """
         if not {EMBEDDING, HEAD} <= self.file_of.keys():
             return False
         with opened(self.file_of[EMBEDDING]) as one, opened(self.file_of[HEAD]) as other:

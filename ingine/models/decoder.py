@@ -18,6 +18,7 @@ from ingine.kernels import Kernels
 from ingine.layers.linear import Linear, empty_parameter
 from ingine.layers.norm import RMSNorm
 from ingine.layers.rotary import RotaryEmbedding
+from ingine.layers.stored import StoredMatrix
 from ingine.layers.weights import Embedding, embedding
 from ingine.models.config import ModelConfig
 from ingine.parallel import SINGLE, TensorParallel, shard
@@ -245,6 +246,16 @@ class Decoder(nn.Module):
         else:
             self.lm_head.pack(weights)
             self.embedding = embedding(self.embed_tokens)
+
+    def pack_stored_vocabulary(self, embedding: StoredMatrix, head: StoredMatrix | None) -> None:
+        """As `pack_vocabulary`, with weights that a checkpoint holds quantised; no `head`: it is tied."""
+        weights = self.kernels.weights
+        if head is None:
+            self.embedding = self.lm_head.pack_stored_tied(weights, embedding)
+        else:
+            self.lm_head.pack_stored(weights, [head])
+            self.embedding = weights.stored_embedding(embedding, self.dtype)
+        self.embed_tokens = None
 
     def vocabulary(self) -> dict[str, Tensor]:
         """The embedding, and the output matrix if that is another."""

@@ -1,4 +1,4 @@
-"""From a folder of safetensors to a decoder, without a second copy of all weights.
+"""From a folder of safetensors, or of a GGUF file, to a decoder, without a second copy of all weights.
 
 Each matrix is packed before the next one is read. An int8 model with a tied embedding keeps the matrix in
 bfloat16 besides, for the embedding.
@@ -13,9 +13,13 @@ from torch import Tensor
 
 from ingine.errors import ConfigError
 from ingine.kernels import Kernels
-from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, some
+from ingine.layers.stored import StoredMatrix
+from ingine.model_files import gguf_weights
+from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, SafetensorsCheckpoint, some
 from ingine.models.config import ModelConfig
 from ingine.models.decoder import Decoder
+from ingine.models.gguf_checkpoint import GGUFCheckpoint
+from ingine.models.gguf_file import GGUFFile
 from ingine.models.weight_shapes import expected_shapes
 from ingine.parallel import SINGLE, TensorParallel, shard
 
@@ -53,14 +57,27 @@ def load_model(
     source = _Source(checkpoint, parallel)
     source.copy_into(model.norms())
     for linear, names in model.linears().items():
-        linear.allocate()
-        source.copy_into(linear.parts(names))
-        linear.pack(kernels.weights)
+        if (matrices := source.matrices(names)) is not None:
+            source.copy_into(linear.biases(names))
+            linear.pack_stored(kernels.weights, matrices)
+        else:
+            linear.allocate()
+            source.copy_into(linear.parts(names))
+            linear.pack(kernels.weights)
+    _load_vocabulary(model, source)
+    return model
+
+
+def _load_vocabulary(model: Decoder, source: "_Source") -> None:
+    tied = model.config.tie_word_embeddings
+    stored, head = source.matrices(["model.embed_tokens"]), None if tied else source.matrices(["lm_head"])
+    if stored is not None and (tied or head is not None):
+        model.pack_stored_vocabulary(stored[0], None if tied else head[0])
+        return
     model.lm_head.allocate()
     model.allocate_embedding()
     source.copy_into(model.vocabulary())
     model.pack_vocabulary()
-    return model
 
 
 def load_weights(
@@ -96,7 +113,12 @@ def open_checkpoint(path: Path) -> tuple[ModelConfig, Checkpoint]:
 
     Raises ConfigError (or its UnsupportedModel) where no model could be loaded from that.
     """
-    config, checkpoint = ModelConfig.from_folder(path), Checkpoint(path)
+    config = ModelConfig.from_folder(path)
+    gguf_path = gguf_weights(path)
+    if gguf_path is None:
+        checkpoint = SafetensorsCheckpoint(path)
+    else:
+        checkpoint = GGUFCheckpoint(GGUFFile.open(gguf_path))
     _check_tensors(path, checkpoint, config)
     return config, checkpoint
 
@@ -132,12 +154,22 @@ class _Source:
     def __init__(self, checkpoint: Checkpoint, parallel: TensorParallel):
         self._checkpoint, self._parallel = checkpoint, parallel
 
+    def matrices(self, modules: list[str]) -> list[StoredMatrix] | None:
+        """The weights of `modules`, if all of them are held quantised and this rank has all of each."""
+        if self._parallel.size > 1:
+            return None
+        found = [self._checkpoint.matrix(self._stored_as(f"{module}.weight")) for module in modules]
+        return None if None in found else found
+
     @torch.no_grad()
     def copy_into(self, tensors: dict[str, Tensor]) -> None:
-        """By their Hugging Face names. All are there, a tied matrix maybe by its other name."""
+        """By their Hugging Face names."""
         for name, target in tensors.items():
-            stored_as = name if name in self._checkpoint.shape_of else HEAD
-            self._copy(name, stored_as, target)
+            self._copy(name, self._stored_as(name), target)
+
+    def _stored_as(self, name: str) -> str:
+        """All are there, a tied matrix maybe by its other name."""
+        return name if name in self._checkpoint.shape_of else HEAD
 
     def _copy(self, name: str, stored_as: str, target: Tensor) -> None:
         dim = _split_dim(name)

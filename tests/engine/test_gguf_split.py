@@ -69,7 +69,7 @@ def test_a_missing_part_is_named_and_nothing_is_left(number, parts, cache):
     assert not list(cache.glob("models/*Tiny*"))
 
 
-def test_one_conversion_serves_all_parts_until_one_changes(parts, cache):
+def test_one_folder_serves_all_parts_until_one_changes(parts, cache):
     folder = resolve_model(str(parts[0]))
     assert resolve_model(str(parts[1])) == folder
     parts[2].write_bytes(parts[2].read_bytes() + b"more")

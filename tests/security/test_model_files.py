@@ -593,7 +593,7 @@ def test_two_tensors_for_one_place_are_refused(tmp_path, child):
 def test_a_disk_that_is_full_leaves_no_half_conversion(file_bytes, tmp_path, child):
     """In the config, in the tokenizer and in the weights."""
     outcome = child_says(child, tmp_path, tiny_gguf(), file_bytes=file_bytes)
-    refused(outcome, "model.gguf cannot be converted")
+    refused(outcome, "model.gguf: its folder")
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
 
 

@@ -1,0 +1,133 @@
+"""A GGUF file as the weights of a folder: loaded as it is, and what it gives is what its numbers say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+
+from ingine.errors import ConfigError
+from ingine.fingerprint import model_fingerprint
+from ingine.kernels import REFERENCE
+from ingine.layers.stored import GGUFMatrix, StoredMatrix
+from ingine.layers.weights import PlainWeights, Product
+from ingine.models import Decoder, load_model
+from ingine.models.gguf import convert_gguf, link_gguf
+from ingine.models.gguf_checkpoint import GGUFCheckpoint
+from ingine.models.gguf_file import GGUFFile
+from tests.engine.packed import PackedModel, PagedSequence
+from tests.engine.test_gguf import loaded, tiny, write_gguf
+from tests.engine.test_gguf_split import split_gguf
+
+CPU = torch.device("cpu")
+PROMPT = list(range(40, 77))
+
+
+class CountedWeights(PlainWeights):
+    def __init__(self):
+        self.names: list[str] = []
+
+    def pack_stored(
+        self, parts: list[StoredMatrix], bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> Product:
+        self.names += [part.name for part in parts]
+        return super().pack_stored(parts, bias, dtype)
+
+
+def quantized_file(tmp_path: Path, kind: str, arch: str = "llama", **kwargs) -> Path:
+    model = tiny(tmp_path, arch, **kwargs)
+    return write_gguf(tmp_path / "m.gguf", model, arch, quantization=gguf.GGMLQuantizationType[kind])
+
+
+def load(path: Path, **kernels) -> Decoder:
+    return load_model(path, dtype=torch.float32, device=CPU, kernels=replace(REFERENCE, **kernels))
+
+
+def logits(model: Decoder) -> torch.Tensor:
+    return torch.cat(PackedModel(model).step((PagedSequence(PROMPT), len(PROMPT))))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+def test_a_model_computes_with_the_numbers_of_its_blocks(kind, arch, tied, tmp_path):
+    file = quantized_file(tmp_path, kind, arch, tie_word_embeddings=tied)
+    link_gguf(file, tmp_path / "linked")
+    convert_gguf(file, tmp_path / "converted")
+    weights = CountedWeights()
+    linked, converted = load(tmp_path / "linked", weights=weights), load(tmp_path / "converted")
+    assert torch.equal(logits(linked), logits(converted))
+    # q, k, v, o, gate, up and down of each layer, and the output matrix where it is not the embedding.
+    assert weights.names == [kind.lower()] * (2 * 7 + (not tied))
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q5_0"])
+def test_what_is_not_multiplied_in_blocks_is_read_as_numbers(kind, tmp_path):
+    file = quantized_file(tmp_path, kind)
+    link_gguf(file, tmp_path / "linked")
+    convert_gguf(file, tmp_path / "converted")
+    before, after = loaded(tmp_path / "converted"), loaded(tmp_path / "linked")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_blocks_lie_in_the_mapped_file(tmp_path):
+    """A change of the file shows in the matrix, so nothing was copied."""
+    file = quantized_file(tmp_path, "Q8_0")
+    checkpoint = GGUFCheckpoint(GGUFFile.open(file))
+    name = "model.layers.1.mlp.down_proj.weight"
+    matrix, begin = checkpoint.matrix(name), checkpoint._file.tensors["blk.1.ffn_down.weight"].begin
+    assert isinstance(matrix, GGUFMatrix) and matrix.data.dtype == torch.uint8
+    with file.open("r+b") as writer:
+        writer.seek(begin + 2)
+        writer.write(b"\x11\x12\x13")
+    assert matrix.data[0, 2:5].tolist() == [0x11, 0x12, 0x13]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("Q4_0", "bfloat16"), ("F16", "float16"), ("F32", "float32")])
+def test_the_dtype_is_what_the_model_had_most_likely(kind, dtype, tmp_path):
+    link_gguf(quantized_file(tmp_path, kind), tmp_path / "linked")
+    assert json.loads((tmp_path / "linked/config.json").read_text())["dtype"] == dtype
+
+
+def test_a_model_in_several_files_is_linked_part_by_part(tmp_path):
+    file = quantized_file(tmp_path, "Q8_0")
+    link_gguf(file, tmp_path / "whole")
+    expected = logits(load(tmp_path / "whole"))
+    parts = split_gguf(file, 3)
+    link_gguf(parts[1], tmp_path / "parts")
+    names = [f"model-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    assert sorted(path.name for path in (tmp_path / "parts").glob("*.gguf")) == names
+    assert torch.equal(logits(load(tmp_path / "parts")), expected)
+
+
+def test_a_relative_name_is_linked_from_anywhere(tmp_path, monkeypatch):
+    file = quantized_file(tmp_path, "Q8_0")
+    monkeypatch.chdir(tmp_path)
+    link_gguf(Path(file.name), tmp_path / "elsewhere" / "linked")
+    assert (tmp_path / "elsewhere/linked/model.gguf").samefile(file)
+
+
+def test_the_fingerprint_is_of_the_weights(tmp_path):
+    file = quantized_file(tmp_path, "Q8_0")
+    link_gguf(file, tmp_path / "linked")
+    before = model_fingerprint(tmp_path / "linked")
+    assert model_fingerprint(tmp_path / "linked") == before
+    tensor = GGUFFile.open(file).tensors["blk.0.attn_q.weight"]
+    with file.open("r+b") as writer:
+        writer.seek(tensor.begin + tensor.num_bytes // 2)
+        writer.write(b"\x55\xaa")
+    assert model_fingerprint(tmp_path / "linked") != before
+
+
+def test_a_file_that_is_gone_or_cut_off_is_named(tmp_path):
+    file = quantized_file(tmp_path, "Q8_0")
+    link_gguf(file, tmp_path / "linked")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"model\.gguf is damaged"):
+        load(tmp_path / "linked")
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"model\.gguf"):
+        load(tmp_path / "linked")
