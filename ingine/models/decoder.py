@@ -214,21 +214,22 @@ class Decoder(nn.Module):
 
     def allocate_weights(self) -> None:
         """Make room for all weights at once, uninitialised, for `checkpoint_tensors` to be filled."""
-        for linear in (*self.linears(), self.lm_head):
+        for linear in self.linears():
             linear.allocate()
         self.allocate_embedding()
 
     def allocate_embedding(self) -> None:
-        """A matrix of its own where it is not tied to `lm_head`, which has been allocated before."""
-        self.embed_tokens = self.lm_head.weight
-        if not self.config.tie_word_embeddings:
-            self.embed_tokens = empty_parameter(self.lm_head.weight.shape, self.dtype, self.device)
+        if self.config.tie_word_embeddings:
+            self.lm_head.allocate()
+            self.embed_tokens = self.lm_head.weight
+        else:
+            self.embed_tokens = empty_parameter(self.embed_tokens.shape, self.dtype, self.device)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """Every tensor a checkpoint must have, by its Hugging Face name: views into the merged parameters,
         which hold this rank's part of it. Of matrices that are not allocated they have the shape alone.
         """
-        tensors = self.vocabulary() | self.norms()
+        tensors = {"model.embed_tokens.weight": self.embed_tokens} | self.norms()
         for linear, names in self.linears().items():
             tensors |= linear.parts(names)
         return tensors
@@ -237,38 +238,29 @@ class Decoder(nn.Module):
         """Bring the loaded weights into the layout they are multiplied in. The model runs only after this."""
         for linear in self.linears():
             linear.pack(self.kernels.weights)
-        self.pack_vocabulary()
+        self.pack_embedding()
 
-    def pack_vocabulary(self) -> None:
-        weights = self.kernels.weights
+    def pack_embedding(self) -> None:
         if self.config.tie_word_embeddings:
-            self.embedding, self.embed_tokens = self.lm_head.pack_tied(weights), None
+            self.embedding, self.embed_tokens = self.lm_head.pack_tied(self.kernels.weights), None
         else:
-            self.lm_head.pack(weights)
             self.embedding = embedding(self.embed_tokens)
 
-    def pack_stored_vocabulary(self, embedding: StoredMatrix, head: StoredMatrix | None) -> None:
-        """As `pack_vocabulary`, with weights that a checkpoint holds quantised; no `head`: it is tied."""
-        weights = self.kernels.weights
-        if head is None:
-            self.embedding = self.lm_head.pack_stored_tied(weights, embedding)
+    def pack_stored_embedding(self, matrix: StoredMatrix) -> None:
+        """As `pack_embedding`, with a matrix that a checkpoint holds quantised."""
+        weights, self.embed_tokens = self.kernels.weights, None
+        if self.config.tie_word_embeddings:
+            self.embedding = self.lm_head.pack_stored_tied(weights, matrix)
         else:
-            self.lm_head.pack_stored(weights, [head])
-            self.embedding = weights.stored_embedding(embedding, self.dtype)
-        self.embed_tokens = None
-
-    def vocabulary(self) -> dict[str, Tensor]:
-        """The embedding, and the output matrix if that is another."""
-        tensors = {"model.embed_tokens.weight": self.embed_tokens}
-        if not self.config.tie_word_embeddings:
-            tensors |= self.lm_head.parts(["lm_head"])
-        return tensors
+            self.embedding = weights.stored_embedding(matrix, self.dtype)
 
     def linears(self) -> Linears:
-        """All but the output matrix."""
+        """All, but an output matrix that is the embedding too."""
         found: Linears = {}
         for index, layer in enumerate(self.layers):
             found |= layer.linears(f"model.layers.{index}")
+        if not self.config.tie_word_embeddings:
+            found[self.lm_head] = ["lm_head"]
         return found
 
     def norms(self) -> dict[str, Tensor]:

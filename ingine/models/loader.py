@@ -64,20 +64,13 @@ def load_model(
             linear.allocate()
             source.copy_into(linear.parts(names))
             linear.pack(kernels.weights)
-    _load_vocabulary(model, source)
+    if (matrices := source.matrices([EMBEDDING.removesuffix(".weight")])) is not None:
+        model.pack_stored_embedding(matrices[0])
+    else:
+        model.allocate_embedding()
+        source.copy_into({EMBEDDING: model.embed_tokens})
+        model.pack_embedding()
     return model
-
-
-def _load_vocabulary(model: Decoder, source: "_Source") -> None:
-    tied = model.config.tie_word_embeddings
-    stored, head = source.matrices(["model.embed_tokens"]), None if tied else source.matrices(["lm_head"])
-    if stored is not None and (tied or head is not None):
-        model.pack_stored_vocabulary(stored[0], None if tied else head[0])
-        return
-    model.lm_head.allocate()
-    model.allocate_embedding()
-    source.copy_into(model.vocabulary())
-    model.pack_vocabulary()
 
 
 def load_weights(

@@ -86,7 +86,7 @@ def test_a_matrix_that_is_compared_in_parts(tmp_path, monkeypatch):
     path = make_tiny_model(tmp_path, tie_word_embeddings=True)
     edit_weights(path, HEADS["a head that differs in its last row"])
     assert greedy(path) == hf_greedy(path)
-    assert checkpoint.Checkpoint(path).has_a_head_of_its_own()
+    assert checkpoint.SafetensorsCheckpoint(path).has_a_head_of_its_own()
 
 
 def test_a_model_that_is_not_tied_after_all_says_so(tmp_path, caplog):
