@@ -53,9 +53,9 @@ class Linear(nn.Module):
         self.weight = None
         return embedding
 
-    def pack_stored_tied(self, weights: WeightFormat, matrix: StoredMatrix) -> Embedding:
+    def pack_tied_stored(self, weights: WeightFormat, matrix: StoredMatrix) -> Embedding:
         """As `pack_tied`, with a matrix that a checkpoint holds quantised."""
-        self.product, embedding = weights.pack_stored_tied(matrix, self.dtype)
+        self.product, embedding = weights.pack_tied_stored(matrix, self.dtype)
         self.weight = None
         return embedding
 

@@ -40,11 +40,11 @@ class WeightFormat(ABC):
         """
         return self.pack(torch.cat([part.dense().to(dtype) for part in parts]), bias)
 
-    def pack_stored_tied(self, matrix: StoredMatrix, dtype: torch.dtype) -> tuple[Product, Embedding]:
+    def pack_tied_stored(self, matrix: StoredMatrix, dtype: torch.dtype) -> tuple[Product, Embedding]:
         """As `pack_tied`; rows of the embedding are of `dtype`."""
         return self.pack_tied(matrix.dense().to(dtype))
 
-    def stored_embedding(self, matrix: StoredMatrix, dtype: torch.dtype) -> Embedding:
+    def embed_stored(self, matrix: StoredMatrix, dtype: torch.dtype) -> Embedding:
         """Rows of `dtype`, which here is what all of the matrix is made."""
         return embedding(matrix.dense().to(dtype))
 

@@ -250,9 +250,9 @@ class Decoder(nn.Module):
         """As `pack_embedding`, with a matrix that a checkpoint holds quantised."""
         weights, self.embed_tokens = self.kernels.weights, None
         if self.config.tie_word_embeddings:
-            self.embedding = self.lm_head.pack_stored_tied(weights, matrix)
+            self.embedding = self.lm_head.pack_tied_stored(weights, matrix)
         else:
-            self.embedding = weights.stored_embedding(matrix, self.dtype)
+            self.embedding = weights.embed_stored(matrix, self.dtype)
 
     def linears(self) -> Linears:
         """All, but an output matrix that is the embedding too."""
