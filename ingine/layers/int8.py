@@ -19,9 +19,12 @@ def rotation_size(columns: int) -> int:
     return next(size for size in ROTATION_SIZES if columns % size == 0)
 
 
-def rotate(x: Tensor) -> Tensor:
-    """x [rows, columns] -> float32 [rows, columns]: each `rotation_size` numbers times a Hadamard matrix."""
-    size = rotation_size(x.shape[1])
+def rotate(x: Tensor, size: int | None = None) -> Tensor:
+    """x [rows, columns] -> float32 [rows, columns]: each `size` numbers times a Hadamard matrix.
+
+    None is `rotation_size`. Rotated twice, x is as it was.
+    """
+    size = size or rotation_size(x.shape[1])
     return (x.float().view(len(x), -1, size) @ _hadamard(size)).view(x.shape)
 
 

@@ -7,11 +7,16 @@ import gguf
 import torch
 from torch import Tensor
 
+from ingine.layers.int8 import rotate
+
 
 class StoredMatrix(ABC):
     """A weight [out_features, in_features] in fewer bits than its numbers have."""
 
     shape: tuple[int, int]
+    rotation: int = 1
+    """How many numbers of a row are mixed with each other (`ingine.layers.int8`) in what is stored: 1, 4, 16
+    or 64."""
 
     @property
     @abstractmethod
@@ -45,7 +50,10 @@ class GGUFMatrix(StoredMatrix):
 
 @dataclass(frozen=True, slots=True)
 class Int4Matrix(StoredMatrix):
-    """(code - zero) * scale with codes 0 to 15, a scale and a zero for each group of columns."""
+    """(code - zero) * scale with codes 0 to 15, a scale and a zero for each group of columns.
+
+    With a `rotation` these are the rotated numbers, and `dense` turns them back.
+    """
 
     shape: tuple[int, int]
     codes: Tensor
@@ -54,6 +62,7 @@ class Int4Matrix(StoredMatrix):
     """float16 [out_features, in_features / group_size]."""
     zeros: Tensor
     """As `scales`; need not be whole."""
+    rotation: int = 1
 
     @property
     def group_size(self) -> int:
@@ -66,4 +75,5 @@ class Int4Matrix(StoredMatrix):
     def dense(self) -> Tensor:
         codes = torch.stack((self.codes & 15, self.codes >> 4), dim=2).float()
         groups = codes.view(*self.scales.shape, self.group_size)
-        return ((groups - self.zeros.float()[..., None]) * self.scales.float()[..., None]).view(self.shape)
+        numbers = (groups - self.zeros.float()[..., None]) * self.scales.float()[..., None]
+        return rotate(numbers.view(self.shape), self.rotation)

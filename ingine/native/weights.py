@@ -15,6 +15,7 @@ from torch import Tensor
 from ingine.layers.int8 import quantize_rows, rotation_size
 from ingine.layers.weights import Embedding, Product, WeightFormat
 from ingine.native import DTYPES
+from ingine.native.block_weights import BlockWeights
 from ingine.native.memory import Arena
 
 PANEL = 32
@@ -26,10 +27,11 @@ GROUP_BYTES = 4
 _SHORT_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
-class NativeWeights(WeightFormat):
+class NativeWeights(BlockWeights):
     """float32 or bfloat16 in, kept and out; sums in float32. Sizes that do not fit go to `fallback`."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, fallback: WeightFormat):
+        super().__init__(library)
         self.name = f"native-{_SHORT_NAMES[dtype]} ({_isa(library, dtype)})"
         self._panels = _Panels(library)
         self._fallback = fallback
@@ -61,13 +63,14 @@ class NativeWeights(WeightFormat):
         return product
 
 
-class NativeInt8(WeightFormat):
+class NativeInt8(BlockWeights):
     """Activations are quantised row by row on the way, as `ingine.layers.int8` does it with the weights.
 
     Sums are exact integers. `dtype` (float32 or bfloat16) in and out. Sizes that do not fit go to `fallback`.
     """
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, fallback: WeightFormat):
+        super().__init__(library)
         self.name = f"native-int8 ({_isa(library, torch.int8)})"
         self._panels = _Panels(library)
         self._fallback = fallback

@@ -1,0 +1,42 @@
+// Rows of x as weights in blocks are multiplied with: int8, with a scale for each 32 numbers.
+#pragma once
+#include "quantize.h"
+
+// What is subtracted for codes that have a zero added to them: the sum of numbers times the zero, negated.
+struct alignas(64) RowGroup {
+    int8_t numbers[32];
+    float scale;
+    float scaled_sum;
+    int32_t minus_8_sums, minus_128_sums;
+    int32_t minus_32_sums[2];  // of 16 numbers each
+};
+
+template <typename T> void quantize_groups(const T *x, int64_t k, int64_t rotation, RowGroup *out) {
+    typedef int8_t lane_bytes __attribute__((vector_size(kLanes)));
+    static thread_local std::vector<float> rotated;
+    rotated.resize((k + kRotated - 1) / kRotated * kRotated);
+    rotate_row(x, k, rotation, rotated.data());
+    const float unrotated = 1 / std::sqrt(float(rotation));
+    for (const float *from = rotated.data(); from < rotated.data() + k; from += 32, out++) {
+        uints top{};  // as in rotate_row: a NaN is above all
+        for (int i = 0; i < 32; i += kLanes) {
+            const uints bits = (uints)abs(load(from + i));
+            top = bits > top ? bits : top;
+        }
+        uint32_t highest = 0;
+        for (int lane = 0; lane < kLanes; lane++) highest = std::max<uint32_t>(highest, top[lane]);
+        float max;
+        std::memcpy(&max, &highest, 4);
+        // Whose reciprocal would be infinite is as good as 0.
+        const floats inverse = splat(max > 1e-36f ? 127.f / max : 0.f);
+        for (int i = 0; i < 32; i += kLanes)
+            store_as(out->numbers + i, __builtin_convertvector(nearest_ints(load(from + i) * inverse), lane_bytes));
+        int32_t sums[2] = {};
+        for (int i = 0; i < 32; i++) sums[i / 16] += out->numbers[i];
+        const int32_t sum = sums[0] + sums[1];
+        out->scale = max / 127.f * unrotated;
+        out->scaled_sum = out->scale * float(sum);
+        out->minus_8_sums = -8 * sum, out->minus_128_sums = -128 * sum;
+        for (int half = 0; half < 2; half++) out->minus_32_sums[half] = -32 * sums[half];
+    }
+}
