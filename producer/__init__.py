@@ -7,34 +7,38 @@ with Client() as client:
         print(chunk.text, end="", flush=True)
 """
 
-from ingine.errors import (
-    BadRecord,
-    ClientError,
-    ConfigError,
-    DuplicateJob,
-    ErrorCode,
-    IngineError,
-    InvalidArgument,
-    InvalidJob,
-    JobCancelled,
-    JobExpired,
-    JobFailed,
-    JobNotFound,
-    NoWorker,
-    QueueFull,
-    RateLimited,
-    ResultTimeout,
-    ServerUnavailable,
-    UnknownStatus,
-)
-from ingine.keys import Priority
-from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, JobStatus
-from producer.client import AsyncClient
-from producer.handle import AsyncJobHandle
-from producer.replies import Reply
-from producer.results import Chunk, DeadLetter, JobInfo, QueuedJob, QueueInfo, Result
-from producer.sync import Client, JobHandle
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ingine.errors import (
+        BadRecord,
+        ClientError,
+        ConfigError,
+        DuplicateJob,
+        ErrorCode,
+        IngineError,
+        InvalidArgument,
+        InvalidJob,
+        JobCancelled,
+        JobExpired,
+        JobFailed,
+        JobNotFound,
+        NoWorker,
+        QueueFull,
+        RateLimited,
+        ResultTimeout,
+        ServerUnavailable,
+        UnknownStatus,
+    )
+    from ingine.keys import Priority
+    from ingine.sampling_params import SamplingParams
+    from ingine.wire import Job, JobStatus
+    from producer.client import AsyncClient
+    from producer.handle import AsyncJobHandle
+    from producer.replies import Reply
+    from producer.results import Chunk, DeadLetter, JobInfo, QueuedJob, QueueInfo, Result
+    from producer.sync import Client, JobHandle
 
 __all__ = [
     "AsyncClient",
@@ -71,3 +75,34 @@ __all__ = [
     "ServerUnavailable",
     "UnknownStatus",
 ]
+
+_HOMES = {
+    "Priority": "ingine.keys",
+    "SamplingParams": "ingine.sampling_params",
+    "Job": "ingine.wire",
+    "JobStatus": "ingine.wire",
+    "AsyncClient": "producer.client",
+    "AsyncJobHandle": "producer.handle",
+    "Reply": "producer.replies",
+    "Chunk": "producer.results",
+    "DeadLetter": "producer.results",
+    "JobInfo": "producer.results",
+    "QueuedJob": "producer.results",
+    "QueueInfo": "producer.results",
+    "Result": "producer.results",
+    "Client": "producer.sync",
+    "JobHandle": "producer.sync",
+}
+"""Where each name lies, but for the errors."""
+
+
+def __getattr__(name: str):
+    # Lazy: what a program pays for redis, pydantic and asyncio, it pays when it first makes a client.
+    if name not in __all__:
+        raise AttributeError(f"module 'producer' has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOMES.get(name, "ingine.errors")), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
