@@ -19,7 +19,6 @@ from ingine.commands.bench import bench
 from ingine.commands.demo import demo
 from ingine.commands.generate import generate
 from ingine.commands.pull import pull
-from ingine.environment import check_variables
 from ingine.errors import ConfigError, IngineError, InvalidRequest, ServerUnavailable
 from ingine.extras import missing_extra
 from ingine.terminal import EchoHandler, echo
@@ -31,6 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its boxes take longer to import than all the rest of `ingine --help`
 )
 worker.cli.register(app)
 app.command()(generate)
@@ -68,6 +68,8 @@ def root(
 ) -> None:
     if context.invoked_subcommand == "worker" or "--help" in sys.argv:
         return  # a worker looks for itself, and logs what it finds
+    from ingine.environment import check_variables
+
     for name in check_variables():
         echo(f"ingine: warning: {name} is not a setting, and is ignored", err=True)
 

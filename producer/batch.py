@@ -33,7 +33,6 @@ from producer.client import AsyncClient
 from producer.handle import AsyncJobHandle
 from producer.results import Result
 
-DEFAULT_WINDOW = 256
 MAX_FULL_QUEUE_WAIT_S = 5.0
 _LINE_ERRORS = (LineRefused, InvalidJob, JobFailed, JobCancelled, JobExpired, BadRecord)
 _ENDED_OTHERWISE = (JobFailed, JobCancelled, JobExpired, BadRecord)
@@ -76,7 +75,7 @@ class Batch:
         *,
         progress: Progress,
         model: str | None = None,
-        window: int = DEFAULT_WINDOW,
+        window: int,
     ):
         """model: instead of the one that the lines name. window: lines in flight at once."""
         if len({path.resolve() for path in (input_path, output_path, error_path)}) < 3:

@@ -1,22 +1,25 @@
-"""The commands of a producer. `register` adds them to the `ingine` command."""
+"""The commands of a producer. `register` adds them to the `ingine` command.
 
-import asyncio
+Each imports what it needs as it runs: `ingine --help` needs no client.
+"""
+
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import producer
+from ingine.keys import Priority
 from ingine.terminal import echo
-from producer import Chunk, Client, JobHandle, Priority
-from producer.batch import DEFAULT_WINDOW, Batch, BatchSummary
-from producer.batch_format import FINISH_LENGTH
-from producer.batch_progress import make_progress
 from producer.cli_options import AsJson, QueueName, RedisUrl, print_fields, print_json
 from producer.cli_queue import dead_app, queue_app
-from producer.client import AsyncClient
 
+if TYPE_CHECKING:
+    from producer.batch import BatchSummary
+
+DEFAULT_WINDOW = 256
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
@@ -74,7 +77,7 @@ def submit(
         "seed": seed,
         "stop": stop or None,
     }
-    with Client(redis_url, queue=queue) as client:
+    with producer.Client(redis_url, queue=queue) as client:
         job = client.submit(
             None if chat else prompt,
             messages=[{"role": "user", "content": prompt}] if chat else None,
@@ -107,7 +110,7 @@ def stream(
 
     Exit status: 0 finished, 1 failed, cancelled, expired or unknown, 2 wrong usage, 3 server unavailable.
     """
-    with Client(redis_url, queue=queue) as client:
+    with producer.Client(redis_url, queue=queue) as client:
         _print_stream(client.attach(job_id, from_position), as_json)
 
 
@@ -115,7 +118,7 @@ def status(
     job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None, queue: QueueName = None
 ) -> None:
     """Show how a job stands. Exit status 1 if there is no such job."""
-    with Client(redis_url, queue=queue) as client:
+    with producer.Client(redis_url, queue=queue) as client:
         print_fields(dataclasses.asdict(client.status(job_id)), as_json)
 
 
@@ -123,7 +126,7 @@ def cancel(
     job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None, queue: QueueName = None
 ) -> None:
     """Cancel a job. Prints `cancelled`, `requested` (its worker stops it next) or how it had ended before."""
-    with Client(redis_url, queue=queue) as client:
+    with producer.Client(redis_url, queue=queue) as client:
         outcome = client.cancel(job_id)
     if as_json:
         print_json({"job_id": job_id, "outcome": outcome})
@@ -143,7 +146,7 @@ def batch(
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Run a file of requests at low priority, for /v1/chat/completions and /v1/completions.
+    """Run a file of requests at low priority. They are for /v1/chat/completions or /v1/completions.
 
     Every line of the input gets one in the output or in the error file. Killed or interrupted, run it again:
     it goes on where it was. To retry the lines that failed, remove the error file and run it again.
@@ -151,11 +154,16 @@ def batch(
     Exit status: 0 all lines are in the output, 1 some are in the error file or a file cannot be written,
     2 wrong usage, 3 server unavailable.
     """
+    import asyncio
+
+    from producer.batch import Batch
+    from producer.batch_progress import make_progress
+
     errors = errors or output.with_suffix(f".errors{output.suffix}")
     progress = make_progress()
 
-    async def run() -> BatchSummary:
-        async with AsyncClient(redis_url, queue=queue) as client:
+    async def run() -> "BatchSummary":
+        async with producer.AsyncClient(redis_url, queue=queue) as client:
             job = Batch(client, input_path, output, errors, progress=progress, model=model, window=window)
             return await job.run()
 
@@ -186,7 +194,9 @@ def _from_stdin() -> str:
     return prompt
 
 
-def _print_stream(job: JobHandle, as_json: bool) -> None:
+def _print_stream(job: "producer.JobHandle", as_json: bool) -> None:
+    from producer.batch_format import FINISH_LENGTH
+
     position = job.from_position
     ends_line = True
     try:
@@ -214,6 +224,6 @@ def _print_stream(job: JobHandle, as_json: bool) -> None:
         echo(f"ingine: the output was cut at {num_tokens} tokens (finish_reason: length)", err=True)
 
 
-def _chunk_fields(chunk: Chunk) -> dict[str, Any]:
+def _chunk_fields(chunk: "producer.Chunk") -> dict[str, Any]:
     fields = {name: getattr(chunk, name) for name in ("position", "token_ids", "text", "logprobs")}
     return {name: value for name, value in fields.items() if value is not None}

@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
+import producer
 from ingine.keys import MAX_PARTITIONS, SILENT_AFTER_S, Priority
 from ingine.terminal import echo
-from ingine.wire import JobStatus
-from producer import Client
 from producer.cli_options import AsJson, QueueName, RedisUrl, print_fields, print_json
-from producer.results import NO_WORKER, DeadLetter, QueueInfo
 
 queue_app = typer.Typer(help="Look at a queue, and steer it.", no_args_is_help=True)
 dead_app = typer.Typer(help="Jobs that no worker could answer, kept with the reason.", no_args_is_help=True)
@@ -32,8 +30,8 @@ EntryId = Annotated[
 
 @queue_app.command("show")
 def show_queue(as_json: AsJson = False, redis_url: RedisUrl = None, queue: QueueName = None) -> None:
-    """Depth by priority, limits, switches, workers and dead letters."""
-    with Client(redis_url, queue=queue) as client:
+    """Show depth by priority, limits, switches and workers."""
+    with producer.Client(redis_url, queue=queue) as client:
         info = client.queue_info()
     if as_json:
         print_json(dataclasses.asdict(info))
@@ -47,9 +45,11 @@ JobsAge = Annotated[float | None, typer.Option(min=0, help="Only those submitted
 
 
 class ListedStatus(StrEnum):
-    QUEUED = JobStatus.QUEUED
-    DELAYED = JobStatus.DELAYED
-    RUNNING = JobStatus.RUNNING
+    """Those of `ingine.wire.JobStatus` in which a job has not ended."""
+
+    QUEUED = "queued"
+    DELAYED = "delayed"
+    RUNNING = "running"
 
 
 @queue_app.command("list")
@@ -63,8 +63,8 @@ def list_jobs(
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Jobs that wait or run, one a line: by priority and age, delayed ones last."""
-    with Client(redis_url, queue=queue) as client:
+    """List jobs that wait or run. By priority and age, delayed ones last."""
+    with producer.Client(redis_url, queue=queue) as client:
         jobs = client.jobs(
             status=status, priority=priority, tenant=tenant, older_than_s=older_than_s, limit=limit
         )
@@ -87,10 +87,10 @@ def purge_jobs(
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Cancel the jobs that wait, all or some of them, and print how many. Those that run go on."""
+    """Cancel jobs that wait, and print how many. Those that run go on."""
     if not yes:
         raise typer.BadParameter("this cancels jobs that wait, see `ingine queue list`: add --yes")
-    with Client(redis_url, queue=queue) as client:
+    with producer.Client(redis_url, queue=queue) as client:
         counts = client.purge_jobs(priority=priority, tenant=tenant, older_than_s=older_than_s)
     if as_json:
         return print_json(counts)
@@ -102,14 +102,14 @@ def purge_jobs(
 @queue_app.command("pause")
 def pause(redis_url: RedisUrl = None, queue: QueueName = None) -> None:
     """Let workers take no further jobs. What runs goes on; submitting stays possible."""
-    with Client(redis_url, queue=queue) as client:
+    with producer.Client(redis_url, queue=queue) as client:
         client.pause()
 
 
 @queue_app.command("resume")
 def resume(redis_url: RedisUrl = None, queue: QueueName = None) -> None:
     """Undo `pause`."""
-    with Client(redis_url, queue=queue) as client:
+    with producer.Client(redis_url, queue=queue) as client:
         client.resume()
 
 
@@ -119,8 +119,8 @@ def drain(
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Let one worker hand its jobs over to the others, and exit."""
-    with Client(redis_url, queue=queue) as client:
+    """Let one worker hand its jobs over to others, and exit."""
+    with producer.Client(redis_url, queue=queue) as client:
         client.drain(worker)
 
 
@@ -142,8 +142,8 @@ def limits(
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Set limits, for all producers from now on and for each partition by itself, and show them."""
-    with Client(redis_url, queue=queue) as client:
+    """Set limits, and show them. For all producers from now on, and for each partition by itself."""
+    with producer.Client(redis_url, queue=queue) as client:
         try:
             client.set_limits(
                 max_jobs=max_jobs,
@@ -173,9 +173,9 @@ def partition(
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Spread a queue over so many partitions, so that the nodes of a cluster share it. It has to be empty, of
-    dead letters too; results of ended jobs cannot be read afterwards; workers end, to be started again."""
-    with Client(redis_url, queue=queue) as client:
+    """Spread a queue over so many partitions. The nodes of a cluster share them. The queue has to be empty,
+    of dead letters too; results of ended jobs cannot be read afterwards; workers end, to be started again."""
+    with producer.Client(redis_url, queue=queue) as client:
         client.set_partitions(number)
 
 
@@ -186,8 +186,8 @@ def list_dead(
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """One line a dead letter; with --json everything but the job itself."""
-    with Client(redis_url, queue=queue) as client:
+    """List dead letters, one a line. With --json everything but the job itself."""
+    with producer.Client(redis_url, queue=queue) as client:
         letters = client.dead_letters(limit)
     for letter in letters:
         if as_json:
@@ -200,15 +200,15 @@ def list_dead(
 def show_dead(
     entry_id: EntryId, as_json: AsJson = False, redis_url: RedisUrl = None, queue: QueueName = None
 ) -> None:
-    """Everything about one dead letter, the job as it was sent included."""
-    with Client(redis_url, queue=queue) as client:
+    """Show all of one dead letter, the job as it was sent included."""
+    with producer.Client(redis_url, queue=queue) as client:
         print_fields(dataclasses.asdict(client.dead_letter(entry_id)), as_json)
 
 
 @dead_app.command("requeue")
 def requeue(entry_id: EntryId, redis_url: RedisUrl = None, queue: QueueName = None) -> None:
-    """Put one back into its queue, as it was sent, e.g. after a limit was raised."""
-    with Client(redis_url, queue=queue) as client:
+    """Put one back into its queue, as it was sent. After a limit was raised, say."""
+    with producer.Client(redis_url, queue=queue) as client:
         echo(client.requeue(entry_id))
 
 
@@ -224,11 +224,13 @@ def purge(
     """Delete dead letters for good, and print how many."""
     if bool(entry_ids) == every:
         raise typer.BadParameter("name dead letters, or give --all")
-    with Client(redis_url, queue=queue) as client:
+    with producer.Client(redis_url, queue=queue) as client:
         echo(client.purge(None if every else entry_ids))
 
 
-def _print_queue(info: QueueInfo) -> None:
+def _print_queue(info: "producer.QueueInfo") -> None:
+    from producer.results import NO_WORKER
+
     partitions = f", {info.num_partitions} partitions" if info.num_partitions > 1 else ""
     echo(f"queue {info.queue}{partitions}{', paused' if info.paused else ''}")
     for priority, num_waiting in info.waiting.items():
@@ -258,7 +260,7 @@ def _print_queue(info: QueueInfo) -> None:
         echo(f"ingine: {NO_WORKER % repr(info.queue)}", err=True)
 
 
-def _without_job(letter: DeadLetter) -> dict:
+def _without_job(letter: "producer.DeadLetter") -> dict:
     fields = dataclasses.asdict(letter)
     del fields["job"]
     return fields

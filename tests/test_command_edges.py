@@ -16,9 +16,10 @@ from worker.embedded import default_data_dir
 
 INTERRUPTED_WHILE_IT_IMPORTS = """
 import sys
+module = sys.argv.pop()
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
-        if name == "redis":
+        if name == module:
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupt())
 from ingine.__main__ import main
@@ -60,10 +61,10 @@ def test_a_pipe_may_be_closed():
     assert done.stderr.strip() in ("0", "1", "141")  # nothing else on standard error
 
 
-def test_an_interrupt_while_commands_are_imported_is_silent():
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_WHILE_IT_IMPORTS], capture_output=True, text=True, timeout=60
-    )
+@pytest.mark.parametrize("module", ["typer", "redis"])
+def test_an_interrupt_while_a_command_imports_is_silent(module):
+    program = [sys.executable, "-c", INTERRUPTED_WHILE_IT_IMPORTS, "status", "some-job", module]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "")
 
 

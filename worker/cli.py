@@ -1,26 +1,27 @@
 """`ingine worker`. Its flags are the settings' own: `worker.settings`."""
 
-import asyncio
 import gc
+import inspect
 import itertools
 import logging
 import os
 import signal
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+import typer.core
+import typer.main
 
-from ingine.environment import check_variables
-from worker.flags import with_flags
 from worker.frozen_imports import frozen_imports
-from worker.settings import WorkerSettings, load_settings
 
 if TYPE_CHECKING:
     from ingine.config import EngineConfig
     from ingine.tokenizer import Tokenizer
     from worker.engine_link import EngineHost
     from worker.served_model import ServedModel
+    from worker.settings import WorkerSettings
 
 NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 """What the driver puts there, in containers too; the second on Windows' Linux."""
@@ -29,24 +30,48 @@ EXIT_NOW = 130
 """Of a worker that was told twice to stop, and left without a hand-over."""
 
 
+class WorkerCommand(typer.core.TyperCommand):
+    """Has its options only where they are asked for: the settings, of which they are made, load pydantic."""
+
+    @cached_property
+    def _with_flags(self) -> typer.core.TyperCommand:
+        from worker.flags import with_flags
+
+        app = typer.Typer(add_completion=False)
+        app.command()(with_flags(worker))
+        return typer.main.get_command(app)
+
+    def get_params(self, context: typer.Context) -> list:
+        return self._with_flags.get_params(context)
+
+    def invoke(self, context: typer.Context) -> None:
+        self._with_flags.invoke(context)
+
+
 def register(app: typer.Typer) -> None:
-    app.command("worker")(with_flags(worker))
+    # The function is not called: `WorkerCommand` has its own.
+    app.command("worker", cls=WorkerCommand, help=inspect.getdoc(worker))(lambda: None)
 
 
 def worker(**flags: object) -> None:
-    """Run a worker: take jobs from the queue, generate, publish every token.
+    """Run a worker: take jobs, generate, publish every token.
 
     Each option is also a variable (--lease-s is INGINE_LEASE_S) or a line in `.env`. Options win over
     variables, variables over `.env`. Sizes in bytes may have a unit (2GB, 2GiB), durations are in seconds.
 
     Exit status: 0 drained, 1 a part of the worker broke, 2 wrong setting, model or device, 130 second signal.
     """
+    from worker.settings import load_settings
+
     run_worker(load_settings(**flags))
 
 
-def run_worker(settings: WorkerSettings) -> None:
+def run_worker(settings: "WorkerSettings") -> None:
     """Blocks until a signal ends it. Loads the model first: a wrong one fails before Redis is touched."""
     with frozen_imports():
+        import asyncio
+
+        from ingine.environment import check_variables
         from worker.http_port import with_usable_port
         from worker.logs import log_event, setup_logging
         from worker.server_choice import ensure_server
@@ -72,7 +97,7 @@ def run_worker(settings: WorkerSettings) -> None:
             server.stop()
 
 
-def follow(settings: WorkerSettings) -> None:
+def follow(settings: "WorkerSettings") -> None:
     """A rank other than 0 of a tensor parallel engine: computes its part of rank 0's steps, knows no Redis.
 
     Signals reach all ranks, and are rank 0's to answer: it needs the others for its last step. This one ends
@@ -96,7 +121,7 @@ def follow(settings: WorkerSettings) -> None:
         os._exit(0)  # NCCL's destructors may wait for graphs that were captured with it
 
 
-def build_engine(settings: WorkerSettings) -> "tuple[EngineHost, ServedModel]":
+def build_engine(settings: "WorkerSettings") -> "tuple[EngineHost, ServedModel]":
     """The engine, and the model that it serves.
 
     A GPU computes while Python goes on, so what holds the interpreter holds up the next step: there the
@@ -142,7 +167,7 @@ def _load_tokenizer(model: str) -> "Tokenizer | None":
     return load_tokenizer(resolve_model(model))
 
 
-def engine_config(settings: WorkerSettings) -> "EngineConfig":
+def engine_config(settings: "WorkerSettings") -> "EngineConfig":
     from ingine.config import EngineConfig
     from ingine.model_store import DEFAULT_MODEL
 
@@ -150,8 +175,10 @@ def engine_config(settings: WorkerSettings) -> "EngineConfig":
 
 
 async def _serve(
-    settings: WorkerSettings, url: str | None, engine: "EngineHost", model: "ServedModel"
+    settings: "WorkerSettings", url: str | None, engine: "EngineHost", model: "ServedModel"
 ) -> None:
+    import asyncio
+
     from worker.worker import Worker
 
     worker = Worker(settings, url, engine, model=model)

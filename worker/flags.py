@@ -1,19 +1,15 @@
 """The flags of `ingine worker`, made from `WorkerSettings`: no setting can be missing among them."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
-from ingine.config import EngineConfig
 from worker.settings import Bytes, WorkerSettings
 
-ENGINE_FIELDS = {field.name for field in fields(EngineConfig)}
-NEGATION = "no_"
 METAVARS = {str: "TEXT", int: "NUMBER", float: "NUMBER", Bytes: "BYTES"}
 
 
@@ -23,14 +19,11 @@ def with_flags(run: Callable[..., None]) -> Callable[..., None]:
     """
 
     def command(**flags: object) -> None:
-        for name in [name for name in flags if name.startswith(NEGATION)]:
-            if flags.pop(name):
-                flags[name.removeprefix(NEGATION)] = False
         run(**{name: value for name, value in flags.items() if value is not None})
 
     command.__doc__ = run.__doc__
     command.__annotations__ = {
-        name: option for setting in WorkerSettings.model_fields.items() for name, option in _options(*setting)
+        name: _option(name, field) for name, field in WorkerSettings.model_fields.items()
     }
     command.__signature__ = inspect.Signature(
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
@@ -39,26 +32,17 @@ def with_flags(run: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _options(name: str, field: FieldInfo) -> Iterator[tuple[str, Any]]:
+def _option(name: str, field: FieldInfo) -> Any:
     flag, kind = f"--{name.replace('_', '-')}", _kind(field.annotation)
-    panel = "Engine" if name in ENGINE_FIELDS else "Options"
-    options = {"show_default": False, "rich_help_panel": panel}
     if kind is bool:
-        # The pair as one option would have a column of its own, and leave other flags no room at 80 columns.
-        opposite = flag.replace("--", "--no-")
-        yield (
-            name,
-            Annotated[bool | None, typer.Option(flag, help=_help(field, f"Opposite: {opposite}"), **options)],
-        )
-        hidden = typer.Option(opposite, help=f"The opposite of {flag}.", hidden=True)
-        yield NEGATION + name, Annotated[bool | None, hidden]
-    elif get_origin(kind) is Literal:
+        pair = f"{flag}/{flag.replace('--', '--no-', 1)}"
+        return Annotated[bool | None, typer.Option(pair, help=_help(field), show_default=False)]
+    metavar, choices = METAVARS.get(kind, "TEXT"), ""
+    if get_origin(kind) is Literal:
+        metavar = "NAME"
         choices = f"Choices: {', '.join(get_args(kind))}" if len(get_args(kind)) > 1 else ""
-        described = _help(field, choices)
-        yield name, Annotated[str | None, typer.Option(flag, help=described, metavar="NAME", **options)]
-    else:
-        metavar = METAVARS.get(kind, "TEXT")
-        yield name, Annotated[str | None, typer.Option(flag, help=_help(field), metavar=metavar, **options)]
+    described = _help(field, choices)
+    return Annotated[str | None, typer.Option(flag, help=described, metavar=metavar, show_default=False)]
 
 
 def _help(field: FieldInfo, also: str = "") -> str:

@@ -23,7 +23,7 @@ def acl(
         bool, typer.Option("--partitioned", help="With the keys that it has in several partitions.")
     ] = False,
 ) -> None:
-    """Print users for a queue, as lines of a server's access list (its `aclfile`).
+    """Print users for a queue, as lines of a server's `aclfile`.
 
     Each has what its role needs on the keys and channels of that queue, and nothing else. Their passwords are
     made here, and go to standard error; a line holds a password's digest only.

@@ -14,7 +14,7 @@ def bench(
         Path | None, typer.Option(help="Where results go. Default: benchmarks/results/bench-<time>.json.")
     ] = None,
 ) -> None:
-    """Measure what continuous batching brings on this machine, and what the way through Redis costs.
+    """Measure what continuous batching brings, and what Redis costs.
 
     Four modes on the same mixed workload of 8 requests and of 32, in turns: Hugging Face one request after
     the other, ours likewise, ours in one continuous batch, and that through a real server and worker. Wall

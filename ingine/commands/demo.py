@@ -15,12 +15,12 @@ def demo(
         str | None, typer.Option(help="Use this server instead of one that lives as long as the demo.")
     ] = None,
 ) -> None:
-    """Two workers, several producers, a few dozen chats: then one worker is killed, and no token is lost.
+    """Kill one of two workers amid dozens of chats; lose no token.
 
-    Pulls the model if it is absent, submits everything at once, shows the streams side by side, kills a
-    worker with `kill -9` in mid-generation, and counts every consumer's tokens against the token log. Takes a
-    minute or two. Exit status 0 only if every job finished, some of them on another worker than they began
-    on, and nothing was lost or repeated.
+    Pulls the model if it is absent, submits everything at once from several producers, shows the streams side
+    by side, kills a worker with `kill -9` in mid-generation, and counts every consumer's tokens against the
+    token log. Takes a minute or two. Exit status 0 only if every job finished, some of them on another worker
+    than they began on, and nothing was lost or repeated.
     """
     from rich.console import Console
 

@@ -40,7 +40,7 @@ def generate(
         bool, typer.Option("--json", help="Print the whole result as one JSON object when it is done.")
     ] = False,
 ) -> None:
-    """Generate on this machine, with the engine alone: no server, no worker. The text appears as it is made.
+    """Generate on this machine, without a server or worker. The text appears as it is made.
 
     Sampling options that are not given are the model's own (its generation_config.json), else vLLM's neutral
     values: temperature 1.

@@ -88,8 +88,9 @@ async def serving(worker: FakeWorker, how=answer) -> AsyncIterator[list[Job]]:
             worker.stop()
 
 
-async def run(client: AsyncClient, files: Files, **options) -> BatchSummary:
-    batch = Batch(client, files.input, files.output, files.errors, progress=Quiet(), **options)
+async def run(client: AsyncClient, files: Files, *, window: int = 256, **options) -> BatchSummary:
+    paths = (files.input, files.output, files.errors)
+    batch = Batch(client, *paths, progress=Quiet(), window=window, **options)
     return await batch.run()
 
 

@@ -259,7 +259,7 @@ async def test_a_batch_has_an_error_for_the_line_and_goes_on(
     tmp_path.joinpath("in").write_text("\n".join(map(json.dumps, lines)))
     paths = [tmp_path / name for name in ("in", "out", "errors")]
     serving = asyncio.create_task(worker.serve(answer))
-    summary = await Batch(client, *paths, progress=Silent()).run()
+    summary = await Batch(client, *paths, progress=Silent(), window=256).run()
     worker.stop()
     await serving
     assert (summary.num_lines, summary.num_failed) == (3, 1)

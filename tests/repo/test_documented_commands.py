@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from ingine.cli import app
 
@@ -71,9 +72,17 @@ def test_the_search_finds_what_it_looks_for():
 def test_every_command_explains_itself(name):
     command = commands()[name]
     assert command.help and len(command.help) > 10
-    for parameter in command.params:
+    parameters = command.get_params(typer.Context(command))
+    assert parameters
+    for parameter in parameters:
         if parameter.name not in ("help", "install_completion", "show_completion"):
             assert getattr(parameter, "help", None), f"ingine {name}: {parameter.name} has no help"
+
+
+@pytest.mark.parametrize("group", [(), ("queue",), ("dead",)])
+def test_a_list_of_commands_cuts_no_sentence_at_80_columns(group):
+    shown = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"}).output
+    assert "Commands:" in shown and "..." not in shown.partition("Commands:")[2]
 
 
 def test_make_help_lists_every_target():

@@ -29,11 +29,9 @@ def run(*arguments: str, columns: int = 80) -> str:
 
 
 def test_every_setting_is_a_flag():
-    flags = {
-        option
-        for parameter in typer.main.get_command(app).commands["worker"].params
-        for option in parameter.opts
-    }
+    command = typer.main.get_command(app).commands["worker"]
+    parameters = command.get_params(typer.Context(command))
+    flags = {option for parameter in parameters for option in parameter.opts}
     assert flags >= {f"--{name.replace('_', '-')}" for name in WorkerSettings.model_fields}
 
 
@@ -44,8 +42,8 @@ def test_help_shows_every_flag_whole_with_its_default_at_80_columns():
     for name, field in WorkerSettings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in words
         if isinstance(field.default, bool):
-            assert f"--no-{name.replace('_', '-')}." in words
-    text = re.sub(r"[│\s]+", " ", shown)
+            assert f"--no-{name.replace('_', '-')}" in words
+    text = re.sub(r"\s+", " ", shown)
     for default in (
         "Default: 15.0.",
         "Default: auto.",

@@ -1,0 +1,65 @@
+"""What is not needed is not imported: help needs no client, and importing the producer needs no redis yet."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.waiting import HANGS_S
+
+TORCH = {"torch", "transformers", "numpy", "tokenizers"}
+CLIENT = {"redis", "asyncio", "ssl", "pydantic", "pydantic_settings", "msgpack", "importlib.metadata"}
+
+COMMAND = """
+import sys
+from ingine.__main__ import main
+sys.argv = ["ingine", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+
+
+def modules_after(program: str, *arguments: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=HANGS_S
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("program", "none_of"),
+    [
+        ("import producer", CLIENT | TORCH | {"typer", "rich"}),
+        ("import ingine", CLIENT | TORCH | {"typer", "rich"}),
+        ("from producer import JobFailed, Priority", CLIENT | TORCH | {"typer", "rich"}),
+        ("from producer import Client", TORCH | {"typer", "rich"}),
+    ],
+)
+def test_a_program_that_imports(program: str, none_of: set[str]):
+    found = modules_after(f"import sys; {program}; print(*sys.modules, file=sys.stderr)")
+    assert "ingine" in found or "producer" in found
+    assert not found & none_of
+
+
+@pytest.mark.parametrize(
+    ("arguments", "none_of"),
+    [
+        (["--help"], CLIENT | TORCH | {"rich"}),
+        (["--version"], CLIENT | TORCH | {"rich"}),
+        # typer itself loads pydantic for a command's options.
+        (["status", "--help"], TORCH | {"redis", "asyncio", "rich"}),
+        (["queue", "--help"], TORCH | {"redis", "asyncio", "rich"}),
+        (["worker", "--help"], TORCH | {"rich"}),
+        (["acl", "--queue", "chat", "worker"], TORCH | {"redis", "asyncio", "rich"}),
+        (["generate", "--temperature", "-1", "hi"], TORCH | {"redis", "asyncio", "rich"}),
+        (["status", "x", "--redis-url", "redis://127.0.0.1:1/0"], TORCH | {"rich", "worker.settings"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command(arguments: list[str], none_of: set[str]):
+    found = modules_after(COMMAND, *arguments)
+    assert "ingine.cli" in found
+    assert not found & none_of
