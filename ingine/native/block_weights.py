@@ -52,7 +52,7 @@ class _Segment(ctypes.Structure):
 
 
 class BlockWeights(WeightFormat):
-    """What the native formats do with matrices that are stored in blocks. Kinds without kernels become dense."""
+    """What the native formats do with matrices in blocks. Kinds without kernels become dense."""
 
     def __init__(self, library: ctypes.CDLL):
         self._blocks = _Blocks(library)

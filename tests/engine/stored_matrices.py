@@ -46,7 +46,7 @@ def int4_matrix(n: int, k: int, group_size: int, *, seed: int = 0, rotation: int
 
 
 def quantized(x: Tensor) -> Tensor:
-    """x as the kernels multiply it, in float64: whole numbers up to 127 times a scale, for each 32 of a row."""
+    """x as the kernels multiply it, in float64: of each 32 whole numbers up to 127 times a scale."""
     groups = x.float().view(len(x), -1, 32)
     largest = groups.abs().amax(dim=2, keepdim=True)
     # `127 / largest` would be torch's reciprocal times 127, which rounds some ties the other way.

@@ -67,7 +67,7 @@ def test_rows_need_not_be_whole_superblocks(march, case, k):
 @every_march
 def test_parts_of_different_kinds_are_one_product(march):
     parts: list[StoredMatrix] = [
-        make(n, 512) for n, make in zip((7, 64, 33, 1, 32, 100, 5, 40), CASES.values())
+        make(n, 512) for n, make in zip((7, 64, 33, 1, 32, 100, 5, 40), CASES.values(), strict=True)
     ]
     order = torch.randperm(64, generator=torch.Generator().manual_seed(2))
     parts[1] = replace(parts[1], row_order=order)
