@@ -6,7 +6,7 @@ from ingine.byte_sizes import parse_bytes
 from ingine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-KV_CACHE_DTYPES = ("auto", "int8", "fp8")
+KV_CACHE_DTYPES = ("auto", "int8", "int4", "fp8")
 QUANTIZATIONS = ("int8",)
 SPECULATIONS = ("ngram",)
 GENERATION_CONFIGS = ("auto", "vllm")
@@ -23,8 +23,8 @@ class EngineConfig:
     quantization: str | None = None
     """int8: weights in int8, a scale a row, multiplied by activations in int8; CPU only."""
     kv_cache_dtype: str = "auto"
-    """auto: as `dtype`. int8: half of bfloat16's memory, a scale a token and head. fp8: likewise in e4m3,
-    CUDA only."""
+    """auto: as `dtype`. int8: half of bfloat16's memory, a scale a token and head. int4: a good quarter, for
+    a loss of quality that docs/operations.md states. fp8: as int8, in e4m3, CUDA only."""
     device: str = "auto"
     """torch's name. auto: cuda, else mps, else cpu."""
     max_model_len: int | None = None

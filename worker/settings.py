@@ -53,7 +53,9 @@ class WorkerSettings(BaseSettings):
         "auto", description="Of weights and KV. auto: bfloat16 where it is fast."
     )
     quantization: Literal["int8"] | None = Field(None, description="int8: of weights, CPU only. Unset: none.")
-    kv_cache_dtype: Literal["auto", "int8", "fp8"] = Field("auto", description="auto: as dtype. fp8: CUDA.")
+    kv_cache_dtype: Literal["auto", "int8", "int4", "fp8"] = Field(
+        "auto", description="auto: as dtype. fp8: CUDA."
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
     max_model_len: int | None = Field(None, ge=1, description="Prompt + output. Unset: the model's.")
     max_num_seqs: int | None = Field(None, ge=1, description="Sequences in a step, and jobs taken at a time.")

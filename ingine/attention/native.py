@@ -11,8 +11,9 @@ from ingine.attention.interface import AttentionBackend, AttentionMetadata, KVCa
 from ingine.errors import UnsupportedModel
 from ingine.native import DTYPES
 
-KV_FORMATS = {"auto": 0, "int8": 1}
-"""By `kv_cache_dtype`, as in attention.cpp: the model's dtype, or int8 with a scale a token and head."""
+KV_FORMATS = {"auto": 0, "int8": 1, "int4": 2}
+"""By `kv_cache_dtype`, as in attention.cpp: the model's dtype, int8 with a scale a token and head, or int4
+with a scale and a zero."""
 
 STRIP_TOKENS, MAX_HEAD_DIM = 16, 256
 """As in kv_format.h: what a block's tokens are padded to a multiple of, and the most dimensions."""

@@ -11,8 +11,8 @@ from ingine.triton_kernels.paged_decode import choose_num_splits, paged_decode
 from ingine.triton_kernels.paged_kv import MAX_HEAD_DIM, PagedKV
 from ingine.triton_kernels.paged_prefill import paged_prefill
 
-QUANTIZED_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-"""By `kv_cache_dtype`."""
+QUANTIZED_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.uint8}
+"""By `kv_cache_dtype`; of int4 two in a byte."""
 
 INTERPRETER_SMS = 2
 """What the CPU passes for in triton's interpreter: so few that only one sequence alone is split."""
@@ -23,7 +23,7 @@ class TritonAttention(AttentionBackend):
     where their KV is split) and one for all other sequences. Nothing waits for the device.
 
     Keys and values are [num_blocks, num_kv_heads, block_size, head_dim]. int8 and fp8 have, after them, a
-    float32 scale a token and KV head, of keys and of values.
+    float32 scale a token and KV head, of keys and of values; int4 a scale and a zero in bfloat16.
     """
 
     can_be_captured = True
@@ -45,17 +45,21 @@ class TritonAttention(AttentionBackend):
         dtype: torch.dtype,
         device: torch.device,
     ) -> KVCache:
-        shape = (num_blocks, num_kv_heads, block_size, head_dim)
+        tokens = (num_blocks, num_kv_heads, block_size)
+        is_int4 = self._quantized_dtype == torch.uint8
+        shape = (*tokens, head_dim // 2 if is_int4 else head_dim)
         stored = self._quantized_dtype or dtype
         cache = tuple(torch.empty(shape, dtype=stored, device=device) for _ in range(2))
         if self._quantized_dtype is None:
             return cache
-        return cache + tuple(torch.empty(shape[:3], dtype=torch.float32, device=device) for _ in range(2))
+        scales, scale_dtype = ((*tokens, 2), torch.bfloat16) if is_int4 else (tokens, torch.float32)
+        return cache + tuple(torch.empty(scales, dtype=scale_dtype, device=device) for _ in range(2))
 
     def bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         if self._quantized_dtype is None:
             return super().bytes_per_block(block_size, num_kv_heads, head_dim, dtype)
-        bytes_per_head = head_dim * self._quantized_dtype.itemsize + torch.float32.itemsize
+        # A float32, or two bfloat16: 4 bytes beside the numbers.
+        bytes_per_head = head_dim // (2 if self._quantized_dtype == torch.uint8 else 1) + 4
         return 2 * block_size * num_kv_heads * bytes_per_head
 
     def forward(

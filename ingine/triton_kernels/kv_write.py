@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ingine.triton_kernels.kv_int4 import change_basis, store_int4
 from ingine.triton_kernels.paged_kv import PagedKV
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -24,15 +25,15 @@ def write_kv(
 ) -> Tensor:
     """Writes each token's keys, rotated, and values to its slot, or nowhere if that is -1.
 
-    Shapes are those of `AttentionBackend.forward`. Returns the rotated queries, contiguous; the given ones if
-    there is no rotation. Rounds once, where `apply_rotary` rounds twice.
+    Shapes are those of `AttentionBackend.forward`. Returns the rotated queries, contiguous and in the basis
+    of the keys; the given ones if there is nothing to do. Rounds once, where `apply_rotary` rounds twice.
     """
     num_tokens, num_heads = query.shape[:2]
-    rotated = query
-    if rotation is not None:
-        rotated = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     cos, sin = rotation or (None, None)
-    num_rotated_heads = 0 if rotation is None else num_heads
+    rotated, num_rotated_heads = query, 0
+    if rotation is not None or kv.is_int4:
+        rotated = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        num_rotated_heads = num_heads
     num_kv_heads = key.shape[1]
     _write_kernel[(triton.cdiv(num_tokens, BLOCK_T), num_rotated_heads + num_kv_heads)](
         rotated,
@@ -81,6 +82,7 @@ def _write_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_T: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
@@ -93,6 +95,7 @@ def _write_kernel(
     if head < num_rotated_heads:
         rows = query + tokens * query_stride + head * HEAD_DIM
         turned = _load_rotated(rows, cos, sin, tokens, dims, mask, HEAD_DIM)
+        turned = change_basis(turned, BLOCK_T, BLOCK_D, STAGES)
         out = (tokens * num_rotated_heads + head) * HEAD_DIM
         tl.store(rotated + out[:, None] + dims[None, :], turned.to(rotated.dtype.element_ty), mask=mask)
     else:
@@ -104,10 +107,38 @@ def _write_kernel(
         scale_offsets = (blocks * num_kv_heads + head) * BLOCK_SIZE + places
         key_rows = key + tokens * key_stride + head * HEAD_DIM
         new_keys = _load_rotated(key_rows, cos, sin, tokens, dims, mask, HEAD_DIM)
-        _store(new_keys, keys, key_scales, offsets, scale_offsets, written, dims, HEAD_DIM, LARGEST)
         value_rows = value + tokens * value_stride + head * HEAD_DIM
         new_values = tl.load(value_rows[:, None] + dims[None, :], mask=mask, other=0.0).to(tl.float32)
-        _store(new_values, values, value_scales, offsets, scale_offsets, written, dims, HEAD_DIM, LARGEST)
+        if keys.dtype.element_ty == tl.uint8:
+            store_int4(
+                new_keys,
+                keys,
+                key_scales,
+                offsets,
+                scale_offsets,
+                written,
+                dims,
+                HEAD_DIM,
+                BLOCK_T,
+                BLOCK_D,
+                STAGES,
+            )
+            store_int4(
+                new_values,
+                values,
+                value_scales,
+                offsets,
+                scale_offsets,
+                written,
+                dims,
+                HEAD_DIM,
+                BLOCK_T,
+                BLOCK_D,
+                STAGES,
+            )
+        else:
+            _store(new_keys, keys, key_scales, offsets, scale_offsets, written, dims, HEAD_DIM, LARGEST)
+            _store(new_values, values, value_scales, offsets, scale_offsets, written, dims, HEAD_DIM, LARGEST)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ingine.triton_kernels.kv_int4 import change_basis
 from ingine.triton_kernels.paged_kv import PagedKV, attend_tile, is_short_of_registers, tile_arguments
 
 PROGRAMS_PER_SM = 2
@@ -90,6 +91,7 @@ def paged_decode(
             BLOCK_N=tile["BLOCK_N"],
             HEAD_DIM=head_dim,
             BLOCK_D=block_d,
+            STAGES=kv.launch_arguments()["STAGES"],
             BLOCK_S=block_s,
             num_warps=8 if block_s * block_d >= 128 * 256 else 4,  # so many spill with 4
         )
@@ -128,6 +130,7 @@ def _decode_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     KEY_DTYPE: tl.constexpr,
     VALUE_DTYPE: tl.constexpr,
@@ -184,6 +187,7 @@ def _decode_kernel(
     if partials is None:
         # Nothing to see: zeros. If all scores are -inf: 0 / 0, as in the formula.
         attended = accumulator / tl.where(seq_len > 0, row_sum, 1.0)[:, None]
+        attended = change_basis(attended, BLOCK_G, BLOCK_D, STAGES)
         offsets = head_rows[:, None] * HEAD_DIM + dims[None, :]
         tl.store(output + offsets, attended.to(output.dtype.element_ty), mask=mask)
     else:
@@ -206,6 +210,7 @@ def _reduce_kernel(
     BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     """A program puts the splits of one sequence and query head together: those that were not empty, since the
@@ -223,4 +228,5 @@ def _reduce_kernel(
     mask = used[:, None] & (dims < HEAD_DIM)[None, :]
     attended = tl.sum(tl.load(partials + offsets, mask=mask, other=0.0) * weights[:, None], axis=0)
     attended /= tl.where(seq_len > 0, tl.sum(weights, axis=0), 1.0)  # as without splits
+    attended = tl.reshape(change_basis(attended, 1, BLOCK_D, STAGES), (BLOCK_D,))
     tl.store(output + row * HEAD_DIM + dims, attended.to(output.dtype.element_ty), mask=dims < HEAD_DIM)

@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ingine.layers.int8 import rotation_size
+from ingine.triton_kernels.kv_int4 import load_codes
+
 MAX_HEAD_DIM = 256
 """Of the kernels: wider tiles do not fit into shared memory."""
 
@@ -21,23 +24,31 @@ class PagedKV(NamedTuple):
     contiguous and both have the same strides, and the scales are contiguous."""
 
     keys: Tensor
-    """[num_blocks, num_kv_heads, block_size, head_dim]."""
+    """[num_blocks, num_kv_heads, block_size, head_dim]; in 4 bits [..., head_dim / 2] uint8."""
     values: Tensor
     key_scales: Tensor | None = None
-    """[num_blocks, num_kv_heads, block_size] float32, of keys that are stored divided by it."""
+    """[num_blocks, num_kv_heads, block_size] float32, of keys that are stored divided by it. Of keys in 4
+    bits [..., 2] bfloat16: scale and zero."""
     value_scales: Tensor | None = None
+
+    @property
+    def is_int4(self) -> bool:
+        return self.keys.dtype == torch.uint8
 
     def launch_arguments(self) -> dict[str, object]:
         """What every kernel that touches the memory is told of it."""
         block_stride, head_stride, token_stride, _ = self.keys.stride()
+        head_dim = self.keys.shape[3] * (2 if self.is_int4 else 1)
         return {
             **self._asdict(),
             "block_stride": block_stride,
             "head_stride": head_stride,
             "token_stride": token_stride,
             "BLOCK_SIZE": self.keys.shape[2],
-            "HEAD_DIM": self.keys.shape[3],
-            "BLOCK_D": triton.next_power_of_2(max(self.keys.shape[3], 16)),
+            "HEAD_DIM": head_dim,
+            "BLOCK_D": triton.next_power_of_2(max(head_dim, 16)),
+            # Of the change of basis that keys and values are stored in.
+            "STAGES": rotation_size(head_dim).bit_length() - 1 if self.is_int4 else 0,
         }
 
 
@@ -103,13 +114,21 @@ def attend_tile(
     blocks = tl.load(block_table + tokens // BLOCK_SIZE, mask=in_range, other=0).to(tl.int64)
     dims = tl.arange(0, BLOCK_D)
     offsets = blocks * block_stride + kv_head * head_stride + (tokens % BLOCK_SIZE) * token_stride
-    offsets = offsets[:, None] + dims[None, :]
+    IS_INT4: tl.constexpr = keys.dtype.element_ty == tl.uint8
+    element_offsets = offsets[:, None] + dims[None, :]
     loaded = in_range[:, None] & (dims < HEAD_DIM)[None, :]
 
-    key = tl.load(keys + offsets, mask=loaded, other=0.0).to(KEY_DTYPE)
+    if IS_INT4:
+        key = load_codes(keys, offsets, in_range, HEAD_DIM, tokens.shape[0], BLOCK_D).to(KEY_DTYPE)
+    else:
+        key = tl.load(keys + element_offsets, mask=loaded, other=0.0).to(KEY_DTYPE)
     scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale_log2
     scale_offsets = (blocks * num_kv_heads + kv_head) * BLOCK_SIZE + tokens % BLOCK_SIZE
-    if key_scales is not None:
+    if IS_INT4:
+        scores *= tl.load(key_scales + 2 * scale_offsets, mask=in_range, other=0.0).to(tl.float32)[None, :]
+        zeros = tl.load(key_scales + 2 * scale_offsets + 1, mask=in_range, other=0.0).to(tl.float32)
+        scores += (tl.sum(query.to(tl.float32), axis=1) * scale_log2)[:, None] * zeros[None, :]
+    elif key_scales is not None:
         scores *= tl.load(key_scales + scale_offsets, mask=in_range, other=0.0)[None, :]
     scores = tl.where(seen, scores, float("-inf"))
 
@@ -119,10 +138,15 @@ def attend_tile(
     weights = tl.exp2(scores - shift[:, None])
     correction = tl.exp2(row_max - shift)
     row_sum = row_sum * correction + tl.sum(weights, axis=1)
-    if value_scales is not None:
-        weights *= tl.load(value_scales + scale_offsets, mask=in_range, other=0.0)[None, :]
-    value = tl.load(values + offsets, mask=loaded, other=0.0).to(VALUE_DTYPE)
-    accumulator = tl.dot(
-        weights.to(VALUE_DTYPE), value, accumulator * correction[:, None], input_precision="ieee"
-    )
+    accumulator *= correction[:, None]
+    if IS_INT4:
+        zeros = tl.load(value_scales + 2 * scale_offsets + 1, mask=in_range, other=0.0).to(tl.float32)
+        accumulator += tl.sum(weights * zeros[None, :], axis=1)[:, None]
+        weights *= tl.load(value_scales + 2 * scale_offsets, mask=in_range, other=0.0).to(tl.float32)[None, :]
+        value = load_codes(values, offsets, in_range, HEAD_DIM, tokens.shape[0], BLOCK_D).to(VALUE_DTYPE)
+    else:
+        if value_scales is not None:
+            weights *= tl.load(value_scales + scale_offsets, mask=in_range, other=0.0)[None, :]
+        value = tl.load(values + element_offsets, mask=loaded, other=0.0).to(VALUE_DTYPE)
+    accumulator = tl.dot(weights.to(VALUE_DTYPE), value, accumulator, input_precision="ieee")
     return accumulator, new_max, row_sum

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ingine.triton_kernels.kv_int4 import change_basis
 from ingine.triton_kernels.paged_kv import PagedKV, attend_tile, is_short_of_registers, tile_arguments
 
 MAX_ROWS = {4: 32, 2: 128}
@@ -95,6 +96,7 @@ def _prefill_kernel(
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     KEY_DTYPE: tl.constexpr,
     VALUE_DTYPE: tl.constexpr,
@@ -167,5 +169,6 @@ def _prefill_kernel(
 
     # A row that is none has seen nothing. One whose scores are all -inf gets 0 / 0, as in the formula.
     attended = accumulator / tl.where(is_row, row_sum, 1.0)[:, None]
+    attended = change_basis(attended, BLOCK_M, BLOCK_D, STAGES)
     offsets = (packed * num_kv_heads * GROUP_SIZE + heads) * HEAD_DIM
     tl.store(output + offsets[:, None] + dims[None, :], attended.to(output.dtype.element_ty), mask=mask)

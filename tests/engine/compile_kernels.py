@@ -74,11 +74,13 @@ def stack_bytes(cubin: bytes) -> int:
 def compile_attention(capability: int) -> None:
     """Prefills and decodes, split and not, over quantised KV and not. Most shapes for the newest GPU alone,
     since a kernel takes half a second."""
-    quantised = TritonAttention("fp8" if capability >= 89 else "int8")
-    Attention(12, 2, 128, 16, torch.bfloat16, rotary=True).run(quantised, ONE_SEQUENCE)
+    for quantised in ("fp8" if capability >= 89 else "int8", "int4"):
+        layer = Attention(12, 2, 128, 16, torch.bfloat16, rotary=True)
+        layer.run(TritonAttention(quantised), ONE_SEQUENCE)
     if capability >= 90:
         Attention(6, 2, 80, 24, torch.float32, sliding_window=20).run(TritonAttention(), MANY_DECODES)
         Attention(12, 2, 128, 16, torch.float32).run(TritonAttention("int8"), MANY_DECODES)
+        Attention(12, 2, 128, 16, torch.float32).run(TritonAttention("int4"), MANY_DECODES)
         Attention(4, 1, 256, 16, torch.bfloat16).run(TritonAttention(), ONE_SEQUENCE)
 
 

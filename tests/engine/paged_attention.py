@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ingine.attention import AttentionBackend, KVCache, NativeAttention, TorchAttention
+from ingine.layers.int8 import rotate
 from ingine.layers.rotary import RotaryEmbedding, apply_rotary
 from tests.engine.packed import CPU, BlockPool, PagedSequence, pack
 
@@ -143,6 +144,22 @@ def attend_densely(
     if sliding_window is not None:
         hidden |= distance >= sliding_window
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), values)
+
+
+def as_int8(new: Tensor) -> Tensor:
+    """What memory in int8 makes of keys or values [tokens, heads, head_dim]."""
+    scale = new.float().abs().amax(-1, keepdim=True) / 127
+    return (new.float() * (1 / scale)).round() * scale
+
+
+def as_int4(new: Tensor) -> Tensor:
+    """What memory in 4 bits makes of keys or values [tokens, heads, head_dim]: 16 levels, in the basis of a
+    Hadamard matrix. The least level of a token's head, and their distance, are bfloat16."""
+    rows = rotate(new.flatten(0, 1))
+    lowest = rows.amin(-1, keepdim=True).bfloat16().float()
+    scale = ((rows.amax(-1, keepdim=True) - lowest) / 15).bfloat16().float()
+    codes = ((rows - lowest) / scale.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp(0, 15)
+    return rotate(codes * scale + lowest).view(new.shape)
 
 
 def num_tokens(steps: list[list[tuple[int, int]]]) -> Counter[int]:

@@ -161,6 +161,7 @@ def test_memory_for_kv_may_have_a_unit(given, expected):
     [
         ({}, "bfloat16"),
         ({"quantization": "int8", "kv_cache_dtype": "int8"}, "bfloat16,int8,kv-int8"),
+        ({"kv_cache_dtype": "int4"}, "bfloat16,kv-int4"),
         ({"generation_config": "vllm"}, "bfloat16,generation-config-vllm"),
     ],
 )

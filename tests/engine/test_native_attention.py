@@ -19,7 +19,7 @@ from ingine.sampling_params import SamplingParams
 from tests.engine.builds import library
 from tests.engine.marks import EVERY_MARCH, needs_native
 from tests.engine.packed import BlockPool, PackedModel, PagedSequence
-from tests.engine.paged_attention import Attention
+from tests.engine.paged_attention import Attention, as_int4, as_int8
 
 pytestmark = needs_native
 
@@ -55,12 +55,6 @@ def draw_steps(rng: random.Random) -> list[list[tuple[int, int]]]:
     ]
 
 
-def as_int8(new: Tensor) -> Tensor:
-    """What memory in int8 makes of keys or values [tokens, heads, head_dim]."""
-    scale = new.float().abs().amax(-1, keepdim=True) / 127
-    return (new.float() * (1 / scale)).round() * scale
-
-
 @pytest.mark.parametrize("march", EVERY_MARCH)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 4e-2)])
 @pytest.mark.parametrize("seed", range(10))
@@ -85,12 +79,25 @@ def test_int8_loses_what_rounding_keys_and_values_loses(backend, march, dtype, t
     assert errors.square().mean().sqrt() < typical and errors.max() < worst
 
 
+@pytest.mark.parametrize("march", EVERY_MARCH)
+@pytest.mark.parametrize(
+    ("dtype", "typical", "worst"), [(torch.float32, 1e-4, 0.25), (torch.bfloat16, 5e-3, 0.25)]
+)
+@pytest.mark.parametrize("seed", range(10))
+def test_int4_loses_what_rounding_keys_and_values_loses(backend, march, dtype, typical, worst, seed):
+    """As of int8, but between two codes there is a fifteenth of the row's range."""
+    rng = random.Random(seed)
+    attention, steps = draw_attention(rng, dtype), draw_steps(rng)
+    errors = attention.errors(backend(march, "int4"), steps, stored=as_int4)
+    assert errors.square().mean().sqrt() < typical and errors.max() < worst
+
+
 def test_more_heads_may_share_a_key_than_a_tile_has_rows(backend):
     assert Attention(num_heads=200, num_kv_heads=2).worst_error(backend(), [[(0, 5)], [(0, 1)]]) < 1e-5
 
 
 @pytest.mark.parametrize("march", EVERY_MARCH)
-@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 300])
 def test_a_token_depends_on_its_sequence_alone_to_the_last_bit(backend, march, kv_cache_dtype, dtype, window):
@@ -112,16 +119,17 @@ def test_a_token_depends_on_its_sequence_alone_to_the_last_bit(backend, march, k
         torch.set_num_threads(num_threads)
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "int4"])
 @pytest.mark.parametrize("kind", ["key", "value", "query"])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_int8_tells_of_what_is_not_finite(backend, kind, number):
-    """An int8 cannot be NaN, so its scale is."""
-    attention, int8 = Attention(), backend(kv_cache_dtype="int8")
+def test_quantised_kv_tells_of_what_is_not_finite(backend, kv_cache_dtype, kind, number):
+    """An integer cannot be NaN, so its scale is."""
+    attention, quantised = Attention(), backend(kv_cache_dtype=kv_cache_dtype)
     tokens = dict(zip(("query", "key", "value"), attention.make_qkv(6), strict=True))
     tokens[kind] = tokens[kind].clone()
     tokens[kind][3, 0, 5] = number
-    pool, kv_cache = BlockPool(4, attention.block_size), attention.allocate(int8, 4)
-    output = attention.attend(int8, kv_cache, pool, [(PagedSequence([]), 6)], [list(tokens.values())])
+    pool, kv_cache = BlockPool(4, attention.block_size), attention.allocate(quantised, 4)
+    output = attention.attend(quantised, kv_cache, pool, [(PagedSequence([]), 6)], [list(tokens.values())])
     assert output[:3].isfinite().all()
     assert output[3, 0].isnan().all()
 
@@ -132,19 +140,30 @@ def test_a_head_dim_that_it_cannot_take_is_refused(backend, head_dim):
         Attention(head_dim=head_dim).allocate(backend(), 4)
 
 
-def test_int8_takes_half_of_the_memory(backend):
+def test_int8_takes_half_of_the_memory_and_int4_half_of_that(backend):
     sizes = [
         backend(kv_cache_dtype=kv_cache_dtype).bytes_per_block(16, 3, 64, torch.bfloat16)
-        for kv_cache_dtype in ("int8", "auto")
+        for kv_cache_dtype in ("int4", "int8", "auto")
     ]
-    assert sizes == [16 * 3 * (2 * 64 + 2 * 4), 16 * 3 * 2 * 64 * 2]
+    assert sizes == [16 * 3 * 2 * (32 + 4), 16 * 3 * 2 * (64 + 4), 16 * 3 * 2 * 64 * 2]
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "int4"])
+def test_zeros_are_kept_as_zeros(backend, kv_cache_dtype):
+    """Of which the range is no number to divide by."""
+    attention, quantised = Attention(), backend(kv_cache_dtype=kv_cache_dtype)
+    pool, kv_cache = BlockPool(4, attention.block_size), attention.allocate(quantised, 4)
+    query, key, value = attention.make_qkv(4)
+    tokens = [query, torch.zeros_like(key), torch.zeros_like(value)]
+    assert (attention.attend(quantised, kv_cache, pool, [(PagedSequence([]), 4)], [tokens]) == 0).all()
 
 
 # -------------------------------------------------------------------------------------------- in the engine
 
 
+@pytest.mark.parametrize(("kv_cache_dtype", "share"), [("int8", 0.02), ("int4", 0.2)])
 @torch.inference_mode()
-def test_a_model_with_int8_kv_says_nearly_the_same(llama):
+def test_a_model_with_quantised_kv_says_nearly_the_same(llama, kv_cache_dtype, share):
     prompt = list(range(3, 60))
 
     def logits(kv_cache_dtype: str) -> Tensor:
@@ -153,13 +172,14 @@ def test_a_model_with_int8_kv_says_nearly_the_same(llama):
         sequence = PagedSequence(prompt)
         return torch.cat([model.step((sequence, length))[0] for length in (40, 16, 1)])
 
-    exact, int8 = logits("auto"), logits("int8")
-    assert 0 < (exact - int8).std() < 0.02 * exact.std()
+    exact, quantised = logits("auto"), logits(kv_cache_dtype)
+    assert 0 < (exact - quantised).std() < share * exact.std()
 
 
-def test_kv_cache_dtype_is_an_option_of_the_engine(llama):
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "int4"])
+def test_kv_cache_dtype_is_an_option_of_the_engine(llama, kv_cache_dtype):
     engine = Engine(
-        EngineConfig(str(llama.path), dtype="float32", kv_cache_dtype="int8", kv_cache_bytes=1 << 20)
+        EngineConfig(str(llama.path), dtype="float32", kv_cache_dtype=kv_cache_dtype, kv_cache_bytes=1 << 20)
     )
     engine.add("a", [5, 6, 7], SamplingParams(temperature=0, max_tokens=4))
     num_tokens = 0
@@ -169,16 +189,17 @@ def test_kv_cache_dtype_is_an_option_of_the_engine(llama):
 
 
 def test_an_unknown_kv_cache_dtype_is_refused():
-    with pytest.raises(ConfigError, match="kv_cache_dtype must be one of auto, int8, fp8, not 'int4'"):
-        EngineConfig("model", kv_cache_dtype="int4")
+    with pytest.raises(ConfigError, match="kv_cache_dtype must be one of auto, int8, int4, fp8, not 'int3'"):
+        EngineConfig("model", kv_cache_dtype="int3")
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_int8_without_the_kernel_is_refused(monkeypatch, dtype):
+def test_quantised_kv_without_the_kernel_is_refused(monkeypatch, dtype, kv_cache_dtype):
     if dtype == torch.float32:
         monkeypatch.setattr(native, "library", lambda: None)
-    with pytest.raises(ConfigError, match="kv_cache_dtype 'int8' needs"):
-        select_kernels(CPU, dtype, kv_cache_dtype="int8")
+    with pytest.raises(ConfigError, match=f"kv_cache_dtype '{kv_cache_dtype}' needs"):
+        select_kernels(CPU, dtype, kv_cache_dtype=kv_cache_dtype)
 
 
 def test_without_a_compiler_the_reference_serves_and_says_the_same(monkeypatch, llama):

@@ -57,8 +57,13 @@ def generate(engine: Engine, prompts: list[list[int]], so_far: list[list[int]] |
 @pytest.mark.parametrize("build", [march("native"), march("x86-64-v3", wide=True)])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"dtype": "float32"}, {"quantization": "int8", "kv_cache_dtype": "int8"}],
-    ids=["bfloat16", "float32", "int8"],
+    [
+        {},
+        {"dtype": "float32"},
+        {"quantization": "int8", "kv_cache_dtype": "int8"},
+        {"kv_cache_dtype": "int4"},
+    ],
+    ids=["bfloat16", "float32", "int8", "int4 KV"],
 )
 def test_batches_chunks_prefix_hits_drafts_preemption_and_resumption_change_no_bit(
     make_engine, monkeypatch, options, build

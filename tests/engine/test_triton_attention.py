@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ingine.attention import AttentionMetadata
 from tests.engine.packed import BlockPool, PagedSequence
-from tests.engine.paged_attention import Attention, attend_densely, device_of
+from tests.engine.paged_attention import Attention, as_int4, attend_densely, device_of
 from tests.paths import needs
 
 pytest.importorskip("triton", reason="triton is for Linux")
@@ -25,7 +25,7 @@ TRITON = TritonAttention()
 DEVICE = device_of(TRITON)
 LAYER = Attention(num_heads=6, num_kv_heads=2, head_dim=16, block_size=4)
 
-QUANTIZED = ["int8", pytest.param("fp8", marks=needs("fp8 on CUDA"))]
+QUANTIZED = ["int8", "int4", pytest.param("fp8", marks=needs("fp8 on CUDA"))]
 
 
 def decode_metadata(
@@ -180,7 +180,7 @@ def test_what_a_step_may_see_decides_how_it_is_split(window, expected, monkeypat
 
 
 @pytest.mark.parametrize("num_padded", [1, 3])
-@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8", "int4"])
 def test_padded_rows_write_nothing_and_get_zeros(num_padded, kv_cache_dtype):
     """Whatever is in their queries, keys and block tables. On the CPU, which passes for two multiprocessors,
     two rows are split and four are not."""
@@ -205,7 +205,8 @@ def test_padded_rows_write_nothing_and_get_zeros(num_padded, kv_cache_dtype):
         query, key, value, kv_cache, metadata, scale=layer.scale, sliding_window=None, rotation=rotation
     )
     tolerance = 1e-5 if kv_cache_dtype == "auto" else 0.05
-    assert (output[0].cpu().double() - layer.expected(0, 10)[9]).abs().max() < tolerance
+    expected = layer.expected(0, 10, as_int4 if kv_cache_dtype == "int4" else lambda new: new)[9]
+    assert (output[0].cpu().double() - expected).abs().max() < tolerance
     assert (output[1:] == 0).all()
     for memory, old in zip(kv_cache, before, strict=True):
         written = (memory.view(torch.uint8) != old.view(torch.uint8)).flatten(1).any(dim=1).nonzero()
@@ -217,6 +218,8 @@ def test_padded_rows_write_nothing_and_get_zeros(num_padded, kv_cache_dtype):
 
 def stored(kv_cache_dtype: str, new: Tensor) -> Tensor:
     """What memory makes of keys or values: a scale a token and head."""
+    if kv_cache_dtype == "int4":
+        return as_int4(new).double()
     largest, dtype = {"int8": (127, torch.int8), "fp8": (448, torch.float8_e4m3fn)}[kv_cache_dtype]
     scale = new.double().abs().amax(-1, keepdim=True) / largest
     scaled = new.double() / scale
@@ -231,6 +234,17 @@ def test_quantised_kv_is_computed_with_as_it_is_stored(kv_cache_dtype, dtype, to
     steps = [[(0, 6), (1, 70)], [(0, 1), (1, 3)], [(1, 1)]]
     backend, layer = TritonAttention(kv_cache_dtype), replace(LAYER, dtype=dtype)
     assert layer.errors(backend, steps, lambda new: stored(kv_cache_dtype, new)).max() < tolerance
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim", "window"),
+    [(7, 1, 40, 20), (2, 1, 128, None), (3, 3, 96, 4), (5, 1, 6, None)],
+)
+def test_int4_of_heads_that_a_hadamard_matrix_does_not_fill(num_heads, num_kv_heads, head_dim, window):
+    steps = [[(0, 70), (1, 5)], [(0, 1), (1, 9)], [(0, 1)]]
+    layer = Attention(num_heads, num_kv_heads, head_dim, 3, sliding_window=window, rotary=True)
+    errors = layer.errors(TritonAttention("int4"), steps, as_int4)
+    assert errors.median() < 1e-5 and errors.square().mean().sqrt() < 5e-3
 
 
 @needs("CUDA")  # the interpreter multiplies in float32
@@ -258,25 +272,26 @@ def test_zeros_are_kept_as_zeros(kv_cache_dtype):
     assert (output == 0).all()
     keys, values, *scales = (memory[sequence.block_table].float() for memory in kv_cache)
     assert (keys == 0).all() and (values == 0).all()
-    assert all((scale > 0).all() for scale in scales)
+    assert all((scale >= 0).all() for scale in scales)
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "int4"])
 @pytest.mark.parametrize("kind", ["key", "value", "query"])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_int8_tells_of_what_is_not_finite(kind, number):
-    """An int8 cannot be NaN, so its scale is."""
+def test_quantised_kv_tells_of_what_is_not_finite(kv_cache_dtype, kind, number):
+    """An integer cannot be NaN, so its scale is."""
     tokens = dict(zip(("query", "key", "value"), LAYER.make_qkv(6), strict=True))
     tokens[kind] = tokens[kind].clone()
     tokens[kind][5, 0, 5] = number
-    backend = TritonAttention("int8")
+    backend = TritonAttention(kv_cache_dtype)
     pool, kv_cache = BlockPool(4, LAYER.block_size), LAYER.allocate(backend, 4)
     output = LAYER.attend(backend, kv_cache, pool, [(PagedSequence([]), 6)], [list(tokens.values())])
     assert output[5, 0].isnan().all()
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["int8", "fp8"])
-def test_quantised_kv_takes_half_of_the_memory_and_its_scales(kv_cache_dtype):
+@pytest.mark.parametrize(("kv_cache_dtype", "part"), [("int8", 2), ("fp8", 2), ("int4", 4)])
+def test_quantised_kv_takes_a_part_of_the_memory_and_its_scales(kv_cache_dtype, part):
     layer, backend = replace(LAYER, dtype=torch.bfloat16), TritonAttention(kv_cache_dtype)
     per_block = backend.bytes_per_block(4, layer.num_kv_heads, layer.head_dim, layer.dtype)
-    assert per_block == TRITON.bytes_per_block(4, 2, 16, torch.bfloat16) // 2 + 4 * 2 * 2 * 4
+    assert per_block == TRITON.bytes_per_block(4, 2, 16, torch.bfloat16) // part + 4 * 2 * 2 * 4
     assert 7 * per_block == sum(memory.nbytes for memory in layer.allocate(backend, 7))

@@ -4,11 +4,12 @@
 // segment: a second pass merges those. The items lie in the order of their cost, largest first, and threads take
 // them one by one.
 #include <algorithm>
+#include <numeric>
 
 #include "attention_tile.h"
 #include "rotary.h"
 
-enum KVFormatNumber : int32_t { kModelDType = 0, kInt8 = 1 };
+enum KVFormatNumber : int32_t { kModelDType = 0, kInt8 = 1, kInt4 = 2 };
 
 // ingine/attention/native.py has the same structures.
 struct Item {
@@ -133,8 +134,11 @@ template <typename Format, typename T> class Attention {
             auto [token, head] = token_and_head(item, kv_head, r);
             rotate_row(in.query + token * in.query_stride + head * head_dim, at(in.cos, token),
                        at(in.sin, token), head_dim, query);
+            Format::change_basis(query, head_dim);
             int64_t size = padded_width(head_dim);
-            tile.query_scales[r] = score_scale * Format::pack(query, size, tile.queries + r * size);
+            auto *packed = tile.queries + r * size;
+            tile.query_scales[r] = score_scale * Format::pack(query, size, packed);
+            if constexpr (Format::kZeroed) tile.query_sums[r] = float(std::accumulate(packed, packed + size, 0));
             tile.last_seen[r] = step.position(item.seq, item.first_row + r);
             tile.first_seen[r] = step.first_seen(tile.last_seen[r]);
         }
@@ -180,8 +184,10 @@ template <typename Format, typename T> class Attention {
             auto [token, head] = token_and_head(item, kv_head, r);
             T *out = in.output + (token * step.num_heads + head) * head_dim;
             floats inverse = splat(1 / state.sum());
-            for (int64_t d = 0; d < head_dim; d += kLanes)
-                store(out + d, load(state.out() + d) * inverse, head_dim - d);
+            alignas(64) float attended[kMaxHeadDim];
+            for (int64_t d = 0; d < head_dim; d += kLanes) store(attended + d, load(state.out() + d) * inverse);
+            Format::change_basis(attended, head_dim);
+            for (int64_t d = 0; d < head_dim; d += kLanes) store(out + d, load(attended + d), head_dim - d);
         }
     }
 
@@ -246,6 +252,8 @@ EXPORT void ingine_attention_plan(Step *step) {
 template <typename Call> static auto with_format(int32_t dtype, int32_t kv_format, Call call) {
     if (kv_format == kInt8)
         return dtype == kFloat32 ? call(Int8KV{}, float{}) : call(Int8KV{}, bfloat16{});
+    if (kv_format == kInt4)
+        return dtype == kFloat32 ? call(Int4KV{}, float{}) : call(Int4KV{}, bfloat16{});
     return dtype == kFloat32 ? call(Float32KV{}, float{}) : call(BFloat16KV{}, bfloat16{});
 }
 

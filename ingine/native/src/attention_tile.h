@@ -8,7 +8,7 @@
 #pragma once
 #include <cmath>
 
-#include "kv_format.h"
+#include "kv_int4.h"
 
 constexpr int kSegmentStrips = 16;
 constexpr int kSegmentTokens = kSegmentStrips * kStripTokens;
@@ -68,26 +68,35 @@ struct Segment {
 
 template <typename Format> struct Tile {
     alignas(64) typename Format::Row queries[kTileRows * kMaxHeadDim];
-    float query_scales[kTileRows];
+    float query_scales[kTileRows], query_sums[kTileRows];
     // Each row sees tokens first_seen to last_seen.
     int32_t first_seen[kTileRows], last_seen[kTileRows];
     int num_rows;
     int64_t head_dim;
 };
 
-// sums += rows times columns, over `length` packs. Calls `also` for each pack's offset, to prefetch.
-template <typename Format, int kRows, int kColumns, typename Also>
+// sums += rows times columns, over `length` loaded vectors of each column. Of a format with several steps a vector
+// keys take all (kStepsEach), each with the row's next numbers; of values column c takes one, kFirstStep + c.
+// Calls `also` for each vector's offset, to prefetch.
+template <typename Format, int kFirstStep, int kStepsEach, int kRows, int kColumns, typename Also>
 inline __attribute__((always_inline)) void multiply(typename Format::Sum (&sums)[kRows][kColumns],
                                                     const typename Format::Row *rows, int64_t row_stride,
                                                     const typename Format::Stored *const (&columns)[kColumns],
                                                     int64_t stride, int64_t length, Also also) {
     for (int64_t k = 0; k < length; ++k) {
         also(k * stride);
-        typename Format::Loaded loaded[kColumns];
-        for (int c = 0; c < kColumns; ++c) loaded[c] = Format::load_vector(columns[c] + k * stride);
-        for (int r = 0; r < kRows; ++r) {
-            auto row = Format::broadcast(rows + r * row_stride + k * Format::kPack);
-            for (int c = 0; c < kColumns; ++c) sums[r][c] = Format::dot(sums[r][c], row, loaded[c]);
+#pragma GCC unroll 4
+        for (int step = 0; step < kStepsEach; ++step) {
+            typename Format::Loaded loaded[kColumns];
+#pragma GCC unroll 4
+            for (int c = 0; c < kColumns; ++c) {
+                int column_step = kStepsEach > 1 ? step : (kFirstStep + c) % Format::kSteps;
+                loaded[c] = Format::load_vector(columns[c] + k * stride, column_step);
+            }
+            for (int r = 0; r < kRows; ++r) {
+                auto row = Format::broadcast(rows + r * row_stride + (k * kStepsEach + step) * Format::kPack);
+                for (int c = 0; c < kColumns; ++c) sums[r][c] = Format::dot(sums[r][c], row, loaded[c]);
+            }
         }
     }
 }
@@ -116,10 +125,7 @@ template <typename Format, int kRows> class RowBlock {
             state.sum() = factors[r].merge(state.sum(), weigh(r, max));
             state.max() = factors[r].max;
         }
-        int vector = 0, num_vectors = int(padded_width(tile.head_dim) / kLanes);
-        for (; vector + kMaxColumns <= num_vectors; vector += kMaxColumns)
-            add_values<kMaxColumns>(vector, states, state_size);
-        for (; vector < num_vectors; ++vector) add_values<1>(vector, states, state_size);
+        add_all_values(states, state_size);
     }
 
   private:
@@ -144,20 +150,30 @@ template <typename Format, int kRows> class RowBlock {
         bool prefetches = first_row == 0;
         int64_t head_dim = tile.head_dim, row_stride = padded_width(head_dim);
         Sum products[kRows][kColumns]{};
-        multiply<Format>(products, tile.queries + first_row * row_stride, row_stride, columns,
-                         Format::kKeyStride, (head_dim + Format::kPack - 1) / Format::kPack,
-                         [&](int64_t offset) __attribute__((always_inline)) {  // else g++ drops it as pure
-                             if (!prefetches) return;
-                             for (int c = 0; c < kColumns; ++c) {
-                                 __builtin_prefetch(ahead[c] + offset);
-                                 __builtin_prefetch(columns[c] + kStripTokens * head_dim + offset);
-                             }
-                         });
+        auto prefetch = [&](int64_t offset) __attribute__((always_inline)) {  // else g++ drops it as pure
+            if (!prefetches) return;
+            for (int c = 0; c < kColumns; ++c) {
+                __builtin_prefetch(ahead[c] + offset);
+                __builtin_prefetch(columns[c] + Format::keys_size(head_dim) + offset);
+            }
+        };
+        constexpr int64_t kVectorDims = Format::kPack * Format::kSteps;
+        multiply<Format, 0, Format::kSteps>(products, tile.queries + first_row * row_stride, row_stride,
+                                            columns, Format::kKeyStride,
+                                            (head_dim + kVectorDims - 1) / kVectorDims, prefetch);
         for (int c = 0; c < kColumns; ++c)
             for (int r = 0; r < kRows; ++r) {
-                floats scaled = Format::to_floats(products[r][c]) * tile.query_scales[first_row + r];
-                if constexpr (Format::kScaled)
-                    scaled *= load(Format::key_scales(strip_of(vector + c), head_dim) + token_of(vector + c));
+                floats product = Format::to_floats(products[r][c]);
+                char *strip = strip_of(vector + c);
+                int token = token_of(vector + c);
+                if constexpr (Format::kZeroed) {
+                    floats of_zero = load(Format::key_zeros(strip, head_dim) + token) *
+                                     tile.query_sums[first_row + r];
+                    product = fma(product, load(Format::key_scales(strip, head_dim) + token), of_zero);
+                }
+                floats scaled = product * tile.query_scales[first_row + r];
+                if constexpr (Format::kScaled && !Format::kZeroed)
+                    scaled *= load(Format::key_scales(strip, head_dim) + token);
                 store(scores[r] + (vector + c) * kLanes, scaled);
             }
     }
@@ -191,7 +207,7 @@ template <typename Format, int kRows> class RowBlock {
 
     // Turns row r's scores into weights; returns their sum.
     float weigh(int r, float max) {
-        floats sum{}, shift = splat(max == -INFINITY ? 0 : max);
+        floats sum{}, zero_sum{}, shift = splat(max == -INFINITY ? 0 : max);
         for (int i = first_strip * kStripTokens; i < end_strip * kStripTokens; i += kLanes) {
             floats weight = exp2_of_negative(load(scores[r] + i) - shift);
             sum += weight;
@@ -199,6 +215,10 @@ template <typename Format, int kRows> class RowBlock {
                 int vector = i / kLanes;  // each value's scale goes into its weight
                 floats scale = load(Format::value_scales(strip_of(vector), tile.head_dim) + token_of(vector));
                 store(scores[r] + i, weight > 0 ? weight * scale : floats{});
+                if constexpr (Format::kZeroed) {
+                    floats zero = load(Format::value_zeros(strip_of(vector), tile.head_dim) + token_of(vector));
+                    zero_sum = fma(weight, weight > 0 ? zero : floats{}, zero_sum);
+                }
             } else {
                 store(weights[r] + i, weight);
             }
@@ -206,34 +226,52 @@ template <typename Format, int kRows> class RowBlock {
         if constexpr (Format::kScaled) {
             int first = first_strip * kStripTokens, end = end_strip * kStripTokens;
             weight_scales[r] = Format::pack(scores[r] + first, end - first, weights[r] + first);
+            zero_sums[r] = sum_of(zero_sum);
         }
         return sum_of(sum);
     }
 
+    void add_all_values(float *states, int64_t state_size) {
+        int vector = 0, num_vectors = Format::num_value_vectors(tile.head_dim);
+        for (; vector + kMaxColumns <= num_vectors; vector += kMaxColumns) {
+            add_values<kMaxColumns, 0>(vector, states, state_size);
+            if constexpr (Format::kSteps > kMaxColumns)
+                add_values<kMaxColumns, kMaxColumns>(vector += kMaxColumns, states, state_size);
+        }
+        if constexpr (Format::kSteps == 1)  // of the others there is no odd one
+            for (; vector < num_vectors; ++vector) add_values<1, 0>(vector, states, state_size);
+    }
+
     // Weights times kColumns vectors of the values, added to the rows' states.
-    template <int kColumns> void add_values(int vector, float *states, int64_t state_size) {
+    template <int kColumns, int kFirstStep> void add_values(int vector, float *states, int64_t state_size) {
         int64_t stride = Format::value_stride(tile.head_dim);
         int32_t last_seen = tile.last_seen[first_row + kRows - 1];
         Sum products[kRows][kColumns]{};
         for (int s = first_strip; s < end_strip; ++s) {
             const Stored *values = Format::values(segment.strips[s], tile.head_dim);
             const Stored *columns[kColumns];
-            for (int c = 0; c < kColumns; ++c) columns[c] = values + (vector + c) * kLanes * Format::kPack;
+            for (int c = 0; c < kColumns; ++c) columns[c] = values + Format::value_offset(vector + c);
             int num_tokens = std::min(last_seen + 1 - segment.first_token[s], segment.num_tokens[s]);
-            multiply<Format>(products, weights[0] + s * kStripTokens, int64_t(kSegmentTokens), columns, stride,
-                             (num_tokens + Format::kPack - 1) / Format::kPack, [](int64_t) {});
+            multiply<Format, kFirstStep, 1>(products, weights[0] + s * kStripTokens, int64_t(kSegmentTokens),
+                                            columns, stride, (num_tokens + Format::kPack - 1) / Format::kPack,
+                                            [](int64_t) {});
         }
         for (int r = 0; r < kRows; ++r)
             for (int c = 0; c < kColumns; ++c) {
-                float *out = RowState{states + r * state_size}.out() + (vector + c) * kLanes;
+                int64_t dim = Format::first_dim(vector + c);
+                if (dim >= padded_width(tile.head_dim)) continue;
+                float *out = RowState{states + r * state_size}.out() + dim;
                 floats added = Format::to_floats(products[r][c]);
-                if constexpr (Format::kScaled) added *= splat(weight_scales[r]);
+                if constexpr (Format::kZeroed)
+                    added = fma(added, splat(weight_scales[r]), splat(zero_sums[r]));
+                else if constexpr (Format::kScaled)
+                    added *= splat(weight_scales[r]);
                 store(out, factors[r].merge(load(out), added));
             }
     }
 
     const Stored *keys_of(int vector) const {
-        return Format::keys(strip_of(vector)) + token_of(vector) * Format::kPack;
+        return Format::keys(strip_of(vector)) + token_of(vector) * Format::kKeyStride / kStripTokens;
     }
     char *strip_of(int vector) const { return segment.strips[vector / kStripVectors]; }
     static int token_of(int vector) { return vector % kStripVectors * kLanes; }
@@ -242,7 +280,7 @@ template <typename Format, int kRows> class RowBlock {
     const Segment &segment;
     int first_row, first_strip = 0, end_strip;
     MergeFactors factors[kRows];
-    float weight_scales[kRows];
+    float weight_scales[kRows], zero_sums[kRows];
     alignas(64) float scores[kRows][kSegmentTokens];
     alignas(64) Row weights[kRows][kSegmentTokens];
 };

@@ -21,13 +21,25 @@ template <typename StoredT, typename RowT, typename SumT, int kPackedNumbers> st
     using Row = RowT;
     using Sum = SumT;
     static constexpr int kPack = kPackedNumbers;
+    static constexpr int kSteps = 1;  // vectors of products that one loaded vector has
     static constexpr int64_t kKeyStride = kStripTokens * kPack;
-    static constexpr bool kScaled = false;
+    static constexpr bool kScaled = false, kZeroed = false;
+    static constexpr int64_t kScaleBytes = 0;  // of a strip
 
+    static int64_t keys_size(int64_t head_dim) { return kStripTokens * head_dim; }
+    static int64_t values_size(int64_t head_dim) { return kStripTokens * padded_width(head_dim); }
     static int64_t value_stride(int64_t head_dim) { return padded_width(head_dim) * kPack; }
 
     static Stored *keys(char *strip) { return (Stored *)strip; }
-    static Stored *values(char *strip, int64_t head_dim) { return (Stored *)strip + kStripTokens * head_dim; }
+    static Stored *values(char *strip, int64_t head_dim) { return keys(strip) + keys_size(head_dim); }
+
+    // Of the vectors of values of kPack tokens: their number, and where one lies and which dimensions it has.
+    static int num_value_vectors(int64_t head_dim) { return int(padded_width(head_dim) / kLanes); }
+    static int64_t value_offset(int vector) { return int64_t(vector) * kLanes * kPack; }
+    static int64_t first_dim(int vector) { return int64_t(vector) * kLanes; }
+
+    // Keys and values may be stored in another basis, to which queries are brought, and from which outputs are.
+    static void change_basis(float *, int64_t) {}
 
     static void store_key(char *strip, int64_t token, const Stored *row, int64_t head_dim) {
         Stored *to = keys(strip) + token * kPack;
@@ -46,13 +58,13 @@ template <typename StoredT, typename RowT, typename SumT, int kPackedNumbers> st
 };
 
 template <typename Format> inline int64_t strip_bytes(int64_t head_dim) {
-    int64_t scale_bytes = Format::kScaled ? 2 * kStripTokens * sizeof(float) : 0;
-    return kStripTokens * (head_dim + padded_width(head_dim)) * sizeof(typename Format::Stored) + scale_bytes;
+    int64_t size = Format::keys_size(head_dim) + Format::values_size(head_dim);
+    return size * sizeof(typename Format::Stored) + Format::kScaleBytes;
 }
 
 struct Float32KV : KVFormat<float, float, floats, 1> {
     using Loaded = floats;
-    static Loaded load_vector(const Stored *memory) { return load(memory); }
+    static Loaded load_vector(const Stored *memory, int) { return load(memory); }
     static Loaded broadcast(const Row *row) { return splat(*row); }
     static Sum dot(Sum sum, Loaded row, Loaded vector) { return fma(row, vector, sum); }
     static floats to_floats(Sum sum) { return sum; }
@@ -66,7 +78,7 @@ struct Float32KV : KVFormat<float, float, floats, 1> {
 struct BFloat16KV : KVFormat<bfloat16, bfloat16, floats, 2> {
 #if defined(__AVX512BF16__)
     using Loaded = ints;
-    static Loaded load_vector(const Stored *memory) { return load_as<ints>(memory); }
+    static Loaded load_vector(const Stored *memory, int) { return load_as<ints>(memory); }
     static Loaded broadcast(const Row *row) { return splat(load_as<int32_t>(row)); }
     static Sum dot(Sum sum, Loaded row, Loaded vector) {
         return _mm512_dpbf16_ps(sum, (__m512bh)row, (__m512bh)vector);
@@ -75,7 +87,7 @@ struct BFloat16KV : KVFormat<bfloat16, bfloat16, floats, 2> {
     struct Loaded {
         floats even, odd;
     };
-    static Loaded load_vector(const Stored *memory) {
+    static Loaded load_vector(const Stored *memory, int) {
         uints pairs = load_as<uints>(memory);
         return {(floats)(pairs << 16), (floats)(pairs & 0xffff0000)};
     }
@@ -97,12 +109,13 @@ struct BFloat16KV : KVFormat<bfloat16, bfloat16, floats, 2> {
 // No sum overflows: 256 dimensions, or tokens of a segment, times 127 * 32767 is less than 2^31.
 struct Int8KV : KVFormat<int8_t, int16_t, ints, 2> {
     static constexpr bool kScaled = true;
+    static constexpr int64_t kScaleBytes = 2 * kStripTokens * sizeof(float);
 
     typedef int8_t chars __attribute__((vector_size(2 * kLanes)));
     typedef int16_t pairs __attribute__((vector_size(4 * kLanes)));
 
     using Loaded = pairs;
-    static Loaded load_vector(const Stored *memory) {
+    static Loaded load_vector(const Stored *memory, int) {
         return __builtin_convertvector(load_as<chars>(memory), pairs);
     }
     static Loaded broadcast(const Row *row) { return (pairs)splat(load_as<int32_t>(row)); }
@@ -139,7 +152,7 @@ struct Int8KV : KVFormat<int8_t, int16_t, ints, 2> {
     }
 
     static float *key_scales(char *strip, int64_t head_dim) {
-        return (float *)(values(strip, head_dim) + kStripTokens * padded_width(head_dim));
+        return (float *)(values(strip, head_dim) + values_size(head_dim));
     }
     static float *value_scales(char *strip, int64_t head_dim) {
         return key_scales(strip, head_dim) + kStripTokens;
@@ -148,8 +161,7 @@ struct Int8KV : KVFormat<int8_t, int16_t, ints, 2> {
 
 // Writes one token's rows, which are padded with zeros to a multiple of 16.
 template <typename Format>
-inline void write_kv(char *strip, int64_t token, const float *key, const float *value, int64_t head_dim,
-                     bool zero_next) {
+inline void write_kv(char *strip, int64_t token, float *key, float *value, int64_t head_dim, bool zero_next) {
     typename Format::Stored packed[kMaxHeadDim];
     int64_t size = padded_width(head_dim);
     float key_scale = Format::pack(key, size, packed);

@@ -1,0 +1,82 @@
+"""KV in 4 bits: two codes a byte, and a scale and a zero of each token and head; `native/src/kv_int4.h` says
+what they mean."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def change_basis(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr):
+    """x [ROWS, COLUMNS] float32: each 2^STAGES neighbours times a Hadamard matrix, which is its own inverse.
+
+    A stage takes sums and differences of neighbours, and puts all sums before all differences (Pease, 1968);
+    after the last one each number is back in its place.
+    """
+    if STAGES > 0:
+        BLOCKS: tl.constexpr = ROWS * COLUMNS >> STAGES
+        x = tl.reshape(x, (BLOCKS, 1 << STAGES))
+        for _ in tl.static_range(STAGES):
+            even, odd = tl.split(tl.reshape(x, (BLOCKS, 1 << STAGES - 1, 2)))
+            x = tl.reshape(tl.permute(tl.join(even + odd, even - odd), (0, 2, 1)), (BLOCKS, 1 << STAGES))
+        x = tl.reshape(x, (ROWS, COLUMNS)) / (1 << STAGES // 2)  # STAGES is even
+    return x
+
+
+@triton.jit
+def _round_to_bfloat16(x):
+    """To nearest, as float32: the interpreter rounds otherwise, and codes have to fit what is stored."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def store_int4(
+    new,
+    cache,
+    ranges,
+    offsets,
+    range_offsets,
+    written,
+    dims,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """new [BLOCK_T, BLOCK_D] float32, zero beyond HEAD_DIM."""
+    new = change_basis(new, BLOCK_T, BLOCK_D, STAGES)
+    finite = tl.min((tl.abs(new) < float("inf")).to(tl.int32), axis=1) > 0
+    new = tl.where(finite[:, None], new, 0.0)
+    within = (dims < HEAD_DIM)[None, :]
+    lowest = tl.min(tl.where(within, new, float("inf")), axis=1)
+    highest = tl.max(tl.where(within, new, float("-inf")), axis=1)
+    zero = _round_to_bfloat16(lowest)
+    scale = _round_to_bfloat16((highest - zero) / 15.0)
+    # What is not finite cannot be told in 4 bits, so the scale tells it.
+    stored_scale = tl.where(finite, scale, float("nan"))
+    tl.store(ranges + 2 * range_offsets, stored_scale.to(tl.bfloat16), mask=written)
+    tl.store(ranges + 2 * range_offsets + 1, zero.to(tl.bfloat16), mask=written)
+
+    divisor = tl.maximum(scale, 1.1754943508222875e-38)
+    codes = tl.floor((new - zero[:, None]) / divisor[:, None] + 0.5)
+    codes = tl.minimum(tl.maximum(codes, 0.0), 15.0).to(tl.uint8)
+    even, odd = tl.split(tl.reshape(codes, (BLOCK_T, BLOCK_D // 2, 2)))
+    pairs = tl.arange(0, BLOCK_D // 2)
+    mask = written[:, None] & (pairs < HEAD_DIM // 2)[None, :]
+    tl.store(cache + offsets[:, None] + pairs[None, :], even | (odd << 4), mask=mask)
+
+
+@triton.jit
+def load_codes(
+    cache,
+    offsets,
+    in_range,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Codes [BLOCK_N, BLOCK_D] of the tokens at `offsets` [BLOCK_N]: 0 beyond HEAD_DIM and out of range."""
+    pairs = tl.arange(0, BLOCK_D // 2)
+    loaded = in_range[:, None] & (pairs < HEAD_DIM // 2)[None, :]
+    packed = tl.load(cache + offsets[:, None] + pairs[None, :], mask=loaded, other=0)
+    return tl.reshape(tl.join(packed & 15, packed >> 4), (BLOCK_N, BLOCK_D))
