@@ -42,8 +42,10 @@ CASES = {
     "decode 1x100": Case(1, 1, 100),
     "decode 32x100": Case(32, 1, 100),
     "decode 128x100": Case(128, 1, 100),
+    "decode 32x400": Case(32, 1, 400),
     "decode 32x500": Case(32, 1, 500),
     "decode 8x2000": Case(8, 1, 2000),
+    "decode 32x2000": Case(32, 1, 2000),
     "verify 5 tokens 8x100": Case(8, 5, 100),
     "verify 5 tokens 32x100": Case(32, 5, 100),
     "prefill 41": Case(1, 41, 41),
@@ -141,6 +143,7 @@ def main(wanted: list[str]) -> None:
     backends = {
         "native bf16": (NativeAttention(library), torch.bfloat16),
         "native int8": (NativeAttention(library, "int8"), torch.bfloat16),
+        "native int4": (NativeAttention(library, "int4"), torch.bfloat16),
         "native float32": (NativeAttention(library), torch.float32),
         "torch bf16": (TorchAttention(), torch.bfloat16),
     }

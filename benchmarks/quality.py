@@ -1,4 +1,4 @@
-"""What int8 costs in quality: `python benchmarks/quality.py [--text FILE ...] [--tokens N] [--json PATH]`.
+"""What int8 and int4 cost: `python benchmarks/quality.py [--text FILE ...] [--tokens N] [--json PATH]`.
 
 In windows of 1,024 tokens of each text, every variant predicts each next token from the true ones before it:
 perplexity, the likeliest token, and the Kullback-Leibler divergence from what float32 predicts. Then 32
@@ -62,6 +62,7 @@ def variants() -> dict[str, tuple[torch.dtype, Kernels]]:
         REFERENCE: (torch.float32, select_kernels(CPU, torch.float32)),
         BASELINE: bfloat16(),
         "int8 KV": bfloat16(kv_cache_dtype="int8"),
+        "int4 KV": bfloat16(kv_cache_dtype="int4"),
         "int8 weights": (dtype, int8),
         "int8 weights but the output matrix": (
             dtype,

@@ -17,11 +17,11 @@ from ingine.attention import AttentionBackend
 from ingine.attention.varlen import VarlenAttention, find_varlen_attn
 from ingine.errors import ConfigError
 from ingine.kernels import select_kernels, triton_kernels
-from tests.engine.paged_attention import Attention
+from tests.engine.paged_attention import Attention, as_int4
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
 """Of outputs of about 1: float32 in sums of hundreds, and half a dozen roundings to bfloat16."""
-QUANTIZED_TOLERANCE = {"int8": 5e-2, "fp8": 2e-1}
+QUANTIZED_TOLERANCE = {"int8": 5e-2, "int4": 4e-1, "fp8": 2e-1}
 """Beside the formula on quantised keys and values. A key that is rotated in float32 and not, as the
 formula's, in bfloat16 may be rounded to the next number, which in fp8 is up to an eighth away."""
 NUM_SCHEDULES = 2
@@ -65,13 +65,15 @@ def random_case(seed: int, *, tiny: bool) -> tuple[Attention, str]:
         sliding_window=rng.choice((None, None, 1, 5, 100)),
         rotary=rng.random() < 0.7,
     )
-    return attention, ("auto", "auto", "int8", "auto", "auto", "fp8")[seed % 6]
+    return attention, ("auto", "int4", "int8", "auto", "auto", "fp8")[seed % 6]
 
 
 def quantized(new: Tensor, kv_cache_dtype: str) -> Tensor:
     """What memory makes of keys or values [num_tokens, num_kv_heads, head_dim]: a scale a token and head."""
     if kv_cache_dtype == "auto":
         return new
+    if kv_cache_dtype == "int4":
+        return as_int4(new)
     largest = 127.0 if kv_cache_dtype == "int8" else torch.finfo(torch.float8_e4m3fn).max
     new = new.float()
     scale = new.abs().amax(dim=-1, keepdim=True) / largest

@@ -26,6 +26,7 @@ VARIANTS = {
     "as it is": Variant(),
     "KV in fp8": Variant(kv_cache_dtype="fp8"),
     "KV in int8": Variant(kv_cache_dtype="int8"),
+    "KV in int4": Variant(kv_cache_dtype="int4"),
     "blocks of 32": Variant(block_size=32),
     "blocks of 64": Variant(block_size=64),
     "blocks of 256": Variant(block_size=256),

@@ -54,9 +54,10 @@ def test_attention_cases_have_every_kind():
     assert {attention.num_heads // attention.num_kv_heads for attention in attentions} == set(range(1, 9))
     assert {attention.block_size for attention in attentions} == {16, 32, 64, 128, 256}
     assert {(case[0].dtype, case[1]) for case in cases} == {
-        (dtype, kind) for dtype in (torch.float32, torch.bfloat16) for kind in ("auto", "int8", "fp8")
+        (dtype, kind) for dtype in (torch.float32, torch.bfloat16) for kind in ("auto", "int8", "int4", "fp8")
     }
-    assert any(attention.sliding_window for attention in attentions) and set(kinds) == {"auto", "int8", "fp8"}
+    assert any(attention.sliding_window for attention in attentions)
+    assert set(kinds) == {"auto", "int8", "int4", "fp8"}
 
 
 def test_a_wrong_draw_is_seen(monkeypatch):
