@@ -38,15 +38,22 @@ class Drafter:
             self._source = self._continuations.get(tuple(self._token_ids[-2:]))
         self._num_seen = num_tokens
 
-    def draft(self, max_tokens: int) -> list[int]:
+    def draft(self, max_tokens: int, min_probability: float = 0.0) -> list[int]:
         """At most `max_tokens` tokens that may follow; none where nothing came before.
 
-        A source that reaches the end goes on with the draft itself, as in LZ77: a period repeats.
+        The j-th is right, with all before it, with probability acceptance_rate^j, which is to be at least
+        `min_probability`. A source that reaches the end goes on with the draft itself, as in LZ77: a period
+        repeats.
         """
         if self._source is None:
             return []
         period = self._num_seen - self._source
-        return [self._token_ids[self._source + index % period] for index in range(max_tokens)]
+        draft: list[int] = []
+        probability = rate = self.acceptance_rate
+        while len(draft) < max_tokens and probability >= min_probability:
+            draft.append(self._token_ids[self._source + len(draft) % period])
+            probability *= rate
+        return draft
 
     def _check_guess(self, num_tokens: int) -> bool:
         """Whether all of the new tokens were as guessed."""
