@@ -8,7 +8,7 @@ from ingine.errors import ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_CACHE_DTYPES = ("auto", "int8", "int4", "fp8")
 QUANTIZATIONS = ("int8",)
-SPECULATIONS = ("ngram",)
+SPECULATIONS = ("ngram", "suffix")
 GENERATION_CONFIGS = ("auto", "vllm")
 
 
@@ -49,9 +49,15 @@ class EngineConfig:
     """Schedule a step while the device computes the one before. None: on CUDA, but not with speculation,
     which asks for every token before the next step."""
     speculation: str | None = None
-    """ngram: guess that what followed the last tokens before follows again, where it pays."""
+    """ngram: guess that what followed the last tokens before follows again, where it pays. suffix: likewise,
+    also from recent outputs of the same tenant."""
     num_speculative_tokens: int = 8
     """Most tokens guessed of a sequence in a step."""
+    suffix_decoding_max_cached_tokens: int = 65_536
+    """Tokens of recent outputs that are kept for that, of all tenants together, at most; some 200 bytes each.
+    0: none."""
+    suffix_decoding_across_tenants: bool = False
+    """Guess from any tenant's outputs. The speed of one's requests may then tell what others got."""
     generation_config: str = "auto"
     """Where sampling parameters come from that a request does not give. auto: the model's
     generation_config.json. vllm: neutral values. As vLLM's option of the same name."""
@@ -90,10 +96,12 @@ class EngineConfig:
                 self._require_int(name, at_least=1)
         self._require_int("block_size", at_least=1)
         self._require_int("num_speculative_tokens", at_least=1)
+        self._require_int("suffix_decoding_max_cached_tokens", at_least=0)
         self._require_int("tensor_parallel_size", at_least=1)
         self._require_int("seed", at_least=0)
-        if not isinstance(self.enable_prefix_caching, bool):
-            raise ConfigError(f"enable_prefix_caching must be a bool, not {self.enable_prefix_caching!r}")
+        for name in ("enable_prefix_caching", "suffix_decoding_across_tenants"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be a bool, not {getattr(self, name)!r}")
         if self.async_scheduling is not None and not isinstance(self.async_scheduling, bool):
             raise ConfigError(f"async_scheduling must be a bool or None, not {self.async_scheduling!r}")
         if self.async_scheduling and self.speculation is not None:

@@ -79,7 +79,7 @@ class Engine:
         self._blocks = BlockManager(
             num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
         )
-        self._speculator = Speculator(config.num_speculative_tokens) if config.speculation else None
+        self._speculator = Speculator.of(config)
         self._scheduler = Scheduler(
             self._blocks,
             max_num_seqs=config.max_num_seqs,
@@ -118,10 +118,12 @@ class Engine:
         priority: int = 0,
         output_token_ids: Tokens[int] = (),
         arrival_time: float | None = None,
+        tenant: str = "",
     ) -> None:
         """Queue a sequence. Raises InvalidRequest, see `validate`; also for a `seq_id` that is in use.
 
         A lower `priority` is more urgent. `arrival_time` is in seconds since the epoch; None is now.
+        `tenant` is whose it is: with speculation by suffix the outputs of one tenant speed up no other's.
 
         `output_token_ids` are tokens that the sequence has from an earlier life. It goes on after them
         exactly as if it had never stopped; their text is not emitted again. If they are its end already,
@@ -142,8 +144,10 @@ class Engine:
             eos_token_ids=self._eos_token_ids,
             detokenizer=Detokenizer(self.tokenizer) if self.tokenizer else None,
             output_token_ids=output_token_ids,
-            speculates=self._speculator is not None,
+            tenant=tenant,
         )
+        if self._speculator is not None:
+            self._speculator.begin(seq)
         self._seqs[seq_id] = seq
         self._num_prompt_tokens += seq.num_prompt_tokens
         if seq.finish_reason is None:
@@ -161,6 +165,7 @@ class Engine:
         else:
             self._scheduler.remove(seq)
         seq.finish(FinishReason.ABORT)
+        self._remember(seq)
         return seq.output([])
 
     def step(self, *, alone: str | None = None) -> list[SeqOutput]:
@@ -280,6 +285,10 @@ class Engine:
             self._speculator.observe(len(step.batch.seqs), step.batch.num_draft_tokens, seconds)
             self._num_draft_tokens += step.batch.num_draft_tokens
 
+    def _remember(self, seq: Sequence) -> None:
+        if self._speculator is not None:
+            self._speculator.end(seq)
+
     def _take(self, seq: Sequence, sampled: list[SampledToken]) -> SeqOutput | None:
         """Append sampled tokens to their sequence up to its end, and let go of it then. None: it got none."""
         token_ids, text, logprobs = [], "", []
@@ -305,6 +314,7 @@ class Engine:
             self._scheduler.accept(seq)
         if seq.finish_reason is not None:
             self._scheduler.remove(seq)
+            self._remember(seq)
             del self._seqs[seq.seq_id]
         elif not token_ids:
             return None

@@ -22,8 +22,9 @@ KNOWN_SETTINGS = frozenset({
     "model", "dtype", "quantization", "kv_cache_dtype", "device", "max_model_len", "max_num_seqs",
     "max_num_batched_tokens", "block_size", "kv_cache_bytes", "gpu_memory_utilization",
     "enable_prefix_caching", "tensor_parallel_size", "async_scheduling", "speculation",
-    "num_speculative_tokens", "priority_ageing_s", "generation_config", "mixed_models", "model_wait_s",
-    "lease_s", "result_ttl_s", "max_jobs", "max_job_bytes", "max_bytes", "max_jobs_per_s", "max_deaths",
+    "num_speculative_tokens", "suffix_decoding_max_cached_tokens", "suffix_decoding_across_tenants",
+    "priority_ageing_s", "generation_config", "mixed_models", "model_wait_s", "lease_s",
+    "result_ttl_s", "max_jobs", "max_job_bytes", "max_bytes", "max_jobs_per_s", "max_deaths",
     "step_timeout_s", "drain_timeout_s", "http_host", "http_port", "log_level", "log_json", "log_prompts",
     # Read from the environment alone, by whoever needs them.
     "cache_dir", "data_dir", "secrets_dir",

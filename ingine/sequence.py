@@ -12,6 +12,7 @@ from ingine.drafter import Drafter
 from ingine.outputs import FinishReason, SeqOutput
 from ingine.sampling_params import SamplingParams
 from ingine.stop import StopStrings
+from ingine.suffix_drafter import SuffixDrafter
 from ingine.token_counts import TokenCounts
 
 
@@ -55,9 +56,10 @@ class Sequence:
         eos_token_ids: frozenset[int] = frozenset(),
         detokenizer: Detokenizer | None = None,
         output_token_ids: Tokens[int] = (),
-        speculates: bool = False,
+        tenant: str = "",
     ):
         self.seq_id = seq_id
+        self.tenant = tenant
         self.params = params
         self.seed = seed
         self.sort_key = sort_key
@@ -84,7 +86,7 @@ class Sequence:
         has_penalties = penalties != (1, 0, 0)
         self.token_counts = TokenCounts(self.token_ids) if has_penalties else None
         self._has_plain_params = not (has_penalties or params.logit_bias or params.logprobs is not None)
-        self.drafter = Drafter(self.token_ids) if speculates else None
+        self.drafter: Drafter | SuffixDrafter | None = None
         self._detokenizer = detokenizer
         self._stop_strings = StopStrings(params.stop)
         self._replay(output_token_ids)

@@ -5,8 +5,9 @@ keeps what is sampled up to the first that is not as drafted. A token depends on
 position alone, so the output is token for token the one without speculation, greedy or random: there is
 nothing to correct for, as in rejection sampling (Leviathan et al. 2023).
 
-What a draft is worth: its j-th token comes to be used with probability rate^j. What it costs: measured, since
-a row more is nearly free where a step waits for weights, and dear where it waits for arithmetic.
+What a drafted token is worth: the probability that it and all before it are right, as the drafter estimates.
+What it costs: measured, since a row more is nearly free where a step waits for weights, and dear where it
+waits for arithmetic.
 """
 
 import math
@@ -14,7 +15,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
+from ingine.config import EngineConfig
+from ingine.drafter import Drafter
+from ingine.output_history import OutputHistory
+from ingine.outputs import FinishReason
 from ingine.sequence import Sequence
+from ingine.suffix_drafter import SuffixDrafter
 
 NUM_READINGS = 5
 """Of the latest steps, to tell their cost: the least of the plain ones, since a busy machine only ever adds;
@@ -51,17 +57,44 @@ class StepCost:
 class Speculator:
     """Drafts for pure decode steps. `observe` has to be told what each decode step took."""
 
-    def __init__(self, num_speculative_tokens: int):
+    def __init__(self, num_speculative_tokens: int, outputs: OutputHistory | None = None):
+        """outputs: what to draft by suffix from, besides the sequence itself. None: by prompt lookup."""
         self._num_speculative_tokens = num_speculative_tokens
+        self._outputs = outputs
         self._costs: dict[int, StepCost] = {}
         self._num_steps = 0
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> "Speculator | None":
+        """None: `config` asks for no speculation."""
+        if config.speculation is None:
+            return None
+        outputs = None
+        if config.speculation == "suffix":
+            outputs = OutputHistory(
+                config.suffix_decoding_max_cached_tokens,
+                across_tenants=config.suffix_decoding_across_tenants,
+            )
+        return cls(config.num_speculative_tokens, outputs)
+
+    def begin(self, seq: Sequence) -> None:
+        """Give a new sequence its drafter."""
+        if self._outputs is None:
+            seq.drafter = Drafter(seq.token_ids)
+        else:
+            seq.drafter = SuffixDrafter(seq.token_ids, seq.tenant, self._outputs)
+
+    def end(self, seq: Sequence) -> None:
+        """Later sequences of the same tenant may draft from the output of this one, which has ended."""
+        if self._outputs is not None and seq.finish_reason is not FinishReason.ERROR:
+            self._outputs.add(seq.tenant, seq.token_ids[seq.num_prompt_tokens :])
 
     def draft(self, seqs: list[Sequence], max_num_tokens: int) -> list[list[int]]:
         """Tokens that may follow each of `seqs`, at most `max_num_tokens` in all. All of them decode."""
         for seq in seqs:
             if seq.drafter is not None:
                 seq.drafter.catch_up()
-        min_rate, longest = self._limits(len(seqs))
+        min_probability, longest = self._limits(len(seqs))
         drafts = []
         for seq in seqs:
             if seq.drafter is None:
@@ -69,8 +102,7 @@ class Speculator:
                 continue
             # The last of the tokens that a sequence may have needs no draft: it is sampled after all others.
             room = min(longest, max_num_tokens, seq.max_num_tokens - seq.num_tokens - 1)
-            length = min(room, _worthwhile_length(seq.drafter.acceptance_rate, min_rate))
-            drafts.append(seq.drafter.draft(length))
+            drafts.append(seq.drafter.draft(room, min_probability))
             max_num_tokens -= len(drafts[-1])
         return drafts
 
@@ -103,10 +135,3 @@ class Speculator:
     def _cost(self, num_seqs: int) -> StepCost:
         """Of this batch size and those within a tenth of it."""
         return self._costs.setdefault(round(4 * math.log2(num_seqs)), StepCost())
-
-
-def _worthwhile_length(rate: float, min_rate: float) -> int:
-    """The most j for which rate^j is at least `min_rate`."""
-    if rate < min_rate:
-        return 0
-    return int(math.log(min_rate) / math.log(min(rate, 0.999)))

@@ -123,6 +123,7 @@ class _Server:
         priority: int,
         arrival_time: float,
         output_token_ids: list[int],
+        tenant: str,
     ) -> None:
         """A fault is this sequence's alone, as those that `Engine.add` raises are."""
         try:
@@ -137,6 +138,7 @@ class _Server:
             priority=priority,
             arrival_time=arrival_time,
             output_token_ids=output_token_ids,
+            tenant=tenant,
         )
 
     def _deliver(self, message: StepMessage) -> None:

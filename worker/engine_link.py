@@ -55,6 +55,7 @@ class EngineHost(Protocol):
         priority: int,
         arrival_time: float,
         output_token_ids: Sequence[int],
+        tenant: str = "",
     ) -> None:
         """As `Engine.add`. If that raises, an EngineFailure for this sequence alone is delivered."""
 

@@ -84,12 +84,12 @@ class EngineProcess:
         priority: int,
         arrival_time: float,
         output_token_ids: Sequence[int],
+        tenant: str = "",
     ) -> None:
         self._held[seq_id] = None
         given = params.model_dump(exclude_defaults=True)
-        self._pipe.send(
-            "add", seq_id, list(prompt_token_ids), given, priority, arrival_time, list(output_token_ids)
-        )
+        prompt, output = list(prompt_token_ids), list(output_token_ids)
+        self._pipe.send("add", seq_id, prompt, given, priority, arrival_time, output, tenant)
 
     def abort(self, seq_id: str) -> None:
         self._pipe.send("abort", seq_id)

@@ -112,6 +112,7 @@ class EngineThread:
         priority: int,
         arrival_time: float,
         output_token_ids: Sequence[int],
+        tenant: str = "",
     ) -> None:
         self._enqueue(
             seq_id,
@@ -122,6 +123,7 @@ class EngineThread:
                 priority=priority,
                 arrival_time=arrival_time,
                 output_token_ids=output_token_ids,
+                tenant=tenant,
             ),
         )
 

@@ -126,6 +126,7 @@ class Preparation:
             priority=ENGINE_PRIORITY[entry.priority],
             arrival_time=running.arrival,
             output_token_ids=committed,
+            tenant=running.tenant,
         )
 
     async def _run_beside(self, running: RunningJob) -> None:

@@ -66,8 +66,12 @@ class WorkerSettings(BaseSettings):
     enable_prefix_caching: bool = Field(True, description="Reuse the KV of equal beginnings.")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model; under torchrun.")
     async_scheduling: bool | None = Field(None, description="Schedule ahead of the device. Unset: on a GPU.")
-    speculation: Literal["ngram"] | None = Field(None, description="ngram: by prompt lookup. Unset: none.")
+    speculation: Literal["ngram", "suffix"] | None = Field(
+        None, description="ngram: by prompt lookup. suffix: from recent outputs too. Unset: none."
+    )
     num_speculative_tokens: int = Field(8, ge=1, description="Most tokens guessed of a sequence in a step.")
+    suffix_decoding_max_cached_tokens: int = Field(65_536, ge=0, description="Of recent outputs. 0: none.")
+    suffix_decoding_across_tenants: bool = Field(False, description="Guess from any tenant's outputs.")
     priority_ageing_s: float = Field(30.0, gt=0, description="Waiting that outweighs one step of priority.")
 
     generation_config: Literal["auto", "vllm"] = Field(

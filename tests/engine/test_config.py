@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
         ({"gpu_memory_utilization": 1.1}, "gpu_memory_utilization must be"),
         ({"enable_prefix_caching": "no"}, "enable_prefix_caching must be a bool"),
         ({"priority_ageing_s": 0}, "priority_ageing_s must be"),
-        ({"speculation": "eagle"}, "speculation must be one of ngram, or None, not 'eagle'"),
+        ({"speculation": "eagle"}, "speculation must be one of ngram, suffix, or None, not 'eagle'"),
         ({"num_speculative_tokens": 0}, "num_speculative_tokens must be an int of at least 1"),
         ({"seed": -1}, "seed must be"),
     ],

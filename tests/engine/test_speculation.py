@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from ingine.block_manager import BlockManager
-from ingine.config import EngineConfig
+from ingine.config import SPECULATIONS, EngineConfig
 from ingine.engine import Engine
 from ingine.kernels import REFERENCE, select_kernels
 from ingine.models import load_model
+from ingine.output_history import OutputHistory
 from ingine.sampling_params import SamplingParams
 from ingine.scheduler import Scheduler
 from ingine.sequence import Sequence
@@ -25,10 +26,11 @@ from tests.tiny_models import make_tiny_model
 # ----------------------------------------------------------------------------- whatever is drafted
 
 
-class LyingOracle:
-    """In place of a `Speculator`: drafts what each sequence is known to become, with lies in between."""
+class LyingOracle(Speculator):
+    """Drafts what each sequence is known to become, with lies in between, at any cost."""
 
     def __init__(self, expected: dict[str, list[int]], seed: int = 0):
+        super().__init__(8)
         self._expected = expected
         self._rng = random.Random(seed)
 
@@ -41,9 +43,6 @@ class LyingOracle:
             drafts.append([t if self._rng.random() < 0.8 else self._rng.randrange(256) for t in draft])
             max_num_tokens -= len(draft)
         return drafts
-
-    def observe(self, num_seqs: int, num_draft_tokens: int, seconds: float) -> None:
-        """It drafts at any cost."""
 
 
 def make_speculating_engine(model: LoadedModel, expected: dict[str, list[int]], **options) -> Engine:
@@ -254,15 +253,16 @@ _serials = count(1000)
 
 def make_sequence(seq_id: str, num_tokens: int, **params) -> Sequence:
     serial = next(_serials)
-    return Sequence(
+    seq = Sequence(
         seq_id,
         [serial] * num_tokens,  # a period of one, which is drafted from the first token on
         SamplingParams(**{"max_tokens": 100, "temperature": 0, **params}),
         seed=0,
         sort_key=(0, serial),
         max_num_tokens=10_000,
-        speculates=True,
     )
+    Generous(8).begin(seq)
+    return seq
 
 
 def decoding(scheduler: Scheduler, *seqs: Sequence) -> None:
@@ -331,10 +331,21 @@ class Simulation:
     Its time is noisy, as measured ones are: each step takes up to half as long again, some five times.
     """
 
-    def __init__(self, num_seqs: int, *, base: float, per_row: float, repeats: bool, noisy: bool = True):
-        self.speculator = Speculator(8)
+    def __init__(
+        self,
+        num_seqs: int,
+        *,
+        base: float,
+        per_row: float,
+        repeats: bool,
+        noisy: bool = True,
+        outputs: OutputHistory | None = None,
+    ):
+        self.speculator = Speculator(8, outputs)
         self.rng = random.Random(num_seqs)
         self.seqs = [make_sequence(str(index), 2, max_tokens=5000) for index in range(num_seqs)]
+        for seq in self.seqs:
+            self.speculator.begin(seq)
         self._base, self._per_row = base, per_row
         self._repeats = repeats
         self._noisy = noisy
@@ -376,8 +387,23 @@ MACHINES = {
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES.keys())
 @pytest.mark.parametrize("num_seqs", [1, 8, 32])
-def test_where_nothing_repeats_it_costs_next_to_nothing(num_seqs, machine):
-    assert Simulation(num_seqs, **machine, repeats=False).speedup() > 0.97
+@pytest.mark.parametrize("method", SPECULATIONS)
+def test_where_nothing_repeats_it_costs_next_to_nothing(num_seqs, machine, method):
+    """Nor where there are outputs that agree by chance: any two tokens come in them, again and again."""
+    outputs = OutputHistory(20_000) if method == "suffix" else None
+    if outputs is not None:
+        outputs.add("", random.Random(0).choices(range(4), k=5000))
+    assert Simulation(num_seqs, **machine, repeats=False, outputs=outputs).speedup() > 0.97
+
+
+def test_free_text_is_hardly_drafted_whatever_the_history(machine=MACHINES["waits for weights"]):
+    """Guesses are looked up at each token, and only computed while the rate says that they pay."""
+    outputs = OutputHistory(20_000)
+    outputs.add("", random.Random(0).choices(range(100), k=9000))
+    simulation = Simulation(8, **machine, repeats=False, noisy=False, outputs=outputs)
+    simulation._next_token = lambda seq: simulation.rng.randrange(100)
+    num_drafted = [simulation.step()[1] for _ in range(400)]
+    assert sum(num_drafted) < 0.01 * 8 * 400
 
 
 def test_where_text_repeats_it_pays_by_what_a_row_costs():

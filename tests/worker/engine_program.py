@@ -1,4 +1,4 @@
-"""A program for `EngineProcess` whose steps fail as the ids of their sequences say; and a worker with it.
+"""A program for `EngineProcess` whose steps fail as ids or tenants of their sequences say; a worker with it.
 
 python -m tests.worker.engine_program engine MODEL
 python -m tests.worker.engine_program worker MODEL      (settings: INGINE_ variables)
@@ -37,6 +37,7 @@ def build(model: str):
             raise RuntimeError("the model broke")
         for seq_id in [alone] if alone else engine.running_seq_ids:
             fail_as_told(seq_id)
+            fail_as_told(engine._seqs[seq_id].tenant)
         return step(alone=alone)
 
     engine.step = step_or_fail

@@ -112,6 +112,23 @@ async def test_culprits_are_found_and_a_broken_engine_ends_the_worker(harness, f
     assert {(await heir.end(name)).position for name in ("broken-1", "broken-2")} == {450}
 
 
+async def test_the_process_is_told_whose_a_sequence_is(failing_engine):
+    delivered = []
+    await failing_engine.start(delivered.append)
+    for seq_id, tenant in {"a": "poison", "b": "b"}.items():
+        failing_engine.add(
+            seq_id, [65], GREEDY, priority=0, arrival_time=0.0, output_token_ids=[], tenant=tenant
+        )
+
+    def ended() -> bool:
+        failing_engine.credit()
+        return bool(delivered) and failing_engine.suspects == []
+
+    await wait_until_async(ended, what="the end of both")
+    failures = [message.seq_ids for message in delivered if isinstance(message, EngineFailure)]
+    assert failures == [["a"]]
+
+
 @pytest.mark.parametrize("wrong", [{"min_tokens": 9, "max_tokens": 3}, {"temperature": -1.0}])
 async def test_parameters_that_the_process_cannot_read_fail_their_sequence_alone(failing_engine, wrong):
     delivered = []

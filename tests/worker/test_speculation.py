@@ -60,6 +60,30 @@ async def test_logs_are_the_same_and_have_fewer_events(harness, tiny_engine, dra
     assert len(events) < len(expected["greedy"][0])
 
 
+async def test_a_job_is_drafted_from_its_own_tenant_s_outputs_alone(
+    harness, tiny_engine, drafting_at_any_cost
+):
+    """Else the time that a job takes would tell what another tenant's was answered."""
+
+    async def num_drafted_right(tenant: str | None) -> int:
+        before = engine.stats().num_accepted_tokens
+        name = f"{tenant}-{before}-{len(ended)}"
+        sampling = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}
+        await here.push(Job(id=name, prompt=PROMPT, sampling=sampling, tenant=tenant))
+        *events, _ = await here.events(name)
+        ended.append([token_id for event in events for token_id in event.token_ids])
+        return engine.stats().num_accepted_tokens - before
+
+    ended: list[list[int]] = []
+    engine = tiny_engine(speculation="suffix")
+    here = await harness(engine)
+    new = await num_drafted_right("a")
+    assert await num_drafted_right("b") == await num_drafted_right(None) == new
+    assert await num_drafted_right("a") > new
+    assert await num_drafted_right(None) > new, "jobs without a tenant are one tenant's"
+    assert all(output == ended[0] for output in ended)
+
+
 def test_metrics_count_guesses_and_those_that_came_true(tiny_engine):
     metrics, stats = Metrics(), tiny_engine().stats()
     for num_draft_tokens, num_accepted_tokens in ((8, 5), (12, 6)):  # totals
