@@ -1,0 +1,150 @@
+"""Weights in four bits: what quantising them loses, and that every machine quantises them alike."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from ingine.layers.int4 import GROUP_SIZE, LARGEST_CODE, quantize_int4
+from ingine.layers.int4_weights import Int4Weights
+from ingine.layers.stored import Int4Matrix
+from ingine.layers.weights import PlainWeights
+
+
+def normal(rows: int, columns: int, *, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def heavy_tailed(rows: int, columns: int) -> Tensor:
+    """Student's t with 3 degrees of freedom."""
+    squares = sum(normal(rows, columns, seed=seed).square() for seed in (1, 2, 3))
+    return normal(rows, columns) / (squares / 3).sqrt()
+
+
+def with_outliers(rows: int, columns: int) -> Tensor:
+    weight = normal(rows, columns)
+    weight[:, ::GROUP_SIZE] *= 20
+    return weight
+
+
+def one_sided(rows: int, columns: int) -> Tensor:
+    return normal(rows, columns).abs() + 0.5
+
+
+KINDS = {kind.__name__: kind for kind in (normal, heavy_tailed, with_outliers, one_sided)}
+every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+
+
+def least_to_largest(weight: Tensor, group_size: int) -> Tensor:
+    """What the simplest rounding makes of it: each group's range in 15 equal steps, exact scales."""
+    groups = weight.view(-1, group_size)
+    least, largest = (end(dim=1, keepdim=True) for end in (groups.amin, groups.amax))
+    least, largest = least.clamp(max=0), largest.clamp(min=0)
+    step = (largest - least) / LARGEST_CODE
+    return (((groups - least) / step).round() * step + least).view(weight.shape)
+
+
+def squared_error(weight: Tensor, approximation: Tensor, group_size: int) -> Tensor:
+    """Of each group."""
+    return (approximation - weight).double().square().view(-1, group_size).sum(dim=1)
+
+
+def equal(one: Int4Matrix, other: Int4Matrix) -> bool:
+    pairs = [(one.codes, other.codes), (one.scales, other.scales), (one.zeros, other.zeros)]
+    return one.shape == other.shape and all(torch.equal(a, b) for a, b in pairs)
+
+
+@every_kind
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_no_group_loses_more_than_by_rounding_between_its_least_and_largest(make, group_size):
+    weight = make(48, 192)
+    ours = squared_error(weight, quantize_int4(weight, group_size).dense(), group_size)
+    plain = squared_error(weight, least_to_largest(weight, group_size), group_size)
+    assert torch.all(ours <= plain * 1.02)  # scales are in float16 here
+    if make in (normal, heavy_tailed):
+        assert ours.sum() < plain.sum() * 0.85
+
+
+def test_every_code_is_the_nearest():
+    weight = heavy_tailed(64, 128)
+    matrix = quantize_int4(weight)
+    of_groups = (matrix.scales, matrix.zeros)
+    scales, zeros = (one.float().repeat_interleave(GROUP_SIZE, dim=1) for one in of_groups)
+    values = (torch.arange(16)[:, None, None] - zeros) * scales
+    nearest = (values - weight).abs().amin(dim=0)
+    torch.testing.assert_close((matrix.dense() - weight).abs(), nearest, rtol=1e-4, atol=1e-6)
+
+
+def test_numbers_that_are_on_a_grid_stay_what_they_are():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 256, (40, 64), dtype=torch.uint8, generator=generator)
+    codes[:, ::16] = 0xF0  # each group has both ends
+    scales = torch.rand(40, 4, generator=generator).half()
+    zeros = torch.randint(0, 16, (40, 4), generator=generator).half()
+    weight = Int4Matrix((40, 128), codes, scales, zeros).dense()
+    torch.testing.assert_close(quantize_int4(weight).dense(), weight, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, -3.0, 6e4, 1e-5])
+def test_a_group_of_one_number_is_that_number(number):
+    dense = quantize_int4(torch.full((3, 64), number)).dense()
+    torch.testing.assert_close(dense, torch.full((3, 64), number), rtol=0.05, atol=0)
+
+
+def test_a_group_with_a_number_that_is_not_finite_is_not_a_number_and_no_other_is_touched():
+    weight = normal(4, 96)
+    expected = quantize_int4(weight).dense()
+    for row, number in enumerate((float("nan"), float("inf"), -float("inf"))):
+        weight[row, 40] = number
+    dense = quantize_int4(weight).dense()
+    assert dense[:3, 32:64].isnan().all()
+    dense[:3, 32:64] = expected[:3, 32:64]
+    assert torch.equal(dense, expected)
+
+
+def test_large_matrices_are_quantised_row_by_row_as_small_ones_are(monkeypatch):
+    weight = normal(70, 96)
+    whole = quantize_int4(weight)
+    monkeypatch.setattr("ingine.layers.int4.PART", 96 * 16)
+    assert equal(quantize_int4(weight), whole)
+    row = quantize_int4(weight[3:4])
+    assert torch.equal(row.codes, whole.codes[3:4]) and torch.equal(row.zeros, whole.zeros[3:4])
+    assert equal(quantize_int4(weight.t().contiguous().t()), whole)
+
+
+SAME_BITS = "2c88d1a470b27604f210611298f28c8301a9f8d5eb13dff8a3e6d5804e42f303"
+DIGEST = """
+import hashlib, torch
+from ingine.layers.int4 import quantize_int4
+# Whole numbers, sums of twelve, are near to normal and the same on every machine.
+numbers = torch.arange(64 * 192 * 12, dtype=torch.int64).mul_(2654435761).remainder_(2**32) >> 16
+matrix = quantize_int4(numbers.view(64, 192, 12).sum(dim=2).sub(6 * 65535).float() / 2**20)
+parts = (matrix.codes, matrix.scales.view(torch.int16), matrix.zeros.view(torch.int16))
+print(hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest())
+"""
+
+
+@pytest.mark.parametrize(("instructions", "num_threads"), [("default", "1"), ("avx2", "2"), ("avx512", "3")])
+def test_every_machine_quantises_to_the_same_bits(instructions, num_threads):
+    """By those of torch's builds that this machine runs. A worker that resumes a job quantised by itself."""
+    env = os.environ | {"ATEN_CPU_CAPABILITY": instructions, "OMP_NUM_THREADS": num_threads}
+    done = subprocess.run([sys.executable, "-c", DIGEST], env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == SAME_BITS
+
+
+def test_sizes_that_no_groups_make_up_and_a_tied_matrix_are_left_to_the_format_within():
+    weights = Int4Weights(PlainWeights())
+    x, odd, tied = normal(3, 72), normal(5, 72, seed=1), normal(7, 64, seed=2)
+    assert torch.equal(weights.pack(odd, None)(x), x @ odd.T)
+    product, embedding = weights.pack_tied(tied)
+    assert torch.equal(product(x[:, :64]), x[:, :64] @ tied.T)
+    assert torch.equal(embedding(torch.tensor([6, 0])), tied[[6, 0]])
+
+
+def test_a_packed_product_is_that_of_the_codes():
+    weight, bias, x = normal(40, 96), normal(1, 40, seed=1)[0], normal(5, 96, seed=2)
+    product = Int4Weights(PlainWeights()).pack(weight, bias)
+    assert torch.equal(product(x), torch.nn.functional.linear(x, quantize_int4(weight).dense(), bias))
