@@ -7,7 +7,7 @@ from ingine.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_CACHE_DTYPES = ("auto", "int8", "int4", "fp8")
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "int4")
 SPECULATIONS = ("ngram", "suffix")
 GENERATION_CONFIGS = ("auto", "vllm")
 
@@ -21,7 +21,8 @@ class EngineConfig:
     dtype: str = "auto"
     """Of weights and KV. auto: bfloat16 where it is fast."""
     quantization: str | None = None
-    """int8: weights in int8, a scale a row, multiplied by activations in int8; CPU only."""
+    """int8: weights in int8, a scale a row, multiplied by activations in int8. int4: weights in four bits, a
+    scale and a zero for each 32 of a row, likewise; both CPU only, and made from any checkpoint."""
     kv_cache_dtype: str = "auto"
     """auto: as `dtype`. int8: half of bfloat16's memory, a scale a token and head. int4: a good quarter, for
     a loss of quality that docs/operations.md states. fp8: as int8, in e4m3, CUDA only."""

@@ -16,6 +16,7 @@ from ingine.attention import AttentionBackend, NativeAttention, TorchAttention
 from ingine.attention.native import KV_FORMATS, MAX_HEAD_DIM
 from ingine.device_sampling import TRITON_SAMPLING
 from ingine.errors import ConfigError
+from ingine.layers.int4_weights import Int4Weights
 from ingine.layers.onednn import (
     PackedBfloat16,
     PackedInt8,
@@ -171,9 +172,15 @@ def _select_weights(
     library: CDLL | None, device: torch.device, dtype: torch.dtype, quantization: str | None
 ) -> WeightFormat:
     """`library` is None where it does not compute `dtype` on `device`."""
+    if quantization is not None and library is not None:
+        int8 = NativeInt8(library, dtype, PackedInt8() if int8_is_packable() else PlainWeights())
+        return Int4Weights(int8) if quantization == "int4" else int8
+    if quantization == "int4":
+        raise ConfigError(
+            "quantization 'int4' needs device cpu, dtype float32 or bfloat16, and native kernels (a C++ "
+            f"compiler); this is {device}, {dtype}"
+        )
     if quantization == "int8":
-        if library is not None:
-            return NativeInt8(library, dtype, PackedInt8() if int8_is_packable() else PlainWeights())
         obstacle = f"this is {device}" if device.type != "cpu" else int8_obstacle()
         if obstacle is not None:
             raise ConfigError(

@@ -52,7 +52,9 @@ class WorkerSettings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of weights and KV. auto: bfloat16 where it is fast."
     )
-    quantization: Literal["int8"] | None = Field(None, description="int8: of weights, CPU only. Unset: none.")
+    quantization: Literal["int8", "int4"] | None = Field(
+        None, description="int8, int4: of weights, CPU only. Unset: none."
+    )
     kv_cache_dtype: Literal["auto", "int8", "int4", "fp8"] = Field(
         "auto", description="auto: as dtype. fp8: CUDA."
     )

@@ -34,7 +34,7 @@ def can_be_int4(weight: Tensor) -> bool:
 
 
 def quantize_int4(weight: Tensor, group_size: int = GROUP_SIZE) -> Int4Matrix:
-    """weight [rows, columns], columns a multiple of `group_size`.
+    """weight [rows, columns], columns a multiple of `group_size`, which is a power of two.
 
     The same bits on every machine: each step is one IEEE operation on float32, in an order of its own, or a
     sum of whole numbers. A group that holds a number which is not finite becomes NaN.
@@ -108,8 +108,8 @@ def _or_zero(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Over the first dimension, in an order that no library chooses."""
+    """Over the first dimension, a power of two, in an order that no library chooses."""
     while len(x) > 1:
         half = len(x) // 2
-        x = torch.cat((x[:half] + x[half : 2 * half], x[2 * half :]))
+        x = x[:half] + x[half:]
     return x[0]

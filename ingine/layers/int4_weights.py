@@ -7,7 +7,7 @@ from ingine.layers.weights import Embedding, Product, WeightFormat
 
 
 class Int4Weights(WeightFormat):
-    """Products with the codes are those of `inner`. It has all of what is not quantised here: matrices whose
+    """Products with the codes are those of `inner`, and so is all that is not quantised here: matrices whose
     rows are not whole groups, and the vocabulary matrix of a tied model.
     """
 

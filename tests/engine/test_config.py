@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
     [
         ({"model": ""}, "model must be a non-empty string"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16"),
-        ({"quantization": "int4"}, "quantization must be one of int8, or None, not 'int4'"),
+        ({"quantization": "int2"}, "quantization must be one of int8, int4, or None, not 'int2'"),
         ({"device": 0}, "device must be"),
         ({"kv_cache_bytes": "2XB"}, "kv_cache_bytes must be a number of bytes, such as .*, not '2XB'"),
         ({"kv_cache_bytes": "0GiB"}, "kv_cache_bytes must be an int of at least 1"),
@@ -162,6 +162,7 @@ def test_memory_for_kv_may_have_a_unit(given, expected):
         ({}, "bfloat16"),
         ({"quantization": "int8", "kv_cache_dtype": "int8"}, "bfloat16,int8,kv-int8"),
         ({"kv_cache_dtype": "int4"}, "bfloat16,kv-int4"),
+        ({"quantization": "int4"}, "bfloat16,int4"),
         ({"generation_config": "vllm"}, "bfloat16,generation-config-vllm"),
     ],
 )

@@ -16,6 +16,7 @@ from ingine.device_sampling import TRITON_SAMPLING
 from ingine.engine import Engine
 from ingine.errors import ConfigError
 from ingine.kernels import REFERENCE, select_kernels, triton_kernels
+from ingine.layers.int4_weights import Int4Weights
 from ingine.layers.weights import PlainWeights
 from ingine.native.weights import NativeInt8, NativeWeights
 from ingine.sampler import sample
@@ -37,6 +38,26 @@ def test_the_choice_of_kernels_is_logged_in_one_line(caplog):
 def test_int8_weights_are_for_the_cpu():
     with pytest.raises(ConfigError, match=r"quantization 'int8' needs .*: this is meta"):
         select_kernels(torch.device("meta"), torch.bfloat16, quantization="int8")
+
+
+def test_int4_weights_are_for_the_native_kernels(monkeypatch):
+    says = r"quantization 'int4' needs device cpu, .* native kernels .*; this is"
+    with pytest.raises(ConfigError, match=f"{says} meta, torch.bfloat16"):
+        select_kernels(torch.device("meta"), torch.bfloat16, quantization="int4")
+    with pytest.raises(ConfigError, match=f"{says} cpu, torch.float16"):
+        select_kernels(CPU, torch.float16, quantization="int4")
+    monkeypatch.setattr(native, "library", lambda: None)
+    with pytest.raises(ConfigError, match=f"{says} cpu, torch.bfloat16"):
+        select_kernels(CPU, torch.bfloat16, quantization="int4")
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_native_kernels_multiply_int4_and_the_log_says_so(dtype, caplog):
+    with caplog.at_level(logging.INFO, logger="ingine.kernels"):
+        weights = select_kernels(CPU, dtype, quantization="int4").weights
+    assert isinstance(weights, Int4Weights)
+    assert re.search(r"weights int4 \(native-int8 \([a-z0-9-]+\)\), sampling", caplog.text)
 
 
 LACKS_INT8 = pytest.mark.parametrize(

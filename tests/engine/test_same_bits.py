@@ -61,9 +61,10 @@ def generate(engine: Engine, prompts: list[list[int]], so_far: list[list[int]] |
         {},
         {"dtype": "float32"},
         {"quantization": "int8", "kv_cache_dtype": "int8"},
+        {"quantization": "int4"},
         {"kv_cache_dtype": "int4"},
     ],
-    ids=["bfloat16", "float32", "int8", "int4 KV"],
+    ids=["bfloat16", "float32", "int8", "int4", "int4 KV"],
 )
 def test_batches_chunks_prefix_hits_drafts_preemption_and_resumption_change_no_bit(
     make_engine, monkeypatch, options, build
