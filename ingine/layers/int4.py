@@ -29,8 +29,8 @@ PART = 1 << 18
 """Weights that are worked on at a time, so that they stay in a core's cache."""
 
 
-def can_be_int4(weight: Tensor) -> bool:
-    return weight.shape[1] % GROUP_SIZE == 0
+def can_be_int4(columns: int) -> bool:
+    return columns % GROUP_SIZE == 0
 
 
 def quantize_int4(weight: Tensor, group_size: int = GROUP_SIZE) -> Int4Matrix:

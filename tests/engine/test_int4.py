@@ -6,12 +6,17 @@ import sys
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from ingine.layers.int4 import GROUP_SIZE, LARGEST_CODE, quantize_int4
-from ingine.layers.int4_weights import Int4Weights
+from ingine.layers.int4_weights import Int4Weights, quantize_q8_0
 from ingine.layers.stored import Int4Matrix
 from ingine.layers.weights import PlainWeights
+from ingine.native.weights import NativeInt8
+from tests.engine.builds import library
+from tests.engine.marks import needs_native
+from tests.engine.stored_matrices import gguf_matrix, int4_matrix, product
 
 
 def normal(rows: int, columns: int, *, seed: int = 0) -> Tensor:
@@ -135,16 +140,73 @@ def test_every_machine_quantises_to_the_same_bits(instructions, num_threads):
     assert done.stdout.strip() == SAME_BITS
 
 
-def test_sizes_that_no_groups_make_up_and_a_tied_matrix_are_left_to_the_format_within():
-    weights = Int4Weights(PlainWeights())
-    x, odd, tied = normal(3, 72), normal(5, 72, seed=1), normal(7, 64, seed=2)
-    assert torch.equal(weights.pack(odd, None)(x), x @ odd.T)
-    product, embedding = weights.pack_tied(tied)
-    assert torch.equal(product(x[:, :64]), x[:, :64] @ tied.T)
-    assert torch.equal(embedding(torch.tensor([6, 0])), tied[[6, 0]])
+# ------------------------------------------------------------------------------------------- products
 
 
-def test_a_packed_product_is_that_of_the_codes():
-    weight, bias, x = normal(40, 96), normal(1, 40, seed=1)[0], normal(5, 96, seed=2)
-    product = Int4Weights(PlainWeights()).pack(weight, bias)
-    assert torch.equal(product(x), torch.nn.functional.linear(x, quantize_int4(weight).dense(), bias))
+def int4(dtype: torch.dtype = torch.float32) -> Int4Weights:
+    return Int4Weights(NativeInt8(library("native"), dtype, PlainWeights()))
+
+
+def close(ours: Tensor, exact: Tensor) -> None:
+    """Equal but for one rounding to the dtype of `ours`, and what sums in float32 lose."""
+    rounding = 2**-8 if ours.dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(ours.double(), exact, rtol=rounding, atol=1e-5 * exact.abs().mean().item())
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("n", "k"), [(1, 32), (40, 96), (70, 576)])
+def test_a_packed_product_is_that_of_the_codes_with_rows_in_int8(dtype, n, k):
+    weight, bias, x = (
+        normal(n, k).to(dtype),
+        normal(1, n, seed=1)[0].to(dtype),
+        normal(9, k, seed=2).to(dtype),
+    )
+    exact = product(x, [quantize_int4(weight)])
+    weights = int4(dtype)
+    close(weights.pack(weight, None)(x), exact)
+    close(weights.pack(weight, bias)(x), exact + bias.double())
+
+
+@needs_native
+def test_a_product_is_near_to_that_of_the_weights():
+    """Nearer than rounding between the ends of groups comes, whose error is a tenth more."""
+    weight, x = normal(512, 768), normal(64, 768, seed=1)
+    error = (int4().pack(weight, None)(x) - x @ weight.T).norm() / (x @ weight.T).norm()
+    assert 0.06 < error < 0.075
+
+
+@needs_native
+def test_a_tied_matrix_is_held_once_in_eight_bits_for_logits_and_rows():
+    weight, x, token_ids = normal(300, 96), normal(5, 96, seed=1), torch.tensor([299, 0, 3, 3])
+    logits, rows = int4().pack_tied(weight)
+    stored = quantize_q8_0(weight)
+    close(logits(x), product(x, [stored]))
+    assert torch.equal(rows(token_ids), stored.dense()[token_ids])
+    assert stored.data.nbytes == weight.numel() * 34 // 32
+    torch.testing.assert_close(rows(token_ids), weight[token_ids], rtol=0, atol=0.02)
+    in_parts = [quantize_q8_0(part).data for part in weight.split(7)]
+    assert torch.equal(torch.cat(in_parts), stored.data)
+
+
+@needs_native
+def test_rows_that_are_not_whole_groups_are_left_to_the_format_within():
+    within, weight, x = (
+        NativeInt8(library("native"), torch.float32, PlainWeights()),
+        normal(5, 72),
+        normal(3, 72),
+    )
+    assert torch.equal(int4().pack(weight, None)(x), within.pack(weight, None)(x))
+    (logits, rows), (expected, _) = int4().pack_tied(weight), within.pack_tied(weight)
+    assert torch.equal(logits(x), expected(x)) and torch.equal(rows(torch.tensor([4])), weight[4:])
+
+
+@needs_native
+def test_what_a_checkpoint_holds_in_few_bits_stays_and_the_rest_becomes_int4():
+    q4_k, q6_k, q8_0 = (gguf_matrix(GGMLQuantizationType[kind], 32, 256) for kind in ("Q4_K", "Q6_K", "Q8_0"))
+    given, x = int4_matrix(8, 256, 64), normal(4, 256)
+    ours = int4().pack_stored([q4_k, q8_0, given, q6_k], None, torch.float32)(x)
+    close(ours, product(x, [q4_k, quantize_int4(q8_0.dense()), given, q6_k]))
+    token_ids = torch.tensor([31, 2])
+    rows = int4().pack_tied_stored(q6_k, torch.float32)[1], int4().embed_stored(q6_k, torch.float32)
+    assert all(torch.equal(one(token_ids), q6_k.dense()[token_ids]) for one in rows)
