@@ -1,8 +1,10 @@
-"""What int8 and int4 cost: `python benchmarks/quality.py [--text FILE ...] [--tokens N] [--json PATH]`.
+"""What int8 and int4 cost in quality: `python benchmarks/quality.py`.
 
 In windows of 1,024 tokens of each text, every variant predicts each next token from the true ones before it:
 perplexity, the likeliest token, and the Kullback-Leibler divergence from what float32 predicts. Then 32
-prompts cut from the text are continued greedily.
+prompts cut from the text are continued greedily. Beside int4 there are other ways to four bits, with the bits
+that a weight of the layers takes; with `--ggml` llama.cpp's Q4_K is among them. The weights are moved off the
+grid that they come on first (`four_bits.py`).
 
 One text is always there: Python's language reference, out of the standard library. Prose in the public
 domain can be had from Debian: `apt-get download dict-devil`, `dpkg -x dict-devil*.deb .`, and
@@ -13,11 +15,14 @@ import argparse
 import hashlib
 import json
 import math
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import NamedTuple
 
 import torch
+from four_bits import METHODS, Rounded, q4_k_of, save_off_grid
 from machine import machine
 from torch import Tensor
 
@@ -52,24 +57,36 @@ class ButTheOutputMatrix(WeightFormat):
         return self._output_matrix.pack_tied(weight)
 
 
-def variants() -> dict[str, tuple[torch.dtype, Kernels]]:
-    def bfloat16(**options: str) -> tuple[torch.dtype, Kernels]:
-        return torch.bfloat16, select_kernels(CPU, torch.bfloat16, **options)
+class Variant(NamedTuple):
+    dtype: torch.dtype
+    kernels: Kernels
+    bits_a_weight: float
+    """In the layers, scales and zeros included."""
 
-    dtype, int8 = bfloat16(quantization="int8")
-    output_matrix = bfloat16()[1].weights
-    return {
-        REFERENCE: (torch.float32, select_kernels(CPU, torch.float32)),
-        BASELINE: bfloat16(),
+
+def variants(ggml: Path | None) -> dict[str, Variant]:
+    def bfloat16(bits: float = 16, **options: str) -> Variant:
+        return Variant(torch.bfloat16, select_kernels(CPU, torch.bfloat16, **options), bits)
+
+    plain, int8 = bfloat16(), bfloat16(8, quantization="int8")
+    but_the_output = ButTheOutputMatrix(int8.kernels.weights, plain.kernels.weights)
+    found = {
+        REFERENCE: Variant(torch.float32, select_kernels(CPU, torch.float32), 32),
+        BASELINE: plain,
         "int8 KV": bfloat16(kv_cache_dtype="int8"),
         "int4 KV": bfloat16(kv_cache_dtype="int4"),
-        "int8 weights": (dtype, int8),
-        "int8 weights but the output matrix": (
-            dtype,
-            replace(int8, weights=ButTheOutputMatrix(int8.weights, output_matrix)),
+        "int8 weights": int8,
+        "int8 weights but the output matrix": int8._replace(
+            kernels=replace(int8.kernels, weights=but_the_output)
         ),
-        "int8 weights and KV": bfloat16(quantization="int8", kv_cache_dtype="int8"),
+        "int8 weights and KV": bfloat16(8, quantization="int8", kv_cache_dtype="int8"),
+        "int4 weights": bfloat16(5, quantization="int4"),
     }
+    methods = METHODS if ggml is None else METHODS | {"Q4_K": (q4_k_of(ggml), 4.5)}
+    for name, (rounding, bits) in methods.items():
+        weights = Rounded(name, rounding, plain.kernels.weights)
+        found[name] = Variant(torch.bfloat16, replace(plain.kernels, weights=weights), bits)
+    return found
 
 
 class Scores:
@@ -172,11 +189,12 @@ def measure(models: dict[str, Decoder], token_ids: list[int]) -> dict[str, dict]
 
 
 def print_table(figures: dict[str, dict]) -> None:
-    print(f"{'':36}perplexity   over bf16        same as f32  bf16   divergence  greedy as f32, bf16")
+    print(f"{'':36}bits  perplexity   over bf16        same as f32  bf16   divergence  greedy as f32, bf16")
     for name, row in figures.items():
         greedy = [f"{row[key]['same']:2}/{row[key]['of']}" for key in ("greedy_float32", "greedy_bfloat16")]
         print(
-            f"{name:36}{row['perplexity']:8.3f}  {row['perplexity_over_bfloat16']:8.4f} "
+            f"{name:36}{row['bits_a_weight']:4}"
+            f"  {row['perplexity']:8.3f}  {row['perplexity_over_bfloat16']:8.4f} "
             f"+- {row['standard_error']:.4f}  {row['same_token_as_float32']:10.2%}"
             f"{row['same_token_as_bfloat16']:8.2%}{row['divergence_from_float32']:11.5f}"
             f"     {', '.join(greedy)}"
@@ -188,6 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, action="append", default=[], help="Measure on this file too.")
     parser.add_argument("--tokens", type=int, default=32_768, help="Most tokens of each text.")
+    parser.add_argument("--ggml", type=Path, help="llama.cpp's libggml-base.so, for its Q4_K.")
     parser.add_argument("--json", type=Path, help="Write the figures here too.")
     options = parser.parse_args()
 
@@ -198,12 +217,16 @@ def main() -> None:
     token_ids_of = {name: tokenizer.encode(text)[: options.tokens] for name, text in texts.items()}
     if short := [name for name, token_ids in token_ids_of.items() if len(token_ids) < 2 * WINDOW]:
         parser.error(f"{', '.join(short)}: fewer than two windows of {WINDOW} tokens")
-    models = {
-        name: load_model(path, dtype=dtype, device=CPU, kernels=kernels)
-        for name, (dtype, kernels) in variants().items()
-    }
+    chosen = variants(options.ggml)
+    with tempfile.TemporaryDirectory() as folder:
+        off_grid = Path(folder, "model")
+        save_off_grid(path, off_grid)
+        models = {
+            name: load_model(off_grid, dtype=variant.dtype, device=CPU, kernels=variant.kernels)
+            for name, variant in chosen.items()
+        }
     report = {
-        "model": f"{path.name}, weights out of a Q4_1 GGUF file brought to bfloat16",
+        "model": f"{path.name}, weights out of a Q4_1 GGUF file, moved off its grid, brought to bfloat16",
         "kernels": {
             name: f"attention {model.kernels.attention.name}, weights {model.kernels.weights.name}"
             for name, model in models.items()
@@ -213,7 +236,10 @@ def main() -> None:
     }
     for name, text in texts.items():
         token_ids = token_ids_of[name]
-        figures = measure(models, token_ids)
+        figures = {
+            variant: {"bits_a_weight": chosen[variant].bits_a_weight} | row
+            for variant, row in measure(models, token_ids).items()
+        }
         print(f"\n{name}: {len(token_ids)} tokens")
         print_table(figures)
         report["texts"][name] = {

@@ -1,0 +1,127 @@
+"""Ways to round weights to about four bits, and a checkpoint that favours none of them: for quality.py.
+
+The only real model here comes out of a Q4_1 file. Its weights lie on that file's grid, so what has the same
+grid would seem to lose nothing. `save_off_grid` therefore moves them: columns are scaled by random factors
+and what feeds them by the inverse ones, which leaves the model's function as it was.
+"""
+
+import ctypes
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ingine.kernels import REFERENCE
+from ingine.layers.int4 import GROUP_SIZE, LARGEST_CODE, quantize_int4
+from ingine.layers.int4_weights import quantize_q8_0
+from ingine.layers.weights import Embedding, Product, WeightFormat
+from ingine.models.loader import load_weights
+
+Q = GGMLQuantizationType
+Rounding = Callable[[Tensor], Tensor]
+"""float32 [rows, columns] -> the numbers that are left of it."""
+
+
+class Rounded(WeightFormat):
+    """Weights alone are rounded; products are those of `inner`. A tied matrix becomes Q8_0, as in int4."""
+
+    def __init__(self, name: str, rounding: Rounding, inner: WeightFormat):
+        self.name, self._rounding, self._inner = name, rounding, inner
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
+        return self._inner.pack(self._rounding(weight.float()).to(weight.dtype), bias)
+
+    def pack_tied(self, weight: Tensor) -> tuple[Product, Embedding]:
+        return self._inner.pack_tied(quantize_q8_0(weight).dense().to(weight.dtype))
+
+
+def fitted(weight: Tensor) -> Tensor:
+    return quantize_int4(weight).dense()
+
+
+def fitted_64(weight: Tensor) -> Tensor:
+    return quantize_int4(weight, 64).dense()
+
+
+def end_to_end(weight: Tensor) -> Tensor:
+    """Each group's range in 15 equal steps."""
+    groups = weight.view(-1, GROUP_SIZE)
+    least = groups.amin(dim=1, keepdim=True).clamp_(max=0)
+    step = (groups.amax(dim=1, keepdim=True).clamp_(min=0) - least).div_(LARGEST_CODE)
+    return (((groups - least) / step).round_() * step + least).view(weight.shape)
+
+
+def q4_0(weight: Tensor) -> Tensor:
+    return _there_and_back(gguf.quantize(weight.numpy(), Q.Q4_0), Q.Q4_0)
+
+
+def q4_1(weight: Tensor) -> Tensor:
+    return _there_and_back(gguf.quantize(weight.numpy(), Q.Q4_1), Q.Q4_1)
+
+
+METHODS: dict[str, tuple[Rounding, float]] = {
+    "fitted, as int4, weights alone": (fitted, 5.0),
+    "fitted, groups of 64": (fitted_64, 4.5),
+    "end to end": (end_to_end, 5.0),
+    "Q4_0": (q4_0, 4.5),
+    "Q4_1": (q4_1, 5.0),
+}
+"""With the bits a weight of layers."""
+
+
+def q4_k_of(ggml: Path) -> Rounding:
+    """llama.cpp's own, out of its library libggml-base.so."""
+    library = ctypes.CDLL(ggml)
+    quantize = library.ggml_quantize_chunk
+    quantize.restype = ctypes.c_size_t
+    quantize.argtypes = [ctypes.c_int, *2 * [ctypes.c_void_p], *3 * [ctypes.c_int64], ctypes.c_void_p]
+
+    def q4_k(weight: Tensor) -> Tensor:
+        """As if rows were whole blocks of 256, as those of most models are."""
+        size, num_bytes = gguf.GGML_QUANT_SIZES[Q.Q4_K]
+        columns = weight.shape[1]
+        padded = torch.nn.functional.pad(weight, (0, -columns % size)).contiguous()
+        blocks = np.zeros((len(padded), padded.shape[1] // size * num_bytes), np.uint8)
+        quantize(Q.Q4_K, padded.data_ptr(), blocks.ctypes.data, 0, *padded.shape, None)
+        return _there_and_back(blocks, Q.Q4_K)[:, :columns]
+
+    return q4_k
+
+
+def _there_and_back(blocks: np.ndarray, kind: Q) -> Tensor:
+    return torch.from_numpy(gguf.dequantize(blocks, kind))
+
+
+@torch.no_grad()
+def save_off_grid(path: Path, out: Path) -> None:
+    """The model of the folder `path`, of the architecture of Llama, in float32 in the new folder `out`."""
+    shutil.copytree(path, out, ignore=shutil.ignore_patterns("*.safetensors", "*.gguf", "*.index.json"))
+    model = load_weights(path, dtype=torch.float32, device=torch.device("cpu"), kernels=REFERENCE)
+    tensors, config = model.checkpoint_tensors(), model.config
+    generator = torch.Generator().manual_seed(5)
+
+    def move(feeding: str, fed: list[str], *, part: int | None = None, repeats: int = 1) -> None:
+        """Each `part` outputs of `feeding` are `repeats` times among the inputs of `fed`."""
+        outputs = tensors[f"{feeding}.weight"]
+        factors = 2 ** (torch.rand(len(outputs), generator=generator) - 0.5)
+        outputs.div_(factors.view(-1, *[1] * (outputs.dim() - 1)))
+        parts = factors.view(-1, 1, part or len(outputs))
+        for name in fed:
+            tensors[f"{name}.weight"].mul_(parts.expand(-1, repeats, -1).flatten())
+
+    for index in range(config.num_layers):
+        layer = f"model.layers.{index}"
+        attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+        move(f"{layer}.input_layernorm", [f"{attention}.{name}_proj" for name in "qkv"])
+        queries_a_value = config.num_heads // config.num_kv_heads
+        move(f"{attention}.v_proj", [f"{attention}.o_proj"], part=config.head_dim, repeats=queries_a_value)
+        move(f"{layer}.post_attention_layernorm", [f"{mlp}.{name}_proj" for name in ("gate", "up")])
+        move(f"{mlp}.up_proj", [f"{mlp}.down_proj"])
+    saved = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(saved, out / "model.safetensors", metadata={"format": "pt"})
