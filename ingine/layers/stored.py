@@ -1,7 +1,7 @@
 """Matrices as checkpoints hold them quantised, for a WeightFormat to multiply without making them dense."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gguf
 import torch
@@ -27,6 +27,14 @@ class StoredMatrix(ABC):
     def dense(self) -> Tensor:
         """float32 of `shape`: the numbers that are stored. The yardstick of every product with them."""
 
+    def part(self, dim: int, own: slice) -> "StoredMatrix":
+        """Its rows (dim 0) or columns (dim 1) `own`. Raises ValueError where what is stored cannot be cut."""
+        raise ValueError(f"{self.name} cannot be cut")
+
+    @abstractmethod
+    def to(self, device: torch.device) -> "StoredMatrix":
+        """The same where `device` is that of its tensors."""
+
 
 @dataclass(frozen=True, slots=True)
 class GGUFMatrix(StoredMatrix):
@@ -45,7 +53,11 @@ class GGUFMatrix(StoredMatrix):
 
     def dense(self) -> Tensor:
         rows = self.data if self.row_order is None else self.data[self.row_order]
-        return torch.from_numpy(gguf.dequantize(rows.numpy(), self.kind))
+        return torch.from_numpy(gguf.dequantize(rows.cpu().numpy(), self.kind)).to(rows.device)
+
+    def to(self, device: torch.device) -> "GGUFMatrix":
+        order = None if self.row_order is None else self.row_order.to(device)
+        return replace(self, data=self.data.to(device), row_order=order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +89,101 @@ class Int4Matrix(StoredMatrix):
         groups = codes.view(*self.scales.shape, self.group_size)
         numbers = (groups - self.zeros.float()[..., None]) * self.scales.float()[..., None]
         return rotate(numbers.view(self.shape), self.rotation)
+
+    def part(self, dim: int, own: slice) -> "Int4Matrix":
+        if dim == 0:
+            codes, scales, zeros = self.codes[own], self.scales[own], self.zeros[own]
+        else:
+            _whole(own, max(self.rotation, 2), "columns that are rotated or lie in a byte together, each")
+            one_group = self.scales.shape[1] == 1
+            groups = slice(0, 1) if one_group else _whole(own, self.group_size, "groups of columns")
+            codes = self.codes[:, own.start // 2 : own.stop // 2]
+            scales, zeros = self.scales[:, groups], self.zeros[:, groups]
+        shape = (len(codes), codes.shape[1] * 2)
+        codes, scales, zeros = (one.contiguous() for one in (codes, scales, zeros))
+        return replace(self, shape=shape, codes=codes, scales=scales, zeros=zeros)
+
+    def to(self, device: torch.device) -> "Int4Matrix":
+        codes, scales, zeros = (one.to(device) for one in (self.codes, self.scales, self.zeros))
+        return replace(self, codes=codes, scales=scales, zeros=zeros)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledMatrix(StoredMatrix):
+    """number * scale, with numbers of 8 bits and a scale for each block of rows and columns."""
+
+    shape: tuple[int, int]
+    numbers: Tensor
+    """int8 or float8_e4m3fn of `shape`."""
+    scales: Tensor
+    """float32 [out_features / block rows, in_features / block columns], rounded up."""
+    block: tuple[int, int]
+    """Rows and columns, neither larger than `shape`. (1, in_features): a scale for each row."""
+    int8_activations: bool = False
+    """Whether it is meant for activations in int8 too, a symmetric scale for each row of them."""
+
+    @property
+    def name(self) -> str:
+        return "int8" if self.numbers.dtype == torch.int8 else "fp8"
+
+    @property
+    def is_by_row(self) -> bool:
+        return self.block == (1, self.shape[1])
+
+    def dense(self) -> Tensor:
+        rows, columns = self.shape
+        scales = self.scales
+        if scales.shape[1] > 1:
+            scales = scales.repeat_interleave(self.block[1], dim=1)[:, :columns]
+        return self.numbers.float().mul_(scales.repeat_interleave(self.block[0], dim=0)[:rows])
+
+    def part(self, dim: int, own: slice) -> "ScaledMatrix":
+        size = own.stop - own.start
+        shape = (size, self.shape[1]) if dim == 0 else (self.shape[0], size)
+        block = min(self.block[0], shape[0]), min(self.block[1], shape[1])
+        one_block = self.scales.shape[dim] == 1
+        blocks = slice(0, 1) if one_block else _whole(own, self.block[dim], "blocks", self.shape[dim])
+        numbers = self.numbers[own] if dim == 0 else self.numbers[:, own]
+        scales = self.scales[blocks] if dim == 0 else self.scales[:, blocks]
+        return replace(
+            self, shape=shape, numbers=numbers.contiguous(), scales=scales.contiguous(), block=block
+        )
+
+    def to(self, device: torch.device) -> "ScaledMatrix":
+        return replace(self, numbers=self.numbers.to(device), scales=self.scales.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class ReorderedMatrix(StoredMatrix):
+    """Another matrix with its columns in another order, so that those of a group lie side by side there."""
+
+    matrix: Int4Matrix
+    column_order: Tensor
+    """int64 [in_features]: column i of `matrix` is column `column_order[i]` of this one."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape
+
+    @property
+    def name(self) -> str:
+        return f"{self.matrix.name}, reordered"
+
+    def dense(self) -> Tensor:
+        ordered = self.matrix.dense()
+        return torch.empty_like(ordered).index_copy_(1, self.column_order, ordered)
+
+    def part(self, dim: int, own: slice) -> "ReorderedMatrix":
+        if dim == 1:
+            raise ValueError("the columns of a group do not lie side by side (desc_act)")
+        return ReorderedMatrix(self.matrix.part(0, own), self.column_order)
+
+    def to(self, device: torch.device) -> "ReorderedMatrix":
+        return ReorderedMatrix(self.matrix.to(device), self.column_order.to(device))
+
+
+def _whole(own: slice, size: int, what: str, end: int | None = None) -> slice:
+    """Which of the parts of `size` make up `own`. The last of all, at `end`, may be shorter."""
+    if own.start % size or (own.stop % size and own.stop != end):
+        raise ValueError(f"{own.start} to {own.stop} divides {what} of {size}")
+    return slice(own.start // size, -(-own.stop // size))
