@@ -94,8 +94,9 @@ def triton_kernels(kv_cache_dtype: str = "auto") -> Kernels:
     # Not at the top: a worker without a GPU needs no triton.
     from ingine.attention.triton import TritonAttention
     from ingine.layers.triton_ops import TritonOps
+    from ingine.layers.triton_weights import TritonWeights
 
-    return Kernels(TritonAttention(kv_cache_dtype), TritonOps(), PlainWeights(), TRITON_SAMPLING)
+    return Kernels(TritonAttention(kv_cache_dtype), TritonOps(), TritonWeights(), TRITON_SAMPLING)
 
 
 def _triton_obstacle(device: torch.device, head_dim: int | None) -> str | None:

@@ -57,6 +57,9 @@ class BlockWeights(WeightFormat):
     def __init__(self, library: ctypes.CDLL):
         self._blocks = _Blocks(library)
 
+    def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
+        return _fits(part)
+
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
         if not all(map(_fits, parts)) or len({part.rotation for part in parts}) > 1:
             return super().pack_stored(parts, bias, dtype)

@@ -20,7 +20,9 @@ from triton.runtime.jit import JITFunction
 from ingine import device_sampling
 from ingine.attention import triton as triton_attention
 from ingine.attention.triton import TritonAttention
+from ingine.layers.stored import Int4Matrix, ScaledMatrix
 from ingine.layers.triton_ops import TritonOps
+from ingine.layers.triton_weights import TritonWeights
 from tests.engine.paged_attention import Attention
 
 NUM_SMS = 132
@@ -93,9 +95,27 @@ def compile_layers_and_sampling() -> None:
         device_sampling.choose(torch.zeros(2, 2000, dtype=dtype), torch.zeros(2, device_sampling.NUM_PARAMS))
 
 
+def compile_products(capability: int) -> None:
+    """Of few rows and of many, for each kind of weights; a second type for the newest GPU alone."""
+    n, k = 64, 2048
+    codes = torch.zeros(n, k // 2, dtype=torch.uint8)
+    scales, numbers = torch.ones(n, k // 128), torch.zeros(n, k, dtype=torch.int8)
+    matrices = [
+        Int4Matrix((n, k), codes, scales.half(), scales.half()),
+        ScaledMatrix((n, k), numbers, scales[:, :1].contiguous(), (1, k)),
+        ScaledMatrix((n, k), numbers.view(torch.float8_e4m3fn), torch.ones(1, 1), (n, k)),
+    ]
+    for matrix in matrices:
+        for dtype in (torch.bfloat16, torch.float16)[: 2 if capability >= 90 else 1]:
+            product = TritonWeights().pack_stored([matrix], torch.zeros(n, dtype=dtype), dtype)
+            for num_rows in (1, 128):
+                product(torch.zeros(num_rows, k, dtype=dtype))
+
+
 if __name__ == "__main__":
     compile_instead_of_running()
     for capability in (80, 89, 90):
         driver.set_active(AbsentGPU(capability))
         compile_attention(capability)
+        compile_products(capability)
     compile_layers_and_sampling()

@@ -167,12 +167,13 @@ def test_on_cuda_there_are_triton_kernels(capability, dtype, caplog):
     with caplog.at_level(logging.INFO, logger="ingine.kernels"):
         kernels = select_kernels(CUDA, dtype, head_dim=128, block_size=16)
     assert [type(part) for part in (kernels.attention, kernels.ops, kernels.weights)] == [
-        type(part) for part in (triton_kernels().attention, triton_kernels().ops, REFERENCE.weights)
+        type(part) for part in (triton_kernels().attention, triton_kernels().ops, triton_kernels().weights)
     ]
     assert kernels.sampling is TRITON_SAMPLING
     name = str(dtype).removeprefix("torch.")
     assert caplog.messages == [
-        f"kernels on cuda, {name}: attention triton, layer operations triton, weights plain, sampling triton"
+        f"kernels on cuda, {name}: attention triton, layer operations triton, "
+        "weights plain (triton where quantised), sampling triton"
     ]
 
 

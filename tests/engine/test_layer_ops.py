@@ -33,11 +33,11 @@ def ops(request) -> Iterator[LayerOps]:
     from ingine.layers.triton_ops import TritonOps
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        _round_to_nearest(monkeypatch)
+        round_to_nearest(monkeypatch)
         yield TritonOps()
 
 
-def _round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+def round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """As GPUs do: triton's interpreter (3.6) makes bfloat16 of float32 by cutting bits off."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
