@@ -6,6 +6,7 @@ as long at the 1 to 64 rows of a decoding step (docs/log.md); the others were no
 """
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_int32, c_int64, c_void_p
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ingine.layers.int8 import quantize_rows, rotation_size
+from ingine.layers.stored import ScaledMatrix, StoredMatrix
 from ingine.layers.weights import Embedding, Product, WeightFormat
 from ingine.native import DTYPES
 from ingine.native.block_weights import BlockWeights
@@ -37,6 +39,15 @@ class NativeWeights(BlockWeights):
         self._fallback = fallback
         self._linear, self._dtype = library.ingine_linear, DTYPES[dtype]
         self._linear.argtypes, self._linear.restype = [c_int32, *4 * [c_void_p], *3 * [c_int64]], None
+        self._int8 = NativeInt8(library, dtype, fallback)
+
+    def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
+        return is_for_int8([part]) or super().keeps(part, dtype)
+
+    def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
+        if is_for_int8(parts):
+            return self._int8.pack_stored(parts, bias, dtype)
+        return super().pack_stored(parts, bias, dtype)
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
         if not _fits(weight):
@@ -78,14 +89,26 @@ class NativeInt8(BlockWeights):
         self._linear.argtypes, self._linear.restype = [c_int32, *6 * [c_void_p], *4 * [c_int64]], None
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
-        (n, k), linear, dtype = weight.shape, self._linear, self._dtype
+        k = weight.shape[1]
         if k % GROUP_BYTES:
             return self._fallback.pack(weight, bias)
-        scales, rows = quantize_rows(weight)
+        return self._product(*quantize_rows(weight), bias, rotation_size(k))
+
+    def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
+        return is_for_int8([part]) or super().keeps(part, dtype)
+
+    def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
+        """int8 that is made for such products is multiplied as it is stored: neither it nor x is rotated."""
+        if not is_for_int8(parts):
+            return super().pack_stored(parts, bias, dtype)
+        scales = torch.cat([part.scales[:, 0] for part in parts])
+        return self._product(scales, torch.cat([part.numbers for part in parts]), bias, rotation=1)
+
+    def _product(self, scales: Tensor, rows: Tensor, bias: Tensor | None, rotation: int) -> Product:
+        (n, k), linear, dtype = rows.shape, self._linear, self._dtype
         packed, sums = self._panels.pack(rows), _padded(rows.sum(dim=1, dtype=torch.int32))
         scales, bias = _padded(scales), None if bias is None else _padded(bias.float())
         addresses = [None if t is None else t.data_ptr() for t in (packed, scales, sums, bias)]
-        rotation = rotation_size(k)
 
         # As above, a default argument keeps the memory.
         def product(x: Tensor, _owned: tuple[Tensor | None, ...] = (packed, scales, sums, bias)) -> Tensor:
@@ -94,6 +117,18 @@ class NativeInt8(BlockWeights):
             return out
 
         return product
+
+
+def is_for_int8(parts: Sequence[StoredMatrix]) -> bool:
+    """Whether `parts` are int8 with a scale a row, of a checkpoint whose activations are int8 too."""
+    return all(
+        isinstance(part, ScaledMatrix)
+        and part.numbers.dtype == torch.int8
+        and part.int8_activations
+        and part.is_by_row
+        and part.shape[1] % GROUP_BYTES == 0
+        for part in parts
+    )
 
 
 def _isa(library: ctypes.CDLL, dtype: torch.dtype) -> str:
