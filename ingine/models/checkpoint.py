@@ -13,7 +13,7 @@ from torch import Tensor
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.layers.stored import StoredMatrix
 from ingine.model_files import weight_files
-from ingine.safetensors_header import damaged, read_header
+from ingine.safetensors_header import StoredTensor, damaged, read_header
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -46,19 +46,28 @@ class Checkpoint(ABC):
 class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, folder: Path):
         """Reads the files' headers. Raises ConfigError that names the file at fault."""
-        self.file_of, self.shape_of = {}, {}
+        self.shape_of = self._plain_shapes(self._read_headers(folder))
+
+    def _read_headers(self, folder: Path) -> dict[str, StoredTensor]:
+        """Of all tensors, by their names."""
+        self.file_of, headers = {}, {}
         for path in weight_files(folder):
             for name, tensor in read_header(path).items():
                 if _can_be_computed(name):
                     continue
                 if name in self.file_of:
                     raise ConfigError(f"{path}: {name} is in {self.file_of[name].name} too")
-                if tensor.dtype not in _FLOATS:
-                    raise UnsupportedModel(
-                        f"unsupported: {path} holds {name} in {tensor.dtype}; "
-                        "use weights that are not quantised"
-                    )
-                self.file_of[name], self.shape_of[name] = path, list(tensor.shape)
+                self.file_of[name], headers[name] = path, tensor
+        return headers
+
+    def _plain_shapes(self, headers: dict[str, StoredTensor]) -> dict[str, list[int]]:
+        for name, tensor in headers.items():
+            if tensor.dtype not in _FLOATS:
+                raise UnsupportedModel(
+                    f"unsupported: {self.file_of[name]} holds {name} in {tensor.dtype}; "
+                    "use weights that are not quantised"
+                )
+        return {name: list(tensor.shape) for name, tensor in headers.items()}
 
     def read(self, name: str, *part: slice) -> Tensor:
         # The file is mapped for the call alone: pages which have been read do not stay in the process.

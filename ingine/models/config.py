@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.model_files import read_json
 from ingine.models.config_keys import refuse_unsupported
+from ingine.models.quantization import Quantization, read_quantization
 from ingine.models.registry import ArchitectureOptions, find_architecture
 from ingine.models.rope import rope_frequencies, rope_parameters, yarn_frequencies
 
@@ -93,6 +94,8 @@ class ModelConfig:
     """From config.json and generation_config.json; empty where neither names one."""
     dtype: torch.dtype
     """Of the checkpoint."""
+    quantization: Quantization | None = None
+    """How others have quantised the checkpoint's weights; None: they are plain, or in a GGUF file."""
 
     @classmethod
     def from_folder(cls, path: Path) -> "ModelConfig":
@@ -144,6 +147,7 @@ class ModelConfig:
             qk_norm=options.qk_norm,
             eos_token_ids=_eos_token_ids(path, names, config.vocab_size),
             dtype=_dtype(config, file),
+            quantization=read_quantization(raw),
         )
 
 

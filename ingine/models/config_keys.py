@@ -40,11 +40,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 def refuse_unsupported(raw: Mapping[str, Any]) -> None:
     """Raises UnsupportedModel that names the key. `raw` is config.json as it is."""
-    if raw.get("quantization_config"):
-        raise UnsupportedModel(
-            "unsupported: quantised safetensors (quantization_config in config.json); use the original "
-            "weights or a GGUF file"
-        )
     for key, neutral in _NEUTRAL.items():
         if key in raw and raw[key] not in neutral:
             raise UnsupportedModel(

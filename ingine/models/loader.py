@@ -5,6 +5,7 @@ bfloat16 besides, for the embedding.
 """
 
 import logging
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ingine.models.config import ModelConfig
 from ingine.models.decoder import Decoder
 from ingine.models.gguf_checkpoint import GGUFCheckpoint
 from ingine.models.gguf_file import GGUFFile
+from ingine.models.quantized_checkpoint import QuantizedCheckpoint
 from ingine.models.weight_shapes import expected_shapes
 from ingine.parallel import SINGLE, TensorParallel, shard
 
@@ -54,11 +56,14 @@ def load_model(
     Raises ConfigError (or its UnsupportedModel) that names the file or the weights at fault.
     """
     model, checkpoint = _open(path, dtype, device, kernels, parallel)
-    source = _Source(checkpoint, parallel)
+    source = _Source(checkpoint, parallel, device)
     source.copy_into(model.norms())
     for linear, names in model.linears().items():
         if (matrices := source.matrices(names)) is not None:
             source.copy_into(linear.biases(names))
+            kept = all(kernels.weights.keeps(matrix, dtype) for matrix in matrices)
+            kept_as = "" if kept else " made dense"
+            source.kinds.update(f"{matrix.name}{kept_as}" for matrix in matrices)
             linear.pack_stored(kernels.weights, matrices)
         else:
             linear.allocate()
@@ -70,6 +75,9 @@ def load_model(
         model.allocate_embedding()
         source.copy_into({EMBEDDING: model.embed_tokens})
         model.pack_embedding()
+    if source.kinds:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in source.kinds.most_common())
+        logger.info("%s: quantised matrices: %s", path, kinds)
     return model
 
 
@@ -84,7 +92,7 @@ def load_weights(
     """As `load_model`, the weights still as the checkpoint has them, for `Decoder.checkpoint_tensors`."""
     model, checkpoint = _open(path, dtype, device, kernels, parallel)
     model.allocate_weights()
-    _Source(checkpoint, parallel).copy_into(model.checkpoint_tensors())
+    _Source(checkpoint, parallel, device).copy_into(model.checkpoint_tensors())
     return model
 
 
@@ -107,20 +115,25 @@ def open_checkpoint(path: Path) -> tuple[ModelConfig, Checkpoint]:
     Raises ConfigError (or its UnsupportedModel) where no model could be loaded from that.
     """
     config = ModelConfig.from_folder(path)
-    gguf_path = gguf_weights(path)
-    if gguf_path is None:
-        checkpoint = SafetensorsCheckpoint(path)
-    else:
+    expected = expected_shapes(config)
+    if (gguf_path := gguf_weights(path)) is not None:
         checkpoint = GGUFCheckpoint(GGUFFile.open(gguf_path))
-    _check_tensors(path, checkpoint, config)
+    elif config.quantization is not None:
+        with_head = {HEAD: expected[EMBEDDING]} | expected  # even a tied model may have one of its own
+        checkpoint = QuantizedCheckpoint(path, config.quantization, with_head)
+    else:
+        checkpoint = SafetensorsCheckpoint(path)
+    _check_tensors(path, checkpoint, config, expected)
     return config, checkpoint
 
 
-def _check_tensors(path: Path, checkpoint: Checkpoint, config: ModelConfig) -> None:
+def _check_tensors(
+    path: Path, checkpoint: Checkpoint, config: ModelConfig, expected: dict[str, list[int]]
+) -> None:
     """Raises unless the checkpoint has exactly the tensors that such a model has: what config.json says alone
-    allocates nothing.
+    allocates nothing. `expected`: their shapes; is changed.
     """
-    expected, stored = expected_shapes(config), checkpoint.shape_of
+    stored = checkpoint.shape_of
     if _is_stored_as_head(checkpoint, config):
         expected[HEAD] = expected.pop(EMBEDDING)
     elif config.tie_word_embeddings and HEAD in stored:
@@ -144,15 +157,32 @@ def _is_stored_as_head(checkpoint: Checkpoint, config: ModelConfig) -> bool:
 class _Source:
     """A checkpoint, and which part of it is this rank's."""
 
-    def __init__(self, checkpoint: Checkpoint, parallel: TensorParallel):
-        self._checkpoint, self._parallel = checkpoint, parallel
+    def __init__(self, checkpoint: Checkpoint, parallel: TensorParallel, device: torch.device):
+        self._checkpoint, self._parallel, self._device = checkpoint, parallel, device
+        self.kinds: Counter[str] = Counter()
+        """Of quantised matrices, for the log."""
 
     def matrices(self, modules: list[str]) -> list[StoredMatrix] | None:
-        """The weights of `modules`, if all of them are held quantised and this rank has all of each."""
-        if self._parallel.size > 1:
+        """The weights of `modules`, if all are held quantised and can be cut into what this rank has."""
+        found = []
+        for module in modules:
+            matrix = self._matrix(f"{module}.weight")
+            if matrix is None:
+                return None
+            found.append(matrix.to(self._device))
+        return found
+
+    def _matrix(self, name: str) -> StoredMatrix | None:
+        matrix, dim = self._checkpoint.matrix(self._stored_as(name)), _split_dim(name)
+        if matrix is None or dim is None or self._parallel.size == 1:
+            return matrix
+        if name in (EMBEDDING, HEAD):  # whose last part may have fewer rows
             return None
-        found = [self._checkpoint.matrix(self._stored_as(f"{module}.weight")) for module in modules]
-        return None if None in found else found
+        try:
+            return matrix.part(dim, shard(matrix.shape[dim], self._parallel.rank, self._parallel.size))
+        except ValueError as reason:
+            self.kinds[f"{matrix.name} made dense ({reason})"] += 1
+            return None
 
     @torch.no_grad()
     def copy_into(self, tensors: dict[str, Tensor]) -> None:

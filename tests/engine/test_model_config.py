@@ -293,7 +293,7 @@ REFUSED = {
     "num_local_experts": 8,
     "mlp_bias": True,
     "use_parallel_residual": True,
-    "quantization_config": {"quant_method": "fp8"},
+    "quantization_config": {"quant_method": "aqlm"},
     "quantization": {"group_size": 64, "bits": 4},
     "compression_config": {"format": "pack-quantized"},
     "model_type": "mistral",

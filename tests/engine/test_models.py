@@ -252,7 +252,7 @@ def test_an_unknown_architecture_is_refused_with_those_that_work(tmp_path):
         ),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 3}}, "GPTQ with bits = 3"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

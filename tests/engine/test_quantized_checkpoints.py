@@ -1,0 +1,252 @@
+"""Whole models whose weights others have quantised: the tokens are transformers' with the dense weights."""
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ingine.errors import ConfigError, UnsupportedModel
+from ingine.kernels import REFERENCE, select_kernels
+from ingine.layers.stored import Int4Matrix, StoredMatrix
+from ingine.layers.weights import PlainWeights
+from ingine.models import load_model
+from ingine.parallel import TensorParallel
+from tests.engine.foreign import CHECKPOINTS, pack, quantize_model
+from tests.engine.marks import needs_interpreter, needs_native
+from tests.engine.packed import CPU, PackedModel, PagedSequence
+from tests.engine.test_checkpoints import edit_weights, greedy, hf_greedy
+from tests.engine.test_layer_ops import round_to_nearest
+from tests.engine.test_models import PROMPT, assert_same, hf_logits, load, load_unpacked
+from tests.tiny_models import make_tiny_model
+
+LAYER = "model.layers.0"
+
+
+def make(tmp_path, name: str, arch: str = "llama", **values):
+    path, dense = make_tiny_model(tmp_path / "model", arch, **values), tmp_path / "dense"
+    quantize_model(path, name, dense)
+    return path, dense
+
+
+def logits(model) -> torch.Tensor:
+    return PackedModel(model).step((PagedSequence(PROMPT), len(PROMPT)))[0]
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_logits_are_those_of_the_dense_weights(name, tmp_path):
+    path, dense = make(tmp_path, name, "qwen2")
+    assert_same(logits(load(path)), hf_logits(dense, PROMPT))
+
+
+@pytest.mark.parametrize("name", ["awq", "gptq-desc_act", "w4a16-asym", "w8a8", "fp8-block", "deepseek"])
+def test_tokens_are_those_of_the_dense_weights(name, tmp_path, monkeypatch):
+    path, dense = make(tmp_path, name)
+    monkeypatch.setattr("ingine.build.select_kernels", lambda *args, **kwargs: REFERENCE)
+    assert greedy(path) == hf_greedy(dense)
+
+
+@pytest.mark.parametrize("name", ["gptq", "fp8"])
+def test_weights_that_are_not_packed_are_dense(name, tmp_path):
+    path, dense = make(tmp_path, name)
+    tensors, expected = load_unpacked(path).checkpoint_tensors(), load_file(dense / "model.safetensors")
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items())
+
+
+class Recording(PlainWeights):
+    """Notes what it is given, and keeps what is int4 in groups."""
+
+    def __init__(self):
+        self.parts: list[list[StoredMatrix]] = []
+
+    def keeps(self, part, dtype):
+        return part.name.startswith("int4")
+
+    def pack_stored(self, parts, bias, dtype):
+        self.parts.append(list(parts))
+        return super().pack_stored(parts, bias, dtype)
+
+
+def test_a_format_is_given_the_parts_of_each_product_and_the_log_says_which_are_kept(tmp_path, caplog):
+    path, _ = make(tmp_path, "awq")
+    weights = Recording()
+    with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+        load_model(path, dtype=torch.float32, device=CPU, kernels=replace(REFERENCE, weights=weights))
+    assert [[part.shape for part in parts] for parts in weights.parts[:4]] == [
+        [(64, 64), (32, 64), (32, 64)],
+        [(64, 64)],
+        [(96, 64), (96, 64)],
+        [(64, 96)],
+    ]
+    assert all(type(part) is Int4Matrix for parts in weights.parts for part in parts)
+    assert caplog.messages == [f"{path}: quantised matrices: 14 int4-g32"]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+        load(path)
+    assert caplog.messages == [f"{path}: quantised matrices: 14 int4-g32 made dense"]
+
+
+# -------------------------------------------------------------------------------- kernels other than torch's
+
+
+@needs_native
+def test_int8_for_int8_activations_is_multiplied_as_such_on_a_cpu(tmp_path, caplog):
+    path, dense = make(tmp_path, "w8a8")
+    kernels = replace(REFERENCE, weights=select_kernels(CPU, torch.float32).weights)
+    with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+        model = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
+    assert caplog.messages == [f"{path}: quantised matrices: 14 int8"]
+    expected = logits(load(dense))
+    assert 0 < (logits(model) - expected).norm() < 0.05 * expected.norm()
+
+
+@needs_native
+@pytest.mark.parametrize(("name", "kind"), [("awq", "int4-g32"), ("gptq-desc_act", "int4-g32, reordered")])
+def test_int4_is_multiplied_as_it_is_stored_on_a_cpu_if_its_groups_lie_side_by_side(
+    name, kind, tmp_path, caplog
+):
+    path, dense = make(tmp_path, name)
+    kernels = replace(REFERENCE, weights=select_kernels(CPU, torch.float32).weights)
+    with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+        model = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
+    dense_note = " made dense" if "reordered" in kind else ""
+    assert caplog.messages == [f"{path}: quantised matrices: 14 {kind}{dense_note}"]
+    expected = logits(load(dense))
+    assert (logits(model) - expected).norm() < 0.05 * expected.norm()
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", ["gptq", "fp8-block"])
+def test_triton_s_products_give_a_model_its_logits(name, tmp_path):
+    from ingine.layers.triton_weights import TritonWeights
+
+    path, dense = make(tmp_path, name)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        round_to_nearest(monkeypatch)
+        kernels = replace(REFERENCE, weights=TritonWeights())
+        model = load_model(path, dtype=torch.bfloat16, device=CPU, kernels=kernels)
+        ours = logits(model)
+    expected = logits(load(dense, torch.bfloat16))
+    assert (ours - expected).abs().mean() < 0.03 * expected.abs().mean()
+
+
+# ----------------------------------------------------------------------------------------- several ranks
+
+
+@pytest.mark.parametrize(
+    ("name", "num_kept", "reason"),
+    [
+        ("w4a16", 12, "0 to 48 divides groups of columns of 32"),
+        ("w4a16-channel-asym", 14, None),
+        ("gptq-desc_act", 10, "desc_act"),
+        ("deepseek", 12, "0 to 48 divides blocks of 32"),
+        ("fp8", 14, None),
+    ],
+)
+def test_a_rank_keeps_its_part_of_what_is_stored_if_that_can_be_cut(
+    name, num_kept, reason, tmp_path, caplog, monkeypatch
+):
+    path, dense = make(tmp_path, name)
+    plain = load_file(dense / "model.safetensors")
+    monkeypatch.setattr(Recording, "keeps", lambda self, part, dtype: True)
+    for rank in (1, 0):
+        caplog.clear()
+        weights, parallel = Recording(), TensorParallel(rank, 2, CPU)
+        kernels = replace(REFERENCE, weights=weights)
+        with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+            load_model(path, dtype=torch.float32, device=CPU, kernels=kernels, parallel=parallel)
+        [query, _, value], *others = weights.parts
+        assert torch.equal(query.dense(), plain[f"{LAYER}.self_attn.q_proj.weight"].chunk(2)[rank])
+        assert torch.equal(value.dense(), plain[f"{LAYER}.self_attn.v_proj.weight"].chunk(2)[rank])
+        output = [parts[0] for parts in others if len(parts) == 1]
+        if name != "gptq-desc_act":
+            expected = plain[f"{LAYER}.self_attn.o_proj.weight"].chunk(2, dim=1)[rank]
+            assert torch.equal(output[0].dense(), expected)
+        assert sum(map(len, weights.parts)) == num_kept
+    [message] = caplog.messages
+    assert ("made dense" in message) == (reason is not None)
+    assert reason is None or reason in message
+
+
+# ------------------------------------------------------------------------------------- what a file may hold
+
+
+def test_a_module_may_be_left_out(tmp_path):
+    """The file says so, whatever the lists of config.json say."""
+    path, dense = make(tmp_path, "w4a16")
+    plain, name = load_file(dense / "model.safetensors"), f"{LAYER}.mlp.up_proj"
+    edit_weights(
+        path,
+        lambda tensors: {
+            **{key: tensor for key, tensor in tensors.items() if not key.startswith(name)},
+            f"{name}.weight": plain[f"{name}.weight"],
+        },
+    )
+    assert_same(logits(load(path)), hf_logits(dense, PROMPT))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_output_matrix_may_be_quantised(tied, tmp_path):
+    """Of 259 rows: a scale for each of 16 by 32, and of the last three."""
+    path, dense = make(tmp_path, "deepseek", tie_word_embeddings=tied)
+    weight = load_file(dense / "model.safetensors")["model.embed_tokens.weight"].flip(0)
+    padded = torch.cat((weight, torch.zeros(13, 64)))
+    parts, rounded = pack("deepseek", padded)
+    head = {"lm_head.weight": parts["weight"][:259], "lm_head.weight_scale_inv": parts["weight_scale_inv"]}
+    edit_weights(path, lambda tensors: tensors | {key: one.contiguous() for key, one in head.items()})
+    edit_weights(dense, lambda tensors: tensors | {"lm_head.weight": rounded[:259].contiguous()})
+    (dense / "config.json").write_text(
+        json.dumps(json.loads((dense / "config.json").read_text()) | {"tie_word_embeddings": False})
+    )
+    assert_same(logits(load(path)), hf_logits(dense, PROMPT))
+
+
+MISSING = {
+    "awq": f"{LAYER}.mlp.up_proj.qzeros",
+    "gptq": f"{LAYER}.self_attn.q_proj.scales",
+    "w4a16": f"{LAYER}.mlp.down_proj.weight_shape",
+    "fp8": f"{LAYER}.mlp.down_proj.weight_scale",
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_is_missing_is_named_before_anything_is_read(name, tmp_path, monkeypatch):
+    path, _ = make(tmp_path, name)
+    edit_weights(path, lambda tensors: {key: one for key, one in tensors.items() if key != MISSING[name]})
+    monkeypatch.setattr("ingine.models.checkpoint.opened", pytest.fail)
+    with pytest.raises(ConfigError, match=f"missing: {MISSING[name]}"):
+        load(path)
+
+
+def test_a_whole_module_that_is_missing_is_named(tmp_path):
+    path, _ = make(tmp_path, "gptq")
+    edit_weights(
+        path, lambda tensors: {key: one for key, one in tensors.items() if "1.mlp.up_proj" not in key}
+    )
+    with pytest.raises(ConfigError, match=r"weights are missing: model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(path)
+
+
+def test_tensors_of_another_method_have_no_place(tmp_path):
+    path, _ = make(tmp_path, "gptq")
+    config = json.loads((path / "config.json").read_text()) | {"quantization_config": CHECKPOINTS["fp8"]}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match=r"g_idx|qweight|qzeros"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("model.norm.weight", r"holds model\.norm\.weight in I8; use weights that are not quantised"),
+        ("model.embed_tokens.weight", r"missing: model\.embed_tokens\.weight_scale"),
+    ],
+)
+def test_what_has_no_scales_is_not_quantised(key, says, tmp_path):
+    path, _ = make(tmp_path, "w8a8")
+    edit_weights(path, lambda tensors: tensors | {key: tensors[key].to(torch.int8)})
+    with pytest.raises(ConfigError, match=says):
+        load(path)
