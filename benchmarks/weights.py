@@ -1,79 +1,118 @@
 """What the matrix products of a step cost: `python benchmarks/weights.py [--model NAME] [--rounds 15]`.
 
-A model's layers and output matrix, with random weights of their own each, so that they come out of memory as
-in a step. Weight formats take turns. It also says how much memory each format keeps.
+A model's layers and output matrix, or with `--matrix 18944x3584` matrices of given sizes, with random weights
+of their own each, so that they come out of memory as in a step. Weight formats take turns. Those in blocks
+lie row after row, as in a GGUF file; one whose blocks do not divide a matrix is left out. It also says how
+much memory each format keeps.
 
-A newer CPU does what an older one would with `--march x86-64-v3` and, for torch, ATEN_CPU_CAPABILITY=avx2.
+A newer CPU does what an older one would with `--march x86-64-v3` and, for torch, ATEN_CPU_CAPABILITY=avx2. On
+a machine with other work use one thread (OMP_NUM_THREADS=1) and `--processor-time`.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ingine import native
 from ingine.kernels import REFERENCE
 from ingine.layers.linear import Linear
 from ingine.layers.onednn import PackedBfloat16, PackedInt8, bfloat16_is_packable, int8_is_packable
-from ingine.layers.weights import PlainWeights, WeightFormat
+from ingine.layers.stored import StoredMatrix
+from ingine.layers.weights import PlainWeights, Product, WeightFormat
 from ingine.model_store import DEFAULT_MODEL, resolve_model
 from ingine.models import Decoder, ModelConfig
 from ingine.native.compiler import build
 from ingine.native.weights import NativeInt8, NativeWeights
+from tests.engine.stored_matrices import BLOCK_SIZES, gguf_matrix, int4_matrix
 
 NUM_ROWS = (1, 8, 32, 64, 128, 256)
+INT4_GROUPS = (32, 128)
+
+Shape = tuple[int, int]
+"""Out and in."""
 
 
-def formats(march: str) -> dict[str, tuple[WeightFormat, torch.dtype]]:
-    """All that run on this machine, each with the dtype of its rows."""
-    plain, bfloat16 = PlainWeights(), torch.bfloat16
-    found: list[tuple[WeightFormat, torch.dtype]] = [(plain, torch.float32), (plain, bfloat16)]
-    if bfloat16_is_packable():
-        found.append((PackedBfloat16(), bfloat16))
-    if int8_is_packable():
-        found.append((PackedInt8(), bfloat16))
+@dataclass(frozen=True)
+class Format:
+    name: str
+    dtype: torch.dtype
+    """Of rows."""
+    pack: Callable[[Shape], Product]
+    weight_bits: float
+    block_size: int = 1
+
+
+def formats(march: str) -> list[Format]:
+    """All that run on this machine."""
+    float32, bfloat16, plain = torch.float32, torch.bfloat16, PlainWeights()
     library = native.load(build(march))
-    found += [(NativeWeights(library, dtype, plain), dtype) for dtype in (torch.float32, bfloat16)]
-    found.append((NativeInt8(library, bfloat16, plain), bfloat16))
-    names = {torch.float32: "f32", bfloat16: "bf16"}
-    return {
-        f"{weights.name}-{names[dtype]}" if weights is plain else weights.name.split()[0]: (weights, dtype)
-        for weights, dtype in found
-    }
+    blocks = NativeWeights(library, bfloat16, plain)
+    return [
+        dense("plain-f32", plain, float32, 32),
+        dense("plain-bf16", plain, bfloat16, 16),
+        *([dense("onednn-bf16", PackedBfloat16(), bfloat16, 16)] if bfloat16_is_packable() else []),
+        *([dense("onednn-int8", PackedInt8(), bfloat16, 8)] if int8_is_packable() else []),
+        dense("native-f32", NativeWeights(library, float32, plain), float32, 32),
+        dense("native-bf16", blocks, bfloat16, 16),
+        dense("native-int8", NativeInt8(library, bfloat16, plain), bfloat16, 8),
+        *(
+            stored(kind.name.lower(), blocks, partial(gguf_matrix, kind), 8 * num_bytes / size, size)
+            for kind, (size, num_bytes) in BLOCK_SIZES.items()
+        ),
+        *(
+            stored(f"int4-g{size}", blocks, partial(int4_matrix, group_size=size), 4 + 32 / size, size)
+            for size in INT4_GROUPS
+        ),
+    ]
 
 
-def make_linears(config: ModelConfig, weights: WeightFormat, dtype: torch.dtype) -> list[tuple[int, Linear]]:
-    """Every product of a step, with the size of its rows of x."""
-    model = Decoder(config, REFERENCE, dtype=dtype, device=torch.device("cpu"))
-    linears = [(module.weight.shape[1], module) for module in model.modules() if isinstance(module, Linear)]
-    for _, linear in linears:
-        nn.init.normal_(linear.weight)
-        linear.pack(weights)
-    return linears
+def dense(name: str, weights: WeightFormat, dtype: torch.dtype, weight_bits: float) -> Format:
+    return Format(name, dtype, lambda shape: weights.pack(torch.randn(shape, dtype=dtype), None), weight_bits)
 
 
-def step(linears: list[tuple[int, Linear]], dtype: torch.dtype, num_rows: int) -> Callable[[], None]:
+def stored(
+    name: str, weights: WeightFormat, make: Callable[..., StoredMatrix], weight_bits: float, block_size: int
+) -> Format:
+    def pack(shape: Shape) -> Product:
+        return weights.pack_stored([make(*shape)], None, torch.bfloat16)
+
+    return Format(name, torch.bfloat16, pack, weight_bits, block_size)
+
+
+def shapes_of(config: ModelConfig) -> list[Shape]:
+    """Of every product of a step."""
+    model = Decoder(config, REFERENCE, dtype=torch.bfloat16, device=torch.device("meta"))
+    linears = [module for module in model.modules() if isinstance(module, Linear)]
+    return [(sum(linear.out_features), linear.weight.shape[1]) for linear in linears]
+
+
+def step(products: list[tuple[Shape, Product]], dtype: torch.dtype, num_rows: int) -> Callable[[], None]:
     rows: dict[int, Tensor] = {
-        size: torch.randn(num_rows, size, dtype=dtype) for size in {size for size, _ in linears}
+        size: torch.randn(num_rows, size, dtype=dtype) for size in {shape[1] for shape, _ in products}
     }
 
     def run() -> None:
-        for size, linear in linears:
-            linear(rows[size])
+        for shape, product in products:
+            product(rows[shape[1]])
 
     return run
 
 
-def times_ms(calls: list[Callable[[], None]], num_rounds: int) -> list[list[float]]:
+def times_s(
+    calls: list[Callable[[], None]], num_rounds: int, clock: Callable[[], float]
+) -> list[list[float]]:
     """Sorted, of each call, in `num_rounds` turns."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(num_rounds):
         for call, taken in zip(calls, times, strict=True):
-            started = time.perf_counter()
+            started = clock()
             call()
-            taken.append(1e3 * (time.perf_counter() - started))
+            taken.append(clock() - started)
     return [sorted(taken) for taken in times]
 
 
@@ -86,39 +125,51 @@ def anonymous_bytes() -> int:
         return 0
 
 
+def shape(text: str) -> Shape:
+    out_features, in_features = text.split("x")
+    return int(out_features), int(in_features)
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--matrix", nargs="*", type=shape, metavar="OUTxIN", help="instead of a model's")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rows", nargs="*", type=int, default=NUM_ROWS)
     parser.add_argument("--march", default="native", help="what the native kernels are compiled for")
     parser.add_argument("--only", nargs="*", metavar="FORMAT", help="such as native-bf16; all if not given")
+    parser.add_argument("--processor-time", action="store_true", help="of the one thread, not wall time")
     options = parser.parse_args()
 
-    config = ModelConfig.from_folder(resolve_model(options.model))
-    models = {}
-    for name, (weights, dtype) in formats(options.march).items():
-        if options.only and name not in options.only:
+    shapes = options.matrix or shapes_of(ModelConfig.from_folder(resolve_model(options.model)))
+    packed: list[tuple[Format, list[tuple[Shape, Product]]]] = []
+    for form in formats(options.march):
+        if options.only and form.name not in options.only:
+            continue
+        if any(in_features % form.block_size for _, in_features in shapes):
+            print(f"{form.name:12} does not divide these matrices")
             continue
         before = anonymous_bytes()
-        models[name] = make_linears(config, weights, dtype), dtype
-        num_bytes = (anonymous_bytes() - before) / 1e6
-        print(f"{name:12} ({weights.name}) keeps {num_bytes:6.0f} MB")
+        packed.append((form, [(size, form.pack(size)) for size in shapes]))
+        print(f"{form.name:12} keeps {(anonymous_bytes() - before) / 1e6:6.0f} MB")
     print(
-        f"\n{options.model}, {torch.get_num_threads()} threads; of {options.rounds} steps: "
-        "ms of the fastest, median ms, its GFLOP/s"
+        f"\n{options.matrix or options.model}, {torch.get_num_threads()} threads; of {options.rounds} steps: "
+        "ms of the fastest, median ms; its GB/s of weights, GFLOP/s"
     )
-    print("rows " + "".join(f"{name:>27}" for name in models))
-    some_linears, _ = next(iter(models.values()))
-    products = sum(size * sum(linear.out_features) for size, linear in some_linears)
-    for num_rows in NUM_ROWS:
-        calls = [step(linears, dtype, num_rows) for linears, dtype in models.values()]
+    num_weights = sum(out_features * in_features for out_features, in_features in shapes)
+    clock = time.thread_time if options.processor_time else time.perf_counter
+    for num_rows in options.rows:
+        calls = [step(products, form.dtype, num_rows) for form, products in packed]
         for call in calls:
             call()
-        times = [(t[0], t[len(t) // 2]) for t in times_ms(calls, options.rounds)]
-        mflop = 2e-6 * products * num_rows
-        figures = (f"{least:10.1f} {median:8.1f} {mflop / median:7.0f}" for least, median in times)
-        print(f"{num_rows:4} " + "".join(figures))
+        for (form, _), taken in zip(packed, times_s(calls, options.rounds, clock), strict=True):
+            median = taken[len(taken) // 2]
+            print(
+                f"{num_rows:4} rows  {form.name:12}{1e3 * taken[0]:10.2f}{1e3 * median:10.2f}"
+                f"{1e-9 * num_weights * form.weight_bits / 8 / median:8.1f}"
+                f"{2e-9 * num_weights * num_rows / median:8.0f}"
+            )
 
 
 if __name__ == "__main__":
