@@ -16,9 +16,9 @@
 #include <algorithm>
 
 #include "block_dot.h"
+#include "block_rows.h"
 
-constexpr int kPanel = 32;        // rows of the weights, which are columns of the product
-constexpr int kGroups = 8;        // groups of 32 that are expanded at a time: a superblock of the kinds of 256
+constexpr int kPanel = 32;  // rows of the weights, which are columns of the product
 constexpr int kGroupNumbers = 32;
 
 struct Chunk {
@@ -85,12 +85,23 @@ inline floats signed_byte_as_float(ints v, int byte) {
     return __builtin_convertvector(v << (24 - 8 * byte) >> 24, floats);
 }
 
-// The first two bytes of a row's block, or the two behind them, as a number.
-inline floats load_halves(const char *const *rows, int64_t offset) {
-    ints halves;
-    for (int lane = 0; lane < kLanes; lane++) halves[lane] = load_as<uint16_t>(rows[lane] + offset);
-    return from_halves(halves);
+// Four bytes of each of kLanes rows.
+inline ints load_heads(const char *const *rows, int64_t offset) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    const auto eight = [&](int first) {
+        const __m512i at = _mm512_loadu_si512(rows + first);
+        return _mm512_mask_i64gather_epi32(_mm256_setzero_si256(), -1, at, (const char *)nullptr + offset, 1);
+    };
+    return (ints)_mm512_maskz_inserti64x4(-1, _mm512_castsi256_si512(eight(0)), eight(8), 1);
+#else
+    ints heads;
+    for (int lane = 0; lane < kLanes; lane++) heads[lane] = load_as<int32_t>(rows[lane] + offset);
+    return heads;
+#endif
 }
+
+inline floats low_half(ints v) { return from_halves(v & 0xffff); }
+inline floats high_half(ints v) { return from_halves((v >> 16) & 0xffff); }
 
 // `expand_lanes(rows, offset, column, to)` for all columns of a panel, kLanes at a time, and for all blocks of
 // `bytes` bytes from group g on.
@@ -111,7 +122,7 @@ struct Q8_0 : RowsOfBlocks {
 
     static void expand(const Source &from, int64_t g, int64_t n, Chunk &to) {
         expand_blocks<34, 1>(from, g, n, [&](const char *const *rows, int64_t at, int64_t i, int column) {
-            store(to.scale[i] + column, load_halves(rows, at));
+            store(to.scale[i] + column, low_half(load_heads(rows, at)));
             for (int half = 0; half < 2; half++) {
                 ints bytes[4];
                 load_transposed(rows, at + 2 + 16 * half, bytes);
@@ -138,7 +149,7 @@ struct Q4_0 : RowsOfBlocks {
 
     static void expand(const Source &from, int64_t g, int64_t n, Chunk &to) {
         expand_blocks<18, 1>(from, g, n, [&](const char *const *rows, int64_t at, int64_t i, int column) {
-            store(to.scale[i] + column, load_halves(rows, at));
+            store(to.scale[i] + column, low_half(load_heads(rows, at)));
             expand_nibbles(rows, at + 2, i, column, to);
         });
     }
@@ -150,8 +161,9 @@ struct Q4_1 : RowsOfBlocks {
 
     static void expand(const Source &from, int64_t g, int64_t n, Chunk &to) {
         expand_blocks<20, 1>(from, g, n, [&](const char *const *rows, int64_t at, int64_t i, int column) {
-            store(to.scale[i] + column, load_halves(rows, at));
-            store(to.min[i] + column, load_halves(rows, at + 2));
+            const ints head = load_heads(rows, at);
+            store(to.scale[i] + column, low_half(head));
+            store(to.min[i] + column, high_half(head));
             expand_nibbles(rows, at + 4, i, column, to);
         });
     }
@@ -161,7 +173,7 @@ struct Q4_1 : RowsOfBlocks {
 inline void expand_six_bit_scales(const char *const *rows, int64_t at, int column, Chunk &to) {
     ints head[4];
     load_transposed(rows, at, head);
-    const floats d = from_halves(head[0] & 0xffff), d_min = from_halves((head[0] >> 16) & 0xffff);
+    const floats d = low_half(head[0]), d_min = high_half(head[0]);
     const ints scales[] = {head[1] & 0x3f3f3f3f, low_nibbles(head[3]) | ((head[1] >> 2) & 0x30303030)};
     const ints mins[] = {head[2] & 0x3f3f3f3f, high_nibbles(head[3]) | ((head[2] >> 2) & 0x30303030)};
     for (int i = 0; i < kGroups; i++) {
@@ -223,7 +235,7 @@ struct Q6_K : RowsOfBlocks {
         expand_blocks<210, kGroups>(from, g, n, [&](const char *const *rows, int64_t at, int64_t, int column) {
             ints scales[4];
             load_transposed(rows, at + 192, scales);
-            const floats d = load_halves(rows, at + 208);
+            const floats d = high_half(load_heads(rows, at + 206));
             for (int i = 0; i < 16; i++)
                 store(to.scale[i] + column, d * signed_byte_as_float(scales[i / 4], i % 4));
             // A half of the block is four groups: 64 bytes with their low bits, 32 with two more bits of each.

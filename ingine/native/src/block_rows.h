@@ -11,13 +11,18 @@ struct alignas(64) RowGroup {
     int32_t minus_32_sums[2];  // of 16 numbers each
 };
 
-template <typename T> void quantize_groups(const T *x, int64_t k, int64_t rotation, RowGroup *out) {
+constexpr int kGroups = 8;  // of a chunk
+
+// A row, rotated, as groups: eight side by side, `stride` groups before the next eight.
+template <typename T> void quantize_groups(const T *x, int64_t k, int64_t rotation, RowGroup *row, int64_t stride) {
     typedef int8_t lane_bytes __attribute__((vector_size(kLanes)));
     static thread_local std::vector<float> rotated;
     rotated.resize((k + kRotated - 1) / kRotated * kRotated);
     rotate_row(x, k, rotation, rotated.data());
     const float unrotated = 1 / std::sqrt(float(rotation));
-    for (const float *from = rotated.data(); from < rotated.data() + k; from += 32, out++) {
+    for (int64_t g = 0; g < k / 32; g++) {
+        const float *from = rotated.data() + g * 32;
+        RowGroup *out = row + g / kGroups * stride + g % kGroups;
         uints top{};  // as in rotate_row: a NaN is above all
         for (int i = 0; i < 32; i += kLanes) {
             const uints bits = (uints)abs(load(from + i));

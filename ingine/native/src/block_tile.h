@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "block_formats.h"
-#include "block_rows.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 constexpr int kBlockTileRows = 10, kBlockTileVectors = 2;
@@ -22,9 +21,9 @@ template <class Kind> inline int32_t initial_sum(const RowGroup &x, int half) {
 }
 
 // sums[ROWS][columns] += x[ROWS][groups] * w: the whole numbers of a group exactly, then scaled, group after group.
-// Rows of x are `stride` groups apart, those of sums kPanel.
+// Rows of x are kGroups groups apart, those of sums kPanel numbers.
 template <class Kind, int ROWS>
-void multiply_block_tile(const RowGroup *x, int64_t stride, const Chunk &w, int column, int64_t groups, float *sums) {
+void multiply_block_tile(const RowGroup *x, const Chunk &w, int column, int64_t groups, float *sums) {
     using Dot = BlockDot<Kind::kBits>;
     constexpr int kVectors = kBlockTileVectors, kSteps = Kind::kGroup / 4;
     constexpr int kChain = std::min(Dot::kChain, kSteps), kParts = kGroupNumbers / Kind::kGroup;
@@ -35,7 +34,7 @@ void multiply_block_tile(const RowGroup *x, int64_t stride, const Chunk &w, int 
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 16
-            for (int v = 0; v < kVectors; v++) sum[r][v] = splat(initial_sum<Kind>(group[r * stride], half));
+            for (int v = 0; v < kVectors; v++) sum[r][v] = splat(initial_sum<Kind>(group[r * kGroups], half));
         for (int first = 0; first < kSteps; first += kChain) {
             typename Dot::Chain chain[ROWS][kVectors];
 #pragma GCC unroll 16
@@ -49,7 +48,7 @@ void multiply_block_tile(const RowGroup *x, int64_t stride, const Chunk &w, int 
                     weights[v] = Dot::weights(load_as<ints>(w.codes[part * kSteps + step] + column + v * kLanes));
 #pragma GCC unroll 16
                 for (int r = 0; r < ROWS; r++) {
-                    const auto broadcast = Dot::broadcast(group[r * stride].numbers + half * Kind::kGroup + step * 4);
+                    const auto broadcast = Dot::broadcast(group[r * kGroups].numbers + half * Kind::kGroup + step * 4);
 #pragma GCC unroll 16
                     for (int v = 0; v < kVectors; v++) chain[r][v] = Dot::add(chain[r][v], weights[v], broadcast);
                 }
@@ -64,16 +63,16 @@ void multiply_block_tile(const RowGroup *x, int64_t stride, const Chunk &w, int 
 #pragma GCC unroll 16
             for (int v = 0; v < kVectors; v++) {
                 float *to = sums + r * kPanel + column + v * kLanes;
-                const floats scale = load(w.scale[part] + column + v * kLanes) * splat(group[r * stride].scale);
+                const floats scale = load(w.scale[part] + column + v * kLanes) * splat(group[r * kGroups].scale);
                 floats total = fma(__builtin_convertvector(sum[r][v], floats), scale, load(to));
                 if constexpr (Kind::kHasMin)
-                    total = fma(load(w.min[part] + column + v * kLanes), splat(group[r * stride].scaled_sum), total);
+                    total = fma(load(w.min[part] + column + v * kLanes), splat(group[r * kGroups].scaled_sum), total);
                 store(to, total);
             }
     }
 }
 
-using BlockTile = void (*)(const RowGroup *, int64_t, const Chunk &, int, int64_t, float *);
+using BlockTile = void (*)(const RowGroup *, const Chunk &, int, int64_t, float *);
 
 template <class Kind, int... ROW> BlockTile block_tile_of(int64_t rows, std::integer_sequence<int, ROW...>) {
     static constexpr BlockTile tiles[] = {multiply_block_tile<Kind, ROW + 1>...};
@@ -82,14 +81,14 @@ template <class Kind, int... ROW> BlockTile block_tile_of(int64_t rows, std::int
 
 // sums[rows][kPanel] += x[rows][groups] * w, in tiles of nearly one size.
 template <class Kind>
-void multiply_chunk(const RowGroup *x, int64_t rows, int64_t stride, const Chunk &w, int64_t groups, float *sums) {
+void multiply_chunk(const RowGroup *x, int64_t rows, const Chunk &w, int64_t groups, float *sums) {
     constexpr std::make_integer_sequence<int, kBlockTileRows> up_to_tile{};
     const int64_t tiles = (rows + kBlockTileRows - 1) / kBlockTileRows;
     for (int64_t t = 0, row = 0; t < tiles; t++) {
         const int64_t size = rows / tiles + (t < rows % tiles);
         const BlockTile tile = block_tile_of<Kind>(size, up_to_tile);
         for (int column = 0; column < kPanel; column += kBlockTileVectors * kLanes)
-            tile(x + row * stride, stride, w, column, groups, sums + row * kPanel);
+            tile(x + row * kGroups, w, column, groups, sums + row * kPanel);
         row += size;
     }
 }

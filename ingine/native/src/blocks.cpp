@@ -96,7 +96,7 @@ void multiply_panel(const Source &source, const Source *next, int64_t next_bytes
         const int64_t count = std::min<int64_t>(kGroups, groups - g);
         if (next) prefetch(*next, next_bytes, g, g + count, groups);
         Kind::expand(source, g, count, chunk);
-        multiply_chunk<Kind>(x + g, rows, groups, chunk, count, sums);
+        multiply_chunk<Kind>(x + g * rows, rows, chunk, count, sums);
     }
 }
 
@@ -136,7 +136,8 @@ template <typename T> void multiply(const Product<T> &p, const RowGroup *x, int6
 template <typename T>
 void multiply_rows(const Product<T> &product, const T *x, int64_t rows, int64_t k, int64_t rotation) {
     static thread_local std::vector<RowGroup> quantized_rows;
-    quantized_rows.resize(std::min(rows, kBlockRows) * product.groups);
+    const int64_t chunks = (product.groups + kGroups - 1) / kGroups;
+    quantized_rows.resize(std::min(rows, kBlockRows) * chunks * kGroups);
     RowGroup *quantized = quantized_rows.data();
     for (int64_t start = 0; start < rows; start += kBlockRows) {
         const int64_t count = std::min(kBlockRows, rows - start);
@@ -144,7 +145,7 @@ void multiply_rows(const Product<T> &product, const T *x, int64_t rows, int64_t 
         {
 #pragma omp for
             for (int64_t row = 0; row < count; row++)
-                quantize_groups(x + (start + row) * k, k, rotation, quantized + row * product.groups);
+                quantize_groups(x + (start + row) * k, k, rotation, quantized + row * kGroups, count * kGroups);
             multiply(product, quantized, start, count);
         }
     }
