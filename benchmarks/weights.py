@@ -30,7 +30,7 @@ from ingine.native.compiler import build
 from ingine.native.weights import NativeInt8, NativeWeights
 from tests.engine.stored_matrices import BLOCK_SIZES, gguf_matrix, int4_matrix
 
-NUM_ROWS = (1, 8, 32, 64, 128, 256)
+NUM_ROWS = (1, 8, 32, 64, 128, 480)
 INT4_GROUPS = (32, 128)
 
 Shape = tuple[int, int]

@@ -22,6 +22,7 @@ HAS_TRITON = find_spec("triton") is not None
 
 MARCHES = {
     "native": "native kernels, built for this CPU",
+    "cooperlake": "native kernels, built for AVX-512 BF16",
     "x86-64-v4": "native kernels, built for AVX-512",
     "alderlake": "native kernels, built for AVX-VNNI",
     "x86-64-v3": "native kernels, built for AVX2",
@@ -54,10 +55,14 @@ def _has_cuda(least: tuple[int, int] = (0, 0)) -> bool:
 PATHS: dict[str, Callable[[], bool]] = {
     "plain torch": lambda: True,
     MARCHES["native"]: _has_native,
+    MARCHES["cooperlake"]: lambda: _runs("AVX512") and "avx512_bf16" in _cpu_flags(),
     MARCHES["x86-64-v4"]: lambda: _runs("AVX512"),
     MARCHES["alderlake"]: lambda: _runs("AVX512", "AVX2") and "avx_vnni" in _cpu_flags(),
     MARCHES["x86-64-v3"]: lambda: _runs("AVX512", "AVX2"),
     MARCHES["x86-64"]: lambda: _runs("AVX512", "AVX2", "DEFAULT"),
+    "native kernels that multiply with AMX": lambda: (
+        _has_native() and {"amx_bf16", "amx_int8"} <= set(_cpu_flags())
+    ),
     "products for ARM (a cross compiler and qemu-user)": lambda: (
         shutil.which(ARM_COMPILER) is not None and shutil.which(ARM_EMULATOR) is not None
     ),

@@ -5,6 +5,7 @@ import pytest
 from tests.paths import MARCHES, needs
 
 needs_native = needs(MARCHES["native"])
+needs_amx = needs("native kernels that multiply with AMX")
 needs_onednn_bfloat16 = needs("oneDNN in bfloat16")
 needs_onednn_int8 = needs("oneDNN in int8 (VNNI)")
 needs_triton = needs("Triton")

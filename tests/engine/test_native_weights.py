@@ -4,6 +4,9 @@ The native ones are compiled for this CPU and for older ones, which multiply by 
 has the plain one at least.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -12,13 +15,15 @@ from ingine.layers.onednn import PackedBfloat16
 from ingine.layers.weights import PlainWeights, WeightFormat
 from ingine.native.weights import NativeInt8, NativeWeights
 from tests.engine.builds import library
-from tests.engine.marks import EVERY_MARCH, needs_native, needs_onednn_bfloat16
+from tests.engine.marks import EVERY_MARCH, march, needs_amx, needs_native, needs_onednn_bfloat16
 from tests.paths import needs
 
 SIZES = [(1, 4), (7, 8), (32, 36), (33, 64), (96, 576), (259, 64), (576, 1536), (50, 5000)]
 NUM_ROWS = (1, 2, 3, 6, 7, 11, 12, 13, 32, 500)
 
-every_march = pytest.mark.parametrize("march", EVERY_MARCH)
+# Where the native build has AMX, the build for Cooper Lake has the products of CPUs with bfloat16 alone.
+COOPER_LAKE = march("cooperlake")
+every_march = pytest.mark.parametrize("march", [*EVERY_MARCH, COOPER_LAKE])
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 LIBRARIES = {"plain": PlainWeights, "onednn": PackedBfloat16}
 every_library = pytest.mark.parametrize(
@@ -209,6 +214,7 @@ def test_float32_takes_any_size():
 @pytest.mark.parametrize(
     ("march", "isas"),
     [
+        pytest.param(*COOPER_LAKE.values, ("avx512", "avx512-bf16", "avx512-vnni"), marks=COOPER_LAKE.marks),
         pytest.param("x86-64-v4", ("avx512", "avx512", "avx512"), marks=[*EVERY_MARCH[1].marks]),
         pytest.param("alderlake", ("avx2", "avx2", "avx-vnni"), marks=[*EVERY_MARCH[2].marks]),
         pytest.param("x86-64-v3", ("avx2", "avx2", "avx2"), marks=[*EVERY_MARCH[3].marks]),
@@ -221,6 +227,35 @@ def test_the_names_say_which_instructions_multiply(march, isas):
     assert (f32, bf16, int8) == tuple(
         f"native-{name} ({isa})" for name, isa in zip(("f32", "bf16", "int8"), isas, strict=True)
     )
+
+
+SHOW_INSTRUCTIONS = """
+import ctypes, sys
+from ingine import native
+from ingine.native.compiler import build
+
+class Stack(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+memory = ctypes.create_string_buffer(int(sys.argv[1]))
+stack = Stack(ctypes.addressof(memory), 0, len(memory))
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+isa = native.load(build()).ingine_linear_isa
+isa.restype = ctypes.c_char_p
+print(isa(ctypes.c_int64(2)).decode(), isa(ctypes.c_int64(1)).decode())
+"""
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    ("signal_stack", "isas"),
+    [(64 << 10, ["amx-bf16", "amx-int8"]), (8 << 10, ["avx512-bf16", "avx512-vnni"])],
+)
+def test_amx_multiplies_where_the_system_allows_it(signal_stack, isas):
+    """A process whose stack for signals has no room for tiles is refused them."""
+    library("native")
+    command = [sys.executable, "-c", SHOW_INSTRUCTIONS, str(signal_stack)]
+    assert subprocess.check_output(command, text=True).split() == isas
 
 
 @pytest.mark.parametrize("march", EVERY_MARCH[1:4])

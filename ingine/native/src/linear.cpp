@@ -7,10 +7,11 @@
 // reading and computing overlap.
 //
 // Every output is one accumulator that takes k in ascending order, whatever the number of rows or threads:
-// a row's result does not depend on the batch that it is in.
+// a row's result does not depend on the batch that it is in. A CPU with AMX multiplies 16 groups at a time (amx.h),
+// bfloat16 and int8, also a single row.
 #include <omp.h>
 
-#include "dot_int8.h"
+#include "amx.h"
 #include "quantize.h"
 #include "tile.h"
 
@@ -20,6 +21,10 @@ constexpr int64_t kBlockGroups = 1024;  // 128 KiB of a panel: with the rows it 
 constexpr int64_t kBlockRows = 480;     // rows that a panel serves before the next one is read
 constexpr int64_t kHardwareRows = 4;    // up to here the processor's own prefetching is the fastest
 constexpr int64_t kStreamAhead = 8192;  // bytes ahead of the reader where a panel is read only once
+
+// On AMX a block of a panel, 16 KiB, stays in L1 beside the same of 32 rows. Of more rows than kAmxStreamRows a
+// block stays in L2 while it is multiplied with those of a few panels.
+constexpr int64_t kAmxBlockGroups = 128, kAmxPanels = 4, kAmxStreamRows = 64;
 
 // What is of a column is padded with zeros to whole panels.
 template <typename T> struct Product {
@@ -72,12 +77,25 @@ void multiply_block(const char *w, int64_t groups, const Rows &rows, bool resume
         }
 }
 
+// `count` rows of a panel, from row `start` on.
+template <class Dot, typename T>
+void write_panel(const Product<T> &p, const float *sums, int64_t start, int64_t count, int64_t panel) {
+    for (int64_t row = 0; row < count; row++)
+        for (int64_t column = 0; column < kColumns; column += kLanes)
+            write<Dot>(p, sums + row * kColumns + column, start + row, panel * kColumns + column);
+}
+
+// The calling thread's share of the panels.
+std::pair<int64_t, int64_t> own_panels(int64_t n) {
+    const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
+    const int64_t panels = (n + kColumns - 1) / kColumns;
+    return {panels * thread / num_threads, panels * (thread + 1) / num_threads};
+}
+
 // The calling thread's share of the panels, times all rows.
 template <class Dot, typename T> void multiply(const Product<T> &p, const Rows &all) {
     alignas(64) static thread_local float sums[kBlockRows * kColumns];
-    const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
-    const int64_t panels = (p.n + kColumns - 1) / kColumns;
-    const int64_t first = panels * thread / num_threads, last = panels * (thread + 1) / num_threads;
+    const auto [first, last] = own_panels(p.n);
     for (int64_t start = 0; start < all.count; start += kBlockRows) {
         const int64_t count = std::min(kBlockRows, all.count - start);
         for (int64_t panel = first; panel < last; panel++) {
@@ -86,15 +104,101 @@ template <class Dot, typename T> void multiply(const Product<T> &p, const Rows &
                 multiply_block<Dot>(p.w + (panel * p.groups + g) * kPanelGroupBytes,
                                     std::min(kBlockGroups, p.groups - g), rows, g > 0, sums);
             }
-            for (int64_t row = 0; row < count; row++)
-                for (int64_t column = 0; column < kColumns; column += kLanes)
-                    write<Dot>(p, sums + row * kColumns + column, start + row, panel * kColumns + column);
+            write_panel<Dot>(p, sums, start, count, panel);
         }
     }
 }
 
+#ifdef INGINE_AMX
+// As multiply_block, 32 rows a pass. All passes together prefetch `next`; one alone the same panel, far ahead.
+template <class Dot>
+void multiply_amx_block(const char *w, int64_t groups, const Rows &rows, bool resume, float *sums,
+                        const char *next) {
+    const int64_t whole = groups / kAmxGroups * kAmxGroups;
+    alignas(64) char tail[kAmxStepBytes];  // the groups that are left, and zeros
+    if (whole < groups) {
+        const int64_t bytes = (groups - whole) * kPanelGroupBytes;
+        std::memcpy(tail, w + whole * kPanelGroupBytes, bytes);
+        std::memset(tail + bytes, 0, sizeof tail - bytes);
+    }
+    const int64_t passes = (rows.count + kAmxPassRows - 1) / kAmxPassRows;
+    const int64_t lines = (kAmxStepBytes / 64 + passes - 1) / passes;
+    if (passes == 1) next = w + kStreamAhead;
+    for (int64_t row = 0; row < rows.count; row += kAmxPassRows) {
+        const auto tiles = rows.count - row > kAmxRows ? multiply_amx_tiles<Dot, 2> : multiply_amx_tiles<Dot, 1>;
+        const char *x = rows.x + row * rows.stride;
+        float *to = sums + row * kColumns;
+        tiles(x, rows.stride, w, whole, to, resume, next, lines);
+        if (whole < groups)
+            tiles(x + whole * kGroupBytes, rows.stride, tail, kAmxGroups, to, resume || whole > 0, next, 0);
+        next += whole / kAmxGroups * lines * 64;
+    }
+}
+
+// As multiply; `all` has room for whole tiles of rows, and zeros up to a multiple of 64 bytes of each.
+template <class Dot, typename T> void multiply_on_amx(const Product<T> &p, const Rows &all) {
+    alignas(64) static thread_local float sums[kAmxPanels][kBlockRows * kColumns];
+    const auto [first, last] = own_panels(p.n);
+    const int64_t block = all.count > kAmxPassRows ? kAmxBlockGroups : p.groups;
+    const int64_t batch = all.count > kAmxStreamRows ? kAmxPanels : 1;
+    const auto weights = [&](int64_t panel, int64_t g) { return p.w + (panel * p.groups + g) * kPanelGroupBytes; };
+    const AmxTiles tiles;
+    for (int64_t start = 0; start < all.count; start += kBlockRows) {
+        const int64_t count = std::min(kBlockRows, all.count - start);
+        for (int64_t from = first, to; from < last; from = to) {
+            to = std::min(from + batch, last);
+            for (int64_t g = 0; g < p.groups; g += block) {
+                const Rows rows{all.x + start * all.stride + g * kGroupBytes, count, all.stride};
+                const bool done = g + block >= p.groups;
+                for (int64_t panel = from; panel < to; panel++) {
+                    const char *next = panel + 1 < to ? weights(panel + 1, g)
+                                       : done         ? weights(to, 0)
+                                                      : weights(from, g + block);
+                    multiply_amx_block<Dot>(weights(panel, g), std::min(block, p.groups - g), rows, g > 0,
+                                            sums[panel - from], next);
+                    if (done) write_panel<Dot>(p, sums[panel - from], start, count, panel);
+                }
+            }
+        }
+    }
+}
+#endif
+
+// Rows that are multiplied, up to whole tiles of AMX's, in memory that the calling thread keeps. Each begins a cache
+// line, an odd number of lines after the row before: those of a tile would share a set of L1 else.
+struct RowMemory {
+    int64_t stride;
+    char *rows;
+
+    RowMemory(std::vector<char> &memory, int64_t num_rows, int64_t row_bytes)
+        : stride(((row_bytes + 63) / 64 | 1) * 64) {
+        memory.resize((num_rows + kAmxRows - 1) / kAmxRows * kAmxRows * stride + 63);
+        rows = (char *)((uintptr_t(memory.data()) + 63) / 64 * 64);
+    }
+};
+
+#ifdef INGINE_AMX
+void multiply_bfloat16_on_amx(const Product<bfloat16> &product, const bfloat16 *x, int64_t rows, int64_t k) {
+    static thread_local std::vector<char> memory;
+    const RowMemory copy(memory, rows, k * 2);
+#pragma omp parallel
+    {
+#pragma omp for
+        for (int64_t row = 0; row < rows; row++) {
+            char *to = copy.rows + row * copy.stride;
+            std::memcpy(to, x + row * k, k * 2);
+            std::memset(to + k * 2, 0, copy.stride - k * 2);
+        }
+        multiply_on_amx<BFloat16Dot>(product, {copy.rows, rows, copy.stride});
+    }
+}
+#endif
+
 // bfloat16 x, as it is where the CPU multiplies that, else as float32.
 void multiply_bfloat16(const Product<bfloat16> &product, const bfloat16 *x, int64_t rows, int64_t k) {
+#ifdef INGINE_AMX
+    if (amx_is_allowed()) return multiply_bfloat16_on_amx(product, x, rows, k);
+#endif
     if constexpr (BFloat16Dot::kSteps == 1) {
 #pragma omp parallel
         multiply<BFloat16Dot>(product, {(const char *)x, rows, k * 2});
@@ -114,20 +218,24 @@ void multiply_bfloat16(const Product<bfloat16> &product, const bfloat16 *x, int6
 
 template <typename T>
 void multiply_int8(Product<T> product, const T *x, int64_t rows, int64_t k, int64_t rotation) {
-    static thread_local std::vector<char> quantized_rows;
+    static thread_local std::vector<char> memory;
     static thread_local std::vector<float> scale_of_rows;
-    const int64_t stride = (k + kRotated - 1) / kRotated * kRotated * Int8Dot::kSteps;
-    quantized_rows.resize(rows * stride);
+    const RowMemory quantized(memory, rows, (k + kRotated - 1) / kRotated * kRotated * Int8Dot::kSteps);
     scale_of_rows.resize(rows);
-    char *quantized = quantized_rows.data();
     float *scales = scale_of_rows.data();
     product.x_scale = scales;
 #pragma omp parallel
     {
 #pragma omp for
         for (int64_t row = 0; row < rows; row++)
-            quantize_row<Int8Dot>(x + row * k, k, rotation, quantized + row * stride, scales + row);
-        multiply<Int8Dot>(product, {quantized, rows, stride});
+            quantize_row<Int8Dot>(x + row * k, k, rotation, quantized.rows + row * quantized.stride, scales + row);
+        const Rows all{quantized.rows, rows, quantized.stride};
+#ifdef INGINE_AMX
+        if (rows > kAmxRows && amx_is_allowed())  // a tile that is not full is 5 to 10 % slower than the Dot
+            multiply_on_amx<Int8Dot>(product, all);
+        else
+#endif
+            multiply<Int8Dot>(product, all);
     }
 }
 
@@ -135,6 +243,9 @@ void multiply_int8(Product<T> product, const T *x, int64_t rows, int64_t k, int6
 
 // The instructions that multiply weights of `size` bytes an element.
 EXPORT const char *ingine_linear_isa(int64_t size) {
+#ifdef INGINE_AMX
+    if (size < 4 && amx_is_allowed()) return size == 2 ? "amx-bf16" : "amx-int8";
+#endif
     return size == 4 ? Float32Dot::kIsa : size == 2 ? BFloat16Dot::kIsa : Int8Dot::kIsa;
 }
 

@@ -1,0 +1,106 @@
+// Products on AMX: tiles of 16 rows of x times tiles of 16 columns of weights, 16 groups (64 bytes of a row) at a
+// time. A panel's layout is the one that AMX wants.
+//
+// Sums of int8 are a Dot's integers. Those of bfloat16 have other bits than a Dot's: of 16 groups the even numbers
+// and the odd ones are added up apart. So a CPU that has AMX multiplies bfloat16 with nothing else.
+#pragma once
+#include "dot_int8.h"
+#include "tile.h"
+
+constexpr int kAmxRows = 16;      // of a tile
+constexpr int kAmxPassRows = 32;  // of two, which share the tiles of weights
+constexpr int kAmxGroups = 16;
+constexpr int64_t kAmxStepBytes = kAmxGroups * kPanelGroupBytes;  // of a panel
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define INGINE_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+
+template <class Dot> struct AmxDot;
+
+// Sums 0 and 1 += rows in 4 times columns in 6 and 7; sums 2 and 3 += rows in 5 times the same.
+template <> struct AmxDot<BFloat16Dot> {
+    static void upper() {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+    }
+    static void lower() {
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+};
+
+template <> struct AmxDot<Int8Dot> {
+    static void upper() {
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+    }
+    static void lower() {
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+    }
+};
+
+// Whether the system lets this process have tiles. It has to be asked for them.
+inline bool amx_is_allowed() {
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    static const bool allowed = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    return allowed;
+}
+
+// The calling thread's tiles, 16 rows of 64 bytes each, as long as this lives.
+struct AmxTiles {
+    AmxTiles() {
+        struct alignas(64) {
+            uint8_t palette = 1, start_row = 0, reserved[14] = {};
+            uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+        } config;
+        asm volatile("ldtilecfg %0" ::"m"(config));
+    }
+    ~AmxTiles() { _tile_release(); }
+};
+
+// sums[TILES * 16][32] (+)= x[TILES * 16][groups] * w[groups][32]; and `lines` cache lines of `ahead` prefetched
+// every 16 groups. Where `x` lies on no boundary of 64 bytes, each row of a tile is two cache lines.
+template <class Dot, int TILES>
+void multiply_amx_tiles(const char *x, int64_t x_stride, const char *w, int64_t groups, float *sums, bool resume,
+                        const char *ahead, int64_t lines) {
+    constexpr int64_t kSumStride = kColumns * 4;
+    const char *lower_x = x + kAmxRows * x_stride;
+    float *lower_sums = sums + kAmxRows * kColumns;
+    asm volatile("" ::: "memory");  // the intrinsics do not tell g++ that they read memory
+    if (resume) {
+        _tile_loadd(0, sums, kSumStride);
+        _tile_loadd(1, sums + 16, kSumStride);
+        if constexpr (TILES == 2) {
+            _tile_loadd(2, lower_sums, kSumStride);
+            _tile_loadd(3, lower_sums + 16, kSumStride);
+        }
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t g = 0; g < groups; g += kAmxGroups) {
+        _tile_loadd(4, x, x_stride);
+        _tile_loadd(6, w, kPanelGroupBytes);
+        _tile_loadd(7, w + 64, kPanelGroupBytes);
+        AmxDot<Dot>::upper();
+        if constexpr (TILES == 2) {
+            _tile_loadd(5, lower_x, x_stride);
+            AmxDot<Dot>::lower();
+        }
+        for (int64_t l = 0; l < lines; l++) __builtin_prefetch(ahead + l * 64, 0, 2);
+        x += 64, lower_x += 64, w += kAmxStepBytes, ahead += lines * 64;
+    }
+    _tile_stored(0, sums, kSumStride);
+    _tile_stored(1, sums + 16, kSumStride);
+    if constexpr (TILES == 2) {
+        _tile_stored(2, lower_sums, kSumStride);
+        _tile_stored(3, lower_sums + 16, kSumStride);
+    }
+}
+#endif
