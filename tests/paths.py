@@ -63,7 +63,7 @@ PATHS: dict[str, Callable[[], bool]] = {
     "native kernels that multiply with AMX": lambda: (
         _has_native() and {"amx_bf16", "amx_int8"} <= set(_cpu_flags())
     ),
-    "products for ARM (a cross compiler and qemu-user)": lambda: (
+    "kernels for ARM (a cross compiler and qemu-user)": lambda: (
         shutil.which(ARM_COMPILER) is not None and shutil.which(ARM_EMULATOR) is not None
     ),
     "oneDNN in bfloat16": bfloat16_is_packable,
