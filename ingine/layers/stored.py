@@ -31,9 +31,9 @@ class StoredMatrix(ABC):
         """Its rows (dim 0) or columns (dim 1) `own`. Raises ValueError where what is stored cannot be cut."""
         raise ValueError(f"{self.name} cannot be cut")
 
-    @abstractmethod
     def to(self, device: torch.device) -> "StoredMatrix":
-        """The same where `device` is that of its tensors."""
+        """On `device`, if that is where a kind can be multiplied."""
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,7 @@ class GGUFMatrix(StoredMatrix):
 
     def dense(self) -> Tensor:
         rows = self.data if self.row_order is None else self.data[self.row_order]
-        return torch.from_numpy(gguf.dequantize(rows.cpu().numpy(), self.kind)).to(rows.device)
-
-    def to(self, device: torch.device) -> "GGUFMatrix":
-        order = None if self.row_order is None else self.row_order.to(device)
-        return replace(self, data=self.data.to(device), row_order=order)
+        return torch.from_numpy(gguf.dequantize(rows.numpy(), self.kind))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ingine.errors import ConfigError
 from ingine.kernels import Kernels
+from ingine.layers.linear import Linear
 from ingine.layers.stored import StoredMatrix
+from ingine.layers.weights import WeightFormat
 from ingine.model_files import gguf_weights
 from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, SafetensorsCheckpoint, some
 from ingine.models.config import ModelConfig
@@ -56,20 +58,12 @@ def load_model(
     Raises ConfigError (or its UnsupportedModel) that names the file or the weights at fault.
     """
     model, checkpoint = _open(path, dtype, device, kernels, parallel)
-    source = _Source(checkpoint, parallel, device)
+    source = _Source(checkpoint, parallel)
     source.copy_into(model.norms())
     for linear, names in model.linears().items():
-        if (matrices := source.matrices(names)) is not None:
-            source.copy_into(linear.biases(names))
-            kept = all(kernels.weights.keeps(matrix, dtype) for matrix in matrices)
-            kept_as = "" if kept else " made dense"
-            source.kinds.update(f"{matrix.name}{kept_as}" for matrix in matrices)
-            linear.pack_stored(kernels.weights, matrices)
-        else:
-            linear.allocate()
-            source.copy_into(linear.parts(names))
-            linear.pack(kernels.weights)
-    if (matrices := source.matrices([EMBEDDING.removesuffix(".weight")])) is not None:
+        _load_linear(linear, names, source, kernels.weights)
+    matrices = source.matrices([EMBEDDING.removesuffix(".weight")]) if device.type == "cpu" else None
+    if matrices is not None:
         model.pack_stored_embedding(matrices[0])
     else:
         model.allocate_embedding()
@@ -79,6 +73,27 @@ def load_model(
         kinds = ", ".join(f"{number} {kind}" for kind, number in source.kinds.most_common())
         logger.info("%s: quantised matrices: %s", path, kinds)
     return model
+
+
+@torch.no_grad()
+def _load_linear(linear: Linear, names: list[str], source: "_Source", weights: WeightFormat) -> None:
+    matrices = source.matrices(names)
+    if matrices is None:
+        linear.allocate()
+        source.copy_into(linear.parts(names))
+        linear.pack(weights)
+        return
+    kept = all(weights.keeps(matrix, linear.dtype) for matrix in matrices)
+    source.kinds.update(matrix.name if kept else f"{matrix.name} made dense" for matrix in matrices)
+    source.copy_into(linear.biases(names))
+    if kept or linear.device.type == "cpu":
+        linear.pack_stored(weights, [matrix.to(linear.device) for matrix in matrices])
+        return
+    # Here rather than there: not every device has the types that are stored.
+    linear.allocate()
+    for target, matrix in zip(linear.weight.split(linear.out_features), matrices, strict=True):
+        target.copy_(matrix.dense())
+    linear.pack(weights)
 
 
 def load_weights(
@@ -92,7 +107,7 @@ def load_weights(
     """As `load_model`, the weights still as the checkpoint has them, for `Decoder.checkpoint_tensors`."""
     model, checkpoint = _open(path, dtype, device, kernels, parallel)
     model.allocate_weights()
-    _Source(checkpoint, parallel, device).copy_into(model.checkpoint_tensors())
+    _Source(checkpoint, parallel).copy_into(model.checkpoint_tensors())
     return model
 
 
@@ -157,8 +172,8 @@ def _is_stored_as_head(checkpoint: Checkpoint, config: ModelConfig) -> bool:
 class _Source:
     """A checkpoint, and which part of it is this rank's."""
 
-    def __init__(self, checkpoint: Checkpoint, parallel: TensorParallel, device: torch.device):
-        self._checkpoint, self._parallel, self._device = checkpoint, parallel, device
+    def __init__(self, checkpoint: Checkpoint, parallel: TensorParallel):
+        self._checkpoint, self._parallel = checkpoint, parallel
         self.kinds: Counter[str] = Counter()
         """Of quantised matrices, for the log."""
 
@@ -169,7 +184,7 @@ class _Source:
             matrix = self._matrix(f"{module}.weight")
             if matrix is None:
                 return None
-            found.append(matrix.to(self._device))
+            found.append(matrix)
         return found
 
     def _matrix(self, name: str) -> StoredMatrix | None:

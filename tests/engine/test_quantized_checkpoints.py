@@ -133,6 +133,16 @@ def test_triton_s_products_give_a_model_its_logits(name, tmp_path):
     assert (ours - expected).abs().mean() < 0.03 * expected.abs().mean()
 
 
+def test_what_a_format_does_not_keep_is_dense_before_it_comes_to_another_device(tmp_path, monkeypatch):
+    """One that has not every type; "meta" stands in for it, and holds no numbers."""
+    path, _ = make(tmp_path, "fp8-block")
+    monkeypatch.setattr(PlainWeights, "pack_stored", pytest.fail)
+    monkeypatch.setattr(PlainWeights, "pack", lambda self, weight, bias: weight)
+    model = load_model(path, dtype=torch.bfloat16, device=torch.device("meta"), kernels=REFERENCE)
+    assert {linear.product.dtype for linear in model.linears()} == {torch.bfloat16}
+    assert {linear.product.device.type for linear in model.linears()} == {"meta"}
+
+
 # ----------------------------------------------------------------------------------------- several ranks
 
 

@@ -151,9 +151,6 @@ class Dense(StoredMatrix):
     def dense(self) -> Tensor:
         return torch.randn(self.shape, generator=generator(3))
 
-    def to(self, device: torch.device) -> StoredMatrix:
-        return self
-
 
 def test_parts_that_are_stored_otherwise_lie_side_by_side():
     matrix = int4(24, 96, 32)
