@@ -11,8 +11,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from benchmarks.fuzz import mutations
 from benchmarks.fuzz.mutations import INTEGERS, Values, changed, damaged, json_scalar
+from tests.engine.foreign import CHECKPOINTS, quantize_model
 from tests.security.gguf_bytes import ARRAY, FORMATS, STRING, Elements, GGUFBytes, Tensor, tiny_gguf
 from tests.tiny_models import make_tiny_model
 
@@ -68,6 +72,7 @@ class Mutator:
         shutil.rmtree(folder, ignore_errors=True)
         make_tiny_model(self._original, num_layers=1)
         self.model = folder / "model"
+        self._quantized_by: dict[str, Path] = {}
 
     def next(self) -> Path:
         """The folder of another damaged model."""
@@ -166,6 +171,46 @@ class Mutator:
             case _:
                 header = json.dumps(changed(self._dice, json.loads(header), MODEL_VALUES)).encode()
                 file.write_bytes(len(header).to_bytes(8, "little") + header + content)
+
+    def _quantized(self) -> None:
+        name = self._dice.choice(list(CHECKPOINTS))
+        if name not in self._quantized_by:
+            path = self._quantized_by[name] = self._folder / f"quantized-{name}"
+            shutil.copytree(self._original, path)
+            quantize_model(path, name, self._folder / f"dense-{name}")
+        shutil.copytree(self._quantized_by[name], self.model, dirs_exist_ok=True)
+        match self._dice.randrange(4):
+            case 0:
+                self._tensors()
+            case 1:
+                self._safetensors()
+            case _:
+                config = json.loads((self.model / "config.json").read_text())
+                said = config["quantization_config"]
+                other = CHECKPOINTS[self._dice.choice(list(CHECKPOINTS))]
+                said = other if self._dice.random() < 0.2 else changed(self._dice, said, MODEL_VALUES)
+                (self.model / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+
+    def _tensors(self) -> None:
+        """Other numbers, types and shapes of one, in a file that is right."""
+        tensors = load_file(self.model / "model.safetensors")
+        name = self._dice.choice([name for name in tensors if "_proj" in name])
+        one = tensors[name]
+        match self._dice.randrange(4):
+            case 0:
+                content = self._dice.randbytes(one.nbytes)
+                tensors[name] = torch.frombuffer(bytearray(content), dtype=one.dtype).view(one.shape)
+            case 1:
+                tensors[name] = one.to(
+                    self._dice.choice((torch.int8, torch.int32, torch.int64, torch.float16))
+                )
+            case 2:
+                tensors[name] = self._dice.choice((one.reshape(-1), one[:0], one[None], one.t().contiguous()))
+            case 3:
+                tensors[self._dice.choice((name + "_2", name.replace("_proj", "_proj.x")))] = tensors.pop(
+                    name
+                )
+        save_file(tensors, self.model / "model.safetensors", metadata={"format": "pt"})
 
     def _config(self) -> None:
         file = self.model / "config.json"

@@ -57,6 +57,17 @@ def parse_weights(folder: Path) -> None:
     model_fingerprint(folder)
 
 
+def parse_quantized(folder: Path) -> None:
+    """Packed as well, which only weights that others have quantised are without being made dense."""
+    import torch
+
+    from ingine.kernels import REFERENCE
+    from ingine.models import load_model
+
+    load_model(folder, dtype=torch.float32, device=torch.device("cpu"), kernels=REFERENCE)
+    parse_weights(folder)
+
+
 def parse_tokenizer(folder: Path) -> None:
     from ingine.tokenizer import load_tokenizer
 
@@ -82,6 +93,7 @@ PARSERS: dict[str, Callable[[Path], None]] = {
     "gguf": parse_gguf,
     "safetensors": parse_weights,
     "config": parse_config,
+    "quantized": parse_quantized,
     "tokenizer": parse_tokenizer,
     "template": parse_template,
     "generation_config": parse_generation_config,
