@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.gpu_check import attention_checks, layer_checks, sampling_checks
+from benchmarks.gpu_check import attention_checks, layer_checks, sampling_checks, stored_checks
 from benchmarks.gpu_check.cells import Cells
 from benchmarks.gpu_check.plan import Plan
 
@@ -12,3 +12,4 @@ def run(plan: Plan, cells: Cells) -> None:
     layer_checks.run(plan, device, cells)
     sampling_checks.run(plan, device, cells)
     attention_checks.run(plan, device, cells)
+    stored_checks.run(plan, device, cells)

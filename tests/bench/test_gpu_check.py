@@ -80,6 +80,7 @@ def test_every_kind_of_check_is_there(report):
     kernels = {row["name"] for row in figures_of(report, part="kernels")}
     assert kernels == {
         *("rms_norm", "rms_norm of heads", "add_rms_norm", "silu_mul"),
+        "stored product",
         *("sampling", "attention"),
     }
     engine = {row["name"] for row in figures_of(report, part="engine")}
