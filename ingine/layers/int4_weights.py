@@ -36,6 +36,9 @@ class Int4Weights(WeightFormat):
             return self._inner.pack_tied(weight)
         return self._inner.pack_tied_stored(quantize_q8_0(weight), weight.dtype)
 
+    def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
+        return _has_few_bits(part) and self._inner.keeps(part, dtype)
+
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
         return self._inner.pack_stored([_in_fewer_bits(part) for part in parts], bias, dtype)
 
@@ -54,9 +57,12 @@ def quantize_q8_0(weight: Tensor) -> GGUFMatrix:
 
 
 def _in_fewer_bits(part: StoredMatrix) -> StoredMatrix:
+    stays = _has_few_bits(part) or not can_be_int4(part.shape[1])
+    return part if stays else quantize_int4(part.dense())
+
+
+def _has_few_bits(part: StoredMatrix) -> bool:
     if isinstance(part, GGUFMatrix):
         numbers, num_bytes = gguf.GGML_QUANT_SIZES[part.kind]
-        has_few_bits = num_bytes < numbers
-    else:
-        has_few_bits = isinstance(part, Int4Matrix)
-    return part if has_few_bits or not can_be_int4(part.shape[1]) else quantize_int4(part.dense())
+        return num_bytes < numbers
+    return isinstance(part, Int4Matrix)

@@ -185,7 +185,7 @@ def tile_for(num_rows: int) -> Tile:
     """Not measured: sizes that spill no registers and fit the smallest GPUs."""
     if num_rows <= SPLIT_ROWS:
         return Tile(max(16, triton.next_power_of_2(num_rows)), 64, 4, 3)
-    return Tile(128, 64, 8, 3)
+    return Tile(128, 64, 8, 2)
 
 
 def dot_dtype(dtype: torch.dtype) -> tl.dtype:

@@ -34,7 +34,7 @@ class WeightFormat(ABC):
         return self.pack(weight, None), embedding(weight)
 
     def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
-        """Whether `pack_stored` leaves such a part as it is stored, for x of `dtype`. Here none is left."""
+        """Whether `pack_stored` multiplies such a part as it is stored, for x of `dtype`. Here none is."""
         return False
 
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:

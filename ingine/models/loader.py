@@ -84,7 +84,7 @@ def _load_linear(linear: Linear, names: list[str], source: "_Source", weights: W
         linear.pack(weights)
         return
     kept = all(weights.keeps(matrix, linear.dtype) for matrix in matrices)
-    source.kinds.update(matrix.name if kept else f"{matrix.name} made dense" for matrix in matrices)
+    source.kinds.update(matrix.name if kept else f"{matrix.name} converted" for matrix in matrices)
     source.copy_into(linear.biases(names))
     if kept or linear.device.type == "cpu":
         linear.pack_stored(weights, [matrix.to(linear.device) for matrix in matrices])
@@ -196,7 +196,7 @@ class _Source:
         try:
             return matrix.part(dim, shard(matrix.shape[dim], self._parallel.rank, self._parallel.size))
         except ValueError as reason:
-            self.kinds[f"{matrix.name} made dense ({reason})"] += 1
+            self.kinds[f"{matrix.name} converted ({reason})"] += 1
             return None
 
     @torch.no_grad()

@@ -86,7 +86,7 @@ def test_a_format_is_given_the_parts_of_each_product_and_the_log_says_which_are_
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
         load(path)
-    assert caplog.messages == [f"{path}: quantised matrices: 14 int4-g32 made dense"]
+    assert caplog.messages == [f"{path}: quantised matrices: 14 int4-g32 converted"]
 
 
 # -------------------------------------------------------------------------------- kernels other than torch's
@@ -112,10 +112,22 @@ def test_int4_is_multiplied_as_it_is_stored_on_a_cpu_if_its_groups_lie_side_by_s
     kernels = replace(REFERENCE, weights=select_kernels(CPU, torch.float32).weights)
     with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
         model = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
-    dense_note = " made dense" if "reordered" in kind else ""
+    dense_note = " converted" if "reordered" in kind else ""
     assert caplog.messages == [f"{path}: quantised matrices: 14 {kind}{dense_note}"]
     expected = logits(load(dense))
     assert (logits(model) - expected).norm() < 0.05 * expected.norm()
+
+
+@needs_native
+@pytest.mark.parametrize(("name", "says"), [("awq", "14 int4-g32"), ("fp8-channel", "14 fp8 converted")])
+def test_a_model_that_is_to_be_int4_keeps_what_is_int4_and_converts_the_rest(name, says, tmp_path, caplog):
+    path, dense = make(tmp_path, name)
+    kernels = replace(REFERENCE, weights=select_kernels(CPU, torch.float32, quantization="int4").weights)
+    with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+        model = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
+    assert caplog.messages == [f"{path}: quantised matrices: {says}"]
+    from_dense = load_model(dense, dtype=torch.float32, device=CPU, kernels=kernels)
+    assert torch.equal(logits(model), logits(from_dense)) == ("converted" in says)
 
 
 @needs_interpreter
@@ -177,7 +189,7 @@ def test_a_rank_keeps_its_part_of_what_is_stored_if_that_can_be_cut(
             assert torch.equal(output[0].dense(), expected)
         assert sum(map(len, weights.parts)) == num_kept
     [message] = caplog.messages
-    assert ("made dense" in message) == (reason is not None)
+    assert ("converted" in message) == (reason is not None)
     assert reason is None or reason in message
 
 
