@@ -76,10 +76,13 @@ _ORIGINAL = "use the original weights or a GGUF file"
 _AWQ_KEYS = {
     "quant_method", "bits", "group_size", "zero_point", "version", "format", "backend",
     "modules_to_not_convert", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config",
+    # Of those that GPTQModel has written:
+    "method", "checkpoint_format", "pack_dtype", "dynamic", "adapter", "activation", "rotation", "desc_act",
+    "sym", "lm_head", "meta",
 }
 _GPTQ_KEYS = {
     "quant_method", "bits", "group_size", "desc_act", "sym", "checkpoint_format", "format", "pack_dtype",
-    "is_marlin_format", "dynamic", "adapter", "lm_head",
+    "is_marlin_format", "dynamic", "adapter", "activation", "rotation", "lm_head", "method",
     # How the weights were found, or by which kernel they are to be multiplied:
     "meta", "quantizer", "damp_percent", "damp_auto_increment", "static_groups", "true_sequential",
     "act_group_aware", "mse", "dataset", "tokenizer", "model_name_or_path", "model_file_base_name",
@@ -107,9 +110,13 @@ _ARGUMENT_KEYS = {
 def _awq(said: dict[str, Any]) -> Quantization:
     _refuse_unknown("AWQ", said, _AWQ_KEYS)
     _require("AWQ", said, "bits", (4,))
-    layout = said.get("version") or said.get("format") or "gemm"
-    if not isinstance(layout, str) or layout.lower() != "gemm" or said.get("backend") == "llm-awq":
-        raise unsupported("AWQ", f"version {layout!r:.100}", "AutoAWQ writes the layout that works: 'gemm'")
+    _refuse_additions("AWQ", said)
+    layouts = [said[key] for key in ("version", "format", "checkpoint_format") if said.get(key)]
+    if said.get("backend") == "llm-awq":
+        layouts.append("llm-awq")
+    for layout in layouts:
+        if not isinstance(layout, str) or layout.lower() != "gemm":
+            raise unsupported("AWQ", f"version {layout!r:.100}", "AutoAWQ writes the one that works: 'gemm'")
     _require("AWQ", said, "zero_point", (True, None))
     return Quantization("awq", (_grouped("int4", said),))
 
@@ -117,14 +124,20 @@ def _awq(said: dict[str, Any]) -> Quantization:
 def _gptq(said: dict[str, Any]) -> Quantization:
     _refuse_unknown("GPTQ", said, _GPTQ_KEYS)
     _require("GPTQ", said, "bits", (4,))
-    _require("GPTQ", said, "pack_dtype", ("int32", None))
+    _refuse_additions("GPTQ", said)
     _require("GPTQ", said, "is_marlin_format", (False, None))
-    _require("GPTQ", said, "dynamic", (None, False, {}))
-    _require("GPTQ", said, "adapter", (None, {}))
     layout = said.get("checkpoint_format") or said.get("format") or "gptq"
     if layout not in ("gptq", "gptq_v2"):
         raise unsupported("GPTQ", f"checkpoint_format {layout!r:.100}", "'gptq' and 'gptq_v2' work")
     return Quantization("gptq", (_grouped("int4", said),), zeros_less_one=layout == "gptq")
+
+
+def _refuse_additions(method: str, said: dict[str, Any]) -> None:
+    """What GPTQModel may add to either method."""
+    _require(method, said, "pack_dtype", ("int32", None))
+    _require(method, said, "dynamic", (None, False, {}))  # other bits for some modules
+    for key in ("adapter", "activation", "rotation"):
+        _require(method, said, key, (None, {}))
 
 
 def _fp8(said: dict[str, Any]) -> Quantization:

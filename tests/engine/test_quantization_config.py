@@ -11,6 +11,10 @@ from tests.engine.foreign import MATRICES
 
 _FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True, "observer": "minmax", "observer_kwargs": {}}
 _NULLS = dict.fromkeys(("actorder", "block_structure", "group_size"))
+_GPTQMODEL = {
+    "activation": None, "bits": 4, "dynamic": None, "lm_head": False, "pack_dtype": "int32", "rotation": None,
+    "meta": {"quantizer": ["gptqmodel:7.7.0"], "damp_percent": 0.05},
+}  # fmt: skip
 
 PUBLISHED: dict[str, tuple[dict[str, Any], Quantization]] = {
     "Qwen2.5-7B-Instruct-AWQ": (
@@ -31,13 +35,19 @@ PUBLISHED: dict[str, tuple[dict[str, Any], Quantization]] = {
         },
         Quantization("gptq", (Scheme("int4", 1, 128),), zeros_less_one=True),
     ),
-    "by GPTQModel": (
-        {
-            "bits": 4, "checkpoint_format": "gptq_v2", "desc_act": True, "group_size": -1, "lm_head": False,
-            "meta": {"quantizer": ["gptqmodel:2.1.0"], "damp_percent": 0.01}, "pack_dtype": "int32",
-            "quant_method": "gptq", "sym": True,
+    "GPTQ by GPTQModel": (
+        _GPTQMODEL | {
+            "checkpoint_format": "gptq_v2", "desc_act": True, "format": "gptq_v2", "group_size": -1,
+            "method": "gptq", "quant_method": "gptq", "sym": True,
         },
         Quantization("gptq", (Scheme("int4", 1, None),)),
+    ),
+    "AWQ by GPTQModel": (
+        _GPTQMODEL | {
+            "checkpoint_format": "gemm", "desc_act": False, "format": "gemm", "group_size": 128,
+            "method": "awq", "quant_method": "awq", "version": "gemm", "zero_point": True,
+        },
+        Quantization("awq", (Scheme("int4", 1, 128),)),
     ),
     "Llama-3.1-8B-Instruct-FP8-dynamic": (
         {
@@ -118,6 +128,9 @@ UNSUPPORTED = [
     ("gptq", {"is_marlin_format": True}, "is_marlin_format"),
     ("gptq", {"dynamic": {"-:.*": {}}}, "GPTQ with dynamic"),
     ("gptq", {"adapter": {"name": "lora"}}, "GPTQ with adapter"),
+    ("gptq", {"rotation": "hadamard"}, "GPTQ with rotation"),
+    ("awq", {"activation": {"mode": "w4afp8"}}, "AWQ with activation"),
+    ("awq", {"checkpoint_format": "gemv_fast"}, "AWQ with version 'gemv_fast'"),
     ("gptq", {"pack_dtype": "int16"}, "pack_dtype"),
     ("gptq", {"planar": True}, "'planar', which nothing here knows"),
     ("w4a16", {"format": "nvfp4-pack-quantized"}, "nvfp4-pack-quantized"),

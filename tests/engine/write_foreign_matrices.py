@@ -1,7 +1,7 @@
 """Writes tests/engine/foreign_matrices.safetensors: one matrix as the tools of others pack it, and what they
 themselves make of that again. Needs them, which the tests do not:
 
-    pip install --no-deps --target SITE compressed-tensors==0.20.1
+    pip install --no-deps --target SITE compressed-tensors==0.20.1 loguru psutil
     pip download --no-deps --no-binary :all: autoawq==0.2.9 gptqmodel==7.7.0   # and unpack both
     PYTHONPATH=.:SITE python -m tests.engine.write_foreign_matrices AUTOAWQ_FOLDER GPTQMODEL_FOLDER
 
@@ -12,6 +12,7 @@ hundreds of megabytes.
 import ast
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,15 +61,19 @@ def awq(folder: Path) -> dict[str, Tensor]:
     linear = torch.nn.Linear(COLUMNS, ROWS, bias=False)
     linear.weight.data = weight()
 
-    class Packed(SimpleNamespace):
-        pass
-
     from_linear = function(
         folder / "awq/modules/linear/gemm.py", "from_linear", "WQLinear_GEMM", torch=torch,
         get_best_device=lambda: "cpu",
     )  # fmt: skip
-    make = lambda *arguments: Packed(w_bit=4, group_size=GROUP, in_features=COLUMNS, out_features=ROWS)  # noqa: E731
-    packed = from_linear(make, linear, 4, GROUP, scales=scales.t().contiguous(), zeros=zeros.t().contiguous())
+    empty = SimpleNamespace(w_bit=4, group_size=GROUP, in_features=COLUMNS, out_features=ROWS)
+    packed = from_linear(
+        lambda *arguments: empty,
+        linear,
+        4,
+        GROUP,
+        scales=scales.t().contiguous(),
+        zeros=zeros.t().contiguous(),
+    )
     packing = folder / "awq/utils/packing_utils.py"
     orders = {"AWQ_REVERSE_ORDER": [0, 4, 1, 5, 2, 6, 3, 7], "torch": torch}
     parts = {name: function(packing, name, **orders) for name in ("unpack_awq", "reverse_awq_order")}
@@ -94,18 +99,9 @@ def gptq(folder: Path, *, desc_act: bool, second: bool) -> dict[str, Tensor]:
         register_buffer=register_buffer, bits=4, maxq=15, pack_dtype_bits=32, pack_factor=8, planar=False,
         pack_np_math_dtype=np.uint32, pack_np_dtype=np.int32, in_features=COLUMNS, dequant_dtype=torch.int8,
     )  # fmt: skip
-    limits = SimpleNamespace(threadpool_limits=lambda count: SimpleNamespace(__enter__=None, __exit__=None))
-
-    class Limits:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            return None
-
-    limits.threadpool_limits = lambda count: Limits()
+    one_thread = SimpleNamespace(threadpool_limits=lambda count: nullcontext())
     names = {
-        "t": torch, "nn": torch.nn, "np": np, "math": math, "THREADPOOLCTL": limits, "_ConvNd": (),
+        "t": torch, "nn": torch.nn, "np": np, "math": math, "THREADPOOLCTL": one_thread, "_ConvNd": (),
         "transformers": SimpleNamespace(pytorch_utils=SimpleNamespace(Conv1D=())),
         "log": SimpleNamespace(info=SimpleNamespace(once=print)),
     }  # fmt: skip
