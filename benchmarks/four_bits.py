@@ -29,13 +29,20 @@ Rounding = Callable[[Tensor], Tensor]
 
 
 class Rounded(WeightFormat):
-    """Weights alone are rounded; products are those of `inner`. A tied matrix becomes Q8_0, as in int4."""
+    """Weights alone are rounded; products are those of `inner`. Q8_0 is for the same ones as in int4."""
 
     def __init__(self, name: str, rounding: Rounding, inner: WeightFormat):
         self.name, self._rounding, self._inner = name, rounding, inner
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
-        return self._inner.pack(self._rounding(weight.float()).to(weight.dtype), bias)
+        return self.pack_delicate(weight, bias, 0)
+
+    def pack_delicate(self, weight: Tensor, bias: Tensor | None, num_delicate: int) -> Product:
+        rows, delicate = weight.split([len(weight) - num_delicate, num_delicate])
+        parts = [self._rounding(rows.float())] if len(rows) else []
+        if num_delicate:
+            parts.append(quantize_q8_0(delicate).dense())
+        return self._inner.pack(torch.cat(parts).to(weight.dtype), bias)
 
     def pack_tied(self, weight: Tensor) -> tuple[Product, Embedding]:
         return self._inner.pack_tied(quantize_q8_0(weight).dense().to(weight.dtype))
@@ -72,7 +79,7 @@ METHODS: dict[str, tuple[Rounding, float]] = {
     "Q4_0": (q4_0, 4.5),
     "Q4_1": (q4_1, 5.0),
 }
-"""With the bits a weight of layers."""
+"""With the bits a weight of what is rounded so: all of the layers but the values of attention."""
 
 
 def q4_k_of(ggml: Path) -> Rounding:

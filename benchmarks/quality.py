@@ -61,7 +61,7 @@ class Variant(NamedTuple):
     dtype: torch.dtype
     kernels: Kernels
     bits_a_weight: float
-    """In the layers, scales and zeros included."""
+    """In the layers, scales and zeros included; with four bits, but for the values of attention."""
 
 
 def variants(ggml: Path | None) -> dict[str, Variant]:

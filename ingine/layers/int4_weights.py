@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from ingine.layers.int4 import can_be_int4, quantize_int4
-from ingine.layers.stored import GGUFMatrix, Int4Matrix, StoredMatrix
+from ingine.layers.stored import GGUFMatrix, StoredMatrix
 from ingine.layers.weights import Embedding, Product, WeightFormat
 
 ROWS_A_PART = 1024
@@ -17,9 +17,9 @@ ROWS_A_PART = 1024
 class Int4Weights(WeightFormat):
     """What is not quantised here, and all products, are those of `inner`.
 
-    Matrices whose rows are not whole groups are left to it, and what a checkpoint holds in fewer than eight
-    bits already stays as it is. The vocabulary matrix of a tied model, which decides the logits, becomes
-    Q8_0: eight bits and a half, out of which the embedding takes its rows too.
+    Delicate rows become Q8_0, eight bits and a half, and so does the vocabulary matrix of a tied model: the
+    embedding takes its rows out of that too. Matrices whose rows are not whole groups are left to `inner`,
+    and what a checkpoint holds quantised stays as it is.
     """
 
     def __init__(self, inner: WeightFormat):
@@ -27,20 +27,26 @@ class Int4Weights(WeightFormat):
         self._inner = inner
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
+        return self.pack_delicate(weight, bias, 0)
+
+    def pack_delicate(self, weight: Tensor, bias: Tensor | None, num_delicate: int) -> Product:
         if not can_be_int4(weight.shape[1]):
             return self._inner.pack(weight, bias)
-        return self._inner.pack_stored([quantize_int4(weight)], bias, weight.dtype)
+        rows, delicate = weight.split([len(weight) - num_delicate, num_delicate])
+        parts: list[StoredMatrix] = []
+        if len(rows):
+            parts.append(quantize_int4(rows))
+        if num_delicate:
+            parts.append(quantize_q8_0(delicate))
+        return self._inner.pack_stored(parts, bias, weight.dtype)
 
     def pack_tied(self, weight: Tensor) -> tuple[Product, Embedding]:
         if not can_be_int4(weight.shape[1]):
             return self._inner.pack_tied(weight)
         return self._inner.pack_tied_stored(quantize_q8_0(weight), weight.dtype)
 
-    def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
-        return _has_few_bits(part) and self._inner.keeps(part, dtype)
-
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
-        return self._inner.pack_stored([_in_fewer_bits(part) for part in parts], bias, dtype)
+        return self._inner.pack_stored(parts, bias, dtype)
 
     def pack_tied_stored(self, matrix: StoredMatrix, dtype: torch.dtype) -> tuple[Product, Embedding]:
         return self._inner.pack_tied_stored(matrix, dtype)
@@ -54,15 +60,3 @@ def quantize_q8_0(weight: Tensor) -> GGUFMatrix:
     parts = (part.float().numpy() for part in weight.split(ROWS_A_PART))  # not all of it in float32 at once
     blocks = [torch.from_numpy(gguf.quantize(part, GGMLQuantizationType.Q8_0)) for part in parts]
     return GGUFMatrix(tuple(weight.shape), GGMLQuantizationType.Q8_0, torch.cat(blocks))
-
-
-def _in_fewer_bits(part: StoredMatrix) -> StoredMatrix:
-    stays = _has_few_bits(part) or not can_be_int4(part.shape[1])
-    return part if stays else quantize_int4(part.dense())
-
-
-def _has_few_bits(part: StoredMatrix) -> bool:
-    if isinstance(part, GGUFMatrix):
-        numbers, num_bytes = gguf.GGML_QUANT_SIZES[part.kind]
-        return num_bytes < numbers
-    return isinstance(part, Int4Matrix)

@@ -25,9 +25,12 @@ class Linear(nn.Module):
         bias: bool,
         dtype: torch.dtype,
         device: torch.device,
+        num_delicate: int = 0,
     ):
+        """num_delicate: how many outputs, the last ones, have weights that bear rounding worse than most."""
         super().__init__()
         self.out_features, self.dtype, self.device = out_features, dtype, device
+        self.num_delicate = num_delicate
         rows = sum(out_features)
         self.weight = empty_parameter((rows, in_features), dtype, torch.device("meta"))
         self.bias = empty_parameter((rows,), dtype, device) if bias else None
@@ -39,7 +42,7 @@ class Linear(nn.Module):
 
     def pack(self, weights: WeightFormat) -> None:
         """Bring the loaded weights into the layout of `weights`, and forget them as they were."""
-        self.product = weights.pack(self.weight, self.bias)
+        self.product = weights.pack_delicate(self.weight, self.bias, self.num_delicate)
         self.weight = self.bias = None
 
     def pack_stored(self, weights: WeightFormat, matrices: Sequence[StoredMatrix]) -> None:

@@ -26,6 +26,13 @@ class WeightFormat(ABC):
         The product may keep `weight` itself, or hold a layout of its own; the caller forgets `weight`.
         """
 
+    def pack_delicate(self, weight: Tensor, bias: Tensor | None, num_delicate: int) -> Product:
+        """As `pack`, of a weight whose last `num_delicate` rows bear rounding worse than most.
+
+        Here that makes no difference.
+        """
+        return self.pack(weight, bias)
+
     def pack_tied(self, weight: Tensor) -> tuple[Product, Embedding]:
         """As `pack`, with the rows of `weight` still to be had: the vocabulary matrix of a tied model.
 

@@ -46,8 +46,13 @@ class Attention(nn.Module):
         self.scale = config.head_dim**-0.5
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         factory = {"dtype": dtype, "device": device}
+        # Values bear rounding worst, and are few (docs/log.md).
         self.qkv_proj = Linear(
-            config.hidden_size, [q_size, kv_size, kv_size], bias=config.qkv_bias, **factory
+            config.hidden_size,
+            [q_size, kv_size, kv_size],
+            bias=config.qkv_bias,
+            num_delicate=kv_size,
+            **factory,
         )
         self.o_proj = Linear(q_size, [config.hidden_size], bias=config.output_bias, **factory)
         self.q_norm = self.k_norm = None
@@ -175,7 +180,7 @@ class Decoder(nn.Module):
         # As many rows on every rank, so that logits can be gathered: where the vocabulary is no multiple, the
         # last rank has some that belong to no token.
         num_rows = -(-config.vocab_size // parallel.size)
-        self.lm_head = Linear(config.hidden_size, [num_rows], bias=False, **factory)
+        self.lm_head = Linear(config.hidden_size, [num_rows], bias=False, num_delicate=num_rows, **factory)
         self.embed_tokens: nn.Parameter | None = self.lm_head.weight
         if not config.tie_word_embeddings:
             self.embed_tokens = empty_parameter(self.lm_head.weight.shape, dtype, torch.device("meta"))

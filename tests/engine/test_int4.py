@@ -3,20 +3,24 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
+from ingine.kernels import REFERENCE
 from ingine.layers.int4 import GROUP_SIZE, LARGEST_CODE, quantize_int4
 from ingine.layers.int4_weights import Int4Weights, quantize_q8_0
 from ingine.layers.stored import Int4Matrix
 from ingine.layers.weights import PlainWeights
+from ingine.models import load_model
 from ingine.native.weights import NativeInt8
 from tests.engine.builds import library
 from tests.engine.marks import needs_native
 from tests.engine.stored_matrices import gguf_matrix, int4_matrix, product
+from tests.tiny_models import VOCAB_SIZE, make_tiny_model
 
 
 def normal(rows: int, columns: int, *, seed: int = 0) -> Tensor:
@@ -202,11 +206,31 @@ def test_rows_that_are_not_whole_groups_are_left_to_the_format_within():
 
 
 @needs_native
-def test_what_a_checkpoint_holds_in_few_bits_stays_and_the_rest_becomes_int4():
+def test_delicate_rows_are_rounded_to_eight_bits():
+    weight, bias, x = normal(70, 96), normal(1, 70, seed=1)[0], normal(5, 96, seed=2)
+    parts = [quantize_int4(weight[:47]), quantize_q8_0(weight[47:])]
+    close(int4().pack_delicate(weight, bias, 23)(x), product(x, parts) + bias.double())
+    close(int4().pack_delicate(weight, None, 70)(x), product(x, [quantize_q8_0(weight)]))
+
+
+@needs_native
+def test_the_values_of_attention_and_an_output_matrix_are_delicate(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        Int4Weights, "pack_delicate", lambda _, weight, bias, rows: asked.append((*weight.shape, rows))
+    )
+    path = make_tiny_model(tmp_path)  # 4 heads, 2 of keys and values, of 16 numbers
+    kernels = replace(REFERENCE, weights=int4())
+    load_model(path, dtype=torch.float32, device=torch.device("cpu"), kernels=kernels)
+    layer = [(64 + 32 + 32, 64, 32), (64, 64, 0), (96 + 96, 64, 0), (64, 96, 0)]
+    assert asked == [*layer, *layer, (VOCAB_SIZE, 64, VOCAB_SIZE)]
+
+
+@needs_native
+def test_what_a_checkpoint_holds_quantised_stays():
     q4_k, q6_k, q8_0 = (gguf_matrix(GGMLQuantizationType[kind], 32, 256) for kind in ("Q4_K", "Q6_K", "Q8_0"))
-    given, x = int4_matrix(8, 256, 64), normal(4, 256)
-    ours = int4().pack_stored([q4_k, q8_0, given, q6_k], None, torch.float32)(x)
-    close(ours, product(x, [q4_k, quantize_int4(q8_0.dense()), given, q6_k]))
+    parts, x = [q4_k, q8_0, int4_matrix(8, 256, 64), q6_k], normal(4, 256)
+    close(int4().pack_stored(parts, None, torch.float32)(x), product(x, parts))
     token_ids = torch.tensor([31, 2])
     rows = int4().pack_tied_stored(q6_k, torch.float32)[1], int4().embed_stored(q6_k, torch.float32)
     assert all(torch.equal(one(token_ids), q6_k.dense()[token_ids]) for one in rows)
