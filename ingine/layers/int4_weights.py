@@ -19,7 +19,7 @@ class Int4Weights(WeightFormat):
 
     Delicate rows become Q8_0, eight bits and a half, and so does the vocabulary matrix of a tied model: the
     embedding takes its rows out of that too. Matrices whose rows are not whole groups are left to `inner`,
-    and what a checkpoint holds quantised stays as it is.
+    and what a checkpoint holds quantised stays as it is, if `inner` multiplies that.
     """
 
     def __init__(self, inner: WeightFormat):
@@ -45,7 +45,12 @@ class Int4Weights(WeightFormat):
             return self._inner.pack_tied(weight)
         return self._inner.pack_tied_stored(quantize_q8_0(weight), weight.dtype)
 
+    def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
+        return self._inner.keeps(part, dtype)
+
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
+        if can_be_int4(parts[0].shape[1]):
+            parts = [part if self.keeps(part, dtype) else quantize_int4(part.dense()) for part in parts]
         return self._inner.pack_stored(parts, bias, dtype)
 
     def pack_tied_stored(self, matrix: StoredMatrix, dtype: torch.dtype) -> tuple[Product, Embedding]:

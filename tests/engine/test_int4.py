@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType
@@ -13,7 +14,7 @@ from torch import Tensor
 from ingine.kernels import REFERENCE
 from ingine.layers.int4 import GROUP_SIZE, LARGEST_CODE, quantize_int4
 from ingine.layers.int4_weights import Int4Weights, quantize_q8_0
-from ingine.layers.stored import Int4Matrix
+from ingine.layers.stored import GGUFMatrix, Int4Matrix
 from ingine.layers.weights import PlainWeights
 from ingine.models import load_model
 from ingine.native.weights import NativeInt8
@@ -227,10 +228,19 @@ def test_the_values_of_attention_and_an_output_matrix_are_delicate(tmp_path, mon
 
 
 @needs_native
-def test_what_a_checkpoint_holds_quantised_stays():
+def test_what_a_checkpoint_holds_quantised_stays_where_it_can_be_multiplied():
     q4_k, q6_k, q8_0 = (gguf_matrix(GGMLQuantizationType[kind], 32, 256) for kind in ("Q4_K", "Q6_K", "Q8_0"))
     parts, x = [q4_k, q8_0, int4_matrix(8, 256, 64), q6_k], normal(4, 256)
+    assert all(int4().keeps(part, torch.float32) for part in parts)
     close(int4().pack_stored(parts, None, torch.float32)(x), product(x, parts))
+    q5_1 = GGUFMatrix(
+        (32, 256),
+        GGMLQuantizationType.Q5_1,
+        torch.from_numpy(gguf.quantize(normal(32, 256, seed=1).numpy(), GGMLQuantizationType.Q5_1)),
+    )
+    assert not int4().keeps(q5_1, torch.float32)
+    expected = product(x, [q4_k, quantize_int4(q5_1.dense())])
+    close(int4().pack_stored([q4_k, q5_1], None, torch.float32)(x), expected)
     token_ids = torch.tensor([31, 2])
     rows = int4().pack_tied_stored(q6_k, torch.float32)[1], int4().embed_stored(q6_k, torch.float32)
     assert all(torch.equal(one(token_ids), q6_k.dense()[token_ids]) for one in rows)
