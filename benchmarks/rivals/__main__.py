@@ -1,6 +1,7 @@
 """ingine beside its rivals on this machine: `make bench-rivals`, or python -m benchmarks.rivals --help."""
 
 import json
+import platform
 import subprocess
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.machine import cpu_flags, cpu_kind
 from benchmarks.rivals.child import ROOT
 from benchmarks.rivals.lineup import lineup
 from benchmarks.rivals.plan import LOAD, REFERENCE, SYSTEMS, System
@@ -18,7 +20,8 @@ from benchmarks.rivals.workloads import ARRIVALS, START_COLD, START_WARM, WORKLO
 from ingine.model_store import DEFAULT_MODEL, resolve_model
 from ingine.tokenizer import Tokenizer
 
-RESULTS = ROOT / "benchmarks" / "results" / "rivals-cpu.json"
+RESULTS = ROOT / "benchmarks" / "results" / f"rivals-{cpu_kind(platform.machine(), cpu_flags())}.json"
+"""A file for each kind of machine."""
 ALL_WORKLOADS = (*WORKLOADS, ARRIVALS, START_COLD, START_WARM)
 NUM_ROUNDS = 3
 
@@ -78,7 +81,7 @@ def main(
     show(f"written to {json_path}")
     if plots:
         command = [ROOT / ".rivals" / "plots" / "bin" / "python", "-m", "benchmarks.rivals.plots"]
-        subprocess.run([*command, json_path.resolve(), json_path.resolve().parent], cwd=ROOT, check=True)
+        subprocess.run([*command, json_path.resolve()], cwd=ROOT, check=True)
 
 
 def default_path(

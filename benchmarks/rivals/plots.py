@@ -1,4 +1,4 @@
-"""Draws a report's medians: python -m benchmarks.rivals.plots REPORT.json FOLDER
+"""Draws a report's medians beside it: python -m benchmarks.rivals.plots REPORT.json
 
 Runs in a virtual environment of its own (.rivals/plots), the only place where matplotlib is needed.
 """
@@ -53,19 +53,20 @@ matplotlib.rcParams.update(
 Report = dict[str, Any]
 
 
-def draw_all(report: Report, folder: Path) -> list[Path]:
-    """The files that were written: one for each plot that the report has figures for."""
+def draw_all(path: Path) -> list[Path]:
+    """The files that were written, named after the report: one for each plot that it has figures for."""
+    report = json.loads(path.read_text())
     drawings: dict[str, Callable[[Report], Figure | None]] = {
-        "rivals-streams.svg": by_streams,
-        "rivals-long.svg": long_prompts,
-        "rivals-latency.svg": latency,
-        "rivals-start.svg": starts,
+        "streams": by_streams,
+        "long": long_prompts,
+        "latency": latency,
+        "start": starts,
     }
     written = []
     for name, draw in drawings.items():
         if figure := draw(report):
-            figure.savefig(folder / name, bbox_inches="tight", metadata={"Date": None})
-            written.append(folder / name)
+            written.append(path.with_name(f"{path.stem}-{name}.svg"))
+            figure.savefig(written[-1], bbox_inches="tight", metadata={"Date": None})
     return written
 
 
@@ -162,5 +163,5 @@ def _bars(axes: Axes, report: Report, systems: Sequence[str], workload: str, fig
 
 
 if __name__ == "__main__":
-    for path in draw_all(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])):
+    for path in draw_all(Path(sys.argv[1])):
         print(f"drawn {path}")

@@ -340,10 +340,12 @@ def test_plots_are_drawn_from_a_report_with_gaps_in_it(report, tmp_path):
     pytest.importorskip("matplotlib", reason="lives in .rivals/plots, which only `make bench-rivals` sets up")
     from benchmarks.rivals.plots import draw_all
 
-    drawn = {path.name: path.read_text() for path in draw_all(report, tmp_path)}
-    assert set(drawn) == {f"rivals-{name}.svg" for name in ("streams", "long", "latency", "start")}
-    assert ">new</text>" in drawn["rivals-streams.svg"]
-    assert ">failed</text>" not in drawn["rivals-start.svg"]  # what has no figure at all has no row
+    path = tmp_path / "rivals-neon.json"
+    path.write_text(json.dumps(report))
+    drawn = {path.name: path.read_text() for path in draw_all(path)}
+    assert set(drawn) == {f"rivals-neon-{name}.svg" for name in ("streams", "long", "latency", "start")}
+    assert ">new</text>" in drawn["rivals-neon-streams.svg"]
+    assert ">failed</text>" not in drawn["rivals-neon-start.svg"]  # what has no figure at all has no row
 
 
 def test_a_part_of_a_run_is_written_only_where_it_is_told_to():
