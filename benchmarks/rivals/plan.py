@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import cpu_flags, is_amd
 from benchmarks.rivals.child import ROOT
 from benchmarks.rivals.workloads import ARRIVALS, START_COLD, START_WARM, WORKLOADS
+from ingine.config import QUANTIZATIONS
 
 NUM_THREADS = os.cpu_count() or 1
 MAX_NUM_SEQS = 128
@@ -30,6 +32,20 @@ BY_STREAMS = dict.fromkeys(["1x41", "8x41", "32x41", "64x41", "128x41"], ALWAYS)
 LONG_CONTEXT = dict.fromkeys(["32x41", "32x400", "8x2000"], ALWAYS)
 LLAMA_OFTEN = dict.fromkeys(["1x41", "8x41", "32x41", "64x41"], ALWAYS)
 LLAMA_SELDOM = {"1x41": ALWAYS, "8x41": 1, "32x41": 1}
+SAME_FILE = dict.fromkeys(["1x41", "8x41", "32x41"], ALWAYS)
+STATIC = dict.fromkeys(["1x41", "8x41", "32x41", "32x400", "8x2000"], ALWAYS)
+"""What a static batch is shown by: the last two have prompts of one length."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a system reads instead of the model's folder: made once, by `python -m module MODEL PATH kind`."""
+
+    name: str
+    """Of the file or folder that is made."""
+    venv: str
+    module: str
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -43,12 +59,24 @@ class System:
     max_rounds: Mapping[str, int]
     """By workload. What is missing here is not run; what is slow runs less often than there are rounds."""
     env: Mapping[str, str] = field(default_factory=dict)
+    files: Files | None = None
+    """The child finds their path in its option `files`."""
+    why_not: str | None = None
+    """Why it does not run on this machine, or with this version of ingine."""
 
 
 def _ingine(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
     limits = {"max_num_seqs": MAX_NUM_SEQS, "max_model_len": MAX_MODEL_LEN, "kv_cache_bytes": KV_GIB << 30}
     options = {"enable_prefix_caching": False, **limits, **options}
-    return System(name, ".venv", f"{ADAPTERS}.ingine", options, max_rounds)
+    quantization = options.get("quantization")
+    lacks = quantization is not None and quantization not in QUANTIZATIONS
+    why_not = f"this version has no quantization {quantization!r}" if lacks else None
+    return System(name, ".venv", f"{ADAPTERS}.ingine", options, max_rounds, why_not=why_not)
+
+
+def _ingine_gguf(file_type: str, max_rounds: Mapping[str, int]) -> System:
+    """The file as llama.cpp has it, instead of the folder that was made of the published one."""
+    return replace(_ingine(f"ingine-{file_type.lower()}", max_rounds), files=_gguf(file_type))
 
 
 def _vllm(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
@@ -74,22 +102,76 @@ def _vllm(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
     return System(name, ".rivals/vllm", f"{ADAPTERS}.vllm", options, max_rounds, env)
 
 
+def _vllm_zen(max_rounds: Mapping[str, int]) -> System:
+    """AMD's extension of torch, which vLLM takes by itself where it is installed."""
+    fits = is_amd() and "avx512f" in cpu_flags()
+    why_not = None if fits else "zentorch is for AMD's processors with AVX-512"
+    system = _vllm("vllm-zen", max_rounds, platform="ZenCpuPlatform")
+    return replace(system, venv=".rivals/vllm-zen", why_not=why_not)
+
+
 def _tcmalloc() -> str | None:
     """The allocator that vLLM's documentation asks for; None if the machine has none."""
     found = [path for root in (ROOT / ".rivals/tcmalloc", Path("/")) for path in root.glob(TCMALLOC)]
     return str(found[0]) if found else None
 
 
-def _llama_cpp(name: str, gguf: str, max_rounds: Mapping[str, int]) -> System:
+def _gguf(file_type: str) -> Files:
+    return Files(f"{file_type}.gguf", ".rivals/llama", f"{ADAPTERS}.gguf_files", file_type)
+
+
+def _llama_cpp(file_type: str, max_rounds: Mapping[str, int]) -> System:
     options = {
-        "gguf": gguf,
         "n_batch": 2048,
         "n_ubatch": 512,
         "n_threads": NUM_THREADS,
         "n_threads_batch": NUM_THREADS,
         "flash_attn_type": 1,
     }
-    return System(name, ".rivals/llama", f"{ADAPTERS}.llama_cpp", options, max_rounds)
+    return System(
+        f"llama.cpp-{file_type.lower()}",
+        ".rivals/llama",
+        f"{ADAPTERS}.llama_cpp",
+        options,
+        max_rounds,
+        files=_gguf(file_type),
+    )
+
+
+def _openvino(kind: str, max_rounds: Mapping[str, int], *, weights: str, precision: str) -> System:
+    options = {
+        "scheduler": {
+            "cache_size": KV_GIB,
+            "max_num_seqs": MAX_NUM_SEQS,
+            "max_num_batched_tokens": 2048,
+            "enable_prefix_caching": False,
+        },
+        "properties": {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": NUM_THREADS},
+    }
+    # Where the processor has no bfloat16, the plugin computes in float32 and does not say so.
+    lacks = precision == "bf16" and _fastest_precision() != "bf16"
+    venv, module = ".rivals/openvino", f"{ADAPTERS}.openvino"
+    return System(
+        f"openvino-{kind}",
+        venv,
+        module,
+        options,
+        max_rounds,
+        {"HF_HUB_OFFLINE": "1"},
+        Files(f"openvino-{weights}", venv, f"{module}_files", weights),
+        "this processor has no bfloat16" if lacks else None,
+    )
+
+
+def _fastest_precision() -> str:
+    """Of activations, where weights are compressed."""
+    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(cpu_flags()) else "f32"
+
+
+def _onnxruntime(kind: str, max_rounds: Mapping[str, int]) -> System:
+    venv, module = ".rivals/onnxruntime", f"{ADAPTERS}.onnxruntime"
+    files = Files(f"onnxruntime-{kind}", venv, f"{module}_files", kind)
+    return System(f"onnxruntime-{kind}", venv, module, {}, max_rounds, files=files)
 
 
 def _hf(mode: str, max_rounds: Mapping[str, int]) -> System:
@@ -105,16 +187,29 @@ SYSTEMS = {
         _ingine("ingine-prefix", PREFIX_ONLY, enable_prefix_caching=True),
         _ingine("ingine-int8", BY_STREAMS | {"32x400": ALWAYS}, quantization="int8"),
         _ingine("ingine-int8-kv", LONG_CONTEXT, quantization="int8", kv_cache_dtype="int8"),
+        _ingine("ingine-int4", BY_STREAMS | {"32x400": ALWAYS}, quantization="int4"),
+        _ingine_gguf("Q8_0", SAME_FILE),
+        _ingine_gguf("Q4_K_M", SAME_FILE),
+        _ingine_gguf("Q4_1", SAME_FILE),
         _vllm("vllm", EVERYTHING),
         _vllm("vllm-prefix", PREFIX_ONLY, enable_prefix_caching=True),
         # The budget that ingine has by default: smaller steps, for the time between tokens.
         _vllm("vllm-512", {ARRIVALS: ALWAYS}, max_num_batched_tokens=512),
         # Nothing is compiled, so it starts sooner and runs slower.
         _vllm("vllm-eager", STARTS | {"32x41": ALWAYS}, enforce_eager=True),
-        # llama.cpp takes minutes for the larger workloads, which its slower two files are spared.
-        _llama_cpp("llama.cpp-bf16", "BF16", dict.fromkeys(EVERYTHING, 1) | LLAMA_OFTEN | STARTS),
-        _llama_cpp("llama.cpp-q8_0", "Q8_0", LLAMA_SELDOM),
-        _llama_cpp("llama.cpp-q4_1", "Q4_1", LLAMA_SELDOM),
+        _vllm_zen(BY_STREAMS | {"32x400": ALWAYS}),
+        _openvino("bf16", BY_STREAMS | LONG_CONTEXT | STARTS, weights="f32", precision="bf16"),
+        _openvino("f32", SAME_FILE, weights="f32", precision="f32"),
+        _openvino("int8", BY_STREAMS | LONG_CONTEXT, weights="int8", precision=_fastest_precision()),
+        _openvino("int4", SAME_FILE, weights="int4", precision=_fastest_precision()),
+        _onnxruntime("int8", STATIC),
+        _onnxruntime("int4", STATIC),
+        # llama.cpp takes minutes for the larger workloads, which all but one of its files are spared.
+        _llama_cpp("BF16", dict.fromkeys(EVERYTHING, 1) | LLAMA_OFTEN | STARTS),
+        _llama_cpp("Q8_0", LLAMA_SELDOM),
+        _llama_cpp("Q4_K_M", LLAMA_SELDOM),
+        _llama_cpp("Q4_1", LLAMA_SELDOM),
+        _llama_cpp("Q4_0", LLAMA_SELDOM),
         # One after the other is as fast with 8 as with 128.
         _hf("sequential", {"1x41": ALWAYS, "8x41": 1, **STARTS}),
         _hf("padded", dict.fromkeys(["8x41", "32x41", "64x41", "128x41", "32x400"], 1)),

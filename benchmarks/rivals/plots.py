@@ -27,12 +27,25 @@ STYLES = {
     "vllm-eager": ("#D55E00", "v", ":"),
     "llama.cpp-bf16": ("#009E73", "o", "-"),
     "llama.cpp-q8_0": ("#009E73", "^", "--"),
+    "llama.cpp-q4_k_m": ("#009E73", "s", "-."),
     "llama.cpp-q4_1": ("#009E73", "v", ":"),
+    "llama.cpp-q4_0": ("#009E73", "x", ":"),
+    "ingine-int4": ("#56B4E9", "v", "-."),
+    "ingine-q8_0": ("#000000", "^", "--"),
+    "ingine-q4_k_m": ("#000000", "s", "-."),
+    "ingine-q4_1": ("#000000", "v", ":"),
+    "vllm-zen": ("#D55E00", "^", "-."),
+    "openvino-bf16": ("#CC79A7", "o", "-"),
+    "openvino-f32": ("#CC79A7", "s", ":"),
+    "openvino-int8": ("#CC79A7", "D", "--"),
+    "openvino-int4": ("#CC79A7", "v", "-."),
+    "onnxruntime-int8": ("#E69F00", "D", "-"),
+    "onnxruntime-int4": ("#E69F00", "v", "-."),
     "hf-sequential": ("#767676", "o", ":"),
     "hf-padded": ("#767676", "s", "-"),
     "hf-continuous": ("#767676", "^", "--"),
 }
-OTHER_STYLE = ("#CC79A7", "x", "-")
+OTHER_STYLE = ("#F0E442", "x", "-")
 LONG = ("32x400", "32-shared", "8x2000", "mixed")
 LATENCIES = (("ttft", "time to first token"), ("tbt", "time between tokens"))
 PERCENTS = (50, 95, 99)

@@ -30,9 +30,12 @@ def as_json(
     num_rounds: int,
     workloads: dict[str, dict[str, Any]],
     systems: dict[str, dict[str, Any]],
+    skipped: dict[str, str],
     requests_per_s: float | None,
 ) -> dict[str, Any]:
-    """`systems` by name: versions, settings, environment. `requests_per_s` is the arrivals' rate."""
+    """By name: of `systems` versions, settings, environment; of those `skipped` why. `requests_per_s` is the
+    arrivals' rate.
+    """
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
@@ -41,6 +44,7 @@ def as_json(
         "workloads": workloads,
         "arrivals_requests_per_s": requests_per_s,
         "systems": systems,
+        "skipped": skipped,
         "results": [result.as_json() for result in results],
     }
 
@@ -60,6 +64,8 @@ def table(report: dict[str, Any]) -> Table:
         built.add_row(row["workload"], row["system"], str(len(row["rounds"])), *cells)
         if row["error"]:
             built.add_row("", f"  failed: {row['error'][:70]}")
+    for name, reason in report["skipped"].items():
+        built.add_row("", f"{name} skipped: {reason}")
     return built
 
 

@@ -97,6 +97,7 @@ class Run:
     def _start(self, workload: str, system: System) -> Figures:
         """From the start of a process to the first token of a request that it is given at once."""
         request = WORKLOADS["1x41"].requests(self._tokenizer, 0)[0]._replace(num_tokens=1)
+        self._lineup.prepare(system)
         if workload == START_COLD:
             evict([ROOT / system.venv, *self._lineup.files_of_all])
         begun = time.perf_counter()

@@ -41,7 +41,7 @@ def _text(tokenizer: Tokenizer, num_tokens: int) -> list[int]:
     return token_ids[:num_tokens]
 
 
-def _slices(tokenizer: Tokenizer, lengths: Sequence[int]) -> Prompts:
+def slices(tokenizer: Tokenizer, lengths: Sequence[int]) -> Prompts:
     """One prompt of each length, one after the other out of a long text. None is another's prefix."""
     text = _text(tokenizer, 2 * sum(lengths))
     prompts: Prompts = []
@@ -63,7 +63,7 @@ def _begin_alike(first: Sequence[int], second: Sequence[int]) -> bool:
 
 
 def _one_stream(tokenizer: Tokenizer, round_number: int) -> Prompts:
-    return _slices(tokenizer, [ONE_STREAM_TOKENS])
+    return slices(tokenizer, [ONE_STREAM_TOKENS])
 
 
 def _short(num_requests: int) -> Callable[[Tokenizer, int], Prompts]:
@@ -71,14 +71,14 @@ def _short(num_requests: int) -> Callable[[Tokenizer, int], Prompts]:
 
 
 def _long(num_requests: int, num_tokens: int) -> Callable[[Tokenizer, int], Prompts]:
-    return lambda tokenizer, round_number: _slices(tokenizer, [num_tokens] * num_requests)
+    return lambda tokenizer, round_number: slices(tokenizer, [num_tokens] * num_requests)
 
 
 def _shared_prefix(num_requests: int) -> Callable[[Tokenizer, int], Prompts]:
     def prompts(tokenizer: Tokenizer, round_number: int) -> Prompts:
         """Another prefix each round, or what a round left in the cache would be found by the next."""
-        prefixes = _slices(tokenizer, [SHARED_PREFIX_TOKENS] * (round_number + 1))
-        own = _slices(tokenizer, [OWN_TOKENS] * num_requests)
+        prefixes = slices(tokenizer, [SHARED_PREFIX_TOKENS] * (round_number + 1))
+        own = slices(tokenizer, [OWN_TOKENS] * num_requests)
         return [prefixes[round_number] + tail for tail in own]
 
     return prompts
@@ -97,7 +97,7 @@ def mixed(tokenizer: Tokenizer, round_number: int) -> list[Request]:
     draw = random.Random(SEED)
     prompt_lengths = [_log_normal(draw, *MIXED_PROMPT) for _ in range(NUM_MIXED_REQUESTS)]
     output_lengths = [_log_normal(draw, *MIXED_OUTPUT) for _ in range(NUM_MIXED_REQUESTS)]
-    prompts = _slices(tokenizer, prompt_lengths)
+    prompts = slices(tokenizer, prompt_lengths)
     return [Request(*pair) for pair in zip(prompts, output_lengths, strict=True)]
 
 

@@ -40,7 +40,9 @@ def load(model: str, options: dict[str, Any]) -> Loaded:
     if "refuse" in options:
         raise ValueError(options["refuse"])
     return Loaded(
-        Stepping(FakeSteps(options.get("token_id", 5))), versions={"fake": "1"}, settings={"pid": os.getpid()}
+        Stepping(FakeSteps(options.get("token_id", 5))),
+        versions={"fake": "1"},
+        settings={**options, "pid": os.getpid()},
     )
 
 

@@ -6,6 +6,7 @@ import re
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from benchmarks.rivals.child import ROOT, Child, SystemFailed
 from benchmarks.rivals.figures import error_of, median_of, systems_with
 from benchmarks.rivals.lineup import lineup
 from benchmarks.rivals.page_cache import evict
-from benchmarks.rivals.plan import LOAD, SYSTEMS, System
+from benchmarks.rivals.plan import LOAD, SYSTEMS, Files, System
 from benchmarks.rivals.protocol import Recording, Request
 from benchmarks.rivals.report import as_json, table
 from benchmarks.rivals.run import Run
@@ -275,6 +276,31 @@ def test_eviction_reaches_every_file(tmp_path):
     assert evict([tmp_path]) == 10_000
 
 
+def test_files_are_made_once_before_their_system_is_loaded(running, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.rivals.lineup.MODELS", tmp_path / "models")
+    files = Files("made-of-it", sys.prefix, "tests.bench.fake_files", "int8")
+    for name in ("first", "second"):
+        system = replace(fake(name, "1x41"), files=files)
+        running.run(system, ONE)
+        path = Path(running.about[name]["settings"]["files"])
+        assert path == tmp_path / "models" / "no-model" / "made-of-it"
+        assert path.read_text() == "int8 of no-model, once"
+
+
+def test_files_that_cannot_be_made_are_that_systems_failure(running, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.rivals.lineup.MODELS", tmp_path / "models")
+    files = Files("made-of-it", sys.prefix, "tests.bench.fake_files", "impossible")
+    system = replace(fake("a", "1x41", START_COLD), files=files)
+    with pytest.raises(SystemFailed, match="made-of-it cannot be made: no such weights"):
+        running.run(system, ONE)
+    run, _ = run_of(running, [system], tokenizer)
+    run.measure(START_COLD)
+    assert "no such weights" in run.results[0].error
+    missing = replace(system, files=replace(files, venv="nowhere"))
+    with pytest.raises(SystemFailed, match=r"cannot be made: .*No such file"):
+        running.prepare(missing)
+
+
 # Figures
 
 
@@ -312,7 +338,8 @@ def report(running, tokenizer) -> dict:
     run, _ = run_of(running, systems, tokenizer, requests_per_s=500.0)
     for workload in workloads:
         run.measure(workload)
-    about = {"model": "none", "num_rounds": 1, "workloads": {}, "systems": running.about}
+    skipped = {"vllm-zen": "not an AMD processor"}
+    about = {"model": "none", "num_rounds": 1, "workloads": {}, "systems": running.about, "skipped": skipped}
     return json.loads(json.dumps(as_json(run.results, requests_per_s=run.requests_per_s, **about)))
 
 
@@ -331,6 +358,7 @@ def test_the_table_shows_each_system_and_why_one_failed(report):
     console.print(table(report))
     text = console.export_text()
     assert "failed: load: ValueError: no room" in text
+    assert "vllm-zen skipped: not an AMD processor" in text
     assert "TTFT p50 ms" in text
     assert text.count("ingine") == 5
     assert [line.split()[2] for line in text.splitlines() if line.split()[1:2] == ["new"]] == ["1"]  # rounds
@@ -368,10 +396,15 @@ def test_ingine_says_which_commit_it_is(monkeypatch):
 
 def test_every_system_can_be_set_up_and_run_by_what_is_committed():
     known = {*WORKLOADS, ARRIVALS, START_COLD, START_WARM}
+    installed = re.search(r"^RIVALS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    installed += ["vllm-zen"]  # where the machine is AMD's
     for system in SYSTEMS.values():
-        assert (ROOT / system.module.replace(".", "/")).with_suffix(".py").is_file()
         assert system.max_rounds.keys() <= known
-        if system.venv != ".venv":
-            pins = ROOT / "benchmarks/rivals/requirements" / f"{Path(system.venv).name}.txt"
-            assert "==" in pins.read_text()
+        made_by = [system.files] if system.files else []
+        for each in (system, *made_by):
+            assert (ROOT / each.module.replace(".", "/")).with_suffix(".py").is_file()
+            if each.venv != ".venv":
+                assert Path(each.venv).name in installed
+                pins = ROOT / "benchmarks/rivals/requirements" / f"{Path(each.venv).name}.txt"
+                assert "==" in pins.read_text()
     assert {workload for system in SYSTEMS.values() for workload in system.max_rounds} == known

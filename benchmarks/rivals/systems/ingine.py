@@ -1,8 +1,12 @@
-"""This checkout's engine, in process. Options are fields of `EngineConfig`."""
+"""This checkout's engine, in process.
+
+Options are fields of `EngineConfig`, and `files`: a GGUF file that is to be used as it is.
+"""
 
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ from benchmarks.rivals.stepping import Stepping
 from ingine import __version__
 from ingine.config import EngineConfig
 from ingine.engine import Engine
+from ingine.model_store import resolve_model
 from ingine.sampling_params import SamplingParams
 
 
@@ -30,6 +35,13 @@ class IngineSteps:
 
 
 def load(model: str, options: dict[str, Any]) -> Loaded:
+    options = dict(options)
+    if file := options.pop("files", None):
+        if resolve_model(file).is_dir():
+            raise RuntimeError(
+                "this version converts GGUF files to bfloat16 instead of using them as they are"
+            )
+        model = file
     engine = Engine(EngineConfig(model=model, **options))
     kernels = engine._runner._model.kernels
     return Loaded(
@@ -41,6 +53,7 @@ def load(model: str, options: dict[str, Any]) -> Loaded:
             "attention": kernels.attention.name,
             "layer_operations": kernels.ops.name,
             "weights": kernels.weights.name,
+            **({"gguf": Path(file).name, "gguf_bytes": Path(file).stat().st_size} if file else {}),
         },
     )
 

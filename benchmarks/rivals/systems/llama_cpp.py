@@ -1,20 +1,20 @@
 """llama.cpp through the low-level API of llama-cpp-python: many sequences in one llama_batch.
 
-Options: `gguf`, the file (see `gguf_files.py`), and fields of `llama_context_params`. Each sequence has its
-own part of the KV cache (no `kv_unified`, in which every token would pass over all sequences' cells), so the
-context is made for the requests that it is to hold, outside the measured time.
+Options: `files`, the GGUF file (see `gguf_files.py`), and fields of `llama_context_params`. Each sequence has
+its own part of the KV cache (no `kv_unified`, in which every token would pass over all sequences' cells), so
+the context is made for the requests that it is to hold, outside the measured time.
 """
 
 import ctypes
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
 from benchmarks.rivals.protocol import Loaded, Recording, Request, serve
 from benchmarks.rivals.stepping import Stepping
-from benchmarks.rivals.systems.gguf_files import gguf_path
 from benchmarks.rivals.systems.llama_steps import LlamaSteps
 
 MAX_NUM_SEQS = 128
@@ -65,7 +65,7 @@ class LlamaCpp:
 
 def load(model: str, options: dict[str, Any]) -> Loaded:
     options = dict(options)
-    path = gguf_path(options.pop("gguf"))
+    path = Path(options.pop("files"))
     return Loaded(
         LlamaCpp(str(path), options),
         versions={"llama-cpp-python": version("llama-cpp-python")},

