@@ -91,6 +91,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@.rivals/$*/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
+# llama.cpp's products on AMX die of a segmentation fault where GCC 12 drops stores that it takes for dead: its
+# header says that a tile configuration is loaded from 8 bytes, and it has 64.
+.rivals/llama/.installed: export CXXFLAGS := -fno-tree-dse -fno-dse
+
 # The allocator that vLLM's documentation asks for, where it can be had from Debian; no root is needed.
 .rivals/tcmalloc:
 	@rm -rf $@.unfinished && mkdir -p $@.unfinished

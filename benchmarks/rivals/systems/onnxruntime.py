@@ -30,8 +30,10 @@ class StaticBatches:
         recording = Recording(requests)
         for (num_prompt_tokens, num_tokens), indexes in batches.items():
             params = onnxruntime_genai.GeneratorParams(self._model)
+            length = num_prompt_tokens + num_tokens
+            # The end of sequence cannot be ignored, but for the least length it is never chosen.
             params.set_search_options(
-                do_sample=False, batch_size=len(indexes), max_length=num_prompt_tokens + num_tokens
+                do_sample=False, batch_size=len(indexes), min_length=length, max_length=length
             )
             generator = onnxruntime_genai.Generator(self._model, params)
             generator.append_tokens(np.array([requests[index].prompt for index in indexes], dtype=np.int32))

@@ -5,7 +5,6 @@
 KIND is how weights are stored: int8 or int4.
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -24,15 +23,7 @@ def make(model: str, folder: Path, kind: str) -> None:
     with tempfile.TemporaryDirectory() as cache:
         command = [sys.executable, "-m", BUILDER, "-i", model, "-o", unfinished, "-p", kind]
         subprocess.run([*command, "-e", "cpu", "-c", cache], check=True, stdout=sys.stderr)
-    _never_end(unfinished / "genai_config.json")
     unfinished.rename(folder)
-
-
-def _never_end(path: Path) -> None:
-    """No token is the end of a sequence, since there is no option to ignore that."""
-    config = json.loads(path.read_text())
-    config["model"]["eos_token_id"] = [config["model"]["vocab_size"]]
-    path.write_text(json.dumps(config, indent=1))
 
 
 if __name__ == "__main__":
