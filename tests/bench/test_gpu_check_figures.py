@@ -21,7 +21,7 @@ from ingine.attention import TorchAttention
 from ingine.engine import Engine
 from ingine.kernels import REFERENCE
 from ingine.models import Decoder
-from ingine.triton_kernels import kv_write, layer_ops, paged_decode, paged_prefill, sampling
+from ingine.triton_kernels import kv_write, layer_ops, paged_decode, paged_prefill, sampling, stored_linear
 
 CPU = torch.device("cpu")
 
@@ -280,6 +280,8 @@ def test_kernels_whose_names_differ_late_are_summed():
         (layer_ops.rms_norm_kernel.__name__, "norms and activation"),
         (layer_ops.add_rms_norm_kernel.__name__, "norms and activation"),
         (layer_ops.silu_mul_kernel.__name__, "norms and activation"),
+        (stored_linear.stored_linear_kernel.__name__, "matrix products"),
+        (stored_linear.sum_pieces_kernel.__name__, "matrix products"),
         (sampling.choose_kernel.__name__, "sampling"),
         ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, MaxOps<float>>>", "sampling"),
         ("void at::native::sbtopk::gatherTopK<float, unsigned int, 2, false>", "sampling"),
