@@ -30,6 +30,8 @@ class Scheme:
     """Of the matrix that share a scale; None: all."""
     columns: int | None
     """As `rows`."""
+    symmetric: bool = True
+    """Of compressed-tensors' int4: else zeros have to be stored."""
     int8_activations: bool = False
     """Whether the checkpoint is made for activations in int8 too, a symmetric scale for each token."""
 
@@ -194,11 +196,14 @@ def _compressed_group(group: Any, default_format: Any) -> Scheme:
             "'pack-quantized' int4 and int8, 'int-quantized' int8 and 'float-quantized' fp8 work",
         )
     _require("compressed-tensors", weights, "dynamic", (False, None))
-    if kind != "int4":
-        _require("compressed-tensors", weights, "symmetric", (True, None))
+    _require(
+        "compressed-tensors", weights, "symmetric", (True, False, None) if kind == "int4" else (True, None)
+    )
     takes_int8 = tuple(inputs.get(key) for key in ("type", "num_bits", "dynamic")) == ("int", 8, True)
     per_token = inputs.get("strategy") == "token" and inputs.get("symmetric") is True
-    return Scheme(kind, *_compressed_block(weights), int8_activations=takes_int8 and per_token)
+    rows, columns = _compressed_block(weights)
+    symmetric = weights.get("symmetric") is not False
+    return Scheme(kind, rows, columns, symmetric, int8_activations=takes_int8 and per_token)
 
 
 def _arguments(said: Any) -> dict[str, Any]:

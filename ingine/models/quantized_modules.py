@@ -12,7 +12,7 @@ Shapes and types are checked by the files' headers, before anything is read.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -159,7 +159,8 @@ class _Layout:
         if kind == "int4":
             grid = self.headers[f"{self.module}.weight_scale"].shape
             groups = grid[1] if len(grid) == 2 else 1
-            names |= self._if_there("weight_zero_point", ("I32",), [-(-n // 8), groups])
+            find = self._if_there if scheme.symmetric else self.require
+            names |= find("weight_zero_point", ("I32",), [-(-n // 8), groups])
         return scheme, names | self._if_there("weight_g_idx", ("I32",), [k]), unpack_packed
 
     def scaled(self, schemes: tuple[Scheme, ...], dtype: str) -> _Found:
@@ -215,8 +216,7 @@ class _Layout:
 
     def _clipped(self, scheme: Scheme) -> Scheme:
         n, k = self.shape
-        rows, columns = min(scheme.rows or n, n), min(scheme.columns or k, k)
-        return Scheme(scheme.kind, rows, columns, scheme.int8_activations)
+        return replace(scheme, rows=min(scheme.rows or n, n), columns=min(scheme.columns or k, k))
 
     def _scale_shapes(self, scheme: Scheme, transposed: bool) -> list[list[int]]:
         (n, k), rows, columns = self.shape, scheme.rows, scheme.columns

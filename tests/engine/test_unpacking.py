@@ -122,8 +122,8 @@ def damaged(name: str, part: str, change) -> None:
     ("name", "part"),
     [
         ("awq", "qzeros"), ("awq", "scales"), ("gptq", "qzeros"), ("gptq", "scales"),
-        ("w4a16", "weight_scale"), ("w4a16", "weight_shape"), ("w8a8", "weight_scale"),
-        ("fp8-block", "weight_scale"),
+        ("w4a16", "weight_scale"), ("w4a16", "weight_shape"), ("w4a16-asym", "weight_zero_point"),
+        ("w8a8", "weight_scale"), ("fp8-block", "weight_scale"),
     ],
 )  # fmt: skip
 def test_a_tensor_that_is_missing_is_named(name, part):
