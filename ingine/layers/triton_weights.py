@@ -42,9 +42,9 @@ class TritonWeights(PlainWeights):
 
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
         """One product for all parts if they are stored alike; else one for each, side by side."""
-        packed = [_pack(part, dtype) for part in parts]
-        if not any(packed):
+        if not any(self.keeps(part, dtype) for part in parts):
             return super().pack_stored(parts, bias, dtype)
+        packed = [_pack(part, dtype) for part in parts]
         if None not in packed and len({(one.kind, one.group_size) for one in packed}) == 1:
             return _product(_merged(packed), bias)
         biases = [None] * len(parts) if bias is None else bias.split([part.shape[0] for part in parts])

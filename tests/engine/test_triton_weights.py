@@ -161,6 +161,18 @@ def test_parts_that_are_stored_otherwise_lie_side_by_side():
     assert_product(parts, random(5, 96))
 
 
+def test_columns_that_are_not_in_order_stay_as_they_are_stored(monkeypatch):
+    from ingine.layers import triton_weights
+
+    matrix = ReorderedMatrix(int4(24, 96, 32), torch.randperm(96, generator=generator(4)))
+    assert triton_weights.TritonWeights().keeps(matrix, torch.bfloat16)
+    assert_product([matrix], random(5, 96), random(1, 24)[0])
+    made = []
+    monkeypatch.setattr(triton_weights, "_product", lambda packed, bias: made.append(packed))
+    triton_weights.TritonWeights().pack_stored([matrix], None, torch.bfloat16)
+    assert [one.kind for one in made] == ["int4"]
+
+
 def test_every_fp8_number_is_decoded():
     bits = torch.arange(256, dtype=torch.uint8)
     bits[bits & 0x7F == 0x7F] = 0
