@@ -24,7 +24,9 @@ NUM_CHARACTERS = 80
 """Of such a name: kernels that differ only after these are summed."""
 
 GROUPS = {
-    "matrix products": r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitkreduce|aten::linear|stored_linear|sum_pieces",
+    "matrix products": (
+        r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitkreduce|aten::linear|stored_linear|sum_pieces"
+    ),
     "attention": r"^_(write|decode|reduce|prefill)_kernel|flash|fmha|attention",
     "norms and activation": r"norm|silu",
     "sampling": r"choose|max|topk|sort|radix|gatherTopK|scan|cumsum",
