@@ -1,13 +1,12 @@
 """The engine for offline use, with the face that vLLM's users know."""
 
+import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from itertools import count
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ingine.config import EngineConfig
 from ingine.engine import Engine
@@ -175,16 +174,30 @@ class LLM:
         return requests
 
     def _finish(self, requests: dict[str, RequestOutput], shows_progress: bool) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.completed}/{task.total} prompts"), BarColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=not (shows_progress and console.is_terminal)) as bar:
-            row = bar.add_task("", total=len(requests))
+        shows_progress = shows_progress and sys.stderr is not None and sys.stderr.isatty()
+        with _progress_bar(len(requests)) if shows_progress else nullcontext(_say_nothing) as say_finished:
             num_finished = 0
             while num_finished < len(requests):
                 for output in self.engine.step():
                     _update(requests[output.seq_id], output)
                     num_finished += output.finish_reason is not None
-                bar.update(row, completed=num_finished)
+                say_finished(num_finished)
+
+
+@contextmanager
+def _progress_bar(num_prompts: int) -> Iterator[Callable[[int], None]]:
+    """Yields what is to be called with the number of prompts that are finished."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.completed}/{task.total} prompts"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        row = bar.add_task("", total=num_prompts)
+        yield lambda num_finished: bar.update(row, completed=num_finished)
+
+
+def _say_nothing(num_finished: int) -> None:
+    pass
 
 
 def _new_output(request_id: str, prompt: str | None, prompt_token_ids: list[int]) -> RequestOutput:

@@ -1,5 +1,6 @@
 """Loading what stays until the end, cheaply."""
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,5 +13,6 @@ def frozen_imports() -> Iterator[None]:
     try:
         yield
         gc.freeze()
+        atexit.register(gc.unfreeze)  # triton says on standard error what of it is not collected at exit
     finally:
         gc.enable()

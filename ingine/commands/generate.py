@@ -9,6 +9,7 @@ import typer
 
 from ingine.model_store import DEFAULT_MODEL
 from ingine.terminal import echo
+from worker.frozen_imports import frozen_imports
 
 if TYPE_CHECKING:
     from ingine.llm import LLM
@@ -65,7 +66,8 @@ def generate(
         first = error.errors()[0]
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
-    from ingine.llm import LLM  # from here on it is torch's time that passes
+    with frozen_imports():  # from here on it is torch's time that passes
+        from ingine.llm import LLM
 
     llm = LLM(model)
     params = llm.engine.limits.with_defaults(params)

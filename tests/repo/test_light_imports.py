@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S
 
 TORCH = {"torch", "transformers", "numpy", "tokenizers"}
@@ -63,3 +64,10 @@ def test_a_command(arguments: list[str], none_of: set[str]):
     found = modules_after(COMMAND, *arguments)
     assert "ingine.cli" in found
     assert not found & none_of
+
+
+def test_generating_needs_nothing_slow_beside_torch(tmp_path):
+    model = make_tiny_model(tmp_path, num_layers=1)
+    found = modules_after(COMMAND, "generate", "--model", str(model), "--max-tokens", "2", "hi")
+    assert "torch" in found and "ingine.llm" in found
+    assert not found & {"transformers", "torch._dynamo", "sympy", "redis", "rich"}
