@@ -46,8 +46,10 @@ class SuffixDrafter:
             self._sources = self._longest_matches()
 
     def draft(self, max_tokens: int, min_probability: float = 0.0) -> list[int]:
-        """At most `max_tokens` tokens that may follow, each of which, and all before it, are right with at
-        least `min_probability`: the share of sources that agree, times the acceptance rate, at each token.
+        """At most `max_tokens` tokens that may follow.
+
+        The probability that one is right, and all before it, is estimated as the product, over these, of
+        acceptance rate and share of sources that agree; it is to be at least `min_probability`.
 
         A source that reaches the end of the sequence goes on with the draft itself: a period repeats.
         """
