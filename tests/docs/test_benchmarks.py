@@ -6,6 +6,7 @@ from tests.docs.tables import ROOT
 
 PARTS = {
     "first_token.py",
+    "four_bits.py",
     "machine.py",
     "speculation_texts.py",
     "stand_in.py",
