@@ -90,7 +90,7 @@ inline ints load_heads(const char *const *rows, int64_t offset) {
 #if defined(__AVX512F__) && defined(__AVX512BW__)
     const auto eight = [&](int first) {
         const __m512i at = _mm512_loadu_si512(rows + first);
-        return _mm512_mask_i64gather_epi32(_mm256_setzero_si256(), -1, at, (const char *)nullptr + offset, 1);
+        return _mm512_mask_i64gather_epi32(_mm256_setzero_si256(), -1, at, (const void *)offset, 1);
     };
     return (ints)_mm512_maskz_inserti64x4(-1, _mm512_castsi256_si512(eight(0)), eight(8), 1);
 #else
