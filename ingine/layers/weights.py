@@ -41,7 +41,10 @@ class WeightFormat(ABC):
         return self.pack(weight, None), embedding(weight)
 
     def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
-        """Whether `pack_stored` multiplies such a part as it is stored, for x of `dtype`. Here none is."""
+        """Whether `pack_stored` multiplies such a part as it is stored, for x of `dtype`. Here none is.
+
+        The loader makes a matrix dense for `pack` if no part of it is kept.
+        """
         return False
 
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:

@@ -83,13 +83,15 @@ def _load_linear(linear: Linear, names: list[str], source: "_Source", weights: W
         source.copy_into(linear.parts(names))
         linear.pack(weights)
         return
-    kept = all(weights.keeps(matrix, linear.dtype) for matrix in matrices)
-    source.kinds.update(matrix.name if kept else f"{matrix.name} converted" for matrix in matrices)
+    kept = [weights.keeps(matrix, linear.dtype) for matrix in matrices]
+    note = "" if all(kept) else " converted"
+    source.kinds.update(f"{matrix.name}{note}" for matrix in matrices)
     source.copy_into(linear.biases(names))
-    if kept or linear.device.type == "cpu":
+    if all(kept) or (any(kept) and linear.device.type == "cpu"):
         linear.pack_stored(weights, [matrix.to(linear.device) for matrix in matrices])
         return
-    # Here rather than there: not every device has the types that are stored.
+    # As any dense weight from here on, and here rather than there: not every device has the types that are
+    # stored.
     linear.allocate()
     for target, matrix in zip(linear.weight.split(linear.out_features), matrices, strict=True):
         target.copy_(matrix.dense())

@@ -29,6 +29,9 @@ class CountedWeights(PlainWeights):
     def __init__(self):
         self.names: list[str] = []
 
+    def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
+        return True
+
     def pack_stored(
         self, parts: list[StoredMatrix], bias: torch.Tensor | None, dtype: torch.dtype
     ) -> Product:
