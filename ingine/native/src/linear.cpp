@@ -7,8 +7,8 @@
 // reading and computing overlap.
 //
 // Every output is one accumulator that takes k in ascending order, whatever the number of rows or threads:
-// a row's result does not depend on the batch that it is in. A CPU with AMX multiplies 16 groups at a time (amx.h),
-// bfloat16 and int8, also a single row.
+// a row's result does not depend on the batch that it is in. On AMX (amx.h) it takes 16 groups of k at a time, in
+// bfloat16 whatever the number of rows.
 #include <omp.h>
 
 #include "amx.h"
@@ -57,23 +57,24 @@ template <class Dot, typename T> void write(const Product<T> &p, const float *su
     store(p.out + row * p.n + n, v, p.n - n);
 }
 
-// One block of a panel times some rows, in tiles of nearly one size, each over all columns or a part of them. Of
-// what is read next, a pass alone prefetches the same panel, far ahead of the reader; of several the first two
-// half of the next panel each, the rest nothing.
+// One block of a panel times some rows, in tiles of nearly one size, each over all columns or a part of them. All
+// passes alike prefetch a part of what is read next, since more at a time than memory gives would hold up the
+// multiplication; one alone the same panel, far ahead of the reader.
 template <class Dot>
 void multiply_block(const char *w, int64_t groups, const Rows &rows, bool resume, float *sums) {
     const int64_t vectors = rows.count <= kWideRows ? kWideVectors : kTileVectors;
     const int64_t columns = vectors * kLanes, parts = kColumns / columns;
     const int64_t tiles = (rows.count + kTileRows - 1) / kTileRows, passes = parts * tiles;
-    const char *next = passes == 1 ? w + kStreamAhead : w + groups * kPanelGroupBytes;
-    for (int64_t part = 0, pass = 0; part < parts; part++)
-        for (int64_t t = 0, row = 0; t < tiles; t++, pass++) {
+    const bool stream = passes == 1 && rows.count > kHardwareRows;
+    Prefetch ahead{w + groups * kPanelGroupBytes, passes / 2};  // a group is two lines
+    if (passes == 1) ahead = {w + kStreamAhead, groups};
+    for (int64_t part = 0; part < parts; part++)
+        for (int64_t t = 0, row = 0; t < tiles; t++) {
             const int64_t size = rows.count / tiles + (t < rows.count % tiles);
-            const int lines = passes > 1 ? pass < 2 : rows.count <= kHardwareRows ? 0 : 2;
-            const Tile tile = tile_of<Dot>(size, vectors, lines);
+            const Tile tile = tile_of<Dot>(size, vectors, stream);
             tile(rows.x + row * rows.stride, rows.stride, w + part * columns * kGroupBytes, groups,
-                 sums + row * kColumns + part * columns, resume, next + pass * groups * 64);
-            row += size;
+                 sums + row * kColumns + part * columns, resume, ahead);
+            row += size, ahead.from += groups / ahead.every * 64;
         }
 }
 
@@ -164,8 +165,8 @@ template <class Dot, typename T> void multiply_on_amx(const Product<T> &p, const
 }
 #endif
 
-// Rows that are multiplied, up to whole tiles of AMX's, in memory that the calling thread keeps. Each begins a cache
-// line, an odd number of lines after the row before: those of a tile would share a set of L1 else.
+// Rows that are multiplied, up to whole tiles of AMX's, in memory that the calling thread keeps. Each begins a
+// cache line, an odd number of lines after the row before: those of a tile would share a set of L1 else.
 struct RowMemory {
     int64_t stride;
     char *rows;
