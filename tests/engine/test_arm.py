@@ -12,7 +12,8 @@ FOLDER = Path(__file__).parent
 
 MARCHES = {
     "armv8-a": ["neon", "neon", "neon"],
-    "armv8.6-a": ["neon", "neon", "neon-dotprod"],  # has bf16, i8mm and dotprod
+    "armv8.2-a+dotprod": ["neon", "neon", "neon-dotprod"],
+    "armv8.6-a": ["neon", "neon-bf16", "neon-dotprod"],  # has bf16, i8mm and dotprod
 }
 
 pytestmark = needs("kernels for ARM (a cross compiler and qemu-user)")

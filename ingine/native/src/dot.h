@@ -63,6 +63,19 @@ struct BFloat16Dot {
         return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w);
     }
 };
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+// x is bfloat16.
+struct BFloat16Dot {
+    using Sum = floats;
+    using Factor = ints;
+    static constexpr const char *kIsa = "neon-bf16";
+    static constexpr int kSteps = 1;
+    static Factor broadcast(const char *x) { return splat(load_as<int32_t>(x)); }
+    static Factor part(ints w, int) { return w; }
+    static Sum dot(Sum sum, Factor x, Factor w) {
+        return (floats)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)x, (bfloat16x8_t)w);
+    }
+};
 #else
 using BFloat16Dot = ExpandedBFloat16Dot;
 #endif
