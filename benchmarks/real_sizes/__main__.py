@@ -35,7 +35,6 @@ from ingine.tokenizer import Tokenizer
 LOAD_TIMEOUT_S = 1800
 COMPILE_TIMEOUT_S = 600
 GB = 1e9
-MEMORY = ("peak_resident_bytes", "peak_anonymous_bytes", "anonymous_bytes", "file_bytes")
 
 
 def main(
@@ -72,11 +71,8 @@ def main(
             for entry in chosen:
                 shape = shapes[entry.model]
                 result = {"model": entry.model, "system": entry.name, "round": round_number}
-                if entry.why_not:
-                    result["skipped"] = entry.why_not
-                else:
-                    path = _made(scratch, entry, shape, tokenizer)
-                    result |= _measure(entry, shape, path, requests, num_streams, limit_s, scratch)
+                path = _made(scratch, entry, shape, tokenizer)
+                result |= _measure(entry, shape, path, requests, num_streams, limit_s, scratch)
                 print(_line(result), flush=True)
                 report["results"].append(result)
                 if json_path:
@@ -146,13 +142,14 @@ def _measure(
         with PeakAnonymous(child.pid) as peak:
             said = child.load(str(path), options, timeout_s=LOAD_TIMEOUT_S)
         result |= {"load_s": time.perf_counter() - begun, "peak_anonymous_bytes": peak.num_bytes}
-        result |= memory_of(child.pid) | {"versions": said["versions"], "settings": said["settings"]}
+        result |= {"loaded": memory_of(child.pid)}
+        result |= {"versions": said["versions"], "settings": said["settings"]}
         child.run([requests[0]._replace(num_tokens=2)], timeout_s=limit_s)
         for num in num_streams:
             answer = child.run(requests[:num], timeout_s=limit_s)
             figures = rates(requests[:num], answer["token_times_s"])
             result["streams"][num] = figures | {"first_token_ids": answer["first_token_ids"]}
-        result["anonymous_bytes_at_end"] = memory_of(child.pid)["anonymous_bytes"]
+        result["at_end"] = memory_of(child.pid)
     except SystemFailed as error:
         result["error"] = str(error)
     finally:
@@ -169,14 +166,19 @@ def _line(result: dict[str, Any]) -> str:
     words = [f"{result['model']:5} {result['system']:24} round {result['round'] + 1} "]
     if "load_s" in result:
         words.append(f"weights {result['weights_bytes'] / GB:.2f} GB, loaded in {result['load_s']:.1f} s;")
-        words += [f"{name.removesuffix('_bytes')} {result[name] / GB:.2f}" for name in MEMORY]
+        words.append(f"anonymous at most {result['peak_anonymous_bytes'] / GB:.2f}")
+    for when in ("loaded", "at_end"):
+        held = result.get(when, {})
+        words += [f"{when}:"] if held else []
+        words += [f"{name.removesuffix('_bytes')} {size / GB:.2f}" for name, size in held.items()]
     for num, figures in result.get("streams", {}).items():
         decode = figures.get("decode_tokens_per_s")
         words.append(
             f"| {num}: {figures['tokens_per_s']:.1f} tok/s, prefill {figures['prefill_tokens_per_s']:.0f}, "
             f"decode {f'{decode:.1f}' if decode else 'none'}"
         )
-    words += [f"{name}: {result[name]}" for name in ("skipped", "error") if name in result]
+    if "error" in result:
+        words.append(f"error: {result['error']}")
     return " ".join(words)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from benchmarks.real_sizes.shapes import Shape
 from benchmarks.rivals.plan import SYSTEMS, System
-from ingine.config import QUANTIZATIONS
 
 STEP_TOKENS = 2048
 """The budget of a step, for both engines: with prompts in few steps, most of decoding comes after them."""
@@ -30,12 +29,6 @@ class Entry:
     def name(self) -> str:
         made = f" to {self.quantization}" if self.quantization else ""
         return f"{self.engine} {self.weights}{made}"
-
-    @property
-    def why_not(self) -> str | None:
-        if self.quantization is None or self.quantization in QUANTIZATIONS:
-            return None
-        return f"this version has no quantization {self.quantization!r}"
 
     @property
     def venv(self) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from benchmarks.machine import cpu_flags, is_amd
 from benchmarks.rivals.child import ROOT
 from benchmarks.rivals.workloads import ARRIVALS, START_COLD, START_WARM, WORKLOADS
-from ingine.config import QUANTIZATIONS
 
 NUM_THREADS = os.cpu_count() or 1
 MAX_NUM_SEQS = 128
@@ -62,16 +61,13 @@ class System:
     files: Files | None = None
     """The child finds their path in its option `files`."""
     why_not: str | None = None
-    """Why it does not run on this machine, or with this version of ingine."""
+    """Why it does not run on this machine."""
 
 
 def _ingine(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
     limits = {"max_num_seqs": MAX_NUM_SEQS, "max_model_len": MAX_MODEL_LEN, "kv_cache_bytes": KV_GIB << 30}
     options = {"enable_prefix_caching": False, **limits, **options}
-    quantization = options.get("quantization")
-    lacks = quantization is not None and quantization not in QUANTIZATIONS
-    why_not = f"this version has no quantization {quantization!r}" if lacks else None
-    return System(name, ".venv", f"{ADAPTERS}.ingine", options, max_rounds, why_not=why_not)
+    return System(name, ".venv", f"{ADAPTERS}.ingine", options, max_rounds)
 
 
 def _ingine_gguf(file_type: str, max_rounds: Mapping[str, int]) -> System:

@@ -1,6 +1,6 @@
 """This checkout's engine, in process.
 
-Options are fields of `EngineConfig`, and `files`: a GGUF file that is to be used as it is.
+Options are fields of `EngineConfig`, and `files`: a GGUF file, which is multiplied as it is stored.
 """
 
 import subprocess
@@ -17,7 +17,6 @@ from benchmarks.rivals.stepping import Stepping
 from ingine import __version__
 from ingine.config import EngineConfig
 from ingine.engine import Engine
-from ingine.model_store import resolve_model
 from ingine.sampling_params import SamplingParams
 
 
@@ -37,10 +36,6 @@ class IngineSteps:
 def load(model: str, options: dict[str, Any]) -> Loaded:
     options = dict(options)
     if file := options.pop("files", None):
-        if resolve_model(file).is_dir():
-            raise RuntimeError(
-                "this version converts GGUF files to bfloat16 instead of using them as they are"
-            )
         model = file
     engine = Engine(EngineConfig(model=model, **options))
     kernels = engine._runner._model.kernels
