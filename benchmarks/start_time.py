@@ -1,16 +1,20 @@
 """From the start of a process to its first token: `python benchmarks/start_time.py`.
 
-    [--model NAME] [--rounds 5] [--warm-only] [--json PATH]
+    [--model NAME] [--rounds 5] [--warm-only] [--imports-only] [--json PATH]
 
     engine  a script that makes an `LLM` and generates one token
     worker  `ingine worker` with a job waiting in its queue, until the token's event is with a consumer
+    import  `import producer`, `from producer import Client`, `ingine --help`, and `ingine status` of a server
+            that is away: least of 20 fresh processes each, in turns
 
-Each with a warm page cache and a cold one. Cold means that the kernel was asked to drop what they read, which
-it does not do for files that other processes have mapped: how much then came from the disk is in the table.
-Medians of `--rounds` fresh processes of each, taking turns; and what the time of the engine goes into.
+The first two each with a warm page cache and a cold one. Cold means that the kernel was asked to drop what
+they read, which it does not do for files that other processes have mapped: how much then came from the disk
+is in the table. Medians of `--rounds` fresh processes of each, taking turns; and what the time of the engine
+goes into.
 """
 
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -29,6 +33,15 @@ from ingine.model_store import DEFAULT_MODEL, resolve_model
 from producer import Client
 from worker.embedded import EmbeddedServer
 
+IMPORT_ROUNDS = 20
+INGINE = [sys.executable, "-m", "ingine"]
+IMPORTS = {
+    "python": [sys.executable, "-c", "pass"],
+    "import producer": [sys.executable, "-c", "import producer"],
+    "from producer import Client": [sys.executable, "-c", "from producer import Client"],
+    "ingine --help": [*INGINE, "--help"],
+    "ingine status": [*INGINE, "status", "x", "--redis-url", "redis://127.0.0.1:1/0"],
+}
 PROMPT = "What is the capital of France?"
 CHILD = Path(__file__).with_name("first_token.py")
 
@@ -77,8 +90,46 @@ def main(
     model: Annotated[str, typer.Option(help="As of `ingine worker`.")] = DEFAULT_MODEL,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     warm_only: Annotated[bool, typer.Option("--warm-only", help="Leave the page cache alone.")] = False,
+    imports_only: Annotated[
+        bool, typer.Option("--imports-only", help="No model: what commands and the producer import.")
+    ] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
+    report_imports(imports := measure_imports())
+    runs = {} if imports_only else measure_starts(model, rounds, warm_only)
+    if runs:
+        report(runs)
+    if json_path:
+        found = {"machine": machine(), "model": model, "imports": imports, "runs": runs}
+        json_path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def measure_imports() -> dict[str, dict[str, float]]:
+    """Least seconds of each, by the clock and of the processor: what else runs here only adds to them."""
+    least: dict[str, dict[str, float]] = {}
+    for _ in range(IMPORT_ROUNDS):
+        for name, command in IMPORTS.items():
+            run = measure(lambda command=command: run_quietly(command))
+            seen = least.setdefault(name, {"seconds": math.inf, "cpu_s": math.inf})
+            least[name] = {figure: min(seen[figure], run[figure]) for figure in seen}
+    return least
+
+
+def run_quietly(command: list[str]) -> dict:
+    began = time.monotonic()
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    return {"seconds": time.monotonic() - began}
+
+
+def report_imports(least: dict[str, dict[str, float]]) -> None:
+    print(f"{'least of ' + str(IMPORT_ROUNDS):<30}{'s':>8}{'CPU s':>8}")
+    for name, figures in least.items():
+        print(f"{name:<30}{figures['seconds']:>8.3f}{figures['cpu_s']:>8.3f}")
+    print()
+
+
+def measure_starts(model: str, rounds: int, warm_only: bool) -> dict[str, list[dict]]:
+    """Runs by what was started, and with which page cache."""
     with (
         TemporaryDirectory(prefix="ingine-start-") as folder,
         EmbeddedServer(Path(folder, "valkey")) as server,
@@ -93,11 +144,7 @@ def main(
                     if cache == "cold":
                         drop_from_page_cache(model)
                     runs.setdefault(f"{name}, {cache}", []).append(measure(start))
-    report(runs)
-    if json_path:
-        json_path.write_text(
-            json.dumps({"machine": machine(), "model": model, "runs": runs}, indent=2) + "\n"
-        )
+    return runs
 
 
 def report(runs: dict[str, list[dict]]) -> None:
