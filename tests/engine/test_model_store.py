@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ingine import model_store
 from ingine.errors import ConfigError, ModelNotFound
 from ingine.kernels import REFERENCE
-from ingine.model_store import DEFAULT_MODEL, cache_root, names_of, resolve_model
+from ingine.model_store import CONVERSION, DEFAULT_MODEL, cache_root, made_folder, names_of, resolve_model
 from ingine.models import load_model
 from ingine.models.gguf_header import GGUFTensor
 from tests.engine.packed import PackedModel, PagedSequence
@@ -57,6 +57,14 @@ def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
     assert cache_root() == tmp_path / "xdg" / "ingine"
     monkeypatch.setenv("INGINE_CACHE_DIR", str(tmp_path / "own"))
     assert cache_root() == tmp_path / "own"
+
+
+def test_a_packaged_model_that_was_made_is_found_by_name_and_alias(cache):
+    assert made_folder(DEFAULT_MODEL) is None
+    folder = cache / "models" / f"{DEFAULT_MODEL}-{CONVERSION}"
+    folder.mkdir(parents=True)
+    assert made_folder(DEFAULT_MODEL) == made_folder("smollm2") == folder == resolve_model("smollm2")
+    assert made_folder(str(folder)) is None  # nobody has checked it
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path, cache):
