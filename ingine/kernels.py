@@ -175,7 +175,9 @@ def _select_weights(
     """`library` is None where it does not compute `dtype` on `device`."""
     if quantization is not None and library is not None:
         int8 = NativeInt8(library, dtype, PackedInt8() if int8_is_packable() else PlainWeights())
-        return Int4Weights(int8) if quantization == "int4" else int8
+        if quantization == "int8":
+            return int8
+        return Int4Weights(int8, probe=NativeWeights(library, dtype, fallback=PlainWeights()))
     if quantization == "int4":
         raise ConfigError(
             "quantization 'int4' needs device cpu, dtype float32 or bfloat16, and native kernels (a C++ "

@@ -15,27 +15,31 @@ ROWS_A_PART = 1024
 
 
 class Int4Weights(WeightFormat):
-    """What is not quantised here, and all products, are those of `inner`.
+    """Columns that meet large numbers are rounded with the more care (`ingine.models.importance`).
+
+    What is not quantised here, and all products, are those of `inner`.
 
     Delicate rows become Q8_0, eight bits and a half, and so does the vocabulary matrix of a tied model: the
     embedding takes its rows out of that too. Matrices whose rows are not whole groups are left to `inner`,
     and what a checkpoint holds quantised stays as it is, if `inner` multiplies that.
     """
 
-    def __init__(self, inner: WeightFormat):
+    def __init__(self, inner: WeightFormat, probe: WeightFormat | None = None):
         self.name = f"int4 ({inner.name})"
-        self._inner = inner
+        self._inner, self.probe = inner, probe
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
         return self.pack_delicate(weight, bias, 0)
 
-    def pack_delicate(self, weight: Tensor, bias: Tensor | None, num_delicate: int) -> Product:
+    def pack_delicate(
+        self, weight: Tensor, bias: Tensor | None, num_delicate: int, importance: Tensor | None = None
+    ) -> Product:
         if not can_be_int4(weight.shape[1]):
             return self._inner.pack(weight, bias)
         rows, delicate = weight.split([len(weight) - num_delicate, num_delicate])
         parts: list[StoredMatrix] = []
         if len(rows):
-            parts.append(quantize_int4(rows))
+            parts.append(quantize_int4(rows, importance=importance))
         if num_delicate:
             parts.append(quantize_q8_0(delicate))
         return self._inner.pack_stored(parts, bias, weight.dtype)

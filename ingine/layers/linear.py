@@ -40,9 +40,12 @@ class Linear(nn.Module):
         """Make room for the weights, uninitialised."""
         self.weight = empty_parameter(self.weight.shape, self.dtype, self.device)
 
-    def pack(self, weights: WeightFormat) -> None:
-        """Bring the loaded weights into the layout of `weights`, and forget them as they were."""
-        self.product = weights.pack_delicate(self.weight, self.bias, self.num_delicate)
+    def pack(self, weights: WeightFormat, importance: Tensor | None = None) -> None:
+        """Bring the loaded weights into the layout of `weights`, and forget them as they were.
+
+        importance: as `WeightFormat.pack_delicate` has it.
+        """
+        self.product = weights.pack_delicate(self.weight, self.bias, self.num_delicate, importance)
         self.weight = self.bias = None
 
     def pack_stored(self, weights: WeightFormat, matrices: Sequence[StoredMatrix]) -> None:

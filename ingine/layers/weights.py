@@ -19,6 +19,9 @@ Embedding = Callable[[Tensor], Tensor]
 class WeightFormat(ABC):
     name: str
 
+    probe: "WeightFormat | None" = None
+    """Multiplies what is measured for `pack_delicate`, of a format that asks for it."""
+
     @abstractmethod
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
         """The product with weight [out_features, in_features] and bias [out_features].
@@ -26,10 +29,12 @@ class WeightFormat(ABC):
         The product may keep `weight` itself, or hold a layout of its own; the caller forgets `weight`.
         """
 
-    def pack_delicate(self, weight: Tensor, bias: Tensor | None, num_delicate: int) -> Product:
+    def pack_delicate(
+        self, weight: Tensor, bias: Tensor | None, num_delicate: int, importance: Tensor | None = None
+    ) -> Product:
         """As `pack`, of a weight whose last `num_delicate` rows bear rounding worse than most.
 
-        Here that makes no difference.
+        importance [in_features] is the mean square of x's columns, where known. Here neither matters.
         """
         return self.pack(weight, bias)
 

@@ -1,7 +1,7 @@
 """From a folder of safetensors, or of a GGUF file, to a decoder, without a second copy of all weights.
 
-Each matrix is packed before the next one is read. An int8 model with a tied embedding keeps the matrix in
-bfloat16 besides, for the embedding.
+Each matrix is packed before the next one is read; for int4, each layer. An int8 model with a tied embedding
+keeps the matrix in bfloat16 besides, for the embedding.
 """
 
 import logging
@@ -23,6 +23,7 @@ from ingine.models.config import ModelConfig
 from ingine.models.decoder import Decoder
 from ingine.models.gguf_checkpoint import GGUFCheckpoint
 from ingine.models.gguf_file import GGUFFile
+from ingine.models.importance import Probe
 from ingine.models.quantized_checkpoint import QuantizedCheckpoint
 from ingine.models.weight_shapes import expected_shapes
 from ingine.parallel import SINGLE, TensorParallel, shard
@@ -60,8 +61,12 @@ def load_model(
     model, checkpoint = _open(path, dtype, device, kernels, parallel)
     source = _Source(checkpoint, parallel)
     source.copy_into(model.norms())
-    for linear, names in model.linears().items():
-        _load_linear(linear, names, source, kernels.weights)
+    if kernels.weights.probe is not None and source.has_plain(model):
+        _load_by_importance(model, source)
+    else:
+        for linear, names in model.linears().items():
+            if _read(linear, names, source, kernels.weights):
+                linear.pack(kernels.weights)
     matrices = source.matrices([EMBEDDING.removesuffix(".weight")]) if device.type == "cpu" else None
     if matrices is not None:
         model.pack_stored_embedding(matrices[0])
@@ -76,26 +81,46 @@ def load_model(
 
 
 @torch.no_grad()
-def _load_linear(linear: Linear, names: list[str], source: "_Source", weights: WeightFormat) -> None:
+def _read(linear: Linear, names: list[str], source: "_Source", weights: WeightFormat) -> bool:
+    """Returns whether `linear` is still to be packed: matrices that are held quantised may be at once."""
     matrices = source.matrices(names)
     if matrices is None:
         linear.allocate()
         source.copy_into(linear.parts(names))
-        linear.pack(weights)
-        return
+        return True
     kept = [weights.keeps(matrix, linear.dtype) for matrix in matrices]
     note = "" if all(kept) else " converted"
     source.kinds.update(f"{matrix.name}{note}" for matrix in matrices)
     source.copy_into(linear.biases(names))
     if all(kept) or (any(kept) and linear.device.type == "cpu"):
         linear.pack_stored(weights, [matrix.to(linear.device) for matrix in matrices])
-        return
+        return False
     # As any dense weight from here on, and here rather than there: not every device has the types that are
     # stored.
     linear.allocate()
     for target, matrix in zip(linear.weight.split(linear.out_features), matrices, strict=True):
         target.copy_(matrix.dense())
-    linear.pack(weights)
+    return True
+
+
+@torch.no_grad()
+def _load_by_importance(model: Decoder, source: "_Source") -> None:
+    """All linears, a layer at a time: what it computes of a few tokens says how its matrices are rounded."""
+    weights = model.kernels.weights
+    embed_tokens = torch.empty(model.embed_tokens.shape, dtype=model.dtype, device=model.device)
+    source.copy_into({EMBEDDING: embed_tokens})
+    probe = Probe(model, embed_tokens, weights.probe)
+    del embed_tokens
+    linears = model.linears()
+    for layer in model.layers:
+        own = [linear for linear in layer.modules() if isinstance(linear, Linear)]
+        plain = [linear for linear in own if _read(linear, linears.pop(linear), source, weights)]
+        importances = probe.run(layer, plain)
+        for linear in plain:
+            linear.pack(weights, importances[linear])
+    for linear, names in linears.items():
+        if _read(linear, names, source, weights):
+            linear.pack(weights)
 
 
 def load_weights(
@@ -200,6 +225,11 @@ class _Source:
         except ValueError as reason:
             self.kinds[f"{matrix.name} converted ({reason})"] += 1
             return None
+
+    def has_plain(self, model: Decoder) -> bool:
+        """Whether this rank has all of the model, and any linear that is not held quantised."""
+        linears = model.linears().values()
+        return self._parallel.size == 1 and any(self.matrices(names) is None for names in linears)
 
     @torch.no_grad()
     def copy_into(self, tensors: dict[str, Tensor]) -> None:

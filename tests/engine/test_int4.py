@@ -218,7 +218,9 @@ def test_delicate_rows_are_rounded_to_eight_bits():
 def test_the_values_of_attention_and_an_output_matrix_are_delicate(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        Int4Weights, "pack_delicate", lambda _, weight, bias, rows: asked.append((*weight.shape, rows))
+        Int4Weights,
+        "pack_delicate",
+        lambda _, weight, bias, rows, importance=None: asked.append((*weight.shape, rows)),
     )
     path = make_tiny_model(tmp_path)  # 4 heads, 2 of keys and values, of 16 numbers
     kernels = replace(REFERENCE, weights=int4())
