@@ -24,22 +24,24 @@ from ingine.layers.weights import Embedding, Product, WeightFormat
 from ingine.models.loader import load_weights
 
 Q = GGMLQuantizationType
-Rounding = Callable[[Tensor], Tensor]
-"""float32 [rows, columns] -> the numbers that are left of it."""
+Rounding = Callable[[Tensor, Tensor | None], Tensor]
+"""float32 [rows, columns] and the importance of the columns -> the numbers that are left."""
 
 
 class Rounded(WeightFormat):
     """Weights alone are rounded; products are those of `inner`. Q8_0 is for the same ones as in int4."""
 
     def __init__(self, name: str, rounding: Rounding, inner: WeightFormat):
-        self.name, self._rounding, self._inner = name, rounding, inner
+        self.name, self._rounding, self._inner, self.probe = name, rounding, inner, inner
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
         return self.pack_delicate(weight, bias, 0)
 
-    def pack_delicate(self, weight: Tensor, bias: Tensor | None, num_delicate: int) -> Product:
+    def pack_delicate(
+        self, weight: Tensor, bias: Tensor | None, num_delicate: int, importance: Tensor | None = None
+    ) -> Product:
         rows, delicate = weight.split([len(weight) - num_delicate, num_delicate])
-        parts = [self._rounding(rows.float())] if len(rows) else []
+        parts = [self._rounding(rows.float(), importance)] if len(rows) else []
         if num_delicate:
             parts.append(quantize_q8_0(delicate).dense())
         return self._inner.pack(torch.cat(parts).to(weight.dtype), bias)
@@ -48,15 +50,19 @@ class Rounded(WeightFormat):
         return self._inner.pack_tied(quantize_q8_0(weight).dense().to(weight.dtype))
 
 
-def fitted(weight: Tensor) -> Tensor:
+def fitted(weight: Tensor, importance: Tensor | None) -> Tensor:
+    return quantize_int4(weight, importance=importance).dense()
+
+
+def fitted_64(weight: Tensor, importance: Tensor | None) -> Tensor:
+    return quantize_int4(weight, 64, importance=importance).dense()
+
+
+def fitted_blindly(weight: Tensor, _: Tensor | None) -> Tensor:
     return quantize_int4(weight).dense()
 
 
-def fitted_64(weight: Tensor) -> Tensor:
-    return quantize_int4(weight, 64).dense()
-
-
-def end_to_end(weight: Tensor) -> Tensor:
+def end_to_end(weight: Tensor, _: Tensor | None) -> Tensor:
     """Each group's range in 15 equal steps."""
     groups = weight.view(-1, GROUP_SIZE)
     least = groups.amin(dim=1, keepdim=True).clamp_(max=0)
@@ -64,17 +70,18 @@ def end_to_end(weight: Tensor) -> Tensor:
     return (((groups - least) / step).round_() * step + least).view(weight.shape)
 
 
-def q4_0(weight: Tensor) -> Tensor:
+def q4_0(weight: Tensor, _: Tensor | None) -> Tensor:
     return _there_and_back(gguf.quantize(weight.numpy(), Q.Q4_0), Q.Q4_0)
 
 
-def q4_1(weight: Tensor) -> Tensor:
+def q4_1(weight: Tensor, _: Tensor | None) -> Tensor:
     return _there_and_back(gguf.quantize(weight.numpy(), Q.Q4_1), Q.Q4_1)
 
 
 METHODS: dict[str, tuple[Rounding, float]] = {
     "fitted, as int4, weights alone": (fitted, 5.0),
     "fitted, groups of 64": (fitted_64, 4.5),
+    "fitted without importance": (fitted_blindly, 5.0),
     "end to end": (end_to_end, 5.0),
     "Q4_0": (q4_0, 4.5),
     "Q4_1": (q4_1, 5.0),
@@ -82,23 +89,30 @@ METHODS: dict[str, tuple[Rounding, float]] = {
 """With the bits a weight of what is rounded so: all of the layers but the values of attention."""
 
 
-def q4_k_of(ggml: Path) -> Rounding:
-    """llama.cpp's own, out of its library libggml-base.so."""
+def q4_k_of(ggml: Path) -> dict[str, tuple[Rounding, float]]:
+    """llama.cpp's own, out of its library libggml-base.so: without an importance matrix, and with one."""
     library = ctypes.CDLL(ggml)
     quantize = library.ggml_quantize_chunk
     quantize.restype = ctypes.c_size_t
     quantize.argtypes = [ctypes.c_int, *2 * [ctypes.c_void_p], *3 * [ctypes.c_int64], ctypes.c_void_p]
 
-    def q4_k(weight: Tensor) -> Tensor:
+    def q4_k(weight: Tensor, importance: Tensor | None) -> Tensor:
         """As if rows were whole blocks of 256, as those of most models are."""
         size, num_bytes = gguf.GGML_QUANT_SIZES[Q.Q4_K]
         columns = weight.shape[1]
         padded = torch.nn.functional.pad(weight, (0, -columns % size)).contiguous()
         blocks = np.zeros((len(padded), padded.shape[1] // size * num_bytes), np.uint8)
-        quantize(Q.Q4_K, padded.data_ptr(), blocks.ctypes.data, 0, *padded.shape, None)
+        address = None
+        if importance is not None:
+            costs = torch.nn.functional.pad(importance.float(), (0, -columns % size)).contiguous()
+            address = costs.data_ptr()
+        quantize(Q.Q4_K, padded.data_ptr(), blocks.ctypes.data, 0, *padded.shape, address)
         return _there_and_back(blocks, Q.Q4_K)[:, :columns]
 
-    return q4_k
+    def blind(weight: Tensor, _: Tensor | None) -> Tensor:
+        return q4_k(weight, None)
+
+    return {"Q4_K": (blind, 4.5), "Q4_K with importance": (q4_k, 4.5)}
 
 
 def _there_and_back(blocks: np.ndarray, kind: Q) -> Tensor:

@@ -82,7 +82,7 @@ def variants(ggml: Path | None) -> dict[str, Variant]:
         "int8 weights and KV": bfloat16(8, quantization="int8", kv_cache_dtype="int8"),
         "int4 weights": bfloat16(5, quantization="int4"),
     }
-    methods = METHODS if ggml is None else METHODS | {"Q4_K": (q4_k_of(ggml), 4.5)}
+    methods = METHODS if ggml is None else METHODS | q4_k_of(ggml)
     for name, (rounding, bits) in methods.items():
         weights = Rounded(name, rounding, plain.kernels.weights)
         found[name] = Variant(torch.bfloat16, replace(plain.kernels, weights=weights), bits)
