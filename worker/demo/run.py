@@ -34,11 +34,12 @@ from worker.local import LocalWorkers
 NUM_PRODUCERS = 4
 WORKERS = ("worker-a", "worker-b")
 LEASE_S = 3.0
-MAX_NUM_SEQS = 32
-"""Of a worker: the one that is left has room for what the other one ran as soon as its lease is over."""
+MAX_NUM_SEQS = 24
+"""Of a worker: more than its half, so that the one that is left has room for the other's jobs as soon as
+their lease is over; and not all, since the first to look takes what it has room for."""
 MAX_NUM_BATCHED_TOKENS = 96
-"""One thread takes as long for each token of a prefill, however many are in a step. In small steps the first
-prompts have their first tokens sooner, and a worker that has taken many jobs leaves the next to the other."""
+"""Larger steps are hardly faster on one thread, and keep the first prompts' first tokens back until the last
+of a step is computed."""
 STALL_TIMEOUT_S = 60
 FRAMES_PER_S = 6
 SCHEMES = ("redis://", "rediss://", "unix://")
