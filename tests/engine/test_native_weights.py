@@ -139,10 +139,11 @@ def test_a_row_of_zeros_is_zero(march, name):
 @every_native
 def test_a_row_gives_the_same_bits_in_any_batch(march, name):
     dtype, make_weights = NATIVE[name]
-    product = make_weights(march, dtype).pack(make(960, 576)[0].to(dtype), None)
+    weight, bias = make(960, 576)
+    product = make_weights(march, dtype).pack(weight.to(dtype), bias.to(dtype))
     x = random_rows(530, 576).to(dtype)
     whole = product(x)
-    for rows in (1, 2, 3, 5, 6, 7, 12, 32, 100, 481):
+    for rows in (1, 2, 3, 5, 6, 7, 12, 16, 17, 32, 33, 48, 49, 100, 481):
         assert torch.equal(product(x[:rows]), whole[:rows])
         assert torch.equal(product(x[-rows:].contiguous()), whole[-rows:])
 

@@ -2,7 +2,7 @@
 // time. A panel's layout is the one that AMX wants.
 //
 // Sums of int8 are a Dot's integers. Those of bfloat16 have other bits than a Dot's: of 16 groups the even numbers
-// and the odd ones are added up apart. So a CPU that has AMX multiplies bfloat16 with nothing else.
+// and the odd ones are added up apart. So a process that is allowed AMX multiplies bfloat16 with nothing else.
 #pragma once
 #include "dot_int8.h"
 #include "tile.h"
@@ -69,14 +69,16 @@ void multiply_amx_tiles(const char *x, int64_t x_stride, const char *w, int64_t 
                         const char *ahead, int64_t lines) {
     constexpr int64_t kSumStride = kColumns * 4;
     const char *lower_x = x + kAmxRows * x_stride;
+    // Named, since the macros of g++ 11.1 and 11.2 cast a part of a sum only.
     float *lower_sums = sums + kAmxRows * kColumns;
+    float *right_sums = sums + kAmxRows, *lower_right_sums = lower_sums + kAmxRows;
     asm volatile("" ::: "memory");  // the intrinsics do not tell g++ that they read memory
     if (resume) {
         _tile_loadd(0, sums, kSumStride);
-        _tile_loadd(1, sums + 16, kSumStride);
+        _tile_loadd(1, right_sums, kSumStride);
         if constexpr (TILES == 2) {
             _tile_loadd(2, lower_sums, kSumStride);
-            _tile_loadd(3, lower_sums + 16, kSumStride);
+            _tile_loadd(3, lower_right_sums, kSumStride);
         }
     } else {
         _tile_zero(0);
@@ -87,7 +89,8 @@ void multiply_amx_tiles(const char *x, int64_t x_stride, const char *w, int64_t 
     for (int64_t g = 0; g < groups; g += kAmxGroups) {
         _tile_loadd(4, x, x_stride);
         _tile_loadd(6, w, kPanelGroupBytes);
-        _tile_loadd(7, w + 64, kPanelGroupBytes);
+        const char *right = w + kPanelGroupBytes / 2;
+        _tile_loadd(7, right, kPanelGroupBytes);
         AmxDot<Dot>::upper();
         if constexpr (TILES == 2) {
             _tile_loadd(5, lower_x, x_stride);
@@ -97,10 +100,10 @@ void multiply_amx_tiles(const char *x, int64_t x_stride, const char *w, int64_t 
         x += 64, lower_x += 64, w += kAmxStepBytes, ahead += lines * 64;
     }
     _tile_stored(0, sums, kSumStride);
-    _tile_stored(1, sums + 16, kSumStride);
+    _tile_stored(1, right_sums, kSumStride);
     if constexpr (TILES == 2) {
         _tile_stored(2, lower_sums, kSumStride);
-        _tile_stored(3, lower_sums + 16, kSumStride);
+        _tile_stored(3, lower_right_sums, kSumStride);
     }
 }
 #endif

@@ -41,7 +41,7 @@ struct ExpandedBFloat16Dot : Float32Dot {
     static constexpr int kSteps = 2;
     static Factor part(ints w, int step) {
         if (step == 0) return (floats)((uints)w << 16);
-#if defined(__AVX2__) && !defined(__AVX512BW__)
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512BW__)
         // A mask would take a register, of which a tile has none left: the sum in memory costs a fifth.
         return (floats)_mm256_slli_epi32(_mm256_srli_epi32((__m256i)w, 16), 16);
 #else

@@ -49,11 +49,13 @@ template <class Dot, typename T> void write(const Product<T> &p, const float *su
     floats v;
     if constexpr (std::is_same_v<Dot, Int8Dot>) {  // x was stored with kZero added to it
         const ints sum = load_as<ints>(sums) - load_as<ints>(p.w_sum + n) * Dot::kZero;
-        v = __builtin_convertvector(sum, floats) * load(p.w_scale + n) * p.x_scale[row];
+        v = __builtin_convertvector(sum, floats) * load(p.w_scale + n);
+        // Said to be one operation, or g++ may decide that anew wherever this is inlined.
+        v = p.bias ? fma(v, splat(p.x_scale[row]), load(p.bias + n)) : v * p.x_scale[row];
     } else {
         v = load(sums);
+        if (p.bias) v = v + load(p.bias + n);
     }
-    if (p.bias) v = v + load(p.bias + n);
     store(p.out + row * p.n + n, v, p.n - n);
 }
 
@@ -136,7 +138,8 @@ void multiply_amx_block(const char *w, int64_t groups, const Rows &rows, bool re
     }
 }
 
-// As multiply; `all` has room for whole tiles of rows, and zeros up to a multiple of 64 bytes of each.
+// As multiply; `all` has room for whole tiles of rows, and each row for a multiple of 64 bytes, zeros in bfloat16,
+// any in int8, which the zeros of the weights' tail meet.
 template <class Dot, typename T> void multiply_on_amx(const Product<T> &p, const Rows &all) {
     alignas(64) static thread_local float sums[kAmxPanels][kBlockRows * kColumns];
     const auto [first, last] = own_panels(p.n);

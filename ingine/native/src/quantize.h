@@ -62,7 +62,7 @@ void quantize_row(const T *x, int64_t k, int64_t rotation, char *out, float *sca
     rotated.resize((k + kRotated - 1) / kRotated * kRotated);
     const float max = rotate_row(x, k, rotation, rotated.data());
     *scale = max / 127.f / std::sqrt(float(rotation));
-    const floats inverse = splat(max > 0 ? 127.f / max : 0.f);
+    const floats inverse = splat(max > 1e-36f ? 127.f / max : 0.f);  // of less it would be infinite
     for (int64_t i = 0; i < k; i += kLanes)
         Dot::store_x(out + i * Dot::kSteps, nearest_ints(load(&rotated[i]) * inverse));
 }
