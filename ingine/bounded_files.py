@@ -31,7 +31,8 @@ def open_regular(path: Path) -> BinaryIO:
                 return file
             file.close()
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
+        link = f", a link to {os.readlink(path)}," if path.is_symlink() else ""
+        raise ConfigError(f"{path}{link} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ConfigError(f"{path} cannot be read: {error}") from error
     raise ConfigError(f"{path} cannot be read: it is no regular file")

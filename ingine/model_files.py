@@ -71,7 +71,13 @@ def _instead(folder: Path) -> str:
 
 
 def gguf_weights(folder: Path) -> Path | None:
-    """The GGUF file, or the first of several, that holds the weights of `folder`; None: no GGUF file does."""
+    """The GGUF file, or the first of several, that holds the weights of `folder`; None: no GGUF file does.
+
+    Where there are safetensors too, config.json and the tokenizer are theirs; a GGUF file may be of any
+    model.
+    """
+    if (folder / WEIGHTS_INDEX).exists() or any(folder.glob("*.safetensors")):
+        return None
     if (path := folder / f"{GGUF_STEM}.gguf").is_file() or path.is_symlink():
         return path
     return next(iter(sorted(folder.glob(f"{GGUF_STEM}-00001-of-?????.gguf"))), None)

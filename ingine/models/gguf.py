@@ -52,7 +52,7 @@ def link_gguf(gguf_path: Path, out_dir: Path) -> None:
         dtype = DENSE.get(file.tensor("token_embd.weight").tensor_type, torch.bfloat16)
         _describe(file, GGUFCheckpoint(file), dtype, folder)
         for part, link in zip(gguf_parts(file.path), gguf_links(folder, file.path), strict=True):
-            link.symlink_to(part.absolute())
+            link.symlink_to(part.resolve())
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 
@@ -134,3 +135,38 @@ def test_a_file_that_is_gone_or_cut_off_is_named(tmp_path):
     file.unlink()
     with pytest.raises(ConfigError, match=r"model\.gguf"):
         load(tmp_path / "linked")
+
+
+def test_safetensors_come_before_a_gguf_file_beside_them(tmp_path):
+    """As repositories have it that offer both: config.json and the tokenizer are those of the safetensors."""
+    model = tiny(tmp_path, "llama")
+    before, fingerprint = logits(load(model)), model_fingerprint(model)
+    zeros = {"output_norm.weight": np.zeros(64, np.float32)}
+    write_gguf(model / "model.gguf", model, "llama", tensors=zeros)
+    assert torch.equal(logits(load(model)), before)
+    assert model_fingerprint(model) == fingerprint
+
+
+def test_a_gguf_file_in_a_folder_without_safetensors_is_loaded(tmp_path):
+    model = tiny(tmp_path, "llama")
+    before = logits(load(model))
+    write_gguf(model / "model.gguf", model, "llama")
+    (model / "model.safetensors").unlink()
+    assert torch.equal(logits(load(model)), before)
+
+
+def test_a_link_into_nowhere_is_told_with_where_it_leads(tmp_path):
+    file = quantized_file(tmp_path, "Q8_0")
+    link_gguf(file, tmp_path / "linked")
+    file.unlink()
+    with pytest.raises(ConfigError, match=rf"model\.gguf, a link to {file.resolve()}, does not exist"):
+        load(tmp_path / "linked")
+
+
+def test_what_is_linked_is_the_file_and_not_a_name_of_it(tmp_path):
+    """Names of it that are links, such as a hub's, may go or lead elsewhere later."""
+    file = quantized_file(tmp_path, "Q8_0")
+    name = tmp_path / "name.gguf"
+    name.symlink_to(file)
+    link_gguf(name, tmp_path / "linked")
+    assert (tmp_path / "linked/model.gguf").readlink() == file.resolve()

@@ -86,6 +86,18 @@ def test_a_gguf_file_gets_one_folder_until_it_changes(gguf_file, cache):
     assert resolve_model(str(gguf_file)) != path
 
 
+def test_a_folder_whose_links_lead_elsewhere_is_made_anew(gguf_file, cache, tmp_path):
+    path = resolve_model(str(gguf_file))
+    link = path / "model.gguf"
+    other = write_gguf(tmp_path / "other.gguf", tiny(tmp_path), "llama")
+    for target in (tmp_path / "nowhere", other):
+        link.unlink()
+        link.symlink_to(target)
+        assert resolve_model(str(gguf_file)) == path
+        assert link.samefile(gguf_file)
+    assert left_in(cache) == [path.name]
+
+
 def test_the_weights_of_a_gguf_file_are_not_read_to_make_its_folder(gguf_file, cache, monkeypatch):
     """Which would take minutes for one of 40 GB."""
     monkeypatch.setattr(GGUFTensor, "read", lambda tensor: pytest.fail(f"{tensor} is read"))
