@@ -56,7 +56,7 @@ def _parts(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in _tokenizer_files(folder):
         yield path.name, read_bytes(path, MAX_TOKENIZER_BYTES)
     if (gguf_path := gguf_weights(folder)) is not None:
-        tensors = [tensor for file in gguf_parts(gguf_path) for tensor in _gguf_tensors(file)]
+        tensors = _gguf_tensors(folder, gguf_parts(gguf_path))
     else:
         tensors = [tensor for file in weight_files(folder) for tensor in _tensors(file)]
     yield from sorted(tensors)
@@ -85,15 +85,18 @@ def _tensors(path: Path) -> Iterator[tuple[str, bytes]]:
             yield name, f"{tensor.dtype} {list(tensor.shape)} ".encode() + sample
 
 
-def _gguf_tensors(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Likewise of a GGUF file."""
+def _gguf_tensors(folder: Path, paths: list[Path]) -> Iterator[tuple[str, bytes]]:
+    """Likewise of GGUF files."""
     from ingine.models.gguf_header import read_gguf_header
+    from ingine.models.gguf_record import check_record
 
-    _, tensors = read_gguf_header(path)
-    with open_regular(path) as file:
-        for name, tensor in tensors.items():
-            sample = _sample(path, file, name, tensor.begin, tensor.num_bytes)
-            yield name, f"{tensor.tensor_type.name} {list(tensor.shape)} ".encode() + sample
+    headers = [read_gguf_header(path) for path in paths]
+    check_record(folder, paths, [header.sha256 for header in headers])
+    for path, header in zip(paths, headers, strict=True):
+        with open_regular(path) as file:
+            for name, tensor in header.tensors.items():
+                sample = _sample(path, file, name, tensor.begin, tensor.num_bytes)
+                yield name, f"{tensor.tensor_type.name} {list(tensor.shape)} ".encode() + sample
 
 
 def _sample(path: Path, file: BinaryIO, name: str, begin: int, num_bytes: int) -> bytes:

@@ -10,6 +10,8 @@ from ingine.errors import ConfigError
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 GGUF_STEM = "model"
 """Of GGUF files that are the weights of a folder."""
+GGUF_RECORD = "gguf.json"
+"""In a folder of links to GGUF files: what it was made of (`models/gguf_record.py`)."""
 _SHARD = re.compile(r"[^/\\\0]{1,200}\.safetensors")
 _GGUF_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ingine.errors import ConfigError, ModelNotFound
 from ingine.folders import expanded, user_folder
-from ingine.model_files import gguf_links, gguf_parts
+from ingine.model_files import GGUF_RECORD, gguf_links, gguf_parts
 from ingine.private_files import own_folder
 
 Progress = Callable[[str, int, int], None]
@@ -134,19 +134,21 @@ def _gguf_file(path: Path) -> Path:
             raise ModelNotFound(f"{path} is a file, but not a GGUF file; name the folder of a model instead")
     parts = gguf_parts(path)
     out_dir = _models_dir() / f"{parts[0].stem}-{_identity(parts)}-{CONVERSION}"
-    links = gguf_links(out_dir, path)
-    with _made_once(out_dir, lambda: _lead_to(links, parts)) as missing:
+    with _made_once(out_dir, lambda: _is_linked(out_dir, parts)) as missing:
         if missing:
             from ingine.models.gguf import link_gguf
 
-            shutil.rmtree(out_dir, ignore_errors=True)  # one whose links lead elsewhere
+            shutil.rmtree(out_dir, ignore_errors=True)  # one that leads elsewhere, or is of an older version
             link_gguf(path, out_dir)
     return out_dir
 
 
-def _lead_to(links: list[Path], parts: list[Path]) -> bool:
-    pairs = zip(links, parts, strict=True)
-    return all(link.is_file() and link.samefile(part) for link, part in pairs)
+def _is_linked(folder: Path, parts: list[Path]) -> bool:
+    """Whether it was made, and its links lead to `parts`."""
+    links = zip(gguf_links(folder, parts[0]), parts, strict=True)
+    return (folder / GGUF_RECORD).is_file() and all(
+        link.is_file() and link.samefile(part) for link, part in links
+    )
 
 
 def _identity(parts: list[Path]) -> str:

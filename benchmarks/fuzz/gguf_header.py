@@ -22,6 +22,6 @@ def cases(rng: Random) -> bytes:
 def check(case: bytes) -> str:
     with file_of(case) as path:
         header, result = outcome(lambda: read_gguf_header(path), ConfigError)
-    for tensor in header[1].values() if header else ():
+    for tensor in header.tensors.values() if header else ():
         assert tensor.path == path and 0 <= tensor.begin <= len(case)
     return result

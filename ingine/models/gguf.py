@@ -21,6 +21,7 @@ from ingine.models.config import ModelConfig
 from ingine.models.gguf_checkpoint import DENSE, GGUFCheckpoint
 from ingine.models.gguf_config import config_of, recommended_sampling
 from ingine.models.gguf_file import GGUFFile
+from ingine.models.gguf_record import write_record
 from ingine.models.gguf_tokenizer import end_token_ids, save_tokenizer
 from ingine.models.weight_shapes import expected_shapes
 
@@ -53,6 +54,7 @@ def link_gguf(gguf_path: Path, out_dir: Path) -> None:
         _describe(file, GGUFCheckpoint(file), dtype, folder)
         for part, link in zip(gguf_parts(file.path), gguf_links(folder, file.path), strict=True):
             link.symlink_to(part.resolve())
+        write_record(folder, file.header_sha256)
 
 
 @contextmanager

@@ -12,9 +12,12 @@ from torch import Tensor
 from ingine.bounded_files import open_regular
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.layers.stored import GGUFMatrix
+from ingine.model_files import gguf_parts
 from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint
+from ingine.models.config import ModelConfig
 from ingine.models.gguf_config import ROPE_FREQS
 from ingine.models.gguf_file import FAMILIES, GGUFFile
+from ingine.models.gguf_record import check_record
 
 COMPUTED = frozenset(GGMLQuantizationType[name] for name in ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"))
 """Kinds that are multiplied as they are. Others are dequantised while they are read, where the gguf package
@@ -56,6 +59,26 @@ class GGUFCheckpoint(Checkpoint):
             hf_name: list(reversed(file.tensors[name].shape)) for hf_name, name in self.name_of.items()
         }
         self._mapped = cache(_map)
+
+    @classmethod
+    def of_folder(cls, folder: Path, path: Path, config: ModelConfig) -> "GGUFCheckpoint":
+        """The weights of `folder`, whose `config` is that of config.json, in the file `path` there.
+
+        Raises ConfigError (or its UnsupportedModel), also for a file that contradicts the rest of the folder.
+        """
+        file = GGUFFile.open(path)
+        check_record(folder, gguf_parts(path), file.header_sha256)
+        num_heads = file.integer("attention.head_count")
+        num_kv_heads = file.integer("attention.head_count_kv", num_heads)
+        # Nothing else that is read of the metadata here decides how tensors are read.
+        for key, says, expected in (
+            ("head_count", num_heads, config.num_heads),
+            ("head_count_kv", num_kv_heads, config.num_kv_heads),
+        ):
+            if says != expected:
+                name = f"{file.arch}.attention.{key}"
+                raise ConfigError(f"{path}: {name} is {says}, config.json says {expected}")
+        return cls(file)
 
     def dtype_of(self, name: str) -> torch.dtype:
         """A type that holds all of a tensor's numbers, and is its own if it is not quantised."""

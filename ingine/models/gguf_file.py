@@ -42,6 +42,8 @@ class GGUFFile:
     """Of all files."""
     arch: str
     """What the names of its own metadata begin with."""
+    header_sha256: tuple[str, ...]
+    """Of each of its files, in order."""
 
     @classmethod
     def open(cls, path: Path) -> "GGUFFile":
@@ -49,19 +51,19 @@ class GGUFFile:
         paths = gguf_parts(path)
         parts = [read_gguf_header(part) for part in paths]
         tensors: dict[str, GGUFTensor] = {}
-        for number, (part, (metadata, own)) in enumerate(zip(paths, parts, strict=True)):
-            _check_split(part, metadata, number, len(parts))
-            if twice := tensors.keys() & own.keys():
+        for number, (part, header) in enumerate(zip(paths, parts, strict=True)):
+            _check_split(part, header.metadata, number, len(parts))
+            if twice := tensors.keys() & header.tensors.keys():
                 raise ConfigError(f"{part}: {min(twice)} is in another part of the model too")
-            tensors |= own
-        metadata = parts[0][0]
+            tensors |= header.tensors
+        metadata = parts[0].metadata
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str) or arch not in FAMILIES:
             raise UnsupportedModel(
                 f"unsupported GGUF architecture in {path}: {arch!r:.100}. "
                 f"Those that work: {', '.join(FAMILIES)}"
             )
-        return cls(paths[0], metadata, tensors, arch)
+        return cls(paths[0], metadata, tensors, arch, tuple(header.sha256 for header in parts))
 
     def integer(self, key: str, default: int | None = None) -> int:
         """Metadata that bears the architecture's name; without a default it must be there."""

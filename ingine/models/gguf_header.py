@@ -4,12 +4,13 @@ Nothing is allocated on the word of a number in the file: whatever it counts or 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import hashlib
 import math
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import gguf
 import numpy as np
@@ -57,12 +58,20 @@ class GGUFTensor:
         return np.frombuffer(content, np.uint8).reshape(*rows, self.shape[0] // block * block_bytes)
 
 
-def read_gguf_header(path: Path) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
-    """Metadata and tensors by name. Raises ConfigError that names the file and what is wrong with it."""
+class GGUFHeader(NamedTuple):
+    metadata: dict[str, Any]
+    tensors: dict[str, GGUFTensor]
+    """By name."""
+    sha256: str
+    """Of all its bytes."""
+
+
+def read_gguf_header(path: Path) -> GGUFHeader:
+    """Raises ConfigError that names the file and what is wrong with it."""
     with open_regular(path) as file:
         try:
             header = _Header(file, path)
-            return header.metadata, header.tensors
+            return GGUFHeader(header.metadata, header.tensors, header.digest.hexdigest())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} is damaged or not a GGUF file: {error}") from error
 
@@ -74,6 +83,7 @@ class _Header:
         self._file, self._path = file, path
         self._file_bytes = os.fstat(file.fileno()).st_size
         self._position = self._num_elements = 0
+        self.digest = hashlib.sha256()
         if self._take(4, "its first bytes") != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         if (version := self._number("I", "its version")) not in (2, 3):
@@ -99,6 +109,7 @@ class _Header:
         if size > self._file_bytes - self._position or len(taken := self._file.read(size)) < size:
             raise ValueError(f"it ends within {what}")
         self._position += size
+        self.digest.update(taken)
         return taken
 
     def _number(self, kind: str, what: str) -> Any:

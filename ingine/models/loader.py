@@ -22,7 +22,6 @@ from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, SafetensorsChe
 from ingine.models.config import ModelConfig
 from ingine.models.decoder import Decoder
 from ingine.models.gguf_checkpoint import GGUFCheckpoint
-from ingine.models.gguf_file import GGUFFile
 from ingine.models.importance import Probe
 from ingine.models.quantized_checkpoint import QuantizedCheckpoint
 from ingine.models.weight_shapes import expected_shapes
@@ -159,7 +158,7 @@ def open_checkpoint(path: Path) -> tuple[ModelConfig, Checkpoint]:
     config = ModelConfig.from_folder(path)
     expected = expected_shapes(config)
     if (gguf_path := gguf_weights(path)) is not None:
-        checkpoint = GGUFCheckpoint(GGUFFile.open(gguf_path))
+        checkpoint = GGUFCheckpoint.of_folder(path, gguf_path, config)
     elif config.quantization is not None:
         with_head = {HEAD: expected[EMBEDDING]} | expected  # even a tied model may have one of its own
         checkpoint = QuantizedCheckpoint(path, config.quantization, with_head)

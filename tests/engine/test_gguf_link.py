@@ -1,6 +1,7 @@
 """A GGUF file as the weights of a folder: loaded as it is, and what it gives is what its numbers say."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.engine.test_gguf import loaded, tiny, write_gguf
 from tests.engine.test_gguf_split import split_gguf
 
 CPU = torch.device("cpu")
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
 PROMPT = list(range(40, 77))
 
 
@@ -170,3 +172,33 @@ def test_what_is_linked_is_the_file_and_not_a_name_of_it(tmp_path):
     name.symlink_to(file)
     link_gguf(name, tmp_path / "linked")
     assert (tmp_path / "linked/model.gguf").readlink() == file.resolve()
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_file_that_was_replaced_is_not_loaded_with_what_was_made_of_another(parts, tmp_path):
+    file = quantized_file(tmp_path, "Q8_0")
+    files = split_gguf(file, parts) if parts > 1 else [file]
+    link_gguf(files[0], tmp_path / "linked")
+    load(tmp_path / "linked")
+    os.utime(files[0])  # a copy of the same file has another time
+    load(tmp_path / "linked")
+
+    (tmp_path / "more").mkdir()
+    more = {"general.name": "another"}
+    other = write_gguf(tmp_path / "more/m.gguf", tiny(tmp_path), "llama", quantization=Q8_0, metadata=more)
+    others = split_gguf(other, parts) if parts > 1 else [other]
+    others[0].rename(files[0])  # as docs/operations.md advises
+    says = rf"{files[0].resolve()} is another file than .* was made of: .*ingine pull"
+    with pytest.raises(ConfigError, match=says):
+        load(tmp_path / "linked")
+    with pytest.raises(ConfigError, match=says):
+        model_fingerprint(tmp_path / "linked")
+
+
+@pytest.mark.parametrize(("key", "heads"), [("head_count", 3), ("head_count_kv", 8)])
+def test_a_number_of_heads_that_contradicts_config_json_is_named(key, heads, tmp_path):
+    model, name = tiny(tmp_path, "llama"), f"llama.attention.{key}"
+    write_gguf(model / "model.gguf", model, "llama", quantization=Q8_0, metadata={name: heads})
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=rf"model\.gguf: {name} is {heads}, config\.json says"):
+        load(model)
