@@ -62,7 +62,11 @@ def make_runner(config: EngineConfig, model: Decoder, parallel: TensorParallel) 
     if capture is not None:
         step_bytes *= 2  # what graphs compute with is kept for them, and no step of theirs is larger
     num_blocks = num_kv_blocks(
-        config, model.device, model.bytes_per_block(config.block_size), step_bytes=step_bytes
+        config,
+        model.device,
+        model.bytes_per_block(config.block_size),
+        step_bytes=step_bytes,
+        mapped_bytes=model.mapped_bytes,
     )
     num_blocks = parallel.agree_on_min(num_blocks)
     kv_caches = model.allocate_kv_caches(num_blocks, config.block_size)

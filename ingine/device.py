@@ -105,10 +105,15 @@ def resolve_limits(config: EngineConfig, device: torch.device, model_max_len: in
 
 
 def num_kv_blocks(
-    config: EngineConfig, device: torch.device, bytes_per_block: int, *, step_bytes: int = 0
+    config: EngineConfig,
+    device: torch.device,
+    bytes_per_block: int,
+    *,
+    step_bytes: int = 0,
+    mapped_bytes: int = 0,
 ) -> int:
-    """Blocks that fit `kv_cache_bytes`, or what the device has to spare beside the weights, which are loaded,
-    and the `step_bytes` of a step.
+    """Blocks that fit `kv_cache_bytes`, or what the device has to spare beside the weights, which are loaded
+    but for `mapped_bytes`, and the `step_bytes` of a step.
 
     Of the latter no more than `max_num_seqs` sequences of `max_model_len` tokens can use. Raises ConfigError
     if not even one block fits. `config` is one from `resolve_limits`.
@@ -117,9 +122,8 @@ def num_kv_blocks(
         budget = config.kv_cache_bytes
     else:
         useful = config.max_num_seqs * -(-config.max_model_len // config.block_size)
-        budget = min(
-            _spare_bytes(device, config.gpu_memory_utilization) - step_bytes, useful * bytes_per_block
-        )
+        spare = _spare_bytes(device, config.gpu_memory_utilization, mapped_bytes)
+        budget = min(spare - step_bytes, useful * bytes_per_block)
     num_blocks = budget // bytes_per_block
     if num_blocks * config.block_size < 2:
         raise ConfigError(
@@ -136,9 +140,10 @@ def num_kv_blocks(
     return num_blocks
 
 
-def _spare_bytes(device: torch.device, gpu_memory_utilization: float) -> int:
+def _spare_bytes(device: torch.device, gpu_memory_utilization: float, mapped_bytes: int) -> int:
     if device.type != "cuda":
-        return int(available_host_bytes() * HOST_MEMORY_SHARE)
+        # Pages of mapped weights count as available, and would have to be read again in each step.
+        return int(max(0, available_host_bytes() - mapped_bytes) * HOST_MEMORY_SHARE)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return max(0, int(free - total * (1 - gpu_memory_utilization)))

@@ -176,6 +176,8 @@ class Decoder(nn.Module):
         _check_split(config, parallel.size)
         self.config, self.kernels, self.dtype, self.device = config, kernels, dtype, device
         self.parallel = parallel
+        self.mapped_bytes = 0
+        """Of weights in mapped files. The loader knows."""
         factory = {"dtype": dtype, "device": device}
         # As many rows on every rank, so that logits can be gathered: where the vocabulary is no multiple, the
         # last rank has some that belong to no token.

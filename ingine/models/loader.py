@@ -15,7 +15,7 @@ from torch import Tensor
 from ingine.errors import ConfigError
 from ingine.kernels import Kernels
 from ingine.layers.linear import Linear
-from ingine.layers.stored import StoredMatrix
+from ingine.layers.stored import GGUFMatrix, StoredMatrix
 from ingine.layers.weights import WeightFormat
 from ingine.model_files import gguf_weights
 from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, SafetensorsCheckpoint, some
@@ -68,11 +68,13 @@ def load_model(
                 linear.pack(kernels.weights)
     matrices = source.matrices([EMBEDDING.removesuffix(".weight")]) if device.type == "cpu" else None
     if matrices is not None:
+        source.note_mapped(matrices, [kernels.weights.keeps(matrices[0], dtype)])
         model.pack_stored_embedding(matrices[0])
     else:
         model.allocate_embedding()
         source.copy_into({EMBEDDING: model.embed_tokens})
         model.pack_embedding()
+    model.mapped_bytes = source.mapped_bytes
     if source.kinds:
         kinds = ", ".join(f"{number} {kind}" for kind, number in source.kinds.most_common())
         logger.info("%s: quantised matrices: %s", path, kinds)
@@ -92,6 +94,7 @@ def _read(linear: Linear, names: list[str], source: "_Source", weights: WeightFo
     source.kinds.update(f"{matrix.name}{note}" for matrix in matrices)
     source.copy_into(linear.biases(names))
     if all(kept) or (any(kept) and linear.device.type == "cpu"):
+        source.note_mapped(matrices, kept)
         linear.pack_stored(weights, [matrix.to(linear.device) for matrix in matrices])
         return False
     # As any dense weight from here on, and here rather than there: not every device has the types that are
@@ -202,6 +205,14 @@ class _Source:
         self._checkpoint, self._parallel = checkpoint, parallel
         self.kinds: Counter[str] = Counter()
         """Of quantised matrices, for the log."""
+        self.mapped_bytes = 0
+
+    def note_mapped(self, matrices: list[StoredMatrix], kept: list[bool]) -> None:
+        """Add up what stays in mapped files of `matrices`, which are about to be packed."""
+        pairs = zip(matrices, kept, strict=True)
+        self.mapped_bytes += sum(
+            one.data.nbytes for one, is_kept in pairs if is_kept and isinstance(one, GGUFMatrix)
+        )
 
     def matrices(self, modules: list[str]) -> list[StoredMatrix] | None:
         """The weights of `modules`, if all are held quantised and can be cut into what this rank has."""

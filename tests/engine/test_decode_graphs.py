@@ -114,7 +114,7 @@ def test_memory_for_kv_is_less_a_step_and_what_graphs_keep(captured, monkeypatch
     monkeypatch.setattr("ingine.build.warm_up", lambda *_: 1 << 20)
     asked = []
 
-    def num_kv_blocks(config, device, bytes_per_block, *, step_bytes):
+    def num_kv_blocks(config, device, bytes_per_block, *, step_bytes, mapped_bytes):
         asked.append(step_bytes)
         return 40
 

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from ingine import native
+from ingine.build import make_runner
+from ingine.config import EngineConfig
+from ingine.device import resolve_limits
 from ingine.errors import ConfigError
 from ingine.fingerprint import model_fingerprint
 from ingine.kernels import REFERENCE
@@ -19,6 +23,9 @@ from ingine.models import Decoder, load_model
 from ingine.models.gguf import convert_gguf, link_gguf
 from ingine.models.gguf_checkpoint import GGUFCheckpoint
 from ingine.models.gguf_file import GGUFFile
+from ingine.native.weights import NativeWeights
+from ingine.parallel import SINGLE
+from tests.engine.marks import needs_native
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.engine.test_gguf import loaded, tiny, write_gguf
 from tests.engine.test_gguf_split import split_gguf
@@ -202,3 +209,19 @@ def test_a_number_of_heads_that_contradicts_config_json_is_named(key, heads, tmp
     (model / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=rf"model\.gguf: {name} is {heads}, config\.json says"):
         load(model)
+
+
+@needs_native
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_tells_how_much_of_it_lies_in_mapped_files(tied, tmp_path, monkeypatch):
+    file = quantized_file(tmp_path, "Q8_0", tie_word_embeddings=tied)
+    link_gguf(file, tmp_path / "linked")
+    matrices = [each for each in GGUFFile.open(file).tensors.values() if len(each.shape) == 2]
+    model = load(tmp_path / "linked", weights=NativeWeights(native.library(), torch.float32, PlainWeights()))
+    assert model.mapped_bytes == sum(matrix.num_bytes for matrix in matrices)
+    assert load(tmp_path / "linked").mapped_bytes == 0
+
+    told = []
+    monkeypatch.setattr("ingine.build.num_kv_blocks", lambda *_, **options: told.append(options) or 4)
+    make_runner(resolve_limits(EngineConfig("m", max_num_batched_tokens=8), CPU, 32), model, SINGLE)
+    assert told[0]["mapped_bytes"] == model.mapped_bytes

@@ -78,12 +78,22 @@ def test_a_step_that_does_not_fit_names_what_to_lower(llama, monkeypatch):
 
 
 def test_a_step_has_its_memory_before_kv_does(monkeypatch):
-    monkeypatch.setattr(device, "_spare_bytes", lambda device, share: 100 * MIB)
+    monkeypatch.setattr(device, "_spare_bytes", lambda device, share, mapped: 100 * MIB)
     config = resolve_limits(EngineConfig("tiny"), CPU, model_max_len=1 << 20)
     assert num_kv_blocks(config, CPU, MIB) == 100
     assert num_kv_blocks(config, CPU, MIB, step_bytes=30 * MIB) == 70
     with pytest.raises(ConfigError, match="no room for KV"):
         num_kv_blocks(config, CPU, MIB, step_bytes=100 * MIB)
+
+
+def test_weights_in_mapped_files_are_not_memory_to_spare(monkeypatch):
+    """The kernel counts their pages as available, since it can drop them; each step would read them again."""
+    monkeypatch.setattr(device, "available_host_bytes", lambda: 1000 * MIB)
+    config = resolve_limits(EngineConfig("tiny"), CPU, model_max_len=1 << 20)
+    assert num_kv_blocks(config, CPU, MIB) == 250
+    assert num_kv_blocks(config, CPU, MIB, mapped_bytes=600 * MIB, step_bytes=30 * MIB) == 70
+    with pytest.raises(ConfigError, match="no room for KV"):
+        num_kv_blocks(config, CPU, MIB, mapped_bytes=1001 * MIB)
 
 
 def test_a_size_that_was_asked_for_is_what_it_is():
