@@ -1,7 +1,7 @@
 """The weights of a GGUF file by their Hugging Face names, quantised ones as they lie in the mapped file."""
 
 import re
-from functools import cache
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,6 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from ingine.bounded_files import open_regular
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.layers.stored import GGUFMatrix
 from ingine.model_files import gguf_parts
@@ -58,7 +57,6 @@ class GGUFCheckpoint(Checkpoint):
         self.shape_of = {
             hf_name: list(reversed(file.tensors[name].shape)) for hf_name, name in self.name_of.items()
         }
-        self._mapped = cache(_map)
 
     @classmethod
     def of_folder(cls, folder: Path, path: Path, config: ModelConfig) -> "GGUFCheckpoint":
@@ -100,7 +98,8 @@ class GGUFCheckpoint(Checkpoint):
         if tensor.tensor_type not in COMPUTED or len(tensor.shape) != 2:
             return None
         columns, rows = tensor.shape
-        data = self._mapped(tensor.path)[tensor.begin : tensor.begin + tensor.num_bytes].view(rows, -1)
+        # A mapping of its own, which goes when the matrix does: pages of what becomes dense do not stay.
+        data = _not_written(tensor.mapped())
         return GGUFMatrix((rows, columns), tensor.tensor_type, data, self._row_order(name))
 
     def has_a_head_of_its_own(self) -> bool:
@@ -122,11 +121,11 @@ class GGUFCheckpoint(Checkpoint):
         return torch.arange(self.shape_of[name][0]).view(num_heads, -1, 2).transpose(1, 2).flatten()
 
 
-def _map(path: Path) -> Tensor:
-    """uint8 [bytes of the file]. A page is read when it is first used, and dropped when memory is scarce."""
-    with open_regular(path) as file:
-        # A private mapping: torch wants one that could be written.
-        return torch.from_numpy(np.memmap(file, np.uint8, mode="c"))
+def _not_written(numbers: np.ndarray) -> Tensor:
+    """Over the same memory, of which torch would warn that nobody may write to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+        return torch.from_numpy(numbers)
 
 
 def _hf_name(name: str) -> str:

@@ -41,21 +41,50 @@ class GGUFTensor:
     begin: int
     """In bytes from the beginning of the file."""
     num_bytes: int
+    version: tuple[int, ...]
+    """Of the file, as `file_version` has it."""
 
     @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """[..., bytes of a row]"""
+        block, block_bytes = gguf.GGML_QUANT_SIZES[self.tensor_type]
+        return *self.shape[:0:-1], self.shape[0] // block * block_bytes
+
     def read(self) -> np.ndarray:
-        """Its bytes as they are in the file, [..., bytes of a row] uint8. Raises OSError."""
-        with open_regular(self.path) as file:
+        """Its bytes as they are in the file, `stored_shape` uint8. Raises ConfigError, OSError."""
+        with self._opened() as file:
             file.seek(self.begin)
             content = file.read(self.num_bytes)
         if len(content) < self.num_bytes:
             raise OSError(f"{self.path} has become shorter")
-        block, block_bytes = gguf.GGML_QUANT_SIZES[self.tensor_type]
-        rows = self.shape[:0:-1]
-        return np.frombuffer(content, np.uint8).reshape(*rows, self.shape[0] // block * block_bytes)
+        return np.frombuffer(content, np.uint8).reshape(self.stored_shape)
+
+    def mapped(self) -> np.ndarray:
+        """As `read`, but a page is read when it is first used, and may be dropped when memory is scarce. Not
+        to be written. Raises ConfigError.
+        """
+        with self._opened() as file:
+            try:
+                return np.memmap(file, np.uint8, "r", self.begin, self.stored_shape)
+            except (OSError, ValueError) as error:  # a limit of the process; a file system that maps none
+                raise ConfigError(f"{self.path} cannot be mapped into memory: {error}") from error
+
+    def _opened(self) -> BinaryIO:
+        file = open_regular(self.path)
+        if file_version(file) != self.version:
+            file.close()
+            raise ConfigError(f"{self.path} was exchanged or changed while it was read")
+        return file
+
+
+def file_version(file: BinaryIO) -> tuple[int, ...]:
+    """What changes when a file is written, or when another takes its name."""
+    stat = os.fstat(file.fileno())
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 class GGUFHeader(NamedTuple):
@@ -81,6 +110,7 @@ class _Header:
 
     def __init__(self, file: BinaryIO, path: Path):
         self._file, self._path = file, path
+        self._version = file_version(file)
         self._file_bytes = os.fstat(file.fileno()).st_size
         self._position = self._num_elements = 0
         self.digest = hashlib.sha256()
@@ -177,7 +207,7 @@ class _Header:
             if end > self._file_bytes:
                 raise ValueError(f"{name} ends at {end}, and the file at {self._file_bytes}")
         return {
-            name: GGUFTensor(self._path, shape, tensor_type, start + offset, num_bytes)
+            name: GGUFTensor(self._path, shape, tensor_type, start + offset, num_bytes, self._version)
             for name, (shape, tensor_type, offset, num_bytes) in described.items()
         }
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from tests.engine.test_gguf_split import split_gguf
 
 CPU = torch.device("cpu")
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
+SMAPS = Path("/proc/self/smaps")
 PROMPT = list(range(40, 77))
 
 
@@ -144,6 +146,56 @@ def test_a_file_that_is_gone_or_cut_off_is_named(tmp_path):
     file.unlink()
     with pytest.raises(ConfigError, match=r"model\.gguf"):
         load(tmp_path / "linked")
+
+
+def mappings(file: Path) -> list[tuple[str, int]]:
+    """Of this process: permissions, and KiB of pages that are there."""
+    found = re.findall(
+        rf"^\S+ (\S+) .* {re.escape(str(file))}\n(?:.*\n)*?Rss: +(\d+) kB", SMAPS.read_text(), re.MULTILINE
+    )
+    return [(permissions, int(rss)) for permissions, rss in found]
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="reads what Linux tells of mappings")
+def test_a_mapping_cannot_be_written_and_goes_with_its_matrix(tmp_path, recwarn):
+    """A private one that could be written would count as memory that the process may ask for."""
+    file = quantized_file(tmp_path, "Q8_0")
+    checkpoint = GGUFCheckpoint(GGUFFile.open(file))
+    matrix = checkpoint.matrix("model.layers.1.mlp.down_proj.weight")
+    matrix.dense()
+    assert {permissions for permissions, _ in mappings(file)} == {"r--s"}
+    assert sum(rss for _, rss in mappings(file)) > 0
+    del matrix
+    assert mappings(file) == []
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("refusal", [OSError("Cannot allocate memory"), ValueError("mmap length is greater")])
+def test_a_mapping_that_is_refused_is_told_with_the_file(refusal, tmp_path, monkeypatch):
+    file = quantized_file(tmp_path, "Q8_0")
+    link_gguf(file, tmp_path / "linked")
+
+    def refuse(*_, **__):
+        raise refusal
+
+    monkeypatch.setattr(np, "memmap", refuse)
+    with pytest.raises(ConfigError, match=rf"model\.gguf cannot be mapped into memory: {refusal}"):
+        load(tmp_path / "linked")
+
+
+@pytest.mark.parametrize("change", ["shorter", "another"])
+def test_a_file_that_changes_after_its_header_was_read_is_named(change, tmp_path):
+    file = quantized_file(tmp_path, "Q8_0")
+    checkpoint = GGUFCheckpoint(GGUFFile.open(file))
+    if change == "shorter":
+        os.truncate(file, 10_000)
+    else:
+        other = tmp_path / "other.gguf"
+        other.write_bytes(file.read_bytes())
+        other.rename(file)
+    for read in (checkpoint.matrix, checkpoint.read):
+        with pytest.raises(ConfigError, match=rf"{file} .*was exchanged or changed while it was read"):
+            read("model.layers.1.mlp.down_proj.weight")
 
 
 def test_safetensors_come_before_a_gguf_file_beside_them(tmp_path):
