@@ -38,7 +38,7 @@ class EngineConfig:
     """Tokens of one KV block."""
     kv_cache_bytes: int | None = None
     """KV memory; text such as "2GiB" is taken too. None: from `gpu_memory_utilization`, or a share of the
-    host's available memory."""
+    host's available memory beside mapped weights."""
     gpu_memory_utilization: float = 0.9
     """Share of the whole GPU's memory that weights, the largest step, graphs and KV may take; CUDA only."""
     enable_prefix_caching: bool = True
