@@ -1,5 +1,6 @@
 """What an engine is built from. Imports no torch: a flag is checked before anything heavy is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ingine.byte_sizes import parse_bytes
@@ -128,14 +129,17 @@ class EngineConfig:
             raise ConfigError(f"{name} must be a number over {above} and up to {up_to:g}, not {value!r}")
 
 
-def numerics(config: EngineConfig, dtype: object) -> str:
-    """The settings that decide a model's tokens: two engines that differ in this may choose different ones.
+def numerics(config: EngineConfig, dtype: object, loaded: Sequence[str] = ()) -> str:
+    """What decides a model's tokens: two engines that differ in this may choose different ones.
 
-    dtype: torch's, as the engine chose it. Returns such as `bfloat16`, or `bfloat16,int8,kv-int8`. A
+    dtype: torch's, as the engine chose it. loaded: `Decoder.numerics`. Returns such as `bfloat16`,
+    `bfloat16,int8,kv-int8` or `bfloat16,int4,by-importance,as-stored-168`. Of several ranks each rounds its
+    own part of a row, so their number is named where activations or weights are rounded. A
     `generation_config` other than the default is named too: it decides the temperature of silent requests.
     """
+    size = config.tensor_parallel_size
+    ranks = f"ranks-{size}" if size > 1 and (config.quantization is not None or loaded) else None
     kv_cache = None if config.kv_cache_dtype == "auto" else f"kv-{config.kv_cache_dtype}"
     sampling = None if config.generation_config == "auto" else f"generation-config-{config.generation_config}"
-    return ",".join(
-        filter(None, (str(dtype).removeprefix("torch."), config.quantization, kv_cache, sampling))
-    )
+    named = (str(dtype).removeprefix("torch."), config.quantization, *loaded, ranks, kv_cache, sampling)
+    return ",".join(filter(None, named))

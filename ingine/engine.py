@@ -86,7 +86,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             speculator=self._speculator,
         )
-        self.numerics = numerics(config, model.dtype)
+        self.numerics = numerics(config, model.dtype, model.numerics())
         self._eos_token_ids = frozenset(model.config.eos_token_ids)
         if tokenizer is not None:  # a chat model's config may name the base model's end alone
             self._eos_token_ids |= tokenizer.eos_token_ids

@@ -27,6 +27,7 @@ class Int4Weights(WeightFormat):
     def __init__(self, inner: WeightFormat, probe: WeightFormat | None = None):
         self.name = f"int4 ({inner.name})"
         self._inner, self.probe = inner, probe
+        self.rounds_for_stored = inner.rounds_for_stored
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
         return self.pack_delicate(weight, bias, 0)

@@ -35,6 +35,10 @@ class Linear(nn.Module):
         self.weight = empty_parameter((rows, in_features), dtype, torch.device("meta"))
         self.bias = empty_parameter((rows,), dtype, device) if bias else None
         self.product: Product | None = None
+        self.num_rounding = 0
+        """How many matrices are multiplied as a checkpoint holds them, by activations rounded to int8."""
+        self.by_importance = False
+        """Whether what is quantised here was rounded by what it is multiplied with."""
 
     def allocate(self) -> None:
         """Make room for the weights, uninitialised."""
@@ -46,12 +50,14 @@ class Linear(nn.Module):
         importance: as `WeightFormat.pack_delicate` has it.
         """
         self.product = weights.pack_delicate(self.weight, self.bias, self.num_delicate, importance)
+        self.by_importance = importance is not None
         self.weight = self.bias = None
 
     def pack_stored(self, weights: WeightFormat, matrices: Sequence[StoredMatrix]) -> None:
         """As `pack`, with weights that a checkpoint holds quantised, one for each of `out_features`."""
         self.product = weights.pack_stored(matrices, self.bias, self.dtype)
         self.weight = self.bias = None
+        self._count(weights, matrices)
 
     def pack_tied(self, weights: WeightFormat) -> Embedding:
         """As `pack`, for the output matrix that is also the embedding; returns the latter."""
@@ -63,7 +69,12 @@ class Linear(nn.Module):
         """As `pack_tied`, with a matrix that a checkpoint holds quantised."""
         self.product, embedding = weights.pack_tied_stored(matrix, self.dtype)
         self.weight = None
+        self._count(weights, [matrix])
         return embedding
+
+    def _count(self, weights: WeightFormat, matrices: Sequence[StoredMatrix]) -> None:
+        if weights.rounds_for_stored:
+            self.num_rounding = sum(weights.keeps(matrix, self.dtype) for matrix in matrices)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x)

@@ -22,6 +22,10 @@ class WeightFormat(ABC):
     probe: "WeightFormat | None" = None
     """Multiplies what is measured for `pack_delicate`, of a format that asks for it."""
 
+    rounds_for_stored = False
+    """Whether a matrix that it `keeps` is multiplied by activations in int8: tokens may then be others than
+    those of the dense matrix."""
+
     @abstractmethod
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
         """The product with weight [out_features, in_features] and bias [out_features].

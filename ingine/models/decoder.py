@@ -270,6 +270,19 @@ class Decoder(nn.Module):
             found[self.lm_head] = ["lm_head"]
         return found
 
+    def numerics(self) -> list[str]:
+        """What loading has made of the weights, as far as it decides tokens: for `ingine.config.numerics`.
+
+        The same checkpoint and settings may come to different ones, by the machine's kernels and the ranks.
+        """
+        linears = [module for module in self.modules() if isinstance(module, Linear)]
+        num_rounding = sum(linear.num_rounding for linear in linears)
+        by_importance = any(linear.by_importance for linear in linears)
+        return [
+            *(["by-importance"] if by_importance else []),
+            *([f"as-stored-{num_rounding}"] if num_rounding else []),
+        ]
+
     def norms(self) -> dict[str, Tensor]:
         """By their Hugging Face names."""
         tensors = {"model.norm.weight": self.norm.weight}

@@ -20,7 +20,7 @@ from ingine.layers.weights import WeightFormat
 from ingine.model_files import gguf_weights
 from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, SafetensorsCheckpoint, some
 from ingine.models.config import ModelConfig
-from ingine.models.decoder import Decoder
+from ingine.models.decoder import Decoder, DecoderLayer
 from ingine.models.gguf_checkpoint import GGUFCheckpoint
 from ingine.models.importance import Probe
 from ingine.models.quantized_checkpoint import QuantizedCheckpoint
@@ -60,7 +60,7 @@ def load_model(
     model, checkpoint = _open(path, dtype, device, kernels, parallel)
     source = _Source(checkpoint, parallel)
     source.copy_into(model.norms())
-    if kernels.weights.probe is not None and source.has_plain(model):
+    if kernels.weights.probe is not None and parallel.size == 1:
         _load_by_importance(model, source)
     else:
         for linear, names in model.linears().items():
@@ -108,21 +108,31 @@ def _read(linear: Linear, names: list[str], source: "_Source", weights: WeightFo
 @torch.no_grad()
 def _load_by_importance(model: Decoder, source: "_Source") -> None:
     """All linears, a layer at a time: what it computes of a few tokens says how its matrices are rounded."""
-    weights = model.kernels.weights
-    embed_tokens = torch.empty(model.embed_tokens.shape, dtype=model.dtype, device=model.device)
-    source.copy_into({EMBEDDING: embed_tokens})
-    probe = Probe(model, embed_tokens, weights.probe)
-    del embed_tokens
-    linears = model.linears()
+    weights, linears = model.kernels.weights, model.linears()
+    probe: Probe | None = None
+    to_run: list[DecoderLayer] = []  # layers with nothing to round, until there is one that has
     for layer in model.layers:
         own = [linear for linear in layer.modules() if isinstance(linear, Linear)]
         plain = [linear for linear in own if _read(linear, linears.pop(linear), source, weights)]
+        if not plain:
+            to_run.append(layer)
+            continue
+        probe = probe or _probe(model, source)
+        for earlier in to_run:
+            probe.run(earlier, [])
+        to_run.clear()
         importances = probe.run(layer, plain)
         for linear in plain:
             linear.pack(weights, importances[linear])
     for linear, names in linears.items():
         if _read(linear, names, source, weights):
             linear.pack(weights)
+
+
+def _probe(model: Decoder, source: "_Source") -> Probe:
+    embed_tokens = torch.empty(model.embed_tokens.shape, dtype=model.dtype, device=model.device)
+    source.copy_into({EMBEDDING: embed_tokens})
+    return Probe(model, embed_tokens, model.kernels.weights.probe)
 
 
 def load_weights(
@@ -235,11 +245,6 @@ class _Source:
         except ValueError as reason:
             self.kinds[f"{matrix.name} converted ({reason})"] += 1
             return None
-
-    def has_plain(self, model: Decoder) -> bool:
-        """Whether this rank has all of the model, and any linear that is not held quantised."""
-        linears = model.linears().values()
-        return self._parallel.size == 1 and any(self.matrices(names) is None for names in linears)
 
     @torch.no_grad()
     def copy_into(self, tensors: dict[str, Tensor]) -> None:

@@ -54,6 +54,8 @@ class _Segment(ctypes.Structure):
 class BlockWeights(WeightFormat):
     """What the native formats do with matrices in blocks. Kinds without kernels become dense."""
 
+    rounds_for_stored = True
+
     def __init__(self, library: ctypes.CDLL):
         self._blocks = _Blocks(library)
 

@@ -157,17 +157,20 @@ def test_memory_for_kv_may_have_a_unit(given, expected):
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "loaded", "expected"),
     [
-        ({}, "bfloat16"),
-        ({"quantization": "int8", "kv_cache_dtype": "int8"}, "bfloat16,int8,kv-int8"),
-        ({"kv_cache_dtype": "int4"}, "bfloat16,kv-int4"),
-        ({"quantization": "int4"}, "bfloat16,int4"),
-        ({"generation_config": "vllm"}, "bfloat16,generation-config-vllm"),
+        ({}, [], "bfloat16"),
+        ({"quantization": "int8", "kv_cache_dtype": "int8"}, [], "bfloat16,int8,kv-int8"),
+        ({"kv_cache_dtype": "int4"}, [], "bfloat16,kv-int4"),
+        ({"quantization": "int4"}, ["by-importance"], "bfloat16,int4,by-importance"),
+        ({"quantization": "int4", "tensor_parallel_size": 2}, [], "bfloat16,int4,ranks-2"),
+        ({"tensor_parallel_size": 2}, [], "bfloat16"),
+        ({"tensor_parallel_size": 2}, ["as-stored-14"], "bfloat16,as-stored-14,ranks-2"),
+        ({"generation_config": "vllm"}, [], "bfloat16,generation-config-vllm"),
     ],
 )
-def test_numerics_name_all_settings_that_decide_tokens(options, expected):
-    assert numerics(EngineConfig("m", **options), torch.bfloat16) == expected
+def test_numerics_name_all_that_decides_tokens(options, loaded, expected):
+    assert numerics(EngineConfig("m", **options), torch.bfloat16, loaded) == expected
 
 
 def test_the_engine_tells_what_it_chose(llama):

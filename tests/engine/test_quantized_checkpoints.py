@@ -8,11 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ingine.config import EngineConfig
+from ingine.engine import Engine
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.kernels import REFERENCE, select_kernels
 from ingine.layers.stored import Int4Matrix, StoredMatrix
 from ingine.layers.weights import PlainWeights
 from ingine.models import load_model
+from ingine.models.importance import Probe
 from ingine.parallel import TensorParallel
 from tests.engine.foreign import CHECKPOINTS, pack, quantize_model
 from tests.engine.marks import needs_interpreter, needs_native
@@ -128,6 +131,65 @@ def test_a_model_that_is_to_be_int4_keeps_what_is_int4_and_converts_the_rest(nam
     assert caplog.messages == [f"{path}: quantised matrices: {says}"]
     from_dense = load_model(dense, dtype=torch.float32, device=CPU, kernels=kernels)
     assert torch.equal(logits(model), logits(from_dense)) == ("converted" in says)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("name", "quantization", "num_ranks", "expected"),
+    [
+        ("awq", None, 1, ["as-stored-14"]),
+        ("w8a8", None, 1, ["as-stored-14"]),
+        ("fp8", None, 1, []),
+        ("gptq-desc_act", None, 1, []),
+        ("w4a16", None, 2, ["as-stored-12"]),
+        ("awq", "int4", 1, ["as-stored-14"]),
+        ("fp8", "int4", 1, ["by-importance"]),
+        ("fp8", "int4", 2, []),
+    ],
+)
+def test_what_became_of_the_weights_is_named_where_it_may_change_tokens(
+    name, quantization, num_ranks, expected, tmp_path
+):
+    """So that a worker with a compiler and one without are not taken for the same."""
+    path, _ = make(tmp_path, name)
+    native = select_kernels(CPU, torch.float32, quantization=quantization)
+    for rank in range(num_ranks):
+        parallel = TensorParallel(rank, num_ranks, CPU)
+        model = load_model(path, dtype=torch.float32, device=CPU, kernels=native, parallel=parallel)
+        assert model.numerics() == expected
+    assert load(path).numerics() == []
+
+
+@needs_native
+def test_an_engine_tells_what_became_of_its_weights(tmp_path):
+    path, _ = make(tmp_path, "awq")
+    assert Engine(EngineConfig(str(path), dtype="float32")).numerics == "float32,as-stored-14"
+
+
+@needs_native
+def test_nothing_is_measured_where_nothing_is_rounded(tmp_path, monkeypatch):
+    """And where a later layer is, those before it run first."""
+    path, dense = make(tmp_path, "awq")
+    kernels = select_kernels(CPU, torch.float32, quantization="int4")
+    run, layers = Probe.run, []
+
+    def noted(self, layer, linears):
+        layers.append((layer, len(list(linears))))
+        return run(self, layer, linears)
+
+    monkeypatch.setattr(Probe, "run", noted)
+    load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
+    assert layers == []
+    plain, name = load_file(dense / "model.safetensors"), "model.layers.1.mlp.down_proj"
+    edit_weights(
+        path,
+        lambda tensors: {
+            **{key: tensor for key, tensor in tensors.items() if not key.startswith(name)},
+            f"{name}.weight": plain[f"{name}.weight"],
+        },
+    )
+    model = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
+    assert layers == [(model.layers[0], 0), (model.layers[1], 1)]
 
 
 @needs_interpreter
