@@ -42,6 +42,8 @@ class Quantization:
     schemes: tuple[Scheme, ...]
     zeros_less_one: bool = False
     """Of "gptq": a stored zero is one less than it counts (the first format), which the second mended."""
+    desc_act: bool = False
+    """Of "gptq": columns were quantised in another order than they lie in; `g_idx` has their groups."""
 
 
 def read_quantization(raw: Mapping[str, Any]) -> Quantization | None:
@@ -131,7 +133,10 @@ def _gptq(said: dict[str, Any]) -> Quantization:
     layout = said.get("checkpoint_format") or said.get("format") or "gptq"
     if layout not in ("gptq", "gptq_v2"):
         raise unsupported("GPTQ", f"checkpoint_format {layout!r:.100}", "'gptq' and 'gptq_v2' work")
-    return Quantization("gptq", (_grouped("int4", said),), zeros_less_one=layout == "gptq")
+    _require("GPTQ", said, "desc_act", (True, False, None))
+    return Quantization(
+        "gptq", (_grouped("int4", said),), layout == "gptq", desc_act=said.get("desc_act") is True
+    )
 
 
 def _refuse_additions(method: str, said: dict[str, Any]) -> None:

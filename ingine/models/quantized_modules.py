@@ -94,7 +94,7 @@ def _find(
         case "awq" if header("qweight"):
             layout = _Layout(module, shape, headers).awq(quantization.schemes)
         case "gptq" if header("qweight"):
-            layout = _Layout(module, shape, headers).gptq(quantization.schemes)
+            layout = _Layout(module, shape, headers).gptq(quantization.schemes, quantization.desc_act)
         case "compressed-tensors" if header("weight_packed"):
             layout = _Layout(module, shape, headers).packed(quantization.schemes)
         case "compressed-tensors" | "fp8" if weight is not None and weight.dtype in ("I8", "F8_E4M3"):
@@ -102,6 +102,8 @@ def _find(
         case _:
             return None
     scheme, tensors, unpack = layout
+    if weight is not None and "weight" not in tensors:
+        raise ConfigError(f"{module}.weight is there, and the same module's quantised tensors too")
     bias = f"{module}.bias"
     has_spare_bias = bias in headers and bias not in expected
     if has_spare_bias:
@@ -136,13 +138,14 @@ class _Layout:
         names |= self.require("qzeros", ("I32",), [groups, words])
         return scheme, names | self.require("scales", _FLOATS, [groups, n]), unpack_awq
 
-    def gptq(self, schemes: tuple[Scheme, ...]) -> _Found:
+    def gptq(self, schemes: tuple[Scheme, ...], desc_act: bool) -> _Found:
         (n, k), scheme = self.shape, self._scheme("scales", "int4", schemes, transposed=True)
         groups = k // scheme.columns
         names = self.require("qweight", ("I32",), [self._divided(k, 8, "in_features"), n])
         names |= self.require("qzeros", ("I32",), [groups, self._divided(n, 8, "out_features")])
         names |= self.require("scales", _FLOATS, [groups, n])
-        return scheme, names | self._if_there("g_idx", ("I32",), [k]), unpack_gptq
+        find = self.require if desc_act and groups > 1 else self._if_there
+        return scheme, names | find("g_idx", ("I32",), [k]), unpack_gptq
 
     def packed(self, schemes: tuple[Scheme, ...]) -> _Found:
         n, k = self.shape
@@ -161,6 +164,7 @@ class _Layout:
             groups = grid[1] if len(grid) == 2 else 1
             find = self._if_there if scheme.symmetric else self.require
             names |= find("weight_zero_point", ("I32",), [-(-n // 8), groups])
+        # Whatever `actorder` says: the tool leaves one out that was never set, and columns are in order then.
         return scheme, names | self._if_there("weight_g_idx", ("I32",), [k]), unpack_packed
 
     def scaled(self, schemes: tuple[Scheme, ...], dtype: str) -> _Found:

@@ -52,7 +52,7 @@ def unpack_packed(
         raise ValueError(f"its weight_shape is {tensors['weight_shape'].tolist()}, not {list(shape)}")
     scales = tensors["weight_scale"]
     if scheme.kind == "int8":
-        if "weight_g_idx" in tensors:
+        if not _is_unset(tensors.get("weight_g_idx")):
             raise ValueError("int8 numbers with a weight_g_idx are not supported")
         numbers = (_bytes(tensors["weight_packed"]) ^ 0x80).view(torch.int8)
         return _scaled(shape, scheme, numbers, scales)
@@ -62,7 +62,8 @@ def unpack_packed(
     if (packed := tensors.get("weight_zero_point")) is not None:  # words hold eight outputs of one group
         zeros = _places(packed.t().contiguous()).flatten(1).t()[:rows]
     matrix = Int4Matrix(shape, _bytes(tensors["weight_packed"]), *_float16(scales, zeros))
-    return _in_order_of(tensors.get("weight_g_idx"), matrix)
+    groups = tensors.get("weight_g_idx")
+    return matrix if _is_unset(groups) else _in_order_of(groups, matrix)
 
 
 def unpack_scaled(
@@ -77,6 +78,11 @@ def _scaled(shape: tuple[int, int], scheme: Scheme, numbers: Tensor, scales: Ten
     if not scales.isfinite().all():
         raise ValueError("a scale is not finite")
     return ScaledMatrix(shape, numbers, scales, block, scheme.int8_activations)
+
+
+def _is_unset(groups: Tensor | None) -> bool:
+    """compressed-tensors fills a `weight_g_idx` with -1 until it is set: columns are in order then."""
+    return groups is None or bool((groups == -1).all())
 
 
 def _in_order_of(groups: Tensor | None, matrix: Int4Matrix) -> Int4Matrix | ReorderedMatrix:

@@ -40,7 +40,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], Quantization]] = {
             "checkpoint_format": "gptq_v2", "desc_act": True, "format": "gptq_v2", "group_size": -1,
             "method": "gptq", "quant_method": "gptq", "sym": True,
         },
-        Quantization("gptq", (Scheme("int4", 1, None),)),
+        Quantization("gptq", (Scheme("int4", 1, None),), desc_act=True),
     ),
     "AWQ by GPTQModel": (
         _GPTQMODEL | {

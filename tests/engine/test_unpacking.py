@@ -107,6 +107,28 @@ def test_a_zero_of_the_first_gptq_format_carries_as_its_tools_add_it():
     assert torch.equal(first.zeros, second.zeros)
 
 
+@pytest.mark.parametrize("name", ["w4a16", "w8a16"])
+def test_columns_are_in_order_where_compressed_tensors_has_set_no_other(name):
+    """It writes no `weight_g_idx` that is still -1, and reads one, or none, as columns in order."""
+    config, tensors, dense = packed(name)
+    [group] = config["config_groups"].values()
+    group = {**group, "weights": group["weights"] | {"actorder": "group"}}
+    config = config | {"config_groups": {"group_0": group}}
+    unset = torch.full((SHAPE[1],), -1, dtype=torch.int32)
+    assert torch.equal(read(config, tensors).dense(), dense)
+    assert torch.equal(read(config, tensors | {"weight_g_idx": unset}).dense(), dense)
+    unset[3] = 0
+    with pytest.raises(ConfigError, match=r"m: .*g_idx"):
+        read(config, tensors | {"weight_g_idx": unset})
+
+
+@pytest.mark.parametrize("name", ["awq", "gptq", "w4a16", "w8a16"])
+def test_a_plain_weight_beside_the_quantised_one_is_refused(name):
+    config, tensors, dense = packed(name)
+    with pytest.raises(ConfigError, match=r"m\.weight is there, and the same module's quantised tensors too"):
+        read(config, tensors | {"weight": dense})
+
+
 # ----------------------------------------------------------------------------------------- what is refused
 
 
@@ -123,7 +145,7 @@ def damaged(name: str, part: str, change) -> None:
     [
         ("awq", "qzeros"), ("awq", "scales"), ("gptq", "qzeros"), ("gptq", "scales"),
         ("w4a16", "weight_scale"), ("w4a16", "weight_shape"), ("w4a16-asym", "weight_zero_point"),
-        ("w8a8", "weight_scale"), ("fp8-block", "weight_scale"),
+        ("w8a8", "weight_scale"), ("fp8-block", "weight_scale"), ("gptq-desc_act", "g_idx"),
     ],
 )  # fmt: skip
 def test_a_tensor_that_is_missing_is_named(name, part):
