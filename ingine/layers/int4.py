@@ -7,6 +7,7 @@ tried, the ends clamped, and of each the line through the codes that fits the gr
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ingine.layers.stored import Int4Matrix
@@ -68,7 +69,9 @@ def _costs(importance: Tensor | None, columns: int) -> Tensor:
     """float32 [columns], 1 on average, and all of them above 0."""
     if importance is None:
         return torch.ones(columns)
-    costs = (importance.double() / importance.double().mean()).float()
+    importance = importance.double()
+    next_power = 1 << (columns - 1).bit_length()
+    costs = (importance * columns / _sum(F.pad(importance, (0, next_power - columns)))).float()
     return costs.add_(LEAST_COST) if costs.isfinite().all() else torch.ones(columns)
 
 

@@ -8,10 +8,8 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from ingine.layers.int4 import can_be_int4, quantize_int4
-from ingine.layers.stored import GGUFMatrix, StoredMatrix
+from ingine.layers.stored import ROWS_A_PART, GGUFMatrix, StoredMatrix
 from ingine.layers.weights import Embedding, Product, WeightFormat
-
-ROWS_A_PART = 1024
 
 
 class Int4Weights(WeightFormat):
@@ -67,6 +65,9 @@ class Int4Weights(WeightFormat):
 
 def quantize_q8_0(weight: Tensor) -> GGUFMatrix:
     """weight [rows, columns], columns a multiple of 32, as int8 with a float16 scale for each 32 columns."""
-    parts = (part.float().numpy() for part in weight.split(ROWS_A_PART))  # not all of it in float32 at once
-    blocks = [torch.from_numpy(gguf.quantize(part, GGMLQuantizationType.Q8_0)) for part in parts]
-    return GGUFMatrix(tuple(weight.shape), GGMLQuantizationType.Q8_0, torch.cat(blocks))
+    rows, columns = weight.shape
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0]
+    blocks = torch.empty(rows, columns // block_size * block_bytes, dtype=torch.uint8)
+    for part, target in zip(weight.split(ROWS_A_PART), blocks.split(ROWS_A_PART), strict=True):
+        target.copy_(torch.from_numpy(gguf.quantize(part.float().numpy(), GGMLQuantizationType.Q8_0)))
+    return GGUFMatrix((rows, columns), GGMLQuantizationType.Q8_0, blocks)

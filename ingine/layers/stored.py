@@ -9,6 +9,11 @@ from torch import Tensor
 
 from ingine.layers.int8 import rotate
 
+ROWS_A_PART = 1024
+"""That are float32 at a time, where all are made dense."""
+
+_ALL = slice(None)
+
 
 class StoredMatrix(ABC):
     """A weight [out_features, in_features] in fewer bits than its numbers have."""
@@ -24,8 +29,18 @@ class StoredMatrix(ABC):
         """Of the kind of storage, such as "q4_k", for the log and for messages."""
 
     @abstractmethod
-    def dense(self) -> Tensor:
-        """float32 of `shape`: the numbers that are stored. The yardstick of every product with them."""
+    def dense(self, rows: slice = _ALL) -> Tensor:
+        """float32, `rows` of the numbers that are stored: the yardstick of every product with them."""
+
+    def copy_to(self, target: Tensor) -> Tensor:
+        """`dense`, rounded to `target` of `shape`, which is returned; never all of it in float32 too."""
+        for start in range(0, self.shape[0], ROWS_A_PART):
+            rows = slice(start, start + ROWS_A_PART)
+            target[rows].copy_(self.dense(rows))
+        return target
+
+    def rounded(self, dtype: torch.dtype) -> Tensor:
+        return self.copy_to(self.dense(slice(0, 1)).new_empty(self.shape, dtype=dtype))  # on its device
 
     def part(self, dim: int, own: slice) -> "StoredMatrix":
         """Its rows (dim 0) or columns (dim 1) `own`. Raises ValueError where what is stored cannot be cut."""
@@ -51,9 +66,9 @@ class GGUFMatrix(StoredMatrix):
     def name(self) -> str:
         return self.kind.name.lower()
 
-    def dense(self) -> Tensor:
-        rows = self.data if self.row_order is None else self.data[self.row_order]
-        return torch.from_numpy(gguf.dequantize(rows.numpy(), self.kind))
+    def dense(self, rows: slice = _ALL) -> Tensor:
+        data = self.data[rows if self.row_order is None else self.row_order[rows]]
+        return torch.from_numpy(gguf.dequantize(data.numpy(), self.kind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +95,11 @@ class Int4Matrix(StoredMatrix):
     def name(self) -> str:
         return f"int4-g{self.group_size}"
 
-    def dense(self) -> Tensor:
-        codes = torch.stack((self.codes & 15, self.codes >> 4), dim=2).float()
-        groups = codes.view(*self.scales.shape, self.group_size)
-        numbers = (groups - self.zeros.float()[..., None]) * self.scales.float()[..., None]
-        return rotate(numbers.view(self.shape), self.rotation)
+    def dense(self, rows: slice = _ALL) -> Tensor:
+        codes, scales, zeros = self.codes[rows], self.scales[rows].float(), self.zeros[rows].float()
+        groups = torch.stack((codes & 15, codes >> 4), dim=2).float().view(*scales.shape, self.group_size)
+        numbers = (groups - zeros[..., None]) * scales[..., None]
+        return rotate(numbers.view(-1, self.shape[1]), self.rotation)
 
     def part(self, dim: int, own: slice) -> "Int4Matrix":
         if dim == 0:
@@ -126,12 +141,12 @@ class ScaledMatrix(StoredMatrix):
     def is_by_row(self) -> bool:
         return self.block == (1, self.shape[1])
 
-    def dense(self) -> Tensor:
-        rows, columns = self.shape
-        scales = self.scales
+    def dense(self, rows: slice = _ALL) -> Tensor:
+        num_rows, columns = self.shape
+        scales = self.scales[torch.arange(num_rows, device=self.scales.device)[rows] // self.block[0]]
         if scales.shape[1] > 1:
             scales = scales.repeat_interleave(self.block[1], dim=1)[:, :columns]
-        return self.numbers.float().mul_(scales.repeat_interleave(self.block[0], dim=0)[:rows])
+        return self.numbers[rows].float().mul_(scales)
 
     def part(self, dim: int, own: slice) -> "ScaledMatrix":
         size = own.stop - own.start
@@ -165,8 +180,8 @@ class ReorderedMatrix(StoredMatrix):
     def name(self) -> str:
         return f"{self.matrix.name}, reordered"
 
-    def dense(self) -> Tensor:
-        ordered = self.matrix.dense()
+    def dense(self, rows: slice = _ALL) -> Tensor:
+        ordered = self.matrix.dense(rows)
         return torch.empty_like(ordered).index_copy_(1, self.column_order, ordered)
 
     def part(self, dim: int, own: slice) -> "ReorderedMatrix":

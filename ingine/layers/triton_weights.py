@@ -56,7 +56,7 @@ class TritonWeights(PlainWeights):
             product, order = self._product_of(part.matrix, bias, dtype), part.column_order
             return lambda x: product(x.index_select(1, order))
         packed = _pack(part, dtype)
-        return self.pack(part.dense().to(dtype), bias) if packed is None else _product(packed, bias)
+        return self.pack(part.rounded(dtype), bias) if packed is None else _product(packed, bias)
 
 
 @dataclass(frozen=True, slots=True)

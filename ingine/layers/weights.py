@@ -61,15 +61,15 @@ class WeightFormat(ABC):
 
         Here they are made dense.
         """
-        return self.pack(torch.cat([part.dense().to(dtype) for part in parts]), bias)
+        return self.pack(torch.cat([part.rounded(dtype) for part in parts]), bias)
 
     def pack_tied_stored(self, matrix: StoredMatrix, dtype: torch.dtype) -> tuple[Product, Embedding]:
         """As `pack_tied`; rows of the embedding are of `dtype`."""
-        return self.pack_tied(matrix.dense().to(dtype))
+        return self.pack_tied(matrix.rounded(dtype))
 
     def embed_stored(self, matrix: StoredMatrix, dtype: torch.dtype) -> Embedding:
         """Rows of `dtype`, which here is what all of the matrix is made."""
-        return embedding(matrix.dense().to(dtype))
+        return embedding(matrix.rounded(dtype))
 
 
 class PlainWeights(WeightFormat):

@@ -101,7 +101,7 @@ def _read(linear: Linear, names: list[str], source: "_Source", weights: WeightFo
     # stored.
     linear.allocate()
     for target, matrix in zip(linear.weight.split(linear.out_features), matrices, strict=True):
-        target.copy_(matrix.dense())
+        matrix.copy_to(target)
     return True
 
 

@@ -95,10 +95,12 @@ def _dot(x, weight, accumulator, DOT_DTYPE: tl.constexpr):
 
 @triton.jit
 def _fp8_to_float32(stored):
-    """Bits of E4M3 as those of float16, whose exponent counts from 8 further up; subnormals as well."""
+    """Bits of E4M3 as those of float16, whose exponent counts from 8 further up; subnormals as well. All ones
+    are NaN, and there are no infinities."""
     bits = stored.to(tl.uint16)
     half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
-    return half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    number = half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    return tl.where((bits & 0x7F) == 0x7F, float("nan"), number)
 
 
 @triton.jit

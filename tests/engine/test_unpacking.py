@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.layers.stored import Int4Matrix, ReorderedMatrix, ScaledMatrix, StoredMatrix
+from ingine.layers.weights import PlainWeights
 from ingine.models.quantization import Quantization, read_quantization
 from ingine.models.quantized_modules import find_quantized_modules
 from ingine.safetensors_header import StoredTensor
@@ -68,6 +69,27 @@ def test_only_a_checkpoint_made_for_it_has_activations_in_int8():
     for name in ("w8a8", "w8a16"):
         config, tensors, _ = packed(name)
         assert read(config, tensors).int8_activations == (name == "w8a8")
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_dense_matrix_is_made_by_rows(name, monkeypatch):
+    """And rounded, so that a vocabulary's is never in float32 as a whole."""
+    config, tensors, dense = packed(name)
+    matrix = read(config, tensors)
+    assert torch.equal(matrix.dense(slice(5, 23)), dense[5:23])
+    make, made = type(matrix).dense, []
+
+    def noted(self, rows=slice(None)):
+        made.append(rows)
+        return make(self, rows)
+
+    monkeypatch.setattr("ingine.layers.stored.ROWS_A_PART", 12)
+    monkeypatch.setattr(type(matrix), "dense", noted)
+    assert torch.equal(
+        PlainWeights().embed_stored(matrix, torch.bfloat16)(torch.arange(32)), dense.bfloat16()
+    )
+    assert made[-3:] == [slice(0, 12), slice(12, 24), slice(24, 36)]
+    assert max(rows.stop - rows.start for rows in made) == 12
 
 
 @pytest.mark.parametrize("name", MATRICES)
