@@ -52,9 +52,24 @@ class Int4Weights(WeightFormat):
         return self._inner.keeps(part, dtype)
 
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
-        if can_be_int4(parts[0].shape[1]):
-            parts = [part if self.keeps(part, dtype) else quantize_int4(part.dense()) for part in parts]
-        return self._inner.pack_stored(parts, bias, dtype)
+        return self.pack_stored_delicate(parts, bias, dtype, 0)
+
+    def pack_stored_delicate(
+        self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype, num_delicate: int
+    ) -> Product:
+        if not can_be_int4(parts[0].shape[1]):
+            return self._inner.pack_stored(parts, bias, dtype)
+        quantized: list[StoredMatrix] = []
+        rows_left = sum(part.shape[0] for part in parts)
+        for part in parts:
+            is_delicate = rows_left <= num_delicate
+            rows_left -= part.shape[0]
+            if self.keeps(part, dtype):
+                quantized.append(part)
+            else:
+                weight = part.rounded(dtype)
+                quantized.append(quantize_q8_0(weight) if is_delicate else quantize_int4(weight))
+        return self._inner.pack_stored(quantized, bias, dtype)
 
     def pack_tied_stored(self, matrix: StoredMatrix, dtype: torch.dtype) -> tuple[Product, Embedding]:
         return self._inner.pack_tied_stored(matrix, dtype)

@@ -55,7 +55,7 @@ class Linear(nn.Module):
 
     def pack_stored(self, weights: WeightFormat, matrices: Sequence[StoredMatrix]) -> None:
         """As `pack`, with weights that a checkpoint holds quantised, one for each of `out_features`."""
-        self.product = weights.pack_stored(matrices, self.bias, self.dtype)
+        self.product = weights.pack_stored_delicate(matrices, self.bias, self.dtype, self.num_delicate)
         self.weight = self.bias = None
         self._count(weights, matrices)
 

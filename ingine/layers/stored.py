@@ -52,6 +52,24 @@ class StoredMatrix(ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class DenseMatrix(StoredMatrix):
+    """One that is not quantised, beside others of the same product that are."""
+
+    weight: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.weight.shape)
+
+    @property
+    def name(self) -> str:
+        return "dense"
+
+    def dense(self, rows: slice = _ALL) -> Tensor:
+        return self.weight[rows].float()
+
+
+@dataclass(frozen=True, slots=True)
 class GGUFMatrix(StoredMatrix):
     """Blocks of GGUF, row after row, as they lie in the file."""
 

@@ -63,6 +63,12 @@ class WeightFormat(ABC):
         """
         return self.pack(torch.cat([part.rounded(dtype) for part in parts]), bias)
 
+    def pack_stored_delicate(
+        self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype, num_delicate: int
+    ) -> Product:
+        """As `pack_stored`, of parts whose last `num_delicate` rows bear rounding worse than most."""
+        return self.pack_stored(parts, bias, dtype)
+
     def pack_tied_stored(self, matrix: StoredMatrix, dtype: torch.dtype) -> tuple[Product, Embedding]:
         """As `pack_tied`; rows of the embedding are of `dtype`."""
         return self.pack_tied(matrix.rounded(dtype))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ingine.errors import ConfigError
 from ingine.kernels import Kernels
 from ingine.layers.linear import Linear
-from ingine.layers.stored import GGUFMatrix, StoredMatrix
+from ingine.layers.stored import DenseMatrix, GGUFMatrix, StoredMatrix
 from ingine.layers.weights import WeightFormat
 from ingine.model_files import gguf_weights
 from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint, SafetensorsCheckpoint, some
@@ -90,10 +90,13 @@ def _read(linear: Linear, names: list[str], source: "_Source", weights: WeightFo
         source.copy_into(linear.parts(names))
         return True
     kept = [weights.keeps(matrix, linear.dtype) for matrix in matrices]
-    note = "" if all(kept) else " converted"
-    source.kinds.update(f"{matrix.name}{note}" for matrix in matrices)
+    is_cpu = linear.device.type == "cpu"
+    for matrix, is_kept in zip(matrices, kept, strict=True):
+        if not isinstance(matrix, DenseMatrix):
+            note = "" if is_kept and (is_cpu or all(kept)) else " converted"
+            source.kinds[f"{matrix.name}{note}"] += 1
     source.copy_into(linear.biases(names))
-    if all(kept) or (any(kept) and linear.device.type == "cpu"):
+    if all(kept) or (any(kept) and is_cpu):
         source.note_mapped(matrices, kept)
         linear.pack_stored(weights, [matrix.to(linear.device) for matrix in matrices])
         return False
@@ -225,14 +228,12 @@ class _Source:
         )
 
     def matrices(self, modules: list[str]) -> list[StoredMatrix] | None:
-        """The weights of `modules`, if all are held quantised and can be cut into what this rank has."""
-        found = []
-        for module in modules:
-            matrix = self._matrix(f"{module}.weight")
-            if matrix is None:
-                return None
-            found.append(matrix)
-        return found
+        """What this rank has of the weights of `modules`. None: of none that is held quantised."""
+        names = [f"{module}.weight" for module in modules]
+        found = [self._matrix(name) for name in names]
+        if not any(found):
+            return None
+        return [matrix or DenseMatrix(self._part(name)) for name, matrix in zip(names, found, strict=True)]
 
     def _matrix(self, name: str) -> StoredMatrix | None:
         matrix, dim = self._checkpoint.matrix(self._stored_as(name)), _split_dim(name)
@@ -252,6 +253,12 @@ class _Source:
         for name, target in tensors.items():
             self._copy(name, self._stored_as(name), target)
 
+    def _part(self, name: str) -> Tensor:
+        """What this rank has of a tensor that is split."""
+        stored_as, dim = self._stored_as(name), _split_dim(name)
+        own = shard(self._checkpoint.shape_of[stored_as][dim], self._parallel.rank, self._parallel.size)
+        return self._checkpoint.read(stored_as, *dim * [slice(None)], own)
+
     def _stored_as(self, name: str) -> str:
         """All are there, a tied matrix maybe by its other name."""
         return name if name in self._checkpoint.shape_of else HEAD
@@ -259,9 +266,8 @@ class _Source:
     def _copy(self, name: str, stored_as: str, target: Tensor) -> None:
         dim = _split_dim(name)
         if dim is not None:
-            own = shard(self._checkpoint.shape_of[stored_as][dim], self._parallel.rank, self._parallel.size)
-            length = own.stop - own.start
-            part = self._checkpoint.read(stored_as, *dim * [slice(None)], own)
+            part = self._part(name)
+            length = part.shape[dim]
             target.narrow(dim, 0, length).copy_(part)
             target.narrow(dim, length, target.shape[dim] - length).zero_()  # where a vocabulary ends
         elif _is_added_to_a_sum(name) and self._parallel.rank > 0:

@@ -52,7 +52,8 @@ class _Segment(ctypes.Structure):
 
 
 class BlockWeights(WeightFormat):
-    """What the native formats do with matrices in blocks. Kinds without kernels become dense."""
+    """What the native formats do with matrices in blocks. Kinds without kernels become dense, and are then a
+    product of their own beside those that are kept."""
 
     rounds_for_stored = True
 
@@ -63,9 +64,13 @@ class BlockWeights(WeightFormat):
         return _fits(part)
 
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
-        if not all(map(_fits, parts)) or len({part.rotation for part in parts}) > 1:
+        if all(map(_fits, parts)) and len({part.rotation for part in parts}) == 1:
+            return self._blocks.product(self._blocks.segments(parts), bias, dtype)
+        if len(parts) == 1 or not any(self.keeps(part, dtype) for part in parts):
             return super().pack_stored(parts, bias, dtype)
-        return self._blocks.product(self._blocks.segments(parts), bias, dtype)
+        biases = [None] * len(parts) if bias is None else bias.split([part.shape[0] for part in parts])
+        products = [self.pack_stored([part], own, dtype) for part, own in zip(parts, biases, strict=True)]
+        return lambda x: torch.cat([product(x) for product in products], dim=1)
 
     def pack_tied_stored(self, part: StoredMatrix, dtype: torch.dtype) -> tuple[Product, Embedding]:
         if not _fits(part) or part.rotation != 1:

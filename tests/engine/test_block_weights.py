@@ -184,8 +184,11 @@ def test_weights_that_were_rotated_are_multiplied_with_rotated_rows(rotation):
 def test_kinds_without_kernels_become_dense():
     q5_0 = GGUFMatrix((8, 64), Q.Q5_0, torch.full((8, 44), 5, dtype=torch.uint8))
     odd_groups = int4_matrix(8, 64, 16)
-    for parts in ([q5_0], [odd_groups], [q5_0, gguf_matrix(Q.Q8_0, 8, 64)]):
-        x = random_rows(3, 64)
+    x, q8_0, bias = random_rows(3, 64), gguf_matrix(Q.Q8_0, 8, 64), random_rows(1, 16)[0]
+    mixed = native("native").pack_stored([q5_0, q8_0], bias, torch.float32)(x)
+    torch.testing.assert_close(mixed[:, :8], x @ q5_0.dense().T + bias[:8], rtol=1e-5, atol=1e-5)
+    close(mixed[:, 8:], product(x, [q8_0]) + bias[8:])
+    for parts in ([q5_0], [odd_groups], [q5_0, odd_groups]):
         dense = torch.cat([part.dense() for part in parts])
         out = native("native").pack_stored(parts, None, torch.float32)(x)
         torch.testing.assert_close(out, x @ dense.T, rtol=1e-5, atol=1e-5)

@@ -34,6 +34,18 @@ def make(tmp_path, name: str, arch: str = "llama", **values):
     return path, dense
 
 
+def leave_out(path, dense, module: str) -> None:
+    """Give it the plain weight that it has in `dense`."""
+    plain = load_file(dense / "model.safetensors")
+
+    def edit(tensors):
+        others = {key: one for key, one in tensors.items() if not key.startswith(f"{module}.")}
+        own = {key: plain[key] for key in (f"{module}.weight", f"{module}.bias") if key in plain}
+        return others | own
+
+    edit_weights(path, edit)
+
+
 def logits(model) -> torch.Tensor:
     return PackedModel(model).step((PagedSequence(PROMPT), len(PROMPT)))[0]
 
@@ -180,16 +192,41 @@ def test_nothing_is_measured_where_nothing_is_rounded(tmp_path, monkeypatch):
     monkeypatch.setattr(Probe, "run", noted)
     load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
     assert layers == []
-    plain, name = load_file(dense / "model.safetensors"), "model.layers.1.mlp.down_proj"
-    edit_weights(
-        path,
-        lambda tensors: {
-            **{key: tensor for key, tensor in tensors.items() if not key.startswith(name)},
-            f"{name}.weight": plain[f"{name}.weight"],
-        },
-    )
+    leave_out(path, dense, "model.layers.1.mlp.down_proj")
     model = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
     assert layers == [(model.layers[0], 0), (model.layers[1], 1)]
+
+
+@needs_native
+@pytest.mark.parametrize("part", ["q_proj", "v_proj"])
+def test_parts_of_a_product_that_are_quantised_stay_so_beside_one_that_is_not(part, tmp_path, caplog):
+    path, dense = make(tmp_path, "awq", "qwen2")  # which has biases
+    weight = f"{LAYER}.self_attn.{part}.weight"
+    shape = load_file(dense / "model.safetensors")[weight].shape
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))  # or it were on a grid of int4
+    edit_weights(dense, lambda tensors: tensors | {weight: tensors[weight] + 0.02 * noise})
+    leave_out(path, dense, f"{LAYER}.self_attn.{part}")
+    exact = load(dense)
+    for quantization in (None, "int4"):
+        kernels = select_kernels(CPU, torch.float32, quantization=quantization)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+            model = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
+        assert caplog.messages == [f"{path}: quantised matrices: 13 int4-g32"]
+        assert model.numerics() == ["as-stored-13"]
+        x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+        ours, expected = (
+            one.layers[0].attention.qkv_proj(x).split([64, 32, 32], 1) for one in (model, exact)
+        )
+        for name, one, other in zip(("q_proj", "k_proj", "v_proj"), ours, expected, strict=True):
+            error = ((one - other).norm() / other.norm()).item()
+            # Of activations in int8; of none; of weights in four bits too, but eight for values.
+            if name != part:
+                assert 1e-4 < error < 0.02
+            elif quantization is None:
+                assert error < 1e-5
+            else:
+                assert 0.02 < error < 0.15 if name == "q_proj" else 1e-4 < error < 0.015
 
 
 @needs_interpreter
@@ -261,14 +298,7 @@ def test_a_rank_keeps_its_part_of_what_is_stored_if_that_can_be_cut(
 def test_a_module_may_be_left_out(tmp_path):
     """The file says so, whatever the lists of config.json say."""
     path, dense = make(tmp_path, "w4a16")
-    plain, name = load_file(dense / "model.safetensors"), f"{LAYER}.mlp.up_proj"
-    edit_weights(
-        path,
-        lambda tensors: {
-            **{key: tensor for key, tensor in tensors.items() if not key.startswith(name)},
-            f"{name}.weight": plain[f"{name}.weight"],
-        },
-    )
+    leave_out(path, dense, f"{LAYER}.mlp.up_proj")
     assert_same(logits(load(path)), hf_logits(dense, PROMPT))
 
 
