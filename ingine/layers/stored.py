@@ -7,10 +7,14 @@ import gguf
 import torch
 from torch import Tensor
 
-from ingine.layers.int8 import rotate
-
 ROWS_A_PART = 1024
 """That are float32 at a time, where all are made dense."""
+
+GGUF_KINDS = frozenset(
+    gguf.GGMLQuantizationType[name] for name in ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K")
+)
+"""That there are kernels for, and whose numbers `native/src/blocks.cpp` has too. Others are dequantised while
+they are read, where the gguf package can."""
 
 _ALL = slice(None)
 
@@ -19,9 +23,6 @@ class StoredMatrix(ABC):
     """A weight [out_features, in_features] in fewer bits than its numbers have."""
 
     shape: tuple[int, int]
-    rotation: int = 1
-    """How many numbers of a row are mixed with each other (`ingine.layers.int8`) in what is stored: 1, 4, 16
-    or 64."""
 
     @property
     @abstractmethod
@@ -91,10 +92,7 @@ class GGUFMatrix(StoredMatrix):
 
 @dataclass(frozen=True, slots=True)
 class Int4Matrix(StoredMatrix):
-    """(code - zero) * scale with codes 0 to 15, a scale and a zero for each group of columns.
-
-    With a `rotation` these are the rotated numbers, and `dense` turns them back.
-    """
+    """(code - zero) * scale with codes 0 to 15, a scale and a zero for each group of columns."""
 
     shape: tuple[int, int]
     codes: Tensor
@@ -103,7 +101,6 @@ class Int4Matrix(StoredMatrix):
     """float16 [out_features, in_features / group_size]."""
     zeros: Tensor
     """As `scales`; need not be whole."""
-    rotation: int = 1
 
     @property
     def group_size(self) -> int:
@@ -117,13 +114,13 @@ class Int4Matrix(StoredMatrix):
         codes, scales, zeros = self.codes[rows], self.scales[rows].float(), self.zeros[rows].float()
         groups = torch.stack((codes & 15, codes >> 4), dim=2).float().view(*scales.shape, self.group_size)
         numbers = (groups - zeros[..., None]) * scales[..., None]
-        return rotate(numbers.view(-1, self.shape[1]), self.rotation)
+        return numbers.view(-1, self.shape[1])
 
     def part(self, dim: int, own: slice) -> "Int4Matrix":
         if dim == 0:
             codes, scales, zeros = self.codes[own], self.scales[own], self.zeros[own]
         else:
-            _whole(own, max(self.rotation, 2), "columns that are rotated or lie in a byte together, each")
+            _whole(own, 2, "columns that lie in a byte together, each")
             one_group = self.scales.shape[1] == 1
             groups = slice(0, 1) if one_group else _whole(own, self.group_size, "groups of columns")
             codes = self.codes[:, own.start // 2 : own.stop // 2]

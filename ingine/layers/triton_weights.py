@@ -89,8 +89,6 @@ def _pack(part: StoredMatrix, dtype: torch.dtype) -> _Packed | None:
 
 def _block_k(part: StoredMatrix) -> int | None:
     """The largest tile whose rows have one scale each; None: there is none."""
-    if part.rotation != 1:
-        return None
     if isinstance(part, Int4Matrix):
         group_size = part.group_size
     elif isinstance(part, ScaledMatrix):

@@ -10,18 +10,13 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.layers.stored import GGUFMatrix
+from ingine.layers.stored import GGUF_KINDS, GGUFMatrix
 from ingine.model_files import gguf_parts
 from ingine.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from ingine.models.config import ModelConfig
 from ingine.models.gguf_config import ROPE_FREQS
 from ingine.models.gguf_file import FAMILIES, GGUFFile
 from ingine.models.gguf_record import check_record
-
-COMPUTED = frozenset(GGMLQuantizationType[name] for name in ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K"))
-"""Kinds that are multiplied as they are. Others are dequantised while they are read, where the gguf package
-can.
-"""
 
 DENSE = {
     GGMLQuantizationType.F16: torch.float16,
@@ -95,7 +90,7 @@ class GGUFCheckpoint(Checkpoint):
 
     def matrix(self, name: str) -> GGUFMatrix | None:
         tensor = self._file.tensor(self.name_of[name])
-        if tensor.tensor_type not in COMPUTED or len(tensor.shape) != 2:
+        if tensor.tensor_type not in GGUF_KINDS or len(tensor.shape) != 2:
             return None
         columns, rows = tensor.shape
         # A mapping of its own, which goes when the matrix does: pages of what becomes dense do not stay.

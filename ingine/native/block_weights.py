@@ -11,23 +11,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from ingine.layers.stored import GGUFMatrix, Int4Matrix, StoredMatrix
+from ingine.layers.stored import GGUF_KINDS, GGUFMatrix, Int4Matrix, StoredMatrix
 from ingine.layers.weights import Embedding, Product, WeightFormat
 from ingine.native import DTYPES
 from ingine.native.memory import Arena
-
-GGUF_KINDS = {
-    GGMLQuantizationType.Q4_0,
-    GGMLQuantizationType.Q4_1,
-    GGMLQuantizationType.Q8_0,
-    GGMLQuantizationType.Q4_K,
-    GGMLQuantizationType.Q5_K,
-    GGMLQuantizationType.Q6_K,
-}
-"""Their numbers are also those of `src/blocks.cpp`."""
 
 INT4 = -1
 
@@ -64,7 +53,7 @@ class BlockWeights(WeightFormat):
         return _fits(part)
 
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
-        if all(map(_fits, parts)) and len({part.rotation for part in parts}) == 1:
+        if all(map(_fits, parts)):
             return self._blocks.product(self._blocks.segments(parts), bias, dtype)
         if len(parts) == 1 or not any(self.keeps(part, dtype) for part in parts):
             return super().pack_stored(parts, bias, dtype)
@@ -73,13 +62,13 @@ class BlockWeights(WeightFormat):
         return lambda x: torch.cat([product(x) for product in products], dim=1)
 
     def pack_tied_stored(self, part: StoredMatrix, dtype: torch.dtype) -> tuple[Product, Embedding]:
-        if not _fits(part) or part.rotation != 1:
+        if not _fits(part):
             return super().pack_tied_stored(part, dtype)
         segments = self._blocks.segments([part])
         return self._blocks.product(segments, None, dtype), self._blocks.embedding(segments, dtype)
 
     def embed_stored(self, part: StoredMatrix, dtype: torch.dtype) -> Embedding:
-        if not _fits(part) or part.rotation != 1:
+        if not _fits(part):
             return super().embed_stored(part, dtype)
         return self._blocks.embedding(self._blocks.segments([part]), dtype)
 
@@ -90,7 +79,6 @@ class _Segments:
 
     array: ctypes.Array
     shape: tuple[int, int]
-    rotation: int
     owned: list[tuple[Tensor | None, ...]]
     """The memory that `array` points to."""
 
@@ -101,7 +89,7 @@ class _Blocks:
     def __init__(self, library: ctypes.CDLL):
         self._arena = Arena()
         self._multiply, self._gather = library.ingine_blocks, library.ingine_blocks_gather
-        self._multiply.argtypes = [c_int32, *2 * [c_void_p], c_int64, *2 * [c_void_p], *4 * [c_int64]]
+        self._multiply.argtypes = [c_int32, *2 * [c_void_p], c_int64, *2 * [c_void_p], *3 * [c_int64]]
         self._gather.argtypes = [c_int32, *2 * [c_void_p], *2 * [c_int64], c_void_p]
         self._pack_int4 = library.ingine_blocks_pack_int4
         self._pack_int4.argtypes = [*3 * [c_void_p], *3 * [c_int64], c_void_p]
@@ -112,10 +100,10 @@ class _Blocks:
         made = [self._int4(part) if isinstance(part, Int4Matrix) else _gguf(part) for part in parts]
         array = (_Segment * len(parts))(*(segment for segment, _ in made))
         shape = sum(part.shape[0] for part in parts), parts[0].shape[1]
-        return _Segments(array, shape, parts[0].rotation, [owned for _, owned in made])
+        return _Segments(array, shape, [owned for _, owned in made])
 
     def product(self, segments: _Segments, bias: Tensor | None, dtype: torch.dtype) -> Product:
-        (n, k), array, rotation = segments.shape, segments.array, segments.rotation
+        (n, k), array = segments.shape, segments.array
         multiply, number, count = self._multiply, DTYPES[dtype], len(segments.array)
         bias = None if bias is None else F.pad(bias.float(), (0, PANEL))  # is read in whole vectors
         bias_address = None if bias is None else bias.data_ptr()
@@ -124,7 +112,7 @@ class _Blocks:
         def product(x: Tensor, _owned: tuple[_Segments, Tensor | None] = (segments, bias)) -> Tensor:
             out = x.new_empty((x.shape[0], n))
             rows = x.shape[0]
-            multiply(number, x.data_ptr(), array, count, bias_address, out.data_ptr(), rows, n, k, rotation)
+            multiply(number, x.data_ptr(), array, count, bias_address, out.data_ptr(), rows, n, k)
             return out
 
         return product

@@ -15,7 +15,7 @@ struct Segment {
 };
 
 extern "C" {
-void ingine_blocks(int32_t, const void *, const Segment *, int64_t, const float *, void *, int64_t, int64_t, int64_t,
+void ingine_blocks(int32_t, const void *, const Segment *, int64_t, const float *, void *, int64_t, int64_t,
                    int64_t);
 void ingine_blocks_gather(int32_t, const Segment *, const int64_t *, int64_t, int64_t, void *);
 void ingine_blocks_pack_int4(const uint8_t *, const uint16_t *, const uint16_t *, int64_t, int64_t, int64_t, char *);
@@ -105,7 +105,7 @@ void check(const char *name, const Segment &segment, const std::vector<double> &
     std::vector<float> x(kMostRows * kColumns), bias(n + kPanel), whole(kMostRows * n), out(kMostRows * n);
     for (float &number : x) number = (next_byte() - 127) / 64.f;
     for (float &number : bias) number = next_byte();
-    ingine_blocks(kFloat32, x.data(), &segment, 1, bias.data(), whole.data(), kMostRows, n, kColumns, 1);
+    ingine_blocks(kFloat32, x.data(), &segment, 1, bias.data(), whole.data(), kMostRows, n, kColumns);
     for (int64_t r = 0; r < kMostRows; r++) {
         const std::vector<double> row = quantized(&x[r * kColumns]);
         for (int64_t c = 0; c < n; c++) {
@@ -118,7 +118,7 @@ void check(const char *name, const Segment &segment, const std::vector<double> &
         }
     }
     for (int64_t rows : kRowCounts) {
-        ingine_blocks(kFloat32, x.data(), &segment, 1, bias.data(), out.data(), rows, n, kColumns, 1);
+        ingine_blocks(kFloat32, x.data(), &segment, 1, bias.data(), out.data(), rows, n, kColumns);
         if (std::memcmp(out.data(), whole.data(), rows * n * sizeof(float))) fail("not the same bits", name, rows);
     }
     const int64_t last = n - 1;

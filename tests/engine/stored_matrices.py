@@ -40,12 +40,12 @@ def gguf_matrix(
     return GGUFMatrix((n, k), kind, memory[1:].view(n, -1))
 
 
-def int4_matrix(n: int, k: int, group_size: int, *, seed: int = 0, rotation: int = 1) -> Int4Matrix:
+def int4_matrix(n: int, k: int, group_size: int, *, seed: int = 0) -> Int4Matrix:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, generator=generator)
     scales = torch.randn(n, k // group_size, generator=generator).mul(0.02).half()
     zeros = torch.rand(n, k // group_size, generator=generator).mul(15).half()
-    return Int4Matrix((n, k), codes, scales, zeros, rotation)
+    return Int4Matrix((n, k), codes, scales, zeros)
 
 
 def quantized(x: Tensor) -> Tensor:

@@ -8,13 +8,12 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 
-from ingine.layers.int8 import rotate
 from ingine.layers.stored import GGUFMatrix, StoredMatrix
 from ingine.layers.weights import PlainWeights
 from ingine.native.weights import NativeInt8, NativeWeights
 from tests.engine.builds import library
 from tests.engine.marks import EVERY_MARCH, needs_native
-from tests.engine.stored_matrices import BLOCK_SIZES, HALVES, gguf_matrix, int4_matrix, product, quantized
+from tests.engine.stored_matrices import BLOCK_SIZES, HALVES, gguf_matrix, int4_matrix, product
 from tests.engine.test_native_weights import random_rows
 
 Q = GGMLQuantizationType
@@ -166,18 +165,6 @@ def test_rows_can_be_had_out_of_a_vocabulary_matrix(march, dtype, case):
         assert embedding(token_ids[:0]).shape == (0, 512)
     x = random_rows(2, 512).to(dtype)
     close(multiply(x), product(x, [matrix]))
-
-
-@needs_native
-@pytest.mark.parametrize("rotation", [4, 16, 64])
-def test_weights_that_were_rotated_are_multiplied_with_rotated_rows(rotation):
-    matrix = int4_matrix(40, 192, 32, rotation=rotation)
-    stored = replace(matrix, rotation=1).dense().double()
-    # Whole numbers are rotated without rounding, in any order.
-    x = torch.randint(-8, 8, (5, 192), generator=torch.Generator().manual_seed(1)).float()
-    ours = native("native").pack_stored([matrix], None, torch.float32)(x)
-    close(ours, quantized(rotate(x, rotation)) @ stored.T)
-    torch.testing.assert_close(x @ matrix.dense().T, rotate(x, rotation) @ stored.float().T)
 
 
 @needs_native

@@ -110,14 +110,6 @@ def test_a_part_is_that_part_of_the_whole(name):
         assert torch.equal(matrix.part(1, slice(24, 64)).dense(), dense[:, 24:])
 
 
-def test_a_part_of_rotated_numbers_is_of_whole_rotations():
-    config, tensors, _ = packed("w4a16")
-    matrix = replace(read(config, tensors), rotation=64)
-    assert torch.equal(matrix.part(0, slice(3, 9)).dense(), matrix.dense()[3:9])
-    with pytest.raises(ValueError, match="0 to 32 divides columns that are rotated"):
-        matrix.part(1, slice(0, 32))
-
-
 def test_a_zero_of_the_first_gptq_format_carries_as_its_tools_add_it():
     """A zero of 0 was stored by subtracting one from the word, and comes back by adding it."""
     config, tensors, _ = packed("gptq_v2")

@@ -1,6 +1,9 @@
 // Rows of x as weights in blocks are multiplied with: int8, with a scale for each 32 numbers.
 #pragma once
-#include "quantize.h"
+#include <algorithm>
+#include <cstring>
+
+#include "simd.h"
 
 // What is subtracted for codes that have a zero added to them: the sum of numbers times the zero, negated.
 struct alignas(64) RowGroup {
@@ -13,17 +16,13 @@ struct alignas(64) RowGroup {
 
 constexpr int kGroups = 8;  // of a chunk
 
-// A row, rotated, as groups: eight side by side, `stride` groups before the next eight.
-template <typename T> void quantize_groups(const T *x, int64_t k, int64_t rotation, RowGroup *row, int64_t stride) {
+// A row as groups: eight side by side, `stride` groups before the next eight.
+template <typename T> void quantize_groups(const T *x, int64_t k, RowGroup *row, int64_t stride) {
     typedef int8_t lane_bytes __attribute__((vector_size(kLanes)));
-    static thread_local std::vector<float> rotated;
-    rotated.resize((k + kRotated - 1) / kRotated * kRotated);
-    rotate_row(x, k, rotation, rotated.data());
-    const float unrotated = 1 / std::sqrt(float(rotation));
     for (int64_t g = 0; g < k / 32; g++) {
-        const float *from = rotated.data() + g * 32;
+        const T *from = x + g * 32;
         RowGroup *out = row + g / kGroups * stride + g % kGroups;
-        uints top{};  // as in rotate_row: a NaN is above all
+        uints top{};  // without its sign a float orders as an integer, a NaN above all
         for (int i = 0; i < 32; i += kLanes) {
             const uints bits = (uints)abs(load(from + i));
             top = bits > top ? bits : top;
@@ -39,7 +38,7 @@ template <typename T> void quantize_groups(const T *x, int64_t k, int64_t rotati
         int32_t sums[2] = {};
         for (int i = 0; i < 32; i++) sums[i / 16] += out->numbers[i];
         const int32_t sum = sums[0] + sums[1];
-        out->scale = max / 127.f * unrotated;
+        out->scale = max / 127.f;
         out->scaled_sum = out->scale * float(sum);
         out->minus_8_sums = -8 * sum, out->minus_128_sums = -128 * sum;
         for (int half = 0; half < 2; half++) out->minus_32_sums[half] = -32 * sums[half];

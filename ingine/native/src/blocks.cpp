@@ -10,6 +10,8 @@
 // a row's result does not depend on the batch that it is in.
 #include <omp.h>
 
+#include <vector>
+
 #include "block_tile.h"
 
 namespace {
@@ -134,7 +136,7 @@ template <typename T> void multiply(const Product<T> &p, const RowGroup *x, int6
 }
 
 template <typename T>
-void multiply_rows(const Product<T> &product, const T *x, int64_t rows, int64_t k, int64_t rotation) {
+void multiply_rows(const Product<T> &product, const T *x, int64_t rows, int64_t k) {
     static thread_local std::vector<RowGroup> quantized_rows;
     const int64_t chunks = (product.groups + kGroups - 1) / kGroups;
     quantized_rows.resize(std::min(rows, kBlockRows) * chunks * kGroups);
@@ -145,7 +147,7 @@ void multiply_rows(const Product<T> &product, const T *x, int64_t rows, int64_t 
         {
 #pragma omp for
             for (int64_t row = 0; row < count; row++)
-                quantize_groups(x + (start + row) * k, k, rotation, quantized + row * kGroups, count * kGroups);
+                quantize_groups(x + (start + row) * k, k, quantized + row * kGroups, count * kGroups);
             multiply(product, quantized, start, count);
         }
     }
@@ -189,17 +191,16 @@ void gather_rows(const Segment &segment, const int64_t *ids, int64_t count, int6
 
 }  // namespace
 
-// x [rows, k] and out [rows, n] are of `dtype`, n is the sum of the segments' rows. Each row of x is rotated,
-// `rotation` numbers at a time, and quantized on the way. k % 32 == 0, and of kinds with superblocks k % 256 == 0.
+// x [rows, k] and out [rows, n] are of `dtype`, n is the sum of the segments' rows. x is quantized on the way.
+// k % 32 == 0, and of kinds with superblocks k % 256 == 0.
 EXPORT void ingine_blocks(int32_t dtype, const void *x, const Segment *segments, int64_t num_segments,
-                          const float *bias, void *out, int64_t rows, int64_t n, int64_t k, int64_t rotation) {
+                          const float *bias, void *out, int64_t rows, int64_t n, int64_t k) {
     const int64_t groups = k / kGroupNumbers;
     if (dtype == kBFloat16)
         multiply_rows<bfloat16>({segments, num_segments, bias, (bfloat16 *)out, n, groups}, (const bfloat16 *)x, rows,
-                                k, rotation);
+                                k);
     else
-        multiply_rows<float>({segments, num_segments, bias, (float *)out, n, groups}, (const float *)x, rows, k,
-                             rotation);
+        multiply_rows<float>({segments, num_segments, bias, (float *)out, n, groups}, (const float *)x, rows, k);
 }
 
 // out[i] = row ids[i] of the segment, [count, k] of `dtype`: the embedding of a vocabulary matrix.
