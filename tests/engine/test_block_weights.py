@@ -8,6 +8,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 
+from ingine.layers.linear import Linear
 from ingine.layers.stored import GGUFMatrix, StoredMatrix
 from ingine.layers.weights import PlainWeights
 from ingine.native.weights import NativeInt8, NativeWeights
@@ -224,3 +225,15 @@ def test_nothing_is_read_outside_a_mapping(march):
         [sys.executable, "-c", AT_THE_END_OF_A_MAPPING, march], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@needs_native
+def test_a_layer_counts_what_it_multiplies_as_stored():
+    """For the name of a model's numbers, an embedding's other use too."""
+    weights, matrix = native("native"), gguf_matrix(Q.Q8_0, 40, 512)
+    q5_0 = GGUFMatrix((8, 64), Q.Q5_0, torch.full((8, 44), 5, dtype=torch.uint8))
+    for stored, expected in ((matrix, 1), (q5_0, 0)):
+        rows, columns = stored.shape
+        tied = Linear(columns, [rows], bias=False, dtype=torch.float32, device=torch.device("cpu"))
+        tied.pack_tied_stored(weights, stored)
+        assert tied.num_rounding == expected
