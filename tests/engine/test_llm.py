@@ -1,5 +1,7 @@
 """The offline face: what vLLM's users know, and what they get when something is wrong."""
 
+import sys
+
 import pytest
 
 from ingine import LLM, RequestOutput, SamplingParams
@@ -117,7 +119,7 @@ def test_no_prompts_give_no_outputs(llm):
 def test_progress_goes_to_the_terminal_and_nowhere_else(llm, capsys, monkeypatch):
     llm.generate(["a", "b"], greedy(2))
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     llm.generate(["a", "b"], greedy(2), use_tqdm=False)
     assert capsys.readouterr() == ("", "")
     llm.generate(["a", "b"], greedy(2))

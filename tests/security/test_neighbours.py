@@ -177,14 +177,15 @@ def test_triton_gets_another_cache_where_its_own_is_not_ours(folder, give_away, 
     assert used != folder / "triton" and trusted(used) == used
 
 
-@pytest.mark.parametrize("name", ["models", "sha256"])
+@pytest.mark.parametrize("name", [DEFAULT_MODEL, "model.gguf"])
 def test_a_model_in_a_folder_of_another_user_is_not_used(folder, give_away, monkeypatch, name):
     monkeypatch.setenv("INGINE_CACHE_DIR", str(folder))
-    (folder / name).mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "models").mkdir()
     (folder / "model.gguf").write_bytes(b"GGUF")
-    give_away(folder / name)
+    give_away(folder / "models")
     with pytest.raises(ConfigError, match=r"belongs to another user.*INGINE_CACHE_DIR"):
-        resolve_model(DEFAULT_MODEL if name == "models" else str(folder / "model.gguf"))
+        resolve_model(name)
 
 
 def test_a_folder_of_ours_is_closed_to_others(folder):
