@@ -1,10 +1,13 @@
 """Which machine and which versions a benchmark's figures are from."""
 
+import json
 import os
 import platform
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 X86_KINDS = {
     "amx": {"amx_tile", "amx_int8", "amx_bf16"},
@@ -58,3 +61,8 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def report_text(report: object) -> str:
+    """A report to be written to a file, which does not tell where the repository lies."""
+    return json.dumps(report, indent=1).replace(f"{ROOT}/", "") + "\n"

@@ -5,7 +5,6 @@
 README.md says what is measured and how.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, report_text
 from benchmarks.real_sizes.folders import write_folder
 from benchmarks.real_sizes.gguf_models import write_gguf
 from benchmarks.real_sizes.lineup import Entry, entries
@@ -76,7 +75,7 @@ def main(
                 print(_line(result), flush=True)
                 report["results"].append(result)
                 if json_path:
-                    json_path.write_text(json.dumps(report, indent=1) + "\n")
+                    json_path.write_text(report_text(report))
 
 
 def _cut(shape: Shape, layers: int | None) -> Shape:

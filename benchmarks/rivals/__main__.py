@@ -1,6 +1,5 @@
 """ingine beside its rivals on this machine: `make bench-rivals`, or python -m benchmarks.rivals --help."""
 
-import json
 import platform
 import subprocess
 from collections.abc import Collection, Sequence
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.machine import cpu_flags, cpu_kind
+from benchmarks.machine import cpu_flags, cpu_kind, report_text
 from benchmarks.rivals.child import ROOT
 from benchmarks.rivals.lineup import lineup
 from benchmarks.rivals.plan import LOAD, REFERENCE, SYSTEMS, System
@@ -73,7 +72,7 @@ def main(
                 requests_per_s=run.requests_per_s,
             )
             if json_path:
-                json_path.write_text(json.dumps(report, indent=1) + "\n")
+                json_path.write_text(report_text(report))
             # Starts have processes of their own.
             to_come = set(workloads[position + 1 :]) - {START_COLD, START_WARM}
             running.close_all(but={system.name for system in chosen if system.max_rounds.keys() & to_come})

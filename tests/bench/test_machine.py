@@ -4,7 +4,7 @@ import platform
 
 import pytest
 
-from benchmarks.machine import cpu_flags, cpu_kind, machine
+from benchmarks.machine import ROOT, cpu_flags, cpu_kind, machine, report_text
 
 AVX2 = "fma sse4_2 avx f16c avx2"
 AVX512 = f"{AVX2} avx512f avx512dq avx512bw avx512vl"
@@ -31,3 +31,8 @@ def test_a_machine_is_of_the_widest_kind_whose_flags_it_has(architecture, flags,
 
 def test_a_report_says_the_kind_of_this_machine():
     assert machine()["kind"] == cpu_kind(platform.machine(), cpu_flags())
+
+
+def test_a_report_does_not_tell_where_the_repository_lies():
+    text = report_text({"files": f"{ROOT}/.rivals/models", "rate": 1})
+    assert text == '{\n "files": ".rivals/models",\n "rate": 1\n}\n'
