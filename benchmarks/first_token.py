@@ -39,12 +39,12 @@ def main(model: str, prompt: str, began: str) -> None:
     import torch  # noqa: F401
 
     parts.done("import torch")
-    import ingine.engine
+    import ingine.build
     from ingine import LLM, SamplingParams
 
     parts.done("import ingine")
-    ingine.engine.load_model = parts.ending("weights", ingine.engine.load_model)
-    ingine.engine.Tokenizer.from_folder = parts.ending("tokenizer", ingine.engine.Tokenizer.from_folder)
+    ingine.build.load_model = parts.ending("weights", ingine.build.load_model)
+    ingine.build.load_tokenizer = parts.ending("tokenizer", ingine.build.load_tokenizer)
     llm = LLM(model)
     parts.done("the rest of the engine")
     llm.generate(prompt, SamplingParams(max_tokens=1))
