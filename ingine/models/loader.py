@@ -25,6 +25,7 @@ from ingine.models.gguf_checkpoint import GGUFCheckpoint
 from ingine.models.importance import Probe
 from ingine.models.quantized_checkpoint import QuantizedCheckpoint
 from ingine.models.weight_shapes import expected_shapes
+from ingine.native.memory import release_freed_memory
 from ingine.parallel import SINGLE, TensorParallel, shard
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def load_model(
         for linear, names in model.linears().items():
             if _read(linear, names, source, kernels.weights):
                 linear.pack(kernels.weights)
+            release_freed_memory()
     matrices = source.matrices([EMBEDDING.removesuffix(".weight")]) if device.type == "cpu" else None
     if matrices is not None:
         source.note_mapped(matrices, [kernels.weights.keeps(matrices[0], dtype)])
@@ -74,6 +76,7 @@ def load_model(
         model.allocate_embedding()
         source.copy_into({EMBEDDING: model.embed_tokens})
         model.pack_embedding()
+    release_freed_memory()
     model.mapped_bytes = source.mapped_bytes
     if source.kinds:
         kinds = ", ".join(f"{number} {kind}" for kind, number in source.kinds.most_common())
@@ -127,6 +130,7 @@ def _load_by_importance(model: Decoder, source: "_Source") -> None:
         importances = probe.run(layer, plain)
         for linear in plain:
             linear.pack(weights, importances[linear])
+        release_freed_memory()
     for linear, names in linears.items():
         if _read(linear, names, source, weights):
             linear.pack(weights)

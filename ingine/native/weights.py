@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ingine.layers.int8 import quantize_rows, rotation_size
-from ingine.layers.stored import ScaledMatrix, StoredMatrix
+from ingine.layers.stored import ROWS_A_PART, ScaledMatrix, StoredMatrix
 from ingine.layers.weights import Embedding, Product, WeightFormat
 from ingine.native import DTYPES
 from ingine.native.block_weights import BlockWeights
@@ -106,7 +106,7 @@ class NativeInt8(BlockWeights):
 
     def _product(self, scales: Tensor, rows: Tensor, bias: Tensor | None, rotation: int) -> Product:
         (n, k), linear, dtype = rows.shape, self._linear, self._dtype
-        packed, sums = self._panels.pack(rows), _padded(rows.sum(dim=1, dtype=torch.int32))
+        packed, sums = self._panels.pack(rows), _padded(_sums(rows))
         scales, bias = _padded(scales), None if bias is None else _padded(bias.float())
         addresses = [None if t is None else t.data_ptr() for t in (packed, scales, sums, bias)]
 
@@ -139,6 +139,11 @@ def _isa(library: ctypes.CDLL, dtype: torch.dtype) -> str:
 
 def _fits(weight: Tensor) -> bool:
     return weight.shape[1] * weight.itemsize % GROUP_BYTES == 0
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """int8 [n, k] -> int32 [n]. A part at a time: torch makes all that it sums int32 first."""
+    return torch.cat([part.sum(dim=1, dtype=torch.int32) for part in rows.split(ROWS_A_PART)])
 
 
 def _padded(columns: Tensor) -> Tensor:
