@@ -41,6 +41,40 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
+class _Call:
+    """One coroutine that a thread waits for. Ctrl-C may interrupt that thread between any two instructions,
+    within the standard library's too: what it waits with has to be atomic, which `threading.Event` is not."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]):
+        self._loop, self._coroutine = loop, coroutine
+        self.task: asyncio.Task | None = None
+        self._has_ended = False
+        self._running = threading.Lock()
+        self._running.acquire()
+
+    def start(self) -> None:
+        """On the loop."""
+        self.task = self._loop.create_task(self._coroutine)
+        self.task.add_done_callback(self._end)
+
+    def cancel(self) -> None:
+        """On the loop, after `start` if that was ever scheduled: callbacks run in the order they came in."""
+        if self.task:
+            self.task.cancel()
+        else:
+            self._coroutine.close()
+            self._end()
+
+    def _end(self, _: asyncio.Task | None = None) -> None:
+        self._has_ended = True
+        self._running.release()
+
+    def wait(self) -> None:
+        """A wait that was interrupted may have taken the lock. Then the call has ended."""
+        if not self._has_ended:
+            self._running.acquire()
+
+
 class _LoopThread:
     """An event loop on a daemon thread: a client that was never closed does not keep a program alive."""
 
@@ -62,21 +96,15 @@ class _LoopThread:
         if self.closed:
             coroutine.close()
             raise ClientError("the client is closed")
-        ended = threading.Event()
-        started: list[asyncio.Task[T]] = []
-
-        def start() -> None:
-            started.append(self._loop.create_task(coroutine))
-            started[0].add_done_callback(lambda _: ended.set())
-
-        self._loop.call_soon_threadsafe(start)
+        call = _Call(self._loop, coroutine)
         try:
-            ended.wait()
+            self._loop.call_soon_threadsafe(call.start)
+            call.wait()
         except BaseException:  # Ctrl-C: end what we wait for, too, and not before it has let go of everything
-            self._loop.call_soon_threadsafe(lambda: started[0].cancel())
-            ended.wait()
+            self._loop.call_soon_threadsafe(call.cancel)
+            call.wait()
             raise
-        return started[0].result()
+        return call.task.result()
 
     @property
     def closed(self) -> bool:
@@ -92,9 +120,9 @@ class _LoopThread:
         if self.closed or not self.is_here:
             return
         if threading.current_thread() is self._thread:
-            self._loop.create_task(items.aclose())
+            self._loop.create_task(_close(items))
         else:
-            self.run(items.aclose())
+            self.run(_close(items))
 
     def close(self) -> None:
         self.run(self._end_all())
@@ -109,6 +137,11 @@ class _LoopThread:
             other.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._loop.shutdown_asyncgens()
+
+
+async def _close(items: AsyncGenerator) -> None:
+    if not items.ag_running:  # else Ctrl-C came twice, and who was to wait for its last call did not
+        await items.aclose()
 
 
 def _sync(

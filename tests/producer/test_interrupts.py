@@ -1,0 +1,98 @@
+"""Ctrl-C while a blocking client is at work, at any moment: it ends the call in flight, and no more."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from ingine.keys import Keys
+from producer import Client
+from producer.sync import _Call, _iterate
+from tests.producer.conftest import Server
+from tests.producer.fake_worker import FakeWorker
+from tests.waiting import HANGS_S
+
+
+@contextmanager
+def interrupt_at(number: int) -> Iterator[None]:
+    """Raise KeyboardInterrupt at this thread's call of Python, or return, of that number, from 0.
+
+    There, and where loops go round, the interpreter looks for signals.
+    """
+    so_far = count()
+
+    def profile(_: FrameType, event: str, __: Any) -> None:
+        if event != "c_call" and next(so_far) == number:
+            raise KeyboardInterrupt  # which ends the profiling, too
+
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.fixture
+async def job_id(valkey: Server, queue: str) -> str:
+    """A running job with one event in its log."""
+    async with valkey.connect() as redis, valkey.client(queue) as client:
+        worker = FakeWorker(redis, Keys(queue))
+        await client.submit("hi", job_id="mine")
+        await worker.take()
+        await worker.commit("mine", 0, 2)
+    return "mine"
+
+
+@pytest.mark.filterwarnings(
+    "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_an_interrupt_anywhere_in_a_stream_is_that_interrupt(valkey: Server, queue: str, job_id: str):
+    """Not an error of what cleans up behind it, and the thread does not wait for ever."""
+    with Client(valkey.url, queue=queue) as client:
+        first = client.attach(job_id).stream()
+        next(first)  # what is cached now is not called again
+        for number in count():
+            stream, chunk = client.attach(job_id).stream(), None
+            with suppress(KeyboardInterrupt), interrupt_at(number):
+                chunk = next(stream)
+            stream.close()
+            if chunk:
+                break
+        assert number > 20
+        assert chunk.text == "<1><2>"
+        assert client.status(job_id).position == 2
+
+
+def test_a_second_interrupt_does_not_wait_for_what_the_first_one_ends(
+    valkey: Server, queue: str, monkeypatch
+):
+    wait, interrupts = _Call.wait, []
+    began, may_end = threading.Event(), threading.Event()
+
+    async def slow_to_end() -> AsyncIterator[int]:
+        try:
+            began.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.to_thread(may_end.wait)
+        yield 0
+
+    def interrupted_twice(call: _Call) -> None:
+        if len(interrupts) < 2:
+            assert began.wait(HANGS_S)
+            interrupts.append(call)
+            raise KeyboardInterrupt
+        wait(call)
+
+    with Client(valkey.url, queue=queue) as client:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(_Call, "wait", interrupted_twice)
+            next(_iterate(client, slow_to_end(), str))
+        may_end.set()
+        assert client.queue_info().num_delayed == 0
