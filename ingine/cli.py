@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 import producer.cli
 import worker.cli
@@ -23,8 +24,19 @@ from ingine.errors import ConfigError, IngineError, InvalidRequest, ServerUnavai
 from ingine.extras import missing_extra
 from ingine.terminal import EchoHandler, echo
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: typer.Context) -> object:
+        """Exits with 130 at Ctrl-C, for which Typer had exit status 1 in earlier versions."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(producer.cli.INTERRUPTED) from None
+
+
 app = typer.Typer(
     name="ingine",
+    cls=_Commands,
     help="LLM jobs in through Redis, every token out exactly once. Try `ingine demo` first.",
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage or setting, 3 server unavailable, 130 interrupted.",
     no_args_is_help=True,

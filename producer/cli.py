@@ -195,11 +195,11 @@ def _from_stdin() -> str:
 
 
 def _print_stream(job: "producer.JobHandle", as_json: bool) -> None:
-    from producer.batch_format import FINISH_LENGTH
-
     position = job.from_position
     ends_line = True
     try:
+        from producer.batch_format import FINISH_LENGTH
+
         for chunk in job.stream():
             position = chunk.position
             if as_json:

@@ -5,9 +5,12 @@ import pwd
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import typer.main
 
+from ingine.cli import app
 from ingine.errors import ConfigError
 from ingine.model_store import cache_root, resolve_model
 from ingine.native.compiler import BuildError, build
@@ -66,6 +69,18 @@ def test_an_interrupt_while_a_command_imports_is_silent(module):
     program = [sys.executable, "-c", INTERRUPTED_WHILE_IT_IMPORTS, "status", "some-job", module]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_an_interrupt_while_a_command_runs_is_exit_status_130(monkeypatch):
+    """By itself: which status Typer has for it depends on its version."""
+    monkeypatch.setattr("producer.Client", Mock(side_effect=KeyboardInterrupt))
+    command = typer.main.get_command(app)
+    with (
+        pytest.raises(typer.Exit) as ended,
+        command.make_context("ingine", ["status", "some-job"]) as context,
+    ):
+        command.invoke(context)
+    assert ended.value.exit_code == 130
 
 
 def test_a_foreign_variable_is_a_warning_and_a_misspelled_one_an_error(folder):
