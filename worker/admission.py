@@ -142,7 +142,15 @@ class Admission:
         if job_id is None:
             await self._publisher.bury(queue, entry, job.code, str(job), job_id=read_job_id(entry.raw))
             return True
+        # Once more, since from here on the job's metadata is known.
+        metadata = job.metadata if isinstance(job, Job) else None
+        async with burying(self._publisher, queue, entry, metadata=metadata):
+            return await self._admit_decoded(queue, entry, job, job_id, alone)
+        return True
 
+    async def _admit_decoded(
+        self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, alone: bool
+    ) -> bool:
         model = job.model if isinstance(job, Job) else None
         begun = await queue.begin(entry, job_id, job.reply_to, alone=alone, model=model)
         if begun.verdict == "other_model":

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -18,9 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def burying(publisher: Publisher, queue: Queue, entry: Entry) -> AsyncIterator[None]:
+async def burying(
+    publisher: Publisher, queue: Queue, entry: Entry, *, metadata: dict[str, Any] | None = None
+) -> AsyncIterator[None]:
     """An entry under whose job's keys lies what is no job's, or that sets off a fault of ours, which it
-    would in the next worker too."""
+    would in the next worker too.
+
+    metadata: of its job, for the reply; None while the job is not decoded.
+    """
     try:
         yield
         return
@@ -32,7 +38,7 @@ async def burying(publisher: Publisher, queue: Queue, entry: Entry) -> AsyncIter
         log_event(logger, logging.ERROR, "entry not read", entry=entry.id, error=repr(error))
         logger.debug("entry not read", exc_info=error)
         code, reason = ErrorCode.ENGINE_ERROR, _own_fault("entry", error)
-    await publisher.bury(queue, entry, code, reason, job_id=read_job_id(entry.raw))
+    await publisher.bury(queue, entry, code, reason, job_id=read_job_id(entry.raw), metadata=metadata)
 
 
 @contextlib.asynccontextmanager

@@ -133,7 +133,7 @@ class Preparation:
         queue, entry, job = running.queue, running.entry, running.job
         ending = ending_faulty(self._publisher, queue, entry, job, job.id, running.begun)
         with self._jobs.beginning(running):
-            async with burying(self._publisher, queue, entry), ending:
+            async with burying(self._publisher, queue, entry, metadata=job.metadata), ending:
                 await self.run(running)
 
     async def _put_off(self, running: RunningJob, fault: NoPromptProcess) -> None:

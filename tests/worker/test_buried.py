@@ -39,6 +39,7 @@ async def test_a_job_that_cannot_be_begun_sends_its_reply(harness, redis_url, at
         await worker.push(Job(id="bad", prompt="x", reply_to="me", sampling=ENDLESS, metadata=METADATA))
         reply = await anext(client.replies("me"))
     assert (reply.job_id, reply.error["code"]) == ("bad", ErrorCode.BAD_RECORD)
+    assert reply.metadata == METADATA
     await worker.redis.delete(worker.keys.job("bad"), worker.keys.tokens("bad"))
 
 
