@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from ingine.native.compiler import BuildError
 from tests.engine.builds import library
+from tests.fake_servers import list_idle_from_the_first_ms_on
 from tests.interrupts import heed_interrupts
 from tests.servers import durable_server
 from tests.triton_interpreter import keep_patched
@@ -26,6 +27,8 @@ heed_interrupts()
 if not torch.cuda.is_available() and find_spec("triton"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
     keep_patched()
+
+list_idle_from_the_first_ms_on()
 
 # The same examples each time, and no deadline: a suite on a busy machine must not fail for being slow.
 settings.register_profile(

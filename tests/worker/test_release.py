@@ -36,6 +36,14 @@ async def test_what_another_worker_died_under_still_counts(make_queue, push, cli
     assert (await theirs.begin(again, "a", None)).deaths == 1
 
 
+async def test_what_was_delivered_in_this_very_millisecond_is_idle_for_0(make_queue, push, monkeypatch):
+    """On fakeredis too, which has it otherwise: what a test gives out it may claim at once."""
+    monkeypatch.setattr("fakeredis.model._stream.current_time", lambda: 1_700_000_000_000)
+    await push(Job(id="a", prompt="x"))
+    entry = await take(make_queue("w1"))
+    assert await make_queue("w2").claim_idle(0, 1) == [entry]
+
+
 @pytest.mark.parametrize("job_id", ["", "other", "foreign"])
 async def test_an_entry_of_no_or_another_job_is_handed_over_and_no_record_is_touched(
     make_queue, push, client, keys, job_id
