@@ -102,14 +102,14 @@ class Streams:
                 with_record = await reads.next()
                 page = await reader.read(partition.keys, job_id, position, with_record=with_record)
                 for event in page.events:
+                    if went_back and isinstance(event, TokensEvent):
+                        raise BadRecord(
+                            f"the record of job {job_id} says that it has ended after {position} tokens, "
+                            f"and its log goes on to {event.position}"
+                        )
                     if at_end and event.start < position:
                         raise LogWentBack
                     if isinstance(event, TokensEvent):
-                        if went_back:
-                            raise BadRecord(
-                                f"the record of job {job_id} says that it has ended after {position} tokens, "
-                                f"and its log goes on to {event.position}"
-                            )
                         yield _after(event, position)
                         position = event.position
                     elif with_record:  # else it is read once more, with the record

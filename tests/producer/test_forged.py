@@ -178,6 +178,13 @@ async def ended_before_its_log_does(redis: Redis, log: str, record: str) -> None
     await redis.hset(record, mapping={"status": "failed", "position": 2})
 
 
+async def ended_within_an_event(redis: Redis, log: str, record: str) -> None:
+    """As `ended_before_its_log_does`, where a position of the record is in the midst of an event."""
+    await redis.delete(log)
+    await redis.xadd(log, {EVENT_FIELD: tokens(3, 1, 2, 3)}, id="3-0")
+    await redis.hset(record, mapping={"status": "failed", "position": 1})
+
+
 async def a_record_of_another_type(redis: Redis, log: str, record: str) -> None:
     await redis.delete(record)
     await redis.set(record, "x")
@@ -187,7 +194,7 @@ async def a_record_of_another_type(redis: Redis, log: str, record: str) -> None:
     "damage",
     [
         *(trimmed, deleted, without_its_end, ended_by_hand, ended_otherwise, ended_elsewhere),
-        *(ended_before_its_log_does, a_record_of_another_type),
+        *(ended_before_its_log_does, ended_within_an_event, a_record_of_another_type),
     ],
 )
 async def test_a_log_and_a_record_that_do_not_agree_are_an_error(
