@@ -6,7 +6,7 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ingine.errors import ResultTimeout
+from ingine.errors import BadRecord, ResultTimeout
 from ingine.wire import Event, TokensEvent
 from producer import arguments
 from producer.results import Chunk, JobInfo, Result, raise_unless_finished
@@ -14,6 +14,9 @@ from producer.streams import LogWentBack
 
 if TYPE_CHECKING:
     from producer.client import AsyncClient
+
+MAX_READS = 10
+"""Of one log from its first token on: a server that crashes loses what was read, but not for ever."""
 
 
 class AsyncJobHandle:
@@ -46,7 +49,7 @@ class AsyncJobHandle:
         """
         position = self.from_position if from_position is None else from_position
         session = self._client._session
-        async with aclosing(self._events(position, timeout)) as events:
+        async with aclosing(self._events(position, timeout, _deadline(timeout))) as events:
             async for event in events:
                 if isinstance(event, TokensEvent):
                     yield Chunk(event.text, event.token_ids, event.position, event.logprobs)
@@ -65,10 +68,7 @@ class AsyncJobHandle:
         ended.
         """
         try:
-            async with aclosing(self._events(0, timeout, at_end=True)) as events:
-                return _result([event async for event in events])
-        except LogWentBack:
-            return await self.result(timeout, cancel=cancel)
+            return await self._whole(timeout)
         except ResultTimeout:
             if not cancel:
                 raise
@@ -76,15 +76,26 @@ class AsyncJobHandle:
             raise ResultTimeout(f"job {self.job_id} has not ended within {timeout} s, and was cancelled")
         return await self.result()
 
+    async def _whole(self, timeout: Any) -> Result:  # noqa: ASYNC109
+        """The result; read from the first token again where the server has lost what was read."""
+        deadline = _deadline(timeout)
+        for _ in range(MAX_READS):
+            try:
+                async with aclosing(self._events(0, timeout, deadline, at_end=True)) as events:
+                    return _result([event async for event in events])
+            except LogWentBack:
+                continue
+        raise BadRecord(f"the log of job {self.job_id} went back {MAX_READS} times while it was read")
+
     async def _events(
         self,
         position: int,
         timeout: Any,  # noqa: ASYNC109
+        deadline: float | None,
         *,
         at_end: bool = False,
     ) -> AsyncIterator[Event]:
-        limit_s = arguments.timeout(timeout)
-        deadline = None if limit_s is None else asyncio.get_running_loop().time() + limit_s
+        """deadline: by the loop's clock, of which `timeout` is for the message."""
         streams = self._client._session.streams
         async with aclosing(streams.follow(self.job_id, position, at_end=at_end)) as events:
             while True:
@@ -110,6 +121,12 @@ class AsyncJobHandle:
     async def status(self) -> JobInfo:
         """See `status` of the client."""
         return await self._client.status(self.job_id)
+
+
+def _deadline(timeout: Any) -> float | None:
+    """By the running loop's clock. Raises InvalidArgument for what is no timeout."""
+    limit_s = arguments.timeout(timeout)
+    return None if limit_s is None else asyncio.get_running_loop().time() + limit_s
 
 
 def _result(events: list[Event]) -> Result:
