@@ -1,8 +1,11 @@
 """A tenant that floods starves nobody: in what the worker takes, and in what its engine runs."""
 
-from ingine.keys import Priority
+from functools import partial
+
+from ingine.engine import Engine
+from ingine.keys import EVENT_FIELD, Priority
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, encode_job
+from ingine.wire import Job, decode_event, encode_job
 from tests.waiting import wait_until_async
 from worker.entries import Begun, Entry
 from worker.jobs import JobTable, RunningJob
@@ -102,8 +105,8 @@ async def test_a_flood_does_not_keep_another_tenant_waiting(harness, tiny_engine
         await worker.end(f"flood-{number}")
 
 
-async def submit(worker, name: str, tenant: str) -> None:
-    job = Job(id=name, prompt="x", sampling=LONG, tenant=tenant)
+async def submit(worker, name: str, tenant: str, reply_to: str | None = None) -> None:
+    job = Job(id=name, prompt="x", sampling=LONG, tenant=tenant, reply_to=reply_to)
     fields = {"job": encode_job(job), "tenant": tenant, "cost": 200}
     await worker.redis.xadd(worker.keys.jobs("normal"), fields)
 
@@ -114,18 +117,31 @@ async def began_at(worker, name: str) -> int:
 
 async def test_a_flood_does_not_have_the_engine_to_itself(harness, tiny_engine):
     """KV for about two sequences, and all jobs are in the engine at once: order is the scheduler's."""
-    worker = await harness(tiny_engine(max_num_seqs=8, kv_cache_bytes=tokens_of_kv(tiny_engine, 512)))
-    await worker.redis.hset(worker.keys.settings, "paused", 1)
-    await wait_until_async(lambda: worker.worker._partitions[0].intake.paused)
-    for number in range(5):
-        await submit(worker, f"flood-{number}", "flood")
-    await submit(worker, "small", "small")
-    await worker.redis.hdel(worker.keys.settings, "paused")
-    await worker.end("small")
-    ended = [await worker.redis.hget(worker.keys.job(f"flood-{n}"), "status") for n in range(5)]
-    assert ended.count(b"finished") <= 2
-    for number in range(5):
-        await worker.end(f"flood-{number}")
+    engine = tiny_engine(max_num_seqs=8, kv_cache_bytes=tokens_of_kv(tiny_engine, 512))
+    names = [*(f"flood-{number}" for number in range(5)), "small"]
+    hold_until_all_are_there(engine, len(names))
+    worker = await harness(engine)
+    for name in names:
+        await submit(worker, name, name.partition("-")[0], reply_to="ends")
+    for name in names:
+        await worker.end(name)
+    replies = await worker.redis.xrange(worker.keys.replies("ends"))  # in the order in which the jobs ended
+    ended = [decode_event(fields[EVENT_FIELD.encode()]).job_id for _, fields in replies]
+    assert sorted(ended) == sorted(names)
+    assert ended.index("small") <= 2
+
+
+def hold_until_all_are_there(engine: Engine, num_jobs: int) -> None:
+    """Add no sequence to `engine` until there are `num_jobs` of them."""
+    add, held = engine.add, []
+
+    def add_together(*args, **options) -> None:
+        held.append(partial(add, *args, **options))
+        if len(held) == num_jobs:
+            for add_one in held:
+                add_one()
+
+    engine.add = add_together
 
 
 def tokens_of_kv(tiny_engine, num_tokens: int) -> int:
