@@ -34,6 +34,8 @@ from producer.handle import AsyncJobHandle
 from producer.results import Result
 
 MAX_FULL_QUEUE_WAIT_S = 5.0
+MAX_LOST = 10
+"""Jobs of one line, in one run: when so many are lost, something removes them."""
 _LINE_ERRORS = (LineRefused, InvalidJob, JobFailed, JobCancelled, JobExpired, BadRecord)
 _ENDED_OTHERWISE = (JobFailed, JobCancelled, JobExpired, BadRecord)
 
@@ -89,10 +91,10 @@ class Batch:
         self._unknown: list[UnknownStatus] = []
 
     async def run(self) -> BatchSummary:
-        """Raises ConfigError (files that cannot be used, or do not belong together), WriteFailed and
-        ServerUnavailable; and once all other lines have rows, UnknownStatus, if the jobs of some have ended
-        in a way that only a newer version understands. After any of them, and after cancellation, running it
-        again goes on."""
+        """Raises ConfigError (files that cannot be used, or do not belong together), WriteFailed,
+        ServerUnavailable and JobNotFound (the server loses a line's job again and again); and once all other
+        lines have rows, UnknownStatus, if the jobs of some have ended in a way that only a newer version
+        understands. After any of them, and after cancellation, running it again goes on."""
         with RowFile(self._output_path) as self._output, RowFile(self._error_path) as self._errors:
             done, num_lines = self._survey()
             self._progress.start(num_lines, len(done), self._num_failed)
@@ -162,6 +164,7 @@ class Batch:
         self._progress.advance(failed=file is self._errors, ran=line.refusal is None)
 
     async def _result(self, line: Line) -> Result:
+        num_lost = 0
         for attempt in count():
             job_id = f"{line.job_id}.{attempt}" if attempt else line.job_id
             try:
@@ -170,8 +173,13 @@ class Batch:
                 job, ours = self._client.attach(job_id), False
             try:
                 return await job.result()
-            except JobNotFound:  # its TTL passed while nobody looked
-                continue
+            except JobNotFound:  # its TTL passed while nobody looked, or the server has lost it
+                num_lost += 1
+                if num_lost == MAX_LOST:
+                    raise JobNotFound(
+                        f"the server has lost {MAX_LOST} jobs of the line {line.custom_id!r}, one after the "
+                        "other: look at its maxmemory-policy and at the workers' result TTL"
+                    ) from None
             except UnknownStatus:  # of an earlier run's job too: it may have an output
                 raise
             except _ENDED_OTHERWISE:

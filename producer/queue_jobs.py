@@ -6,7 +6,7 @@ from contextlib import aclosing
 from datetime import timedelta
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from ingine.keys import Keys, Priority
 from ingine.wire import JobStatus
@@ -16,7 +16,7 @@ from producer.control import QueueControl
 from producer.listing import WAITING, Found, Wanted, find_jobs
 from producer.partitions import Partition
 from producer.results import QueuedJob
-from producer.submitter import load_script
+from producer.submitter import call_together, load_script
 
 
 class QueueJobs(QueueControl):
@@ -81,14 +81,7 @@ async def _cancel_all(partition: Partition, page: list[Found]) -> list[str]:
     calls = [_call(partition.keys, found) for found in page if found.listed.job_id]
 
     async def run(redis: Redis, _: Keys) -> list:
-        script = load_script(redis, "cancel")
-        pipeline = redis.pipeline(transaction=False)
-        for touched, args in calls:
-            await script(keys=touched, args=args, client=pipeline)
-        answers = await pipeline.execute(raise_on_error=False)
-        if any(isinstance(answer, NoScriptError) for answer in answers):
-            return await run(redis, _)  # the server is another since; what was cancelled says so again
-        return answers
+        return await call_together(redis, load_script(redis, "cancel"), calls)
 
     outcomes = []
     for answer in await partition.call(run) if calls else ():

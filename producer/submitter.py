@@ -17,6 +17,8 @@ from producer.queue_info import num_serving
 from producer.submission import Repartitioned, Submission
 
 SUBMISSIONS_PER_TRIP = 256
+MAX_TRIPS = 3
+"""Of the same calls, while the server loses their script."""
 MAX_ATTEMPTS = 10
 """While the number of partitions changes, which takes a moment."""
 
@@ -26,6 +28,22 @@ Refusal = ClientError
 def load_script(redis: Redis, name: str) -> AsyncScript:
     """A Lua script of this package, for any server; sent once, then known there by its hash."""
     return redis.register_script(read_script("producer", name))
+
+
+async def call_together(redis: Redis, script: AsyncScript, calls: Sequence[tuple[list[str], list]]) -> list:
+    """The answer or error of each call of a script that may be called twice, in one trip.
+
+    Another trip follows where the server has lost the script after the pipeline had looked for it, as one
+    that starts anew does. Where it has lost it each time, the errors say so.
+    """
+    for _ in range(MAX_TRIPS):
+        pipeline = redis.pipeline(transaction=False)
+        for touched, args in calls:
+            await script(keys=touched, args=args, client=pipeline)
+        answers = await pipeline.execute(raise_on_error=False)
+        if not any(isinstance(answer, exceptions.NoScriptError) for answer in answers):
+            break
+    return answers
 
 
 class Submitter:
@@ -127,14 +145,7 @@ class Submitter:
         if len(calls) == 1:
             [(touched, args)] = calls
             return [await self._script(keys=touched, args=args, client=redis)]
-        pipeline = redis.pipeline(transaction=False)
-        for touched, args in calls:
-            await self._script(keys=touched, args=args, client=pipeline)
-        answers = await pipeline.execute(raise_on_error=False)
-        if any(isinstance(answer, exceptions.NoScriptError) for answer in answers):
-            # The server has changed after the pipeline had looked for the script. What ran is known again.
-            return await self._run(redis, calls)
-        return answers
+        return await call_together(redis, self._script, calls)
 
 
 def _same_job(answer: list[bytes] | exceptions.RedisError) -> bytes | None:
