@@ -21,3 +21,8 @@ def user_folder(setting: str, xdg: str, default: str) -> Path:
     if chosen := os.environ.get(setting):
         return expanded(chosen, setting)
     return expanded(os.environ.get(xdg) or default, setting) / "ingine"
+
+
+def cache_root() -> Path:
+    """$INGINE_CACHE_DIR, or `ingine` in the user's cache directory."""
+    return user_folder("INGINE_CACHE_DIR", "XDG_CACHE_HOME", "~/.cache")

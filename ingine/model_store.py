@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ingine.errors import ConfigError, ModelNotFound
-from ingine.folders import expanded, user_folder
+from ingine.folders import cache_root, expanded
 from ingine.model_files import GGUF_RECORD, gguf_links, gguf_parts
 from ingine.private_files import own_folder
 
@@ -63,11 +63,6 @@ def names_of(model: str) -> frozenset[str]:
     """What a request may call a model that was loaded as `model`: that, its last part, and its aliases."""
     own = {model, Path(model).name, ALIASES.get(model, model)}
     return frozenset(own | {alias for alias, name in ALIASES.items() if name in own})
-
-
-def cache_root() -> Path:
-    """$INGINE_CACHE_DIR, or `ingine` in the user's cache directory."""
-    return user_folder("INGINE_CACHE_DIR", "XDG_CACHE_HOME", "~/.cache")
 
 
 def resolve_model(name: str, *, progress: Progress | None = None) -> Path:

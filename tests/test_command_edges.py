@@ -12,7 +12,8 @@ import typer.main
 
 from ingine.cli import app
 from ingine.errors import ConfigError
-from ingine.model_store import cache_root, resolve_model
+from ingine.folders import cache_root
+from ingine.model_store import resolve_model
 from ingine.native.compiler import BuildError, build
 from tests.tiny_models import make_tiny_model
 from worker.embedded import default_data_dir

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from ingine.errors import ConfigError
-from ingine.model_store import cache_root
+from ingine.folders import cache_root
 from ingine.private_files import Untrusted, make_private, trusted
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from functools import cache
 from filelock import FileLock
 
 from ingine import native
-from ingine.model_store import cache_root
+from ingine.folders import cache_root
 from ingine.native.compiler import build
 
 

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from ingine import model_store
 from ingine.errors import ConfigError, ModelNotFound
+from ingine.folders import cache_root
 from ingine.kernels import REFERENCE
-from ingine.model_store import CONVERSION, DEFAULT_MODEL, cache_root, made_folder, names_of, resolve_model
+from ingine.model_store import CONVERSION, DEFAULT_MODEL, made_folder, names_of, resolve_model
 from ingine.models import load_model
 from ingine.models.gguf_header import GGUFTensor
 from tests.engine.packed import PackedModel, PagedSequence
