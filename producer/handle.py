@@ -4,16 +4,23 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ingine.errors import BadRecord, ResultTimeout
 from ingine.wire import Event, TokensEvent
 from producer import arguments
 from producer.results import Chunk, JobInfo, Result, raise_unless_finished
+from producer.sessions import Session
 from producer.streams import LogWentBack
 
-if TYPE_CHECKING:
-    from producer.client import AsyncClient
+
+class Jobs(Protocol):
+    """What a handle asks of the client that made it."""
+
+    @property
+    def _session(self) -> Session: ...
+    async def cancel(self, job_id: str) -> str: ...
+    async def status(self, job_id: str) -> JobInfo: ...
 
 MAX_READS = 10
 """Of one log from its first token on: a server that crashes loses what was read, but not for ever."""
@@ -22,7 +29,7 @@ MAX_READS = 10
 class AsyncJobHandle:
     """One job, from the outside. Cheap: it holds an id and a position, and talks to the server when asked."""
 
-    def __init__(self, client: "AsyncClient", job_id: str, from_position: int = 0):
+    def __init__(self, client: Jobs, job_id: str, from_position: int = 0):
         self._client = client
         self.job_id = job_id
         self.from_position = from_position
