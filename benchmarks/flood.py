@@ -33,7 +33,7 @@ from redis import Redis
 from worst_jobs import DUPLICATE, KINDS, JobMaker
 
 from ingine.errors import ClientError
-from ingine.wire import decode_event
+from ingine.events import decode_event
 from producer import AsyncClient
 from worker.embedded import EmbeddedServer
 from worker.percentile import percentile

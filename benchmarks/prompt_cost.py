@@ -23,11 +23,11 @@ from tokenizers import Tokenizer as CoreTokenizer
 
 from benchmarks.machine import machine
 from ingine.errors import InvalidRequest
+from ingine.jobs import DEFAULT_MAX_JOB_BYTES, decode_job
 from ingine.linear_time import LINEAR_PATTERNS
 from ingine.model_store import DEFAULT_MODEL, resolve_model
 from ingine.request_limits import RequestLimits
 from ingine.tokenizer import Tokenizer
-from ingine.wire import DEFAULT_MAX_JOB_BYTES, decode_job
 from worker.prompts import INLINE_BYTES, PromptReader
 
 NUM_ROUNDS = 5

@@ -32,7 +32,7 @@ import typer
 from machine import machine
 
 from ingine.errors import ClientError, IngineError
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from producer import AsyncClient, AsyncJobHandle
 from worker.embedded import EmbeddedServer
 from worker.local import LocalWorkers

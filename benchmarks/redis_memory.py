@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 
 from redis.asyncio import Redis, from_url
 
+from ingine.events import TerminalEvent, TokensEvent
 from ingine.keys import Keys
-from ingine.wire import JobStatus, TerminalEvent, TokensEvent
+from ingine.record import JobStatus
 from producer import AsyncClient
 from worker.embedded import EmbeddedServer
 from worker.entries import Append, Begun, Entry, Finish

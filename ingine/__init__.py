@@ -14,7 +14,7 @@ _EXPORTS = {"LLM": "ingine.llm", "RequestOutput": "ingine.llm", "SamplingParams"
 
 
 def __getattr__(name: str):
-    # Lazy, so that `import ingine.wire` (all that a producer needs) never imports torch.
+    # Lazy, so that `import ingine.jobs` (all that a producer needs) never imports torch.
     if name not in _EXPORTS:
         raise AttributeError(f"module 'ingine' has no attribute {name!r}")
     try:

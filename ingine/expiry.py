@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.events import TerminalEvent, encode_event
+from ingine.jobs import MAX_JOB_BYTES, decode_job
 from ingine.keys import GROUP, Keys
+from ingine.record import JobStatus
 from ingine.scripts import read_script
-from ingine.wire import MAX_JOB_BYTES, JobStatus, TerminalEvent, decode_job, encode_event
 
 MAX_EXPIRED = 100
 """Jobs that one call of `expire_due` looks at."""

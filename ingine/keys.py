@@ -1,6 +1,7 @@
-"""Every Redis key of a queue, and in which partition a job lives: the half of the contract that names things.
+"""Every Redis key of a queue, and in which partition a job lives.
 
-Needs nothing but the standard library. `ingine.wire` is the other half: jobs and events.
+Needs nothing but the standard library. The rest of the contract is in
+`ingine.jobs`, `ingine.events`, `ingine.record` and `ingine.control`.
 """
 
 import re

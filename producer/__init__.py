@@ -31,9 +31,10 @@ if TYPE_CHECKING:
         ServerUnavailable,
         UnknownStatus,
     )
+    from ingine.jobs import Job
     from ingine.keys import Priority
+    from ingine.record import JobStatus
     from ingine.sampling_params import SamplingParams
-    from ingine.wire import Job, JobStatus
     from producer.client import AsyncClient
     from producer.handle import AsyncJobHandle
     from producer.replies import Reply
@@ -79,8 +80,8 @@ __all__ = [
 _HOMES = {
     "Priority": "ingine.keys",
     "SamplingParams": "ingine.sampling_params",
-    "Job": "ingine.wire",
-    "JobStatus": "ingine.wire",
+    "Job": "ingine.jobs",
+    "JobStatus": "ingine.record",
     "AsyncClient": "producer.client",
     "AsyncJobHandle": "producer.handle",
     "Reply": "producer.replies",

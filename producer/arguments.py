@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from ingine.errors import InvalidArgument
-from ingine.wire import JOB_ID
+from ingine.jobs import JOB_ID
 
 ENTRY_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
 

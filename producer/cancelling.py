@@ -2,10 +2,11 @@
 
 from typing import Any
 
-import msgpack
-
+from ingine.control import nudge
+from ingine.events import TerminalEvent, encode_event
+from ingine.jobs import DEFAULT_RESULT_TTL_S
 from ingine.keys import GROUP, Keys
-from ingine.wire import DEFAULT_RESULT_TTL_S, JobStatus, TerminalEvent, encode_event
+from ingine.record import JobStatus
 
 
 def cancel_call(
@@ -33,7 +34,7 @@ def cancel_call(
         DEFAULT_RESULT_TTL_S * 1000,
         int(bool(reply_to)),
         keys.control,
-        msgpack.packb({"command": "cancel", "job_id": job_id}),
+        nudge("cancel", job_id=job_id),
         job_id,
         int(bool(idempotency_key)),
         *(bare or ()),

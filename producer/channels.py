@@ -11,8 +11,8 @@ from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
+from ingine.events import UNREADABLE
 from ingine.servers import is_lacking
-from ingine.wire import UNREADABLE
 from producer.home import end_tasks, is_cancelled
 
 MAX_MESSAGE_BYTES = 64 << 10

@@ -45,7 +45,7 @@ JobsAge = Annotated[float | None, typer.Option(min=0, help="Only those submitted
 
 
 class ListedStatus(StrEnum):
-    """Those of `ingine.wire.JobStatus` in which a job has not ended."""
+    """Those of `ingine.record.JobStatus` in which a job has not ended."""
 
     QUEUED = "queued"
     DELAYED = "delayed"

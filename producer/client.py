@@ -10,14 +10,10 @@ from redis.asyncio import Redis
 
 from ingine.errors import BadRecord, InvalidArgument, InvalidJob, JobNotFound, ServerUnavailable
 from ingine.expiry import expire
+from ingine.jobs import DEFAULT_RESULT_TTL_S, Job, decode_job
 from ingine.keys import JOB_FIELD, Keys, Priority
+from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
-from ingine.wire import (
-    DEFAULT_RESULT_TTL_S,
-    Job,
-    JobStatus,
-    decode_job,
-)
 from producer import arguments
 from producer.cancelling import cancel_call
 from producer.handle import AsyncJobHandle

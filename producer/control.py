@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-import msgpack
 from redis.asyncio import Redis
 
 from ingine.byte_sizes import parse_bytes
+from ingine.control import nudge
 from ingine.errors import ClientError, InvalidArgument, InvalidJob
+from ingine.jobs import decode_job
 from ingine.keys import JOB_FIELD, MAX_PARTITIONS, Keys
-from ingine.wire import decode_job
 from producer import arguments
 from producer.arguments import ENTRY_ID
 from producer.partitions import Partition, Partitions
@@ -49,12 +49,12 @@ class QueueControl:
     async def pause(self) -> None:
         """Workers take no further jobs; what runs goes on, and `submit` still accepts."""
         await self._partitions.each(lambda redis, keys: redis.hset(keys.settings, "paused", 1))
-        await self._nudge({"command": "pause"})
+        await self._nudge("pause")
 
     async def resume(self) -> None:
         """Undo `pause`."""
         await self._partitions.each(lambda redis, keys: redis.hdel(keys.settings, "paused"))
-        await self._nudge({"command": "resume"})
+        await self._nudge("resume")
 
     async def drain(self, worker_id: str) -> None:
         """Tell one worker to hand its jobs over and exit, or all of a name that are alive now.
@@ -68,7 +68,7 @@ class QueueControl:
             raise ClientError(f"no worker {worker_id!r} in queue {self.queue!r}; there are: {alive}")
         switches = {f"drain:{each}": 1 for each in meant}
         await self._partitions.each(lambda redis, keys: redis.hset(keys.settings, mapping=switches))
-        await self._nudge({"command": "drain", "worker": worker_id})
+        await self._nudge("drain", worker=worker_id)
 
     async def set_limits(
         self,
@@ -211,9 +211,9 @@ class QueueControl:
         ]
         return sum(await asyncio.gather(*counts))
 
-    async def _nudge(self, command: dict[str, str]) -> None:
+    async def _nudge(self, command: str, **fields: str) -> None:
         """So that workers look at once. It may get lost: they look by themselves now and then."""
-        message = msgpack.packb(command)
+        message = nudge(command, **fields)
         await self._partitions.each(lambda redis, keys: redis.spublish(keys.control, message))
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from ingine.errors import BadRecord, ResultTimeout
-from ingine.wire import Event, TokensEvent
+from ingine.events import Event, TokensEvent
 from producer import arguments
 from producer.results import Chunk, JobInfo, Result, raise_unless_finished
 from producer.sessions import Session
@@ -21,6 +21,7 @@ class Jobs(Protocol):
     def _session(self) -> Session: ...
     async def cancel(self, job_id: str) -> str: ...
     async def status(self, job_id: str) -> JobInfo: ...
+
 
 MAX_READS = 10
 """Of one log from its first token on: a server that crashes loses what was read, but not for ever."""

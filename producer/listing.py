@@ -8,11 +8,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ingine.errors import ClientError, InvalidArgument, InvalidJob
+from ingine.jobs import Job, decode_job
 from ingine.keys import JOB_FIELD, Keys, Priority
-from ingine.wire import Job, JobStatus, decode_job
+from ingine.record import JobStatus, read_number, read_status
 from producer import arguments
 from producer.partitions import Partition
-from producer.results import QueuedJob, read_number, read_status
+from producer.results import QueuedJob
 
 ENTRIES_PER_PAGE = 64
 IDS_PER_PAGE = 1000

@@ -13,8 +13,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from ingine.errors import ClientError
 from ingine.job_faults import MAX_NESTING, deeper_than
+from ingine.jobs import DEFAULT_MAX_JOB_BYTES, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_MAX_QUEUED_JOBS
 from ingine.keys import GROUP, SILENT_AFTER_S, Keys, Priority, is_worker
-from ingine.wire import DEFAULT_MAX_JOB_BYTES, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_MAX_QUEUED_JOBS
 from producer.results import QueueInfo, is_serving
 
 LOST_AFTER_S = 30

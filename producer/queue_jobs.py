@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ingine.keys import Keys, Priority
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from producer import arguments
 from producer.cancelling import cancel_call
 from producer.control import QueueControl

@@ -12,14 +12,15 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from ingine.errors import BadRecord, ClientError, InvalidArgument, UnknownStatus
+from ingine.events import UNREADABLE, decode_event
 from ingine.expiry import expire_due
+from ingine.jobs import DEFAULT_RESULT_TTL_S
 from ingine.keys import EVENT_FIELD, Keys
-from ingine.wire import DEFAULT_RESULT_TTL_S, UNREADABLE, JobStatus, decode_event
+from ingine.record import JobStatus, unknown_status
 from producer.arguments import ENTRY_ID
 from producer.connection import Server
 from producer.home import Home, end_tasks
 from producer.partitions import Partitions
-from producer.results import unknown_status
 from producer.token_log import Patience, by_stream
 
 BLOCK_MS = 2000

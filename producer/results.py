@@ -5,9 +5,10 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from ingine.errors import BadRecord, JobCancelled, JobExpired, JobFailed, UnknownStatus
+from ingine.errors import BadRecord, JobCancelled, JobExpired, JobFailed
+from ingine.events import TerminalEvent
 from ingine.keys import SILENT_AFTER_S
-from ingine.wire import STATUS_NAME, JobStatus, TerminalEvent
+from ingine.record import JobStatus, read_number, read_status
 
 NO_WORKER = "no worker serves queue %s: jobs wait until one does (start one with `ingine worker`)"
 
@@ -197,44 +198,6 @@ def raise_unless_finished(end: TerminalEvent) -> None:
             raise JobCancelled(f"job {end.job_id} was cancelled after {end.position} tokens")
         case JobStatus.EXPIRED:
             raise JobExpired(f"job {end.job_id} expired after {end.position} tokens: its deadline passed")
-
-
-def read_status(job_id: str, raw: bytes) -> JobStatus:
-    """From a job's record. Raises BadRecord, as `unknown_status` has it."""
-    status = read_any_status(job_id, raw)
-    if not isinstance(status, JobStatus):
-        raise unknown_status(job_id, status)
-    return status
-
-
-def read_any_status(job_id: str, raw: bytes) -> JobStatus | str:
-    """From a job's record. A plain `str` may be a newer version's. Raises BadRecord for what is nobody's."""
-    text = raw.decode(errors="replace")
-    try:
-        return JobStatus(text)
-    except ValueError:
-        if not STATUS_NAME.fullmatch(text):
-            raise unknown_status(job_id, text) from None
-        return text
-
-
-def unknown_status(job_id: str, status: str) -> BadRecord:
-    """UnknownStatus, unless no version has such a status."""
-    kind = UnknownStatus if STATUS_NAME.fullmatch(status) else BadRecord
-    return kind(
-        f"job {job_id[:128]!r} has the status {status[:50]!r}, which this version of ingine does not know: "
-        "upgrade the client"
-    )
-
-
-def read_number(job_id: str, name: str, raw: bytes | None) -> int | None:
-    """From a job's record. Raises BadRecord for what is none."""
-    if raw is None:
-        return None
-    text = raw.decode(errors="replace")
-    if text.isascii() and text.isdigit() and len(text) < 20:
-        return int(text)
-    raise BadRecord(f"the record of job {job_id} is damaged: its field {name} is {text[:50]!r}, no number")
 
 
 def of_another_type(job_id: str, error: Exception | None) -> BadRecord | None:

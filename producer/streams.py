@@ -18,15 +18,16 @@ from dataclasses import replace
 from functools import partial
 
 from ingine.errors import BadRecord, ClientError, JobNotFound
+from ingine.events import Event, TerminalEvent, TokensEvent
 from ingine.keys import Keys
-from ingine.wire import Event, JobStatus, TerminalEvent, TokensEvent
+from ingine.record import JobStatus, unknown_status
 from producer import arguments
 from producer.channels import ChannelHub, Subscription
 from producer.connection import Server
 from producer.home import Home
 from producer.partitions import MAX_MOVES, Partition, Partitions
 from producer.queue_info import num_serving
-from producer.results import NO_WORKER, unknown_status
+from producer.results import NO_WORKER
 from producer.token_log import LogPage, LogReader, Patience
 
 NO_SUCH_JOB = "no job {}: never submitted, or its result's TTL has passed"

@@ -18,9 +18,7 @@ from ingine.errors import (
     QueueFull,
     RateLimited,
 )
-from ingine.keys import Keys, Priority, partition_of, read_num_partitions
-from ingine.sampling_params import NEUTRAL_PARAMS, SamplingParams
-from ingine.wire import (
+from ingine.jobs import (
     DEFAULT_MAX_JOB_BYTES,
     DEFAULT_MAX_QUEUED_BYTES,
     DEFAULT_MAX_QUEUED_JOBS,
@@ -30,6 +28,8 @@ from ingine.wire import (
     encode_job,
     token_cost,
 )
+from ingine.keys import Keys, Priority, partition_of, read_num_partitions
+from ingine.sampling_params import NEUTRAL_PARAMS, SamplingParams
 from producer.arguments import plain, seconds
 
 MAX_IDEMPOTENCY_KEY = 256

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from redis.asyncio import Redis
 
 from ingine.errors import ClientError
-from ingine.wire import Job
+from ingine.jobs import Job
 from producer.client import NOT_FOR_SENDING, AsyncClient
 from producer.handle import AsyncJobHandle
 from producer.home import keep_after_fork

@@ -12,20 +12,15 @@ from typing import TypeVar
 from redis import exceptions
 
 from ingine.errors import BadRecord, ClientError, ServerUnavailable
+from ingine.events import UNREADABLE, Event, TerminalEvent, decode_log
 from ingine.expiry import expire
+from ingine.jobs import DEFAULT_RESULT_TTL_S
 from ingine.keys import Keys, log_id
+from ingine.record import JobStatus, read_any_status, read_number
 from ingine.servers import is_lacking, is_refusal
-from ingine.wire import (
-    DEFAULT_RESULT_TTL_S,
-    UNREADABLE,
-    Event,
-    JobStatus,
-    TerminalEvent,
-    decode_log,
-)
 from producer.connection import Server
 from producer.home import end_tasks, is_cancelled
-from producer.results import of_another_type, read_any_status, read_number
+from producer.results import of_another_type
 
 T = TypeVar("T")
 READS_PER_TRIP = 128

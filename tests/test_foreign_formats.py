@@ -10,7 +10,7 @@ import pytest
 
 from ingine.errors import ErrorCode, InvalidJob
 from ingine.foreign_formats import no_job_field
-from ingine.wire import decode_job
+from ingine.jobs import decode_job
 
 JOB = {"v": 1, "id": "a", "prompt": "hello"}
 PACKED = msgpack.packb(JOB)

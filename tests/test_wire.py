@@ -11,23 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.events import UNREADABLE, TerminalEvent, TokensEvent, decode_event, encode_event
 from ingine.job_faults import MAX_FIELD_BYTES
+from ingine.jobs import EXPECTED_OUTPUT_TOKENS, MAX_TOKEN_COST, Job, decode_job, encode_job, token_cost
 from ingine.keys import Keys
+from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
-from ingine.wire import (
-    EXPECTED_OUTPUT_TOKENS,
-    MAX_TOKEN_COST,
-    UNREADABLE,
-    Job,
-    JobStatus,
-    TerminalEvent,
-    TokensEvent,
-    decode_event,
-    decode_job,
-    encode_event,
-    encode_job,
-    token_cost,
-)
 
 MIB = 1 << 20
 MAX_CALLS = 100_000

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from ingine.errors import ErrorCode, InvalidJob
 from ingine.foreign_formats import no_job_field
-from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, decode_job, read_job_id
+from ingine.jobs import MAX_JOB_BYTES, Job, decode_job, read_job_id
+from ingine.record import JobStatus
 from worker.engine_link import EngineHost
 from worker.entries import MAX_ENTRY_BYTES, Begun, Entry
 from worker.faults import burying, ending_faulty

@@ -6,10 +6,12 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from ingine.events import TerminalEvent
 from ingine.job_faults import MAX_REASON_CHARS
+from ingine.jobs import read_reply_to
 from ingine.keys import Keys
 from ingine.outputs import FinishReason
-from ingine.wire import JobStatus, TerminalEvent, read_reply_to
+from ingine.record import JobStatus
 from worker.entries import Entry
 from worker.retry import never_passes
 

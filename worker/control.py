@@ -15,11 +15,11 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, RedisError
 
+from ingine.control import COMMANDS, MAX_NUDGE_BYTES
 from ingine.keys import Keys
 from worker.logs import log_event
 from worker.retry import Backoff
 
-MAX_NUDGE_BYTES = 1024
 PING_S = 5.0
 """After so much silence the server is asked whether it is there, and has as long to answer."""
 INTERVAL_S = 0.1
@@ -27,7 +27,6 @@ INTERVAL_S = 0.1
 MESSAGES_PER_INTERVAL = 100
 """More are left unread for that long: a flood costs the worker little. The server drops what it cannot keep
 for us, with the connection, and we make a new one."""
-COMMANDS = frozenset({"released", "pause", "resume", "drain"})
 COMPLAIN_EVERY_S = 60.0
 
 logger = logging.getLogger(__name__)

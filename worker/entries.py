@@ -3,8 +3,9 @@
 import itertools
 from dataclasses import dataclass, field
 
+from ingine.events import TerminalEvent, TokensEvent, encode_event
+from ingine.jobs import MAX_JOB_BYTES
 from ingine.keys import JOB_FIELD, Priority
-from ingine.wire import MAX_JOB_BYTES, TerminalEvent, TokensEvent, encode_event
 
 MAX_ENTRY_BYTES = MAX_JOB_BYTES + 1024
 """Of all its fields: what has more is never read. Nothing that lies in the server can raise it."""

@@ -8,7 +8,8 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.wire import Job, JobStatus, read_job_id
+from ingine.jobs import Job, read_job_id
+from ingine.record import JobStatus
 from worker.entries import Begun, Entry
 from worker.logs import log_event
 from worker.publisher import BAD_RECORD, Publisher

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
-from ingine.wire import DEFAULT_MAX_JOB_BYTES
+from ingine.jobs import DEFAULT_MAX_JOB_BYTES
 from worker.admission import Admission
 from worker.entries import Entry
 from worker.leases import RENEWALS_PER_LEASE

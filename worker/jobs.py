@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ingine.wire import Job, JobStatus
+from ingine.jobs import Job
+from ingine.record import JobStatus
 from worker.entries import Begun, Entry
 from worker.queue import SUSPECT_DEATHS, Queue
 from worker.sent import Sent

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from redis.commands.core import AsyncScript
 
+from ingine.jobs import read_job_id
 from ingine.keys import GROUP, Keys, Priority
-from ingine.wire import read_job_id
 from worker.entries import MAX_ENTRY_BYTES, read_entries
 from worker.logs import log_event
 

@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from ingine.events import TerminalEvent
 from ingine.keys import Priority
 from ingine.outputs import EngineStats
-from ingine.wire import TerminalEvent
 from worker.entries import Begun
 
 _LATENCY_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)

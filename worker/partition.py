@@ -9,8 +9,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from ingine.errors import EngineError
+from ingine.jobs import DEFAULT_MAX_JOB_BYTES, MAX_JOB_BYTES
 from ingine.keys import Keys, read_num_partitions
-from ingine.wire import DEFAULT_MAX_JOB_BYTES, MAX_JOB_BYTES
 from worker.admission import Admission
 from worker.control import ControlListener
 from worker.heartbeat import INTERVAL_S, Heartbeat

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError
 
 from ingine.errors import ErrorCode, InvalidRequest
+from ingine.jobs import token_cost
 from ingine.keys import Priority
-from ingine.wire import JobStatus, token_cost
+from ingine.record import JobStatus
 from worker.engine_link import EngineHost
 from worker.faults import burying, ending_faulty
 from worker.jobs import JobTable, RunningJob

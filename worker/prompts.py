@@ -7,10 +7,10 @@ import time
 from datetime import datetime
 
 from ingine.errors import ErrorCode, InvalidRequest
+from ingine.jobs import Job
 from ingine.prompt_encoder import PromptEncoder
 from ingine.sampling_params import SamplingParams
 from ingine.tokenizer import required
-from ingine.wire import Job
 from worker.engine_link import EngineHost
 from worker.logs import log_event
 from worker.prompt_process import NoPromptProcess, PromptProcess

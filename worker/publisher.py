@@ -10,10 +10,11 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
+from ingine.events import TerminalEvent, TokensEvent
 from ingine.expiry import deadline_error
 from ingine.job_faults import MAX_REASON_CHARS
 from ingine.outputs import FinishReason, SeqOutput
-from ingine.wire import JobStatus, TerminalEvent, TokensEvent
+from ingine.record import JobStatus
 from worker.entries import BROKEN, CANCELLED, STALE, Append, Begun, Entry, Finish
 from worker.jobs import MAX_ROLLBACKS, JobTable, RunningJob
 from worker.logs import log_event

@@ -10,11 +10,12 @@ from typing import Any
 import msgpack
 from redis.asyncio import Redis
 
+from ingine.control import nudge
 from ingine.errors import ErrorCode, InvalidRequest
+from ingine.events import UNREADABLE, decode_log, encode_event
 from ingine.expiry import expire_due
 from ingine.keys import GROUP, RELEASED, SILENT_AFTER_S, Keys, parked
 from ingine.scripts import read_script
-from ingine.wire import UNREADABLE, decode_log, encode_event
 from worker.burial import ending_of
 from worker.entries import Append, Begun, Entry, Finish
 from worker.heartbeat import last_beat_s
@@ -39,11 +40,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """The pause after a step that failed. It doubles with each death of the job."""
 
 SCRIPTS = ("promote", "begin", "append", "finish", "release", "delay", "bury", "park")
-
-
-def nudge(command: str, **fields) -> bytes:
-    """A message for the control channel."""
-    return msgpack.packb({"command": command, **fields})
 
 
 class Queue(JobStreams):

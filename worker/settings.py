@@ -10,10 +10,10 @@ from ingine.byte_sizes import parse_bytes
 from ingine.config import EngineConfig
 from ingine.environment import ENV_FILE, ENV_PREFIX, check_variables, is_service_link
 from ingine.errors import ConfigError
+from ingine.jobs import DEFAULT_RESULT_TTL_S, Name
 from ingine.keys import PARKED_PREFIX, QUEUE_NAME
 from ingine.secret_files import secrets_dir, unreadable
 from ingine.server_url import check_url
-from ingine.wire import DEFAULT_RESULT_TTL_S, Name
 from worker.identity import default_name
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]

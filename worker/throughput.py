@@ -5,7 +5,7 @@ import logging
 import time
 from collections import Counter
 
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from worker.engine_link import EngineHost
 from worker.jobs import JobTable
 from worker.logs import log_event

@@ -11,8 +11,8 @@ from redis.exceptions import RedisError, ResponseError
 import ingine
 from ingine.errors import ConfigError, EngineError, InvalidRequest
 from ingine.keys import GROUP, Keys, all_partitions
+from ingine.record import JobStatus
 from ingine.servers import Servers
-from ingine.wire import JobStatus
 from worker.admission import Admission
 from worker.engine_link import EngineFailure, EngineHost, StepMessage
 from worker.entries import CANCELLED, STALE

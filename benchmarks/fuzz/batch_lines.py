@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.fuzz.mutations import JSON, changed, damaged, nested
 from ingine.errors import InvalidJob
 from ingine.keys import Priority
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from producer.batch_format import CHAT_URL, COMPLETIONS_URL, error_row, output_row, parse_line
 from producer.results import Result
 from producer.submission import build_submission

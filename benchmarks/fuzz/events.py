@@ -7,7 +7,7 @@ from random import Random
 from benchmarks.fuzz.mutations import packed_case
 from benchmarks.fuzz.running import outcome
 from ingine.errors import ClientError
-from ingine.wire import UNREADABLE, TerminalEvent, TokensEvent, decode_event, encode_event
+from ingine.events import UNREADABLE, TerminalEvent, TokensEvent, decode_event, encode_event
 from producer.batch_format import CHAT_URL, COMPLETIONS_URL, Line, output_row
 from producer.handle import _result
 from producer.results import raise_unless_finished

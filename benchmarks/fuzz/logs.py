@@ -9,8 +9,8 @@ from benchmarks.fuzz import events
 from benchmarks.fuzz.mutations import fields_case, packed_case, text_bytes
 from benchmarks.fuzz.running import finished, outcome
 from ingine.errors import ClientError
+from ingine.events import UNREADABLE, TerminalEvent
 from ingine.keys import Keys
-from ingine.wire import UNREADABLE, TerminalEvent
 from producer.token_log import LogPage, _page
 from worker.queue import Queue
 

@@ -8,7 +8,7 @@ from benchmarks.fuzz import events
 from benchmarks.fuzz.logs import LONGEST_MESSAGE
 from benchmarks.fuzz.mutations import text_bytes
 from ingine.errors import ClientError
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from producer.replies import _reply
 
 

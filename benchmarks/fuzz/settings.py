@@ -10,7 +10,7 @@ import msgpack
 
 from benchmarks.fuzz.mutations import fields_case, text_bytes
 from benchmarks.fuzz.queue_state import NOW_S, SETTINGS
-from ingine.wire import decode_job
+from ingine.jobs import decode_job
 from tests.security.wire_properties import FULL_JOB, packed
 from worker.heartbeat import Heartbeat, _text
 from worker.partition import Partition

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgpack
 
-from ingine.wire import JobStatus, TerminalEvent
+from ingine.events import TerminalEvent
+from ingine.record import JobStatus
 from tests.chaos.jobs import JobSpec
 from tests.chaos.snapshot import Log, Snapshot
 

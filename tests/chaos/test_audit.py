@@ -3,7 +3,8 @@
 import msgpack
 import pytest
 
-from ingine.wire import JobStatus, TerminalEvent, TokensEvent
+from ingine.events import TerminalEvent, TokensEvent
+from ingine.record import JobStatus
 from tests.chaos.audit import KINDS, Findings, Seen, audit
 from tests.chaos.jobs import JobSpec
 from tests.chaos.snapshot import Log, Snapshot

@@ -9,10 +9,11 @@ from uuid import uuid4
 from redis.asyncio import Redis
 
 from ingine.errors import ClientError, JobNotFound
+from ingine.events import TerminalEvent, TokensEvent
 from ingine.expiry import expire
 from ingine.keys import GROUP, Keys, Priority
+from ingine.record import JobStatus
 from ingine.scripts import read_script
-from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from producer.client import AsyncClient
 from producer.submission import Submission
 from tests.contract.model import MAX_DEATHS

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, multiple, precondition, rule
 
 from ingine.keys import RELEASED, WAITING, Priority
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from tests.contract.calls import Attempt
 from tests.contract.fair_order import LOST
 from tests.contract.model import MAX_DEATHS

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ingine.errors import ErrorCode
 from ingine.keys import RELEASED, Priority
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from tests.contract.fair_order import Entry, JobsStream
 
 MAX_DEATHS, SUSPECT_DEATHS = 3, 2

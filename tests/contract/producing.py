@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, precondition, rule
 from redis.asyncio import Redis
 
+from ingine.jobs import Job, encode_job
 from ingine.keys import Priority
-from ingine.wire import Job, encode_job
 from producer.submission import Submission, build_submission
 from tests.contract.calls import Calls
 from tests.contract.fair_order import Entry

@@ -6,8 +6,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from ingine.events import Event, TerminalEvent, decode_event
 from ingine.keys import GROUP, Keys, Priority
-from ingine.wire import Event, JobStatus, TerminalEvent, decode_event
+from ingine.record import JobStatus
 from tests.contract.fair_order import LOST
 from tests.contract.model import Model, Record
 

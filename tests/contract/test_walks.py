@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from ingine.keys import Priority
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from tests.contract.machine import DEEDS, Contract
 from tests.contract.model import MAX_DEATHS
 from tests.contract.test_contract import real_contract

@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, multiple, precondition, rule
 
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.events import decode_event
+from ingine.jobs import decode_job
 from ingine.keys import Priority
-from ingine.wire import JobStatus, decode_event, decode_job
+from ingine.record import JobStatus
 from tests.contract.calls import Attempt, Delivered
 from tests.contract.producing import WORKERS, Machine
 from worker.entries import Append

@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 import redis
 
+from ingine.events import decode_event
 from ingine.keys import Keys
-from ingine.wire import decode_event
 from producer import Client, JobHandle, JobStatus
 from tests.crash.conftest import LONG
 from tests.servers import durable_server

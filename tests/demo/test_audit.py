@@ -2,8 +2,9 @@
 
 import pytest
 
+from ingine.events import TerminalEvent, TokensEvent, encode_event
 from ingine.keys import log_id
-from ingine.wire import JobStatus, TerminalEvent, TokensEvent, encode_event
+from ingine.record import JobStatus
 from worker.demo.audit import Audit, audit
 from worker.demo.prompts import QUESTIONS
 from worker.demo.report import Report

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ingine.local_server import DEFAULT_URL
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from producer.settings import ProducerSettings
 from tests.docs.tables import ROOT, table
 from worker.metrics import Metrics

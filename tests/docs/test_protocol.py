@@ -3,9 +3,9 @@
 import re
 
 from ingine.errors import ErrorCode
+from ingine.jobs import Job
 from ingine.keys import Keys
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job
 from tests.docs.tables import ROOT, table
 
 PROTOCOL = "docs/protocol.md"

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import pytest
 import redis
 
+from ingine.events import TerminalEvent, TokensEvent, encode_event
 from ingine.keys import Keys, keys_of
-from ingine.wire import JobStatus, TerminalEvent, TokensEvent, encode_event
+from ingine.record import JobStatus
 from producer import Client
 from tests.examples.conftest import EXAMPLES, QUEUE
 from tests.waiting import HANGS_S, wait_until

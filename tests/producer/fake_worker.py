@@ -7,8 +7,10 @@ from contextlib import suppress
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from ingine.events import TerminalEvent, TokensEvent, encode_event
+from ingine.jobs import Job, decode_job
 from ingine.keys import EVENT_FIELD, GROUP, JOB_FIELD, Keys, log_id
-from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_job, encode_event
+from ingine.record import JobStatus
 
 
 class FakeWorker:

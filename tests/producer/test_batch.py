@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from ingine.jobs import Job
 from ingine.keys import EVENT_FIELD, Keys, log_id
-from ingine.wire import Job, JobStatus
+from ingine.record import JobStatus
 from producer import AsyncClient, ConfigError
 from producer.batch import Batch, BatchSummary
 from producer.batch_files import RowFile, WriteFailed

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from producer import InvalidJob, JobCancelled, JobExpired, JobFailed, Result
 from producer.batch_format import Line, error_row, output_row, parse_line
 from producer.submission import build_submission

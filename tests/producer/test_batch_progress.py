@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from producer import AsyncClient
 from producer.batch import Batch
 from producer.batch_progress import PlainProgress, TerminalProgress

@@ -9,8 +9,9 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
 import producer.channels
+from ingine.events import TerminalEvent, TokensEvent, encode_event
 from ingine.keys import Keys
-from ingine.wire import JobStatus, TerminalEvent, TokensEvent, encode_event
+from ingine.record import JobStatus
 from producer.channels import (
     ANYWHERE,
     MAX_MESSAGE_BYTES,

@@ -14,8 +14,9 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from ingine.cli import app
+from ingine.jobs import Job, decode_job
 from ingine.keys import Keys
-from ingine.wire import Job, JobStatus, decode_job
+from ingine.record import JobStatus
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 

@@ -2,8 +2,9 @@
 
 from redis.asyncio import Redis
 
+from ingine.events import decode_event
 from ingine.keys import Keys
-from ingine.wire import JobStatus, decode_event
+from ingine.record import JobStatus
 from tests.producer.conftest import Face
 
 

@@ -10,8 +10,9 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
+from ingine.events import TerminalEvent, TokensEvent, encode_event
 from ingine.keys import EVENT_FIELD, Keys
-from ingine.wire import JobStatus, TerminalEvent, TokensEvent, encode_event
+from ingine.record import JobStatus
 from producer import AsyncClient, AsyncJobHandle, BadRecord, JobNotFound
 from producer.batch import Batch
 from producer.streams import LONGEST_SPACING_S

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
+from ingine.events import TerminalEvent
 from ingine.keys import Keys
-from ingine.wire import JobStatus, TerminalEvent
+from ingine.record import JobStatus
 from producer import AsyncClient
 from tests.producer.conftest import Server
 from tests.served_models import TINY

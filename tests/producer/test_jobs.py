@@ -6,8 +6,9 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
+from ingine.jobs import Job, encode_job
 from ingine.keys import GROUP, Keys
-from ingine.wire import Job, JobStatus, encode_job
+from ingine.record import JobStatus
 from producer import AsyncClient, InvalidArgument, JobCancelled, queue_jobs
 from tests.producer.conftest import Face
 from tests.producer.fake_worker import FakeWorker

@@ -7,8 +7,10 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
+from ingine.events import TerminalEvent, TokensEvent, encode_event
+from ingine.jobs import Job
 from ingine.keys import EVENT_FIELD, Keys
-from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, encode_event
+from ingine.record import JobStatus
 from producer import AsyncClient, BadRecord, UnknownStatus
 from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_batch import Files, answer, request, run, serving

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import msgpack
 import pytest
 
+from ingine.events import TokensEvent
 from ingine.keys import Keys, all_partitions, keys_of, partition_of
 from ingine.servers import Servers
-from ingine.wire import TokensEvent
 from producer import (
     AsyncClient,
     Client,

@@ -10,8 +10,9 @@ import pytest
 from redis import exceptions
 from redis.asyncio import Redis
 
+from ingine.events import TokensEvent, encode_event
 from ingine.keys import EVENT_FIELD, Keys
-from ingine.wire import JobStatus, TokensEvent, encode_event
+from ingine.record import JobStatus
 from producer import (
     AsyncClient,
     BadRecord,

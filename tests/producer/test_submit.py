@@ -6,8 +6,10 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
+from ingine.events import decode_event
+from ingine.jobs import EXPECTED_OUTPUT_TOKENS, MAX_TOKEN_COST, Job, decode_job
 from ingine.keys import Keys
-from ingine.wire import EXPECTED_OUTPUT_TOKENS, MAX_TOKEN_COST, Job, JobStatus, decode_event, decode_job
+from ingine.record import JobStatus
 from producer import (
     AsyncClient,
     DuplicateJob,

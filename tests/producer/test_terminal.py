@@ -15,9 +15,10 @@ import pytest
 from redis.asyncio import Redis
 
 from ingine.cli import _show_traceback
+from ingine.events import TokensEvent, encode_event
 from ingine.keys import EVENT_FIELD, Keys, log_id
+from ingine.record import JobStatus
 from ingine.terminal import EchoHandler, visible
-from ingine.wire import JobStatus, TokensEvent, encode_event
 from producer import AsyncClient
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker

@@ -20,7 +20,9 @@ KNOWS_REDIS = ("ingine/servers.py", "ingine/server_url.py")
 TORCH_FREE_FILES = [
     *(
         "keys",
-        "wire",
+        "jobs",
+        "events",
+        "record",
         "errors",
         "config",
         "sampling_params",
@@ -83,7 +85,16 @@ def test_the_engine_knows_no_server():
 
 
 def test_the_producer_takes_nothing_of_ours_but_the_contract():
-    contract = {"ingine", "ingine.keys", "ingine.wire", "ingine.errors", "ingine.sampling_params"}
+    contract = {
+        "ingine",
+        "ingine.keys",
+        "ingine.jobs",
+        "ingine.events",
+        "ingine.record",
+        "ingine.control",
+        "ingine.errors",
+        "ingine.sampling_params",
+    }
     settings = {"ingine.secret_files", "ingine.environment", "ingine.byte_sizes"}
     allowed = contract | settings | {"ingine.servers", "ingine.server_url"}
     allowed |= {"ingine.scripts", "ingine.expiry", "ingine.job_faults", "ingine.local_server"}
@@ -116,7 +127,8 @@ def loaded_by(module: str) -> set[str]:
         "producer",
         "ingine",
         "ingine.keys",
-        "ingine.wire",
+        "ingine.jobs",
+        "ingine.events",
         "ingine.errors",
         "ingine.sampling_params",
         "ingine.expiry",

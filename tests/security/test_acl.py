@@ -9,9 +9,9 @@ from redis.exceptions import NoPermissionError, RedisError
 from typer.testing import CliRunner
 
 from ingine.cli import app
+from ingine.jobs import Job, encode_job
 from ingine.keys import GROUP, Keys
 from ingine.roles import RIGHTS, Role
-from ingine.wire import Job, encode_job
 from producer import AsyncClient, ClientError, JobCancelled, ServerUnavailable
 from tests.security.acl_server import ROLES, USERS_FILE, AclServer, CommandLog
 from tests.waiting import wait_until_async

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.events import encode_event
 from ingine.job_faults import MAX_MAP_ENTRIES, explain
+from ingine.jobs import Job, Message, decode_job, encode_job
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, Message, decode_job, encode_event, encode_job
 from tests.security import wire_properties as properties
 from tests.security.wire_properties import CANARY, FULL_JOB, at, packed
 from worker.control import COMMANDS, ControlListener

@@ -3,10 +3,10 @@
 import pytest
 from redis import Redis
 
-from ingine import job_faults, sampling_params, wire
+from ingine import job_faults, jobs, sampling_params
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.jobs import Job, decode_job, encode_job
 from ingine.keys import Keys
-from ingine.wire import Job, decode_job, encode_job
 from producer import AsyncClient, JobNotFound, Result, submission
 from tests.docs.tables import table
 from tests.security.wire_properties import FULL_JOB, at, packed
@@ -15,15 +15,15 @@ from worker import control
 
 PLAIN = {"id": "a", "prompt": "x"}
 IN_CODE = {
-    "bytes of a job": wire.DEFAULT_MAX_JOB_BYTES,
+    "bytes of a job": jobs.DEFAULT_MAX_JOB_BYTES,
     "nesting of a job": job_faults.MAX_NESTING,
-    "messages of a job": wire.MAX_MESSAGES,
+    "messages of a job": jobs.MAX_MESSAGES,
     "maps and arrays of a job": job_faults.MAX_CONTAINERS,
     "entries of all maps of a job": job_faults.MAX_ENTRIES,
     "bytes of a field of a job but prompt and messages": job_faults.MAX_FIELD_BYTES,
     "fields of a job, of its sampling, of a message": job_faults.MAX_FIELDS,
     "entries of any map": job_faults.MAX_MAP_ENTRIES,
-    "bytes of metadata": wire.MAX_METADATA_BYTES,
+    "bytes of metadata": jobs.MAX_METADATA_BYTES,
     "stop strings": sampling_params.MAX_STOP_STRINGS,
     "characters of a stop string": sampling_params.MAX_STOP_CHARS,
     "stop token ids": sampling_params.MAX_STOP_TOKEN_IDS,
@@ -32,8 +32,8 @@ IN_CODE = {
     "characters of an id, tenant or reply_to": 128,
     "characters of model and trace": 256,
     "characters of an idempotency key": submission.MAX_IDEMPOTENCY_KEY,
-    "jobs of a queue": wire.DEFAULT_MAX_QUEUED_JOBS,
-    "bytes of a queue": wire.DEFAULT_MAX_QUEUED_BYTES,
+    "jobs of a queue": jobs.DEFAULT_MAX_QUEUED_JOBS,
+    "bytes of a queue": jobs.DEFAULT_MAX_QUEUED_BYTES,
     "jobs a second of a tenant": None,
     "bytes of a control message": control.MAX_NUDGE_BYTES,
 }
@@ -63,7 +63,7 @@ def sampling(**fields) -> dict:
 
 AT_MOST = {
     "nesting": (nested, job_faults.MAX_NESTING, ErrorCode.NESTED_TOO_DEEP),
-    "metadata": (metadata_of, wire.MAX_METADATA_BYTES, ErrorCode.INVALID_SHAPE),
+    "metadata": (metadata_of, jobs.MAX_METADATA_BYTES, ErrorCode.INVALID_SHAPE),
     "map": (
         lambda n: at(FULL_JOB, ("metadata", "key"), {i: 0 for i in range(n)}),
         job_faults.MAX_MAP_ENTRIES,
@@ -71,7 +71,7 @@ AT_MOST = {
     ),
     "messages": (
         lambda n: {"id": "a", "messages": [{"role": "user", "content": "x"}] * n},
-        wire.MAX_MESSAGES,
+        jobs.MAX_MESSAGES,
         ErrorCode.INVALID_PARAMETER,
     ),
     "stop": (

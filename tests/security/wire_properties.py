@@ -8,18 +8,10 @@ import msgpack
 from hypothesis import strategies as st
 
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.events import UNREADABLE, Event, TerminalEvent, TokensEvent, decode_event
 from ingine.job_faults import MAX_REASON_CHARS
-from ingine.wire import (
-    UNREADABLE,
-    Event,
-    Job,
-    JobStatus,
-    TerminalEvent,
-    TokensEvent,
-    decode_event,
-    decode_job,
-    encode_job,
-)
+from ingine.jobs import Job, decode_job, encode_job
+from ingine.record import JobStatus
 from producer.channels import ANYWHERE, place_of
 
 PEAK_PER_BYTE = 160

@@ -11,9 +11,11 @@ import redis.asyncio
 
 from ingine.config import EngineConfig
 from ingine.engine import Engine
+from ingine.events import TerminalEvent, decode_event
 from ingine.fingerprint import model_fingerprint
+from ingine.jobs import Job, encode_job
 from ingine.keys import GROUP, Keys, Priority, is_worker
-from ingine.wire import Job, JobStatus, TerminalEvent, decode_event, encode_job
+from ingine.record import JobStatus
 from tests.served_models import TINY
 from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S, wait_until_async

@@ -6,7 +6,9 @@ import time
 from redis.exceptions import ConnectionError
 
 from ingine.errors import ErrorCode
-from ingine.wire import Job, JobStatus, TokensEvent, encode_job
+from ingine.events import TokensEvent
+from ingine.jobs import Job, encode_job
+from ingine.record import JobStatus
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 

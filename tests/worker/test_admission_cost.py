@@ -7,8 +7,9 @@ import msgpack
 
 import worker.admission
 from ingine.errors import ErrorCode, InvalidRequest
+from ingine.events import TokensEvent
+from ingine.jobs import Job
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, TokensEvent
 from tests.worker.test_worker import GREEDY, leave_behind
 from worker.admission import INLINE_BYTES
 from worker.queue import LOG_PAGE

@@ -2,9 +2,11 @@
 
 import pytest
 
+from ingine.events import TerminalEvent, TokensEvent
+from ingine.jobs import Job, decode_job, encode_job
 from ingine.keys import GROUP, RELEASED, WAITING, Priority
+from ingine.record import JobStatus
 from ingine.scripts import read_script
-from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_job, encode_job
 from tests.worker.conftest import take
 from worker.entries import STALE, Append, Finish
 from worker.job_streams import MAX_ORDERED

@@ -7,7 +7,8 @@ import pytest
 from redis.exceptions import ResponseError
 
 from ingine.errors import ErrorCode
-from ingine.wire import Job, JobStatus, encode_job
+from ingine.jobs import Job, encode_job
+from ingine.record import JobStatus
 from producer import AsyncClient, BadRecord
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import take

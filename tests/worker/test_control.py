@@ -8,12 +8,12 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import worker.control
+from ingine.control import nudge
 from ingine.keys import Keys
 from ingine.servers import Servers
 from tests.servers import HOST, cluster, free_port
 from tests.waiting import wait_until_async
 from worker.control import ControlListener
-from worker.queue import nudge
 
 
 @asynccontextmanager

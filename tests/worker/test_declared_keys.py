@@ -6,11 +6,12 @@ import re
 from redis.asyncio import Redis
 
 from ingine.errors import ClientError
+from ingine.events import TerminalEvent, TokensEvent
 from ingine.expiry import expire
 from ingine.keys import GROUP, Keys, all_partitions, partition_of
+from ingine.record import JobStatus
 from ingine.scripts import read_script
 from ingine.servers import Servers
-from ingine.wire import JobStatus, TerminalEvent, TokensEvent
 from producer import AsyncClient
 from tests.served_models import OTHER, TINY
 from tests.servers import cluster

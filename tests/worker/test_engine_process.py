@@ -14,9 +14,10 @@ import worker.engine_process
 from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.errors import EngineError, ErrorCode, InvalidRequest, ModelNotFound
+from ingine.jobs import Job, encode_job
 from ingine.outputs import FinishReason, SeqOutput
+from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, JobStatus, encode_job
 from tests.waiting import HANGS_S, wait_until, wait_until_async
 from tests.worker import engine_program
 from tests.worker.test_failures import status

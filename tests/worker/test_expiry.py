@@ -6,10 +6,11 @@ import pytest
 import redis.asyncio
 
 from ingine import expiry
+from ingine.events import TerminalEvent, TokensEvent, decode_event
 from ingine.expiry import MAX_EXPIRED, expire, expire_due
 from ingine.keys import GROUP, WAITING
+from ingine.record import JobStatus
 from ingine.scripts import read_script
-from ingine.wire import JobStatus, TerminalEvent, TokensEvent, decode_event
 from producer.submission import build_submission
 from tests.served_models import TINY
 from tests.worker.conftest import take

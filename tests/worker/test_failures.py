@@ -9,8 +9,10 @@ import pytest
 import redis.exceptions
 
 from ingine.errors import EngineError, ErrorCode
+from ingine.events import TokensEvent
+from ingine.jobs import Job, encode_job
 from ingine.keys import Keys
-from ingine.wire import Job, JobStatus, TokensEvent, encode_job
+from ingine.record import JobStatus
 from tests.served_models import TINY
 from tests.servers import durable_server
 from tests.waiting import HANGS_S, wait_until_async

@@ -3,9 +3,11 @@
 import pytest
 
 from ingine.errors import ErrorCode
+from ingine.events import TokensEvent
+from ingine.jobs import Job, encode_job
 from ingine.keys import GROUP
+from ingine.record import JobStatus
 from ingine.scripts import read_script
-from ingine.wire import Job, JobStatus, TokensEvent, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 from worker.entries import BROKEN, STALE, Append

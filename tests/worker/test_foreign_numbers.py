@@ -3,9 +3,11 @@
 import pytest
 import redis.asyncio
 
+from ingine.events import TerminalEvent, TokensEvent
 from ingine.expiry import expire_due
+from ingine.jobs import Job
+from ingine.record import JobStatus
 from ingine.scripts import read_script
-from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent
 from producer.submission import build_submission
 from tests.waiting import wait_until_async
 from tests.worker.conftest import take

@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from ingine.errors import BadRecord, ErrorCode
-from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_job, encode_event, encode_job
+from ingine.events import TerminalEvent, TokensEvent, encode_event
+from ingine.jobs import Job, decode_job, encode_job
+from ingine.record import JobStatus
 from producer import AsyncClient
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness

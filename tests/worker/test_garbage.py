@@ -13,8 +13,10 @@ import pytest
 from redis.exceptions import ResponseError
 
 from ingine.errors import ClientError
+from ingine.events import TerminalEvent, TokensEvent, encode_event
+from ingine.jobs import Job, encode_job
 from ingine.keys import Priority
-from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, encode_event, encode_job
+from ingine.record import JobStatus
 from producer import AsyncClient
 from tests.waiting import wait_until_async
 from tests.worker.conftest import Harness

@@ -10,8 +10,8 @@ import redis.asyncio
 from redis.exceptions import ConnectionError, ResponseError
 
 from ingine.errors import EngineError
+from ingine.jobs import Job, encode_job
 from ingine.keys import Keys, all_partitions
-from ingine.wire import Job, encode_job
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_failures import break_steps
 from tests.worker.test_worker import ENDLESS

@@ -10,8 +10,8 @@ import redis.exceptions
 
 import worker.worker
 from ingine.errors import ConfigError
+from ingine.jobs import Job
 from ingine.keys import Priority
-from ingine.wire import Job
 from tests.served_models import TINY
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import GREEDY

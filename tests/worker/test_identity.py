@@ -3,8 +3,9 @@
 import pytest
 
 from ingine.errors import ErrorCode
+from ingine.jobs import Job
 from ingine.keys import GROUP
-from ingine.wire import Job, JobStatus
+from ingine.record import JobStatus
 from producer import AsyncClient, ClientError
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS

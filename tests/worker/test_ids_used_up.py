@@ -7,8 +7,10 @@ import redis.asyncio
 from redis.exceptions import ResponseError
 
 from ingine.errors import ErrorCode
+from ingine.events import TerminalEvent, TokensEvent
+from ingine.jobs import Job, encode_job, read_job_id
 from ingine.keys import GROUP
-from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, encode_job, read_job_id
+from ingine.record import JobStatus
 from producer import AsyncClient
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY

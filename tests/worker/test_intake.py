@@ -11,8 +11,9 @@ from redis.exceptions import ConnectionError
 import worker.intake
 import worker.queue
 from ingine.errors import ErrorCode
+from ingine.jobs import Job, encode_job
 from ingine.keys import GROUP, RELEASED, Keys, Priority
-from ingine.wire import Job, JobStatus, encode_job
+from ingine.record import JobStatus
 from tests.waiting import wait_until_async
 from tests.worker.test_pause import Turns
 from tests.worker.test_worker import GREEDY

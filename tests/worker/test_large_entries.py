@@ -3,8 +3,9 @@
 import pytest
 
 from ingine.errors import ErrorCode
+from ingine.jobs import MAX_JOB_BYTES, Job, encode_job
 from ingine.keys import GROUP, RELEASED, parked
-from ingine.wire import MAX_JOB_BYTES, Job, JobStatus, encode_job
+from ingine.record import JobStatus
 from tests.served_models import TINY
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY

@@ -4,9 +4,9 @@ import pytest
 import redis.asyncio
 from redis.exceptions import ConnectionError
 
+from ingine.jobs import Job, encode_job
 from ingine.keys import GROUP, Keys
 from ingine.servers import Servers
-from ingine.wire import Job, encode_job
 from tests.served_models import TINY
 from tests.waiting import wait_until_async
 from worker.entries import CANCELLED, STALE

@@ -4,8 +4,8 @@ import asyncio
 
 import redis.asyncio
 
+from ingine.jobs import Job, encode_job
 from ingine.keys import Keys, all_partitions
-from ingine.wire import Job, encode_job
 from tests.served_models import TINY
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from ingine.errors import ConfigError
+from ingine.jobs import Job, encode_job
 from ingine.keys import Keys, all_partitions
 from ingine.servers import Servers
-from ingine.wire import Job, encode_job
 from tests.served_models import TINY
 from tests.servers import cluster
 from tests.waiting import HANGS_S, wait_until_async

@@ -3,7 +3,7 @@
 import pytest
 
 import worker.contact
-from ingine.wire import JobStatus
+from ingine.record import JobStatus
 from tests.waiting import wait_until_async
 from tests.worker.test_pause import Turns, dead_workers_job
 from worker.contact import REMEMBERED_S, Contact

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ingine.wire import DEFAULT_MAX_JOB_BYTES
+from ingine.jobs import DEFAULT_MAX_JOB_BYTES
 from worker.partition import Partition
 
 

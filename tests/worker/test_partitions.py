@@ -3,8 +3,9 @@
 import pytest
 
 from ingine.errors import EngineError
+from ingine.jobs import Job, encode_job
 from ingine.keys import Keys, all_partitions, keys_of, partition_of
-from ingine.wire import Job, JobStatus, encode_job
+from ingine.record import JobStatus
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY
 

@@ -6,8 +6,9 @@ import itertools
 import pytest
 import redis.asyncio
 
+from ingine.jobs import Job, encode_job
 from ingine.keys import GROUP, Keys, Priority, all_partitions
-from ingine.wire import Job, JobStatus, encode_job
+from ingine.record import JobStatus
 from producer import AsyncClient
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind

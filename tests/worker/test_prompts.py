@@ -13,9 +13,11 @@ import worker.preparation
 import worker.prompt_process
 import worker.prompts
 from ingine.errors import ErrorCode
+from ingine.events import TokensEvent
+from ingine.jobs import Job, Message
+from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
 from ingine.tokenizer import Tokenizer
-from ingine.wire import Job, JobStatus, Message, TokensEvent
 from tests.tiny_models import make_tokenizer
 from tests.waiting import wait_until_async
 from tests.worker import engine_program

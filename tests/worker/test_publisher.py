@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from ingine.jobs import Job
 from ingine.keys import Priority
 from ingine.outputs import FinishReason, SeqOutput
-from ingine.wire import Job, JobStatus
+from ingine.record import JobStatus
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, alone, ask_to_cancel, leave_behind
 from worker.entries import CANCELLED, STALE, Begun, Entry

@@ -2,8 +2,8 @@
 
 import pytest
 
+from ingine.jobs import Job
 from ingine.keys import GROUP, RELEASED
-from ingine.wire import Job
 from tests.worker.conftest import take
 from worker.queue import Queue
 

@@ -8,9 +8,10 @@ import pytest
 
 from ingine.config import EngineConfig
 from ingine.engine import Engine
+from ingine.events import TokensEvent
+from ingine.jobs import EXPECTED_OUTPUT_TOKENS, Job
 from ingine.request_limits import RequestLimits
 from ingine.sampling_params import SamplingParams
-from ingine.wire import EXPECTED_OUTPUT_TOKENS, Job, TokensEvent
 from tests.worker.test_worker import leave_behind
 from worker.engine_pipe import make_unpacker, pack
 from worker.shares import Shares

@@ -3,8 +3,10 @@
 import pytest
 
 from ingine.errors import ClientError
+from ingine.events import TerminalEvent, TokensEvent, decode_event
+from ingine.jobs import Job, decode_job, encode_job
 from ingine.keys import GROUP
-from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_event, decode_job, encode_job
+from ingine.record import JobStatus
 from producer import AsyncClient
 from tests.worker.conftest import take
 from worker.entries import BROKEN, Append, Finish

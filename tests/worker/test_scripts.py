@@ -2,8 +2,10 @@
 
 import pytest
 
+from ingine.events import TerminalEvent, TokensEvent, decode_event
+from ingine.jobs import Job, decode_job, encode_job
 from ingine.keys import GROUP, WAITING, Priority
-from ingine.wire import Job, JobStatus, TerminalEvent, TokensEvent, decode_event, decode_job, encode_job
+from ingine.record import JobStatus
 from tests.waiting import HANGS_S
 from tests.worker.conftest import take
 from worker.entries import CANCELLED, STALE, Append, Finish

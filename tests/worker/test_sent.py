@@ -5,8 +5,9 @@ import tracemalloc
 import pytest
 
 import worker.sent
+from ingine.events import TokensEvent
+from ingine.jobs import Job
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, TokensEvent
 from tests.waiting import wait_until_async
 from tests.worker.test_publisher import LOSE_TAIL
 from worker.entries import Append

@@ -10,10 +10,12 @@ import redis.asyncio
 
 import worker.startup
 from ingine.errors import ConfigError, ErrorCode
+from ingine.events import TokensEvent
 from ingine.fingerprint import model_fingerprint
+from ingine.jobs import Job, encode_job
 from ingine.keys import GROUP, Keys, Priority, parked
+from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, JobStatus, TokensEvent, encode_job
 from producer import AsyncClient
 from tests.served_models import OTHER, TINY, TINY_IN_BFLOAT16
 from tests.tiny_models import make_tiny_model

@@ -3,9 +3,10 @@
 from functools import partial
 
 from ingine.engine import Engine
+from ingine.events import decode_event
+from ingine.jobs import Job, encode_job
 from ingine.keys import EVENT_FIELD, Priority
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, decode_event, encode_job
 from tests.waiting import wait_until_async
 from worker.entries import Begun, Entry
 from worker.jobs import JobTable, RunningJob

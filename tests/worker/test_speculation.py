@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from ingine.jobs import Job
 from ingine.speculation import Speculator
-from ingine.wire import Job
 from tests.waiting import wait_until_async
 from worker.metrics import Metrics
 

@@ -7,9 +7,11 @@ import redis.asyncio
 import redis.exceptions
 
 from ingine.errors import EngineError, ErrorCode
+from ingine.events import TokensEvent
+from ingine.jobs import Job, encode_job
 from ingine.keys import GROUP, Keys, all_partitions
+from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, JobStatus, TokensEvent, encode_job
 from tests.waiting import wait_until_async
 from tests.worker.conftest import take
 from tests.worker.test_failures import break_steps, let_steps_hang, status

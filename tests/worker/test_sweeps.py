@@ -3,9 +3,10 @@
 import pytest
 
 from ingine.errors import ErrorCode
+from ingine.jobs import Job, encode_job
 from ingine.keys import GROUP, WAITING
+from ingine.record import JobStatus
 from ingine.scripts import read_script
-from ingine.wire import Job, JobStatus, encode_job
 from producer.submission import build_submission
 from tests.waiting import wait_until_async
 from tests.worker.conftest import take

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
+from ingine.jobs import Job, encode_job
 from ingine.keys import Keys
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, encode_job
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness
 from tests.worker.test_worker import GREEDY, alone

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from ingine.events import TerminalEvent
+from ingine.jobs import Job
 from ingine.outputs import EngineStats
-from ingine.wire import Job, JobStatus, TerminalEvent
+from ingine.record import JobStatus
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY
 from worker.metrics import Metrics

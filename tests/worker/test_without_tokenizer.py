@@ -5,8 +5,9 @@ import pytest
 from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.errors import ErrorCode
+from ingine.jobs import Job, Message
+from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, JobStatus, Message
 from tests.tiny_models import make_tiny_model
 from worker.cli import _load_tokenizer
 

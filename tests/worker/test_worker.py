@@ -9,9 +9,11 @@ import msgpack
 import pytest
 
 from ingine.errors import ErrorCode
+from ingine.events import TokensEvent, decode_event, encode_event
+from ingine.jobs import Job, encode_job
 from ingine.keys import Priority
+from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
-from ingine.wire import Job, JobStatus, TokensEvent, decode_event, encode_event, encode_job
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness
 from worker.control import INTERVAL_S

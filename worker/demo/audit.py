@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ingine.events import TerminalEvent, TokensEvent, decode_event
 from ingine.keys import log_id
-from ingine.wire import TerminalEvent, TokensEvent, decode_event
 
 
 @dataclass(frozen=True)

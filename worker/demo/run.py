@@ -18,8 +18,8 @@ from rich.console import Console
 
 from ingine.errors import ConfigError, IngineError
 from ingine.keys import EVENT_FIELD, Keys
+from ingine.record import JobStatus
 from ingine.server_url import redact
-from ingine.wire import JobStatus
 from producer import AsyncClient, Client, JobInfo
 from worker.demo.audit import Audit, audit
 from worker.demo.plan import Plan, plan_for
