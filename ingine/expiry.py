@@ -124,7 +124,7 @@ async def _call(redis: Any, calls: dict[str, tuple[list, list]]) -> dict[str, li
     if not calls:
         return {}
     pipeline = redis.pipeline(transaction=False)
-    script = redis.register_script(read_script("ingine", "expire"))
+    script = redis.register_script(read_script("expire"))
     # Known to every server but one that is new or has just started; then this is what it needs.
     pipeline.script_load(script.script)
     for touched, args in calls.values():

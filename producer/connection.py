@@ -4,16 +4,18 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
-from importlib.resources import files
 from typing import TypeVar
 
 from redis import exceptions
 from redis.asyncio import Redis
 
 from ingine.errors import ConfigError, ServerUnavailable
+from ingine.scripts import read_script
 from ingine.servers import NoSuchDatabase, Servers, WrongServer, is_lacking
 
 T = TypeVar("T")
+SCRIPTS = ("submit", "cancel", "partition", "requeue")
+"""What a producer may be running when a server complains of a line of a script."""
 MAX_CONNECTIONS = 8
 """Enough to keep several round trips under way; a thousand streams share them."""
 RETRIES = 5
@@ -113,8 +115,8 @@ def _called_in_script(error: exceptions.RedisError) -> str:
         return ""
     digest, number = re.search(r"[0-9a-f]{40}", str(error)), int(line[1])
     names = set()
-    for path in files("producer").joinpath("scripts").iterdir():
-        text = path.read_text()
+    for name in SCRIPTS:
+        text = read_script(name)
         if digest is None or digest[0] == hashlib.sha1(text.encode()).hexdigest():  # Valkey leaves it out
             names |= set(re.findall(r"redis\.call\('(\w+)'", "".join(text.splitlines()[number - 1 : number])))
     return f", which calls {' or '.join(sorted(names))}" if names else ""

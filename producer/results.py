@@ -74,7 +74,7 @@ class JobInfo:
 
     @classmethod
     def from_record(cls, job_id: str, record: dict[bytes, bytes]) -> "JobInfo":
-        """From the job's hash, see `worker/scripts`. Raises BadRecord for what is no record."""
+        """From the job's hash, see `ingine/scripts`. Raises BadRecord for what is no record."""
         # Without the job itself, which the record of a delayed one holds: it is no text.
         fields = {name.decode(errors="replace"): value for name, value in record.items() if name != b"raw"}
         texts = {name: value.decode(errors="replace") for name, value in fields.items()}

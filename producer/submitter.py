@@ -26,8 +26,8 @@ Refusal = ClientError
 
 
 def load_script(redis: Redis, name: str) -> AsyncScript:
-    """A Lua script of this package, for any server; sent once, then known there by its hash."""
-    return redis.register_script(read_script("producer", name))
+    """A Lua script, for any server; sent once, then known there by its hash."""
+    return redis.register_script(read_script(name))
 
 
 async def call_together(redis: Redis, script: AsyncScript, calls: Sequence[tuple[list[str], list]]) -> list:

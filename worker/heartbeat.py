@@ -57,7 +57,7 @@ class Heartbeat:
         self._describe = describe
         self._learn = learn
         self._learn_models = learn_models
-        self._forget = redis.register_script(read_script("worker", "forget"))
+        self._forget = redis.register_script(read_script("forget"))
         self._early = asyncio.Event()
         self._in_contact_since_s = 0
         """When our latest beats without a gap began, by the server's clock."""

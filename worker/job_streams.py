@@ -67,7 +67,7 @@ class JobStreams:
         self.contact = Contact()
         self._redis = redis
         self._max_cost = max_cost
-        self._scripts = {name: redis.register_script(read_script("worker", name)) for name in SCRIPTS}
+        self._scripts = {name: redis.register_script(read_script(name)) for name in SCRIPTS}
         self._served = list(Priority)
         """Those whose jobs stream is one."""
         self._num_reads = itertools.count(1)

@@ -81,7 +81,7 @@ class LeaseThread:
 
     async def _renew_until_stopped(self, queue: Queue, redis: Redis) -> None:
         """A partition whose server is away must not cost the others their leases: each has its own rhythm."""
-        renew = redis.register_script(read_script("worker", "renew"))
+        renew = redis.register_script(read_script("renew"))
         interval_s = self._interval_s
         while not await self._stopped_within(interval_s):
             try:

@@ -64,7 +64,7 @@ class Queue(JobStreams):
         self._result_ttl_s = result_ttl_s
         self._max_deaths = max_deaths
         self._lease_ms = int(lease_s * 1000)
-        self._scripts |= {name: redis.register_script(read_script("worker", name)) for name in SCRIPTS}
+        self._scripts |= {name: redis.register_script(read_script(name)) for name in SCRIPTS}
         self._trips = Trips(redis)
         self._has_parked = False
 

@@ -67,7 +67,7 @@ async def enter(redis: Redis, queue: Queue, heartbeat: Heartbeat, settings: Work
 
 
 async def _agree_on_model(redis: Redis, queue: Queue) -> None:
-    agree, ours = redis.register_script(read_script("worker", "agree_on_model")), queue.model.fingerprint
+    agree, ours = redis.register_script(read_script("agree_on_model")), queue.model.fingerprint
     replaces = b""
     for _ in range(MAX_REPLACED + 1):
         if (holds := await agree(keys=[queue.keys.settings], args=[ours, replaces])) == ours.encode():

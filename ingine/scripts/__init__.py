@@ -1,4 +1,4 @@
-"""Lua scripts: those that worker and producer share are here, the others in the `scripts` folder of each.
+"""The Lua scripts of workers and producers: all that touches more than one key at once.
 
 A script that has the line `-- include: NAME.lua` gets that file of this folder in its place.
 """
@@ -11,7 +11,7 @@ _INCLUDE = re.compile(r"^-- include: (\w+\.lua)$", re.MULTILINE)
 
 
 @cache
-def read_script(package: str, name: str) -> str:
-    """The source of `<package>/scripts/<name>.lua`, as the server gets it."""
-    source = (files(package) / "scripts" / f"{name}.lua").read_text()
+def read_script(name: str) -> str:
+    """The source of `<name>.lua`, as the server gets it."""
+    source = (files(__name__) / f"{name}.lua").read_text()
     return _INCLUDE.sub(lambda found: (files(__name__) / found[1]).read_text(), source)

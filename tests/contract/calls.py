@@ -82,9 +82,9 @@ class Calls:
     keys: Keys = field(default_factory=lambda: Keys(f"contract-{uuid4().hex[:12]}"))
 
     def __post_init__(self):
-        self._submit = self._script(read_script("producer", "submit"))
-        self._renew = self._script(read_script("worker", "renew"))
-        self._forget = self._script(read_script("worker", "forget"))
+        self._submit = self._script(read_script("submit"))
+        self._renew = self._script(read_script("renew"))
+        self._forget = self._script(read_script("forget"))
         self._client = AsyncClient(queue=self.keys.queue, redis=self.redis)
         self._queues: dict[str, Queue] = {}
         self.run(self.queue("setup").create_groups())

@@ -1,5 +1,5 @@
 """The contract between producers, workers and consumers as plain Python: what each call answers, and what it
-leaves behind. One method a script; read it beside `worker/scripts` and `producer/scripts`.
+leaves behind. One method a script; read it beside `ingine/scripts`.
 
 The server chooses two things, and the model is told: the ids of entries, and the time.
 """

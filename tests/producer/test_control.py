@@ -12,7 +12,7 @@ from tests.waiting import HANGS_S
 
 
 async def bury(redis: Redis, keys: Keys, raw: bytes, code: str = "unknown_field") -> str:
-    """A dead letter, as `worker/scripts/bury.lua` writes it. Returns its entry id."""
+    """A dead letter, as `ingine/scripts/bury.lua` writes it. Returns its entry id."""
     fields = {"job": raw, "code": code, "reason": "why", "stream": keys.jobs("low"), "entry": "17-0"}
     return (await redis.xadd(keys.dead, fields | {"deliveries": 1, "worker": "w1"})).decode()
 

@@ -116,7 +116,7 @@ async def test_a_living_worker_takes_its_jobs_back(client, keys, make_queue, how
         await client.xgroup_delconsumer(keys.jobs("normal"), GROUP, "w1")
     if adopted:
         await adopt(make_queue("w2"))
-    renew = client.register_script(read_script("worker", "renew"))
+    renew = client.register_script(read_script("renew"))
     assert await renew(keys=[keys.jobs("normal"), keys.job("a")], args=[GROUP, "w1", entry.id, 1]) == [0]
     assert await holders(client, keys) == {"w1": ["a"]}
     assert await worker.append([Append("a", 1, TokensEvent(1, [7], "x"), publish=True)]) == [1]

@@ -62,12 +62,12 @@ class Walk:
         (entry,) = await self.queue.take(1)
         assert await self.queue.bury(entry, "not_msgpack", "why")
         assert await self.redis.xadd(self.keys.jobs("normal"), {"job": b"\xc1"}), "there are ids again"
-        forget = self.redis.register_script(read_script("worker", "forget"))
+        forget = self.redis.register_script(read_script("forget"))
         await forget(keys=self.keys.all_jobs, args=[GROUP, 0])
 
     async def runs_until_it_is_buried(self, job_id: str) -> Entry:
         entry, attempt = await self.begin(await self.queue.take(1), job_id)
-        renew = self.redis.register_script(read_script("worker", "renew"))
+        renew = self.redis.register_script(read_script("renew"))
         touched = [self.keys.jobs("normal"), self.keys.job(job_id)]
         assert await renew(keys=touched, args=[GROUP, "w1", entry.id, attempt]) == [0]
         assert await self.queue.append([Append(job_id, attempt, TokensEvent(1, [7], "x"), True)]) == [1]

@@ -25,7 +25,7 @@ def submit(client, keys):
     async def submit(job_id: str = "a", *, deadline_s: float | None = 0.001, **options) -> None:
         submission = build_submission("x", job_id=job_id, deadline_s=deadline_s, **options)
         touched, args = submission.script_call(keys)
-        script = client.register_script(read_script("producer", "submit"))
+        script = client.register_script(read_script("submit"))
         assert (await script(keys=touched, args=args))[0] == b"accepted"
 
     return submit
@@ -315,7 +315,7 @@ def submit_overdue_with(client, keys, let_deadline_pass):
     async def submit(job_id: str, num_bytes: int) -> None:
         submission = build_submission("x" * num_bytes, job_id=job_id, deadline_s=7200)
         touched, args = submission.script_call(keys)
-        await client.register_script(read_script("producer", "submit"))(keys=touched, args=args)
+        await client.register_script(read_script("submit"))(keys=touched, args=args)
         await let_deadline_pass(job_id)
 
     return submit
@@ -327,7 +327,7 @@ async def submit_large(redis_url, keys):
     client, num_jobs = redis.asyncio.from_url(redis_url, protocol=2), 6
     queue = Queue(keys, "w1", client, TINY, result_ttl_s=TTL_S, max_deaths=3, model_wait_s=60)
     await queue.create_groups()
-    script = client.register_script(read_script("producer", "submit"))
+    script = client.register_script(read_script("submit"))
     for number in range(num_jobs):
         if number == num_jobs - 1:
             *_, entry = await queue.take(num_jobs - 1)

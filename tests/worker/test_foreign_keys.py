@@ -45,7 +45,7 @@ async def test_a_record_of_another_kind_loses_its_own_lease_alone(client, keys, 
     queue = make_queue("w1")
     entries = {job_id: await begun(queue, push, job_id) for job_id in ("bad", "good")}
     await client.set(keys.job("bad"), "x")
-    renew = client.register_script(read_script("worker", "renew"))
+    renew = client.register_script(read_script("renew"))
     touched = [key for job_id in entries for key in (keys.jobs("normal"), keys.job(job_id))]
     args = [GROUP, "w1"]
     for entry in entries.values():

@@ -18,7 +18,7 @@ NONSENSE = ["", "x", "-1", "01", "1.0", "1e3", "nan", "inf", "9" * 25, "9" * 500
 
 async def submit_overdue(client, keys, job_id: str, **options) -> None:
     touched, args = build_submission("x", job_id=job_id, deadline_s=7200, **options).script_call(keys)
-    await client.register_script(read_script("producer", "submit"))(keys=touched, args=args)
+    await client.register_script(read_script("submit"))(keys=touched, args=args)
     await client.hset(keys.job(job_id), "deadline_at", 1)
     await client.zadd(keys.deadlines, {job_id: 1})
 

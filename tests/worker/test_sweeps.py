@@ -17,7 +17,7 @@ from worker.queue import Queue
 
 async def submit(worker, job_id: str, **options) -> None:
     touched, args = build_submission("x", job_id=job_id, **options).script_call(worker.keys)
-    script = worker.redis.register_script(read_script("producer", "submit"))
+    script = worker.redis.register_script(read_script("submit"))
     assert (await script(keys=touched, args=args))[0] == b"accepted"
 
 
