@@ -32,7 +32,8 @@ from ingine.engine import Engine
 from ingine.kernels import Kernels, select_kernels
 from ingine.layers.weights import Embedding, Product, WeightFormat
 from ingine.model_store import DEFAULT_MODEL, resolve_model
-from ingine.models import Decoder, load_model
+from ingine.models.decoder import Decoder
+from ingine.models.loader import load_model
 from ingine.sampling_params import SamplingParams
 from ingine.tokenizer import Tokenizer
 

@@ -38,7 +38,7 @@ KINDS = {
 
 
 class StandInDecoder:
-    """What the engine uses of `ingine.models.Decoder`. Another row of logits for each sequence and step."""
+    """What the engine uses of a `Decoder`. Another row of logits for each sequence and step."""
 
     device = torch.device("cpu")
     kernels = replace(REFERENCE, sampling=select_kernels(device, torch.float32).sampling)

@@ -25,7 +25,8 @@ from ingine.layers.onednn import PackedBfloat16, PackedInt8, bfloat16_is_packabl
 from ingine.layers.stored import StoredMatrix
 from ingine.layers.weights import PlainWeights, Product, WeightFormat
 from ingine.model_store import DEFAULT_MODEL, resolve_model
-from ingine.models import Decoder, ModelConfig
+from ingine.models.config import ModelConfig
+from ingine.models.decoder import Decoder
 from ingine.native.compiler import build
 from ingine.native.weights import NativeInt8, NativeWeights
 from tests.engine.stored_matrices import BLOCK_SIZES, gguf_matrix, int4_matrix

@@ -12,7 +12,9 @@ from ingine.generation_config import read_sampling_defaults
 from ingine.kernels import select_kernels
 from ingine.model_runner import ModelRunner
 from ingine.model_store import resolve_model
-from ingine.models import Decoder, ModelConfig, load_model
+from ingine.models.config import ModelConfig
+from ingine.models.decoder import Decoder
+from ingine.models.loader import load_model
 from ingine.parallel import SINGLE, TensorParallel
 from ingine.tokenizer import Tokenizer, load_tokenizer
 from ingine.warm_up import warm_up

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ingine import device_sampling
 from ingine.attention import AttentionMetadata, KVCache
-from ingine.models import Decoder
+from ingine.models.decoder import Decoder
 from ingine.parallel import TensorParallel
 from ingine.step_inputs import StepInputs
 from ingine.transfer import Staging, to_device

@@ -14,7 +14,7 @@ from ingine.detokenizer import Detokenizer
 from ingine.device import resolve_limits
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
 from ingine.model_runner import StepResult
-from ingine.models import Decoder
+from ingine.models.decoder import Decoder
 from ingine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.request_limits import RequestLimits
 from ingine.sampler import SampledToken

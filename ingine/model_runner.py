@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ingine.attention import KVCache
 from ingine.decode_graphs import Choice, DecodeGraphs, carry_over
-from ingine.models import Decoder
+from ingine.models.decoder import Decoder
 from ingine.parallel import SINGLE, TensorParallel
 from ingine.sampler import Sampled, SampledToken, sample, sampling_rows
 from ingine.scheduler import ScheduledBatch

@@ -6,7 +6,7 @@ from ingine.attention import KVCache
 from ingine.config import EngineConfig
 from ingine.errors import ConfigError
 from ingine.model_runner import ModelRunner
-from ingine.models import Decoder
+from ingine.models.decoder import Decoder
 from ingine.parallel import TensorParallel
 from ingine.sampling_params import MAX_LOGPROBS, SamplingParams
 from ingine.scheduler import ScheduledBatch

@@ -17,7 +17,8 @@ from benchmarks.gpu_check.plan import Plan
 from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.kernels import REFERENCE, triton_kernels
-from ingine.models import Decoder, load_model
+from ingine.models.decoder import Decoder
+from ingine.models.loader import load_model
 from ingine.sampling_params import SamplingParams
 from tests.tiny_models import make_tiny_model
 

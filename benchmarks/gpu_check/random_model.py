@@ -8,7 +8,8 @@ from torch import Tensor
 from benchmarks.gpu_check.plan import Plan, Shape
 from ingine.kernels import Kernels, select_kernels, triton_kernels
 from ingine.layers.weights import PlainWeights
-from ingine.models import Decoder, ModelConfig
+from ingine.models.config import ModelConfig
+from ingine.models.decoder import Decoder
 from ingine.models.rope import rope_frequencies
 
 MAX_POSITION_EMBEDDINGS = 32_768

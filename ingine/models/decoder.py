@@ -160,7 +160,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A model, or this rank's part of it, its weights not yet loaded: see `ingine.models.load_model`."""
+    """A model, or this rank's part of it, its weights not yet loaded: see `ingine.models.loader`."""
 
     def __init__(
         self,

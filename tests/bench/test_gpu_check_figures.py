@@ -20,7 +20,7 @@ from ingine import device_sampling
 from ingine.attention import TorchAttention
 from ingine.engine import Engine
 from ingine.kernels import REFERENCE
-from ingine.models import Decoder
+from ingine.models.decoder import Decoder
 from ingine.triton_kernels import kv_write, layer_ops, paged_decode, paged_prefill, sampling, stored_linear
 
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ingine.kernels import select_kernels
-from ingine.models import Decoder, load_model
+from ingine.models.decoder import Decoder
+from ingine.models.loader import load_model
 from ingine.tokenizer import Tokenizer
 from tests.tiny_models import make_tiny_model, smollm2_path
 

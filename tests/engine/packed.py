@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ingine.attention import AttentionMetadata
-from ingine.models import Decoder
+from ingine.models.decoder import Decoder
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,7 @@ from ingine import build, device_sampling
 from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.kernels import REFERENCE, Kernels
-from ingine.models import load_model
+from ingine.models.loader import load_model
 from ingine.parallel import TensorParallel
 from ingine.sampling_params import SamplingParams
 from tests.engine import tape

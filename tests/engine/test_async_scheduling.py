@@ -9,7 +9,7 @@ import torch
 from ingine.config import EngineConfig
 from ingine.errors import ConfigError, EngineError
 from ingine.kernels import triton_kernels
-from ingine.models import load_model
+from ingine.models.loader import load_model
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, Result, greedy, make_engine, run_one
 from tests.engine.marks import needs_interpreter

@@ -5,7 +5,7 @@ import torch
 
 from ingine.decode_graphs import Choice, DecodeGraphs, bucket_sizes
 from ingine.kernels import triton_kernels
-from ingine.models import load_model
+from ingine.models.loader import load_model
 from ingine.sampling_params import SamplingParams
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, greedy, make_engine, run_one

@@ -16,8 +16,8 @@ from transformers.models.llama import LlamaConfig
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.kernels import REFERENCE
 from ingine.models import gguf as conversion
-from ingine.models import load_weights
 from ingine.models.gguf import convert_gguf
+from ingine.models.loader import load_weights
 from tests.tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS, make_tiny_model, make_tokenizer
 
 F32 = gguf.GGMLQuantizationType.F32

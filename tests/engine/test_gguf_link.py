@@ -20,10 +20,11 @@ from ingine.fingerprint import model_fingerprint
 from ingine.kernels import REFERENCE
 from ingine.layers.stored import GGUFMatrix, StoredMatrix
 from ingine.layers.weights import PlainWeights, Product
-from ingine.models import Decoder, load_model
+from ingine.models.decoder import Decoder
 from ingine.models.gguf import convert_gguf, link_gguf
 from ingine.models.gguf_checkpoint import GGUFCheckpoint
 from ingine.models.gguf_file import GGUFFile
+from ingine.models.loader import load_model
 from ingine.native.weights import NativeWeights
 from ingine.parallel import SINGLE
 from tests.engine.marks import needs_native

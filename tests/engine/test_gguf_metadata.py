@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ingine import LLM, SamplingParams
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.models import ModelConfig
+from ingine.models.config import ModelConfig
 from ingine.models.gguf import convert_gguf
 from ingine.tokenizer import Tokenizer
 from tests.engine.test_gguf import TOKENS, TYPES, add_metadata, tiny, write_gguf, written

@@ -13,9 +13,9 @@ from ingine.layers.int4 import quantize_int4
 from ingine.layers.int4_weights import Int4Weights
 from ingine.layers.linear import Linear
 from ingine.layers.weights import PlainWeights
-from ingine.models import Decoder, load_model
+from ingine.models.decoder import Decoder
 from ingine.models.importance import NUM_TOKENS, STRIDE
-from ingine.models.loader import load_weights
+from ingine.models.loader import load_model, load_weights
 from ingine.native.weights import NativeInt8
 from tests.engine.builds import library
 from tests.engine.marks import needs_native

@@ -16,7 +16,7 @@ from ingine.layers.int4 import GROUP_SIZE, LARGEST_CODE, quantize_int4
 from ingine.layers.int4_weights import Int4Weights, quantize_q8_0
 from ingine.layers.stored import GGUFMatrix, Int4Matrix
 from ingine.layers.weights import PlainWeights
-from ingine.models import load_model
+from ingine.models.loader import load_model
 from ingine.native.weights import NativeInt8
 from tests.engine.builds import library
 from tests.engine.marks import needs_native

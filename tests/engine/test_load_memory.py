@@ -18,7 +18,7 @@ LOAD = """
 import sys, threading, time, torch
 from pathlib import Path
 from ingine.kernels import select_kernels
-from ingine.models import load_model
+from ingine.models.loader import load_model
 
 def anonymous():
     resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.models import ModelConfig
+from ingine.models.config import ModelConfig
 from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S
 

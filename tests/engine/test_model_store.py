@@ -15,8 +15,8 @@ from ingine.errors import ConfigError, ModelNotFound
 from ingine.folders import cache_root
 from ingine.kernels import REFERENCE
 from ingine.model_store import CONVERSION, DEFAULT_MODEL, made_folder, names_of, resolve_model
-from ingine.models import load_model
 from ingine.models.gguf_header import GGUFTensor
+from ingine.models.loader import load_model
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.engine.test_gguf import tiny, write_gguf
 from tests.tiny_models import make_tiny_model, smollm2_path

@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.kernels import REFERENCE
 from ingine.layers.weights import Product, WeightFormat
-from ingine.models import ARCHITECTURES, Decoder, ModelConfig, load_model, load_weights
+from ingine.models.config import ModelConfig
+from ingine.models.decoder import Decoder
+from ingine.models.loader import load_model, load_weights
+from ingine.models.registry import ARCHITECTURES
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.tiny_models import EOS_TOKEN_ID, make_tiny_model
 

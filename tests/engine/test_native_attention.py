@@ -14,7 +14,7 @@ from ingine.config import EngineConfig
 from ingine.engine import Engine
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.kernels import select_kernels
-from ingine.models import load_model
+from ingine.models.loader import load_model
 from ingine.sampling_params import SamplingParams
 from tests.engine.builds import library
 from tests.engine.marks import EVERY_MARCH, needs_native

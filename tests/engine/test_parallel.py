@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from ingine.errors import ConfigError
 from ingine.kernels import REFERENCE
-from ingine.models import load_weights
-from ingine.models.loader import SPLIT_DIM
+from ingine.models.loader import SPLIT_DIM, load_weights
 from ingine.parallel import SINGLE, VARIABLES, TensorParallel, shard
 from tests.engine.marks import needs_interpreter
 from tests.engine.parallel_ranks import (

@@ -14,8 +14,8 @@ from ingine.errors import ConfigError, UnsupportedModel
 from ingine.kernels import REFERENCE, select_kernels
 from ingine.layers.stored import Int4Matrix, StoredMatrix
 from ingine.layers.weights import PlainWeights
-from ingine.models import load_model
 from ingine.models.importance import Probe
+from ingine.models.loader import load_model
 from ingine.parallel import TensorParallel
 from tests.engine.foreign import CHECKPOINTS, pack, quantize_model
 from tests.engine.marks import needs_interpreter, needs_native

@@ -11,7 +11,7 @@ from ingine.block_manager import BlockManager
 from ingine.config import SPECULATIONS, EngineConfig
 from ingine.engine import Engine
 from ingine.kernels import REFERENCE, select_kernels
-from ingine.models import load_model
+from ingine.models.loader import load_model
 from ingine.output_history import OutputHistory
 from ingine.sampling_params import SamplingParams
 from ingine.scheduler import Scheduler

@@ -114,7 +114,7 @@ def test_a_whole_decode_step_is_replayed_at_other_positions(tmp_path):
     from ingine import device_sampling
     from ingine.attention import AttentionMetadata
     from ingine.kernels import triton_kernels
-    from ingine.models import load_model
+    from ingine.models.loader import load_model
     from ingine.sampling_params import SamplingParams
     from tests.tiny_models import make_tiny_model
 

@@ -17,7 +17,7 @@ from ingine.layers.int8 import quantize_rows, rotate, row_scales
 from ingine.layers.linear import Linear
 from ingine.layers.onednn import PackedBfloat16, PackedInt8
 from ingine.layers.weights import PlainWeights, WeightFormat
-from ingine.models import load_model
+from ingine.models.loader import load_model
 from tests.engine.marks import needs_onednn_bfloat16, needs_onednn_int8
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.paths import needs

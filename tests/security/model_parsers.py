@@ -40,7 +40,7 @@ def parse_gguf(folder: Path) -> None:
 
 
 def parse_config(folder: Path) -> None:
-    from ingine.models import ModelConfig
+    from ingine.models.config import ModelConfig
 
     ModelConfig.from_folder(folder)
     parse_weights(folder)
@@ -51,7 +51,7 @@ def parse_weights(folder: Path) -> None:
 
     from ingine.fingerprint import model_fingerprint
     from ingine.kernels import REFERENCE
-    from ingine.models import load_weights
+    from ingine.models.loader import load_weights
 
     load_weights(folder, dtype=torch.float32, device=torch.device("cpu"), kernels=REFERENCE)
     model_fingerprint(folder)
@@ -62,7 +62,7 @@ def parse_quantized(folder: Path) -> None:
     import torch
 
     from ingine.kernels import REFERENCE
-    from ingine.models import load_model
+    from ingine.models.loader import load_model
 
     load_model(folder, dtype=torch.float32, device=torch.device("cpu"), kernels=REFERENCE)
     parse_weights(folder)

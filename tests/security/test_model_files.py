@@ -19,8 +19,8 @@ import pytest
 from ingine import cli
 from ingine.bounded_files import MAX_JSON_VALUES
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.models import ModelConfig
 from ingine.models import gguf as conversion
+from ingine.models.config import ModelConfig
 from ingine.models.gguf_header import read_gguf_header
 from ingine.tokenizer import Tokenizer
 from tests.security.gguf_bytes import (

@@ -19,7 +19,7 @@ from ingine.device import select_device, select_dtype
 from ingine.engine import Engine
 from ingine.errors import ConfigError
 from ingine.model_store import resolve_model
-from ingine.models import ModelConfig
+from ingine.models.config import ModelConfig
 from ingine.tokenizer import required
 from worker.bench.measure import Measurement, median
 from worker.bench.modes import continuous, load_hugging_face, one_at_a_time
