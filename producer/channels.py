@@ -9,9 +9,9 @@ from collections import Counter
 import msgpack
 from redis import exceptions
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
 
 from ingine.events import UNREADABLE
+from ingine.pubsub import PubSubConnection
 from ingine.servers import is_lacking
 from producer.home import end_tasks, is_cancelled
 
@@ -101,9 +101,6 @@ class ChannelHub:
     """One pub/sub connection to one server. Dispatches what comes in; never waits for a consumer.
 
     Channels are sharded: they live where their partition's keys do, in a cluster too.
-
-    It works on a bare connection instead of redis-py's `PubSub`, which reconnects inside whichever call meets
-    the error: with one coroutine reading and another subscribing, both would.
     """
 
     def __init__(self, redis: Redis):
@@ -144,7 +141,7 @@ class ChannelHub:
 
     async def _run(self) -> None:
         while not (self._closed or is_cancelled()):
-            connection = self._redis.connection_pool.make_connection()
+            connection = PubSubConnection(self._redis, ping_s=PING_S)
             try:
                 await connection.connect()
                 if is_cancelled():
@@ -157,12 +154,12 @@ class ChannelHub:
                 if is_lacking(error):
                     self._closed = True  # it will not be known later either
             finally:
-                await connection.disconnect(nowait=True)
+                await connection.disconnect()
             if not is_cancelled():
                 await asyncio.sleep(self._backoff_s * random.uniform(0.5, 1.0))
                 self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
 
-    async def _serve(self, connection: AbstractConnection) -> None:
+    async def _serve(self, connection: PubSubConnection) -> None:
         """Until reading or writing fails. No task group: in Python 3.11 it leaves us as if cancelled."""
         leaving = Counter()
         tasks = [
@@ -177,7 +174,7 @@ class ChannelHub:
             if not task.cancelled():
                 task.result()
 
-    async def _keep_subscribed(self, connection: AbstractConnection, leaving: Counter[bytes]) -> None:
+    async def _keep_subscribed(self, connection: PubSubConnection, leaving: Counter[bytes]) -> None:
         """Level-triggered: whatever came and went since the last look travels as one command each.
 
         `leaving`: channels that the server has been asked to end, and has not confirmed yet.
@@ -187,29 +184,21 @@ class ChannelHub:
             self._changed.clear()
             wanted = set(self._subscriptions)
             if new := wanted - subscribed:
-                await _send(connection, "SSUBSCRIBE", *new)
+                await connection.send("SSUBSCRIBE", *new)
             if old := subscribed - wanted:
                 leaving.update(old)
-                await _send(connection, "SUNSUBSCRIBE", *old)
+                await connection.send("SUNSUBSCRIBE", *old)
             subscribed = wanted
             if not is_cancelled():
                 await self._changed.wait()
 
-    async def _read(self, connection: AbstractConnection, leaving: Counter[bytes]) -> None:
-        unanswered_ping, num_messages = False, 0
+    async def _read(self, connection: PubSubConnection, leaving: Counter[bytes]) -> None:
+        num_messages = 0
         while not (self._closed or is_cancelled()):
             num_messages += 1
             if num_messages % MESSAGES_AT_ONCE == 0:
                 await asyncio.sleep(0)  # to read what has come in already is no wait
-            message = await connection.read_response(timeout=PING_S, push_request=True)
-            if message is None:  # a connection may be half-open for hours; only a ping finds out
-                if unanswered_ping:
-                    raise exceptions.ConnectionError(f"no answer to PING for {PING_S:.0f} s")
-                await _send(connection, "PING")
-                unanswered_ping = True
-                continue
-            unanswered_ping = False
-            match message:
+            match await connection.read():
                 case [b"smessage", channel, message]:
                     place = place_of(message)
                     for subscription in self._subscriptions.get(channel, ()):
@@ -224,13 +213,3 @@ class ChannelHub:
                         del leaving[channel]
                 case [b"sunsubscribe", *_]:
                     raise exceptions.ConnectionError("the channels have moved to another node")
-
-
-async def _send(connection: AbstractConnection, *command: str | bytes) -> None:
-    try:
-        await connection.send_command(*command, check_health=False)
-    except AttributeError as error:
-        # redis-py's, where the coroutine that reads has met the connection's end before we could write.
-        if connection.is_connected:
-            raise
-        raise exceptions.ConnectionError("the connection has ended") from error

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable
 
 import msgpack
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, RedisError
 
 from ingine.control import COMMANDS, MAX_NUDGE_BYTES
 from ingine.keys import Keys
+from ingine.pubsub import PubSubConnection
 from worker.logs import log_event
 from worker.retry import Backoff
 
@@ -37,9 +37,6 @@ class ControlListener:
 
     commands: those of COMMANDS that were named. cancelled: ids of jobs of ours that are said to be cancelled.
     `obey` trusts nothing that it has not read from a key.
-
-    On a bare connection: one of the client's pool would be kept from its other users for ever, and redis-py's
-    `PubSub` passes over the message that the channel's slot has gone to another node.
     """
 
     def __init__(
@@ -84,29 +81,23 @@ class ControlListener:
     async def _hear(self) -> None:
         backoff = Backoff("control channel")
         while True:
-            connection = self._redis.connection_pool.make_connection()
+            connection = PubSubConnection(self._redis, ping_s=PING_S)
             try:
                 await connection.connect()
-                await connection.send_command("SSUBSCRIBE", self._keys.control)
+                await connection.send("SSUBSCRIBE", self._keys.control)
                 await self._listen(connection, backoff)
             except (RedisError, OSError) as error:
                 await backoff.sleep(error)
             finally:
-                await connection.disconnect(nowait=True)
+                await connection.disconnect()
 
-    async def _listen(self, connection: AbstractConnection, backoff: Backoff) -> None:
+    async def _listen(self, connection: PubSubConnection, backoff: Backoff) -> None:
         """Until the connection breaks, or may as well have."""
-        unanswered_ping = False
         interval_began, num_messages = time.monotonic(), 0
         while True:
-            message = await connection.read_response(timeout=PING_S, push_request=True)
-            if message is None:  # a connection may be half-open for hours; only a ping finds out
-                if unanswered_ping:
-                    raise ConnectionError(f"no answer to PING for {PING_S:g} s")
-                await connection.send_command("PING", check_health=False)
-                unanswered_ping = True
+            message = await connection.read()
+            if message is None:
                 continue
-            unanswered_ping = False
             backoff.reset()
             match message:
                 case [b"smessage", _, raw]:

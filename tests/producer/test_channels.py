@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from types import SimpleNamespace
 
 import msgpack
 import pytest
@@ -11,6 +12,7 @@ from redis.exceptions import ConnectionError
 import producer.channels
 from ingine.events import TerminalEvent, TokensEvent, encode_event
 from ingine.keys import Keys
+from ingine.pubsub import PubSubConnection
 from ingine.record import JobStatus
 from producer.channels import (
     ANYWHERE,
@@ -133,11 +135,16 @@ class Scripted:
         return self._answers.pop(0)
 
 
+def over(connection) -> PubSubConnection:
+    pool = SimpleNamespace(make_connection=lambda: connection)
+    return PubSubConnection(SimpleNamespace(connection_pool=pool), ping_s=1.0)
+
+
 async def test_a_silence_that_ends_with_an_answer_breaks_no_connection():
     pong = [b"pong", b""]
     connection = Scripted(None, pong, None, pong, None)
     with pytest.raises(ConnectionError, match="the end"):
-        await ChannelHub(Redis())._read(connection, Counter())
+        await ChannelHub(Redis())._read(over(connection), Counter())
     assert connection.sent == ["PING"] * 3
 
 
@@ -154,6 +161,6 @@ async def test_however_many_messages_there_are_streams_get_their_turn():
 
     streaming = asyncio.create_task(stream())
     with pytest.raises(ConnectionError, match="the end"):
-        await ChannelHub(Redis())._read(connection, Counter())
+        await ChannelHub(Redis())._read(over(connection), Counter())
     streaming.cancel()
     assert turns >= 49

@@ -29,6 +29,7 @@ from producer.channels import ChannelHub
 from producer.token_log import LogReader
 from tests.producer.conftest import Face, Server
 from tests.producer.fake_worker import FakeWorker
+from tests.producer.test_channels import over
 from tests.waiting import wait_until_async
 
 NEVER = 1000.0
@@ -492,7 +493,7 @@ async def test_a_connection_that_ends_while_we_are_about_to_write_is_made_again(
     hub = ChannelHub(None)
     hub._subscriptions[b"channel"] = []
     with pytest.raises(exceptions.ConnectionError):
-        await hub._keep_subscribed(Ended(), Counter())
+        await hub._keep_subscribed(over(Ended()), Counter())
     Ended.is_connected = True
     with pytest.raises(AttributeError):  # a fault of ours stays one
-        await hub._keep_subscribed(Ended(), Counter())
+        await hub._keep_subscribed(over(Ended()), Counter())
