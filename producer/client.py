@@ -12,6 +12,7 @@ from ingine.errors import BadRecord, InvalidArgument, InvalidJob, JobNotFound, S
 from ingine.expiry import expire
 from ingine.jobs import DEFAULT_RESULT_TTL_S, Job, decode_job
 from ingine.keys import JOB_FIELD, Keys, Priority
+from ingine.loaded_scripts import load_script
 from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
 from producer import arguments
@@ -25,7 +26,6 @@ from producer.sessions import Sessions
 from producer.settings import load_settings
 from producer.streams import NO_SUCH_JOB
 from producer.submission import build_submission, submission_of
-from producer.submitter import load_script
 
 NOT_FOR_SENDING = "a client cannot be sent to another process: make one in each process, and send job ids"
 

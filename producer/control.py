@@ -14,13 +14,13 @@ from ingine.control import nudge
 from ingine.errors import ClientError, InvalidArgument, InvalidJob
 from ingine.jobs import decode_job
 from ingine.keys import JOB_FIELD, MAX_PARTITIONS, Keys
+from ingine.loaded_scripts import load_script
 from producer import arguments
 from producer.arguments import ENTRY_ID
 from producer.partitions import Partition, Partitions
 from producer.queue_info import merge, read_partition, text
 from producer.results import DeadLetter, QueueInfo
 from producer.sessions import Session, Sessions
-from producer.submitter import load_script
 
 _TENANT = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 

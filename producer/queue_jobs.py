@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ingine.keys import Keys, Priority
+from ingine.loaded_scripts import load_script
 from ingine.record import JobStatus
 from producer import arguments
 from producer.cancelling import cancel_call
@@ -16,7 +17,7 @@ from producer.control import QueueControl
 from producer.listing import WAITING, Found, Wanted, find_jobs
 from producer.partitions import Partition
 from producer.results import QueuedJob
-from producer.submitter import call_together, load_script
+from producer.submitter import call_together
 
 
 class QueueJobs(QueueControl):

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 from redis import exceptions
 from redis.asyncio import Redis
-from redis.commands.core import AsyncScript
 
 from ingine.errors import ClientError, InvalidJob, NoWorker
 from ingine.keys import partition_of
-from ingine.scripts import read_script
+from ingine.loaded_scripts import Script, load_script
 from producer.partitions import Partition, Partitions
 from producer.queue_info import num_serving
 from producer.submission import Repartitioned, Submission
@@ -25,12 +24,7 @@ MAX_ATTEMPTS = 10
 Refusal = ClientError
 
 
-def load_script(redis: Redis, name: str) -> AsyncScript:
-    """A Lua script, for any server; sent once, then known there by its hash."""
-    return redis.register_script(read_script(name))
-
-
-async def call_together(redis: Redis, script: AsyncScript, calls: Sequence[tuple[list[str], list]]) -> list:
+async def call_together(redis: Redis, script: Script, calls: Sequence[tuple[list[str], list]]) -> list:
     """The answer or error of each call of a script that may be called twice, in one trip.
 
     Another trip follows where the server has lost the script after the pipeline had looked for it, as one

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ingine.keys import GROUP, SILENT_AFTER_S, Keys, Priority
-from ingine.scripts import read_script
+from ingine.loaded_scripts import load_script
 from worker.logs import log_event
 from worker.metrics import Metrics
 from worker.retry import Backoff, never_passes
@@ -57,7 +57,7 @@ class Heartbeat:
         self._describe = describe
         self._learn = learn
         self._learn_models = learn_models
-        self._forget = redis.register_script(read_script("forget"))
+        self._forget = load_script(redis, "forget")
         self._early = asyncio.Event()
         self._in_contact_since_s = 0
         """When our latest beats without a gap began, by the server's clock."""

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from ingine.keys import GROUP, PARKED_PREFIX, RELEASED, WAITING, Keys, Priority, parked
-from ingine.scripts import read_script
+from ingine.loaded_scripts import load_script
 from worker import last_ids
 from worker.contact import Contact
 from worker.entries import MAX_ENTRY_BYTES, Entry, read_entries, read_entry
@@ -67,7 +67,7 @@ class JobStreams:
         self.contact = Contact()
         self._redis = redis
         self._max_cost = max_cost
-        self._scripts = {name: redis.register_script(read_script(name)) for name in SCRIPTS}
+        self._scripts = {name: load_script(redis, name) for name in SCRIPTS}
         self._served = list(Priority)
         """Those whose jobs stream is one."""
         self._num_reads = itertools.count(1)

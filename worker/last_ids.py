@@ -3,10 +3,9 @@
 import logging
 from collections.abc import Mapping
 
-from redis.commands.core import AsyncScript
-
 from ingine.jobs import read_job_id
 from ingine.keys import GROUP, Keys, Priority
+from ingine.loaded_scripts import Script
 from worker.entries import MAX_ENTRY_BYTES, read_entries
 from worker.logs import log_event
 
@@ -20,7 +19,7 @@ SCRIPTS = ("renumber", "put_back")
 logger = logging.getLogger(__name__)
 
 
-async def renumber(scripts: Mapping[str, AsyncScript], keys: Keys, priority: Priority) -> int:
+async def renumber(scripts: Mapping[str, Script], keys: Keys, priority: Priority) -> int:
     """How many entries were put back, at most `MAX_PUT_BACK`: 0 once all have ids that can stay.
 
     In two steps, since a script names the keys that it touches, and which jobs these are is known only once

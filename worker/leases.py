@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ingine.keys import GROUP
-from ingine.scripts import read_script
+from ingine.loaded_scripts import load_script
 from ingine.servers import Servers
 from worker.jobs import JobTable, RunningJob
 from worker.logs import log_event
@@ -81,7 +81,7 @@ class LeaseThread:
 
     async def _renew_until_stopped(self, queue: Queue, redis: Redis) -> None:
         """A partition whose server is away must not cost the others their leases: each has its own rhythm."""
-        renew = redis.register_script(read_script("renew"))
+        renew = load_script(redis, "renew")
         interval_s = self._interval_s
         while not await self._stopped_within(interval_s):
             try:

@@ -15,7 +15,7 @@ from ingine.errors import ErrorCode, InvalidRequest
 from ingine.events import UNREADABLE, decode_log, encode_event
 from ingine.expiry import expire_due
 from ingine.keys import GROUP, RELEASED, SILENT_AFTER_S, Keys, parked
-from ingine.scripts import read_script
+from ingine.loaded_scripts import load_script
 from worker.burial import ending_of
 from worker.entries import Append, Begun, Entry, Finish
 from worker.heartbeat import last_beat_s
@@ -64,7 +64,7 @@ class Queue(JobStreams):
         self._result_ttl_s = result_ttl_s
         self._max_deaths = max_deaths
         self._lease_ms = int(lease_s * 1000)
-        self._scripts |= {name: redis.register_script(read_script(name)) for name in SCRIPTS}
+        self._scripts |= {name: load_script(redis, name) for name in SCRIPTS}
         self._trips = Trips(redis)
         self._has_parked = False
 

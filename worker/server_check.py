@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 
 from ingine.errors import ConfigError
 from ingine.keys import Keys
+from ingine.loaded_scripts import load_script
 from ingine.roles import Role, calls
-from ingine.scripts import read_script
 from ingine.servers import WrongServer, is_lacking
 from worker.logs import log_event
 
@@ -85,7 +85,7 @@ async def check_server(redis: Redis, where: str, keys: Keys) -> None:
             raise _fault(about, "is a Sentinel: the URL begins with redis+sentinel:// there")
         if about.lacking:
             raise _fault(about, f"lacks {', '.join(about.lacking)}, or has renamed it. {WANTED}")
-        refused = await redis.register_script(read_script("may"))(args=needed_calls(keys))
+        refused = await load_script(redis, "may")(args=needed_calls(keys))
     except (exceptions.ResponseError, exceptions.AuthenticationError, WrongServer) as error:
         if (remedy := _remedy(error, redis)) is None:
             raise

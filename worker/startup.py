@@ -6,7 +6,7 @@ from redis.exceptions import ResponseError
 
 from ingine.errors import ConfigError
 from ingine.keys import SILENT_AFTER_S, Keys, read_num_partitions
-from ingine.scripts import read_script
+from ingine.loaded_scripts import load_script
 from worker.heartbeat import Heartbeat
 from worker.queue import Queue
 from worker.retry import never_passes
@@ -67,7 +67,7 @@ async def enter(redis: Redis, queue: Queue, heartbeat: Heartbeat, settings: Work
 
 
 async def _agree_on_model(redis: Redis, queue: Queue) -> None:
-    agree, ours = redis.register_script(read_script("agree_on_model")), queue.model.fingerprint
+    agree, ours = load_script(redis, "agree_on_model"), queue.model.fingerprint
     replaces = b""
     for _ in range(MAX_REPLACED + 1):
         if (holds := await agree(keys=[queue.keys.settings], args=[ours, replaces])) == ours.encode():

@@ -11,13 +11,14 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError, ResponseError
+
+from ingine.loaded_scripts import Script
 
 
 @dataclass(slots=True)
 class _Call:
-    script: AsyncScript
+    script: Script
     keys: Sequence[str]
     args: Sequence[Any]
     answer: asyncio.Future | None = None
@@ -32,7 +33,7 @@ class Trips:
         self._waiting: list[_Call] = []
         self._under_way: set[asyncio.Task] = set()
 
-    async def call(self, script: AsyncScript, *, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    async def call(self, script: Script, *, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """What `script(keys=keys, args=args)` answers or raises. A broken connection is everybody's error."""
         call = _Call(script, keys, args, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
@@ -42,7 +43,7 @@ class Trips:
             trip.add_done_callback(self._under_way.discard)
         return await call.answer
 
-    async def call_alone(self, script: AsyncScript, *, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    async def call_alone(self, script: Script, *, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """As `call`, in a trip of its own: large calls do not wait for each other's answers."""
         (answer,) = await self._answers([_Call(script, keys, args)])
         if isinstance(answer, Exception):
