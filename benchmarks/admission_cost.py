@@ -31,7 +31,7 @@ from machine import machine
 from redis import Redis
 from worst_jobs import DUPLICATE, KINDS, JobMaker
 
-from worker.embedded import EmbeddedServer
+from ingine.worker.embedded import EmbeddedServer
 
 sys.path.append(str(Path(__file__).parents[1]))  # the tests' tiny models are in no package
 from tests.tiny_models import make_tiny_model, smollm2_path

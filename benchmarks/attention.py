@@ -12,8 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ingine import native
-from ingine.attention import AttentionBackend, AttentionMetadata, NativeAttention, TorchAttention
+from ingine.engine.kernels import native
+from ingine.engine.kernels.attention import (
+    AttentionBackend,
+    AttentionMetadata,
+    NativeAttention,
+    TorchAttention,
+)
 
 BLOCK_SIZE = 16
 CPU = torch.device("cpu")

@@ -31,18 +31,18 @@ from redis_load import cpu_seconds, median, seconds_of
 from stand_in import StandInWorker
 from step_overhead import StandInDecoder
 
-from ingine.config import EngineConfig
-from ingine.engine import Engine
-from ingine.keys import Keys
-from ingine.model_store import DEFAULT_MODEL, resolve_model
-from ingine.models.config import ModelConfig
+from ingine.contract.keys import Keys
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.models.config import ModelConfig
+from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
+from ingine.engine.text.tokenizer import Tokenizer
+from ingine.producer import Client
 from ingine.sampling_params import SamplingParams
-from ingine.tokenizer import Tokenizer
-from producer import Client
-from worker.embedded import EmbeddedServer
-from worker.engine_child import serve_engine
-from worker.engine_link import StepMessage
-from worker.engine_process import EngineProcess
+from ingine.worker.embedded import EmbeddedServer
+from ingine.worker.hosting.engine_child import serve_engine
+from ingine.worker.hosting.engine_link import StepMessage
+from ingine.worker.hosting.engine_process import EngineProcess
 
 NUM_PROMPT_TOKENS = 41
 MAX_TOKENS = 8000
@@ -191,18 +191,18 @@ def cpu_of(server: EmbeddedServer, worker: StandInWorker) -> dict[str, float]:
 
 def run_worker(home: str, load: Load) -> None:
     """The role of a child: `ingine worker` with this engine."""
-    import worker.cli
-    from worker.engine_thread import EngineThread
-    from worker.served_model import ServedModel
-    from worker.settings import load_settings
+    import ingine.cli.worker
+    from ingine.worker.hosting.engine_thread import EngineThread
+    from ingine.worker.served_model import ServedModel
+    from ingine.worker.settings import load_settings
 
     def build_engine(settings):
         in_thread = home == "thread"
         engine = EngineThread(lambda: make_engine(load)) if in_thread else start_engine_process(load)
         return engine, ServedModel(frozenset({"stand-in"}), "stand-in", engine.numerics)
 
-    worker.cli.build_engine = build_engine
-    worker.cli.run_worker(load_settings())
+    ingine.cli.worker.build_engine = build_engine
+    ingine.cli.worker.run_worker(load_settings())
 
 
 # ------------------------------------------------------------------------------------------------ report

@@ -13,11 +13,11 @@ CASES = ("all in the main thread", "built in the main thread, run in another", "
 
 
 def tokens_per_second(case: str) -> float:
-    from ingine.config import EngineConfig
-    from ingine.engine import Engine
-    from ingine.model_store import DEFAULT_MODEL
-    from worker.bench.modes import continuous
-    from worker.bench.workload import NUM_OUTPUT_TOKENS, make_workload
+    from ingine.bench.modes import continuous
+    from ingine.bench.workload import NUM_OUTPUT_TOKENS, make_workload
+    from ingine.engine.config import EngineConfig
+    from ingine.engine.engine import Engine
+    from ingine.engine.store.model_store import DEFAULT_MODEL
 
     engines, rates = [], []
 

@@ -39,12 +39,12 @@ def main(model: str, prompt: str, began: str) -> None:
     import torch  # noqa: F401
 
     parts.done("import torch")
-    import ingine.build
+    import ingine.engine.build
     from ingine import LLM, SamplingParams
 
     parts.done("import ingine")
-    ingine.build.load_model = parts.ending("weights", ingine.build.load_model)
-    ingine.build.load_tokenizer = parts.ending("tokenizer", ingine.build.load_tokenizer)
+    ingine.engine.build.load_model = parts.ending("weights", ingine.engine.build.load_model)
+    ingine.engine.build.load_tokenizer = parts.ending("tokenizer", ingine.engine.build.load_tokenizer)
     llm = LLM(model)
     parts.done("the rest of the engine")
     llm.generate(prompt, SamplingParams(max_tokens=1))

@@ -32,11 +32,11 @@ from machine import machine
 from redis import Redis
 from worst_jobs import DUPLICATE, KINDS, JobMaker
 
+from ingine.bench.percentile import percentile
+from ingine.contract.events import decode_event
 from ingine.errors import ClientError
-from ingine.events import decode_event
-from producer import AsyncClient
-from worker.embedded import EmbeddedServer
-from worker.percentile import percentile
+from ingine.producer import AsyncClient
+from ingine.worker.embedded import EmbeddedServer
 
 NUM_WORKERS = 2
 MOST_WAITING = 48
@@ -57,7 +57,7 @@ class Workers:
         self._popens = []
         for log in self._logs:
             with log.open("wb") as output:
-                command = [sys.executable, "-P", "-m", "ingine.cli", "worker"]
+                command = [sys.executable, "-P", "-m", "ingine.cli.main", "worker"]
                 popen = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, cwd=folder
                 )

@@ -23,9 +23,9 @@ from machine import machine
 from redis import Redis
 from redis_load import median, seconds_of
 
-from producer import AsyncClient, AsyncJobHandle
-from worker.embedded import EmbeddedServer
-from worker.percentile import percentile
+from ingine.bench.percentile import percentile
+from ingine.producer import AsyncClient, AsyncJobHandle
+from ingine.worker.embedded import EmbeddedServer
 
 STEP_VARIABLE = "FOLLOW_STEP_S"
 

@@ -17,11 +17,11 @@ from gguf import GGMLQuantizationType
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ingine.kernels import REFERENCE
-from ingine.layers.int4 import GROUP_SIZE, LARGEST_CODE, quantize_int4
-from ingine.layers.int4_weights import quantize_q8_0
-from ingine.layers.weights import Embedding, Product, WeightFormat
-from ingine.models.loader import load_weights
+from ingine.engine.kernels.layers.int4 import GROUP_SIZE, LARGEST_CODE, quantize_int4
+from ingine.engine.kernels.layers.int4_weights import quantize_q8_0
+from ingine.engine.kernels.layers.weights import Embedding, Product, WeightFormat
+from ingine.engine.kernels.select import REFERENCE
+from ingine.engine.models.loader import load_weights
 
 Q = GGMLQuantizationType
 Rounding = Callable[[Tensor, Tensor | None], Tensor]

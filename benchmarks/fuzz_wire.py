@@ -21,7 +21,7 @@ MAX_BYTES = 4096
 
 
 def check(raw: bytes, counts: dict[str, int]) -> None:
-    from ingine.jobs import Job
+    from ingine.contract.jobs import Job
     from tests.security import wire_properties as properties
 
     if counts["executions"] % 64:  # tracing memory is slow
@@ -42,9 +42,9 @@ def with_atheris(minutes: float, seed: int, counts: dict[str, int]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["ingine", "msgpack.fallback"]):
-        import ingine.events
-        import ingine.job_faults
-        import ingine.jobs  # noqa: F401
+        import ingine.contract.events
+        import ingine.contract.faults
+        import ingine.contract.jobs  # noqa: F401
     from tests.security.wire_properties import FULL_JOB, at, packed
 
     seeds = [packed(FULL_JOB), packed(at(FULL_JOB, ("messages",), [{"role": "user", "content": "x"}]))]

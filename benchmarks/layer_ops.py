@@ -10,9 +10,9 @@ from functools import partial
 
 import torch
 
-from ingine import native
-from ingine.layers.ops import LayerOps, TorchOps
-from ingine.native.layer_ops import NativeOps
+from ingine.engine.kernels import native
+from ingine.engine.kernels.layers.ops import LayerOps, TorchOps
+from ingine.engine.kernels.native.layer_ops import NativeOps
 
 HIDDEN_SIZE, INTERMEDIATE_SIZE, NUM_LAYERS, EPS = 576, 1536, 30, 1e-5
 

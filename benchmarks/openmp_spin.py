@@ -22,9 +22,9 @@ def step_ms() -> float:
     """Milliseconds a step, prefill included, of SmolLM2 with `NUM_SEQS` sequences."""
     import time
 
-    from ingine.config import EngineConfig
-    from ingine.engine import Engine
-    from ingine.model_store import DEFAULT_MODEL
+    from ingine.engine.config import EngineConfig
+    from ingine.engine.engine import Engine
+    from ingine.engine.store.model_store import DEFAULT_MODEL
     from ingine.sampling_params import SamplingParams
 
     engine = Engine(EngineConfig(model=DEFAULT_MODEL, max_model_len=256, enable_prefix_caching=False))

@@ -22,13 +22,13 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as CoreTokenizer
 
 from benchmarks.machine import machine
+from ingine.contract.jobs import DEFAULT_MAX_JOB_BYTES, decode_job
+from ingine.engine.limits import RequestLimits
+from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
+from ingine.engine.text.linear_time import LINEAR_PATTERNS
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import InvalidRequest
-from ingine.jobs import DEFAULT_MAX_JOB_BYTES, decode_job
-from ingine.linear_time import LINEAR_PATTERNS
-from ingine.model_store import DEFAULT_MODEL, resolve_model
-from ingine.request_limits import RequestLimits
-from ingine.tokenizer import Tokenizer
-from worker.prompts import INLINE_BYTES, PromptReader
+from ingine.worker.prompts import INLINE_BYTES, PromptReader
 
 NUM_ROUNDS = 5
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

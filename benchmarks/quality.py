@@ -26,16 +26,16 @@ from four_bits import METHODS, Rounded, q4_k_of, save_off_grid
 from machine import machine
 from torch import Tensor
 
-from ingine.attention import AttentionMetadata
-from ingine.config import EngineConfig
-from ingine.engine import Engine
-from ingine.kernels import Kernels, select_kernels
-from ingine.layers.weights import Embedding, Product, WeightFormat
-from ingine.model_store import DEFAULT_MODEL, resolve_model
-from ingine.models.decoder import Decoder
-from ingine.models.loader import load_model
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.kernels.attention import AttentionMetadata
+from ingine.engine.kernels.layers.weights import Embedding, Product, WeightFormat
+from ingine.engine.kernels.select import Kernels, select_kernels
+from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.loader import load_model
+from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.sampling_params import SamplingParams
-from ingine.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 WINDOW, BLOCK_SIZE = 1024, 16

@@ -31,12 +31,12 @@ from typing import Annotated
 import typer
 from machine import machine
 
+from ingine.bench.percentile import percentile
+from ingine.contract.record import JobStatus
 from ingine.errors import ClientError, IngineError
-from ingine.record import JobStatus
-from producer import AsyncClient, AsyncJobHandle
-from worker.embedded import EmbeddedServer
-from worker.local import LocalWorkers
-from worker.percentile import percentile
+from ingine.producer import AsyncClient, AsyncJobHandle
+from ingine.worker.embedded import EmbeddedServer
+from ingine.worker.local import LocalWorkers
 
 sys.path.append(str(Path(__file__).parents[1]))  # the tests' tiny models are in no package
 from tests.tiny_models import make_tiny_model

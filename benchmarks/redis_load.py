@@ -26,9 +26,9 @@ from machine import machine
 from redis import Redis
 from stand_in import StandInWorker
 
-from ingine.keys import Keys
-from producer import AsyncClient
-from worker.embedded import EmbeddedServer
+from ingine.contract.keys import Keys
+from ingine.producer import AsyncClient
+from ingine.worker.embedded import EmbeddedServer
 
 PROMPT = list(range(100, 132))
 SUBMITTED_ONE_BY_ONE = 2000

@@ -10,14 +10,14 @@ from tempfile import TemporaryDirectory
 
 from redis.asyncio import Redis, from_url
 
-from ingine.events import TerminalEvent, TokensEvent
-from ingine.keys import Keys
-from ingine.record import JobStatus
-from producer import AsyncClient
-from worker.embedded import EmbeddedServer
-from worker.entries import Append, Begun, Entry, Finish
-from worker.queue import Queue
-from worker.served_model import ServedModel
+from ingine.contract.events import TerminalEvent, TokensEvent
+from ingine.contract.keys import Keys
+from ingine.contract.record import JobStatus
+from ingine.producer import AsyncClient
+from ingine.worker.embedded import EmbeddedServer
+from ingine.worker.entries import Append, Begun, Entry, Finish
+from ingine.worker.queue import Queue
+from ingine.worker.served_model import ServedModel
 
 NUM_JOBS, PROMPT_BYTES, NUM_TOKENS = 1000, 1024, 200
 

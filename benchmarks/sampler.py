@@ -16,11 +16,11 @@ from functools import partial
 
 import torch
 
-from ingine import sampler
-from ingine.kernels import select_kernels
-from ingine.sampling import TORCH_SAMPLING, Sampling
+from ingine.engine.kernels.select import select_kernels
+from ingine.engine.sample import sampler
+from ingine.engine.sample.interface import TORCH_SAMPLING, Sampling
+from ingine.engine.schedule.sequence import Sequence
 from ingine.sampling_params import SamplingParams
-from ingine.sequence import Sequence
 
 VOCAB_SIZE, NUM_TOKENS = 49152, 200
 PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5}

@@ -22,9 +22,9 @@ from machine import machine
 from redis.asyncio import Redis
 from stand_in import StandInWorker
 
-from ingine.keys import Keys
-from producer import AsyncClient
-from worker.embedded import EmbeddedServer
+from ingine.contract.keys import Keys
+from ingine.producer import AsyncClient
+from ingine.worker.embedded import EmbeddedServer
 
 NUM_TOKENS, RESULT_TTL_S, MAX_NUM_SEQS = 8, 5, 256
 BATCH, MOST_WAITING = 1000, 4000

@@ -11,9 +11,9 @@ import argparse
 import time
 
 from benchmarks.speculation_texts import TEXTS, Request
-from ingine.config import SPECULATIONS, EngineConfig
-from ingine.engine import Engine
-from ingine.model_store import DEFAULT_MODEL
+from ingine.engine.config import SPECULATIONS, EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.store.model_store import DEFAULT_MODEL
 from ingine.sampling_params import SamplingParams
 
 METHODS = (None, *SPECULATIONS)

@@ -17,11 +17,11 @@ from typing import Self
 
 from redis import Redis
 
-from ingine.keys import Keys
-from ingine.outputs import EngineStats, FinishReason, SeqOutput
-from ingine.request_limits import RequestLimits
+from ingine.contract.keys import Keys
+from ingine.engine.limits import RequestLimits
+from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.sampling_params import SamplingParams
-from worker.child import Child
+from ingine.worker.child import Child
 
 PROFILE_VARIABLE = "STAND_IN_PROFILE"
 WORDS = tuple(f" w{number:03d}" for number in range(500))
@@ -59,7 +59,7 @@ class _Sequence:
 
 
 class StandInEngine:
-    """What a worker uses of `ingine.engine.Engine`: a token for each running sequence a step, ready-made.
+    """What a worker uses of `ingine.engine.engine.Engine`: a token for each running sequence a step, ready-made.
 
     The token at a position depends on the position alone, so a resumed sequence goes on as it would have.
     """
@@ -191,23 +191,23 @@ class StandInWorker:
 
 
 def main() -> None:
-    import worker.cli
-    from worker.engine_thread import EngineThread
-    from worker.served_model import ServedModel
-    from worker.settings import load_settings
+    import ingine.cli.worker
+    from ingine.worker.hosting.engine_thread import EngineThread
+    from ingine.worker.served_model import ServedModel
+    from ingine.worker.settings import load_settings
 
     def build_engine(settings):
         engine = EngineThread(lambda: StandInEngine(settings.max_num_seqs or 64))
         return engine, ServedModel(frozenset({"stand-in"}), "stand-in", engine.numerics)
 
-    worker.cli.build_engine = build_engine
+    ingine.cli.worker.build_engine = build_engine
     settings = load_settings()
     if path := os.environ.get(PROFILE_VARIABLE):
         profile = cProfile.Profile()
-        profile.runcall(worker.cli.run_worker, settings)
+        profile.runcall(ingine.cli.worker.run_worker, settings)
         profile.dump_stats(path)
     else:
-        worker.cli.run_worker(settings)
+        ingine.cli.worker.run_worker(settings)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
     engine  a script that makes an `LLM` and generates one token
     worker  `ingine worker` with a job waiting in its queue, until the token's event is with a consumer
-    import  `import producer`, `from producer import Client`, `ingine --help`, and `ingine status` of a server
+    import  `import ingine.producer`, `from ingine.producer import Client`, `ingine --help`, and `ingine status` of a server
             that is away: least of 20 fresh processes each, in turns
 
 The first two each with a warm page cache and a cold one. Cold means that the kernel was asked to drop what
@@ -29,16 +29,16 @@ import typer
 from machine import machine
 from rivals.page_cache import evict
 
-from ingine.model_store import DEFAULT_MODEL, resolve_model
-from producer import Client
-from worker.embedded import EmbeddedServer
+from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
+from ingine.producer import Client
+from ingine.worker.embedded import EmbeddedServer
 
 IMPORT_ROUNDS = 20
 INGINE = [sys.executable, "-m", "ingine"]
 IMPORTS = {
     "python": [sys.executable, "-c", "pass"],
-    "import producer": [sys.executable, "-c", "import producer"],
-    "from producer import Client": [sys.executable, "-c", "from producer import Client"],
+    "import ingine.producer": [sys.executable, "-c", "import ingine.producer"],
+    "from ingine.producer import Client": [sys.executable, "-c", "from ingine.producer import Client"],
     "ingine --help": [*INGINE, "--help"],
     "ingine status": [*INGINE, "status", "x", "--redis-url", "redis://127.0.0.1:1/0"],
 }
@@ -56,7 +56,7 @@ def start_engine(model: str) -> dict:
 def start_worker(model: str, server: EmbeddedServer) -> dict:
     """The job is in a queue of its own, which no other run's worker looks at."""
     queue = f"start-{time.time_ns()}"
-    command = [sys.executable, "-m", "ingine.cli", "worker", "--model", model, "--queue", queue]
+    command = [sys.executable, "-m", "ingine.cli.main", "worker", "--model", model, "--queue", queue]
     command += ["--redis-url", server.url, "--http-port", "-1", "--log-level", "warning"]
     with Client(server.url, queue=queue) as client:
         job = client.submit(PROMPT, temperature=0, max_tokens=1)

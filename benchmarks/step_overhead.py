@@ -16,15 +16,15 @@ from dataclasses import replace
 
 import torch
 
-import ingine.model_runner
-from ingine.config import EngineConfig
-from ingine.engine import Engine
-from ingine.kernels import REFERENCE, select_kernels
-from ingine.model_store import DEFAULT_MODEL, resolve_model
-from ingine.models.config import ModelConfig
-from ingine.parallel import SINGLE
+import ingine.engine.run.model_runner
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.kernels.select import REFERENCE, select_kernels
+from ingine.engine.models.config import ModelConfig
+from ingine.engine.run.parallel import SINGLE
+from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.sampling_params import SamplingParams
-from ingine.tokenizer import Tokenizer
 
 BATCH_SIZES = (32, 256)
 NUM_PROMPT_TOKENS, NUM_STEPS, NUM_ROUNDS = 41, 64, 5
@@ -126,16 +126,16 @@ def decode(engine: Engine) -> float:
 
 def parts_of_a_step(engine: Engine) -> dict[str, float]:
     """Seconds a step of each part, itself included and so a little too high where it is called often."""
-    clock, pack, sample = Clock(), ingine.model_runner.pack, ingine.model_runner.sample
+    clock, pack, sample = Clock(), ingine.engine.run.model_runner.pack, ingine.engine.run.model_runner.sample
     clock.watch(engine._scheduler, "schedule", "schedule")
-    clock.watch(ingine.model_runner, "pack", "pack")
-    clock.watch(ingine.model_runner, "sample", "sample")
+    clock.watch(ingine.engine.run.model_runner, "pack", "pack")
+    clock.watch(ingine.engine.run.model_runner, "sample", "sample")
     clock.watch(engine._scheduler, "advance", "advance")
     clock.watch(engine._scheduler, "settle", "settle")
     clock.watch(engine, "_take", "append, text, output")
     for _ in range(NUM_STEPS):
         engine.step()
-    ingine.model_runner.pack, ingine.model_runner.sample = pack, sample
+    ingine.engine.run.model_runner.pack, ingine.engine.run.model_runner.sample = pack, sample
     return {part: seconds / NUM_STEPS for part, seconds in clock.seconds.items()}
 
 

@@ -20,10 +20,10 @@ from typing import Annotated
 import typer
 from redis.asyncio import Redis
 
-from producer import AsyncClient, AsyncJobHandle
-from worker.embedded import EmbeddedServer
-from worker.local import LocalWorkers
-from worker.percentile import percentile
+from ingine.bench.percentile import percentile
+from ingine.producer import AsyncClient, AsyncJobHandle
+from ingine.worker.embedded import EmbeddedServer
+from ingine.worker.local import LocalWorkers
 
 
 def main(

@@ -45,11 +45,11 @@ class Watch:
 
 
 def main() -> None:
-    import worker.cli
-    import worker.worker
-    from worker.settings import load_settings
+    import ingine.cli.worker
+    import ingine.worker.worker
+    from ingine.worker.settings import load_settings
 
-    watch, run = Watch(), worker.worker.Worker.run
+    watch, run = Watch(), ingine.worker.worker.Worker.run
 
     async def run_watched(self) -> None:
         watching = asyncio.create_task(watch.run())
@@ -58,9 +58,9 @@ def main() -> None:
         finally:
             watching.cancel()
 
-    worker.worker.Worker.run = run_watched
+    ingine.worker.worker.Worker.run = run_watched
     threading.Thread(target=watch.answer, daemon=True).start()
-    worker.cli.run_worker(load_settings())
+    ingine.cli.worker.run_worker(load_settings())
 
 
 if __name__ == "__main__":

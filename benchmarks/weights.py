@@ -18,17 +18,22 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ingine import native
-from ingine.kernels import REFERENCE
-from ingine.layers.linear import Linear
-from ingine.layers.onednn import PackedBfloat16, PackedInt8, bfloat16_is_packable, int8_is_packable
-from ingine.layers.stored import StoredMatrix
-from ingine.layers.weights import PlainWeights, Product, WeightFormat
-from ingine.model_store import DEFAULT_MODEL, resolve_model
-from ingine.models.config import ModelConfig
-from ingine.models.decoder import Decoder
-from ingine.native.compiler import build
-from ingine.native.weights import NativeInt8, NativeWeights
+from ingine.engine.kernels import native
+from ingine.engine.kernels.layers.linear import Linear
+from ingine.engine.kernels.layers.onednn import (
+    PackedBfloat16,
+    PackedInt8,
+    bfloat16_is_packable,
+    int8_is_packable,
+)
+from ingine.engine.kernels.layers.stored import StoredMatrix
+from ingine.engine.kernels.layers.weights import PlainWeights, Product, WeightFormat
+from ingine.engine.kernels.native.compiler import build
+from ingine.engine.kernels.native.weights import NativeInt8, NativeWeights
+from ingine.engine.kernels.select import REFERENCE
+from ingine.engine.models.config import ModelConfig
+from ingine.engine.models.decoder import Decoder
+from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
 from tests.engine.stored_matrices import BLOCK_SIZES, gguf_matrix, int4_matrix
 
 NUM_ROWS = (1, 8, 32, 64, 128, 480)

@@ -6,7 +6,7 @@ about as long as the longest.
 
 import asyncio
 
-from producer import AsyncClient, AsyncJobHandle, ClientError
+from ingine.producer import AsyncClient, AsyncJobHandle, ClientError
 
 HEROES = ["a lighthouse", "two rivers", "a slow robot", "the last bee", "an old map", "a red kite"]
 

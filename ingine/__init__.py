@@ -4,17 +4,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ingine.llm import LLM, RequestOutput
+    from ingine.engine.llm import LLM, RequestOutput
     from ingine.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "RequestOutput", "SamplingParams", "__version__"]
 
-_EXPORTS = {"LLM": "ingine.llm", "RequestOutput": "ingine.llm", "SamplingParams": "ingine.sampling_params"}
+_EXPORTS = {
+    "LLM": "ingine.engine.llm",
+    "RequestOutput": "ingine.engine.llm",
+    "SamplingParams": "ingine.sampling_params",
+}
 
 
 def __getattr__(name: str):
-    # Lazy, so that `import ingine.jobs` (all that a producer needs) never imports torch.
+    # Lazy, so that `import ingine.contract.jobs` (all that a producer needs) never imports torch.
     if name not in _EXPORTS:
         raise AttributeError(f"module 'ingine' has no attribute {name!r}")
     try:

@@ -7,7 +7,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     try:
-        from ingine.cli import main as run
+        from ingine.cli.main import main as run
 
         run()
     except KeyboardInterrupt:

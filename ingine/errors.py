@@ -5,7 +5,7 @@ IngineError
 │   ├── ModelNotFound        no such model name, folder, file or hub id
 │   └── UnsupportedModel     the architecture (or a feature of it) is not one of ours; lists those that are
 ├── InvalidRequest           a request the engine refuses; has a stable `code`, see `ErrorCode`
-│   └── InvalidJob           a wire job that cannot be run as sent (`ingine.jobs`); a ClientError too
+│   └── InvalidJob           a wire job that cannot be run as sent (`ingine.contract.jobs`); a ClientError too
 ├── EngineError              the engine failed while it ran; nothing is wrong with the request
 └── ClientError              what a call of a producer or consumer raises
     ├── InvalidArgument      an argument of the call is wrong; a TypeError and a ValueError too

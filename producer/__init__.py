@@ -1,6 +1,6 @@
 """What other services import to use ingine: submit jobs, follow their tokens. Never imports torch.
 
-from producer import Client
+from ingine.producer import Client
 
 with Client() as client:
     for chunk in client.submit("Once upon a time", max_tokens=64).stream():
@@ -11,6 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ingine.contract.jobs import Job
+    from ingine.contract.keys import Priority
+    from ingine.contract.record import JobStatus
     from ingine.errors import (
         BadRecord,
         ClientError,
@@ -31,15 +34,12 @@ if TYPE_CHECKING:
         ServerUnavailable,
         UnknownStatus,
     )
-    from ingine.jobs import Job
-    from ingine.keys import Priority
-    from ingine.record import JobStatus
+    from ingine.producer.client import AsyncClient
+    from ingine.producer.handle import AsyncJobHandle
+    from ingine.producer.replies import Reply
+    from ingine.producer.results import Chunk, DeadLetter, JobInfo, QueuedJob, QueueInfo, Result
+    from ingine.producer.sync import Client, JobHandle
     from ingine.sampling_params import SamplingParams
-    from producer.client import AsyncClient
-    from producer.handle import AsyncJobHandle
-    from producer.replies import Reply
-    from producer.results import Chunk, DeadLetter, JobInfo, QueuedJob, QueueInfo, Result
-    from producer.sync import Client, JobHandle
 
 __all__ = [
     "AsyncClient",
@@ -78,21 +78,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Priority": "ingine.keys",
+    "Priority": "ingine.contract.keys",
     "SamplingParams": "ingine.sampling_params",
-    "Job": "ingine.jobs",
-    "JobStatus": "ingine.record",
-    "AsyncClient": "producer.client",
-    "AsyncJobHandle": "producer.handle",
-    "Reply": "producer.replies",
-    "Chunk": "producer.results",
-    "DeadLetter": "producer.results",
-    "JobInfo": "producer.results",
-    "QueuedJob": "producer.results",
-    "QueueInfo": "producer.results",
-    "Result": "producer.results",
-    "Client": "producer.sync",
-    "JobHandle": "producer.sync",
+    "Job": "ingine.contract.jobs",
+    "JobStatus": "ingine.contract.record",
+    "AsyncClient": "ingine.producer.client",
+    "AsyncJobHandle": "ingine.producer.handle",
+    "Reply": "ingine.producer.replies",
+    "Chunk": "ingine.producer.results",
+    "DeadLetter": "ingine.producer.results",
+    "JobInfo": "ingine.producer.results",
+    "QueuedJob": "ingine.producer.results",
+    "QueueInfo": "ingine.producer.results",
+    "Result": "ingine.producer.results",
+    "Client": "ingine.producer.sync",
+    "JobHandle": "ingine.producer.sync",
 }
 """Where each name lies, but for the errors."""
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from ingine.contract.jobs import JOB_ID
 from ingine.errors import InvalidArgument
-from ingine.jobs import JOB_ID
 
 ENTRY_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
 

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
+from ingine.contract.keys import Priority
 from ingine.errors import (
     BadRecord,
     ConfigError,
@@ -26,12 +27,11 @@ from ingine.errors import (
     RateLimited,
     UnknownStatus,
 )
-from ingine.keys import Priority
-from producer.batch_files import RowFile
-from producer.batch_format import Line, LineRefused, error_row, is_cut, output_row, parse_line
-from producer.client import AsyncClient
-from producer.handle import AsyncJobHandle
-from producer.results import Result
+from ingine.producer.batch_files import RowFile
+from ingine.producer.client import AsyncClient
+from ingine.producer.handle import AsyncJobHandle
+from ingine.producer.openai.batch_format import Line, LineRefused, error_row, is_cut, output_row, parse_line
+from ingine.producer.results import Result
 
 MAX_FULL_QUEUE_WAIT_S = 5.0
 MAX_LOST = 10

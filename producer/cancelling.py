@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from ingine.control import nudge
-from ingine.events import TerminalEvent, encode_event
-from ingine.jobs import DEFAULT_RESULT_TTL_S
-from ingine.keys import GROUP, Keys
-from ingine.record import JobStatus
+from ingine.contract.control import nudge
+from ingine.contract.events import TerminalEvent, encode_event
+from ingine.contract.jobs import DEFAULT_RESULT_TTL_S
+from ingine.contract.keys import GROUP, Keys
+from ingine.contract.record import JobStatus
 
 
 def cancel_call(

@@ -10,10 +10,10 @@ import msgpack
 from redis import exceptions
 from redis.asyncio import Redis
 
-from ingine.events import UNREADABLE
-from ingine.pubsub import PubSubConnection
-from ingine.servers import is_lacking
-from producer.home import end_tasks, is_cancelled
+from ingine.connect.pubsub import PubSubConnection
+from ingine.connect.servers import is_lacking
+from ingine.contract.events import UNREADABLE
+from ingine.producer.home import end_tasks, is_cancelled
 
 MAX_MESSAGE_BYTES = 64 << 10
 """A larger message is not parsed: it is a reason to read the log, as any other."""

@@ -1,4 +1,4 @@
-"""The asyncio client: submit jobs, follow their tokens, steer the queue. `producer.sync` is its sync face."""
+"""The asyncio client: submit jobs, follow their tokens, steer the queue. `ingine.producer.sync` is its sync face."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, suppress
@@ -8,24 +8,24 @@ from typing import Any, Self
 
 from redis.asyncio import Redis
 
+from ingine.connect.scripts import load_script
+from ingine.contract.expiry import expire
+from ingine.contract.jobs import DEFAULT_RESULT_TTL_S, Job, decode_job
+from ingine.contract.keys import JOB_FIELD, Keys, Priority
+from ingine.contract.record import JobStatus
 from ingine.errors import BadRecord, InvalidArgument, InvalidJob, JobNotFound, ServerUnavailable
-from ingine.expiry import expire
-from ingine.jobs import DEFAULT_RESULT_TTL_S, Job, decode_job
-from ingine.keys import JOB_FIELD, Keys, Priority
-from ingine.loaded_scripts import load_script
-from ingine.record import JobStatus
+from ingine.producer import arguments
+from ingine.producer.cancelling import cancel_call
+from ingine.producer.handle import AsyncJobHandle
+from ingine.producer.partitions import MAX_MOVES, Partition
+from ingine.producer.queue_jobs import QueueJobs
+from ingine.producer.replies import Reply
+from ingine.producer.results import JobInfo, of_another_type
+from ingine.producer.sessions import Sessions
+from ingine.producer.settings import load_settings
+from ingine.producer.streams import NO_SUCH_JOB
+from ingine.producer.submission import build_submission, submission_of
 from ingine.sampling_params import SamplingParams
-from producer import arguments
-from producer.cancelling import cancel_call
-from producer.handle import AsyncJobHandle
-from producer.partitions import MAX_MOVES, Partition
-from producer.queue_jobs import QueueJobs
-from producer.replies import Reply
-from producer.results import JobInfo, of_another_type
-from producer.sessions import Sessions
-from producer.settings import load_settings
-from producer.streams import NO_SUCH_JOB
-from producer.submission import build_submission, submission_of
 
 NOT_FOR_SENDING = "a client cannot be sent to another process: make one in each process, and send job ids"
 

@@ -9,9 +9,9 @@ from typing import TypeVar
 from redis import exceptions
 from redis.asyncio import Redis
 
+from ingine.connect.servers import NoSuchDatabase, Servers, WrongServer, is_lacking
+from ingine.contract.scripts import read_script
 from ingine.errors import ConfigError, ServerUnavailable
-from ingine.scripts import read_script
-from ingine.servers import NoSuchDatabase, Servers, WrongServer, is_lacking
 
 T = TypeVar("T")
 SCRIPTS = ("submit", "cancel", "partition", "requeue")

@@ -10,17 +10,17 @@ from functools import partial
 from redis.asyncio import Redis
 
 from ingine.byte_sizes import parse_bytes
-from ingine.control import nudge
+from ingine.connect.scripts import load_script
+from ingine.contract.control import nudge
+from ingine.contract.jobs import decode_job
+from ingine.contract.keys import JOB_FIELD, MAX_PARTITIONS, Keys
 from ingine.errors import ClientError, InvalidArgument, InvalidJob
-from ingine.jobs import decode_job
-from ingine.keys import JOB_FIELD, MAX_PARTITIONS, Keys
-from ingine.loaded_scripts import load_script
-from producer import arguments
-from producer.arguments import ENTRY_ID
-from producer.partitions import Partition, Partitions
-from producer.queue_info import merge, read_partition, text
-from producer.results import DeadLetter, QueueInfo
-from producer.sessions import Session, Sessions
+from ingine.producer import arguments
+from ingine.producer.arguments import ENTRY_ID
+from ingine.producer.partitions import Partition, Partitions
+from ingine.producer.queue_info import merge, read_partition, text
+from ingine.producer.results import DeadLetter, QueueInfo
+from ingine.producer.sessions import Session, Sessions
 
 _TENANT = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 

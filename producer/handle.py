@@ -6,12 +6,12 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import Any, Protocol
 
+from ingine.contract.events import Event, TokensEvent
 from ingine.errors import BadRecord, ResultTimeout
-from ingine.events import Event, TokensEvent
-from producer import arguments
-from producer.results import Chunk, JobInfo, Result, raise_unless_finished
-from producer.sessions import Session
-from producer.streams import LogWentBack
+from ingine.producer import arguments
+from ingine.producer.results import Chunk, JobInfo, Result, raise_unless_finished
+from ingine.producer.sessions import Session
+from ingine.producer.streams import LogWentBack
 
 
 class Jobs(Protocol):

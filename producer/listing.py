@@ -7,13 +7,13 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from ingine.contract.jobs import Job, decode_job
+from ingine.contract.keys import JOB_FIELD, Keys, Priority
+from ingine.contract.record import JobStatus, read_number, read_status
 from ingine.errors import ClientError, InvalidArgument, InvalidJob
-from ingine.jobs import Job, decode_job
-from ingine.keys import JOB_FIELD, Keys, Priority
-from ingine.record import JobStatus, read_number, read_status
-from producer import arguments
-from producer.partitions import Partition
-from producer.results import QueuedJob
+from ingine.producer import arguments
+from ingine.producer.partitions import Partition
+from ingine.producer.results import QueuedJob
 
 ENTRIES_PER_PAGE = 64
 IDS_PER_PAGE = 1000

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from redis.asyncio import Redis
 
+from ingine.connect.servers import Servers
+from ingine.contract.keys import Keys, all_partitions, partition_of, read_num_partitions
 from ingine.errors import ClientError
-from ingine.keys import Keys, all_partitions, partition_of, read_num_partitions
-from ingine.servers import Servers
-from producer.connection import Server
+from ingine.producer.connection import Server
 
 T = TypeVar("T")
 

@@ -11,11 +11,11 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from ingine.contract.faults import MAX_NESTING, deeper_than
+from ingine.contract.jobs import DEFAULT_MAX_JOB_BYTES, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_MAX_QUEUED_JOBS
+from ingine.contract.keys import GROUP, SILENT_AFTER_S, Keys, Priority, is_worker
 from ingine.errors import ClientError
-from ingine.job_faults import MAX_NESTING, deeper_than
-from ingine.jobs import DEFAULT_MAX_JOB_BYTES, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_MAX_QUEUED_JOBS
-from ingine.keys import GROUP, SILENT_AFTER_S, Keys, Priority, is_worker
-from producer.results import QueueInfo, is_serving
+from ingine.producer.results import QueueInfo, is_serving
 
 LOST_AFTER_S = 30
 """Twice the lease that workers have by default: its jobs are with others, unless there are none."""

@@ -8,16 +8,16 @@ from datetime import timedelta
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ingine.keys import Keys, Priority
-from ingine.loaded_scripts import load_script
-from ingine.record import JobStatus
-from producer import arguments
-from producer.cancelling import cancel_call
-from producer.control import QueueControl
-from producer.listing import WAITING, Found, Wanted, find_jobs
-from producer.partitions import Partition
-from producer.results import QueuedJob
-from producer.submitter import call_together
+from ingine.connect.scripts import load_script
+from ingine.contract.keys import Keys, Priority
+from ingine.contract.record import JobStatus
+from ingine.producer import arguments
+from ingine.producer.cancelling import cancel_call
+from ingine.producer.control import QueueControl
+from ingine.producer.listing import WAITING, Found, Wanted, find_jobs
+from ingine.producer.partitions import Partition
+from ingine.producer.results import QueuedJob
+from ingine.producer.submitter import call_together
 
 
 class QueueJobs(QueueControl):

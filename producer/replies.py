@@ -11,17 +11,17 @@ from typing import Any
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
+from ingine.contract.events import UNREADABLE, decode_event
+from ingine.contract.expiry import expire_due
+from ingine.contract.jobs import DEFAULT_RESULT_TTL_S
+from ingine.contract.keys import EVENT_FIELD, Keys
+from ingine.contract.record import JobStatus, unknown_status
 from ingine.errors import BadRecord, ClientError, InvalidArgument, UnknownStatus
-from ingine.events import UNREADABLE, decode_event
-from ingine.expiry import expire_due
-from ingine.jobs import DEFAULT_RESULT_TTL_S
-from ingine.keys import EVENT_FIELD, Keys
-from ingine.record import JobStatus, unknown_status
-from producer.arguments import ENTRY_ID
-from producer.connection import Server
-from producer.home import Home, end_tasks
-from producer.partitions import Partitions
-from producer.token_log import Patience, by_stream
+from ingine.producer.arguments import ENTRY_ID
+from ingine.producer.connection import Server
+from ingine.producer.home import Home, end_tasks
+from ingine.producer.partitions import Partitions
+from ingine.producer.token_log import Patience, by_stream
 
 BLOCK_MS = 2000
 ENTRIES_PER_READ = 256

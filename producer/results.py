@@ -5,10 +5,10 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from ingine.contract.events import TerminalEvent
+from ingine.contract.keys import SILENT_AFTER_S
+from ingine.contract.record import JobStatus, read_number, read_status
 from ingine.errors import BadRecord, JobCancelled, JobExpired, JobFailed
-from ingine.events import TerminalEvent
-from ingine.keys import SILENT_AFTER_S
-from ingine.record import JobStatus, read_number, read_status
 
 NO_WORKER = "no worker serves queue %s: jobs wait until one does (start one with `ingine worker`)"
 
@@ -74,7 +74,7 @@ class JobInfo:
 
     @classmethod
     def from_record(cls, job_id: str, record: dict[bytes, bytes]) -> "JobInfo":
-        """From the job's hash, see `ingine/scripts`. Raises BadRecord for what is no record."""
+        """From the job's hash, see `ingine/contract/scripts`. Raises BadRecord for what is no record."""
         # Without the job itself, which the record of a delayed one holds: it is no text.
         fields = {name.decode(errors="replace"): value for name, value in record.items() if name != b"raw"}
         texts = {name: value.decode(errors="replace") for name, value in fields.items()}

@@ -6,13 +6,13 @@ import os
 from redis.asyncio import Redis
 
 from ingine.errors import ClientError
-from producer.connection import Server, connect
-from producer.home import Home, keep_after_fork
-from producer.partitions import Partitions
-from producer.replies import Replies
-from producer.settings import ProducerSettings
-from producer.streams import Streams
-from producer.submitter import Submitter
+from ingine.producer.connection import Server, connect
+from ingine.producer.home import Home, keep_after_fork
+from ingine.producer.partitions import Partitions
+from ingine.producer.replies import Replies
+from ingine.producer.settings import ProducerSettings
+from ingine.producer.streams import Streams
+from ingine.producer.submitter import Submitter
 
 
 class Session:

@@ -3,11 +3,11 @@
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from ingine.environment import ENV_FILE, ENV_PREFIX, check_variables
+from ingine.connect.environment import ENV_FILE, ENV_PREFIX, check_variables
+from ingine.connect.secrets import secrets_dir, unreadable
+from ingine.connect.url import check_url
+from ingine.contract.keys import Keys
 from ingine.errors import ConfigError
-from ingine.keys import Keys
-from ingine.secret_files import secrets_dir, unreadable
-from ingine.server_url import check_url
 
 
 class ProducerSettings(BaseSettings):

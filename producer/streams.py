@@ -17,18 +17,18 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
+from ingine.contract.events import Event, TerminalEvent, TokensEvent
+from ingine.contract.keys import Keys
+from ingine.contract.record import JobStatus, unknown_status
 from ingine.errors import BadRecord, ClientError, JobNotFound
-from ingine.events import Event, TerminalEvent, TokensEvent
-from ingine.keys import Keys
-from ingine.record import JobStatus, unknown_status
-from producer import arguments
-from producer.channels import ChannelHub, Subscription
-from producer.connection import Server
-from producer.home import Home
-from producer.partitions import MAX_MOVES, Partition, Partitions
-from producer.queue_info import num_serving
-from producer.results import NO_WORKER
-from producer.token_log import LogPage, LogReader, Patience
+from ingine.producer import arguments
+from ingine.producer.channels import ChannelHub, Subscription
+from ingine.producer.connection import Server
+from ingine.producer.home import Home
+from ingine.producer.partitions import MAX_MOVES, Partition, Partitions
+from ingine.producer.queue_info import num_serving
+from ingine.producer.results import NO_WORKER
+from ingine.producer.token_log import LogPage, LogReader, Patience
 
 NO_SUCH_JOB = "no job {}: never submitted, or its result's TTL has passed"
 SILENCE_S = 2.0

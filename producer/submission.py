@@ -9,16 +9,7 @@ from typing import Any
 
 import msgpack
 
-from ingine.errors import (
-    ClientError,
-    DuplicateJob,
-    ErrorCode,
-    InvalidArgument,
-    InvalidJob,
-    QueueFull,
-    RateLimited,
-)
-from ingine.jobs import (
+from ingine.contract.jobs import (
     DEFAULT_MAX_JOB_BYTES,
     DEFAULT_MAX_QUEUED_BYTES,
     DEFAULT_MAX_QUEUED_JOBS,
@@ -28,9 +19,18 @@ from ingine.jobs import (
     encode_job,
     token_cost,
 )
-from ingine.keys import Keys, Priority, partition_of, read_num_partitions
+from ingine.contract.keys import Keys, Priority, partition_of, read_num_partitions
+from ingine.errors import (
+    ClientError,
+    DuplicateJob,
+    ErrorCode,
+    InvalidArgument,
+    InvalidJob,
+    QueueFull,
+    RateLimited,
+)
+from ingine.producer.arguments import plain, seconds
 from ingine.sampling_params import NEUTRAL_PARAMS, SamplingParams
-from producer.arguments import plain, seconds
 
 MAX_IDEMPOTENCY_KEY = 256
 BYTES_PER_TOKEN = 4

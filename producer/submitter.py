@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from redis import exceptions
 from redis.asyncio import Redis
 
+from ingine.connect.scripts import Script, load_script
+from ingine.contract.keys import partition_of
 from ingine.errors import ClientError, InvalidJob, NoWorker
-from ingine.keys import partition_of
-from ingine.loaded_scripts import Script, load_script
-from producer.partitions import Partition, Partitions
-from producer.queue_info import num_serving
-from producer.submission import Repartitioned, Submission
+from ingine.producer.partitions import Partition, Partitions
+from ingine.producer.queue_info import num_serving
+from ingine.producer.submission import Repartitioned, Submission
 
 SUBMISSIONS_PER_TRIP = 256
 MAX_TRIPS = 3

@@ -15,13 +15,13 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from redis.asyncio import Redis
 
+from ingine.contract.jobs import Job
 from ingine.errors import ClientError
-from ingine.jobs import Job
-from producer.client import NOT_FOR_SENDING, AsyncClient
-from producer.handle import AsyncJobHandle
-from producer.home import keep_after_fork
-from producer.replies import Reply
-from producer.results import Chunk, JobInfo, Result
+from ingine.producer.client import NOT_FOR_SENDING, AsyncClient
+from ingine.producer.handle import AsyncJobHandle
+from ingine.producer.home import keep_after_fork
+from ingine.producer.replies import Reply
+from ingine.producer.results import Chunk, JobInfo, Result
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -11,16 +11,16 @@ from typing import TypeVar
 
 from redis import exceptions
 
+from ingine.connect.servers import is_lacking, is_refusal
+from ingine.contract.events import UNREADABLE, Event, TerminalEvent, decode_log
+from ingine.contract.expiry import expire
+from ingine.contract.jobs import DEFAULT_RESULT_TTL_S
+from ingine.contract.keys import Keys, log_id
+from ingine.contract.record import JobStatus, read_any_status, read_number
 from ingine.errors import BadRecord, ClientError, ServerUnavailable
-from ingine.events import UNREADABLE, Event, TerminalEvent, decode_log
-from ingine.expiry import expire
-from ingine.jobs import DEFAULT_RESULT_TTL_S
-from ingine.keys import Keys, log_id
-from ingine.record import JobStatus, read_any_status, read_number
-from ingine.servers import is_lacking, is_refusal
-from producer.connection import Server
-from producer.home import end_tasks, is_cancelled
-from producer.results import of_another_type
+from ingine.producer.connection import Server
+from ingine.producer.home import end_tasks, is_cancelled
+from ingine.producer.results import of_another_type
 
 T = TypeVar("T")
 READS_PER_TRIP = 128

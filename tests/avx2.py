@@ -25,7 +25,7 @@ os.environ["ATEN_CPU_CAPABILITY"] = "avx2"
 
 import torch  # noqa: E402 (reads the environment)
 
-from ingine.layers import onednn  # noqa: E402
+from ingine.engine.kernels.layers import onednn  # noqa: E402
 
 torch.backends.mkldnn.set_flags(False)
 torch.cpu._is_vnni_supported = lambda: False

@@ -11,13 +11,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from ingine.native.compiler import BuildError
+from ingine.engine.kernels.native.compiler import BuildError
+from ingine.worker.embedded import EmbeddedServer
 from tests.engine.builds import library
 from tests.fake_servers import list_idle_from_the_first_ms_on
 from tests.interrupts import heed_interrupts
 from tests.servers import durable_server
 from tests.triton_interpreter import keep_patched
-from worker.embedded import EmbeddedServer
 
 pytest_plugins = ("tests.path_summary",)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ingine import native
-from ingine.layers.onednn import bfloat16_is_packable, int8_is_packable
+from ingine.engine.kernels import native
+from ingine.engine.kernels.layers.onednn import bfloat16_is_packable, int8_is_packable
 
 ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 HAS_TRITON = find_spec("triton") is not None

@@ -1,6 +1,6 @@
 """What workers in tests say that they serve."""
 
-from worker.served_model import ServedModel
+from ingine.worker.served_model import ServedModel
 
 TINY = ServedModel(frozenset({"tiny"}), "0123456789abcdef", "float32")
 OTHER = ServedModel(frozenset({"other"}), "fedcba9876543210", "float32")

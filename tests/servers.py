@@ -19,9 +19,9 @@ import pytest
 import redis
 from redis.crc import key_slot
 
+from ingine.worker.child import Child
+from ingine.worker.embedded import EmbeddedServer, find_binary
 from tests.waiting import wait_until
-from worker.child import Child
-from worker.embedded import EmbeddedServer, find_binary
 
 HOST = "127.0.0.1"
 NUM_SLOTS = 16384

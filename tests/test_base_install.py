@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from ingine import model_store
+from ingine.engine.store import model_store
 from ingine.errors import ModelNotFound
 from tests.base_install import make_base_install
 from tests.waiting import HANGS_S
 
 PROGRAM = """
 import contextlib, io, json, sys
-from ingine import cli
+from ingine.cli import main as cli
 said = {}
 for line in json.loads(sys.argv[1]):
     sys.argv = ["ingine", *line.split()]
@@ -61,7 +61,7 @@ def test_what_needs_the_engine_says_so_on_import(base_python, tmp_path, name):
 
 
 def test_a_producer_needs_no_more(base_python, tmp_path):
-    program = "import producer; from ingine import SamplingParams; print(SamplingParams().temperature)"
+    program = "import ingine.producer; from ingine import SamplingParams; print(SamplingParams().temperature)"
     done = run(base_python, "-c", program, cwd=tmp_path)
     assert done.stdout == "1.0\n", done.stderr
 

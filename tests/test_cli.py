@@ -11,13 +11,13 @@ from tests.waiting import HANGS_S
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None  # importing it fails as if it were not installed
-from ingine.cli import main
+from ingine.cli.main import main
 sys.argv = ["ingine", *sys.argv[1:]]
 main()
 """
 
 
-def run(*arguments: str, program: tuple[str, ...] = ("-m", "ingine.cli")) -> subprocess.CompletedProcess:
+def run(*arguments: str, program: tuple[str, ...] = ("-m", "ingine.cli.main")) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *program, *arguments],
         capture_output=True,

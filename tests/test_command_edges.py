@@ -10,13 +10,13 @@ from unittest.mock import Mock
 import pytest
 import typer.main
 
-from ingine.cli import app
+from ingine.cli.main import app
+from ingine.engine.kernels.native.compiler import BuildError, build
+from ingine.engine.store.model_store import resolve_model
 from ingine.errors import ConfigError
-from ingine.folders import cache_root
-from ingine.model_store import resolve_model
-from ingine.native.compiler import BuildError, build
+from ingine.paths import cache_root
+from ingine.worker.embedded import default_data_dir
 from tests.tiny_models import make_tiny_model
-from worker.embedded import default_data_dir
 
 INTERRUPTED_WHILE_IT_IMPORTS = """
 import sys
@@ -74,7 +74,7 @@ def test_an_interrupt_while_a_command_imports_is_silent(module):
 
 def test_an_interrupt_while_a_command_runs_is_exit_status_130(monkeypatch):
     """By itself: which status Typer has for it depends on its version."""
-    monkeypatch.setattr("producer.Client", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("ingine.producer.Client", Mock(side_effect=KeyboardInterrupt))
     command = typer.main.get_command(app)
     with (
         pytest.raises(typer.Exit) as ended,
@@ -116,7 +116,7 @@ def test_a_user_without_a_home_is_told_which_setting_names_a_folder(homeless, mo
 
 
 def test_kernels_that_cannot_be_kept_are_done_without(homeless):
-    """`ingine.native` takes a BuildError for a reason to compute in torch."""
+    """`ingine.engine.kernels.native` takes a BuildError for a reason to compute in torch."""
     with pytest.raises(BuildError, match="INGINE_CACHE_DIR"):
         build()
 

@@ -11,10 +11,10 @@ import pytest
 import redis
 
 from ingine.errors import ConfigError
+from ingine.worker import embedded, server_choice
+from ingine.worker.embedded import EmbeddedServer
+from ingine.worker.server_choice import ensure_server
 from tests.waiting import HANGS_S, wait_until
-from worker import embedded, server_choice
-from worker.embedded import EmbeddedServer
-from worker.server_choice import ensure_server
 
 
 def answers(url: str) -> bool:
@@ -56,7 +56,7 @@ PARENT = """
 import sys, time
 import redis
 from pathlib import Path
-from worker.embedded import EmbeddedServer
+from ingine.worker.embedded import EmbeddedServer
 
 with EmbeddedServer(Path(sys.argv[1])) as server:
     client = redis.Redis.from_url(server.url)

@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from ingine.environment import KNOWN_SETTINGS, check_variables
+from ingine.connect.environment import KNOWN_SETTINGS, check_variables
 from ingine.errors import ConfigError
-from producer.settings import ProducerSettings
-from producer.settings import load_settings as load_producer_settings
+from ingine.producer.settings import ProducerSettings
+from ingine.producer.settings import load_settings as load_producer_settings
+from ingine.worker.settings import WorkerSettings, load_settings
 from tests.docs.tables import ROOT
-from worker.settings import WorkerSettings, load_settings
 
 
 @pytest.fixture(autouse=True)

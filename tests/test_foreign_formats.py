@@ -8,9 +8,9 @@ import pickle
 import msgpack
 import pytest
 
+from ingine.contract.foreign_formats import no_job_field
+from ingine.contract.jobs import decode_job
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.foreign_formats import no_job_field
-from ingine.jobs import decode_job
 
 JOB = {"v": 1, "id": "a", "prompt": "hello"}
 PACKED = msgpack.packb(JOB)

@@ -5,13 +5,13 @@ import sys
 import pytest
 import redis
 
+from ingine.contract.keys import Keys
 from ingine.errors import IngineError
-from ingine.keys import Keys
+from ingine.worker.child import Child
+from ingine.worker.identity import name_of
+from ingine.worker.local import LocalWorkers
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until
-from worker.child import Child
-from worker.identity import name_of
-from worker.local import LocalWorkers
 
 
 def test_they_are_ready_when_entered_and_leave_the_queue(tmp_path, redis_url, queue):

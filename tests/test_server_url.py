@@ -4,7 +4,7 @@ import pytest
 from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS
 
 from ingine.errors import ConfigError
-from producer import AsyncClient, Client, ServerUnavailable
+from ingine.producer import AsyncClient, Client, ServerUnavailable
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_what_may_be_a_part_of_a_password_is_not_quoted(url: str):
 def test_an_option_that_redis_py_gets_later_is_refused(monkeypatch: pytest.MonkeyPatch):
     """Until somebody has looked at what it does."""
     parsers = {**URL_QUERY_ARGUMENT_PARSERS, "new_option": int}
-    for module in ("redis.asyncio.connection", "ingine.server_url"):
+    for module in ("redis.asyncio.connection", "ingine.connect.url"):
         monkeypatch.setattr(f"{module}.URL_QUERY_ARGUMENT_PARSERS", parsers)
     with pytest.raises(ConfigError, match="has an option that the URL of a server cannot have"):
         AsyncClient("redis://h?new_option=1")
@@ -91,7 +91,7 @@ def test_an_option_that_redis_py_gets_later_is_refused(monkeypatch: pytest.Monke
 
 def test_a_database_that_the_server_does_not_have(redis_url: str, monkeypatch: pytest.MonkeyPatch):
     """One error at once, and no waiting for it to pass."""
-    monkeypatch.setattr("producer.token_log.GIVE_UP_S", 1000.0)
+    monkeypatch.setattr("ingine.producer.token_log.GIVE_UP_S", 1000.0)
     url = redis_url.replace("/0", "/99999")
     with Client(url) as client:
         for call in (lambda: client.submit("hi"), lambda: client.attach("x").result(60)):

@@ -12,14 +12,14 @@ import trustme
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
+from ingine.connect.servers import Servers, WrongServer
+from ingine.connect.url import check_url, redact
+from ingine.contract.keys import Keys, all_partitions
 from ingine.errors import ConfigError
-from ingine.keys import Keys, all_partitions
-from ingine.server_url import check_url, redact
-from ingine.servers import Servers, WrongServer
+from ingine.worker.server_check import check_server
 from tests.security.tls import TlsFront
 from tests.servers import HOST, Cluster, Valkey, Watched, cluster, free_port, watched_pair
 from tests.waiting import HANGS_S, wait_until_async
-from worker.server_check import check_server
 
 SET_TWO = "redis.call('SET', KEYS[1], ARGV[1]) redis.call('SET', KEYS[2], ARGV[1]) return ARGV[1]"
 

@@ -10,12 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingine.contract.events import UNREADABLE, TerminalEvent, TokensEvent, decode_event, encode_event
+from ingine.contract.faults import MAX_FIELD_BYTES
+from ingine.contract.jobs import (
+    EXPECTED_OUTPUT_TOKENS,
+    MAX_TOKEN_COST,
+    Job,
+    decode_job,
+    encode_job,
+    token_cost,
+)
+from ingine.contract.keys import Keys
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.events import UNREADABLE, TerminalEvent, TokensEvent, decode_event, encode_event
-from ingine.job_faults import MAX_FIELD_BYTES
-from ingine.jobs import EXPECTED_OUTPUT_TOKENS, MAX_TOKEN_COST, Job, decode_job, encode_job, token_cost
-from ingine.keys import Keys
-from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
 
 MIB = 1 << 20

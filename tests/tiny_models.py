@@ -96,7 +96,7 @@ def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
 
 def smollm2_path() -> Path:
     """The real default model; converted on first use, which takes a download."""
-    from ingine.model_store import DEFAULT_MODEL, resolve_model
+    from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
 
     return resolve_model(DEFAULT_MODEL)
 

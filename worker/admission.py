@@ -4,19 +4,19 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 
+from ingine.contract.foreign_formats import no_job_field
+from ingine.contract.jobs import MAX_JOB_BYTES, Job, decode_job, read_job_id
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.foreign_formats import no_job_field
-from ingine.jobs import MAX_JOB_BYTES, Job, decode_job, read_job_id
-from ingine.record import JobStatus
-from worker.engine_link import EngineHost
-from worker.entries import MAX_ENTRY_BYTES, Begun, Entry
-from worker.faults import burying, ending_faulty
-from worker.jobs import JobTable, RunningJob
-from worker.metrics import Metrics
-from worker.preparation import Preparation
-from worker.prompts import PromptReader
-from worker.publisher import Publisher, deadline_error
-from worker.queue import Queue
+from ingine.worker.entries import MAX_ENTRY_BYTES, Begun, Entry
+from ingine.worker.faults import burying, ending_faulty
+from ingine.worker.hosting.engine_link import EngineHost
+from ingine.worker.jobs import JobTable, RunningJob
+from ingine.worker.metrics import Metrics
+from ingine.worker.preparation import Preparation
+from ingine.worker.prompts import PromptReader
+from ingine.worker.publisher import Publisher, deadline_error
+from ingine.worker.queue import Queue
 
 INLINE_BYTES = 8 << 10
 """Of a job that is decoded at once, so that the begins of many small ones share a round trip."""

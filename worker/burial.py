@@ -6,14 +6,14 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ingine.events import TerminalEvent
-from ingine.job_faults import MAX_REASON_CHARS
-from ingine.jobs import read_reply_to
-from ingine.keys import Keys
-from ingine.outputs import FinishReason
-from ingine.record import JobStatus
-from worker.entries import Entry
-from worker.retry import never_passes
+from ingine.contract.events import TerminalEvent
+from ingine.contract.faults import MAX_REASON_CHARS
+from ingine.contract.jobs import read_reply_to
+from ingine.contract.keys import Keys
+from ingine.contract.record import JobStatus
+from ingine.engine.outputs import FinishReason
+from ingine.worker.entries import Entry
+from ingine.worker.retry import never_passes
 
 
 @dataclass(frozen=True, slots=True)

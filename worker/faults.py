@@ -7,14 +7,14 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from ingine.contract.jobs import Job, read_job_id
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.jobs import Job, read_job_id
-from ingine.record import JobStatus
-from worker.entries import Begun, Entry
-from worker.logs import log_event
-from worker.publisher import BAD_RECORD, Publisher
-from worker.queue import Queue
-from worker.retry import never_passes
+from ingine.worker.entries import Begun, Entry
+from ingine.worker.logs import log_event
+from ingine.worker.publisher import BAD_RECORD, Publisher
+from ingine.worker.queue import Queue
+from ingine.worker.retry import never_passes
 
 logger = logging.getLogger(__name__)
 

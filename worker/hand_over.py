@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Container
 
 from redis.exceptions import RedisError, ResponseError
 
-from worker.admission import Admission
-from worker.engine_link import EngineHost
-from worker.jobs import JobTable, RunningJob
-from worker.lanes import Lanes
-from worker.logs import log_event
-from worker.partition import Partition
-from worker.retry import until_served
-from worker.tasks import cancel_all
+from ingine.worker.admission import Admission
+from ingine.worker.hosting.engine_link import EngineHost
+from ingine.worker.jobs import JobTable, RunningJob
+from ingine.worker.lanes import Lanes
+from ingine.worker.logs import log_event
+from ingine.worker.partition import Partition
+from ingine.worker.retry import until_served
+from ingine.worker.tasks import cancel_all
 
 logger = logging.getLogger(__name__)
 

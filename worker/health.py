@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 
-from worker.engine_link import EngineHost
-from worker.partition import Partition
-from worker.prompts import PromptReader
-from worker.publisher import Publisher
+from ingine.worker.hosting.engine_link import EngineHost
+from ingine.worker.partition import Partition
+from ingine.worker.prompts import PromptReader
+from ingine.worker.publisher import Publisher
 
 HEALTHY_ANSWER_S = 15.0
 """If no heartbeat is answered for this long, a worker is not healthy. The silence of one server of several

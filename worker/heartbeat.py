@@ -12,12 +12,12 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ingine.keys import GROUP, SILENT_AFTER_S, Keys, Priority
-from ingine.loaded_scripts import load_script
-from worker.logs import log_event
-from worker.metrics import Metrics
-from worker.retry import Backoff, never_passes
-from worker.served_model import ServedModel
+from ingine.connect.scripts import load_script
+from ingine.contract.keys import GROUP, SILENT_AFTER_S, Keys, Priority
+from ingine.worker.logs import log_event
+from ingine.worker.metrics import Metrics
+from ingine.worker.retry import Backoff, never_passes
+from ingine.worker.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
 

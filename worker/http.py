@@ -15,7 +15,7 @@ from http import HTTPStatus
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from ingine.errors import ConfigError
-from worker.http_port import cannot_listen
+from ingine.worker.http_port import cannot_listen
 
 Check = Callable[[], str | None]
 """What is wrong, in a sentence, or None."""

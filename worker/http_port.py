@@ -5,8 +5,8 @@ import logging
 import socket
 
 from ingine.errors import ConfigError
-from worker.logs import log_event
-from worker.settings import WorkerSettings
+from ingine.worker.logs import log_event
+from ingine.worker.settings import WorkerSettings
 
 logger = logging.getLogger("worker")
 

@@ -9,13 +9,13 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
-from ingine.jobs import DEFAULT_MAX_JOB_BYTES
-from worker.admission import Admission
-from worker.entries import Entry
-from worker.leases import RENEWALS_PER_LEASE
-from worker.logs import log_event
-from worker.queue import Queue
-from worker.retry import Backoff, never_passes
+from ingine.contract.jobs import DEFAULT_MAX_JOB_BYTES
+from ingine.worker.admission import Admission
+from ingine.worker.entries import Entry
+from ingine.worker.leases import RENEWALS_PER_LEASE
+from ingine.worker.logs import log_event
+from ingine.worker.queue import Queue
+from ingine.worker.retry import Backoff, never_passes
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -13,14 +13,14 @@ from typing import TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ingine.keys import GROUP, PARKED_PREFIX, RELEASED, WAITING, Keys, Priority, parked
-from ingine.loaded_scripts import load_script
-from worker import last_ids
-from worker.contact import Contact
-from worker.entries import MAX_ENTRY_BYTES, Entry, read_entries, read_entry
-from worker.logs import log_event
-from worker.retry import never_passes
-from worker.served_model import ServedModel
+from ingine.connect.scripts import load_script
+from ingine.contract.keys import GROUP, PARKED_PREFIX, RELEASED, WAITING, Keys, Priority, parked
+from ingine.worker import last_ids
+from ingine.worker.contact import Contact
+from ingine.worker.entries import MAX_ENTRY_BYTES, Entry, read_entries, read_entry
+from ingine.worker.logs import log_event
+from ingine.worker.retry import never_passes
+from ingine.worker.served_model import ServedModel
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

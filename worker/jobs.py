@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ingine.jobs import Job
-from ingine.record import JobStatus
-from worker.entries import Begun, Entry
-from worker.queue import SUSPECT_DEATHS, Queue
-from worker.sent import Sent
-from worker.shares import Shares
+from ingine.contract.jobs import Job
+from ingine.contract.record import JobStatus
+from ingine.worker.entries import Begun, Entry
+from ingine.worker.queue import SUSPECT_DEATHS, Queue
+from ingine.worker.sent import Sent
+from ingine.worker.shares import Shares
 
 MAX_ROLLBACKS = 20
 """More crashes of a server than one attempt will see. Whoever sets a position back would hold up others."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
 
-from ingine.outputs import SeqOutput
-from worker.engine_link import EngineFailure, StepMessage
+from ingine.engine.outputs import SeqOutput
+from ingine.worker.hosting.engine_link import EngineFailure, StepMessage
 
 NUM_LANES = 2
 

@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Mapping
 
-from ingine.jobs import read_job_id
-from ingine.keys import GROUP, Keys, Priority
-from ingine.loaded_scripts import Script
-from worker.entries import MAX_ENTRY_BYTES, read_entries
-from worker.logs import log_event
+from ingine.connect.scripts import Script
+from ingine.contract.jobs import read_job_id
+from ingine.contract.keys import GROUP, Keys, Priority
+from ingine.worker.entries import MAX_ENTRY_BYTES, read_entries
+from ingine.worker.logs import log_event
 
 LAST_MS = 2**64 - 1
 """The last millisecond that an entry's id can have."""

@@ -10,12 +10,12 @@ from concurrent.futures import Future
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ingine.keys import GROUP
-from ingine.loaded_scripts import load_script
-from ingine.servers import Servers
-from worker.jobs import JobTable, RunningJob
-from worker.logs import log_event
-from worker.queue import Queue
+from ingine.connect.scripts import load_script
+from ingine.connect.servers import Servers
+from ingine.contract.keys import GROUP
+from ingine.worker.jobs import JobTable, RunningJob
+from ingine.worker.logs import log_event
+from ingine.worker.queue import Queue
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Self
 
 from ingine.errors import IngineError
-from worker.child import Child
-from worker.settings import ENV_PREFIX
+from ingine.worker.child import Child
+from ingine.worker.settings import ENV_PREFIX
 
 START_TIMEOUT_S = 300.0
 READY = "worker ready"
@@ -45,7 +45,7 @@ class LocalWorkers:
             with self._log(name).open("wb") as output:
                 self._children[name] = Child(
                     # -P: what lies where we were started is none of these programs' modules.
-                    [sys.executable, "-P", "-m", "ingine.cli", "worker"],
+                    [sys.executable, "-P", "-m", "ingine.cli.main", "worker"],
                     output=output,
                     env=self._env | {_variable("worker_id"): name},
                 )

@@ -8,18 +8,18 @@ from collections.abc import Awaitable, Callable, Coroutine
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from ingine.contract.jobs import DEFAULT_MAX_JOB_BYTES, MAX_JOB_BYTES
+from ingine.contract.keys import Keys, read_num_partitions
 from ingine.errors import EngineError
-from ingine.jobs import DEFAULT_MAX_JOB_BYTES, MAX_JOB_BYTES
-from ingine.keys import Keys, read_num_partitions
-from worker.admission import Admission
-from worker.control import ControlListener
-from worker.heartbeat import INTERVAL_S, Heartbeat
-from worker.intake import Intake
-from worker.jobs import JobTable
-from worker.metrics import Metrics
-from worker.publisher import Publisher
-from worker.queue import Queue
-from worker.retry import until_served
+from ingine.worker.admission import Admission
+from ingine.worker.control import ControlListener
+from ingine.worker.heartbeat import INTERVAL_S, Heartbeat
+from ingine.worker.intake import Intake
+from ingine.worker.jobs import JobTable
+from ingine.worker.metrics import Metrics
+from ingine.worker.publisher import Publisher
+from ingine.worker.queue import Queue
+from ingine.worker.retry import until_served
 
 
 class Partition:

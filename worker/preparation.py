@@ -9,21 +9,21 @@ from datetime import UTC, datetime
 
 from redis.exceptions import RedisError
 
+from ingine.contract.jobs import token_cost
+from ingine.contract.keys import Priority
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode, InvalidRequest
-from ingine.jobs import token_cost
-from ingine.keys import Priority
-from ingine.record import JobStatus
-from worker.engine_link import EngineHost
-from worker.faults import burying, ending_faulty
-from worker.jobs import JobTable, RunningJob
-from worker.logs import log_event
-from worker.metrics import Metrics
-from worker.prompt_process import NoPromptProcess
-from worker.prompts import PromptReader
-from worker.publisher import Publisher, deadline_error
-from worker.queue import FIRST_PAUSE_S, LONGEST_PAUSE_S, Queue
-from worker.retry import until_served
-from worker.tasks import cancel_all
+from ingine.worker.faults import burying, ending_faulty
+from ingine.worker.hosting.engine_link import EngineHost
+from ingine.worker.hosting.prompt_process import NoPromptProcess
+from ingine.worker.jobs import JobTable, RunningJob
+from ingine.worker.logs import log_event
+from ingine.worker.metrics import Metrics
+from ingine.worker.prompts import PromptReader
+from ingine.worker.publisher import Publisher, deadline_error
+from ingine.worker.queue import FIRST_PAUSE_S, LONGEST_PAUSE_S, Queue
+from ingine.worker.retry import until_served
+from ingine.worker.tasks import cancel_all
 
 logger = logging.getLogger(__name__)
 

@@ -6,14 +6,14 @@ import logging
 import time
 from datetime import datetime
 
+from ingine.contract.jobs import Job
+from ingine.engine.text.prompt_encoder import PromptEncoder
+from ingine.engine.text.tokenizer import required
 from ingine.errors import ErrorCode, InvalidRequest
-from ingine.jobs import Job
-from ingine.prompt_encoder import PromptEncoder
 from ingine.sampling_params import SamplingParams
-from ingine.tokenizer import required
-from worker.engine_link import EngineHost
-from worker.logs import log_event
-from worker.prompt_process import NoPromptProcess, PromptProcess
+from ingine.worker.hosting.engine_link import EngineHost
+from ingine.worker.hosting.prompt_process import NoPromptProcess, PromptProcess
+from ingine.worker.logs import log_event
 
 logger = logging.getLogger(__name__)
 

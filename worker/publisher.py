@@ -9,18 +9,18 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from ingine.contract.events import TerminalEvent, TokensEvent
+from ingine.contract.expiry import deadline_error
+from ingine.contract.faults import MAX_REASON_CHARS
+from ingine.contract.record import JobStatus
+from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
-from ingine.events import TerminalEvent, TokensEvent
-from ingine.expiry import deadline_error
-from ingine.job_faults import MAX_REASON_CHARS
-from ingine.outputs import FinishReason, SeqOutput
-from ingine.record import JobStatus
-from worker.entries import BROKEN, CANCELLED, STALE, Append, Begun, Entry, Finish
-from worker.jobs import MAX_ROLLBACKS, JobTable, RunningJob
-from worker.logs import log_event
-from worker.metrics import Metrics
-from worker.queue import Queue
-from worker.retry import until_served
+from ingine.worker.entries import BROKEN, CANCELLED, STALE, Append, Begun, Entry, Finish
+from ingine.worker.jobs import MAX_ROLLBACKS, JobTable, RunningJob
+from ingine.worker.logs import log_event
+from ingine.worker.metrics import Metrics
+from ingine.worker.queue import Queue
+from ingine.worker.retry import until_served
 
 logger = logging.getLogger(__name__)
 

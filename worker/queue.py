@@ -10,25 +10,25 @@ from typing import Any
 import msgpack
 from redis.asyncio import Redis
 
-from ingine.control import nudge
+from ingine.connect.scripts import load_script
+from ingine.connect.trips import Trips
+from ingine.contract.control import nudge
+from ingine.contract.events import UNREADABLE, decode_log, encode_event
+from ingine.contract.expiry import expire_due
+from ingine.contract.keys import GROUP, RELEASED, SILENT_AFTER_S, Keys, parked
 from ingine.errors import ErrorCode, InvalidRequest
-from ingine.events import UNREADABLE, decode_log, encode_event
-from ingine.expiry import expire_due
-from ingine.keys import GROUP, RELEASED, SILENT_AFTER_S, Keys, parked
-from ingine.loaded_scripts import load_script
-from worker.burial import ending_of
-from worker.entries import Append, Begun, Entry, Finish
-from worker.heartbeat import last_beat_s
-from worker.job_streams import DEFAULT_MAX_COST, JobStreams
-from worker.served_model import ServedModel
-from worker.trips import Trips
+from ingine.worker.burial import ending_of
+from ingine.worker.entries import Append, Begun, Entry, Finish
+from ingine.worker.heartbeat import last_beat_s
+from ingine.worker.job_streams import DEFAULT_MAX_COST, JobStreams
+from ingine.worker.served_model import ServedModel
 
 LOG_PAGE = 128
 """Events of a log that are read at once: with log probabilities 200 kB, and a log may be a thousand times as
 long."""
 
 DEFAULT_LEASE_S = 15.0
-"""As in `worker.settings`."""
+"""As in `ingine.worker.settings`."""
 
 MAX_PROMOTED = 100
 """Delayed jobs that one sweep looks at."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
-from worker.logs import log_event
+from ingine.worker.logs import log_event
 
 logger = logging.getLogger(__name__)
 

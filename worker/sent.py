@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from worker.entries import Append
+from ingine.worker.entries import Append
 
 KEPT_BYTES = 128 << 10
 """Of a job's committed events: several seconds of tokens, about one with the most log probabilities. A server

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingine.keys import parked
+from ingine.contract.keys import parked
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class ServedModel:
     names: frozenset[str]
     """The values of `Job.model` that mean it."""
     weights: str
-    """`ingine.fingerprint.model_fingerprint` of its folder."""
+    """`ingine.engine.store.fingerprint.model_fingerprint` of its folder."""
     numerics: str
     """`EngineHost.numerics`: the numbers that it computes in."""
 

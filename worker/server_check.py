@@ -12,12 +12,12 @@ from typing import Any
 from redis import exceptions
 from redis.asyncio import Redis
 
+from ingine.connect.scripts import load_script
+from ingine.connect.servers import WrongServer, is_lacking
+from ingine.contract.keys import Keys
+from ingine.contract.roles import Role, calls
 from ingine.errors import ConfigError
-from ingine.keys import Keys
-from ingine.loaded_scripts import load_script
-from ingine.roles import Role, calls
-from ingine.servers import WrongServer, is_lacking
-from worker.logs import log_event
+from ingine.worker.logs import log_event
 
 logger = logging.getLogger(__name__)
 

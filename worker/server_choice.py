@@ -7,8 +7,7 @@ from pathlib import Path
 
 import redis
 
-from ingine.errors import ConfigError
-from ingine.local_server import (
+from ingine.connect.local_server import (
     DEFAULT_HOST,
     DEFAULT_PORT,
     DEFAULT_URL,
@@ -18,8 +17,9 @@ from ingine.local_server import (
     other_person_on,
     running_url,
 )
-from ingine.server_url import redact
-from worker.embedded import START_TIMEOUT_S, DataDirInUse, EmbeddedServer, PortTaken, is_taken
+from ingine.connect.url import redact
+from ingine.errors import ConfigError
+from ingine.worker.embedded import START_TIMEOUT_S, DataDirInUse, EmbeddedServer, PortTaken, is_taken
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ingine.byte_sizes import parse_bytes
-from ingine.config import EngineConfig
-from ingine.environment import ENV_FILE, ENV_PREFIX, check_variables, is_service_link
+from ingine.connect.environment import ENV_FILE, ENV_PREFIX, check_variables, is_service_link
+from ingine.connect.secrets import secrets_dir, unreadable
+from ingine.connect.url import check_url
+from ingine.contract.jobs import DEFAULT_RESULT_TTL_S, Name
+from ingine.contract.keys import PARKED_PREFIX, QUEUE_NAME
+from ingine.engine.config import EngineConfig
 from ingine.errors import ConfigError
-from ingine.jobs import DEFAULT_RESULT_TTL_S, Name
-from ingine.keys import PARKED_PREFIX, QUEUE_NAME
-from ingine.secret_files import secrets_dir, unreadable
-from ingine.server_url import check_url
-from worker.identity import default_name
+from ingine.worker.identity import default_name
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 

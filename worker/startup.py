@@ -4,13 +4,13 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from ingine.connect.scripts import load_script
+from ingine.contract.keys import SILENT_AFTER_S, Keys, read_num_partitions
 from ingine.errors import ConfigError
-from ingine.keys import SILENT_AFTER_S, Keys, read_num_partitions
-from ingine.loaded_scripts import load_script
-from worker.heartbeat import Heartbeat
-from worker.queue import Queue
-from worker.retry import never_passes
-from worker.settings import WorkerSettings
+from ingine.worker.heartbeat import Heartbeat
+from ingine.worker.queue import Queue
+from ingine.worker.retry import never_passes
+from ingine.worker.settings import WorkerSettings
 
 MAX_REPLACED = 10
 """Models of workers that are gone, which a worker that starts replaces one after another. Each but the first

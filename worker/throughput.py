@@ -5,11 +5,11 @@ import logging
 import time
 from collections import Counter
 
-from ingine.record import JobStatus
-from worker.engine_link import EngineHost
-from worker.jobs import JobTable
-from worker.logs import log_event
-from worker.metrics import Metrics
+from ingine.contract.record import JobStatus
+from ingine.worker.hosting.engine_link import EngineHost
+from ingine.worker.jobs import JobTable
+from ingine.worker.logs import log_event
+from ingine.worker.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 

@@ -9,34 +9,34 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 import ingine
+from ingine.connect.servers import Servers
+from ingine.contract.keys import GROUP, Keys, all_partitions
+from ingine.contract.record import JobStatus
 from ingine.errors import ConfigError, EngineError, InvalidRequest
-from ingine.keys import GROUP, Keys, all_partitions
-from ingine.record import JobStatus
-from ingine.servers import Servers
-from worker.admission import Admission
-from worker.engine_link import EngineFailure, EngineHost, StepMessage
-from worker.entries import CANCELLED, STALE
-from worker.hand_over import HandOver
-from worker.health import Health
-from worker.http import HttpServer
-from worker.identity import new_worker_id
-from worker.jobs import JobTable, RunningJob
-from worker.lanes import Lanes
-from worker.leases import LeaseThread
-from worker.logs import log_event
-from worker.metrics import Metrics
-from worker.partition import Partition, watch_number
-from worker.prompts import PromptReader
-from worker.publisher import Publisher
-from worker.queue import Queue
-from worker.retry import until_served
-from worker.served_model import ServedModel
-from worker.server_check import check_server
-from worker.settings import WorkerSettings
-from worker.startup import enter, foreign_key, num_partitions, prepare
-from worker.tasks import cancel_all
-from worker.throughput import Throughput
-from worker.watchdog import StepHangs, watch_steps
+from ingine.worker.admission import Admission
+from ingine.worker.entries import CANCELLED, STALE
+from ingine.worker.hand_over import HandOver
+from ingine.worker.health import Health
+from ingine.worker.hosting.engine_link import EngineFailure, EngineHost, StepMessage
+from ingine.worker.hosting.watchdog import StepHangs, watch_steps
+from ingine.worker.http import HttpServer
+from ingine.worker.identity import new_worker_id
+from ingine.worker.jobs import JobTable, RunningJob
+from ingine.worker.lanes import Lanes
+from ingine.worker.leases import LeaseThread
+from ingine.worker.logs import log_event
+from ingine.worker.metrics import Metrics
+from ingine.worker.partition import Partition, watch_number
+from ingine.worker.prompts import PromptReader
+from ingine.worker.publisher import Publisher
+from ingine.worker.queue import Queue
+from ingine.worker.retry import until_served
+from ingine.worker.served_model import ServedModel
+from ingine.worker.server_check import check_server
+from ingine.worker.settings import WorkerSettings
+from ingine.worker.startup import enter, foreign_key, num_partitions, prepare
+from ingine.worker.tasks import cancel_all
+from ingine.worker.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Worker:
     def __init__(
         self, settings: WorkerSettings, redis_url: str | None, engine: EngineHost, *, model: ServedModel
     ):
-        """redis_url: None: the server of those who name none, see `ingine.local_server`."""
+        """redis_url: None: the server of those who name none, see `ingine.connect.local_server`."""
         self._settings = settings
         self.id = new_worker_id(settings.worker_id)
         self._connect = partial(Servers, redis_url, client_name="ingine-worker")

@@ -5,12 +5,12 @@ from random import Random
 from typing import Any
 
 from benchmarks.fuzz.mutations import JSON, changed, damaged, nested
+from ingine.contract.keys import Priority
+from ingine.contract.record import JobStatus
 from ingine.errors import InvalidJob
-from ingine.keys import Priority
-from ingine.record import JobStatus
-from producer.batch_format import CHAT_URL, COMPLETIONS_URL, error_row, output_row, parse_line
-from producer.results import Result
-from producer.submission import build_submission
+from ingine.producer.openai.batch_format import CHAT_URL, COMPLETIONS_URL, error_row, output_row, parse_line
+from ingine.producer.results import Result
+from ingine.producer.submission import build_submission
 
 SAMPLING = {
     "temperature": 0.5, "top_p": 0.9, "max_tokens": 9, "stop": ["x"], "seed": 7, "logit_bias": {"5": 1.5},

@@ -9,8 +9,8 @@ from benchmarks.fuzz.batch_lines import WORDS
 from benchmarks.fuzz.mutations import JSON, changed, damaged
 from benchmarks.fuzz.running import outcome
 from ingine.errors import ConfigError
-from producer.batch_files import RowFile
-from producer.batch_format import is_cut
+from ingine.producer.batch_files import RowFile
+from ingine.producer.openai.batch_format import is_cut
 
 BODY = {"choices": [{"finish_reason": "length"}]}
 ROW = {"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200, "body": BODY}, "error": None}

@@ -6,8 +6,8 @@ from typing import Any
 
 from benchmarks.fuzz.mutations import packed_case
 from benchmarks.fuzz.running import finished
-from worker.control import COMMANDS, ControlListener
-from worker.partition import Partition
+from ingine.worker.control import COMMANDS, ControlListener
+from ingine.worker.partition import Partition
 
 NUDGES = (
     {"command": "cancel", "job_id": "a"}, {"command": "released"}, {"command": "pause"},

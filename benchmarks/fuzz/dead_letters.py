@@ -9,9 +9,9 @@ import msgpack
 
 from benchmarks.fuzz import jobs
 from benchmarks.fuzz.mutations import fields_case
-from ingine.keys import Keys
-from producer.cli_options import print_fields
-from producer.control import _age, _dead_letter
+from ingine.cli.options import print_fields
+from ingine.contract.keys import Keys
+from ingine.producer.control import _age, _dead_letter
 from tests.security.wire_properties import FULL_JOB, packed
 
 LETTER = {

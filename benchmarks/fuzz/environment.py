@@ -11,11 +11,11 @@ from random import Random
 
 import msgpack
 
-import producer.settings
-import worker.settings
+import ingine.producer.settings
+import ingine.worker.settings
 from benchmarks.fuzz.mutations import TEXTS, damaged
 from benchmarks.fuzz.running import outcome
-from ingine.environment import KNOWN_SETTINGS
+from ingine.connect.environment import KNOWN_SETTINGS
 from ingine.errors import ConfigError
 
 CALLS_AT_LEAST, CALLS_PER_BYTE = 100_000, 200
@@ -74,7 +74,7 @@ def check(case: bytes) -> str:
     variables, file, secrets = msgpack.unpackb(case, strict_map_key=False)
     results = []
     with _surroundings(variables, file, secrets):
-        for load in (worker.settings.load_settings, producer.settings.load_settings):
+        for load in (ingine.worker.settings.load_settings, ingine.producer.settings.load_settings):
             try:
                 _, result = outcome(load)
             except ConfigError as error:

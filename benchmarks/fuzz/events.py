@@ -6,11 +6,11 @@ from random import Random
 
 from benchmarks.fuzz.mutations import packed_case
 from benchmarks.fuzz.running import outcome
+from ingine.contract.events import UNREADABLE, TerminalEvent, TokensEvent, decode_event, encode_event
 from ingine.errors import ClientError
-from ingine.events import UNREADABLE, TerminalEvent, TokensEvent, decode_event, encode_event
-from producer.batch_format import CHAT_URL, COMPLETIONS_URL, Line, output_row
-from producer.handle import _result
-from producer.results import raise_unless_finished
+from ingine.producer.handle import _result
+from ingine.producer.openai.batch_format import CHAT_URL, COMPLETIONS_URL, Line, output_row
+from ingine.producer.results import raise_unless_finished
 
 LOGPROBS = [
     {"token_id": 5, "logprob": -0.5, "top": [[5, -0.5], [6, -1.5]], "bytes": [97], "top_bytes": [[97], [98]]},

@@ -4,8 +4,8 @@ from random import Random
 
 from benchmarks.fuzz.mutations import damaged
 from benchmarks.fuzz.running import file_of, outcome
+from ingine.engine.models.gguf_header import read_gguf_header
 from ingine.errors import ConfigError
-from ingine.models.gguf_header import read_gguf_header
 from tests.security.gguf_bytes import tiny_gguf
 
 WORDS = (b"\x00", b"\xff\xff\xff\xff", b"\x09\x00\x00\x00", b"\x00\x00\x00\x00\x00\x00\x00\x40", b"GGUF")

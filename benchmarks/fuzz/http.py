@@ -12,7 +12,7 @@ from random import Random
 from prometheus_client import CollectorRegistry
 
 from benchmarks.fuzz.mutations import damaged
-from worker.http import HttpServer
+from ingine.worker.http import HttpServer
 
 IN_THREADS = True
 """The thread that calls `check` does not do the work."""

@@ -8,11 +8,11 @@ import msgpack
 from benchmarks.fuzz import events
 from benchmarks.fuzz.mutations import fields_case, packed_case, text_bytes
 from benchmarks.fuzz.running import finished, outcome
+from ingine.contract.events import UNREADABLE, TerminalEvent
+from ingine.contract.keys import Keys
 from ingine.errors import ClientError
-from ingine.events import UNREADABLE, TerminalEvent
-from ingine.keys import Keys
-from producer.token_log import LogPage, _page
-from worker.queue import Queue
+from ingine.producer.token_log import LogPage, _page
+from ingine.worker.queue import Queue
 
 RECORD = {b"status": b"running", b"position": b"4", b"deadline_at": b"1700000000000"}
 TOKENS, END = events.VALID[0], events.VALID[2]

@@ -11,11 +11,11 @@ import msgpack
 from benchmarks.fuzz.logs import LONGEST_MESSAGE
 from benchmarks.fuzz.mutations import fields_case, packed_case, text_bytes
 from benchmarks.fuzz.running import finished, outcome
+from ingine.cli.queue import _print_queue
+from ingine.contract.keys import Keys, read_num_partitions
 from ingine.errors import ClientError
-from ingine.keys import Keys, read_num_partitions
-from producer.cli_queue import _print_queue
-from producer.queue_info import merge, num_serving, read_partition
-from worker.heartbeat import last_beat_s
+from ingine.producer.queue_info import merge, num_serving, read_partition
+from ingine.worker.heartbeat import last_beat_s
 
 NOW_S = 1_700_000_000
 HEARTBEAT = {

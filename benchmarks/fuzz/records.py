@@ -9,11 +9,11 @@ import msgpack
 from benchmarks.fuzz import jobs
 from benchmarks.fuzz.mutations import fields_case, text_bytes
 from benchmarks.fuzz.running import outcome
+from ingine.contract.keys import Keys, Priority
 from ingine.errors import ClientError
-from ingine.keys import Keys, Priority
-from producer.listing import _FIELDS, WAITING, _found, _of_entry, _priority, _Raw, _text
-from producer.queue_jobs import _call, _order
-from producer.results import JobInfo
+from ingine.producer.listing import _FIELDS, WAITING, _found, _of_entry, _priority, _Raw, _text
+from ingine.producer.queue_jobs import _call, _order
+from ingine.producer.results import JobInfo
 from tests.security.wire_properties import FULL_JOB, packed
 
 RECORD = {

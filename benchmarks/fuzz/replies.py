@@ -7,9 +7,9 @@ import msgpack
 from benchmarks.fuzz import events
 from benchmarks.fuzz.logs import LONGEST_MESSAGE
 from benchmarks.fuzz.mutations import text_bytes
+from ingine.contract.record import JobStatus
 from ingine.errors import ClientError
-from ingine.record import JobStatus
-from producer.replies import _reply
+from ingine.producer.replies import _reply
 
 
 def cases(rng: Random) -> bytes:

@@ -5,8 +5,8 @@ from random import Random
 
 from benchmarks.fuzz.mutations import JSON, changed, damaged
 from benchmarks.fuzz.running import file_of, outcome
+from ingine.engine.store.safetensors_header import read_header
 from ingine.errors import ConfigError
-from ingine.safetensors_header import read_header
 
 HEADER = {
     "__metadata__": {"format": "pt"},

@@ -6,7 +6,7 @@ from random import Random
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
 
 from benchmarks.fuzz.mutations import TEXTS, damaged
-from ingine.server_url import URL_SCHEMES, parse_server_url, redact
+from ingine.connect.url import URL_SCHEMES, parse_server_url, redact
 
 SECRET = "geheim77"
 HOSTS = (

@@ -10,11 +10,11 @@ import msgpack
 
 from benchmarks.fuzz.mutations import fields_case, text_bytes
 from benchmarks.fuzz.queue_state import NOW_S, SETTINGS
-from ingine.jobs import decode_job
+from ingine.contract.jobs import decode_job
+from ingine.worker.heartbeat import Heartbeat, _text
+from ingine.worker.partition import Partition
+from ingine.worker.shares import Shares
 from tests.security.wire_properties import FULL_JOB, packed
-from worker.heartbeat import Heartbeat, _text
-from worker.partition import Partition
-from worker.shares import Shares
 
 MODELS = {b"m": b"1699999990", b"fingerprint": b"1699999990"}
 JOB = packed(FULL_JOB)

@@ -13,10 +13,10 @@ from torch import Tensor
 from benchmarks.gpu_check.cells import Cells, Figures, Skipped
 from benchmarks.gpu_check.device import name_of
 from benchmarks.gpu_check.plan import Plan
-from ingine.attention import AttentionBackend
-from ingine.attention.varlen import VarlenAttention, find_varlen_attn
+from ingine.engine.kernels.attention import AttentionBackend
+from ingine.engine.kernels.attention.varlen import VarlenAttention, find_varlen_attn
+from ingine.engine.kernels.select import select_kernels, triton_kernels
 from ingine.errors import ConfigError
-from ingine.kernels import select_kernels, triton_kernels
 from tests.engine.paged_attention import Attention, as_int4
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}

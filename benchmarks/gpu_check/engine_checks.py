@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.gpu_check.cells import Cells, Figures
 from benchmarks.gpu_check.plan import Plan
-from ingine.config import EngineConfig
-from ingine.engine import Engine
-from ingine.kernels import REFERENCE, triton_kernels
-from ingine.models.decoder import Decoder
-from ingine.models.loader import load_model
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.kernels.select import REFERENCE, triton_kernels
+from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.loader import load_model
 from ingine.sampling_params import SamplingParams
 from tests.tiny_models import make_tiny_model
 

@@ -14,9 +14,9 @@ from benchmarks.gpu_check.plan import DRY, FULL, Plan
 from benchmarks.gpu_check.random_model import kernels_for, kv_bytes_per_token
 from benchmarks.gpu_check.subject import Subject
 from ingine.sampling_params import SamplingParams
-from worker.engine_child import serve_engine
-from worker.engine_link import EngineFailure, StepMessage
-from worker.engine_process import EngineProcess
+from ingine.worker.hosting.engine_child import serve_engine
+from ingine.worker.hosting.engine_link import EngineFailure, StepMessage
+from ingine.worker.hosting.engine_process import EngineProcess
 
 
 def run(plan: Plan, cells: Cells) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 from benchmarks.gpu_check.cells import Cells, Figures
 from benchmarks.gpu_check.device import name_of
 from benchmarks.gpu_check.plan import Plan
-from ingine.kernels import REFERENCE, triton_kernels
-from ingine.layers.ops import LayerOps
+from ingine.engine.kernels.layers.ops import LayerOps
+from ingine.engine.kernels.select import REFERENCE, triton_kernels
 
 EPS = 1e-6
 SIZES = (64, 96, 128, 576, 1536, 4096, 8960)

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("ingine.kernels").setLevel(logging.INFO)
+    logging.getLogger("ingine.engine.kernels.select").setLevel(logging.INFO)
     run_part(args.part, DRY if args.dry_run else FULL, args.cells, args.until)
 
 

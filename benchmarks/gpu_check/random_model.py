@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_check.plan import Plan, Shape
-from ingine.kernels import Kernels, select_kernels, triton_kernels
-from ingine.layers.weights import PlainWeights
-from ingine.models.config import ModelConfig
-from ingine.models.decoder import Decoder
-from ingine.models.rope import rope_frequencies
+from ingine.engine.kernels.layers.weights import PlainWeights
+from ingine.engine.kernels.select import Kernels, select_kernels, triton_kernels
+from ingine.engine.models.config import ModelConfig
+from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.rope import rope_frequencies
 
 MAX_POSITION_EMBEDDINGS = 32_768
 DEVIATION = 0.02

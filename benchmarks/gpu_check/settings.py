@@ -9,7 +9,7 @@ from benchmarks.gpu_check.cells import Cells, Figures
 from benchmarks.gpu_check.plan import Plan
 from benchmarks.gpu_check.random_model import kernels_for
 from benchmarks.gpu_check.subject import Subject, bandwidth
-from ingine.kernels import triton_kernels
+from ingine.engine.kernels.select import triton_kernels
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from benchmarks.gpu_check.cells import Cells, Figures
 from benchmarks.gpu_check.device import name_of
 from benchmarks.gpu_check.plan import Plan
 from benchmarks.gpu_check.timing import seconds_each
-from ingine.kernels import triton_kernels
-from ingine.layers.stored import Int4Matrix, ScaledMatrix, StoredMatrix
+from ingine.engine.kernels.layers.stored import Int4Matrix, ScaledMatrix, StoredMatrix
+from ingine.engine.kernels.select import triton_kernels
 
 SHAPES = ((4096, 4096), (6144, 4096), (4096, 14336))
 """Rows and columns: some of an 8B model's."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.gpu_check.cells import Figures, Skipped
 from benchmarks.gpu_check.plan import Plan
-from ingine.engine import Engine
+from ingine.engine.engine import Engine
 from ingine.errors import EngineError
 from ingine.sampling_params import SamplingParams
 

@@ -10,9 +10,9 @@ from benchmarks.gpu_check.bandwidth import measure_bandwidth
 from benchmarks.gpu_check.cells import Cells, Figures
 from benchmarks.gpu_check.plan import Plan
 from benchmarks.gpu_check.random_model import random_decoder
-from ingine.config import EngineConfig
-from ingine.engine import Engine
-from ingine.kernels import Kernels
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.kernels.select import Kernels
 
 
 @dataclass(frozen=True)

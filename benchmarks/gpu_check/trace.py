@@ -15,7 +15,7 @@ from benchmarks.gpu_check.plan import Plan
 from benchmarks.gpu_check.random_model import kernels_for
 from benchmarks.gpu_check.subject import Subject
 from benchmarks.gpu_check.timing import synchronize
-from ingine.engine import Engine
+from ingine.engine.engine import Engine
 
 NUM_STEPS = 4
 NUM_NAMED = 12

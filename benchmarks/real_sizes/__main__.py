@@ -28,8 +28,8 @@ from benchmarks.real_sizes.shapes import SHAPES, Shape
 from benchmarks.rivals.child import ROOT, Child, SystemFailed
 from benchmarks.rivals.protocol import Request
 from benchmarks.rivals.workloads import slices
-from ingine.model_store import DEFAULT_MODEL, resolve_model
-from ingine.tokenizer import Tokenizer
+from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
+from ingine.engine.text.tokenizer import Tokenizer
 
 LOAD_TIMEOUT_S = 1800
 COMPILE_TIMEOUT_S = 600
@@ -100,7 +100,7 @@ def _cache(scratch: Path) -> dict[str, str]:
 
 def _compile_kernels(scratch: Path) -> None:
     """Once, or the first load would be charged with it."""
-    command = [sys.executable, "-c", "from ingine import native; native.library()"]
+    command = [sys.executable, "-c", "from ingine.engine.kernels import native; native.library()"]
     subprocess.run(command, cwd=ROOT, env=os.environ | _cache(scratch), check=True, timeout=COMPILE_TIMEOUT_S)
 
 

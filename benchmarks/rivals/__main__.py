@@ -16,8 +16,8 @@ from benchmarks.rivals.plan import LOAD, REFERENCE, SYSTEMS, System
 from benchmarks.rivals.report import as_json, table
 from benchmarks.rivals.run import Run
 from benchmarks.rivals.workloads import ARRIVALS, START_COLD, START_WARM, WORKLOADS, describe
-from ingine.model_store import DEFAULT_MODEL, resolve_model
-from ingine.tokenizer import Tokenizer
+from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
+from ingine.engine.text.tokenizer import Tokenizer
 
 RESULTS = ROOT / "benchmarks" / "results" / f"rivals-{cpu_kind(platform.machine(), cpu_flags())}.json"
 """A file for each kind of machine."""

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.rivals.child import ROOT, Child, SystemFailed, last_line
 from benchmarks.rivals.plan import Files, System
 from benchmarks.rivals.protocol import Request
-from ingine.folders import cache_root
+from ingine.paths import cache_root
 
 MODELS = ROOT / ".rivals" / "models"
 """What is made of the model for those that cannot read its folder, by the folder's name."""

@@ -12,7 +12,7 @@ from benchmarks.rivals.plan import LOAD, REFERENCE, System
 from benchmarks.rivals.protocol import Request
 from benchmarks.rivals.summary import Figures, agreement, latencies, over_rounds, throughput
 from benchmarks.rivals.workloads import ARRIVALS, START_COLD, WORKLOADS, arriving
-from ingine.tokenizer import Tokenizer
+from ingine.engine.text.tokenizer import Tokenizer
 
 
 @dataclass

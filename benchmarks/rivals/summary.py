@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from benchmarks.rivals.protocol import Request
-from worker.percentile import percentile
+from ingine.bench.percentile import percentile
 
 Figures = dict[str, float]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.rivals.protocol import Request
-from ingine.tokenizer import Tokenizer
-from worker.bench.workload import PASSAGE, make_workload
+from ingine.bench.workload import PASSAGE, make_workload
+from ingine.engine.text.tokenizer import Tokenizer
 
 SEED = 20_261_124
 SHARED_PREFIX_TOKENS = 400

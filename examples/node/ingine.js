@@ -7,7 +7,7 @@ import { decode, encode } from "@msgpack/msgpack";
 import { ClientClosedError, RESP_TYPES, ReconnectStrategyError, createClient } from "redis";
 
 const [SILENCE_MS, SPACING_MS] = [2000, 50];
-const SUBMIT_LUA = new URL("submit.lua", import.meta.url); // a copy of ingine/scripts/submit.lua
+const SUBMIT_LUA = new URL("submit.lua", import.meta.url); // a copy of ingine/contract/scripts/submit.lua
 const [MAX_JOBS, MAX_JOB_BYTES, MAX_BYTES] = ["100000", "1048576", "1073741824"]; // where the queue has no own
 const LARGEST_JOB = "8388608"; // bytes, whatever the queue says
 const [BYTES_PER_TOKEN, EXPECTED_TOKENS, MAX_COST] = [4, 256, 1048576]; // about; for fair shares

@@ -8,19 +8,19 @@ import sys
 import pytest
 from rich.console import Console
 
+from ingine.bench.measure import Measurement, Stopwatch, median
+from ingine.bench.run import CONTINUOUS, HF, ONE, REDIS, print_table, run
 from ingine.errors import ConfigError
 from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S
-from worker.bench.measure import Measurement, Stopwatch, median
-from worker.bench.run import CONTINUOUS, HF, ONE, REDIS, print_table, run
 
 SMALL = """
-from worker.bench import workload
+from ingine.bench import workload
 workload.NUM_OUTPUT_TOKENS = 8
 workload.SAMPLING = workload.SAMPLING.model_copy(update={"max_tokens": 8})
-from worker.bench import run
+from ingine.bench import run
 run.BATCH_SIZES = (2, 5)
-from ingine.cli import main
+from ingine.cli.main import main
 main()
 """
 """The command with fewer and shorter requests."""
@@ -30,7 +30,7 @@ main()
     ("program", "sizes", "num_tokens"),
     [
         pytest.param(["-c", SMALL], (2, 5), 8, id="small"),
-        pytest.param(["-m", "ingine.cli"], (8, 32), 64, id="as it is", marks=pytest.mark.wide),
+        pytest.param(["-m", "ingine.cli.main"], (8, 32), 64, id="as it is", marks=pytest.mark.wide),
     ],
 )
 def test_bench_measures_every_mode(tmp_path, program, sizes, num_tokens):

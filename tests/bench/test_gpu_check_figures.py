@@ -16,12 +16,19 @@ from benchmarks.gpu_check.random_model import model_config
 from benchmarks.gpu_check.subject import Subject
 from benchmarks.gpu_check.timing import seconds_each
 from benchmarks.gpu_check.trace import NUM_CHARACTERS, NUM_STEPS, group_of, summarize
-from ingine import device_sampling
-from ingine.attention import TorchAttention
-from ingine.engine import Engine
-from ingine.kernels import REFERENCE
-from ingine.models.decoder import Decoder
-from ingine.triton_kernels import kv_write, layer_ops, paged_decode, paged_prefill, sampling, stored_linear
+from ingine.engine.engine import Engine
+from ingine.engine.kernels.attention import TorchAttention
+from ingine.engine.kernels.select import REFERENCE
+from ingine.engine.kernels.triton import (
+    kv_write,
+    layer_ops,
+    paged_decode,
+    paged_prefill,
+    sampling,
+    stored_linear,
+)
+from ingine.engine.models.decoder import Decoder
+from ingine.engine.sample import cuda as device_sampling
 
 CPU = torch.device("cpu")
 

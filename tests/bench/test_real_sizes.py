@@ -19,9 +19,9 @@ from benchmarks.real_sizes.memory import PeakAnonymous, memory_of
 from benchmarks.real_sizes.rates import rates
 from benchmarks.real_sizes.shapes import SHAPES, Shape, tensors
 from benchmarks.rivals.protocol import Request
-from ingine.config import EngineConfig
-from ingine.engine import Engine
-from ingine.models.gguf_file import GGUFFile
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.models.gguf_file import GGUFFile
 from ingine.sampling_params import SamplingParams
 
 TINY = Shape("tiny", 256, 512, 2, 4, 2, 300, tied=True, max_position_embeddings=512)

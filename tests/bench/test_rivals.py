@@ -32,7 +32,7 @@ from benchmarks.rivals.workloads import (
     WORKLOADS,
     arriving,
 )
-from ingine.tokenizer import Tokenizer
+from ingine.engine.text.tokenizer import Tokenizer
 from tests.bench.fake_system import FakeSteps
 from tests.tiny_models import make_tokenizer
 from tests.waiting import HANGS_S, wait_until

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgpack
 
-from ingine.events import TerminalEvent
-from ingine.record import JobStatus
+from ingine.contract.events import TerminalEvent
+from ingine.contract.record import JobStatus
 from tests.chaos.jobs import JobSpec
 from tests.chaos.snapshot import Log, Snapshot
 

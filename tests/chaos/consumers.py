@@ -6,7 +6,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from ingine.errors import ClientError, JobCancelled, JobExpired, JobFailed, JobNotFound
-from producer import AsyncClient
+from ingine.producer import AsyncClient
 from tests.chaos.journal import Journal, Tail, read
 
 POLL_S = 0.1

@@ -12,10 +12,10 @@ from pathlib import Path
 import msgpack
 from redis.exceptions import RedisError
 
-from ingine.events import TerminalEvent, TokensEvent, encode_event
-from ingine.keys import Keys, keys_of
-from ingine.record import JobStatus
-from ingine.servers import Servers
+from ingine.connect.servers import Servers
+from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
+from ingine.contract.keys import Keys, keys_of
+from ingine.contract.record import JobStatus
 from tests.chaos.journal import Journal, Tail
 
 KINDS = ("tokens", "end", "another job's end", "repeat", "garbage", "nudge")

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from ingine.errors import DuplicateJob, QueueFull, RateLimited, ServerUnavailable
-from producer import AsyncClient, AsyncJobHandle
+from ingine.producer import AsyncClient, AsyncJobHandle
 from tests.chaos import jobs
 from tests.chaos.journal import Journal, read
 

@@ -23,8 +23,8 @@ def run(*, model: str, answers: str) -> None:
 
 def uninterrupted(model: str) -> list[tuple[list[int], str]]:
     """Raises ValueError where a choice is too close for two batches to agree on."""
-    from ingine.config import EngineConfig
-    from ingine.engine import Engine
+    from ingine.engine.config import EngineConfig
+    from ingine.engine.engine import Engine
 
     engine = Engine(EngineConfig(model=model, dtype="float32", device="cpu", kv_cache_bytes=16 << 20))
     for index, (prompt, sampling) in enumerate(greedy_requests()):

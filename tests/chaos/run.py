@@ -11,7 +11,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from ingine.keys import Keys, all_partitions
+from ingine.contract.keys import Keys, all_partitions
 from tests.chaos import forgers, jobs
 from tests.chaos.audit import Seen, audit
 from tests.chaos.journal import read

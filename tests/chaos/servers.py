@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
+from ingine.worker.child import Child
 from tests.chaos.proxy import HOST, ProxyProcess
 from tests.servers import free_port, server_binary
-from worker.child import Child
 
 OPTIONS = {
     "bind": HOST,

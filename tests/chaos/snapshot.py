@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
-from ingine.events import Event, decode_event
-from ingine.keys import EVENT_FIELD, GROUP, Keys
+from ingine.contract.events import Event, decode_event
+from ingine.contract.keys import EVENT_FIELD, GROUP, Keys
 
 TTL_FREE = ("queue", "workers", "models", "dead", "jobs:high", "jobs:normal", "jobs:low")
 """Keys that may stay for ever, behind the queue's prefix."""

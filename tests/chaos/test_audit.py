@@ -3,8 +3,8 @@
 import msgpack
 import pytest
 
-from ingine.events import TerminalEvent, TokensEvent
-from ingine.record import JobStatus
+from ingine.contract.events import TerminalEvent, TokensEvent
+from ingine.contract.record import JobStatus
 from tests.chaos.audit import KINDS, Findings, Seen, audit
 from tests.chaos.jobs import JobSpec
 from tests.chaos.snapshot import Log, Snapshot

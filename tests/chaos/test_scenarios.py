@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from ingine.errors import JobFailed, JobNotFound, ServerUnavailable
-from producer import AsyncClient
+from ingine.producer import AsyncClient
 from tests.chaos import jobs
 from tests.chaos.audit import Seen
 from tests.chaos.journal import Journal, read

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 import torch
 from redis.exceptions import ConnectionError
 
-from ingine.model_runner import ModelRunner
-from ingine.scheduler import ScheduledBatch
+from ingine.cli.worker import _serve, build_engine
+from ingine.engine.run.model_runner import ModelRunner
+from ingine.engine.schedule.scheduler import ScheduledBatch
+from ingine.worker.logs import setup_logging
+from ingine.worker.queue import Queue
+from ingine.worker.settings import WorkerSettings
 from tests.chaos.jobs import POISON
 from tests.chaos.schedule import CRASH_CALLS
-from worker.cli import _serve, build_engine
-from worker.logs import setup_logging
-from worker.queue import Queue
-from worker.settings import WorkerSettings
 
 
 def run(*, settings: dict, fate: dict) -> None:

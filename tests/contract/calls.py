@@ -8,19 +8,19 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
+from ingine.contract.events import TerminalEvent, TokensEvent
+from ingine.contract.expiry import expire
+from ingine.contract.keys import GROUP, Keys, Priority
+from ingine.contract.record import JobStatus
+from ingine.contract.scripts import read_script
 from ingine.errors import ClientError, JobNotFound
-from ingine.events import TerminalEvent, TokensEvent
-from ingine.expiry import expire
-from ingine.keys import GROUP, Keys, Priority
-from ingine.record import JobStatus
-from ingine.scripts import read_script
-from producer.client import AsyncClient
-from producer.submission import Submission
+from ingine.producer.client import AsyncClient
+from ingine.producer.submission import Submission
+from ingine.worker.entries import Append, Entry, Finish
+from ingine.worker.queue import Queue
 from tests.contract.model import MAX_DEATHS
 from tests.contract.snapshot import SILENT_MS, take_snapshot
 from tests.served_models import TINY
-from worker.entries import Append, Entry, Finish
-from worker.queue import Queue
 
 RESULT_TTL_S = 3600
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ingine.keys import RELEASED, WAITING
+from ingine.contract.keys import RELEASED, WAITING
 
 LOST = "nobody"
 """Holder of an entry that was delivered and is pending with none."""

@@ -9,8 +9,8 @@ import sys
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, multiple, precondition, rule
 
-from ingine.keys import RELEASED, WAITING, Priority
-from ingine.record import JobStatus
+from ingine.contract.keys import RELEASED, WAITING, Priority
+from ingine.contract.record import JobStatus
 from tests.contract.calls import Attempt
 from tests.contract.fair_order import LOST
 from tests.contract.model import MAX_DEATHS

@@ -1,14 +1,14 @@
 """The contract between producers, workers and consumers as plain Python: what each call answers, and what it
-leaves behind. One method a script; read it beside `ingine/scripts`.
+leaves behind. One method a script; read it beside `ingine/contract/scripts`.
 
 The server chooses two things, and the model is told: the ids of entries, and the time.
 """
 
 from dataclasses import dataclass, field
 
+from ingine.contract.keys import RELEASED, Priority
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
-from ingine.keys import RELEASED, Priority
-from ingine.record import JobStatus
 from tests.contract.fair_order import Entry, JobsStream
 
 MAX_DEATHS, SUSPECT_DEATHS = 3, 2

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, precondition, rule
 from redis.asyncio import Redis
 
-from ingine.jobs import Job, encode_job
-from ingine.keys import Priority
-from producer.submission import Submission, build_submission
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import Priority
+from ingine.producer.submission import Submission, build_submission
 from tests.contract.calls import Calls
 from tests.contract.fair_order import Entry
 from tests.contract.model import Limits, Model

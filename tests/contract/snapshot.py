@@ -6,9 +6,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from ingine.events import Event, TerminalEvent, decode_event
-from ingine.keys import GROUP, Keys, Priority
-from ingine.record import JobStatus
+from ingine.contract.events import Event, TerminalEvent, decode_event
+from ingine.contract.keys import GROUP, Keys, Priority
+from ingine.contract.record import JobStatus
 from tests.contract.fair_order import LOST
 from tests.contract.model import Model, Record
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingine.keys import Priority
-from ingine.record import JobStatus
+from ingine.contract.keys import Priority
+from ingine.contract.record import JobStatus
 from tests.contract.machine import DEEDS, Contract
 from tests.contract.model import MAX_DEATHS
 from tests.contract.test_contract import real_contract

@@ -5,16 +5,16 @@ import contextlib
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, multiple, precondition, rule
 
+from ingine.contract.events import decode_event
+from ingine.contract.jobs import decode_job
+from ingine.contract.keys import Priority
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.events import decode_event
-from ingine.jobs import decode_job
-from ingine.keys import Priority
-from ingine.record import JobStatus
+from ingine.worker.entries import Append
+from ingine.worker.entries import Entry as QueueEntry
+from ingine.worker.job_streams import LOW_FIRST_EVERY
 from tests.contract.calls import Attempt, Delivered
 from tests.contract.producing import WORKERS, Machine
-from worker.entries import Append
-from worker.entries import Entry as QueueEntry
-from worker.job_streams import LOW_FIRST_EVERY
 
 FAR_MS = 2**45
 """A due time that no test lives to see."""

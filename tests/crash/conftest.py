@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from ingine.config import EngineConfig
-from ingine.engine import Engine
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.producer import Client
 from ingine.sampling_params import SamplingParams
-from producer import Client
+from ingine.worker.embedded import EmbeddedServer
+from ingine.worker.local import LocalWorkers
 from tests.servers import durable_server
 from tests.tiny_models import make_tiny_model
-from worker.embedded import EmbeddedServer
-from worker.local import LocalWorkers
 
 LEASE_S = 1.0
 LONG = {"temperature": 0, "max_tokens": 400, "ignore_eos": True}

@@ -9,14 +9,14 @@ from collections import Counter
 import pytest
 import redis
 
-from ingine.events import decode_event
-from ingine.keys import Keys
-from producer import Client, JobHandle, JobStatus
+from ingine.contract.events import decode_event
+from ingine.contract.keys import Keys
+from ingine.producer import Client, JobHandle, JobStatus
+from ingine.worker.embedded import EmbeddedServer
+from ingine.worker.identity import name_of
 from tests.crash.conftest import LONG
 from tests.servers import durable_server
 from tests.waiting import HANGS_S, wait_until
-from worker.embedded import EmbeddedServer
-from worker.identity import name_of
 
 PROMPTS = [f"Story number {number}: once upon a time, " for number in range(40)]
 
@@ -135,7 +135,7 @@ def test_a_server_killed_and_restarted_from_its_file(server, queue, workers, uni
 def test_a_server_that_would_evict_is_refused(server, tiny_model, policy):
     with redis.Redis.from_url(server.url) as connection:
         connection.config_set("maxmemory-policy", policy)
-    command = [sys.executable, "-m", "ingine.cli", "worker", "--redis-url", server.url]
+    command = [sys.executable, "-m", "ingine.cli.main", "worker", "--redis-url", server.url]
     ended = subprocess.run(
         [*command, "--model", str(tiny_model), "--http-port", "-1"],
         capture_output=True,

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ingine.keys import all_partitions
-from producer import Client, JobHandle
+from ingine.contract.keys import all_partitions
+from ingine.producer import Client, JobHandle
+from ingine.worker.local import LocalWorkers
 from tests.crash.conftest import LEASE_S, LONG
 from tests.servers import cluster, watched_pair
 from tests.waiting import HANGS_S, wait_until
-from worker.local import LocalWorkers
 
 PROMPTS = [f"Once upon a time there were {n} of them" for n in range(8)]
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from ingine.events import TerminalEvent, TokensEvent, encode_event
-from ingine.keys import log_id
-from ingine.record import JobStatus
-from worker.demo.audit import Audit, audit
-from worker.demo.prompts import QUESTIONS
-from worker.demo.report import Report
-from worker.demo.streams import Stream
-from worker.percentile import percentile
+from ingine.bench.percentile import percentile
+from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
+from ingine.contract.keys import log_id
+from ingine.contract.record import JobStatus
+from ingine.demo.audit import Audit, audit
+from ingine.demo.prompts import QUESTIONS
+from ingine.demo.report import Report
+from ingine.demo.streams import Stream
 
 
 def token_entry(position: int, token_ids: list[int], text: str) -> tuple[str, bytes]:

@@ -9,13 +9,13 @@ import pytest
 import redis
 from rich.console import Console
 
+from ingine.demo.plan import Plan, plan_for
+from ingine.demo.prompts import QUESTIONS
+from ingine.demo.run import run
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ConfigError, ServerUnavailable
-from ingine.tokenizer import Tokenizer
 from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S
-from worker.demo.plan import Plan, plan_for
-from worker.demo.prompts import QUESTIONS
-from worker.demo.run import run
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def short_model(folder: Path, **options) -> Path:
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "ingine.cli", "demo", *arguments]
+    command = [sys.executable, "-m", "ingine.cli.main", "demo", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
 
 

@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from worker.demo.prompts import QUESTIONS
-from worker.demo.screen import LiveScreen, PlainScreen, grid_shape, open_screen
-from worker.demo.streams import Stream
+from ingine.demo.prompts import QUESTIONS
+from ingine.demo.screen import LiveScreen, PlainScreen, grid_shape, open_screen
+from ingine.demo.streams import Stream
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import subprocess
 import pytest
 import yaml
 
-from ingine.keys import Keys
+from ingine.contract.keys import Keys
+from ingine.worker.settings import WorkerSettings
 from tests.docs.tables import ROOT
-from worker.settings import WorkerSettings
 
 UNIT = ROOT / "deploy" / "ingine-worker.service"
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingine.local_server import DEFAULT_URL
-from ingine.record import JobStatus
-from producer.settings import ProducerSettings
+from ingine.connect.local_server import DEFAULT_URL
+from ingine.contract.record import JobStatus
+from ingine.producer.settings import ProducerSettings
+from ingine.worker.metrics import Metrics
+from ingine.worker.settings import ENV_PREFIX, WorkerSettings
 from tests.docs.tables import ROOT, table
-from worker.metrics import Metrics
-from worker.settings import ENV_PREFIX, WorkerSettings
 
 OPERATIONS = "docs/operations.md"
 PER_START = {"worker_id": "host-pid"}

@@ -2,9 +2,9 @@
 
 import re
 
+from ingine.contract.jobs import Job
+from ingine.contract.keys import Keys
 from ingine.errors import ErrorCode
-from ingine.jobs import Job
-from ingine.keys import Keys
 from ingine.sampling_params import SamplingParams
 from tests.docs.tables import ROOT, table
 

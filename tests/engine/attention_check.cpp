@@ -1,4 +1,4 @@
-// Attention of ingine/native/src/attention.cpp beside the textbook formula, for CPUs that only an emulator has
+// Attention of ingine/engine/kernels/native/src/attention.cpp beside the textbook formula, for CPUs that only an emulator has
 // here: no torch and no Python. Prints each format of KV that is right; the first wrong one is status 1.
 #include <algorithm>
 #include <cmath>

@@ -5,9 +5,9 @@ from functools import cache
 
 from filelock import FileLock
 
-from ingine import native
-from ingine.folders import cache_root
-from ingine.native.compiler import build
+from ingine.engine.kernels import native
+from ingine.engine.kernels.native.compiler import build
+from ingine.paths import cache_root
 
 
 @cache

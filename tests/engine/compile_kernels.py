@@ -17,12 +17,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from ingine import device_sampling
-from ingine.attention import triton as triton_attention
-from ingine.attention.triton import TritonAttention
-from ingine.layers.stored import Int4Matrix, ScaledMatrix
-from ingine.layers.triton_ops import TritonOps
-from ingine.layers.triton_weights import TritonWeights
+from ingine.engine.kernels.attention import triton as triton_attention
+from ingine.engine.kernels.attention.triton import TritonAttention
+from ingine.engine.kernels.layers.stored import Int4Matrix, ScaledMatrix
+from ingine.engine.kernels.layers.triton_ops import TritonOps
+from ingine.engine.kernels.layers.triton_weights import TritonWeights
+from ingine.engine.sample import cuda as device_sampling
 from tests.engine.paged_attention import Attention
 
 NUM_SMS = 132

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ingine.kernels import select_kernels
-from ingine.models.decoder import Decoder
-from ingine.models.loader import load_model
-from ingine.tokenizer import Tokenizer
+from ingine.engine.kernels.select import select_kernels
+from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.loader import load_model
+from ingine.engine.text.tokenizer import Tokenizer
 from tests.tiny_models import make_tiny_model, smollm2_path
 
 

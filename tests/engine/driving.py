@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from ingine.config import EngineConfig
-from ingine.engine import Engine
-from ingine.outputs import FinishReason, SeqOutput
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.sampling_params import SamplingParams
 from tests.engine.conftest import LoadedModel
 

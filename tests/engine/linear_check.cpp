@@ -1,4 +1,4 @@
-// Products of ingine/native/src/linear.cpp beside textbook ones, for CPUs that only an emulator has here: no torch
+// Products of ingine/engine/kernels/native/src/linear.cpp beside textbook ones, for CPUs that only an emulator has here: no torch
 // and no Python. Prints the instructions of each format; the first wrong product is one line, and status 1.
 #include <cmath>
 #include <cstdio>

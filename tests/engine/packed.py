@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ingine.attention import AttentionMetadata
-from ingine.models.decoder import Decoder
+from ingine.engine.kernels.attention import AttentionMetadata
+from ingine.engine.models.decoder import Decoder
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ingine.attention import AttentionBackend, KVCache, NativeAttention, TorchAttention
-from ingine.layers.int8 import rotate
-from ingine.layers.rotary import RotaryEmbedding, apply_rotary
+from ingine.engine.kernels.attention import AttentionBackend, KVCache, NativeAttention, TorchAttention
+from ingine.engine.kernels.layers.int8 import rotate
+from ingine.engine.kernels.layers.rotary import RotaryEmbedding, apply_rotary
 from tests.engine.packed import CPU, BlockPool, PagedSequence, pack
 
 

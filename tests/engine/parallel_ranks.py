@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ingine import build, device_sampling
-from ingine.config import EngineConfig
-from ingine.engine import Engine
-from ingine.kernels import REFERENCE, Kernels
-from ingine.models.loader import load_model
-from ingine.parallel import TensorParallel
+from ingine.engine import build
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.kernels.select import REFERENCE, Kernels
+from ingine.engine.models.loader import load_model
+from ingine.engine.run.parallel import TensorParallel
+from ingine.engine.sample import cuda as device_sampling
 from ingine.sampling_params import SamplingParams
 from tests.engine import tape
 from tests.engine.packed import PackedModel, PagedSequence
@@ -162,7 +163,7 @@ def generate_replayed(path: Path, parallel: TensorParallel) -> tuple[list[list[l
     """
     if not HAS_TRITON:
         return [], 0
-    from ingine.kernels import triton_kernels
+    from ingine.engine.kernels.select import triton_kernels
 
     build.capture_for = lambda device: capture
     options = {"max_num_seqs": 3, "async_scheduling": True, "kernels": triton_kernels()}

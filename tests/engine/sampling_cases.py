@@ -4,10 +4,10 @@ import math
 
 import torch
 
-from ingine.sampler import sample
-from ingine.sampling import Sampling
+from ingine.engine.sample.interface import Sampling
+from ingine.engine.sample.sampler import sample
+from ingine.engine.schedule.sequence import Sequence
 from ingine.sampling_params import SamplingParams
-from ingine.sequence import Sequence
 
 VOCAB_SIZE = 6000
 """More than the widest set of candidates, so that rows which need all of the vocabulary do."""

@@ -6,7 +6,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from ingine.layers.stored import GGUFMatrix, Int4Matrix, StoredMatrix
+from ingine.engine.kernels.layers.stored import GGUFMatrix, Int4Matrix, StoredMatrix
 
 HALVES = {
     GGMLQuantizationType.Q8_0: [0],

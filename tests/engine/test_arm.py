@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ingine.native.compiler import FLAGS, SOURCES
+from ingine.engine.kernels.native.compiler import FLAGS, SOURCES
 from tests.paths import ARM_COMPILER, ARM_EMULATOR, needs
 
 FOLDER = Path(__file__).parent

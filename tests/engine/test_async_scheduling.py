@@ -6,10 +6,10 @@ That they are the same in every mix of work is in test_equality.py and test_resu
 import pytest
 import torch
 
-from ingine.config import EngineConfig
+from ingine.engine.config import EngineConfig
+from ingine.engine.kernels.select import triton_kernels
+from ingine.engine.models.loader import load_model
 from ingine.errors import ConfigError, EngineError
-from ingine.kernels import triton_kernels
-from ingine.models.loader import load_model
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, Result, greedy, make_engine, run_one
 from tests.engine.marks import needs_interpreter
@@ -130,7 +130,7 @@ def test_a_step_that_is_lost_on_the_device_breaks_the_engine(llama, monkeypatch,
     driver.engine.add("a", PROMPT[:4], greedy(9))
     driver.step()
     with monkeypatch.context() as patch:
-        patch.setattr("ingine.model_runner.StepResult.wait", lambda self: 1 / 0)
+        patch.setattr("ingine.engine.run.model_runner.StepResult.wait", lambda self: 1 / 0)
         with pytest.raises(EngineError, match="lost on its way: ZeroDivisionError"):
             driver.step()
     for _ in range(3):
@@ -146,7 +146,9 @@ def test_a_rank_that_is_gone_is_not_waited_for(driver, monkeypatch):
         raise EngineError("another rank is gone")
 
     monkeypatch.setattr(driver.engine._runner, "run", gone)
-    monkeypatch.setattr("ingine.model_runner.StepResult.wait", lambda self: pytest.fail("it may hang"))
+    monkeypatch.setattr(
+        "ingine.engine.run.model_runner.StepResult.wait", lambda self: pytest.fail("it may hang")
+    )
     with pytest.raises(EngineError, match="another rank is gone"):
         driver.step()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ingine.attention import (
+from ingine.engine.kernels.attention import (
     AttentionBackend,
     AttentionMetadata,
     NativeAttention,
@@ -47,7 +47,7 @@ def make_backend(name: str) -> AttentionBackend:
         return TorchAttention()
     if name == "native":
         return NativeAttention(library())
-    from ingine.attention.triton import TritonAttention
+    from ingine.engine.kernels.attention.triton import TritonAttention
 
     return TritonAttention()
 

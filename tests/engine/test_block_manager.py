@@ -11,10 +11,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ingine.block_manager import BlockManager
+from ingine.engine.schedule.block_manager import BlockManager
+from ingine.engine.schedule.sequence import Sequence
 from ingine.errors import EngineError
 from ingine.sampling_params import SamplingParams
-from ingine.sequence import Sequence
 
 
 def make_sequence(token_ids: list[int], seq_id: str = "seq") -> Sequence:

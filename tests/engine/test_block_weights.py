@@ -8,10 +8,10 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 
-from ingine.layers.linear import Linear
-from ingine.layers.stored import GGUFMatrix, StoredMatrix
-from ingine.layers.weights import PlainWeights
-from ingine.native.weights import NativeInt8, NativeWeights
+from ingine.engine.kernels.layers.linear import Linear
+from ingine.engine.kernels.layers.stored import GGUFMatrix, StoredMatrix
+from ingine.engine.kernels.layers.weights import PlainWeights
+from ingine.engine.kernels.native.weights import NativeInt8, NativeWeights
 from tests.engine.builds import library
 from tests.engine.marks import EVERY_MARCH, needs_native
 from tests.engine.stored_matrices import BLOCK_SIZES, HALVES, gguf_matrix, int4_matrix, product
@@ -195,7 +195,7 @@ def test_int8_weights_stand_beside_those_in_blocks():
 
 AT_THE_END_OF_A_MAPPING = """
 import ctypes, mmap, sys, torch
-from ingine.layers.stored import GGUFMatrix
+from ingine.engine.kernels.layers.stored import GGUFMatrix
 from tests.engine.stored_matrices import BLOCK_SIZES, HALVES, gguf_matrix
 from tests.engine.test_block_weights import native
 

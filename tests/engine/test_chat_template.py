@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import jinja2
 import pytest
 
-from ingine.chat_template import ChatTemplate
+from ingine.engine.text.chat_template import ChatTemplate
 from tests.tiny_models import make_tokenizer
 
 SPECIAL_TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ingine import LLM, SamplingParams
+from ingine.engine.models import checkpoint
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.models import checkpoint
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.engine.test_models import PROMPT, assert_same, hf_logits, load
 from tests.tiny_models import make_tiny_model

@@ -6,9 +6,15 @@ import sys
 import pytest
 import torch
 
-from ingine import native
-from ingine.config import EngineConfig, numerics
-from ingine.device import available_host_bytes, num_kv_blocks, resolve_limits, select_device, select_dtype
+from ingine.engine.config import EngineConfig, numerics
+from ingine.engine.kernels import native
+from ingine.engine.run.device import (
+    available_host_bytes,
+    num_kv_blocks,
+    resolve_limits,
+    select_device,
+    select_dtype,
+)
 from ingine.errors import ConfigError
 from tests.engine.driving import make_engine
 from tests.engine.marks import needs_native
@@ -46,7 +52,7 @@ def test_a_wrong_value_names_its_field(options, says):
 
 
 def test_what_only_keeps_books_imports_no_torch():
-    modules = "ingine.config, ingine.scheduler, ingine.speculation, ingine.outputs, ingine.detokenizer"
+    modules = "ingine.engine.config, ingine.engine.schedule.scheduler, ingine.engine.schedule.speculation, ingine.engine.outputs, ingine.engine.text.detokenizer"
     script = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "False"
 

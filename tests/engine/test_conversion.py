@@ -9,10 +9,10 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from ingine.fingerprint import model_fingerprint
-from ingine.model_store import CONVERSION
-from ingine.models.gguf import convert_gguf
-from ingine.tokenizer import Tokenizer
+from ingine.engine.models.gguf import convert_gguf
+from ingine.engine.store.fingerprint import model_fingerprint
+from ingine.engine.store.model_store import CONVERSION
+from ingine.engine.text.tokenizer import Tokenizer
 from tests.engine.test_gguf import gguf_tensors, tiny, write_gguf
 from tests.engine.test_gguf_metadata import sentencepiece_file
 

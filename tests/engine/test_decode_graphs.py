@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ingine.decode_graphs import Choice, DecodeGraphs, bucket_sizes
-from ingine.kernels import triton_kernels
-from ingine.models.loader import load_model
+from ingine.engine.kernels.select import triton_kernels
+from ingine.engine.models.loader import load_model
+from ingine.engine.run.graphs import Choice, DecodeGraphs, bucket_sizes
 from ingine.sampling_params import SamplingParams
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, greedy, make_engine, run_one
@@ -37,7 +37,9 @@ def captured(tiny):
 @pytest.fixture
 def replays(monkeypatch) -> list[tuple[int, Choice | None]]:
     """Lets engines capture tapes. Steps that are replayed: how many sequences, and how these are sampled."""
-    monkeypatch.setattr("ingine.build.capture_for", lambda device: lambda step: Tape.capture(step).replay)
+    monkeypatch.setattr(
+        "ingine.engine.build.capture_for", lambda device: lambda step: Tape.capture(step).replay
+    )
     seen: list[tuple[int, Choice | None]] = []
     run_model, sample = DecodeGraphs.run_model, DecodeGraphs.sample
 
@@ -111,16 +113,16 @@ def test_random_rows_of_one_graph_have_each_its_own_numbers(captured, llama, rep
 
 
 def test_memory_for_kv_is_less_a_step_and_what_graphs_keep(captured, monkeypatch, replays):
-    monkeypatch.setattr("ingine.build.warm_up", lambda *_: 1 << 20)
+    monkeypatch.setattr("ingine.engine.build.warm_up", lambda *_: 1 << 20)
     asked = []
 
     def num_kv_blocks(config, device, bytes_per_block, *, step_bytes, mapped_bytes):
         asked.append(step_bytes)
         return 40
 
-    monkeypatch.setattr("ingine.build.num_kv_blocks", num_kv_blocks)
+    monkeypatch.setattr("ingine.engine.build.num_kv_blocks", num_kv_blocks)
     make_engine(captured("llama"), max_num_seqs=1)
-    monkeypatch.setattr("ingine.build.capture_for", lambda device: None)
+    monkeypatch.setattr("ingine.engine.build.capture_for", lambda device: None)
     make_engine(captured("llama"), max_num_seqs=1)
     assert asked == [2 << 20, 1 << 20]
 

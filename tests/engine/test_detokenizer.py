@@ -7,8 +7,8 @@ from tokenizers import Tokenizer as CoreTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ingine.detokenizer import Detokenizer
-from ingine.tokenizer import Tokenizer
+from ingine.engine.text.detokenizer import Detokenizer
+from ingine.engine.text.tokenizer import Tokenizer
 from tests.tiny_models import make_tokenizer
 
 TEXTS = (

@@ -1,6 +1,6 @@
 """What may follow, guessed from what followed before."""
 
-from ingine.drafter import Drafter
+from ingine.engine.schedule.drafter import Drafter
 
 
 def guess(text: str, max_tokens: int = 5) -> str:

@@ -5,11 +5,11 @@ import logging
 import pytest
 import torch
 
-from ingine.config import EngineConfig
-from ingine.engine import Engine
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import EngineError, InvalidRequest
 from ingine.sampling_params import SamplingParams
-from ingine.tokenizer import Tokenizer
 from tests.engine.conftest import LoadedModel, load
 from tests.engine.driving import Driver, greedy, make_engine, run_one
 from tests.tiny_models import EOS_TOKEN_ID, make_tiny_model, make_tokenizer
@@ -364,7 +364,7 @@ def test_the_trace_names_who_was_preempted(llama, caplog):
     driver = Driver(make_engine(llama, num_blocks=18))
     driver.engine.add("first", PROMPT, greedy())
     driver.engine.add("second", PROMPT[::-1], greedy())
-    with caplog.at_level(logging.DEBUG, logger="ingine.engine"):
+    with caplog.at_level(logging.DEBUG, logger="ingine.engine.engine"):
         driver.finish()
     lines = [record.getMessage() for record in caplog.records]
     preempted = next(i for i, line in enumerate(lines) if line.endswith("ms | preempted second"))
@@ -375,7 +375,7 @@ def test_the_trace_names_who_was_preempted(llama, caplog):
 def test_the_trace_has_a_line_a_step(llama, caplog):
     driver = Driver(make_engine(llama, num_blocks=40))
     driver.engine.add("a", PROMPT, greedy(2))
-    with caplog.at_level(logging.DEBUG, logger="ingine.engine"):
+    with caplog.at_level(logging.DEBUG, logger="ingine.engine.engine"):
         driver.finish()
     first, second, third = (record.getMessage() for record in caplog.records)
     assert first.startswith("prefill 16 tok/1 seq | decode 0 | 16 tok | blocks 4 used 36 free | ")

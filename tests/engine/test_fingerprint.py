@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ingine.engine.store.fingerprint import model_fingerprint
+from ingine.engine.store.model_store import resolve_model
 from ingine.errors import ConfigError
-from ingine.fingerprint import model_fingerprint
-from ingine.model_store import resolve_model
 from tests.engine.test_gguf import tiny, write_gguf
 from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S
@@ -197,7 +197,7 @@ def _bytes_read() -> int:
 
 def test_it_loads_nothing_heavy(original):
     code = (
-        "import sys\nfrom ingine.fingerprint import model_fingerprint\n"
+        "import sys\nfrom ingine.engine.store.fingerprint import model_fingerprint\n"
         "print(model_fingerprint(sys.argv[1]))\n"
         "print(sorted({'torch', 'transformers', 'safetensors', 'numpy'} & set(sys.modules)))"
     )

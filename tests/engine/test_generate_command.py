@@ -6,8 +6,8 @@ import sys
 import pytest
 from typer.testing import CliRunner, Result
 
-from ingine.cli import app
-from ingine.engine import Engine
+from ingine.cli.main import app
+from ingine.engine.engine import Engine
 
 
 @pytest.fixture

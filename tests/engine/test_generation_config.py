@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from ingine import LLM, SamplingParams
-from ingine.cli import app
+from ingine.cli.main import app
+from ingine.engine.limits import RequestLimits
+from ingine.engine.models.gguf import convert_gguf
+from ingine.engine.store.generation_config import read_sampling_defaults
 from ingine.errors import ConfigError
-from ingine.generation_config import read_sampling_defaults
-from ingine.models.gguf import convert_gguf
-from ingine.request_limits import RequestLimits
 from tests.engine.test_gguf import tiny, write_gguf
 
 OWN = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.01, "repetition_penalty": 1.05}

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama import LlamaConfig
 
+from ingine.engine.kernels.select import REFERENCE
+from ingine.engine.models import gguf as conversion
+from ingine.engine.models.gguf import convert_gguf
+from ingine.engine.models.loader import load_weights
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.kernels import REFERENCE
-from ingine.models import gguf as conversion
-from ingine.models.gguf import convert_gguf
-from ingine.models.loader import load_weights
 from tests.tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS, make_tiny_model, make_tokenizer
 
 F32 = gguf.GGMLQuantizationType.F32

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ingine.engine.models.gguf import convert_gguf
+from ingine.engine.models.gguf_file import shortest_float
+from ingine.engine.store.model_files import read_json
+from ingine.engine.store.model_store import resolve_model
 from ingine.errors import ConfigError
-from ingine.model_files import read_json
-from ingine.model_store import resolve_model
-from ingine.models.gguf import convert_gguf
-from ingine.models.gguf_file import shortest_float
 from tests.engine.test_gguf import TOKENS, TYPES, tiny, write_gguf
 from tests.engine.test_gguf_metadata import sentencepiece_file
 

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from ingine import native
-from ingine.build import make_runner
-from ingine.config import EngineConfig
-from ingine.device import resolve_limits
+from ingine.engine.build import make_runner
+from ingine.engine.config import EngineConfig
+from ingine.engine.kernels import native
+from ingine.engine.kernels.layers.stored import GGUFMatrix, StoredMatrix
+from ingine.engine.kernels.layers.weights import PlainWeights, Product
+from ingine.engine.kernels.native.weights import NativeWeights
+from ingine.engine.kernels.select import REFERENCE
+from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.gguf import convert_gguf, link_gguf
+from ingine.engine.models.gguf_checkpoint import GGUFCheckpoint
+from ingine.engine.models.gguf_file import GGUFFile
+from ingine.engine.models.loader import load_model
+from ingine.engine.run.device import resolve_limits
+from ingine.engine.run.parallel import SINGLE
+from ingine.engine.store.fingerprint import model_fingerprint
 from ingine.errors import ConfigError
-from ingine.fingerprint import model_fingerprint
-from ingine.kernels import REFERENCE
-from ingine.layers.stored import GGUFMatrix, StoredMatrix
-from ingine.layers.weights import PlainWeights, Product
-from ingine.models.decoder import Decoder
-from ingine.models.gguf import convert_gguf, link_gguf
-from ingine.models.gguf_checkpoint import GGUFCheckpoint
-from ingine.models.gguf_file import GGUFFile
-from ingine.models.loader import load_model
-from ingine.native.weights import NativeWeights
-from ingine.parallel import SINGLE
 from tests.engine.marks import needs_native
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.engine.test_gguf import loaded, tiny, write_gguf
@@ -275,6 +275,6 @@ def test_a_model_tells_how_much_of_it_lies_in_mapped_files(tied, tmp_path, monke
     assert load(tmp_path / "linked").mapped_bytes == 0
 
     told = []
-    monkeypatch.setattr("ingine.build.num_kv_blocks", lambda *_, **options: told.append(options) or 4)
+    monkeypatch.setattr("ingine.engine.build.num_kv_blocks", lambda *_, **options: told.append(options) or 4)
     make_runner(resolve_limits(EngineConfig("m", max_num_batched_tokens=8), CPU, 32), model, SINGLE)
     assert told[0]["mapped_bytes"] == model.mapped_bytes

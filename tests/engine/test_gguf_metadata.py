@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ingine import LLM, SamplingParams
+from ingine.engine.models.config import ModelConfig
+from ingine.engine.models.gguf import convert_gguf
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.models.config import ModelConfig
-from ingine.models.gguf import convert_gguf
-from ingine.tokenizer import Tokenizer
 from tests.engine.test_gguf import TOKENS, TYPES, add_metadata, tiny, write_gguf, written
 from tests.engine.test_tokenizer import sentencepiece_like
 from tests.tiny_models import make_tiny_model

@@ -7,9 +7,9 @@ import gguf
 import pytest
 import torch
 
+from ingine.engine.models.gguf import convert_gguf
+from ingine.engine.store.model_store import resolve_model
 from ingine.errors import ConfigError
-from ingine.model_store import resolve_model
-from ingine.models.gguf import convert_gguf
 from tests.engine.test_gguf import add_metadata, loaded, tiny, write_gguf, written
 
 

@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ingine.kernels import REFERENCE, select_kernels
-from ingine.layers.int4 import quantize_int4
-from ingine.layers.int4_weights import Int4Weights
-from ingine.layers.linear import Linear
-from ingine.layers.weights import PlainWeights
-from ingine.models.decoder import Decoder
-from ingine.models.importance import NUM_TOKENS, STRIDE
-from ingine.models.loader import load_model, load_weights
-from ingine.native.weights import NativeInt8
+from ingine.engine.kernels.layers.int4 import quantize_int4
+from ingine.engine.kernels.layers.int4_weights import Int4Weights
+from ingine.engine.kernels.layers.linear import Linear
+from ingine.engine.kernels.layers.weights import PlainWeights
+from ingine.engine.kernels.native.weights import NativeInt8
+from ingine.engine.kernels.select import REFERENCE, select_kernels
+from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.importance import NUM_TOKENS, STRIDE
+from ingine.engine.models.loader import load_model, load_weights
 from tests.engine.builds import library
 from tests.engine.marks import needs_native
 from tests.engine.packed import PackedModel, PagedSequence

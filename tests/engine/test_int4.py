@@ -11,13 +11,13 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from ingine.kernels import REFERENCE
-from ingine.layers.int4 import GROUP_SIZE, LARGEST_CODE, quantize_int4
-from ingine.layers.int4_weights import Int4Weights, quantize_q8_0
-from ingine.layers.stored import GGUFMatrix, Int4Matrix
-from ingine.layers.weights import PlainWeights
-from ingine.models.loader import load_model
-from ingine.native.weights import NativeInt8
+from ingine.engine.kernels.layers.int4 import GROUP_SIZE, LARGEST_CODE, quantize_int4
+from ingine.engine.kernels.layers.int4_weights import Int4Weights, quantize_q8_0
+from ingine.engine.kernels.layers.stored import GGUFMatrix, Int4Matrix
+from ingine.engine.kernels.layers.weights import PlainWeights
+from ingine.engine.kernels.native.weights import NativeInt8
+from ingine.engine.kernels.select import REFERENCE
+from ingine.engine.models.loader import load_model
 from tests.engine.builds import library
 from tests.engine.marks import needs_native
 from tests.engine.stored_matrices import gguf_matrix, int4_matrix, product
@@ -118,7 +118,7 @@ def test_a_group_with_a_number_that_is_not_finite_is_not_a_number_and_no_other_i
 def test_large_matrices_are_quantised_row_by_row_as_small_ones_are(monkeypatch):
     weight = normal(70, 96)
     whole = quantize_int4(weight)
-    monkeypatch.setattr("ingine.layers.int4.PART", 96 * 16)
+    monkeypatch.setattr("ingine.engine.kernels.layers.int4.PART", 96 * 16)
     assert equal(quantize_int4(weight), whole)
     row = quantize_int4(weight[3:4])
     assert torch.equal(row.codes, whole.codes[3:4]) and torch.equal(row.zeros, whole.zeros[3:4])
@@ -128,7 +128,7 @@ def test_large_matrices_are_quantised_row_by_row_as_small_ones_are(monkeypatch):
 SAME_BITS = "2c88d1a470b27604f210611298f28c8301a9f8d5eb13dff8a3e6d5804e42f303"
 DIGEST = """
 import hashlib, torch
-from ingine.layers.int4 import quantize_int4
+from ingine.engine.kernels.layers.int4 import quantize_int4
 # Whole numbers, sums of twelve, are near to normal and the same on every machine.
 numbers = torch.arange(64 * 192 * 12, dtype=torch.int64).mul_(2654435761).remainder_(2**32) >> 16
 matrix = quantize_int4(numbers.view(64, 192, 12).sum(dim=2).sub(6 * 65535).float() / 2**20)

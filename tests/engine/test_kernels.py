@@ -9,17 +9,18 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from ingine import device_sampling, native
-from ingine.attention import NativeAttention, TorchAttention
-from ingine.config import EngineConfig
-from ingine.device_sampling import TRITON_SAMPLING
-from ingine.engine import Engine
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.kernels import native
+from ingine.engine.kernels.attention import NativeAttention, TorchAttention
+from ingine.engine.kernels.layers.int4_weights import Int4Weights
+from ingine.engine.kernels.layers.weights import PlainWeights
+from ingine.engine.kernels.native.weights import NativeInt8, NativeWeights
+from ingine.engine.kernels.select import REFERENCE, select_kernels, triton_kernels
+from ingine.engine.sample import cuda as device_sampling
+from ingine.engine.sample.cuda import TRITON_SAMPLING
+from ingine.engine.sample.sampler import sample
 from ingine.errors import ConfigError
-from ingine.kernels import REFERENCE, select_kernels, triton_kernels
-from ingine.layers.int4_weights import Int4Weights
-from ingine.layers.weights import PlainWeights
-from ingine.native.weights import NativeInt8, NativeWeights
-from ingine.sampler import sample
 from tests.engine.marks import needs_native, needs_triton
 from tests.engine.sampling_cases import make_sequence
 
@@ -27,7 +28,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_the_choice_of_kernels_is_logged_in_one_line(caplog):
-    with caplog.at_level(logging.INFO, logger="ingine.kernels"):
+    with caplog.at_level(logging.INFO, logger="ingine.engine.kernels.select"):
         kernels = select_kernels(CPU, torch.float32)
     assert [record.message for record in caplog.records] == [
         f"kernels on cpu, float32: attention {kernels.attention.name}, layer operations {kernels.ops.name}, "
@@ -54,7 +55,7 @@ def test_int4_weights_are_for_the_native_kernels(monkeypatch):
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_native_kernels_multiply_int4_and_the_log_says_so(dtype, caplog):
-    with caplog.at_level(logging.INFO, logger="ingine.kernels"):
+    with caplog.at_level(logging.INFO, logger="ingine.engine.kernels.select"):
         weights = select_kernels(CPU, dtype, quantization="int4").weights
     assert isinstance(weights, Int4Weights)
     assert re.search(r"weights int4 \(native-int8 \([a-z0-9-]+\)\), sampling", caplog.text)
@@ -91,7 +92,7 @@ def test_native_kernels_multiply_int8_whatever_else_is_missing(monkeypatch, modu
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_on_a_cpu_weights_are_the_native_ones_and_the_log_says_what_multiplies_them(dtype, caplog):
-    with caplog.at_level(logging.INFO, logger="ingine.kernels"):
+    with caplog.at_level(logging.INFO, logger="ingine.engine.kernels.select"):
         weights = select_kernels(CPU, dtype).weights
     assert isinstance(weights, NativeWeights)
     assert re.search(r"weights native-(f32|bf16) \([a-z0-9-]+\), sampling", caplog.text)
@@ -136,9 +137,9 @@ def test_fp8_kv_is_for_cuda():
 def test_without_a_gpu_triton_is_not_imported():
     script = (
         "import sys, torch\n"
-        "from ingine.kernels import select_kernels\n"
+        "from ingine.engine.kernels.select import select_kernels\n"
         "select_kernels(torch.device('cpu'), torch.float32)\n"
-        "assert 'triton' not in sys.modules and 'ingine.triton_kernels' not in sys.modules"
+        "assert 'triton' not in sys.modules and 'ingine.engine.kernels.triton' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -164,7 +165,7 @@ def capability(monkeypatch, tmp_path):
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_on_cuda_there_are_triton_kernels(capability, dtype, caplog):
-    with caplog.at_level(logging.INFO, logger="ingine.kernels"):
+    with caplog.at_level(logging.INFO, logger="ingine.engine.kernels.select"):
         kernels = select_kernels(CUDA, dtype, head_dim=128, block_size=16)
     assert [type(part) for part in (kernels.attention, kernels.ops, kernels.weights)] == [
         type(part) for part in (triton_kernels().attention, triton_kernels().ops, triton_kernels().weights)
@@ -190,14 +191,14 @@ def test_on_cuda_there_are_triton_kernels(capability, dtype, caplog):
 def test_torchs_own_paged_attention_is_chosen_by_its_block_size(
     capability, monkeypatch, dtype, block_size, kv_cache_dtype, name
 ):
-    monkeypatch.setattr("ingine.attention.varlen.find_varlen_attn", lambda: lambda: None)
+    monkeypatch.setattr("ingine.engine.kernels.attention.varlen.find_varlen_attn", lambda: lambda: None)
     kernels = select_kernels(CUDA, dtype, head_dim=128, kv_cache_dtype=kv_cache_dtype, block_size=block_size)
     assert kernels.attention.name == name
 
 
 @needs_triton
 def test_a_torch_without_paged_attention_has_tritons_at_any_block_size(capability, monkeypatch):
-    monkeypatch.setattr("ingine.attention.varlen.find_varlen_attn", lambda: None)
+    monkeypatch.setattr("ingine.engine.kernels.attention.varlen.find_varlen_attn", lambda: None)
     kernels = select_kernels(CUDA, torch.bfloat16, head_dim=128, block_size=256)
     assert kernels.attention.name == "triton"
 
@@ -212,7 +213,7 @@ def test_fp8_kv_needs_a_gpu_that_computes_in_it(capability):
 
 
 def no_triton(monkeypatch, capability, include):
-    monkeypatch.setattr("ingine.kernels.find_spec", lambda name: None)
+    monkeypatch.setattr("ingine.engine.kernels.select.find_spec", lambda name: None)
 
 
 def no_compiler(monkeypatch, capability, include):
@@ -248,7 +249,7 @@ def test_without_triton_the_reference_serves_and_the_log_says_why(
 ):
     """For sampling too: what cannot launch a kernel must not meet one where a token is chosen."""
     lack(monkeypatch, capability, tmp_path)
-    with caplog.at_level(logging.INFO, logger="ingine.kernels"):
+    with caplog.at_level(logging.INFO, logger="ingine.engine.kernels.select"):
         kernels = select_kernels(CUDA, torch.bfloat16)
     assert kernels is REFERENCE
     (message,) = caplog.messages

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ingine.layers.ops import LayerOps, TorchOps
-from ingine.native.layer_ops import NativeOps
+from ingine.engine.kernels.layers.ops import LayerOps, TorchOps
+from ingine.engine.kernels.native.layer_ops import NativeOps
 from tests.engine.builds import library
 from tests.engine.marks import EVERY_MARCH, needs_interpreter
 
@@ -30,7 +30,7 @@ def ops(request) -> Iterator[LayerOps]:
     if request.param != "triton":
         yield NativeOps(library(request.param))
         return
-    from ingine.layers.triton_ops import TritonOps
+    from ingine.engine.kernels.layers.triton_ops import TritonOps
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         round_to_nearest(monkeypatch)
@@ -117,7 +117,7 @@ def test_silu_at_the_ends_of_its_range(ops, dtype):
 
 @needs_interpreter
 def test_triton_takes_float16_too():
-    from ingine.layers.triton_ops import TritonOps
+    from ingine.engine.kernels.layers.triton_ops import TritonOps
 
     x, gate_up = random(3, 100, dtype=torch.float16), random(3, 200, dtype=torch.float16)
     weight = random(100, dtype=torch.float16, seed=1)

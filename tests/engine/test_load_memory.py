@@ -17,8 +17,8 @@ LAYER_BYTES = (2 * HIDDEN + 2 * 256 + 3 * INTERMEDIATE) * HIDDEN * 2
 LOAD = """
 import sys, threading, time, torch
 from pathlib import Path
-from ingine.kernels import select_kernels
-from ingine.models.loader import load_model
+from ingine.engine.kernels.select import select_kernels
+from ingine.engine.models.loader import load_model
 
 def anonymous():
     resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ingine.logits_processors import process
-from ingine.sequence import Sequence
+from ingine.engine.sample.processors import process
+from ingine.engine.schedule.sequence import Sequence
 from tests.engine.sampling_cases import EOS, make_logits, make_sequence
 
 VOCAB_SIZE = 40

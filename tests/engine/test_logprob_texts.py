@@ -2,7 +2,7 @@
 
 import pytest
 
-from ingine.detokenizer import Detokenizer
+from ingine.engine.text.detokenizer import Detokenizer
 from ingine.sampling_params import SamplingParams
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import make_engine, run_one

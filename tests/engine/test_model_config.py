@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from ingine.engine.models.config import ModelConfig
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.models.config import ModelConfig
 from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S
 

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from ingine import model_store
+from ingine.engine.kernels.select import REFERENCE
+from ingine.engine.models.gguf_header import GGUFTensor
+from ingine.engine.models.loader import load_model
+from ingine.engine.store import model_store
+from ingine.engine.store.model_store import CONVERSION, DEFAULT_MODEL, made_folder, names_of, resolve_model
 from ingine.errors import ConfigError, ModelNotFound
-from ingine.folders import cache_root
-from ingine.kernels import REFERENCE
-from ingine.model_store import CONVERSION, DEFAULT_MODEL, made_folder, names_of, resolve_model
-from ingine.models.gguf_header import GGUFTensor
-from ingine.models.loader import load_model
+from ingine.paths import cache_root
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.engine.test_gguf import tiny, write_gguf
 from tests.tiny_models import make_tiny_model, smollm2_path
@@ -38,7 +38,7 @@ def gguf_file(tmp_path) -> Path:
 def start_resolving(name: str | Path, **environment: str) -> subprocess.Popen:
     """A process that resolves `name` and prints the folder, or the error."""
     code = (
-        "import sys\nfrom ingine.errors import IngineError\nfrom ingine.model_store import resolve_model\n"
+        "import sys\nfrom ingine.errors import IngineError\nfrom ingine.engine.store.model_store import resolve_model\n"
         "try:\n    print(resolve_model(sys.argv[1]))\n"
         "except IngineError as error:\n    print(type(error).__name__, error)"
     )
@@ -143,7 +143,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing_behind(gguf_file, cache):
     """A limit on the size of files stands in for a full disk: the write fails in the same place."""
     code = (
         "import resource, signal, sys\n"
-        "from ingine.errors import ConfigError\nfrom ingine.model_store import resolve_model\n"
+        "from ingine.errors import ConfigError\nfrom ingine.engine.store.model_store import resolve_model\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))\n"
         "try:\n    resolve_model(sys.argv[1])\nexcept ConfigError as error:\n    print(error)"
@@ -244,7 +244,7 @@ def make_wheel() -> bytes:
 def test_pull_prints_the_folder(gguf_file, cache):
     import typer
 
-    from ingine.commands.pull import pull
+    from ingine.cli.pull import pull
 
     app = typer.Typer()
     app.command()(pull)

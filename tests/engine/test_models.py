@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from ingine.engine.kernels.layers.weights import Product, WeightFormat
+from ingine.engine.kernels.select import REFERENCE
+from ingine.engine.models.config import ModelConfig
+from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.loader import load_model, load_weights
+from ingine.engine.models.registry import ARCHITECTURES
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.kernels import REFERENCE
-from ingine.layers.weights import Product, WeightFormat
-from ingine.models.config import ModelConfig
-from ingine.models.decoder import Decoder
-from ingine.models.loader import load_model, load_weights
-from ingine.models.registry import ARCHITECTURES
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.tiny_models import EOS_TOKEN_ID, make_tiny_model
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ingine import native
-from ingine.attention import NativeAttention, TorchAttention
-from ingine.config import EngineConfig
-from ingine.engine import Engine
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.kernels import native
+from ingine.engine.kernels.attention import NativeAttention, TorchAttention
+from ingine.engine.kernels.select import select_kernels
+from ingine.engine.models.loader import load_model
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.kernels import select_kernels
-from ingine.models.loader import load_model
 from ingine.sampling_params import SamplingParams
 from tests.engine.builds import library
 from tests.engine.marks import EVERY_MARCH, needs_native

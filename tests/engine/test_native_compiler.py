@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ingine import native
-from ingine.native.compiler import BuildError, _temporary_folder, build, code_folder
+from ingine.engine.kernels import native
+from ingine.engine.kernels.native.compiler import BuildError, _temporary_folder, build, code_folder
 from tests.engine.marks import needs_native
 
 
@@ -26,7 +26,7 @@ def cache(tmp_path, monkeypatch):
 def source(tmp_path, monkeypatch):
     """A kernel that compiles at once, in place of the real ones."""
     (tmp_path / "src").mkdir()
-    monkeypatch.setattr("ingine.native.compiler.SOURCES", tmp_path / "src")
+    monkeypatch.setattr("ingine.engine.kernels.native.compiler.SOURCES", tmp_path / "src")
     source = tmp_path / "src" / "kernel.cpp"
     source.write_text('extern "C" int answer() { return 1; }')
     return source
@@ -130,7 +130,7 @@ def test_another_source_is_another_library(cache, source):
 @needs_native
 def test_two_processes_may_build_at_the_same_time(cache, source):
     code = (
-        "import sys; from pathlib import Path; from ingine.native import compiler;"
+        "import sys; from pathlib import Path; from ingine.engine.kernels.native import compiler;"
         "compiler.SOURCES = Path(sys.argv[1]); print(compiler.build())"
     )
     command = [sys.executable, "-c", code, str(source.parent)]

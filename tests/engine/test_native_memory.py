@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ingine.native.memory import CHUNK_BYTES, HUGE_PAGE, Arena
+from ingine.engine.kernels.native.memory import CHUNK_BYTES, HUGE_PAGE, Arena
 
 THP, SMAPS = Path("/sys/kernel/mm/transparent_hugepage"), Path("/proc/self/smaps")
 

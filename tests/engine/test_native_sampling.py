@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ingine import native, random_sampling
-from ingine.kernels import select_kernels
-from ingine.logprobs import logprobs as torch_logprobs
-from ingine.native import sampling as native_sampling
-from ingine.random_sampling import uniforms
-from ingine.sampler import sample
-from ingine.sampling import TORCH_SAMPLING
+from ingine.engine.kernels import native
+from ingine.engine.kernels.native import sampling as native_sampling
+from ingine.engine.kernels.select import select_kernels
+from ingine.engine.sample import reference as random_sampling
+from ingine.engine.sample.interface import TORCH_SAMPLING
+from ingine.engine.sample.logprobs import logprobs as torch_logprobs
+from ingine.engine.sample.reference import uniforms
+from ingine.engine.sample.sampler import sample
 from ingine.sampling_params import SamplingParams
 from tests.engine.builds import library
 from tests.engine.marks import EVERY_MARCH, needs_native

@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 
-from ingine.layers.int8 import quantize_rows, rotate
-from ingine.layers.onednn import PackedBfloat16
-from ingine.layers.weights import PlainWeights, WeightFormat
-from ingine.native.weights import NativeInt8, NativeWeights
+from ingine.engine.kernels.layers.int8 import quantize_rows, rotate
+from ingine.engine.kernels.layers.onednn import PackedBfloat16
+from ingine.engine.kernels.layers.weights import PlainWeights, WeightFormat
+from ingine.engine.kernels.native.weights import NativeInt8, NativeWeights
 from tests.engine.builds import library
 from tests.engine.marks import EVERY_MARCH, march, needs_amx, needs_native, needs_onednn_bfloat16
 from tests.paths import needs
@@ -232,8 +232,8 @@ def test_the_names_say_which_instructions_multiply(march, isas):
 
 SHOW_INSTRUCTIONS = """
 import ctypes, sys
-from ingine import native
-from ingine.native.compiler import build
+from ingine.engine.kernels import native
+from ingine.engine.kernels.native.compiler import build
 
 class Stack(ctypes.Structure):
     _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 import pytest
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from ingine.engine.text.prompt_encoder import PromptEncoder
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
-from ingine.prompt_encoder import PromptEncoder
-from ingine.tokenizer import Tokenizer
 from tests.tiny_models import make_tokenizer
 
 MAX_NUM_TOKENS = 100

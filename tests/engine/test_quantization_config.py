@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from ingine.engine.models.quantization import Quantization, Scheme, read_quantization
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.models.quantization import Quantization, Scheme, read_quantization
 from tests.engine.foreign import MATRICES
 
 _FLOAT8 = {"num_bits": 8, "type": "float", "symmetric": True, "observer": "minmax", "observer_kwargs": {}}

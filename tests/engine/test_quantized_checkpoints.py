@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ingine.config import EngineConfig
-from ingine.engine import Engine
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.kernels.layers.stored import Int4Matrix, StoredMatrix
+from ingine.engine.kernels.layers.weights import PlainWeights
+from ingine.engine.kernels.select import REFERENCE, select_kernels
+from ingine.engine.models.importance import Probe
+from ingine.engine.models.loader import load_model
+from ingine.engine.run.parallel import TensorParallel
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.kernels import REFERENCE, select_kernels
-from ingine.layers.stored import Int4Matrix, StoredMatrix
-from ingine.layers.weights import PlainWeights
-from ingine.models.importance import Probe
-from ingine.models.loader import load_model
-from ingine.parallel import TensorParallel
 from tests.engine.foreign import CHECKPOINTS, pack, quantize_model
 from tests.engine.marks import needs_interpreter, needs_native
 from tests.engine.packed import CPU, PackedModel, PagedSequence
@@ -59,7 +59,7 @@ def test_logits_are_those_of_the_dense_weights(name, tmp_path):
 @pytest.mark.parametrize("name", ["awq", "gptq-desc_act", "w4a16-asym", "w8a8", "fp8-block", "deepseek"])
 def test_tokens_are_those_of_the_dense_weights(name, tmp_path, monkeypatch):
     path, dense = make(tmp_path, name)
-    monkeypatch.setattr("ingine.build.select_kernels", lambda *args, **kwargs: REFERENCE)
+    monkeypatch.setattr("ingine.engine.build.select_kernels", lambda *args, **kwargs: REFERENCE)
     assert greedy(path) == hf_greedy(dense)
 
 
@@ -88,7 +88,7 @@ class Recording(PlainWeights):
 def test_a_format_is_given_the_parts_of_each_product_and_the_log_says_which_are_kept(tmp_path, caplog):
     path, _ = make(tmp_path, "awq")
     weights = Recording()
-    with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+    with caplog.at_level(logging.INFO, logger="ingine.engine.models.loader"):
         load_model(path, dtype=torch.float32, device=CPU, kernels=replace(REFERENCE, weights=weights))
     assert [[part.shape for part in parts] for parts in weights.parts[:4]] == [
         [(64, 64), (32, 64), (32, 64)],
@@ -99,7 +99,7 @@ def test_a_format_is_given_the_parts_of_each_product_and_the_log_says_which_are_
     assert all(type(part) is Int4Matrix for parts in weights.parts for part in parts)
     assert caplog.messages == [f"{path}: quantised matrices: 14 int4-g32"]
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+    with caplog.at_level(logging.INFO, logger="ingine.engine.models.loader"):
         load(path)
     assert caplog.messages == [f"{path}: quantised matrices: 14 int4-g32 converted"]
 
@@ -111,7 +111,7 @@ def test_a_format_is_given_the_parts_of_each_product_and_the_log_says_which_are_
 def test_int8_for_int8_activations_is_multiplied_as_such_on_a_cpu(tmp_path, caplog):
     path, dense = make(tmp_path, "w8a8")
     kernels = replace(REFERENCE, weights=select_kernels(CPU, torch.float32).weights)
-    with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+    with caplog.at_level(logging.INFO, logger="ingine.engine.models.loader"):
         model = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
     assert caplog.messages == [f"{path}: quantised matrices: 14 int8"]
     expected = logits(load(dense))
@@ -125,7 +125,7 @@ def test_int4_is_multiplied_as_it_is_stored_on_a_cpu_if_its_groups_lie_side_by_s
 ):
     path, dense = make(tmp_path, name)
     kernels = replace(REFERENCE, weights=select_kernels(CPU, torch.float32).weights)
-    with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+    with caplog.at_level(logging.INFO, logger="ingine.engine.models.loader"):
         model = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
     dense_note = " converted" if "reordered" in kind else ""
     assert caplog.messages == [f"{path}: quantised matrices: 14 {kind}{dense_note}"]
@@ -138,7 +138,7 @@ def test_int4_is_multiplied_as_it_is_stored_on_a_cpu_if_its_groups_lie_side_by_s
 def test_a_model_that_is_to_be_int4_keeps_what_is_int4_and_converts_the_rest(name, says, tmp_path, caplog):
     path, dense = make(tmp_path, name)
     kernels = replace(REFERENCE, weights=select_kernels(CPU, torch.float32, quantization="int4").weights)
-    with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+    with caplog.at_level(logging.INFO, logger="ingine.engine.models.loader"):
         model = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
     assert caplog.messages == [f"{path}: quantised matrices: {says}"]
     from_dense = load_model(dense, dtype=torch.float32, device=CPU, kernels=kernels)
@@ -210,7 +210,7 @@ def test_parts_of_a_product_that_are_quantised_stay_so_beside_one_that_is_not(pa
     for quantization in (None, "int4"):
         kernels = select_kernels(CPU, torch.float32, quantization=quantization)
         caplog.clear()
-        with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+        with caplog.at_level(logging.INFO, logger="ingine.engine.models.loader"):
             model = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels)
         assert caplog.messages == [f"{path}: quantised matrices: 13 int4-g32"]
         assert model.numerics() == ["as-stored-13"]
@@ -232,7 +232,7 @@ def test_parts_of_a_product_that_are_quantised_stay_so_beside_one_that_is_not(pa
 @needs_interpreter
 @pytest.mark.parametrize("name", ["gptq", "fp8-block"])
 def test_triton_s_products_give_a_model_its_logits(name, tmp_path):
-    from ingine.layers.triton_weights import TritonWeights
+    from ingine.engine.kernels.layers.triton_weights import TritonWeights
 
     path, dense = make(tmp_path, name)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -277,7 +277,7 @@ def test_a_rank_keeps_its_part_of_what_is_stored_if_that_can_be_cut(
         caplog.clear()
         weights, parallel = Recording(), TensorParallel(rank, 2, CPU)
         kernels = replace(REFERENCE, weights=weights)
-        with caplog.at_level(logging.INFO, logger="ingine.models.loader"):
+        with caplog.at_level(logging.INFO, logger="ingine.engine.models.loader"):
             load_model(path, dtype=torch.float32, device=CPU, kernels=kernels, parallel=parallel)
         [query, _, value], *others = weights.parts
         assert torch.equal(query.dense(), plain[f"{LAYER}.self_attn.q_proj.weight"].chunk(2)[rank])
@@ -330,7 +330,7 @@ MISSING = {
 def test_what_is_missing_is_named_before_anything_is_read(name, tmp_path, monkeypatch):
     path, _ = make(tmp_path, name)
     edit_weights(path, lambda tensors: {key: one for key, one in tensors.items() if key != MISSING[name]})
-    monkeypatch.setattr("ingine.models.checkpoint.opened", pytest.fail)
+    monkeypatch.setattr("ingine.engine.models.checkpoint.opened", pytest.fail)
     with pytest.raises(ConfigError, match=f"missing: {MISSING[name]}"):
         load(path)
 

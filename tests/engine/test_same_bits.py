@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ingine import native
-from ingine.config import EngineConfig
-from ingine.engine import Engine
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.kernels import native
 from ingine.sampling_params import SamplingParams
 from tests.engine.builds import library
 from tests.engine.marks import march, needs_native

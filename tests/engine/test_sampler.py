@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ingine.native.sampling import NATIVE_SAMPLING
-from ingine.random_sampling import uniforms
-from ingine.sampler import sample
-from ingine.sampling import TORCH_SAMPLING, Sampling
+from ingine.engine.kernels.native.sampling import NATIVE_SAMPLING
+from ingine.engine.sample.interface import TORCH_SAMPLING, Sampling
+from ingine.engine.sample.reference import uniforms
+from ingine.engine.sample.sampler import sample
 from ingine.sampling_params import SamplingParams
 from tests.engine.marks import needs_native
 from tests.engine.sampling_cases import (

@@ -5,10 +5,10 @@ from itertools import count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingine.block_manager import BlockManager
+from ingine.engine.schedule.block_manager import BlockManager
+from ingine.engine.schedule.scheduler import ScheduledBatch, Scheduler
+from ingine.engine.schedule.sequence import Sequence
 from ingine.sampling_params import SamplingParams
-from ingine.scheduler import ScheduledBatch, Scheduler
-from ingine.sequence import Sequence
 
 AGEING_S = 30.0
 _serials = count()

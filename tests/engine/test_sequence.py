@@ -2,10 +2,10 @@
 
 import torch
 
-from ingine.detokenizer import Detokenizer
-from ingine.logits_processors import process
+from ingine.engine.sample.processors import process
+from ingine.engine.schedule.sequence import Sequence
+from ingine.engine.text.detokenizer import Detokenizer
 from ingine.sampling_params import MAX_LOGIT_BIASES, MAX_STOP_TOKEN_IDS, SamplingParams
-from ingine.sequence import Sequence
 
 EOS = 0
 

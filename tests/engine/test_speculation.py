@@ -7,16 +7,16 @@ from itertools import count
 import pytest
 import torch
 
-from ingine.block_manager import BlockManager
-from ingine.config import SPECULATIONS, EngineConfig
-from ingine.engine import Engine
-from ingine.kernels import REFERENCE, select_kernels
-from ingine.models.loader import load_model
-from ingine.output_history import OutputHistory
+from ingine.engine.config import SPECULATIONS, EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.kernels.select import REFERENCE, select_kernels
+from ingine.engine.models.loader import load_model
+from ingine.engine.schedule.block_manager import BlockManager
+from ingine.engine.schedule.output_history import OutputHistory
+from ingine.engine.schedule.scheduler import Scheduler
+from ingine.engine.schedule.sequence import Sequence
+from ingine.engine.schedule.speculation import PROBE_INTERVAL, REFRESH_INTERVAL, Speculator
 from ingine.sampling_params import SamplingParams
-from ingine.scheduler import Scheduler
-from ingine.sequence import Sequence
-from ingine.speculation import PROBE_INTERVAL, REFRESH_INTERVAL, Speculator
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, Result, greedy, make_engine, run_one
 from tests.engine.test_equality import ARCHITECTURES, MAX_TOKENS, MIXES, PROMPTS, random_mix
@@ -170,7 +170,7 @@ def test_a_step_alone_and_a_step_that_fails_leave_drafts_out_of_the_account(llam
     while len(driver.results) < 2:
         driver.step()
     with monkeypatch.context() as patch:
-        patch.setattr("ingine.model_runner.sample", lambda *args, **kwargs: 1 / 0)
+        patch.setattr("ingine.engine.run.model_runner.sample", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             driver.step()
     driver.engine.check_integrity()
@@ -239,7 +239,7 @@ def test_a_sequence_that_has_ended_when_it_comes_leaves_an_empty_step(llama):
 
 def test_the_trace_tells_drafts_from_prefills(llama, caplog):
     engine = make_speculating_engine(llama, {"one": llama.hf_greedy(PROMPT, MAX_TOKENS)})
-    with caplog.at_level(logging.DEBUG, logger="ingine.engine"):
+    with caplog.at_level(logging.DEBUG, logger="ingine.engine.engine"):
         run_one(engine, PROMPT, greedy(MAX_TOKENS))
     drafted = [record.getMessage() for record in caplog.records if " drafted | " in record.getMessage()]
     assert drafted and all(line.startswith("prefill 0 tok/0 seq | decode 1, ") for line in drafted)

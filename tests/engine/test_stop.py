@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingine.engine.text.stop import StopStrings
 from ingine.sampling_params import MAX_STOP_CHARS, MAX_STOP_STRINGS
-from ingine.stop import StopStrings
 
 
 def feed(stops: tuple[str, ...], pieces: list[str]) -> tuple[str, str | None]:

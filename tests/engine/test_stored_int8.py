@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ingine.layers.stored import ScaledMatrix
-from ingine.layers.weights import WeightFormat
+from ingine.engine.kernels.layers.stored import ScaledMatrix
+from ingine.engine.kernels.layers.weights import WeightFormat
 from tests.engine.marks import EVERY_MARCH
 from tests.engine.test_native_weights import NUM_ROWS, close, native, native_int8, random_rows
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingine.indexed_text import MAX_MATCH, MAX_OCCURRENCES
-from ingine.output_history import END_OF_OUTPUT, OutputHistory
-from ingine.suffix_drafter import SuffixDrafter
+from ingine.engine.schedule.indexed_text import MAX_MATCH, MAX_OCCURRENCES
+from ingine.engine.schedule.output_history import END_OF_OUTPUT, OutputHistory
+from ingine.engine.schedule.suffix_drafter import SuffixDrafter
 
 
 def tokens(text: str) -> list[int]:

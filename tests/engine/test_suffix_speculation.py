@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from ingine.engine import Engine
-from ingine.outputs import FinishReason
+from ingine.engine.engine import Engine
+from ingine.engine.outputs import FinishReason
+from ingine.engine.schedule.speculation import Speculator
 from ingine.sampling_params import SamplingParams
-from ingine.speculation import Speculator
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, greedy, make_engine, run_one
 from tests.engine.test_equality import ARCHITECTURES, MAX_TOKENS, MIXES, PROMPTS, random_mix

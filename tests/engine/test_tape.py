@@ -86,7 +86,7 @@ def test_triton_kernels_are_replayed_with_the_numbers_they_were_launched_with():
     import triton
     import triton.language as tl
 
-    from ingine.layers.triton_ops import TritonOps
+    from ingine.engine.kernels.layers.triton_ops import TritonOps
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 8, generator=generator)
@@ -111,10 +111,10 @@ def test_triton_kernels_are_replayed_with_the_numbers_they_were_launched_with():
 @torch.inference_mode()
 def test_a_whole_decode_step_is_replayed_at_other_positions(tmp_path):
     """The model, its logits and sampling, of two sequences and a row of padding."""
-    from ingine import device_sampling
-    from ingine.attention import AttentionMetadata
-    from ingine.kernels import triton_kernels
-    from ingine.models.loader import load_model
+    from ingine.engine.kernels.attention import AttentionMetadata
+    from ingine.engine.kernels.select import triton_kernels
+    from ingine.engine.models.loader import load_model
+    from ingine.engine.sample import cuda as device_sampling
     from ingine.sampling_params import SamplingParams
     from tests.tiny_models import make_tiny_model
 

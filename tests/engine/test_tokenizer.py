@@ -8,9 +8,9 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer, Qwen2Tokenizer
 
+from ingine.engine.text.tokenizer import Tokenizer
+from ingine.engine.text.tokenizer_files import read_tokenizer_files
 from ingine.errors import ConfigError, InvalidRequest
-from ingine.tokenizer import Tokenizer
-from ingine.tokenizer_files import read_tokenizer_files
 from tests.tiny_models import CHAT_TEMPLATE, make_tokenizer
 
 CHAT = [{"role": "user", "content": "Hi"}]

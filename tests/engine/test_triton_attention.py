@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ingine.attention import AttentionMetadata
+from ingine.engine.kernels.attention import AttentionMetadata
 from tests.engine.packed import BlockPool, PagedSequence
 from tests.engine.paged_attention import Attention, as_int4, attend_densely, device_of
 from tests.paths import needs
 
 pytest.importorskip("triton", reason="triton is for Linux")
 
-from ingine.attention.triton import TritonAttention
-from ingine.triton_kernels.paged_decode import choose_num_splits, paged_decode
-from ingine.triton_kernels.paged_kv import PagedKV
+from ingine.engine.kernels.attention.triton import TritonAttention
+from ingine.engine.kernels.triton.paged_decode import choose_num_splits, paged_decode
+from ingine.engine.kernels.triton.paged_kv import PagedKV
 
 TRITON = TritonAttention()
 DEVICE = device_of(TRITON)
@@ -166,9 +166,10 @@ def test_a_sequence_that_may_be_long_is_split_in_a_large_batch_too(num_seqs, lon
 def test_what_a_step_may_see_decides_how_it_is_split(window, expected, monkeypatch):
     """The block tables' width, which a graph keeps, and no length; and of that no more than a window."""
     seen, layer = [], replace(LAYER, block_size=512, sliding_window=window)
-    monkeypatch.setattr("ingine.attention.triton._num_sms", lambda device: 1)
+    monkeypatch.setattr("ingine.engine.kernels.attention.triton._num_sms", lambda device: 1)
     monkeypatch.setattr(
-        "ingine.attention.triton.paged_decode", lambda *a, num_splits, **k: seen.append(num_splits)
+        "ingine.engine.kernels.attention.triton.paged_decode",
+        lambda *a, num_splits, **k: seen.append(num_splits),
     )
     rows, kv_cache = [new.to(DEVICE) for new in layer.make_qkv(2)], layer.allocate(TRITON, 32)
     metadata = decode_metadata(slots=[0, 512], block_tables=[32 * [0], 32 * [1]], seq_lens=[1, 1])

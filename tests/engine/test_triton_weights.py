@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ingine.layers.stored import Int4Matrix, ReorderedMatrix, ScaledMatrix, StoredMatrix
-from ingine.layers.weights import PlainWeights
+from ingine.engine.kernels.layers.stored import Int4Matrix, ReorderedMatrix, ScaledMatrix, StoredMatrix
+from ingine.engine.kernels.layers.weights import PlainWeights
 from tests.engine.marks import needs_interpreter
 from tests.engine.test_layer_ops import round_to_nearest
 
@@ -63,7 +63,7 @@ def random(num_rows: int, k: int, dtype: torch.dtype = torch.bfloat16) -> Tensor
 
 
 def assert_product(parts: list[StoredMatrix], x: Tensor, bias: Tensor | None = None) -> None:
-    from ingine.layers.triton_weights import TritonWeights
+    from ingine.engine.kernels.layers.triton_weights import TritonWeights
 
     out = TritonWeights().pack_stored(parts, bias, x.dtype)(x)
     assert out.dtype == x.dtype and out.is_contiguous()
@@ -90,7 +90,7 @@ def test_a_product_in_float16(name):
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_which_matrices_stay_as_they_are_stored(name, monkeypatch):
-    from ingine.layers import triton_weights
+    from ingine.engine.kernels.layers import triton_weights
 
     made = []
     monkeypatch.setattr(triton_weights, "_product", lambda packed, bias: made.append(packed))
@@ -110,7 +110,7 @@ def test_many_rows(name):
 @pytest.mark.parametrize("num_rows", [2, 70])
 def test_columns_in_pieces(make, num_rows):
     """Few rows sum them in programs side by side, many in one; with a bias that is added once."""
-    from ingine.layers.triton_weights import pieces_of
+    from ingine.engine.kernels.layers.triton_weights import pieces_of
 
     n, k = 33, 1100
     assert pieces_of(n, k).number == 2
@@ -119,7 +119,7 @@ def test_columns_in_pieces(make, num_rows):
 
 
 def test_how_columns_are_cut_covers_them():
-    from ingine.layers.triton_weights import pieces_of
+    from ingine.engine.kernels.layers.triton_weights import pieces_of
 
     for n in (1, 33, 576, 4096, 28672, 128256):
         for k in (7, 64, 576, 1536, 4096, 14336, 53248):
@@ -130,7 +130,7 @@ def test_how_columns_are_cut_covers_them():
 
 
 def test_parts_that_are_stored_alike_are_one_product(monkeypatch):
-    from ingine.layers import triton_weights
+    from ingine.engine.kernels.layers import triton_weights
 
     parts = [scaled(n, 96, (n, 96), FP8, seed=n) for n in (64, 32, 16)]
     made = []
@@ -162,7 +162,7 @@ def test_parts_that_are_stored_otherwise_lie_side_by_side():
 
 
 def test_columns_that_are_not_in_order_stay_as_they_are_stored(monkeypatch):
-    from ingine.layers import triton_weights
+    from ingine.engine.kernels.layers import triton_weights
 
     matrix = ReorderedMatrix(int4(24, 96, 32), torch.randperm(96, generator=generator(4)))
     assert triton_weights.TritonWeights().keeps(matrix, torch.bfloat16)
@@ -176,7 +176,7 @@ def test_columns_that_are_not_in_order_stay_as_they_are_stored(monkeypatch):
 def test_every_fp8_number_is_decoded():
     bits = torch.arange(256, dtype=torch.uint8)
     matrix = ScaledMatrix((256, 1), bits.view(FP8)[:, None], torch.ones(1, 1), (256, 1))
-    from ingine.layers.triton_weights import TritonWeights
+    from ingine.engine.kernels.layers.triton_weights import TritonWeights
 
     out = TritonWeights().pack_stored([matrix], None, torch.bfloat16)(torch.ones(1, 1).bfloat16())
     expected = matrix.dense()[:, 0]
@@ -185,7 +185,7 @@ def test_every_fp8_number_is_decoded():
 
 
 def test_plain_weights_stay_plain():
-    from ingine.layers.triton_weights import TritonWeights
+    from ingine.engine.kernels.layers.triton_weights import TritonWeights
 
     weight, x = random(8, 16), random(3, 16)
     assert torch.equal(TritonWeights().pack(weight, None)(x), PlainWeights().pack(weight, None)(x))

@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ingine.engine.kernels.layers.stored import Int4Matrix, ReorderedMatrix, ScaledMatrix, StoredMatrix
+from ingine.engine.kernels.layers.weights import PlainWeights
+from ingine.engine.models.quantization import Quantization, read_quantization
+from ingine.engine.models.quantized_modules import find_quantized_modules
+from ingine.engine.store.safetensors_header import StoredTensor
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.layers.stored import Int4Matrix, ReorderedMatrix, ScaledMatrix, StoredMatrix
-from ingine.layers.weights import PlainWeights
-from ingine.models.quantization import Quantization, read_quantization
-from ingine.models.quantized_modules import find_quantized_modules
-from ingine.safetensors_header import StoredTensor
 from tests.engine.foreign import FILE, MATRICES, SHAPE, pack_int4
 
 _DTYPES = {
@@ -83,7 +83,7 @@ def test_a_dense_matrix_is_made_by_rows(name, monkeypatch):
         made.append(rows)
         return make(self, rows)
 
-    monkeypatch.setattr("ingine.layers.stored.ROWS_A_PART", 12)
+    monkeypatch.setattr("ingine.engine.kernels.layers.stored.ROWS_A_PART", 12)
     monkeypatch.setattr(type(matrix), "dense", noted)
     assert torch.equal(
         PlainWeights().embed_stored(matrix, torch.bfloat16)(torch.arange(32)), dense.bfloat16()

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ingine.attention import AttentionMetadata
+from ingine.engine.kernels.attention import AttentionMetadata
 from tests.engine.packed import BlockPool, PagedSequence
 from tests.engine.paged_attention import Attention, attend_densely, device_of
 
 pytest.importorskip("triton", reason="triton is for Linux")
 
-from ingine.attention.varlen import VarlenAttention, VarlenAttn, find_varlen_attn
+from ingine.engine.kernels.attention.varlen import VarlenAttention, VarlenAttn, find_varlen_attn
 
 BLOCK_SIZE = 256
 

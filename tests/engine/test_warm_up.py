@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ingine import device
-from ingine.config import EngineConfig
-from ingine.device import num_kv_blocks, resolve_limits
+from ingine.engine.config import EngineConfig
+from ingine.engine.run import device
+from ingine.engine.run.device import num_kv_blocks, resolve_limits
+from ingine.engine.run.parallel import SINGLE
+from ingine.engine.run.warm_up import allocate_for, make_steps, run_steps, warm_up
 from ingine.errors import ConfigError
-from ingine.parallel import SINGLE
-from ingine.warm_up import allocate_for, make_steps, run_steps, warm_up
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -57,8 +57,8 @@ def test_what_the_warm_up_s_own_kv_takes_is_no_part_of_a_step(llama, monkeypatch
         return lambda *_: (asked.append(name), answer)[1]
 
     monkeypatch.setattr(llama.decoder, "device", SimpleNamespace(type="cuda"))
-    monkeypatch.setattr("ingine.warm_up.allocate_for", answering("KV"))
-    monkeypatch.setattr("ingine.warm_up.run_steps", answering("steps"))
+    monkeypatch.setattr("ingine.engine.run.warm_up.allocate_for", answering("KV"))
+    monkeypatch.setattr("ingine.engine.run.warm_up.run_steps", answering("steps"))
     answers = {"reset_peak_memory_stats": None, "memory_allocated": 100, "max_memory_allocated": 130}
     for name, answer in (answers | {"synchronize": None}).items():
         monkeypatch.setattr(torch.cuda, name, answering(name, answer))
@@ -72,7 +72,7 @@ def test_a_step_that_does_not_fit_names_what_to_lower(llama, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(llama.decoder, "device", SimpleNamespace(type="cuda"))
-    monkeypatch.setattr("ingine.warm_up.allocate_for", too_much)
+    monkeypatch.setattr("ingine.engine.run.warm_up.allocate_for", too_much)
     with pytest.raises(ConfigError, match=r"lower max_num_batched_tokens \(64\) or max_num_seqs \(4\)"):
         warm_up(CONFIG, llama.decoder, SINGLE)
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ingine.kernels import REFERENCE
-from ingine.layers.int8 import quantize_rows, rotate, row_scales
-from ingine.layers.linear import Linear
-from ingine.layers.onednn import PackedBfloat16, PackedInt8
-from ingine.layers.weights import PlainWeights, WeightFormat
-from ingine.models.loader import load_model
+from ingine.engine.kernels.layers.int8 import quantize_rows, rotate, row_scales
+from ingine.engine.kernels.layers.linear import Linear
+from ingine.engine.kernels.layers.onednn import PackedBfloat16, PackedInt8
+from ingine.engine.kernels.layers.weights import PlainWeights, WeightFormat
+from ingine.engine.kernels.select import REFERENCE
+from ingine.engine.models.loader import load_model
 from tests.engine.marks import needs_onednn_bfloat16, needs_onednn_int8
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.paths import needs
@@ -67,7 +67,7 @@ def test_a_packed_product_is_that_of_the_plain_weights(shape, bias):
 
 ROWS = """
 import torch
-from ingine.layers.onednn import PackedBfloat16
+from ingine.engine.kernels.layers.onednn import PackedBfloat16
 generator = torch.Generator().manual_seed(0)
 weight, x = (torch.randn(rows, 576, generator=generator).bfloat16() for rows in (960, 130))
 linear = PackedBfloat16().pack(weight, None)
@@ -106,7 +106,7 @@ def test_packing_keeps_one_copy_of_the_weights():
 
 EMBEDDING = """
 import weakref, torch
-from ingine.layers.onednn import PackedBfloat16
+from ingine.engine.kernels.layers.onednn import PackedBfloat16
 weight = torch.randn(640, 96).bfloat16()
 plain, expected = weakref.ref(weight), weight.clone()
 _, embedding = PackedBfloat16().pack_tied(weight)

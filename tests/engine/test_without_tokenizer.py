@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from ingine import LLM, SamplingParams
-from ingine.cli import app
+from ingine.cli.main import app
+from ingine.engine.limits import RequestLimits
+from ingine.engine.store.fingerprint import model_fingerprint
+from ingine.engine.text.tokenizer import Tokenizer, load_tokenizer
 from ingine.errors import ConfigError, ErrorCode, InvalidRequest
-from ingine.fingerprint import model_fingerprint
-from ingine.request_limits import RequestLimits
-from ingine.tokenizer import Tokenizer, load_tokenizer
 from tests.tiny_models import ARCHITECTURES, make_tiny_model, make_tokenizer
 
 PROMPT = list(range(40, 77))

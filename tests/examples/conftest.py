@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from producer import Client
+from ingine.producer import Client
+from ingine.worker.local import LocalWorkers
 from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S
-from worker.local import LocalWorkers
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 QUEUE = "examples"

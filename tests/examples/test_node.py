@@ -9,10 +9,10 @@ from typing import NamedTuple
 import pytest
 import redis
 
-from ingine.events import TerminalEvent, TokensEvent, encode_event
-from ingine.keys import Keys, keys_of
-from ingine.record import JobStatus
-from producer import Client
+from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
+from ingine.contract.keys import Keys, keys_of
+from ingine.contract.record import JobStatus
+from ingine.producer import Client
 from tests.examples.conftest import EXAMPLES, QUEUE
 from tests.waiting import HANGS_S, wait_until
 

@@ -10,8 +10,8 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
-from ingine.keys import Keys
-from producer import AsyncClient, Chunk, Client, Result
+from ingine.contract.keys import Keys
+from ingine.producer import AsyncClient, Chunk, Client, Result
 from tests.producer.fake_worker import FakeWorker
 from tests.waiting import HANGS_S
 

@@ -7,10 +7,10 @@ from contextlib import suppress
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ingine.events import TerminalEvent, TokensEvent, encode_event
-from ingine.jobs import Job, decode_job
-from ingine.keys import EVENT_FIELD, GROUP, JOB_FIELD, Keys, log_id
-from ingine.record import JobStatus
+from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
+from ingine.contract.jobs import Job, decode_job
+from ingine.contract.keys import EVENT_FIELD, GROUP, JOB_FIELD, Keys, log_id
+from ingine.contract.record import JobStatus
 
 
 class FakeWorker:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import redis
 
-from producer import AsyncClient, Client, ClientError, ConfigError, InvalidArgument, InvalidJob
-from producer.submission import build_submission
+from ingine.producer import AsyncClient, Client, ClientError, ConfigError, InvalidArgument, InvalidJob
+from ingine.producer.submission import build_submission
 from tests.producer.conftest import Face
 
 WRONG_IN_SUBMIT = [

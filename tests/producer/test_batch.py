@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from ingine.jobs import Job
-from ingine.keys import EVENT_FIELD, Keys, log_id
-from ingine.record import JobStatus
-from producer import AsyncClient, ConfigError
-from producer.batch import Batch, BatchSummary
-from producer.batch_files import RowFile, WriteFailed
+from ingine.contract.jobs import Job
+from ingine.contract.keys import EVENT_FIELD, Keys, log_id
+from ingine.contract.record import JobStatus
+from ingine.producer import AsyncClient, ConfigError
+from ingine.producer.batch import Batch, BatchSummary
+from ingine.producer.batch_files import RowFile, WriteFailed
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 from tests.waiting import wait_until_async
@@ -319,7 +319,7 @@ class Command:
 def command(files: Files, valkey: Server, queue: str) -> Command:
     paths = [str(files.input), "-o", str(files.output), "--errors", str(files.errors)]
     where = ["--redis-url", valkey.url, "--queue", queue]
-    return Command([sys.executable, "-m", "ingine.cli", "batch", *paths, *where, "--window", "8"])
+    return Command([sys.executable, "-m", "ingine.cli.main", "batch", *paths, *where, "--window", "8"])
 
 
 def num_rows(path: Path) -> int:

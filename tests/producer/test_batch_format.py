@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from ingine.record import JobStatus
-from producer import InvalidJob, JobCancelled, JobExpired, JobFailed, Result
-from producer.batch_format import Line, error_row, output_row, parse_line
-from producer.submission import build_submission
+from ingine.contract.record import JobStatus
+from ingine.producer import InvalidJob, JobCancelled, JobExpired, JobFailed, Result
+from ingine.producer.openai.batch_format import Line, error_row, output_row, parse_line
+from ingine.producer.submission import build_submission
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 JSON_MODE = {"type": "json_object"}

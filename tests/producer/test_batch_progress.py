@@ -7,10 +7,10 @@ import re
 import pytest
 from rich.console import Console
 
-from ingine.record import JobStatus
-from producer import AsyncClient
-from producer.batch import Batch
-from producer.batch_progress import PlainProgress, TerminalProgress
+from ingine.cli.batch_progress import PlainProgress, TerminalProgress
+from ingine.contract.record import JobStatus
+from ingine.producer import AsyncClient
+from ingine.producer.batch import Batch
 from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_batch import Files, request, serving
 from tests.waiting import wait_until_async
@@ -23,7 +23,7 @@ def files(tmp_path) -> Files:
 
 @pytest.fixture(autouse=True)
 def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producer.batch_progress.REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr("ingine.cli.batch_progress.REPORT_EVERY_S", 0.0)
 
 
 async def fail(worker: FakeWorker, job) -> None:

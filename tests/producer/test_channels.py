@@ -9,12 +9,12 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError
 
-import producer.channels
-from ingine.events import TerminalEvent, TokensEvent, encode_event
-from ingine.keys import Keys
-from ingine.pubsub import PubSubConnection
-from ingine.record import JobStatus
-from producer.channels import (
+import ingine.producer.channels
+from ingine.connect.pubsub import PubSubConnection
+from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
+from ingine.contract.keys import Keys
+from ingine.contract.record import JobStatus
+from ingine.producer.channels import (
     ANYWHERE,
     MAX_MESSAGE_BYTES,
     MESSAGES_AT_ONCE,
@@ -93,7 +93,7 @@ def test_what_is_no_event_may_mean_anything(message: bytes):
 
 
 async def test_a_connection_that_answers_no_ping_is_made_again(redis_url, queue, monkeypatch):
-    monkeypatch.setattr(producer.channels, "PING_S", 0.2)
+    monkeypatch.setattr(ingine.producer.channels, "PING_S", 0.2)
     relay, port, channel = Relay(redis_url), free_port(), Keys(queue).channel("a")
     await relay.serve(port)
     async with Redis.from_url(f"redis://{HOST}:{port}") as behind, Redis.from_url(redis_url) as direct:

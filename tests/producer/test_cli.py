@@ -13,10 +13,10 @@ import typer.main
 from redis.asyncio import Redis
 from typer.testing import CliRunner
 
-from ingine.cli import app
-from ingine.jobs import Job, decode_job
-from ingine.keys import Keys
-from ingine.record import JobStatus
+from ingine.cli.main import app
+from ingine.contract.jobs import Job, decode_job
+from ingine.contract.keys import Keys
+from ingine.contract.record import JobStatus
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 
@@ -32,7 +32,7 @@ Ingine = Callable[..., Awaitable[Finished]]
 
 async def start(*arguments: str) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
-    command = [sys.executable, "-m", "ingine.cli", *arguments]
+    command = [sys.executable, "-m", "ingine.cli.main", *arguments]
     return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
 
 

@@ -4,15 +4,15 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from ingine.keys import GROUP, Keys
-from producer import ClientError, JobNotFound
+from ingine.contract.keys import GROUP, Keys
+from ingine.producer import ClientError, JobNotFound
 from tests.producer.conftest import Face
 from tests.producer.fake_worker import FakeWorker
 from tests.waiting import HANGS_S
 
 
 async def bury(redis: Redis, keys: Keys, raw: bytes, code: str = "unknown_field") -> str:
-    """A dead letter, as `ingine/scripts/bury.lua` writes it. Returns its entry id."""
+    """A dead letter, as `ingine/contract/scripts/bury.lua` writes it. Returns its entry id."""
     fields = {"job": raw, "code": code, "reason": "why", "stream": keys.jobs("low"), "entry": "17-0"}
     return (await redis.xadd(keys.dead, fields | {"deliveries": 1, "worker": "w1"})).decode()
 

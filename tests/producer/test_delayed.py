@@ -2,9 +2,9 @@
 
 from redis.asyncio import Redis
 
-from ingine.events import decode_event
-from ingine.keys import Keys
-from ingine.record import JobStatus
+from ingine.contract.events import decode_event
+from ingine.contract.keys import Keys
+from ingine.contract.record import JobStatus
 from tests.producer.conftest import Face
 
 

@@ -8,10 +8,10 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
+from ingine.contract.keys import Keys
 from ingine.errors import ClientError
-from ingine.keys import Keys
-from producer import AsyncClient
-from producer.queue_info import read_heartbeat
+from ingine.producer import AsyncClient
+from ingine.producer.queue_info import read_heartbeat
 
 NONSENSE = ["", "x", "-1", "1e3", "nan", "inf", "9" * 25, "9" * 5000, b"\xff"]
 

@@ -10,13 +10,13 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from ingine.events import TerminalEvent, TokensEvent, encode_event
-from ingine.keys import EVENT_FIELD, Keys
-from ingine.record import JobStatus
-from producer import AsyncClient, AsyncJobHandle, BadRecord, JobNotFound
-from producer.batch import Batch
-from producer.streams import LONGEST_SPACING_S
-from producer.token_log import LogReader
+from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
+from ingine.contract.keys import EVENT_FIELD, Keys
+from ingine.contract.record import JobStatus
+from ingine.producer import AsyncClient, AsyncJobHandle, BadRecord, JobNotFound
+from ingine.producer.batch import Batch
+from ingine.producer.streams import LONGEST_SPACING_S
+from ingine.producer.token_log import LogReader
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 from tests.waiting import HANGS_S, wait_until_async
@@ -99,7 +99,7 @@ async def test_messages_do_not_keep_a_stream_from_looking_at_the_record(
     client: AsyncClient, worker: FakeWorker, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ):
     """Else a job that is gone, or overdue, or has ended unheard would never end for its consumer."""
-    monkeypatch.setattr("producer.streams.SILENCE_S", 0.1)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.1)
     handle = await client.submit("hi")
     job_id = (await worker.take()).id
     _stream, following = await quiet(client, worker, handle)
@@ -284,7 +284,7 @@ async def test_any_interleaving_gives_the_log_once_and_in_order(
 ):
     """Events real and forged, repeated, lost, late and out of order, and connections that break, on a channel
     beside a log that grows."""
-    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
     for seed in range(NUM_WALKS):
         await Walk(seed, client, worker, drops=server.url is not None).run()
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from producer import AsyncClient, Client, sync
-from producer.sync import JobHandle
+from ingine.producer import AsyncClient, Client, sync
+from ingine.producer.sync import JobHandle
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 
@@ -65,7 +65,7 @@ def work_on(valkey: Server, client: Client, job: JobHandle, num_tokens: int, *, 
 
 
 async def anext_keys(client: Client):
-    from ingine.keys import Keys
+    from ingine.contract.keys import Keys
 
     return Keys(client._client.queue)
 

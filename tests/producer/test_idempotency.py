@@ -5,14 +5,14 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from ingine.events import TerminalEvent
-from ingine.keys import Keys
-from ingine.record import JobStatus
-from producer import AsyncClient
+from ingine.contract.events import TerminalEvent
+from ingine.contract.keys import Keys
+from ingine.contract.record import JobStatus
+from ingine.producer import AsyncClient
+from ingine.worker.entries import Finish
+from ingine.worker.queue import Queue
 from tests.producer.conftest import Server
 from tests.served_models import TINY
-from worker.entries import Finish
-from worker.queue import Queue
 
 TTL_S = 60
 

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-import producer
+from ingine import producer
 
 
 def test_everything_exported_exists():
@@ -10,8 +10,8 @@ def test_everything_exported_exists():
 
 
 def test_a_producer_needs_neither_torch_nor_the_worker():
-    program = "import producer, producer.cli, sys; print(*sys.modules)"
+    program = "import ingine.producer, ingine.cli.producer, sys; print(*sys.modules)"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     imported = set(finished.stdout.split())
     assert "producer" in imported
-    assert not imported & {"torch", "transformers", "numpy", "worker", "ingine.engine"}
+    assert not imported & {"torch", "transformers", "numpy", "worker", "ingine.engine.engine"}

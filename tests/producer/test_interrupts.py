@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ingine.keys import Keys
-from producer import Client
-from producer.sync import _Call, _iterate
+from ingine.contract.keys import Keys
+from ingine.producer import Client
+from ingine.producer.sync import _Call, _iterate
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 from tests.waiting import HANGS_S

@@ -6,18 +6,18 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from ingine.jobs import Job, encode_job
-from ingine.keys import GROUP, Keys
-from ingine.record import JobStatus
-from producer import AsyncClient, InvalidArgument, JobCancelled, queue_jobs
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import GROUP, Keys
+from ingine.contract.record import JobStatus
+from ingine.producer import AsyncClient, InvalidArgument, JobCancelled, queue_jobs
 from tests.producer.conftest import Face
 from tests.producer.fake_worker import FakeWorker
 
 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producer.listing.ENTRIES_PER_PAGE", 2)
-    monkeypatch.setattr("producer.listing.IDS_PER_PAGE", 2)
+    monkeypatch.setattr("ingine.producer.listing.ENTRIES_PER_PAGE", 2)
+    monkeypatch.setattr("ingine.producer.listing.IDS_PER_PAGE", 2)
 
 
 async def some_jobs(face: Face, worker: FakeWorker) -> None:

@@ -3,9 +3,9 @@
 import pytest
 from redis.asyncio import Redis
 
+from ingine.contract.keys import Keys
 from ingine.errors import ServerUnavailable
-from ingine.keys import Keys
-from producer import AsyncClient
+from ingine.producer import AsyncClient
 from tests.producer.fake_worker import FakeWorker
 from tests.servers import Valkey
 from tests.waiting import wait_until_async
@@ -42,7 +42,7 @@ async def test_streaming_names_the_command(tmp_path, queue):
 async def test_without_ssubscribe_a_stream_follows_the_log_and_does_not_ask_again(
     tmp_path, queue, monkeypatch, caplog
 ):
-    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
     with Valkey(tmp_path, config='rename-command SSUBSCRIBE ""') as server:
         url = f"redis://{server.address}"
         async with AsyncClient(url, queue=queue) as client, Redis.from_url(url) as redis:

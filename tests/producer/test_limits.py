@@ -7,8 +7,8 @@ from itertools import chain
 import pytest
 from redis.asyncio import Redis
 
-from ingine.keys import Keys
-from producer import AsyncClient, ClientError, QueueFull, RateLimited
+from ingine.contract.keys import Keys
+from ingine.producer import AsyncClient, ClientError, QueueFull, RateLimited
 from tests.producer.conftest import Server
 
 NUM_PRODUCERS = 50

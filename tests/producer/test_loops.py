@@ -6,7 +6,7 @@ import threading
 import pytest
 from redis.asyncio import Redis
 
-from producer import AsyncClient, ClientError
+from ingine.producer import AsyncClient, ClientError
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 

@@ -7,11 +7,11 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from ingine.events import TerminalEvent, TokensEvent, encode_event
-from ingine.jobs import Job
-from ingine.keys import EVENT_FIELD, Keys
-from ingine.record import JobStatus
-from producer import AsyncClient, BadRecord, UnknownStatus
+from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
+from ingine.contract.jobs import Job
+from ingine.contract.keys import EVENT_FIELD, Keys
+from ingine.contract.record import JobStatus
+from ingine.producer import AsyncClient, BadRecord, UnknownStatus
 from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_batch import Files, answer, request, run, serving
 from tests.waiting import HANGS_S

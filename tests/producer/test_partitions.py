@@ -10,10 +10,11 @@ from typing import NamedTuple
 import msgpack
 import pytest
 
-from ingine.events import TokensEvent
-from ingine.keys import Keys, all_partitions, keys_of, partition_of
-from ingine.servers import Servers
-from producer import (
+from ingine.cli.batch_progress import make_progress
+from ingine.connect.servers import Servers
+from ingine.contract.events import TokensEvent
+from ingine.contract.keys import Keys, all_partitions, keys_of, partition_of
+from ingine.producer import (
     AsyncClient,
     Client,
     ClientError,
@@ -24,10 +25,9 @@ from producer import (
     QueueFull,
     Reply,
 )
-from producer.batch import Batch
-from producer.batch_progress import make_progress
-from producer.partitions import Partitions
-from producer.streams import Streams
+from ingine.producer.batch import Batch
+from ingine.producer.partitions import Partitions
+from ingine.producer.streams import Streams
 from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_cli import start
 from tests.producer.test_control import bury
@@ -224,7 +224,7 @@ def test_replies_without_an_event_loop(redis_url: str, queue: str):
 async def test_one_who_follows_replies_learns_of_another_number(
     client: AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("producer.replies.BLOCK_MS", 20)
+    monkeypatch.setattr("ingine.producer.replies.BLOCK_MS", 20)
     async with AsyncClient(place.url, queue=place.queue) as other:
         await other.queue_info()
         await client.set_partitions(1)
@@ -240,7 +240,7 @@ async def test_one_who_follows_replies_learns_of_another_number(
 async def test_waiting_for_replies_holds_up_nobody_and_ends_with_the_client(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("producer.replies.BLOCK_MS", 1000 * 3600)
+    monkeypatch.setattr("ingine.producer.replies.BLOCK_MS", 1000 * 3600)
     waiting = [asyncio.ensure_future(anext(client.replies(f"r{n}"))) for n in range(16)]
     await wait_until_async(lambda: len(client._session.replies._reads) >= 16, what="all of them waiting")
     async with asyncio.timeout(HANGS_S):
@@ -395,7 +395,7 @@ async def test_a_refused_change_closes_no_partition(client: AsyncClient, place: 
 async def test_a_change_that_broke_off_is_completed_by_another(
     client: AsyncClient, place: Place, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("producer.submitter.MAX_ATTEMPTS", 2)
+    monkeypatch.setattr("ingine.producer.submitter.MAX_ATTEMPTS", 2)
     closed = place.partitions[1]
     await place.servers.client(closed).hset(closed.settings, "partitions", 2)
     with pytest.raises(ClientError, match="complete the change with `ingine queue partition`"):
@@ -430,7 +430,7 @@ async def test_a_long_stream_may_move_as_often_as_it_has_events(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ):
     """Each time all that it needs is there again, so nothing is unsettled."""
-    monkeypatch.setattr("producer.streams.MAX_MOVES", 2)
+    monkeypatch.setattr("ingine.producer.streams.MAX_MOVES", 2)
 
     async def one_event_then_gone(self, partition, job_id, position, at_end):
         yield TokensEvent(position + 1, [1], "x")
@@ -489,7 +489,7 @@ async def test_a_stream_goes_on_when_its_partition_moves(
     three: Cluster, queue: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Live again, too: silence sends no stream into the log here."""
-    monkeypatch.setattr("producer.streams.SILENCE_S", 1000.0)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 1000.0)
     servers = Servers(three.url, client_name="ingine-test", retries=5)
     async with AsyncClient(three.url, queue=queue) as client:
         handle = await client.submit("hi")

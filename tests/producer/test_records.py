@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from ingine.keys import Keys
-from producer import AsyncClient, BadRecord
+from ingine.contract.keys import Keys
+from ingine.producer import AsyncClient, BadRecord
 from tests.producer.fake_worker import FakeWorker
 
 DAMAGED = [

@@ -11,23 +11,23 @@ import trustme
 from redis import exceptions
 from redis.asyncio import Redis
 
-from ingine.keys import Keys
-from producer import AsyncClient, BadRecord, Client, ClientError, ConfigError, ServerUnavailable
-from producer.channels import MIN_BACKOFF_S
-from producer.token_log import Patience
+from ingine.contract.keys import Keys
+from ingine.producer import AsyncClient, BadRecord, Client, ClientError, ConfigError, ServerUnavailable
+from ingine.producer.channels import MIN_BACKOFF_S
+from ingine.producer.token_log import Patience
+from ingine.worker.embedded import EmbeddedServer
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 from tests.security.tls import TlsFront
 from tests.servers import durable_server
 from tests.waiting import HANGS_S, wait_until_async
-from worker.embedded import EmbeddedServer
 
 NEVER = 1000.0
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("producer.connection.RETRIES", 1)
+    monkeypatch.setattr("ingine.producer.connection.RETRIES", 1)
 
 
 @pytest.fixture
@@ -127,8 +127,8 @@ def test_the_sync_client_says_it_too(own_server: EmbeddedServer):
 async def test_a_stream_gives_up_when_the_server_stays_away(
     own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("producer.token_log.GIVE_UP_S", 0.1)
-    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    monkeypatch.setattr("ingine.producer.token_log.GIVE_UP_S", 0.1)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
     async with AsyncClient(own_server.url) as client:
         handle = await client.submit("hi")
         consumer = asyncio.create_task(handle.result())
@@ -138,7 +138,7 @@ async def test_a_stream_gives_up_when_the_server_stays_away(
 
 
 async def test_a_stream_outlasts_a_server_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
     with durable_server(tmp_path) as server:
         async with AsyncClient(server.url) as client:
             worker = FakeWorker(Redis.from_url(server.url), Keys())
@@ -158,12 +158,12 @@ async def test_a_stream_outlasts_a_server_that_comes_back(tmp_path: Path, monkey
 async def test_a_server_that_hangs_is_an_error_that_says_so(
     valkey: Server, queue: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("producer.connection.DEADLINE_S", 0.2)
+    monkeypatch.setattr("ingine.producer.connection.DEADLINE_S", 0.2)
     async with slow_proxy(valkey.url) as (url, prompt), AsyncClient(url, queue=queue) as client:
         prompt.clear()
         with pytest.raises(ServerUnavailable, match=r"cannot be reached \(no answer within 0.2 s\)"):
             await client.submit("hi")
-        monkeypatch.setattr("producer.connection.DEADLINE_S", NEVER)
+        monkeypatch.setattr("ingine.producer.connection.DEADLINE_S", NEVER)
         prompt.set()
         assert (await client.queue_info()).queue == queue
 
@@ -171,8 +171,8 @@ async def test_a_server_that_hangs_is_an_error_that_says_so(
 async def test_streams_give_up_on_a_server_that_hangs(
     valkey: Server, queue: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("producer.token_log.GIVE_UP_S", 0.2)
-    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    monkeypatch.setattr("ingine.producer.token_log.GIVE_UP_S", 0.2)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
     async with slow_proxy(valkey.url) as (url, prompt), AsyncClient(url, queue=queue) as client:
         handle = await client.submit("hi")
         following = asyncio.create_task(handle.result())
@@ -184,8 +184,8 @@ async def test_streams_give_up_on_a_server_that_hangs(
 async def test_a_client_can_be_closed_while_its_server_hangs(
     valkey: Server, queue: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("producer.token_log.GIVE_UP_S", NEVER)
-    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    monkeypatch.setattr("ingine.producer.token_log.GIVE_UP_S", NEVER)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
     async with slow_proxy(valkey.url) as (url, prompt), Redis.from_url(url, protocol=2) as own:
         client = AsyncClient(redis=own, queue=queue)
         handle = await client.submit("hi")
@@ -212,7 +212,7 @@ async def test_each_outage_is_waited_out_anew(monkeypatch: pytest.MonkeyPatch):
         return answer
 
     with monkeypatch.context() as impatient:
-        impatient.setattr("producer.token_log.GIVE_UP_S", -1.0)
+        impatient.setattr("ingine.producer.token_log.GIVE_UP_S", -1.0)
         with pytest.raises(exceptions.ConnectionError):
             await patience(call)
     loop = asyncio.get_running_loop()
@@ -234,7 +234,7 @@ async def test_wrong_credentials(valkey: Server):
 async def test_streams_do_not_wait_for_another_certificate(
     redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, scheme: str
 ):
-    monkeypatch.setattr("producer.token_log.GIVE_UP_S", NEVER)
+    monkeypatch.setattr("ingine.producer.token_log.GIVE_UP_S", NEVER)
     with TlsFront(trustme.CA(), redis_server.port) as front:
         async with AsyncClient(f"{scheme}://127.0.0.1:{front.port}") as client, asyncio.timeout(HANGS_S):
             with pytest.raises(ServerUnavailable, match="certificate verify failed"):
@@ -255,7 +255,7 @@ async def test_a_user_who_may_not(valkey: Server, queue: str):
 async def test_a_user_who_may_not_subscribe_follows_the_log_and_is_told_once(
     valkey: Server, queue: str, keys: Keys, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
     url = valkey.url.replace("redis://", f"redis://{queue}:pw@")
     async with valkey.connect() as admin, AsyncExitStack() as stack:
         await admin.acl_setuser(queue, enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all"])

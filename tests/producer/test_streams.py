@@ -10,10 +10,10 @@ import pytest
 from redis import exceptions
 from redis.asyncio import Redis
 
-from ingine.events import TokensEvent, encode_event
-from ingine.keys import EVENT_FIELD, Keys
-from ingine.record import JobStatus
-from producer import (
+from ingine.contract.events import TokensEvent, encode_event
+from ingine.contract.keys import EVENT_FIELD, Keys
+from ingine.contract.record import JobStatus
+from ingine.producer import (
     AsyncClient,
     BadRecord,
     Chunk,
@@ -25,8 +25,8 @@ from producer import (
     JobNotFound,
     ResultTimeout,
 )
-from producer.channels import ChannelHub
-from producer.token_log import LogReader
+from ingine.producer.channels import ChannelHub
+from ingine.producer.token_log import LogReader
 from tests.producer.conftest import Face, Server
 from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_channels import over
@@ -38,13 +38,13 @@ NEVER = 1000.0
 @pytest.fixture
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams do not look into the log out of silence: something else must send them there."""
-    monkeypatch.setattr("producer.streams.SILENCE_S", NEVER)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", NEVER)
 
 
 @pytest.fixture
 def alert(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams look into the log after a moment of silence."""
-    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ async def test_a_negative_position_is_refused(face: Face, job_id: str):
 async def test_a_slow_consumer_loses_nothing(
     client: AsyncClient, worker: FakeWorker, deaf, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("producer.token_log.ENTRIES_PER_READ", 7)
+    monkeypatch.setattr("ingine.producer.token_log.ENTRIES_PER_READ", 7)
     job_id = (await client.submit("hi")).job_id
     await worker.take()
     await worker.commit(job_id, 0, 1)

@@ -6,11 +6,11 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from ingine.events import decode_event
-from ingine.jobs import EXPECTED_OUTPUT_TOKENS, MAX_TOKEN_COST, Job, decode_job
-from ingine.keys import Keys
-from ingine.record import JobStatus
-from producer import (
+from ingine.contract.events import decode_event
+from ingine.contract.jobs import EXPECTED_OUTPUT_TOKENS, MAX_TOKEN_COST, Job, decode_job
+from ingine.contract.keys import Keys
+from ingine.contract.record import JobStatus
+from ingine.producer import (
     AsyncClient,
     DuplicateJob,
     ErrorCode,

@@ -14,12 +14,12 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from ingine.cli import _show_traceback
-from ingine.events import TokensEvent, encode_event
-from ingine.keys import EVENT_FIELD, Keys, log_id
-from ingine.record import JobStatus
+from ingine.cli.main import _show_traceback
+from ingine.contract.events import TokensEvent, encode_event
+from ingine.contract.keys import EVENT_FIELD, Keys, log_id
+from ingine.contract.record import JobStatus
+from ingine.producer import AsyncClient
 from ingine.terminal import EchoHandler, visible
-from producer import AsyncClient
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 from tests.waiting import HANGS_S
@@ -32,7 +32,7 @@ OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 PROGRAM = """
 import json, sys
-from ingine.cli import main
+from ingine.cli.main import main
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["ingine", *arguments]
     try:

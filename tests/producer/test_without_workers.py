@@ -7,8 +7,8 @@ import msgpack
 import pytest
 from redis.asyncio import Redis
 
-from ingine.keys import Keys
-from producer import AsyncClient, JobCancelled, JobExpired, NoWorker, ResultTimeout
+from ingine.contract.keys import Keys
+from ingine.producer import AsyncClient, JobCancelled, JobExpired, NoWorker, ResultTimeout
 from tests.producer.conftest import Face, Server
 from tests.producer.fake_worker import FakeWorker
 from tests.waiting import wait_until_async
@@ -17,9 +17,9 @@ from tests.waiting import wait_until_async
 @pytest.fixture(autouse=True)
 def alert(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams look into the log, and for workers, after a moment of silence."""
-    monkeypatch.setattr("producer.streams.SILENCE_S", 0.05)
-    monkeypatch.setattr("producer.streams.NO_WORKER_AFTER_S", 0.1)
-    monkeypatch.setattr("producer.replies.BLOCK_MS", 50)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
+    monkeypatch.setattr("ingine.producer.streams.NO_WORKER_AFTER_S", 0.1)
+    monkeypatch.setattr("ingine.producer.replies.BLOCK_MS", 50)
 
 
 async def beat(redis: Redis, keys: Keys) -> None:

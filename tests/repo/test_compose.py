@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from worker.settings import WorkerSettings
+from ingine.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

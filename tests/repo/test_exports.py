@@ -5,7 +5,7 @@ from importlib.metadata import version
 import pytest
 
 import ingine
-import producer
+from ingine import producer
 
 
 @pytest.mark.parametrize("package", [ingine, producer])

@@ -11,10 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NOT_IN_BASE = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf"}
 
-COMPOSITION = ("ingine/cli.py", "ingine/commands/")
+COMPOSITION = ("ingine/cli/main.py", "ingine/cli/")
 """Only the command line knows all three packages."""
 
-KNOWS_REDIS = ("ingine/servers.py", "ingine/server_url.py", "ingine/pubsub.py", "ingine/loaded_scripts.py")
+KNOWS_REDIS = (
+    "ingine/connect/servers.py",
+    "ingine/connect/url.py",
+    "ingine/connect/pubsub.py",
+    "ingine/connect/scripts.py",
+)
 """What worker and producer both need to get to a server. The engine has nothing to do with it."""
 SERVER = {path.removesuffix(".py").replace("/", ".") for path in KNOWS_REDIS}
 
@@ -88,17 +93,22 @@ def test_the_engine_knows_no_server():
 def test_the_producer_takes_nothing_of_ours_but_the_contract():
     contract = {
         "ingine",
-        "ingine.keys",
-        "ingine.jobs",
-        "ingine.events",
-        "ingine.record",
-        "ingine.control",
+        "ingine.contract.keys",
+        "ingine.contract.jobs",
+        "ingine.contract.events",
+        "ingine.contract.record",
+        "ingine.contract.control",
         "ingine.errors",
         "ingine.sampling_params",
     }
-    settings = {"ingine.secret_files", "ingine.environment", "ingine.byte_sizes"}
+    settings = {"ingine.connect.secrets", "ingine.connect.environment", "ingine.byte_sizes"}
     allowed = contract | settings | SERVER
-    allowed |= {"ingine.scripts", "ingine.expiry", "ingine.job_faults", "ingine.local_server"}
+    allowed |= {
+        "ingine.contract.scripts",
+        "ingine.contract.expiry",
+        "ingine.contract.faults",
+        "ingine.connect.local_server",
+    }
     allowed |= {"ingine.terminal"}
     for path in sources("producer"):
         ours = {name for name in imports_of(path) if name.partition(".")[0] == "ingine"}
@@ -127,13 +137,13 @@ def loaded_by(module: str) -> set[str]:
     [
         "producer",
         "ingine",
-        "ingine.keys",
-        "ingine.jobs",
-        "ingine.events",
+        "ingine.contract.keys",
+        "ingine.contract.jobs",
+        "ingine.contract.events",
         "ingine.errors",
         "ingine.sampling_params",
-        "ingine.expiry",
-        "ingine.cli",
+        "ingine.contract.expiry",
+        "ingine.cli.main",
     ],
 )
 def test_the_base_install_is_enough_for(module):
@@ -141,7 +151,13 @@ def test_the_base_install_is_enough_for(module):
 
 
 @pytest.mark.parametrize(
-    "module", ["ingine.scheduler", "ingine.block_manager", "ingine.config", "worker.settings"]
+    "module",
+    [
+        "ingine.engine.schedule.scheduler",
+        "ingine.engine.schedule.block_manager",
+        "ingine.engine.config",
+        "ingine.worker.settings",
+    ],
 )
 def test_importing_it_loads_no_torch(module):
     assert not loaded_by(module) & {"torch", "transformers"}

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PRINTS_FOR_PROGRAMS = ("worker/demo/producer.py",)
+PRINTS_FOR_PROGRAMS = ("ingine/demo/producer.py",)
 """Its output is a pipe, and JSON."""
 
 

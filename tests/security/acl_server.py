@@ -13,11 +13,11 @@ from urllib.parse import quote
 
 from redis import Redis, RedisError
 
-from ingine.roles import CHANNELS, KINDS, Role, tags_of, user_line
+from ingine.contract.roles import CHANNELS, KINDS, Role, tags_of, user_line
+from ingine.worker.child import Child
 from tests.docs.tables import ROOT
 from tests.servers import server_binary, server_version
 from tests.waiting import HANGS_S, wait_until
-from worker.child import Child
 
 DOCUMENT = ROOT / "docs" / "security.md"
 USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
@@ -163,7 +163,7 @@ class CommandLog:
         self._thread.join()
 
     def used(self, role: str) -> set[tuple[str, str]]:
-        """Pairs of a command and a kind as `ingine.roles` has them; the kind is '' where none is named."""
+        """Pairs of a command and a kind as `ingine.contract.roles` has them; the kind is '' where none is named."""
         users = self._server.users.items()
         return set().union(*(self._by_address[at] for at, user in users if user == f"ingine-{role}"))
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from ingine.config import EngineConfig
-from ingine.engine import Engine
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.worker.hosting.engine_thread import EngineThread
+from ingine.worker.settings import WorkerSettings
+from ingine.worker.worker import Worker
 from tests.security.acl_server import AclServer
 from tests.security.neighbours import NEIGHBOUR
 from tests.served_models import TINY
 from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S
-from worker.engine_thread import EngineThread
-from worker.settings import WorkerSettings
-from worker.worker import Worker
 
 
 @pytest.fixture(scope="session")

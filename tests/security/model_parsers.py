@@ -28,7 +28,7 @@ VALID = "valid"
 
 
 def parse_gguf(folder: Path) -> None:
-    from ingine.models.gguf import convert_gguf
+    from ingine.engine.models.gguf import convert_gguf
 
     out = folder / "converted"
     shutil.rmtree(out, ignore_errors=True)
@@ -40,7 +40,7 @@ def parse_gguf(folder: Path) -> None:
 
 
 def parse_config(folder: Path) -> None:
-    from ingine.models.config import ModelConfig
+    from ingine.engine.models.config import ModelConfig
 
     ModelConfig.from_folder(folder)
     parse_weights(folder)
@@ -49,9 +49,9 @@ def parse_config(folder: Path) -> None:
 def parse_weights(folder: Path) -> None:
     import torch
 
-    from ingine.fingerprint import model_fingerprint
-    from ingine.kernels import REFERENCE
-    from ingine.models.loader import load_weights
+    from ingine.engine.kernels.select import REFERENCE
+    from ingine.engine.models.loader import load_weights
+    from ingine.engine.store.fingerprint import model_fingerprint
 
     load_weights(folder, dtype=torch.float32, device=torch.device("cpu"), kernels=REFERENCE)
     model_fingerprint(folder)
@@ -61,28 +61,28 @@ def parse_quantized(folder: Path) -> None:
     """Packed as well, which only weights that others have quantised are without being made dense."""
     import torch
 
-    from ingine.kernels import REFERENCE
-    from ingine.models.loader import load_model
+    from ingine.engine.kernels.select import REFERENCE
+    from ingine.engine.models.loader import load_model
 
     load_model(folder, dtype=torch.float32, device=torch.device("cpu"), kernels=REFERENCE)
     parse_weights(folder)
 
 
 def parse_tokenizer(folder: Path) -> None:
-    from ingine.tokenizer import load_tokenizer
+    from ingine.engine.text.tokenizer import load_tokenizer
 
     load_tokenizer(folder)
 
 
 def parse_generation_config(folder: Path) -> None:
-    from ingine.generation_config import read_sampling_defaults
+    from ingine.engine.store.generation_config import read_sampling_defaults
     from ingine.sampling_params import SamplingParams
 
     SamplingParams(**read_sampling_defaults(folder))
 
 
 def parse_template(folder: Path) -> None:
-    from ingine.tokenizer import load_tokenizer
+    from ingine.engine.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     if tokenizer is not None and tokenizer.has_chat_template:
@@ -175,7 +175,7 @@ def main() -> None:
     import torch
     from transformers import AutoTokenizer  # noqa: F401
 
-    import ingine.models.gguf  # noqa: F401
+    import ingine.engine.models.gguf  # noqa: F401
 
     torch.set_num_threads(1)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

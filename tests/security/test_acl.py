@@ -8,15 +8,15 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoPermissionError, RedisError
 from typer.testing import CliRunner
 
-from ingine.cli import app
-from ingine.jobs import Job, encode_job
-from ingine.keys import GROUP, Keys
-from ingine.roles import RIGHTS, Role
-from producer import AsyncClient, ClientError, JobCancelled, ServerUnavailable
+from ingine.cli.main import app
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import GROUP, Keys
+from ingine.contract.roles import RIGHTS, Role
+from ingine.producer import AsyncClient, ClientError, JobCancelled, ServerUnavailable
+from ingine.worker.identity import name_of
 from tests.security.acl_server import ROLES, USERS_FILE, AclServer, CommandLog
 from tests.waiting import wait_until_async
 from tests.worker.test_declared_keys import Walk, requeue_all
-from worker.identity import name_of
 
 SHORT = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
 LONG = SHORT | {"max_tokens": 400}
@@ -198,8 +198,8 @@ async def call_every_script(server: AclServer, queue: str) -> None:
 
 @pytest.fixture
 async def commands_of_all(acl_server, queue, run_worker, monkeypatch) -> CommandLog:
-    monkeypatch.setattr("worker.heartbeat.FORGET_EVERY", 1)
-    monkeypatch.setattr("worker.heartbeat.FORGET_AFTER_S", 3)
+    monkeypatch.setattr("ingine.worker.heartbeat.FORGET_EVERY", 1)
+    monkeypatch.setattr("ingine.worker.heartbeat.FORGET_AFTER_S", 3)
     acl_server.forget_refusals()
     await run_worker(acl_server.url("worker"), max_bytes=1 << 20)
     acl_server.admin.script_flush()

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from ingine import local_server
+from ingine.connect import local_server
+from ingine.connect.local_server import other_person_on, running_url
+from ingine.connect.servers import Servers
+from ingine.contract.keys import Keys
 from ingine.errors import ConfigError
-from ingine.keys import Keys
-from ingine.local_server import other_person_on, running_url
-from ingine.servers import Servers
-from producer import AsyncClient, Client, ServerUnavailable
+from ingine.producer import AsyncClient, Client, ServerUnavailable
+from ingine.worker import embedded, server_choice
+from ingine.worker.embedded import EmbeddedServer
 from tests.security.neighbours import NEIGHBOUR, needs_root
 from tests.servers import durable_server
 from tests.waiting import HANGS_S
-from worker import embedded, server_choice
-from worker.embedded import EmbeddedServer
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def data_dir(tmp_path, monkeypatch):
     monkeypatch.setenv("INGINE_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.delenv("INGINE_REDIS_URL", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("producer.connection.RETRIES", 0)
+    monkeypatch.setattr("ingine.producer.connection.RETRIES", 0)
     return tmp_path / "data"
 
 
@@ -36,7 +36,7 @@ def data_dir(tmp_path, monkeypatch):
 def default_port(monkeypatch) -> int:
     """A free port that stands for 6379, which this machine may well have in use."""
     port = embedded._free_port()
-    for module in ("ingine.local_server", "worker.server_choice"):
+    for module in ("ingine.connect.local_server", "ingine.worker.server_choice"):
         monkeypatch.setattr(f"{module}.DEFAULT_PORT", port)
     monkeypatch.setattr(local_server, "DEFAULT_URL", f"redis://127.0.0.1:{port}/0")
     return port
@@ -185,7 +185,7 @@ async def test_a_folder_that_cannot_be_looked_at_is_said(
     data_dir, default_port, unusable, tmp_path, monkeypatch
 ):
     """Whoever waits for a job when the server goes away is told, too."""
-    monkeypatch.setattr("producer.token_log.GIVE_UP_S", 0.2)
+    monkeypatch.setattr("ingine.producer.token_log.GIVE_UP_S", 0.2)
     async with AsyncClient() as client, asyncio.timeout(HANGS_S):
         with durable_server(tmp_path / "open", port=default_port):
             job = await client.submit("hi")

@@ -11,14 +11,14 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from ingine import local_server
+from ingine.connect import local_server
+from ingine.connect.local_server import DEFAULT_URL, DefaultServer, other_person_on, running_url
 from ingine.errors import ConfigError
-from ingine.local_server import DEFAULT_URL, DefaultServer, other_person_on, running_url
-from producer.settings import load_settings
+from ingine.producer.settings import load_settings
+from ingine.worker import embedded, server_choice
+from ingine.worker.embedded import EmbeddedServer
 from tests.security.neighbours import NEIGHBOUR, become_the_neighbour, needs_root
 from tests.waiting import HANGS_S
-from worker import embedded, server_choice
-from worker.embedded import EmbeddedServer
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_server_of_another_person_on_the_default_port_is_not_taken_for_ours(da
         his = socket.create_server(("127.0.0.1", 0))
     finally:
         os.seteuid(0)
-    for module in ("ingine.local_server", "worker.server_choice"):
+    for module in ("ingine.connect.local_server", "ingine.worker.server_choice"):
         monkeypatch.setattr(f"{module}.DEFAULT_PORT", his.getsockname()[1])
     with his:
         with pytest.raises(ConfigError, match=rf"is another user's, {NEIGHBOUR}: set INGINE_REDIS_URL"):

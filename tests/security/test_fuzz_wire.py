@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ingine.contract.events import encode_event
+from ingine.contract.faults import MAX_MAP_ENTRIES, explain
+from ingine.contract.jobs import Job, Message, decode_job, encode_job
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.events import encode_event
-from ingine.job_faults import MAX_MAP_ENTRIES, explain
-from ingine.jobs import Job, Message, decode_job, encode_job
 from ingine.sampling_params import SamplingParams
+from ingine.worker.control import COMMANDS, ControlListener
 from tests.security import wire_properties as properties
 from tests.security.wire_properties import CANARY, FULL_JOB, at, packed
-from worker.control import COMMANDS, ControlListener
 
 JOB_FIELDS = [(name,) for name in Job.model_fields]
 SAMPLING_FIELDS = [("sampling", name) for name in SamplingParams.model_fields]

@@ -3,15 +3,17 @@
 import pytest
 from redis import Redis
 
-from ingine import job_faults, jobs, sampling_params
+from ingine import sampling_params
+from ingine.contract import faults as job_faults
+from ingine.contract import jobs
+from ingine.contract.jobs import Job, decode_job, encode_job
+from ingine.contract.keys import Keys
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.jobs import Job, decode_job, encode_job
-from ingine.keys import Keys
-from producer import AsyncClient, JobNotFound, Result, submission
+from ingine.producer import AsyncClient, JobNotFound, Result, submission
+from ingine.worker import control
 from tests.docs.tables import table
 from tests.security.wire_properties import FULL_JOB, at, packed
 from tests.waiting import wait_until_async
-from worker import control
 
 PLAIN = {"id": "a", "prompt": "x"}
 IN_CODE = {

@@ -16,13 +16,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from ingine import cli
-from ingine.bounded_files import MAX_JSON_VALUES
+from ingine.cli import main as cli
+from ingine.engine.models import gguf as conversion
+from ingine.engine.models.config import ModelConfig
+from ingine.engine.models.gguf_header import read_gguf_header
+from ingine.engine.store.bounded_files import MAX_JSON_VALUES
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ConfigError, UnsupportedModel
-from ingine.models import gguf as conversion
-from ingine.models.config import ModelConfig
-from ingine.models.gguf_header import read_gguf_header
-from ingine.tokenizer import Tokenizer
 from tests.security.gguf_bytes import (
     ARRAY,
     BOOL,

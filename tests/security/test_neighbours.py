@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ingine.environment import check_variables
+from ingine.connect.environment import check_variables
+from ingine.engine.kernels.native import compiler
+from ingine.engine.kernels.select import _cache_obstacle
+from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
 from ingine.errors import ConfigError
-from ingine.kernels import _cache_obstacle
-from ingine.model_store import DEFAULT_MODEL, resolve_model
-from ingine.native import compiler
 from ingine.private_files import (
     Untrusted,
     _is_group_of_one,
@@ -25,7 +25,7 @@ from ingine.private_files import (
     trusted,
     write_private,
 )
-from producer.batch_files import RowFile
+from ingine.producer.batch_files import RowFile
 from tests.engine.marks import needs_native
 from tests.security.neighbours import NEIGHBOUR, become_the_neighbour, needs_root
 from tests.waiting import HANGS_S
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 BUILD = """
 import sys
-from ingine.native import compiler, load
+from ingine.engine.kernels.native import compiler, load
 from pathlib import Path
 compiler.SOURCES = Path(sys.argv[1])
 library = compiler.build()

@@ -9,11 +9,11 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoPermissionError, RedisError
 from typer.testing import CliRunner
 
-from ingine.cli import app
+from ingine.cli.main import app
+from ingine.contract.keys import Keys, all_partitions
+from ingine.contract.roles import CHANNELS, KINDS, RIGHTS, Role, tags_of, user_line
 from ingine.errors import ConfigError
-from ingine.keys import Keys, all_partitions
-from ingine.roles import CHANNELS, KINDS, RIGHTS, Role, tags_of, user_line
-from producer import AsyncClient, DuplicateJob, QueueFull
+from ingine.producer import AsyncClient, DuplicateJob, QueueFull
 from tests.security.acl_server import USERS_FILE
 from tests.worker.test_declared_keys import Walk, requeue_all
 from tests.worker.test_server_check import OF_THE_HANDSHAKE, check

@@ -13,15 +13,15 @@ from urllib.parse import quote
 import pytest
 from redis.exceptions import RedisError
 
+from ingine.connect.servers import Servers
+from ingine.contract.keys import Keys
 from ingine.errors import ConfigError
-from ingine.keys import Keys
-from ingine.servers import Servers
-from producer import AsyncClient, Client, ServerUnavailable
-from producer.settings import load_settings as load_producer_settings
+from ingine.producer import AsyncClient, Client, ServerUnavailable
+from ingine.producer.settings import load_settings as load_producer_settings
+from ingine.worker.settings import WorkerSettings, load_settings
 from tests.security.acl_server import password_of
 from tests.servers import Valkey
 from tests.waiting import HANGS_S, wait_until
-from worker.settings import WorkerSettings, load_settings
 
 LOADERS = {"worker": load_settings, "producer": load_producer_settings}
 PASSWORD = "S3cr:e@t/?#%41"
@@ -131,7 +131,7 @@ def test_nothing_that_is_printed_by_accident_shows_it(monkeypatch):
 def test_no_help_shows_it():
     env = os.environ | {"INGINE_REDIS_URL": f"redis://me:{ENCODED}@localhost/0"}
     for command in (["worker"], ["submit"], ["queue", "show"], ["batch"]):
-        arguments = [sys.executable, "-m", "ingine.cli", *command, "--help"]
+        arguments = [sys.executable, "-m", "ingine.cli.main", *command, "--help"]
         done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=True)
         assert "redis-url" in done.stdout and not leaks(done.stdout + done.stderr)
 
@@ -222,7 +222,7 @@ def test_a_worker_at_work_shows_it_nowhere(acl_server, queue, tiny_model, tmp_pa
         "INGINE_HTTP_PORT": "0",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "ingine.cli", "worker", *options]
+    command = [sys.executable, "-m", "ingine.cli.main", "worker", *options]
     with log.open("wb") as output, subprocess.Popen(command, env=env, stdout=output, stderr=output) as child:
         try:
             keys = Keys(queue)

@@ -14,8 +14,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from ingine.keys import Keys
-from producer import AsyncClient
+from ingine.contract.keys import Keys
+from ingine.producer import AsyncClient
 from tests.security.acl_server import AclServer
 from tests.servers import server_binary
 from tests.waiting import HANGS_S, wait_until

@@ -9,12 +9,12 @@ import pytest
 import trustme
 from typer.testing import CliRunner
 
-from ingine.cli import app
-from producer import AsyncClient, ConfigError, ServerUnavailable
+from ingine.cli.main import app
+from ingine.producer import AsyncClient, ConfigError, ServerUnavailable
+from ingine.worker.settings import load_settings
 from tests.security.acl_server import password_of
 from tests.security.tls import TlsFront
 from tests.waiting import wait_until_async
-from worker.settings import load_settings
 
 GREEDY = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
 SECRET_PROMPT = "a prompt that is nobody else's business"

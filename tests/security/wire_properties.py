@@ -7,12 +7,12 @@ from typing import Any
 import msgpack
 from hypothesis import strategies as st
 
+from ingine.contract.events import UNREADABLE, Event, TerminalEvent, TokensEvent, decode_event
+from ingine.contract.faults import MAX_REASON_CHARS
+from ingine.contract.jobs import Job, decode_job, encode_job
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.events import UNREADABLE, Event, TerminalEvent, TokensEvent, decode_event
-from ingine.job_faults import MAX_REASON_CHARS
-from ingine.jobs import Job, decode_job, encode_job
-from ingine.record import JobStatus
-from producer.channels import ANYWHERE, place_of
+from ingine.producer.channels import ANYWHERE, place_of
 
 PEAK_PER_BYTE = 160
 """Bytes of memory for each of a job: a map of one entry is 3 bytes on the wire, and 240 in memory."""

@@ -9,23 +9,23 @@ import fakeredis
 import pytest
 import redis.asyncio
 
-from ingine.config import EngineConfig
-from ingine.engine import Engine
-from ingine.events import TerminalEvent, decode_event
-from ingine.fingerprint import model_fingerprint
-from ingine.jobs import Job, encode_job
-from ingine.keys import GROUP, Keys, Priority, is_worker
-from ingine.record import JobStatus
+from ingine.contract.events import TerminalEvent, decode_event
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import GROUP, Keys, Priority, is_worker
+from ingine.contract.record import JobStatus
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.store.fingerprint import model_fingerprint
+from ingine.worker.entries import Entry
+from ingine.worker.hosting.engine_process import EngineProcess
+from ingine.worker.hosting.engine_thread import EngineThread
+from ingine.worker.queue import Queue
+from ingine.worker.served_model import ServedModel
+from ingine.worker.settings import WorkerSettings
+from ingine.worker.worker import Worker
 from tests.served_models import TINY
 from tests.tiny_models import make_tiny_model
 from tests.waiting import HANGS_S, wait_until_async
-from worker.engine_process import EngineProcess
-from worker.engine_thread import EngineThread
-from worker.entries import Entry
-from worker.queue import Queue
-from worker.served_model import ServedModel
-from worker.settings import WorkerSettings
-from worker.worker import Worker
 
 
 @pytest.fixture(params=["fake", "real"])

@@ -10,10 +10,10 @@ import signal
 import sys
 from pathlib import Path
 
-from ingine.tokenizer import Tokenizer
+from ingine.engine.text.tokenizer import Tokenizer
+from ingine.worker.hosting.engine_child import serve_engine
+from ingine.worker.hosting.engine_process import EngineProcess
 from tests.served_models import TINY
-from worker.engine_child import serve_engine
-from worker.engine_process import EngineProcess
 
 HELD_UP_S = 600
 
@@ -24,8 +24,8 @@ def start(model: str) -> EngineProcess:
 
 
 def build(model: str):
-    from ingine.config import EngineConfig
-    from ingine.engine import Engine
+    from ingine.engine.config import EngineConfig
+    from ingine.engine.engine import Engine
 
     engine = Engine(
         EngineConfig(model, dtype="float32", device="cpu", max_num_seqs=8, kv_cache_bytes=8 << 20)
@@ -54,14 +54,14 @@ def fail_as_told(seq_id: str) -> None:
 
 
 def run_worker(model: str) -> None:
-    import worker.cli
-    from ingine.fingerprint import model_fingerprint
-    from worker.served_model import ServedModel
-    from worker.settings import load_settings
+    import ingine.cli.worker
+    from ingine.engine.store.fingerprint import model_fingerprint
+    from ingine.worker.served_model import ServedModel
+    from ingine.worker.settings import load_settings
 
     served = ServedModel(TINY.names, model_fingerprint(Path(model)), TINY.numerics)
-    worker.cli.build_engine = lambda settings: (start(model), served)
-    worker.cli.run_worker(load_settings())
+    ingine.cli.worker.build_engine = lambda settings: (start(model), served)
+    ingine.cli.worker.run_worker(load_settings())
 
 
 if __name__ == "__main__":

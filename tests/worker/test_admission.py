@@ -5,10 +5,10 @@ import time
 
 from redis.exceptions import ConnectionError
 
+from ingine.contract.events import TokensEvent
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
-from ingine.events import TokensEvent
-from ingine.jobs import Job, encode_job
-from ingine.record import JobStatus
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 

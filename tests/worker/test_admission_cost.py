@@ -5,14 +5,14 @@ import contextlib
 
 import msgpack
 
-import worker.admission
+import ingine.worker.admission
+from ingine.contract.events import TokensEvent
+from ingine.contract.jobs import Job
 from ingine.errors import ErrorCode, InvalidRequest
-from ingine.events import TokensEvent
-from ingine.jobs import Job
 from ingine.sampling_params import SamplingParams
+from ingine.worker.admission import INLINE_BYTES
+from ingine.worker.queue import LOG_PAGE
 from tests.worker.test_worker import GREEDY, leave_behind
-from worker.admission import INLINE_BYTES
-from worker.queue import LOG_PAGE
 
 
 @contextlib.asynccontextmanager
@@ -32,14 +32,14 @@ async def turns_of_the_loop():
 
 async def test_the_loop_comes_round_between_two_large_jobs(harness, monkeypatch):
     loser, seen = await harness(), []
-    decode = worker.admission.decode_job
+    decode = ingine.worker.admission.decode_job
     async with turns_of_the_loop() as turns:
 
         def decode_and_look(raw, **limits):
             seen.append((turns[0], len(raw)))
             return decode(raw, **limits)
 
-        monkeypatch.setattr(worker.admission, "decode_job", decode_and_look)
+        monkeypatch.setattr(ingine.worker.admission, "decode_job", decode_and_look)
         # All at once, so that they are taken together.
         async with loser.redis.pipeline() as pipe:
             for number in range(6):

@@ -2,15 +2,15 @@
 
 import pytest
 
-from ingine.events import TerminalEvent, TokensEvent
-from ingine.jobs import Job, decode_job, encode_job
-from ingine.keys import GROUP, RELEASED, WAITING, Priority
-from ingine.record import JobStatus
-from ingine.scripts import read_script
+from ingine.contract.events import TerminalEvent, TokensEvent
+from ingine.contract.jobs import Job, decode_job, encode_job
+from ingine.contract.keys import GROUP, RELEASED, WAITING, Priority
+from ingine.contract.record import JobStatus
+from ingine.contract.scripts import read_script
+from ingine.worker.entries import STALE, Append, Finish
+from ingine.worker.job_streams import MAX_ORDERED
+from ingine.worker.queue import Queue
 from tests.worker.conftest import take
-from worker.entries import STALE, Append, Finish
-from worker.job_streams import MAX_ORDERED
-from worker.queue import Queue
 
 
 async def add(client, keys, name: str, tenant: str = "t", priority: str = "normal") -> str:

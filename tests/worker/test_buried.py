@@ -6,10 +6,10 @@ import msgpack
 import pytest
 from redis.exceptions import ResponseError
 
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
-from ingine.jobs import Job, encode_job
-from ingine.record import JobStatus
-from producer import AsyncClient, BadRecord
+from ingine.producer import AsyncClient, BadRecord
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import take
 from tests.worker.test_forged_records import Attack, replace_the_log, replace_the_record, use_up_the_log_s_ids
@@ -68,7 +68,7 @@ async def test_its_idempotency_key_lives_as_long_as_its_record(client, keys, mak
 
 async def test_whoever_follows_it_is_woken(client, keys, make_queue, push, monkeypatch):
     """And need not wait for a silence to look at its record."""
-    monkeypatch.setattr("producer.streams.SILENCE_S", 2 * HANGS_S)
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 2 * HANGS_S)
     queue = make_queue("w1")
     async with AsyncClient(queue=keys.queue, redis=client) as producer, asyncio.timeout(HANGS_S):
         job = await producer.submit("x", job_id="bad")

@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import worker.control
-from ingine.control import nudge
-from ingine.keys import Keys
-from ingine.servers import Servers
+import ingine.worker.control
+from ingine.connect.servers import Servers
+from ingine.contract.control import nudge
+from ingine.contract.keys import Keys
+from ingine.worker.control import ControlListener
 from tests.servers import HOST, cluster, free_port
 from tests.waiting import wait_until_async
-from worker.control import ControlListener
 
 
 @asynccontextmanager
@@ -63,15 +63,15 @@ async def test_it_follows_its_slot_to_another_node(tmp_path, queue):
 
 async def test_a_flood_of_nudges_is_one_look(redis_url, queue, monkeypatch, caplog):
     """Of ten thousand, the first is obeyed at once, and all others together, an interval later."""
-    monkeypatch.setattr(worker.control, "MESSAGES_PER_INTERVAL", 1 << 30)
+    monkeypatch.setattr(ingine.worker.control, "MESSAGES_PER_INTERVAL", 1 << 30)
     servers, keys = Servers(redis_url, client_name="test"), Keys(queue)
-    kinds = [nudge(command) for command in sorted(worker.control.COMMANDS)]
+    kinds = [nudge(command) for command in sorted(ingine.worker.control.COMMANDS)]
     kinds += [nudge("cancel", job_id="ours"), nudge("cancel", job_id="another's"), nudge("x"), b"\xc1", b""]
     kinds.append(nudge("cancel", job_id="ours" * 1000))
     async with listening(servers, keys) as told:
         await heard_anew(servers, keys, told)
-        await asyncio.sleep(2 * worker.control.INTERVAL_S)
-        monkeypatch.setattr(worker.control, "INTERVAL_S", 1000.0)
+        await asyncio.sleep(2 * ingine.worker.control.INTERVAL_S)
+        monkeypatch.setattr(ingine.worker.control, "INTERVAL_S", 1000.0)
         del told[:]
         await publish(servers, keys, nudge("released"))
         await wait_until_async(lambda: told == [{"released"}])
@@ -142,7 +142,7 @@ class Relay:
 
 
 async def test_it_notices_that_nobody_is_at_the_other_end(redis_url, queue, monkeypatch):
-    monkeypatch.setattr(worker.control, "PING_S", 0.2)
+    monkeypatch.setattr(ingine.worker.control, "PING_S", 0.2)
     relay, port, keys = Relay(redis_url), free_port(), Keys(queue)
     await relay.serve(port)
     behind, direct = (Servers(url, client_name="t") for url in (f"redis://{HOST}:{port}", redis_url))

@@ -5,19 +5,19 @@ import re
 
 from redis.asyncio import Redis
 
+from ingine.connect.servers import Servers
+from ingine.contract.events import TerminalEvent, TokensEvent
+from ingine.contract.expiry import expire
+from ingine.contract.keys import GROUP, Keys, all_partitions, partition_of
+from ingine.contract.record import JobStatus
+from ingine.contract.scripts import read_script
 from ingine.errors import ClientError
-from ingine.events import TerminalEvent, TokensEvent
-from ingine.expiry import expire
-from ingine.keys import GROUP, Keys, all_partitions, partition_of
-from ingine.record import JobStatus
-from ingine.scripts import read_script
-from ingine.servers import Servers
-from producer import AsyncClient
+from ingine.producer import AsyncClient
+from ingine.worker.entries import Append, Entry, Finish
+from ingine.worker.last_ids import LAST_MS
+from ingine.worker.queue import Queue
 from tests.served_models import OTHER, TINY
 from tests.servers import cluster
-from worker.entries import Append, Entry, Finish
-from worker.last_ids import LAST_MS
-from worker.queue import Queue
 
 NUM_PARTITIONS = 3
 JOB = {"reply_to": "batch", "tenant": "gold", "deadline_s": 3600}

@@ -5,9 +5,9 @@ import logging
 import socket
 import threading
 
+from ingine.worker.hosting.engine_child import _Server
+from ingine.worker.hosting.pipe import Pipe, make_unpacker, pack
 from tests.waiting import HANGS_S, wait_until_async
-from worker.engine_child import _Server
-from worker.engine_pipe import Pipe, make_unpacker, pack
 
 NUM_MESSAGES, PAYLOAD = 8, b"x" * (256 << 10)
 """More than any buffer of a socket holds, so that each message is sent in many parts."""

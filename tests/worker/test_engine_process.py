@@ -9,23 +9,20 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-import worker.cli
-import worker.engine_process
-from ingine.config import EngineConfig
-from ingine.engine import Engine
+import ingine.cli.worker
+import ingine.worker.hosting.engine_process
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.record import JobStatus
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import EngineError, ErrorCode, InvalidRequest, ModelNotFound
-from ingine.jobs import Job, encode_job
-from ingine.outputs import FinishReason, SeqOutput
-from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
-from tests.waiting import HANGS_S, wait_until, wait_until_async
-from tests.worker import engine_program
-from tests.worker.test_failures import status
-from tests.worker.test_worker import ENDLESS, GREEDY, alone
-from worker.child import Child
-from worker.engine_child import EXIT_ORPHANED, command
-from worker.engine_link import EngineFailure
-from worker.engine_pipe import (
+from ingine.worker.child import Child
+from ingine.worker.hosting.engine_child import EXIT_ORPHANED, command
+from ingine.worker.hosting.engine_link import EngineFailure
+from ingine.worker.hosting.engine_process import EngineProcess
+from ingine.worker.hosting.pipe import (
     make_unpacker,
     pack,
     pack_error,
@@ -34,8 +31,11 @@ from worker.engine_pipe import (
     unpack_error,
     unpack_outputs,
 )
-from worker.engine_process import EngineProcess
-from worker.settings import WorkerSettings
+from ingine.worker.settings import WorkerSettings
+from tests.waiting import HANGS_S, wait_until, wait_until_async
+from tests.worker import engine_program
+from tests.worker.test_failures import status
+from tests.worker.test_worker import ENDLESS, GREEDY, alone
 
 
 @pytest.fixture
@@ -64,9 +64,11 @@ def child_of(pid: int, *, running: str) -> int:
 
 async def test_what_comes_out_is_what_the_engine_makes(harness, tiny_engine, tiny_model, monkeypatch):
     """By the program that `ingine worker` starts where there may be a GPU."""
-    monkeypatch.setattr(worker.cli, "NVIDIA_DEVICES", (os.devnull,))
+    monkeypatch.setattr(ingine.cli.worker, "NVIDIA_DEVICES", (os.devnull,))
     options = {"dtype": "float32", "max_num_seqs": 4, "kv_cache_bytes": 8 << 20}
-    engine, _ = worker.cli.build_engine(WorkerSettings(_env_file=None, model=str(tiny_model), **options))
+    engine, _ = ingine.cli.worker.build_engine(
+        WorkerSettings(_env_file=None, model=str(tiny_model), **options)
+    )
     os.kill(engine.pid, signal.SIGTERM)  # as a service manager may: it is the worker's to answer
     here = await harness(engine)
     jobs = {
@@ -169,8 +171,8 @@ async def test_a_step_that_kills_its_process_costs_no_token(harness, failing_eng
 
 async def test_a_step_that_hangs_ends_the_worker_and_its_process(harness, failing_engine, monkeypatch):
     """Even one that keeps the interpreter, so that its process has not a word to say."""
-    monkeypatch.setattr(worker.engine_process, "SILENCE_S", 5.0)
-    monkeypatch.setattr(worker.engine_process, "END_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(ingine.worker.hosting.engine_process, "SILENCE_S", 5.0)
+    monkeypatch.setattr(ingine.worker.hosting.engine_process, "END_TIMEOUT_S", 0.2)
     engine = failing_engine
     here = await harness(engine, step_timeout_s=4.0, drain_timeout_s=0.4)
     await here.push(Job(id="hang", prompt="x", sampling=ENDLESS))
@@ -254,7 +256,7 @@ def test_a_device_that_is_not_there_is_a_wrong_setting(tiny_model):
     program = [
         sys.executable,
         "-m",
-        "ingine.cli",
+        "ingine.cli.main",
         "worker",
         "--model",
         str(tiny_model),

@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from ingine.sampling_params import SamplingParams
+from ingine.worker.hosting.engine_link import EngineFailure
+from ingine.worker.hosting.engine_thread import MAX_FAILED_STEPS, MAX_STEPS_AHEAD, EngineThread
 from tests.waiting import wait_until_async
 from tests.worker.test_failures import break_steps
-from worker.engine_link import EngineFailure
-from worker.engine_thread import MAX_FAILED_STEPS, MAX_STEPS_AHEAD, EngineThread
 
 LONG = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
 

@@ -5,17 +5,17 @@ from unittest.mock import Mock
 import pytest
 import redis.asyncio
 
-from ingine import expiry
-from ingine.events import TerminalEvent, TokensEvent, decode_event
-from ingine.expiry import MAX_EXPIRED, expire, expire_due
-from ingine.keys import GROUP, WAITING
-from ingine.record import JobStatus
-from ingine.scripts import read_script
-from producer.submission import build_submission
+from ingine.contract import expiry
+from ingine.contract.events import TerminalEvent, TokensEvent, decode_event
+from ingine.contract.expiry import MAX_EXPIRED, expire, expire_due
+from ingine.contract.keys import GROUP, WAITING
+from ingine.contract.record import JobStatus
+from ingine.contract.scripts import read_script
+from ingine.producer.submission import build_submission
+from ingine.worker.entries import STALE, Append, Finish
+from ingine.worker.queue import Queue
 from tests.served_models import TINY
 from tests.worker.conftest import take
-from worker.entries import STALE, Append, Finish
-from worker.queue import Queue
 
 TTL_S = 60
 

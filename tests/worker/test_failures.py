@@ -8,19 +8,19 @@ import msgpack
 import pytest
 import redis.exceptions
 
+from ingine.contract.events import TokensEvent
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import Keys
+from ingine.contract.record import JobStatus
 from ingine.errors import EngineError, ErrorCode
-from ingine.events import TokensEvent
-from ingine.jobs import Job, encode_job
-from ingine.keys import Keys
-from ingine.record import JobStatus
+from ingine.worker import admission
+from ingine.worker.hosting.engine_thread import EngineThread
+from ingine.worker.settings import WorkerSettings
+from ingine.worker.worker import MAX_FAILED_COMMITS, Worker
 from tests.served_models import TINY
 from tests.servers import durable_server
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel, leave_behind
-from worker import admission
-from worker.engine_thread import EngineThread
-from worker.settings import WorkerSettings
-from worker.worker import MAX_FAILED_COMMITS, Worker
 
 
 def break_steps(engine, monkeypatch, should_break) -> None:

@@ -6,9 +6,9 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-import worker.cli
-from ingine.cli import app
-from worker.settings import WorkerSettings
+import ingine.cli.worker
+from ingine.cli.main import app
+from ingine.worker.settings import WorkerSettings
 
 runner = CliRunner()
 
@@ -18,7 +18,7 @@ def started(monkeypatch, tmp_path) -> list[WorkerSettings]:
     """The settings of each worker that would have been started."""
     monkeypatch.chdir(tmp_path)
     settings = []
-    monkeypatch.setattr(worker.cli, "run_worker", settings.append)
+    monkeypatch.setattr(ingine.cli.worker, "run_worker", settings.append)
     return settings
 
 

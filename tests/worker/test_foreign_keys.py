@@ -2,15 +2,15 @@
 
 import pytest
 
+from ingine.contract.events import TokensEvent
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import GROUP
+from ingine.contract.record import JobStatus
+from ingine.contract.scripts import read_script
 from ingine.errors import ErrorCode
-from ingine.events import TokensEvent
-from ingine.jobs import Job, encode_job
-from ingine.keys import GROUP
-from ingine.record import JobStatus
-from ingine.scripts import read_script
+from ingine.worker.entries import BROKEN, STALE, Append
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
-from worker.entries import BROKEN, STALE, Append
 
 
 async def begun(queue, push, job_id: str):

@@ -3,15 +3,15 @@
 import pytest
 import redis.asyncio
 
-from ingine.events import TerminalEvent, TokensEvent
-from ingine.expiry import expire_due
-from ingine.jobs import Job
-from ingine.record import JobStatus
-from ingine.scripts import read_script
-from producer.submission import build_submission
+from ingine.contract.events import TerminalEvent, TokensEvent
+from ingine.contract.expiry import expire_due
+from ingine.contract.jobs import Job
+from ingine.contract.record import JobStatus
+from ingine.contract.scripts import read_script
+from ingine.producer.submission import build_submission
+from ingine.worker.entries import BROKEN, Append, Finish
 from tests.waiting import wait_until_async
 from tests.worker.conftest import take
-from worker.entries import BROKEN, Append, Finish
 
 NONSENSE = ["", "x", "-1", "01", "1.0", "1e3", "nan", "inf", "9" * 25, "9" * 5000, b"\xff"]
 

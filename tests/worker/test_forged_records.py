@@ -5,16 +5,16 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
+from ingine.contract.jobs import Job, decode_job, encode_job
+from ingine.contract.record import JobStatus
 from ingine.errors import BadRecord, ErrorCode
-from ingine.events import TerminalEvent, TokensEvent, encode_event
-from ingine.jobs import Job, decode_job, encode_job
-from ingine.record import JobStatus
-from producer import AsyncClient
+from ingine.producer import AsyncClient
+from ingine.worker.entries import Finish
+from ingine.worker.jobs import MAX_ROLLBACKS
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness
 from tests.worker.test_worker import ENDLESS, GREEDY
-from worker.entries import Finish
-from worker.jobs import MAX_ROLLBACKS
 
 GREATEST_ID = f"{2**64 - 1}-{2**64 - 1}"
 

@@ -12,12 +12,12 @@ import msgpack
 import pytest
 from redis.exceptions import ResponseError
 
+from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import Priority
+from ingine.contract.record import JobStatus
 from ingine.errors import ClientError
-from ingine.events import TerminalEvent, TokensEvent, encode_event
-from ingine.jobs import Job, encode_job
-from ingine.keys import Priority
-from ingine.record import JobStatus
-from producer import AsyncClient
+from ingine.producer import AsyncClient
 from tests.waiting import wait_until_async
 from tests.worker.conftest import Harness
 from tests.worker.test_worker import alone

@@ -9,9 +9,9 @@ import pytest
 import redis.asyncio
 from redis.exceptions import ConnectionError, ResponseError
 
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import Keys, all_partitions
 from ingine.errors import EngineError
-from ingine.jobs import Job, encode_job
-from ingine.keys import Keys, all_partitions
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_failures import break_steps
 from tests.worker.test_worker import ENDLESS

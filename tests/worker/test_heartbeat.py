@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from ingine.keys import Keys
+from ingine.contract.keys import Keys
+from ingine.worker.heartbeat import Heartbeat
+from ingine.worker.metrics import Metrics
+from ingine.worker.partition import _number
 from tests.served_models import TINY
 from tests.waiting import wait_until_async
-from worker.heartbeat import Heartbeat
-from worker.metrics import Metrics
-from worker.partition import _number
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ async def test_a_queue_that_nobody_serves_any_more_forgets_its_workers(make, cli
 
 
 async def test_a_nudge_is_one_beat_more(make, client, keys: Keys, monkeypatch):
-    monkeypatch.setattr("worker.heartbeat.INTERVAL_S", 3600)
-    monkeypatch.setattr("worker.heartbeat.FORGET_EVERY", 3600)
+    monkeypatch.setattr("ingine.worker.heartbeat.INTERVAL_S", 3600)
+    monkeypatch.setattr("ingine.worker.heartbeat.FORGET_EVERY", 3600)
     learned = []
     heartbeat = make(learn=learned.append)
     running = asyncio.create_task(heartbeat.run())

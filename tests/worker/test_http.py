@@ -8,18 +8,18 @@ import urllib.request
 import pytest
 import redis.exceptions
 
-import worker.worker
+import ingine.worker.worker
+from ingine.contract.jobs import Job
+from ingine.contract.keys import Priority
 from ingine.errors import ConfigError
-from ingine.jobs import Job
-from ingine.keys import Priority
+from ingine.worker.embedded import EmbeddedServer
+from ingine.worker.hosting.engine_thread import EngineThread
+from ingine.worker.http import HttpServer
+from ingine.worker.settings import WorkerSettings
+from ingine.worker.worker import Worker
 from tests.served_models import TINY
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import GREEDY
-from worker.embedded import EmbeddedServer
-from worker.engine_thread import EngineThread
-from worker.http import HttpServer
-from worker.settings import WorkerSettings
-from worker.worker import Worker
 
 
 async def get(harness, path: str) -> tuple[int, str]:
@@ -75,13 +75,13 @@ async def readyz(worker) -> tuple[int, str]:
 
 async def test_a_worker_is_ready_while_it_serves(harness, monkeypatch):
     go_on = asyncio.Event()
-    prepare = worker.worker.prepare
+    prepare = ingine.worker.worker.prepare
 
     async def prepare_later(*args):
         await go_on.wait()
         await prepare(*args)
 
-    monkeypatch.setattr(worker.worker, "prepare", prepare_later)
+    monkeypatch.setattr(ingine.worker.worker, "prepare", prepare_later)
     here = await harness(http_port=0)
     assert await readyz(here) == (503, "waiting for Redis: it has not answered yet\n")
     assert await get(here, "/healthz") == (200, "ok\n"), "it lives"
@@ -138,7 +138,7 @@ async def test_a_server_that_refuses_writes_is_no_reason_to_restart_a_worker(
     tiny_engine, queue, tmp_path, monkeypatch
 ):
     """But this one takes no jobs meanwhile."""
-    monkeypatch.setattr("worker.health.READY_S", 0.1)
+    monkeypatch.setattr("ingine.worker.health.READY_S", 0.1)
     with EmbeddedServer(tmp_path) as server, redis.Redis.from_url(server.url) as admin:
         settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1)
         here = Worker(settings, server.url, EngineThread(tiny_engine), model=TINY)
@@ -161,7 +161,7 @@ async def test_a_server_that_refuses_writes_is_no_reason_to_restart_a_worker(
 
 async def test_a_server_that_takes_no_writes_makes_a_worker_unready(harness, monkeypatch):
     worker = await harness(http_port=0)
-    monkeypatch.setattr("worker.health.READY_S", 0.1)
+    monkeypatch.setattr("ingine.worker.health.READY_S", 0.1)
 
     async def full(appends):
         raise redis.exceptions.ResponseError("OOM command not allowed when used memory > 'maxmemory'")

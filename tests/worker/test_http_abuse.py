@@ -10,9 +10,9 @@ from contextlib import ExitStack, suppress
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
+from ingine.worker import http
+from ingine.worker.http import MAX_CONNECTIONS, MAX_HEAD_BYTES, HttpServer
 from tests.waiting import HANGS_S, wait_until
-from worker import http
-from worker.http import MAX_CONNECTIONS, MAX_HEAD_BYTES, HttpServer
 
 NUM_HALF_OPEN = 1000
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from ingine.errors import ConfigError
-from worker.http_port import with_usable_port
-from worker.settings import WorkerSettings
+from ingine.worker.http_port import with_usable_port
+from ingine.worker.settings import WorkerSettings
 
 
 @pytest.fixture

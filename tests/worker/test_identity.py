@@ -2,14 +2,14 @@
 
 import pytest
 
+from ingine.contract.jobs import Job
+from ingine.contract.keys import GROUP
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
-from ingine.jobs import Job
-from ingine.keys import GROUP
-from ingine.record import JobStatus
-from producer import AsyncClient, ClientError
+from ingine.producer import AsyncClient, ClientError
+from ingine.worker.identity import name_of
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS
-from worker.identity import name_of
 
 
 async def crash(worker, monkeypatch) -> None:
@@ -66,8 +66,8 @@ async def registered(redis, workers: str, number: int) -> bool:
 
 async def test_nothing_of_a_worker_that_died_stays(harness, monkeypatch):
     """Its consumers, its heartbeat, and an order to drain that came too late for it."""
-    monkeypatch.setattr("worker.heartbeat.FORGET_AFTER_S", 1)
-    monkeypatch.setattr("worker.heartbeat.FORGET_EVERY", 1)
+    monkeypatch.setattr("ingine.worker.heartbeat.FORGET_AFTER_S", 1)
+    monkeypatch.setattr("ingine.worker.heartbeat.FORGET_EVERY", 1)
     dead = await harness(worker_id="pod")
     keys, redis = dead.keys, dead.redis
     await dead.push(Job(id="a", prompt="x", sampling=ENDLESS))

@@ -6,17 +6,17 @@ import pytest
 import redis.asyncio
 from redis.exceptions import ResponseError
 
+from ingine.contract.events import TerminalEvent, TokensEvent
+from ingine.contract.jobs import Job, encode_job, read_job_id
+from ingine.contract.keys import GROUP
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
-from ingine.events import TerminalEvent, TokensEvent
-from ingine.jobs import Job, encode_job, read_job_id
-from ingine.keys import GROUP
-from ingine.record import JobStatus
-from producer import AsyncClient
+from ingine.producer import AsyncClient
+from ingine.worker.entries import MAX_ENTRY_BYTES, STALE, Append, Finish
+from ingine.worker.last_ids import LAST_MS, MAX_PUT_BACK
+from ingine.worker.queue import Queue
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY
-from worker.entries import MAX_ENTRY_BYTES, STALE, Append, Finish
-from worker.last_ids import LAST_MS, MAX_PUT_BACK
-from worker.queue import Queue
 
 GREATEST_ID = f"{LAST_MS}-{LAST_MS}"
 

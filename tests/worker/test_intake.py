@@ -8,20 +8,20 @@ from types import SimpleNamespace
 import pytest
 from redis.exceptions import ConnectionError
 
-import worker.intake
-import worker.queue
+import ingine.worker.intake
+import ingine.worker.queue
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import GROUP, RELEASED, Keys, Priority
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
-from ingine.jobs import Job, encode_job
-from ingine.keys import GROUP, RELEASED, Keys, Priority
-from ingine.record import JobStatus
+from ingine.worker.admission import Admission
+from ingine.worker.intake import Intake
+from ingine.worker.job_streams import PENDING_PAGE
+from ingine.worker.jobs import JobTable
+from ingine.worker.leases import RENEWALS_PER_LEASE
 from tests.waiting import wait_until_async
 from tests.worker.test_pause import Turns
 from tests.worker.test_worker import GREEDY
-from worker.admission import Admission
-from worker.intake import Intake
-from worker.job_streams import PENDING_PAGE
-from worker.jobs import JobTable
-from worker.leases import RENEWALS_PER_LEASE
 
 LEASE_S = 2.0
 
@@ -68,7 +68,7 @@ async def test_what_a_waiting_read_brings_beyond_the_room_is_left_to_others(make
 
 
 async def test_all_that_was_read_is_admitted_however_much(make_queue, push, monkeypatch):
-    monkeypatch.setattr(worker.intake, "ENTRIES_AT_ONCE", 2)
+    monkeypatch.setattr(ingine.worker.intake, "ENTRIES_AT_ONCE", 2)
     queue = make_queue("w1")
     for number in range(5):
         await push(Job(id=f"j{number}", prompt="x"))
@@ -143,8 +143,8 @@ async def test_what_a_lost_reply_delivered_is_asked_for_once(make_queue, push, m
 async def test_many_due_jobs_are_promoted_without_waiting_for_the_next_sweep(
     make_queue, client, keys, monkeypatch
 ):
-    monkeypatch.setattr(worker.intake, "SWEEP_INTERVAL_S", 3600)
-    monkeypatch.setattr(worker.queue, "MAX_PROMOTED", 2)
+    monkeypatch.setattr(ingine.worker.intake, "SWEEP_INTERVAL_S", 3600)
+    monkeypatch.setattr(ingine.worker.queue, "MAX_PROMOTED", 2)
     queue = make_queue("w1")
     for number in range(5):
         raw = encode_job(Job(id=f"j{number}", prompt="x"))
@@ -183,7 +183,7 @@ async def test_one_suspect_waits_here_and_is_renewed_in_time(make_queue, push, c
 
 async def test_room_that_one_partition_has_no_use_for_is_offered_before_it_waits(monkeypatch):
     """While it looked, it had the only room. Another whose jobs wait shall have it, and not wait too."""
-    monkeypatch.setattr(worker.intake, "BLOCK_S", 3600)
+    monkeypatch.setattr(ingine.worker.intake, "BLOCK_S", 3600)
     door, offered, taken = Door(room=1), [], []
     looks, looked = asyncio.Event(), asyncio.Event()
 
@@ -250,7 +250,7 @@ def test_there_is_no_room_while_sequences_wait_in_the_engine():
 
 
 async def test_a_nudge_spares_waiting_for_the_next_sweep(harness, monkeypatch):
-    monkeypatch.setattr(worker.intake, "SWEEP_INTERVAL_S", 3600)
+    monkeypatch.setattr(ingine.worker.intake, "SWEEP_INTERVAL_S", 3600)
     here = await harness()
     await Turns(here.worker._partitions[0].intake).pass_by()
     await here.redis.xgroup_createconsumer(here.keys.jobs("low"), GROUP, RELEASED)

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from ingine.worker.jobs import JobTable, RunningJob
 from tests.worker.test_shares import held
-from worker.jobs import JobTable, RunningJob
 
 
 async def test_nothing_of_a_job_that_has_left_stays():

@@ -5,11 +5,11 @@ from collections import defaultdict
 
 import pytest
 
-import worker.lanes
-from ingine.outputs import FinishReason, SeqOutput
+import ingine.worker.lanes
+from ingine.engine.outputs import FinishReason, SeqOutput
+from ingine.worker.hosting.engine_link import EngineFailure
+from ingine.worker.lanes import NUM_LANES, Lanes
 from tests.waiting import wait_until_async
-from worker.engine_link import EngineFailure
-from worker.lanes import NUM_LANES, Lanes
 
 NAMES = [f"job-{number}#1" for number in range(20)]
 
@@ -140,7 +140,7 @@ async def test_what_comes_in_while_a_lane_is_busy_is_committed_as_one_event_a_se
 
 
 async def test_what_may_not_be_joined_is_committed_step_by_step(monkeypatch):
-    monkeypatch.setattr(worker.lanes, "NUM_LANES", 1)
+    monkeypatch.setattr(ingine.worker.lanes, "NUM_LANES", 1)
     first, later = "a#1", "b#2"
     rest = [[output(first, number), output(later, number)] for number in (2, 3, 4)]
     rest.append([output(first, 5)])

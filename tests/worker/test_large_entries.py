@@ -2,14 +2,14 @@
 
 import pytest
 
+from ingine.contract.jobs import MAX_JOB_BYTES, Job, encode_job
+from ingine.contract.keys import GROUP, RELEASED, parked
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
-from ingine.jobs import MAX_JOB_BYTES, Job, encode_job
-from ingine.keys import GROUP, RELEASED, parked
-from ingine.record import JobStatus
+from ingine.worker.entries import MAX_ENTRY_BYTES
 from tests.served_models import TINY
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY
-from worker.entries import MAX_ENTRY_BYTES
 
 
 def job_of(num_bytes: int, job_id: str = "a") -> bytes:

@@ -4,15 +4,15 @@ import pytest
 import redis.asyncio
 from redis.exceptions import ConnectionError
 
-from ingine.jobs import Job, encode_job
-from ingine.keys import GROUP, Keys
-from ingine.servers import Servers
+from ingine.connect.servers import Servers
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import GROUP, Keys
+from ingine.worker.entries import CANCELLED, STALE
+from ingine.worker.jobs import JobTable, RunningJob
+from ingine.worker.leases import RENEWALS_PER_LEASE, LeaseThread
+from ingine.worker.queue import Queue
 from tests.served_models import TINY
 from tests.waiting import wait_until_async
-from worker.entries import CANCELLED, STALE
-from worker.jobs import JobTable, RunningJob
-from worker.leases import RENEWALS_PER_LEASE, LeaseThread
-from worker.queue import Queue
 
 LEASE_S = 1.2
 

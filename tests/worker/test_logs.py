@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from ingine.servers import redact
-from worker.logs import JsonFormatter, TextFormatter, log_event
+from ingine.connect.servers import redact
+from ingine.worker.logs import JsonFormatter, TextFormatter, log_event
 
 
 @pytest.fixture

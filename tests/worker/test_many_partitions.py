@@ -4,14 +4,14 @@ import asyncio
 
 import redis.asyncio
 
-from ingine.jobs import Job, encode_job
-from ingine.keys import Keys, all_partitions
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import Keys, all_partitions
+from ingine.worker.hosting.engine_thread import EngineThread
+from ingine.worker.settings import WorkerSettings
+from ingine.worker.worker import Worker
 from tests.served_models import TINY
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY
-from worker.engine_thread import EngineThread
-from worker.settings import WorkerSettings
-from worker.worker import Worker
 
 NUM = 60
 

@@ -7,18 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from ingine.connect.servers import Servers
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import Keys, all_partitions
 from ingine.errors import ConfigError
-from ingine.jobs import Job, encode_job
-from ingine.keys import Keys, all_partitions
-from ingine.servers import Servers
+from ingine.worker.health import HEALTHY_ANSWER_S, Health
+from ingine.worker.hosting.engine_thread import EngineThread
+from ingine.worker.settings import WorkerSettings
+from ingine.worker.worker import Worker
 from tests.served_models import TINY
 from tests.servers import cluster
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_worker import GREEDY
-from worker.engine_thread import EngineThread
-from worker.health import HEALTHY_ANSWER_S, Health
-from worker.settings import WorkerSettings
-from worker.worker import Worker
 
 NUM = 8
 

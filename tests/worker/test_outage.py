@@ -2,17 +2,17 @@
 
 import pytest
 
-import worker.contact
-from ingine.record import JobStatus
+import ingine.worker.contact
+from ingine.contract.record import JobStatus
+from ingine.worker.contact import REMEMBERED_S, Contact
+from ingine.worker.leases import RENEWALS_PER_LEASE
 from tests.waiting import wait_until_async
 from tests.worker.test_pause import Turns, dead_workers_job
-from worker.contact import REMEMBERED_S, Contact
-from worker.leases import RENEWALS_PER_LEASE
 
 
 class Clock:
     def __init__(self, monkeypatch):
-        monkeypatch.setattr(worker.contact.time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(ingine.worker.contact.time, "monotonic", lambda: self.now_s)
         self.now_s = 100.0
 
 
@@ -65,7 +65,7 @@ async def test_the_living_may_renew_before_their_jobs_are_taken_for_left_behind(
         return away
 
     monkeypatch.setattr(worker.queue.contact, "returned", returned)
-    monkeypatch.setattr("worker.intake.SWEEP_INTERVAL_S", 0.0)
+    monkeypatch.setattr("ingine.worker.intake.SWEEP_INTERVAL_S", 0.0)
     await Turns(worker.worker._partitions[0].intake).pass_by()
     await dead_workers_job(worker, "a")
     num_asked = len(asked)

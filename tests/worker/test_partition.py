@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from ingine.jobs import DEFAULT_MAX_JOB_BYTES
-from worker.partition import Partition
+from ingine.contract.jobs import DEFAULT_MAX_JOB_BYTES
+from ingine.worker.partition import Partition
 
 
 @pytest.fixture

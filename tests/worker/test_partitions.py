@@ -2,10 +2,10 @@
 
 import pytest
 
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import Keys, all_partitions, keys_of, partition_of
+from ingine.contract.record import JobStatus
 from ingine.errors import EngineError
-from ingine.jobs import Job, encode_job
-from ingine.keys import Keys, all_partitions, keys_of, partition_of
-from ingine.record import JobStatus
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY
 

@@ -6,10 +6,10 @@ import itertools
 import pytest
 import redis.asyncio
 
-from ingine.jobs import Job, encode_job
-from ingine.keys import GROUP, Keys, Priority, all_partitions
-from ingine.record import JobStatus
-from producer import AsyncClient
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import GROUP, Keys, Priority, all_partitions
+from ingine.contract.record import JobStatus
+from ingine.producer import AsyncClient
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 
@@ -117,7 +117,7 @@ async def test_a_paused_worker_begins_nothing_and_resumes(harness, when):
 
 
 async def test_a_nudge_spares_waiting_for_the_next_heartbeat(harness, redis_url, monkeypatch):
-    monkeypatch.setattr("worker.heartbeat.INTERVAL_S", 3600)
+    monkeypatch.setattr("ingine.worker.heartbeat.INTERVAL_S", 3600)
     worker = await harness()
     intake, keys = worker.worker._partitions[0].intake, worker.keys
     async with AsyncClient(redis_url, queue=keys.queue) as client:

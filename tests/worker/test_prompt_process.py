@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import worker.prompt_process
+import ingine.worker.hosting.prompt_process
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
-from ingine.tokenizer import Tokenizer
+from ingine.worker.hosting.prompt_process import NoPromptProcess, PromptProcess
 from tests.tiny_models import CHAT_TEMPLATE, make_tokenizer
 from tests.waiting import HANGS_S, wait_until, wait_until_async
-from worker.prompt_process import NoPromptProcess, PromptProcess
 
 HOSTILE = (
     "{% set said = messages[0].content %}"
@@ -156,8 +156,10 @@ os._exit(7)
 
 async def test_processes_that_begin_nothing_are_given_up(start_process, monkeypatch):
     process = start_process()
-    monkeypatch.setattr(worker.prompt_process, "RESTART_DELAY_S", 0)
-    monkeypatch.setattr(worker.prompt_process, "command", lambda: [sys.executable, "-c", BEGINS_NOTHING])
+    monkeypatch.setattr(ingine.worker.hosting.prompt_process, "RESTART_DELAY_S", 0)
+    monkeypatch.setattr(
+        ingine.worker.hosting.prompt_process, "command", lambda: [sys.executable, "-c", BEGINS_NOTHING]
+    )
     async with asyncio.timeout(HANGS_S):
         with pytest.raises(NoPromptProcess, match="status 7"):
             await process.read("", 60, "x")
@@ -181,7 +183,9 @@ os._exit(7)
 async def test_what_a_process_has_begun_is_to_blame_though_another_was_sent_to_it(start_process, monkeypatch):
     """It has said so and ended, and the loop, which has not read that yet, finds that it cannot write."""
     process = start_process(max_in_flight=2)
-    monkeypatch.setattr(worker.prompt_process, "command", lambda: [sys.executable, "-c", BEGINS_ONE])
+    monkeypatch.setattr(
+        ingine.worker.hosting.prompt_process, "command", lambda: [sys.executable, "-c", BEGINS_ONE]
+    )
     begun = asyncio.create_task(process.read("", 60, "x"))
     await wait_until_async(lambda: process._in_flight, what="a process that reads")
     monkeypatch.undo()
@@ -197,7 +201,7 @@ async def test_what_a_process_has_begun_is_to_blame_though_another_was_sent_to_i
 async def test_a_process_that_stands_still_is_killed(start_process, monkeypatch):
     process = start_process()
     os.kill(await ready(process), signal.SIGSTOP)
-    monkeypatch.setattr(worker.prompt_process, "SILENCE_S", 0.1)
+    monkeypatch.setattr(ingine.worker.hosting.prompt_process, "SILENCE_S", 0.1)
     reading = asyncio.create_task(process.read("", 0.1, "x"))
     await wait_until_async(lambda: process._in_flight)
     monkeypatch.undo()
@@ -210,7 +214,7 @@ async def test_a_process_that_may_compute_for_long_is_waited_for_longer(start_pr
     process = start_process()
     pid = await ready(process)
     os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr(worker.prompt_process, "SILENCE_S", 0.0)
+    monkeypatch.setattr(ingine.worker.hosting.prompt_process, "SILENCE_S", 0.0)
     reading = asyncio.create_task(process.read("", HANGS_S, "x"))
     await asyncio.sleep(0.01)  # longer than a silence may last without it
     os.kill(pid, signal.SIGCONT)
@@ -223,8 +227,8 @@ async def test_a_prompt_at_which_a_process_stands_still_has_no_other_try(start_p
     process = start_process()
     reading = asyncio.create_task(process.read("", 600, says("loop"), 0.0))
     os.kill(await being_read(process), signal.SIGSTOP)
-    monkeypatch.setattr(worker.prompt_process, "SILENCE_S", 0.1)
-    monkeypatch.setattr(worker.prompt_process, "CLOCK_PER_CPU_S", 0.0)
+    monkeypatch.setattr(ingine.worker.hosting.prompt_process, "SILENCE_S", 0.1)
+    monkeypatch.setattr(ingine.worker.hosting.prompt_process, "CLOCK_PER_CPU_S", 0.0)
     process._watch()
     monkeypatch.undo()
     assert (await code_of(reading))[0] == ErrorCode.PROMPT_TOO_COSTLY
@@ -244,7 +248,7 @@ async def test_a_machine_without_threads_gives_nobody_what_another_asked_for(sta
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(asyncio, "to_thread", no_thread)
-    monkeypatch.setattr(worker.prompt_process, "RESTART_DELAY_S", 0)
+    monkeypatch.setattr(ingine.worker.hosting.prompt_process, "RESTART_DELAY_S", 0)
     process.popen.kill()
     second = asyncio.create_task(process.read("", 60, "xyz"))
     async with asyncio.timeout(HANGS_S):
@@ -258,9 +262,9 @@ async def test_a_machine_without_threads_gives_nobody_what_another_asked_for(sta
 )
 async def test_where_no_process_can_be_started_who_waits_is_told(start_process, monkeypatch, command, reason):
     process = start_process()
-    monkeypatch.setattr(worker.prompt_process, "RESTART_DELAY_S", 0)
-    monkeypatch.setattr(worker.prompt_process, "RETRY_S", 0.1)
-    monkeypatch.setattr(worker.prompt_process, "command", lambda: command)
+    monkeypatch.setattr(ingine.worker.hosting.prompt_process, "RESTART_DELAY_S", 0)
+    monkeypatch.setattr(ingine.worker.hosting.prompt_process, "RETRY_S", 0.1)
+    monkeypatch.setattr(ingine.worker.hosting.prompt_process, "command", lambda: command)
     for _ in range(2):  # the second one at once
         with pytest.raises(NoPromptProcess, match=reason):
             await process.read("", 60, "x")
@@ -284,7 +288,7 @@ async def test_a_signal_for_all_processes_of_a_service_does_not_end_it(start_pro
 
 PARENT = """
 import asyncio, json, sys
-from worker.prompt_process import NoPromptProcess, PromptProcess
+from ingine.worker.hosting.prompt_process import NoPromptProcess, PromptProcess
 
 async def main():
     process = PromptProcess(json.loads(sys.argv[1]), 512, max_in_flight=1)

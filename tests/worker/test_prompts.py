@@ -9,15 +9,15 @@ from functools import partial
 import msgpack
 import pytest
 
-import worker.preparation
-import worker.prompt_process
-import worker.prompts
+import ingine.worker.hosting.prompt_process
+import ingine.worker.preparation
+import ingine.worker.prompts
+from ingine.contract.events import TokensEvent
+from ingine.contract.jobs import Job, Message
+from ingine.contract.record import JobStatus
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode
-from ingine.events import TokensEvent
-from ingine.jobs import Job, Message
-from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
-from ingine.tokenizer import Tokenizer
 from tests.tiny_models import make_tokenizer
 from tests.waiting import wait_until_async
 from tests.worker import engine_program
@@ -34,7 +34,7 @@ def chat(job_id: str, content: str, **fields) -> Job:
 
 @pytest.fixture
 def hostile_engine(tiny_engine, monkeypatch):
-    monkeypatch.setattr(worker.prompts, "CPU_S", 0.5)
+    monkeypatch.setattr(ingine.worker.prompts, "CPU_S", 0.5)
     engine = tiny_engine()
     engine.tokenizer = Tokenizer.from_transformers(make_tokenizer(HOSTILE))
     return engine
@@ -156,7 +156,7 @@ async def test_what_is_too_long_costs_no_process(harness):
 
 
 async def test_long_prompts_do_not_hold_up_short_ones(harness, monkeypatch):
-    monkeypatch.setattr(worker.prompts, "SHORT_CHARS", 100)
+    monkeypatch.setattr(ingine.worker.prompts, "SHORT_CHARS", 100)
     here = await harness()
     await here.push(chat("first", "x" * 200))
     await here.end("first")
@@ -169,8 +169,8 @@ async def test_long_prompts_do_not_hold_up_short_ones(harness, monkeypatch):
 
 
 def let_no_process_start(here: Harness, monkeypatch) -> None:
-    monkeypatch.setattr(worker.prompt_process, "RESTART_DELAY_S", 0)
-    monkeypatch.setattr(worker.prompt_process, "RETRY_S", 0.1)
+    monkeypatch.setattr(ingine.worker.hosting.prompt_process, "RESTART_DELAY_S", 0)
+    monkeypatch.setattr(ingine.worker.hosting.prompt_process, "RETRY_S", 0.1)
 
     def no_memory():
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
@@ -180,7 +180,7 @@ def let_no_process_start(here: Harness, monkeypatch) -> None:
 
 
 async def test_a_worker_that_can_start_no_process_leaves_its_jobs_to_its_peers(harness, monkeypatch):
-    monkeypatch.setattr(worker.preparation, "REST_S", 3600)
+    monkeypatch.setattr(ingine.worker.preparation, "REST_S", 3600)
     here = await harness()
     let_no_process_start(here, monkeypatch)
     log = [TokensEvent(1, [65], "A")]
@@ -200,7 +200,7 @@ async def test_a_worker_that_can_start_no_process_leaves_its_jobs_to_its_peers(h
 
 
 async def test_a_worker_without_peers_runs_at_once_what_needs_no_process(harness, monkeypatch):
-    monkeypatch.setattr(worker.preparation, "REST_S", 3600)
+    monkeypatch.setattr(ingine.worker.preparation, "REST_S", 3600)
     here = await harness()
     let_no_process_start(here, monkeypatch)
     await here.redis.hset(here.keys.workers, "dead", msgpack.packb({"at_s": 1}))
@@ -230,7 +230,7 @@ async def is_put_off(here: Harness, job_id: str) -> bool:
 
 
 async def test_a_worker_that_can_start_no_process_says_so_and_runs_what_needs_none(harness, monkeypatch):
-    monkeypatch.setattr(worker.preparation, "REST_S", 0.1)
+    monkeypatch.setattr(ingine.worker.preparation, "REST_S", 0.1)
     here = await harness()
     await wait_until_async(lambda: here.worker._health.unready() is None, what="the start")
     let_no_process_start(here, monkeypatch)
@@ -246,7 +246,7 @@ async def test_a_worker_that_can_start_no_process_says_so_and_runs_what_needs_no
 
 
 async def test_a_deadline_ends_a_job_that_no_worker_can_read(harness, monkeypatch):
-    monkeypatch.setattr(worker.preparation, "REST_S", 0.1)
+    monkeypatch.setattr(ingine.worker.preparation, "REST_S", 0.1)
     here = await harness()
     let_no_process_start(here, monkeypatch)
     await here.push(chat("chat", "hi", deadline_ms=3000))

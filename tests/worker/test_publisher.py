@@ -4,16 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from ingine.jobs import Job
-from ingine.keys import Priority
-from ingine.outputs import FinishReason, SeqOutput
-from ingine.record import JobStatus
+from ingine.contract.jobs import Job
+from ingine.contract.keys import Priority
+from ingine.contract.record import JobStatus
+from ingine.engine.outputs import FinishReason, SeqOutput
+from ingine.worker.entries import CANCELLED, STALE, Begun, Entry
+from ingine.worker.jobs import JobTable, RunningJob
+from ingine.worker.metrics import Metrics
+from ingine.worker.publisher import Publisher, terminal_event
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, alone, ask_to_cancel, leave_behind
-from worker.entries import CANCELLED, STALE, Begun, Entry
-from worker.jobs import JobTable, RunningJob
-from worker.metrics import Metrics
-from worker.publisher import Publisher, terminal_event
 
 LOSE_TAIL = """
 local entries = redis.call('XRANGE', KEYS[2], '-', '+')

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ingine.jobs import Job
-from ingine.keys import GROUP, RELEASED
+from ingine.contract.jobs import Job
+from ingine.contract.keys import GROUP, RELEASED
+from ingine.worker.queue import Queue
 from tests.worker.conftest import take
-from worker.queue import Queue
 
 
 async def holder(queue: Queue, keys, client, entry) -> str:

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from redis.exceptions import ConnectionError, OutOfMemoryError, ResponseError
 
-import worker.retry
-from worker.retry import FIRST_DELAY_S, LAST_DELAY_S, Backoff, never_passes, until_served
+import ingine.worker.retry
+from ingine.worker.retry import FIRST_DELAY_S, LAST_DELAY_S, Backoff, never_passes, until_served
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def slept(monkeypatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         delays.append(seconds)
 
-    monkeypatch.setattr(worker.retry.asyncio, "sleep", sleep)
-    monkeypatch.setattr(worker.retry.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(ingine.worker.retry.asyncio, "sleep", sleep)
+    monkeypatch.setattr(ingine.worker.retry.random, "uniform", lambda low, high: high)
     return delays
 
 
@@ -43,7 +43,7 @@ async def test_delays_double_up_to_the_last_and_start_again_after_a_success(slep
 
 async def test_jitter_keeps_workers_from_coming_all_at_once(monkeypatch):
     bounds = []
-    monkeypatch.setattr(worker.retry.random, "uniform", lambda *given: bounds.append(given) or 0.0)
+    monkeypatch.setattr(ingine.worker.retry.random, "uniform", lambda *given: bounds.append(given) or 0.0)
     await Backoff("append").sleep(ConnectionError("gone"))
     assert bounds == [(0.5, 1.0)]
 

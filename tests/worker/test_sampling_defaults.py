@@ -6,15 +6,15 @@ from dataclasses import asdict
 
 import pytest
 
-from ingine.config import EngineConfig
-from ingine.engine import Engine
-from ingine.events import TokensEvent
-from ingine.jobs import EXPECTED_OUTPUT_TOKENS, Job
-from ingine.request_limits import RequestLimits
+from ingine.contract.events import TokensEvent
+from ingine.contract.jobs import EXPECTED_OUTPUT_TOKENS, Job
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.limits import RequestLimits
 from ingine.sampling_params import SamplingParams
+from ingine.worker.hosting.pipe import make_unpacker, pack
+from ingine.worker.shares import Shares
 from tests.worker.test_worker import leave_behind
-from worker.engine_pipe import make_unpacker, pack
-from worker.shares import Shares
 
 PROMPT = tuple(range(60, 70))
 OWN = {"temperature": 0.0, "repetition_penalty": 20.0, "max_new_tokens": 60}

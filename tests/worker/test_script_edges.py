@@ -2,15 +2,15 @@
 
 import pytest
 
+from ingine.contract.events import TerminalEvent, TokensEvent, decode_event
+from ingine.contract.jobs import Job, decode_job, encode_job
+from ingine.contract.keys import GROUP
+from ingine.contract.record import JobStatus
 from ingine.errors import ClientError
-from ingine.events import TerminalEvent, TokensEvent, decode_event
-from ingine.jobs import Job, decode_job, encode_job
-from ingine.keys import GROUP
-from ingine.record import JobStatus
-from producer import AsyncClient
+from ingine.producer import AsyncClient
+from ingine.worker.entries import BROKEN, Append, Finish
+from ingine.worker.queue import LONGEST_PAUSE_S, Queue
 from tests.worker.conftest import take
-from worker.entries import BROKEN, Append, Finish
-from worker.queue import LONGEST_PAUSE_S, Queue
 
 JOB = Job(id="job-1", prompt="Hello", reply_to="batch")
 

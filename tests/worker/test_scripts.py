@@ -2,14 +2,14 @@
 
 import pytest
 
-from ingine.events import TerminalEvent, TokensEvent, decode_event
-from ingine.jobs import Job, decode_job, encode_job
-from ingine.keys import GROUP, WAITING, Priority
-from ingine.record import JobStatus
+from ingine.contract.events import TerminalEvent, TokensEvent, decode_event
+from ingine.contract.jobs import Job, decode_job, encode_job
+from ingine.contract.keys import GROUP, WAITING, Priority
+from ingine.contract.record import JobStatus
+from ingine.worker.entries import CANCELLED, STALE, Append, Finish
+from ingine.worker.queue import FIRST_PAUSE_S, LONGEST_PAUSE_S, SUSPECT_DEATHS
 from tests.waiting import HANGS_S
 from tests.worker.conftest import take
-from worker.entries import CANCELLED, STALE, Append, Finish
-from worker.queue import FIRST_PAUSE_S, LONGEST_PAUSE_S, SUSPECT_DEATHS
 
 JOB = Job(id="job-1", prompt="Hello", reply_to="batch")
 

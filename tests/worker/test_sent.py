@@ -4,14 +4,14 @@ import tracemalloc
 
 import pytest
 
-import worker.sent
-from ingine.events import TokensEvent
-from ingine.jobs import Job
+import ingine.worker.sent
+from ingine.contract.events import TokensEvent
+from ingine.contract.jobs import Job
 from ingine.sampling_params import SamplingParams
+from ingine.worker.entries import Append
+from ingine.worker.sent import KEPT_BYTES, Sent
 from tests.waiting import wait_until_async
 from tests.worker.test_publisher import LOSE_TAIL
-from worker.entries import Append
-from worker.sent import KEPT_BYTES, Sent
 
 NUM_TOKENS = 20_000
 STEPS_AHEAD = 3
@@ -101,7 +101,7 @@ async def test_a_loss_that_is_kept_is_written_again_by_the_same_attempt(harness,
 
 
 async def test_of_a_larger_loss_the_tokens_are_made_again(harness, monkeypatch):
-    monkeypatch.setattr(worker.sent, "KEPT_BYTES", 2000)
+    monkeypatch.setattr(ingine.worker.sent, "KEPT_BYTES", 2000)
     loser = await harness()
     tokens, kept, attempts = await lose_half_of_the_log(loser, monkeypatch)
     assert 0 < kept < 40 and attempts == 2

@@ -8,18 +8,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 import pytest
 from redis import Redis
 
+from ingine.connect.servers import Servers
+from ingine.contract.keys import Keys
 from ingine.errors import ConfigError
-from ingine.keys import Keys
-from ingine.servers import Servers
+from ingine.worker.health import Health
+from ingine.worker.hosting.engine_thread import EngineThread
+from ingine.worker.server_check import check_server, names_of, needed_calls
+from ingine.worker.settings import WorkerSettings
+from ingine.worker.worker import Worker
 from tests.security.acl_server import USERS_FILE
 from tests.served_models import TINY
 from tests.servers import HOST, Valkey, free_port
 from tests.waiting import wait_until_async
-from worker.engine_thread import EngineThread
-from worker.health import Health
-from worker.server_check import check_server, names_of, needed_calls
-from worker.settings import WorkerSettings
-from worker.worker import Worker
 
 OF_THE_HANDSHAKE = {"client|setname", "client|setinfo", "client|capa", "cluster|slots"}
 
@@ -169,7 +169,7 @@ def reload(server: Valkey) -> None:
 
 async def test_a_right_that_is_taken_away_later_is_named(redis_url, run_worker, monkeypatch):
     """A restart would not bring it back, so the worker lives: it is not ready."""
-    monkeypatch.setattr("worker.health.READY_S", 0.5)
+    monkeypatch.setattr("ingine.worker.health.READY_S", 0.5)
     with (
         a_user(redis_url, "loses-one", "~*", "&*", "+@all") as url,
         Redis.from_url(redis_url) as admin,

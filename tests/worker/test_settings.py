@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 
 from ingine.errors import ConfigError
-from worker.identity import new_worker_id
-from worker.settings import Bytes, WorkerSettings, load_settings
+from ingine.worker.identity import new_worker_id
+from ingine.worker.settings import Bytes, WorkerSettings, load_settings
 
 
 def test_flags_win_over_variables_and_variables_over_the_file(tmp_path, monkeypatch):

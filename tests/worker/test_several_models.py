@@ -8,24 +8,24 @@ from unittest.mock import AsyncMock
 import pytest
 import redis.asyncio
 
-import worker.startup
+import ingine.worker.startup
+from ingine.cli.worker import build_engine
+from ingine.contract.events import TokensEvent
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import GROUP, Keys, Priority, parked
+from ingine.contract.record import JobStatus
+from ingine.engine.store.fingerprint import model_fingerprint
 from ingine.errors import ConfigError, ErrorCode
-from ingine.events import TokensEvent
-from ingine.fingerprint import model_fingerprint
-from ingine.jobs import Job, encode_job
-from ingine.keys import GROUP, Keys, Priority, parked
-from ingine.record import JobStatus
+from ingine.producer import AsyncClient
 from ingine.sampling_params import SamplingParams
-from producer import AsyncClient
+from ingine.worker.entries import Append
+from ingine.worker.identity import name_of
+from ingine.worker.queue import Queue
+from ingine.worker.served_model import ServedModel
+from ingine.worker.settings import WorkerSettings
 from tests.served_models import OTHER, TINY, TINY_IN_BFLOAT16
 from tests.tiny_models import make_tiny_model
 from tests.waiting import wait_until_async
-from worker.cli import build_engine
-from worker.entries import Append
-from worker.identity import name_of
-from worker.queue import Queue
-from worker.served_model import ServedModel
-from worker.settings import WorkerSettings
 
 JOB = Job(id="job", prompt="x", sampling=SamplingParams(max_tokens=4))
 FOR_OTHER = JOB.model_copy(update={"id": "named", "model": "other"})
@@ -243,7 +243,7 @@ async def test_the_worker_before_may_be_dead_or_of_an_older_version(harness):
 
 async def test_a_model_that_somebody_goes_on_writing_ends_the_start(make_queue, client, monkeypatch):
     """Each is replaced once, since no worker has it; then another one is there."""
-    queue, live_worker_of, num_asked = make_queue("w"), worker.startup._live_worker_of, 0
+    queue, live_worker_of, num_asked = make_queue("w"), ingine.worker.startup._live_worker_of, 0
 
     async def written_meanwhile(redis, keys, fingerprint):
         nonlocal num_asked
@@ -252,11 +252,11 @@ async def test_a_model_that_somebody_goes_on_writing_ends_the_start(make_queue, 
         await redis.hset(keys.settings, "model", f"forged-{num_asked}")
         return await live_worker_of(redis, keys, fingerprint)
 
-    monkeypatch.setattr(worker.startup, "_live_worker_of", written_meanwhile)
+    monkeypatch.setattr(ingine.worker.startup, "_live_worker_of", written_meanwhile)
     await client.hset(queue.keys.settings, "model", "forged-0")
     heartbeat = SimpleNamespace(beat=AsyncMock(), leave=AsyncMock())
     with pytest.raises(ConfigError, match=r"somebody goes on writing models.* `model` of .*forged-\d+"):
-        await worker.startup.enter(client, queue, heartbeat, WorkerSettings(_env_file=None))
+        await ingine.worker.startup.enter(client, queue, heartbeat, WorkerSettings(_env_file=None))
     heartbeat.leave.assert_awaited_once()
 
 

@@ -2,15 +2,15 @@
 
 from functools import partial
 
-from ingine.engine import Engine
-from ingine.events import decode_event
-from ingine.jobs import Job, encode_job
-from ingine.keys import EVENT_FIELD, Priority
+from ingine.contract.events import decode_event
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import EVENT_FIELD, Priority
+from ingine.engine.engine import Engine
 from ingine.sampling_params import SamplingParams
+from ingine.worker.entries import Begun, Entry
+from ingine.worker.jobs import JobTable, RunningJob
+from ingine.worker.shares import SECONDS_PER_TOKEN, Shares
 from tests.waiting import wait_until_async
-from worker.entries import Begun, Entry
-from worker.jobs import JobTable, RunningJob
-from worker.shares import SECONDS_PER_TOKEN, Shares
 
 WHOSE = ("t", Priority.NORMAL)
 LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from ingine.jobs import Job
-from ingine.speculation import Speculator
+from ingine.contract.jobs import Job
+from ingine.engine.schedule.speculation import Speculator
+from ingine.worker.metrics import Metrics
 from tests.waiting import wait_until_async
-from worker.metrics import Metrics
 
 PROMPT = "to be or not to be"
 

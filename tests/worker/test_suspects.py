@@ -6,19 +6,19 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 
+from ingine.contract.events import TokensEvent
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import GROUP, Keys, all_partitions
+from ingine.contract.record import JobStatus
 from ingine.errors import EngineError, ErrorCode
-from ingine.events import TokensEvent
-from ingine.jobs import Job, encode_job
-from ingine.keys import GROUP, Keys, all_partitions
-from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
+from ingine.worker.hosting.engine_thread import MAX_STEPS_AHEAD, EngineThread
+from ingine.worker.identity import name_of
 from tests.waiting import wait_until_async
 from tests.worker.conftest import take
 from tests.worker.test_failures import break_steps, let_steps_hang, status
 from tests.worker.test_pause import Turns
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
-from worker.engine_thread import MAX_STEPS_AHEAD, EngineThread
-from worker.identity import name_of
 
 
 async def test_a_suspect_has_the_worker_to_itself(harness):

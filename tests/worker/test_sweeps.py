@@ -2,17 +2,17 @@
 
 import pytest
 
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import GROUP, WAITING
+from ingine.contract.record import JobStatus
+from ingine.contract.scripts import read_script
 from ingine.errors import ErrorCode
-from ingine.jobs import Job, encode_job
-from ingine.keys import GROUP, WAITING
-from ingine.record import JobStatus
-from ingine.scripts import read_script
-from producer.submission import build_submission
+from ingine.producer.submission import build_submission
+from ingine.worker.admission import Admission
+from ingine.worker.queue import Queue
 from tests.waiting import wait_until_async
 from tests.worker.conftest import take
 from tests.worker.test_worker import ENDLESS, GREEDY
-from worker.admission import Admission
-from worker.queue import Queue
 
 
 async def submit(worker, job_id: str, **options) -> None:

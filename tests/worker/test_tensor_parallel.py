@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
-from ingine.jobs import Job, encode_job
-from ingine.keys import Keys
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import Keys
 from ingine.sampling_params import SamplingParams
+from ingine.worker.child import Child
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness
 from tests.worker.test_worker import GREEDY, alone
-from worker.child import Child
 
 SHORT = (
     Job(id="greedy", prompt="Hello, ", sampling=GREEDY),
@@ -40,7 +40,7 @@ class Torchrun:
         env = {name: value for name, value in os.environ.items() if not name.startswith("INGINE_")}
         env |= {f"INGINE_{name.upper()}": str(value) for name, value in settings.items()}
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        worker = ["-m", "ingine.cli", "worker", "--tensor-parallel-size", "2"]
+        worker = ["-m", "ingine.cli.main", "worker", "--tensor-parallel-size", "2"]
         with log.open("wb") as output:
             self._child = Child([sys.executable, *launcher, *worker], output=output, env=env)
 

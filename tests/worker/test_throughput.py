@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from ingine.events import TerminalEvent
-from ingine.jobs import Job
-from ingine.outputs import EngineStats
-from ingine.record import JobStatus
+from ingine.contract.events import TerminalEvent
+from ingine.contract.jobs import Job
+from ingine.contract.record import JobStatus
+from ingine.engine.outputs import EngineStats
+from ingine.worker.metrics import Metrics
+from ingine.worker.throughput import Throughput
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY
-from worker.metrics import Metrics
-from worker.throughput import Throughput
 
 
 def stats(**now) -> EngineStats:
@@ -76,7 +76,7 @@ def test_a_worker_without_work_says_nothing_and_one_that_stands_still_says_so(re
 
 
 async def test_a_worker_reports_at_info_and_has_no_line_for_a_job(harness, monkeypatch, caplog):
-    monkeypatch.setattr("worker.throughput.INTERVAL_S", 0.05)
+    monkeypatch.setattr("ingine.worker.throughput.INTERVAL_S", 0.05)
     with caplog.at_level(logging.INFO):
         worker = await harness()
         for name in "ab":

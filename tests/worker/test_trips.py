@@ -6,8 +6,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, ResponseError
 
-import worker.trips
-from worker.trips import Trips
+import ingine.connect.trips
+from ingine.connect.trips import Trips
 
 
 @pytest.fixture
@@ -71,13 +71,13 @@ async def test_a_call_that_is_cancelled_leaves_no_answer_to_the_next_one(redis, 
     echo = redis.register_script("return ARGV[1]")
     trips, sent = Trips(redis), asyncio.Event()
     assert await trips.call_alone(echo, keys=[], args=["first"]) == b"first"
-    read_answer = worker.trips._read_answer
+    read_answer = ingine.connect.trips._read_answer
 
     async def read_once_it_is_sent(connection):
         sent.set()
         return await read_answer(connection)
 
-    monkeypatch.setattr(worker.trips, "_read_answer", read_once_it_is_sent)
+    monkeypatch.setattr(ingine.connect.trips, "_read_answer", read_once_it_is_sent)
     await redis.client_pause(300)  # so that there is no answer yet
     cancelled = asyncio.create_task(trips.call_alone(echo, keys=[], args=["cancelled"]))
     await sent.wait()

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import worker.watchdog
-from worker.watchdog import StepHangs, watch_steps
+import ingine.worker.hosting.watchdog
+from ingine.worker.hosting.watchdog import StepHangs, watch_steps
 
 LIMIT_S = 10.0
 TICK_S = 0.001
@@ -18,7 +18,7 @@ class Clock:
 
     def __init__(self, monkeypatch, ends_at: float = math.inf):
         self.now, self.num_looks, self._ends_at = 0.0, 0, ends_at
-        monkeypatch.setattr(worker.watchdog, "asyncio", SimpleNamespace(sleep=self._sleep))
+        monkeypatch.setattr(ingine.worker.hosting.watchdog, "asyncio", SimpleNamespace(sleep=self._sleep))
 
     async def _sleep(self, seconds: float) -> None:
         assert seconds > 0

@@ -2,14 +2,14 @@
 
 import pytest
 
-from ingine.config import EngineConfig
-from ingine.engine import Engine
+from ingine.cli.worker import _load_tokenizer
+from ingine.contract.jobs import Job, Message
+from ingine.contract.record import JobStatus
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
 from ingine.errors import ErrorCode
-from ingine.jobs import Job, Message
-from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
 from tests.tiny_models import make_tiny_model
-from worker.cli import _load_tokenizer
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0)
 

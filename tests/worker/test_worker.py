@@ -8,17 +8,17 @@ from functools import partial
 import msgpack
 import pytest
 
+from ingine.contract.events import TokensEvent, decode_event, encode_event
+from ingine.contract.jobs import Job, encode_job
+from ingine.contract.keys import Priority
+from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
-from ingine.events import TokensEvent, decode_event, encode_event
-from ingine.jobs import Job, encode_job
-from ingine.keys import Priority
-from ingine.record import JobStatus
 from ingine.sampling_params import SamplingParams
+from ingine.worker.control import INTERVAL_S
+from ingine.worker.heartbeat import Heartbeat
+from ingine.worker.intake import SWEEP_INTERVAL_S
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness
-from worker.control import INTERVAL_S
-from worker.heartbeat import Heartbeat
-from worker.intake import SWEEP_INTERVAL_S
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 ENDLESS = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
@@ -184,8 +184,8 @@ async def test_a_duplicate_id_is_buried_and_the_first_goes_on(harness):
 
 
 async def test_a_chat_for_a_model_without_a_template(harness, tmp_path):
-    from ingine.config import EngineConfig
-    from ingine.engine import Engine
+    from ingine.engine.config import EngineConfig
+    from ingine.engine.engine import Engine
     from tests.tiny_models import make_tiny_model
 
     model = make_tiny_model(tmp_path, chat_template=None)
@@ -342,7 +342,7 @@ async def test_a_worker_that_is_told_to_drain_before_it_is_ready_leaves_nothing_
         await asyncio.Event().wait()
 
     monkeypatch.setattr(Heartbeat, "beat", beat_and_be_drained)
-    monkeypatch.setattr("worker.startup._agree_on_model", wait_for_ever)
+    monkeypatch.setattr("ingine.worker.startup._agree_on_model", wait_for_ever)
     worker = await harness()
     await asyncio.wait_for(worker.running, HANGS_S)
     assert not worker.worker._partitions[0].ready.is_set()

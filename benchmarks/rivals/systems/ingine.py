@@ -15,8 +15,8 @@ from benchmarks.rivals.child import ROOT
 from benchmarks.rivals.protocol import Loaded, Request, serve
 from benchmarks.rivals.stepping import Stepping
 from ingine import __version__
-from ingine.config import EngineConfig
-from ingine.engine import Engine
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
 from ingine.sampling_params import SamplingParams
 
 

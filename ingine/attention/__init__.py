@@ -1,7 +1,0 @@
-"""Attention over paged KV: one interface, one slow reference in plain torch, fast kernels beside it."""
-
-from ingine.attention.interface import AttentionBackend, AttentionMetadata, KVCache
-from ingine.attention.native import NativeAttention
-from ingine.attention.torch_reference import TorchAttention
-
-__all__ = ["AttentionBackend", "AttentionMetadata", "KVCache", "NativeAttention", "TorchAttention"]

@@ -1,0 +1,103 @@
+"""`ingine generate`."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ingine.engine.store.model_store import DEFAULT_MODEL
+from ingine.terminal import echo
+from ingine.worker.frozen_imports import frozen_imports
+
+if TYPE_CHECKING:
+    from ingine.engine.llm import LLM
+    from ingine.engine.outputs import SeqOutput
+    from ingine.sampling_params import SamplingParams
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="Read from standard input where it is piped.")] = None,
+    model: Annotated[
+        str, typer.Option(help="A packaged model's name, a folder, a GGUF file or a hub id.")
+    ] = DEFAULT_MODEL,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat/--raw", help="As a user's message in the model's chat template, or as it is."),
+    ] = True,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most tokens to generate.", show_default="what the model's length leaves"),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the likeliest tokens that have this share.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text. May be given again.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole result as one JSON object when it is done.")
+    ] = False,
+) -> None:
+    """Generate on this machine, without a server or worker. The text appears as it is made.
+
+    Sampling options that are not given are the model's own (its generation_config.json), else vLLM's neutral
+    values: temperature 1.
+
+    echo "Why is the sky blue?" | ingine generate
+    """
+    from pydantic import ValidationError
+
+    from ingine.sampling_params import SamplingParams
+
+    prompt = _prompt_or_stdin(prompt)
+    try:
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop or None,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+    with frozen_imports():  # from here on it is torch's time that passes
+        from ingine.engine.llm import LLM
+
+    llm = LLM(model)
+    params = llm.engine.limits.with_defaults(params)
+    messages = [{"role": "user", "content": prompt}]
+    if as_json:
+        output = llm.chat(messages, params)[0] if chat else llm.generate(prompt, params)[0]
+        echo(json.dumps(asdict(output)))
+        is_cut, num_tokens = output.outputs[0].finish_reason == "length", len(output.outputs[0].token_ids)
+    else:
+        encoder = llm.encoder
+        last = _stream(llm, encoder.encode_chat(messages) if chat else encoder.encode(prompt), params)
+        is_cut, num_tokens = last.finish_reason == "length", last.position
+    if is_cut:
+        echo(f"ingine: the output was cut at {num_tokens} tokens (finish_reason: length)", err=True)
+
+
+def _prompt_or_stdin(prompt: str | None) -> str:
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise typer.BadParameter("no prompt: give one as an argument, or pipe one in")
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
+    return prompt
+
+
+def _stream(llm: "LLM", prompt_token_ids: list[int], params: "SamplingParams") -> "SeqOutput":
+    """Returns the last output, which has the end."""
+    engine = llm.engine
+    engine.add("generate", prompt_token_ids, params)
+    while engine.has_unfinished:
+        for output in engine.step():
+            echo(output.text + output.final_text, end="", keep_lines=True)
+    echo()
+    return output

@@ -1,0 +1,229 @@
+"""The commands of a producer. `register` adds them to the `ingine` command.
+
+Each imports what it needs as it runs: `ingine --help` needs no client.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ingine import producer
+from ingine.cli.options import AsJson, QueueName, RedisUrl, print_fields, print_json
+from ingine.cli.queue import dead_app, queue_app
+from ingine.contract.keys import Priority
+from ingine.terminal import echo
+
+if TYPE_CHECKING:
+    from ingine.producer.batch import BatchSummary
+
+DEFAULT_WINDOW = 256
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+JobId = Annotated[str, typer.Argument(help="What `submit` printed.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (submit, stream, batch, status, cancel):
+        app.command()(command)
+    app.add_typer(queue_app, name="queue")
+    app.add_typer(dead_app, name="dead")
+
+
+def submit(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; default: standard input.")] = None,
+    follow: Annotated[bool, typer.Option("--stream", help="Print the output as it is made.")] = False,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat/--raw", help="As a user's message in the model's chat template, or as it is."),
+    ] = True,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="At most so many output tokens. Unset: what the model's length leaves.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same output.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Ends the output; may be repeated.")] = None,
+    priority: Annotated[Priority, typer.Option(help="Which jobs go first.")] = Priority.NORMAL,
+    deadline_s: Annotated[float | None, typer.Option(help="Expire unless finished by then.")] = None,
+    not_before_s: Annotated[float | None, typer.Option(help="Not begun earlier.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="On whose account; for fair shares and rates.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Same key, same job, while it is kept.")] = None,
+    reply_to: Annotated[str | None, typer.Option(help="Replies stream for the terminal event.")] = None,
+    model: Annotated[str | None, typer.Option(help="Refused by workers that serve another.")] = None,
+    job_id: Annotated[str | None, typer.Option(help="Your own id; default: a random one.")] = None,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+    queue: QueueName = None,
+) -> None:
+    """Submit one job, and print its id; with --stream, its output.
+
+    Sampling options that are not given are the model's own (its generation_config.json), else vLLM's neutral
+    values: temperature 1.
+
+    Exit status: 0 accepted (with --stream: finished), 1 refused by the queue, failed, cancelled or expired,
+    2 wrong usage or invalid job, 3 server unavailable.
+    """
+    prompt = _from_stdin() if prompt is None else prompt
+    sampling = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop or None,
+    }
+    with producer.Client(redis_url, queue=queue) as client:
+        job = client.submit(
+            None if chat else prompt,
+            messages=[{"role": "user", "content": prompt}] if chat else None,
+            sampling={name: value for name, value in sampling.items() if value is not None},
+            priority=priority,
+            deadline_s=deadline_s,
+            not_before_s=not_before_s,
+            tenant=tenant,
+            idempotency_key=idempotency_key,
+            reply_to=reply_to,
+            model=model,
+            job_id=job_id,
+        )
+        if follow:
+            _print_stream(job, as_json)
+        elif as_json:
+            print_json({"job_id": job.job_id})
+        else:
+            echo(job.job_id)
+
+
+def stream(
+    job_id: JobId,
+    from_position: Annotated[int, typer.Option("--from", min=0, help="Go on after so many tokens.")] = 0,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+    queue: QueueName = None,
+) -> None:
+    """Print a job's output from any position on, past and future. With --json one chunk a line.
+
+    Exit status: 0 finished, 1 failed, cancelled, expired or unknown, 2 wrong usage, 3 server unavailable.
+    """
+    with producer.Client(redis_url, queue=queue) as client:
+        _print_stream(client.attach(job_id, from_position), as_json)
+
+
+def status(
+    job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None, queue: QueueName = None
+) -> None:
+    """Show how a job stands. Exit status 1 if there is no such job."""
+    with producer.Client(redis_url, queue=queue) as client:
+        print_fields(dataclasses.asdict(client.status(job_id)), as_json)
+
+
+def cancel(
+    job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None, queue: QueueName = None
+) -> None:
+    """Cancel a job. Prints `cancelled`, `requested` (its worker stops it next) or how it had ended before."""
+    with producer.Client(redis_url, queue=queue) as client:
+        outcome = client.cancel(job_id)
+    if as_json:
+        print_json({"job_id": job_id, "outcome": outcome})
+    else:
+        echo(outcome)
+
+
+def batch(
+    input_path: Annotated[Path, typer.Argument(metavar="INPUT", help="JSON lines in OpenAI's Batch format.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Results, one a line, as they come.")],
+    errors: Annotated[
+        Path | None, typer.Option(help="Lines that failed. Default: OUTPUT with .errors before its suffix.")
+    ] = None,
+    window: Annotated[int, typer.Option(min=1, help="Lines in flight at once.")] = DEFAULT_WINDOW,
+    model: Annotated[str | None, typer.Option(help="Instead of the model that the lines name.")] = None,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = None,
+    queue: QueueName = None,
+) -> None:
+    """Run a file of requests at low priority. They are for /v1/chat/completions or /v1/completions.
+
+    Every line of the input gets one in the output or in the error file. Killed or interrupted, run it again:
+    it goes on where it was. To retry the lines that failed, remove the error file and run it again.
+
+    Exit status: 0 all lines are in the output, 1 some are in the error file or a file cannot be written,
+    2 wrong usage, 3 server unavailable.
+    """
+    import asyncio
+
+    from ingine.cli.batch_progress import make_progress
+    from ingine.producer.batch import Batch
+
+    errors = errors or output.with_suffix(f".errors{output.suffix}")
+    progress = make_progress()
+
+    async def run() -> "BatchSummary":
+        async with producer.AsyncClient(redis_url, queue=queue) as client:
+            job = Batch(client, input_path, output, errors, progress=progress, model=model, window=window)
+            return await job.run()
+
+    try:
+        summary = asyncio.run(run())
+    except KeyboardInterrupt:
+        echo("ingine: interrupted; run the same command again to go on", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        progress.stop()
+    if as_json:
+        print_json(dataclasses.asdict(summary))
+    else:
+        num_ok = summary.num_lines - summary.num_failed
+        echo(f"{num_ok} of {summary.num_lines} lines in {output}, {summary.num_failed} in {errors}")
+    if summary.num_cut:
+        echo(f"ingine: {summary.num_cut} outputs were cut by length (finish_reason: length)", err=True)
+    if summary.num_failed:
+        raise typer.Exit(1)
+
+
+def _from_stdin() -> str:
+    if sys.stdin.isatty():
+        raise typer.BadParameter("give a prompt, or pipe one in", param_hint="PROMPT")
+    prompt = sys.stdin.read().removesuffix("\n")
+    if not prompt.strip():
+        raise typer.BadParameter("standard input is empty", param_hint="PROMPT")
+    return prompt
+
+
+def _print_stream(job: "producer.JobHandle", as_json: bool) -> None:
+    position = job.from_position
+    ends_line = True
+    try:
+        from ingine.producer.openai.batch_format import FINISH_LENGTH
+
+        for chunk in job.stream():
+            position = chunk.position
+            if as_json:
+                print_json(_chunk_fields(chunk))
+            elif chunk.text:
+                ends_line = chunk.text.endswith("\n")
+                echo(chunk.text, end="", keep_lines=True)
+        result = job.result()
+    except KeyboardInterrupt:
+        echo(err=True)
+        echo(
+            f"ingine: the job goes on. Follow it: ingine stream {job.job_id} --from {position}; "
+            f"stop it: ingine cancel {job.job_id}",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        if not ends_line:
+            echo()
+    if result.finish_reason == FINISH_LENGTH:
+        num_tokens = len(result.token_ids)
+        echo(f"ingine: the output was cut at {num_tokens} tokens (finish_reason: length)", err=True)
+
+
+def _chunk_fields(chunk: "producer.Chunk") -> dict[str, Any]:
+    fields = {name: getattr(chunk, name) for name in ("position", "token_ids", "text", "logprobs")}
+    return {name: value for name, value in fields.items() if value is not None}

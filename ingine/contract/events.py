@@ -1,0 +1,179 @@
+"""Events: what workers append to a job's token log, publish on its channel and send to replies streams."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from ingine.contract.faults import MAX_MAP_ENTRIES
+from ingine.contract.keys import EVENT_FIELD, log_id
+from ingine.contract.record import STATUS_NAME, JobStatus
+
+
+@dataclass(slots=True)
+class TokensEvent:
+    """New tokens of one job: log entry `<position>-0`, and the same bytes on its channel."""
+
+    position: int
+    """Output tokens committed with and before this event. It starts at position - len(token_ids)."""
+    token_ids: list[int]
+    text: str
+    """What these tokens add to the text: often less or more than their own, see `TerminalEvent`."""
+    logprobs: list[dict] | None = None
+    """One a token: {token_id, logprob, top: [[token_id, logprob], ...], bytes: [...], top_bytes: [[...]]}. An
+    older worker, or a model without a tokenizer, gives no bytes.
+    """
+
+    @property
+    def start(self) -> int:
+        """Output tokens before this event."""
+        return self.position - len(self.token_ids)
+
+
+@dataclass(slots=True)
+class TerminalEvent:
+    """How the job ended: log entry `<position>-1`. There is exactly one a job, and nothing after it."""
+
+    position: int
+    status: JobStatus | str
+    """A plain `str`: a newer version's, which may know what it means."""
+    job_id: str
+    text: str = ""
+    """The end of the text that was held back until now (a half character, the start of a stop string)."""
+    finish_reason: str | None = None
+    """stop, length, abort or error."""
+    error: dict | None = None
+    """{code, message} where status is failed or expired."""
+    usage: dict = field(default_factory=dict)
+    """num_prompt_tokens, num_cached_tokens, num_output_tokens."""
+    timings: dict = field(default_factory=dict)
+    """queue_ms, first_token_ms and total_ms from submission, by the worker's measure; attempts."""
+    metadata: dict | None = None
+
+    @property
+    def start(self) -> int:
+        return self.position
+
+
+Event = TokensEvent | TerminalEvent
+
+_TOKENS_PACKER = msgpack.Packer()
+"""Kept, since each has a buffer of 256 KiB. Only workers make tokens, each of them in one thread."""
+
+
+def encode_event(event: Event) -> bytes:
+    if isinstance(event, TokensEvent):
+        fields = {
+            "type": "tokens",
+            "position": event.position,
+            "token_ids": event.token_ids,
+            "text": event.text,
+        }
+        if event.logprobs is not None:
+            fields["logprobs"] = event.logprobs
+        return _TOKENS_PACKER.pack(fields)
+    fields = {"type": str(event.status)}
+    for name in TerminalEvent.__slots__:
+        value = getattr(event, name)
+        if name != "status" and value not in (None, "", {}):
+            fields[name] = value
+    return msgpack.packb(fields)
+
+
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
+"""What `decode_event` and `decode_log` raise for bytes that no worker has written."""
+_TERMINAL_TYPES = {
+    "job_id": str,
+    "text": str,
+    "finish_reason": str | None,
+    "error": dict | None,
+    "usage": dict,
+    "timings": dict,
+    "metadata": dict | None,
+}
+_USAGE = ("num_prompt_tokens", "num_cached_tokens", "num_output_tokens")
+
+
+def decode_event(raw: bytes) -> Event:
+    """Inverse of `encode_event`. Fields that this version does not know are ignored: workers may be newer.
+
+    Raises one of UNREADABLE for what is no event, since anybody may publish, and some may write logs. A
+    message may be as long as `raw`.
+    """
+    try:
+        fields = msgpack.unpackb(raw, strict_map_key=False, max_map_len=MAX_MAP_ENTRIES)
+    except msgpack.ExtraData:  # which has all that was read in it, and would be quoted with that
+        raise ValueError("there are more bytes behind it") from None
+    kind = fields.pop("type")
+    if type(kind) is not str:  # an enum's error quotes what it is asked for
+        raise TypeError("its type is no text")
+    if kind == "tokens":
+        event = TokensEvent(fields["position"], fields["token_ids"], fields["text"], fields.get("logprobs"))
+        well_formed = (
+            type(event.position) is int
+            and type(event.text) is str
+            and type(event.token_ids) is list
+            and all(type(token_id) is int and token_id >= 0 for token_id in event.token_ids)
+            and event.start >= 0
+            and (event.logprobs is None or _are_logprobs(event.logprobs, len(event.token_ids)))
+        )
+    else:
+        known = {name: value for name, value in fields.items() if name in TerminalEvent.__slots__}
+        is_newer = STATUS_NAME.fullmatch(kind) is not None and kind not in set(JobStatus)
+        event = TerminalEvent(status=kind if is_newer else JobStatus(kind), **known)
+        well_formed = (
+            (is_newer or event.status.terminal)
+            and type(event.position) is int
+            and event.position >= 0
+            and all(isinstance(getattr(event, name), types) for name, types in _TERMINAL_TYPES.items())
+            and event.job_id != ""
+            and all(type((event.error or {}).get(name, "")) is str for name in ("code", "message"))
+            and all(type(event.usage.get(name, 0)) is int for name in _USAGE)
+        )
+    if not well_formed:
+        raise ValueError(f"not the shape of a {kind} event")
+    return event
+
+
+def _are_logprobs(logprobs: Any, number: int) -> bool:
+    """Whether they are of the shape that `TokensEvent.logprobs` has, for so many tokens."""
+    if type(logprobs) is not list or len(logprobs) != number:
+        return False
+    for of_token in logprobs:
+        pairs = [(of_token["token_id"], of_token["logprob"]), *of_token["top"]]
+        if not all(type(token_id) is int and type(logprob) in (int, float) for token_id, logprob in pairs):
+            return False
+        top_bytes = of_token.get("top_bytes", [])
+        if type(top_bytes) is not list:
+            return False
+        for named in (of_token.get("bytes"), *top_bytes):
+            if named is not None and (type(named) is not list or bytes(named) is None):  # which may raise
+                return False
+    return True
+
+
+def decode_log(
+    job_id: str, position: int, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]
+) -> list[Event]:
+    """The events of entries of a job's token log, which follow on `position`; the first may begin before it.
+
+    Raises one of UNREADABLE for what no worker writes: an entry that is no event, or whose id is not its
+    event's position, tokens that are missing or that are there twice, another job's end, and whatever comes
+    behind the end.
+    """
+    events: list[Event] = []
+    for entry_id, fields in entries:
+        event = decode_event(fields[EVENT_FIELD.encode()])
+        is_end, name = isinstance(event, TerminalEvent), entry_id.decode()
+        if events and isinstance(events[-1], TerminalEvent):
+            raise ValueError(f"entry {name} lies behind the terminal event")
+        if name != log_id(event.position, terminal=is_end):
+            raise ValueError(f"entry {name} has an event of position {event.position}")
+        if event.start > position or (event.start < position and (events or is_end)):
+            raise ValueError(f"entry {name} goes on from position {event.start}, not {position}")
+        if is_end and event.job_id != job_id:
+            raise ValueError(f"entry {name} is the end of another job, {event.job_id[:128]!r}")
+        events.append(event)
+        position = event.position
+    return events

@@ -1,0 +1,327 @@
+"""The engine: sequences in, tokens out, one step at a time."""
+
+import logging
+import random
+import time
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+from itertools import count
+
+from ingine.engine.build import join_others, load, make_runner
+from ingine.engine.config import EngineConfig, numerics
+from ingine.engine.limits import RequestLimits
+from ingine.engine.models.decoder import Decoder
+from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
+from ingine.engine.run.device import resolve_limits
+from ingine.engine.run.model_runner import StepResult
+from ingine.engine.sample.sampler import SampledToken
+from ingine.engine.schedule.block_manager import BlockManager
+from ingine.engine.schedule.scheduler import ScheduledBatch, Scheduler
+from ingine.engine.schedule.sequence import Sequence
+from ingine.engine.schedule.speculation import Speculator
+from ingine.engine.step_trace import log_step
+from ingine.engine.text.detokenizer import Detokenizer
+from ingine.engine.text.tokenizer import Tokenizer
+from ingine.errors import EngineError, ErrorCode, InvalidRequest
+from ingine.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _StepInFlight:
+    batch: ScheduledBatch
+    result: StepResult
+    launched: float
+    """When, by `time.perf_counter`."""
+
+
+class Engine:
+    """Owned by the thread that builds it; only `validate` and the tokenizer may be used from others.
+
+    If the model raises, so does `step`, and that step counts for nothing: no sequence has advanced, and no
+    block that it wrote to is cached. Calling `step` again tries it again. To give up, `abort` the
+    `running_seq_ids`, of which the failed step had its sequences; those that wait go on. EngineError says
+    that the engine is broken: a rank is gone, or a step was lost on the device. No step can follow then.
+
+    With asynchronous scheduling a step is on its way while `step` schedules the next one: what it returns is
+    one step old, and nothing else is different. If the next one cannot be launched, `step` returns what came
+    of the one on its way, and raises when it is called again.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, model: Decoder | None = None, tokenizer: Tokenizer | None = None
+    ):
+        """Loads `config.model` unless a loaded `model` is given: its text is "" without a `tokenizer`, its
+        ranks are then the engine's, and it has no sampling defaults of its own.
+        """
+        self._parallel = join_others(config) if model is None else model.parallel
+        if model is None:
+            model, tokenizer, sampling_defaults = load(config, tokenizer, self._parallel)
+        else:
+            sampling_defaults = {}
+        self.tokenizer = tokenizer
+        self.model_config = model.config
+        config = resolve_limits(config, model.device, model.config.max_position_embeddings)
+        self._runner, num_blocks = make_runner(config, model, self._parallel)
+        self.limits = RequestLimits(
+            max_model_len=config.max_model_len,
+            num_kv_tokens=num_blocks * config.block_size,
+            vocab_size=model.config.vocab_size,
+            sampling_defaults=sampling_defaults,
+            has_text=tokenizer is not None,
+        )
+        self.max_model_len = self.limits.max_num_tokens
+        if self.max_model_len < config.max_model_len:
+            logger.warning("KV memory limits sequences to %d tokens", self.max_model_len)
+        self.config = config
+        """As given, with the engine's choice for every limit that was None."""
+        self._blocks = BlockManager(
+            num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+        )
+        self._speculator = Speculator.of(config)
+        self._scheduler = Scheduler(
+            self._blocks,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            speculator=self._speculator,
+        )
+        self.numerics = numerics(config, model.dtype, model.numerics())
+        self._eos_token_ids = frozenset(model.config.eos_token_ids)
+        if tokenizer is not None:  # a chat model's config may name the base model's end alone
+            self._eos_token_ids |= tokenizer.eos_token_ids
+        self._seqs: dict[str, Sequence] = {}
+        self._ended_at_add: list[Sequence] = []
+        self._in_flight: _StepInFlight | None = None
+        self._settled = 0.0
+        """When the last step was, by `time.perf_counter`."""
+        self._launch_error: Exception | None = None
+        """To be raised by the next `step`."""
+        self._broken: EngineError | None = None
+        self._seeds = random.Random(config.seed)
+        self._arrivals = count()
+        self._num_prompt_tokens = 0
+        self._num_output_tokens = 0
+        self._num_draft_tokens = 0
+        self._num_accepted_tokens = 0
+
+    def validate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> None:
+        """Raises InvalidRequest for what `add` would refuse. Thread-safe."""
+        self.limits.validate(prompt_token_ids, params)
+
+    def add(
+        self,
+        seq_id: str,
+        prompt_token_ids: Tokens[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        output_token_ids: Tokens[int] = (),
+        arrival_time: float | None = None,
+        tenant: str = "",
+    ) -> None:
+        """Queue a sequence. Raises InvalidRequest, see `validate`; also for a `seq_id` that is in use.
+
+        A lower `priority` is more urgent. `arrival_time` is in seconds since the epoch; None is now.
+        `tenant` is whose it is: with speculation by suffix the outputs of one tenant speed up no other's.
+
+        `output_token_ids` are tokens that the sequence has from an earlier life. It goes on after them
+        exactly as if it had never stopped; their text is not emitted again. If they are its end already,
+        the next `step` says so.
+        """
+        if seq_id in self._seqs:
+            raise InvalidRequest(ErrorCode.DUPLICATE_ID, f"a sequence {seq_id!r} is here already")
+        self.validate(prompt_token_ids, params)
+        self.limits.validate_token_ids(output_token_ids, "the output so far", ErrorCode.INVALID_TOKEN_ID)
+        arrival_time = time.time() if arrival_time is None else arrival_time
+        seq = Sequence(
+            seq_id,
+            prompt_token_ids,
+            params,
+            seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
+            sort_key=(arrival_time + priority * self.config.priority_ageing_s, next(self._arrivals)),
+            max_num_tokens=self.max_model_len,
+            eos_token_ids=self._eos_token_ids,
+            detokenizer=Detokenizer(self.tokenizer) if self.tokenizer else None,
+            output_token_ids=output_token_ids,
+            tenant=tenant,
+        )
+        if self._speculator is not None:
+            self._speculator.begin(seq)
+        self._seqs[seq_id] = seq
+        self._num_prompt_tokens += seq.num_prompt_tokens
+        if seq.finish_reason is None:
+            self._scheduler.add(seq)
+        else:
+            self._ended_at_add.append(seq)
+
+    def abort(self, seq_id: str) -> SeqOutput | None:
+        """End a sequence, whatever it is doing. Returns the end of its text; None for an unknown one."""
+        seq = self._seqs.pop(seq_id, None)
+        if seq is None:
+            return None
+        if seq in self._ended_at_add:
+            self._ended_at_add.remove(seq)
+        else:
+            self._scheduler.remove(seq)
+        seq.finish(FinishReason.ABORT)
+        self._remember(seq)
+        return seq.output([])
+
+    def step(self, *, alone: str | None = None) -> list[SeqOutput]:
+        """Compute one batch. Returns what each sequence got out of it; those in mid-prefill get nothing.
+
+        alone: compute only this one of `running_seq_ids`, to find out which of a batch that raised is to
+        blame. If a step is on its way, it only returns what came of that.
+        """
+        if alone is not None and self._in_flight is not None:
+            return self.drain()
+        self._raise_what_failed()
+        scheduler = self._scheduler
+        batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(self._seqs[alone])
+        try:
+            launched = self._launch(batch)
+        except Exception as error:
+            # If a rank is gone, the step on its way may wait for it for ever.
+            if self._in_flight is None or isinstance(error, EngineError):
+                raise
+            self._launch_error = error
+            return self.drain()
+        outputs = self._end_those_ended_at_add()
+        before, self._in_flight = self._in_flight, launched
+        outputs += self._settle(before)
+        if not self.config.async_scheduling or alone is not None:
+            outputs += self.drain()
+        return outputs
+
+    def drain(self) -> list[SeqOutput]:
+        """Wait for the step on its way, if there is one. Returns what came of it, as `step` would have."""
+        step, self._in_flight = self._in_flight, None
+        return self._settle(step)
+
+    def follow(self) -> None:
+        """For ranks other than 0 of tensor parallelism: compute what rank 0 does, until that one closes."""
+        self._runner.follow()
+
+    def close(self) -> None:
+        """Let go of the other ranks, if there are any. The engine computes nothing after that."""
+        self._parallel.close()
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._seqs)
+
+    @property
+    def running_seq_ids(self) -> list[str]:
+        """Sequences that have a place in the batch, most urgent first."""
+        return [seq.seq_id for seq in self._scheduler.running]
+
+    def stats(self) -> EngineStats:
+        scheduler, blocks = self._scheduler, self._blocks
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=blocks.num_blocks,
+            num_free_blocks=blocks.num_free_blocks,
+            kv_usage=1 - blocks.num_free_blocks / blocks.num_blocks,
+            prefix_cache_hit_tokens=scheduler.prefix_cache_hit_tokens,
+            prefix_cache_query_tokens=scheduler.prefix_cache_query_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_output_tokens=self._num_output_tokens,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises EngineError unless every sequence is in exactly one place, and every block accounted for."""
+        scheduler = self._scheduler
+        places = [*scheduler.running, *scheduler.waiting, *self._ended_at_add]
+        if sorted(seq.seq_id for seq in places) != sorted(self._seqs):
+            raise EngineError("a sequence is in no queue, or in two")
+        if stray := [seq.seq_id for seq in places if seq.block_table and seq not in scheduler.running]:
+            raise EngineError(f"sequences {stray} hold blocks and do not run")
+        self._blocks.check_integrity(scheduler.running)
+
+    def _launch(self, batch: ScheduledBatch) -> _StepInFlight | None:
+        launched = time.perf_counter()
+        if not batch.seqs:
+            return None
+        result = self._runner.run(batch)
+        self._scheduler.advance(batch)
+        return _StepInFlight(batch, result, launched)
+
+    def _settle(self, step: _StepInFlight | None) -> list[SeqOutput]:
+        """Wait for a step, if there is one, and take what came of it."""
+        if step is None:
+            return []
+        try:
+            sampled = step.result.wait()
+        except Exception as error:
+            self._broken = EngineError(f"a step was lost on its way: {error!r}")
+            raise self._broken from error
+        self._observe(step)
+        self._scheduler.settle(step.batch)
+        outputs = [
+            output
+            for seq, tokens in sampled
+            # One that was aborted, or found to have ended, computed this step for nothing.
+            if seq.finish_reason is None and (output := self._take(seq, tokens)) is not None
+        ]
+        log_step(step.batch, outputs, self.stats, max(step.launched, self._settled))
+        self._settled = time.perf_counter()
+        return outputs
+
+    def _raise_what_failed(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+        error, self._launch_error = self._launch_error, None
+        if error is not None:
+            raise error
+
+    def _observe(self, step: _StepInFlight) -> None:
+        if self._speculator is not None and step.batch.is_decode:
+            seconds = time.perf_counter() - step.launched
+            self._speculator.observe(len(step.batch.seqs), step.batch.num_draft_tokens, seconds)
+            self._num_draft_tokens += step.batch.num_draft_tokens
+
+    def _remember(self, seq: Sequence) -> None:
+        if self._speculator is not None:
+            self._speculator.end(seq)
+
+    def _take(self, seq: Sequence, sampled: list[SampledToken]) -> SeqOutput | None:
+        """Append sampled tokens to their sequence up to its end, and let go of it then. None: it got none."""
+        token_ids, text, logprobs = [], "", []
+        for token in sampled:
+            if token.token_id is None and seq.drafter is None:
+                seq.finish(FinishReason.ERROR, "the model's logits are not finite")
+            if token.token_id is None:
+                break
+            token_ids.append(token.token_id)
+            if token.logprobs is not None:
+                seq.name_tokens(token.logprobs)
+                logprobs.append(token.logprobs)
+            text += seq.append(token.token_id)
+            if seq.finish_reason is not None:
+                break
+        self._num_output_tokens += len(token_ids)
+        if seq.finish_reason is FinishReason.ERROR:
+            self._blocks.uncache(seq)
+        elif len(token_ids) < len(sampled) and seq.finish_reason is None:
+            self._scheduler.start_over_without_drafts(seq)
+        elif len(token_ids) > 1:
+            self._num_accepted_tokens += len(token_ids) - 1
+            self._scheduler.accept(seq)
+        if seq.finish_reason is not None:
+            self._scheduler.remove(seq)
+            self._remember(seq)
+            del self._seqs[seq.seq_id]
+        elif not token_ids:
+            return None
+        return seq.output(token_ids, text, logprobs or None)
+
+    def _end_those_ended_at_add(self) -> list[SeqOutput]:
+        ended, self._ended_at_add = self._ended_at_add, []
+        for seq in ended:
+            del self._seqs[seq.seq_id]
+        return [seq.output([]) for seq in ended]

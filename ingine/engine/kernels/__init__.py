@@ -1,0 +1,1 @@
+"""What computes a model: attention, layers, and kernels in C++ and Triton. `select` chooses."""

@@ -1,0 +1,80 @@
+"""Tokens and log probabilities of rows of logits: what `ingine.engine.sample.reference` and `ingine.engine.sample.logprobs` define.
+
+A row is read once or twice, in bfloat16 where it comes so, and only tokens near its largest logit are sorted.
+"""
+
+import ctypes
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ingine.engine.kernels import native
+from ingine.engine.sample.interface import Sampling
+from ingine.engine.sample.reference import divisor_of
+from ingine.sampling_params import SamplingParams
+
+
+def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:
+    """[num_rows] int64 token ids, from logits [num_rows, vocab_size] and a number in [0, 1) a row; -1 where
+    the largest logit is not finite.
+
+    May differ from `random_sampling.choose` where a number is within rounding, 1e-6, of the edge between two
+    tokens. Depends on nothing but the row, its parameters and number, and the kind of CPU.
+    """
+    logits = logits.contiguous()
+    num_rows, vocab_size = logits.shape
+    rows = np.array(
+        [
+            (divisor_of(p), p.min_p, min(p.top_k, vocab_size), p.top_p, number)
+            for p, number in zip(params, uniform.tolist(), strict=True)
+        ],
+        dtype=np.float32,
+    )
+    token_ids = torch.empty(num_rows, dtype=torch.int64)
+    _library().ingine_sample(
+        logits.data_ptr(),
+        rows.ctypes.data,
+        token_ids.data_ptr(),
+        num_rows,
+        vocab_size,
+        native.DTYPES[logits.dtype],
+    )
+    return token_ids
+
+
+def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What `ingine.engine.sample.logprobs.logprobs` gives. Of tokens that are alike the lowest id is first; those whose
+    probability is 0 have any id, and all have in a row of NaN.
+    """
+    logits = logits.contiguous()
+    num_rows, vocab_size = logits.shape
+    chosen = torch.empty(num_rows)
+    top_ids = torch.empty((num_rows, num_top), dtype=torch.int64)
+    top = torch.empty((num_rows, num_top))
+    _library().ingine_logprobs(
+        logits.data_ptr(),
+        token_ids.data_ptr(),
+        chosen.data_ptr(),
+        top_ids.data_ptr(),
+        top.data_ptr(),
+        num_rows,
+        vocab_size,
+        num_top,
+        native.DTYPES[logits.dtype],
+    )
+    return chosen, top_ids, top
+
+
+NATIVE_SAMPLING = Sampling("native", choose, logprobs)
+"""For the CPU and the dtypes in `native.DTYPES`, where `native.library` is there."""
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = native.library()
+    library.ingine_sample.argtypes = 3 * [ctypes.c_void_p] + 2 * [ctypes.c_int64] + [ctypes.c_int32]
+    library.ingine_logprobs.argtypes = 5 * [ctypes.c_void_p] + 3 * [ctypes.c_int64] + [ctypes.c_int32]
+    library.ingine_sample.restype = library.ingine_logprobs.restype = None
+    return library

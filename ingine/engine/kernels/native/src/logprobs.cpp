@@ -1,0 +1,56 @@
+// Log probabilities of each row's chosen token and of its likeliest. ingine/engine/sample/logprobs.py is the definition.
+#include "candidates.h"
+
+#include <cmath>
+#include <numeric>
+
+// The likeliest tokens of a row, likeliest first, where the candidates, whose weights are over 0, are too few:
+// a logit that is far under the largest has no weight in float32, yet a log probability.
+template <typename T>
+static std::vector<int64_t> first_of_all(int64_t num_tokens, const LogitsRow<T> &row) {
+    std::vector<int64_t> token_ids(row.vocab_size());
+    std::iota(token_ids.begin(), token_ids.end(), 0);
+    num_tokens = std::min(num_tokens, row.vocab_size());
+    std::partial_sort(token_ids.begin(), token_ids.begin() + num_tokens, token_ids.end(),
+                      [&](int64_t a, int64_t b) { return row[a] > row[b] || (row[a] == row[b] && a < b); });
+    token_ids.resize(num_tokens);
+    return token_ids;
+}
+
+// Where no token was chosen (-1) its log probability is NaN. In a row whose largest logit is not finite, the
+// likeliest have id 0 and -inf.
+template <typename T>
+static void logprobs(const T *logits, const int64_t *chosen_ids, float *chosen, int64_t *top_ids, float *top,
+                     int64_t num_rows, int64_t vocab_size, int64_t num_top) {
+#pragma omp parallel for schedule(dynamic) if (num_rows > 1)
+    for (int64_t r = 0; r < num_rows; ++r) {
+        static thread_local Distribution weights;
+        static thread_local Candidates candidates;
+        std::fill_n(top_ids + r * num_top, num_top, 0);
+        std::fill_n(top + r * num_top, num_top, -std::numeric_limits<float>::infinity());
+        chosen[r] = std::numeric_limits<float>::quiet_NaN();
+        LogitsRow<T> row(logits + r * vocab_size, vocab_size);
+        if (chosen_ids[r] < 0 || !std::isfinite(row.max())) continue;
+        weights.compute(row, 1);
+        auto log_total = float(std::log(weights.total()));
+        chosen[r] = row[chosen_ids[r]] - row.max() - log_total;
+        if (num_top == 0) continue;
+        auto has_enough = [&](Distribution::Part part) { return part.num_tokens >= num_top; };
+        candidates.collect(weights, weights.lowest_needed(has_enough));
+        int64_t rank = r * num_top;
+        bool are_enough = candidates.size() >= num_top;
+        for (int64_t token_id : are_enough ? candidates.first(num_top, row) : first_of_all(num_top, row)) {
+            top_ids[rank] = token_id;
+            top[rank++] = row[token_id] - row.max() - log_total;
+        }
+    }
+}
+
+EXPORT void ingine_logprobs(const void *logits, const int64_t *chosen_ids, float *chosen, int64_t *top_ids,
+                            float *top, int64_t num_rows, int64_t vocab_size, int64_t num_top,
+                            int32_t dtype) {
+    if (dtype == kFloat32)
+        logprobs((const float *)logits, chosen_ids, chosen, top_ids, top, num_rows, vocab_size, num_top);
+    else
+        logprobs((const bfloat16 *)logits, chosen_ids, chosen, top_ids, top, num_rows, vocab_size, num_top);
+}

@@ -1,0 +1,180 @@
+"""Weights packed for matrix products of our own, on any CPU that the native kernels are compiled for.
+
+A row's result is the same bits in any batch. Of the libraries (oneDNN, XNNPACK, KleidiAI, libxsmm) none
+promises that, and all but oneDNN, which torch brings along, would be a dependency. oneDNN takes up to twice
+as long at the 1 to 64 rows of a decoding step (docs/log.md); the others were not measured.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_int32, c_int64, c_void_p
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ingine.engine.kernels.layers.int8 import quantize_rows, rotation_size
+from ingine.engine.kernels.layers.stored import ROWS_A_PART, ScaledMatrix, StoredMatrix
+from ingine.engine.kernels.layers.weights import Embedding, Product, WeightFormat
+from ingine.engine.kernels.native import DTYPES
+from ingine.engine.kernels.native.block_weights import BlockWeights
+from ingine.engine.kernels.native.memory import Arena
+
+PANEL = 32
+"""Columns of a panel (`src/tile.h`)."""
+
+GROUP_BYTES = 4
+"""What a lane multiplies at a time (`src/dot.h`). Rows of weights are a multiple of it."""
+
+_SHORT_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+class NativeWeights(BlockWeights):
+    """float32 or bfloat16 in, kept and out; sums in float32. Sizes that do not fit go to `fallback`."""
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, fallback: WeightFormat):
+        super().__init__(library)
+        self.name = f"native-{_SHORT_NAMES[dtype]} ({_isa(library, dtype)})"
+        self._panels = _Panels(library)
+        self._fallback = fallback
+        self._linear, self._dtype = library.ingine_linear, DTYPES[dtype]
+        self._linear.argtypes, self._linear.restype = [c_int32, *4 * [c_void_p], *3 * [c_int64]], None
+        self._int8 = NativeInt8(library, dtype, fallback)
+
+    def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
+        return is_for_int8([part]) or super().keeps(part, dtype)
+
+    def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
+        if is_for_int8(parts):
+            return self._int8.pack_stored(parts, bias, dtype)
+        return super().pack_stored(parts, bias, dtype)
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
+        if not _fits(weight):
+            return self._fallback.pack(weight, bias)
+        return self._product(self._panels.pack(weight), weight.shape, bias)
+
+    def pack_tied(self, weight: Tensor) -> tuple[Product, Embedding]:
+        if not _fits(weight):
+            return self._fallback.pack_tied(weight)
+        packed = self._panels.pack(weight)
+        return self._product(packed, weight.shape, None), self._panels.embedding(packed, weight.shape[1])
+
+    def _product(self, packed: Tensor, shape: torch.Size, bias: Tensor | None) -> Product:
+        (n, k), linear, dtype = shape, self._linear, self._dtype
+        bias = None if bias is None else _padded(bias.float())
+        weight_address, bias_address = packed.data_ptr(), None if bias is None else bias.data_ptr()
+
+        # C++ has addresses only: the default argument keeps the memory behind them as long as the product.
+        def product(x: Tensor, _owned: tuple[Tensor, Tensor | None] = (packed, bias)) -> Tensor:
+            out = x.new_empty((x.shape[0], n))
+            linear(dtype, x.data_ptr(), weight_address, bias_address, out.data_ptr(), x.shape[0], n, k)
+            return out
+
+        return product
+
+
+class NativeInt8(BlockWeights):
+    """Activations are quantised row by row on the way, as `ingine.engine.kernels.layers.int8` does it with the weights.
+
+    Sums are exact integers. `dtype` (float32 or bfloat16) in and out. Sizes that do not fit go to `fallback`.
+    """
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, fallback: WeightFormat):
+        super().__init__(library)
+        self.name = f"native-int8 ({_isa(library, torch.int8)})"
+        self._panels = _Panels(library)
+        self._fallback = fallback
+        self._linear, self._dtype = library.ingine_linear_int8, DTYPES[dtype]
+        self._linear.argtypes, self._linear.restype = [c_int32, *6 * [c_void_p], *4 * [c_int64]], None
+
+    def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
+        k = weight.shape[1]
+        if k % GROUP_BYTES:
+            return self._fallback.pack(weight, bias)
+        return self._product(*quantize_rows(weight), bias, rotation_size(k))
+
+    def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
+        return is_for_int8([part]) or super().keeps(part, dtype)
+
+    def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
+        """int8 that is made for such products is multiplied as it is stored: neither it nor x is rotated."""
+        if not is_for_int8(parts):
+            return super().pack_stored(parts, bias, dtype)
+        scales = torch.cat([part.scales[:, 0] for part in parts])
+        return self._product(scales, torch.cat([part.numbers for part in parts]), bias, rotation=1)
+
+    def _product(self, scales: Tensor, rows: Tensor, bias: Tensor | None, rotation: int) -> Product:
+        (n, k), linear, dtype = rows.shape, self._linear, self._dtype
+        packed, sums = self._panels.pack(rows), _padded(_sums(rows))
+        scales, bias = _padded(scales), None if bias is None else _padded(bias.float())
+        addresses = [None if t is None else t.data_ptr() for t in (packed, scales, sums, bias)]
+
+        # As above, a default argument keeps the memory.
+        def product(x: Tensor, _owned: tuple[Tensor | None, ...] = (packed, scales, sums, bias)) -> Tensor:
+            out = x.new_empty((x.shape[0], n))
+            linear(dtype, x.data_ptr(), *addresses, out.data_ptr(), x.shape[0], n, k, rotation)
+            return out
+
+        return product
+
+
+def is_for_int8(parts: Sequence[StoredMatrix]) -> bool:
+    """Whether `parts` are int8 with a scale a row, of a checkpoint whose activations are int8 too."""
+    return all(
+        isinstance(part, ScaledMatrix)
+        and part.numbers.dtype == torch.int8
+        and part.int8_activations
+        and part.is_by_row
+        and part.shape[1] % GROUP_BYTES == 0
+        for part in parts
+    )
+
+
+def _isa(library: ctypes.CDLL, dtype: torch.dtype) -> str:
+    """The instructions that multiply weights of `dtype`, such as "avx2"."""
+    library.ingine_linear_isa.argtypes, library.ingine_linear_isa.restype = [c_int64], ctypes.c_char_p
+    return library.ingine_linear_isa(dtype.itemsize).decode()
+
+
+def _fits(weight: Tensor) -> bool:
+    return weight.shape[1] * weight.itemsize % GROUP_BYTES == 0
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """int8 [n, k] -> int32 [n]. A part at a time: torch makes all that it sums int32 first."""
+    return torch.cat([part.sum(dim=1, dtype=torch.int32) for part in rows.split(ROWS_A_PART)])
+
+
+def _padded(columns: Tensor) -> Tensor:
+    """columns [n], and zeros up to a whole panel: the kernels read all of it."""
+    return F.pad(columns, (0, -len(columns) % PANEL))
+
+
+class _Panels:
+    """The layout that all share, over elements of 4 bytes, 2 or 1."""
+
+    def __init__(self, library: ctypes.CDLL):
+        self._arena = Arena()
+        self._pack, self._gather = library.ingine_linear_pack, library.ingine_linear_gather
+        self._pack.argtypes, self._pack.restype = [c_void_p, *3 * [c_int64], c_void_p], None
+        self._gather.argtypes, self._gather.restype = [*2 * [c_void_p], *3 * [c_int64], c_void_p], None
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """weight [n, k] in panels, of its dtype: [n up to a multiple of `PANEL`, k] numbers in all."""
+        (n, k), weight = weight.shape, weight.contiguous()
+        packed = self._arena.empty((-(-n // PANEL) * PANEL, k), weight.dtype)
+        self._pack(weight.data_ptr(), n, k, weight.itemsize, packed.data_ptr())
+        return packed
+
+    def embedding(self, packed: Tensor, k: int) -> Embedding:
+        """The rows of what was packed."""
+
+        def rows(token_ids: Tensor) -> Tensor:
+            out = packed.new_empty((len(token_ids), k))
+            self._gather(
+                packed.data_ptr(), token_ids.data_ptr(), len(token_ids), k, packed.itemsize, out.data_ptr()
+            )
+            return out
+
+        return rows

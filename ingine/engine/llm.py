@@ -1,0 +1,282 @@
+"""The engine for offline use, with the face that vLLM's users know."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
+from itertools import count
+from typing import Any
+
+from ingine.engine.config import EngineConfig
+from ingine.engine.engine import Engine
+from ingine.engine.outputs import CompletionOutput, RequestOutput, RequestTimings, SeqOutput
+from ingine.engine.store.model_store import DEFAULT_MODEL
+from ingine.engine.text.prompt_encoder import PromptEncoder
+from ingine.engine.text.tokenizer import required
+from ingine.errors import ConfigError, ErrorCode, InvalidRequest
+from ingine.sampling_params import SamplingParams, is_neutral
+
+__all__ = ["LLM", "CompletionOutput", "RequestOutput"]
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""A text, token ids, {"prompt": "..."} or {"prompt_token_ids": [...]}."""
+Message = Mapping[str, str]
+"""{"role": ..., "content": ...}."""
+
+_NEUTRAL_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "tokenizer": (),
+    "tokenizer_mode": ("auto",),
+    "skip_tokenizer_init": (False,),
+    "trust_remote_code": (False, True),  # there is no remote code that could be run
+    "revision": (),
+    "tokenizer_revision": (),
+    "load_format": ("auto",),
+    "enforce_eager": (False,),
+    "enable_lora": (False,),
+    "disable_log_stats": (False, True),
+}
+_NEUTRAL_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "lora_request": (),
+    "priority": (),
+    "prompt_adapter_request": (),
+    "tokenization_kwargs": ({},),
+    "guided_options_request": (),
+    # Of `chat`:
+    "chat_template": (),
+    "chat_template_content_format": ("auto",),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "tools": ([],),
+    "chat_template_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+}
+"""vLLM's, of its constructor and its methods, that are not supported here, with the values at which each
+changes nothing. As `ingine.sampling_params.NEUTRAL_PARAMS`."""
+
+
+class LLM:
+    """Loads a model, and generates for all prompts of a call in one continuous batch.
+
+    >>> from ingine import LLM, SamplingParams
+    >>> llm = LLM()
+    >>> llm.chat([{"role": "user", "content": "Hi!"}], SamplingParams(max_tokens=32))[0].outputs[0].text
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, **options: Any):
+        """`options` are the fields of `EngineConfig`. Raises ConfigError, also for one that is not known.
+
+        Options of vLLM that change nothing are accepted.
+        """
+        for name in options.keys() & _NEUTRAL_OPTIONS.keys():
+            if not is_neutral(options.pop(name), _NEUTRAL_OPTIONS[name]):
+                raise ConfigError(f"{name} is not supported: leave it out")
+        known = {field.name for field in fields(EngineConfig)}
+        if unknown := sorted(options.keys() - known):
+            raise ConfigError(f"unknown option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        config = EngineConfig(model, **options)
+        if config.tensor_parallel_size > 1:
+            raise ConfigError("tensor_parallel_size: only `ingine worker`, under torchrun, has several ranks")
+        self.engine = Engine(config)
+        self._request_ids = count()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        **neutral: Any,
+    ) -> list[RequestOutput]:
+        """One output a prompt, in the order of the prompts. Blocks until all are finished.
+
+        A list of `sampling_params` has one for each prompt. None: the model's own, see
+        `get_default_sampling_params`. A SamplingParams is taken as it is; without max_tokens the output may
+        be as long as the model's length leaves (vLLM's default is 16). use_tqdm: a progress bar on stderr,
+        if that is a terminal. Other arguments of vLLM are accepted at their defaults.
+
+        Raises InvalidRequest before anything runs, if a prompt or parameter is wrong. Interrupted, it drops
+        its requests, and the engine can be used on.
+        """
+        _refuse_unsupported("generate", neutral)
+        prompts = [prompts] if _is_one_prompt(prompts) else _as_list(prompts, "prompts")
+        return self._run([self._tokenize(prompt) for prompt in prompts], sampling_params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        **neutral: Any,
+    ) -> list[RequestOutput]:
+        """`generate` for a conversation, or a list of conversations, in the model's chat template."""
+        _refuse_unsupported("chat", neutral)
+        conversations = _as_list(messages, "messages")
+        if conversations and isinstance(conversations[0], Mapping):
+            conversations = [conversations]
+        tokenized = [(None, self.encoder.encode_chat(_checked(messages))) for messages in conversations]
+        return self._run(tokenized, sampling_params, use_tqdm)
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Raises InvalidRequest if the model has no tokenizer."""
+        return PromptEncoder(required(self.engine.tokenizer), self.engine.limits.max_num_tokens)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The model's own, from its generation_config.json; neutral ones where it has none."""
+        return self.engine.limits.with_defaults(SamplingParams())
+
+    def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        text, token_ids = prompt, None
+        if isinstance(prompt, Mapping):
+            given = {name: value for name, value in prompt.items() if value is not None}
+            text, token_ids = given.pop("prompt", None), given.pop("prompt_token_ids", None)
+            if given:
+                raise InvalidRequest(
+                    ErrorCode.INVALID_PARAMETER, f"a prompt's {', '.join(map(str, given))} is not supported"
+                )
+        elif _is_token_ids(prompt):
+            text, token_ids = None, prompt
+        if token_ids is not None:
+            return text, _as_list(token_ids, "prompt_token_ids")
+        if isinstance(text, str):
+            return text, self.encoder.encode(text)
+        raise InvalidRequest(
+            ErrorCode.INVALID_TYPE,
+            'a prompt is a str, a list of token ids, {"prompt": "..."} or {"prompt_token_ids": [...]}, '
+            f"not {prompt!r:.100}",
+        )
+
+    def _run(
+        self,
+        prompts: list[tuple[str | None, list[int]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        shows_progress: bool,
+    ) -> list[RequestOutput]:
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
+        params = _one_each(sampling_params, len(prompts))
+        for (_, prompt_token_ids), each in zip(prompts, params, strict=True):
+            self.engine.validate(prompt_token_ids, each)
+        requests = [
+            _new_output(str(next(self._request_ids)), prompt, prompt_token_ids)
+            for prompt, prompt_token_ids in prompts
+        ]
+        try:
+            for request, each in zip(requests, params, strict=True):
+                self.engine.add(request.request_id, request.prompt_token_ids, each)
+            self._finish({request.request_id: request for request in requests}, shows_progress)
+        except BaseException:  # Ctrl-C above all
+            for request in requests:
+                self.engine.abort(request.request_id)
+            raise
+        return requests
+
+    def _finish(self, requests: dict[str, RequestOutput], shows_progress: bool) -> None:
+        shows_progress = shows_progress and sys.stderr is not None and sys.stderr.isatty()
+        with _progress_bar(len(requests)) if shows_progress else nullcontext(_say_nothing) as say_finished:
+            num_finished = 0
+            while num_finished < len(requests):
+                for output in self.engine.step():
+                    _update(requests[output.seq_id], output)
+                    num_finished += output.finish_reason is not None
+                say_finished(num_finished)
+
+
+@contextmanager
+def _progress_bar(num_prompts: int) -> Iterator[Callable[[int], None]]:
+    """Yields what is to be called with the number of prompts that are finished."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.completed}/{task.total} prompts"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        row = bar.add_task("", total=num_prompts)
+        yield lambda num_finished: bar.update(row, completed=num_finished)
+
+
+def _say_nothing(num_finished: int) -> None:
+    pass
+
+
+def _new_output(request_id: str, prompt: str | None, prompt_token_ids: list[int]) -> RequestOutput:
+    return RequestOutput(
+        request_id=request_id,
+        prompt=prompt,
+        prompt_token_ids=prompt_token_ids,
+        outputs=[CompletionOutput(0, "", [], None, None, None)],
+        finished=False,
+        num_cached_tokens=0,
+        usage={},
+        timings=RequestTimings(arrival_time=time.time()),
+    )
+
+
+def _update(request: RequestOutput, output: SeqOutput) -> None:
+    """Add what a step made."""
+    completion, timings = request.outputs[0], request.timings
+    completion.text += output.text + output.final_text
+    completion.token_ids += output.token_ids
+    if output.logprobs:
+        completion.logprobs = (completion.logprobs or []) + output.logprobs
+    if output.token_ids and timings.first_token_time is None:
+        timings.first_token_time = time.time()
+    if output.finish_reason is None:
+        return
+    completion.finish_reason, completion.stop_reason = output.finish_reason, output.stop_reason
+    request.finished = True
+    request.num_cached_tokens = output.num_cached_tokens
+    request.usage = {
+        "num_prompt_tokens": output.num_prompt_tokens,
+        "num_cached_tokens": output.num_cached_tokens,
+        "num_output_tokens": output.position,
+    }
+    timings.finished_time = time.time()
+
+
+def _refuse_unsupported(method: str, arguments: dict[str, Any]) -> None:
+    for name, value in arguments.items():
+        if name not in _NEUTRAL_ARGUMENTS:
+            raise TypeError(f"{method}() got an unexpected keyword argument {name!r}")
+        if not is_neutral(value, _NEUTRAL_ARGUMENTS[name]):
+            raise InvalidRequest(ErrorCode.INVALID_PARAMETER, f"{name} is not supported: leave it out")
+
+
+def _is_token_ids(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], int)
+
+
+def _is_one_prompt(prompts: Any) -> bool:
+    return isinstance(prompts, (str, Mapping)) or _is_token_ids(prompts)
+
+
+def _as_list(value: Any, name: str) -> list:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise InvalidRequest(ErrorCode.INVALID_TYPE, f"{name} must be a list, not {type(value).__name__}")
+    return list(value)
+
+
+def _checked(messages: Any) -> list[Message]:
+    messages = _as_list(messages, "a conversation")
+    for message in messages:
+        if not isinstance(message, Mapping) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            raise InvalidRequest(
+                ErrorCode.INVALID_MESSAGES,
+                f'a message is {{"role": str, "content": str}}, not {message!r:.100}',
+            )
+    return messages
+
+
+def _one_each(params: Any, num_prompts: int) -> list[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * num_prompts
+    params = _as_list(params, "sampling_params")
+    if len(params) != num_prompts:
+        raise InvalidRequest(
+            ErrorCode.INVALID_PARAMETER,
+            f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one each",
+        )
+    return params

@@ -1,0 +1,108 @@
+"""A scheduled batch as arrays: what a step of the model reads, made on the host."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from ingine.engine.kernels.attention import AttentionMetadata
+from ingine.engine.run.transfer import to_device
+from ingine.engine.schedule.scheduler import ScheduledBatch
+from ingine.engine.schedule.sequence import Sequence
+
+Work = tuple[Sequence, int, list[int]]
+"""A sequence, how many of its tokens to compute, and the draft that may follow them."""
+
+
+@dataclass(slots=True)
+class StepInputs:
+    """As `AttentionMetadata` says, and with the tokens. Small enough to be sent to other processes."""
+
+    input_ids: np.ndarray
+    """[num_tokens] int64."""
+    positions: np.ndarray
+    """[num_tokens] int64."""
+    slot_mapping: np.ndarray
+    """[num_tokens] int64."""
+    carried: np.ndarray | None
+    """[num_decodes] int64: which of the last step's sampled tokens is a decode's own, where the host does not
+    know it; else -1. None: all are known."""
+    block_tables: np.ndarray
+    """[num_seqs, max_blocks] int32."""
+    query_lens: list[int]
+    kv_lens: list[int]
+    logits_rows: np.ndarray
+    """[num_rows] int64: the tokens after which one is sampled."""
+
+    @property
+    def num_decodes(self) -> int:
+        return self.query_lens.count(1)
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether each sequence computes one token, and has one sampled after it."""
+        return len(self.query_lens) == len(self.input_ids) == len(self.logits_rows)
+
+    def metadata(self, device: torch.device) -> AttentionMetadata:
+        query_start = np.array([0, *accumulate(self.query_lens)], dtype=np.int32)
+        return AttentionMetadata(
+            slot_mapping=to_device(self.slot_mapping, device),
+            block_tables=to_device(self.block_tables, device),
+            seq_lens=to_device(np.array(self.kv_lens, dtype=np.int32), device),
+            query_start_loc=to_device(query_start, device),
+            num_decodes=self.num_decodes,
+            query_lens=self.query_lens,
+            kv_lens=self.kv_lens,
+        )
+
+
+def in_order(batch: ScheduledBatch) -> list[Work]:
+    """One query token first: the decodes, and whatever looks like one. Of these the shortest first."""
+    return sorted(
+        zip(batch.seqs, batch.num_tokens, batch.drafts, strict=True),
+        key=lambda item: (item[1] + len(item[2]) > 1, item[0].num_computed_tokens),
+    )
+
+
+def pack(work: list[Work], block_size: int, rows_of_last_step: Mapping[Sequence, int]) -> StepInputs:
+    """rows_of_last_step: where among its sampled tokens is that of each sequence which has one pending."""
+    query_lens = [num_tokens + len(draft) for _, num_tokens, draft in work]
+    query_start = [0, *accumulate(query_lens)]
+    computed = [seq.num_computed_tokens for seq, _, _ in work]
+    token_ids: list[int] = []
+    carried: list[int] = []
+    logits_rows: list[int] = []
+    for (seq, num_tokens, draft), start, end in zip(work, computed, query_start[1:], strict=True):
+        tokens = seq.token_ids[start : start + num_tokens]
+        is_pending = len(tokens) < num_tokens  # then it is all that there is to compute
+        if num_tokens + len(draft) == 1:
+            carried.append(rows_of_last_step[seq] if is_pending else -1)
+        token_ids += [0] if is_pending else tokens
+        token_ids += draft
+        if num_tokens == seq.num_uncomputed_tokens:
+            logits_rows += range(end - len(draft) - 1, end)
+
+    seq_of_token = np.repeat(np.arange(len(work)), query_lens)
+    positions = np.arange(len(token_ids)) + (np.array(computed) - query_start[:-1])[seq_of_token]
+    block_tables = _block_tables([seq.block_table for seq, _, _ in work])
+    blocks = block_tables[seq_of_token, positions // block_size].astype(np.int64)
+    return StepInputs(
+        input_ids=np.array(token_ids),
+        positions=positions,
+        slot_mapping=blocks * block_size + positions % block_size,
+        carried=np.array(carried) if any(row >= 0 for row in carried) else None,
+        block_tables=block_tables,
+        query_lens=query_lens,
+        kv_lens=[done + new for done, new in zip(computed, query_lens, strict=True)],
+        logits_rows=np.array(logits_rows, dtype=np.int64),
+    )
+
+
+def _block_tables(tables: list) -> np.ndarray:
+    rows = np.empty((len(tables), max(map(len, tables))), dtype=np.int32)
+    rows[:] = [[table[0]] for table in tables]
+    for row, table in zip(rows, tables, strict=True):
+        row[: len(table)] = table
+    return rows

@@ -1,0 +1,24 @@
+"""How tokens are chosen and log probabilities found: one interface, the reference in torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from ingine.engine.sample import reference as random_sampling
+from ingine.engine.sample.logprobs import logprobs
+from ingine.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    name: str
+    choose: Callable[[Tensor, list[SamplingParams], np.ndarray], Tensor]
+    """What `ingine.engine.sample.reference.choose` defines."""
+    logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
+    """What `ingine.engine.sample.logprobs.logprobs` defines."""
+
+
+TORCH_SAMPLING = Sampling("torch", random_sampling.choose, logprobs)
+"""The reference, for every device and dtype."""

@@ -1,0 +1,17 @@
+"""What a request may want to know of a row of logits beside the token that was chosen."""
+
+from torch import Tensor
+
+
+def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits [num_rows, vocab_size]: the log probabilities of `token_ids` [num_rows] int64, NaN for -1;
+    the ids [num_rows, num_top] of the likeliest tokens, likeliest first; the log probabilities of these.
+
+    For every device; `ingine.engine.kernels.native.sampling` has the same for the CPU.
+    """
+    of_all = logits.float().log_softmax(dim=-1)
+    chosen = (
+        of_all.gather(1, token_ids.clamp(min=0)[:, None]).squeeze(1).masked_fill(token_ids < 0, float("nan"))
+    )
+    top = of_all.topk(num_top, dim=-1)
+    return chosen, top.indices, top.values

@@ -1,0 +1,106 @@
+"""From logits to the next token of every sequence of a batch.
+
+The order of operations is vLLM's:
+
+1. The log probabilities that are reported are those of the model's own logits.
+2. `min_tokens` masks what would end a sequence, `logit_bias` is added.
+3. Penalties: repetition (prompt and output), then frequency and presence (output).
+4. Greedy takes the largest logit. Else temperature, min_p, top_k and top_p, each on what the one before
+   left, then one draw by inverse CDF with the uniform number that belongs to (seed, position).
+
+How tokens are chosen, and log probabilities found, is one of the model's `Kernels`.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ingine.engine.run.transfer import HostCopy, to_device
+from ingine.engine.sample import cuda as device_sampling
+from ingine.engine.sample.interface import Sampling
+from ingine.engine.sample.processors import process
+from ingine.engine.sample.reference import uniforms
+from ingine.engine.schedule.sequence import Sequence, SequenceAhead
+
+
+class SampledToken(NamedTuple):
+    token_id: int | None
+    """None: there is no finite largest logit, so nothing to choose."""
+    logprobs: dict | None
+    """{token_id, logprob, top: [[token_id, logprob], ...]}, where the sequence asks for it."""
+
+
+class Sampled:
+    """The tokens of a batch, on their way to the host."""
+
+    def __init__(self, token_ids: Tensor, reports: "_Reports | None" = None):
+        """token_ids: [num_rows] int64, -1 where there was nothing to choose."""
+        self.token_ids = token_ids
+        self._reports = reports
+        self._copy = HostCopy(token_ids, *(reports.values if reports else ()))
+
+    def wait(self) -> list[SampledToken]:
+        token_ids, *values = (tensor.tolist() for tensor in self._copy.wait())
+        logprobs = self._reports.read(token_ids, values) if self._reports else {}
+        return [
+            SampledToken(token_id if token_id >= 0 else None, logprobs.get(row))
+            for row, token_id in enumerate(token_ids)
+        ]
+
+
+class _Reports(NamedTuple):
+    """Log probabilities of those rows of a batch that want them."""
+
+    rows: list[int]
+    num_top: list[int]
+    values: tuple[Tensor, Tensor, Tensor]
+    """What `ingine.engine.sample.logprobs.logprobs` gives for these rows."""
+
+    def read(self, token_ids: list[int], values: list[list]) -> dict[int, dict]:
+        """By row, from `values` on the host."""
+        found = {}
+        for row, num_top, logprob, top_ids, top in zip(self.rows, self.num_top, *values, strict=True):
+            pairs = [[top_id, value] for top_id, value in zip(top_ids, top, strict=True) if value > -math.inf]
+            found[row] = {"token_id": token_ids[row], "logprob": logprob, "top": pairs[:num_top]}
+        return found
+
+
+def sample(
+    logits: Tensor,
+    seqs: list[Sequence | SequenceAhead],
+    sampling: Sampling,
+    *,
+    pending: Tensor | None = None,
+) -> Sampled:
+    """The next token of each of `seqs`, from logits [num_seqs, vocab_size], which may be overwritten.
+
+    pending: [num_seqs] int64, the token that a sequence has got and the host does not know, -1 for none.
+    """
+    if all(seq.is_plain and seq.params.greedy for seq in seqs):
+        return Sampled(_choose(logits, seqs, sampling))
+    wanted = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
+    if not wanted:
+        return Sampled(_choose(process(logits, seqs, pending), seqs, sampling))
+    rows = to_device(np.array(wanted), logits.device)
+    model_logits = logits.index_select(0, rows)  # a copy: the rest works in place
+    token_ids = _choose(process(logits, seqs, pending), seqs, sampling)
+    num_top = [seqs[row].params.logprobs for row in wanted]
+    values = sampling.logprobs(model_logits, token_ids.index_select(0, rows), max(num_top))
+    return Sampled(token_ids, _Reports(wanted, num_top, values))
+
+
+def sampling_rows(seqs: list[Sequence | SequenceAhead]) -> np.ndarray:
+    """[num_seqs, 5] float32 for `ingine.engine.sample.cuda.choose`."""
+    return device_sampling.pack_params([seq.params for seq in seqs], _uniforms(seqs))
+
+
+def _choose(logits: Tensor, seqs: list[Sequence | SequenceAhead], sampling: Sampling) -> Tensor:
+    return sampling.choose(logits, [seq.params for seq in seqs], _uniforms(seqs))
+
+
+def _uniforms(seqs: list[Sequence | SequenceAhead]) -> np.ndarray:
+    return uniforms(
+        [seq.seed for seq in seqs], [seq.num_output_tokens + seq.num_pending_tokens for seq in seqs]
+    )

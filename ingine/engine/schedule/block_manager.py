@@ -1,0 +1,139 @@
+"""Paged KV memory: which blocks a sequence has, and which hold a prefix that another may share."""
+
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from ingine.engine.schedule.sequence import Sequence
+from ingine.errors import EngineError
+
+
+class BlockManager:
+    """A block is used by `ref_counts[block]` sequences, or free.
+
+    A full block whose KV is computed is cached under a hash of all tokens up to its end, so that equal
+    hashes mean equal prefixes. A free block keeps its hash until it is needed: free blocks without one are
+    taken first, then the least recently used.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True):
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self.ref_counts = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._block_of_hash: dict[bytes, int] = {}
+        self._hash_of_block: dict[int, bytes] = {}
+
+    @property
+    def num_free_blocks(self) -> int:
+        return len(self._free)
+
+    def num_missing_blocks(self, seq: Sequence, num_tokens: int) -> int:
+        """Blocks to allocate until the KV of `num_tokens` tokens has room."""
+        return max(0, -(-num_tokens // self.block_size) - len(seq.block_table))
+
+    def find_prefix(self, seq: Sequence) -> list[int]:
+        """The cached blocks of the longest known prefix.
+
+        At least one token is left to compute: its logits are needed.
+        """
+        if not self.enable_prefix_caching:
+            return []
+        blocks = []
+        for index in range((seq.num_tokens - 1) // self.block_size):
+            block = self._block_of_hash.get(self._hash(seq, index))
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def num_free_in(self, blocks: list[int]) -> int:
+        """How many of these cached blocks are free: sharing such a block takes it from the free ones."""
+        return sum(self.ref_counts[block] == 0 for block in blocks)
+
+    def share_prefix(self, seq: Sequence, blocks: list[int]) -> None:
+        """Begin `seq`'s empty table with blocks from `find_prefix`, whose tokens are thereby computed."""
+        for block in blocks:
+            if self.ref_counts[block] == 0:
+                del self._free[block]
+            self.ref_counts[block] += 1
+        seq.block_table = array("i", blocks)
+        seq.num_hashed_blocks = len(blocks)
+        seq.num_computed_tokens = len(blocks) * self.block_size
+
+    def allocate(self, seq: Sequence, num_tokens: int) -> bool:
+        """Grow `seq`'s table to hold `num_tokens` tokens. False, and no change, if too few are free."""
+        num_missing = self.num_missing_blocks(seq, num_tokens)
+        if num_missing > len(self._free):
+            return False
+        for _ in range(num_missing):
+            block, _ = self._free.popitem(last=False)
+            self._forget(block)
+            self.ref_counts[block] = 1
+            seq.block_table.append(block)
+        return True
+
+    def cache_full_blocks(self, seq: Sequence, num_tokens: int) -> None:
+        """Make the blocks that the first `num_tokens` of `seq`, all computed, fill known to `find_prefix`."""
+        if not self.enable_prefix_caching:
+            return
+        for index in range(seq.num_hashed_blocks, num_tokens // self.block_size):
+            block, digest = seq.block_table[index], self._hash(seq, index)
+            # Two sequences may compute one prefix at the same time: the first to finish a block is the one
+            # to share.
+            if digest not in self._block_of_hash:
+                self._block_of_hash[digest] = block
+                self._hash_of_block[block] = digest
+            seq.num_hashed_blocks = index + 1
+
+    def uncache(self, seq: Sequence) -> None:
+        """Hide the blocks that `seq` has, which hold something wrong, from `find_prefix`."""
+        for block in seq.block_table:
+            self._forget(block)
+
+    def free(self, seq: Sequence) -> None:
+        """Give up all of `seq`'s blocks, the last first: a block is of no use without those before it."""
+        for block in reversed(seq.block_table):
+            self.ref_counts[block] -= 1
+            if self.ref_counts[block] == 0:
+                self._free[block] = None
+                if block not in self._hash_of_block:
+                    self._free.move_to_end(block, last=False)
+        seq.block_table = array("i")
+        seq.num_hashed_blocks = 0
+        seq.num_computed_tokens = 0
+
+    def check_integrity(self, seqs: Iterable[Sequence]) -> None:
+        """Raises EngineError unless every block is accounted for; `seqs` are all that have any."""
+        seqs = list(seqs)
+        uses = Counter(block for seq in seqs for block in seq.block_table)
+        for block in range(self.num_blocks):
+            if self.ref_counts[block] != uses[block]:
+                raise EngineError(
+                    f"block {block} is in {uses[block]} tables, counted {self.ref_counts[block]}"
+                )
+            if (block in self._free) == bool(uses[block]):
+                raise EngineError(f"block {block} is in {uses[block]} tables, free: {block in self._free}")
+        if {block: digest for digest, block in self._block_of_hash.items()} != self._hash_of_block:
+            raise EngineError("the hash table and the blocks' hashes disagree")
+        for seq in seqs:
+            if len(set(seq.block_table)) != len(seq.block_table):
+                raise EngineError(f"sequence {seq.seq_id} has a block twice: {list(seq.block_table)}")
+            if self.num_missing_blocks(seq, seq.num_computed_tokens):
+                raise EngineError(f"sequence {seq.seq_id} has more tokens computed than its blocks hold")
+
+    def _forget(self, block: int) -> None:
+        if (digest := self._hash_of_block.pop(block, None)) is not None:
+            del self._block_of_hash[digest]
+
+    def _hash(self, seq: Sequence, index: int) -> bytes:
+        """The chained hash of `seq`'s full block `index`. Each is computed once: tokens never change."""
+        hashes = seq.block_hashes
+        while len(hashes) <= index:
+            start = len(hashes) * self.block_size
+            digest = blake2b(hashes[-1] if hashes else b"", digest_size=16)
+            digest.update(array("q", seq.token_ids[start : start + self.block_size]))
+            hashes.append(digest.digest())
+        return hashes[index]

@@ -1,0 +1,202 @@
+"""One request inside the engine: its tokens, what is computed of them, and when it ends."""
+
+from array import array
+from collections.abc import Iterator
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass
+
+import numpy as np
+
+from ingine.engine.outputs import FinishReason, SeqOutput
+from ingine.engine.sample.counts import TokenCounts
+from ingine.engine.schedule.drafter import Drafter
+from ingine.engine.schedule.suffix_drafter import SuffixDrafter
+from ingine.engine.text.detokenizer import Detokenizer
+from ingine.engine.text.stop import StopStrings
+from ingine.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsProcessing:
+    """What a step takes of a request's lists, as arrays: they are walked once, and not in each step."""
+
+    end_token_ids: np.ndarray
+    """[num_end_token_ids] int64: what `min_tokens` forbids."""
+    bias_token_ids: np.ndarray
+    """[num_biases] int64."""
+    biases: np.ndarray
+    """[num_biases] float32."""
+
+    @classmethod
+    def of(cls, params: SamplingParams, end_token_ids: frozenset[int]) -> "LogitsProcessing":
+        bias = params.logit_bias or {}
+        return cls(
+            np.array(list(end_token_ids), dtype=np.int64),
+            np.array(list(bias), dtype=np.int64),
+            np.array(list(bias.values()), dtype=np.float32),
+        )
+
+
+class Sequence:
+    """`token_ids` is prompt and output; KV is computed of the first `num_computed_tokens` of them.
+
+    Output tokens of an earlier life, from before a worker died say, pass through the same `append` as sampled
+    ones: detokenizer, stop strings and counts are then where they would be without the interruption.
+    """
+
+    def __init__(
+        self,
+        seq_id: str,
+        prompt_token_ids: Tokens[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        sort_key: tuple[float, int],
+        max_num_tokens: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+        detokenizer: Detokenizer | None = None,
+        output_token_ids: Tokens[int] = (),
+        tenant: str = "",
+    ):
+        self.seq_id = seq_id
+        self.tenant = tenant
+        self.params = params
+        self.seed = seed
+        self.sort_key = sort_key
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.max_num_tokens = max_num_tokens
+        if params.max_tokens is not None:
+            self.max_num_tokens = min(max_num_tokens, self.num_prompt_tokens + params.max_tokens)
+
+        self.num_pending_tokens = 0
+        """Tokens that a step samples which is on its way: they count, and are not in `token_ids` yet."""
+        self.num_computed_tokens = 0
+        self.num_cached_tokens: int | None = None
+        self.block_table = array("i")  # numpy copies it at once, and a list number by number
+        self.block_hashes: list[bytes] = []
+        self.num_hashed_blocks = 0
+
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self._stop_token_ids = frozenset(params.stop_token_ids)
+        self.end_token_ids = self._stop_token_ids | (frozenset() if params.ignore_eos else eos_token_ids)
+        self.processing = LogitsProcessing.of(params, self.end_token_ids)
+        penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+        has_penalties = penalties != (1, 0, 0)
+        self.token_counts = TokenCounts(self.token_ids) if has_penalties else None
+        self._has_plain_params = not (has_penalties or params.logit_bias or params.logprobs is not None)
+        self.drafter: Drafter | SuffixDrafter | None = None
+        self._detokenizer = detokenizer
+        self._stop_strings = StopStrings(params.stop)
+        self._replay(output_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
+
+    @property
+    def is_at_limit(self) -> bool:
+        """Whether it ends with the token that is pending, whatever that is."""
+        return len(self.token_ids) + self.num_pending_tokens >= self.max_num_tokens
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its next token follows from logits, temperature, min_p, top_k and top_p alone."""
+        return self._is_plain_at(self.num_output_tokens + self.num_pending_tokens)
+
+    def append(self, token_id: int) -> str:
+        """Take the next output token, and finish if it is the last. Returns the text that is now sure."""
+        self.token_ids.append(token_id)
+        if self.token_counts is not None:
+            self.token_counts.add(token_id)
+        if token_id in self.end_token_ids:  # as in vLLM, such a token is in the ids and not in the text
+            self.finish(FinishReason.STOP, token_id if token_id in self._stop_token_ids else None)
+            return ""
+        text, stop = self._detokenizer.append(token_id) if self._detokenizer else "", None
+        # The text of the first `min_tokens` tokens is not searched: it may not end the output.
+        if self.num_output_tokens > self.params.min_tokens:
+            text, stop = self._stop_strings.append(text)
+        if stop is not None:
+            self._detokenizer = None  # what it may hold of a last character comes after the end
+            self.finish(FinishReason.STOP, stop)
+        elif self.num_tokens >= self.max_num_tokens:
+            self.finish(FinishReason.LENGTH)
+        return text
+
+    def name_tokens(self, logprobs: dict) -> None:
+        """Add the bytes of the tokens to the report on the token that `append` is about to take."""
+        if self._detokenizer is not None:
+            token_bytes = self._detokenizer.token_bytes
+            logprobs["bytes"] = list(token_bytes(logprobs["token_id"]))
+            logprobs["top_bytes"] = [list(token_bytes(token_id)) for token_id, _ in logprobs["top"]]
+
+    def ahead(self, draft_token_ids: Tokens[int]) -> "Iterator[SequenceAhead]":
+        """As it would be with the first token of the draft, the first two, and so on."""
+        counts = self.token_counts
+        for index, token_id in enumerate(draft_token_ids, start=1):
+            if counts is not None:
+                counts = counts.copy()
+                counts.add(token_id)
+            yield SequenceAhead(
+                params=self.params,
+                seed=self.seed,
+                num_output_tokens=self.num_output_tokens + index,
+                token_counts=counts,
+                processing=self.processing,
+                is_plain=self._is_plain_at(self.num_output_tokens + index),
+            )
+
+    def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        self.finish_reason = reason
+        self.stop_reason = stop_reason
+
+    def output(self, token_ids: list[int], text: str = "", logprobs: list[dict] | None = None) -> SeqOutput:
+        """What a step added; with the end of the text, if the sequence has finished."""
+        final_text = ""
+        if self.finish_reason is not None:
+            final_text = self._stop_strings.flush() + (self._detokenizer.flush() if self._detokenizer else "")
+        return SeqOutput(
+            seq_id=self.seq_id,
+            position=self.num_output_tokens,
+            token_ids=token_ids,
+            text=text,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens or 0,
+            logprobs=logprobs,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            final_text=final_text,
+        )
+
+    def _is_plain_at(self, position: int) -> bool:
+        return self._has_plain_params and position >= self.params.min_tokens
+
+    def _replay(self, output_token_ids: Tokens[int]) -> None:
+        for token_id in output_token_ids:
+            if self.finish_reason is not None:
+                break
+            self.append(token_id)
+        # An engine with a smaller limit may find the end before the last of them; their number is what it is.
+        self.token_ids.extend(output_token_ids[self.num_output_tokens :])
+
+
+@dataclass(slots=True)
+class SequenceAhead:
+    """What sampling asks of a sequence, as of a token that is not in it yet, and may never be."""
+
+    params: SamplingParams
+    seed: int
+    num_output_tokens: int
+    token_counts: TokenCounts | None
+    processing: LogitsProcessing
+    is_plain: bool
+    num_pending_tokens: int = 0

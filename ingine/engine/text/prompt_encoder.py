@@ -1,0 +1,61 @@
+"""From a text or a conversation to token ids, giving up as soon as it is known to be too long."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+from ingine.engine.text.tokenizer import Tokenizer
+from ingine.errors import ErrorCode, InvalidRequest
+
+FEWEST_CHARS_PER_TOKEN = 8
+"""More than a usual text has. A text with more for each token that there may be is tried in part first."""
+
+
+class PromptEncoder:
+    """A tokenizer for prompts of an engine whose sequences have at most `max_num_tokens` tokens."""
+
+    def __init__(self, tokenizer: Tokenizer, max_num_tokens: int):
+        self.tokenizer = tokenizer
+        self.max_num_tokens = max_num_tokens
+        self.max_chars = max_num_tokens * tokenizer.longest_token
+        """What so many tokens can have at most."""
+
+    def encode(self, text: str) -> list[int]:
+        """Raises InvalidRequest: PROMPT_TOO_LONG."""
+        self.check_length(len(text))
+        return self._encode(text, self.tokenizer.encode)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, now: datetime | None = None) -> list[int]:
+        """Raises InvalidRequest: PROMPT_TOO_LONG, and as `Tokenizer.render` does."""
+        self.check_chat(len(messages), sum(len(message["content"]) for message in messages))
+        text = self.tokenizer.render(messages, now=now, max_chars=self.max_chars)
+        return self._encode(text, self.tokenizer.encode_rendered)
+
+    def check_length(self, num_chars: int) -> None:
+        """Raises InvalidRequest for a text that is too long whatever is in it."""
+        if num_chars > self.max_chars:
+            raise self._too_long(f"{num_chars} characters; the most is {self.max_chars}")
+
+    def check_chat(self, num_messages: int, num_chars: int) -> None:
+        """Raises InvalidRequest for a conversation that is too long whatever the template makes of it."""
+        if num_messages >= self.max_num_tokens:
+            raise self._too_long(f"{num_messages} messages, each of which is a token at least")
+        self.check_length(num_chars)
+
+    def _encode(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        """What is far too long is found so by a part of it, so its cost is that of the longest allowed.
+
+        A part that ends within a word may be a few tokens more than in the whole text: it counts as too long
+        only with twice as many as there may be.
+        """
+        num_chars = FEWEST_CHARS_PER_TOKEN * self.max_num_tokens
+        while num_chars < len(text):
+            if len(encode(text[:num_chars])) >= 2 * self.max_num_tokens:
+                raise self._too_long(f"over {2 * self.max_num_tokens} tokens")
+            num_chars *= 4
+        return encode(text)
+
+    def _too_long(self, has: str) -> InvalidRequest:
+        return InvalidRequest(
+            ErrorCode.PROMPT_TOO_LONG,
+            f"the prompt has {has}; the most tokens of a prompt are {self.max_num_tokens - 1}",
+        )

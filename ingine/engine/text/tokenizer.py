@@ -1,0 +1,260 @@
+"""A model's own tokenizer and chat template, for use from several threads."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tokenizers import Tokenizer as CoreTokenizer
+
+from ingine.engine.text.chat_template import ChatTemplate
+from ingine.engine.text.linear_time import takes_linear_time
+from ingine.engine.text.panics import panics_as_errors
+from ingine.engine.text.tokenizer_files import VOCABULARIES, checked_copies, read_tokenizer_files
+from ingine.errors import ConfigError, ErrorCode, IngineError, InvalidRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+MAX_REASON_CHARS = 500
+"""Of what a template has against a conversation: its text may be of any length."""
+
+Definition = tuple[str, dict[str, str], str | None]
+"""tokenizer.json as one string, special tokens by role, chat template."""
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class Tokenizer:
+    """Wraps a tokenizer of the `tokenizers` library, which encodes without a lock and without state."""
+
+    def __init__(
+        self,
+        core: CoreTokenizer,
+        *,
+        special_tokens: Mapping[str, str] | None = None,
+        chat_template: str | None = None,
+    ):
+        """`special_tokens` by their roles: {"bos_token": "<s>", ...}; each is one of the core's tokens."""
+        self._core = core
+        # A tokenizer.json may bring these along from training; a prompt must never be cut in silence.
+        core.no_truncation()
+        core.no_padding()
+        self._special_tokens = dict(special_tokens or {})
+        self._template_source = chat_template
+        self._chat_template = None
+        if chat_template is not None:
+            self._chat_template = ChatTemplate(chat_template, self._special_tokens)
+        eos_token = self._special_tokens.get("eos_token")
+        eos_token_id = None if eos_token is None else core.token_to_id(eos_token)
+        self.eos_token_ids = frozenset() if eos_token_id is None else frozenset({eos_token_id})
+        self._special_ids = {
+            token_id for token_id, token in core.get_added_tokens_decoder().items() if token.special
+        }
+        self._is_byte_level = _has_byte_level_decoder(core)
+        if not (anchor := self._encode("a", add_special_tokens=False)):
+            raise ConfigError("the tokenizer knows no token for the letter a: its vocabulary is damaged")
+        self._anchor = anchor[-1]
+        self._token_bytes: dict[tuple[int, bool], bytes | None] = {}
+
+    @classmethod
+    def from_folder(cls, path: Path) -> Self:
+        """Raises ConfigError if the folder has no tokenizer, or one that cannot be used or is not fast."""
+        try:
+            with panics_as_errors():
+                return cls._from_folder(path)
+        except IngineError:
+            raise
+        except Exception as error:  # the libraries raise whatever the parser of the day does
+            raise ConfigError(f"no usable tokenizer in {path}: {error}") from error
+
+    @classmethod
+    def _from_folder(cls, path: Path) -> Self:
+        if (files := read_tokenizer_files(path)) is not None:
+            return cls(files.core, special_tokens=files.special_tokens, chat_template=files.chat_template)
+        if not _has_vocabulary(path):
+            raise ConfigError(f"no usable tokenizer in {path}: there is no tokenizer.json")
+        from transformers import AutoTokenizer
+
+        with checked_copies(path) as copies:
+            tokenizer = AutoTokenizer.from_pretrained(copies, trust_remote_code=False, local_files_only=True)
+        if not getattr(tokenizer, "is_fast", False):
+            raise ConfigError(f"the tokenizer in {path} is not a fast one (it has no tokenizer.json)")
+        return cls.from_transformers(tokenizer)
+
+    @classmethod
+    def from_transformers(cls, tokenizer: "PreTrainedTokenizerFast") -> Self:
+        chat_template = tokenizer.chat_template
+        if isinstance(chat_template, dict):
+            chat_template = chat_template.get("default")
+        return cls(
+            tokenizer.backend_tokenizer,
+            special_tokens=tokenizer.special_tokens_map,
+            chat_template=chat_template,
+        )
+
+    def definition(self) -> Definition:
+        """All that another process needs to have the same tokenizer, see `from_definition`."""
+        return self._core.to_str(), self._special_tokens, self._template_source
+
+    @classmethod
+    def from_definition(cls, definition: Definition) -> Self:
+        core, special_tokens, chat_template = definition
+        return cls(CoreTokenizer.from_str(core), special_tokens=special_tokens, chat_template=chat_template)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._chat_template is not None
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of a text that one token can stand for: at most this many."""
+        return max(map(len, self._core.get_vocab(with_added_tokens=True)))
+
+    @cached_property
+    def takes_linear_time(self) -> bool:
+        """Whether `encode` is known to take time in proportion to the text, whatever the text."""
+        return takes_linear_time(self._core)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, with the special tokens that the model's tokenizer adds to a prompt."""
+        return self._encode(text, add_special_tokens=True)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, now: datetime | None = None) -> list[int]:
+        """Token ids of the conversation in the model's chat template, up to the assistant's next turn.
+
+        Raises InvalidRequest as `render` does.
+        """
+        return self.encode_rendered(self.render(messages, now=now))
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of what `render` made, which has written the special tokens already."""
+        return self._encode(text, add_special_tokens=False)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        now: datetime | None = None,
+        max_chars: int | None = None,
+    ) -> str:
+        """The conversation as the text that the model's chat template makes of it.
+
+        `now` is what the template takes for the present, if it writes the date; None is the present, in UTC.
+
+        Raises InvalidRequest: NO_CHAT_TEMPLATE, INVALID_MESSAGES with what the template has against them, or
+        PROMPT_TOO_LONG as soon as the text has more than `max_chars` characters.
+        """
+        if self._chat_template is None:
+            raise InvalidRequest(
+                ErrorCode.NO_CHAT_TEMPLATE, "this model has no chat template: send a prompt, not messages"
+            )
+        if not messages:
+            raise InvalidRequest(ErrorCode.INVALID_MESSAGES, "a conversation has at least one message")
+        try:
+            return self._chat_template.render(messages, now or datetime.now(UTC), max_chars=max_chars)
+        except (InvalidRequest, MemoryError):
+            raise
+        # A template is a program by whoever made the model, and raises whatever programs raise: it can make
+        # nothing of these messages, and the engine is sound.
+        except Exception as error:
+            raise InvalidRequest(
+                ErrorCode.INVALID_MESSAGES,
+                f"the model's chat template refuses these messages: {error!s:.{MAX_REASON_CHARS}}",
+            ) from None
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        with panics_as_errors():
+            return self._core.encode(_without_surrogates(text), add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of all tokens together, special ones skipped."""
+        with panics_as_errors():
+            return self._core.decode(list(token_ids), skip_special_tokens=True)
+
+    def token_bytes(self, token_id: int, *, first: bool) -> bytes | None:
+        """The UTF-8 bytes that a token adds to a text, or begins it with. None for a special or unknown one.
+
+        Put together they are the bytes of `decode`, save that a decoder with byte fallback (Llama 2's and
+        Mistral's) replaces a whole run of byte tokens where one of them is invalid.
+        """
+        key = (token_id, first)
+        if key not in self._token_bytes:
+            with panics_as_errors():
+                self._token_bytes[key] = self._compute_token_bytes(token_id, first)
+        return self._token_bytes[key]
+
+    def special_token(self, token_id: int) -> str:
+        """The name of a special token, "" for an id that is no token's."""
+        with panics_as_errors():
+            return self._core.id_to_token(token_id) or ""
+
+    def _compute_token_bytes(self, token_id: int, first: bool) -> bytes | None:
+        token = self._core.id_to_token(token_id)
+        if token is None or token_id in self._special_ids:
+            return None
+        if self._is_byte_level:
+            if all(char in _BYTE_OF_CHAR for char in token):
+                return bytes(_BYTE_OF_CHAR[char] for char in token)
+            return token.encode()  # an added token stands for itself
+        if (byte := _BYTE_TOKEN.fullmatch(token)) and byte[1] >= "80":  # else it is a whole character
+            return bytes.fromhex(byte[1])
+        if first:
+            return self._core.decode([token_id]).encode()
+        return (
+            self._core.decode([self._anchor, token_id])
+            .removeprefix(self._core.decode([self._anchor]))
+            .encode()
+        )
+
+
+def load_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer in a model's folder; None, with a warning, where there is none.
+
+    Raises ConfigError for one that cannot be used.
+    """
+    if _has_vocabulary(folder):
+        return Tokenizer.from_folder(folder)
+    logger.warning("no tokenizer.json in %s: prompts have to be token ids, and output has no text", folder)
+    return None
+
+
+def required(tokenizer: Tokenizer | None) -> Tokenizer:
+    """Raises InvalidRequest without one: what was asked for needs text."""
+    if tokenizer is None:
+        raise InvalidRequest(
+            ErrorCode.INVALID_PARAMETER,
+            "this model has no tokenizer (no tokenizer.json in its folder): send token ids, not text",
+        )
+    return tokenizer
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any(next(Path(folder).glob(pattern), None) for pattern in VOCABULARIES)
+
+
+def _has_byte_level_decoder(core) -> bool:
+    decoder = json.loads(core.decoder.__getstate__()) if core.decoder else {}
+    parts = decoder.get("decoders", [decoder])
+    return any(part.get("type") == "ByteLevel" for part in parts)
+
+
+def _without_surrogates(text: str) -> str:
+    """A str may hold halves of UTF-16 pairs, which UTF-8 cannot: pairs are joined, lone ones replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _byte_of_char() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and on, in order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF_CHAR = _byte_of_char()

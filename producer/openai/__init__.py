@@ -1,0 +1,1 @@
+"""OpenAI's formats of files and request bodies."""

@@ -1,0 +1,1 @@
+"""Where engine and prompt readers live: a thread or a process, and the pipe to it."""

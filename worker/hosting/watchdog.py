@@ -1,0 +1,19 @@
+"""A step that hangs: nothing can end it but the end of its process, and the worker goes with that."""
+
+import asyncio
+
+from ingine.errors import EngineError
+from ingine.worker.hosting.engine_link import EngineHost
+
+
+class StepHangs(EngineError):
+    pass
+
+
+async def watch_steps(engine: EngineHost, limit_s: float) -> None:
+    """Raises StepHangs once a step has taken `limit_s`."""
+    while True:
+        waited_s = engine.step_age_s
+        if waited_s >= limit_s:
+            raise StepHangs(f"a step has taken {waited_s:.0f} s: it hangs")
+        await asyncio.sleep(min(limit_s / 4, limit_s - waited_s))
