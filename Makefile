@@ -15,7 +15,7 @@ IS_ZEN := $(shell grep -q AuthenticAMD /proc/cpuinfo 2>/dev/null && grep -q avx5
 RIVALS += $(if $(IS_ZEN),vllm-zen)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-redis chaos bench bench-rivals gpu-check gpu-wheels lint format clean
+.PHONY: help venv demo test test-all test-redis chaos bench bench-rivals gpu-check gpu-wheels dist lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ gpu-wheels: ## What gpu-check needs on a machine that has torch, transformers an
 	@$(PYTHON) -m pip download --quiet --dest .wheels --no-deps --only-binary=:all: --python-version 3.12 \
 		--implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 		--requirement benchmarks/gpu_check/requirements.txt --constraint constraints.txt
+
+dist: $(STAMP) ## A wheel and a source distribution, into dist/
+	@rm -rf build dist  # files of other versions would be in the wheel too
+	@$(BIN)/python -m build --outdir dist
+	@rm -rf build *.egg-info  # or Python finds this folder's description of the package before the installed one
 
 lint: $(STAMP) ## Style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -59,7 +59,7 @@ class _Sequence:
 
 
 class StandInEngine:
-    """What a worker uses of `ingine.engine.engine.Engine`: a token for each running sequence a step, ready-made.
+    """What a worker uses of an `Engine`: a token for each running sequence a step, ready-made.
 
     The token at a position depends on the position alone, so a resumed sequence goes on as it would have.
     """

@@ -4,8 +4,8 @@
 
     engine  a script that makes an `LLM` and generates one token
     worker  `ingine worker` with a job waiting in its queue, until the token's event is with a consumer
-    import  `import ingine.producer`, `from ingine.producer import Client`, `ingine --help`, and `ingine status` of a server
-            that is away: least of 20 fresh processes each, in turns
+    import  `import ingine.producer`, `from ingine import Client`, `ingine --help`, and `ingine status` of a
+            server that is away: least of 20 fresh processes each, in turns
 
 The first two each with a warm page cache and a cold one. Cold means that the kernel was asked to drop what
 they read, which it does not do for files that other processes have mapped: how much then came from the disk

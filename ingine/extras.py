@@ -1,4 +1,4 @@
-"""What `pip install ingine` leaves out, and the words for it."""
+"""What `pip install ingine-llm` leaves out, and the words for it."""
 
 # fmt: off
 WORKER_EXTRA = {
@@ -11,4 +11,4 @@ WORKER_EXTRA = {
 def missing_extra(error: ModuleNotFoundError, wanted: str) -> str | None:
     """A sentence that says how to get what `wanted` needs; None where another module is missing."""
     name = (error.name or "").partition(".")[0]
-    return f"{wanted} needs {name}: pip install 'ingine[worker]'" if name in WORKER_EXTRA else None
+    return f"{wanted} needs {name}: pip install 'ingine-llm[worker]'" if name in WORKER_EXTRA else None

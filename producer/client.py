@@ -1,4 +1,4 @@
-"""The asyncio client: submit jobs, follow their tokens, steer the queue. `ingine.producer.sync` is its sync face."""
+"""The asyncio client: submit jobs, follow their tokens, steer the queue. `sync` has its sync face."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, suppress

@@ -1,4 +1,4 @@
-"""`pip install ingine` in a second: a Python with links to the base package's dependencies alone."""
+"""`pip install ingine-llm` in a second: a Python with links to the base package's dependencies alone."""
 
 import sys
 import venv
@@ -7,20 +7,15 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def make_base_install(folder: Path) -> Path:
     """The interpreter of a new virtual environment in `folder`. It has no pip, like those that uv makes."""
     venv.create(folder, with_pip=False, symlinks=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = folder / "lib" / version / "site-packages"
-    for installed in _with_dependencies("ingine", seen={}).values():
-        if installed.name == "ingine":
-            continue
+    for installed in _with_dependencies("ingine-llm", seen={}).values():
         for top in {file.parts[0] for file in installed.files if file.parts[0] not in ("..", "__pycache__")}:
             (site / top).symlink_to(installed.locate_file(top))
-    (site / "ingine.pth").write_text(f"{ROOT}\n")
     return folder / "bin" / "python"
 
 

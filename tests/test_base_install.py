@@ -48,7 +48,8 @@ def test_every_command_that_needs_an_extra_says_so(base_python, tmp_path):
     for line in needy:
         status, text = said[line]
         assert status == 2, (line, text)
-        assert text.startswith("ingine: ") and text.endswith("pip install 'ingine[worker]'\n"), (line, text)
+        assert text.startswith("ingine: "), (line, text)
+        assert text.endswith("pip install 'ingine-llm[worker]'\n"), (line, text)
         assert len(text.splitlines()) == 1
     assert all(said[line][0] == 0 for line in others)
 
@@ -57,7 +58,7 @@ def test_every_command_that_needs_an_extra_says_so(base_python, tmp_path):
 def test_what_needs_the_engine_says_so_on_import(base_python, tmp_path, name):
     done = run(base_python, "-c", f"from ingine import {name}", cwd=tmp_path)
     last = done.stderr.splitlines()[-1]
-    assert last == f"ModuleNotFoundError: ingine.{name} needs numpy: pip install 'ingine[worker]'"
+    assert last == f"ModuleNotFoundError: ingine.{name} needs numpy: pip install 'ingine-llm[worker]'"
 
 
 def test_a_producer_needs_no_more(base_python, tmp_path):

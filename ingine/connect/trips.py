@@ -1,7 +1,7 @@
 """Script calls in as few round trips as can be: most of what a call costs a worker is the trip.
 
 They are sent and read on a connection of the client's pool. What redis-py does around each command and each
-pipeline beside that (counting, timing, trying again, which is `ingine.worker.retry`'s here) takes as long again.
+pipeline beside that (counting, timing, trying again, which workers do by themselves) takes as long again.
 """
 
 import asyncio

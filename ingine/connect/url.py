@@ -1,4 +1,4 @@
-"""The URLs that say where Redis is: one server, Sentinels, or a cluster. `ingine.connect.servers` connects there."""
+"""The URLs that say where Redis is: one server, Sentinels, or a cluster. `servers` connects there."""
 
 import math
 import re

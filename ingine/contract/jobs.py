@@ -1,7 +1,7 @@
 """Jobs: what producers push, and how workers read what anybody may have pushed.
 
-`ingine.contract.keys` has the names of all keys, `ingine.contract.events` what comes back; `docs/protocol.md` says the same in
-prose, for other languages.
+`ingine.contract.keys` has the names of all keys, `ingine.contract.events` what comes back;
+`docs/protocol.md` says the same in prose, for other languages.
 """
 
 import re

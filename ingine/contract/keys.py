@@ -1,7 +1,7 @@
 """Every Redis key of a queue, and in which partition a job lives.
 
-Needs nothing but the standard library. The rest of the contract is in
-`ingine.contract.jobs`, `ingine.contract.events`, `ingine.contract.record` and `ingine.contract.control`.
+Needs nothing but the standard library. The rest of the contract is in `jobs`, `events`, `record` and
+`control` beside it.
 """
 
 import re
@@ -43,7 +43,7 @@ class Keys:
     | key                          | type    | holds
     | ---------------------------- | ------- | -----
     | ingine:{q}:jobs:<priority>   | stream  | jobs that wait or run; the msgpack job, its tenant and cost
-    | ingine:{q}:fair:<priority>   | zset    | entries that wait -> virtual start, see ingine/contract/scripts/take.lua
+    | ingine:{q}:fair:<priority>   | zset    | entries that wait -> virtual start, see scripts/take.lua
     | ingine:{q}:ends:<priority>   | zset    | tenants ahead in virtual time -> how far, and the present in it
     | ingine:{q}:aside:<priority>  | stream  | entries that had the last ids there are, see worker/last_ids.py
     | ingine:{q}:delayed           | zset    | job id -> due time in ms; such a job is in no stream
@@ -81,7 +81,7 @@ class Keys:
         return f"{self.prefix}:jobs:{Priority(priority)}"
 
     def while_renumbered(self, priority: Priority | str) -> str:
-        """Of a jobs stream that is made anew, within one script: ingine/contract/scripts/renumber.lua."""
+        """Of a jobs stream that is made anew, within one script: scripts/renumber.lua."""
         return f"{self.jobs(priority)}:old"
 
     def set_aside(self, priority: Priority | str) -> str:

@@ -52,7 +52,8 @@ def test_a_wrong_value_names_its_field(options, says):
 
 
 def test_what_only_keeps_books_imports_no_torch():
-    modules = "ingine.engine.config, ingine.engine.schedule.scheduler, ingine.engine.schedule.speculation, ingine.engine.outputs, ingine.engine.text.detokenizer"
+    names = ("config", "schedule.scheduler", "schedule.speculation", "outputs", "text.detokenizer")
+    modules = ", ".join(f"ingine.engine.{name}" for name in names)
     script = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "False"
 

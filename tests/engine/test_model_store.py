@@ -38,7 +38,8 @@ def gguf_file(tmp_path) -> Path:
 def start_resolving(name: str | Path, **environment: str) -> subprocess.Popen:
     """A process that resolves `name` and prints the folder, or the error."""
     code = (
-        "import sys\nfrom ingine.errors import IngineError\nfrom ingine.engine.store.model_store import resolve_model\n"
+        "import sys\nfrom ingine.engine.store.model_store import resolve_model\n"
+        "from ingine.errors import IngineError\n"
         "try:\n    print(resolve_model(sys.argv[1]))\n"
         "except IngineError as error:\n    print(type(error).__name__, error)"
     )

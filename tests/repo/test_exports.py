@@ -25,4 +25,4 @@ def test_what_other_services_import(name):
 
 
 def test_the_version_is_the_one_that_is_installed():
-    assert ingine.__version__ == version("ingine")
+    assert ingine.__version__ == version("ingine-llm")

@@ -163,7 +163,7 @@ class CommandLog:
         self._thread.join()
 
     def used(self, role: str) -> set[tuple[str, str]]:
-        """Pairs of a command and a kind as `ingine.contract.roles` has them; the kind is '' where none is named."""
+        """Pairs of a command and a kind as `contract.roles` has them; the kind is '' where none is named."""
         users = self._server.users.items()
         return set().union(*(self._by_address[at] for at, user in users if user == f"ingine-{role}"))
 

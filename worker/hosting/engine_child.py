@@ -1,6 +1,6 @@
 """The program of an engine's own process: `python -m ingine.worker.hosting.engine_child '{"model": ...}'`.
 
-Its standard input is a socket to the worker that started it: see `ingine.worker.hosting.pipe`. It ends when told to,
+Its standard input is a socket to the worker that started it: see `hosting.pipe`. It ends when told to,
 and with that worker, at once and whatever a step is doing: nobody is left who could take its tokens.
 """
 

@@ -1,6 +1,6 @@
 """The program of a process that reads prompts: `python -m ingine.worker.hosting.prompt_child`.
 
-Its standard input is a socket to the worker that started it, see `ingine.worker.hosting.prompt_process`. Here a prompt may
+Its standard input is a socket to the worker that started it, see `hosting.prompt_process`. Here a prompt may
 loop or fill memory: the kernel ends this process then, and the worker starts another. Loads neither torch
 nor transformers.
 """

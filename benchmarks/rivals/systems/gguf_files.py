@@ -2,8 +2,8 @@
 
     python -m benchmarks.rivals.systems.gguf_files MODEL FILE KIND
 
-The published file is what all systems have their weights from (see `ingine.engine.store.model_store`), so its bfloat16
-version has the very weights of the others' folder. MODEL is that folder, and is not read.
+The published file is what all systems have their weights from (see `ingine.engine.store.model_store`), so its
+bfloat16 version has the very weights of the others' folder. MODEL is that folder, and is not read.
 """
 
 import importlib.util

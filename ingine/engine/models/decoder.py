@@ -271,7 +271,7 @@ class Decoder(nn.Module):
         return found
 
     def numerics(self) -> list[str]:
-        """What loading has made of the weights, as far as it decides tokens: for `ingine.engine.config.numerics`.
+        """What loading has made of the weights, as far as it decides tokens: for `config.numerics`.
 
         The same checkpoint and settings may come to different ones, by the machine's kernels and the ranks.
         """

@@ -2,7 +2,7 @@
 graph can hold it.
 
 What a row asks for is a row of numbers, made on the host by `pack_params`: the same kernels serve greedy and
-random rows and all cuts. The definition, which the tests compare with, is `ingine.engine.sample.reference`: a row
+random rows and all cuts. The definition, which the tests compare with, is `sample.reference`: a row
 gives the token that `choose` there gives, unless rounding decides between two tokens.
 
 torch selects the `NUM_CANDIDATES` largest logits of each row. Where all that may be drawn is among them, as

@@ -1,4 +1,4 @@
-"""The latest outputs of an engine, by whose they are, to draft from: see `ingine.engine.schedule.suffix_drafter`."""
+"""The latest outputs of an engine, by whose they are, to draft from: see `suffix_drafter`."""
 
 from array import array
 

@@ -35,7 +35,7 @@ class PackedBfloat16(WeightFormat):
 
 
 class PackedInt8(WeightFormat):
-    """Weights are quantised here, activations as they come: see `ingine.engine.kernels.layers.int8`. Integers are exact.
+    """Weights are quantised here, activations as they come: see `layers.int8`. Integers are exact.
 
     x goes in as uint8 around 128, since for int8 oneDNN has only a slow reference. A row of x depends on no
     other. Scales are applied in float32.

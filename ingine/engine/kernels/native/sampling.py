@@ -1,4 +1,4 @@
-"""Tokens and log probabilities of rows of logits: what `ingine.engine.sample.reference` and `ingine.engine.sample.logprobs` define.
+"""Tokens and log probabilities of rows of logits: what `sample.reference` and `sample.logprobs` define.
 
 A row is read once or twice, in bfloat16 where it comes so, and only tokens near its largest logit are sorted.
 """
@@ -45,7 +45,7 @@ def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) ->
 
 
 def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `ingine.engine.sample.logprobs.logprobs` gives. Of tokens that are alike the lowest id is first; those whose
+    """What `sample.logprobs` gives. Of tokens that are alike the lowest id is first; those whose
     probability is 0 have any id, and all have in a row of NaN.
     """
     logits = logits.contiguous()

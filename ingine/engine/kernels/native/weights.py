@@ -75,7 +75,7 @@ class NativeWeights(BlockWeights):
 
 
 class NativeInt8(BlockWeights):
-    """Activations are quantised row by row on the way, as `ingine.engine.kernels.layers.int8` does it with the weights.
+    """Activations are quantised row by row on the way, as `layers.int8` does it with the weights.
 
     Sums are exact integers. `dtype` (float32 or bfloat16) in and out. Sizes that do not fit go to `fallback`.
     """

@@ -1,7 +1,7 @@
 """One token a row, in one launch: what `ingine.engine.sample.cuda` is about.
 
-The definition is `ingine.engine.sample.reference`. What it draws is found here as a logit and a number: the nth
-token, by id, of those that have this logit. So which of them comes first matters in the last pass alone.
+The definition is `ingine.engine.sample.reference`. What it draws is found here as a logit and a number: the
+nth token, by id, of those that have this logit. So which of them comes first matters in the last pass alone.
 """
 
 import triton
