@@ -38,7 +38,7 @@ INGINE = [sys.executable, "-m", "ingine"]
 IMPORTS = {
     "python": [sys.executable, "-c", "pass"],
     "import ingine.producer": [sys.executable, "-c", "import ingine.producer"],
-    "from ingine.producer import Client": [sys.executable, "-c", "from ingine.producer import Client"],
+    "from ingine import Client": [sys.executable, "-c", "from ingine import Client"],
     "ingine --help": [*INGINE, "--help"],
     "ingine status": [*INGINE, "status", "x", "--redis-url", "redis://127.0.0.1:1/0"],
 }

@@ -6,7 +6,8 @@ about as long as the longest.
 
 import asyncio
 
-from ingine.producer import AsyncClient, AsyncJobHandle, ClientError
+from ingine import AsyncClient
+from ingine.producer import AsyncJobHandle, ClientError
 
 HEROES = ["a lighthouse", "two rivers", "a slow robot", "the last bee", "an old map", "a red kite"]
 

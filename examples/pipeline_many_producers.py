@@ -10,7 +10,7 @@ from itertools import islice
 from multiprocessing import get_context
 from uuid import uuid4
 
-from ingine.producer import Client
+from ingine import Client
 
 NUM_PRODUCERS = 3
 REVIEWS = ["It broke in a week.", "Best purchase this year.", "It is all right, I suppose.", "Never again!"]

@@ -1,6 +1,6 @@
 """The smallest producer: one chat, its answer printed as it is made. Needs a worker: `ingine worker`."""
 
-from ingine.producer import Client
+from ingine import Client
 
 with Client() as client:
     job = client.submit(messages=[{"role": "user", "content": "Why is the sky blue?"}], max_tokens=128)

@@ -1,16 +1,30 @@
-"""ingine: an inference engine with continuous batching, and a worker that is fed through Redis."""
+"""ingine: an inference engine with continuous batching, and a worker that is fed through Redis.
 
+from ingine import Client            # submit jobs, follow their tokens: needs no torch
+from ingine import LLM, SamplingParams  # the engine alone
+"""
+
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+if not os.path.isdir(os.path.join(__path__[0], "worker")):
+    # A checkout: worker/ and producer/ lie beside this folder, and belong to it wherever it is found. An
+    # environment that is installed for another checkout would give us that one's.
+    __path__.append(os.path.dirname(__path__[0]))
+
 if TYPE_CHECKING:
     from ingine.engine.llm import LLM, RequestOutput
+    from ingine.producer.client import AsyncClient
+    from ingine.producer.sync import Client
     from ingine.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncClient", "Client", "RequestOutput", "SamplingParams", "__version__"]
 
-_EXPORTS = {
+_HOMES = {
+    "AsyncClient": "ingine.producer.client",
+    "Client": "ingine.producer.sync",
     "LLM": "ingine.engine.llm",
     "RequestOutput": "ingine.engine.llm",
     "SamplingParams": "ingine.sampling_params",
@@ -18,14 +32,19 @@ _EXPORTS = {
 
 
 def __getattr__(name: str):
-    # Lazy, so that `import ingine.contract.jobs` (all that a producer needs) never imports torch.
-    if name not in _EXPORTS:
+    # Lazy, so that a client loads no torch, and `ingine --help` no client.
+    if name not in _HOMES:
         raise AttributeError(f"module 'ingine' has no attribute {name!r}")
     try:
-        return getattr(import_module(_EXPORTS[name]), name)
+        found = globals()[name] = getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
         from ingine.extras import missing_extra
 
         if (said := missing_extra(error, f"ingine.{name}")) is None:
             raise
         raise ModuleNotFoundError(said, name=error.name) from None
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """What other services import to use ingine: submit jobs, follow their tokens. Never imports torch.
 
-from ingine.producer import Client
+from ingine import Client
 
 with Client() as client:
     for chunk in client.submit("Once upon a time", max_tokens=64).stream():

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import atheris
 
-with atheris.instrument_imports(include=["ingine", "producer", "worker", "benchmarks.fuzz"]):
+with atheris.instrument_imports(include=["ingine", "benchmarks.fuzz"]):
     from benchmarks.fuzz import running
 
     TARGETS = {

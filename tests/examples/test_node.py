@@ -49,7 +49,7 @@ def node_example(tmp_path_factory) -> Path:
 
 def test_the_example_has_our_script():
     """A copy, so that the folder is all that its reader needs. To mend: copy ours over it."""
-    ours = EXAMPLES.parent / "ingine" / "scripts" / "submit.lua"
+    ours = EXAMPLES.parent / "ingine" / "contract" / "scripts" / "submit.lua"
     assert (EXAMPLES / "node" / "submit.lua").read_bytes() == ours.read_bytes()
 
 

@@ -8,7 +8,7 @@ import ingine
 from ingine import producer
 
 
-@pytest.mark.parametrize("package", [ingine, producer])
+@pytest.mark.parametrize("package", [ingine, producer], ids=lambda package: package.__name__)
 def test_every_exported_name_is_there(package):
     for name in package.__all__:
         assert getattr(package, name) is not None

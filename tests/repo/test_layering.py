@@ -1,4 +1,4 @@
-"""Which package may import what. The rules are in docs/design.md; here they are proven."""
+"""Which folder may import what. The rules are in docs/design.md; here they are proven."""
 
 import ast
 import subprocess
@@ -11,153 +11,160 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NOT_IN_BASE = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf"}
 
-COMPOSITION = ("ingine/cli/main.py", "ingine/cli/")
-"""Only the command line knows all three packages."""
-
-KNOWS_REDIS = (
-    "ingine/connect/servers.py",
-    "ingine/connect/url.py",
-    "ingine/connect/pubsub.py",
-    "ingine/connect/scripts.py",
-)
-"""What worker and producer both need to get to a server. The engine has nothing to do with it."""
-SERVER = {path.removesuffix(".py").replace("/", ".") for path in KNOWS_REDIS}
-
-TORCH_FREE_FILES = [
-    *(
-        "keys",
-        "jobs",
-        "events",
-        "record",
-        "errors",
-        "config",
-        "sampling_params",
-        "sequence",
-        "block_manager",
-        "scheduler",
-        "outputs",
-    ),
-    *(
-        "detokenizer",
-        "stop",
-        "model_store",
-        "model_files",
-        "bounded_files",
-        "safetensors_header",
-        "fingerprint",
-    ),
-]
+SHARED = "shared"
+"""The files at the top of ingine/: what every part may use."""
+LAYERS = {
+    SHARED: set(),
+    "contract": {SHARED},
+    "connect": {SHARED, "contract"},
+    "engine": {SHARED},
+    "producer": {SHARED, "contract", "connect"},
+    "worker": {SHARED, "contract", "connect", "engine"},
+    "bench": {SHARED, "contract", "connect", "engine", "producer", "worker"},
+    "demo": {SHARED, "contract", "connect", "engine", "producer", "worker", "bench"},
+    "cli": {SHARED, "contract", "connect", "engine", "producer", "worker", "bench", "demo"},
+}
+"""What the files of each folder may import beside their own."""
+FACES = ("ingine/__init__.py", "ingine/__main__.py")
+"""They name what lies above them, and import it when it is asked for."""
+NEVER = {
+    SHARED: {"redis", *NOT_IN_BASE},
+    "contract": {"redis", *NOT_IN_BASE},
+    "connect": NOT_IN_BASE,
+    "engine": {"redis"},
+    "producer": NOT_IN_BASE,
+}
+"""Which packages of others they do without."""
+INTERNALS_OF_REDIS = ("redis.asyncio.connection", "redis.commands", "redis.crc", "redis.utils")
+WITHOUT_TORCH = ("schedule", "text", "store")
+"""Folders of the engine that only keep books, or read files."""
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Every module that `path` imports anywhere, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports_of(path: Path, body: list[ast.stmt] | None = None) -> Iterator[str]:
+    """Every module that `path` imports, inside functions too; or that the statements of `body` do."""
+    nodes = ast.walk(ast.parse(path.read_text())) if body is None else body
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute here"
             yield node.module
+            if node.module == "ingine":
+                yield from (f"ingine.{alias.name}" for alias in node.names)
 
 
-def packages_imported(path: Path) -> set[str]:
-    return {name.partition(".")[0] for name in imports_of(path)}
+def imported_at_once(path: Path) -> set[str]:
+    """The packages that importing `path` itself asks for, whatever its functions import later."""
+    return {name.partition(".")[0] for name in imports_of(path, ast.parse(path.read_text()).body)}
 
 
-def sources(package: str) -> list[Path]:
-    found = sorted((ROOT / package).rglob("*.py"))
-    assert found
-    return [path for path in found if not path.relative_to(ROOT).as_posix().startswith(COMPOSITION)]
+def layer_of(module: str) -> str:
+    part = module.split(".")[1] if "." in module else SHARED
+    return part if part in LAYERS else SHARED
 
 
-@pytest.mark.parametrize(
-    ("package", "forbidden"),
-    [
-        ("ingine", {"redis", "worker", "producer"}),
-        ("producer", {"worker", *NOT_IN_BASE}),
-    ],
-)
-def test_packages_do_not_reach_over(package, forbidden):
-    for path in sources(package):
-        found = packages_imported(path) & forbidden
-        if path.relative_to(ROOT).as_posix() in KNOWS_REDIS:
-            found -= {"redis"}
-        assert not found, path
+def sources() -> dict[str, list[Path]]:
+    """The files of each layer."""
+    found = {layer: [] for layer in LAYERS}
+    for top in ("ingine", "producer", "worker"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            inside = path.relative_to(ROOT).parts
+            name = inside[1] if top == "ingine" and len(inside) > 2 else top
+            found[SHARED if name == "ingine" else name].append(path)
+    return found
 
 
-def test_the_engine_knows_no_server():
-    for path in sources("ingine"):
-        if path.relative_to(ROOT).as_posix() not in KNOWS_REDIS:
-            assert not SERVER & set(imports_of(path)), path
+SOURCES = sources()
 
 
-def test_the_producer_takes_nothing_of_ours_but_the_contract():
-    contract = {
-        "ingine",
-        "ingine.contract.keys",
-        "ingine.contract.jobs",
-        "ingine.contract.events",
-        "ingine.contract.record",
-        "ingine.contract.control",
-        "ingine.errors",
-        "ingine.sampling_params",
-    }
-    settings = {"ingine.connect.secrets", "ingine.connect.environment", "ingine.byte_sizes"}
-    allowed = contract | settings | SERVER
-    allowed |= {
-        "ingine.contract.scripts",
-        "ingine.contract.expiry",
-        "ingine.contract.faults",
-        "ingine.connect.local_server",
-    }
-    allowed |= {"ingine.terminal"}
-    for path in sources("producer"):
+def test_every_folder_is_in_a_layer():
+    assert all(SOURCES.values())
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_imports_those_below_it(layer):
+    for path in SOURCES[layer]:
+        if path.relative_to(ROOT).as_posix() in FACES:
+            continue
         ours = {name for name in imports_of(path) if name.partition(".")[0] == "ingine"}
-        assert ours <= allowed, path
+        assert {layer_of(name) for name in ours} <= LAYERS[layer] | {layer}, path
 
 
-def test_the_worker_needs_the_producer_for_demo_and_bench_only():
-    for path in sources("worker"):
-        if path.relative_to(ROOT).parts[1] not in ("demo", "bench"):
-            assert "producer" not in packages_imported(path), path
+def test_the_contract_takes_little_of_what_all_share():
+    for path in SOURCES["contract"]:
+        ours = {name for name in imports_of(path) if name.startswith("ingine.")}
+        shared = {name for name in ours if layer_of(name) == SHARED}
+        assert shared <= {"ingine.errors", "ingine.paths", "ingine.sampling_params"}, path
 
 
-@pytest.mark.parametrize("name", TORCH_FREE_FILES)
-def test_policy_needs_no_torch(name):
-    assert "torch" not in packages_imported(ROOT / "ingine" / f"{name}.py")
+@pytest.mark.parametrize("layer", NEVER)
+def test_a_layer_does_without_these_packages(layer):
+    for path in SOURCES[layer]:
+        assert not {name.partition(".")[0] for name in imports_of(path)} & NEVER[layer], path
 
 
-def loaded_by(module: str) -> set[str]:
-    code = f"import sys, {module}; print(*sys.modules)"
+def test_only_connect_knows_the_internals_of_redis_py():
+    for layer, paths in SOURCES.items():
+        for path in paths if layer != "connect" else ():
+            assert not [name for name in imports_of(path) if name.startswith(INTERNALS_OF_REDIS)], path
+
+
+@pytest.mark.parametrize("folder", WITHOUT_TORCH)
+def test_policy_and_files_need_no_torch(folder):
+    paths = sorted((ROOT / "ingine" / "engine" / folder).rglob("*.py"))
+    assert paths
+    for path in paths:
+        assert not imported_at_once(path) & {"torch", "transformers"}, path
+    loaded = loaded_by(*(f"ingine.engine.{folder}.{path.stem}" for path in paths if path.stem != "__init__"))
+    assert not loaded & {"torch", "transformers"}
+
+
+def test_nothing_imports_in_a_circle():
+    graph = {}
+    for path in (path for paths in SOURCES.values() for path in paths):
+        if path.relative_to(ROOT).as_posix() not in FACES:
+            graph[module_of(path)] = set(named_by(path))
+    while leaves := {module for module, names in graph.items() if not names & graph.keys()}:
+        graph = {module: names for module, names in graph.items() if module not in leaves}
+    assert not graph
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "ingine" else ("ingine", *parts)
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def named_by(path: Path) -> Iterator[str]:
+    """Every module that `path` may mean: of `from a import b` the module a.b, unless it is a name in a."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                is_module = is_ours(f"{node.module}.{alias.name}")
+                yield f"{node.module}.{alias.name}" if is_module else node.module
+
+
+def is_ours(module: str) -> bool:
+    parts = module.split(".")
+    path = ROOT.joinpath(*(parts[1:] if parts[1] in ("producer", "worker") else parts))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def loaded_by(*modules: str) -> set[str]:
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "producer",
-        "ingine",
-        "ingine.contract.keys",
-        "ingine.contract.jobs",
-        "ingine.contract.events",
-        "ingine.errors",
-        "ingine.sampling_params",
-        "ingine.contract.expiry",
-        "ingine.cli.main",
-    ],
-)
-def test_the_base_install_is_enough_for(module):
-    assert not loaded_by(module) & NOT_IN_BASE
+@pytest.mark.parametrize("layer", ["contract", "connect", "producer"])
+def test_the_base_install_is_enough_for(layer):
+    assert not loaded_by(*map(module_of, SOURCES[layer])) & NOT_IN_BASE
 
 
 @pytest.mark.parametrize(
-    "module",
-    [
-        "ingine.engine.schedule.scheduler",
-        "ingine.engine.schedule.block_manager",
-        "ingine.engine.config",
-        "ingine.worker.settings",
-    ],
+    "module", ["ingine", "ingine.cli.main", "ingine.engine.config", "ingine.worker.settings"]
 )
 def test_importing_it_loads_no_torch(module):
-    assert not loaded_by(module) & {"torch", "transformers"}
+    assert not loaded_by(module) & {"torch", "transformers", "numpy"}

@@ -198,7 +198,7 @@ async def test_an_entry_that_sets_off_a_fault_before_it_is_begun_ends_no_worker(
             raise KeyError("/srv/secret")
         return decode(raw, **options)
 
-    for module in [module for name, module in sys.modules.items() if name.startswith("worker.")]:
+    for module in [module for name, module in sys.modules.items() if name.startswith("ingine.worker.")]:
         if hasattr(module, "decode_job"):  # whoever reads it later breaks too
             monkeypatch.setattr(module, "decode_job", decode_or_break)
     await worker.push(Job(id="a", prompt="poison", sampling=GREEDY))

@@ -38,7 +38,7 @@ class EngineProcess:
     """
 
     def __init__(self, command: Sequence[str], load_tokenizer: Callable[[], Tokenizer | None]):
-        """Returns when the engine is built. Raises what building it raised, see `engine_pipe.unpack_error`;
+        """Returns when the engine is built. Raises what building it raised, see `pipe.unpack_error`;
         EngineError if the program ended instead. `load_tokenizer` is called then: the files are here by now.
         """
         self._connection, theirs = socket.socketpair()

@@ -20,7 +20,7 @@ def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) ->
     """[num_rows] int64 token ids, from logits [num_rows, vocab_size] and a number in [0, 1) a row; -1 where
     the largest logit is not finite.
 
-    May differ from `random_sampling.choose` where a number is within rounding, 1e-6, of the edge between two
+    May differ from `reference.choose` where a number is within rounding, 1e-6, of the edge between two
     tokens. Depends on nothing but the row, its parameters and number, and the kind of CPU.
     """
     logits = logits.contiguous()
