@@ -10,6 +10,7 @@
 //   kHasMin                   whether a group of 32 has a minimum
 //   kPacked                   whether its panels are of pack_int4, not rows of blocks
 //   expand(source, g, n, to)  groups g to g + n of 32 (n <= 8, g % 8 == 0)
+//   expand_and_prefetch(...)  only of kinds with kPrefetches: that, while rows of the next panel are prefetched
 //
 // The layouts are those of llama.cpp (ggml-common.h). What is loaded lies within a block, at any address.
 #pragma once
@@ -31,6 +32,20 @@ struct Chunk {
 struct Source {
     const char *row[kPanel];
     int64_t group_size;  // int4: columns that share a scale
+};
+
+// The lines of rows first to last of `source` that begin in the part from / of to to / of of each.
+struct Ahead {
+    const Source *source;
+    int64_t row_bytes, from, to, of;
+
+    __attribute__((always_inline)) void prefetch(int first, int last) const {  // else g++ drops it as pure
+        const int64_t begin = row_bytes * from / of, end = row_bytes * to / of;
+        for (int i = first; i < last; i++) {
+            const char *row = source->row[i], *line = row + begin;
+            for (line += -(uintptr_t)line % 64; line < row + end; line += 64) __builtin_prefetch(line, 0, 2);
+        }
+    }
 };
 
 // The numbers whose binary16 is in the low halves of the lanes.
@@ -114,23 +129,40 @@ inline void expand_blocks(const Source &from, int64_t g, int64_t n, ExpandLanes 
 
 struct RowsOfBlocks {
     static constexpr int kGroup = 32, kZero = 0;
-    static constexpr bool kHasMin = false, kPacked = false;
+    static constexpr bool kHasMin = false, kPacked = false, kPrefetches = false;
 };
 
 struct Q8_0 : RowsOfBlocks {
     static constexpr int kBits = 8, kZero = kZeroOfBytes;
+    // This kind has the most bytes for the least work. Were they prefetched at once, its own loads would wait.
+    static constexpr bool kPrefetches = true;
 
     static void expand(const Source &from, int64_t g, int64_t n, Chunk &to) {
         expand_blocks<34, 1>(from, g, n, [&](const char *const *rows, int64_t at, int64_t i, int column) {
-            store(to.scale[i] + column, low_half(load_heads(rows, at)));
-            for (int half = 0; half < 2; half++) {
-                ints bytes[4];
-                load_transposed(rows, at + 2 + 16 * half, bytes);
-                for (int u = 0; u < 4; u++)
-                    store_as(to.codes[8 * i + 4 * half + u] + column,
-                             kZero ? bytes[u] ^ (ints{} + int32_t(0x80808080)) : bytes[u]);
-            }
+            expand_lanes(rows, at, i, column, to);
         });
+    }
+
+    static void expand_and_prefetch(const Source &from, int64_t g, int64_t n, Chunk &to, const Ahead &ahead) {
+        int unit = 0;
+        const int units = int(n) * kPanel / kLanes;
+        expand_blocks<34, 1>(from, g, n, [&](const char *const *rows, int64_t at, int64_t i, int column) {
+            ahead.prefetch(kPanel * unit / units, kPanel * (unit + 1) / units);
+            unit++;
+            expand_lanes(rows, at, i, column, to);
+        });
+    }
+
+  private:
+    static void expand_lanes(const char *const *rows, int64_t at, int64_t i, int column, Chunk &to) {
+        store(to.scale[i] + column, low_half(load_heads(rows, at)));
+        for (int half = 0; half < 2; half++) {
+            ints bytes[4];
+            load_transposed(rows, at + 2 + 16 * half, bytes);
+            for (int u = 0; u < 4; u++)
+                store_as(to.codes[8 * i + 4 * half + u] + column,
+                         kZero ? bytes[u] ^ (ints{} + int32_t(0x80808080)) : bytes[u]);
+        }
     }
 };
 
@@ -264,7 +296,7 @@ struct Q6_K : RowsOfBlocks {
 // [4][32 rows][4 bytes], with numbers 0 to 15 in the low halves.
 struct Int4 {
     static constexpr int kBits = 4, kGroup = 32, kZero = 0;
-    static constexpr bool kHasMin = true, kPacked = true;
+    static constexpr bool kHasMin = true, kPacked = true, kPrefetches = false;
     static constexpr int64_t kHeadBytes = 2 * kPanel * 2, kCodeBytes = kPanel * 16;
 
     // Where the scales of the 32 columns of group g are, and where its codes.

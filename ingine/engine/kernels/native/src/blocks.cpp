@@ -81,14 +81,6 @@ template <typename T> struct Product {
     int64_t n, groups;
 };
 
-// The lines of each row that begin in its part from / of to to / of.
-void prefetch(const Source &source, int64_t row_bytes, int64_t from, int64_t to, int64_t of) {
-    for (const char *row : source.row) {
-        const char *line = row + row_bytes * from / of, *end = row + row_bytes * to / of;
-        for (line += -(uintptr_t)line % 64; line < end; line += 64) __builtin_prefetch(line, 0, 2);
-    }
-}
-
 template <class Kind>
 void multiply_panel(const Source &source, const Source *next, int64_t next_bytes, const RowGroup *x, int64_t rows,
                     int64_t groups, float *sums) {
@@ -96,8 +88,16 @@ void multiply_panel(const Source &source, const Source *next, int64_t next_bytes
     std::memset(sums, 0, rows * kPanel * sizeof(float));
     for (int64_t g = 0; g < groups; g += kGroups) {
         const int64_t count = std::min<int64_t>(kGroups, groups - g);
-        if (next) prefetch(*next, next_bytes, g, g + count, groups);
-        Kind::expand(source, g, count, chunk);
+        const Ahead ahead{next, next_bytes, g, g + count, groups};
+        if constexpr (Kind::kPrefetches) {
+            if (next)
+                Kind::expand_and_prefetch(source, g, count, chunk, ahead);
+            else
+                Kind::expand(source, g, count, chunk);
+        } else {
+            if (next) ahead.prefetch(0, kPanel);
+            Kind::expand(source, g, count, chunk);
+        }
         multiply_chunk<Kind>(x + g * rows, rows, chunk, count, sums);
     }
 }
