@@ -1,28 +1,28 @@
-"""README's tables beside rivals are what the results of each kind of machine say."""
+"""The tables of docs/benchmarks.md are what the results of each kind of machine say."""
 
 import json
 
 import pytest
 
-from benchmarks.rivals.readme_tables import latency_table, rates_table, reports, tables
+from benchmarks.rivals.markdown_tables import latency_table, rates_table, reports, tables
 from tests.docs.tables import ROOT
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "benchmarks.md").read_text()
 
 
-def test_readme_has_each_kinds_tables_word_for_word():
-    """`python -m benchmarks.rivals.readme_tables` prints what belongs there."""
+def test_the_page_has_each_kinds_tables_word_for_word():
+    """`python -m benchmarks.rivals.markdown_tables` prints what belongs there."""
     shown = list(tables())
     assert {kind for kind, _ in shown} == set(reports())
     for kind, lines in shown:
-        assert "\n".join(lines) + "\n\n" in README, f"README lacks a table of {kind} as the results have it"
-        assert f"(benchmarks/results/rivals-{kind}.json)" in README
+        assert "\n".join(lines) + "\n\n" in PAGE, f"docs/benchmarks.md lacks a table of {kind} as the results have it"
+        assert f"(../benchmarks/results/rivals-{kind}.json)" in PAGE
 
 
-def test_readme_has_no_rates_that_no_results_have():
+def test_the_page_has_no_rates_that_no_results_have():
     known = {line for _, lines in tables() for line in lines}
     heads = ("| tokens a second (prompt + output tokens)", "| 200 requests, log-normal lengths")
-    lines = README.splitlines()
+    lines = PAGE.splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith(heads)]
     assert len(starts) == len(list(tables()))
     for start in starts:

@@ -1,6 +1,6 @@
-"""README's tables, from the results of each kind of machine: python -m benchmarks.rivals.readme_tables
+"""Print the tables of docs/benchmarks.md: python -m benchmarks.rivals.markdown_tables
 
-Prints them. A test holds README to them.
+One for each kind of machine, from its results. A test compares the page with them.
 """
 
 import json
