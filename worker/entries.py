@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass, field
+from enum import Enum, StrEnum
 
 from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
 from ingine.contract.jobs import MAX_JOB_BYTES
@@ -9,10 +10,6 @@ from ingine.contract.keys import JOB_FIELD, Priority
 
 MAX_ENTRY_BYTES = MAX_JOB_BYTES + 1024
 """Of all its fields: what has more is never read. Nothing that lies in the server can raise it."""
-
-
-STALE, CANCELLED, BROKEN = -1, -2, -3
-"""What `append`, `finish` and `renew` answer instead of a position."""
 
 MAX_FOREIGN_FIELDS = 64
 
@@ -34,11 +31,44 @@ class Entry:
     """Of an entry that has more than MAX_ENTRY_BYTES, and is to be buried."""
 
 
+class Refusal(Enum):
+    """Why `append` or `finish` has written nothing, or what `renew` says of a job's lease."""
+
+    STALE = -1
+    """The attempt is not ours any more."""
+    CANCELLED = -2
+    """Somebody has asked to cancel the job: it takes no more tokens. Its lease was renewed."""
+    BROKEN = -3
+    """Something else lies under the job's keys: it can never be written."""
+
+
+def position_or_refusal(answer: int) -> int | Refusal:
+    """Read what a script answers: the number of tokens that the log has, or one of `Refusal`."""
+    return answer if answer >= 0 else Refusal(answer)
+
+
+class Verdict(StrEnum):
+    """What `begin` has made of an entry. Nothing is begun but with `RUN`."""
+
+    RUN = "run"
+    """The job is ours, under a new attempt."""
+    OTHER_MODEL = "other_model"
+    """It is for the workers of another model."""
+    STALE = "stale"
+    """The entry is not ours any more."""
+    DUPLICATE = "duplicate"
+    """Another entry has its job id."""
+    DONE = "done"
+    """The job has ended before; the entry is gone now."""
+    SUSPECT = "suspect"
+    """It is to be begun by a worker without other jobs. The entry's lease was renewed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Begun:
     """What `begin` answers. Times are the server's, in ms since 1970."""
 
-    verdict: str
+    verdict: Verdict
     attempt: int = 0
     position: int = 0
     deaths: int = 0

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from ingine.connect.scripts import load_script
 from ingine.connect.servers import Servers
 from ingine.contract.keys import GROUP
+from ingine.worker.entries import Refusal
 from ingine.worker.jobs import JobTable, RunningJob
 from ingine.worker.logs import log_event
 from ingine.worker.queue import Queue
@@ -26,8 +27,8 @@ class LeaseThread:
     """Renews every running job's lease until `stop`. It outlives what it protects: stop it last.
 
     `connect` makes the thread's own clients. `answered(job, answer)` is called from this thread, for each job
-    that was not simply renewed, with STALE or CANCELLED (see renew.lua). `failed(error)` too: the thread has
-    ended by a fault of ours, and nothing is renewed any more.
+    that was not simply renewed, with Refusal.STALE or Refusal.CANCELLED (see renew.lua). `failed(error)` too:
+    the thread has ended by a fault of ours, and nothing is renewed any more.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class LeaseThread:
         jobs: JobTable,
         *,
         lease_s: float,
-        answered: Callable[[RunningJob, int], None],
+        answered: Callable[[RunningJob, Refusal], None],
         failed: Callable[[Exception], None],
     ):
         self._connect = connect
@@ -109,4 +110,4 @@ class LeaseThread:
             args += [job.entry.id, job.attempt]
         for job, answer in zip(jobs, await renew(keys=keys, args=args), strict=True):
             if answer:
-                self._answered(job, answer)
+                self._answered(job, Refusal(answer))

@@ -15,7 +15,7 @@ from ingine.contract.faults import MAX_REASON_CHARS
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
-from ingine.worker.entries import BROKEN, CANCELLED, STALE, Append, Begun, Entry, Finish
+from ingine.worker.entries import Append, Begun, Entry, Finish, Refusal
 from ingine.worker.jobs import MAX_ROLLBACKS, JobTable, RunningJob
 from ingine.worker.logs import log_event
 from ingine.worker.metrics import Metrics
@@ -84,10 +84,10 @@ class Publisher:
         ]
         await asyncio.gather(*ended)
 
-    async def end(self, queue: Queue, finish: Finish) -> int:
-        """Write a terminal event. What it answers is `Queue.finish`'s; the reply has been waited for.
+    async def end(self, queue: Queue, finish: Finish) -> int | Refusal:
+        """Write a terminal event. Returns what `Queue.finish` does; the reply has been waited for.
 
-        BROKEN: it cannot be written, and the job's entry is in the dead letters.
+        Refusal.BROKEN: it cannot be written, and the job's entry is in the dead letters.
         """
         try:
             answer = await until_served("finish", lambda: queue.finish(finish))
@@ -97,7 +97,7 @@ class Publisher:
             await self.bury(
                 queue, finish.entry, ErrorCode.BAD_RECORD, reason, job_id=job_id, metadata=metadata
             )
-            return BROKEN
+            return Refusal.BROKEN
         if answer == finish.event.position:
             self._metrics.ended(finish.event)
             event = finish.event
@@ -197,16 +197,19 @@ class Publisher:
                     calls.append((job, following))
             self._measure(written)
 
-    async def _still_ours(self, job: RunningJob, answer: int) -> bool:
+    async def _still_ours(self, job: RunningJob, answer: int | Refusal) -> bool:
         """Act on an answer of `append` that is not the position asked for. Whether the job goes on here."""
-        if answer == STALE:
-            self.drop(job)
-            return False
-        if answer == CANCELLED:
-            job.sent.forget_after(job.position)
-            self.cancel(job)
-            return False
-        return await self._go_back(job, answer)
+        match answer:
+            case Refusal.STALE:
+                self.drop(job)
+            case Refusal.CANCELLED:
+                job.sent.forget_after(job.position)
+                self.cancel(job)
+            case Refusal.BROKEN:
+                await self._bury_running(job)
+            case position:
+                return await self._go_back(job, position)
+        return False
 
     async def _go_back(self, job: RunningJob, position: int) -> bool:
         """The server came back with an older log, which ends at `position`. Whether the job is still ours.
@@ -216,11 +219,8 @@ class Publisher:
         and log do not fit. What no server does, but somebody who writes there, buries the job.
         """
         job.num_rollbacks += 1
-        if position == BROKEN or job.num_rollbacks > MAX_ROLLBACKS:
-            self._let_go(job)
-            reason = BAD_RECORD.format("its record or its log is of another kind, or was changed")
-            code, metadata = ErrorCode.BAD_RECORD, job.job.metadata
-            await self.bury(job.queue, job.entry, code, reason, job_id=job.id, metadata=metadata)
+        if job.num_rollbacks > MAX_ROLLBACKS:
+            await self._bury_running(job)
             return False
         log_event(logger, logging.WARNING, "log went back", job_id=job.id, to=position, position=job.position)
         self._metrics.log_rollbacks.inc()
@@ -230,6 +230,13 @@ class Publisher:
         self._abort(job.seq_id)
         await self._give_back(job)
         return False
+
+    async def _bury_running(self, job: RunningJob) -> None:
+        """Its log cannot be written any more."""
+        self._let_go(job)
+        reason = BAD_RECORD.format("its record or its log is of another kind, or was changed")
+        code, metadata = ErrorCode.BAD_RECORD, job.job.metadata
+        await self.bury(job.queue, job.entry, code, reason, job_id=job.id, metadata=metadata)
 
     def _measure(self, written: list[tuple[RunningJob, Append]]) -> None:
         """A step at a time, since a metric takes its lock each time it is told something."""
@@ -267,27 +274,32 @@ class Publisher:
         self._abort(job.seq_id)
 
     async def _finish_job(self, job: RunningJob, output: SeqOutput) -> None:
+        """Until the job has ended, or is known to be ours no more. A log that is found too short is written
+        again first."""
         job.is_finishing = True
-        while True:
+        goes_on = True
+        while goes_on:
             event = terminal_event(job, output)
             key = job.begun.idempotency_key
             finish = Finish(job.entry, job.attempt, event, job.job.reply_to, idempotency_key=key)
-            answer = await self.end(job.queue, finish)
-            if answer == STALE:
-                self.drop(job)
-                return
-            if answer == BROKEN:  # buried
-                self._let_go(job)
-                return
-            if answer == job.position:
-                self._jobs.remove(job)
-                return
-            if not await self._go_back(job, answer):
-                return
-            if append := job.sent.after(job.position):
-                await self._append_to(job.queue, [(job, append)])
-            if self._jobs.by_seq(job.seq_id) is not job:
-                return
+            goes_on = False
+            match await self.end(job.queue, finish):
+                case Refusal.STALE:
+                    self.drop(job)
+                case Refusal.BROKEN:  # buried
+                    self._let_go(job)
+                case job.position:
+                    self._jobs.remove(job)
+                case int(position):
+                    goes_on = await self._write_again(job, position)
+
+    async def _write_again(self, job: RunningJob, position: int) -> bool:
+        """All that a log lacks which ends at `position`. Whether the job is still ours."""
+        if not await self._go_back(job, position):
+            return False
+        if append := job.sent.after(job.position):
+            await self._append_to(job.queue, [(job, append)])
+        return self._jobs.by_seq(job.seq_id) is job
 
 
 def terminal_event(job: RunningJob, output: SeqOutput) -> TerminalEvent:

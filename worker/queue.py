@@ -18,7 +18,7 @@ from ingine.contract.expiry import expire_due
 from ingine.contract.keys import GROUP, RELEASED, SILENT_AFTER_S, Keys, parked
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.worker.burial import ending_of
-from ingine.worker.entries import Append, Begun, Entry, Finish
+from ingine.worker.entries import Append, Begun, Entry, Finish, Refusal, Verdict, position_or_refusal
 from ingine.worker.heartbeat import last_beat_s
 from ingine.worker.job_streams import DEFAULT_MAX_COST, JobStreams
 from ingine.worker.served_model import ServedModel
@@ -89,7 +89,7 @@ class Queue(JobStreams):
         model: what the job names.
         """
         only_elsewhere = model in self.served_elsewhere and model not in self.model.names
-        verdict, *fields = await self._trips.call(
+        answer, *fields = await self._trips.call(
             self._scripts["begin"],
             keys=[self.keys.jobs(entry.priority), self.keys.job(job_id), self.keys.tokens(job_id)],
             args=[
@@ -107,16 +107,18 @@ class Queue(JobStreams):
                 model if only_elsewhere else "",
             ],
         )
+        verdict = Verdict(answer.decode())
         match verdict, fields:
-            case b"run", [attempt, position, deaths, cancel, *times, idempotency_key, model]:
+            case Verdict.RUN, [attempt, position, deaths, cancel, *times, idempotency_key, model]:
                 key = _text(idempotency_key) or None
-                return Begun("run", attempt, position, deaths, bool(cancel), *times, key, _text(model))
-            case b"other_model", [model]:
-                return Begun("other_model", fingerprint=_text(model))
-        return Begun(verdict.decode())
+                return Begun(verdict, attempt, position, deaths, bool(cancel), *times, key, _text(model))
+            case Verdict.OTHER_MODEL, [model]:
+                return Begun(verdict, fingerprint=_text(model))
+        return Begun(verdict)
 
-    async def append(self, appends: Sequence[Append]) -> list[int]:
-        """Commit a step's tokens in one call. For each a position, STALE, CANCELLED or BROKEN: append.lua."""
+    async def append(self, appends: Sequence[Append]) -> list[int | Refusal]:
+        """Commit a step's tokens in one call. Returns for each the tokens that its log has now, or why it
+        has not been written: append.lua."""
         job_key, log_key, channel_name = self.keys.job(""), self.keys.tokens(""), self.keys.channel("")
         keys: list[str] = []
         args: list[str | int | bytes] = [self.worker_id]
@@ -127,10 +129,11 @@ class Queue(JobStreams):
             args += (append.attempt, append.start, append.position, append.raw, channel)
         answers = await self._trips.call_alone(self._scripts["append"], keys=keys, args=args)
         self.contact.made()
-        return answers
+        return [position_or_refusal(answer) for answer in answers]
 
-    async def finish(self, finish: Finish) -> int:
-        """End a job. A position or STALE, see finish.lua."""
+    async def finish(self, finish: Finish) -> int | Refusal:
+        """End a job. Returns the tokens that its log has, or Refusal.STALE: finish.lua. Only where these are
+        as many as the event says has the job ended."""
         event, keys = finish.event, self.keys
         stream = keys.jobs(finish.entry.priority)
         touched = [stream, keys.job(event.job_id), keys.tokens(event.job_id), keys.bytes, keys.dead]
@@ -140,7 +143,7 @@ class Queue(JobStreams):
             keys.idem(finish.idempotency_key or ""),
         ]
         error = (event.error or {}) if finish.bury else {}
-        return await self._trips.call(
+        answer = await self._trips.call(
             self._scripts["finish"],
             keys=touched,
             args=[
@@ -160,6 +163,7 @@ class Queue(JobStreams):
                 int(finish.idempotency_key is not None),
             ],
         )
+        return position_or_refusal(answer)
 
     async def release(self, entry: Entry, job_id: str, attempt: int) -> bool:
         """Hand a job over. With attempt 0: an entry that was delivered to us and does not run here."""

@@ -14,7 +14,7 @@ from ingine.contract.keys import GROUP, Keys, all_partitions
 from ingine.contract.record import JobStatus
 from ingine.errors import ConfigError, EngineError, InvalidRequest
 from ingine.worker.admission import Admission
-from ingine.worker.entries import CANCELLED, STALE
+from ingine.worker.entries import Refusal
 from ingine.worker.hand_over import HandOver
 from ingine.worker.health import Health
 from ingine.worker.hosting.engine_link import EngineFailure, EngineHost, StepMessage
@@ -316,13 +316,14 @@ class Worker:
 
     # ------------------------------------------------------------------------- what others ask for
 
-    def _lease_answered(self, job: RunningJob, answer: int) -> None:
+    def _lease_answered(self, job: RunningJob, answer: Refusal) -> None:
         if self._jobs.by_seq(job.seq_id) is not job or self._hand_over.releases(job) or job.is_finishing:
             return
-        if answer == STALE:
-            self._publisher.drop(job)
-        elif answer == CANCELLED:
-            self._publisher.cancel(job)
+        match answer:
+            case Refusal.STALE:
+                self._publisher.drop(job)
+            case Refusal.CANCELLED:
+                self._publisher.cancel(job)
 
     def _expire(self, job: RunningJob) -> None:
         if job.ending is None:

@@ -16,7 +16,7 @@ from ingine.contract.scripts import read_script
 from ingine.errors import ClientError, JobNotFound
 from ingine.producer.client import AsyncClient
 from ingine.producer.submission import Submission
-from ingine.worker.entries import Append, Entry, Finish
+from ingine.worker.entries import Append, Entry, Finish, Refusal, position_or_refusal
 from ingine.worker.queue import Queue
 from tests.contract.model import MAX_DEATHS
 from tests.contract.snapshot import SILENT_MS, take_snapshot
@@ -160,12 +160,12 @@ class Calls:
 
     # ------------------------------------------------------------------------------------ workers
 
-    def renew(self, worker: str, attempts: list[Attempt]) -> list[int]:
+    def renew(self, worker: str, attempts: list[Attempt]) -> list[int | Refusal]:
         touched, args = [], [GROUP, worker]
         for attempt in attempts:
             touched += [self.keys.jobs(attempt.entry.priority), self.keys.job(attempt.job_id)]
             args += [attempt.entry.id, attempt.number]
-        return self.run(self._renew(keys=touched, args=args))
+        return [position_or_refusal(answer) for answer in self.run(self._renew(keys=touched, args=args))]
 
     def adopt(self) -> None:
         while self.run(self.queue("w1").adopt())[1]:

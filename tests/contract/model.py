@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from ingine.contract.keys import RELEASED, Priority
 from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
+from ingine.worker.entries import Refusal
 from tests.contract.fair_order import Entry, JobsStream
 
 MAX_DEATHS, SUSPECT_DEATHS = 3, 2
-STALE, CANCELLED = -1, -2
 
 
 @dataclass
@@ -211,25 +211,25 @@ class Model:
         record.worker = ""
         return "expired"
 
-    def append(self, worker: str, job_id: str, attempt: int, start: int, position: int) -> int:
+    def append(self, worker: str, job_id: str, attempt: int, start: int, position: int) -> int | Refusal:
         record = self.records.get(job_id)
         if record is None or not record.runs_under(worker, attempt):
-            return STALE
+            return Refusal.STALE
         if record.position != start:
             return record.position
         if record.cancel:
-            return CANCELLED
+            return Refusal.CANCELLED
         record.log.append(f"{position}-0")
         record.position = position
         return position
 
-    def finish(self, worker: str, priority: Priority, entry_id: str, finish) -> int:
+    def finish(self, worker: str, priority: Priority, entry_id: str, finish) -> int | Refusal:
         event = finish.event
         record = self.records.get(event.job_id)
         if record is None or (record.worker, record.attempt) != (worker, finish.attempt):
-            return STALE
+            return Refusal.STALE
         if record.status is not JobStatus.RUNNING:  # perhaps this very call, whose reply was lost
-            return record.position if record.status is event.status else STALE
+            return record.position if record.status is event.status else Refusal.STALE
         if record.position != event.position:
             return record.position
         if finish.bury:
@@ -269,13 +269,15 @@ class Model:
             record.status, record.entry, record.delayed = JobStatus.QUEUED, entry_id, None
         self.due = {}
 
-    def renew(self, worker: str, priority: Priority, entry_id: str, job_id: str, attempt: int) -> int:
+    def renew(
+        self, worker: str, priority: Priority, entry_id: str, job_id: str, attempt: int
+    ) -> int | Refusal:
         record = self.records.get(job_id)
         if record is None or not record.runs_under(worker, attempt):
-            return STALE
+            return Refusal.STALE
         if entry_id in self.streams[priority].entries:
             self.streams[priority].give(entry_id, worker)
-        return CANCELLED if record.cancel else 0
+        return Refusal.CANCELLED if record.cancel else 0
 
     def bury(self, worker: str, priority: Priority, entry_id: str, code: str) -> bool:
         if not self.holds(worker, priority, entry_id):

@@ -7,7 +7,7 @@ from ingine.contract.jobs import Job, decode_job, encode_job
 from ingine.contract.keys import GROUP, RELEASED, WAITING, Priority
 from ingine.contract.record import JobStatus
 from ingine.contract.scripts import read_script
-from ingine.worker.entries import STALE, Append, Finish
+from ingine.worker.entries import Append, Finish, Refusal
 from ingine.worker.job_streams import MAX_ORDERED
 from ingine.worker.queue import Queue
 from tests.worker.conftest import take
@@ -145,7 +145,7 @@ async def test_a_group_that_was_made_anew_delivers_everything_again(client, keys
     again = await other.take(5)
     assert [decode_job(e.raw).id for e in again] == ["a", "b"]
     assert (await other.begin(again[0], "a", None)).deaths == 1
-    assert await worker.append([Append("a", 1, TokensEvent(1, [7], "x"), publish=True)]) == [STALE]
+    assert await worker.append([Append("a", 1, TokensEvent(1, [7], "x"), publish=True)]) == [Refusal.STALE]
     assert (await other.begin(again[1], "b", None)).deaths == 0
     assert await worker.release(entry, "a", 1) is False
 

@@ -12,7 +12,7 @@ from ingine.contract.keys import GROUP, WAITING
 from ingine.contract.record import JobStatus
 from ingine.contract.scripts import read_script
 from ingine.producer.submission import build_submission
-from ingine.worker.entries import STALE, Append, Finish
+from ingine.worker.entries import Append, Finish, Refusal
 from ingine.worker.queue import Queue
 from tests.served_models import TINY
 from tests.worker.conftest import take
@@ -123,9 +123,9 @@ async def test_a_job_whose_holder_is_gone_expires_behind_its_tokens(
     await assert_nothing_is_left(client, keys)
 
     # The holder was only slow: it is fenced, even if it would say the same.
-    assert await worker.append([Append("a", 1, TokensEvent(3, [9], "z"), publish=True)]) == [STALE]
+    assert await worker.append([Append("a", 1, TokensEvent(3, [9], "z"), publish=True)]) == [Refusal.STALE]
     for status in (JobStatus.FINISHED, JobStatus.EXPIRED):
-        assert await worker.finish(Finish(entry, 1, TerminalEvent(2, status, "a"), None)) == STALE
+        assert await worker.finish(Finish(entry, 1, TerminalEvent(2, status, "a"), None)) == Refusal.STALE
     assert await worker.release(entry, "a", 1) is False
     assert await worker.delay(entry, "a", 1) is False
     assert (await worker.begin(entry, "a", None)).verdict == "stale"

@@ -8,7 +8,7 @@ from ingine.contract.keys import GROUP
 from ingine.contract.record import JobStatus
 from ingine.contract.scripts import read_script
 from ingine.errors import ErrorCode
-from ingine.worker.entries import BROKEN, STALE, Append
+from ingine.worker.entries import Append, Refusal
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 
@@ -38,7 +38,7 @@ async def test_a_job_whose_log_cannot_be_written_costs_its_neighbours_nothing(
             await client.xadd(keys.tokens("bad"), {"event": "x"}, id="7-0")
         case _:
             await client.set(keys.job("bad"), "x")
-    assert await queue.append([first_token("bad"), first_token("good")]) == [BROKEN, 1]
+    assert await queue.append([first_token("bad"), first_token("good")]) == [Refusal.BROKEN, 1]
 
 
 async def test_a_record_of_another_kind_loses_its_own_lease_alone(client, keys, make_queue, push):
@@ -50,7 +50,7 @@ async def test_a_record_of_another_kind_loses_its_own_lease_alone(client, keys, 
     args = [GROUP, "w1"]
     for entry in entries.values():
         args += [entry.id, 1]
-    assert await renew(keys=touched, args=args) == [STALE, 0]
+    assert await renew(keys=touched, args=args) == [Refusal.STALE.value, 0]
 
 
 async def test_a_broken_log_ends_in_the_dead_letters_and_the_others_go_on(harness):

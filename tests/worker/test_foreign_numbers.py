@@ -9,7 +9,7 @@ from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
 from ingine.contract.scripts import read_script
 from ingine.producer.submission import build_submission
-from ingine.worker.entries import BROKEN, Append, Finish
+from ingine.worker.entries import Append, Finish, Refusal
 from tests.waiting import wait_until_async
 from tests.worker.conftest import take
 
@@ -96,7 +96,7 @@ async def test_nobody_writes_behind_a_position_that_only_looks_right(client, key
     await worker.begin(entry, "a", None)
     await worker.append([Append("a", 1, TokensEvent(2, [7, 8], "xy"), publish=True)])
     await client.hset(keys.job("a"), "position", position)
-    assert await worker.append([Append("a", 1, TokensEvent(3, [9], "z"), publish=True)]) == [BROKEN]
+    assert await worker.append([Append("a", 1, TokensEvent(3, [9], "z"), publish=True)]) == [Refusal.BROKEN]
     with pytest.raises(Exception, match="not an integer"):
         await worker.finish(Finish(entry, 1, TerminalEvent(2, JobStatus.FINISHED, "a"), None))
 

@@ -12,7 +12,7 @@ from ingine.contract.keys import GROUP
 from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
 from ingine.producer import AsyncClient
-from ingine.worker.entries import MAX_ENTRY_BYTES, STALE, Append, Finish
+from ingine.worker.entries import MAX_ENTRY_BYTES, Append, Finish, Refusal
 from ingine.worker.last_ids import LAST_MS, MAX_PUT_BACK
 from ingine.worker.queue import Queue
 from tests.waiting import HANGS_S, wait_until_async
@@ -139,7 +139,7 @@ async def test_what_runs_under_such_an_id_goes_on_from_its_log(client, keys, mak
         assert await queue.append([Append("a", first.attempt, tokens[0], False)]) == [1]
         await adopt_all(other)
         assert await client.hmget(keys.job("a"), "status", "worker") == [b"queued", b""]
-        assert await queue.append([Append("a", first.attempt, tokens[1], False)]) == [STALE]
+        assert await queue.append([Append("a", first.attempt, tokens[1], False)]) == [Refusal.STALE]
         assert not await queue.release(old, "a", first.attempt)
         (new,) = await other.take(1)
         again = await other.begin(new, "a", None)

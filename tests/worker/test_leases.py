@@ -7,7 +7,7 @@ from redis.exceptions import ConnectionError
 from ingine.connect.servers import Servers
 from ingine.contract.jobs import Job, encode_job
 from ingine.contract.keys import GROUP, Keys
-from ingine.worker.entries import CANCELLED, STALE
+from ingine.worker.entries import Refusal
 from ingine.worker.jobs import JobTable, RunningJob
 from ingine.worker.leases import RENEWALS_PER_LEASE, LeaseThread
 from ingine.worker.queue import Queue
@@ -81,7 +81,7 @@ async def test_jobs_of_each_partition_are_renewed_and_what_is_amiss_is_told(clie
         await wait_until_async(lambda: len(set(answers.told)) == 2, what="the answers")
         for keys, job in zip(all_keys, (a, b), strict=True):
             await wait_until_async(lambda: renewed(client, keys, job), what="a renewal")  # noqa: B023
-    assert set(answers.told) == {("b", CANCELLED), ("c", STALE)}
+    assert set(answers.told) == {("b", Refusal.CANCELLED), ("c", Refusal.STALE)}
 
 
 async def renewed(client, keys: Keys, job: RunningJob) -> bool:

@@ -8,7 +8,7 @@ from ingine.contract.jobs import Job
 from ingine.contract.keys import Priority
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason, SeqOutput
-from ingine.worker.entries import CANCELLED, STALE, Begun, Entry
+from ingine.worker.entries import Begun, Entry, Refusal
 from ingine.worker.jobs import JobTable, RunningJob
 from ingine.worker.metrics import Metrics
 from ingine.worker.publisher import Publisher, terminal_event
@@ -118,7 +118,7 @@ async def test_a_job_that_is_cancelled_is_appended_to_no_more(harness, monkeypat
     await wait_until_async(lambda: seq.num_output_tokens > before + 5, what="steps after it")
     abort(late[0])
     assert (await worker.end("a")).status is JobStatus.CANCELLED
-    assert answers.count(CANCELLED) == 1
+    assert answers.count(Refusal.CANCELLED) == 1
 
 
 async def test_no_token_is_added_after_a_cancel_was_seen(harness, monkeypatch):
@@ -142,7 +142,7 @@ async def test_a_lease_that_ends_with_its_job_is_not_lost(harness, monkeypatch):
         answer = await finish(finishing)
         (job,) = worker.worker._jobs
         asked.append(job.id)
-        worker.worker._lease_answered(job, STALE)
+        worker.worker._lease_answered(job, Refusal.STALE)
         return answer
 
     monkeypatch.setattr(worker.queue, "finish", finish_and_ask_for_the_lease)

@@ -8,7 +8,7 @@ from ingine.contract.keys import GROUP
 from ingine.contract.record import JobStatus
 from ingine.errors import ClientError
 from ingine.producer import AsyncClient
-from ingine.worker.entries import BROKEN, Append, Finish
+from ingine.worker.entries import Append, Finish, Refusal
 from ingine.worker.queue import LONGEST_PAUSE_S, Queue
 from tests.worker.conftest import take
 
@@ -141,7 +141,7 @@ async def test_a_position_that_is_none_breaks_its_own_job_alone(client, keys, ma
     await queue.begin(entry := await take(queue), JOB.id, None)
     await client.hset(keys.job(JOB.id), "position", nonsense)
     tokens = Append(JOB.id, 1, TokensEvent(1, [7], "x"), publish=True)
-    assert await queue.append([tokens]) == [BROKEN]
+    assert await queue.append([tokens]) == [Refusal.BROKEN]
     event = TerminalEvent(0, JobStatus.FINISHED, JOB.id)
     for call in (queue.finish(Finish(entry, 1, event, None)), queue.begin(entry, JOB.id, None)):
         with pytest.raises(Exception, match="not an integer"):

@@ -6,7 +6,7 @@ from ingine.contract.events import TerminalEvent, TokensEvent, decode_event
 from ingine.contract.jobs import Job, decode_job, encode_job
 from ingine.contract.keys import GROUP, WAITING, Priority
 from ingine.contract.record import JobStatus
-from ingine.worker.entries import CANCELLED, STALE, Append, Finish
+from ingine.worker.entries import Append, Finish, Refusal
 from ingine.worker.queue import FIRST_PAUSE_S, LONGEST_PAUSE_S, SUSPECT_DEATHS
 from tests.waiting import HANGS_S
 from tests.worker.conftest import take
@@ -101,7 +101,7 @@ async def test_one_append_answers_each_request_by_itself(client, keys, make_queu
     appends = [
         Append(name, attempt, event, publish=False) for name, attempt in (("a", 1), ("b", 1), ("c", 9))
     ]
-    assert await worker.append(appends) == [1, CANCELLED, STALE]
+    assert await worker.append(appends) == [1, Refusal.CANCELLED, Refusal.STALE]
     assert [list(await log_of(client, keys, name)) for name in ("a", "b", "c")] == [["1-0"], [], []]
 
 
@@ -117,8 +117,8 @@ async def test_a_zombie_is_fenced_from_every_write(client, keys, make_queue, pus
     assert (begun.attempt, begun.position, begun.deaths) == (2, 1, 1)
     assert await heir.committed(JOB.id) == [11]
 
-    assert await zombie.append([append(2, [12])]) == [STALE]
-    assert await zombie.finish(finish(entry, 1)) == STALE
+    assert await zombie.append([append(2, [12])]) == [Refusal.STALE]
+    assert await zombie.finish(finish(entry, 1)) == Refusal.STALE
     assert await zombie.release(entry, JOB.id, 1) is False
     assert (await zombie.begin(entry, JOB.id, None)).verdict == "stale"
     assert await zombie.bury(entry, "x", "y") is False
@@ -138,8 +138,8 @@ async def test_an_attempt_number_given_out_twice_fences_all_the_same(client, key
     (claimed,) = await second.claim_idle(0, 1)
     assert (await second.begin(claimed, JOB.id, None)).attempt == 1
 
-    assert await first.append([append(1, [98])]) == [STALE]
-    assert await first.finish(finish(entry, 0)) == STALE
+    assert await first.append([append(1, [98])]) == [Refusal.STALE]
+    assert await first.finish(finish(entry, 0)) == Refusal.STALE
     assert await first.delay(entry, JOB.id, 1) is False
     assert await second.append([append(1, [11])]) == [1]
     assert (await log_of(client, keys))["1-0"].token_ids == [11]
@@ -195,7 +195,7 @@ async def test_finish_is_exactly_once(client, keys, make_queue, push):
     assert await worker.finish(finish(entry, 2)) == 1, "the log ends at 1, not at 2"
     assert await worker.finish(finish(entry, 1)) == 1
     assert await worker.finish(finish(entry, 1)) == 1, "the reply was lost: the same answer"
-    assert await worker.finish(finish(entry, 1, status=JobStatus.FAILED)) == STALE
+    assert await worker.finish(finish(entry, 1, status=JobStatus.FAILED)) == Refusal.STALE
     assert list(await log_of(client, keys)) == ["1-0", "1-1"]
     assert await client.xlen(keys.replies("batch")) == 1
 
@@ -370,8 +370,8 @@ async def test_a_delayed_job_keeps_its_time_of_submission_and_its_log(client, ke
     begun = await worker.begin(entry, JOB.id, None)
     await worker.append([append(1, [11])])
     await worker.delay(entry, JOB.id, 1)
-    assert await worker.append([append(2, [12])]) == [STALE]
-    assert await worker.finish(finish(entry, 1)) == STALE
+    assert await worker.append([append(2, [12])]) == [Refusal.STALE]
+    assert await worker.finish(finish(entry, 1)) == Refusal.STALE
     await client.zadd(keys.delayed, {JOB.id: 1})
     await worker.promote()
     again = await take(worker)
