@@ -5,14 +5,15 @@ import logging
 import time
 from collections.abc import Awaitable, Container
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from ingine.worker.admission import Admission
 from ingine.worker.hosting.engine_link import EngineHost
-from ingine.worker.jobs import JobTable, RunningJob
-from ingine.worker.lanes import Lanes
+from ingine.worker.jobs import JobTable
 from ingine.worker.logs import log_event
+from ingine.worker.output_handler import OutputHandler
 from ingine.worker.partition import Partition
+from ingine.worker.releasing import release_job
 from ingine.worker.retry import until_served
 from ingine.worker.tasks import cancel_all
 
@@ -32,7 +33,7 @@ class HandOver:
     def __init__(
         self,
         engine: EngineHost,
-        lanes: Lanes,
+        outputs: OutputHandler,
         jobs: JobTable,
         admission: Admission,
         partitions: list[Partition],
@@ -40,12 +41,11 @@ class HandOver:
         limit_s: float,
     ):
         self._engine = engine
-        self._lanes = lanes
+        self._outputs = outputs
         self._jobs = jobs
         self._admission = admission
         self._partitions = partitions
         self._limit_s = limit_s
-        self._releasing: set[RunningJob] = set()
 
     async def run(
         self,
@@ -72,39 +72,10 @@ class HandOver:
         await asyncio.gather(*(_within(LEAVE_TIMEOUT_S, "taking leave", each) for each in leaving))
         log_event(logger, logging.INFO, "worker drained", ms=(time.monotonic() - started) * 1000)
 
-    async def release(self, job: RunningJob, *, died: bool = False) -> None:
-        """Back to the queue, for anybody, with its log; `died`: after a pause, and one death is counted.
-
-        It is held until Redis has answered: else what the server delivers anew after an outage would be begun
-        here once more, while the release of this attempt is still being tried.
-        """
-        give_back = job.queue.delay if died else job.queue.release
-        self._releasing.add(job)
-        try:
-            was_ours = await until_served("release", lambda: give_back(job.entry, job.id, job.attempt))
-        except ResponseError as error:  # nor will it ever: whoever claims the entry buries it
-            log_event(logger, logging.WARNING, "job not released", job_id=job.id, error=error)
-            return
-        finally:
-            self._releasing.discard(job)
-            if self._jobs.by_seq(job.seq_id) is job:
-                self._jobs.remove(job)
-        if not was_ours:  # nor was it before, or the reply of an earlier try was lost
-            log_event(logger, logging.WARNING, "job not released", job_id=job.id, error="it is not ours")
-            return
-        log_event(
-            logger, logging.INFO, "job released",
-            job_id=job.id, attempt=job.attempt, position=job.position, died=died,
-        )  # fmt: skip
-
-    def releases(self, job: RunningJob) -> bool:
-        """It may be somebody else's already: its reply is on its way, or was lost."""
-        return job in self._releasing
-
     async def _settle(self, publisher: asyncio.Task) -> None:
         """Until all that the engine has delivered is committed, or never will be."""
         await self._engine.stop()
-        committed = asyncio.create_task(self._lanes.join())
+        committed = asyncio.create_task(self._outputs.join())
         await asyncio.wait({committed, publisher}, return_when=asyncio.FIRST_COMPLETED)
         committed.cancel()
 
@@ -126,12 +97,14 @@ class HandOver:
 
     async def _release_unread(self, partition: Partition) -> None:
         unread = await self._admission.interrupt(partition.queue)
-        await asyncio.gather(*map(self.release, unread))
+        await asyncio.gather(*(release_job(self._jobs, job) for job in unread))
 
     async def _release_running(self, partition: Partition) -> None:
         running = [job for job in self._jobs if job.queue is partition.queue]
         # All at once: they share round trips, and one whose keys are foreign holds up no other.
-        await asyncio.gather(*(self.release(job, died=job.seq_id in self._suspects) for job in running))
+        await asyncio.gather(
+            *(release_job(self._jobs, job, died=job.seq_id in self._suspects) for job in running)
+        )
         await until_served("telling the peers", partition.queue.tell_released)
 
 

@@ -41,6 +41,8 @@ class RunningJob:
     """How often the server had less of the log than it had taken."""
     is_finishing: bool = False
     """Its end is being written: it may be nobody's already, and the reply still on its way."""
+    is_releasing: bool = False
+    """It is being given back: it may be somebody else's already, and the reply still on its way, or lost."""
     first_token_ms: float | None = None
     last_commit: float | None = None
     expiry: asyncio.TimerHandle | None = None

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -20,6 +20,7 @@ from ingine.worker.jobs import MAX_ROLLBACKS, JobTable, RunningJob
 from ingine.worker.logs import log_event
 from ingine.worker.metrics import Metrics
 from ingine.worker.queue import Queue
+from ingine.worker.releasing import release_job
 from ingine.worker.retry import until_served
 
 logger = logging.getLogger(__name__)
@@ -31,20 +32,12 @@ class Publisher:
     """Commits outputs in the order in which the engine made them.
 
     `abort` is called with the engine's name of each sequence that need not go on: fenced, or cancelled.
-    `give_back` releases a job, for any worker to go on with from what is in its log.
     """
 
-    def __init__(
-        self,
-        jobs: JobTable,
-        metrics: Metrics,
-        abort: Callable[[str], None],
-        give_back: Callable[[RunningJob], Awaitable[None]],
-    ):
+    def __init__(self, jobs: JobTable, metrics: Metrics, abort: Callable[[str], None]):
         self._jobs = jobs
         self._metrics = metrics
         self._abort = abort
-        self._give_back = give_back
         self._under_way: list[float] = []
 
     @property
@@ -228,7 +221,7 @@ class Publisher:
             job.position = position
             return True
         self._abort(job.seq_id)
-        await self._give_back(job)
+        await release_job(self._jobs, job)
         return False
 
     async def _bury_running(self, job: RunningJob) -> None:
@@ -255,6 +248,16 @@ class Publisher:
         for seconds, count in gaps.items():
             self._metrics.between_tokens(seconds, count)
         self._metrics.output_tokens.inc(num_written)
+
+    def lease_answered(self, job: RunningJob, answer: Refusal) -> None:
+        """Its lease was not simply renewed. Of a job that we are about to give up, that is no news."""
+        if self._jobs.by_seq(job.seq_id) is not job or job.is_releasing or job.is_finishing:
+            return
+        match answer:
+            case Refusal.STALE:
+                self.drop(job)
+            case Refusal.CANCELLED:
+                self.cancel(job)
 
     def cancel(self, job: RunningJob) -> None:
         if job.ending is not JobStatus.CANCELLED:

@@ -12,20 +12,19 @@ import ingine
 from ingine.connect.servers import Servers
 from ingine.contract.keys import GROUP, Keys, all_partitions
 from ingine.contract.record import JobStatus
-from ingine.errors import ConfigError, EngineError, InvalidRequest
+from ingine.errors import ConfigError, EngineError
 from ingine.worker.admission import Admission
-from ingine.worker.entries import Refusal
 from ingine.worker.hand_over import HandOver
 from ingine.worker.health import Health
-from ingine.worker.hosting.engine_link import EngineFailure, EngineHost, StepMessage
+from ingine.worker.hosting.engine_link import EngineHost
 from ingine.worker.hosting.watchdog import StepHangs, watch_steps
 from ingine.worker.http import HttpServer
 from ingine.worker.identity import new_worker_id
 from ingine.worker.jobs import JobTable, RunningJob
-from ingine.worker.lanes import Lanes
 from ingine.worker.leases import LeaseThread
 from ingine.worker.logs import log_event
 from ingine.worker.metrics import Metrics
+from ingine.worker.output_handler import OutputHandler
 from ingine.worker.partition import Partition, watch_number
 from ingine.worker.prompts import PromptReader
 from ingine.worker.publisher import Publisher
@@ -39,10 +38,6 @@ from ingine.worker.tasks import cancel_all
 from ingine.worker.throughput import Throughput
 
 logger = logging.getLogger(__name__)
-
-MAX_FAILED_COMMITS = 4
-"""Parts of steps in a row that cannot be committed before that is the worker's fault and no job's. A job has
-fewer deaths, so none alone ends a worker; and they are too few for all jobs to have had theirs."""
 
 
 class Worker:
@@ -61,16 +56,12 @@ class Worker:
         self._servers = self._connect()
         self._jobs = JobTable()
         self._metrics = metrics = Metrics()
-        self._lanes = Lanes(self._commit, self._committed, self._may_join)
         self._stop_requested = asyncio.Event()
         self._fatal: Exception | None = None
-        self._failed_commits = 0
         self._model = model
 
         self._engine = engine
-        self._publisher = Publisher(
-            self._jobs, metrics, self._engine.abort, lambda job: self._hand_over.release(job)
-        )
+        self._publisher = Publisher(self._jobs, metrics, engine.abort)
         self.prompts = PromptReader(engine, log_prompts=settings.log_prompts)
         self._admission = Admission(
             self._jobs,
@@ -84,17 +75,20 @@ class Worker:
         )
         self._partitions: list[Partition] = []
         self._checked: set[Redis] = set()
+        self._outputs = OutputHandler(
+            engine, self._jobs, self._publisher, self._admission, metrics, failed=self._end_with
+        )
         self._leases = LeaseThread(
             self._connect,
             self.id,
             self._jobs,
             lease_s=settings.lease_s,
-            answered=lambda job, answer: self._loop.call_soon_threadsafe(self._lease_answered, job, answer),
+            answered=lambda *answer: self._loop.call_soon_threadsafe(self._publisher.lease_answered, *answer),
             failed=lambda error: self._loop.call_soon_threadsafe(self._fail, "leases", error),
         )
         self._hand_over = HandOver(
             self._engine,
-            self._lanes,
+            self._outputs,
             self._jobs,
             self._admission,
             self._partitions,
@@ -196,12 +190,12 @@ class Worker:
 
     async def _serve(self) -> None:
         self._leases.start([partition.queue for partition in self._partitions])
-        await self._engine.start(self._deliver)
+        await self._engine.start(self._outputs.deliver)
         intakes = {
             partition: asyncio.create_task(self._take_jobs(partition), name=f"intake of {partition.name}")
             for partition in self._partitions
         }
-        publisher = asyncio.create_task(self._lanes.run(), name="publisher")
+        publisher = asyncio.create_task(self._outputs.run(), name="publisher")
         queue, number = self._settings.queue, len(self._partitions)
         throughput = Throughput(self._engine, self._jobs, self._metrics)
         watch = watch_number(self._servers.client(Keys(queue)), queue, number)
@@ -250,7 +244,10 @@ class Worker:
     def _fail(self, part: str, error: Exception) -> None:
         """A part has broken: hand over, and exit with status 1."""
         log_event(logger, logging.ERROR, "worker failed", part=part, error=repr(error))
-        self._fatal = self._fatal or error
+        self._end_with(self._fatal or error)
+
+    def _end_with(self, error: Exception) -> None:
+        self._fatal = error
         self.stop()
 
     async def _close(self) -> None:
@@ -261,69 +258,7 @@ class Worker:
         with contextlib.suppress(RedisError, OSError):
             await self._servers.aclose()
 
-    # ------------------------------------------------------------------------------------ publish
-
-    def _deliver(self, message: StepMessage) -> None:
-        if isinstance(message, EngineFailure):
-            self._metrics.engine_failures.inc()
-        self._lanes.deliver(message)
-
-    async def _commit(self, part: StepMessage) -> None:
-        if isinstance(part, EngineFailure):
-            await self._engine_failed(part)
-            return
-        is_some_job_s = any(self._jobs.by_seq(output.seq_id) for output in part)
-        try:
-            await self._publisher.commit(part)
-            if is_some_job_s:
-                self._failed_commits = 0
-        except Exception as error:
-            # A fault of ours that one of these jobs has set off. Which one, their next attempts tell: each
-            # has a death now, and what has two of them runs alone.
-            log_event(logger, logging.ERROR, "step not committed", sequences=len(part), error=repr(error))
-            logger.debug("step not committed", exc_info=error)
-            self._failed_commits += 1
-            seq_ids = [output.seq_id for output in part]
-            for seq_id in seq_ids:
-                self._engine.abort(seq_id)
-            fatal = self._failed_commits >= MAX_FAILED_COMMITS
-            await self._engine_failed(EngineFailure(seq_ids, error, fatal))
-
-    def _may_join(self, seq_id: str) -> bool:
-        """Not what a later attempt makes: the server may have lost what the first one had written, and a
-        consumer may have read it. Then an event has to begin where that ended, since no text is divisible."""
-        job = self._jobs.by_seq(seq_id)
-        return job is None or job.attempt == 1
-
-    def _committed(self) -> None:
-        self._engine.credit()
-        self._metrics.observe_engine(self._engine.stats, len(self._jobs))
-        self._admission.offer_room()
-
-    async def _engine_failed(self, failure: EngineFailure) -> None:
-        """Jobs go back as if we had died with them: one that breaks every engine ends as failed."""
-        failed = list(filter(None, map(self._jobs.by_seq, failure.seq_ids)))
-        if failure.fatal and not failure.seq_ids:
-            failed = list(self._jobs)  # it may have been any of them
-        if isinstance(failure.error, InvalidRequest):
-            giving_back = [self._publisher.refuse(job, failure.error) for job in failed]
-        else:
-            giving_back = [self._hand_over.release(job, died=True) for job in failed]
-        await asyncio.gather(*giving_back)
-        if failure.fatal:
-            self._fatal = failure.error
-            self.stop()
-
     # ------------------------------------------------------------------------- what others ask for
-
-    def _lease_answered(self, job: RunningJob, answer: Refusal) -> None:
-        if self._jobs.by_seq(job.seq_id) is not job or self._hand_over.releases(job) or job.is_finishing:
-            return
-        match answer:
-            case Refusal.STALE:
-                self._publisher.drop(job)
-            case Refusal.CANCELLED:
-                self._publisher.cancel(job)
 
     def _expire(self, job: RunningJob) -> None:
         if job.ending is None:

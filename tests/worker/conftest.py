@@ -19,6 +19,7 @@ from ingine.engine.store.fingerprint import model_fingerprint
 from ingine.worker.entries import Entry
 from ingine.worker.hosting.engine_process import EngineProcess
 from ingine.worker.hosting.engine_thread import EngineThread
+from ingine.worker.output_handler import OutputHandler
 from ingine.worker.queue import Queue
 from ingine.worker.served_model import ServedModel
 from ingine.worker.settings import WorkerSettings
@@ -46,7 +47,7 @@ def keys(queue: str) -> Keys:
 @pytest.fixture
 def step_by_step(monkeypatch) -> None:
     """Each step has events of its own, however long it waits for the server."""
-    monkeypatch.setattr(Worker, "_may_join", lambda self, seq_id: False)
+    monkeypatch.setattr(OutputHandler, "_may_join", lambda self, seq_id: False)
 
 
 MakeWorker = Callable[..., Queue]

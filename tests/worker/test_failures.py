@@ -15,8 +15,9 @@ from ingine.contract.record import JobStatus
 from ingine.errors import EngineError, ErrorCode
 from ingine.worker import admission
 from ingine.worker.hosting.engine_thread import EngineThread
+from ingine.worker.output_handler import MAX_FAILED_COMMITS
 from ingine.worker.settings import WorkerSettings
-from ingine.worker.worker import MAX_FAILED_COMMITS, Worker
+from ingine.worker.worker import Worker
 from tests.served_models import TINY
 from tests.servers import durable_server
 from tests.waiting import HANGS_S, wait_until_async

@@ -12,6 +12,7 @@ from redis.exceptions import ConnectionError, ResponseError
 from ingine.contract.jobs import Job, encode_job
 from ingine.contract.keys import Keys, all_partitions
 from ingine.errors import EngineError
+from ingine.worker.releasing import release_job
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.test_failures import break_steps
 from tests.worker.test_worker import ENDLESS
@@ -87,7 +88,7 @@ async def test_a_renewal_that_comes_too_late_for_a_release_is_no_fencing(harness
     async def lose_the_reply(*args):
         released = await release(*args)
         await wait_until_async(lambda: answers, what="a renewal")
-        worker.worker._lease_answered(*answers[0])
+        worker.worker._publisher.lease_answered(*answers[0])
         return released
 
     monkeypatch.setattr(worker.queue, "release", lose_the_reply)
@@ -121,7 +122,7 @@ async def test_a_job_that_is_not_ours_any_more_is_not_said_to_be_released(harnes
     await worker.redis.hset(worker.keys.job("a"), "worker", "another")
     (job,) = (job for job in worker.worker._jobs if job.id == "a")
     with caplog.at_level(logging.INFO):
-        await worker.worker._hand_over.release(job)
+        await release_job(worker.worker._jobs, job)
         await worker.stop()
     said = {
         (record.message, record.fields["job_id"]) for record in caplog.records if "released" in record.message

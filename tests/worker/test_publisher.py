@@ -78,7 +78,7 @@ def test_a_cancelled_job_ends_without_text_that_belongs_to_tokens_it_may_lack(en
 
 async def test_nothing_waits_for_the_server_once_a_step_is_committed():
     """What does makes `/readyz` say that the worker is not."""
-    publisher = Publisher(JobTable(), Metrics(), abort=lambda seq_id: None, give_back=None)
+    publisher = Publisher(JobTable(), Metrics(), abort=lambda seq_id: None)
     await publisher.commit([])
     assert publisher.waiting_since is None
 
@@ -86,7 +86,7 @@ async def test_nothing_waits_for_the_server_once_a_step_is_committed():
 def test_a_job_that_somebody_else_holds_is_let_go_once():
     """It may be told by each lane and by the leases."""
     jobs, metrics, aborted = JobTable(), Metrics(), []
-    publisher = Publisher(jobs, metrics, aborted.append, give_back=None)
+    publisher = Publisher(jobs, metrics, aborted.append)
     entry, queue = Entry(Priority.NORMAL, "1-0", b""), SimpleNamespace(weights={})
     job = RunningJob(queue, Job(id="a", prompt="x"), entry, Begun("run", attempt=1), position=1)
     jobs.add(job)
@@ -142,7 +142,7 @@ async def test_a_lease_that_ends_with_its_job_is_not_lost(harness, monkeypatch):
         answer = await finish(finishing)
         (job,) = worker.worker._jobs
         asked.append(job.id)
-        worker.worker._lease_answered(job, Refusal.STALE)
+        worker.worker._publisher.lease_answered(job, Refusal.STALE)
         return answer
 
     monkeypatch.setattr(worker.queue, "finish", finish_and_ask_for_the_lease)
