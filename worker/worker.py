@@ -8,9 +8,8 @@ from functools import partial
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-import ingine
 from ingine.connect.servers import Servers
-from ingine.contract.keys import GROUP, Keys, all_partitions
+from ingine.contract.keys import Keys, all_partitions
 from ingine.contract.record import JobStatus
 from ingine.errors import ConfigError, EngineError
 from ingine.worker.admission import Admission
@@ -34,6 +33,7 @@ from ingine.worker.served_model import ServedModel
 from ingine.worker.server_check import check_server
 from ingine.worker.settings import WorkerSettings
 from ingine.worker.startup import enter, foreign_key, num_partitions, prepare
+from ingine.worker.status import Status
 from ingine.worker.tasks import cancel_all
 from ingine.worker.throughput import Throughput
 
@@ -94,8 +94,11 @@ class Worker:
             self._partitions,
             limit_s=settings.drain_timeout_s,
         )
+        self._status = Status(
+            settings, self.id, model, engine, self._jobs, self._partitions, self._stop_requested
+        )
         self._health = Health(
-            self._engine, self._partitions, self._publisher, self.prompts, lambda: self._state
+            self._engine, self._partitions, self._publisher, self.prompts, self._status.state
         )
         self._http = None
         if settings.http_port >= 0:
@@ -184,7 +187,7 @@ class Worker:
             self._metrics,
             num_partitions=number,
             lease_s=settings.lease_s,
-            describe=self._describe,
+            describe=self._status.heartbeat,
             stop=self.stop,
         )
 
@@ -229,7 +232,7 @@ class Worker:
         except ResponseError as error:
             raise foreign_key(self._settings.queue, error) from None
         if not any(other.ready.is_set() for other in self._partitions):
-            self._log_start()
+            self._status.log_ready(self._servers.where, self.http_port)
         partition.ready.set()
         await partition.intake.run()
 
@@ -264,41 +267,3 @@ class Worker:
         if job.ending is None:
             job.ending = JobStatus.EXPIRED
             self._engine.abort(job.seq_id)
-
-    # ------------------------------------------------------------------------------ what we say
-
-    @property
-    def _state(self) -> str:
-        if self.stopping:
-            return "draining"
-        paused = {partition.intake.paused for partition in self._partitions}
-        return "paused" if paused == {True} else "serving"
-
-    def _describe(self) -> dict:
-        stats = self._engine.stats
-        return {
-            "name": self._settings.worker_id,
-            "state": self._state,
-            "model": self._model.name,
-            "fingerprint": self._model.fingerprint,
-            "version": ingine.__version__,
-            "num_jobs": len(self._jobs),
-            "num_running": stats.num_running,
-            "num_waiting": stats.num_waiting,
-            "kv_usage": round(stats.kv_usage, 4),
-        }
-
-    def _log_start(self) -> None:
-        log_event(
-            logger,
-            logging.INFO,
-            "worker ready",
-            worker=self.id,
-            queue=self._settings.queue,
-            partitions=len(self._partitions),
-            redis=self._servers.where,
-            model=self._model.name,
-            fingerprint=self._model.fingerprint,
-            group=GROUP,
-            http=self._http and f"{self._settings.http_host}:{self.http_port}",
-        )

@@ -87,7 +87,7 @@ async def test_what_comes_out_is_what_the_engine_makes(harness, tiny_engine, tin
     assert (await here.end("bias")).finish_reason == "stop"
     assert all(len(event.logprobs[0]["top"]) == 2 for event in (await here.events("dice"))[:-1])
     assert (await here.end("too-long")).error["code"] == ErrorCode.PROMPT_TOO_LONG
-    assert here.worker._describe()["num_running"] == 0
+    assert here.worker._status.heartbeat()["num_running"] == 0
     await here.stop()
     engine.close()
     assert engine._popen.returncode == 0

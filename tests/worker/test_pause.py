@@ -221,13 +221,13 @@ async def test_a_suspect_of_a_paused_partition_keeps_no_other_partition_waiting(
     await pause(worker.redis, partitions[0])
     await wait_until_async(lambda: not worker.worker._admission.num_suspects, what="its being let go")
     go_on.set()
-    assert worker.worker._state == "serving", "the other partition is served"
+    assert worker.worker._status.state() == "serving", "the other partition is served"
     other = Job(id="other", prompt="x", sampling=GREEDY)  # by hand, so its partition is not its id's
     await worker.redis.xadd(partitions[1].jobs("normal"), {"job": encode_job(other)})
     worker.keys = partitions[1]
     assert (await worker.end(other.id)).status is JobStatus.FINISHED
     await pause(worker.redis, partitions[1])
-    await wait_until_async(lambda: worker.worker._state == "paused", what="the pause of all")
+    await wait_until_async(lambda: worker.worker._status.state() == "paused", what="the pause of all")
     await resume(worker.redis, *partitions)
     worker.keys = partitions[0]
     assert (await worker.end(names[0])).status is JobStatus.FINISHED

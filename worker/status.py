@@ -1,0 +1,76 @@
+"""What a worker says of itself: its state, and what its heartbeats and its first log line have."""
+
+import asyncio
+import logging
+from typing import Any
+
+import ingine
+from ingine.contract.keys import GROUP
+from ingine.worker.hosting.engine_link import EngineHost
+from ingine.worker.jobs import JobTable
+from ingine.worker.logs import log_event
+from ingine.worker.partition import Partition
+from ingine.worker.served_model import ServedModel
+from ingine.worker.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+
+class Status:
+    """Only reads. `partitions` is filled once they are known; `stopping` is set once the hand-over begins."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        worker_id: str,
+        model: ServedModel,
+        engine: EngineHost,
+        jobs: JobTable,
+        partitions: list[Partition],
+        stopping: asyncio.Event,
+    ):
+        self._settings = settings
+        self._worker_id = worker_id
+        self._model = model
+        self._engine = engine
+        self._jobs = jobs
+        self._partitions = partitions
+        self._stopping = stopping
+
+    def state(self) -> str:
+        """serving, paused (in each partition) or draining."""
+        if self._stopping.is_set():
+            return "draining"
+        paused = {partition.intake.paused for partition in self._partitions}
+        return "paused" if paused == {True} else "serving"
+
+    def heartbeat(self) -> dict[str, Any]:
+        """What the queue's workers hash says of this worker, but for the time."""
+        stats = self._engine.stats
+        return {
+            "name": self._settings.worker_id,
+            "state": self.state(),
+            "model": self._model.name,
+            "fingerprint": self._model.fingerprint,
+            "version": ingine.__version__,
+            "num_jobs": len(self._jobs),
+            "num_running": stats.num_running,
+            "num_waiting": stats.num_waiting,
+            "kv_usage": round(stats.kv_usage, 4),
+        }
+
+    def log_ready(self, where: str, http_port: int | None) -> None:
+        """where: the server, without its password."""
+        log_event(
+            logger,
+            logging.INFO,
+            "worker ready",
+            worker=self._worker_id,
+            queue=self._settings.queue,
+            partitions=len(self._partitions),
+            redis=where,
+            model=self._model.name,
+            fingerprint=self._model.fingerprint,
+            group=GROUP,
+            http=http_port and f"{self._settings.http_host}:{http_port}",
+        )
