@@ -5,7 +5,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from redis.asyncio import Redis
 
@@ -19,6 +18,7 @@ from ingine.producer import arguments
 from ingine.producer.arguments import ENTRY_ID
 from ingine.producer.partitions import Partition, Partitions
 from ingine.producer.queue_info import merge, read_partition, text
+from ingine.producer.repartition import repartition
 from ingine.producer.results import DeadLetter, QueueInfo
 from ingine.producer.sessions import Session, Sessions
 
@@ -115,39 +115,7 @@ class QueueControl:
         number = arguments.integer("number", number)
         if not 1 <= number <= MAX_PARTITIONS:
             raise InvalidArgument(f"a queue has 1 to {MAX_PARTITIONS} partitions, not {number}")
-        old, base = await self._partitions.latest(), self._partitions.base
-        for partition in old:
-            if what := await self._close_if_empty(partition):
-                raise self._not_empty(what)
-        settings = await old[0].call(lambda redis, keys: redis.hgetall(keys.settings))
-        kept = {n: value for n, value in settings.items() if n.startswith((b"max_", b"weight:", b"paused"))}
-        # First those where nobody looks yet, then those where all look, and last the one that says how many
-        # there are: so whoever has learned the new number finds each partition ready.
-        fresh, new = {"partitions": number} | kept, self._partitions.among(number)
-        for partition in new:
-            if partition not in old and partition != base:
-                await partition.call(partial(_write_settings, settings=fresh))
-        closed: list[Partition] = []
-        for partition in sorted(old, key=lambda partition: partition == base):
-            if what := await self._close_if_empty(partition, number):
-                for earlier in closed:  # something has come in since we looked
-                    await earlier.call(lambda redis, keys: redis.hset(keys.settings, "partitions", len(old)))
-                raise self._not_empty(what)
-            closed.append(partition)
-        for partition in [*(other for other in new if other in old and other != base), base]:
-            await partition.call(partial(_write_settings, settings=fresh))
-        await self._partitions.latest()
-
-    def _not_empty(self, what: str) -> ClientError:
-        return ClientError(f"queue {self.queue!r} is not empty ({what}): nothing was changed")
-
-    async def _close_if_empty(self, partition: Partition, number: int | None = None) -> str:
-        """Producers are told the new number from now on, if one is given. Returns what lies there, or ''."""
-        keys = partition.keys
-        touched, args = [keys.settings, *keys.all_jobs, keys.delayed, keys.dead], [number] if number else []
-        script = load_script(partition.server.redis, "partition")
-        answer = await partition.call(lambda redis, _: script(keys=touched, args=args, client=redis))
-        return answer.decode()
+        await repartition(self._partitions, number)
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """The oldest `limit` entries that no worker could answer."""
@@ -240,12 +208,6 @@ def _checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
         if not 0 < checked[tenant] < math.inf:
             raise InvalidArgument(f"the weight of tenant {tenant!r} is more than 0, not {weight}")
     return checked
-
-
-async def _write_settings(redis: Redis, keys: Keys, settings: dict) -> None:
-    """Nothing stays of what was there: switches of a time when the queue had this number before."""
-    pipeline = redis.pipeline(transaction=True)
-    await pipeline.delete(keys.settings).hset(keys.settings, mapping=settings).execute()
 
 
 async def _purge_all(redis: Redis, keys: Keys) -> int:
