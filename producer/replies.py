@@ -1,10 +1,9 @@
 """Replies streams: how the jobs that named one ended, for whoever waits for many jobs and follows none."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ from ingine.errors import BadRecord, ClientError, InvalidArgument, UnknownStatus
 from ingine.producer.arguments import ENTRY_ID
 from ingine.producer.connection import Server
 from ingine.producer.home import Home, end_tasks
-from ingine.producer.partitions import Partitions
+from ingine.producer.partitions import Partition, Partitions
 from ingine.producer.token_log import Patience, by_stream
 
 BLOCK_MS = 2000
@@ -45,6 +44,53 @@ class Reply:
     """Give it to `replies` to go on after this one."""
 
 
+class _Positions:
+    """How far a follower is in the replies stream of each partition: the id of the last entry that it got.
+
+    As text, which is what `Reply.position` has: the ids with commas between them, in the order of partitions.
+    """
+
+    def __init__(self, text: str, num_partitions: int):
+        """Raises InvalidArgument for a text that is no position in so many partitions. '': the beginning."""
+        self._last_ids = text.split(",") if text else ["0"] * num_partitions
+        if not all(ENTRY_ID.fullmatch(last_id) for last_id in self._last_ids):
+            raise InvalidArgument(f"position must be one that a reply has, not {text[:100]!r}")
+        if len(self._last_ids) != num_partitions:
+            raise InvalidArgument(
+                f"this position is of {len(self._last_ids)} partitions, and the queue has {num_partitions}"
+            )
+
+    def __getitem__(self, partition: int) -> str:
+        return self._last_ids[partition]
+
+    def __str__(self) -> str:
+        return ",".join(self._last_ids)
+
+    def advance(self, partition: int, entry_id: bytes) -> None:
+        self._last_ids[partition] = entry_id.decode()
+
+
+@dataclass(slots=True)
+class _Source:
+    """The replies streams of one name that lie on one server: they are read with one command."""
+
+    server: Server
+    keys: list[Keys] = field(default_factory=list)
+    """Of the partitions there."""
+    numbers: dict[bytes, int] = field(default_factory=dict)
+    """The number of each stream's partition."""
+
+
+def _sources(partitions: Sequence[Partition], name: str) -> list[_Source]:
+    """For each server one."""
+    sources: dict[Server, _Source] = {}
+    for number, partition in enumerate(partitions):
+        source = sources.setdefault(partition.server, _Source(partition.server))
+        source.keys.append(partition.keys)
+        source.numbers[partition.keys.replies(name).encode()] = number
+    return list(sources.values())
+
+
 class Replies:
     """All replies streams that a client follows. At each server, each waits on a connection of its own."""
 
@@ -57,63 +103,58 @@ class Replies:
 
     async def follow(self, name: str, position: str) -> AsyncIterator[Reply]:
         """See `AsyncClient.replies`."""
-        places = await self._patience(self._partitions.latest)
-        last_ids = position.split(",") if position else ["0"] * len(places)
-        if not all(ENTRY_ID.fullmatch(last_id) for last_id in last_ids):
-            raise InvalidArgument(f"position must be one that a reply has, not {position[:100]!r}")
-        if len(last_ids) != len(places):
-            raise InvalidArgument(
-                f"this position is of {len(last_ids)} partitions, and the queue has {len(places)}"
-            )
-        numbers: dict[Server, dict[bytes, int]] = defaultdict(dict)
-        for number, place in enumerate(places):
-            numbers[place.server][place.keys.replies(name).encode()] = number
-        reads: dict[asyncio.Task, Server] = {}
+        partitions = await self._patience(self._partitions.latest)
+        positions = _Positions(position, len(partitions))
+        reads: dict[asyncio.Task, _Source] = {}
         home = Home()
-
-        def read_on(server: Server) -> None:
-            after = {stream: last_ids[number] for stream, number in numbers[server].items()}
-            reads[self._read(server, after)] = server
-
         try:
-            for server in numbers:
-                read_on(server)
+            for source in _sources(partitions, name):
+                reads[self._read(source, positions)] = source
             while True:
                 done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
                 for read in done:
-                    server, streams = reads.pop(read), by_stream(self._result(read))
+                    source, streams = reads.pop(read), by_stream(self._result(read))
                     if not streams:
-                        await _end_overdue(server, [place.keys for place in places if place.server is server])
-                    if not streams and len(await self._patience(self._partitions.latest)) != len(places):
-                        raise ClientError(
-                            f"queue {self._partitions.queue!r} has another number of partitions now: all "
-                            "replies of before have been given, begin anew without a position"
-                        )
+                        await _end_overdue(source)
+                        await self._check_number(len(partitions))
                     for stream, entries in streams.items():
                         for entry_id, fields in entries:
-                            last_ids[numbers[server][stream]] = entry_id.decode()
-                            yield _reply(fields, ",".join(last_ids))
-                    read_on(server)
+                            positions.advance(source.numbers[stream], entry_id)
+                            yield _reply(fields, str(positions))
+                    reads[self._read(source, positions)] = source
         finally:
             if home.is_here():
                 await end_tasks(reads)
             else:
                 home.call(lambda: [read.cancel() for read in reads])
 
-    def _read(self, server: Server, after: dict[bytes, str]) -> asyncio.Task:
+    async def _check_number(self, number: int) -> None:
+        """Raises ClientError once the queue has another number of partitions than `number`."""
+        if len(await self._patience(self._partitions.latest)) != number:
+            raise ClientError(
+                f"queue {self._partitions.queue!r} has another number of partitions now: all "
+                "replies of before have been given, begin anew without a position"
+            )
+
+    def _read(self, source: _Source, positions: _Positions) -> asyncio.Task:
         """Reads once, until there is something or nothing has come for a while."""
         if self._closed:
             raise ClientError("the client is closed")
+        after = {stream: positions[number] for stream, number in source.numbers.items()}
+        redis = self._own_client(source.server)
+        xread = partial(redis.xread, after, block=BLOCK_MS, count=ENTRIES_PER_READ)
+        read = asyncio.create_task(_patiently(source.server, xread))
+        self._reads.add(read)
+        read.add_done_callback(self._reads.discard)
+        return read
+
+    def _own_client(self, server: Server) -> Redis:
         if server not in self._own:
             pool = server.redis.connection_pool
             options = pool.connection_kwargs
             own = ConnectionPool(connection_class=pool.connection_class, max_connections=MANY, **options)
             self._own[server] = Redis.from_pool(own)
-        xread = partial(self._own[server].xread, after, block=BLOCK_MS, count=ENTRIES_PER_READ)
-        read = asyncio.create_task(_patiently(server, xread))
-        self._reads.add(read)
-        read.add_done_callback(self._reads.discard)
-        return read
+        return self._own[server]
 
     def _result(self, read: asyncio.Task) -> list | dict:
         if self._closed or read.cancelled():
@@ -127,9 +168,10 @@ class Replies:
             await redis.aclose()
 
 
-async def _end_overdue(server: Server, partitions: Sequence[Keys]) -> None:
+async def _end_overdue(source: _Source) -> None:
     """So that what nobody runs sends its reply, too. What cannot be done now is for the next time."""
-    for keys in partitions:
+    server = source.server
+    for keys in source.keys:
         with suppress(ClientError):
             await server.call(partial(expire_due, server.redis, keys, result_ttl_s=DEFAULT_RESULT_TTL_S))
 
