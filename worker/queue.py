@@ -10,8 +10,8 @@ from typing import Any
 import msgpack
 from redis.asyncio import Redis
 
+from ingine.connect.script_pipeline import ScriptPipeline
 from ingine.connect.scripts import load_script
-from ingine.connect.trips import Trips
 from ingine.contract.control import nudge
 from ingine.contract.events import UNREADABLE, decode_log, encode_event
 from ingine.contract.expiry import expire_due
@@ -65,7 +65,7 @@ class Queue(JobStreams):
         self._max_deaths = max_deaths
         self._lease_ms = int(lease_s * 1000)
         self._scripts |= {name: load_script(redis, name) for name in SCRIPTS}
-        self._trips = Trips(redis)
+        self._pipeline = ScriptPipeline(redis)
         self._has_parked = False
 
     async def promote(self) -> bool:
@@ -89,7 +89,7 @@ class Queue(JobStreams):
         model: what the job names.
         """
         only_elsewhere = model in self.served_elsewhere and model not in self.model.names
-        answer, *fields = await self._trips.call(
+        answer, *fields = await self._pipeline.call(
             self._scripts["begin"],
             keys=[self.keys.jobs(entry.priority), self.keys.job(job_id), self.keys.tokens(job_id)],
             args=[
@@ -127,7 +127,7 @@ class Queue(JobStreams):
             keys += (job_key + job_id, log_key + job_id)
             channel = channel_name + job_id if append.publish else ""
             args += (append.attempt, append.start, append.position, append.raw, channel)
-        answers = await self._trips.call_alone(self._scripts["append"], keys=keys, args=args)
+        answers = await self._pipeline.call_alone(self._scripts["append"], keys=keys, args=args)
         self.contact.made()
         return [position_or_refusal(answer) for answer in answers]
 
@@ -143,7 +143,7 @@ class Queue(JobStreams):
             keys.idem(finish.idempotency_key or ""),
         ]
         error = (event.error or {}) if finish.bury else {}
-        answer = await self._trips.call(
+        answer = await self._pipeline.call(
             self._scripts["finish"],
             keys=touched,
             args=[
@@ -168,7 +168,7 @@ class Queue(JobStreams):
     async def release(self, entry: Entry, job_id: str, attempt: int) -> bool:
         """Hand a job over. With attempt 0: an entry that was delivered to us and does not run here."""
         return bool(
-            await self._trips.call(
+            await self._pipeline.call(
                 self._scripts["release"],
                 keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
                 args=[GROUP, self.worker_id, entry.id, attempt, RELEASED],
@@ -177,7 +177,7 @@ class Queue(JobStreams):
 
     async def park(self, entry: Entry, job_id: str, model: str) -> bool:
         """Leave an entry to the workers of `model`, a name or a fingerprint. `tell_parked` tells them."""
-        done = await self._trips.call(
+        done = await self._pipeline.call(
             self._scripts["park"],
             keys=[self.keys.jobs(entry.priority), self.keys.job(job_id)],
             args=[GROUP, self.worker_id, entry.id, parked(model)],
@@ -197,7 +197,7 @@ class Queue(JobStreams):
         first_s = FIRST_PAUSE_S if died else pause_s
         pauses_ms = [math.ceil(first_s * 1000), int(died), int(LONGEST_PAUSE_S * 1000)]
         return bool(
-            await self._trips.call(
+            await self._pipeline.call(
                 self._scripts["delay"],
                 keys=[self.keys.jobs(entry.priority), self.keys.job(job_id), self.keys.delayed],
                 args=[GROUP, self.worker_id, entry.id, attempt, job_id, *pauses_ms, RELEASED],

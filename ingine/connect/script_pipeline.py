@@ -1,4 +1,4 @@
-"""Script calls in as few round trips as can be: most of what a call costs a worker is the trip.
+"""Script calls in as few round trips as can be: most of what a call costs a worker is the round trip.
 
 They are sent and read on a connection of the client's pool. What redis-py does around each command and each
 pipeline beside that (counting, timing, trying again, which workers do by themselves) takes as long again.
@@ -22,35 +22,35 @@ class _Call:
     keys: Sequence[str]
     args: Sequence[Any]
     answer: asyncio.Future | None = None
-    """None: nobody else's call is in its trip."""
+    """None: no other call shares its round trip."""
 
 
-class Trips:
+class ScriptPipeline:
     """What several coroutines call at the same moment goes to the server together, in that order."""
 
     def __init__(self, redis: Redis):
         self._redis = redis
         self._waiting: list[_Call] = []
-        self._under_way: set[asyncio.Task] = set()
+        self._flushes: set[asyncio.Task] = set()
 
     async def call(self, script: Script, *, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """What `script(keys=keys, args=args)` answers or raises. A broken connection is everybody's error."""
         call = _Call(script, keys, args, asyncio.get_running_loop().create_future())
         self._waiting.append(call)
         if len(self._waiting) == 1:
-            trip = asyncio.create_task(self._go())
-            self._under_way.add(trip)  # the loop itself holds tasks but weakly
-            trip.add_done_callback(self._under_way.discard)
+            flush = asyncio.create_task(self._flush())
+            self._flushes.add(flush)  # the loop itself holds tasks but weakly
+            flush.add_done_callback(self._flushes.discard)
         return await call.answer
 
     async def call_alone(self, script: Script, *, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """As `call`, in a trip of its own: large calls do not wait for each other's answers."""
+        """As `call`, in a round trip of its own: large calls do not wait for each other's answers."""
         (answer,) = await self._answers([_Call(script, keys, args)])
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    async def _go(self) -> None:
+    async def _flush(self) -> None:
         calls, self._waiting = self._waiting, []
         try:
             answers = await self._answers(calls)
@@ -65,7 +65,7 @@ class Trips:
                 call.answer.set_result(answer)
 
     async def _answers(self, calls: list[_Call]) -> list[Any]:
-        """An answer or an error for each. Raises what breaks the trip."""
+        """An answer or an error for each. Raises what breaks the round trip."""
         answers = await self._exchange(calls)
         for number, answer in enumerate(answers):
             if isinstance(answer, NoScriptError):  # the server is new, or has started anew
