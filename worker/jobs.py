@@ -60,7 +60,8 @@ class RunningJob:
         return self.job.tenant or ""
 
     @property
-    def whose(self) -> tuple[str, str]:
+    def share_key(self) -> tuple[str, str]:
+        """What its fair share is counted under: tenant and priority."""
         return self.tenant, self.entry.priority
 
     @property
@@ -97,7 +98,7 @@ class JobTable:
     def add(self, job: RunningJob) -> None:
         """Sets its `arrival` too, which depends on what its tenant has under way."""
         weight = job.queue.weights.get(job.tenant, 1.0)
-        job.arrival = self._shares.enter(job.whose, job.num_tokens, job.submitted, weight)
+        job.arrival = self._shares.enter(job.share_key, job.num_tokens, job.submitted, weight)
         self._by_seq[job.seq_id] = job
         self._by_id[job.id] = job
         self._entries.add(job.entry)
@@ -106,7 +107,7 @@ class JobTable:
         if job.expiry:
             job.expiry.cancel()
         if self._by_seq.pop(job.seq_id, None):
-            self._shares.leave(job.whose, job.num_tokens)
+            self._shares.leave(job.share_key, job.num_tokens)
         self._entries.discard(job.entry)
         if self._by_id.get(job.id) is job:
             del self._by_id[job.id]

@@ -18,26 +18,26 @@ class _Share:
 
 
 class Shares:
-    """What is under way here, by `whose`: a tenant's jobs of one priority."""
+    """What is under way here, by key (`RunningJob.share_key`): a tenant's jobs of one priority."""
 
     def __init__(self) -> None:
         self._shares: dict[tuple[str, str], _Share] = {}
 
-    def enter(self, whose: tuple[str, str], num_tokens: int, submitted: float, weight: float) -> float:
+    def enter(self, key: tuple[str, str], num_tokens: int, submitted: float, weight: float) -> float:
         """Since when this job counts as waiting, in seconds since the epoch, as `submitted` is.
 
         Never before an earlier one of the same, so that their order stays.
         """
-        share = self._shares.setdefault(whose, _Share())
+        share = self._shares.setdefault(key, _Share())
         arrival = max(submitted + share.num_tokens * SECONDS_PER_TOKEN / weight, share.last_arrival)
         share.num_jobs += 1
         share.num_tokens += num_tokens
         share.last_arrival = arrival
         return arrival
 
-    def leave(self, whose: tuple[str, str], num_tokens: int) -> None:
-        share = self._shares[whose]
+    def leave(self, key: tuple[str, str], num_tokens: int) -> None:
+        share = self._shares[key]
         share.num_jobs -= 1
         share.num_tokens -= num_tokens
         if not share.num_jobs:
-            del self._shares[whose]
+            del self._shares[key]

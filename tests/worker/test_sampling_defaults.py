@@ -95,7 +95,7 @@ async def test_without_a_limit_of_its_own_a_job_ends_with_the_models_length(
     charged = []
     enter = Shares.enter
     monkeypatch.setattr(
-        Shares, "enter", lambda self, whose, num, *rest: charged.append(num) or enter(self, whose, num, *rest)
+        Shares, "enter", lambda self, key, num, *rest: charged.append(num) or enter(self, key, num, *rest)
     )
     job = Job(
         id="a", prompt=PROMPT, sampling=SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
