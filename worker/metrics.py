@@ -18,7 +18,7 @@ _LATENCY_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _BETWEEN_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 
 
-class _Gaps(Collector):
+class _BulkHistogram(Collector):
     """A histogram that takes a value many times at once: the sequences of a step wait equally long."""
 
     def __init__(self, name: str, text: str, buckets: tuple[float, ...]):
@@ -80,7 +80,9 @@ class Metrics:
         self._first_token = make(
             Histogram, "first_token_seconds", "Submit to first token.", buckets=_LATENCY_S
         )
-        self._between = _Gaps("ingine_between_tokens_seconds", "Time a token after the first.", _BETWEEN_S)
+        self._between = _BulkHistogram(
+            "ingine_between_tokens_seconds", "Time a token after the first.", _BETWEEN_S
+        )
         self.registry.register(self._between)
         self._queue_wait = make(
             Histogram, "queue_wait_seconds", "Submit to first begin.", ["priority"], buckets=_LATENCY_S
