@@ -20,7 +20,7 @@ from ingine.producer.arguments import ENTRY_ID
 from ingine.producer.connection import Server
 from ingine.producer.home import Home, end_tasks
 from ingine.producer.partitions import Partition, Partitions
-from ingine.producer.token_log import Patience, by_stream
+from ingine.producer.token_log import Retry, by_stream
 
 BLOCK_MS = 2000
 ENTRIES_PER_READ = 256
@@ -98,12 +98,12 @@ class Replies:
         self._partitions = partitions
         self._own: dict[Server, Redis] = {}
         self._reads: set[asyncio.Task] = set()
-        self._patience = Patience()
+        self._retry = Retry()
         self._closed = False
 
     async def follow(self, name: str, position: str) -> AsyncIterator[Reply]:
         """See `AsyncClient.replies`."""
-        partitions = await self._patience(self._partitions.latest)
+        partitions = await self._retry(self._partitions.latest)
         positions = _Positions(position, len(partitions))
         reads: dict[asyncio.Task, _Source] = {}
         home = Home()
@@ -130,7 +130,7 @@ class Replies:
 
     async def _check_number(self, number: int) -> None:
         """Raises ClientError once the queue has another number of partitions than `number`."""
-        if len(await self._patience(self._partitions.latest)) != number:
+        if len(await self._retry(self._partitions.latest)) != number:
             raise ClientError(
                 f"queue {self._partitions.queue!r} has another number of partitions now: all "
                 "replies of before have been given, begin anew without a position"
@@ -143,7 +143,7 @@ class Replies:
         after = {stream: positions[number] for stream, number in source.numbers.items()}
         redis = self._own_client(source.server)
         xread = partial(redis.xread, after, block=BLOCK_MS, count=ENTRIES_PER_READ)
-        read = asyncio.create_task(_patiently(source.server, xread))
+        read = asyncio.create_task(_read_with_retry(source.server, xread))
         self._reads.add(read)
         read.add_done_callback(self._reads.discard)
         return read
@@ -162,7 +162,7 @@ class Replies:
         return read.result()
 
     async def aclose(self) -> None:
-        self._closed = self._patience.ended = True
+        self._closed = self._retry.ended = True
         await end_tasks(self._reads)
         for redis in self._own.values():
             await redis.aclose()
@@ -176,11 +176,11 @@ async def _end_overdue(source: _Source) -> None:
             await server.call(partial(expire_due, server.redis, keys, result_ttl_s=DEFAULT_RESULT_TTL_S))
 
 
-async def _patiently(server: Server, xread: Callable[[], Awaitable[list | dict]]) -> list | dict:
+async def _read_with_retry(server: Server, xread: Callable[[], Awaitable[list | dict]]) -> list | dict:
     # Without `server.call`, which lets a command run on to its end when it is cancelled: this connection is
     # shared with nobody who would need its reply to be read.
     try:
-        return await Patience()(xread)
+        return await Retry()(xread)
     except RedisError as error:
         raise server.unavailable(error) from error
 

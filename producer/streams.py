@@ -28,7 +28,7 @@ from ingine.producer.home import Home
 from ingine.producer.partitions import MAX_MOVES, Partition, Partitions
 from ingine.producer.queue_info import num_serving
 from ingine.producer.results import NO_WORKER
-from ingine.producer.token_log import LogPage, LogReader, Patience
+from ingine.producer.token_log import LogPage, LogReader, Retry
 
 NO_SUCH_JOB = "no job {}: never submitted, or its result's TTL has passed"
 SILENCE_S = 2.0
@@ -51,7 +51,7 @@ class Streams:
 
     def __init__(self, partitions: Partitions):
         self._partitions = partitions
-        self._patience = Patience()
+        self._retry = Retry()
         self._readers: dict[Server, tuple[ChannelHub, LogReader]] = {}
         self._look_at: dict[Keys, float] = {}
         self._told_of: Keys | None = None
@@ -71,7 +71,7 @@ class Streams:
         position = arguments.integer("from_position", position, at_least=0)
         num_moves = 0  # since the last event
         while num_moves < MAX_MOVES:
-            partition = await self._patience(lambda: self._partitions.of(job_id))
+            partition = await self._retry(lambda: self._partitions.of(job_id))
             try:
                 async with aclosing(self._follow(partition, job_id, position, at_end)) as events:
                     async for event in events:
@@ -79,7 +79,7 @@ class Streams:
                         yield event
                 return
             except JobNotFound:
-                if not await self._patience(partial(self._partitions.moved, job_id, partition)):
+                if not await self._retry(partial(self._partitions.moved, job_id, partition)):
                     raise
             num_moves += 1
         raise self._partitions.unsettled()
@@ -150,7 +150,7 @@ class Streams:
             log.warning(NO_WORKER, repr(self._partitions.queue))
 
     async def aclose(self) -> None:
-        self._closed = self._patience.ended = True
+        self._closed = self._retry.ended = True
         for hub, reader in self._readers.values():
             await hub.aclose()
             await reader.aclose()

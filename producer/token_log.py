@@ -74,11 +74,12 @@ class _Request:
         return self.keys.job(self.job_id)
 
 
-class Patience:
+class Retry:
     """Makes a call again while its server is away, but not for ever."""
 
     def __init__(self):
         self.ended = False
+        """Once set, a call that fails is not made again."""
 
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
         """Raises what `call` does, if it is a refusal, or GIVE_UP_S after the first call began."""
@@ -106,7 +107,7 @@ class LogReader:
         self._waiting: deque[_Request] = deque()
         self._under_way: list[_Request] = []
         self._runner: asyncio.Task | None = None
-        self._patience = Patience()
+        self._retry = Retry()
         self._closed = False
 
     async def read(self, keys: Keys, job_id: str, position: int, *, with_record: bool) -> LogPage:
@@ -137,7 +138,7 @@ class LogReader:
             ]
             try:
                 trip = partial(self._fetch, self._under_way)
-                answers = await self._patience(partial(self._server.in_time, trip, GIVE_UP_S))
+                answers = await self._retry(partial(self._server.in_time, trip, GIVE_UP_S))
             except Exception as error:  # whatever it is, nobody must wait for ever
                 if isinstance(error, exceptions.RedisError):
                     self._under_way += self._waiting  # who came meanwhile has no better chance

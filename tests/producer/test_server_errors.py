@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from ingine.contract.keys import Keys
 from ingine.producer import AsyncClient, BadRecord, Client, ClientError, ConfigError, ServerUnavailable
 from ingine.producer.channels import MIN_BACKOFF_S
-from ingine.producer.token_log import Patience
+from ingine.producer.token_log import Retry
 from ingine.worker.embedded import EmbeddedServer
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
@@ -204,7 +204,7 @@ async def test_a_client_can_be_closed_while_its_server_hangs(
 
 async def test_each_outage_is_waited_out_anew(monkeypatch: pytest.MonkeyPatch):
     """However long ago the one before was, and however it ended."""
-    patience, answers = Patience(), [exceptions.ConnectionError("away"), "an answer"] * 2
+    retry, answers = Retry(), [exceptions.ConnectionError("away"), "an answer"] * 2
 
     async def call() -> str:
         if isinstance(answer := answers.pop(0), Exception):
@@ -214,12 +214,12 @@ async def test_each_outage_is_waited_out_anew(monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as impatient:
         impatient.setattr("ingine.producer.token_log.GIVE_UP_S", -1.0)
         with pytest.raises(exceptions.ConnectionError):
-            await patience(call)
+            await retry(call)
     loop = asyncio.get_running_loop()
     now = loop.time
     monkeypatch.setattr(loop, "time", lambda: now() + 3600)
     answers.pop(0)
-    assert await patience(call) == "an answer"
+    assert await retry(call) == "an answer"
 
 
 async def test_wrong_credentials(valkey: Server):
