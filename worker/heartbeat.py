@@ -78,7 +78,7 @@ class Heartbeat:
             try:
                 await self.beat()
                 if beat % FORGET_EVERY == 0 and not self._had_foreign:
-                    await self._forget_the_dead()
+                    await self._forget_dead_workers()
             except (RedisError, OSError) as error:
                 await backoff.sleep(error)
                 continue
@@ -141,7 +141,7 @@ class Heartbeat:
         await self._redis.hdel(self._keys.workers, self._worker_id)
         await self._redis.hdel(self._keys.settings, f"drain:{self._worker_id}")
 
-    async def _forget_the_dead(self) -> None:
+    async def _forget_dead_workers(self) -> None:
         """An id never comes back, so all that bears it can go."""
         await self._forget(keys=self._keys.all_jobs, args=[GROUP, FORGET_AFTER_S * 1000])
         now_s, _ = await self._redis.time()

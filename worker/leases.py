@@ -48,7 +48,7 @@ class LeaseThread:
         self._answered = answered
         self._failed = failed
         self._running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        self._thread = threading.Thread(target=self._live, name="leases", daemon=True)
+        self._thread = threading.Thread(target=self._run_loop, name="leases", daemon=True)
 
     def start(self, queues: list[Queue]) -> None:
         self._queues = queues
@@ -62,7 +62,7 @@ class LeaseThread:
                 loop.call_soon_threadsafe(stopped.set)
             self._thread.join()
 
-    def _live(self) -> None:
+    def _run_loop(self) -> None:
         try:
             asyncio.run(self._run())
         except* Exception as errors:

@@ -95,16 +95,10 @@ class Publisher:
             self._metrics.ended(finish.event)
             event = finish.event
             log_event(
-                logger,
-                logging.DEBUG,
-                f"job {event.status}",
-                job_id=event.job_id,
-                finish_reason=event.finish_reason,
-                code=(event.error or {}).get("code"),
-                position=event.position,
-                attempt=finish.attempt,
-                ms=event.timings.get("total_ms"),
-            )
+                logger, logging.DEBUG, f"job {event.status}",
+                job_id=event.job_id, finish_reason=event.finish_reason, code=(event.error or {}).get("code"),
+                position=event.position, attempt=finish.attempt, ms=event.timings.get("total_ms"),
+            )  # fmt: skip
         return answer
 
     async def reject(
@@ -153,9 +147,9 @@ class Publisher:
 
         Where these are none either, the entry stays: whoever claims it after a lease tries again.
         """
-        grave = {"job_id": job_id, "metadata": metadata}
+        of_job = {"job_id": job_id, "metadata": metadata}
         try:
-            buried = await until_served("bury", lambda: queue.bury(entry, str(code), reason, **grave))
+            buried = await until_served("bury", lambda: queue.bury(entry, str(code), reason, **of_job))
         except ResponseError as error:
             log_event(logger, logging.ERROR, "entry not buried", entry=entry.id, code=str(code), error=error)
             return
@@ -201,10 +195,10 @@ class Publisher:
             case Refusal.BROKEN:
                 await self._bury_running(job)
             case position:
-                return await self._go_back(job, position)
+                return await self._roll_back(job, position)
         return False
 
-    async def _go_back(self, job: RunningJob, position: int) -> bool:
+    async def _roll_back(self, job: RunningJob, position: int) -> bool:
         """The server came back with an older log, which ends at `position`. Whether the job is still ours.
 
         What is lost is written again from what we keep. Where that is not all of it, the job is given back:
@@ -226,7 +220,7 @@ class Publisher:
 
     async def _bury_running(self, job: RunningJob) -> None:
         """Its log cannot be written any more."""
-        self._let_go(job)
+        self._discard(job)
         reason = BAD_RECORD.format("its record or its log is of another kind, or was changed")
         code, metadata = ErrorCode.BAD_RECORD, job.job.metadata
         await self.bury(job.queue, job.entry, code, reason, job_id=job.id, metadata=metadata)
@@ -234,18 +228,19 @@ class Publisher:
     def _measure(self, written: list[tuple[RunningJob, Append]]) -> None:
         """A step at a time, since a metric takes its lock each time it is told something."""
         now = time.monotonic()
-        gaps: Counter[float] = Counter()
+        latencies: Counter[float] = Counter()
+        """Tokens by how long one took after the one before, in seconds."""
         num_written = 0
         for job, append in written:
             num_tokens = append.position - append.start
             num_written += num_tokens
             if job.last_commit is not None:
-                gaps[(now - job.last_commit) / num_tokens] += num_tokens
+                latencies[(now - job.last_commit) / num_tokens] += num_tokens
             elif not job.begun.first_token_at:
                 job.first_token_ms = job.since_submit_ms
                 self._metrics.first_token(job.first_token_ms / 1000)
             job.last_commit = now
-        for seconds, count in gaps.items():
+        for seconds, count in latencies.items():
             self._metrics.between_tokens(seconds, count)
         self._metrics.output_tokens.inc(num_written)
 
@@ -270,9 +265,10 @@ class Publisher:
             return
         log_event(logger, logging.WARNING, "job fenced", job_id=job.id, attempt=job.attempt)
         self._metrics.fenced_writes.inc()
-        self._let_go(job)
+        self._discard(job)
 
-    def _let_go(self, job: RunningJob) -> None:
+    def _discard(self, job: RunningJob) -> None:
+        """It goes on here no more, and nothing is written of that."""
         self._jobs.remove(job)
         self._abort(job.seq_id)
 
@@ -290,7 +286,7 @@ class Publisher:
                 case Refusal.STALE:
                     self.drop(job)
                 case Refusal.BROKEN:  # buried
-                    self._let_go(job)
+                    self._discard(job)
                 case job.position:
                     self._jobs.remove(job)
                 case int(position):
@@ -298,7 +294,7 @@ class Publisher:
 
     async def _write_again(self, job: RunningJob, position: int) -> bool:
         """All that a log lacks which ends at `position`. Whether the job is still ours."""
-        if not await self._go_back(job, position):
+        if not await self._roll_back(job, position):
             return False
         if append := job.sent.after(job.position):
             await self._append_to(job.queue, [(job, append)])
