@@ -35,6 +35,7 @@ from ingine.contract.keys import Keys
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.models.config import ModelConfig
+from ingine.engine.request import EngineRequest
 from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.producer import Client
@@ -126,7 +127,7 @@ def to_nobody(load: Load, seconds: float) -> dict:
     async def run() -> dict:
         await host.start(deliver)
         for number in range(load.num_seqs):
-            host.add(str(number), prompt(number), PARAMS, priority=0, arrival_time=0.0, output_token_ids=())
+            host.add(EngineRequest(str(number), prompt(number), PARAMS, arrival_time=0.0))
         await asyncio.sleep(WARM_UP_S)
         engine = Path(f"/proc/{host.pid}/stat")
         began, num_before, cpu_before = time.perf_counter(), num_tokens, seconds_of(engine)

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from ingine.contract.jobs import token_cost
 from ingine.contract.keys import Priority
 from ingine.contract.record import JobStatus
+from ingine.engine.request import EngineRequest
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.worker.faults import burying, ending_faulty
 from ingine.worker.hosting.engine_link import EngineHost
@@ -121,13 +122,15 @@ class Preparation:
                 alone=running.alone or None,
             )  # fmt: skip
         self._engine.add(
-            running.seq_id,
-            prompt_token_ids,
-            params,
-            priority=ENGINE_PRIORITY[entry.priority],
-            arrival_time=running.arrival,
-            output_token_ids=committed,
-            tenant=running.tenant,
+            EngineRequest(
+                running.seq_id,
+                prompt_token_ids,
+                params,
+                priority=ENGINE_PRIORITY[entry.priority],
+                output_token_ids=committed,
+                arrival_time=running.arrival,
+                tenant=running.tenant,
+            )
         )
 
     async def _run_beside(self, running: RunningJob) -> None:

@@ -13,6 +13,7 @@ from benchmarks.gpu_check.cells import Cells, Figures
 from benchmarks.gpu_check.plan import DRY, FULL, Plan
 from benchmarks.gpu_check.random_model import kernels_for, kv_bytes_per_token
 from benchmarks.gpu_check.subject import Subject
+from ingine.engine.request import EngineRequest
 from ingine.sampling_params import SamplingParams
 from ingine.worker.hosting.engine_child import serve_engine
 from ingine.worker.hosting.engine_link import EngineFailure, StepMessage
@@ -71,7 +72,7 @@ async def _tokens_per_s(
     num_tokens = streams.num_tokens(plan, batch, context)
     params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
     for index, prompt in enumerate(streams.prompts(batch, context, plan.shape.vocab_size)):
-        host.add(str(index), prompt, params, priority=0, arrival_time=0.0, output_token_ids=())
+        host.add(EngineRequest(str(index), prompt, params, arrival_time=0.0))
     begun, num_finished, steps = set(), 0, []
     while num_finished < batch:
         moment, message = await outputs.get()

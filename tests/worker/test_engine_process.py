@@ -16,6 +16,7 @@ from ingine.contract.record import JobStatus
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.outputs import FinishReason, SeqOutput
+from ingine.engine.request import EngineRequest
 from ingine.errors import EngineError, ErrorCode, InvalidRequest, ModelNotFound
 from ingine.sampling_params import SamplingParams
 from ingine.worker.child import Child
@@ -27,9 +28,11 @@ from ingine.worker.hosting.pipe import (
     pack,
     pack_error,
     pack_outputs,
+    pack_request,
     pack_stats,
     unpack_error,
     unpack_outputs,
+    unpack_request,
 )
 from ingine.worker.settings import WorkerSettings
 from tests.waiting import HANGS_S, wait_until, wait_until_async
@@ -119,9 +122,7 @@ async def test_the_process_is_told_whose_a_sequence_is(failing_engine):
     delivered = []
     await failing_engine.start(delivered.append)
     for seq_id, tenant in {"a": "poison", "b": "b"}.items():
-        failing_engine.add(
-            seq_id, [65], GREEDY, priority=0, arrival_time=0.0, output_token_ids=[], tenant=tenant
-        )
+        failing_engine.add(EngineRequest(seq_id, [65], GREEDY, arrival_time=0.0, tenant=tenant))
 
     def ended() -> bool:
         failing_engine.credit()
@@ -137,7 +138,7 @@ async def test_parameters_that_the_process_cannot_read_fail_their_sequence_alone
     delivered = []
     await failing_engine.start(delivered.append)
     for seq_id, params in {"wrong": GREEDY.model_copy(update=wrong), "right": GREEDY}.items():
-        failing_engine.add(seq_id, [65], params, priority=0, arrival_time=0.0, output_token_ids=[])
+        failing_engine.add(EngineRequest(seq_id, [65], params, arrival_time=0.0))
 
     def ended() -> bool:
         failing_engine.credit()
@@ -215,7 +216,7 @@ async def test_a_process_says_how_it_is_and_leaves_with_its_connection(failing_e
 
     failing_engine._receive = listen
     await failing_engine.start(delivered.append)
-    failing_engine.add("a", [65], GREEDY, priority=0, arrival_time=0.0, output_token_ids=[])
+    failing_engine.add(EngineRequest("a", [65], GREEDY, arrival_time=0.0))
     assert failing_engine.suspects == ["a"]
 
     def ended() -> bool:
@@ -277,6 +278,14 @@ def through_the_pipe(packed):
     unpacker.feed(pack(packed))
     ((unpacked,),) = unpacker
     return unpacked
+
+
+def test_a_request_comes_back_as_it_was():
+    params = SamplingParams(seed=7, stop=("\n",), stop_token_ids=(3,), logit_bias={65: 100.0})
+    request = EngineRequest(
+        "a#1", [1, 2], params, priority=-1, output_token_ids=[3], arrival_time=1.5, tenant="t"
+    )
+    assert unpack_request(through_the_pipe(pack_request(request))) == request
 
 
 def test_outputs_come_back_as_they_were():

@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from ingine.engine.request import EngineRequest
 from ingine.sampling_params import SamplingParams
 from ingine.worker.hosting.engine_link import EngineFailure
 from ingine.worker.hosting.engine_thread import MAX_FAILED_STEPS, MAX_STEPS_AHEAD, EngineThread
@@ -26,7 +27,7 @@ async def running(engine):
 
 
 def add(thread: EngineThread, seq_id: str) -> None:
-    thread.add(seq_id, [65, 66], LONG, priority=0, arrival_time=0.0, output_token_ids=[])
+    thread.add(EngineRequest(seq_id, [65, 66], LONG, arrival_time=0.0))
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["a step at a time", "a step ahead"])

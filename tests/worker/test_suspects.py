@@ -10,6 +10,7 @@ from ingine.contract.events import TokensEvent
 from ingine.contract.jobs import Job, encode_job
 from ingine.contract.keys import GROUP, Keys, all_partitions
 from ingine.contract.record import JobStatus
+from ingine.engine.request import EngineRequest
 from ingine.errors import EngineError, ErrorCode
 from ingine.sampling_params import SamplingParams
 from ingine.worker.hosting.engine_thread import MAX_STEPS_AHEAD, EngineThread
@@ -140,7 +141,7 @@ async def test_a_server_that_is_away_is_no_step_that_hangs(tiny_engine):
     thread = EngineThread(lambda: engine)
     await thread.start(delivered.append)
     params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
-    thread.add("a", [65, 66], params, priority=0, arrival_time=0.0, output_token_ids=[])
+    thread.add(EngineRequest("a", [65, 66], params, arrival_time=0.0))
     try:
         one_more = MAX_STEPS_AHEAD + 1
         await wait_until_async(lambda: engine.stats().num_output_tokens == one_more, what="the last step")
@@ -163,7 +164,7 @@ async def test_a_step_on_its_way_is_delivered_when_the_engine_stops(tiny_engine)
 
     await thread.start(take)
     params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
-    thread.add("a", [65, 66], params, priority=0, arrival_time=0.0, output_token_ids=[])
+    thread.add(EngineRequest("a", [65, 66], params, arrival_time=0.0))
     await wait_until_async(lambda: not thread.alive, what="the thread's end")
     [seq] = engine._scheduler.running
     assert seq.num_pending_tokens == 0 and seq.num_output_tokens >= 6

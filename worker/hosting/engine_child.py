@@ -18,11 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from ingine.engine.config import EngineConfig
 from ingine.errors import ErrorCode, IngineError, InvalidRequest
-from ingine.sampling_params import SamplingParams
 from ingine.worker.child import die_with_parent
 from ingine.worker.frozen_imports import frozen_imports
 from ingine.worker.hosting.engine_link import EngineFailure, StepMessage
-from ingine.worker.hosting.pipe import Message, make_unpacker, pack, pack_error, pack_outputs, pack_stats
+from ingine.worker.hosting.pipe import (
+    Message,
+    make_unpacker,
+    pack,
+    pack_error,
+    pack_outputs,
+    pack_stats,
+    unpack_request,
+)
 from ingine.worker.logs import setup_logging
 
 if TYPE_CHECKING:
@@ -105,8 +112,8 @@ class _Server:
         match message:
             case ["credit"]:
                 self._thread.credit()
-            case ["add", *sequence]:
-                self._add(*sequence)
+            case ["add", request]:
+                self._add(request)
             case ["abort", seq_id]:
                 self._thread.abort(seq_id)
             case ["start"]:
@@ -115,31 +122,14 @@ class _Server:
             case ["stop"]:
                 self._thread.request_stop()
 
-    def _add(
-        self,
-        seq_id: str,
-        prompt_token_ids: list[int],
-        params: dict[str, Any],
-        priority: int,
-        arrival_time: float,
-        output_token_ids: list[int],
-        tenant: str,
-    ) -> None:
+    def _add(self, packed: dict[str, Any]) -> None:
         """A fault is this sequence's alone, as those that `Engine.add` raises are."""
         try:
-            sampling_params = SamplingParams(**params)
+            request = unpack_request(packed)
         except Exception as error:
-            self._thread.refuse(seq_id, InvalidRequest(ErrorCode.INVALID_PARAMETER, str(error)))
-            return
-        self._thread.add(
-            seq_id,
-            prompt_token_ids,
-            sampling_params,
-            priority=priority,
-            arrival_time=arrival_time,
-            output_token_ids=output_token_ids,
-            tenant=tenant,
-        )
+            self._thread.refuse(packed["seq_id"], InvalidRequest(ErrorCode.INVALID_PARAMETER, str(error)))
+        else:
+            self._thread.add(request)
 
     def _deliver(self, message: StepMessage) -> None:
         if isinstance(message, EngineFailure):

@@ -1,13 +1,13 @@
 """What the worker and its engine say to each other, wherever the engine lives. Loads no torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from ingine.engine.limits import RequestLimits
 from ingine.engine.outputs import EngineStats, SeqOutput
+from ingine.engine.request import EngineRequest
 from ingine.engine.text.tokenizer import Tokenizer
-from ingine.sampling_params import SamplingParams
 
 
 @dataclass(slots=True)
@@ -46,17 +46,7 @@ class EngineHost(Protocol):
     async def start(self, deliver: Callable[[StepMessage], None]) -> None:
         """Begin to run. `deliver` is called in the running loop, in the order in which was computed."""
 
-    def add(
-        self,
-        seq_id: str,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        priority: int,
-        arrival_time: float,
-        output_token_ids: Sequence[int],
-        tenant: str = "",
-    ) -> None:
+    def add(self, request: EngineRequest) -> None:
         """As `Engine.add`. If that raises, an EngineFailure for this sequence alone is delivered."""
 
     def abort(self, seq_id: str) -> None:

@@ -10,14 +10,15 @@ from contextlib import suppress
 
 from ingine.engine.limits import RequestLimits
 from ingine.engine.outputs import EngineStats
+from ingine.engine.request import EngineRequest
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import EngineError
-from ingine.sampling_params import SamplingParams
 from ingine.worker.hosting.engine_link import EngineFailure, StepMessage
 from ingine.worker.hosting.pipe import (
     Message,
     Pipe,
     make_unpacker,
+    pack_request,
     unpack_error,
     unpack_outputs,
     unpack_stats,
@@ -82,21 +83,9 @@ class EngineProcess:
         """All that it has: which of them are in the batch cannot be asked of a process that hangs."""
         return list(self._held)
 
-    def add(
-        self,
-        seq_id: str,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        priority: int,
-        arrival_time: float,
-        output_token_ids: Sequence[int],
-        tenant: str = "",
-    ) -> None:
-        self._held[seq_id] = None
-        given = params.model_dump(exclude_defaults=True)
-        prompt, output = list(prompt_token_ids), list(output_token_ids)
-        self._pipe.send("add", seq_id, prompt, given, priority, arrival_time, output, tenant)
+    def add(self, request: EngineRequest) -> None:
+        self._held[request.seq_id] = None
+        self._pipe.send("add", pack_request(request))
 
     def abort(self, seq_id: str) -> None:
         self._pipe.send("abort", seq_id)

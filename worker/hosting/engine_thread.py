@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
@@ -14,9 +14,9 @@ import torch
 from ingine.engine.engine import Engine, EngineStats
 from ingine.engine.limits import RequestLimits
 from ingine.engine.outputs import SeqOutput
+from ingine.engine.request import EngineRequest
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import EngineError
-from ingine.sampling_params import SamplingParams
 from ingine.worker.hosting.engine_link import EngineFailure, StepMessage
 from ingine.worker.logs import log_event
 
@@ -103,27 +103,17 @@ class EngineThread:
     def suspects(self) -> list[str]:
         return self._running_seq_ids()
 
-    def add(
-        self,
-        seq_id: str,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        priority: int,
-        arrival_time: float,
-        output_token_ids: Sequence[int],
-        tenant: str = "",
-    ) -> None:
+    def add(self, request: EngineRequest) -> None:
         self._enqueue(
-            seq_id,
+            request.seq_id,
             lambda: self._engine.add(
-                seq_id,
-                prompt_token_ids,
-                params,
-                priority=priority,
-                arrival_time=arrival_time,
-                output_token_ids=output_token_ids,
-                tenant=tenant,
+                request.seq_id,
+                request.prompt_token_ids,
+                request.params,
+                priority=request.priority,
+                arrival_time=request.arrival_time,
+                output_token_ids=request.output_token_ids,
+                tenant=request.tenant,
             ),
         )
 

@@ -3,7 +3,8 @@
 | worker to engine | |
 | --- | --- |
 | `start` | compute; and say `pulse` once a second |
-| `add`, `abort`, `credit` | as `EngineHost` has them |
+| `add` | an EngineRequest |
+| `abort`, `credit` | as `EngineHost` has them |
 | `stop` | end after the step under way |
 
 | engine to worker | |
@@ -28,12 +29,15 @@ from typing import Any, Self
 import msgpack
 
 from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
+from ingine.engine.request import EngineRequest
 from ingine.errors import ConfigError, EngineError, ErrorCode, InvalidRequest, ModelNotFound, UnsupportedModel
+from ingine.sampling_params import SamplingParams
 
 Message = list[Any]
 """Its name, then what it brings."""
 
 _ERRORS = {kind.__name__: kind for kind in (ConfigError, ModelNotFound, UnsupportedModel, EngineError)}
+_REQUEST_FIELDS = tuple(field.name for field in fields(EngineRequest))
 _output_fields = attrgetter(*(field.name for field in fields(SeqOutput)))
 _stats_fields = attrgetter(*(field.name for field in fields(EngineStats)))
 
@@ -85,6 +89,19 @@ def pack(*message: Any) -> bytes:
 
 def make_unpacker() -> msgpack.Unpacker:
     return msgpack.Unpacker(strict_map_key=False)  # logit_bias maps ints
+
+
+def pack_request(request: EngineRequest) -> dict[str, Any]:
+    packed = {name: getattr(request, name) for name in _REQUEST_FIELDS}
+    packed["prompt_token_ids"] = list(request.prompt_token_ids)
+    packed["output_token_ids"] = list(request.output_token_ids)
+    packed["params"] = request.params.model_dump(exclude_defaults=True)
+    return packed
+
+
+def unpack_request(packed: dict[str, Any]) -> EngineRequest:
+    """Raises pydantic's ValidationError for what are no sampling parameters."""
+    return EngineRequest(**packed | {"params": SamplingParams(**packed["params"])})
 
 
 def pack_outputs(outputs: list[SeqOutput]) -> list[tuple]:
