@@ -228,7 +228,7 @@ async def test_a_process_says_how_it_is_and_leaves_with_its_connection(failing_e
     await wait_until_async(lambda: heard.count("pulse") >= 2, what="its pulse")
     receive(["pulse", 7.5, pack_stats(failing_engine.stats)])
     assert failing_engine.step_age_s == 7.5
-    receive(["outputs", [], pack_stats(failing_engine.stats)])
+    receive(["outputs", pack_outputs([]), pack_stats(failing_engine.stats)])
     assert failing_engine.step_age_s < 7.5, "a step has ended since"
     failing_engine._popen.kill = lambda: pytest.fail("it does not leave by itself")
     failing_engine.close()

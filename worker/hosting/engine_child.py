@@ -139,7 +139,7 @@ class _Server:
             self._send("outputs", pack_outputs(message), self._stats)
 
     @property
-    def _stats(self) -> tuple:
+    def _stats(self) -> dict[str, int | float]:
         return pack_stats(self._thread.stats)
 
     def _send(self, *message: object) -> None:

@@ -108,7 +108,7 @@ class EngineProcess:
             self._popen.kill()
             self._popen.wait()
 
-    def _wait_until_built(self) -> tuple[int, str, dict, list]:
+    def _wait_until_built(self) -> tuple[int, str, dict, dict]:
         unpacker = make_unpacker()
         while received := self._connection.recv(1 << 16):
             unpacker.feed(received)
@@ -123,9 +123,9 @@ class EngineProcess:
         self._heard = time.monotonic()
         self._step_age_s = 0.0
         match message:
-            case ["outputs", rows, stats]:
+            case ["outputs", columns, stats]:
                 self.stats = unpack_stats(stats)
-                outputs = unpack_outputs(rows)
+                outputs = unpack_outputs(columns)
                 for output in outputs:
                     if output.finish_reason is not None:
                         self._held.pop(output.seq_id, None)

@@ -10,7 +10,7 @@
 | engine to worker | |
 | --- | --- |
 | `built`, or `not built` | the first word |
-| `outputs` | of a step, all in one, and the engine's stats |
+| `outputs` | of a step, all in one, by field; and the engine's stats |
 | `failure` | an EngineFailure, and the stats |
 | `pulse` | how long the step under way has taken, and the stats |
 | `stopped` | the last word: all outputs have been sent. The worker closes its end |
@@ -38,8 +38,10 @@ Message = list[Any]
 
 _ERRORS = {kind.__name__: kind for kind in (ConfigError, ModelNotFound, UnsupportedModel, EngineError)}
 _REQUEST_FIELDS = tuple(field.name for field in fields(EngineRequest))
-_output_fields = attrgetter(*(field.name for field in fields(SeqOutput)))
-_stats_fields = attrgetter(*(field.name for field in fields(EngineStats)))
+_OUTPUT_FIELDS = tuple(field.name for field in fields(SeqOutput))
+_STATS_FIELDS = tuple(field.name for field in fields(EngineStats))
+_output_values = attrgetter(*_OUTPUT_FIELDS)
+_stats_values = attrgetter(*_STATS_FIELDS)
 
 
 class Pipe(asyncio.Protocol):
@@ -104,11 +106,16 @@ def unpack_request(packed: dict[str, Any]) -> EngineRequest:
     return EngineRequest(**packed | {"params": SamplingParams(**packed["params"])})
 
 
-def pack_outputs(outputs: list[SeqOutput]) -> list[tuple]:
-    return list(map(_output_fields, outputs))
+def pack_outputs(outputs: list[SeqOutput]) -> dict[str, tuple]:
+    """A list for each field, so that a step has each name once, however many sequences are in it."""
+    columns = zip(*map(_output_values, outputs), strict=True)  # none, without outputs
+    return dict(zip(_OUTPUT_FIELDS, columns, strict=bool(outputs)))
 
 
-def unpack_outputs(rows: list[list]) -> list[SeqOutput]:
+def unpack_outputs(columns: dict[str, list]) -> list[SeqOutput]:
+    if not columns:
+        return []
+    rows = zip(*(columns[name] for name in _OUTPUT_FIELDS), strict=True)
     outputs = [SeqOutput(*row) for row in rows]
     for output in outputs:
         if output.finish_reason is not None:
@@ -116,27 +123,30 @@ def unpack_outputs(rows: list[list]) -> list[SeqOutput]:
     return outputs
 
 
-def pack_stats(stats: EngineStats) -> tuple:
-    return _stats_fields(stats)
+def pack_stats(stats: EngineStats) -> dict[str, int | float]:
+    return dict(zip(_STATS_FIELDS, _stats_values(stats), strict=True))
 
 
-def unpack_stats(row: list) -> EngineStats:
-    return EngineStats(*row)
+def unpack_stats(packed: dict[str, int | float]) -> EngineStats:
+    return EngineStats(**packed)
 
 
-def pack_error(error: BaseException) -> list[str | None]:
-    code = str(error.code) if isinstance(error, InvalidRequest) else None
-    missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    return [type(error).__name__, str(error), code, missing]
+def pack_error(error: BaseException) -> dict[str, str | None]:
+    return {
+        "type": type(error).__name__,
+        "text": str(error),
+        "code": str(error.code) if isinstance(error, InvalidRequest) else None,
+        "missing_module": error.name if isinstance(error, ModuleNotFoundError) else None,
+    }
 
 
-def unpack_error(packed: list[str | None]) -> Exception:
+def unpack_error(packed: dict[str, str | None]) -> Exception:
     """Of the same type where it is one of ours or says what is not installed, else an EngineError."""
-    name, text, code, missing = packed
-    if code is not None:
-        return InvalidRequest(ErrorCode(code), text)
-    if missing is not None:
-        return ModuleNotFoundError(text, name=missing)
+    name, text = packed["type"], packed["text"]
+    if packed["code"] is not None:
+        return InvalidRequest(ErrorCode(packed["code"]), text)
+    if packed["missing_module"] is not None:
+        return ModuleNotFoundError(text, name=packed["missing_module"])
     if name in _ERRORS:
         return _ERRORS[name](text)
     return EngineError(f"{name}: {text}")
