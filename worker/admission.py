@@ -14,7 +14,6 @@ from ingine.worker.hosting.engine_link import EngineHost
 from ingine.worker.jobs import JobTable, RunningJob
 from ingine.worker.metrics import Metrics
 from ingine.worker.preparation import Preparation
-from ingine.worker.prompts import PromptReader
 from ingine.worker.publisher import Publisher, deadline_error
 from ingine.worker.queue import Queue
 
@@ -30,20 +29,18 @@ class Admission:
         jobs: JobTable,
         engine: EngineHost,
         publisher: Publisher,
-        prompts: PromptReader,
+        preparation: Preparation,
         metrics: Metrics,
         *,
         max_num_jobs: int,
         max_deaths: int,
-        expire: Callable[[RunningJob], None],
     ):
         self._jobs = jobs
         self._engine = engine
         self._publisher = publisher
-        self._prompts = prompts
+        self._preparation = preparation
         self._metrics = metrics
         self._max_num_jobs = max_num_jobs
-        self._preparation = Preparation(jobs, engine, publisher, prompts, metrics, expire=expire)
         self._max_deaths = max_deaths
         self._decoding = asyncio.Lock()
         self._num_reserved = 0
@@ -118,87 +115,109 @@ class Admission:
 
         False for a suspect that must have the worker to itself: nothing was done to it.
         """
+        # What submit.lua has accepted stays accepted, whatever the limit is by now. That it has may be a lie:
+        # MAX_JOB_BYTES is what a worker can bear from anybody.
+        max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes
         async with burying(self._publisher, queue, entry):
-            return await self._admit(queue, entry, max_job_bytes, alone)
+            try:
+                job = await self._decode(queue, entry, max_bytes)
+            except InvalidJob as fault:
+                return await self._end_invalid(queue, entry, fault, alone)
+            # Once more, since from here on the job's metadata is known.
+            async with burying(self._publisher, queue, entry, metadata=job.metadata):
+                begun = await self._begin(queue, entry, job.id, job.reply_to, alone=alone, model=job.model)
+                if begun.verdict == "run":
+                    running = RunningJob(queue, job, entry, begun, position=begun.position)
+                    async with ending_faulty(self._publisher, queue, entry, job, job.id, begun):
+                        await self._run(running)
+                return begun.verdict != "suspect"
         return True
 
     async def release(self, queue: Queue, entry: Entry) -> None:
         """Leave an entry that does not run here to any worker. A begin whose reply was lost is no death."""
-        _, job_id = await self._decode(queue, entry, MAX_JOB_BYTES)
+        try:
+            job_id = (await self._decode(queue, entry, MAX_JOB_BYTES)).id
+        except InvalidJob as fault:
+            job_id = fault.job_id
         await queue.release(entry, job_id or "", 0)
 
-    async def _admit(self, queue: Queue, entry: Entry, max_job_bytes: int, alone: bool) -> bool:
+    async def _decode(self, queue: Queue, entry: Entry, max_bytes: int) -> Job:
+        """Raises InvalidJob, with the id that the entry bears, if that could be read.
+
+        Large ones one at a time, with a turn of the loop in between: what they take of it does not add up.
+        """
         if entry.foreign:
-            reason = no_job_field(name for name, _ in entry.foreign)
-            await self._publisher.bury(queue, entry, ErrorCode.INVALID_SHAPE, reason)
-            return True
+            raise InvalidJob(ErrorCode.INVALID_SHAPE, no_job_field(name for name, _ in entry.foreign))
         if entry.num_bytes_unread:
             reason = f"the entry has {entry.num_bytes_unread} bytes, the most is {MAX_ENTRY_BYTES}"
-            await self._publisher.bury(queue, entry, ErrorCode.JOB_TOO_LARGE, reason)
-            return True
-        # What submit.lua has accepted stays accepted, whatever the limit is by now. That it has may be a lie:
-        # MAX_JOB_BYTES is what a worker can bear from anybody.
-        max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes
-        job, job_id = await self._decode(queue, entry, max_bytes)
-        if job_id is None:
-            await self._publisher.bury(queue, entry, job.code, str(job), job_id=read_job_id(entry.raw))
-            return True
-        # Once more, since from here on the job's metadata is known.
-        metadata = job.metadata if isinstance(job, Job) else None
-        async with burying(self._publisher, queue, entry, metadata=metadata):
-            return await self._admit_decoded(queue, entry, job, job_id, alone)
-        return True
+            raise InvalidJob(ErrorCode.JOB_TOO_LARGE, reason)
+        # Who serves another model may take longer prompts, and the job be one for them.
+        max_num_tokens = None if queue.served_elsewhere else self._engine.limits.max_num_tokens
+        if len(entry.raw) <= INLINE_BYTES:
+            return decode_job(entry.raw, max_bytes=max_bytes, max_num_tokens=max_num_tokens)
+        async with self._decoding:
+            await asyncio.sleep(0)
+            return decode_job(entry.raw, max_bytes=max_bytes, max_num_tokens=max_num_tokens)
 
-    async def _admit_decoded(
-        self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, alone: bool
-    ) -> bool:
-        model = job.model if isinstance(job, Job) else None
-        begun = await queue.begin(entry, job_id, job.reply_to, alone=alone, model=model)
-        if begun.verdict == "other_model":
+    async def _begin(
+        self,
+        queue: Queue,
+        entry: Entry,
+        job_id: str,
+        reply_to: str | None,
+        *,
+        alone: bool,
+        model: str | None = None,
+    ) -> Begun:
+        """Ask for the lease. What another model's workers are to run is parked, and a duplicate is buried."""
+        begun = await queue.begin(entry, job_id, reply_to, alone=alone, model=model)
+        if begun.verdict == "run":
+            self._metrics.began(begun, entry.priority)
+        elif begun.verdict == "other_model":
             await queue.park(entry, job_id, begun.fingerprint)
         elif begun.verdict == "duplicate":
             reason = f"another entry has the job id {job_id}"
             await self._publisher.bury(queue, entry, ErrorCode.DUPLICATE_ID, reason)
-        elif begun.verdict == "run":
-            self._metrics.began(begun, entry.priority)
-            async with ending_faulty(self._publisher, queue, entry, job, job_id, begun):
-                await self._begin(queue, entry, job, job_id, begun)
+        return begun
+
+    async def _end_invalid(self, queue: Queue, entry: Entry, fault: InvalidJob, alone: bool) -> bool:
+        """End what is no valid job: with an event if it has an id, else as a dead letter. Returns as `admit`
+        does."""
+        if fault.job_id is None:
+            job_id = read_job_id(entry.raw)
+            await self._publisher.bury(queue, entry, fault.code, str(fault), job_id=job_id)
+            return True
+        job_id, reply_to = fault.job_id, fault.reply_to
+        begun = await self._begin(queue, entry, job_id, reply_to, alone=alone)
+        if begun.verdict == "run":
+            error = {"code": str(fault.code), "message": str(fault)}
+            async with ending_faulty(self._publisher, queue, entry, fault, job_id, begun):
+                await self._publisher.reject(queue, entry, job_id, reply_to, begun, JobStatus.FAILED, error)
         return begun.verdict != "suspect"
 
-    async def _decode(
-        self, queue: Queue, entry: Entry, max_bytes: int
-    ) -> tuple[Job | InvalidJob, str | None]:
-        """The job, or why it is none, and the id that the entry bears, if it can be read.
-
-        Large ones one at a time, with a turn of the loop in between: what they take of it does not add up.
-        """
-        # Who serves another model may take longer prompts, and the job be one for them.
-        max_num_tokens = None if queue.served_elsewhere else self._engine.limits.max_num_tokens
-        if len(entry.raw) <= INLINE_BYTES:
-            return _decode(entry, max_bytes, max_num_tokens)
-        async with self._decoding:
-            await asyncio.sleep(0)
-            return _decode(entry, max_bytes, max_num_tokens)
-
-    async def _begin(
-        self, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, begun: Begun
-    ) -> None:
-        if (ending := self._ends_at_admission(queue, job, begun)) is not None:
+    async def _run(self, running: RunningJob) -> None:
+        """End a begun job that must not run, put off one that is early, and prepare any other."""
+        queue, entry, job, begun = running.queue, running.entry, running.job, running.begun
+        if (ending := self._ends_at_admission(running)) is not None:
             status, error = ending
-            metadata = job.metadata if isinstance(job, Job) else None
-            await self._publisher.reject(queue, entry, job_id, job.reply_to, begun, status, error, metadata)
-        elif job.not_before_ms and (early_ms := begun.submitted_at + job.not_before_ms - begun.now) > 0:
+            await self._publisher.reject(
+                queue, entry, job.id, job.reply_to, begun, status, error, job.metadata
+            )
+            return
+        if job.not_before_ms and (early_ms := begun.submitted_at + job.not_before_ms - begun.now) > 0:
             # A bare XADD: a submitted job gets into its stream only when its time has come.
-            await queue.delay(entry, job_id, begun.attempt, early_ms / 1000)
-        else:
-            await self._start(queue, entry, job, begun)
+            await queue.delay(entry, job.id, begun.attempt, early_ms / 1000)
+            return
+        task = await self._preparation.start(running)
+        if task is None:
+            return
+        task.add_done_callback(lambda _: self.offer_room())
+        if running.alone and not self.stopping:  # else `interrupt` waits for us, and would come too late
+            await asyncio.wait([task])  # nothing else is to begin meanwhile
 
-    def _ends_at_admission(
-        self, queue: Queue, job: Job | InvalidJob, begun: Begun
-    ) -> tuple[JobStatus, dict | None] | None:
+    def _ends_at_admission(self, running: RunningJob) -> tuple[JobStatus, dict | None] | None:
         """Status and error of a job that is not to run, else None."""
-        if isinstance(job, InvalidJob):
-            return JobStatus.FAILED, {"code": str(job.code), "message": str(job)}
+        queue, job, begun = running.queue, running.job, running.begun
         if begun.cancelled:
             return JobStatus.CANCELLED, None
         if job.deadline_ms is not None and begun.now >= begun.submitted_at + job.deadline_ms:
@@ -214,22 +233,3 @@ class Admission:
             message = f"model {job.model!r}: the workers of this queue serve {names}"
             return JobStatus.FAILED, {"code": str(ErrorCode.UNKNOWN_MODEL), "message": message}
         return None
-
-    async def _start(self, queue: Queue, entry: Entry, job: Job, begun: Begun) -> None:
-        running = RunningJob(queue, job, entry, begun, position=begun.position)
-        if self._prompts.reads_at_once(job) and not running.alone:
-            with self._jobs.beginning(running):
-                await self._preparation.run(running)
-            return
-        task = self._preparation.begin(running)
-        task.add_done_callback(lambda _: self.offer_room())
-        if running.alone and not self.stopping:  # else `interrupt` waits for us, and would come too late
-            await asyncio.wait([task])  # nothing else is to begin meanwhile
-
-
-def _decode(entry: Entry, max_bytes: int, max_num_tokens: int | None) -> tuple[Job | InvalidJob, str | None]:
-    try:
-        job = decode_job(entry.raw, max_bytes=max_bytes, max_num_tokens=max_num_tokens)
-    except InvalidJob as fault:
-        return fault, fault.job_id
-    return job, job.id

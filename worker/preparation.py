@@ -14,6 +14,7 @@ from ingine.contract.keys import Priority
 from ingine.contract.record import JobStatus
 from ingine.engine.request import EngineRequest
 from ingine.errors import ErrorCode, InvalidRequest
+from ingine.sampling_params import SamplingParams
 from ingine.worker.faults import burying, ending_faulty
 from ingine.worker.hosting.engine_link import EngineHost
 from ingine.worker.hosting.prompt_process import NoPromptProcess
@@ -68,8 +69,13 @@ class Preparation:
         """A prompt could not be read here just now: no job is to be taken, so that a peer takes that one."""
         return time.monotonic() < self._rests_until
 
-    def begin(self, running: RunningJob) -> asyncio.Task:
-        """`run` beside the intake."""
+    async def start(self, running: RunningJob) -> asyncio.Task | None:
+        """None once it runs, has ended or is put off; or, at once, the task that does so beside the intake:
+        for a prompt that may take long to read, and for a job that is to run alone."""
+        if self._prompts.reads_at_once(running.job) and not running.alone:
+            with self._jobs.beginning(running):
+                await self._run(running)
+            return None
         task = asyncio.create_task(self._run_beside(running), name=f"preparing {running.id}")
         task.add_done_callback(lambda _: self._tasks.pop(running))
         self._tasks[running] = task
@@ -81,64 +87,56 @@ class Preparation:
         await cancel_all(set(preparing.values()))
         return [job for job, task in preparing.items() if task.cancelled()]
 
-    async def run(self, running: RunningJob) -> None:
+    async def _run(self, running: RunningJob) -> None:
         """Until it runs, has ended or is put off."""
-        queue, entry, job, begun = running.queue, running.entry, running.job, running.begun
-        submitted_at = datetime.fromtimestamp(begun.submitted_at / 1000, UTC)
-        left_s = None if job.deadline_ms is None else (job.deadline_ms - running.since_submit_ms) / 1000
-        status, error = None, None
+        job = running.job
+        submitted_at = datetime.fromtimestamp(running.begun.submitted_at / 1000, UTC)
         try:
-            async with asyncio.timeout(left_s):
+            async with asyncio.timeout(_left_s(running)):
                 prompt_token_ids, params = await self._prompts.read(job, submitted_at)
             committed = await self._committed(running)
         except InvalidRequest as fault:
-            status, error = JobStatus.FAILED, {"code": str(fault.code), "message": str(fault)}
+            await self._end(running, JobStatus.FAILED, {"code": str(fault.code), "message": str(fault)})
         except TimeoutError:
-            status, error = JobStatus.EXPIRED, deadline_error(job.deadline_ms)
+            await self._end(running, JobStatus.EXPIRED, deadline_error(job.deadline_ms))
         except NoPromptProcess as fault:
             await self._put_off(running, fault)
-            return
-        if status is not None:
-            await self._publisher.reject(
-                queue, entry, job.id, job.reply_to, begun, status, error, job.metadata
-            )
-            return
-        cost = token_cost(len(prompt_token_ids), job.sampling.max_tokens)
+        else:
+            self._add(running, prompt_token_ids, params, committed)
+
+    def _add(
+        self, running: RunningJob, prompt_token_ids: list[int], params: SamplingParams, committed: list[int]
+    ) -> None:
+        """To the running jobs, and to the engine."""
+        cost = token_cost(len(prompt_token_ids), running.job.sampling.max_tokens)
         running.num_tokens = min(cost, self._engine.limits.max_num_tokens)
-        if job.deadline_ms is not None:
-            left_s = (job.deadline_ms - running.since_submit_ms) / 1000
+        if (left_s := _left_s(running)) is not None:
             running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)
         self._jobs.add(running)
         self._metrics.prompt_tokens.inc(len(prompt_token_ids))
-        log_event(
-            logger, logging.DEBUG, "job begun",
-            job_id=job.id, attempt=begun.attempt, priority=entry.priority,
-            prompt_tokens=len(prompt_token_ids), queue_ms=begun.now - begun.submitted_at, trace=job.trace,
-        )  # fmt: skip
-        if begun.attempt > 1:
-            log_event(
-                logger, logging.INFO, "job resumed",
-                job_id=job.id, attempt=begun.attempt, position=running.position, deaths=begun.deaths,
-                alone=running.alone or None,
-            )  # fmt: skip
+        _log_begin(running, len(prompt_token_ids))
         self._engine.add(
             EngineRequest(
                 running.seq_id,
                 prompt_token_ids,
                 params,
-                priority=ENGINE_PRIORITY[entry.priority],
+                priority=ENGINE_PRIORITY[running.entry.priority],
                 output_token_ids=committed,
                 arrival_time=running.arrival,
                 tenant=running.tenant,
             )
         )
 
+    async def _end(self, running: RunningJob, status: JobStatus, error: dict) -> None:
+        queue, entry, job, begun = running.queue, running.entry, running.job, running.begun
+        await self._publisher.reject(queue, entry, job.id, job.reply_to, begun, status, error, job.metadata)
+
     async def _run_beside(self, running: RunningJob) -> None:
         queue, entry, job = running.queue, running.entry, running.job
         ending = ending_faulty(self._publisher, queue, entry, job, job.id, running.begun)
         with self._jobs.beginning(running):
             async with burying(self._publisher, queue, entry, metadata=job.metadata), ending:
-                await self.run(running)
+                await self._run(running)
 
     async def _put_off(self, running: RunningJob, fault: NoPromptProcess) -> None:
         """Leave a job whose prompt cannot be read here to a peer. Behind what else waits, so that where no
@@ -169,3 +167,24 @@ class Preparation:
             message = f"its log has {len(committed)} tokens, and its record says {position}"
             raise InvalidRequest(ErrorCode.BAD_RECORD, message)
         return committed
+
+
+def _left_s(running: RunningJob) -> float | None:
+    """Until its deadline; None if it has none."""
+    deadline_ms = running.job.deadline_ms
+    return None if deadline_ms is None else (deadline_ms - running.since_submit_ms) / 1000
+
+
+def _log_begin(running: RunningJob, num_prompt_tokens: int) -> None:
+    job, begun = running.job, running.begun
+    log_event(
+        logger, logging.DEBUG, "job begun",
+        job_id=job.id, attempt=begun.attempt, priority=running.entry.priority,
+        prompt_tokens=num_prompt_tokens, queue_ms=begun.now - begun.submitted_at, trace=job.trace,
+    )  # fmt: skip
+    if begun.attempt > 1:
+        log_event(
+            logger, logging.INFO, "job resumed",
+            job_id=job.id, attempt=begun.attempt, position=running.position, deaths=begun.deaths,
+            alone=running.alone or None,
+        )  # fmt: skip

@@ -25,6 +25,7 @@ from ingine.worker.logs import log_event
 from ingine.worker.metrics import Metrics
 from ingine.worker.output_handler import OutputHandler
 from ingine.worker.partition import Partition, watch_number
+from ingine.worker.preparation import Preparation
 from ingine.worker.prompts import PromptReader
 from ingine.worker.publisher import Publisher
 from ingine.worker.queue import Queue
@@ -63,15 +64,17 @@ class Worker:
         self._engine = engine
         self._publisher = Publisher(self._jobs, metrics, engine.abort)
         self.prompts = PromptReader(engine, log_prompts=settings.log_prompts)
+        preparation = Preparation(
+            self._jobs, engine, self._publisher, self.prompts, metrics, expire=self._expire
+        )
         self._admission = Admission(
             self._jobs,
-            self._engine,
+            engine,
             self._publisher,
-            self.prompts,
+            preparation,
             metrics,
             max_num_jobs=engine.max_num_seqs,
             max_deaths=settings.max_deaths,
-            expire=self._expire,
         )
         self._partitions: list[Partition] = []
         self._checked: set[Redis] = set()

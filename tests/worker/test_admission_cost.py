@@ -80,7 +80,7 @@ async def test_what_an_error_quotes_is_cut(harness, monkeypatch):
         raise InvalidRequest(ErrorCode.INVALID_MESSAGES, "x" * (1 << 20))
 
     loser = await harness()
-    monkeypatch.setattr(loser.worker._admission._prompts, "read", read)
+    monkeypatch.setattr(loser.worker.prompts, "read", read)
     await loser.push(Job(id="a", prompt="x", sampling=GREEDY))
     end = await loser.end("a")
     assert end.error["code"] == ErrorCode.INVALID_MESSAGES and len(end.error["message"]) <= 500

@@ -308,7 +308,7 @@ async def test_a_job_that_sets_off_a_fault_of_ours_ends_and_nobody_died(harness,
     def read(*_):
         raise KeyError("/srv/secret")
 
-    monkeypatch.setattr(worker.worker._admission._prompts, "read", read)
+    monkeypatch.setattr(worker.worker.prompts, "read", read)
     await worker.push(Job(id="bad", prompt="x", metadata={"row": 1}))
     end = await worker.end("bad")
     assert (end.error["code"], end.metadata) == (ErrorCode.ENGINE_ERROR, {"row": 1})

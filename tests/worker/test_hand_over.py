@@ -256,7 +256,7 @@ async def no_entries(timeout_s: float) -> list:
 async def test_what_the_intake_begins_at_the_last_moment_is_released_too(harness, monkeypatch):
     """After all that ran has been: its prompt took a while to read."""
     worker = await harness(lease_s=60)
-    prompts, queue = worker.worker._admission._prompts, worker.queue
+    prompts, queue = worker.worker.prompts, worker.queue
     read, tell_released = prompts.read, queue.tell_released
     reading, released = asyncio.Event(), asyncio.Event()
 

@@ -116,7 +116,7 @@ async def test_a_prompt_that_takes_long_to_read_makes_no_worker_unhealthy(harnes
     """The intake waits for it; Redis goes on answering heartbeats."""
     here = await harness(http_port=0)
     reading, go_on = asyncio.Event(), asyncio.Event()
-    prompts, heartbeat = here.worker._admission._prompts, here.worker._partitions[0].heartbeat
+    prompts, heartbeat = here.worker.prompts, here.worker._partitions[0].heartbeat
     read = prompts.read
 
     async def read_slowly(*args):

@@ -45,7 +45,7 @@ async def test_nothing_else_begins_while_a_suspect_does(harness, redis_url, queu
         for keys in (*partitions, Keys(queue)):
             await client.hset(keys.settings, "partitions", 2)
     worker = await harness()
-    prompts, other = worker.worker._admission._prompts, worker.worker._partitions[1]
+    prompts, other = worker.worker.prompts, worker.worker._partitions[1]
     read, reading, go_on = prompts.read, asyncio.Event(), asyncio.Event()
 
     async def read_slowly(*args):
@@ -226,7 +226,7 @@ async def test_a_suspect_whose_server_is_away_keeps_no_other_job_waiting(harness
 async def test_a_prompt_that_takes_long_to_read_costs_no_lease(harness, monkeypatch):
     slow, other = await harness(lease_s=2.0), await harness(lease_s=2.0)
     began, go_on = asyncio.Event(), asyncio.Event()
-    read = slow.worker._admission._prompts.read
+    read = slow.worker.prompts.read
 
     async def read_slowly(*args):
         began.set()
@@ -234,7 +234,7 @@ async def test_a_prompt_that_takes_long_to_read_costs_no_lease(harness, monkeypa
         return await read(*args)
 
     for worker in (slow, other):
-        monkeypatch.setattr(worker.worker._admission._prompts, "read", read_slowly)
+        monkeypatch.setattr(worker.worker.prompts, "read", read_slowly)
     await slow.push(Job(id="a", prompt="x", sampling=GREEDY))
     await began.wait()
     began_at = int(await slow.redis.hget(slow.keys.job("a"), "began_at"))
