@@ -91,7 +91,6 @@ class StandInEngine:
         output_token_ids: Sequence[int] = (),
         arrival_time: float | None = None,
     ) -> None:
-        self.limits.validate(prompt_token_ids, params)
         self._num_prompt_tokens += len(prompt_token_ids)
         seq = _Sequence(
             seq_id, len(prompt_token_ids), len(output_token_ids), params.max_tokens or self.max_model_len

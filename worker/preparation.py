@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from redis.exceptions import RedisError
@@ -105,7 +105,11 @@ class Preparation:
             self._add(running, prompt_token_ids, params, committed)
 
     def _add(
-        self, running: RunningJob, prompt_token_ids: list[int], params: SamplingParams, committed: list[int]
+        self,
+        running: RunningJob,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        committed: list[int],
     ) -> None:
         """To the running jobs, and to the engine."""
         cost = token_cost(len(prompt_token_ids), running.job.sampling.max_tokens)
@@ -158,14 +162,15 @@ class Preparation:
         return True
 
     async def _committed(self, running: RunningJob) -> list[int]:
-        """The tokens in its log. Raises InvalidRequest unless they are as many as its record says: both are
-        written in one call, so somebody else has been there."""
+        """The tokens in its log. Raises InvalidRequest unless they are of our vocabulary, and as many as its
+        record says: both are written in one call, so somebody else has been there."""
         position, committed = running.begun.position, []
         if position:
             committed = await until_served("read log", lambda: running.queue.committed(running.id))
         if len(committed) != position:
             message = f"its log has {len(committed)} tokens, and its record says {position}"
             raise InvalidRequest(ErrorCode.BAD_RECORD, message)
+        self._engine.limits.validate_output(committed)
         return committed
 
 

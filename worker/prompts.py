@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 import time
+from collections.abc import Sequence
 from datetime import datetime
 
 from ingine.contract.jobs import Job
@@ -74,7 +75,7 @@ class PromptReader:
         )
         return is_short and self._encoder.tokenizer.takes_linear_time
 
-    async def read(self, job: Job, submitted_at: datetime) -> tuple[list[int], SamplingParams]:
+    async def read(self, job: Job, submitted_at: datetime) -> tuple[Sequence[int], SamplingParams]:
         """Raises InvalidRequest, or NoPromptProcess.
 
         A chat template that asks for the date gets `submitted_at`: whoever resumes the job must see the same
@@ -100,10 +101,9 @@ class PromptReader:
         self._engine.limits.validate(prompt_token_ids, params)
         return prompt_token_ids, params
 
-    async def _token_ids(self, job: Job, submitted_at: datetime) -> list[int]:
+    async def _token_ids(self, job: Job, submitted_at: datetime) -> Sequence[int]:
         if isinstance(job.prompt, tuple):
-            self._engine.limits.validate_length(len(job.prompt))
-            return list(job.prompt)
+            return job.prompt
         required(self._engine.tokenizer)
         if job.messages is not None:
             return await self._read_chat(job, submitted_at)

@@ -95,6 +95,7 @@ def _prompt_or_stdin(prompt: str | None) -> str:
 def _stream(llm: "LLM", prompt_token_ids: list[int], params: "SamplingParams") -> "SeqOutput":
     """Returns the last output, which has the end."""
     engine = llm.engine
+    engine.limits.validate(prompt_token_ids, params)
     engine.add("generate", prompt_token_ids, params)
     while engine.has_unfinished:
         for output in engine.step():

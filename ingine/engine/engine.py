@@ -37,7 +37,7 @@ class _StepInFlight:
 
 
 class Engine:
-    """Owned by the thread that builds it; only `validate` and the tokenizer may be used from others.
+    """Owned by the thread that builds it; only `limits` and the tokenizer may be used from others.
 
     If the model raises, so does `step`, and that step counts for nothing: no sequence has advanced, and no
     block that it wrote to is cached. Calling `step` again tries it again. To give up, `abort` the
@@ -105,10 +105,6 @@ class Engine:
         self._num_draft_tokens = 0
         self._num_accepted_tokens = 0
 
-    def validate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> None:
-        """Raises InvalidRequest for what `add` would refuse. Thread-safe."""
-        self.limits.validate(prompt_token_ids, params)
-
     def add(
         self,
         seq_id: str,
@@ -120,7 +116,8 @@ class Engine:
         arrival_time: float | None = None,
         tenant: str = "",
     ) -> None:
-        """Queue a sequence. Raises InvalidRequest, see `validate`; also for a `seq_id` that is in use.
+        """Queue a sequence, which whoever makes it has validated: `limits` says what can run. Raises
+        InvalidRequest for a `seq_id` that is in use.
 
         A lower `priority` is more urgent. `arrival_time` is in seconds since the epoch; None is now.
         `tenant` is whose it is: with speculation by suffix the outputs of one tenant speed up no other's.
@@ -131,8 +128,6 @@ class Engine:
         """
         if seq_id in self._seqs:
             raise InvalidRequest(ErrorCode.DUPLICATE_ID, f"a sequence {seq_id!r} is here already")
-        self.validate(prompt_token_ids, params)
-        self.limits.validate_token_ids(output_token_ids, "the output so far", ErrorCode.INVALID_TOKEN_ID)
         arrival_time = time.time() if arrival_time is None else arrival_time
         seq = Sequence(
             seq_id,

@@ -1,6 +1,7 @@
-"""What an engine refuses before it has computed anything, and what it assumes where a request is silent.
+"""What is refused before an engine gets it, and what is assumed where a request is silent.
 
-Imports no torch: who runs an engine in another process checks requests without loading one.
+Whoever makes a request validates it here, once: `LLM`, and the worker at admission. `Engine.add` does not.
+Imports no torch: who runs an engine in another process validates requests without loading one.
 """
 
 from array import array
@@ -41,10 +42,10 @@ class RequestLimits:
         missing = {name: value for name, value in self.sampling_defaults.items() if name not in given}
         if params.min_tokens > missing.get("max_tokens", params.min_tokens):
             del missing["max_tokens"]
-        return SamplingParams(**missing | given) if missing else params
+        return params.model_copy(update=missing) if missing else params
 
     def validate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> None:
-        """Raises InvalidRequest for what `Engine.add` would refuse."""
+        """Raises InvalidRequest for what this engine can never run."""
         if not isinstance(params, SamplingParams):
             raise InvalidRequest(
                 ErrorCode.INVALID_TYPE, f"params are SamplingParams, not {type(params).__name__}"
@@ -58,6 +59,10 @@ class RequestLimits:
         self.validate_token_ids(prompt_token_ids, "the prompt", ErrorCode.INVALID_TOKEN_ID)
         self.validate_token_ids(params.stop_token_ids, "stop_token_ids", ErrorCode.INVALID_PARAMETER)
         self.validate_token_ids(params.logit_bias or (), "logit_bias", ErrorCode.INVALID_PARAMETER)
+
+    def validate_output(self, output_token_ids: Tokens[int]) -> None:
+        """Raises InvalidRequest for output of an earlier life that this engine cannot go on after."""
+        self.validate_token_ids(output_token_ids, "the output so far", ErrorCode.INVALID_TOKEN_ID)
 
     def validate_length(self, num_tokens: int) -> None:
         """Raises InvalidRequest for a prompt of so many tokens, whichever they are."""

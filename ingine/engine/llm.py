@@ -158,7 +158,7 @@ class LLM:
             sampling_params = self.get_default_sampling_params()
         params = _one_each(sampling_params, len(prompts))
         for (_, prompt_token_ids), each in zip(prompts, params, strict=True):
-            self.engine.validate(prompt_token_ids, each)
+            self.engine.limits.validate(prompt_token_ids, each)
         requests = [
             _new_output(str(next(self._request_ids)), prompt, prompt_token_ids)
             for prompt, prompt_token_ids in prompts

@@ -276,24 +276,21 @@ def test_check_integrity_notices(llama):
     ],
 )
 def test_what_can_never_run_is_refused(llama, prompt, params, code, says):
-    engine = make_engine(llama)
-    for refuse in (engine.validate, lambda *args: engine.add("one", *args)):
-        with pytest.raises(InvalidRequest, match=says) as error:
-            refuse(prompt, SamplingParams(**params))
-        assert error.value.code == code
-    assert not engine.has_unfinished
+    with pytest.raises(InvalidRequest, match=says) as error:
+        make_engine(llama).limits.validate(prompt, SamplingParams(**params))
+    assert error.value.code == code
 
 
 def test_a_prompt_that_memory_cannot_hold_is_refused_with_both_limits(llama):
     with pytest.raises(
         InvalidRequest, match=r"the most is 19 \(max_model_len is 160, all KV blocks hold 20\)"
     ):
-        make_engine(llama, num_blocks=5).validate(PROMPT, greedy())
+        make_engine(llama, num_blocks=5).limits.validate(PROMPT, greedy())
 
 
 def test_output_tokens_are_checked_too(llama):
     with pytest.raises(InvalidRequest, match="the output so far: 300"):
-        make_engine(llama).add("one", PROMPT, greedy(), output_token_ids=[300])
+        make_engine(llama).limits.validate_output([300])
 
 
 def test_an_id_in_use_is_refused(llama):
@@ -306,7 +303,7 @@ def test_an_id_in_use_is_refused(llama):
 
 def test_params_of_another_type_are_refused(llama):
     with pytest.raises(InvalidRequest, match="not dict"):
-        make_engine(llama).validate(PROMPT, {"temperature": 0})
+        make_engine(llama).limits.validate(PROMPT, {"temperature": 0})
 
 
 # -------------------------------------------------------------------------------------------- others

@@ -8,6 +8,7 @@ from typer.testing import CliRunner, Result
 
 from ingine.cli.main import app
 from ingine.engine.engine import Engine
+from ingine.errors import ErrorCode
 
 
 @pytest.fixture
@@ -74,6 +75,12 @@ def test_a_wrong_parameter_is_named(generate):
     run = generate("Hi", "--top-p", "3")
     assert run.exit_code == 2
     assert "top_p" in run.output
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_a_prompt_that_is_too_long_is_refused(generate, form):
+    run = generate("--raw", "x" * 600, *form)
+    assert run.exception.code is ErrorCode.PROMPT_TOO_LONG
 
 
 def test_an_unknown_model_is_a_sentence(generate):
