@@ -104,7 +104,7 @@ def prompt(number: int) -> list[int]:
 def alone(load: Load, seconds: float) -> dict:
     engine = make_engine(load)
     for number in range(load.num_seqs):
-        engine.add(str(number), prompt(number), PARAMS)
+        engine.add(EngineRequest(str(number), prompt(number), PARAMS))
     engine.step()
     began, cpu_began, num_steps = time.perf_counter(), time.thread_time(), 0
     while (took_s := time.perf_counter() - began) < seconds:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from statistics import median
 
+from ingine.engine.request import EngineRequest
+
 SETTINGS = {
     "default": {},
     "GOMP_SPINCOUNT=5000": {"GOMP_SPINCOUNT": "5000"},
@@ -32,7 +34,7 @@ def step_ms() -> float:
     for _ in range(2):  # the first one warms up
         for number in range(NUM_SEQS):
             prompt = [(number * 7 + token * 13) % 40_000 + 100 for token in range(NUM_PROMPT_TOKENS)]
-            engine.add(str(number), prompt, params)
+            engine.add(EngineRequest(str(number), prompt, params))
         num_steps, started = 0, time.perf_counter()
         while engine.has_unfinished:
             engine.step()

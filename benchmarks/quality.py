@@ -33,6 +33,7 @@ from ingine.engine.kernels.layers.weights import Embedding, Product, WeightForma
 from ingine.engine.kernels.select import Kernels, select_kernels
 from ingine.engine.models.decoder import Decoder
 from ingine.engine.models.loader import load_model
+from ingine.engine.request import EngineRequest
 from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.sampling_params import SamplingParams
@@ -158,7 +159,7 @@ def continue_greedily(models: dict[str, Decoder], token_ids: list[int]) -> dict[
     for name, model in models.items():
         engine = Engine(EngineConfig(DEFAULT_MODEL, kv_cache_bytes=2**29), model=model)
         for index, start in enumerate(starts):
-            engine.add(str(index), token_ids[start : start + NUM_PROMPT_TOKENS], params)
+            engine.add(EngineRequest(str(index), token_ids[start : start + NUM_PROMPT_TOKENS], params))
         outputs[name] = [[] for _ in starts]
         while engine.has_unfinished:
             for output in engine.step():

@@ -13,6 +13,7 @@ import time
 from benchmarks.speculation_texts import TEXTS, Request
 from ingine.engine.config import SPECULATIONS, EngineConfig
 from ingine.engine.engine import Engine
+from ingine.engine.request import EngineRequest
 from ingine.engine.store.model_store import DEFAULT_MODEL
 from ingine.sampling_params import SamplingParams
 
@@ -35,7 +36,7 @@ class Decoding:
         first = len(self.outputs)
         for index, (messages, sampling) in enumerate(requests, start=first):
             params = SamplingParams(max_tokens=self._max_tokens, **sampling)
-            self.engine.add(str(index), self.engine.tokenizer.encode_chat(messages), params)
+            self.engine.add(EngineRequest(str(index), self.engine.tokenizer.encode_chat(messages), params))
             self.outputs.append([])
         while not all(self.outputs[first:]):
             self._take(self.engine.step())

@@ -20,7 +20,7 @@ from redis import Redis
 from ingine.contract.keys import Keys
 from ingine.engine.limits import RequestLimits
 from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
-from ingine.sampling_params import SamplingParams
+from ingine.engine.request import EngineRequest
 from ingine.worker.child import Child
 
 PROFILE_VARIABLE = "STAND_IN_PROFILE"
@@ -81,19 +81,14 @@ class StandInEngine:
     def close(self) -> None:
         """Nothing to let go of."""
 
-    def add(
-        self,
-        seq_id: str,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        priority: int = 0,
-        output_token_ids: Sequence[int] = (),
-        arrival_time: float | None = None,
-    ) -> None:
-        self._num_prompt_tokens += len(prompt_token_ids)
+    def add(self, request: EngineRequest) -> None:
+        num_prompt_tokens = len(request.prompt_token_ids)
+        self._num_prompt_tokens += num_prompt_tokens
         seq = _Sequence(
-            seq_id, len(prompt_token_ids), len(output_token_ids), params.max_tokens or self.max_model_len
+            request.seq_id,
+            num_prompt_tokens,
+            len(request.output_token_ids),
+            request.params.max_tokens or self.max_model_len,
         )
         self._waiting.append(seq)
         self._admit()

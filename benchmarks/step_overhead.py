@@ -21,6 +21,7 @@ from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.kernels.select import REFERENCE, select_kernels
 from ingine.engine.models.config import ModelConfig
+from ingine.engine.request import EngineRequest
 from ingine.engine.run.parallel import SINGLE
 from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
 from ingine.engine.text.tokenizer import Tokenizer
@@ -99,7 +100,7 @@ def fill(engine: Engine, batch_size: int, params: SamplingParams) -> float:
     """Add `batch_size` sequences. Returns the seconds of the step that admits and prefills all of them."""
     for index in range(batch_size):
         prompt = range(1000 + index, 1000 + index + NUM_PROMPT_TOKENS)
-        engine.add(str(index), prompt, params)
+        engine.add(EngineRequest(str(index), prompt, params))
     began = time.thread_time()
     engine.step()
     return time.thread_time() - began

@@ -19,6 +19,7 @@ from ingine.engine.engine import Engine
 from ingine.engine.kernels.select import REFERENCE, triton_kernels
 from ingine.engine.models.decoder import Decoder
 from ingine.engine.models.loader import load_model
+from ingine.engine.request import EngineRequest
 from ingine.sampling_params import SamplingParams
 from tests.tiny_models import make_tiny_model
 
@@ -158,7 +159,7 @@ def _check_mix(
         mix = {"num_blocks": -(-longest // plan.small_blocks) + 1}
     engine = make_engine(model, plan, **mix)
     for index, prompt in enumerate(prompts):
-        engine.add(str(index), prompt, greedy(plan.num_new_tokens))
+        engine.add(EngineRequest(str(index), prompt, greedy(plan.num_new_tokens)))
     found = finish(engine)
     stats = engine.stats()
     figures = {
@@ -181,7 +182,7 @@ def _check_resumption(
     engine = make_engine(model, plan, enable_prefix_caching=False)
     begun = [tokens[: 1 + index % len(tokens)] for index, tokens in enumerate(expected)]
     for index, (prompt, tokens) in enumerate(zip(prompts, begun, strict=True)):
-        engine.add(str(index), prompt, greedy(plan.num_new_tokens), output_token_ids=tokens)
+        engine.add(EngineRequest(str(index), prompt, greedy(plan.num_new_tokens), output_token_ids=tokens))
     rest = finish(engine)
     found = [tokens + rest[str(index)] for index, tokens in enumerate(begun)]
     return _compare(model, prompts, expected, found)
@@ -221,7 +222,7 @@ def _compare_sampling(
         for index, prompt in enumerate(prompts):
             kind = kinds[index % len(kinds)]
             params = SamplingParams(**kind, seed=index, max_tokens=plan.num_new_tokens)
-            engine.add(str(index), prompt, params)
+            engine.add(EngineRequest(str(index), prompt, params))
         return finish(engine)
 
     found = generate(make_engine(model, plan))

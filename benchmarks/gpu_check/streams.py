@@ -8,6 +8,7 @@ import numpy as np
 from benchmarks.gpu_check.cells import Figures, Skipped
 from benchmarks.gpu_check.plan import Plan
 from ingine.engine.engine import Engine
+from ingine.engine.request import EngineRequest
 from ingine.errors import EngineError
 from ingine.sampling_params import SamplingParams
 
@@ -32,7 +33,7 @@ def add(engine: Engine, batch: int, context: int, num_tokens: int) -> None:
         raise Skipped(f"needs {num_blocks} KV blocks, and there are {engine.stats().num_blocks}")
     params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
     for index, prompt in enumerate(prompts(batch, context, engine.model_config.vocab_size)):
-        engine.add(str(index), prompt, params)
+        engine.add(EngineRequest(str(index), prompt, params))
 
 
 def start(engine: Engine, batch: int, context: int, plan: Plan) -> tuple[float, float]:

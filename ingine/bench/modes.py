@@ -10,6 +10,7 @@ from transformers.generation import BaseStreamer
 from ingine.bench.measure import Measurement, Stopwatch
 from ingine.bench.workload import NUM_OUTPUT_TOKENS, SAMPLING
 from ingine.engine.engine import Engine
+from ingine.engine.request import EngineRequest
 
 Prompts = list[list[int]]
 
@@ -18,7 +19,7 @@ def continuous(engine: Engine, prompts: Prompts) -> Measurement:
     """All requests at once, one batch that changes from step to step."""
     watch = Stopwatch(len(prompts))
     for index, prompt in enumerate(prompts):
-        engine.add(str(index), prompt, SAMPLING)
+        engine.add(EngineRequest(str(index), prompt, SAMPLING))
     _step_until_done(engine, watch)
     return watch.read(expected=NUM_OUTPUT_TOKENS)
 
@@ -27,7 +28,7 @@ def one_at_a_time(engine: Engine, prompts: Prompts) -> Measurement:
     """The same engine, but a request is only added when the one before it has ended."""
     watch = Stopwatch(len(prompts))
     for index, prompt in enumerate(prompts):
-        engine.add(str(index), prompt, SAMPLING)
+        engine.add(EngineRequest(str(index), prompt, SAMPLING))
         _step_until_done(engine, watch)
     return watch.read(expected=NUM_OUTPUT_TOKENS)
 

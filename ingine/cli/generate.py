@@ -94,9 +94,11 @@ def _prompt_or_stdin(prompt: str | None) -> str:
 
 def _stream(llm: "LLM", prompt_token_ids: list[int], params: "SamplingParams") -> "SeqOutput":
     """Returns the last output, which has the end."""
+    from ingine.engine.request import EngineRequest
+
     engine = llm.engine
     engine.limits.validate(prompt_token_ids, params)
-    engine.add("generate", prompt_token_ids, params)
+    engine.add(EngineRequest("generate", prompt_token_ids, params))
     while engine.has_unfinished:
         for output in engine.step():
             echo(output.text + output.final_text, end="", keep_lines=True)

@@ -3,7 +3,6 @@
 import logging
 import random
 import time
-from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from itertools import count
 
@@ -12,6 +11,7 @@ from ingine.engine.config import EngineConfig, numerics
 from ingine.engine.limits import RequestLimits
 from ingine.engine.models.decoder import Decoder
 from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
+from ingine.engine.request import EngineRequest
 from ingine.engine.run.device import resolve_limits
 from ingine.engine.run.model_runner import StepResult
 from ingine.engine.sample.sampler import SampledToken
@@ -23,7 +23,6 @@ from ingine.engine.step_trace import log_step
 from ingine.engine.text.detokenizer import Detokenizer
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
-from ingine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -105,41 +104,28 @@ class Engine:
         self._num_draft_tokens = 0
         self._num_accepted_tokens = 0
 
-    def add(
-        self,
-        seq_id: str,
-        prompt_token_ids: Tokens[int],
-        params: SamplingParams,
-        *,
-        priority: int = 0,
-        output_token_ids: Tokens[int] = (),
-        arrival_time: float | None = None,
-        tenant: str = "",
-    ) -> None:
-        """Queue a sequence, which whoever makes it has validated: `limits` says what can run. Raises
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request, which whoever makes it has validated: `limits` says what can run. Raises
         InvalidRequest for a `seq_id` that is in use.
 
-        A lower `priority` is more urgent. `arrival_time` is in seconds since the epoch; None is now.
-        `tenant` is whose it is: with speculation by suffix the outputs of one tenant speed up no other's.
-
-        `output_token_ids` are tokens that the sequence has from an earlier life. It goes on after them
-        exactly as if it had never stopped; their text is not emitted again. If they are its end already,
-        the next `step` says so.
+        If its `output_token_ids` are its end already, the next `step` says so.
         """
+        seq_id, params = request.seq_id, request.params
         if seq_id in self._seqs:
             raise InvalidRequest(ErrorCode.DUPLICATE_ID, f"a sequence {seq_id!r} is here already")
-        arrival_time = time.time() if arrival_time is None else arrival_time
+        arrival_time = time.time() if request.arrival_time is None else request.arrival_time
+        priority_s = request.priority * self.config.priority_ageing_s
         seq = Sequence(
             seq_id,
-            prompt_token_ids,
+            request.prompt_token_ids,
             params,
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
-            sort_key=(arrival_time + priority * self.config.priority_ageing_s, next(self._arrivals)),
+            sort_key=(arrival_time + priority_s, next(self._arrivals)),
             max_num_tokens=self.max_model_len,
             eos_token_ids=self._eos_token_ids,
             detokenizer=Detokenizer(self.tokenizer) if self.tokenizer else None,
-            output_token_ids=output_token_ids,
-            tenant=tenant,
+            output_token_ids=request.output_token_ids,
+            tenant=request.tenant,
         )
         if self._speculator is not None:
             self._speculator.begin(seq)

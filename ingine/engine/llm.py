@@ -11,6 +11,7 @@ from typing import Any
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.outputs import CompletionOutput, RequestOutput, RequestTimings, SeqOutput
+from ingine.engine.request import EngineRequest
 from ingine.engine.store.model_store import DEFAULT_MODEL
 from ingine.engine.text.prompt_encoder import PromptEncoder
 from ingine.engine.text.tokenizer import required
@@ -165,7 +166,7 @@ class LLM:
         ]
         try:
             for request, each in zip(requests, params, strict=True):
-                self.engine.add(request.request_id, request.prompt_token_ids, each)
+                self.engine.add(EngineRequest(request.request_id, request.prompt_token_ids, each))
             self._finish({request.request_id: request for request in requests}, shows_progress)
         except BaseException:  # Ctrl-C above all
             for request in requests:

@@ -22,6 +22,7 @@ from benchmarks.rivals.protocol import Request
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.models.gguf_file import GGUFFile
+from ingine.engine.request import EngineRequest
 from ingine.sampling_params import SamplingParams
 
 TINY = Shape("tiny", 256, 512, 2, 4, 2, 300, tied=True, max_position_embeddings=512)
@@ -106,7 +107,9 @@ def test_a_folder_is_one_that_transformers_and_ingine_read_alike(tokenizer, tmp_
 
 def _generated(path: Path, num_tokens: int, dtype: str = "auto") -> list[int]:
     engine = Engine(EngineConfig(model=str(path), dtype=dtype, max_num_seqs=1, kv_cache_bytes=1 << 20))
-    engine.add("a", [1, 2, 3], SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True))
+    engine.add(
+        EngineRequest("a", [1, 2, 3], SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True))
+    )
     made = []
     while len(made) < num_tokens:
         for output in engine.step():

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from ingine.engine.request import EngineRequest
 from ingine.sampling_params import SamplingParams
 from tests.chaos.jobs import greedy_requests
 
@@ -29,7 +30,7 @@ def uninterrupted(model: str) -> list[tuple[list[int], str]]:
     engine = Engine(EngineConfig(model=model, dtype="float32", device="cpu", kv_cache_bytes=16 << 20))
     for index, (prompt, sampling) in enumerate(greedy_requests()):
         params = SamplingParams(**sampling | {"logprobs": 2})
-        engine.add(str(index), engine.tokenizer.encode(prompt), params)
+        engine.add(EngineRequest(str(index), engine.tokenizer.encode(prompt), params))
     answers: list[tuple[list[int], str]] = [([], "") for _ in greedy_requests()]
     while engine.has_unfinished:
         for out in engine.step():

@@ -7,6 +7,7 @@ import pytest
 
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
+from ingine.engine.request import EngineRequest
 from ingine.producer import Client
 from ingine.sampling_params import SamplingParams
 from ingine.worker.embedded import EmbeddedServer
@@ -55,7 +56,7 @@ def uninterrupted(tiny_model) -> Callable[[list[str]], list[tuple[list[int], str
     def run(prompts: list[str]) -> list[tuple[list[int], str]]:
         engine = Engine(EngineConfig(model=str(tiny_model), dtype="float32", device="cpu", max_num_seqs=64))
         for number, prompt in enumerate(prompts):
-            engine.add(str(number), engine.tokenizer.encode(prompt), SamplingParams(**LONG))
+            engine.add(EngineRequest(str(number), engine.tokenizer.encode(prompt), SamplingParams(**LONG)))
         made = [([], "") for _ in prompts]
         while engine.has_unfinished:
             for out in engine.step():

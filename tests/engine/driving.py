@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.outputs import FinishReason, SeqOutput
+from ingine.engine.request import EngineRequest
 from ingine.sampling_params import SamplingParams
 from tests.engine.conftest import LoadedModel
 
@@ -77,5 +78,5 @@ class Driver:
 
 
 def run_one(engine: Engine, prompt: list[int], params: SamplingParams, **options) -> Result:
-    engine.add("one", prompt, params, **options)
+    engine.add(EngineRequest("one", prompt, params, **options))
     return Driver(engine).finish()["one"]

@@ -24,6 +24,7 @@ from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.kernels.select import REFERENCE, Kernels
 from ingine.engine.models.loader import load_model
+from ingine.engine.request import EngineRequest
 from ingine.engine.run.parallel import TensorParallel
 from ingine.engine.sample import cuda as device_sampling
 from ingine.sampling_params import SamplingParams
@@ -146,7 +147,7 @@ def generate(
     made = [[] for _ in requests]
     outputs = []
     for index, (prompt, params) in enumerate(requests):
-        engine.add(str(index), prompt, params)
+        engine.add(EngineRequest(str(index), prompt, params))
         outputs += engine.step()
     while engine.has_unfinished:
         outputs += engine.step()
@@ -296,7 +297,7 @@ def fail_a_step(folder: Path) -> None:
         engine = make_engine(model, parallel)
         if parallel.rank > 0:
             return engine.follow()
-        engine.add("one", PROMPT, SamplingParams())
+        engine.add(EngineRequest("one", PROMPT, SamplingParams()))
         parallel.all_gather = out_of_memory
         errors = [error_of(engine.step) for _ in range(2)]
         (folder / "errors.json").write_text(json.dumps(errors))

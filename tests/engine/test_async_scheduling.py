@@ -9,6 +9,7 @@ import torch
 from ingine.engine.config import EngineConfig
 from ingine.engine.kernels.select import triton_kernels
 from ingine.engine.models.loader import load_model
+from ingine.engine.request import EngineRequest
 from ingine.errors import ConfigError, EngineError
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, Result, greedy, make_engine, run_one
@@ -37,7 +38,7 @@ def count_runs(engine, monkeypatch) -> list[list[str]]:
 
 
 def test_a_token_comes_with_the_next_step(driver, llama):
-    driver.engine.add("a", PROMPT[:4], greedy(3))
+    driver.engine.add(EngineRequest("a", PROMPT[:4], greedy(3)))
     expected = llama.hf_greedy(PROMPT[:4], 3)
     got = [[output.token_ids for output in driver.step()] for _ in range(4)]
     assert got == [[], [[expected[0]]], [[expected[1]]], [[expected[2]]]]
@@ -46,7 +47,7 @@ def test_a_token_comes_with_the_next_step(driver, llama):
 
 def test_the_last_token_that_a_sequence_may_have_is_not_followed_by_a_step(driver, monkeypatch):
     runs = count_runs(driver.engine, monkeypatch)
-    driver.engine.add("a", PROMPT[:4], greedy(3))
+    driver.engine.add(EngineRequest("a", PROMPT[:4], greedy(3)))
     driver.finish()
     assert runs == [["a"]] * 3
 
@@ -63,7 +64,7 @@ def test_what_follows_a_stop_token_is_computed_for_nothing_and_told_nobody(llama
 
 def test_abort_while_a_step_is_on_its_way(driver, llama):
     for seq_id in ("goes", "stays"):
-        driver.engine.add(seq_id, PROMPT[:4], greedy(9))
+        driver.engine.add(EngineRequest(seq_id, PROMPT[:4], greedy(9)))
     driver.step()
     driver.step()
     output = driver.engine.abort("goes")
@@ -75,10 +76,10 @@ def test_abort_while_a_step_is_on_its_way(driver, llama):
 
 
 def test_an_id_that_is_used_again_at_once_gets_no_token_of_the_one_before(driver, llama):
-    driver.engine.add("a", PROMPT[:4], greedy(9))
+    driver.engine.add(EngineRequest("a", PROMPT[:4], greedy(9)))
     driver.step()
     driver.engine.abort("a")
-    driver.engine.add("a", PROMPT[4:9], greedy(9))
+    driver.engine.add(EngineRequest("a", PROMPT[4:9], greedy(9)))
     assert driver.finish()["a"].token_ids == llama.hf_greedy(PROMPT[4:9], 9)
 
 
@@ -93,7 +94,7 @@ def test_who_is_preempted_keeps_the_token_that_is_pending(llama, monkeypatch):
 
     monkeypatch.setattr(driver.engine._scheduler, "_preempt", watched)
     for seq_id, prompt in (("a", PROMPT), ("b", PROMPT[::-1])):
-        driver.engine.add(seq_id, prompt, greedy())
+        driver.engine.add(EngineRequest(seq_id, prompt, greedy()))
     results = driver.finish()
     assert any(preempted_with_a_token_pending)
     assert results["a"].token_ids == llama.hf_greedy(PROMPT, 24)
@@ -103,7 +104,7 @@ def test_who_is_preempted_keeps_the_token_that_is_pending(llama, monkeypatch):
 @pytest.mark.parametrize("num_failures", [1, 2])
 def test_a_launch_that_fails_costs_nothing_of_the_step_on_its_way(driver, llama, monkeypatch, num_failures):
     for seq_id in "ab":
-        driver.engine.add(seq_id, PROMPT[:4], greedy(9))
+        driver.engine.add(EngineRequest(seq_id, PROMPT[:4], greedy(9)))
     driver.step()
     failures, run = iter(range(num_failures)), driver.engine._runner.run
 
@@ -127,7 +128,7 @@ def test_a_launch_that_fails_costs_nothing_of_the_step_on_its_way(driver, llama,
 def test_a_step_that_is_lost_on_the_device_breaks_the_engine(llama, monkeypatch, is_async):
     """Its tokens are not to be had any more: going on would leave a gap."""
     driver = Driver(make_engine(llama, async_scheduling=is_async))
-    driver.engine.add("a", PROMPT[:4], greedy(9))
+    driver.engine.add(EngineRequest("a", PROMPT[:4], greedy(9)))
     driver.step()
     with monkeypatch.context() as patch:
         patch.setattr("ingine.engine.run.model_runner.StepResult.wait", lambda self: 1 / 0)
@@ -139,7 +140,7 @@ def test_a_step_that_is_lost_on_the_device_breaks_the_engine(llama, monkeypatch,
 
 
 def test_a_rank_that_is_gone_is_not_waited_for(driver, monkeypatch):
-    driver.engine.add("a", PROMPT[:4], greedy(9))
+    driver.engine.add(EngineRequest("a", PROMPT[:4], greedy(9)))
     driver.step()
 
     def gone(*_):
@@ -157,7 +158,7 @@ def test_one_that_is_about_to_end_keeps_no_other_waiting(llama):
     """Its place in the batch is free as soon as its last token is on its way."""
     driver = Driver(make_engine(llama, async_scheduling=True, max_num_seqs=1))
     for seq_id in "ab":
-        driver.engine.add(seq_id, PROMPT[:4], greedy(2))
+        driver.engine.add(EngineRequest(seq_id, PROMPT[:4], greedy(2)))
     for _ in range(3):
         driver.step()
     assert driver.engine.running_seq_ids == ["b"]
@@ -167,7 +168,7 @@ def test_one_that_is_about_to_end_keeps_no_other_waiting(llama):
 
 def test_a_step_alone_gives_first_what_is_on_its_way(driver, llama):
     for seq_id in "ab":
-        driver.engine.add(seq_id, PROMPT[:4], greedy(9))
+        driver.engine.add(EngineRequest(seq_id, PROMPT[:4], greedy(9)))
     driver.step()
     for seq_ids in ({"a", "b"}, {"b"}):
         outputs = driver.engine.step(alone="b")
@@ -194,7 +195,7 @@ def test_nothing_waits_for_the_device_before_the_tokens_are_taken(llama, monkeyp
     run = driver.engine._runner.run
     monkeypatch.setattr(driver.engine._runner, "run", lambda batch: Tape.capture(lambda: run(batch)).result)
     for name, params in short.items():
-        driver.engine.add(name, PROMPT, params)
+        driver.engine.add(EngineRequest(name, PROMPT, params))
     for name, result in driver.finish().items():
         assert result.token_ids == expected[name].token_ids, name
         assert len(result.logprobs) == len(expected[name].logprobs)

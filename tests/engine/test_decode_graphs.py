@@ -5,6 +5,7 @@ import torch
 
 from ingine.engine.kernels.select import triton_kernels
 from ingine.engine.models.loader import load_model
+from ingine.engine.request import EngineRequest
 from ingine.engine.run.graphs import Choice, DecodeGraphs, bucket_sizes
 from ingine.sampling_params import SamplingParams
 from tests.engine.conftest import LoadedModel
@@ -69,7 +70,7 @@ def test_replayed_steps_give_the_tokens_of_transformers(captured, replays, arch,
     model = captured(arch)
     driver = Driver(make_engine(model, async_scheduling=is_async, max_num_seqs=5, num_blocks=60))
     for index, prompt in enumerate(PROMPTS):  # they come while others run
-        driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
+        driver.engine.add(EngineRequest(str(index), prompt, greedy(MAX_TOKENS)))
         driver.step()
     results = driver.finish()
     assert [results[str(index)].token_ids for index in range(len(PROMPTS))] == [
@@ -91,7 +92,7 @@ def test_all_kinds_of_sampling_in_replayed_steps(captured, llama, replays):
     assert {choice for _, choice in replays} == {*Choice, None}
     driver = Driver(engine)
     for name, params in short.items():
-        engine.add(name, PROMPT[:10], params)
+        engine.add(EngineRequest(name, PROMPT[:10], params))
     assert {name: result.token_ids for name, result in driver.finish().items()} == expected
 
 
@@ -106,7 +107,7 @@ def test_random_rows_of_one_graph_have_each_its_own_numbers(captured, llama, rep
     expected = [run_one(make_engine(llama), PROMPT[:5], p).token_ids for p in params]
     driver = Driver(make_engine(captured("llama"), async_scheduling=True, max_num_seqs=5))
     for index, p in enumerate(params):
-        driver.engine.add(str(index), PROMPT[:5], p)
+        driver.engine.add(EngineRequest(str(index), PROMPT[:5], p))
     results = driver.finish()
     assert [results[str(index)].token_ids for index in range(3)] == expected
     assert set(replays) == {(3, Choice.RANDOM)}
@@ -130,8 +131,8 @@ def test_memory_for_kv_is_less_a_step_and_what_graphs_keep(captured, monkeypatch
 def test_what_is_not_finite_ends_in_a_replayed_step_too(captured, replays):
     model = captured("llama")
     driver = Driver(make_engine(model, async_scheduling=True, max_num_seqs=2))
-    driver.engine.add("sick", PROMPT[:4], greedy(MAX_TOKENS))
-    driver.engine.add("well", PROMPT[:5], greedy(MAX_TOKENS))
+    driver.engine.add(EngineRequest("sick", PROMPT[:4], greedy(MAX_TOKENS)))
+    driver.engine.add(EngineRequest("well", PROMPT[:5], greedy(MAX_TOKENS)))
     while len(driver.results) < 2:
         driver.step()
     [sick] = [seq for seq in driver.engine._scheduler.running if seq.seq_id == "sick"]

@@ -7,6 +7,7 @@ import torch
 
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
+from ingine.engine.request import EngineRequest
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import EngineError, InvalidRequest
 from ingine.sampling_params import SamplingParams
@@ -85,8 +86,8 @@ def test_a_stop_string_is_not_looked_for_in_the_first_min_tokens(llama):
 @pytest.mark.parametrize("num_steps", [0, 1, 4], ids=["waiting", "prefilling", "running"])
 def test_abort_at_any_time(llama, num_steps):
     driver = Driver(make_engine(llama, max_num_batched_tokens=16))
-    driver.engine.add("gone", PROMPT, greedy())
-    driver.engine.add("stays", PROMPT[::-1], greedy())
+    driver.engine.add(EngineRequest("gone", PROMPT, greedy()))
+    driver.engine.add(EngineRequest("stays", PROMPT[::-1], greedy()))
     for _ in range(num_steps):
         driver.step()
     output = driver.engine.abort("gone")
@@ -97,8 +98,8 @@ def test_abort_at_any_time(llama, num_steps):
 
 def test_abort_while_preempted(llama):
     driver = Driver(make_engine(llama, num_blocks=18, max_num_seqs=3))
-    driver.engine.add("first", PROMPT, greedy())
-    driver.engine.add("second", PROMPT[::-1], greedy())
+    driver.engine.add(EngineRequest("first", PROMPT, greedy()))
+    driver.engine.add(EngineRequest("second", PROMPT[::-1], greedy()))
     while driver.engine.stats().num_preemptions == 0:
         driver.step()
     output = driver.engine.abort("second")
@@ -109,7 +110,7 @@ def test_abort_while_preempted(llama):
 def test_abort_returns_the_text_that_was_held_back(llama):
     [letter] = llama.tokenizer.encode("x")
     driver = Driver(make_engine(llama))
-    driver.engine.add("one", PROMPT[:4], greedy(9, logit_bias={letter: 100.0}, stop=("xxx",)))
+    driver.engine.add(EngineRequest("one", PROMPT[:4], greedy(9, logit_bias={letter: 100.0}, stop=("xxx",))))
     driver.step()
     driver.step()
     assert driver.results["one"].text == ""
@@ -158,7 +159,7 @@ def failing(llama) -> tuple[FailingModel, Driver]:
 def test_a_step_that_fails_counts_for_nothing_and_can_be_tried_again(llama, failing, num_steps):
     model, driver = failing
     for seq_id in ("a", "b"):
-        driver.engine.add(seq_id, PROMPT, greedy())
+        driver.engine.add(EngineRequest(seq_id, PROMPT, greedy()))
     for _ in range(num_steps):
         driver.step()
     model.fails = True
@@ -174,7 +175,7 @@ def test_a_step_that_fails_counts_for_nothing_and_can_be_tried_again(llama, fail
 def test_after_a_step_that_fails_its_sequences_can_be_given_up(llama, failing):
     model, driver = failing
     for seq_id in "abcdef":
-        driver.engine.add(seq_id, PROMPT, greedy())
+        driver.engine.add(EngineRequest(seq_id, PROMPT, greedy()))
     driver.step()
     model.fails = True
     with pytest.raises(RuntimeError):
@@ -191,8 +192,10 @@ def test_after_a_step_that_fails_its_sequences_can_be_given_up(llama, failing):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_of_nan_end_their_own_sequence_only(llama, failing, temperature):
     model, driver = failing
-    driver.engine.add("sick", PROMPT[:4], SamplingParams(temperature=temperature, max_tokens=9, logprobs=1))
-    driver.engine.add("well", PROMPT[:5], greedy(9))
+    driver.engine.add(
+        EngineRequest("sick", PROMPT[:4], SamplingParams(temperature=temperature, max_tokens=9, logprobs=1))
+    )
+    driver.engine.add(EngineRequest("well", PROMPT[:5], greedy(9)))
     driver.step()
     model.nan_rows = [0]
     driver.step()
@@ -223,9 +226,9 @@ def test_nan_in_the_kv_of_a_sequence_reaches_no_other(poisoned, is_aborted, bloc
     num_blocks = 128 // block_size
     driver = Driver(make_engine(poisoned, num_blocks=num_blocks, block_size=block_size, max_num_seqs=8))
     for attempt in "123":
-        driver.engine.add(f"sick {attempt}", sick, greedy(9))
+        driver.engine.add(EngineRequest(f"sick {attempt}", sick, greedy(9)))
         for index, length in enumerate((3, 9, 26)):
-            driver.engine.add(f"well {attempt} {index}", PROMPT[:length], greedy(9))
+            driver.engine.add(EngineRequest(f"well {attempt} {index}", PROMPT[:length], greedy(9)))
         driver.step()
         if is_aborted:
             driver.engine.abort(f"sick {attempt}")
@@ -246,7 +249,7 @@ def test_blocks_of_a_sequence_that_failed_are_not_shared(poisoned, llama):
 
 def test_check_integrity_notices(llama):
     driver = Driver(make_engine(llama))
-    driver.engine.add("one", PROMPT, greedy())
+    driver.engine.add(EngineRequest("one", PROMPT, greedy()))
     driver.step()
     driver.engine._blocks.ref_counts[0] += 1
     with pytest.raises(EngineError, match="block 0 "):
@@ -295,9 +298,9 @@ def test_output_tokens_are_checked_too(llama):
 
 def test_an_id_in_use_is_refused(llama):
     engine = make_engine(llama)
-    engine.add("one", PROMPT, greedy())
+    engine.add(EngineRequest("one", PROMPT, greedy()))
     with pytest.raises(InvalidRequest, match="'one'") as error:
-        engine.add("one", PROMPT, greedy())
+        engine.add(EngineRequest("one", PROMPT, greedy()))
     assert error.value.code == "duplicate_id"
 
 
@@ -330,8 +333,8 @@ def test_requests_without_a_seed_differ_and_the_config_s_seed_repeats_them(llama
 
 def test_stats_count_tokens_and_blocks(llama):
     driver = Driver(make_engine(llama, num_blocks=40, max_num_seqs=1))
-    driver.engine.add("a", PROMPT, greedy(4))
-    driver.engine.add("b", PROMPT, greedy(4))
+    driver.engine.add(EngineRequest("a", PROMPT, greedy(4)))
+    driver.engine.add(EngineRequest("b", PROMPT, greedy(4)))
     driver.step()
     stats = driver.engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.num_blocks, stats.num_free_blocks) == (1, 1, 40, 36)
@@ -347,7 +350,7 @@ def test_of_the_same_arrival_time_the_first_to_be_added_stays_first(llama):
     """Also when it has been preempted while the other was waiting."""
     driver = Driver(make_engine(llama, num_blocks=20, max_num_seqs=2))
     for seq_id in "abc":
-        driver.engine.add(seq_id, PROMPT, greedy(), arrival_time=0.0)
+        driver.engine.add(EngineRequest(seq_id, PROMPT, greedy(), arrival_time=0.0))
     while driver.engine.stats().num_preemptions == 0:
         driver.step()
     assert driver.engine.running_seq_ids == ["a"]
@@ -359,8 +362,8 @@ def test_of_the_same_arrival_time_the_first_to_be_added_stays_first(llama):
 
 def test_the_trace_names_who_was_preempted(llama, caplog):
     driver = Driver(make_engine(llama, num_blocks=18))
-    driver.engine.add("first", PROMPT, greedy())
-    driver.engine.add("second", PROMPT[::-1], greedy())
+    driver.engine.add(EngineRequest("first", PROMPT, greedy()))
+    driver.engine.add(EngineRequest("second", PROMPT[::-1], greedy()))
     with caplog.at_level(logging.DEBUG, logger="ingine.engine.engine"):
         driver.finish()
     lines = [record.getMessage() for record in caplog.records]
@@ -371,7 +374,7 @@ def test_the_trace_names_who_was_preempted(llama, caplog):
 
 def test_the_trace_has_a_line_a_step(llama, caplog):
     driver = Driver(make_engine(llama, num_blocks=40))
-    driver.engine.add("a", PROMPT, greedy(2))
+    driver.engine.add(EngineRequest("a", PROMPT, greedy(2)))
     with caplog.at_level(logging.DEBUG, logger="ingine.engine.engine"):
         driver.finish()
     first, second, third = (record.getMessage() for record in caplog.records)

@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from ingine.engine.request import EngineRequest
 from tests.engine.driving import Driver, greedy, make_engine
 
 MAX_TOKENS = 24
@@ -50,7 +51,7 @@ def test_every_mix_gives_the_tokens_of_transformers(tiny, arch, mix, is_async):
     model = tiny(arch)
     driver = Driver(make_engine(model, async_scheduling=is_async, **mix))
     for index, prompt in enumerate(PROMPTS):  # they come while others run
-        driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
+        driver.engine.add(EngineRequest(str(index), prompt, greedy(MAX_TOKENS)))
         driver.step()
     results = driver.finish()
     assert [results[str(i)].token_ids for i in range(len(PROMPTS))] == [
@@ -61,13 +62,13 @@ def test_every_mix_gives_the_tokens_of_transformers(tiny, arch, mix, is_async):
 def test_the_tight_mix_preempts_and_shared_prefixes_hit(llama):
     driver = Driver(make_engine(llama, **MIXES["memory for one and a half"]))
     for index, prompt in enumerate(PROMPTS):
-        driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
+        driver.engine.add(EngineRequest(str(index), prompt, greedy(MAX_TOKENS)))
     driver.finish()
     assert driver.engine.stats().num_preemptions > 0
 
     driver = Driver(make_engine(llama))
     for index, prompt in enumerate(PROMPTS):
-        driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
+        driver.engine.add(EngineRequest(str(index), prompt, greedy(MAX_TOKENS)))
     results = driver.finish()
     assert results["6"].num_cached_tokens == 36  # ten blocks of four, less the one that has the last token
     assert driver.engine.stats().prefix_cache_hit_tokens >= 36
@@ -90,11 +91,13 @@ def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
         if waiting and event < 0.5:
             index = waiting.pop(rng.randrange(len(waiting)))
             driver.engine.add(
-                str(index),
-                PROMPTS[index],
-                greedy(MAX_TOKENS),
-                priority=rng.randint(0, 2),
-                output_token_ids=output[index],
+                EngineRequest(
+                    str(index),
+                    PROMPTS[index],
+                    greedy(MAX_TOKENS),
+                    priority=rng.randint(0, 2),
+                    output_token_ids=output[index],
+                )
             )
             running.append(index)
         elif running and event < 0.6:
@@ -123,7 +126,7 @@ def test_the_real_model_says_what_it_says_in_transformers(smollm2):
     prompts = [smollm2.tokenizer.encode_chat([{"role": "user", "content": chat}]) for chat in SMOLLM2_CHATS]
     driver = Driver(make_engine(smollm2, block_size=16, max_num_batched_tokens=24))
     for index, prompt in enumerate(prompts):
-        driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
+        driver.engine.add(EngineRequest(str(index), prompt, greedy(MAX_TOKENS)))
         driver.step()
     results = driver.finish()
     for index, prompt in enumerate(prompts):

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from ingine import LLM, RequestOutput, SamplingParams
+from ingine.engine.request import EngineRequest
 from ingine.errors import ConfigError, InvalidRequest, ModelNotFound
 from tests.engine.driving import greedy
 
@@ -80,7 +81,7 @@ def test_without_max_tokens_the_output_is_as_long_as_the_models_length_leaves(ll
 
 def test_max_tokens_of_a_billion_reserves_nothing(llm):
     engine = llm.engine
-    engine.add("one", PROMPT, SamplingParams(temperature=0, max_tokens=10**9, ignore_eos=True))
+    engine.add(EngineRequest("one", PROMPT, SamplingParams(temperature=0, max_tokens=10**9, ignore_eos=True)))
     engine.step()
     stats, block_size = engine.stats(), engine.config.block_size
     assert stats.num_blocks - stats.num_free_blocks <= -(-(len(PROMPT) + 1) // block_size)

@@ -14,6 +14,7 @@ from ingine.engine.kernels import native
 from ingine.engine.kernels.attention import NativeAttention, TorchAttention
 from ingine.engine.kernels.select import select_kernels
 from ingine.engine.models.loader import load_model
+from ingine.engine.request import EngineRequest
 from ingine.errors import ConfigError, UnsupportedModel
 from ingine.sampling_params import SamplingParams
 from tests.engine.builds import library
@@ -181,7 +182,7 @@ def test_kv_cache_dtype_is_an_option_of_the_engine(llama, kv_cache_dtype):
     engine = Engine(
         EngineConfig(str(llama.path), dtype="float32", kv_cache_dtype=kv_cache_dtype, kv_cache_bytes=1 << 20)
     )
-    engine.add("a", [5, 6, 7], SamplingParams(temperature=0, max_tokens=4))
+    engine.add(EngineRequest("a", [5, 6, 7], SamplingParams(temperature=0, max_tokens=4)))
     num_tokens = 0
     while engine.has_unfinished:
         num_tokens += sum(len(output.token_ids) for output in engine.step())
@@ -209,7 +210,7 @@ def test_without_a_compiler_the_reference_serves_and_says_the_same(monkeypatch, 
     decoder = load_model(llama.path, dtype=torch.float32, device=CPU, kernels=kernels)
     engine = Engine(EngineConfig(str(llama.path), kv_cache_bytes=1 << 20), model=decoder)
     prompt = [5, 6, 7, 8, 9]
-    engine.add("a", prompt, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+    engine.add(EngineRequest("a", prompt, SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)))
     token_ids = []
     while engine.has_unfinished:
         token_ids += [token_id for output in engine.step() for token_id in output.token_ids]

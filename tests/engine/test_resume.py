@@ -2,6 +2,7 @@
 
 import pytest
 
+from ingine.engine.request import EngineRequest
 from ingine.sampling_params import SamplingParams
 from tests.engine.driving import Driver, Result, make_engine, run_one
 
@@ -76,7 +77,7 @@ def test_rebatched_and_preempted_sequences_draw_the_same_tokens(llama, is_async)
     options = {"max_num_seqs": 6, "max_num_batched_tokens": 11, "num_blocks": 30}
     driver = Driver(make_engine(llama, async_scheduling=is_async, **options))
     for name, params in PARAMS.items():
-        driver.engine.add(name, PROMPT, params)
+        driver.engine.add(EngineRequest(name, PROMPT, params))
         driver.step()
     together = driver.finish()
     assert driver.engine.stats().num_preemptions > 0
@@ -103,7 +104,11 @@ def test_committed_tokens_may_be_the_end_already(llama, params, output, expected
         for token_id in ([piece] if isinstance(piece, int) else llama.tokenizer.encode(piece))
     ]
     engine = make_engine(llama)
-    engine.add("one", PROMPT, SamplingParams(**{"max_tokens": 200, **params}), output_token_ids=token_ids)
+    engine.add(
+        EngineRequest(
+            "one", PROMPT, SamplingParams(**{"max_tokens": 200, **params}), output_token_ids=token_ids
+        )
+    )
     [output] = engine.step()
     assert (output.token_ids, output.text, output.finish_reason) == ([], "", expected)
     assert output.position == len(token_ids)
@@ -114,6 +119,6 @@ def test_committed_tokens_may_be_the_end_already(llama, params, output, expected
 def test_a_smaller_engine_ends_what_a_larger_one_began_at_its_own_limit(llama):
     """It could not have made that many itself; their number stays what the log says."""
     engine = make_engine(llama, max_model_len=40)
-    engine.add("one", PROMPT, SamplingParams(max_tokens=200), output_token_ids=[65] * 20)
+    engine.add(EngineRequest("one", PROMPT, SamplingParams(max_tokens=200), output_token_ids=[65] * 20))
     [output] = engine.step()
     assert (output.finish_reason, output.position) == ("length", 20)

@@ -12,6 +12,7 @@ import torch
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.kernels import native
+from ingine.engine.request import EngineRequest
 from ingine.sampling_params import SamplingParams
 from tests.engine.builds import library
 from tests.engine.marks import march, needs_native
@@ -45,7 +46,9 @@ def generate(engine: Engine, prompts: list[list[int]], so_far: list[list[int]] |
     """All at once; `so_far` is what each has from an earlier life."""
     results: list[Result] = [[] for _ in prompts]
     for index, prompt in enumerate(prompts):
-        engine.add(str(index), prompt, SAMPLING, output_token_ids=so_far[index] if so_far else [])
+        engine.add(
+            EngineRequest(str(index), prompt, SAMPLING, output_token_ids=so_far[index] if so_far else [])
+        )
     while engine.has_unfinished:
         for output in engine.step():
             results[int(output.seq_id)] += [

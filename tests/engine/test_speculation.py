@@ -11,6 +11,7 @@ from ingine.engine.config import SPECULATIONS, EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.kernels.select import REFERENCE, select_kernels
 from ingine.engine.models.loader import load_model
+from ingine.engine.request import EngineRequest
 from ingine.engine.schedule.block_manager import BlockManager
 from ingine.engine.schedule.output_history import OutputHistory
 from ingine.engine.schedule.scheduler import Scheduler
@@ -63,7 +64,7 @@ def test_every_mix_gives_the_tokens_of_transformers(tiny, arch, mix):
     expected = {str(i): model.hf_greedy(prompt, MAX_TOKENS) for i, prompt in enumerate(PROMPTS)}
     driver = Driver(make_speculating_engine(model, expected, **mix))
     for index, prompt in enumerate(PROMPTS):
-        driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
+        driver.engine.add(EngineRequest(str(index), prompt, greedy(MAX_TOKENS)))
         driver.step()
     results = driver.finish()
     assert {seq_id: result.token_ids for seq_id, result in results.items()} == expected
@@ -87,7 +88,7 @@ def test_every_kind_of_sampling_draws_the_same_alone_and_in_one_batch(llama):
     for options in ({"max_num_seqs": 1}, {"max_num_seqs": 6, "max_num_batched_tokens": 40}):
         driver = Driver(make_speculating_engine(llama, expected, **options))
         for name, params in PARAMS.items():
-            driver.engine.add(name, PROMPT, params)
+            driver.engine.add(EngineRequest(name, PROMPT, params))
         results = driver.finish()
         assert_some_were_accepted(driver.engine)
         for name, result in results.items():
@@ -135,7 +136,9 @@ def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
         if waiting and event < 0.5:
             seq_id = waiting.pop(rng.randrange(len(waiting)))
             index = int(seq_id)
-            driver.engine.add(seq_id, PROMPTS[index], params[index], output_token_ids=output[seq_id])
+            driver.engine.add(
+                EngineRequest(seq_id, PROMPTS[index], params[index], output_token_ids=output[seq_id])
+            )
             running.append(seq_id)
         elif running and event < 0.56:
             seq_id = running.pop(rng.randrange(len(running)))
@@ -166,7 +169,7 @@ def test_a_step_alone_and_a_step_that_fails_leave_drafts_out_of_the_account(llam
     expected = llama.hf_greedy(PROMPT, MAX_TOKENS)
     driver = Driver(make_speculating_engine(llama, {"a": expected, "b": expected}))
     for seq_id in "ab":
-        driver.engine.add(seq_id, PROMPT, greedy(MAX_TOKENS))
+        driver.engine.add(EngineRequest(seq_id, PROMPT, greedy(MAX_TOKENS)))
     while len(driver.results) < 2:
         driver.step()
     with monkeypatch.context() as patch:
@@ -198,7 +201,7 @@ def test_a_draft_that_is_not_finite_costs_no_more_than_the_drafts(tmp_path, kern
         if speculator:
             engine._scheduler._speculator.draft = speculator
         driver = Driver(engine)
-        engine.add("one", PROMPT, greedy(MAX_TOKENS))
+        engine.add(EngineRequest("one", PROMPT, greedy(MAX_TOKENS)))
         return driver.finish()["one"]
 
     expected = generate()
@@ -215,7 +218,7 @@ def test_logits_of_nan_end_a_sequence_that_speculates_once_they_are_so_without_d
         expected[1:4] if seq.drafter else [] for seq in seqs
     ]
     driver = Driver(engine)
-    engine.add("one", PROMPT, greedy(MAX_TOKENS))
+    engine.add(EngineRequest("one", PROMPT, greedy(MAX_TOKENS)))
     while not driver.results:
         driver.step()
     compute_logits = llama.decoder.compute_logits

@@ -6,6 +6,7 @@ import pytest
 
 from ingine.engine.engine import Engine
 from ingine.engine.outputs import FinishReason
+from ingine.engine.request import EngineRequest
 from ingine.engine.schedule.speculation import Speculator
 from ingine.sampling_params import SamplingParams
 from tests.engine.conftest import LoadedModel
@@ -38,7 +39,7 @@ def test_every_mix_gives_the_tokens_of_transformers(llama, mix):
     for _ in range(2):
         before, driver = engine.stats(), Driver(engine)
         for index, prompt in enumerate(PROMPTS):
-            engine.add(str(index), prompt, greedy(MAX_TOKENS))
+            engine.add(EngineRequest(str(index), prompt, greedy(MAX_TOKENS)))
             driver.step()
         results = driver.finish()
         assert [results[str(i)].token_ids for i in range(len(PROMPTS))] == expected
@@ -53,7 +54,7 @@ def test_every_kind_of_sampling_draws_the_same_with_all_of_it_in_the_history(lla
         for _ in range(2):
             driver = Driver(engine)
             for name, params in PARAMS.items():
-                engine.add(name, PROMPT, params)
+                engine.add(EngineRequest(name, PROMPT, params))
             for name, result in driver.finish().items():
                 assert_same(result, alone[name])
         assert_some_were_accepted(engine)
@@ -106,7 +107,9 @@ def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
                 output[seq_id] = []  # what it had was lost; the history may have it
             index, tenant = int(seq_id), rng.choice(["", "a", "b"])
             driver.engine.add(
-                seq_id, PROMPTS[index], params[index], output_token_ids=output[seq_id], tenant=tenant
+                EngineRequest(
+                    seq_id, PROMPTS[index], params[index], output_token_ids=output[seq_id], tenant=tenant
+                )
             )
             running.append(seq_id)
         elif running and event < 0.56:
@@ -128,7 +131,7 @@ def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
 
 def num_steps(engine: Engine, tenant: str, prompt: list[int] = PROMPT) -> int:
     """That a greedy output takes."""
-    engine.add("one", prompt, greedy(MAX_TOKENS), tenant=tenant)
+    engine.add(EngineRequest("one", prompt, greedy(MAX_TOKENS), tenant=tenant))
     driver, steps = Driver(engine), 0
     while engine.has_unfinished:
         driver.step()
@@ -162,7 +165,7 @@ def test_prompts_are_nobody_s_output(llama):
 
 def test_what_an_aborted_sequence_had_is_drafted_when_it_is_made_again(llama):
     engine = make_suffix_engine(llama, enable_prefix_caching=False)
-    engine.add("one", PROMPT, greedy(MAX_TOKENS))
+    engine.add(EngineRequest("one", PROMPT, greedy(MAX_TOKENS)))
     num_tokens = steps = 0
     while num_tokens < MAX_TOKENS - 6:
         num_tokens += sum(len(output.token_ids) for output in engine.step())

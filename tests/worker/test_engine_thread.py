@@ -104,4 +104,4 @@ async def test_failures_count_in_a_row_only(tiny_engine, monkeypatch, healed_by)
 def add_now(engine, seq_id: str, max_tokens: int):
     """Between two steps, so that several are in one."""
     params = LONG.model_copy(update={"max_tokens": max_tokens})
-    return engine.add(seq_id, [65, 66], params, priority=0, arrival_time=0.0, output_token_ids=[])
+    return engine.add(EngineRequest(seq_id, [65, 66], params, arrival_time=0.0))

@@ -12,6 +12,7 @@ from ingine.contract.events import TokensEvent, decode_event, encode_event
 from ingine.contract.jobs import Job, encode_job
 from ingine.contract.keys import Priority
 from ingine.contract.record import JobStatus
+from ingine.engine.request import EngineRequest
 from ingine.errors import ErrorCode
 from ingine.sampling_params import SamplingParams
 from ingine.worker.control import INTERVAL_S
@@ -30,7 +31,7 @@ def alone(engine, job: Job) -> tuple[list[int], str]:
         prompt = engine.tokenizer.encode_chat([m.model_dump() for m in job.messages])
     else:
         prompt = list(job.prompt) if isinstance(job.prompt, tuple) else engine.tokenizer.encode(job.prompt)
-    engine.add("alone", prompt, job.sampling)
+    engine.add(EngineRequest("alone", prompt, job.sampling))
     token_ids, text = [], ""
     while engine.has_unfinished:
         for output in engine.step():

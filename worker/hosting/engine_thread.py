@@ -104,18 +104,7 @@ class EngineThread:
         return self._running_seq_ids()
 
     def add(self, request: EngineRequest) -> None:
-        self._enqueue(
-            request.seq_id,
-            lambda: self._engine.add(
-                request.seq_id,
-                request.prompt_token_ids,
-                request.params,
-                priority=request.priority,
-                arrival_time=request.arrival_time,
-                output_token_ids=request.output_token_ids,
-                tenant=request.tenant,
-            ),
-        )
+        self._enqueue(request.seq_id, lambda: self._engine.add(request))
 
     def refuse(self, seq_id: str, error: Exception) -> None:
         """As if `Engine.add` had raised `error`."""

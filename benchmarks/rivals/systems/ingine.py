@@ -17,6 +17,7 @@ from benchmarks.rivals.stepping import Stepping
 from ingine import __version__
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
+from ingine.engine.request import EngineRequest
 from ingine.sampling_params import SamplingParams
 
 
@@ -26,7 +27,7 @@ class IngineSteps:
 
     def add(self, index: int, request: Request) -> None:
         params = SamplingParams(temperature=0, max_tokens=request.num_tokens, ignore_eos=True)
-        self._engine.add(str(index), request.prompt, params)
+        self._engine.add(EngineRequest(str(index), request.prompt, params))
 
     def step(self) -> Iterator[tuple[int, list[int]]]:
         for output in self._engine.step():
