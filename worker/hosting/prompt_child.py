@@ -51,7 +51,7 @@ def main() -> None:
         _point_at_nothing(1)
         _point_at_nothing(2)
         _limit_memory()
-        connection.sendall(msgpack.packb([]))
+        connection.sendall(msgpack.packb(["ready"]))
         for cpu_s, *prompt in messages:
             connection.sendall(msgpack.packb(["begun"]))
             signal.setitimer(signal.ITIMER_PROF, cpu_s)  # SIGPROF ends the process
@@ -63,20 +63,23 @@ def main() -> None:
 
 
 def _read(encoder: PromptEncoder, prompt: list[Any]) -> list[Any]:
-    """[token ids], [the number of too many], or [error code, message]."""
+    """["read", token ids], ["too long", their number], or ["refused", error code, message]."""
     try:
         match prompt:
             case [text]:
                 token_ids = encoder.encode(text)
             case [messages, submitted_at]:
                 token_ids = encoder.encode_chat(messages, now=datetime.fromtimestamp(submitted_at, UTC))
-        return [token_ids if len(token_ids) < encoder.max_num_tokens else len(token_ids)]
+        if len(token_ids) >= encoder.max_num_tokens:
+            return ["too long", len(token_ids)]
+        return ["read", token_ids]
     except MemoryError:
         os._exit(EXIT_OUT_OF_MEMORY)
     except InvalidRequest as error:
-        return [str(error.code), str(error)]
+        return ["refused", str(error.code), str(error)]
     except Exception as error:  # a tokenizer that this prompt, of all, sets off
-        return [str(ErrorCode.ENGINE_ERROR), f"{type(error).__name__}: {error!s:.{MAX_REASON_CHARS}}"]
+        reason = f"{type(error).__name__}: {error!s:.{MAX_REASON_CHARS}}"
+        return ["refused", str(ErrorCode.ENGINE_ERROR), reason]
 
 
 def _receive(connection: socket.socket) -> Iterator[list[Any]]:

@@ -133,15 +133,15 @@ class PromptProcess:
 
     def _receive(self, message: Message) -> None:
         match message:
-            case []:
+            case ["ready"]:
                 self._is_ready = True
                 self.start_error = None
             case ["begun"]:
                 self._has_begun = True
                 self._reading = self._in_flight[0]
-            case [read]:
-                self._answer_first(read)
-            case [code, text]:
+            case ["read" | "too long", answer]:
+                self._answer_first(answer)
+            case ["refused", code, text]:
                 self._answer_first(InvalidRequest(ErrorCode(code), text))
         self._watch()
         self._send()
