@@ -155,25 +155,16 @@ class Engine:
         alone: compute only this one of `running_seq_ids`, to find out which of a batch that raised is to
         blame. If a step is on its way, it only returns what came of that.
         """
+        self._raise_what_failed()
         if alone is not None and self._in_flight is not None:
             return self.drain()
-        self._raise_what_failed()
         scheduler = self._scheduler
         batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(self._seqs[alone])
-        try:
-            launched = self._launch(batch)
-        except Exception as error:
-            # If a rank is gone, the step on its way may wait for it for ever.
-            if self._in_flight is None or isinstance(error, EngineError):
-                raise
-            self._launch_error = error
-            return self.drain()
-        outputs = self._end_those_ended_at_add()
-        before, self._in_flight = self._in_flight, launched
-        outputs += self._settle(before)
-        if not self.config.async_scheduling or alone is not None:
-            outputs += self.drain()
-        return outputs
+        if not batch.seqs:
+            return self._end_those_ended_at_add() + self.drain()
+        if self.config.async_scheduling and alone is None:
+            return self._step_ahead(batch)
+        return self._step_at_a_time(batch)
 
     def drain(self) -> list[SeqOutput]:
         """Wait for the step on its way, if there is one. Returns what came of it, as `step` would have."""
@@ -224,34 +215,57 @@ class Engine:
             raise EngineError(f"sequences {stray} hold blocks and do not run")
         self._blocks.check_integrity(scheduler.running)
 
-    def _launch(self, batch: ScheduledBatch) -> _StepInFlight | None:
+    def _step_at_a_time(self, batch: ScheduledBatch) -> list[SeqOutput]:
+        """Compute a batch. Returns what came of it."""
         launched = time.perf_counter()
-        if not batch.seqs:
-            return None
-        result = self._runner.run(batch)
+        forward_pass = self._runner.forward(batch)
+        result = self._runner.sample(forward_pass)
         self._scheduler.advance(batch)
-        return _StepInFlight(batch, result, launched)
+        return self._end_those_ended_at_add() + self._settle(_StepInFlight(batch, result, launched))
+
+    def _step_ahead(self, batch: ScheduledBatch) -> list[SeqOutput]:
+        """Enqueue a batch behind the step in flight, if there is one. Returns what came of that one.
+
+        Neither half of the batch knows the tokens of the step in flight. A `sample` that has to know them
+        goes after that step is settled.
+        """
+        launched, before = time.perf_counter(), self._in_flight
+        try:
+            forward_pass = self._runner.forward(batch)
+            result = self._runner.sample(forward_pass)
+            self._scheduler.advance(batch)
+        except Exception as error:
+            # If a rank is gone, the step in flight may wait for it for ever.
+            if before is None or isinstance(error, EngineError):
+                raise
+            self._launch_error = error
+            return self.drain()
+        self._in_flight = _StepInFlight(batch, result, launched)
+        return self._end_those_ended_at_add() + self._settle(before)
 
     def _settle(self, step: _StepInFlight | None) -> list[SeqOutput]:
-        """Wait for a step, if there is one, and take what came of it."""
+        """Wait for a step, if there is one, and append its tokens to their sequences."""
         if step is None:
             return []
-        try:
-            sampled = step.result.wait()
-        except Exception as error:
-            self._broken = EngineError(f"a step was lost on its way: {error!r}")
-            raise self._broken from error
+        sampled = self._wait_for(step)
         self._observe(step)
         self._scheduler.settle(step.batch)
         outputs = [
             output
             for seq, tokens in sampled
             # One that was aborted, or found to have ended, computed this step for nothing.
-            if seq.finish_reason is None and (output := self._take(seq, tokens)) is not None
+            if seq.finish_reason is None and (output := self._append(seq, tokens)) is not None
         ]
         log_step(step.batch, outputs, self.stats, max(step.launched, self._settled))
         self._settled = time.perf_counter()
         return outputs
+
+    def _wait_for(self, step: _StepInFlight) -> list[tuple[Sequence, list[SampledToken]]]:
+        try:
+            return step.result.wait()
+        except Exception as error:
+            self._broken = EngineError(f"a step was lost on its way: {error!r}")
+            raise self._broken from error
 
     def _raise_what_failed(self) -> None:
         if self._broken is not None:
@@ -270,12 +284,10 @@ class Engine:
         if self._speculator is not None:
             self._speculator.end(seq)
 
-    def _take(self, seq: Sequence, sampled: list[SampledToken]) -> SeqOutput | None:
-        """Append sampled tokens to their sequence up to its end, and let go of it then. None: it got none."""
+    def _append(self, seq: Sequence, sampled: list[SampledToken]) -> SeqOutput | None:
+        """Append sampled tokens to their sequence, up to its end. None: it got nothing."""
         token_ids, text, logprobs = [], "", []
         for token in sampled:
-            if token.token_id is None and seq.drafter is None:
-                seq.finish(FinishReason.ERROR, "the model's logits are not finite")
             if token.token_id is None:
                 break
             token_ids.append(token.token_id)
@@ -286,10 +298,8 @@ class Engine:
             if seq.finish_reason is not None:
                 break
         self._num_output_tokens += len(token_ids)
-        if seq.finish_reason is FinishReason.ERROR:
-            self._blocks.uncache(seq)
-        elif len(token_ids) < len(sampled) and seq.finish_reason is None:
-            self._scheduler.start_over_without_drafts(seq)
+        if token.token_id is None:
+            self._distrust(seq)
         elif len(token_ids) > 1:
             self._num_accepted_tokens += len(token_ids) - 1
             self._scheduler.accept(seq)
@@ -300,6 +310,14 @@ class Engine:
         elif not token_ids:
             return None
         return seq.output(token_ids, text, logprobs or None)
+
+    def _distrust(self, seq: Sequence) -> None:
+        """End a sequence whose logits are not finite; or, as a draft may be to blame, begin anew without."""
+        if seq.drafter is not None:
+            self._scheduler.start_over_without_drafts(seq)
+            return
+        seq.finish(FinishReason.ERROR, "the model's logits are not finite")
+        self._blocks.uncache(seq)
 
     def _end_those_ended_at_add(self) -> list[SeqOutput]:
         ended, self._ended_at_add = self._ended_at_add, []

@@ -58,7 +58,7 @@ def meet(
     if crash:
         call, number, when = crash
         setattr(Queue, call, _crashing(getattr(Queue, call), number, when))
-    ModelRunner.run = _failing(ModelRunner.run, poison, raise_at_step, hang_at_step, step_s)
+    ModelRunner.forward = _failing(ModelRunner.forward, poison, raise_at_step, hang_at_step, step_s)
 
 
 def die(why: str) -> None:
@@ -95,10 +95,10 @@ def _crashing(call, number: int, when: str):
     return crashing
 
 
-def _failing(run_batch, poison: list[int], raise_at: int | None, hang_at: int | None, step_s: float):
+def _failing(forward, poison: list[int], raise_at: int | None, hang_at: int | None, step_s: float):
     steps = itertools.count(1)
 
-    @functools.wraps(run_batch)
+    @functools.wraps(forward)
     def failing(self, batch: ScheduledBatch):
         step = next(steps)
         time.sleep(step_s)
@@ -110,6 +110,6 @@ def _failing(run_batch, poison: list[int], raise_at: int | None, hang_at: int | 
             time.sleep(3600)
         if any(seq.token_ids[: len(poison)] == poison for seq in batch.seqs):
             die("poison")
-        return run_batch(self, batch)
+        return forward(self, batch)
 
     return failing

@@ -3,6 +3,8 @@
 That they are the same in every mix of work is in test_equality.py and test_resume.py.
 """
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -27,14 +29,19 @@ def driver(llama) -> Driver:
 
 def count_runs(engine, monkeypatch) -> list[list[str]]:
     """The sequences of each step that is launched from now on."""
-    runs, run = [], engine._runner.run
+    runs, forward = [], engine._runner.forward
 
     def counted(batch):
         runs.append([seq.seq_id for seq in batch.seqs])
-        return run(batch)
+        return forward(batch)
 
-    monkeypatch.setattr(engine._runner, "run", counted)
+    monkeypatch.setattr(engine._runner, "forward", counted)
     return runs
+
+
+def capture(compute, step):
+    """What `compute` makes of a step, refused where it waits for the device."""
+    return Tape.capture(lambda: compute(step)).result
 
 
 def test_a_token_comes_with_the_next_step(driver, llama):
@@ -102,18 +109,21 @@ def test_who_is_preempted_keeps_the_token_that_is_pending(llama, monkeypatch):
 
 
 @pytest.mark.parametrize("num_failures", [1, 2])
-def test_a_launch_that_fails_costs_nothing_of_the_step_on_its_way(driver, llama, monkeypatch, num_failures):
+@pytest.mark.parametrize("half", ["forward", "sample"])
+def test_a_launch_that_fails_costs_nothing_of_the_step_on_its_way(
+    driver, llama, monkeypatch, half, num_failures
+):
     for seq_id in "ab":
         driver.engine.add(EngineRequest(seq_id, PROMPT[:4], greedy(9)))
     driver.step()
-    failures, run = iter(range(num_failures)), driver.engine._runner.run
+    failures, compute = iter(range(num_failures)), getattr(driver.engine._runner, half)
 
-    def failing(batch):
+    def failing(step):
         if next(failures, None) is not None:
             raise RuntimeError("out of memory")
-        return run(batch)
+        return compute(step)
 
-    monkeypatch.setattr(driver.engine._runner, "run", failing)
+    monkeypatch.setattr(driver.engine._runner, half, failing)
     outputs = driver.step()
     assert [len(output.token_ids) for output in outputs] == [1, 1], "those of the step on its way"
     for _ in range(num_failures):  # nothing is on its way now: the engine has nothing else to give
@@ -146,7 +156,7 @@ def test_a_rank_that_is_gone_is_not_waited_for(driver, monkeypatch):
     def gone(*_):
         raise EngineError("another rank is gone")
 
-    monkeypatch.setattr(driver.engine._runner, "run", gone)
+    monkeypatch.setattr(driver.engine._runner, "forward", gone)
     monkeypatch.setattr(
         "ingine.engine.run.model_runner.StepResult.wait", lambda self: pytest.fail("it may hang")
     )
@@ -192,8 +202,9 @@ def test_nothing_waits_for_the_device_before_the_tokens_are_taken(llama, monkeyp
     decoder = load_model(llama.path, dtype=torch.float32, device=CPU, kernels=triton_kernels())
     model = LoadedModel(llama.path, decoder, llama.tokenizer, llama.hf_model)
     driver = Driver(make_engine(model, async_scheduling=True, max_num_seqs=6, max_num_batched_tokens=64))
-    run = driver.engine._runner.run
-    monkeypatch.setattr(driver.engine._runner, "run", lambda batch: Tape.capture(lambda: run(batch)).result)
+    for half in ("forward", "sample"):
+        compute = getattr(driver.engine._runner, half)
+        monkeypatch.setattr(driver.engine._runner, half, partial(capture, compute))
     for name, params in short.items():
         driver.engine.add(EngineRequest(name, PROMPT, params))
     for name, result in driver.finish().items():

@@ -26,27 +26,27 @@ from tests.worker.test_worker import ENDLESS, GREEDY, ask_to_cancel, leave_behin
 
 def break_steps(engine, monkeypatch, should_break) -> None:
     """Steps raise where `should_break(ids of the batch's sequences)`."""
-    run = engine._runner.run
+    forward = engine._runner.forward
 
-    def run_or_break(batch):
+    def forward_or_break(batch):
         if should_break([seq.seq_id for seq in batch.seqs]):
             raise RuntimeError("the model broke")
-        return run(batch)
+        return forward(batch)
 
-    monkeypatch.setattr(engine._runner, "run", run_or_break)
+    monkeypatch.setattr(engine._runner, "forward", forward_or_break)
 
 
 def let_steps_hang(engine, monkeypatch) -> tuple[threading.Event, threading.Event]:
     """Steps hang once the first event is set, until the second one is."""
     hang, ended = threading.Event(), threading.Event()
-    run = engine._runner.run
+    forward = engine._runner.forward
 
-    def run_or_hang(batch):
+    def forward_or_hang(batch):
         if hang.is_set():
             assert ended.wait(HANGS_S)
-        return run(batch)
+        return forward(batch)
 
-    monkeypatch.setattr(engine._runner, "run", run_or_hang)
+    monkeypatch.setattr(engine._runner, "forward", forward_or_hang)
     return hang, ended
 
 

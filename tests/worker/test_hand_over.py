@@ -134,15 +134,15 @@ async def test_no_job_is_released_before_its_last_step_is_committed(harness, tin
     """First the step is still being computed, then its tokens are on their way to the log."""
     engine = tiny_engine()
     hold, held, go_on = threading.Event(), threading.Event(), threading.Event()
-    run = engine._runner.run
+    forward = engine._runner.forward
 
-    def run_and_hold(batch):
+    def forward_and_hold(batch):
         if hold.is_set():
             held.set()
             assert go_on.wait(HANGS_S)
-        return run(batch)
+        return forward(batch)
 
-    monkeypatch.setattr(engine._runner, "run", run_and_hold)
+    monkeypatch.setattr(engine._runner, "forward", forward_and_hold)
     worker = await harness(engine, drain_timeout_s=HANGS_S)
     await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
     await wait_until_async(lambda: worker.position("a"), what="tokens")

@@ -465,14 +465,14 @@ async def test_a_log_that_lost_its_tail_is_written_again(harness, step_by_step):
 
 async def test_a_job_that_kills_its_engine_every_time_ends_as_failed(harness, tiny_engine, monkeypatch):
     engine = tiny_engine()
-    run = engine._runner.run
+    forward = engine._runner.forward
 
-    def run_or_break(batch):
+    def forward_or_break(batch):
         if any(seq.seq_id.startswith("poison") for seq in batch.seqs):
             raise RuntimeError("poisoned")
-        return run(batch)
+        return forward(batch)
 
-    monkeypatch.setattr(engine._runner, "run", run_or_break)
+    monkeypatch.setattr(engine._runner, "forward", forward_or_break)
     worker = await harness(engine)
     await worker.push(Job(id="poison", prompt="x", sampling=GREEDY))
     end = await worker.end("poison")

@@ -1,8 +1,11 @@
 """Runs the model on a scheduled batch, and samples where a sequence has caught up.
 
-A step is only put in line: `run` returns what is to be waited for. Its tokens stay on the device as well,
-so that the next step can go in line behind it before the host has seen them.
+A step has two halves, `forward` and `sample`. Both only enqueue work: what comes of it is waited for in
+`StepResult.wait`. Tokens stay on the device as well, so that the next step can be enqueued behind this one
+before the host has seen them.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,8 +25,23 @@ Rows = list[Sequence | SequenceAhead]
 """What each row of logits is sampled as."""
 
 
+@dataclass(slots=True)
+class ForwardPass:
+    """The first half of a step, in flight, and what the second half takes of it."""
+
+    inputs: StepInputs
+    choice: Choice | None
+    """How a graph may sample, if there are graphs; None: no graph can."""
+    caught_up: list[Work]
+    """On rank 0; empty on others, and so are `rows`."""
+    rows: Rows
+    hidden: Tensor | None
+    """[num_rows, hidden_size]: final hidden states of the tokens after which one is sampled; None for none.
+    Good until the next `ModelRunner.forward`."""
+
+
 class StepResult:
-    """A step on its way."""
+    """A step in flight."""
 
     def __init__(self, sampled: Sampled | None, caught_up: list[Work]):
         self._sampled, self._caught_up = sampled, caught_up
@@ -35,7 +53,7 @@ class StepResult:
 
 
 class ModelRunner:
-    """With tensor parallelism each rank has one: rank 0's is told what to `run`, and the others `follow`."""
+    """With tensor parallelism each rank has one: rank 0's is told what to compute, the others `follow`."""
 
     def __init__(
         self,
@@ -59,8 +77,11 @@ class ModelRunner:
         self._rows_of_last_step: dict[Sequence, int] = {}
 
     @torch.inference_mode()
-    def run(self, batch: ScheduledBatch) -> StepResult:
-        """Put the batch in line. If this raises, the batch counts for nothing."""
+    def forward(self, batch: ScheduledBatch) -> ForwardPass:
+        """Enqueue the model on a batch. If this or its `sample` raises, the batch counts for nothing.
+
+        Its `sample` has to follow before the next batch: other ranks go on to that by themselves.
+        """
         work = in_order(batch)
         inputs = pack(work, self._block_size, self._rows_of_last_step)
         caught_up = [item for item in work if item[1] == item[0].num_uncomputed_tokens]
@@ -70,51 +91,68 @@ class ModelRunner:
         choice = _choice(rows)
         self._parallel.send((inputs, choice))
         try:
-            sampled = self._execute(inputs, choice, rows)
+            hidden = self._forward(inputs)
         except Exception:
             self._parallel.abort()
             raise
-        self._rows_of_last_step = {seq: row for row, (seq, _, _) in enumerate(caught_up)}
-        return StepResult(sampled, caught_up)
+        return ForwardPass(inputs, choice, caught_up, rows, hidden)
+
+    @torch.inference_mode()
+    def sample(self, forward_pass: ForwardPass) -> StepResult:
+        """Enqueue what chooses the next tokens of the sequences that have caught up."""
+        try:
+            sampled = self._sample(forward_pass)
+        except Exception:
+            self._parallel.abort()
+            raise
+        self._rows_of_last_step = {seq: row for row, (seq, _, _) in enumerate(forward_pass.caught_up)}
+        return StepResult(sampled, forward_pass.caught_up)
 
     @torch.inference_mode()
     def follow(self) -> None:
         """Take part in the steps of rank 0, until it says that there are no more."""
-        while (step := self._parallel.receive()) is not None:
-            self._execute(*step, [])
+        while (message := self._parallel.receive()) is not None:
+            inputs, choice = message
+            self._sample(ForwardPass(inputs, choice, [], [], self._forward(inputs)))
 
-    def _execute(self, inputs: StepInputs, choice: Choice | None, rows: Rows) -> Sampled | None:
-        """On every rank; `rows` are there on rank 0, which alone samples. None where nothing is sampled."""
-        if self._graphs is not None and self._graphs.cover(inputs):
-            hidden = self._graphs.run_model(inputs)
-            if choice is not None:
-                return self._sample_by_graph(choice, len(hidden), rows)
-        else:
-            hidden = self._forward(inputs)
-            if not len(inputs.logits_rows):
-                return None
-            hidden = hidden[to_device(inputs.logits_rows, hidden.device)]
-        return self._sample(self._model.compute_logits(hidden), inputs, rows)
+    # What every rank does.
 
-    def _sample_by_graph(self, choice: Choice, num_seqs: int, rows: Rows) -> Sampled | None:
-        numbers = sampling_rows(rows) if rows and choice is Choice.RANDOM else None
-        tokens = self._graphs.sample(num_seqs, choice, numbers)
-        return Sampled(tokens) if rows else None
-
-    def _forward(self, inputs: StepInputs) -> Tensor:
+    def _forward(self, inputs: StepInputs) -> Tensor | None:
+        """Returns `ForwardPass.hidden`."""
+        if self._is_replayed(inputs):
+            return self._graphs.run_model(inputs)
         device = self._model.device
         input_ids = to_device(inputs.input_ids, device)
         if inputs.carried is not None:
             decodes = input_ids[: len(inputs.carried)]
             decodes.copy_(carry_over(decodes, to_device(inputs.carried, device), self._tokens))
         positions = to_device(inputs.positions, device)
-        return self._model.forward(input_ids, positions, self._kv_caches, inputs.metadata(device))
+        hidden = self._model.forward(input_ids, positions, self._kv_caches, inputs.metadata(device))
+        return hidden[to_device(inputs.logits_rows, device)] if len(inputs.logits_rows) else None
 
-    def _sample(self, logits: Tensor, inputs: StepInputs, rows: Rows) -> Sampled | None:
+    def _sample(self, forward_pass: ForwardPass) -> Sampled | None:
+        """None where nothing is sampled, and on other ranks than 0."""
+        if forward_pass.hidden is None:
+            return None
+        if forward_pass.choice is not None and self._is_replayed(forward_pass.inputs):
+            return self._sample_by_graph(forward_pass)
+        return self._sample_by_operations(forward_pass)
+
+    def _is_replayed(self, inputs: StepInputs) -> bool:
+        return self._graphs is not None and self._graphs.cover(inputs)
+
+    def _sample_by_graph(self, forward_pass: ForwardPass) -> Sampled | None:
+        choice, rows = forward_pass.choice, forward_pass.rows
+        numbers = sampling_rows(rows) if rows and choice is Choice.RANDOM else None
+        tokens = self._graphs.sample(len(forward_pass.hidden), choice, numbers)
+        return Sampled(tokens) if rows else None
+
+    def _sample_by_operations(self, forward_pass: ForwardPass) -> Sampled | None:
+        logits, rows = self._model.compute_logits(forward_pass.hidden), forward_pass.rows
         tokens, sampled = self._tokens[: len(logits)], None
         if rows:
             has_penalties = any(row.token_counts is not None for row in rows)
-            pending = self._pending(inputs) if has_penalties else None
+            pending = self._pending(forward_pass.inputs) if has_penalties else None
             sampled = sample(logits, rows, self._model.kernels.sampling, pending=pending)
             tokens.copy_(sampled.token_ids)
         self._parallel.broadcast(tokens)

@@ -74,7 +74,7 @@ def run_steps(
         runner.follow()
         return
     for step in steps:
-        runner.run(step).wait()
+        runner.sample(runner.forward(step)).wait()
     parallel.send(None)
 
 
