@@ -84,10 +84,10 @@ class ModelRunner:
         """
         work = in_order(batch)
         inputs = pack(work, self._block_size, self._rows_of_last_step)
-        caught_up = [item for item in work if item[1] == item[0].num_uncomputed_tokens]
+        caught_up = [one for one in work if one.catches_up]
         rows: Rows = []
-        for seq, _, draft in caught_up:
-            rows += [seq, *seq.ahead(draft)]
+        for one in caught_up:
+            rows += [one.seq, *one.seq.ahead(one.draft)]
         choice = _choice(rows)
         self._parallel.send((inputs, choice))
         try:
@@ -105,7 +105,7 @@ class ModelRunner:
         except Exception:
             self._parallel.abort()
             raise
-        self._rows_of_last_step = {seq: row for row, (seq, _, _) in enumerate(forward_pass.caught_up)}
+        self._rows_of_last_step = {one.seq: row for row, one in enumerate(forward_pass.caught_up)}
         return StepResult(sampled, forward_pass.caught_up)
 
     @torch.inference_mode()
@@ -183,10 +183,10 @@ def _split(tokens: list[SampledToken], caught_up: list[Work]) -> list[tuple[Sequ
     What was sampled after one that is not as drafted follows what never was.
     """
     found, start = [], 0
-    for seq, _, draft in caught_up:
-        num_right = 0
+    for one in caught_up:
+        draft, num_right = one.draft, 0
         while num_right < len(draft) and tokens[start + num_right].token_id == draft[num_right]:
             num_right += 1
-        found.append((seq, tokens[start : start + num_right + 1]))
+        found.append((one.seq, tokens[start : start + num_right + 1]))
         start += len(draft) + 1
     return found

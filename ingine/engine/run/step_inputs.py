@@ -12,8 +12,18 @@ from ingine.engine.run.transfer import to_device
 from ingine.engine.schedule.scheduler import ScheduledBatch
 from ingine.engine.schedule.sequence import Sequence
 
-Work = tuple[Sequence, int, list[int]]
-"""A sequence, how many of its tokens to compute, and the draft that may follow them."""
+
+@dataclass(slots=True)
+class Work:
+    """What a step computes of one sequence."""
+
+    seq: Sequence
+    num_tokens: int
+    """How many of its tokens."""
+    draft: list[int]
+    """Tokens that may follow these, computed too."""
+    catches_up: bool
+    """Whether these are the last that it has: one is sampled after them, and one after each of the draft."""
 
 
 @dataclass(slots=True)
@@ -60,33 +70,34 @@ class StepInputs:
 
 def in_order(batch: ScheduledBatch) -> list[Work]:
     """One query token first: the decodes, and whatever looks like one. Of these the shortest first."""
-    return sorted(
-        zip(batch.seqs, batch.num_tokens, batch.drafts, strict=True),
-        key=lambda item: (item[1] + len(item[2]) > 1, item[0].num_computed_tokens),
-    )
+    work = [
+        Work(seq, num_tokens, draft, num_tokens == seq.num_uncomputed_tokens)
+        for seq, num_tokens, draft in zip(batch.seqs, batch.num_tokens, batch.drafts, strict=True)
+    ]
+    return sorted(work, key=lambda one: (one.num_tokens + len(one.draft) > 1, one.seq.num_computed_tokens))
 
 
 def pack(work: list[Work], block_size: int, rows_of_last_step: Mapping[Sequence, int]) -> StepInputs:
     """rows_of_last_step: where among its sampled tokens is that of each sequence which has one pending."""
-    query_lens = [num_tokens + len(draft) for _, num_tokens, draft in work]
+    query_lens = [one.num_tokens + len(one.draft) for one in work]
     query_start = [0, *accumulate(query_lens)]
-    computed = [seq.num_computed_tokens for seq, _, _ in work]
+    computed = [one.seq.num_computed_tokens for one in work]
     token_ids: list[int] = []
     carried: list[int] = []
     logits_rows: list[int] = []
-    for (seq, num_tokens, draft), start, end in zip(work, computed, query_start[1:], strict=True):
-        tokens = seq.token_ids[start : start + num_tokens]
-        is_pending = len(tokens) < num_tokens  # then it is all that there is to compute
-        if num_tokens + len(draft) == 1:
-            carried.append(rows_of_last_step[seq] if is_pending else -1)
+    for one, start, query_len, end in zip(work, computed, query_lens, query_start[1:], strict=True):
+        tokens = one.seq.token_ids[start : start + one.num_tokens]
+        is_pending = len(tokens) < one.num_tokens  # then it is all that there is to compute
+        if query_len == 1:
+            carried.append(rows_of_last_step[one.seq] if is_pending else -1)
         token_ids += [0] if is_pending else tokens
-        token_ids += draft
-        if num_tokens == seq.num_uncomputed_tokens:
-            logits_rows += range(end - len(draft) - 1, end)
+        token_ids += one.draft
+        if one.catches_up:
+            logits_rows += range(end - len(one.draft) - 1, end)
 
     seq_of_token = np.repeat(np.arange(len(work)), query_lens)
     positions = np.arange(len(token_ids)) + (np.array(computed) - query_start[:-1])[seq_of_token]
-    block_tables = _block_tables([seq.block_table for seq, _, _ in work])
+    block_tables = _block_tables([one.seq.block_table for one in work])
     blocks = block_tables[seq_of_token, positions // block_size].astype(np.int64)
     return StepInputs(
         input_ids=np.array(token_ids),
