@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from ingine.engine.run.transfer import to_device
-from ingine.engine.schedule.sequence import LogitsProcessing, Sequence, SequenceAhead
+from ingine.engine.schedule.sequence import Sequence, SequenceAhead
+from ingine.sampling_params import SamplingParams
+
+Seqs = list[Sequence | SequenceAhead]
+"""One for each row of the logits."""
 
 
-def process(logits: Tensor, seqs: list[Sequence | SequenceAhead], pending: Tensor | None = None) -> Tensor:
+def process(logits: Tensor, seqs: Seqs, pending: Tensor | None = None) -> Tensor:
     """The logits [num_seqs, vocab_size] as the sequences want them, in float32; or `logits` as they are, if
     nothing changes. They are overwritten where they are float32.
 
@@ -21,61 +25,62 @@ def process(logits: Tensor, seqs: list[Sequence | SequenceAhead], pending: Tenso
     any logits. Only asked for where there are such sequences.
     """
     masked = [
-        (row, seq.processing.end_token_ids)
+        row
         for row, seq in enumerate(seqs)
         if seq.num_output_tokens + seq.num_pending_tokens < seq.params.min_tokens
     ]
-    biased = [(row, seq.processing) for row, seq in enumerate(seqs) if len(seq.processing.biases)]
-    penalised = [(row, seq) for row, seq in enumerate(seqs) if seq.token_counts is not None]
+    biased = [row for row, seq in enumerate(seqs) if len(seq.processing.biases)]
+    penalised = [row for row, seq in enumerate(seqs) if seq.token_counts is not None]
     if not (masked or biased or penalised):
         return logits
     logits = logits.float()
     if masked:
-        _mask(logits, masked)
+        _mask(logits, seqs, masked)
     if biased:
-        _add_bias(logits, biased)
+        _add_bias(logits, seqs, biased)
     if penalised:
-        _penalise(logits, penalised, pending)
+        _penalise(logits, seqs, penalised, pending)
     return logits
 
 
-def _mask(logits: Tensor, rows: list[tuple[int, np.ndarray]]) -> None:
-    """Make the given tokens impossible, those of them that the model has."""
-    rows = [(row, token_ids[token_ids < logits.shape[1]]) for row, token_ids in rows]
-    logits.view(-1).index_fill_(0, _entries(logits, rows), -torch.inf)
+def _mask(logits: Tensor, seqs: Seqs, rows: list[int]) -> None:
+    """Make the tokens impossible that would end a sequence, as far as the model has them."""
+    of_rows = [seqs[row].processing.end_token_ids for row in rows]
+    token_ids = [of_row[of_row < logits.shape[1]] for of_row in of_rows]
+    logits.view(-1).index_fill_(0, _entries(logits, rows, token_ids), -torch.inf)
 
 
-def _add_bias(logits: Tensor, rows: list[tuple[int, LogitsProcessing]]) -> None:
-    entries = _entries(logits, [(row, of_seq.bias_token_ids) for row, of_seq in rows])
-    values = np.concatenate([of_seq.biases for _, of_seq in rows])
-    logits.view(-1).index_add_(0, entries, to_device(values, logits.device))
+def _add_bias(logits: Tensor, seqs: Seqs, rows: list[int]) -> None:
+    of_rows = [seqs[row].processing for row in rows]
+    entries = _entries(logits, rows, [of_row.bias_token_ids for of_row in of_rows])
+    biases = np.concatenate([of_row.biases for of_row in of_rows])
+    logits.view(-1).index_add_(0, entries, to_device(biases, logits.device))
 
 
-def _penalise(
-    logits: Tensor, rows: list[tuple[int, Sequence | SequenceAhead]], pending: Tensor | None
-) -> None:
+def _penalise(logits: Tensor, seqs: Seqs, rows: list[int], pending: Tensor | None) -> None:
     """Repetition penalty on tokens of prompt and output (CTRL, Keskar et al. 2019), then OpenAI's frequency
     and presence penalties on those of the output."""
-    entries = _entries(logits, [(row, seq.token_counts.token_ids) for row, seq in rows])
-    counts = to_device(np.concatenate([seq.token_counts.counts for _, seq in rows]), logits.device)
-    params = np.array(
-        [
-            (p.repetition_penalty, p.frequency_penalty, p.presence_penalty)
-            for p in (seq.params for _, seq in rows)
-        ],
-        dtype=np.float32,
-    )
-    per_entry = np.repeat(params, [len(seq.token_counts.token_ids) for _, seq in rows], axis=0)
-    ahead = [index for index, (_, seq) in enumerate(rows) if seq.num_pending_tokens]
-    if ahead:
-        of_ahead = to_device(np.array([rows[index][0] for index in ahead]), logits.device)
-        entries, counts = _count_pending(entries, counts, of_ahead, pending, logits.shape[1])
-        per_entry = np.concatenate((per_entry, params[ahead]))
+    of_rows = [seqs[row].token_counts for row in rows]
+    entries = _entries(logits, rows, [of_row.token_ids for of_row in of_rows])
+    counts = to_device(np.concatenate([of_row.counts for of_row in of_rows]), logits.device)
+    penalties = _penalties([seqs[row].params for row in rows])
+    per_entry = np.repeat(penalties, [len(of_row.token_ids) for of_row in of_rows], axis=0)
+    is_pending = np.array([seqs[row].num_pending_tokens > 0 for row in rows])
+    if is_pending.any():
+        rows_with_pending = to_device(np.array(rows)[is_pending], logits.device)
+        entries, counts = _count_pending(entries, counts, rows_with_pending, pending, logits.shape[1])
+        per_entry = np.concatenate((per_entry, penalties[is_pending]))
     repetition, frequency, presence = to_device(per_entry, logits.device).unbind(1)
 
     values = logits.view(-1).index_select(0, entries)
     values = torch.where(values > 0, values / repetition, values * repetition)
     logits.view(-1).index_copy_(0, entries, values - frequency * counts - presence * (counts > 0))
+
+
+def _penalties(params: list[SamplingParams]) -> np.ndarray:
+    """[num_rows, 3] float32: repetition, frequency and presence penalty."""
+    rows = [(p.repetition_penalty, p.frequency_penalty, p.presence_penalty) for p in params]
+    return np.array(rows, dtype=np.float32)
 
 
 def _count_pending(
@@ -94,7 +99,7 @@ def _count_pending(
     return torch.cat((entries, added)), torch.cat((counts, total[rows].clamp(min=1)))
 
 
-def _entries(logits: Tensor, rows: list[tuple[int, np.ndarray]]) -> Tensor:
-    """Where in all of `logits` the given columns of the given rows are; no entry may come twice."""
-    entries = [row * logits.shape[1] + token_ids for row, token_ids in rows]
+def _entries(logits: Tensor, rows: list[int], token_ids: list[np.ndarray]) -> Tensor:
+    """Where in all of `logits` the given tokens of each of `rows` are; no entry may come twice."""
+    entries = [row * logits.shape[1] + of_row for row, of_row in zip(rows, token_ids, strict=True)]
     return to_device(np.concatenate(entries), logits.device)
