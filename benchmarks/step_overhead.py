@@ -41,9 +41,10 @@ KINDS = {
 class StandInDecoder:
     """What the engine uses of a `Decoder`. Another row of logits for each sequence and step."""
 
-    device = torch.device("cpu")
-    kernels = replace(REFERENCE, sampling=select_kernels(device, torch.float32).sampling)
+    device, dtype = torch.device("cpu"), torch.float32
+    kernels = replace(REFERENCE, sampling=select_kernels(device, dtype).sampling)
     parallel = SINGLE
+    mapped_bytes = 0
 
     def __init__(self, config: ModelConfig):
         self.config = config
@@ -64,6 +65,9 @@ class StandInDecoder:
 
     def bytes_per_block(self, block_size: int) -> int:
         return 1
+
+    def numerics(self) -> list[str]:
+        return []
 
 
 class Clock:
