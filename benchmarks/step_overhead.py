@@ -39,7 +39,7 @@ KINDS = {
 
 
 class StandInDecoder:
-    """What the engine uses of a `Decoder`. Another row of logits for each sequence and step."""
+    """A `Model` without weights. Another row of logits for each sequence and step."""
 
     device, dtype = torch.device("cpu"), torch.float32
     kernels = replace(REFERENCE, sampling=select_kernels(device, dtype).sampling)

@@ -7,7 +7,7 @@ import torch
 from ingine.engine.config import EngineConfig
 from ingine.engine.kernels.select import select_kernels
 from ingine.engine.models.config import ModelConfig
-from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.interface import Model
 from ingine.engine.models.loader import load_model
 from ingine.engine.run.cuda_graphs import capture_for
 from ingine.engine.run.device import num_kv_blocks, parse_device, select_device, select_dtype
@@ -29,7 +29,7 @@ def join_others(config: EngineConfig) -> TensorParallel:
 
 def load(
     config: EngineConfig, tokenizer: Tokenizer | None, parallel: TensorParallel
-) -> tuple[Decoder, Tokenizer | None, dict[str, Any]]:
+) -> tuple[Model, Tokenizer | None, dict[str, Any]]:
     """The model, its tokenizer, and its sampling defaults as fields of SamplingParams.
 
     The tokenizer is None where the model has none, and on ranks other than 0, which have no use for it.
@@ -54,7 +54,7 @@ def load(
 
 
 @torch.inference_mode()
-def make_runner(config: EngineConfig, model: Decoder, parallel: TensorParallel) -> tuple[ModelRunner, int]:
+def make_runner(config: EngineConfig, model: Model, parallel: TensorParallel) -> tuple[ModelRunner, int]:
     """With the number of KV blocks that it has. `config` is one from `resolve_limits`.
 
     Memory for KV is what the largest step leaves, so that step is run before.

@@ -132,7 +132,7 @@ class EngineConfig:
 def numerics(config: EngineConfig, dtype: object, loaded: Sequence[str] = ()) -> str:
     """What decides a model's tokens: two engines that differ in this may choose different ones.
 
-    dtype: torch's, as the engine chose it. loaded: `Decoder.numerics`. Returns such as `bfloat16`,
+    dtype: torch's, as the engine chose it. loaded: `Model.numerics`. Returns such as `bfloat16`,
     `bfloat16,int8,kv-int8` or `bfloat16,int4,by-importance,as-stored-168`. Of several ranks each rounds its
     own part of a row, so their number is named where activations or weights are rounded. A
     `generation_config` other than the default is named too: it decides the temperature of silent requests.

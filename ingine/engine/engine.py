@@ -9,7 +9,7 @@ from itertools import count
 from ingine.engine.build import join_others, load, make_runner
 from ingine.engine.config import EngineConfig, numerics
 from ingine.engine.limits import RequestLimits
-from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.interface import Model
 from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.engine.request import EngineRequest
 from ingine.engine.run.device import resolve_limits
@@ -49,7 +49,7 @@ class Engine:
     """
 
     def __init__(
-        self, config: EngineConfig, *, model: Decoder | None = None, tokenizer: Tokenizer | None = None
+        self, config: EngineConfig, *, model: Model | None = None, tokenizer: Tokenizer | None = None
     ):
         """Loads `config.model` unless a loaded `model` is given: its text is "" without a `tokenizer`, its
         ranks are then the engine's, and it has no sampling defaults of its own.

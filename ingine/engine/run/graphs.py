@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ingine.engine.kernels.attention import AttentionMetadata, KVCache
-from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.interface import Model
 from ingine.engine.run.parallel import TensorParallel
 from ingine.engine.run.step_inputs import StepInputs
 from ingine.engine.run.transfer import Staging, to_device
@@ -46,7 +46,7 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         kv_caches: list[KVCache],
         tokens: Tensor,
         *,

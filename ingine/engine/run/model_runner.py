@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ingine.engine.kernels.attention import KVCache
-from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.interface import Model
 from ingine.engine.run.graphs import Choice, DecodeGraphs, carry_over
 from ingine.engine.run.parallel import SINGLE, TensorParallel
 from ingine.engine.run.step_inputs import StepInputs, Work, in_order, pack
@@ -57,7 +57,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         kv_caches: list[KVCache],
         block_size: int,
         *,

@@ -4,7 +4,7 @@ import torch
 
 from ingine.engine.config import EngineConfig
 from ingine.engine.kernels.attention import KVCache
-from ingine.engine.models.decoder import Decoder
+from ingine.engine.models.interface import Model
 from ingine.engine.run.model_runner import ModelRunner
 from ingine.engine.run.parallel import TensorParallel
 from ingine.engine.schedule.scheduler import ScheduledBatch
@@ -21,7 +21,7 @@ COSTLY = SamplingParams(
 """What keeps the most copies of the logits."""
 
 
-def warm_up(config: EngineConfig, model: Decoder, parallel: TensorParallel) -> int:
+def warm_up(config: EngineConfig, model: Model, parallel: TensorParallel) -> int:
     """Returns the bytes that the largest step of `config` takes at its peak besides weights and KV.
 
     On CUDA; raises ConfigError if there is no room for it. Elsewhere there is nothing to compile, and memory
@@ -38,7 +38,7 @@ def warm_up(config: EngineConfig, model: Decoder, parallel: TensorParallel) -> i
         ) from None
 
 
-def _peak_bytes(config: EngineConfig, model: Decoder, parallel: TensorParallel) -> int:
+def _peak_bytes(config: EngineConfig, model: Model, parallel: TensorParallel) -> int:
     steps = make_steps(config, model.config.vocab_size)
     kv_caches = allocate_for(steps, config, model)
     torch.cuda.reset_peak_memory_stats(model.device)
@@ -55,7 +55,7 @@ def make_steps(config: EngineConfig, vocab_size: int) -> list[ScheduledBatch]:
     return [_step(config, vocab_size, step) for step in (*lengths, _largest_lengths(config))]
 
 
-def allocate_for(steps: list[ScheduledBatch], config: EngineConfig, model: Decoder) -> list[KVCache]:
+def allocate_for(steps: list[ScheduledBatch], config: EngineConfig, model: Model) -> list[KVCache]:
     """KV caches of their own, which hold the largest of `steps`."""
     num_blocks = max(max(seq.block_table) for seq in steps[-1].seqs) + 1
     return model.allocate_kv_caches(num_blocks, config.block_size)
@@ -65,7 +65,7 @@ def run_steps(
     steps: list[ScheduledBatch],
     kv_caches: list[KVCache],
     config: EngineConfig,
-    model: Decoder,
+    model: Model,
     parallel: TensorParallel,
 ) -> None:
     tokens = torch.empty(config.max_num_batched_tokens, dtype=torch.int64, device=model.device)
