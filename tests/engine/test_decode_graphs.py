@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ingine.engine.kernels.layers.linear import Linear
 from ingine.engine.kernels.select import triton_kernels
 from ingine.engine.models.loader import load_model
 from ingine.engine.request import EngineRequest
@@ -11,6 +12,7 @@ from ingine.sampling_params import SamplingParams
 from tests.engine.conftest import LoadedModel
 from tests.engine.driving import Driver, greedy, make_engine, run_one
 from tests.engine.marks import needs_interpreter
+from tests.engine.packed import forward_by_length
 from tests.engine.tape import Tape
 from tests.engine.test_equality import PROMPTS as ALL_PROMPTS
 from tests.engine.test_resume import PARAMS, PROMPT
@@ -111,6 +113,23 @@ def test_random_rows_of_one_graph_have_each_its_own_numbers(captured, llama, rep
     results = driver.finish()
     assert [results[str(index)].token_ids for index in range(3)] == expected
     assert set(replays) == {(3, Choice.RANDOM)}
+
+
+def test_linear_layers_of_a_replayed_step_can_tell_its_sequences_apart(captured, replays, monkeypatch):
+    monkeypatch.setattr(Linear, "forward", forward_by_length)
+
+    def generate() -> dict[str, list[int]]:
+        driver = Driver(make_engine(captured("llama"), max_num_seqs=5, max_num_batched_tokens=64))
+        for index, prompt in enumerate(PROMPTS):
+            driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
+        return {seq_id: result.token_ids for seq_id, result in driver.finish().items()}
+
+    replayed = generate()
+    assert replays
+    replays.clear()
+    monkeypatch.setattr("ingine.engine.build.capture_for", lambda device: None)
+    assert generate() == replayed
+    assert not replays
 
 
 def test_memory_for_kv_is_less_a_step_and_what_graphs_keep(captured, monkeypatch, replays):

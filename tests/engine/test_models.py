@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from ingine.engine.kernels.layers.linear import Linear
 from ingine.engine.kernels.layers.weights import Product, WeightFormat
 from ingine.engine.kernels.select import REFERENCE
 from ingine.engine.models.config import ModelConfig
@@ -17,7 +18,7 @@ from ingine.engine.models.decoder import Decoder
 from ingine.engine.models.loader import load_model, load_weights
 from ingine.engine.models.registry import ARCHITECTURES
 from ingine.errors import ConfigError, UnsupportedModel
-from tests.engine.packed import PackedModel, PagedSequence
+from tests.engine.packed import PackedModel, PagedSequence, forward_by_length
 from tests.tiny_models import EOS_TOKEN_ID, make_tiny_model
 
 ALL = ("llama", "mistral", "qwen2", "qwen3")
@@ -80,6 +81,22 @@ def test_decodes_and_prefills_in_one_batch(tiny):
     for rows, sequence in (((a1, a2, a3), a), ((b1, b2, b3), b), ((c1,), c)):
         computed = sequence.token_ids[: sequence.num_computed_tokens]
         assert_same(torch.cat(rows), hf_logits(tiny, computed))
+
+
+def test_linear_layers_can_tell_the_sequences_of_a_step_apart(tiny, monkeypatch):
+    monkeypatch.setattr(Linear, "forward", forward_by_length)
+
+    def compute(*indices: int) -> list[list[torch.Tensor]]:
+        """The logits of each step, a step for each column of `cuts`."""
+        sequences = [PagedSequence([PROMPT, PROMPT[::-1], [7, 8, 9]][index]) for index in indices]
+        cuts = [[(20, 1, 1), (4, 9, 1), (1, 1, 1)][index] for index in indices]
+        packed = PackedModel(load(tiny))
+        return [packed.step(*zip(sequences, counts, strict=True)) for counts in zip(*cuts, strict=True)]
+
+    together = compute(0, 1, 2)
+    for index in range(3):
+        for step, [alone] in zip(together, compute(index), strict=True):
+            assert_same(step[index], alone)
 
 
 def test_a_shared_prefix_is_computed_once(tiny):

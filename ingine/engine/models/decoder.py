@@ -1,7 +1,8 @@
 """The decoder: Llama, SmolLM, Mistral, Qwen2 and Qwen3 are one model with a few switches.
 
-Tokens of all sequences of a step come packed along one dimension, T; only attention knows where one sequence
-ends. Run it under `torch.inference_mode()`.
+Tokens of all sequences of a step come packed along one dimension, T. Where one sequence ends is in the step's
+`AttentionMetadata`, which attention and the linear layers of a `DecoderLayer` get. Run it under
+`torch.inference_mode()`.
 
 With tensor parallelism a rank has some of the heads, of the MLP's columns and of the vocabulary. What it adds
 to the residual is then its part of a sum over all ranks.
@@ -63,7 +64,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], kv_cache: KVCache, metadata: AttentionMetadata
     ) -> Tensor:
-        heads = self.qkv_proj(x).view(len(x), -1, self.head_dim)
+        heads = self.qkv_proj(x, metadata).view(len(x), -1, self.head_dim)
         query, key, value = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
         if self.q_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
@@ -77,7 +78,7 @@ class Attention(nn.Module):
             sliding_window=self.sliding_window,
             rotation=rotation,
         )
-        return self.parallel.all_reduce(self.o_proj(attended.flatten(1)))
+        return self.parallel.all_reduce(self.o_proj(attended.flatten(1), metadata))
 
     def linears(self, prefix: str) -> Linears:
         return {
@@ -107,8 +108,9 @@ class MLP(nn.Module):
         self.gate_up_proj = Linear(config.hidden_size, [size, size], **factory)
         self.down_proj = Linear(size, [config.hidden_size], **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.parallel.all_reduce(self.down_proj(self.ops.silu_mul(self.gate_up_proj(x))))
+    def forward(self, x: Tensor, metadata: AttentionMetadata) -> Tensor:
+        hidden = self.ops.silu_mul(self.gate_up_proj(x, metadata))
+        return self.parallel.all_reduce(self.down_proj(hidden, metadata))
 
     def linears(self, prefix: str) -> Linears:
         return {
@@ -147,7 +149,7 @@ class DecoderLayer(nn.Module):
         """
         normed = self.attention_norm.add(residual, delta)
         normed = self.mlp_norm.add(residual, self.attention(normed, rotation, kv_cache, metadata))
-        return self.mlp(normed)
+        return self.mlp(normed, metadata)
 
     def linears(self, prefix: str) -> Linears:
         return self.attention.linears(f"{prefix}.self_attn") | self.mlp.linears(f"{prefix}.mlp")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ingine.engine.kernels.attention.interface import AttentionMetadata
 from ingine.engine.kernels.layers.stored import StoredMatrix
 from ingine.engine.kernels.layers.weights import Embedding, Product, WeightFormat
 
@@ -76,7 +77,10 @@ class Linear(nn.Module):
         if weights.rounds_for_stored:
             self.num_rounding = sum(weights.keeps(matrix, self.dtype) for matrix in matrices)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, metadata: AttentionMetadata | None = None) -> Tensor:
+        """metadata: of the step whose tokens the rows of x are; None if they are not. It tells an adapter
+        which rows are of which sequence. A product treats all of them alike.
+        """
         return self.product(x)
 
     def parts(self, names: list[str]) -> dict[str, Tensor]:
