@@ -3,29 +3,31 @@
 One implementation, two faces: a second one over blocking sockets would have to repeat every rule about logs,
 channels and reconnects. The price is a hop between threads a call and a chunk, some 100 microseconds. A chunk
 is fetched when the caller asks for it, so a slow caller slows nothing else down and loses nothing.
+
+Signatures and docstrings repeat the asyncio client's, because type checkers and editors read the source.
+`tests/producer/test_faces.py` compares the two.
 """
 
-import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from redis.asyncio import Redis
 
 from ingine.contract.jobs import Job
+from ingine.contract.keys import Priority
 from ingine.errors import ClientError
 from ingine.producer.client import NOT_FOR_SENDING, AsyncClient
 from ingine.producer.handle import AsyncJobHandle
-from ingine.producer.home import keep_after_fork
+from ingine.producer.loop_thread import LoopThread
 from ingine.producer.replies import Reply
 from ingine.producer.results import Chunk, JobInfo, Result
+from ingine.producer.sync_control import SyncQueueControl
+from ingine.sampling_params import SamplingParams
 
-P = ParamSpec("P")
 T = TypeVar("T")
-
 
 _starting = threading.Lock()
 """Held while a client starts its thread."""
@@ -39,131 +41,6 @@ def _renew_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
-
-
-class _Call:
-    """One coroutine that a thread waits for. Ctrl-C may interrupt that thread between any two instructions,
-    within the standard library's too: what it waits with has to be atomic, which `threading.Event` is not."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]):
-        self._loop, self._coroutine = loop, coroutine
-        self.task: asyncio.Task | None = None
-        self._has_ended = False
-        self._running = threading.Lock()
-        self._running.acquire()
-
-    def start(self) -> None:
-        """On the loop."""
-        self.task = self._loop.create_task(self._coroutine)
-        self.task.add_done_callback(self._end)
-
-    def cancel(self) -> None:
-        """On the loop, after `start` if that was ever scheduled: callbacks run in the order they came in."""
-        if self.task:
-            self.task.cancel()
-        else:
-            self._coroutine.close()
-            self._end()
-
-    def _end(self, _: asyncio.Task | None = None) -> None:
-        self._has_ended = True
-        self._running.release()
-
-    def wait(self) -> None:
-        """A wait that was interrupted may have taken the lock. Then the call has ended."""
-        if not self._has_ended:
-            self._running.acquire()
-
-
-class _LoopThread:
-    """An event loop on a daemon thread: a client that was never closed does not keep a program alive."""
-
-    def __init__(self):
-        self.pid = os.getpid()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ingine-client", daemon=True)
-        self._thread.start()
-        self.iterated: set[AsyncGenerator] = set()
-        """Held here, so that the garbage collector never meets one before it meets who iterates it."""
-        keep_after_fork(self)
-
-    @property
-    def is_here(self) -> bool:
-        """False in a child that was forked since: it does not have the thread."""
-        return self.pid == os.getpid()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self.closed:
-            coroutine.close()
-            raise ClientError("the client is closed")
-        call = _Call(self._loop, coroutine)
-        try:
-            self._loop.call_soon_threadsafe(call.start)
-            call.wait()
-        except BaseException:  # Ctrl-C: end what we wait for, too, and not before it has let go of everything
-            self._loop.call_soon_threadsafe(call.cancel)
-            call.wait()
-            raise
-        return call.task.result()
-
-    @property
-    def closed(self) -> bool:
-        return self._loop.is_closed()
-
-    def close_iterator(self, items: AsyncGenerator) -> None:
-        """Returns once it has let go of everything, or at once on the loop's own thread, which has to do it.
-        In a forked child it does nothing: what there is to let go of is the parent's.
-
-        That is where the garbage collector may close the iterator of somebody who has forgotten about it.
-        """
-        self.iterated.discard(items)
-        if self.closed or not self.is_here:
-            return
-        if threading.current_thread() is self._thread:
-            self._loop.create_task(_close(items))
-        else:
-            self.run(_close(items))
-
-    def close(self) -> None:
-        self.run(self._end_all())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _end_all(self) -> None:
-        """What other threads still wait for."""
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for other in others:
-            other.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
-
-
-async def _close(items: AsyncGenerator) -> None:
-    if not items.ag_running:  # else Ctrl-C came twice, and who was to wait for its last call did not
-        await items.aclose()
-
-
-def _sync(
-    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["Client", P], T]:
-    """The blocking face of one of AsyncClient's methods: same name, signature and docstring."""
-
-    @wraps(method)
-    def call(self: "Client", *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._thread.run(method(self._client, *args, **kwargs))
-
-    return call
-
-
-def _sync_submit(
-    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, AsyncJobHandle]],
-) -> Callable[Concatenate["Client", P], "JobHandle"]:
-    @wraps(method)
-    def call(self: "Client", *args: P.args, **kwargs: P.kwargs) -> "JobHandle":
-        return JobHandle(self, self._thread.run(method(self._client, *args, **kwargs)))
-
-    return call
 
 
 def _iterate(client: "Client", items: AsyncGenerator[T], how: Callable[[Any], str]) -> Iterator[T]:
@@ -204,26 +81,43 @@ class JobHandle:
     def from_position(self) -> int:
         return self._handle.from_position
 
-    @wraps(AsyncJobHandle.stream)
     def stream(
         self, from_position: int | None = None, timeout: float | timedelta | None = None
     ) -> Iterator[Chunk]:
+        """The job's output after `from_position` output tokens, as it is made, each token exactly once.
+
+        `from_position` (default: what the handle was attached with, else 0) is the `position` of the last
+        chunk that you have. With another number the first chunk's token ids begin right after it, too, but
+        its text is that of the whole log entry, since text is not divisible by token.
+
+        Text that was held back until the end comes as a last chunk without token ids. Then the iterator ends
+        if the job finished, and raises JobFailed, JobCancelled or JobExpired otherwise. JobNotFound: the id
+        is unknown. ServerUnavailable: the server stayed away for 30 s; a shorter outage is outlasted.
+        BadRecord: its log or its record is not what workers write.
+        ResultTimeout: it has not ended within `timeout` seconds of the first step; the job goes on.
+        """
         return _iterate(self._client, self._handle.stream(from_position, timeout), "stream({!r})".format)
 
-    @wraps(AsyncJobHandle.result)
     def result(self, timeout: float | timedelta | None = None, *, cancel: bool = False) -> Result:
+        """The whole output, from its first token, once the job has finished.
+
+        Raises JobFailed, JobCancelled or JobExpired if it ended otherwise, JobNotFound for an unknown id,
+        BadRecord for a log or a record that no worker wrote, and ResultTimeout after `timeout` seconds. The
+        job goes on then, ask again or cancel it; or it is cancelled with `cancel=True`, unless it has just
+        ended.
+        """
         return self._client._thread.run(self._handle.result(timeout, cancel=cancel))
 
-    @wraps(AsyncJobHandle.cancel)
     def cancel(self) -> str:
+        """See `cancel` of the client."""
         return self._client._thread.run(self._handle.cancel())
 
-    @wraps(AsyncJobHandle.status)
     def status(self) -> JobInfo:
+        """See `status` of the client."""
         return self._client._thread.run(self._handle.status())
 
 
-class Client:
+class Client(SyncQueueControl):
     """A producer's or consumer's view of one queue. Threads share it, and processes that are forked: each of
     them has connections of its own.
 
@@ -247,37 +141,90 @@ class Client:
         require_worker: refuse submissions with NoWorker while no worker serves the queue.
         """
         self._client = AsyncClient(redis_url, queue=queue, redis=redis, require_worker=require_worker)
-        self._started: _LoopThread | None = None
+        self._started: LoopThread | None = None
         self._closed = False
 
     @property
-    def _thread(self) -> _LoopThread:
+    def _thread(self) -> LoopThread:
         """This process's, from the first call on. Raises ClientError if the client is closed."""
         with _starting:
             if self._closed:
                 raise ClientError("the client is closed")
             if self._started is None or not self._started.is_here:
-                self._started = _LoopThread()
+                self._started = LoopThread()
             return self._started
 
-    submit = _sync_submit(AsyncClient.submit)
-    status = _sync(AsyncClient.status)
-    cancel = _sync(AsyncClient.cancel)
-    queue_info = _sync(AsyncClient.queue_info)
-    jobs = _sync(AsyncClient.jobs)
-    purge_jobs = _sync(AsyncClient.purge_jobs)
-    pause = _sync(AsyncClient.pause)
-    resume = _sync(AsyncClient.resume)
-    drain = _sync(AsyncClient.drain)
-    set_limits = _sync(AsyncClient.set_limits)
-    set_partitions = _sync(AsyncClient.set_partitions)
-    dead_letters = _sync(AsyncClient.dead_letters)
-    dead_letter = _sync(AsyncClient.dead_letter)
-    requeue = _sync(AsyncClient.requeue)
-    purge = _sync(AsyncClient.purge)
+    def submit(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        messages: Sequence[dict[str, str]] | None = None,
+        sampling: SamplingParams | dict[str, Any] | None = None,
+        priority: Priority | str = Priority.NORMAL,
+        deadline_s: float | timedelta | None = None,
+        not_before_s: float | timedelta | None = None,
+        idempotency_key: str | None = None,
+        reply_to: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        tenant: str | None = None,
+        model: str | None = None,
+        stream: bool = True,
+        trace: str | None = None,
+        job_id: str | None = None,
+        **sampling_fields: Any,
+    ) -> JobHandle:
+        """Submit one job: once this returns, the job ends in exactly one terminal event.
 
-    @wraps(AsyncClient.submit_many)
+        prompt: text, or token ids. Or else messages: a chat, as [{"role": ..., "content": ...}, ...].
+        sampling: a SamplingParams, or a dict with its fields; or its fields as keywords: `max_tokens=64`.
+        What is not given is the model's to decide (its generation_config.json), and the output as long as
+        its length leaves.
+        priority: high, normal or low.
+        deadline_s: seconds (or a timedelta) from submission; the job expires if it has not finished by then.
+        not_before_s: seconds (or a timedelta) from submission; no worker begins it earlier.
+        idempotency_key: a second submission with the same key returns the first one's handle, for as long as
+        the first job, or its result, is there.
+        reply_to: name of a replies stream that gets the terminal event too.
+        metadata: comes back in the result. tenant, trace: for the worker's books and logs.
+        model: refused by a worker that does not serve it. None: whatever it serves.
+        stream: False if nobody follows token by token; spares the server the publishing.
+        job_id: your own, else a random one.
+
+        Raises, with nothing accepted: InvalidJob (its `code` says why), QueueFull, DuplicateJob (this job_id
+        is taken), InvalidArgument (a TypeError) for an unknown keyword; all of them are ClientErrors. A
+        submission whose reply is lost is sent again, and known again by the server. After ServerUnavailable
+        it may or may not have been accepted: submit again under the same job_id or idempotency_key to be sure
+        that it runs once.
+        """
+        handle = self._thread.run(
+            self._client.submit(
+                prompt,
+                messages=messages,
+                sampling=sampling,
+                priority=priority,
+                deadline_s=deadline_s,
+                not_before_s=not_before_s,
+                idempotency_key=idempotency_key,
+                reply_to=reply_to,
+                metadata=metadata,
+                tenant=tenant,
+                model=model,
+                stream=stream,
+                trace=trace,
+                job_id=job_id,
+                **sampling_fields,
+            )
+        )
+        return JobHandle(self, handle)
+
     def submit_many(self, jobs: Iterable[dict[str, Any] | Job]) -> list[JobHandle]:
+        """Submit many jobs in few round trips; each is a dict of `submit`'s arguments, or a Job.
+
+        All are validated before the first is sent: after InvalidArgument, or an InvalidJob whose `accepted`
+        is empty, nothing was. Each job is then accepted or refused for itself. After the first refusal
+        (QueueFull, DuplicateJob, InvalidJob for one that is too large) or ServerUnavailable no further round
+        trip is made, and it is raised, with the handles of the accepted jobs in its attribute `accepted`.
+        """
         try:
             handles = self._thread.run(self._client.submit_many(jobs))
         except Exception as error:
@@ -286,13 +233,39 @@ class Client:
             raise
         return [JobHandle(self, handle) for handle in handles]
 
-    @wraps(AsyncClient.attach)
     def attach(self, job_id: str, from_position: int = 0) -> JobHandle:
+        """A handle for a job that anyone has submitted. `from_position`: where its stream shall go on.
+
+        Asks nothing of the server: an unknown id raises JobNotFound when the handle is used. A job that came
+        by a bare XADD is unknown until a worker begins it.
+        """
         return JobHandle(self, self._client.attach(job_id, from_position))
 
-    @wraps(AsyncClient.replies)
     def replies(self, name: str, position: str = "") -> Iterator[Reply]:
+        """How the jobs submitted with `reply_to=name` have ended, and end from now on. Never ends by itself.
+
+        position: of the last reply that you have dealt with; from the first one that is still there if empty.
+        They stay for as long as a job's result does. In the order of their ends, in each partition.
+
+        Raises ServerUnavailable as streams do, ClientError when the client is closed or the number of
+        partitions changes, and InvalidArgument for a position from before it did.
+        """
         return _iterate(self, self._client.replies(name, position), f"replies({name!r}, {{!r}})".format)
+
+    def status(self, job_id: str) -> JobInfo:
+        """How a job stands. Ends it if its deadline has passed and nobody runs it.
+
+        Raises JobNotFound, and BadRecord for a record that no worker wrote.
+        """
+        return self._thread.run(self._client.status(job_id))
+
+    def cancel(self, job_id: str) -> str:
+        """Cancel a job. Raises JobNotFound.
+
+        Returns `cancelled` if it had not begun, `requested` if its worker will stop it at its next step, or
+        the status in which it had ended already.
+        """
+        return self._thread.run(self._client.cancel(job_id))
 
     def close(self) -> None:
         """End all streams of this client and close its connections. Jobs go on. Safe to call twice."""

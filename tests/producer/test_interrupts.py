@@ -13,7 +13,8 @@ import pytest
 
 from ingine.contract.keys import Keys
 from ingine.producer import Client
-from ingine.producer.sync import _Call, _iterate
+from ingine.producer.loop_thread import Call
+from ingine.producer.sync import _iterate
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 from tests.waiting import HANGS_S
@@ -72,7 +73,7 @@ def test_an_interrupt_anywhere_in_a_stream_is_that_interrupt(valkey: Server, que
 def test_a_second_interrupt_does_not_wait_for_what_the_first_one_ends(
     valkey: Server, queue: str, monkeypatch
 ):
-    wait, interrupts = _Call.wait, []
+    wait, interrupts = Call.wait, []
     began, may_end = threading.Event(), threading.Event()
 
     async def slow_to_end() -> AsyncIterator[int]:
@@ -83,7 +84,7 @@ def test_a_second_interrupt_does_not_wait_for_what_the_first_one_ends(
             await asyncio.to_thread(may_end.wait)
         yield 0
 
-    def interrupted_twice(call: _Call) -> None:
+    def interrupted_twice(call: Call) -> None:
         if len(interrupts) < 2:
             assert began.wait(HANGS_S)
             interrupts.append(call)
@@ -92,7 +93,7 @@ def test_a_second_interrupt_does_not_wait_for_what_the_first_one_ends(
 
     with Client(valkey.url, queue=queue) as client:
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(_Call, "wait", interrupted_twice)
+            patched.setattr(Call, "wait", interrupted_twice)
             next(_iterate(client, slow_to_end(), str))
         may_end.set()
         assert client.queue_info().num_delayed == 0

@@ -1,0 +1,133 @@
+"""The blocking client's methods for a queue as a whole: look at it, steer it, handle its dead letters."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+from ingine.contract.keys import Priority
+from ingine.contract.record import JobStatus
+from ingine.producer.client import AsyncClient
+from ingine.producer.loop_thread import LoopThread
+from ingine.producer.results import DeadLetter, QueuedJob, QueueInfo
+
+
+class SyncQueueControl:
+    """Base of `Client`. Each method runs AsyncClient's of the same name, on the client's thread."""
+
+    _client: AsyncClient
+
+    @property
+    def _thread(self) -> LoopThread:
+        raise NotImplementedError
+
+    def queue_info(self) -> QueueInfo:
+        """Depth by priority, limits, switches, workers, dead letters; of each partition as of one moment."""
+        return self._thread.run(self._client.queue_info())
+
+    def jobs(
+        self,
+        *,
+        status: JobStatus | str | None = None,
+        priority: Priority | str | None = None,
+        tenant: str | None = None,
+        older_than_s: float | timedelta | None = None,
+        limit: int = 100,
+    ) -> list[QueuedJob]:
+        """Jobs that wait (`queued`, `delayed`) or run: by priority and age, the delayed ones last.
+
+        status, priority, tenant, older_than_s: only those. limit: at most so many.
+        """
+        return self._thread.run(
+            self._client.jobs(
+                status=status, priority=priority, tenant=tenant, older_than_s=older_than_s, limit=limit
+            )
+        )
+
+    def purge_jobs(
+        self,
+        *,
+        priority: Priority | str | None = None,
+        tenant: str | None = None,
+        older_than_s: float | timedelta | None = None,
+    ) -> dict[str, int]:
+        """Cancel all jobs that wait, or those of a priority or tenant, or that are older than so.
+
+        Each ends as `cancelled`, with its terminal event, as by `cancel`. Those that run go on; so do entries
+        that cannot be read, which a worker will bury. Returns how many were `cancelled`, and of how many the
+        end was `requested`: these had tokens already, and end when a worker takes them.
+        """
+        return self._thread.run(
+            self._client.purge_jobs(priority=priority, tenant=tenant, older_than_s=older_than_s)
+        )
+
+    def pause(self) -> None:
+        """Workers take no further jobs; what runs goes on, and `submit` still accepts."""
+        self._thread.run(self._client.pause())
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        self._thread.run(self._client.resume())
+
+    def drain(self, worker_id: str) -> None:
+        """Tell one worker to hand its jobs over and exit, or all of a name that are alive now.
+
+        One that starts later under the same name is not meant. Raises ClientError if no such worker is alive.
+        """
+        self._thread.run(self._client.drain(worker_id))
+
+    def set_limits(
+        self,
+        *,
+        max_jobs: int | None = None,
+        max_job_bytes: int | str | None = None,
+        max_bytes: int | str | None = None,
+        max_jobs_per_s: float | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """Limits from now on, of each partition by itself; None leaves one as it is.
+
+        max_jobs, max_bytes: of all jobs that wait or run. max_job_bytes: of one job. Text such as
+        "2GiB" is taken for bytes.
+        max_jobs_per_s: of each tenant; 0 lifts it.
+        weights: tenant -> its share of the work while others wait too, against the 1 of whom is not named.
+
+        Raises InvalidArgument for a number that cannot be one.
+        """
+        self._thread.run(
+            self._client.set_limits(
+                max_jobs=max_jobs,
+                max_job_bytes=max_job_bytes,
+                max_bytes=max_bytes,
+                max_jobs_per_s=max_jobs_per_s,
+                weights=weights,
+            )
+        )
+
+    def set_partitions(self, number: int) -> None:
+        """Spread the queue over so many partitions, each with the limits that the queue has.
+
+        Raises InvalidArgument below 1 and above 64, and ClientError unless the queue is empty: nothing waits
+        or runs, and there are no dead letters. Results of jobs that have ended cannot be read any more.
+        Workers end, to be started again. Should it break off in between, submitting is refused until it is
+        called again.
+        """
+        self._thread.run(self._client.set_partitions(number))
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """The oldest `limit` entries that no worker could answer."""
+        return self._thread.run(self._client.dead_letters(limit))
+
+    def dead_letter(self, entry_id: str) -> DeadLetter:
+        """Raises ClientError if there is none with this id."""
+        return self._thread.run(self._client.dead_letter(entry_id))
+
+    def requeue(self, entry_id: str) -> str:
+        """Put a dead letter back into its stream, as it was sent. Returns its new entry id there.
+
+        Raises ClientError if it is not there any more, has no job, or if its job id is taken by a job with a
+        record (a duplicate, which would be buried again): submit its contents anew instead.
+        """
+        return self._thread.run(self._client.requeue(entry_id))
+
+    def purge(self, entry_ids: Sequence[str] | None = None) -> int:
+        """Delete dead letters for good, all of them if none is named. Returns how many there were."""
+        return self._thread.run(self._client.purge(entry_ids))
