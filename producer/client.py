@@ -1,6 +1,6 @@
 """The asyncio client: submit jobs, follow their tokens, steer the queue. `sync` has its sync face."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from functools import partial
@@ -143,7 +143,7 @@ class AsyncClient(QueueJobs):
         from_position = arguments.integer("from_position", from_position, at_least=0)
         return AsyncJobHandle(self, arguments.job_id(job_id), from_position)
 
-    async def replies(self, name: str, position: str = "") -> AsyncIterator[Reply]:
+    async def replies(self, name: str, position: str = "") -> AsyncGenerator[Reply, None]:
         """How the jobs submitted with `reply_to=name` have ended, and end from now on. Never ends by itself.
 
         position: of the last reply that you have dealt with; from the first one that is still there if empty.

@@ -1,7 +1,7 @@
 """A handle on one job: its stream, its result, its status."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any, Protocol
@@ -42,7 +42,7 @@ class AsyncJobHandle:
         self,
         from_position: int | None = None,
         timeout: float | timedelta | None = None,  # noqa: ASYNC109
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """The job's output after `from_position` output tokens, as it is made, each token exactly once.
 
         `from_position` (default: what the handle was attached with, else 0) is the `position` of the last
@@ -102,7 +102,7 @@ class AsyncJobHandle:
         deadline: float | None,
         *,
         at_end: bool = False,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """deadline: by the loop's clock, of which `timeout` is for the message."""
         streams = self._client._session.streams
         async with aclosing(streams.follow(self.job_id, position, at_end=at_end)) as events:

@@ -10,7 +10,7 @@ Signatures and docstrings repeat the asyncio client's, because type checkers and
 
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Self, TypeVar
 
@@ -43,7 +43,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def _iterate(client: "Client", items: AsyncGenerator[T], how: Callable[[Any], str]) -> Iterator[T]:
+def _iterate(
+    client: "Client", items: AsyncGenerator[T, None], how: Callable[[Any], str]
+) -> Generator[T, None, None]:
     """What an asynchronous iterator gives, fetched one by one as the caller asks for it.
 
     `how`: the call that goes on after a position, for who goes on with this iterator in a forked child.
@@ -83,7 +85,7 @@ class JobHandle:
 
     def stream(
         self, from_position: int | None = None, timeout: float | timedelta | None = None
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """The job's output after `from_position` output tokens, as it is made, each token exactly once.
 
         `from_position` (default: what the handle was attached with, else 0) is the `position` of the last
@@ -241,7 +243,7 @@ class Client(SyncQueueControl):
         """
         return JobHandle(self, self._client.attach(job_id, from_position))
 
-    def replies(self, name: str, position: str = "") -> Iterator[Reply]:
+    def replies(self, name: str, position: str = "") -> Generator[Reply, None, None]:
         """How the jobs submitted with `reply_to=name` have ended, and end from now on. Never ends by itself.
 
         position: of the last reply that you have dealt with; from the first one that is still there if empty.

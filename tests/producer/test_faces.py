@@ -1,7 +1,7 @@
 """The blocking client repeats the asyncio client: its methods' signatures, docstrings and arguments."""
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from types import GenericAlias
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from ingine.producer import AsyncClient, AsyncJobHandle, Client, JobHandle
 
 PAIRS = ((AsyncClient, Client), (AsyncJobHandle, JobHandle))
-BLOCKING = {**dict(PAIRS), AsyncIterator: Iterator}
+BLOCKING = {**dict(PAIRS), AsyncGenerator: Generator}
 """What the blocking client has in place of what the asyncio client has."""
 
 
@@ -35,8 +35,10 @@ def test_both_have_the_same_methods(asyncio_kind: type, blocking_kind: type):
 
 def in_blocking(annotation: Any) -> Any:
     if isinstance(annotation, GenericAlias):
-        arguments = tuple(map(in_blocking, annotation.__args__))
-        return GenericAlias(in_blocking(annotation.__origin__), arguments)
+        arguments = map(in_blocking, annotation.__args__)
+        if annotation.__origin__ is AsyncGenerator:
+            arguments = (*arguments, None)  # what it returns at its end, which only a Generator may
+        return GenericAlias(in_blocking(annotation.__origin__), tuple(arguments))
     return BLOCKING.get(annotation, annotation)
 
 
