@@ -1,7 +1,7 @@
 """How one sequence is sampled. Shared by the engine, the wire and the offline API; imports no torch."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -67,27 +67,60 @@ class SamplingParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    temperature: float = Field(1.0, ge=0, le=100, description="0 is greedy.")
-    top_k: int = Field(0, ge=-1, description="Keep the k likeliest tokens; 0 or -1 keeps all.")
-    top_p: float = Field(1.0, gt=0, le=1)
-    min_p: float = Field(0.0, ge=0, le=1, description="Drop tokens below min_p times the likeliest one's.")
-    repetition_penalty: float = Field(1.0, gt=0, le=100, description="Over prompt and output tokens.")
-    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Over output tokens.")
-    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Over output tokens, per occurrence.")
-    seed: int | None = Field(None, ge=0, lt=2**63, description="None: drawn when the request is added.")
+    temperature: float = Field(default=1.0, ge=0, le=100, description="0 is greedy.")
+    top_k: int = Field(default=0, ge=-1, description="Keep the k likeliest tokens; 0 or -1 keeps all.")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(
+        default=0.0, ge=0, le=1, description="Drop tokens below min_p times the likeliest one's."
+    )
+    repetition_penalty: float = Field(default=1.0, gt=0, le=100, description="Over prompt and output tokens.")
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2, description="Over output tokens.")
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Over output tokens, per occurrence."
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="None: drawn when the request is added."
+    )
     max_tokens: int | None = Field(
-        None, ge=1, description="Of the output. None: as many as the engine's longest sequence leaves."
+        default=None,
+        ge=1,
+        description="Of the output. None: as many as the engine's longest sequence leaves.",
     )
-    min_tokens: int = Field(0, ge=0, description="No end of sequence before this many output tokens.")
+    min_tokens: int = Field(default=0, ge=0, description="No end of sequence before this many output tokens.")
     stop: tuple[str, ...] = Field(
-        (), fail_fast=True, description="Strings that end the output; not part of its text."
+        default=(), fail_fast=True, description="Strings that end the output; not part of its text."
     )
-    stop_token_ids: tuple[TokenId, ...] = Field((), fail_fast=True)
+    stop_token_ids: tuple[TokenId, ...] = Field(default=(), fail_fast=True)
     ignore_eos: bool = False
     logit_bias: dict[int, float] | None = None
     logprobs: int | None = Field(
-        None, ge=0, le=MAX_LOGPROBS, description="Report the chosen token's logprob and this many top ones."
+        default=None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Report the chosen token's logprob and this many top ones.",
     )
+
+    if TYPE_CHECKING:  # more is accepted than is kept: None, a single stop string, lists
+
+        def __init__(
+            self,
+            *,
+            temperature: float | None = 1.0,
+            top_k: int | None = 0,
+            top_p: float | None = 1.0,
+            min_p: float | None = 0.0,
+            repetition_penalty: float | None = 1.0,
+            presence_penalty: float | None = 0.0,
+            frequency_penalty: float | None = 0.0,
+            seed: int | None = None,
+            max_tokens: int | None = None,
+            min_tokens: int | None = 0,
+            stop: str | list[str] | tuple[str, ...] | None = (),
+            stop_token_ids: list[int] | tuple[int, ...] | None = (),
+            ignore_eos: bool | None = False,
+            logit_bias: dict[int, float] | None = None,
+            logprobs: int | None = None,
+        ): ...
 
     @model_validator(mode="before")
     @classmethod

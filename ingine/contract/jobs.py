@@ -80,17 +80,23 @@ class Job(BaseModel):
     prompt: Prompt | None = None
     messages: Annotated[tuple[Message, ...], Field(fail_fast=True, max_length=MAX_MESSAGES)] | None = None
     sampling: SamplingParams = SamplingParams()
-    priority: Priority = Field(Priority.NORMAL, strict=False, description="Informative: the stream decides.")
+    priority: Priority = Field(
+        default=Priority.NORMAL, strict=False, description="Informative: the stream decides."
+    )
     tenant: Name | None = None
     deadline_ms: int | None = Field(
-        None, ge=1, lt=2**53, description="From submission, by the server's clock."
+        default=None, ge=1, lt=2**53, description="From submission, by the server's clock."
     )
-    not_before_ms: int | None = Field(None, ge=1, lt=2**53, description="From submission: not begun earlier.")
-    stream: bool = Field(True, description="False: nothing is published live but the terminal event.")
+    not_before_ms: int | None = Field(
+        default=None, ge=1, lt=2**53, description="From submission: not begun earlier."
+    )
+    stream: bool = Field(default=True, description="False: nothing is published live but the terminal event.")
     reply_to: Name | None = None
-    model: str | None = Field(None, max_length=256, description="Only a worker that serves it runs the job.")
-    metadata: dict[str, Any] | None = Field(None, description="Comes back in the terminal event.")
-    trace: str | None = Field(None, max_length=256, description="A W3C traceparent, for logs.")
+    model: str | None = Field(
+        default=None, max_length=256, description="Only a worker that serves it runs the job."
+    )
+    metadata: dict[str, Any] | None = Field(default=None, description="Comes back in the terminal event.")
+    trace: str | None = Field(default=None, max_length=256, description="A W3C traceparent, for logs.")
 
     @field_validator("prompt", "messages", mode="before")
     @classmethod
