@@ -31,19 +31,21 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):
-    # Lazy, so that a client loads no torch, and `ingine --help` no client.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'ingine' has no attribute {name!r}")
-    try:
-        found = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    except ModuleNotFoundError as error:
-        from ingine.extras import missing_extra
+if not TYPE_CHECKING:  # to a type checker, a module that has this has every name
 
-        if (said := missing_extra(error, f"ingine.{name}")) is None:
-            raise
-        raise ModuleNotFoundError(said, name=error.name) from None
-    return found
+    def __getattr__(name: str):
+        # Lazy, so that a client loads no torch, and `ingine --help` no client.
+        if name not in _HOMES:
+            raise AttributeError(f"module 'ingine' has no attribute {name!r}")
+        try:
+            found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            from ingine.extras import missing_extra
+
+            if (said := missing_extra(error, f"ingine.{name}")) is None:
+                raise
+            raise ModuleNotFoundError(said, name=error.name) from None
+        return found
 
 
 def __dir__() -> list[str]:

@@ -97,12 +97,14 @@ _HOMES = {
 """Where each name lies, but for the errors."""
 
 
-def __getattr__(name: str):
-    # Lazy: what a program pays for redis, pydantic and asyncio, it pays when it first makes a client.
-    if name not in __all__:
-        raise AttributeError(f"module 'producer' has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_HOMES.get(name, "ingine.errors")), name)
-    return found
+if not TYPE_CHECKING:  # to a type checker, a module that has this has every name
+
+    def __getattr__(name: str):
+        # Lazy: what a program pays for redis, pydantic and asyncio, it pays when it first makes a client.
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_HOMES.get(name, "ingine.errors")), name)
+        return found
 
 
 def __dir__() -> list[str]:
