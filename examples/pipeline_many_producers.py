@@ -45,7 +45,8 @@ def main() -> None:
             # The reply says how it ended; the text is in the log, until the result's TTL.
             finished = reply.status == "finished"
             answer = client.attach(reply.job_id).result().text if finished else f"({reply.status})"
-            print(f"producer {reply.metadata['producer']}: {reply.metadata['review']} -> {answer.strip()!r}")
+            about = reply.metadata or {}
+            print(f"producer {about['producer']}: {about['review']} -> {answer.strip()!r}")
 
 
 if __name__ == "__main__":
