@@ -25,6 +25,7 @@ IngineError
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Any
 
 
 class ErrorCode(StrEnum):
@@ -82,7 +83,7 @@ class EngineError(IngineError):
 
 
 class ClientError(IngineError):
-    accepted: Sequence = ()
+    accepted: Sequence[Any] = ()
     """Raised by `submit_many`: the handles of the jobs that were accepted all the same."""
 
 
