@@ -11,6 +11,7 @@ import sys
 from ingine import SamplingParams
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
+from ingine.engine.request import EngineRequest
 
 BLOCK_SIZE = 16
 KV_BYTES_PER_TOKEN = 2 * 30 * 3 * 64 * 4
@@ -40,7 +41,8 @@ def run(sequences: list[tuple[str, list[int], int]], num_blocks: int) -> None:
         )
     )
     for name, prompt_token_ids, max_tokens in sequences:
-        engine.add(name, prompt_token_ids, SamplingParams(max_tokens=max_tokens, ignore_eos=True))
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        engine.add(EngineRequest(name, prompt_token_ids, params))
     while engine.has_unfinished:
         engine.step()
 

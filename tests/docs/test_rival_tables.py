@@ -15,7 +15,7 @@ def test_the_page_has_each_kinds_tables_word_for_word():
     shown = list(tables())
     assert {kind for kind, _ in shown} == set(reports())
     for kind, lines in shown:
-        assert "\n".join(lines) + "\n\n" in PAGE, f"docs/benchmarks.md lacks {kind}'s table as results have it"
+        assert "\n".join(lines) + "\n\n" in PAGE, f"the page lacks {kind}'s table as the results have it"
         assert f"(../benchmarks/results/rivals-{kind}.json)" in PAGE
 
 

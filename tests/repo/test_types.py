@@ -113,6 +113,8 @@ def faults(tmp_path_factory) -> dict[str, dict[int, str]]:
     assert found["summary"]["filesAnalyzed"] == len(EXAMPLES) + 2, done.stdout
     faults = defaultdict(dict)
     for each in found["generalDiagnostics"]:
+        if each.get("rule") == "reportMissingImports" and '"ingine' not in each["message"]:
+            continue  # a web framework, which this environment does without
         faults[Path(each["file"]).stem][each["range"]["start"]["line"] + 1] = each["message"]
     return faults
 
