@@ -8,7 +8,7 @@ Needs a worker: `ingine worker`. docs/tutorial/web-app.md explains each part.
 
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated
 
@@ -117,13 +117,13 @@ async def cancel(job_id: str) -> dict[str, str]:
     return {"outcome": await client.cancel(job_id)}
 
 
-def event_stream(job: AsyncJobHandle, lines: AsyncIterator[str]) -> StreamingResponse:
+def event_stream(job: AsyncJobHandle, lines: AsyncGenerator[str, None]) -> StreamingResponse:
     headers = {"X-Job-Id": job.job_id, "Cache-Control": "no-cache"}
     headers["X-Accel-Buffering"] = "no"  # or nginx collects events before it passes them on
     return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
 
-async def events(job: AsyncJobHandle) -> AsyncIterator[str]:
+async def events(job: AsyncJobHandle) -> AsyncGenerator[str, None]:
     """An event for each chunk, its position as id; then `end`, or `error`."""
     try:
         async with aclosing(job.stream()) as chunks:
@@ -135,7 +135,7 @@ async def events(job: AsyncJobHandle) -> AsyncIterator[str]:
         yield event("end", {"job_id": job.job_id})
 
 
-async def cancelled_if_left(job: AsyncJobHandle) -> AsyncIterator[str]:
+async def cancelled_if_left(job: AsyncJobHandle) -> AsyncGenerator[str, None]:
     """Its events. Whoever stops reading before the last one cancels the job."""
     has_ended = False
     try:

@@ -1,4 +1,4 @@
-"""The web apps, each served by uvicorn. Skipped without their packages, which no extra brings."""
+"""The web apps, each served by uvicorn. Skipped where their packages are not installed."""
 
 import http.client
 import importlib.util
