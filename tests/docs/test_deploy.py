@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ingine.contract.keys import Keys
-from ingine.worker.settings import WorkerSettings
+from ingine.worker.settings import ENV_PREFIX, WorkerSettings
 from tests.docs.tables import ROOT
 
 UNIT = ROOT / "deploy" / "ingine-worker.service"
@@ -32,6 +32,22 @@ def test_systemd_takes_the_unit(tmp_path):
     unit.write_text(UNIT.read_text().replace("/opt/ingine/bin/ingine", "/bin/true"))
     verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     assert UNIT.stem not in verified.stderr, verified.stderr
+
+
+def test_a_pod_has_time_to_hand_over_and_is_probed_where_a_worker_answers():
+    pod = yaml.safe_load((ROOT / "deploy" / "kubernetes.yaml").read_text())["spec"]["template"]["spec"]
+    defaults = {name: field.default for name, field in WorkerSettings.model_fields.items()}
+    assert pod["terminationGracePeriodSeconds"] > defaults["drain_timeout_s"]
+    [worker], secrets_dir = pod["containers"], "INGINE_SECRETS_DIR"
+    assert worker["ports"] == [{"name": "metrics", "containerPort": defaults["http_port"]}]
+    probes = {name: worker[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
+    assert all(
+        probe["path"] in ("/healthz", "/readyz") and probe["port"] == "metrics" for probe in probes.values()
+    )
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in defaults} | {secrets_dir}
+    assert {variable["name"] for variable in worker["env"]} <= known
+    [mount] = worker["volumeMounts"]
+    assert {"name": secrets_dir, "value": mount["mountPath"]} in worker["env"]
 
 
 def test_keda_adds_up_every_jobs_stream():

@@ -12,7 +12,7 @@ from ingine.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "docker-compose.yml", ROOT / "Makefile"]
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "docker-compose.yml", ROOT / "Makefile"]
 )
 COMMAND = typer.main.get_command(app)
 EXPECTED = {

@@ -19,7 +19,7 @@ from tests.docs.tables import ROOT
 from tests.servers import server_binary, server_version
 from tests.waiting import HANGS_S, wait_until
 
-DOCUMENT = ROOT / "docs" / "security.md"
+DOCUMENT = ROOT / "docs" / "howto" / "secure.md"
 USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
 SERVER_CONF = ROOT / "deploy" / "redis" / "server.conf"
 ROLES = tuple(map(str, Role))
