@@ -1,5 +1,6 @@
 """The site's menu leads to pages that exist, and it builds where the packages of `docs` are installed."""
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -47,6 +48,14 @@ def test_prose_is_narrow(path):
             assert len(line) <= 110, f"{path.name}:{number}"
 
 
+def test_what_a_page_includes_is_there():
+    """Ruff formats blocks marked `python`, and an include is none: such a block is marked `{ .python }`."""
+    text = "".join(path.read_text() for path in DOCS.rglob("*.md"))
+    included = re.findall(r'^--8<-- "(.+)"$', text, re.MULTILINE)
+    assert len(included) == text.count("\n--8") >= 3
+    assert all((ROOT / path).is_file() for path in included)
+
+
 def test_the_site_builds(tmp_path):
     if not find_spec("mkdocs") or not find_spec("mkdocstrings_handlers"):
         pytest.skip("the packages of the extra `docs` are not installed")
@@ -58,3 +67,4 @@ def test_the_site_builds(tmp_path):
     )
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "reference" / "client" / "index.html").read_text().count("AsyncClient") > 10
+    assert "STATUS_CODES" in (tmp_path / "tutorial" / "web-app" / "index.html").read_text()
