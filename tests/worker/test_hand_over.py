@@ -119,8 +119,8 @@ async def test_a_job_that_is_not_ours_any_more_is_not_said_to_be_released(harnes
     for name in "ab":
         await worker.push(Job(id=name, prompt="x", sampling=ENDLESS))
     await wait_until_async(lambda: worker.position("b"), what="tokens")
+    (job,) = (job for job in worker.worker._jobs if job.id == "a")  # its next step may find it fenced
     await worker.redis.hset(worker.keys.job("a"), "worker", "another")
-    (job,) = (job for job in worker.worker._jobs if job.id == "a")
     with caplog.at_level(logging.INFO):
         await release_job(worker.worker._jobs, job)
         await worker.stop()
