@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from ingine.engine.kernels.attention import AttentionMetadata
 from ingine.engine.kernels.layers.linear import Linear
 from ingine.engine.kernels.layers.weights import Product, WeightFormat
 from ingine.engine.kernels.select import REFERENCE
@@ -84,19 +85,27 @@ def test_decodes_and_prefills_in_one_batch(tiny):
 
 
 def test_linear_layers_can_tell_the_sequences_of_a_step_apart(tiny, monkeypatch):
-    monkeypatch.setattr(Linear, "forward", forward_by_length)
+    model, without_a_step = load(tiny), set()
+
+    def forward(linear: Linear, x: torch.Tensor, metadata: AttentionMetadata | None = None) -> torch.Tensor:
+        if metadata is None:
+            without_a_step.add(linear)
+        return forward_by_length(linear, x, metadata)
+
+    monkeypatch.setattr(Linear, "forward", forward)
 
     def compute(*indices: int) -> list[list[torch.Tensor]]:
         """The logits of each step, a step for each column of `cuts`."""
         sequences = [PagedSequence([PROMPT, PROMPT[::-1], [7, 8, 9]][index]) for index in indices]
         cuts = [[(20, 1, 1), (4, 9, 1), (1, 1, 1)][index] for index in indices]
-        packed = PackedModel(load(tiny))
+        packed = PackedModel(model)
         return [packed.step(*zip(sequences, counts, strict=True)) for counts in zip(*cuts, strict=True)]
 
     together = compute(0, 1, 2)
     for index in range(3):
         for step, [alone] in zip(together, compute(index), strict=True):
             assert_same(step[index], alone)
+    assert without_a_step == {model.lm_head}
 
 
 def test_a_shared_prefix_is_computed_once(tiny):
