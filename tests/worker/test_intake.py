@@ -19,6 +19,7 @@ from ingine.worker.intake import Intake
 from ingine.worker.job_streams import PENDING_PAGE
 from ingine.worker.jobs import JobTable
 from ingine.worker.leases import RENEWALS_PER_LEASE
+from ingine.worker.preparation import Preparation
 from tests.waiting import wait_until_async
 from tests.worker.test_pause import Turns
 from tests.worker.test_worker import GREEDY
@@ -32,9 +33,9 @@ class Door(Admission):
     def __init__(self, room: int):
         self.stats = SimpleNamespace(num_waiting=0)
         engine = SimpleNamespace(stats=self.stats, limits=SimpleNamespace(max_num_tokens=512))
-        super().__init__(
-            JobTable(), engine, None, None, None, max_num_jobs=room, max_deaths=3, expire=lambda job: None
-        )
+        jobs = JobTable()
+        preparation = Preparation(jobs, engine, None, None, None, expire=lambda job: None)
+        super().__init__(jobs, engine, None, preparation, None, max_num_jobs=room, max_deaths=3)
         self.admitted, self.broken, self.suspects = [], set(), set()
 
     async def admit(self, queue, entry, max_job_bytes, *, alone=False) -> bool:

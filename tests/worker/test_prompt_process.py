@@ -147,7 +147,7 @@ BEGINS_NOTHING = """
 import os, socket
 connection = socket.socket(fileno=0)
 connection.recv(1 << 20)
-connection.sendall(b"\\x90")
+connection.sendall(b"\\x91\\xa5ready")
 connection.recv(1 << 20)
 os._exit(7)
 """
@@ -171,7 +171,7 @@ import os, signal, socket
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 connection = socket.socket(fileno=0)
 connection.recv(1 << 20)
-connection.sendall(b"\\x90")
+connection.sendall(b"\\x91\\xa5ready")
 connection.recv(1 << 20)
 signal.sigwait([signal.SIGUSR1])
 connection.sendall(b"\\x91\\xa5begun")
