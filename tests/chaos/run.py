@@ -199,12 +199,13 @@ class Run:
 
     async def _break_things(self, started: float) -> None:
         async with asyncio.TaskGroup() as group:
-            watch = group.create_task(self._watch_the_limit())
+            over = asyncio.Event()
+            group.create_task(self._watch_the_limit(over))
             for fault in schedule(self._seed, self._duration_s, replica=not self._cluster):
                 await asyncio.sleep(started + fault.at_s - time.monotonic())
                 group.create_task(self._commit(fault))
             await asyncio.sleep(started + self._duration_s - time.monotonic())
-            watch.cancel()
+            over.set()  # a cancellation might be lost in a call that times out at that very moment
 
     async def _commit(self, fault: Fault) -> None:
         if fault.kind in WIRE_FAULTS:
@@ -240,8 +241,8 @@ class Run:
             self._told_to_stop.add(victim)
             self._zygote.signal(victim, signal.SIGTERM)
 
-    async def _watch_the_limit(self) -> None:
-        while True:
+    async def _watch_the_limit(self, over: asyncio.Event) -> None:
+        while not over.is_set():
             await asyncio.sleep(1.0)
             for keys in all_partitions(QUEUE, self._servers.num_partitions):
                 try:

@@ -121,7 +121,7 @@ def test_linear_layers_of_a_replayed_step_can_tell_its_sequences_apart(captured,
     def generate() -> dict[str, list[int]]:
         driver = Driver(make_engine(captured("llama"), max_num_seqs=5, max_num_batched_tokens=64))
         for index, prompt in enumerate(PROMPTS):
-            driver.engine.add(str(index), prompt, greedy(MAX_TOKENS))
+            driver.engine.add(EngineRequest(str(index), prompt, greedy(MAX_TOKENS)))
         return {seq_id: result.token_ids for seq_id, result in driver.finish().items()}
 
     replayed = generate()
