@@ -20,8 +20,10 @@ from ingine.worker.releasing import release_job
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_COMMITS = 4
-"""Parts of steps in a row that cannot be committed before that is the worker's fault and no job's. A job has
-fewer deaths, so none alone ends a worker; and they are too few for all jobs to have had theirs."""
+"""Parts of steps in a row that cannot be committed before the worker takes the fault for its own and ends.
+
+A job has one death less, so no job alone ends a worker. The last failure counts for no job, and a job with
+two deaths runs alone, so a worker at fault fails at most one job."""
 
 
 class OutputHandler:
@@ -81,8 +83,10 @@ class OutputHandler:
             seq_ids = [output.seq_id for output in part]
             for seq_id in seq_ids:
                 self._engine.abort(seq_id)
-            fatal = self._num_failed_commits >= MAX_FAILED_COMMITS
-            await self._give_back(EngineFailure(seq_ids, error, fatal))
+            if self._num_failed_commits >= MAX_FAILED_COMMITS:
+                self._failed(error)  # which hands all jobs over
+            else:
+                await self._give_back(EngineFailure(seq_ids, error))
 
     def _may_join(self, seq_id: str) -> bool:
         """Not what a later attempt makes: the server may have lost what the first one had written, and a

@@ -182,12 +182,18 @@ async def test_a_worker_that_can_commit_nothing_ends_and_its_jobs_go_on(harness,
     names = [f"job-{number}" for number in range(MAX_FAILED_COMMITS)]
     for name in names:
         await worker.push(Job(id=name, prompt=name, sampling=ENDLESS))
-    await wait_until_async(lambda: worker.position("job-0"), what="tokens")
+    for name in names:
+        await wait_until_async(lambda name=name: worker.position(name), what="tokens")
     broken.set()
     with pytest.raises(EngineError, match="ZeroDivisionError"):
         await worker.running
     heir = await harness()
-    assert {(await heir.end(name)).position for name in names} == {450}
+    ends = [await heir.end(name) for name in names]
+    finished = [end for end in ends if end.status is JobStatus.FINISHED]
+    assert {end.position for end in finished} == {450}
+    # If one lane has them all, they fail together twice, and then one of them alone a third time.
+    assert len(finished) >= len(names) - 1
+    assert {end.error["code"] for end in ends if end not in finished} <= {ErrorCode.WORKER_LOST}
 
 
 async def test_an_entry_that_sets_off_a_fault_before_it_is_begun_ends_no_worker(harness, monkeypatch):
