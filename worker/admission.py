@@ -10,12 +10,13 @@ from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode, InvalidJob
 from ingine.worker.entries import MAX_ENTRY_BYTES, Begun, Entry
 from ingine.worker.faults import burying, ending_faulty
+from ingine.worker.finisher import Finisher
 from ingine.worker.hosting.engine_link import EngineHost
-from ingine.worker.jobs import JobTable, RunningJob
+from ingine.worker.jobs import BegunJob, JobTable, RunningJob
 from ingine.worker.metrics import Metrics
 from ingine.worker.preparation import Preparation
-from ingine.worker.publisher import Publisher, deadline_error
 from ingine.worker.queue import Queue
+from ingine.worker.terminal_events import Outcome
 
 INLINE_BYTES = 8 << 10
 """Of a job that is decoded at once, so that the begins of many small ones share a round trip."""
@@ -28,7 +29,7 @@ class Admission:
         self,
         jobs: JobTable,
         engine: EngineHost,
-        publisher: Publisher,
+        finisher: Finisher,
         preparation: Preparation,
         metrics: Metrics,
         *,
@@ -37,7 +38,7 @@ class Admission:
     ):
         self._jobs = jobs
         self._engine = engine
-        self._publisher = publisher
+        self._finisher = finisher
         self._preparation = preparation
         self._metrics = metrics
         self._max_num_jobs = max_num_jobs
@@ -118,17 +119,17 @@ class Admission:
         # What submit.lua has accepted stays accepted, whatever the limit is by now. That it has may be a lie:
         # MAX_JOB_BYTES is what a worker can bear from anybody.
         max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes
-        async with burying(self._publisher, queue, entry):
+        async with burying(self._finisher, queue, entry):
             try:
                 job = await self._decode(queue, entry, max_bytes)
             except InvalidJob as fault:
                 return await self._end_invalid(queue, entry, fault, alone)
             # Once more, since from here on the job's metadata is known.
-            async with burying(self._publisher, queue, entry, metadata=job.metadata):
+            async with burying(self._finisher, queue, entry, metadata=job.metadata):
                 begun = await self._begin(queue, entry, job.id, job.reply_to, alone=alone, model=job.model)
                 if begun.verdict == "run":
                     running = RunningJob(queue, job, entry, begun, position=begun.position)
-                    async with ending_faulty(self._publisher, queue, entry, job, job.id, begun):
+                    async with ending_faulty(self._finisher, running.as_begun):
                         await self._run(running)
                 return begun.verdict != "suspect"
         return True
@@ -177,7 +178,7 @@ class Admission:
             await queue.park(entry, job_id, begun.fingerprint)
         elif begun.verdict == "duplicate":
             reason = f"another entry has the job id {job_id}"
-            await self._publisher.bury(queue, entry, ErrorCode.DUPLICATE_ID, reason)
+            await self._finisher.bury(queue, entry, ErrorCode.DUPLICATE_ID, reason)
         return begun
 
     async def _end_invalid(self, queue: Queue, entry: Entry, fault: InvalidJob, alone: bool) -> bool:
@@ -185,24 +186,21 @@ class Admission:
         does."""
         if fault.job_id is None:
             job_id = read_job_id(entry.raw)
-            await self._publisher.bury(queue, entry, fault.code, str(fault), job_id=job_id)
+            await self._finisher.bury(queue, entry, fault.code, str(fault), job_id=job_id)
             return True
         job_id, reply_to = fault.job_id, fault.reply_to
         begun = await self._begin(queue, entry, job_id, reply_to, alone=alone)
         if begun.verdict == "run":
-            error = {"code": str(fault.code), "message": str(fault)}
-            async with ending_faulty(self._publisher, queue, entry, fault, job_id, begun):
-                await self._publisher.reject(queue, entry, job_id, reply_to, begun, JobStatus.FAILED, error)
+            invalid = BegunJob(queue, entry, begun, job_id, reply_to)
+            async with ending_faulty(self._finisher, invalid):
+                await self._finisher.reject(invalid, Outcome.failed(fault.code, str(fault)))
         return begun.verdict != "suspect"
 
     async def _run(self, running: RunningJob) -> None:
         """End a begun job that must not run, put off one that is early, and prepare any other."""
         queue, entry, job, begun = running.queue, running.entry, running.job, running.begun
-        if (ending := self._ends_at_admission(running)) is not None:
-            status, error = ending
-            await self._publisher.reject(
-                queue, entry, job.id, job.reply_to, begun, status, error, job.metadata
-            )
+        if outcome := self._rejection(running):
+            await self._finisher.reject(running.as_begun, outcome)
             return
         if job.not_before_ms and (early_ms := begun.submitted_at + job.not_before_ms - begun.now) > 0:
             # A bare XADD: a submitted job gets into its stream only when its time has come.
@@ -215,21 +213,21 @@ class Admission:
         if running.alone and not self.stopping:  # else `interrupt` waits for us, and would come too late
             await asyncio.wait([task])  # nothing else is to begin meanwhile
 
-    def _ends_at_admission(self, running: RunningJob) -> tuple[JobStatus, dict | None] | None:
-        """Status and error of a job that is not to run, else None."""
+    def _rejection(self, running: RunningJob) -> Outcome | None:
+        """How a job that must not run ends; None if it may run."""
         queue, job, begun = running.queue, running.job, running.begun
         if begun.cancelled:
-            return JobStatus.CANCELLED, None
+            return Outcome(JobStatus.CANCELLED)
         if job.deadline_ms is not None and begun.now >= begun.submitted_at + job.deadline_ms:
-            return JobStatus.EXPIRED, deadline_error(job.deadline_ms)
+            return Outcome.expired(job.deadline_ms)
         if begun.deaths >= self._max_deaths:
             message = f"{begun.deaths} workers died or failed while they ran this job; it is not tried again"
-            return JobStatus.FAILED, {"code": str(ErrorCode.WORKER_LOST), "message": message}
+            return Outcome.failed(ErrorCode.WORKER_LOST, message)
         if begun.fingerprint and not queue.model.same_weights(begun.fingerprint):
             message = f"its tokens are of the model {begun.fingerprint}, which no worker serves any more"
-            return JobStatus.FAILED, {"code": str(ErrorCode.MODEL_CHANGED), "message": message}
+            return Outcome.failed(ErrorCode.MODEL_CHANGED, message)
         if job.model not in (None, *queue.model.names) and not begun.position:
             names = ", ".join(sorted(queue.model.names | queue.served_elsewhere))
             message = f"model {job.model!r}: the workers of this queue serve {names}"
-            return JobStatus.FAILED, {"code": str(ErrorCode.UNKNOWN_MODEL), "message": message}
+            return Outcome.failed(ErrorCode.UNKNOWN_MODEL, message)
         return None

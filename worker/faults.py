@@ -1,4 +1,4 @@
-"""What ends an entry or a job that sets off a fault, be it ours or of what lies under its keys."""
+"""Context managers that end an entry or a job that triggers a fault of the worker or has invalid keys."""
 
 import contextlib
 import logging
@@ -7,26 +7,27 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from ingine.contract.jobs import Job, read_job_id
-from ingine.contract.record import JobStatus
-from ingine.errors import ErrorCode, InvalidJob
-from ingine.worker.entries import Begun, Entry
+from ingine.contract.jobs import read_job_id
+from ingine.errors import ErrorCode
+from ingine.worker.entries import Entry
+from ingine.worker.finisher import BAD_RECORD, Finisher
+from ingine.worker.jobs import BegunJob
 from ingine.worker.logs import log_event
-from ingine.worker.publisher import BAD_RECORD, Publisher
 from ingine.worker.queue import Queue
 from ingine.worker.retry import never_passes
+from ingine.worker.terminal_events import Outcome
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
 async def burying(
-    publisher: Publisher, queue: Queue, entry: Entry, *, metadata: dict[str, Any] | None = None
+    finisher: Finisher, queue: Queue, entry: Entry, *, metadata: dict[str, Any] | None = None
 ) -> AsyncIterator[None]:
-    """An entry under whose job's keys lies what is no job's, or that sets off a fault of ours, which it
-    would in the next worker too.
+    """Bury `entry` if its job's keys hold something else, or if it triggers a fault of the worker, as it
+    would in the next worker too. Errors of Redis that may pass are raised.
 
-    metadata: of its job, for the reply; None while the job is not decoded.
+    metadata: the job's, for the reply; None while the job is not decoded.
     """
     try:
         yield
@@ -39,29 +40,23 @@ async def burying(
         log_event(logger, logging.ERROR, "entry not read", entry=entry.id, error=repr(error))
         logger.debug("entry not read", exc_info=error)
         code, reason = ErrorCode.ENGINE_ERROR, _own_fault("entry", error)
-    await publisher.bury(queue, entry, code, reason, job_id=read_job_id(entry.raw), metadata=metadata)
+    await finisher.bury(queue, entry, code, reason, job_id=read_job_id(entry.raw), metadata=metadata)
 
 
 @contextlib.asynccontextmanager
-async def ending_faulty(
-    publisher: Publisher, queue: Queue, entry: Entry, job: Job | InvalidJob, job_id: str, begun: Begun
-) -> AsyncIterator[None]:
-    """A fault of ours that this job sets off. Nobody died, and another worker would do no better: the job
-    ends, with the type of the fault."""
+async def ending_faulty(finisher: Finisher, job: BegunJob) -> AsyncIterator[None]:
+    """End `job` as failed if it triggers a fault of the worker. This counts as no death, and another worker
+    would fail too. The job's error names only the type of the fault. Errors of Redis are raised."""
     try:
         yield
     except (RedisError, OSError):
         raise
     except Exception as error:
-        log_event(logger, logging.ERROR, "job not begun", job_id=job_id, error=repr(error))
+        log_event(logger, logging.ERROR, "job not begun", job_id=job.id, error=repr(error))
         logger.debug("job not begun", exc_info=error)
-        own_fault = {"code": str(ErrorCode.ENGINE_ERROR), "message": _own_fault("job", error)}
-        metadata = job.metadata if isinstance(job, Job) else None
-        await publisher.reject(
-            queue, entry, job_id, job.reply_to, begun, JobStatus.FAILED, own_fault, metadata
-        )
+        await finisher.reject(job, Outcome.failed(ErrorCode.ENGINE_ERROR, _own_fault("job", error)))
 
 
 def _own_fault(at: str, error: Exception) -> str:
-    """For whoever may read the job's end. What the error says is for the log: anything may be in it."""
+    """Describe `error` to the producer by its type alone: its text may hold anything, and is for the log."""
     return f"the worker met a fault of its own at this {at}: {type(error).__name__}"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
@@ -15,6 +16,21 @@ from ingine.worker.shares import Shares
 
 MAX_ROLLBACKS = 20
 """More crashes of a server than one attempt will see. Whoever sets a position back would hold up others."""
+
+
+@dataclass(frozen=True, slots=True)
+class BegunJob:
+    """A job under the attempt that `begin` has granted: what it takes to end it.
+
+    The job need not be valid, only its id be readable.
+    """
+
+    queue: Queue
+    entry: Entry
+    begun: Begun
+    id: str
+    reply_to: str | None
+    metadata: dict[str, Any] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +66,11 @@ class RunningJob:
     @property
     def id(self) -> str:
         return self.job.id
+
+    @property
+    def as_begun(self) -> BegunJob:
+        job = self.job
+        return BegunJob(self.queue, self.entry, self.begun, job.id, job.reply_to, job.metadata)
 
     @property
     def attempt(self) -> int:

@@ -11,21 +11,21 @@ from redis.exceptions import RedisError
 
 from ingine.contract.jobs import token_cost
 from ingine.contract.keys import Priority
-from ingine.contract.record import JobStatus
 from ingine.engine.request import EngineRequest
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
 from ingine.worker.faults import burying, ending_faulty
+from ingine.worker.finisher import Finisher
 from ingine.worker.hosting.engine_link import EngineHost
 from ingine.worker.hosting.prompt_process import NoPromptProcess
 from ingine.worker.jobs import JobTable, RunningJob
 from ingine.worker.logs import log_event
 from ingine.worker.metrics import Metrics
 from ingine.worker.prompts import PromptReader
-from ingine.worker.publisher import Publisher, deadline_error
 from ingine.worker.queue import FIRST_PAUSE_S, LONGEST_PAUSE_S, Queue
 from ingine.worker.retry import until_served
 from ingine.worker.tasks import cancel_all
+from ingine.worker.terminal_events import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Preparation:
         self,
         jobs: JobTable,
         engine: EngineHost,
-        publisher: Publisher,
+        finisher: Finisher,
         prompts: PromptReader,
         metrics: Metrics,
         *,
@@ -52,7 +52,7 @@ class Preparation:
     ):
         self._jobs = jobs
         self._engine = engine
-        self._publisher = publisher
+        self._finisher = finisher
         self._prompts = prompts
         self._metrics = metrics
         self._expire = expire
@@ -96,9 +96,9 @@ class Preparation:
                 prompt_token_ids, params = await self._prompts.read(job, submitted_at)
             committed = await self._committed(running)
         except InvalidRequest as fault:
-            await self._end(running, JobStatus.FAILED, {"code": str(fault.code), "message": str(fault)})
+            await self._finisher.reject(running.as_begun, Outcome.failed(fault.code, str(fault)))
         except TimeoutError:
-            await self._end(running, JobStatus.EXPIRED, deadline_error(job.deadline_ms))
+            await self._finisher.reject(running.as_begun, Outcome.expired(job.deadline_ms))
         except NoPromptProcess as fault:
             await self._put_off(running, fault)
         else:
@@ -131,15 +131,13 @@ class Preparation:
             )
         )
 
-    async def _end(self, running: RunningJob, status: JobStatus, error: dict) -> None:
-        queue, entry, job, begun = running.queue, running.entry, running.job, running.begun
-        await self._publisher.reject(queue, entry, job.id, job.reply_to, begun, status, error, job.metadata)
-
     async def _run_beside(self, running: RunningJob) -> None:
-        queue, entry, job = running.queue, running.entry, running.job
-        ending = ending_faulty(self._publisher, queue, entry, job, job.id, running.begun)
+        queue, entry, metadata = running.queue, running.entry, running.job.metadata
         with self._jobs.beginning(running):
-            async with burying(self._publisher, queue, entry, metadata=job.metadata), ending:
+            async with (
+                burying(self._finisher, queue, entry, metadata=metadata),
+                ending_faulty(self._finisher, running.as_begun),
+            ):
                 await self._run(running)
 
     async def _put_off(self, running: RunningJob, fault: NoPromptProcess) -> None:

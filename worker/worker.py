@@ -13,6 +13,7 @@ from ingine.contract.keys import Keys, all_partitions
 from ingine.contract.record import JobStatus
 from ingine.errors import ConfigError, EngineError
 from ingine.worker.admission import Admission
+from ingine.worker.finisher import Finisher
 from ingine.worker.hand_over import HandOver
 from ingine.worker.health import Health
 from ingine.worker.hosting.engine_link import EngineHost
@@ -62,15 +63,14 @@ class Worker:
         self._model = model
 
         self._engine = engine
-        self._publisher = Publisher(self._jobs, metrics, engine.abort)
+        finisher = Finisher(metrics)
+        self._publisher = Publisher(self._jobs, finisher, metrics, engine.abort)
         self.prompts = PromptReader(engine, log_prompts=settings.log_prompts)
-        preparation = Preparation(
-            self._jobs, engine, self._publisher, self.prompts, metrics, expire=self._expire
-        )
+        preparation = Preparation(self._jobs, engine, finisher, self.prompts, metrics, expire=self._expire)
         self._admission = Admission(
             self._jobs,
             engine,
-            self._publisher,
+            finisher,
             preparation,
             metrics,
             max_num_jobs=engine.max_num_seqs,

@@ -9,9 +9,11 @@ from ingine.contract.keys import Priority
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.worker.entries import Begun, Entry, Refusal
+from ingine.worker.finisher import Finisher
 from ingine.worker.jobs import JobTable, RunningJob
 from ingine.worker.metrics import Metrics
-from ingine.worker.publisher import Publisher, terminal_event
+from ingine.worker.publisher import Publisher
+from ingine.worker.terminal_events import terminal_event
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, alone, ask_to_cancel, leave_behind
 
@@ -78,7 +80,8 @@ def test_a_cancelled_job_ends_without_text_that_belongs_to_tokens_it_may_lack(en
 
 async def test_nothing_waits_for_the_server_once_a_step_is_committed():
     """What does makes `/readyz` say that the worker is not."""
-    publisher = Publisher(JobTable(), Metrics(), abort=lambda seq_id: None)
+    metrics = Metrics()
+    publisher = Publisher(JobTable(), Finisher(metrics), metrics, abort=lambda seq_id: None)
     await publisher.commit([])
     assert publisher.waiting_since is None
 
@@ -86,7 +89,7 @@ async def test_nothing_waits_for_the_server_once_a_step_is_committed():
 def test_a_job_that_somebody_else_holds_is_let_go_once():
     """It may be told by each lane and by the leases."""
     jobs, metrics, aborted = JobTable(), Metrics(), []
-    publisher = Publisher(jobs, metrics, aborted.append)
+    publisher = Publisher(jobs, Finisher(metrics), metrics, aborted.append)
     entry, queue = Entry(Priority.NORMAL, "1-0", b""), SimpleNamespace(weights={})
     job = RunningJob(queue, Job(id="a", prompt="x"), entry, Begun("run", attempt=1), position=1)
     jobs.add(job)
