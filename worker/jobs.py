@@ -50,7 +50,7 @@ class RunningJob:
     """Since when it counts as waiting, in seconds since the epoch: what the engine orders by."""
 
     began: float = field(default_factory=time.monotonic)
-    sent: Sent = field(default_factory=Sent)
+    sent: Sent = field(init=False)
     ending: JobStatus | None = None
     """Set once the job is to end early; the engine's abort then ends it so."""
     num_rollbacks: int = 0
@@ -62,6 +62,9 @@ class RunningJob:
     first_token_ms: float | None = None
     last_commit: float | None = None
     expiry: asyncio.TimerHandle | None = None
+
+    def __post_init__(self) -> None:
+        self.sent = Sent(self.position)
 
     @property
     def id(self) -> str:

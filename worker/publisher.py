@@ -64,7 +64,7 @@ class Publisher:
             if output.token_ids and job.ending is not JobStatus.CANCELLED:
                 event = TokensEvent(output.position, output.token_ids, output.text, output.logprobs)
                 append = Append(job.id, job.attempt, event, job.job.stream)
-                if append.start != (job.sent.end or job.position):
+                if append.start != job.sent.end:
                     raise EngineError(f"the tokens for {job.id} do not continue its earlier ones")
                 job.sent.add(append, job.position)
                 calls[job.queue].append((job, append))

@@ -37,7 +37,7 @@ EVENTS = {
 
 
 def sent_by_a_job(make_event, num_tokens: int, *, is_committed: bool = True) -> Sent:
-    sent = Sent()
+    sent = Sent(start=0)
     for position in range(1, num_tokens + 1):
         committed = max(0, position - STEPS_AHEAD) if is_committed else 0
         sent.add(Append("job", 1, make_event(position), publish=True), committed)
@@ -66,12 +66,22 @@ def test_what_is_not_committed_is_kept_whatever_it_takes():
 
 
 def test_only_a_log_that_ends_where_an_event_begins_can_be_written_on():
-    sent = Sent()
+    sent = Sent(start=0)
     for token_ids, position in (([1, 2], 2), ([3, 4, 5], 5)):
         sent.add(Append("job", 1, TokensEvent(position, token_ids, ""), publish=True), committed=0)
     assert [position for position in range(7) if sent.goes_on_from(position)] == [0, 2]
     sent.forget_after(2)
     assert [position for position in range(7) if sent.goes_on_from(position)] == [0]
+    assert sent.end == 2
+
+
+def test_the_next_event_begins_where_the_attempt_began_until_one_is_sent():
+    sent = Sent(start=7)
+    assert sent.end == 7
+    sent.add(Append("job", 2, TokensEvent(9, [1, 2], ""), publish=True), committed=7)
+    assert sent.end == 9
+    sent.forget_after(7)
+    assert (sent.end, sent.after(7)) == (7, None)
 
 
 SAMPLING = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True, logprobs=3)
