@@ -1,4 +1,4 @@
-"""How a worker leaves: commits what is computed, releases what runs, tells its peers, and goes."""
+"""Hand-over: a worker that stops commits what is computed, releases its jobs, and notifies its peers."""
 
 import asyncio
 import logging
@@ -23,11 +23,12 @@ LEAVE_TIMEOUT_S = 2.0
 
 
 class HandOver:
-    """None of it may take for ever: `limit_s` bounds the whole, but for taking leave. No partition waits for
-    another's server, except for the last step to be committed.
+    """Stops the engine and the intakes, and releases all jobs, within `limit_s` seconds. Removing the worker
+    from the queue's list of workers may take `LEAVE_TIMEOUT_S` more.
 
-    A step that hangs, or a broken publisher, costs the uncommitted tokens, which whoever goes on makes again.
-    What cannot be released in time goes on when its lease has run out.
+    No partition waits for another one's server, except for the last step to be committed. A step that hangs
+    or a broken publisher costs the uncommitted tokens: the next attempt computes them again. A job that
+    cannot be released in time is taken over when its lease has expired.
     """
 
     def __init__(
@@ -55,7 +56,11 @@ class HandOver:
         *,
         suspects: Container[str] = (),
     ) -> None:
-        """rest: what goes on until all is released. suspects: sequences whose release counts as a death."""
+        """Run the hand-over.
+
+        rest: tasks that go on until all jobs are released. suspects: ids of the sequences whose release
+        counts as a death.
+        """
         self._suspects = suspects
         started = time.monotonic()
         log_event(logger, logging.INFO, "worker draining", jobs=len(self._jobs))
@@ -63,24 +68,24 @@ class HandOver:
         for partition in self._partitions:
             partition.intake.wake()
         await _within(self._limit_s / 2, "the last step", self._settle(publisher))
-        await asyncio.gather(*(self._let_go(partition, intakes[partition]) for partition in self._partitions))
+        await asyncio.gather(*(self._leave(partition, intakes[partition]) for partition in self._partitions))
         await cancel_all(rest)
-        # Not only where jobs were taken: a worker may be told to drain by the answer to its first beat.
+        # Also where no job was taken yet: the answer to a worker's first beat may ask it to drain.
         leaving = [
             partition.heartbeat.leave() for partition in self._partitions if partition.heartbeat.is_known
         ]
-        await asyncio.gather(*(_within(LEAVE_TIMEOUT_S, "taking leave", each) for each in leaving))
+        await asyncio.gather(*(_within(LEAVE_TIMEOUT_S, "leaving the queue", each) for each in leaving))
         log_event(logger, logging.INFO, "worker drained", ms=(time.monotonic() - started) * 1000)
 
     async def _settle(self, publisher: asyncio.Task) -> None:
-        """Until all that the engine has delivered is committed, or never will be."""
+        """Stop the engine, and wait until all that it has delivered is committed, or never will be."""
         await self._engine.stop()
         committed = asyncio.create_task(self._outputs.join())
         await asyncio.wait({committed, publisher}, return_when=asyncio.FIRST_COMPLETED)
         committed.cancel()
 
-    async def _let_go(self, partition: Partition, intake: asyncio.Task) -> None:
-        if not partition.ready.is_set():  # it still waits for its server, where we have nothing
+    async def _leave(self, partition: Partition, intake: asyncio.Task) -> None:
+        if not partition.ready.is_set():  # it still waits for its server, and holds no jobs there
             intake.cancel()
             return
         what = f"releasing jobs of {partition.name}"
@@ -88,9 +93,9 @@ class HandOver:
 
     async def _release_all(self, partition: Partition, intake: asyncio.Task) -> None:
         await self._release_running(partition)
-        # It may wait for a prompt to be read.
+        # The intake may wait for a prompt to be read.
         await self._release_unread(partition)
-        # Its last read may still have brought something, which it releases, or begins at the same moment.
+        # Its last read may still have brought entries, which it releases, or begins at the same moment.
         await asyncio.wait([intake])
         await self._release_unread(partition)
         await self._release_running(partition)
@@ -101,14 +106,15 @@ class HandOver:
 
     async def _release_running(self, partition: Partition) -> None:
         running = [job for job in self._jobs if job.queue is partition.queue]
-        # All at once: they share round trips, and one whose keys are foreign holds up no other.
+        # All at once: they share round trips, and a job with foreign keys holds up no other.
         await asyncio.gather(
             *(release_job(self._jobs, job, died=job.seq_id in self._suspects) for job in running)
         )
-        await until_served("telling the peers", partition.queue.tell_released)
+        await until_served("notifying the peers", partition.queue.tell_released)
 
 
 async def _within(limit_s: float, what: str, leaving: Awaitable[None]) -> None:
+    """Await `leaving` for up to `limit_s` seconds, and log what could not be done."""
     try:
         async with asyncio.timeout(limit_s):
             await leaving

@@ -1,4 +1,4 @@
-"""The jobs that this worker holds a lease on, and nothing else about them."""
+"""The jobs that this worker holds a lease on, and the state of each."""
 
 import asyncio
 import time
@@ -15,7 +15,8 @@ from ingine.worker.sent import Sent
 from ingine.worker.shares import Shares
 
 MAX_ROLLBACKS = 20
-"""More crashes of a server than one attempt will see. Whoever sets a position back would hold up others."""
+"""More crashes of a server than one attempt will see. Beyond that a client keeps setting the job's position
+back, which would hold up the other jobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +39,33 @@ class RunningJob:
     """One job under one attempt. Only the event loop changes it."""
 
     queue: Queue
-    """The partition that it lives in."""
+    """Its partition."""
     job: Job
     entry: Entry
     begun: Begun
     position: int
-    """Output tokens that are committed in the log."""
+    """Number of output tokens committed in the log."""
     num_tokens: int = 0
-    """What it is charged with in its tenant's fair share."""
+    """Tokens that it counts for in its tenant's fair share."""
     arrival: float = 0.0
-    """Since when it counts as waiting, in seconds since the epoch: what the engine orders by."""
+    """The time from which it counts as waiting, in seconds since the epoch. The engine orders by it."""
 
     began: float = field(default_factory=time.monotonic)
+    """When `begin` returned, by `time.monotonic`."""
     sent: Sent = field(init=False)
     ending: JobStatus | None = None
-    """Set once the job is to end early; the engine's abort then ends it so."""
+    """The status with which a job that is to end early ends, once the engine has delivered its abort."""
     num_rollbacks: int = 0
-    """How often the server had less of the log than it had taken."""
+    """How often the server was found to have lost the end of the log."""
     is_finishing: bool = False
-    """Its end is being written: it may be nobody's already, and the reply still on its way."""
+    """Its terminal event is being written. It may have ended in Redis already, with the reply in flight."""
     is_releasing: bool = False
-    """It is being given back: it may be somebody else's already, and the reply still on its way, or lost."""
+    """It is being released. Another worker may hold it already, with the reply in flight or lost."""
     first_token_ms: float | None = None
     last_commit: float | None = None
+    """When the latest tokens were committed, by `time.monotonic`."""
     expiry: asyncio.TimerHandle | None = None
+    """The timer for its deadline."""
 
     def __post_init__(self) -> None:
         self.sent = Sent(self.position)
@@ -85,32 +89,34 @@ class RunningJob:
 
     @property
     def share_key(self) -> tuple[str, str]:
-        """What its fair share is counted under: tenant and priority."""
+        """The key of its fair share: tenant and priority."""
         return self.tenant, self.entry.priority
 
     @property
     def submitted(self) -> float:
-        """In seconds since the epoch, by our own clock."""
+        """Time of submission in seconds since the epoch, by this machine's clock."""
         return time.time() - self.since_submit_ms / 1000
 
     @property
     def alone(self) -> bool:
-        """It has the worker to itself, since workers died under it."""
+        """Whether it has the worker to itself, since workers died while they ran it."""
         return self.begun.deaths >= SUSPECT_DEATHS
 
     @property
     def seq_id(self) -> str:
-        """The engine's name of it. It bears the attempt: late outputs of a lost one are nobody's."""
+        """The engine's id of its sequence. It includes the attempt, so that late outputs of a lost attempt
+        match no job."""
         return f"{self.job.id}#{self.attempt}"
 
     @property
     def since_submit_ms(self) -> float:
-        """By the server's clock until begin, by our own monotonic one since."""
+        """Milliseconds since submission: by the server's clock until begin, by the local monotonic clock from
+        then on."""
         return self.begun.now - self.begun.submitted_at + (time.monotonic() - self.began) * 1000
 
 
 class JobTable:
-    """The running jobs by the engine's name and by job id."""
+    """The running jobs, by sequence id and by job id."""
 
     def __init__(self) -> None:
         self._by_seq: dict[str, RunningJob] = {}
@@ -120,7 +126,7 @@ class JobTable:
         self._shares = Shares()
 
     def add(self, job: RunningJob) -> None:
-        """Sets its `arrival` too, which depends on what its tenant has under way."""
+        """Add a job, and set its `arrival`, which depends on the tokens of its tenant's jobs here."""
         weight = job.queue.weights.get(job.tenant, 1.0)
         job.arrival = self._shares.enter(job.share_key, job.num_tokens, job.submitted, weight)
         self._by_seq[job.seq_id] = job
@@ -138,7 +144,7 @@ class JobTable:
 
     @contextmanager
     def beginning(self, job: RunningJob) -> Iterator[None]:
-        """While it is prepared for the engine, which may take long, its lease is to be renewed already."""
+        """Have a job's lease renewed while the job is prepared for the engine, which may take long."""
         self._beginning.add(job)
         self._entries.add(job.entry)
         try:
@@ -149,6 +155,7 @@ class JobTable:
                 self._entries.discard(job.entry)
 
     def leased(self) -> list[RunningJob]:
+        """The jobs whose leases are to be renewed. Safe to call from another thread."""
         return [*list(self._by_seq.values()), *list(self._beginning)]
 
     def by_seq(self, seq_id: str) -> RunningJob | None:
@@ -165,7 +172,7 @@ class JobTable:
         return entry in self._entries
 
     def __iter__(self) -> Iterator[RunningJob]:
-        # A copy: whoever iterates may remove, and await.
+        # A copy: the caller may remove jobs, and await, while it iterates.
         return iter(list(self._by_seq.values()))
 
     def __len__(self) -> int:

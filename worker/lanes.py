@@ -1,10 +1,10 @@
-"""Steps on their way to Redis, in lanes: while one waits for its answer, the other is being sent.
+"""Commit steps in lanes: while one lane waits for the server's answer, the other sends.
 
 A sequence always has the same lane, which commits one part after the other, so its tokens keep their
-order. With one lane, the loop's work on a token and the server's would add up.
+order. With a single lane, the event loop's time for a token and the server's would add up.
 
-What has come in while a lane was busy is committed together, as one event a sequence. So where the engine is
-faster than the way to Redis, events get more tokens, and a token costs less.
+Steps that arrive while a lane is busy are committed together, with one event per sequence. So if the engine
+is faster than the commits, events hold more tokens, and a token costs less.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class _Step:
-    """What is left to commit of one."""
-
     num_parts: int
+    """Parts that are not committed yet."""
 
 
 class Lanes:
-    """`commit` is awaited for each part of what is delivered, `committed` called when all parts of it are.
+    """Splits each message into one part per lane. `commit` is awaited for each part that is not empty, and
+    `committed` is called when all parts of a message are committed.
 
-    `may_join`: whether what several steps added to a sequence may be one event.
+    `may_join(seq_id)` returns whether the outputs of several steps may become one event of that sequence.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Lanes:
         ]
 
     def deliver(self, message: StepMessage) -> None:
-        """From the engine, in the order in which it computed."""
+        """Enqueue a message of the engine. Call it in the order in which the engine computed."""
         if isinstance(message, EngineFailure):
             parts = [[] for _ in self._lanes]
             for number, seq_ids in enumerate(_split(message.seq_ids, str)):
-                # Without any: whoever made the failure could not say which sequences it concerns.
+                # A failure without sequences, where these are unknown, goes to the first lane.
                 if seq_ids or (not message.seq_ids and number == 0):
                     parts[number] = EngineFailure(seq_ids, message.error, message.fatal)
         else:
@@ -67,7 +67,7 @@ class Lanes:
                 group.create_task(self._drive(lane))
 
     async def join(self) -> None:
-        """Until all that was delivered is committed."""
+        """Wait until all delivered messages are committed."""
         for lane in self._lanes:
             await lane.join()
 
@@ -76,7 +76,7 @@ class Lanes:
             waiting = [await lane.get()]
             while not lane.empty():
                 waiting.append(lane.get_nowait())
-            # A failure is committed by itself, in its place.
+            # A failure is committed by itself, between the steps before and after it.
             for is_failure, group in groupby(waiting, lambda each: isinstance(each[0], EngineFailure)):
                 parts, steps = zip(*group, strict=True)
                 for part in filter(None, parts if is_failure else self._join(parts)):
@@ -88,7 +88,8 @@ class Lanes:
                     lane.task_done()
 
     def _join(self, parts: Sequence[list[SeqOutput]]) -> Sequence[list[SeqOutput]]:
-        """Parts of steps in a row: all that may be joined in the first one, the rest as it is."""
+        """Merge parts of successive steps: outputs that may be joined go into the first part, the others stay
+        where they are."""
         if len(parts) == 1:
             return parts
         joined: dict[str, SeqOutput] = {}

@@ -1,4 +1,4 @@
-"""What the engine delivers, on its way to Redis: steps and failures, in lanes, and room for the next ones.
+"""Take the engine's messages, steps and failures, commit them in lanes, and give the engine its credits back.
 
 Calls go one way: the engine's host calls `OutputHandler`, which calls the publisher, which calls the queue.
 """
@@ -20,16 +20,17 @@ from ingine.worker.releasing import release_job
 logger = logging.getLogger(__name__)
 
 MAX_FAILED_COMMITS = 4
-"""Parts of steps in a row that cannot be committed before the worker takes the fault for its own and ends.
+"""Number of parts of steps in a row that cannot be committed before the worker takes the fault to be its own
+and ends.
 
-A job has one death less, so no job alone ends a worker. The last failure counts for no job, and a job with
-two deaths runs alone, so a worker at fault fails at most one job."""
+A job may have one death less, so no job alone ends a worker. The last failure is counted as a death of no
+job, and a job with two deaths runs alone, so a faulty worker fails at most one job."""
 
 
 class OutputHandler:
-    """Commits what is delivered to it, while `run` runs.
+    """Commits the messages delivered to it, while `run` runs.
 
-    `failed(error)` is called once nothing more can be computed or committed: the worker has to end.
+    `failed(error)` is called once nothing more can be computed or committed: the worker must end.
     """
 
     def __init__(
@@ -52,31 +53,31 @@ class OutputHandler:
         self._num_failed_commits = 0
 
     def deliver(self, message: StepMessage) -> None:
-        """From the engine, in the order in which it computed."""
+        """Enqueue a message of the engine. Call it in the order in which the engine computed."""
         if isinstance(message, EngineFailure):
             self._metrics.engine_failures.inc()
         self._lanes.deliver(message)
 
     async def run(self) -> None:
-        """Never returns."""
+        """Commit what is delivered, until cancelled."""
         await self._lanes.run()
 
     async def join(self) -> None:
-        """Until all that was delivered is committed."""
+        """Wait until all delivered messages are committed."""
         await self._lanes.join()
 
     async def _commit(self, part: StepMessage) -> None:
         if isinstance(part, EngineFailure):
             await self._give_back(part)
             return
-        is_some_job_s = any(self._jobs.by_seq(output.seq_id) for output in part)
+        has_jobs = any(self._jobs.by_seq(output.seq_id) for output in part)
         try:
             await self._publisher.commit(part)
-            if is_some_job_s:
+            if has_jobs:
                 self._num_failed_commits = 0
         except Exception as error:
-            # A fault of ours that one of these jobs has set off. Which one, their next attempts tell: each
-            # has a death now, and what has two of them runs alone.
+            # A fault of the worker that one of these jobs triggers. Their next attempts show which one: each
+            # has one death more now, and a job with two of them runs alone.
             log_event(logger, logging.ERROR, "step not committed", sequences=len(part), error=repr(error))
             logger.debug("step not committed", exc_info=error)
             self._num_failed_commits += 1
@@ -84,27 +85,31 @@ class OutputHandler:
             for seq_id in seq_ids:
                 self._engine.abort(seq_id)
             if self._num_failed_commits >= MAX_FAILED_COMMITS:
-                self._failed(error)  # which hands all jobs over
+                self._failed(error)  # the worker hands all jobs over
             else:
                 await self._give_back(EngineFailure(seq_ids, error))
 
     def _may_join(self, seq_id: str) -> bool:
-        """Not what a later attempt makes: the server may have lost what the first one had written, and a
-        consumer may have read it. Then an event has to begin where that ended, since no text is divisible."""
+        """Whether several steps of a sequence may become one event: only in a job's first attempt.
+
+        In a later one the server may have lost events that a consumer has read. An event must then begin
+        where the consumer's last one ended, since the text of an event cannot be divided.
+        """
         job = self._jobs.by_seq(seq_id)
         return job is None or job.attempt == 1
 
     def _committed(self) -> None:
-        """Of one message: all parts."""
+        """Give the engine a credit: all parts of one message are committed."""
         self._engine.credit()
         self._metrics.observe_engine(self._engine.stats, len(self._jobs))
         self._admission.offer_room()
 
     async def _give_back(self, failure: EngineFailure) -> None:
-        """Jobs go back as if we had died with them: one that breaks every engine ends as failed."""
+        """Release the jobs that a failure concerns, each with one death more, so that a job that breaks every
+        engine ends as failed. A request that the engine has refused ends at once."""
         concerned = list(filter(None, map(self._jobs.by_seq, failure.seq_ids)))
         if failure.fatal and not failure.seq_ids:
-            concerned = list(self._jobs)  # it may have been any of them
+            concerned = list(self._jobs)  # any of them may be to blame
         if isinstance(failure.error, InvalidRequest):
             giving_back = [self._publisher.refuse(job, failure.error) for job in concerned]
         else:

@@ -1,4 +1,4 @@
-"""Giving a running job back to the queue, for any worker to go on with from what is in its log."""
+"""Release a running job to the queue: any worker may resume it from its log."""
 
 import logging
 
@@ -12,23 +12,23 @@ logger = logging.getLogger(__name__)
 
 
 async def release_job(jobs: JobTable, job: RunningJob, *, died: bool = False) -> None:
-    """Release `job`; `died`: after a pause, and one death is counted.
+    """Release `job`. `died`: count a death, and let the job be taken again only after a pause.
 
-    It is held until Redis has answered: else what the server delivers anew after an outage would be begun
-    here once more, while the release of this attempt is still being tried.
+    The job stays in `jobs` until Redis has answered. Otherwise an entry that the server delivers again after
+    an outage would be begun here once more, while the release of this attempt is still being retried.
     """
     release = job.queue.delay if died else job.queue.release
     job.is_releasing = True
     try:
         was_ours = await until_served("release", lambda: release(job.entry, job.id, job.attempt))
-    except ResponseError as error:  # nor will it ever: whoever claims the entry buries it
+    except ResponseError as error:  # this never passes: the worker that claims the entry buries it
         log_event(logger, logging.WARNING, "job not released", job_id=job.id, error=error)
         return
     finally:
         job.is_releasing = False
         if jobs.by_seq(job.seq_id) is job:
             jobs.remove(job)
-    if not was_ours:  # nor was it before, or the reply of an earlier try was lost
+    if not was_ours:  # it was not ours before either, or the reply of an earlier try was lost
         log_event(logger, logging.WARNING, "job not released", job_id=job.id, error="it is not ours")
         return
     log_event(
