@@ -1,4 +1,4 @@
-"""Admission: which entries become running jobs, how many, and which end at once. One for all partitions."""
+"""Admission: decides which entries become running jobs, and ends the others. One for all partitions."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,12 @@ from ingine.worker.queue import Queue
 from ingine.worker.terminal_events import Outcome
 
 INLINE_BYTES = 8 << 10
-"""Of a job that is decoded at once, so that the begins of many small ones share a round trip."""
+"""Size up to which a job is decoded at once, so that the begins of many small jobs share a round trip."""
 
 
 class Admission:
-    """Room is counted here, so that the intakes of several partitions never take more than there is."""
+    """Begins entries, and counts the room for jobs, so that the intakes of several partitions together never
+    take more jobs than the engine has room for."""
 
     def __init__(
         self,
@@ -48,13 +49,13 @@ class Admission:
         self._suspect_begins = False
         self._wakers: list[Callable[[], None]] = []
         self.num_suspects = 0
-        """Entries that wait until this worker has no other job. While any does, nothing else is taken."""
+        """Entries that wait until this worker has no other job. While there are any, no entry is taken."""
         self.stopping = False
 
     @property
     def room(self) -> int:
-        """Jobs to take now. None while the engine has sequences waiting, or prompts could not be read here:
-        another worker may be idle."""
+        """Number of jobs to take now. 0 while sequences wait in the engine, or just after a prompt could not
+        be read here, since another worker may be idle."""
         if self._preparation.rests:
             return 0
         if self.stopping or self.num_suspects or self._engine.stats.num_waiting or self.is_for_one_alone:
@@ -64,21 +65,21 @@ class Admission:
 
     @property
     def is_for_one_alone(self) -> bool:
-        """A suspect runs or is being begun: nothing else may be, not even what was delivered already."""
+        """A suspect runs or is being begun. No other entry may be begun, not even one already delivered."""
         return self._suspect_begins or self._jobs.one_runs_alone
 
     @property
     def idle(self) -> bool:
-        """No job runs, and none is being admitted: a suspect may have the worker to itself."""
+        """No job runs or is being admitted, so a suspect may have the worker to itself."""
         return not self._jobs and not self._preparation and not self._num_reserved
 
     async def interrupt(self, queue: Queue) -> list[RunningJob]:
-        """Stop preparing jobs of a partition. Returns those that are begun and neither run nor are over."""
+        """Stop preparing jobs of a partition. Returns the begun jobs that neither run nor have ended."""
         return await self._preparation.interrupt(queue)
 
     @contextlib.contextmanager
     def reserve(self, num_jobs: int) -> Iterator[int]:
-        """Room that nobody else counts on, from before a read until what it brought is admitted."""
+        """Reserve room for `num_jobs`, from before a read until the entries that it returned are admitted."""
         self._num_reserved += num_jobs
         try:
             yield num_jobs
@@ -87,7 +88,7 @@ class Admission:
 
     @contextlib.contextmanager
     def reserve_all(self) -> Iterator[None]:
-        """The whole worker, while a suspect is being begun."""
+        """Reserve the whole worker while a suspect is being begun."""
         self._suspect_begins = True
         try:
             yield
@@ -95,16 +96,16 @@ class Admission:
             self._suspect_begins = False
 
     def on_room(self, wake: Callable[[], None]) -> None:
-        """`wake` is called when there may be room."""
+        """Register `wake`, to be called when there may be room."""
         self._wakers.append(wake)
 
     def offer_room(self) -> None:
-        """First to whoever has not been served for longest: room mostly comes for one job alone."""
+        """Wake the intakes, the one that was served longest ago first: mostly there is room for one job."""
         for wake in self._wakers:
             wake()
 
     def served(self, wake: Callable[[], None]) -> None:
-        """Whose `wake` this is has got jobs: the others come first now."""
+        """Move the intake of this `wake` behind the others, since it has got jobs."""
         self._wakers.remove(wake)
         self._wakers.append(wake)
 
@@ -112,19 +113,21 @@ class Admission:
         return self._jobs.holds(entry)
 
     async def admit(self, queue: Queue, entry: Entry, max_job_bytes: int, *, alone: bool = False) -> bool:
-        """Admit one entry: it runs, waits, has ended, is buried, or is somebody else's.
+        """Admit one entry. Afterwards its job runs or is delayed, has ended, is buried, or belongs to another
+        worker.
 
-        False for a suspect that must have the worker to itself: nothing was done to it.
+        alone: this worker has no other job. Returns False for a suspect that needs an idle worker: it was
+        left as it is.
         """
-        # What submit.lua has accepted stays accepted, whatever the limit is by now. That it has may be a lie:
-        # MAX_JOB_BYTES is what a worker can bear from anybody.
+        # A job that submit.lua has accepted stays accepted, whatever the limit is now. Any client can set
+        # this mark, so MAX_JOB_BYTES is a limit that a worker can bear from any client.
         max_bytes = MAX_JOB_BYTES if entry.accepted else max_job_bytes
         async with burying(self._finisher, queue, entry):
             try:
                 job = await self._decode(queue, entry, max_bytes)
             except InvalidJob as fault:
                 return await self._end_invalid(queue, entry, fault, alone)
-            # Once more, since from here on the job's metadata is known.
+            # Nested, since from here on the job's metadata is known.
             async with burying(self._finisher, queue, entry, metadata=job.metadata):
                 begun = await self._begin(queue, entry, job.id, job.reply_to, alone=alone, model=job.model)
                 if begun.verdict == "run":
@@ -135,7 +138,8 @@ class Admission:
         return True
 
     async def release(self, queue: Queue, entry: Entry) -> None:
-        """Leave an entry that does not run here to any worker. A begin whose reply was lost is no death."""
+        """Release an entry that does not run here, for any worker. If its begin's reply was lost, no death is
+        counted."""
         try:
             job_id = (await self._decode(queue, entry, MAX_JOB_BYTES)).id
         except InvalidJob as fault:
@@ -143,16 +147,17 @@ class Admission:
         await queue.release(entry, job_id or "", 0)
 
     async def _decode(self, queue: Queue, entry: Entry, max_bytes: int) -> Job:
-        """Raises InvalidJob, with the id that the entry bears, if that could be read.
+        """Decode the job of an entry. Raises InvalidJob, with the job id if that could be read.
 
-        Large ones one at a time, with a turn of the loop in between: what they take of it does not add up.
+        Large jobs are decoded one at a time, with a turn of the event loop in between, so that they do not
+        hold it up together.
         """
         if entry.foreign:
             raise InvalidJob(ErrorCode.INVALID_SHAPE, no_job_field(name for name, _ in entry.foreign))
         if entry.num_bytes_unread:
             reason = f"the entry has {entry.num_bytes_unread} bytes, the most is {MAX_ENTRY_BYTES}"
             raise InvalidJob(ErrorCode.JOB_TOO_LARGE, reason)
-        # Who serves another model may take longer prompts, and the job be one for them.
+        # Workers of another model may take longer prompts, and the job may be for them.
         max_num_tokens = None if queue.served_elsewhere else self._engine.limits.max_num_tokens
         if len(entry.raw) <= INLINE_BYTES:
             return decode_job(entry.raw, max_bytes=max_bytes, max_num_tokens=max_num_tokens)
@@ -170,7 +175,7 @@ class Admission:
         alone: bool,
         model: str | None = None,
     ) -> Begun:
-        """Ask for the lease. What another model's workers are to run is parked, and a duplicate is buried."""
+        """Ask for the lease. An entry for another model's workers is parked, and a duplicate is buried."""
         begun = await queue.begin(entry, job_id, reply_to, alone=alone, model=model)
         if begun.verdict == "run":
             self._metrics.began(begun, entry.priority)
@@ -182,8 +187,8 @@ class Admission:
         return begun
 
     async def _end_invalid(self, queue: Queue, entry: Entry, fault: InvalidJob, alone: bool) -> bool:
-        """End what is no valid job: with an event if it has an id, else as a dead letter. Returns as `admit`
-        does."""
+        """End an invalid job: with a terminal event if its id could be read, else as a dead letter. Returns
+        what `admit` returns."""
         if fault.job_id is None:
             job_id = read_job_id(entry.raw)
             await self._finisher.bury(queue, entry, fault.code, str(fault), job_id=job_id)
@@ -197,21 +202,22 @@ class Admission:
         return begun.verdict != "suspect"
 
     async def _run(self, running: RunningJob) -> None:
-        """End a begun job that must not run, put off one that is early, and prepare any other."""
+        """End a begun job that must not run, delay one that is early, and prepare any other."""
         queue, entry, job, begun = running.queue, running.entry, running.job, running.begun
         if outcome := self._rejection(running):
             await self._finisher.reject(running.as_begun, outcome)
             return
         if job.not_before_ms and (early_ms := begun.submitted_at + job.not_before_ms - begun.now) > 0:
-            # A bare XADD: a submitted job gets into its stream only when its time has come.
+            # It was added with a bare XADD: submit.lua delays a job before it enters its stream.
             await queue.delay(entry, job.id, begun.attempt, early_ms / 1000)
             return
         task = await self._preparation.start(running)
         if task is None:
             return
         task.add_done_callback(lambda _: self.offer_room())
-        if running.alone and not self.stopping:  # else `interrupt` waits for us, and would come too late
-            await asyncio.wait([task])  # nothing else is to begin meanwhile
+        if running.alone and not self.stopping:
+            # No other job may begin meanwhile. A hand-over waits for the intake before it interrupts again.
+            await asyncio.wait([task])
 
     def _rejection(self, running: RunningJob) -> Outcome | None:
         """How a job that must not run ends; None if it may run."""
@@ -224,7 +230,7 @@ class Admission:
             message = f"{begun.deaths} workers died or failed while they ran this job; it is not tried again"
             return Outcome.failed(ErrorCode.WORKER_LOST, message)
         if begun.fingerprint and not queue.model.same_weights(begun.fingerprint):
-            message = f"its tokens are of the model {begun.fingerprint}, which no worker serves any more"
+            message = f"its tokens come from the model {begun.fingerprint}, which no worker serves any more"
             return Outcome.failed(ErrorCode.MODEL_CHANGED, message)
         if job.model not in (None, *queue.model.names) and not begun.position:
             names = ", ".join(sorted(queue.model.names | queue.served_elsewhere))

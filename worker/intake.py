@@ -1,4 +1,4 @@
-"""From a partition's streams to admission: read no more than there is room for."""
+"""Read entries of a partition's streams, no more than there is room for, and have them admitted."""
 
 import asyncio
 import contextlib
@@ -21,19 +21,20 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 BLOCK_S = 0.25
-"""How long one read waits for new entries. Short, since a hand-over waits for it, at either end."""
+"""How long one read waits for new entries. Short, since a hand-over waits for it, both in the worker that
+stops and in the one that takes over."""
 
 SWEEP_INTERVAL_S = 1.0
 ADOPTION_INTERVAL_S = 10.0
 
 ENTRIES_AT_ONCE = 64
-"""Entries whose begins share a round trip. Not more, so that the first one need not wait for all."""
+"""Entries whose begins share a round trip. No more, so that the first entry need not wait for many others."""
 
 
 class Intake:
-    """Takes jobs of one partition while there is room, those of dead or stopping workers before new ones.
+    """Takes jobs of one partition while there is room, jobs of dead or stopping workers before new ones.
 
-    `paused` and `max_job_bytes` are set from the partition's settings by the heartbeat.
+    The heartbeat sets `paused` and `max_job_bytes` from the partition's settings.
     """
 
     def __init__(self, queue: Queue, admission: Admission, *, lease_s: float, num_partitions: int):
@@ -51,33 +52,33 @@ class Intake:
         self.paused = False
         self.max_job_bytes = DEFAULT_MAX_JOB_BYTES
         self.failing_since: float | None = None
-        """Since when (`time.monotonic`) no turn has gone well."""
+        """When (`time.monotonic`) the first of the latest failed turns failed; None after a good turn."""
         self.last_error: Exception | None = None
-        """Why none has since."""
+        """Why the latest turn failed; None after a good one."""
         admission.on_room(self.wake)
 
     @property
     def _room(self) -> int:
-        """Our share of what room there is, so that a partition whose server hangs holds up no other."""
+        """This partition's share of the room, so that a partition whose server hangs holds up no other."""
         return 0 if self.paused else -(-self._admission.room // self._num_partitions)
 
     def wake(self) -> None:
-        """There may be room now, or a reason to stop."""
+        """End a wait for room: there may be room now, or a reason to stop."""
         self._woken.set()
 
     def sweep_soon(self) -> None:
-        """A peer has released jobs: look for them before the next sweep is due."""
+        """Look for jobs that a peer has released before the next sweep is due."""
         self._next_sweep = 0.0
         self.wake()
 
     async def run(self) -> None:
-        """Until the admission is `stopping`. A server that is away is waited for."""
+        """Take jobs until the admission is `stopping`. Waits for a server that is away."""
         backoff = Backoff(f"intake of {self._queue.keys.prefix}")
         while not self._admission.stopping:
             try:
                 await self._turn()
             except (RedisError, OSError) as error:
-                # A suspect that waits must not keep the others waiting too; it is delivered to us anew.
+                # A suspect that waits must not hold up the other partitions; it is read again later.
                 self._forget_suspect()
                 self._lost_delivery = True
                 self.failing_since = self.failing_since or time.monotonic()
@@ -86,7 +87,9 @@ class Intake:
             else:
                 self.failing_since = self.last_error = None
                 backoff.reset()
-        with contextlib.suppress(RedisError, OSError):  # else it waits until the lease has run out
+        with contextlib.suppress(
+            RedisError, OSError
+        ):  # else the entries wait until their leases have expired
             await self._leave_to_peers()
 
     async def _turn(self) -> None:
@@ -105,13 +108,15 @@ class Intake:
             await self._admit_surplus(await self._queue.wait_for_new(BLOCK_S))
 
     async def _expire_due(self) -> None:
-        """Room or not, paused or not: a deadline is the producer's, and holds for jobs that wait too."""
+        """End waiting jobs whose deadline has passed, also without room and while paused: the deadline is the
+        producer's, and holds for waiting jobs too."""
         if time.monotonic() >= self._next_expiry:
             more = await self._unless_foreign(self._queue.expire_due(), False)
             self._next_expiry = 0.0 if more else time.monotonic() + SWEEP_INTERVAL_S
 
     async def _adopt(self) -> None:
-        """What an operator's command has taken from whoever had it: on start, and now and then."""
+        """Take back entries that no consumer has after an operator's command such as XGROUP DELCONSUMER: on
+        start, and then every `ADOPTION_INTERVAL_S`."""
         if time.monotonic() >= self._next_adoption:
             num_adopted, more = await self._unless_foreign(self._queue.adopt(), (0, False))
             self._next_adoption = time.monotonic() + (SWEEP_INTERVAL_S if more else ADOPTION_INTERVAL_S)
@@ -120,7 +125,8 @@ class Intake:
                 log_event(logger, logging.WARNING, "entries adopted", entries=num_adopted)
 
     async def _unless_foreign(self, chore: Awaitable[T], otherwise: T) -> T:
-        """A key of another type, which somebody has written, shall not keep us from taking jobs."""
+        """The result of `chore`; `otherwise` if one of its keys has another type. Any client may have written
+        that, and it must not keep this worker from taking jobs."""
         try:
             return await chore
         except ResponseError as error:
@@ -136,7 +142,7 @@ class Intake:
                 await self._woken.wait()
 
     async def _admit_lost(self) -> None:
-        """What was delivered, though the reply was lost. It is ours, room or not."""
+        """Admit the entries of a lost reply: they were delivered to us, whether there is room or not."""
         after = None
         while after is None or after:
             entries, after = await self._queue.own_pending(after)
@@ -145,7 +151,8 @@ class Intake:
         self._lost_delivery = False
 
     async def _take(self) -> bool:
-        """Whether anything came. What others left behind comes first: it is mid-sentence, and older."""
+        """Take entries while there is room. Returns False if there was room and no entry. Abandoned jobs come
+        first: they are older, and their consumers have part of the output."""
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + SWEEP_INTERVAL_S
             await self._sweep()
@@ -163,8 +170,8 @@ class Intake:
             self._next_sweep = 0.0
         lease_s = self._lease_s
         if self._queue.contact.returned(after_s=lease_s / 2, within_s=lease_s / RENEWALS_PER_LEASE):
-            # Nobody could renew while the server was away. Whoever still runs its jobs does so as soon as it
-            # is back, which must come before we take them for left behind.
+            # No worker could renew its leases while the server was away. Those that still run do so as soon
+            # as it is back, which must come before their jobs are taken to be abandoned.
             return
         self._queue.look_for_parked()
         with self._admission.reserve(self._room) as room:
@@ -175,7 +182,8 @@ class Intake:
                 await self._admit_all(entries)
 
     async def _admit_surplus(self, entries: list[Entry]) -> None:
-        """A waiting read brings up to one of each priority, and others may have taken the room meanwhile."""
+        """Admit what there is room for, and release the rest. A waiting read returns up to one entry of each
+        priority, and the other partitions may have taken the room meanwhile."""
         with self._admission.reserve(min(self._room, len(entries))) as room:
             await self._admit_all(entries[:room])
         for surplus in entries[room:]:
@@ -184,14 +192,15 @@ class Intake:
     async def _admit_all(self, entries: list[Entry]) -> None:
         for start in range(0, len(entries), ENTRIES_AT_ONCE):
             admitting = [self._admit(entry) for entry in entries[start : start + ENTRIES_AT_ONCE]]
-            # All come to their end, so that none is left half admitted, and then the first error counts.
+            # All are awaited, so that no entry is left half admitted. Then the first error is raised.
             for error in filter(None, await asyncio.gather(*admitting, return_exceptions=True)):
                 raise error
         await self._queue.tell_parked()
 
     async def _admit(self, entry: Entry) -> None:
-        """Every entry passes here, so a worker that is paused or stopping begins none, nor does one that a
-        suspect has to itself: what a lost reply has delivered to another partition is left to others then."""
+        """Admit or release one entry. Every entry passes here, so a worker that is paused or stopping begins
+        none, and neither does one that runs a suspect alone: entries that a lost reply has delivered to
+        another partition are released then."""
         if self._admission.holds(entry) or entry == self._suspect:
             return
         if self._admission.stopping or self.paused or self._admission.is_for_one_alone:
@@ -200,7 +209,8 @@ class Intake:
             await self._keep_suspect(entry)
 
     async def _keep_suspect(self, entry: Entry) -> None:
-        """One at a time, which waits for us to have nothing else to do. Others may have an idle worker."""
+        """Keep one suspect, until this worker has no other job. Further ones are released, since another
+        worker may be idle."""
         if self._admission.num_suspects:
             await self._admission.release(self._queue, entry)
         else:
@@ -208,7 +218,7 @@ class Intake:
             self._admission.num_suspects += 1
 
     async def _serve_suspect(self, entry: Entry) -> None:
-        """Begin it if the worker has nothing else to do; else keep it until it has."""
+        """Begin the suspect if this worker has no other job; else keep it, and renew its lease."""
         if self._admission.idle:
             with self._admission.reserve_all():
                 await self._admission.admit(self._queue, entry, self.max_job_bytes, alone=True)
@@ -229,7 +239,7 @@ class Intake:
         await self._admission.release(self._queue, entry)
 
     async def _leave_to_peers(self) -> None:
-        """What we have and have not begun, or do not know to have begun."""
+        """Release the entries that are ours and not begun, or not known to be begun."""
         if self._suspect:
             await self._release_suspect()
         if self._lost_delivery:

@@ -1,4 +1,4 @@
-"""Between the begin of a job and its run: its prompt is read, which may take long, or cannot be done here."""
+"""Prepare begun jobs for the engine: read their prompts, which may take long or be impossible here."""
 
 import asyncio
 import contextlib
@@ -30,15 +30,15 @@ from ingine.worker.terminal_events import Outcome
 logger = logging.getLogger(__name__)
 
 REST_S = 5.0
-"""In which no job is taken, once a prompt could not be read here, so that a peer takes it. Longer than the
-job's own first pause."""
+"""Seconds without taking jobs after a prompt could not be read here, so that a peer takes that job. Longer
+than the job's own first pause."""
 
 ENGINE_PRIORITY = {Priority.HIGH: -1, Priority.NORMAL: 0, Priority.LOW: 1}
 
 
 class Preparation:
-    """Reads the prompts of begun jobs and hands these to the engine. Its length is how many are under way
-    beside the intakes."""
+    """Reads the prompts of begun jobs and adds the jobs to the engine. Its length is the number of jobs that
+    are prepared in tasks beside the intakes."""
 
     def __init__(
         self,
@@ -57,8 +57,8 @@ class Preparation:
         self._metrics = metrics
         self._expire = expire
         self._tasks: dict[RunningJob, asyncio.Task] = {}
-        """Of jobs whose prompts may take long to read. The intakes go on meanwhile, but for that of a job
-        which is to run alone."""
+        """The tasks of jobs whose prompts may take long to read. The intakes go on meanwhile, except for the
+        one that has a job which is to run alone."""
         self._rests_until = 0.0
 
     def __len__(self) -> int:
@@ -66,12 +66,16 @@ class Preparation:
 
     @property
     def rests(self) -> bool:
-        """A prompt could not be read here just now: no job is to be taken, so that a peer takes that one."""
+        """Whether a prompt could not be read here in the last `REST_S`: no job is to be taken, so that a peer
+        takes that one."""
         return time.monotonic() < self._rests_until
 
     async def start(self, running: RunningJob) -> asyncio.Task | None:
-        """None once it runs, has ended or is put off; or, at once, the task that does so beside the intake:
-        for a prompt that may take long to read, and for a job that is to run alone."""
+        """Prepare a job, at once or in a task.
+
+        Returns None once the job runs, has ended or is delayed. If its prompt may take long to read, or if it
+        is to run alone, returns immediately with the task that does the same.
+        """
         if self._prompts.reads_at_once(running.job) and not running.alone:
             with self._jobs.beginning(running):
                 await self._run(running)
@@ -82,13 +86,13 @@ class Preparation:
         return task
 
     async def interrupt(self, queue: Queue) -> list[RunningJob]:
-        """Stop preparing jobs of a partition. Returns those that are begun and neither run nor are over."""
+        """Stop preparing jobs of a partition. Returns the begun jobs that neither run nor have ended."""
         preparing = {job: task for job, task in self._tasks.items() if job.queue is queue}
         await cancel_all(set(preparing.values()))
         return [job for job, task in preparing.items() if task.cancelled()]
 
     async def _run(self, running: RunningJob) -> None:
-        """Until it runs, has ended or is put off."""
+        """Prepare a job until it runs, has ended or is delayed."""
         job = running.job
         submitted_at = datetime.fromtimestamp(running.begun.submitted_at / 1000, UTC)
         try:
@@ -111,7 +115,7 @@ class Preparation:
         params: SamplingParams,
         committed: list[int],
     ) -> None:
-        """To the running jobs, and to the engine."""
+        """Add a job to the running jobs and to the engine."""
         cost = token_cost(len(prompt_token_ids), running.job.sampling.max_tokens)
         running.num_tokens = min(cost, self._engine.limits.max_num_tokens)
         if (left_s := _left_s(running)) is not None:
@@ -141,10 +145,12 @@ class Preparation:
                 await self._run(running)
 
     async def _put_off(self, running: RunningJob, fault: NoPromptProcess) -> None:
-        """Leave a job whose prompt cannot be read here to a peer. Behind what else waits, so that where no
-        worker can read it the others' jobs are taken all the same. Only its deadline ends it then.
+        """Delay a job whose prompt cannot be read here, so that a peer takes it. It goes behind all waiting
+        jobs, which are therefore taken even if no worker can read this prompt. In that case only its deadline
+        ends the job.
 
-        One that comes back found no peer that can read it: each time its pause doubles, and nothing waits.
+        A job that comes back here has found no peer that can read it. Its pause doubles with each attempt,
+        and this worker goes on taking jobs.
         """
         queue, entry, attempt = running.queue, running.entry, running.attempt
         if attempt == 1 and await self._has_peers(queue):
@@ -154,14 +160,17 @@ class Preparation:
             log_event(logger, logging.INFO, "job put off", job_id=running.id, attempt=attempt, error=fault)
 
     async def _has_peers(self, queue: Queue) -> bool:
-        """Where nobody can tell, there may be some."""
+        """Whether there are other workers. True if Redis cannot be asked."""
         with contextlib.suppress(RedisError, OSError):
             return await queue.has_peers()
         return True
 
     async def _committed(self, running: RunningJob) -> list[int]:
-        """The tokens in its log. Raises InvalidRequest unless they are of our vocabulary, and as many as its
-        record says: both are written in one call, so somebody else has been there."""
+        """The token ids in a job's log.
+
+        Raises InvalidRequest unless they are in the model's vocabulary and as many as the job's record says.
+        Both are written in one call, so if they disagree another client has written there.
+        """
         position, committed = running.begun.position, []
         if position:
             committed = await until_served("read log", lambda: running.queue.committed(running.id))
@@ -173,7 +182,7 @@ class Preparation:
 
 
 def _left_s(running: RunningJob) -> float | None:
-    """Until its deadline; None if it has none."""
+    """Seconds until the job's deadline; None if it has none."""
     deadline_ms = running.job.deadline_ms
     return None if deadline_ms is None else (deadline_ms - running.since_submit_ms) / 1000
 

@@ -1,4 +1,4 @@
-"""From a job to what the engine takes: token ids and complete sampling parameters, checked."""
+"""Turn a job into what the engine takes: validated token ids and complete sampling parameters."""
 
 import asyncio
 import hashlib
@@ -19,21 +19,21 @@ from ingine.worker.logs import log_event
 logger = logging.getLogger(__name__)
 
 INLINE_BYTES = 2048
-"""Texts of up to so many bytes are tokenised in the loop, if the tokenizer's worst case is known: at most a
+"""Size up to which texts are tokenised in the event loop, if the tokenizer's worst case is known: at most a
 few ms, see `benchmarks/prompt_cost.py`."""
 SLOW_S = 0.001
-"""After one that took longer the loop sees to other things first, however many jobs came at once."""
+"""After a text that took longer than this, other tasks of the loop run before the next text."""
 
 SHORT_CHARS, SHORT_MESSAGES = 16_384, 128
-"""What is longer has a process of its own, so that short prompts need not wait for it."""
+"""Longer prompts are read by another process, so that short ones need not wait for them."""
 SHORT_IN_FLIGHT = 8
 
 CPU_S, CPU_S_PER_CHAR = 1.0, 20e-6
-"""Processor time that reading a prompt may take: ten times what usual ones of that length do, and more."""
+"""Processor time that reading a prompt may take: at least ten times what usual prompts of its length take."""
 
 
 class PromptReader:
-    """Short texts are read at once. All else is read by processes that can be killed."""
+    """Reads short texts in the event loop, and all other prompts in processes that can be killed."""
 
     def __init__(self, engine: EngineHost, *, log_prompts: bool):
         self._engine = engine
@@ -49,23 +49,24 @@ class PromptReader:
             self._long = PromptProcess(definition, engine.limits.max_num_tokens, max_in_flight=1)
 
     def start(self) -> None:
-        """Start what the first conversation would have to wait for."""
+        """Start the process that reads conversations, if the model takes any, so that the first one need not
+        wait for it."""
         if self._encoder and self._encoder.tokenizer.has_chat_template:
             self._short.start()
 
     async def close(self) -> None:
-        """What is not read by now is never answered."""
+        """End the processes. A prompt that is not read by now is never answered."""
         if self._encoder:
             await self._short.close()
             await self._long.close()
 
     @property
     def start_error(self) -> str | None:
-        """Why no process can be started that is to read prompts; None if there is one, or none is needed."""
+        """Why no process to read prompts can be started; None if there is one, or none is needed."""
         return self._encoder and (self._short.start_error or self._long.start_error)
 
     def reads_at_once(self, job: Job) -> bool:
-        """Whether `read` keeps nobody waiting: neither the loop, nor who waits for this job."""
+        """Whether `read` takes a few ms at most, and no process."""
         if self._encoder is None or isinstance(job.prompt, tuple):
             return True
         if job.messages is not None:
@@ -76,9 +77,9 @@ class PromptReader:
         return is_short and self._encoder.tokenizer.takes_linear_time
 
     async def read(self, job: Job, submitted_at: datetime) -> tuple[Sequence[int], SamplingParams]:
-        """Raises InvalidRequest, or NoPromptProcess.
+        """The prompt's token ids and complete sampling parameters. Raises InvalidRequest or NoPromptProcess.
 
-        A chat template that asks for the date gets `submitted_at`: whoever resumes the job must see the same
+        A chat template that asks for the date gets `submitted_at`, so that every attempt sees the same
         prompt, also after midnight.
         """
         if self._log_prompts:
@@ -91,11 +92,11 @@ class PromptReader:
             raise self._unreadable(job, str(error)) from error
         except NoPromptProcess:
             raise
-        except Exception as error:  # a tokenizer that this job, of all, sets off
+        except Exception as error:  # a tokenizer may raise anything
             raise self._unreadable(job, f"{type(error).__name__}: {error}") from error
         params = self._engine.limits.with_defaults(job.sampling)
         if params.seed is None:
-            # Drawn from the job's id, so that whoever resumes it rolls the same dice.
+            # Derived from the job's id, so that every attempt draws the same random numbers.
             digest = hashlib.blake2b(job.id.encode(), digest_size=8).digest()
             params = params.model_copy(update={"seed": int.from_bytes(digest, "little") >> 1})
         self._engine.limits.validate(prompt_token_ids, params)
@@ -124,7 +125,7 @@ class PromptReader:
 
     async def _read_chat(self, job: Job, submitted_at: datetime) -> list[int]:
         messages = [{"role": message.role, "content": message.content} for message in job.messages]
-        if self.reads_at_once(job):  # to be refused
+        if self.reads_at_once(job):  # there is no chat template: this raises
             return self._encoder.encode_chat(messages)
         num_chars = sum(len(message.role) + len(message.content) for message in job.messages)
         self._encoder.check_chat(len(messages), num_chars)
@@ -135,12 +136,15 @@ class PromptReader:
         process = self._short if is_short else self._long
         answer = await process.read(job.tenant or "", CPU_S + CPU_S_PER_CHAR * num_chars, *prompt)
         if isinstance(answer, int):
-            self._engine.limits.validate_length(answer)  # raises: it is too long
+            self._engine.limits.validate_length(answer)  # raises: the prompt is too long
         return answer
 
     def _unreadable(self, job: Job, fault: str) -> InvalidRequest:
-        """fault: the type of what was raised, a colon, and what it says. That may be a piece of the prompt,
-        or what only an operator is to know."""
+        """The error of a job whose prompt could not be tokenised, which names only the type of the fault.
+
+        fault: the type of the exception, a colon, and its text. The text may quote the prompt, or hold what
+        only an operator may know.
+        """
         kind = fault.partition(":")[0]
         said = fault if self._log_prompts else kind
         log_event(logger, logging.WARNING, "prompt not read", job_id=job.id, error=said)
