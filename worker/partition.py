@@ -1,4 +1,4 @@
-"""One partition of the queue, and what a worker runs for it."""
+"""One partition of the queue, and the tasks that a worker runs for it."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,11 @@ from ingine.worker.retry import until_served
 
 
 class Partition:
-    """`stop()` ends the worker, if it is told to drain."""
+    """A partition's queue, intake, heartbeat and control channel.
+
+    `describe()` returns the content of the worker's heartbeat. `stop()` begins the worker's hand-over, when
+    the partition's settings ask the worker to drain.
+    """
 
     def __init__(
         self,
@@ -59,14 +63,14 @@ class Partition:
             redis, queue.keys, runs=lambda job_id: jobs.by_id(job_id) is not None, obey=self._obey
         )
         self.ready = asyncio.Event()
-        """Set once its server has what a worker needs there."""
+        """Set once its server is checked and the queue is set up there."""
 
     @property
     def name(self) -> str:
         return self.queue.keys.prefix
 
     def parts(self) -> dict[str, Coroutine]:
-        """What runs beside the intake, from when it is ready for as long as the worker does."""
+        """The tasks, by name, that run beside the intake once the partition is ready."""
         parts = {"control": self._control.run, "heartbeat": self.heartbeat.run}
         return {f"{part} of {self.name}": self._once_ready(run) for part, run in parts.items()}
 
@@ -75,7 +79,7 @@ class Partition:
         await run()
 
     async def _obey(self, commands: set[str], cancelled: set[str]) -> None:
-        """Look at once at what nudges were about."""
+        """Read at once the keys that nudges are about."""
         if "released" in commands:
             self.intake.sweep_soon()
         if commands & {"pause", "resume", "drain"}:
@@ -105,29 +109,30 @@ class Partition:
 
 
 async def watch_number(redis: Redis, queue: str, number: int) -> None:
-    """Raises EngineError once the queue has another number of partitions.
+    """Raise EngineError once the queue has another number of partitions.
 
-    Only the queue's own hash counts, which is written last. What a partition's hash says keeps producers from
-    it, also while a change is refused in the end, or has broken off: jobs that run there go on.
+    Only the number in the queue's own settings hash counts, which is written last. The number in a
+    partition's settings hash only keeps producers away from the partition: its jobs go on running, since the
+    change may still be refused, or was interrupted.
     """
     settings = Keys(queue).settings
 
     async def ask() -> bytes | None:
-        # A server that came back empty has lost it, and is told again.
+        # A server that came back empty has lost the number: write it again.
         await redis.hsetnx(settings, "partitions", number)
         return await redis.hget(settings, "partitions")
 
     while True:
-        # Anybody may write there: what is no number, or no hash, changes nothing.
+        # Any client may write there: ignore a value that is no number, and a key that is no hash.
         with contextlib.suppress(ValueError, ResponseError):
             field = await until_served("asking for partitions", ask)
             if (now := read_num_partitions(field)) != number:
-                raise EngineError(f"the queue has {now} partitions now, not {number}: start again")
+                raise EngineError(f"the queue has {now} partitions now, not {number}: restart the worker")
         await asyncio.sleep(INTERVAL_S)
 
 
 def _number(text: str | None, default: float) -> float:
-    """Anybody may write there: what is no positive number counts as not set."""
+    """The number in `text`, or `default` unless it is positive and finite: any client may write there."""
     try:
         number = float(text or "")
     except ValueError:

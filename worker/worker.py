@@ -1,4 +1,4 @@
-"""The worker: intake, engine and publisher put together, and how they start and stop."""
+"""The worker: creates its parts, starts them in order, and stops them in order."""
 
 import asyncio
 import contextlib
@@ -43,15 +43,15 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """One worker on one queue, `await run()` until `stop()` or a fatal error.
+    """One worker on one queue. `await run()` serves until `stop()` or a fatal error.
 
-    `engine` is given, so that it is built (or fails) before anything touches Redis.
+    `engine` is built by the caller, so that it is ready, or has failed, before anything touches Redis.
     """
 
     def __init__(
         self, settings: WorkerSettings, redis_url: str | None, engine: EngineHost, *, model: ServedModel
     ):
-        """redis_url: None: the server of those who name none, see `ingine.connect.local_server`."""
+        """redis_url: None for the local default server, see `ingine.connect.local_server`."""
         self._settings = settings
         self.id = new_worker_id(settings.worker_id)
         self._connect = partial(Servers, redis_url, client_name="ingine-worker")
@@ -113,11 +113,12 @@ class Worker:
                 ready=self._health.unready,
             )
 
-    # ------------------------------------------------------------------------------ start and stop
-
     async def run(self) -> None:
-        """Serves until `stop`. Raises EngineError if a part broke, ConfigError for a server that must not be
-        used. The jobs are handed over all the same."""
+        """Serve until `stop`, then hand over the jobs.
+
+        Raises EngineError if a part of the worker failed, ConfigError for a server that must not be used,
+        after the hand-over in both cases.
+        """
         self._loop = asyncio.get_running_loop()
         if self._http:
             self._http.start()
@@ -126,13 +127,13 @@ class Worker:
                 await self._serve()
         finally:
             await self._close()
-        if isinstance(self._fatal, ConfigError):  # of a server that could be asked only later
+        if isinstance(self._fatal, ConfigError):  # a partition's server was reached only after the start
             raise self._fatal
         if self._fatal:
             raise EngineError(f"the worker stopped: {self._fatal!r}") from self._fatal
 
     def stop(self) -> None:
-        """Begin the hand-over: take no more jobs, finish the step under way, release the rest."""
+        """Begin the hand-over: take no more jobs, finish the current step, release the jobs."""
         self._stop_requested.set()
 
     @property
@@ -144,7 +145,7 @@ class Worker:
         return self._stop_requested.is_set()
 
     async def _prepared(self) -> bool:
-        """Waits for Redis. False if told to stop first."""
+        """Wait for Redis, and read the queue's number of partitions. Returns False if `stop` came first."""
         preparing = asyncio.create_task(until_served("start", self._prepare, failed=self._health.wait_for))
         asked = asyncio.create_task(self._stop_requested.wait())
         await asyncio.wait({preparing, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -156,10 +157,12 @@ class Worker:
         return True
 
     async def _prepare(self) -> None:
-        """May be repeated. Only the server that knows the number of partitions is needed for it."""
+        """Create the partitions. May be repeated. Needs only the server with the queue's own settings."""
         queue = self._settings.queue
         base = self._servers.client(Keys(queue))
-        await self._check_server(base, Keys(queue))  # tells a wrong password from a server that is away
+        await self._check_server(
+            base, Keys(queue)
+        )  # distinguishes a wrong password from a server that is away
         number = await num_partitions(base, queue)
         self._partitions[:] = [self._partition(keys, number) for keys in all_partitions(queue, number)]
 
@@ -214,7 +217,7 @@ class Worker:
             rest |= {asyncio.create_task(part, name=name) for name, part in partition.parts().items()}
         await self._until_stopped({publisher, *intakes.values(), *rest})
         try:
-            # A step that hangs has all of its batch under suspicion.
+            # Any sequence in the batch of a hanging step may be the cause.
             hangs = isinstance(self._fatal, StepHangs)
             suspects = self._engine.suspects if hangs else ()
             await self._hand_over.run(intakes, publisher, rest, suspects=suspects)
@@ -222,7 +225,7 @@ class Worker:
             await cancel_all({publisher, *intakes.values(), *rest})
 
     async def _take_jobs(self, partition: Partition) -> None:
-        """As soon as its server can be had: the other partitions do not wait for it."""
+        """Run the intake of a partition once its server is available. Other partitions do not wait for it."""
         redis = self._servers.client(partition.queue.keys)
 
         async def begin() -> None:
@@ -240,7 +243,7 @@ class Worker:
         await partition.intake.run()
 
     async def _until_stopped(self, running: set[asyncio.Task]) -> None:
-        """Until somebody asks, or one of the tasks ends: they never should."""
+        """Wait until `stop` is called or one of the tasks ends, which none of them should."""
         asked = asyncio.create_task(self._stop_requested.wait())
         done, _ = await asyncio.wait({asked, *running}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
@@ -248,7 +251,7 @@ class Worker:
             self._fail(ended.get_name(), ended.exception() or EngineError(f"{ended.get_name()} ended"))
 
     def _fail(self, part: str, error: Exception) -> None:
-        """A part has broken: hand over, and exit with status 1."""
+        """Log that a part has failed, and begin the hand-over. `run` then raises."""
         log_event(logger, logging.ERROR, "worker failed", part=part, error=repr(error))
         self._end_with(self._fatal or error)
 
@@ -263,8 +266,6 @@ class Worker:
             await asyncio.to_thread(self._http.stop)
         with contextlib.suppress(RedisError, OSError):
             await self._servers.aclose()
-
-    # ------------------------------------------------------------------------- what others ask for
 
     def _expire(self, job: RunningJob) -> None:
         if job.ending is None:
