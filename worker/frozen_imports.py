@@ -1,4 +1,4 @@
-"""Loading what stays until the end, cheaply."""
+"""Import large modules without garbage collections."""
 
 import atexit
 import gc
@@ -8,11 +8,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def frozen_imports() -> Iterator[None]:
-    """Without the collections that so many new objects would set off, and none looks through them later."""
+    """Disable garbage collection within the context, and exclude the objects created so far from all later
+    collections. For imports of modules that stay loaded and create many objects."""
     gc.disable()
     try:
         yield
         gc.freeze()
-        atexit.register(gc.unfreeze)  # triton says on standard error what of it is not collected at exit
+        # Triton prints a warning at exit for each of its objects that is not collected.
+        atexit.register(gc.unfreeze)
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""Whether a worker lives, and whether it takes jobs: what /healthz and /readyz answer."""
+"""Health checks: the answers of /healthz and /readyz."""
 
 import time
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from ingine.worker.prompts import PromptReader
 from ingine.worker.publisher import Publisher
 
 HEALTHY_ANSWER_S = 15.0
-"""If no heartbeat is answered for this long, a worker is not healthy. The silence of one server of several
-makes it no less so: it serves the others, and a new worker would do no better."""
+"""Seconds without an answer to any heartbeat after which a worker is not healthy. While one of several
+servers answers, the worker is healthy: it serves that one, and a restart would not bring back the others."""
 
 READY_S = 5.0
-"""If Redis refuses for longer than this to take a step, or to give jobs, a worker is not ready."""
+"""Seconds for which a step cannot be committed, or jobs cannot be taken, before a worker is not ready."""
 
 
 class Health:
-    """Answers with what is wrong, in a sentence, or None. Asked from the http thread; only reads."""
+    """Returns what is wrong, as a phrase, or None. Called from the http thread; only reads."""
 
     def __init__(
         self,
@@ -35,10 +35,11 @@ class Health:
         self._start_error: Exception | None = None
 
     def wait_for(self, error: Exception) -> None:
-        """The start waits for this to pass."""
+        """Remember the error that the worker's start waits out."""
         self._start_error = error
 
     def unhealthy(self) -> str | None:
+        """Why the worker should be restarted; None if it should not."""
         if not self._engine.alive:
             return "the engine is not running"
         answers = [partition.heartbeat.last_answer for partition in self._partitions]
@@ -47,6 +48,7 @@ class Health:
         return None
 
     def unready(self) -> str | None:
+        """Why the worker takes no jobs; None if it takes them."""
         if fault := self.unhealthy():
             return fault
         if not any(partition.ready.is_set() for partition in self._partitions):

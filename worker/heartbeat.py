@@ -1,4 +1,4 @@
-"""The heartbeat: says that this worker lives and how it fares, and learns what the queue's settings say."""
+"""The heartbeat: reports that this worker is alive and its state, and reads the queue's settings."""
 
 import asyncio
 import contextlib
@@ -23,16 +23,20 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
 FORGET_EVERY = 60
-"""Beats between two clean-ups of what dead workers left behind."""
+"""Beats between two clean-ups of the data of dead workers."""
 
 FORGET_AFTER_S = 600
+"""Silence after which a worker's data is deleted."""
 WORKERS_TTL_S = 24 * 3600
+"""Time to live of the hashes of workers and of models, and how long a model is remembered."""
 _DRAIN = b"drain:"
 
 
 class Heartbeat:
-    """`describe()` is what the workers hash says of us. Each beat `learn` gets the queue's settings, and
-    `learn_models` for how long no worker has served each model, in seconds by name and by fingerprint.
+    """Writes `describe()` to the workers hash once per `INTERVAL_S`.
+
+    With each beat `learn` gets the queue's settings, and `learn_models` the seconds for which no worker has
+    served each model, by name and by fingerprint.
     """
 
     def __init__(
@@ -60,18 +64,20 @@ class Heartbeat:
         self._forget = load_script(redis, "forget")
         self._early = asyncio.Event()
         self._in_contact_since_s = 0
-        """When our latest beats without a gap began, by the server's clock."""
+        """When the latest unbroken series of beats began: seconds since the epoch by the server's clock."""
         self.is_known = False
-        """We may be among the queue's workers: a beat has been sent."""
+        """A beat has been sent, so this worker may be in the workers hash."""
         self._had_foreign = False
-        """Another type lies under one of the keys that a beat reads or writes."""
+        """One of the keys that a beat reads or writes has another type."""
         self.last_answer = time.monotonic()
-        """When the server last answered, be it that it takes no writes."""
+        """When (`time.monotonic`) the server last answered, even if it takes no writes."""
 
     def beat_early(self) -> None:
+        """Have the next beat sent at once."""
         self._early.set()
 
     async def run(self) -> None:
+        """Beat until cancelled. Waits for a server that is away."""
         backoff = Backoff("heartbeat")
         for beat in itertools.count():
             self._early.clear()
@@ -88,6 +94,7 @@ class Heartbeat:
                     await self._early.wait()
 
     async def beat(self) -> None:
+        """Send one beat, and pass on what it reads. Raises RedisError or OSError."""
         now_s, _ = await self._redis.time()
         if not self._in_contact_since_s or time.monotonic() - self.last_answer > SILENT_AFTER_S:
             self._in_contact_since_s = now_s
@@ -95,7 +102,7 @@ class Heartbeat:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hset(self._keys.workers, self._worker_id, msgpack.packb(self._describe() | {"at_s": now_s}))
             pipe.expire(self._keys.workers, WORKERS_TTL_S)
-            # Should the server have lost it, producers would be sent elsewhere.
+            # If the server has lost the number, producers would route jobs to other partitions.
             pipe.hsetnx(self._keys.settings, "partitions", self._num_partitions)
             pipe.hgetall(self._keys.settings)
             for stream in (*self._keys.all_jobs, self._keys.dead):
@@ -119,17 +126,17 @@ class Heartbeat:
             self._metrics.queue_depth.labels(priority, partition).set(_depth(depth))
         self._metrics.dead_depth.labels(partition).set(_depth(num_dead))
         self._metrics.delayed_depth.labels(partition).set(_depth(num_delayed))
-        # Where something else lies, what was learned before holds on.
+        # If a key has another type, what was read before stays valid.
         if isinstance(models, dict):
             self._learn_models({_text(name): self._silence_s(now_s, at_s) for name, at_s in models.items()})
         if isinstance(settings, dict):
             self._learn({_text(name): _text(value) for name, value in settings.items()})
 
     def _silence_s(self, now_s: int, at_s: bytes) -> float:
-        """How long ago a model was last served, not counting what we could not have seen.
+        """Seconds since a model was last served, at most those for which this worker could see it.
 
-        A time in the future was written by hand, or the server's clock was set back: that is no sign of life,
-        nor is one so long ago that it is about to be forgotten.
+        A time in the future was written by hand, or the server's clock was set back. Like a time older than
+        `WORKERS_TTL_S` it counts as never.
         """
         silence_s = now_s - _number(at_s)
         if not 0 <= silence_s < WORKERS_TTL_S:
@@ -137,15 +144,15 @@ class Heartbeat:
         return min(silence_s, now_s - self._in_contact_since_s)
 
     async def leave(self) -> None:
-        """Nobody is to count on us any more."""
+        """Remove this worker from the workers hash, and the flag that asks it to drain."""
         await self._redis.hdel(self._keys.workers, self._worker_id)
         await self._redis.hdel(self._keys.settings, f"drain:{self._worker_id}")
 
     async def _forget_dead_workers(self) -> None:
-        """An id never comes back, so all that bears it can go."""
+        """Delete the data of dead workers: their ids never come back, since each start makes a new one."""
         await self._forget(keys=self._keys.all_jobs, args=[GROUP, FORGET_AFTER_S * 1000])
         now_s, _ = await self._redis.time()
-        # In this order: who drains a worker has seen it, so a flag without one is of a worker that has gone.
+        # In this order: `drain` is set for a worker in the hash, so a flag without a worker is left over.
         fields = await self._redis.hgetall(self._keys.settings)
         workers = await self._redis.hgetall(self._keys.workers)
         dead = {worker for worker, raw in workers.items() if last_beat_s(raw) < now_s - FORGET_AFTER_S}
@@ -160,16 +167,16 @@ class Heartbeat:
 
 
 def _depth(answer: int | Exception) -> int:
-    """0 of a key of another type, which somebody has written: that must not silence a worker."""
+    """The depth of a stream; 0 if its key has another type, which must not stop the heartbeat."""
     return 0 if isinstance(answer, Exception) else answer
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode(errors="replace")  # whoever may write there may write anything
+    return raw.decode(errors="replace")  # any client may have written it
 
 
 def _number(raw: bytes) -> float:
-    """0 for what is no number."""
+    """The finite number in `raw`, else 0."""
     try:
         number = float(raw)
     except ValueError:
@@ -178,7 +185,8 @@ def _number(raw: bytes) -> float:
 
 
 def last_beat_s(raw: bytes) -> float:
-    """0 for what is no heartbeat: it goes too."""
+    """The time of a heartbeat in seconds since the epoch; 0 for a value that is no heartbeat, so that it is
+    deleted too."""
     try:
         at_s = float(msgpack.unpackb(raw)["at_s"])
         return at_s if math.isfinite(at_s) else 0.0

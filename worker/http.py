@@ -1,7 +1,7 @@
-"""/metrics, /healthz and /readyz on one port, from a thread that the loop and the engine cannot hold up.
+"""Serve /metrics, /healthz and /readyz on one port, from a thread that loop and engine cannot hold up.
 
-Whoever can connect may be hostile: a connection has a few seconds and bytes for one request, there is a fixed
-number of them, and metrics are put together once a second at most.
+Clients may be hostile: a connection has a few seconds and bytes for one request, the number of connections is
+bounded, and metrics are collected at most once per second.
 """
 
 import asyncio
@@ -18,28 +18,28 @@ from ingine.errors import ConfigError
 from ingine.worker.http_port import cannot_listen
 
 Check = Callable[[], str | None]
-"""What is wrong, in a sentence, or None."""
+"""Returns what is wrong, as a phrase, or None."""
 Answer = tuple[HTTPStatus, str, bytes]
-"""With the content type and the body."""
+"""Status, content type and body."""
 
 MAX_CONNECTIONS = 64
-"""One more closes the oldest: that one has had the most time to send its request."""
+"""A further connection closes the oldest one, which has had the most time to send its request."""
 MAX_HEAD_BYTES = 16_384
 TIMEOUT_S = 5.0
-"""For the request to come, and again for its answer to be taken."""
+"""Limit for the arrival of the request, and again for the sending of the answer."""
 METRICS_AGE_S = 1.0
 TEXT = "text/plain; charset=utf-8"
 
 
 class HttpServer:
     def __init__(self, host: str, port: int, registry: CollectorRegistry, *, healthy: Check, ready: Check):
-        """ConfigError if the port cannot be had."""
+        """Bind the port. Raises ConfigError if that is not possible."""
         self._registry = registry
         self._checks = {"/healthz": healthy, "/readyz": ready}
         self._metrics, self._metrics_at = b"", -METRICS_AGE_S
         self._connections: dict[asyncio.Task, asyncio.StreamWriter] = {}
         try:
-            # A short queue: so many connections are taken at a time, and none of them closes another.
+            # A short queue: so many connections are accepted in one turn, and none of them closes another.
             self._socket = socket.create_server((host, port), backlog=MAX_CONNECTIONS // 2)
         except OSError as error:
             raise ConfigError(cannot_listen(host, port, error)) from None
@@ -79,13 +79,13 @@ class HttpServer:
         task.add_done_callback(lambda ended: self._connections.pop(ended, None))
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request, whatever else is sent. A peer that is slow or gone is no event."""
+        """Answer one request, and close the connection. A slow or closed connection is not logged."""
         try:
             with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
                 async with asyncio.timeout(TIMEOUT_S):
                     response = await self._respond(reader)
                 async with asyncio.timeout(TIMEOUT_S):
-                    writer.transport.set_write_buffer_limits(0)  # drained means that all is sent
+                    writer.transport.set_write_buffer_limits(0)  # `drain` returns once all is sent
                     writer.write(response)
                     await writer.drain()
                     writer.close()
@@ -117,7 +117,8 @@ class HttpServer:
         return HTTPStatus.NOT_FOUND, TEXT, b"/metrics /healthz /readyz\n"
 
     def _recent_metrics(self) -> bytes:
-        """Putting them together takes the interpreter, which the worker's loop wants too."""
+        """The metrics, at most `METRICS_AGE_S` old: collecting them holds the interpreter, which the worker's
+        loop needs too."""
         if (now := time.monotonic()) - self._metrics_at >= METRICS_AGE_S:
             self._metrics, self._metrics_at = generate_latest(self._registry), now
         return self._metrics

@@ -1,4 +1,4 @@
-"""Whether the HTTP port can be had: asked before the model is loaded, which may take minutes."""
+"""Check that the HTTP port is free, before the model is loaded, which may take minutes."""
 
 import errno
 import logging
@@ -12,9 +12,9 @@ logger = logging.getLogger("worker")
 
 
 def with_usable_port(settings: WorkerSettings) -> WorkerSettings:
-    """`settings`, with any free port where the default one is taken: by another worker, say.
+    """`settings`, changed to any free port if the default one is taken, for example by another worker.
 
-    Raises ConfigError where a port was asked for and cannot be had.
+    Raises ConfigError if a port was set explicitly and cannot be bound.
     """
     if settings.http_port <= 0:
         return settings
@@ -28,6 +28,7 @@ def with_usable_port(settings: WorkerSettings) -> WorkerSettings:
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> str:
+    """The message of a ConfigError, which names the setting to change."""
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         return f"INGINE_HTTP_HOST (--http-host): {host} is no address of this machine: {error.strerror}"
     return (
@@ -37,7 +38,7 @@ def cannot_listen(host: str, port: int, error: OSError) -> str:
 
 
 def _bind(host: str, port: int) -> OSError | None:
-    """As `HTTPServer` does it."""
+    """Bind the port as `HttpServer` does, and release it. Returns the error, if any."""
     try:
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""A jobs stream whose ids somebody has used up: it is made anew, and what had the last ids gets others."""
+"""Recreate a jobs stream whose ids a client has used up, and give the entries with the last ids new ones."""
 
 import logging
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from ingine.worker.logs import log_event
 LAST_MS = 2**64 - 1
 """The last millisecond that an entry's id can have."""
 MAX_PUT_BACK = 8
-"""Entries that one call puts back, which it reads at once. An entry may have 8 MiB."""
+"""Entries that one call reads and puts back. An entry may have 8 MiB."""
 
 SCRIPTS = ("renumber", "put_back")
 
@@ -20,11 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 async def renumber(scripts: Mapping[str, Script], keys: Keys, priority: Priority) -> int:
-    """How many entries were put back, at most `MAX_PUT_BACK`: 0 once all have ids that can stay.
+    """Renumber entries of a jobs stream that is out of ids. Returns how many entries were put back, at most
+    `MAX_PUT_BACK`: 0 once all entries have ids that can stay.
 
-    In two steps, since a script names the keys that it touches, and which jobs these are is known only once
-    the entries lie where nothing is added: `renumber.lua` sets them aside, and `put_back.lua` takes one after
-    the other. What a worker leaves aside when it dies, the next call of any worker puts back.
+    It takes two scripts, since a script must name the keys that it touches, and the jobs of the entries are
+    known only once the entries are in a stream that nothing is added to. `renumber.lua` sets them aside, and
+    `put_back.lua` puts them back one by one. Entries that a dead worker has left aside are put back by the
+    next call of any worker.
     """
     jobs, aside = keys.jobs(priority), keys.set_aside(priority)
     touched, args = [jobs, keys.while_renumbered(priority), aside], [GROUP, MAX_PUT_BACK, MAX_ENTRY_BYTES]

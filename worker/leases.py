@@ -1,4 +1,4 @@
-"""Keeping what we hold: in a thread with its own loop and connections, so that nothing else delays it."""
+"""Renew leases, in a thread with its own loop and connections, so that no other work delays it."""
 
 import asyncio
 import contextlib
@@ -24,11 +24,12 @@ RENEWALS_PER_LEASE = 3
 
 
 class LeaseThread:
-    """Renews every running job's lease until `stop`. It outlives what it protects: stop it last.
+    """Renews the lease of every running job until `stop`. Stop it last: it must outlive the jobs.
 
-    `connect` makes the thread's own clients. `answered(job, answer)` is called from this thread, for each job
-    that was not simply renewed, with Refusal.STALE or Refusal.CANCELLED (see renew.lua). `failed(error)` too:
-    the thread has ended by a fault of ours, and nothing is renewed any more.
+    `connect` creates the thread's own clients. `answered(job, answer)` is called from this thread with
+    Refusal.STALE or Refusal.CANCELLED for each job that was not simply renewed (see renew.lua).
+    `failed(error)` is called from it too, if the thread has ended by a fault of the worker: no lease is
+    renewed from then on.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class LeaseThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Waits for the end. Does nothing if it never started, or a second time."""
+        """End the thread, and wait for it. Does nothing if the thread never started or has ended."""
         if self._thread.is_alive():
             loop, stopped = self._running.result()
             with contextlib.suppress(RuntimeError):  # its loop has just closed
@@ -81,7 +82,8 @@ class LeaseThread:
                 await servers.aclose()
 
     async def _renew_until_stopped(self, queue: Queue, redis: Redis) -> None:
-        """A partition whose server is away must not cost the others their leases: each has its own rhythm."""
+        """Renew one partition's leases. Each partition has its own task, so that a server that is away costs
+        the others no leases."""
         renew = load_script(redis, "renew")
         interval_s = self._interval_s
         while not await self._stopped_within(interval_s):
@@ -89,7 +91,7 @@ class LeaseThread:
                 await self._renew_all(queue, renew)
                 interval_s = self._interval_s
             except (RedisError, OSError) as error:
-                if interval_s == self._interval_s:  # once an outage
+                if interval_s == self._interval_s:  # log each outage once
                     log_event(logger, logging.WARNING, "leases not renewed", error=error)
                 # The lease still runs for two intervals: try again well within them.
                 interval_s = self._interval_s / 4

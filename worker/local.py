@@ -1,4 +1,4 @@
-"""`ingine worker` programs as children of this one: for the demo, for benchmarks and for crash tests."""
+"""Run `ingine worker` programs as child processes, for the demo, benchmarks and crash tests."""
 
 import os
 import sys
@@ -16,9 +16,10 @@ READY = "worker ready"
 
 
 class LocalWorkers:
-    """Started on entry, ready when entered; on exit told to drain, and waited for.
+    """A context manager that starts workers and waits until they are ready, and on exit lets them drain and
+    waits for their ends.
 
-    Their logs are files in `folder`. Raises IngineError, with the end of its log, if one does not start.
+    Their logs are files in `folder`. Raises IngineError, with the end of its log, if a worker does not start.
     """
 
     def __init__(
@@ -31,7 +32,8 @@ class LocalWorkers:
         num_threads: int | None = None,
         **settings: object,
     ):
-        """`settings` are fields of WorkerSettings, None for their default; `num_threads` torch's of each."""
+        """`settings`: fields of WorkerSettings, None for a default. `num_threads`: torch's threads in each
+        worker."""
         self._folder = folder
         given = {"http_port": -1, "log_level": "info", **settings, "redis_url": redis_url, "queue": queue}
         self._env = dict(os.environ)
@@ -44,7 +46,7 @@ class LocalWorkers:
         for name in self._children:
             with self._log(name).open("wb") as output:
                 self._children[name] = Child(
-                    # -P: what lies where we were started is none of these programs' modules.
+                    # -P: modules in the current folder must not shadow the program's own.
                     [sys.executable, "-P", "-m", "ingine.cli.main", "worker"],
                     output=output,
                     env=self._env | {_variable("worker_id"): name},
@@ -69,29 +71,29 @@ class LocalWorkers:
         return self._children[name].pid
 
     def kill(self, name: str) -> None:
-        """`kill -9`."""
+        """Send SIGKILL, and wait for the end."""
         self._children[name].kill()
 
     def terminate(self, name: str) -> int:
-        """SIGTERM, as a supervisor stops a worker. Its exit status."""
+        """Send SIGTERM, as a supervisor does, and wait for the end. Returns the exit status."""
         return self._children[name].terminate()
 
     def log_text(self, name: str) -> str:
         return self._log(name).read_text(errors="replace")
 
     def require_running(self, names: Iterable[str]) -> None:
-        """Raises IngineError, with the end of its log, if one of `names` has ended by itself."""
+        """Raise IngineError, with the end of its log, if one of `names` has ended by itself."""
         for name in names:
             if not self._children[name].running:
                 raise IngineError(f"{name} ended by itself.{self._end_of_log(name)}")
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        # Their logs tell for servers of every kind, which this process need not be able to reach.
+        # From the logs, since this process need not be able to reach the workers' server.
         while missing := [name for name in self.names if READY not in self.log_text(name)]:
             self.require_running(self.names)
             if time.monotonic() > deadline:
-                raise IngineError(f"{missing[0]} does not get ready.{self._end_of_log(missing[0])}")
+                raise IngineError(f"{missing[0]} is not ready.{self._end_of_log(missing[0])}")
             time.sleep(0.05)
 
     def _end_of_log(self, name: str) -> str:

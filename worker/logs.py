@@ -1,6 +1,6 @@
-"""Logging: one line an event, `name key=value ...` for people or one JSON object for machines.
+"""Logging: one line per event, as `name key=value ...` for people or as a JSON object for machines.
 
-Whatever a value holds, it cannot begin a line or reach a terminal as a control character.
+Values are escaped, so that none can begin a line or send a control character to a terminal.
 """
 
 import json
@@ -13,7 +13,8 @@ from ingine.terminal import visible
 
 
 def log_event(logger: logging.Logger, level: int, name: str, **fields) -> None:
-    """Log the event `name` ("job finished") with fields. Callers never pass prompts or outputs unasked."""
+    """Log the event `name` ("job finished") with fields. Callers pass prompts and outputs only if the
+    settings ask for them."""
     if logger.isEnabledFor(level):
         logger.log(level, name, extra={"fields": fields})
 
@@ -32,7 +33,7 @@ class TextFormatter(_Formatter):
         error = fields.pop("error", None)
         pairs = "".join(f" {name}={_short(value)}" for name, value in fields.items() if value is not None)
         end = f" error={visible(str(error))}" if error else ""
-        if error and record.exc_info:  # of several lines, which must not look like those of the log
+        if error and record.exc_info:  # indent a traceback, whose lines must not look like log lines
             end = "\n" + textwrap.indent(visible(error, keep_lines=True), "  ")
         time = f"{when:%H:%M:%S}.{when.microsecond // 1000:03d}"
         return f"{time} {record.levelname:<7} {visible(message)}{pairs}{end}"
@@ -54,7 +55,7 @@ def _short(value) -> str:
 
 
 def setup_logging(level: str, *, as_json: bool) -> None:
-    """Log to standard error, which a supervisor collects; standard output stays free for programs."""
+    """Log to standard error, which a supervisor collects. Standard output is left to programs."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     logging.basicConfig(level="WARNING", handlers=[handler], force=True)
