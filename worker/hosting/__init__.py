@@ -1,1 +1,1 @@
-"""Where engine and prompt readers live: a thread or a process, and the pipe to it."""
+"""Hosts of the engine and of prompt readers: threads and processes, and the pipes to them."""

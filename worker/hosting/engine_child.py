@@ -1,7 +1,7 @@
 """The program of an engine's own process: `python -m ingine.worker.hosting.engine_child '{"model": ...}'`.
 
-Its standard input is a socket to the worker that started it: see `hosting.pipe`. It ends when told to,
-and with that worker, at once and whatever a step is doing: nobody is left who could take its tokens.
+Its standard input is a socket to the worker that started it: see `hosting.pipe`. It ends on the message
+`stop`, and at once when that worker ends, even in the middle of a step: its tokens are of no use then.
 """
 
 import gc
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
 PULSE_S = 1.0
 EXIT_ORPHANED = 1
-"""Nobody reads it but whoever looks after orphans."""
+"""Exit status when the worker has ended."""
 
 
 def command(config: EngineConfig, *, log_level: str, log_json: bool) -> list[str]:
-    """How to start it."""
+    """The command that starts this program."""
     given = {"config": asdict(config), "log_level": log_level, "log_json": log_json}
-    # -P: a folder `worker` where we were started is not this package.
+    # -P: a folder `worker` in the current folder must not shadow this package.
     return [sys.executable, "-P", "-m", "ingine.worker.hosting.engine_child", json.dumps(given)]
 
 
 def serve_engine(build: Callable[[], "Engine"]) -> None:
-    """The whole life of an engine's process. What `build` raises is told to the worker."""
-    # A service manager's SIGTERM may be for all processes. The worker hands over, and then says `stop`.
+    """Build and run an engine until the worker stops it. An exception of `build` is sent to the worker."""
+    # A service manager may send SIGTERM to all processes. The worker hands over, and then sends `stop`.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
-    die_with_parent()  # even in a step that keeps the interpreter, so that the end of file is never read
+    die_with_parent()  # also in a step that holds the interpreter, so that the end of file is not read
     connection = socket.socket(fileno=os.dup(0))
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -61,16 +61,16 @@ def serve_engine(build: Callable[[], "Engine"]) -> None:
 
 
 class _Server:
-    """Hosts an EngineThread for whoever is at the other end of `connection`.
+    """Hosts an EngineThread for the worker at the other end of `connection`.
 
-    Without an event loop: the engine's thread sends for itself, and there is little to read, so that the
-    threads here seldom want the interpreter at the same time.
+    It has no event loop: the engine's thread sends its outputs itself, and there is little to read, so the
+    threads of this process seldom compete for the interpreter.
     """
 
     def __init__(self, connection: socket.socket):
         self._connection = connection
         self._sending = threading.Lock()
-        self._computes = False
+        self._is_running = False
         self._ended = threading.Event()
 
     def run(self, build: Callable[[], "Engine"]) -> None:
@@ -84,14 +84,14 @@ class _Server:
                 return
             raise  # its traceback is for the log
         gc.collect()
-        gc.freeze()  # what is loaded stays: no collection need look through it again
+        gc.freeze()  # the model stays loaded: exclude its objects from all later collections
         limits = asdict(self._thread.limits)
         self._send("built", self._thread.max_num_seqs, self._thread.numerics, limits, self._stats)
         while not self._ended.wait(PULSE_S):
-            if self._computes:
+            if self._is_running:
                 self._send("pulse", self._thread.step_age_s, self._stats)
         self._send("stopped")
-        reader.join()  # until the worker has read all of it and closed its end
+        reader.join()  # returns once the worker has read all of it and closed its end
         self._thread.close()
 
     def _read(self) -> None:
@@ -102,11 +102,11 @@ class _Server:
                 for message in unpacker:
                     self._obey(message)
         except ConnectionError:
-            pass  # the worker is gone, as it is at the end of file
+            pass  # the worker has ended, as at the end of file
         except Exception:
             traceback.print_exc()
         if not self._ended.is_set():
-            os._exit(EXIT_ORPHANED)  # not by returning, which would wait for the step under way
+            os._exit(EXIT_ORPHANED)  # returning would wait for the current step
 
     def _obey(self, message: Message) -> None:
         match message:
@@ -117,13 +117,13 @@ class _Server:
             case ["abort", seq_id]:
                 self._thread.abort(seq_id)
             case ["start"]:
-                self._computes = True
+                self._is_running = True
                 self._thread.run(self._deliver, self._ended.set)
             case ["stop"]:
                 self._thread.request_stop()
 
     def _add(self, packed: dict[str, Any]) -> None:
-        """A fault is this sequence's alone, as those that `Engine.add` raises are."""
+        """Add a request. A fault in it concerns this sequence alone, like an exception of `Engine.add`."""
         try:
             request = unpack_request(packed)
         except Exception as error:
@@ -152,7 +152,7 @@ class _Server:
 
 
 def _build_thread(build: Callable[[], "Engine"]) -> "EngineThread":
-    with frozen_imports():  # torch among them: what may be wrong with that is to be told as well
+    with frozen_imports():  # this imports torch: an error of that is sent to the worker too
         from ingine.worker.hosting.engine_thread import EngineThread
 
     return EngineThread(build)

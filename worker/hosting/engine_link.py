@@ -1,4 +1,4 @@
-"""What the worker and its engine say to each other, wherever the engine lives. Loads no torch."""
+"""The interface between the worker and its engine, in a thread or in a process. Does not import torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from ingine.engine.text.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class EngineFailure:
-    """An exception out of the engine, which has let go of the sequences that are to blame for it."""
+    """An exception of the engine, which has dropped the sequences that may have caused it."""
 
     seq_ids: list[str]
     error: Exception
     fatal: bool = False
-    """The engine is broken, and computes no more."""
+    """The engine is broken and computes no more steps."""
 
 
 StepMessage = list[SeqOutput] | EngineFailure
 
 
 class EngineHost(Protocol):
-    """Where an engine lives: `EngineThread` or `EngineProcess`. Made with the engine built, or not at all."""
+    """The host of an engine: `EngineThread` or `EngineProcess`. Its constructor builds the engine."""
 
     stats: EngineStats
-    """As of the last message."""
+    """The engine's statistics as of the last message."""
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...
@@ -37,38 +37,39 @@ class EngineHost(Protocol):
 
     @property
     def numerics(self) -> str:
-        """As `Engine.numerics`."""
+        """`Engine.numerics`: the number formats that the engine computes in."""
 
     @property
     def limits(self) -> RequestLimits:
-        """Checks and completes requests, from any thread."""
+        """The limits that validate and complete requests. Usable from any thread."""
 
     async def start(self, deliver: Callable[[StepMessage], None]) -> None:
-        """Begin to run. `deliver` is called in the running loop, in the order in which was computed."""
+        """Begin to run. `deliver` is called in the running loop, in the order of the engine's steps."""
 
     def add(self, request: EngineRequest) -> None:
-        """As `Engine.add`. If that raises, an EngineFailure for this sequence alone is delivered."""
+        """Add a request, as `Engine.add` does. An error is delivered as an EngineFailure of this sequence."""
 
     def abort(self, seq_id: str) -> None:
-        """Its last output, with finish reason `abort`, is delivered like a step's. Unknown: ignored."""
+        """Abort a sequence. Its last output, with finish reason `abort`, is delivered like a step's. An
+        unknown sequence is ignored."""
 
     def credit(self) -> None:
-        """A message has been dealt with: the engine may compute one step more."""
+        """Allow one step more, after a message has been dealt with."""
 
     async def stop(self) -> None:
-        """Ends it after the step under way. What it has delivered is to be committed after this."""
+        """End the engine after the current step. Once this returns, nothing more is delivered."""
 
     def close(self) -> None:
-        """Lets go of it, whatever it is doing. May block for seconds; the last thing to be called."""
+        """Release the engine, even while a step hangs. May block for seconds. Call it last."""
 
     @property
     def alive(self) -> bool:
-        """Whether it computes, or would if there were something to compute."""
+        """Whether the engine computes, or would if it had sequences."""
 
     @property
     def step_age_s(self) -> float:
-        """For how long, at least, the step under way has been; 0.0 between steps."""
+        """Seconds that the current step has taken, at least; 0.0 between steps."""
 
     @property
     def suspects(self) -> list[str]:
-        """Sequences that a step which does not return may be about."""
+        """The ids of the sequences that may be in a step that does not return."""

@@ -1,4 +1,4 @@
-"""An engine in a process of its own: its Python and the worker's do not wait for each other's interpreter."""
+"""Host an engine in its own process, so that engine and worker do not compete for one interpreter."""
 
 import asyncio
 import signal
@@ -25,27 +25,32 @@ from ingine.worker.hosting.pipe import (
 )
 
 SILENCE_S = 5.0
-"""A process that has not even said `pulse` for so long is held up, by a step that keeps the interpreter."""
+"""Silence, without even a `pulse`, after which a step is taken to hold the process's interpreter."""
 
 END_TIMEOUT_S = 5.0
-"""For the end of a process that has been left. After it: `kill -9`."""
+"""How long a closed process may take to end before it gets SIGKILL."""
 
 
 class EngineProcess:
-    """An `EngineHost`, whose engine is built and run by a program that calls `engine_child.serve_engine`.
+    """An `EngineHost` whose engine is built and run by a program that calls `engine_child.serve_engine`.
 
-    The program is in a session of its own, which the terminal's Ctrl-C does not reach, and ends with this
-    process, however that ends. If it ends by itself, that is a fatal EngineFailure of all its sequences.
+    The program runs in its own session, which the terminal's Ctrl-C does not reach, and ends with this
+    process, however this one ends. If it ends by itself, a fatal EngineFailure of all its sequences is
+    delivered.
     """
 
     def __init__(self, command: Sequence[str], load_tokenizer: Callable[[], Tokenizer | None]):
-        """Returns when the engine is built. Raises what building it raised, see `pipe.unpack_error`;
-        EngineError if the program ended instead. `load_tokenizer` is called then: the files are here by now.
+        """Start the program, and return when the engine is built. `load_tokenizer` is called then, once the
+        program has downloaded the model's files.
+
+        Raises the exception that building the engine raised, see `pipe.unpack_error`, and EngineError if the
+        program ended.
         """
         self._connection, theirs = socket.socketpair()
         with theirs:
             self._popen = subprocess.Popen(command, stdin=theirs, start_new_session=True)
         self._held: dict[str, None] = {}
+        """The ids of the sequences that the process has, in the order in which they were added."""
         self._pipe: Pipe | None = None
         self._broken = False
         self._step_age_s = 0.0
@@ -80,7 +85,7 @@ class EngineProcess:
 
     @property
     def suspects(self) -> list[str]:
-        """All that it has: which of them are in the batch cannot be asked of a process that hangs."""
+        """All sequences that the process has: a process that hangs cannot say which are in its batch."""
         return list(self._held)
 
     def add(self, request: EngineRequest) -> None:
@@ -149,10 +154,10 @@ class EngineProcess:
     def _lost(self) -> None:
         if not self._ended.is_set():
             self._broken = True
-            self._burial = asyncio.create_task(self._bury())
+            self._reporting = asyncio.create_task(self._report_end())
 
-    async def _bury(self) -> None:
-        """Its connection has ended, and it did not say that it would."""
+    async def _report_end(self) -> None:
+        """Deliver the failure of a process that ended without the message `stopped`."""
         await asyncio.to_thread(self.close)
         error = EngineError(f"the engine's process {self._ending}")
         self._fail(EngineFailure(list(self._held), error, fatal=True))

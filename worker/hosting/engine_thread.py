@@ -1,4 +1,4 @@
-"""The thread that owns the engine. The loop and it exchange messages, a step at a time."""
+"""Host an engine in a thread that exchanges messages with the event loop, one per step."""
 
 import asyncio
 import logging
@@ -23,45 +23,48 @@ from ingine.worker.logs import log_event
 logger = logging.getLogger(__name__)
 
 MAX_STEPS_AHEAD = 4
-"""Steps that may be delivered and not yet committed: some are written to Redis while others are computed.
-Those that wait meanwhile are written together (`ingine.worker.lanes`)."""
+"""Steps that may be delivered and not yet committed, so that steps are computed while others are written to
+Redis. Steps that wait for that are written together (`ingine.worker.lanes`)."""
 
 MAX_FAILED_STEPS = 10
-"""Steps in a row that may raise, each with a lone sequence to blame, before the engine counts as broken."""
+"""Steps in a row that may raise, each because of a single sequence, before the engine counts as broken."""
 
 END_TIMEOUT_S = 1.0
-"""For the end of a thread that was told to stop: it tells an engine's other ranks, if there are any."""
+"""How long a closed thread may take to end: it also notifies the engine's other ranks, if there are any."""
 
 
 class EngineThread:
-    """An `EngineHost` that builds an engine and then runs it, all in one thread.
+    """An `EngineHost` that builds an engine and runs it in the same thread.
 
-    Each delivered message takes one of `MAX_STEPS_AHEAD` credits, which `credit` gives back; without one the
-    engine waits. So a server that is slow or away holds the engine up instead of filling memory.
+    Each delivered message takes one of `MAX_STEPS_AHEAD` credits, which `credit` gives back. Without a credit
+    the engine waits, so a server that is slow or away holds up the engine instead of filling memory.
 
-    Built in the same thread, since OpenMP keeps a team of threads for each thread that ever computed: with
-    two teams it counts more threads than cores, lets them sleep early, and a step takes a quarter longer.
+    The engine is built in the thread that runs it, since OpenMP keeps a team of threads for every thread that
+    ever computed: with two teams there are more threads than cores, OpenMP lets them sleep early, and a step
+    takes a quarter longer.
     """
 
     def __init__(self, build: Callable[[], Engine]):
-        """Returns when the engine is built. Raises what `build` raises."""
+        """Start the thread, and return when the engine is built. Raises what `build` raises."""
         self._commands: deque[tuple[str, Callable[[], SeqOutput | None]]] = deque()
         self._wake = threading.Condition()
         self._credits = threading.Semaphore(MAX_STEPS_AHEAD)
         self._stopping = self._dropping = False
         self._failed_steps = 0
         self.step_began: float | None = None
-        """When (`time.monotonic`) the step under way began."""
+        """When (`time.monotonic`) the current step began; None between steps."""
         self._started = threading.Event()
         built: Future[Engine] = Future()
-        self._thread = threading.Thread(target=self._live, args=(build, built), name="engine", daemon=True)
+        self._thread = threading.Thread(
+            target=self._build_and_run, args=(build, built), name="engine", daemon=True
+        )
         self._thread.start()
         self._engine = built.result()
         self.stats: EngineStats = self._engine.stats()
 
     @property
     def engine(self) -> Engine:
-        """For what is safe from any thread: its config, its limits."""
+        """The engine. Only its config and its limits are safe to use from other threads."""
         return self._engine
 
     @property
@@ -86,7 +89,8 @@ class EngineThread:
         self.run(partial(post, deliver), partial(post, self._ended.set))
 
     def run(self, deliver: Callable[[StepMessage], None], ended: Callable[[], None]) -> None:
-        """As `start`, without a loop: both are called in the engine's thread, `ended` after all else."""
+        """Begin to run, as `start` does, without a loop: `deliver` is called in the engine's thread, and
+        `ended` there after the last message."""
         self._deliver, self._on_end = deliver, ended
         self._started.set()
 
@@ -107,7 +111,7 @@ class EngineThread:
         self._enqueue(request.seq_id, lambda: self._engine.add(request))
 
     def refuse(self, seq_id: str, error: Exception) -> None:
-        """As if `Engine.add` had raised `error`."""
+        """Deliver `error` as if `Engine.add` had raised it for this sequence."""
 
         def refuse() -> None:
             raise error
@@ -121,18 +125,19 @@ class EngineThread:
         self._credits.release()
 
     def request_stop(self) -> None:
-        """The thread ends after the step under way."""
+        """Have the thread end after the current step."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
 
     async def stop(self) -> None:
         self.request_stop()
-        # Not a join in the loop's executor: that would hold up the exit of a process whose step hangs.
+        # A join in the loop's executor would hold up the exit of a process whose step hangs.
         await self._ended.wait()
 
     def close(self) -> None:
-        """A step that hangs is left alone: nothing but the end of the process ends it."""
+        """Have the thread end, and wait up to `END_TIMEOUT_S`. A step that hangs goes on until the process
+        ends."""
         self.request_stop()
         self._started.set()
         self._thread.join(END_TIMEOUT_S)
@@ -142,21 +147,21 @@ class EngineThread:
             self._commands.append((seq_id, command))
             self._wake.notify()
 
-    def _live(self, build: Callable[[], Engine], built: Future[Engine]) -> None:
+    def _build_and_run(self, build: Callable[[], Engine], built: Future[Engine]) -> None:
         try:
             built.set_result(build())
         except BaseException as error:
             built.set_exception(error)
             return
         self._started.wait()
-        if not self._stopping:  # before it was to run
+        if not self._stopping:  # it was not stopped before `start`
             self._run()
         self._engine.close()
 
     def _run(self) -> None:
         try:
             self._step_until_stopped()
-        except Exception as error:  # out of what never should raise: the engine's accounts are in disorder
+        except Exception as error:  # from code that must not raise: the engine's state is inconsistent
             log_event(logger, logging.ERROR, "engine broken", error=repr(error))
             logger.debug("engine broken", exc_info=error)
             self._post(EngineFailure(self._running_seq_ids(), error, fatal=True))
@@ -174,7 +179,7 @@ class EngineThread:
             self._send(outputs)
 
     def _running_seq_ids(self) -> list[str]:
-        """Of an engine that may not even know that: then nobody is to blame."""
+        """The ids of the running sequences; none if a broken engine cannot list them."""
         try:
             return self._engine.running_seq_ids
         except Exception:
@@ -187,7 +192,7 @@ class EngineThread:
             return not self._stopping
 
     def _obey_commands(self) -> None:
-        """What was asked for since the last step. Each is on its own: one that raises harms no other."""
+        """Run the commands since the last step. An exception of one concerns only its own sequence."""
         while self._commands:
             seq_id, command = self._commands.popleft()
             try:
@@ -199,7 +204,7 @@ class EngineThread:
                     self._send([output])
 
     def _step(self) -> bool:
-        """Whether the engine is fit for another one."""
+        """Run one step. Returns whether the engine can go on."""
         try:
             outputs = self._compute()
         except Exception as error:
@@ -210,7 +215,7 @@ class EngineThread:
         return True
 
     def _compute(self, *, alone: str | None = None) -> list[SeqOutput]:
-        """The step itself, which alone is watched: what comes after it waits for the server."""
+        """Compute a step. The watchdog sees only this time, since delivery may wait for the server."""
         self.step_began = time.monotonic()
         try:
             return self._engine.step(alone=alone)
@@ -218,11 +223,12 @@ class EngineThread:
             self.step_began = None
 
     def _find_culprits(self, error: Exception) -> bool:
-        """Each sequence of the batch that raised takes its step alone, so that innocents go on.
+        """Run the step of each sequence of a failed batch alone, and drop those that fail again. Returns
+        whether the engine can go on.
 
-        The engine is broken, and no sequence in particular to blame, after an error of the accelerator
-        itself or one of ours (a rank that is gone): every later step fails too. Likewise when several fail
-        alone and none does not, or when lone ones keep failing.
+        The engine is broken, and no sequence to blame, after an error of the accelerator or an EngineError
+        (a rank has ended): every later step would fail too. It is also broken when all of several sequences
+        fail alone, or when batches of one sequence fail `MAX_FAILED_STEPS` times in a row.
         """
         self._failed_steps += 1
         suspects = self._engine.running_seq_ids
@@ -236,12 +242,13 @@ class EngineThread:
         elif len(culprits) > 1 or self._failed_steps >= MAX_FAILED_STEPS:
             return self._give_up(culprits, error)
         if culprits:
-            self._let_go(culprits, error)
+            self._drop(culprits, error)
         return True
 
     def _step_alone(self, seq_id: str) -> bool:
+        """Run a step of one sequence. Returns False if it raises."""
         if seq_id not in self._engine.running_seq_ids:
-            return True  # Preempted for the sake of one before it.
+            return True  # preempted by the step of a sequence before it
         try:
             outputs = self._compute(alone=seq_id)
         except Exception:
@@ -251,22 +258,23 @@ class EngineThread:
         return True
 
     def _give_up(self, seq_ids: list[str], error: Exception) -> bool:
-        self._let_go(seq_ids, error, fatal=True)
+        self._drop(seq_ids, error, fatal=True)
         return False
 
-    def _let_go(self, seq_ids: list[str], error: Exception, *, fatal: bool = False) -> None:
+    def _drop(self, seq_ids: list[str], error: Exception, *, fatal: bool = False) -> None:
         for seq_id in seq_ids:
             self._engine.abort(seq_id)
         self._send(EngineFailure(seq_ids, error, fatal))
 
     def _send(self, message: StepMessage) -> None:
-        self.stats = self._engine.stats()  # whoever gets the message asks for them
+        self.stats = self._engine.stats()  # the receiver of the message reads them
         self._post(message)
 
     def _post(self, message: StepMessage) -> None:
-        """Once a message is dropped, so are all that follow: a sequence's tokens have no gap."""
+        """Deliver a message once there is a credit. While stopping it is dropped if there is none, and so are
+        all later messages, so that a sequence's tokens have no gap."""
         while not self._dropping and not self._credits.acquire(timeout=0.1):
-            # Redis is away and we are to leave: what is not committed is made again elsewhere.
+            # Redis is away and the worker stops: uncommitted tokens are computed again elsewhere.
             self._dropping = self._stopping
         if not self._dropping:
             self._deliver(message)

@@ -2,21 +2,21 @@
 
 | worker to engine | |
 | --- | --- |
-| `start` | compute; and say `pulse` once a second |
+| `start` | begin to compute, and send `pulse` once per second |
 | `add` | an EngineRequest |
-| `abort`, `credit` | as `EngineHost` has them |
-| `stop` | end after the step under way |
+| `abort`, `credit` | the methods of `EngineHost` |
+| `stop` | end after the current step |
 
 | engine to worker | |
 | --- | --- |
-| `built`, or `not built` | the first word |
-| `outputs` | of a step, all in one, by field; and the engine's stats |
+| `built`, or `not built` | the first message |
+| `outputs` | all outputs of a step, a list per field; and the engine's stats |
 | `failure` | an EngineFailure, and the stats |
-| `pulse` | how long the step under way has taken, and the stats |
-| `stopped` | the last word: all outputs have been sent. The worker closes its end |
+| `pulse` | how long the current step has taken, and the stats |
+| `stopped` | the last message: all outputs have been sent. The worker closes its end |
 
-The end of file is the end of whoever was there. No exception travels, since those of libraries need not
-survive that: only its name and text, and what of it the worker acts upon.
+An end of file means that the other process has ended. Exceptions are not pickled, since those of libraries
+may not support it: only their names and texts are sent, and the attributes that the worker uses.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from ingine.errors import ConfigError, EngineError, ErrorCode, InvalidRequest, M
 from ingine.sampling_params import SamplingParams
 
 Message = list[Any]
-"""Its name, then what it brings."""
+"""The message's name, then its values."""
 
 _ERRORS = {kind.__name__: kind for kind in (ConfigError, ModelNotFound, UnsupportedModel, EngineError)}
 _REQUEST_FIELDS = tuple(field.name for field in fields(EngineRequest))
@@ -45,7 +45,8 @@ _stats_values = attrgetter(*_STATS_FIELDS)
 
 
 class Pipe(asyncio.Protocol):
-    """The worker's end, in a running loop. `receive` gets each message, and `lost` is called at the end."""
+    """The worker's end, in a running loop. `receive` is called with each message, and `lost` at the end of
+    file."""
 
     def __init__(self, receive: Callable[[Message], None], lost: Callable[[], None]):
         self._receive = receive
@@ -61,16 +62,16 @@ class Pipe(asyncio.Protocol):
         return pipe
 
     def send(self, *message: Any) -> None:
-        """To nobody, if the other end is gone: `lost` tells."""
+        """Send a message. It is dropped if the other end is closed, which `lost` reports."""
         self.write(pack(*message))
 
     def write(self, packed: bytes) -> None:
-        """As `send`, of a message that is packed already."""
+        """Send a message that is already packed."""
         if not self._transport.is_closing():
             self._transport.write(packed)
 
     def close(self) -> None:
-        """Once all that was sent is written."""
+        """Close this end once all sent messages are written."""
         self._transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -102,13 +103,13 @@ def pack_request(request: EngineRequest) -> dict[str, Any]:
 
 
 def unpack_request(packed: dict[str, Any]) -> EngineRequest:
-    """Raises pydantic's ValidationError for what are no sampling parameters."""
+    """The request of `pack_request`. Raises pydantic's ValidationError for invalid sampling parameters."""
     return EngineRequest(**packed | {"params": SamplingParams(**packed["params"])})
 
 
 def pack_outputs(outputs: list[SeqOutput]) -> dict[str, tuple]:
-    """A list for each field, so that a step has each name once, however many sequences are in it."""
-    columns = zip(*map(_output_values, outputs), strict=True)  # none, without outputs
+    """Pack outputs as a list per field, so that each field's name is sent once per step."""
+    columns = zip(*map(_output_values, outputs), strict=True)  # no columns without outputs
     return dict(zip(_OUTPUT_FIELDS, columns, strict=bool(outputs)))
 
 
@@ -141,7 +142,8 @@ def pack_error(error: BaseException) -> dict[str, str | None]:
 
 
 def unpack_error(packed: dict[str, str | None]) -> Exception:
-    """Of the same type where it is one of ours or says what is not installed, else an EngineError."""
+    """The packed error: of the same type if it is one of ingine's or names a module that is not installed,
+    else an EngineError."""
     name, text = packed["type"], packed["text"]
     if packed["code"] is not None:
         return InvalidRequest(ErrorCode(packed["code"]), text)

@@ -1,7 +1,7 @@
 """The program of a process that reads prompts: `python -m ingine.worker.hosting.prompt_child`.
 
-Its standard input is a socket to the worker that started it, see `hosting.prompt_process`. Here a prompt may
-loop or fill memory: the kernel ends this process then, and the worker starts another. Loads neither torch
+Its standard input is a socket to the worker that started it, see `hosting.prompt_process`. A prompt that
+loops or fills memory makes the kernel end this process, and the worker starts another. Imports neither torch
 nor transformers.
 """
 
@@ -23,21 +23,21 @@ from ingine.errors import ErrorCode, InvalidRequest
 from ingine.worker.child import die_with_parent
 
 MEMORY_BYTES = 1 << 30
-"""What reading a prompt may take: some 200 bytes a token, and the longest prompts have a million."""
+"""Memory that reading a prompt may take: about 200 bytes per token, and the longest have a million tokens."""
 
 MAX_REASON_CHARS = 500
 EXIT_OUT_OF_MEMORY = 3
-"""So that the next prompt finds a process as the first one did."""
+"""Exit status after a prompt ran out of memory: the next one is read by a fresh process."""
 
 
 def command() -> list[str]:
-    """How to start it."""
-    # -P: a folder `worker` where we were started is not this package.
+    """The command that starts this program."""
+    # -P: a folder `worker` in the current folder must not shadow this package.
     return [sys.executable, "-P", "-m", "ingine.worker.hosting.prompt_child"]
 
 
 def main() -> None:
-    # A service manager's SIGTERM may be for all processes. The worker hands over first.
+    # A service manager may send SIGTERM to all processes. The worker hands over first, then ends this one.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
     die_with_parent()
@@ -47,7 +47,7 @@ def main() -> None:
     try:
         *definition, max_num_tokens = next(messages)
         encoder = PromptEncoder(Tokenizer.from_definition(definition), max_num_tokens)
-        # Panics and failed allocations would write a line of their own each: the job's error tells of them.
+        # Panics and failed allocations would each print a line: the job's error reports them.
         _point_at_nothing(1)
         _point_at_nothing(2)
         _limit_memory()
@@ -59,11 +59,14 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_PROF, 0)
             connection.sendall(msgpack.packb(answer))
     except (ConnectionError, StopIteration):
-        pass  # the worker is gone
+        pass  # the worker has ended
 
 
 def _read(encoder: PromptEncoder, prompt: list[Any]) -> list[Any]:
-    """["read", token ids], ["too long", their number], or ["refused", error code, message]."""
+    """Read a prompt: a text, or messages and the time (seconds since the epoch) when they were submitted.
+
+    Returns ["read", token ids], ["too long", number of tokens], or ["refused", error code, message].
+    """
     try:
         match prompt:
             case [text]:
@@ -77,29 +80,30 @@ def _read(encoder: PromptEncoder, prompt: list[Any]) -> list[Any]:
         os._exit(EXIT_OUT_OF_MEMORY)
     except InvalidRequest as error:
         return ["refused", str(error.code), str(error)]
-    except Exception as error:  # a tokenizer that this prompt, of all, sets off
+    except Exception as error:  # a tokenizer may raise anything
         reason = f"{type(error).__name__}: {error!s:.{MAX_REASON_CHARS}}"
         return ["refused", str(ErrorCode.ENGINE_ERROR), reason]
 
 
 def _receive(connection: socket.socket) -> Iterator[list[Any]]:
-    unpacker = msgpack.Unpacker(max_buffer_size=0)  # as large as need be: the worker alone sends
+    unpacker = msgpack.Unpacker(max_buffer_size=0)  # unlimited: only the worker sends
     while received := connection.recv(1 << 20):
         unpacker.feed(received)
         yield from unpacker
 
 
 def _limit_memory() -> None:
-    """From here on. Only Linux tells what is in use, and keeps to the limit."""
+    """Limit this process to `MEMORY_BYTES` more than it uses now, on Linux, and forbid core files."""
     if sys.platform == "linux":
         pages_in_use = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages_in_use * resource.getpagesize() + MEMORY_BYTES
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would be a file with prompts in it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would contain prompts
 
 
 def _point_at_nothing(fileno: int) -> None:
+    """Redirect a file descriptor to /dev/null."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, fileno)
     os.close(nothing)

@@ -1,7 +1,7 @@
-"""A process of its own for prompts whose cost nobody knows before they are read.
+"""Read prompts in a separate process, for prompts whose cost is unknown before they are read.
 
-Chat templates and tokenizers are programs that come with a model, run on what anybody sends. They can loop,
-fill memory, or keep the interpreter for seconds, and nothing ends them but the end of their process.
+Chat templates and tokenizers are programs that come with a model, and run on any client's input. They may
+loop, fill memory, or hold the interpreter for seconds, and only the end of their process ends them.
 """
 
 import asyncio
@@ -24,19 +24,22 @@ from ingine.worker.logs import log_event
 logger = logging.getLogger(__name__)
 
 SILENCE_S = 60.0
-"""For a process that uses no processor time either (somebody has stopped it): the kernel ends the others."""
+"""Silence after which a process that uses no processor time (it was stopped, say) is killed. The kernel ends
+one that uses too much."""
 CLOCK_PER_CPU_S = 8.0
-"""Time by the clock for a second of a process, on a machine that has other work."""
+"""Seconds that may pass for a second of processor time, on a machine with other work."""
 
 MAX_FAILED_STARTS = 3
-"""In a row, before those who wait are told."""
+"""Failed starts in a row after which the waiting requests fail with NoPromptProcess."""
 RESTART_DELAY_S = 1.0
+"""Delay between starts before that."""
 RETRY_S = 5.0
-"""Once they have been told."""
+"""Delay between starts after that."""
 
 
 class NoPromptProcess(EngineError):
-    """None can be started, for want of memory or of processes: no prompt's fault, and only this worker's."""
+    """No process can be started, for lack of memory or of processes. No prompt is to blame, and another
+    worker may read it."""
 
 
 @dataclass(eq=False)
@@ -45,43 +48,43 @@ class _Request:
     cpu_s: float
     message: bytes
     answer: asyncio.Future[list[int] | int]
-    tried_twice: bool = False
+    is_last_try: bool = False
+    """The request is refused if a process is killed again while it reads it."""
 
 
 class PromptProcess:
-    """Reads prompts one by one, in turns by tenant, in a process that is started for the first.
+    """Reads prompts one by one, in turns by tenant, in a process that is started for the first one.
 
-    When the process ends, the prompt that it said it had begun is to blame and is refused. Another one reads
-    the rest. None outlives this process.
+    If the process ends, the prompt that it has reported as begun is to blame and is refused. Another process
+    reads the others. No such process outlives this one.
     """
 
     def __init__(self, definition: Definition, max_num_tokens: int, *, max_in_flight: int):
-        """max_in_flight: prompts that lie with the process at a time, whose order is settled."""
+        """max_in_flight: prompts that are sent to the process at a time. Their order is fixed."""
         self._first_message = pack(*definition, max_num_tokens)
         self._max_in_flight = max_in_flight
         self._waiting: dict[str, deque[_Request]] = {}
-        """By tenant; whose turn it is comes first."""
+        """Waiting requests by tenant. The tenant whose turn it is comes first."""
         self._in_flight: deque[_Request] = deque()
-        """The first of them is read next, or is being read."""
+        """Requests sent to the process. The first one is read next, or is being read."""
         self._reading: _Request | None = None
-        """Which the process has begun: nothing else can have ended it."""
+        """The request that the process has begun: if the process ends, this is the cause."""
         self._wanted = asyncio.Event()
-        self._life: asyncio.Task | None = None
+        self._running: asyncio.Task | None = None
         self._pipe: Pipe | None = None
         self._is_ready = False
         self._has_begun = False
-        """This process has begun at least one prompt."""
+        """The current process has begun at least one prompt."""
         self._silence: asyncio.TimerHandle | None = None
         self.popen: subprocess.Popen | None = None
         self.start_error: str | None = None
-        """Why `MAX_FAILED_STARTS` or more have failed. Until one starts nobody is kept waiting."""
+        """Why the last `MAX_FAILED_STARTS` or more starts failed. Until one succeeds, `read` raises."""
 
     async def read(self, tenant: str, cpu_s: float, *prompt: Any) -> list[int] | int:
-        """Token ids of a text, or of messages and the time (seconds since the epoch) when they were sent.
+        """Token ids of a text, or of messages and the time of their submission in seconds since the epoch.
         Only their number if there are too many.
 
-        Raises InvalidRequest, PROMPT_TOO_COSTLY after `cpu_s` of processor time among them, or
-        NoPromptProcess.
+        Raises InvalidRequest, with PROMPT_TOO_COSTLY after `cpu_s` of processor time, or NoPromptProcess.
         """
         if self.start_error:
             raise NoPromptProcess(self.start_error)
@@ -93,21 +96,21 @@ class PromptProcess:
         return await answer
 
     def start(self) -> None:
-        """So that the first prompt need not wait for it."""
+        """Start the process, so that the first prompt need not wait for that."""
         self._wanted.set()
-        if self._life is None or self._life.done():
-            self._life = asyncio.create_task(self._live(), name="prompts")
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run(), name="prompts")
 
     async def close(self) -> None:
-        """What is not read by now is never answered."""
-        if self._life is not None:
-            self._life.cancel()
-            await asyncio.wait([self._life])
+        """End the process. A prompt that is not read by now is never answered."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
 
     # ---------------------------------------------------------------------------------- requests
 
     def _send(self) -> None:
-        """As much of what waits as may lie with the process."""
+        """Send waiting requests, up to `max_in_flight` in total."""
         while self._is_ready and len(self._in_flight) < self._max_in_flight and (request := self._next()):
             self._in_flight.append(request)
             self._pipe.write(request.message)
@@ -115,18 +118,19 @@ class PromptProcess:
                 self._watch()
 
     def _next(self) -> _Request | None:
+        """Remove and return the next request, in turns by tenant; None if none waits."""
         while self._waiting:
             tenant, requests = next(iter(self._waiting.items()))
             request = requests.popleft()
             del self._waiting[tenant]
             if requests:
-                self._waiting[tenant] = requests  # behind all others
-            if not request.answer.done():  # else whoever asked has given up
+                self._waiting[tenant] = requests  # after all other tenants
+            if not request.answer.done():  # else the caller was cancelled
                 return request
         return None
 
     def _put_back(self, request: _Request) -> None:
-        """It is the next one again."""
+        """Make this request the next one."""
         requests = self._waiting.pop(request.tenant, deque())
         requests.appendleft(request)
         self._waiting = {request.tenant: requests, **self._waiting}
@@ -151,24 +155,25 @@ class PromptProcess:
         _answer(self._in_flight.popleft(), answer)
 
     def _watch(self) -> None:
+        """Restart the timer that kills a silent process."""
         if self._silence:
             self._silence.cancel()
         self._silence = None
         if self._in_flight or not self._is_ready:
-            # Its own limit of processor time comes first, however busy the machine is.
+            # Long enough for the limit of processor time to come first, even on a busy machine.
             computing_s = CLOCK_PER_CPU_S * self._in_flight[0].cpu_s if self._in_flight else 0.0
             wait = asyncio.get_running_loop().call_later
             self._silence = wait(SILENCE_S + computing_s, self._kill)
 
     def _kill(self) -> None:
         if self._reading:
-            self._reading.tried_twice = True  # a minute is enough
+            self._reading.is_last_try = True  # it was silent for a minute: no second try
         self.popen.kill()
 
     # ------------------------------------------------------------------------------- the process
 
-    async def _live(self) -> None:
-        """One process after another, each when there is something to read, or when none could be started."""
+    async def _run(self) -> None:
+        """Run one process after another, each when there is a prompt to read, or after a failed start."""
         num_failed = 0
         while True:
             await self._wanted.wait()
@@ -181,11 +186,12 @@ class PromptProcess:
                 self._wanted.clear()
 
     async def _try_one(self) -> str | None:
-        """Run a process, and settle what it leaves. Why it was of no use, or None if it was."""
+        """Run a process until it ends, and deal with the requests that it leaves. Returns why it has served
+        nothing, or None if it has."""
         self._has_begun = False
         try:
             status = await self._run_one()
-        except Exception as error:  # no memory, no more processes or threads
+        except Exception as error:  # out of memory, processes or threads
             status, fault = None, repr(error)
         else:
             has_served = self._is_ready and (self._has_begun or not self._in_flight)
@@ -201,7 +207,7 @@ class PromptProcess:
         return fault
 
     async def _run_one(self) -> int:
-        """From its start to its end. Its exit status: negative for a signal."""
+        """Start a process and wait for its end. Returns its exit status, negative for a signal."""
         ours = self._spawn()
         lost = asyncio.Event()
         try:
@@ -221,14 +227,14 @@ class PromptProcess:
         return self.popen.returncode
 
     def _receive_rest(self, unread: socket.socket) -> None:
-        """What the event loop has not read when it found that it cannot write: it may say what was begun."""
+        """Receive what the event loop had not read when a write failed: it may say which prompt was begun."""
         unread.setblocking(False)
-        with contextlib.suppress(OSError):  # that is the end of it too
+        with contextlib.suppress(OSError):  # nothing more to read
             while received := unread.recv(1 << 16):
                 self._pipe.data_received(received)
 
     def _spawn(self) -> socket.socket:
-        """Start a process. Our end of what is its standard input."""
+        """Start a process. Returns our end of the socket that is its standard input."""
         ours, theirs = socket.socketpair()
         with theirs:
             env = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
@@ -240,24 +246,25 @@ class PromptProcess:
         return ours
 
     def _settle(self, request: _Request, status: int) -> None:
-        """A process has ended while it read this one."""
+        """Retry or refuse a request whose reading has ended a process."""
         log_event(logger, logging.WARNING, "prompt process ended", status=status, tenant=request.tenant)
-        # Nothing that it reads ends it so: somebody else did, or memory was short.
-        if status == -signal.SIGKILL and not request.tried_twice:
-            request.tried_twice = True
+        # No prompt causes SIGKILL: another program sent it, or the machine was short of memory.
+        if status == -signal.SIGKILL and not request.is_last_try:
+            request.is_last_try = True
             self._put_back(request)
         else:
             reason = _reason(status, request.cpu_s)
             _answer(request, InvalidRequest(ErrorCode.PROMPT_TOO_COSTLY, reason))
 
-    async def _recover_start(self, num_failed: int, said: str) -> None:
-        log_event(logger, logging.WARNING, "prompt process not started", error=said)
+    async def _recover_start(self, num_failed: int, fault: str) -> None:
+        """Wait before the next start. After `MAX_FAILED_STARTS` failed ones, fail all waiting requests."""
+        log_event(logger, logging.WARNING, "prompt process not started", error=fault)
         if num_failed < MAX_FAILED_STARTS:
             await asyncio.sleep(RESTART_DELAY_S)
             return
-        self.start_error = said
+        self.start_error = fault
         while request := self._next():
-            _answer(request, NoPromptProcess(said))
+            _answer(request, NoPromptProcess(fault))
         await asyncio.sleep(RETRY_S)
 
 
@@ -271,8 +278,9 @@ def _answer(request: _Request, answer: list[int] | int | Exception) -> None:
 
 
 def _reason(status: int, cpu_s: float) -> str:
+    """Why a process ended with `status` while it read a prompt."""
     if status == -signal.SIGPROF:
         return f"reading the prompt took more than {cpu_s:.1f} s of processor time"
-    if status in (EXIT_OUT_OF_MEMORY, -signal.SIGABRT):  # Python's way to run out of memory, and Rust's
+    if status in (EXIT_OUT_OF_MEMORY, -signal.SIGABRT):  # out of memory in Python, and in Rust
         return f"reading the prompt took more than {MEMORY_BYTES >> 20} MiB of memory"
-    return f"reading the prompt ended the process that did so, with status {status}"
+    return f"reading the prompt ended the reading process with status {status}"

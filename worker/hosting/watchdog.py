@@ -1,4 +1,4 @@
-"""A step that hangs: nothing can end it but the end of its process, and the worker goes with that."""
+"""The watchdog for hanging steps. Only the end of its process ends such a step, so the worker must end."""
 
 import asyncio
 
@@ -7,11 +7,11 @@ from ingine.worker.hosting.engine_link import EngineHost
 
 
 class StepHangs(EngineError):
-    pass
+    """A step has taken longer than its limit."""
 
 
 async def watch_steps(engine: EngineHost, limit_s: float) -> None:
-    """Raises StepHangs once a step has taken `limit_s`."""
+    """Raise StepHangs once a step has taken `limit_s` seconds."""
     while True:
         waited_s = engine.step_age_s
         if waited_s >= limit_s:
