@@ -1,7 +1,7 @@
-"""Whether a server can serve a worker: what it is, and whether it knows every command that a worker needs.
+"""Check that a server is of a kind that a worker can use, and knows every command that a worker needs.
 
-Asked once at a start, in a few round trips that write nothing. What waiting will not mend ends the start;
-what may pass (a server that loads its files, a replica that may be promoted) is waited for.
+The check runs once at start, in a few round trips that write nothing. A fault that waiting cannot repair ends
+the start. One that may pass (the server loads its files, or is a replica that may be promoted) is waited out.
 """
 
 import logging
@@ -29,16 +29,16 @@ NEVER_PASSES = {
     "cluster support disabled": f"it is no cluster, so {PLAIN}",
     "'SENTINEL'": f"it is no Sentinel, so {PLAIN}",
 }
-"""What a server answers that is another than the URL says, and what to do."""
+"""Errors of a server that is of another kind than its URL says, each with a remedy."""
 
 
 def needed_calls(keys: Keys) -> list[str]:
-    """Each command that a worker or one of its scripts sends, with a key or channel of each kind for it."""
+    """The commands that a worker and its scripts send, each once for every kind of key or channel."""
     return calls(Role.WORKER, keys)
 
 
 def names_of(calls: list[str]) -> list[str]:
-    """The commands of these calls, each once: XGROUP CREATE counts as one."""
+    """The names of the commands in these calls, each once. XGROUP CREATE is one name."""
     return list(dict.fromkeys(map(_name_of, calls)))
 
 
@@ -48,9 +48,9 @@ def _name_of(call: str) -> str:
 
 
 def _refusals(calls: list[str]) -> str:
-    """The commands of these calls, each with the keys and channels that it is refused on.
+    """A text with the commands of refused calls, each with the keys and channels that it is refused on.
 
-    A key is named by what comes behind the queue's prefix: `job:0` is the record of a job.
+    A key is named without the queue's prefix: `job:0` is the record of a job.
     """
     named: dict[str, list[str]] = defaultdict(list)
     for call in calls:
@@ -60,23 +60,23 @@ def _refusals(calls: list[str]) -> str:
 
 @dataclass
 class _About:
-    """What a server says of itself."""
+    """What is known of a server."""
 
     name: str
-    """With its version, and where it is."""
+    """Its kind, version and address, for messages."""
     mode: str = ""
     """`standalone`, `cluster` or `sentinel`."""
     lacking: list[str] = field(default_factory=list)
     """Commands that it does not know."""
     info: dict[str, Any] = field(default_factory=dict)
-    """Of INFO; empty where it is forbidden to us, which speaks for whoever set the server up."""
+    """The fields of INFO; empty if the user may not run it."""
 
 
 async def check_server(redis: Redis, where: str, keys: Keys) -> None:
-    """Raises ConfigError, naming the server with its version, if it lets nobody in, cannot do what a worker
-    needs, or would throw jobs and logs away; RedisError if it cannot be asked yet.
+    """Raise ConfigError, which names the server and its version, if the server refuses the login, lacks what
+    a worker needs, or would delete jobs and logs. Raises RedisError if it cannot be asked yet.
 
-    where: the server as it may be shown.
+    where: the server's URL without its password.
     """
     about = _About(f"the server at {where}")
     try:
@@ -101,14 +101,14 @@ def _fault(about: _About, what: str) -> ConfigError:
 
 
 async def _ask(redis: Redis, keys: Keys, about: _About) -> None:
-    """HELLO, which every user may ask; INFO; and which commands are unknown.
+    """Fill in `about` from HELLO, which every user may run, from INFO, and from a probe of each command.
 
-    A command without arguments is refused for their number, before anything else, unless it is unknown. That
-    goes through a proxy too, which may know less than the server behind it.
+    The probe sends each command without arguments: the server refuses it for their number before it checks
+    anything else, unless the command is unknown. This also finds commands that a proxy does not know.
     """
     names = names_of(needed_calls(keys))
     pipe = redis.pipeline(transaction=False)
-    # The last of them is about a key, which another node of a cluster may have.
+    # HGET is sent for its key, which another node of a cluster may have.
     pipe.execute_command("HELLO").info().hget(keys.settings, "partitions")
     for name in names:
         pipe.execute_command(name)
@@ -124,7 +124,7 @@ async def _ask(redis: Redis, keys: Keys, about: _About) -> None:
 
 
 def _remedy(error: exceptions.RedisError, redis: Redis) -> str | None:
-    """The end of a message about what waiting will not mend. None: it may."""
+    """The end of the message for an error that waiting cannot repair; None if the error may pass."""
     for sign, remedy in NEVER_PASSES.items():
         if sign in str(error):
             return f": {remedy}"
@@ -140,7 +140,7 @@ def _remedy(error: exceptions.RedisError, redis: Redis) -> str | None:
 
 
 def _asks_its_way(redis: Redis) -> bool:
-    """Whether its connections ask where to go, as they do in a cluster and behind Sentinel."""
+    """Whether the client looks up the server to use, as in a cluster and behind Sentinel."""
     return redis.connection_pool.connection_kwargs.get("find") is not None
 
 

@@ -1,4 +1,4 @@
-"""Which server a worker uses: the one named, this user's embedded one, one that answers, or a new one."""
+"""Choose a worker's server: the configured one, the user's embedded one, the default one, or a new one."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class _Listener(StrEnum):
-    """What a probe of a URL finds there."""
+    """What a probe of a port finds."""
 
     SERVER = "a server that answers"
     LOADING = "a server that loads its files"
@@ -38,11 +38,11 @@ class _Listener(StrEnum):
 def ensure_server(
     redis_url: str | None, *, data_dir: Path | None = None
 ) -> tuple[str, EmbeddedServer | None]:
-    """The URL of the server to use, and the embedded server if one had to be started (the caller stops it).
+    """The URL of the server to use, and the embedded server if one was started, which the caller must stop.
 
-    With a URL: that one, and nothing is ever started. Without: this user's embedded server if it runs, else
-    the server that answers on the default URL, else a new one there, or on a free port if another program has
-    the default one.
+    With `redis_url`, that is the server, and none is started. Without, it is this user's embedded server if
+    that runs, else the server that answers on the default URL, else a new embedded server: on the default
+    port or, if another program has that, on a free one. Raises ConfigError.
     """
     if redis_url:
         return redis_url, None
@@ -65,8 +65,8 @@ def ensure_server(
                 log.warning("port %d is taken by %s", DEFAULT_PORT, found)
                 return _start(EmbeddedServer(data_dir))
         except (DataDirInUse, PortTaken):
-            # By a worker that starts at this very moment, or by the server of one that has just been killed:
-            # the next look will tell.
+            # Taken by a worker that starts at the same moment, or by the server of a worker that has just
+            # been killed: the next round finds out.
             if time.monotonic() > deadline and not is_changing(data_dir):
                 raise
         time.sleep(0.1)
@@ -78,7 +78,7 @@ def _start(server: EmbeddedServer) -> tuple[str, EmbeddedServer]:
     server.start()
     log.info(
         "started an embedded server at %s, its files are in %s. This user's commands find it; others "
-        "need INGINE_REDIS_URL, set to what is in %s",
+        "need INGINE_REDIS_URL, set to the content of %s",
         redact(server.url),
         server.data_dir,
         server.url_path,
@@ -87,7 +87,7 @@ def _start(server: EmbeddedServer) -> tuple[str, EmbeddedServer]:
 
 
 def _probe(port: int) -> _Listener:
-    """Who listens on this machine's `port`. Asks without a password."""
+    """Find out what listens on this machine's `port`, without a password."""
     if not is_taken(port):
         return _Listener.NOBODY
     if other_person_on(port):

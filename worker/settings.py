@@ -1,4 +1,4 @@
-"""Every setting of a worker: an `INGINE_` variable, a line in `.env`, or a flag of `ingine worker`."""
+"""A worker's settings. Each is an `INGINE_` variable, a line in `.env`, or a flag of `ingine worker`."""
 
 from dataclasses import fields
 from typing import Annotated, Any, Literal
@@ -45,56 +45,64 @@ class WorkerSettings(BaseSettings):
     @classmethod
     def _no_parking_place(cls, name: str) -> str:
         if name.startswith(PARKED_PREFIX):
-            raise ValueError(f"must not begin with {PARKED_PREFIX!r}: consumers of parked entries do")
+            raise ValueError(f"must not begin with {PARKED_PREFIX!r}: that is for parked entries")
         return name
 
     model: str | None = Field(None, description="Packaged name, folder, GGUF file, hub id. Unset: SmolLM2.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Of weights and KV. auto: bfloat16 where it is fast."
+        "auto", description="Type of weights and KV. auto: bfloat16 where it is fast."
     )
     quantization: Literal["int8", "int4"] | None = Field(
-        None, description="int8, int4: of weights, CPU only. Unset: none."
+        None, description="Of weights: int8 or int4, on CPUs only. Unset: none."
     )
     kv_cache_dtype: Literal["auto", "int8", "int4", "fp8"] = Field(
-        "auto", description="auto: as dtype. fp8: CUDA."
+        "auto", description="Type of the KV cache. auto: as dtype. fp8: CUDA only."
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
-    max_model_len: int | None = Field(None, ge=1, description="Prompt + output. Unset: the model's.")
-    max_num_seqs: int | None = Field(None, ge=1, description="Sequences in a step, and jobs taken at a time.")
-    max_num_batched_tokens: int | None = Field(None, ge=1, description="Token budget of one step.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
+    max_model_len: int | None = Field(
+        None, ge=1, description="Tokens of prompt + output. Unset: the model's."
+    )
+    max_num_seqs: int | None = Field(None, ge=1, description="Sequences per step, and jobs held at a time.")
+    max_num_batched_tokens: int | None = Field(None, ge=1, description="Token budget of a step.")
     block_size: int = Field(16, ge=1, description="Tokens in a KV block.")
-    kv_cache_bytes: Bytes | None = Field(None, ge=1, description="8GiB, say. Unset: what the device has.")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the whole GPU to use.")
-    enable_prefix_caching: bool = Field(True, description="Reuse the KV of equal beginnings.")
+    kv_cache_bytes: Bytes | None = Field(None, ge=1, description="Such as 8GiB. Unset: what the device has.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the GPU's memory to use.")
+    enable_prefix_caching: bool = Field(True, description="Reuse the KV of common prefixes.")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model; under torchrun.")
     async_scheduling: bool | None = Field(None, description="Schedule ahead of the device. Unset: on a GPU.")
     speculation: Literal["ngram", "suffix"] | None = Field(
         None, description="ngram: by prompt lookup. suffix: from recent outputs too. Unset: none."
     )
-    num_speculative_tokens: int = Field(8, ge=1, description="Most tokens guessed of a sequence in a step.")
-    suffix_decoding_max_cached_tokens: int = Field(65_536, ge=0, description="Of recent outputs. 0: none.")
-    suffix_decoding_across_tenants: bool = Field(False, description="Guess from any tenant's outputs.")
-    priority_ageing_s: float = Field(30.0, gt=0, description="Waiting that outweighs one step of priority.")
+    num_speculative_tokens: int = Field(8, ge=1, description="Most draft tokens per sequence and step.")
+    suffix_decoding_max_cached_tokens: int = Field(
+        65_536, ge=0, description="Recent output tokens to keep. 0: none."
+    )
+    suffix_decoding_across_tenants: bool = Field(False, description="Draft from any tenant's outputs.")
+    priority_ageing_s: float = Field(30.0, gt=0, description="Waiting that outweighs a priority step.")
 
     generation_config: Literal["auto", "vllm"] = Field(
-        "auto", description="Sampling that jobs leave open. auto: the model's own. vllm: neutral values."
+        "auto", description="Sampling defaults. auto: the model's own. vllm: neutral values."
     )
 
     lease_s: float = Field(15.0, ge=0.5, description="A worker silent for this long loses its jobs.")
     result_ttl_s: float = Field(DEFAULT_RESULT_TTL_S, gt=0, description="How long an ended job can be read.")
-    max_jobs: int | None = Field(None, ge=1, description="Queue limit. Unset: as the queue has it.")
-    max_job_bytes: Bytes | None = Field(None, ge=64, description="Job limit. Unset: as the queue has it.")
-    max_bytes: Bytes | None = Field(None, ge=64, description="Of all jobs. Unset: as the queue has it.")
-    max_jobs_per_s: float | None = Field(None, gt=0, description="Of a tenant. Unset: as the queue has it.")
-    mixed_models: bool = Field(False, description="Serve a queue beside workers of another model.")
+    max_jobs: int | None = Field(None, ge=1, description="Limit of jobs in the queue. Unset: left as it is.")
+    max_job_bytes: Bytes | None = Field(
+        None, ge=64, description="Limit of a job's size. Unset: left as it is."
+    )
+    max_bytes: Bytes | None = Field(
+        None, ge=64, description="Limit of all jobs' bytes. Unset: left as it is."
+    )
+    max_jobs_per_s: float | None = Field(None, gt=0, description="Limit per tenant. Unset: left as it is.")
+    mixed_models: bool = Field(False, description="Allow workers of other models on the queue.")
     model_wait_s: float = Field(
         300.0, ge=10, description="How long a job waits for a worker of a model that this queue has had."
     )
-    max_deaths: int = Field(3, ge=1, description="Workers that a job may take down before it is failed.")
+    max_deaths: int = Field(3, ge=1, description="Worker deaths after which a job fails.")
     step_timeout_s: float = Field(300.0, gt=0, description="A step that takes longer ends the worker.")
     drain_timeout_s: float = Field(10.0, gt=0, description="How long a hand-over may take.")
 
-    http_host: str = Field("127.0.0.1", description="0.0.0.0 lets other machines probe and scrape.")
+    http_host: str = Field("127.0.0.1", description="0.0.0.0: reachable from other machines.")
     http_port: int = Field(
         9464,
         ge=-1,
@@ -105,24 +113,27 @@ class WorkerSettings(BaseSettings):
     @field_validator("http_port", mode="before")
     @classmethod
     def _no_service_link(cls, value: Any) -> Any:
-        """Kubernetes sets INGINE_HTTP_PORT itself, to a URL, where there is a Service `ingine-http`."""
+        """Ignore the INGINE_HTTP_PORT that Kubernetes sets, to a URL, if there is a Service `ingine-http`."""
         is_link = isinstance(value, str) and is_service_link("INGINE_HTTP_PORT", value)
         return cls.model_fields["http_port"].default if is_link else value
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least to log.")
-    log_json: bool = Field(False, description="One JSON object a line.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The lowest level to log."
+    )
+    log_json: bool = Field(False, description="Log one JSON object per line.")
     log_prompts: bool = Field(False, description="Log prompts. Off: no prompt and no output reaches a log.")
 
     def engine_options(self) -> dict:
-        """The settings that are `EngineConfig` fields, without those left to the engine."""
+        """The settings that are fields of `EngineConfig`, without unset ones."""
         names = {field.name for field in fields(EngineConfig)} & self.__class__.model_fields.keys()
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def load_settings(**flags: object) -> WorkerSettings:
-    """Settings from `flags` over the environment over `.env` over the files in INGINE_SECRETS_DIR.
+    """Settings from `flags`, then the environment, then `.env`, then the files in INGINE_SECRETS_DIR: the
+    first source that has a setting wins.
 
-    ConfigError names each wrong variable and what it may be, and each that is a known one misspelled.
+    Raises ConfigError, which names each invalid variable with its valid values, and each misspelled one.
     """
     check_variables()
     try:
@@ -134,7 +145,8 @@ def load_settings(**flags: object) -> WorkerSettings:
 
 
 def _explain(fault: dict) -> str:
-    """One sentence. It never quotes the value: a URL, with its password, may have got into any variable."""
+    """The message for one invalid setting. It never quotes the value: any variable may hold a URL with its
+    password by mistake."""
     name = str(fault["loc"][0])
     field = WorkerSettings.model_fields.get(name)
     flag = f"--{name.replace('_', '-')}"
