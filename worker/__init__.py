@@ -1,1 +1,1 @@
-"""The worker: jobs from Redis streams, through the engine, to token logs and channels."""
+"""The worker: takes jobs from Redis streams, and writes the engine's tokens to token logs and channels."""

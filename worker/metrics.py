@@ -19,7 +19,7 @@ _BETWEEN_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5
 
 
 class _BulkHistogram(Collector):
-    """A histogram that takes a value many times at once: the sequences of a step wait equally long."""
+    """A histogram that counts a value many times at once: all sequences of a step have the same latency."""
 
     def __init__(self, name: str, text: str, buckets: tuple[float, ...]):
         self._name, self._text, self._buckets = name, text, buckets
@@ -40,11 +40,13 @@ class _BulkHistogram(Collector):
 
 
 class Metrics:
+    """A worker's metrics, in a registry of their own."""
+
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._totals: dict[Counter, int] = {}
         self.num_ended: dict[str, int] = defaultdict(int)
-        """Jobs by the status that they ended with here."""
+        """Number of jobs that ended here, by status."""
 
         def make(kind, name: str, text: str, labels=(), **options):
             return kind(f"ingine_{name}", text, labels, registry=self.registry, **options)
@@ -52,7 +54,7 @@ class Metrics:
         self.queue_depth = make(
             Gauge, "queue_depth", "Entries in a jobs stream: waiting and running.", ["priority", "partition"]
         )
-        self.delayed_depth = make(Gauge, "delayed_depth", "Jobs whose time has not come.", ["partition"])
+        self.delayed_depth = make(Gauge, "delayed_depth", "Jobs that are delayed.", ["partition"])
         self.dead_depth = make(Gauge, "dead_letters_depth", "Entries in the dead letters.", ["partition"])
         self.running = make(Gauge, "sequences_running", "Sequences in the engine's batch.")
         self.waiting = make(Gauge, "sequences_waiting", "Sequences that wait in the engine.")
@@ -60,10 +62,10 @@ class Metrics:
         self.kv_usage = make(Gauge, "kv_usage_ratio", "Share of KV blocks that sequences hold.")
         self.prefix_hits = make(Counter, "prefix_cache_hit_tokens", "Prompt tokens found cached.")
         self.prefix_queries = make(Counter, "prefix_cache_queried_tokens", "Prompt tokens looked up.")
-        self.preemptions = make(Counter, "preemptions", "Sequences preempted for want of KV blocks.")
-        self.draft_tokens = make(Counter, "draft_tokens", "Tokens that speculation guessed.")
+        self.preemptions = make(Counter, "preemptions", "Sequences preempted for lack of KV blocks.")
+        self.draft_tokens = make(Counter, "draft_tokens", "Tokens that speculation proposed.")
         self.accepted_draft_tokens = make(
-            Counter, "accepted_draft_tokens", "Guessed tokens that came to be output."
+            Counter, "accepted_draft_tokens", "Draft tokens accepted as output."
         )
 
         self.jobs = make(Counter, "jobs", "Jobs that ended here.", ["status"])
@@ -81,7 +83,7 @@ class Metrics:
             Histogram, "first_token_seconds", "Submit to first token.", buckets=_LATENCY_S
         )
         self._between = _BulkHistogram(
-            "ingine_between_tokens_seconds", "Time a token after the first.", _BETWEEN_S
+            "ingine_between_tokens_seconds", "Time per token after the first.", _BETWEEN_S
         )
         self.registry.register(self._between)
         self._queue_wait = make(
@@ -89,6 +91,7 @@ class Metrics:
         )
 
     def began(self, begun: Begun, priority: Priority) -> None:
+        """Count a job begun: its wait in the queue or, after the first attempt, a redelivery."""
         if begun.attempt == 1:
             self._queue_wait.labels(priority).observe((begun.now - begun.submitted_at) / 1000)
         else:
@@ -105,6 +108,7 @@ class Metrics:
         self.num_ended[event.status] += 1
 
     def observe_engine(self, stats: EngineStats, num_jobs: int) -> None:
+        """Update the gauges, and add to the counters what has grown since the last call."""
         self.jobs_held.set(num_jobs)
         self.running.set(stats.num_running)
         self.waiting.set(stats.num_waiting)

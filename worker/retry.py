@@ -1,4 +1,4 @@
-"""Waiting for Redis. A worker outlives its server's absence: it waits, says so once, and goes on."""
+"""Retry calls to Redis. A worker survives an outage of its server: it waits, logs that once, and goes on."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Backoff:
-    """Delays that double with each failure, up to `LAST_DELAY_S`, with jitter; `reset` after a success."""
+    """Delays that double with each failure, up to `LAST_DELAY_S`, with jitter. Call `reset` on success."""
 
     def __init__(self, what: str):
         self._what = what
@@ -39,11 +39,11 @@ class Backoff:
 async def until_served(
     what: str, call: Callable[[], Awaitable[T]], *, failed: Callable[[Exception], None] = lambda _: None
 ) -> T:
-    """The result of `call()`, made again after each error of Redis or of the connection to it.
+    """The result of `call()`, which is repeated after each error of Redis or of the connection to it.
 
-    For calls that may be repeated. Errors of the server (out of memory, read-only, loading) count too: they
-    pass when somebody mends the server, and until then nothing that was computed is thrown away. What never
-    passes is raised, see `never_passes`. Each error that is waited for goes to `failed`.
+    `call` must be safe to repeat. Errors of the server (out of memory, read-only, loading) are waited out,
+    too: they pass once an operator repairs the server, and no computed token is dropped until then. An error
+    that never passes is raised, see `never_passes`. Each error that is waited out is passed to `failed`.
     """
     backoff = Backoff(what)
     while True:
@@ -60,19 +60,20 @@ async def until_served(
 
 
 def never_passes(error: Exception) -> bool:
-    """Somebody has put something else under a job's keys. Whatever else a server refuses for will pass."""
+    """Whether `error` says that a key holds a value of the wrong type or form, which only a client can have
+    written. All other errors of a server pass."""
     return isinstance(error, ResponseError) and any(sign in str(error) for sign in _FOREIGN_KEYS)
 
 
 _FOREIGN_KEYS = (
     "WRONGTYPE",
-    "BADRECORD",  # our scripts': a record says what none of them writes
+    "BADRECORD",  # raised by the scripts: a record holds what none of them writes
     "not an integer",
     "smaller than the target stream top item",
     "exhausted the last possible ID",
     "Invalid stream ID",
     "out of range",
     "would overflow",
-    "attempt to ",  # Lua's, about a value that a script did not expect
+    "attempt to ",  # raised by Lua for a value that a script did not expect
 )
-"""What a server says about a value or a type, and not about itself."""
+"""Parts of a server's error messages that are about a value or its type, and not about the server."""

@@ -1,4 +1,4 @@
-"""Which model a worker serves: its names, and the fingerprint of what decides its tokens."""
+"""The model that a worker serves: its names, and the fingerprint of all that determines its tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +9,15 @@ from ingine.contract.keys import parked
 @dataclass(frozen=True)
 class ServedModel:
     names: frozenset[str]
-    """The values of `Job.model` that mean it."""
+    """The values of `Job.model` that select it."""
     weights: str
-    """`ingine.engine.store.fingerprint.model_fingerprint` of its folder."""
+    """The `ingine.engine.store.fingerprint.model_fingerprint` of its folder."""
     numerics: str
-    """`EngineHost.numerics`: the numbers that it computes in."""
+    """`EngineHost.numerics`: the number formats that it computes in."""
 
     @property
     def name(self) -> str:
-        """The one to show."""
+        """The name to display."""
         return Path(max(self.names, key=len)).name
 
     @property
@@ -26,14 +26,15 @@ class ServedModel:
 
     @property
     def aliases(self) -> list[str]:
-        """All that another worker may park an entry for, to have it run here."""
+        """The names and the fingerprint for which another worker may park an entry that is to run here."""
         return [self.fingerprint, *sorted(self.names)]
 
     @property
     def parked(self) -> list[str]:
-        """The consumers of such entries."""
+        """The consumers that entries for this model are parked with."""
         return [parked(alias) for alias in self.aliases]
 
     def same_weights(self, fingerprint: str) -> bool:
-        """Whether token ids mean the same there, though it may compute in other numbers."""
+        """Whether a model of this fingerprint has the same weights and vocabulary, though it may compute in
+        other number formats."""
         return fingerprint.partition(":")[0] == self.weights

@@ -1,13 +1,13 @@
-"""Fair shares of the engine: which of the jobs that a worker holds goes first, within a priority.
+"""Fair shares of the engine: the order of the jobs that a worker holds, within a priority.
 
-The engine orders sequences by arrival and priority. So for the engine a job arrives as much later as its
-tenant has tokens under way here already: of a flood only the first competes with another tenant's first.
+The engine orders sequences by arrival and priority. So a job is given a later arrival the more tokens its
+tenant's other jobs here have: only the first job of a flood competes with another tenant's first job.
 """
 
 from dataclasses import dataclass
 
 SECONDS_PER_TOKEN = 0.01
-"""How much later for each token. By default 3,000 tokens outweigh one step of priority."""
+"""How much later a job arrives for each token. By default 3,000 tokens outweigh one step of priority."""
 
 
 @dataclass(slots=True)
@@ -18,15 +18,14 @@ class _Share:
 
 
 class Shares:
-    """What is under way here, by key (`RunningJob.share_key`): a tenant's jobs of one priority."""
+    """The jobs and tokens that run here, by `RunningJob.share_key`: a tenant's jobs of one priority."""
 
     def __init__(self) -> None:
         self._shares: dict[tuple[str, str], _Share] = {}
 
     def enter(self, key: tuple[str, str], num_tokens: int, submitted: float, weight: float) -> float:
-        """Since when this job counts as waiting, in seconds since the epoch, as `submitted` is.
-
-        Never before an earlier one of the same, so that their order stays.
+        """Count a job in. Returns the time from which it counts as waiting, in seconds since the epoch like
+        `submitted`. It is never before an earlier job's of the same key, so that their order is kept.
         """
         share = self._shares.setdefault(key, _Share())
         arrival = max(submitted + share.num_tokens * SECONDS_PER_TOKEN / weight, share.last_arrival)
@@ -36,6 +35,7 @@ class Shares:
         return arrival
 
     def leave(self, key: tuple[str, str], num_tokens: int) -> None:
+        """Count a job out, with the arguments that it entered with."""
         share = self._shares[key]
         share.num_jobs -= 1
         share.num_tokens -= num_tokens

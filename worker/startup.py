@@ -1,4 +1,4 @@
-"""What a worker does to a queue before it serves it. May be repeated."""
+"""Set up a queue before a worker serves it. Every step may be repeated."""
 
 import msgpack
 from redis.asyncio import Redis
@@ -13,12 +13,12 @@ from ingine.worker.retry import never_passes
 from ingine.worker.settings import WorkerSettings
 
 MAX_REPLACED = 10
-"""Models of workers that are gone, which a worker that starts replaces one after another. Each but the first
-was written after it had begun to ask, so even a second one is rare."""
+"""Models of dead workers that a starting worker replaces one after another. Each but the first was written
+after it had begun to ask, so even a second one is rare."""
 
 
 async def num_partitions(redis: Redis, queue: str) -> int:
-    """What the queue's own hash says, for all to agree on."""
+    """The number of partitions in the queue's own settings hash. Raises ConfigError if it is none."""
     try:
         return read_num_partitions(await redis.hget(Keys(queue).settings, "partitions"))
     except ValueError as error:
@@ -30,21 +30,21 @@ async def num_partitions(redis: Redis, queue: str) -> int:
 
 
 def foreign_key(queue: str, error: ResponseError) -> ConfigError:
-    """Why a worker cannot start where something else lies under a key that says how to serve the queue."""
+    """The error of a worker that cannot start because a key of the queue's settings has another type."""
     return ConfigError(
-        f"INGINE_QUEUE {queue!r}: something else lies under {Keys(queue).settings}, or the same key of a "
-        f"partition ({error}): look with TYPE, and delete it"
+        f"INGINE_QUEUE {queue!r}: {Keys(queue).settings}, or the same key of a partition, has another type "
+        f"({error}): look with TYPE, and delete it"
     )
 
 
 async def prepare(redis: Redis, queue: Queue, settings: WorkerSettings) -> None:
-    """One partition, on its own server, which has been checked."""
+    """Set up one partition on its own server, which has been checked."""
     await set_limits(redis, queue.keys, settings)
     await queue.create_groups()
 
 
 async def set_limits(redis: Redis, keys: Keys, settings: WorkerSettings) -> None:
-    """The queue's limits live in the queue, so that all producers agree; a worker may bring new ones."""
+    """Write the limits that the worker's settings have to the queue, where all producers read them."""
     names = ("max_jobs", "max_job_bytes", "max_bytes", "max_jobs_per_s")
     limits = {name: getattr(settings, name) for name in names}
     if given := {name: value for name, value in limits.items() if value is not None}:
@@ -52,9 +52,11 @@ async def set_limits(redis: Redis, keys: Keys, settings: WorkerSettings) -> None
 
 
 async def enter(redis: Redis, queue: Queue, heartbeat: Heartbeat, settings: WorkerSettings) -> None:
-    """The first beat. Raises ConfigError if the queue has workers of another model, unless that is meant.
+    """Send the first heartbeat, and agree with the queue's other workers on the model.
 
-    The beat comes first: whoever has said which model the queue has is seen to live by all who ask later.
+    Raises ConfigError if the queue has workers of another model, unless the settings allow that. The
+    heartbeat comes first, so that a worker that has set the queue's model is visibly alive to all that ask
+    later.
     """
     await heartbeat.beat()
     if settings.mixed_models:
@@ -67,6 +69,7 @@ async def enter(redis: Redis, queue: Queue, heartbeat: Heartbeat, settings: Work
 
 
 async def _agree_on_model(redis: Redis, queue: Queue) -> None:
+    """Set the queue's model to this worker's. Raises ConfigError if a live worker has another one."""
     agree, ours = load_script(redis, "agree_on_model"), queue.model.fingerprint
     replaces = b""
     for _ in range(MAX_REPLACED + 1):
@@ -81,8 +84,8 @@ async def _agree_on_model(redis: Redis, queue: Queue) -> None:
             )
         replaces = holds
     raise ConfigError(
-        f"queue {queue.keys.queue!r}: somebody goes on writing models that no worker has into the field "
-        f"`model` of {queue.keys.settings}, at last {holds[:100]!r}: find out who, or set "
+        f"queue {queue.keys.queue!r}: a client keeps writing models that no worker has to the field "
+        f"`model` of {queue.keys.settings}, most recently {holds[:100]!r}: find that client, or set "
         "INGINE_MIXED_MODELS=true"
     )
 
@@ -95,5 +98,5 @@ async def _live_worker_of(redis: Redis, keys: Keys, fingerprint: bytes) -> str |
             if beat["fingerprint"].encode() == fingerprint and abs(now_s - beat["at_s"]) <= SILENT_AFTER_S:
                 return worker_id.decode(errors="replace")
         except (ValueError, TypeError, KeyError, AttributeError):
-            continue  # no heartbeat of a worker that says which model it has
+            continue  # not a heartbeat that has a model
     return None

@@ -1,4 +1,4 @@
-"""What a worker says of itself: its state, and what its heartbeats and its first log line have."""
+"""A worker's state, and the contents of its heartbeats and of its first log line."""
 
 import asyncio
 import logging
@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 class Status:
-    """Only reads. `partitions` is filled once they are known; `stopping` is set once the hand-over begins."""
+    """Reads the worker's parts. The caller fills `partitions` once they are known, and sets `stopping` when
+    the hand-over begins."""
 
     def __init__(
         self,
@@ -38,14 +39,14 @@ class Status:
         self._stopping = stopping
 
     def state(self) -> str:
-        """serving, paused (in each partition) or draining."""
+        """`serving`, `paused` (all partitions are) or `draining`."""
         if self._stopping.is_set():
             return "draining"
         paused = {partition.intake.paused for partition in self._partitions}
         return "paused" if paused == {True} else "serving"
 
     def heartbeat(self) -> dict[str, Any]:
-        """What the queue's workers hash says of this worker, but for the time."""
+        """The worker's entry in the queue's workers hash, without the time."""
         stats = self._engine.stats
         return {
             "name": self._settings.worker_id,
@@ -60,7 +61,7 @@ class Status:
         }
 
     def log_ready(self, where: str, http_port: int | None) -> None:
-        """where: the server, without its password."""
+        """Log that the worker is ready. `where`: the server's URL without its password."""
         log_event(
             logger,
             logging.INFO,

@@ -1,11 +1,14 @@
-"""Ends of tasks."""
+"""Cancel asyncio tasks."""
 
 import asyncio
 
 
 async def cancel_all(running: set[asyncio.Task]) -> None:
-    """Until all have ended. Asks again, since a library may swallow a cancellation that comes with a reply:
-    `asyncio.wait_for` does before Python 3.12, and redis-py writes under it."""
+    """Cancel tasks, and wait until all have ended.
+
+    Cancels them again each second, since a library may swallow a cancellation that coincides with a reply:
+    `asyncio.wait_for`, which redis-py uses for writes, does so before Python 3.12.
+    """
     while running:
         for each in running:
             each.cancel()

@@ -1,4 +1,4 @@
-"""A line in the log every ten seconds that says how much the worker does, instead of lines for each job."""
+"""Log the worker's throughput every ten seconds, instead of lines for each job."""
 
 import asyncio
 import logging
@@ -17,6 +17,8 @@ INTERVAL_S = 10.0
 
 
 class Throughput:
+    """Logs the event `throughput` every `INTERVAL_S`, while `run` runs."""
+
     def __init__(self, engine: EngineHost, jobs: JobTable, metrics: Metrics):
         self._engine = engine
         self._jobs = jobs
@@ -41,7 +43,8 @@ class Throughput:
         )
 
     def _report(self, done: Counter[str], seconds: float) -> None:
-        """Nothing of a worker without work. One that holds jobs and computes nothing shows zeros."""
+        """Log one interval. A worker without jobs logs nothing; one that holds jobs but computes nothing logs
+        zeros."""
         if not done and not self._jobs:
             return
         stats, queried = self._engine.stats, done["prefix_queries"]

@@ -255,7 +255,7 @@ async def test_a_model_that_somebody_goes_on_writing_ends_the_start(make_queue, 
     monkeypatch.setattr(ingine.worker.startup, "_live_worker_of", written_meanwhile)
     await client.hset(queue.keys.settings, "model", "forged-0")
     heartbeat = SimpleNamespace(beat=AsyncMock(), leave=AsyncMock())
-    with pytest.raises(ConfigError, match=r"somebody goes on writing models.* `model` of .*forged-\d+"):
+    with pytest.raises(ConfigError, match=r"a client keeps writing models.* `model` of .*forged-\d+"):
         await ingine.worker.startup.enter(client, queue, heartbeat, WorkerSettings(_env_file=None))
     heartbeat.leave.assert_awaited_once()
 
