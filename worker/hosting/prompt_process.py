@@ -283,4 +283,4 @@ def _reason(status: int, cpu_s: float) -> str:
         return f"reading the prompt took more than {cpu_s:.1f} s of processor time"
     if status in (EXIT_OUT_OF_MEMORY, -signal.SIGABRT):  # out of memory in Python, and in Rust
         return f"reading the prompt took more than {MEMORY_BYTES >> 20} MiB of memory"
-    return f"reading the prompt ended the reading process with status {status}"
+    return f"the process that read the prompt ended with status {status}"
