@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ingine.contract.events import TokensEvent
 from ingine.contract.record import JobStatus
-from ingine.engine.outputs import SeqOutput
+from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
 from ingine.worker.entries import Append, Finish, Refusal
 from ingine.worker.finisher import BAD_RECORD, Finisher
@@ -72,7 +72,7 @@ class Publisher:
         ended = [
             self._finish_job(job, output)
             for job, output in held
-            if output.finish_reason and self._jobs.by_seq(job.seq_id) is job
+            if _is_end(job, output) and self._jobs.by_seq(job.seq_id) is job
         ]
         await asyncio.gather(*ended)
 
@@ -220,3 +220,11 @@ class Publisher:
         if append := job.sent.after(job.position):
             await self._append_to(job.queue, [(job, append)])
         return self._jobs.by_seq(job.seq_id) is job
+
+
+def _is_end(job: RunningJob, output: SeqOutput) -> bool:
+    """Whether the job ends with this output. An abort that is neither for a cancel nor for a deadline ends
+    only the sequence: the job is about to be released."""
+    if output.finish_reason is FinishReason.ABORT:
+        return job.ending is not None
+    return output.finish_reason is not None

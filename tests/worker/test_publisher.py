@@ -99,6 +99,26 @@ def test_a_job_that_somebody_else_holds_is_let_go_once():
     assert metrics.fenced_writes._value.get() == 1
 
 
+@pytest.mark.parametrize("ending", [None, JobStatus.CANCELLED, JobStatus.EXPIRED])
+async def test_an_abort_ends_a_job_only_if_the_job_was_to_end(ending):
+    """The worker also aborts the sequences of jobs that it is about to release: it cannot commit them."""
+    finished = []
+
+    async def finish(finishing):
+        finished.append(finishing.event.status)
+        return finishing.event.position
+
+    jobs, metrics, aborted = JobTable(), Metrics(), []
+    publisher = Publisher(jobs, Finisher(metrics), metrics, aborted.append)
+    entry, queue = Entry(Priority.NORMAL, "1-0", b""), SimpleNamespace(weights={}, finish=finish)
+    job = RunningJob(queue, Job(id="a", prompt="x"), entry, Begun("run", attempt=1), position=1)
+    job.ending = ending
+    jobs.add(job)
+    await publisher.commit([SeqOutput("a#1", 1, [], "", 3, 0, finish_reason=FinishReason.ABORT)])
+    assert finished == ([ending] if ending else [])
+    assert list(jobs) == ([] if ending else [job]), "a job that has not ended is there to be released"
+
+
 async def test_a_job_that_is_cancelled_is_appended_to_no_more(harness, monkeypatch):
     """The engine goes on with it until it has learned of that, and what it makes is dropped unsent."""
     worker = await harness()
