@@ -71,7 +71,7 @@ def test_the_password_is_neither_in_the_list_of_processes_nor_in_the_log(data_di
             arguments = [*server._child._popen.args, Path(f"/proc/{server.pid}/cmdline").read_text()]
     assert len(password) == 64 and not any(password in argument for argument in arguments)
     assert password not in caplog.text and password not in server.log_path.read_text()
-    assert f"others need INGINE_REDIS_URL, set to what is in {server.url_path}" in caplog.text
+    assert f"others need INGINE_REDIS_URL, set to the content of {server.url_path}" in caplog.text
 
 
 def test_commands_of_the_same_user_find_it(data_dir):
