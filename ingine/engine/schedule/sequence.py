@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ingine.engine.outputs import FinishReason, SeqOutput
-from ingine.engine.sample.counts import TokenCounts
 from ingine.engine.schedule.drafter import Drafter
 from ingine.engine.schedule.suffix_drafter import SuffixDrafter
+from ingine.engine.schedule.token_counts import TokenCounts
 from ingine.engine.text.detokenizer import Detokenizer
 from ingine.engine.text.stop import StopStrings
 from ingine.sampling_params import SamplingParams
