@@ -17,12 +17,12 @@ from dataclasses import replace
 import torch
 
 import ingine.engine.run.model_runner
+from ingine.engine.communication.parallel import SINGLE
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.kernels.select import REFERENCE, select_kernels
 from ingine.engine.models.config import ModelConfig
 from ingine.engine.request import EngineRequest
-from ingine.engine.run.parallel import SINGLE
 from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.sampling_params import SamplingParams

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from ingine.engine.communication.parallel import SINGLE, TensorParallel
 from ingine.engine.config import EngineConfig
 from ingine.engine.kernels.select import select_kernels
 from ingine.engine.models.config import ModelConfig
@@ -13,7 +14,6 @@ from ingine.engine.run.cuda_graphs import capture_for
 from ingine.engine.run.device import num_kv_blocks, parse_device, select_device, select_dtype
 from ingine.engine.run.graphs import DecodeGraphs
 from ingine.engine.run.model_runner import ModelRunner
-from ingine.engine.run.parallel import SINGLE, TensorParallel
 from ingine.engine.run.warm_up import warm_up
 from ingine.engine.store.generation_config import read_sampling_defaults
 from ingine.engine.store.model_store import resolve_model

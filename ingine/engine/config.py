@@ -46,7 +46,7 @@ class EngineConfig:
     priority_ageing_s: float = 30.0
     """How much earlier a sequence must have come to be as urgent as one of the next better priority."""
     tensor_parallel_size: int = 1
-    """GPUs that share the model, a process each: see `ingine.engine.run.parallel`."""
+    """GPUs that share the model, a process each: see `ingine.engine.communication.parallel`."""
     async_scheduling: bool | None = None
     """Schedule a step while the device computes the one before. None: on CUDA, but not with speculation,
     which asks for every token before the next step."""

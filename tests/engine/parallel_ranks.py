@@ -20,12 +20,12 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ingine.engine import build
+from ingine.engine.communication.parallel import TensorParallel
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.kernels.select import REFERENCE, Kernels
 from ingine.engine.models.loader import load_model
 from ingine.engine.request import EngineRequest
-from ingine.engine.run.parallel import TensorParallel
 from ingine.engine.sample import cuda as device_sampling
 from ingine.sampling_params import SamplingParams
 from tests.engine import tape

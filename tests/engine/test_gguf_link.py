@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ingine.engine.build import make_runner
+from ingine.engine.communication.parallel import SINGLE
 from ingine.engine.config import EngineConfig
 from ingine.engine.kernels import native
 from ingine.engine.kernels.layers.stored import GGUFMatrix, StoredMatrix
@@ -24,7 +25,6 @@ from ingine.engine.models.gguf_checkpoint import GGUFCheckpoint
 from ingine.engine.models.gguf_file import GGUFFile
 from ingine.engine.models.loader import load_model
 from ingine.engine.run.device import resolve_limits
-from ingine.engine.run.parallel import SINGLE
 from ingine.engine.store.fingerprint import model_fingerprint
 from ingine.errors import ConfigError
 from tests.engine.marks import needs_native

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from ingine.engine.communication.parallel import SINGLE, VARIABLES, TensorParallel, shard
 from ingine.engine.kernels.select import REFERENCE
 from ingine.engine.models.loader import SPLIT_DIM, load_weights
-from ingine.engine.run.parallel import SINGLE, VARIABLES, TensorParallel, shard
 from ingine.errors import ConfigError
 from tests.engine.marks import needs_interpreter
 from tests.engine.parallel_ranks import (

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ingine.engine.communication.parallel import TensorParallel
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.kernels.layers.stored import Int4Matrix, StoredMatrix
@@ -15,7 +16,6 @@ from ingine.engine.kernels.layers.weights import PlainWeights
 from ingine.engine.kernels.select import REFERENCE, select_kernels
 from ingine.engine.models.importance import Probe
 from ingine.engine.models.loader import load_model
-from ingine.engine.run.parallel import TensorParallel
 from ingine.errors import ConfigError, UnsupportedModel
 from tests.engine.foreign import CHECKPOINTS, pack, quantize_model
 from tests.engine.marks import needs_interpreter, needs_native

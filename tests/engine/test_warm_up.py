@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ingine.engine.communication.parallel import SINGLE
 from ingine.engine.config import EngineConfig
 from ingine.engine.run import device
 from ingine.engine.run.device import num_kv_blocks, resolve_limits
-from ingine.engine.run.parallel import SINGLE
 from ingine.engine.run.warm_up import allocate_for, make_steps, run_steps, warm_up
 from ingine.errors import ConfigError
 

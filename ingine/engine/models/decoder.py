@@ -13,6 +13,7 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 
+from ingine.engine.communication.parallel import SINGLE, TensorParallel, shard
 from ingine.engine.kernels.attention import AttentionMetadata, KVCache
 from ingine.engine.kernels.layers.linear import Linear, empty_parameter
 from ingine.engine.kernels.layers.norm import RMSNorm
@@ -21,7 +22,6 @@ from ingine.engine.kernels.layers.stored import StoredMatrix
 from ingine.engine.kernels.layers.weights import Embedding, embedding
 from ingine.engine.kernels.select import Kernels
 from ingine.engine.models.config import ModelConfig
-from ingine.engine.run.parallel import SINGLE, TensorParallel, shard
 from ingine.errors import ConfigError
 
 Linears = dict[Linear, list[str]]

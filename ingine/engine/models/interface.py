@@ -5,10 +5,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ingine.engine.communication.parallel import TensorParallel
 from ingine.engine.kernels.attention import AttentionMetadata, KVCache
 from ingine.engine.kernels.select import Kernels
 from ingine.engine.models.config import ModelConfig
-from ingine.engine.run.parallel import TensorParallel
 
 
 @runtime_checkable

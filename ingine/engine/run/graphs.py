@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ingine.engine.communication.parallel import TensorParallel
+from ingine.engine.communication.transfer import Staging, to_device
 from ingine.engine.kernels.attention import AttentionMetadata, KVCache
 from ingine.engine.models.interface import Model
-from ingine.engine.run.parallel import TensorParallel
 from ingine.engine.run.step_inputs import StepInputs
-from ingine.engine.run.transfer import Staging, to_device
 from ingine.engine.sample import cuda as device_sampling
 
 logger = logging.getLogger(__name__)

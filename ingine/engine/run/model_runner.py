@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ingine.engine.communication.parallel import SINGLE, TensorParallel
+from ingine.engine.communication.transfer import to_device
 from ingine.engine.kernels.attention import KVCache
 from ingine.engine.models.interface import Model
 from ingine.engine.run.graphs import Choice, DecodeGraphs, carry_over
-from ingine.engine.run.parallel import SINGLE, TensorParallel
 from ingine.engine.run.step_inputs import StepInputs, Work, in_order, pack
-from ingine.engine.run.transfer import to_device
 from ingine.engine.sample.sampler import Sampled, SampledToken, sample, sampling_rows
 from ingine.engine.schedule.scheduler import ScheduledBatch
 from ingine.engine.schedule.sequence import Sequence, SequenceAhead

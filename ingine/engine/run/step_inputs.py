@@ -7,8 +7,8 @@ from itertools import accumulate
 import numpy as np
 import torch
 
+from ingine.engine.communication.transfer import to_device
 from ingine.engine.kernels.attention import AttentionMetadata
-from ingine.engine.run.transfer import to_device
 from ingine.engine.schedule.scheduler import ScheduledBatch
 from ingine.engine.schedule.sequence import Sequence
 

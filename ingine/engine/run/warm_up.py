@@ -2,11 +2,11 @@
 
 import torch
 
+from ingine.engine.communication.parallel import TensorParallel
 from ingine.engine.config import EngineConfig
 from ingine.engine.kernels.attention import KVCache
 from ingine.engine.models.interface import Model
 from ingine.engine.run.model_runner import ModelRunner
-from ingine.engine.run.parallel import TensorParallel
 from ingine.engine.schedule.scheduler import ScheduledBatch
 from ingine.engine.schedule.sequence import Sequence
 from ingine.errors import ConfigError

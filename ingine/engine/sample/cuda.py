@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ingine.engine.run.transfer import to_device
+from ingine.engine.communication.transfer import to_device
 from ingine.engine.sample.interface import Sampling
 from ingine.engine.sample.logprobs import logprobs
 from ingine.engine.sample.reference import divisor_of

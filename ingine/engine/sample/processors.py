@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ingine.engine.run.transfer import to_device
+from ingine.engine.communication.transfer import to_device
 from ingine.engine.schedule.sequence import Sequence, SequenceAhead
 from ingine.sampling_params import SamplingParams
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ingine.engine.run.transfer import HostCopy, to_device
+from ingine.engine.communication.transfer import HostCopy, to_device
 from ingine.engine.sample import cuda as device_sampling
 from ingine.engine.sample.interface import Sampling
 from ingine.engine.sample.processors import process
