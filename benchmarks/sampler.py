@@ -16,9 +16,9 @@ from functools import partial
 
 import torch
 
+from ingine.engine.kernels.sampling.interface import TORCH_SAMPLING, Sampling
 from ingine.engine.kernels.select import select_kernels
 from ingine.engine.sample import sampler
-from ingine.engine.sample.interface import TORCH_SAMPLING, Sampling
 from ingine.engine.schedule.sequence import Sequence
 from ingine.sampling_params import SamplingParams
 

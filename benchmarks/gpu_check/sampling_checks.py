@@ -1,4 +1,4 @@
-"""Sampling on the device beside its definition in `sample.reference`: the same number, the same token."""
+"""Sampling on the device beside `kernels.sampling.reference`: the same number gives the same token."""
 
 import numpy as np
 import torch
@@ -7,8 +7,8 @@ from torch import Tensor
 from benchmarks.gpu_check.cells import Cells, Figures
 from benchmarks.gpu_check.device import name_of
 from benchmarks.gpu_check.plan import Plan
-from ingine.engine.sample import cuda as device_sampling
-from ingine.engine.sample import reference as random_sampling
+from ingine.engine.kernels.sampling import cuda as device_sampling
+from ingine.engine.kernels.sampling import reference as random_sampling
 from ingine.sampling_params import SamplingParams
 
 EDGE = 4e-6

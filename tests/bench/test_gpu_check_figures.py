@@ -18,6 +18,7 @@ from benchmarks.gpu_check.timing import seconds_each
 from benchmarks.gpu_check.trace import NUM_CHARACTERS, NUM_STEPS, group_of, summarize
 from ingine.engine.engine import Engine
 from ingine.engine.kernels.attention import TorchAttention
+from ingine.engine.kernels.sampling import cuda as device_sampling
 from ingine.engine.kernels.select import REFERENCE
 from ingine.engine.kernels.triton import (
     kv_write,
@@ -28,7 +29,6 @@ from ingine.engine.kernels.triton import (
     stored_linear,
 )
 from ingine.engine.models.decoder import Decoder
-from ingine.engine.sample import cuda as device_sampling
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ from ingine.engine.kernels.attention.triton import TritonAttention
 from ingine.engine.kernels.layers.stored import Int4Matrix, ScaledMatrix
 from ingine.engine.kernels.layers.triton_ops import TritonOps
 from ingine.engine.kernels.layers.triton_weights import TritonWeights
-from ingine.engine.sample import cuda as device_sampling
+from ingine.engine.kernels.sampling import cuda as device_sampling
 from tests.engine.paged_attention import Attention
 
 NUM_SMS = 132

@@ -23,10 +23,10 @@ from ingine.engine import build
 from ingine.engine.communication.parallel import TensorParallel
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
+from ingine.engine.kernels.sampling import cuda as device_sampling
 from ingine.engine.kernels.select import REFERENCE, Kernels
 from ingine.engine.models.loader import load_model
 from ingine.engine.request import EngineRequest
-from ingine.engine.sample import cuda as device_sampling
 from ingine.sampling_params import SamplingParams
 from tests.engine import tape
 from tests.engine.packed import PackedModel, PagedSequence

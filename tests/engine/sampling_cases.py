@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ingine.engine.sample.interface import Sampling
+from ingine.engine.kernels.sampling.interface import Sampling
 from ingine.engine.sample.sampler import sample
 from ingine.engine.schedule.sequence import Sequence
 from ingine.sampling_params import SamplingParams

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ingine.engine.sample import cuda as device_sampling
-from ingine.engine.sample import reference as random_sampling
-from ingine.engine.sample.reference import uniforms
+from ingine.engine.kernels.sampling import cuda as device_sampling
+from ingine.engine.kernels.sampling import reference as random_sampling
+from ingine.engine.kernels.sampling.reference import uniforms
 from ingine.sampling_params import SamplingParams
 from tests.engine.marks import needs_interpreter
 from tests.engine.sampling_cases import TRUNCATIONS, make_logits, survivors

@@ -16,9 +16,9 @@ from ingine.engine.kernels.attention import NativeAttention, TorchAttention
 from ingine.engine.kernels.layers.int4_weights import Int4Weights
 from ingine.engine.kernels.layers.weights import PlainWeights
 from ingine.engine.kernels.native.weights import NativeInt8, NativeWeights
+from ingine.engine.kernels.sampling import cuda as device_sampling
+from ingine.engine.kernels.sampling.cuda import TRITON_SAMPLING
 from ingine.engine.kernels.select import REFERENCE, select_kernels, triton_kernels
-from ingine.engine.sample import cuda as device_sampling
-from ingine.engine.sample.cuda import TRITON_SAMPLING
 from ingine.engine.sample.sampler import sample
 from ingine.errors import ConfigError
 from tests.engine.marks import needs_native, needs_triton

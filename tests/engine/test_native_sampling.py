@@ -8,11 +8,11 @@ import torch
 
 from ingine.engine.kernels import native
 from ingine.engine.kernels.native import sampling as native_sampling
+from ingine.engine.kernels.sampling import reference as random_sampling
+from ingine.engine.kernels.sampling.interface import TORCH_SAMPLING
+from ingine.engine.kernels.sampling.logprobs import logprobs as torch_logprobs
+from ingine.engine.kernels.sampling.reference import uniforms
 from ingine.engine.kernels.select import select_kernels
-from ingine.engine.sample import reference as random_sampling
-from ingine.engine.sample.interface import TORCH_SAMPLING
-from ingine.engine.sample.logprobs import logprobs as torch_logprobs
-from ingine.engine.sample.reference import uniforms
 from ingine.engine.sample.sampler import sample
 from ingine.sampling_params import SamplingParams
 from tests.engine.builds import library

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ingine.engine.kernels.native.sampling import NATIVE_SAMPLING
-from ingine.engine.sample.interface import TORCH_SAMPLING, Sampling
-from ingine.engine.sample.reference import uniforms
+from ingine.engine.kernels.sampling.interface import TORCH_SAMPLING, Sampling
+from ingine.engine.kernels.sampling.reference import uniforms
 from ingine.engine.sample.sampler import sample
 from ingine.sampling_params import SamplingParams
 from tests.engine.marks import needs_native

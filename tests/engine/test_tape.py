@@ -112,9 +112,9 @@ def test_triton_kernels_are_replayed_with_the_numbers_they_were_launched_with():
 def test_a_whole_decode_step_is_replayed_at_other_positions(tmp_path):
     """The model, its logits and sampling, of two sequences and a row of padding."""
     from ingine.engine.kernels.attention import AttentionMetadata
+    from ingine.engine.kernels.sampling import cuda as device_sampling
     from ingine.engine.kernels.select import triton_kernels
     from ingine.engine.models.loader import load_model
-    from ingine.engine.sample import cuda as device_sampling
     from ingine.sampling_params import SamplingParams
     from tests.tiny_models import make_tiny_model
 

@@ -28,8 +28,8 @@ from ingine.engine.kernels.native.compiler import BuildError, code_folder
 from ingine.engine.kernels.native.layer_ops import NativeOps
 from ingine.engine.kernels.native.sampling import NATIVE_SAMPLING
 from ingine.engine.kernels.native.weights import NativeInt8, NativeWeights
-from ingine.engine.sample.cuda import TRITON_SAMPLING
-from ingine.engine.sample.interface import TORCH_SAMPLING, Sampling
+from ingine.engine.kernels.sampling.cuda import TRITON_SAMPLING
+from ingine.engine.kernels.sampling.interface import TORCH_SAMPLING, Sampling
 from ingine.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from torch import Tensor
 from ingine.engine.communication.parallel import TensorParallel
 from ingine.engine.communication.transfer import Staging, to_device
 from ingine.engine.kernels.attention import AttentionMetadata, KVCache
+from ingine.engine.kernels.sampling import cuda as device_sampling
 from ingine.engine.models.interface import Model
 from ingine.engine.run.step_inputs import StepInputs
-from ingine.engine.sample import cuda as device_sampling
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""From logits to tokens: one interface, a reference in torch, faster ones beside it."""
+"""From logits to tokens: processes a batch's logits, and has one of `kernels.sampling` choose."""

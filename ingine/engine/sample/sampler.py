@@ -18,10 +18,10 @@ import numpy as np
 from torch import Tensor
 
 from ingine.engine.communication.transfer import HostCopy, to_device
-from ingine.engine.sample import cuda as device_sampling
-from ingine.engine.sample.interface import Sampling
+from ingine.engine.kernels.sampling import cuda as device_sampling
+from ingine.engine.kernels.sampling.interface import Sampling
+from ingine.engine.kernels.sampling.reference import uniforms
 from ingine.engine.sample.processors import process
-from ingine.engine.sample.reference import uniforms
 from ingine.engine.schedule.sequence import Sequence, SequenceAhead
 
 
@@ -56,7 +56,7 @@ class _Reports(NamedTuple):
     rows: list[int]
     num_top: list[int]
     values: tuple[Tensor, Tensor, Tensor]
-    """What `ingine.engine.sample.logprobs.logprobs` gives for these rows."""
+    """What `ingine.engine.kernels.sampling.logprobs.logprobs` gives for these rows."""
 
     def read(self, token_ids: list[int], values: list[list]) -> dict[int, dict]:
         """By row, from `values` on the host."""
@@ -92,7 +92,7 @@ def sample(
 
 
 def sampling_rows(seqs: list[Sequence | SequenceAhead]) -> np.ndarray:
-    """[num_seqs, 5] float32 for `ingine.engine.sample.cuda.choose`."""
+    """[num_seqs, 5] float32 for `ingine.engine.kernels.sampling.cuda.choose`."""
     return device_sampling.pack_params([seq.params for seq in seqs], _uniforms(seqs))
 
 

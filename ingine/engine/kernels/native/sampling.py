@@ -1,6 +1,7 @@
-"""Tokens and log probabilities of rows of logits: what `sample.reference` and `sample.logprobs` define.
+"""Sample tokens and compute log probabilities in C++, as `kernels.sampling` defines them.
 
-A row is read once or twice, in bfloat16 where it comes so, and only tokens near its largest logit are sorted.
+A row of logits is read once or twice, in its own dtype (bfloat16 or float32), and only tokens near its
+largest logit are sorted.
 """
 
 import ctypes
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ingine.engine.kernels import native
-from ingine.engine.sample.interface import Sampling
-from ingine.engine.sample.reference import divisor_of
+from ingine.engine.kernels.sampling.interface import Sampling
+from ingine.engine.kernels.sampling.reference import divisor_of
 from ingine.sampling_params import SamplingParams
 
 
@@ -45,8 +46,8 @@ def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) ->
 
 
 def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `sample.logprobs` gives. Of tokens that are alike the lowest id is first; those whose
-    probability is 0 have any id, and all have in a row of NaN.
+    """What `kernels.sampling.logprobs` returns. Of tokens with equal logits the lowest id comes first. Ids of
+    tokens with probability 0, and all ids of a row of NaN, are arbitrary.
     """
     logits = logits.contiguous()
     num_rows, vocab_size = logits.shape

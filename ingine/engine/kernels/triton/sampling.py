@@ -1,7 +1,8 @@
-"""One token a row, in one launch: what `ingine.engine.sample.cuda` is about.
+"""The kernel of `ingine.engine.kernels.sampling.cuda`: chooses one token for each row, in one launch.
 
-The definition is `ingine.engine.sample.reference`. What it draws is found here as a logit and a number: the
-nth token, by id, of those that have this logit. So which of them comes first matters in the last pass alone.
+`ingine.engine.kernels.sampling.reference` is the definition. The kernel finds the token as a logit and a
+number n: the nth token, by id, of those that have this logit. So only the last pass depends on the order of
+tokens with equal logits.
 """
 
 import triton

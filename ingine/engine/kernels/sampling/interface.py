@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ingine.engine.sample import reference as random_sampling
-from ingine.engine.sample.logprobs import logprobs
+from ingine.engine.kernels.sampling import reference as random_sampling
+from ingine.engine.kernels.sampling.logprobs import logprobs
 from ingine.sampling_params import SamplingParams
 
 
@@ -15,9 +15,9 @@ from ingine.sampling_params import SamplingParams
 class Sampling:
     name: str
     choose: Callable[[Tensor, list[SamplingParams], np.ndarray], Tensor]
-    """What `ingine.engine.sample.reference.choose` defines."""
+    """What `ingine.engine.kernels.sampling.reference.choose` defines."""
     logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
-    """What `ingine.engine.sample.logprobs.logprobs` defines."""
+    """What `ingine.engine.kernels.sampling.logprobs.logprobs` defines."""
 
 
 TORCH_SAMPLING = Sampling("torch", random_sampling.choose, logprobs)

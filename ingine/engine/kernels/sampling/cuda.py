@@ -2,7 +2,7 @@
 graph can hold it.
 
 What a row asks for is a row of numbers, made on the host by `pack_params`: the same kernels serve greedy and
-random rows and all cuts. The definition, which the tests compare with, is `sample.reference`: a row
+random rows and all cuts. The definition, which the tests compare with, is `kernels.sampling.reference`: a row
 gives the token that `choose` there gives, unless rounding decides between two tokens.
 
 torch selects the `NUM_CANDIDATES` largest logits of each row. Where all that may be drawn is among them, as
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ingine.engine.communication.transfer import to_device
-from ingine.engine.sample.interface import Sampling
-from ingine.engine.sample.logprobs import logprobs
-from ingine.engine.sample.reference import divisor_of
+from ingine.engine.kernels.sampling.interface import Sampling
+from ingine.engine.kernels.sampling.logprobs import logprobs
+from ingine.engine.kernels.sampling.reference import divisor_of
 from ingine.sampling_params import SamplingParams
 
 NUM_PARAMS = 5
