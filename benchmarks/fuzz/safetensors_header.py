@@ -5,7 +5,7 @@ from random import Random
 
 from benchmarks.fuzz.mutations import JSON, changed, damaged
 from benchmarks.fuzz.running import file_of, outcome
-from ingine.engine.store.safetensors_header import read_header
+from ingine.engine.files.safetensors_header import read_header
 from ingine.errors import ConfigError
 
 HEADER = {

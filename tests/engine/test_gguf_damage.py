@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ingine.engine.files.model_files import read_json
 from ingine.engine.models.gguf import convert_gguf
 from ingine.engine.models.gguf_file import shortest_float
-from ingine.engine.store.model_files import read_json
 from ingine.engine.store.model_store import resolve_model
 from ingine.errors import ConfigError
 from tests.engine.test_gguf import TOKENS, TYPES, tiny, write_gguf

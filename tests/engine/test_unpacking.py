@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ingine.engine.files.safetensors_header import StoredTensor
 from ingine.engine.kernels.layers.stored import Int4Matrix, ReorderedMatrix, ScaledMatrix, StoredMatrix
 from ingine.engine.kernels.layers.weights import PlainWeights
 from ingine.engine.models.quantization import Quantization, read_quantization
 from ingine.engine.models.quantized_modules import find_quantized_modules
-from ingine.engine.store.safetensors_header import StoredTensor
 from ingine.errors import ConfigError, UnsupportedModel
 from tests.engine.foreign import FILE, MATRICES, SHAPE, pack_int4
 

@@ -17,10 +17,10 @@ from types import SimpleNamespace
 import pytest
 
 from ingine.cli import main as cli
+from ingine.engine.files.bounded_files import MAX_JSON_VALUES
 from ingine.engine.models import gguf as conversion
 from ingine.engine.models.config import ModelConfig
 from ingine.engine.models.gguf_header import read_gguf_header
-from ingine.engine.store.bounded_files import MAX_JSON_VALUES
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ConfigError, UnsupportedModel
 from tests.security.gguf_bytes import (

@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ingine.engine.files.model_files import weight_files
+from ingine.engine.files.safetensors_header import StoredTensor, damaged, read_header
 from ingine.engine.kernels.layers.stored import StoredMatrix
-from ingine.engine.store.model_files import weight_files
-from ingine.engine.store.safetensors_header import StoredTensor, damaged, read_header
 from ingine.errors import ConfigError, UnsupportedModel
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

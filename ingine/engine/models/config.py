@@ -8,11 +8,11 @@ from typing import Annotated, Any, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ingine.engine.files.model_files import read_json
 from ingine.engine.models.config_keys import refuse_unsupported
 from ingine.engine.models.quantization import Quantization, read_quantization
 from ingine.engine.models.registry import ArchitectureOptions, find_architecture
 from ingine.engine.models.rope import rope_frequencies, rope_parameters, yarn_frequencies
-from ingine.engine.store.model_files import read_json
 from ingine.errors import ConfigError, UnsupportedModel
 
 FULL, SLIDING = "full_attention", "sliding_attention"

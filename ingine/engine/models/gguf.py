@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ingine.engine.files.model_files import WEIGHTS, WEIGHTS_INDEX, gguf_links, gguf_parts
 from ingine.engine.models.checkpoint import some
 from ingine.engine.models.config import ModelConfig
 from ingine.engine.models.gguf_checkpoint import DENSE, GGUFCheckpoint
@@ -22,7 +23,6 @@ from ingine.engine.models.gguf_file import GGUFFile
 from ingine.engine.models.gguf_record import write_record
 from ingine.engine.models.gguf_tokenizer import end_token_ids, save_tokenizer
 from ingine.engine.models.weight_shapes import expected_shapes
-from ingine.engine.store.model_files import WEIGHTS, WEIGHTS_INDEX, gguf_links, gguf_parts
 from ingine.errors import ConfigError, UnsupportedModel
 
 MAX_SHARD_BYTES = 2 << 30

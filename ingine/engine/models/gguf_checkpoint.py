@@ -9,13 +9,13 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
+from ingine.engine.files.model_files import gguf_parts
 from ingine.engine.kernels.layers.stored import GGUF_KINDS, GGUFMatrix
 from ingine.engine.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from ingine.engine.models.config import ModelConfig
 from ingine.engine.models.gguf_config import ROPE_FREQS
 from ingine.engine.models.gguf_file import FAMILIES, GGUFFile
 from ingine.engine.models.gguf_record import check_record
-from ingine.engine.store.model_files import gguf_parts
 from ingine.errors import ConfigError, UnsupportedModel
 
 DENSE = {

@@ -12,8 +12,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from ingine.engine.files.model_files import gguf_parts
 from ingine.engine.models.gguf_header import GGUFTensor, read_gguf_header
-from ingine.engine.store.model_files import gguf_parts
 from ingine.errors import ConfigError, UnsupportedModel
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import gguf
 import numpy as np
 
-from ingine.engine.store.bounded_files import open_regular
+from ingine.engine.files.bounded_files import open_regular
 from ingine.errors import ConfigError
 
 MAX_HEADER_BYTES = 64 << 20

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ingine.engine.store.model_files import GGUF_RECORD, read_json
+from ingine.engine.files.model_files import GGUF_RECORD, read_json
 from ingine.errors import ConfigError
 
 _KEY = "header_sha256"

@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ingine.engine.files.model_files import MAX_TEMPLATE_BYTES
 from ingine.engine.models.gguf_file import GGUFFile
-from ingine.engine.store.model_files import MAX_TEMPLATE_BYTES
 from ingine.engine.text.panics import panics_as_errors
 from ingine.errors import ConfigError, IngineError, UnsupportedModel
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ingine.engine.communication.parallel import SINGLE, TensorParallel, shard
+from ingine.engine.files.model_files import gguf_weights
 from ingine.engine.kernels.layers.linear import Linear
 from ingine.engine.kernels.layers.stored import DenseMatrix, GGUFMatrix, StoredMatrix
 from ingine.engine.kernels.layers.weights import WeightFormat
@@ -25,7 +26,6 @@ from ingine.engine.models.gguf_checkpoint import GGUFCheckpoint
 from ingine.engine.models.importance import Probe
 from ingine.engine.models.quantized_checkpoint import QuantizedCheckpoint
 from ingine.engine.models.weight_shapes import expected_shapes
-from ingine.engine.store.model_files import gguf_weights
 from ingine.errors import ConfigError
 
 logger = logging.getLogger(__name__)

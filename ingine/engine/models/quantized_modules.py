@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ingine.engine.files.safetensors_header import StoredTensor
 from ingine.engine.kernels.layers.stored import StoredMatrix
 from ingine.engine.models.quantization import Quantization, Scheme
 from ingine.engine.models.unpacking import Unpack, unpack_awq, unpack_gptq, unpack_packed, unpack_scaled
-from ingine.engine.store.safetensors_header import StoredTensor
 from ingine.errors import ConfigError, UnsupportedModel
 
 _FLOATS = ("F32", "F16", "BF16")

@@ -1,1 +1,1 @@
-"""A model on the disk: where it lies, which files it is made of, and how they are read within bounds."""
+"""A model on the disk: where it lies, its name for its content, and its own sampling parameters."""

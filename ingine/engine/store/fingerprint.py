@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ingine.engine.store.bounded_files import open_regular, read_bytes
-from ingine.engine.store.model_files import (
+from ingine.engine.files.bounded_files import open_regular, read_bytes
+from ingine.engine.files.model_files import (
     MAX_TOKENIZER_BYTES,
     gguf_parts,
     gguf_weights,
     read_json,
     weight_files,
 )
-from ingine.engine.store.safetensors_header import damaged, read_header
+from ingine.engine.files.safetensors_header import damaged, read_header
 
 SAMPLE_BYTES = 4096
 """How much is read of each tensor, from its middle: a fine-tune changes every matrix that it trains."""

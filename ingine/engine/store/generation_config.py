@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ingine.engine.store.model_files import read_json
+from ingine.engine.files.model_files import read_json
 from ingine.errors import ConfigError
 from ingine.sampling_params import SamplingParams
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from ingine.engine.store.model_files import GGUF_RECORD, gguf_links, gguf_parts
+from ingine.engine.files.model_files import GGUF_RECORD, gguf_links, gguf_parts
 from ingine.errors import ConfigError, ModelNotFound
 from ingine.paths import cache_root, expanded
 from ingine.private_files import own_folder

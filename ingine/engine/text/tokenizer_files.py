@@ -11,8 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as CoreTokenizer
 
-from ingine.engine.store.bounded_files import read_bytes, read_text
-from ingine.engine.store.model_files import MAX_TEMPLATE_BYTES, read_json, read_tokenizer_bytes
+from ingine.engine.files.bounded_files import read_bytes, read_text
+from ingine.engine.files.model_files import MAX_TEMPLATE_BYTES, read_json, read_tokenizer_bytes
 from ingine.engine.text.panics import panics_as_errors
 from ingine.errors import UnsupportedModel
 

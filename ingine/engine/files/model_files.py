@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ingine.engine.store.bounded_files import (
+from ingine.engine.files.bounded_files import (
     MAX_JSON_BYTES,
     check_number_of_values,
     read_bytes,

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ingine.engine.store.bounded_files import MAX_JSON_BYTES, open_regular, parse_json
+from ingine.engine.files.bounded_files import MAX_JSON_BYTES, open_regular, parse_json
 from ingine.errors import ConfigError
 
 _METADATA = "__metadata__"
