@@ -35,8 +35,23 @@ NEVER = {
     "producer": NOT_IN_BASE,
 }
 """Which packages of others they do without."""
+ENGINE_VALUES = {"config", "outputs", "request", "limits"}
+"""The files at the top of the engine that every folder of it may import: they import nothing of it."""
+ENGINE_FOLDERS = {
+    "communication": set(),
+    "files": set(),
+    "text": {"files"},
+    "kernels": {"communication"},
+    "models": {"communication", "files", "text", "kernels"},
+    "store": {"files", "models"},
+    "schedule": {"text"},
+    "sample": {"communication", "kernels", "schedule"},
+    "run": {"communication", "kernels", "models", "schedule", "sample"},
+}
+"""What the files of each folder of the engine may import of it, beside their own folder and the values. The
+order is from the bottom up: a folder imports only folders above it in this table."""
 INTERNALS_OF_REDIS = ("redis.asyncio.connection", "redis.commands", "redis.crc", "redis.utils")
-WITHOUT_TORCH = ("schedule", "text", "store")
+WITHOUT_TORCH = ("schedule", "text", "files", "store")
 """Folders of the engine that only keep books, or read files."""
 
 
@@ -88,6 +103,35 @@ def test_a_layer_imports_those_below_it(layer):
             continue
         ours = {name for name in imports_of(path) if name.partition(".")[0] == "ingine"}
         assert {layer_of(name) for name in ours} <= LAYERS[layer] | {layer}, path
+
+
+def engine_part_of(module: str) -> str:
+    """The folder of the engine, or the file at its top, that `module` is of; "" for the package itself."""
+    return module.removeprefix("ingine.engine").removeprefix(".").partition(".")[0]
+
+
+def engine_parts_imported_by(path: Path) -> set[str]:
+    return {engine_part_of(name) for name in named_by(path) if name.startswith("ingine.engine")}
+
+
+def test_every_folder_of_the_engine_has_a_place_in_its_order():
+    engine = ROOT / "ingine" / "engine"
+    assert {path.parent.name for path in engine.glob("*/*.py")} == ENGINE_FOLDERS.keys()
+    below: set[str] = set()
+    for folder, allowed in ENGINE_FOLDERS.items():
+        assert allowed <= below, f"{folder} may import only what stands before it"
+        below.add(folder)
+
+
+@pytest.mark.parametrize("folder", ENGINE_FOLDERS)
+def test_a_folder_of_the_engine_imports_those_below_it(folder):
+    for path in sorted((ROOT / "ingine" / "engine" / folder).rglob("*.py")):
+        assert engine_parts_imported_by(path) <= ENGINE_FOLDERS[folder] | ENGINE_VALUES | {folder}, path
+
+
+@pytest.mark.parametrize("name", sorted(ENGINE_VALUES))
+def test_the_values_of_the_engine_import_nothing_of_it(name):
+    assert not engine_parts_imported_by(ROOT / "ingine" / "engine" / f"{name}.py")
 
 
 def test_the_contract_takes_little_of_what_all_share():
