@@ -1,8 +1,8 @@
 """Tensor parallelism: one model on several GPUs, a process (a *rank*) each, started by `torchrun`.
 
-Heads, MLP columns and the vocabulary are split over the ranks, as in Megatron-LM (Shoeybi et al., 2019): two
-sums over all ranks a layer. Rank 0 schedules and samples. What it tells the others goes over gloo, tensors go
-over NCCL, or over gloo too where there is no GPU.
+Heads, MLP columns and the vocabulary are split over the ranks, as in Megatron-LM (Shoeybi et al., 2019): each
+layer has two sums over all ranks. Rank 0 schedules and samples. Its messages to the other ranks go over gloo;
+tensors go over NCCL, or over gloo where there is no GPU.
 """
 
 import os
@@ -21,27 +21,28 @@ from torch.distributed import ProcessGroup
 from ingine.errors import ConfigError, EngineError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells each process that it starts."""
+"""Environment variables that torchrun sets for each process that it starts."""
 
 HOST_TIMEOUT = timedelta(days=365)
-"""A rank waits for the next message as long as nothing is asked of the engine, and ends with rank 0 at the
-latest: its connection breaks then."""
+"""A rank waits for its next message for as long as the engine is idle. It does not outlive rank 0: its
+connection breaks when rank 0 ends."""
 
 HEAD_BYTES = 64 << 10
-"""A message that fits is one broadcast. A broadcast costs the same for any size up to this and more."""
+"""Size of the first broadcast of a message, which is the only one if the message fits. A broadcast costs the
+same for any size up to this and more."""
 
 _LENGTH_BYTES = 8
 
-# Under its older name, which later versions of torch warn of.
+# Older versions of torch have only the second name, which later versions warn about.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 class TensorParallel:
-    """This process' place among the ranks, and what they do together.
+    """This process's rank, and the collective operations of all ranks.
 
-    Every rank calls the same collectives in the same order. Those of tensors do no work on the host and may
-    be captured in a CUDA graph. If a rank is gone they raise RuntimeError where gloo serves, and on GPUs may
-    wait for it in vain; `send`, `receive` and `agree_on_min` raise EngineError.
+    Every rank calls the same collectives in the same order. The collectives on tensors do no work on the host
+    and may be captured in a CUDA graph. If a rank is gone, they raise RuntimeError over gloo and may wait
+    forever over NCCL; `send`, `receive` and `agree_on_min` raise EngineError.
     """
 
     def __init__(self, rank: int, size: int, device: torch.device, host_group: ProcessGroup | None = None):
@@ -50,11 +51,11 @@ class TensorParallel:
 
     @classmethod
     def join(cls, size: int, device: torch.device) -> Self:
-        """Waits for the other ranks of the `size` that torchrun has started.
+        """Join the `size` ranks that torchrun has started, and wait for all of them.
 
-        device: of which kind; a rank takes the GPU of its number on its machine (`TensorParallel.device`),
-        also as the current one of this thread. Raises ConfigError, with the command to use, where torchrun
-        started other than `size` processes or none, or there are too few GPUs.
+        device: the kind of device. On CUDA a rank takes the GPU whose number is its local rank
+        (`TensorParallel.device`), and makes it the current device of this thread. Raises ConfigError, with
+        the command to use, if torchrun did not start exactly `size` processes or there are too few GPUs.
         """
         command = (
             f"torchrun --standalone --nproc-per-node {size} --no-python "
@@ -72,7 +73,7 @@ class TensorParallel:
             )
         device = _own_device(device, int(os.environ["LOCAL_RANK"]))
         if device.type == "cuda":
-            # Connected now: a communicator that is made at first use cannot be made in a graph's capture.
+            # Connect now: a communicator that is made at first use cannot be made during a graph's capture.
             dist.init_process_group("nccl", device_id=device)
         else:
             dist.init_process_group("gloo")
@@ -80,15 +81,15 @@ class TensorParallel:
         return cls(dist.get_rank(), size, device, host_group)
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """The sum of all ranks' contiguous x, in place."""
+        """Replace the contiguous x by the sum of x over all ranks, and return it."""
         if self.size > 1:
             dist.all_reduce(x)
         return x
 
     def all_gather(self, x: Tensor, width: int) -> Tensor:
-        """Each rank's contiguous x [rows, n] -> contiguous [rows, width], in the order of the ranks.
+        """Concatenate each rank's contiguous x [rows, n] in rank order into a contiguous [rows, width].
 
-        What is over `width` of n * size columns is left out, see `shard`.
+        Padding columns, which n * size may have beyond `width`, are left out: see `shard`.
         """
         if self.size == 1:
             return x
@@ -102,13 +103,15 @@ class TensorParallel:
         )
 
     def broadcast(self, x: Tensor) -> Tensor:
-        """Rank 0's contiguous x, in place."""
+        """Replace the contiguous x by rank 0's x, and return it."""
         if self.size > 1:
             dist.broadcast(x, src=0)
         return x
 
     def send(self, message: object) -> None:
-        """From rank 0 to all others, whose `receive` returns it. Pickled: ranks trust each other."""
+        """Send a message from rank 0 to all other ranks, whose `receive` returns it. It is pickled: ranks
+        trust each other.
+        """
         if self.size == 1:
             return
         payload = np.frombuffer(pickle.dumps(message, protocol=5), dtype=np.uint8)
@@ -121,7 +124,7 @@ class TensorParallel:
             self._broadcast_host(rest.copy())  # torch takes no read-only array without a warning
 
     def receive(self) -> object:
-        """What rank 0 sends next. None is its `close`."""
+        """Wait for the next message of rank 0 and return it; None after rank 0's `close`."""
         head = np.empty(HEAD_BYTES, dtype=np.uint8)
         self._broadcast_host(head)
         length = int(head[:_LENGTH_BYTES].view(np.int64)[0])
@@ -133,7 +136,7 @@ class TensorParallel:
         return pickle.loads(payload)
 
     def agree_on_min(self, value: int) -> int:
-        """The smallest of all ranks' values."""
+        """Return the smallest of all ranks' values."""
         if self.size == 1:
             return value
         smallest = torch.tensor(value)
@@ -142,19 +145,19 @@ class TensorParallel:
         return int(smallest)
 
     def close(self) -> None:
-        """Rank 0 sends the end. Nothing may be called after this.
+        """Leave the message group; rank 0 first tells the others to end. No method may be called after this.
 
-        The group of tensors is left to the end of the process, which aborts it: NCCL's own way to leave waits
+        The process group of tensors stays until the process ends, which aborts it: NCCL's own shutdown waits
         for graphs that were captured with it, and for a rank that is gone.
         """
         if self.rank == 0:
-            with suppress(EngineError):  # there is nobody left to tell
+            with suppress(EngineError):  # no other rank is left
                 self.send(None)
         self.abort()
 
     def abort(self) -> None:
-        """After a step that failed here, perhaps half way through what others still wait for: no other can
-        follow it. Their `receive` raises, and so does `send`.
+        """Leave the message group after a step that failed on this rank, since the other ranks may still wait
+        for the rest of that step. Their `receive` and this rank's `send` raise EngineError from then on.
         """
         if self._host_group is not None:
             dist.destroy_process_group(self._host_group)
@@ -168,13 +171,12 @@ class TensorParallel:
 
 
 SINGLE = TensorParallel(0, 1, torch.device("cpu"))
-"""A whole model in one process, on whatever device: what it would do with others does nothing."""
+"""The only rank of a model that runs in one process, on any device: every collective does nothing."""
 
 
 def shard(total: int, rank: int, size: int) -> slice:
-    """Which of `total` rows or columns are this rank's: parts of one length, but for what the last ones lack.
-
-    Of 5 rows over 4 ranks: 2, 2, 1 and none.
+    """Return this rank's part of `total` rows or columns. All parts have one length, except that the last
+    ones may be shorter or empty: 5 rows over 4 ranks are 2, 2, 1 and 0 rows.
     """
     length = -(-total // size)
     return slice(min(rank * length, total), min((rank + 1) * length, total))

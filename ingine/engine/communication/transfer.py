@@ -1,4 +1,4 @@
-"""Between host and device without waiting: copies are put in line behind what the device has to do."""
+"""Copies between host and device that are enqueued behind the device's other work and not waited for."""
 
 import numpy as np
 import torch
@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """`array` as a tensor on `device`. On CUDA the copy is only put in line, from pinned memory that torch
-    keeps until it is done; on a CPU the tensor shares the array's memory.
+    """Return `array` as a tensor on `device`. On CUDA the copy is only enqueued, from pinned memory that
+    torch keeps until the copy is done. On a CPU the tensor shares the array's memory.
     """
     tensor = torch.from_numpy(array)
     if device.type != "cuda":
@@ -16,10 +16,10 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """Tensors on their way to the host. A step of the engine waits for a GPU in `wait`, and nowhere else."""
+    """Copies of tensors to the host, in flight. A step of the engine waits for a GPU only in `wait`."""
 
     def __init__(self, *tensors: Tensor):
-        """Puts the copies in line; on other devices than CUDA this waits for them."""
+        """Enqueue the copies. On devices other than CUDA this waits for them."""
         self._event = None
         if tensors[0].device.type != "cuda":
             # A copy on a CPU too: the next step may write to the same memory before these are read.
@@ -33,24 +33,26 @@ class HostCopy:
         self._event.record()
 
     def wait(self) -> list[Tensor]:
-        """On the host, in the order that they were given in."""
+        """Wait for the copies and return them, in the order in which the tensors were given."""
         if self._event is not None:
             self._event.synchronize()
         return self._copies
 
 
 class Staging:
-    """Tensors that stay where they are, in one piece of memory on the device, filled by one copy."""
+    """Tensors at fixed addresses in one piece of device memory, which one copy fills."""
 
     def __init__(self, arrays: list[np.ndarray], device: torch.device):
-        """Like `arrays` in number, shapes and dtypes, those of wide items first, and filled with them."""
+        """Make one tensor for each of `arrays`, with its shape, dtype and contents. `arrays` have to be in
+        the order of their item sizes, largest first, so that each tensor is aligned.
+        """
         self._device = device
         self._memory = torch.empty(sum(array.nbytes for array in arrays), dtype=torch.uint8, device=device)
         self.tensors = _cut(self._memory, arrays)
         self.fill(arrays)
 
     def fill(self, arrays: list[np.ndarray]) -> None:
-        """As given when it was made, with other contents. Only puts the copy in line."""
+        """Enqueue a copy of `arrays`, whose shapes and dtypes are those given to the constructor."""
         host = torch.empty(self._memory.shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         for tensor, array in zip(_cut(host, arrays), arrays, strict=True):
             tensor.numpy()[:] = array
@@ -58,7 +60,7 @@ class Staging:
 
 
 def _cut(memory: Tensor, arrays: list[np.ndarray]) -> list[Tensor]:
-    """Parts of `memory` that are like `arrays`."""
+    """Views of consecutive parts of `memory`, with the shapes and dtypes of `arrays`."""
     parts = memory.split([array.nbytes for array in arrays])
     return [
         part.view(torch.from_numpy(array).dtype).view(array.shape)

@@ -1,4 +1,4 @@
-"""Capturing CUDA graphs: all of the engine that no other device has."""
+"""Captures CUDA graphs: the only part of the engine that is specific to CUDA."""
 
 from collections.abc import Callable
 
@@ -8,21 +8,23 @@ from ingine.engine.run.graphs import Capture, Replay
 
 
 def capture_for(device: torch.device) -> Capture | None:
-    """What captures graphs on `device`; None where there are none."""
+    """Return the function that captures graphs on `device`; None if the device has no graphs."""
     return _CudaCapture() if device.type == "cuda" else None
 
 
 class _CudaCapture:
-    """All graphs share a pool of memory: one runs at a time, and what it leaves is read before the next."""
+    """Captures graphs that share one pool of memory: one graph runs at a time, and its results are read
+    before the next one runs.
+    """
 
     def __init__(self):
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, step: Callable[[], None]) -> Replay:
-        step()  # compiles kernels and makes workspaces, which must not happen within a capture
+        step()  # compiles kernels and allocates workspaces, which must not happen during a capture
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Of this thread alone: NCCL's own thread looks after its events meanwhile, which is no part of it.
+        # Capture only this thread: NCCL's own thread queries its events meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             step()
         return graph.replay

@@ -1,4 +1,4 @@
-"""Device, dtype, limits of a step and memory for KV, where the config leaves them to the machine."""
+"""Chooses device, dtype, limits of a step and memory for KV where the config leaves them open."""
 
 import logging
 import os
@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 _DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
 
 HOST_MEMORY_SHARE = 0.25
-"""Of available memory: a worker without a GPU shares it with all else that the machine does."""
+"""Share of available memory that KV may take: a worker without a GPU shares memory with other processes."""
 
 
 def select_device(name: str) -> torch.device:
-    """cuda, else mps, else cpu for "auto"; a GPU becomes the calling thread's current one. Raises ConfigError
-    for what this machine does not have.
+    """Return the device `name`; "auto" is cuda, else mps, else cpu. A GPU becomes the current device of the
+    calling thread. Raises ConfigError for a device that this machine does not have.
     """
     device = parse_device(name)
     try:
@@ -31,14 +31,14 @@ def select_device(name: str) -> torch.device:
         logger.debug("torch says: %s", error)
         raise ConfigError(f"device {name!r} cannot be used: {_what_there_is()}") from None
     if device.type == "cuda":
-        # Kernels go to the current device, and so do graphs, whatever device their tensors are on.
+        # Kernels and graphs run on the current device, whatever device their tensors are on.
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
 
 
 def parse_device(name: str) -> torch.device:
-    """As `select_device`, but without touching the device."""
+    """Return the same device as `select_device`, without using it."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -49,7 +49,7 @@ def parse_device(name: str) -> torch.device:
 
 
 def _what_there_is() -> str:
-    """For an error: the devices of this machine, and why others may be missing."""
+    """Describe, for an error message, the devices of this machine and why others may be missing."""
     names = ["cpu"]
     names += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     names += ["mps"] * torch.backends.mps.is_available()
@@ -62,10 +62,10 @@ def _what_there_is() -> str:
 
 
 def select_dtype(name: str, device: torch.device, checkpoint_dtype: torch.dtype) -> torch.dtype:
-    """For "auto" bfloat16 where the device computes in it; else the fastest that is safe.
+    """Return the dtype `name`. "auto" is bfloat16 if the device computes in it, else the fastest safe dtype.
 
-    Where a CPU has no bfloat16, native kernels expand it to float32: half of the bytes of a checkpoint in
-    bfloat16 are read then.
+    On a CPU without bfloat16 arithmetic, native kernels expand bfloat16 to float32. A checkpoint in bfloat16
+    stays so then, since half as many bytes are read.
     """
     if name != "auto":
         return getattr(torch, name)
@@ -73,14 +73,14 @@ def select_dtype(name: str, device: torch.device, checkpoint_dtype: torch.dtype)
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "mps":
         return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float32
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that we support
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in every supported torch
     has_bf16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     keeps_bf16 = checkpoint_dtype == torch.bfloat16 and native.library() is not None
     return torch.bfloat16 if has_bf16 or keeps_bf16 else torch.float32
 
 
 def resolve_limits(config: EngineConfig, device: torch.device, model_max_len: int) -> EngineConfig:
-    """`config` with every None of its limits filled in, but for `kv_cache_bytes`."""
+    """Return `config` with each limit that is None filled in, except for `kv_cache_bytes`."""
     num_seqs, num_tokens = (256, 2048) if device.type == "cuda" else (64, 512)
     if config.max_num_batched_tokens is None:
         num_seqs = config.max_num_seqs or num_seqs
@@ -112,11 +112,12 @@ def num_kv_blocks(
     step_bytes: int = 0,
     mapped_bytes: int = 0,
 ) -> int:
-    """Blocks that fit `kv_cache_bytes`, or what the device has to spare beside the weights, which are loaded
-    but for `mapped_bytes`, and the `step_bytes` of a step.
+    """Return how many KV blocks fit into `kv_cache_bytes` or, if that is None, into the memory that the
+    device has left.
 
-    Of the latter no more than `max_num_seqs` sequences of `max_model_len` tokens can use. Raises ConfigError
-    if not even one block fits. `config` is one from `resolve_limits`.
+    In the second case the weights are loaded already, except for `mapped_bytes`; `step_bytes` are kept free
+    for a step, and the result is at most what `max_num_seqs` sequences of `max_model_len` tokens can use.
+    Raises ConfigError if there is no room for two tokens. `config` is from `resolve_limits`.
     """
     if config.kv_cache_bytes is not None:
         budget = config.kv_cache_bytes
@@ -142,7 +143,8 @@ def num_kv_blocks(
 
 def _spare_bytes(device: torch.device, gpu_memory_utilization: float, mapped_bytes: int) -> int:
     if device.type != "cuda":
-        # Pages of mapped weights count as available, and would have to be read again in each step.
+        # Pages of mapped weights count as available, but KV in their place would make each step read them
+        # again.
         return int(max(0, available_host_bytes() - mapped_bytes) * HOST_MEMORY_SHARE)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
@@ -150,7 +152,7 @@ def _spare_bytes(device: torch.device, gpu_memory_utilization: float, mapped_byt
 
 
 def available_host_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that can be had without swapping, by what the kernel says and by a container's limit."""
+    """Return the bytes that can be allocated without swapping, within a container's limit."""
     try:
         meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(meminfo["MemAvailable"].split()[0]) * 1024
@@ -160,7 +162,7 @@ def available_host_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         limit = int((cgroup / "memory.max").read_text())
         used = int((cgroup / "memory.current").read_text())
         stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-        # Pages of files, such as the weights just read, count as used and go when memory is wanted.
+        # Pages of files, such as the weights just read, count as used, but are dropped when memory is needed.
         used -= int(stat["inactive_file"]) + int(stat["active_file"])
     except (OSError, ValueError, KeyError):  # no cgroup v2, or its limit is "max"
         return available

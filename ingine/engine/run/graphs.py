@@ -1,9 +1,10 @@
-"""Steps in which every sequence decodes one token, as CUDA graphs.
+"""Runs steps in which every sequence decodes one token as CUDA graphs.
 
-A step of a small batch is hundreds of kernels of a few microseconds each: put in line one by one they may
-take longer than they run. A graph puts all of them in line at once. It repeats what was captured to the
-letter, Python's numbers included, so there is one for each bucket of batch sizes, and all else, lengths above
-all, lies in tensors that do not move. A batch is padded to its bucket by sequences without tokens.
+A step of a small batch is hundreds of kernels of a few microseconds each. Enqueueing them one by one may take
+longer than running them; a graph enqueues all of them at once. It repeats exactly what was captured,
+including Python's numbers. So each bucket of batch sizes has a graph of its own, and all other inputs, such
+as lengths, are in tensors at fixed addresses. A batch is padded to its bucket with sequences that have no
+tokens.
 """
 
 import logging
@@ -28,20 +29,20 @@ logger = logging.getLogger(__name__)
 
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], None]], Replay]
-"""Runs a function and returns what repeats its kernels, on whatever its tensors hold then."""
+"""Runs a function and returns a function that repeats its kernels on the current contents of its tensors."""
 
 
 class Choice(StrEnum):
-    """How a graph samples: where it takes no more than logits and, for a random one, a row of numbers."""
+    """How a graph samples: GREEDY needs only logits, RANDOM also the numbers of `pack_params`."""
 
     GREEDY = "greedy"
     RANDOM = "random"
 
 
 class DecodeGraphs:
-    """For each bucket one of the model and, behind it, one for each `Choice`.
+    """The graphs of all buckets: one of the model, and one of sampling for each `Choice`.
 
-    All are captured at once, the largest first: the others then fit into the memory that it took.
+    The constructor captures all of them, the largest bucket first: the others then fit into its memory.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class DecodeGraphs:
         capture: Capture,
         parallel: TensorParallel,
     ):
-        """tokens: [at least max_num_seqs] int64, which graphs carry tokens over from, and sample into.
+        """tokens: [at least max_num_seqs] int64: the graphs sample into it, and read the last step's tokens
+        from it.
 
-        max_blocks: of one sequence.
+        max_blocks: the most KV blocks of one sequence.
         """
         self._model, self._kv_caches, self._parallel = model, kv_caches, parallel
         self._tokens = tokens
@@ -78,11 +80,12 @@ class DecodeGraphs:
         logger.info("captured CUDA graphs of %d batch sizes in %.1f s", len(self._sizes), seconds)
 
     def cover(self, inputs: StepInputs) -> bool:
+        """Return whether a graph can run the step."""
         return inputs.is_decode and len(inputs.query_lens) <= self._sizes[-1]
 
     def run_model(self, inputs: StepInputs) -> Tensor:
-        """Puts a step that is covered in line. Returns its final hidden states [num_seqs, hidden_size], a
-        view that is good until the next call.
+        """Enqueue the model on a step that the graphs `cover`. Returns the final hidden states [num_seqs,
+        hidden_size], a view that is valid until the next call.
         """
         num_seqs = len(inputs.query_lens)
         size = self._size_for(num_seqs)
@@ -91,10 +94,10 @@ class DecodeGraphs:
         return self._hidden[:num_seqs]
 
     def sample(self, num_seqs: int, choice: Choice, rows: np.ndarray | None) -> Tensor:
-        """Puts in line what samples from the hidden states of the last `run_model`. Returns the tokens
-        [num_seqs], a view likewise.
+        """Enqueue sampling from the hidden states of the last `run_model`. Returns the tokens [num_seqs], a
+        view that is valid until the next call.
 
-        rows: of `device_sampling.pack_params`, for Choice.RANDOM on rank 0.
+        rows: from `device_sampling.pack_params`, for Choice.RANDOM on rank 0.
         """
         size = self._size_for(num_seqs)
         if rows is not None:
@@ -105,7 +108,7 @@ class DecodeGraphs:
     def _size_for(self, num_seqs: int) -> int:
         return self._sizes[bisect_left(self._sizes, num_seqs)]
 
-    # What is captured reads nothing but tensors that stay where they are.
+    # The captured functions read only tensors at fixed addresses.
 
     def _run_model(self, inputs: "_StaticInputs") -> None:
         input_ids = carry_over(inputs.input_ids, inputs.carried, self._tokens)
@@ -124,22 +127,24 @@ class DecodeGraphs:
 
 
 def carry_over(input_ids: Tensor, carried: Tensor, tokens: Tensor) -> Tensor:
-    """input_ids [num_seqs], but where `carried` [num_seqs] is not -1 the token of that row of `tokens`.
+    """Return input_ids [num_seqs] in which each i with carried[i] >= 0 is replaced by tokens[carried[i]].
 
-    A sequence whose last token is -1, there having been nothing to choose, computes some token or other:
-    it ends as soon as the host hears of it.
+    A sequence whose last token is -1, since no token could be chosen, computes with token 0: it ends as soon
+    as the host reads that -1.
     """
     return torch.where(carried >= 0, tokens[carried.clamp(min=0)], input_ids).clamp_(min=0)
 
 
 def bucket_sizes(max_num_seqs: int) -> list[int]:
-    """1, 2, 4, 8, then every 16: there a padded row is cheap, and each bucket costs time at the start."""
+    """Return 1, 2, 4, 8, then every multiple of 16: a padded row is cheap in large batches, and capturing a
+    bucket takes time at the start.
+    """
     sizes = [size for size in (1, 2, 4, 8) if size < max_num_seqs]
     return [*sizes, *range(16, max_num_seqs, 16), max_num_seqs]
 
 
 class _StaticInputs:
-    """What the graphs of one bucket read."""
+    """The inputs of one bucket's graphs, at fixed addresses."""
 
     def __init__(self, size: int, max_blocks: int, device: torch.device):
         self.size, self._device = size, device
@@ -160,7 +165,7 @@ class _StaticInputs:
             carried[:] = inputs.carried
         seq_lens[:] = inputs.kv_lens
         self._numbers.fill(numbers)
-        # Beyond this are tables of earlier steps, which no length reaches.
+        # The rest holds tables of earlier steps, which no sequence length reaches.
         self._block_tables[:num_seqs, :max_blocks].copy_(to_device(inputs.block_tables, self._device))
 
     def fill_rows(self, rows: np.ndarray) -> None:
@@ -178,6 +183,8 @@ class _StaticInputs:
         )
 
     def _padded(self) -> list[np.ndarray]:
-        """Of sequences without tokens, which write nowhere: ids, positions, slots, carried rows, lengths."""
+        """Return ids, positions, slots, carried rows and lengths of sequences without tokens, which write no
+        KV.
+        """
         zeros, nowhere = np.zeros(self.size, np.int64), np.full(self.size, -1, np.int64)
         return [zeros, zeros.copy(), nowhere, nowhere.copy(), np.zeros(self.size, np.int32)]

@@ -1,8 +1,8 @@
-"""Runs the model on a scheduled batch, and samples where a sequence has caught up.
+"""Runs the model on a scheduled batch, and samples a token for each sequence that has caught up.
 
-A step has two halves, `forward` and `sample`. Both only enqueue work: what comes of it is waited for in
-`StepResult.wait`. Tokens stay on the device as well, so that the next step can be enqueued behind this one
-before the host has seen them.
+A step has two halves, `forward` and `sample`. Both only enqueue work; `StepResult.wait` waits for the result.
+The sampled tokens also stay on the device, so that the next step can be enqueued before the host has read
+them.
 """
 
 from dataclasses import dataclass
@@ -22,22 +22,22 @@ from ingine.engine.schedule.scheduler import ScheduledBatch
 from ingine.engine.schedule.sequence import Sequence, SequenceAhead
 
 Rows = list[Sequence | SequenceAhead]
-"""What each row of logits is sampled as."""
+"""The sequence that each row of logits is sampled for."""
 
 
 @dataclass(slots=True)
 class ForwardPass:
-    """The first half of a step, in flight, and what the second half takes of it."""
+    """The first half of a step, in flight, with the inputs of the second half."""
 
     inputs: StepInputs
     choice: Choice | None
-    """How a graph may sample, if there are graphs; None: no graph can."""
+    """How a graph samples this step, if there are graphs; None: no graph can."""
     caught_up: list[Work]
-    """On rank 0; empty on others, and so are `rows`."""
+    """The work that one token or more is sampled for. Empty on ranks other than 0, as `rows` is."""
     rows: Rows
     hidden: Tensor | None
-    """[num_rows, hidden_size]: final hidden states of the tokens after which one is sampled; None for none.
-    Good until the next `ModelRunner.forward`."""
+    """[num_rows, hidden_size]: final hidden states of the tokens after which one is sampled; None if there
+    are none. Valid until the next `ModelRunner.forward`."""
 
 
 class StepResult:
@@ -47,13 +47,16 @@ class StepResult:
         self._sampled, self._caught_up = sampled, caught_up
 
     def wait(self) -> list[tuple[Sequence, list[SampledToken]]]:
-        """The next token of each sequence that has caught up; with a draft the next ones, up to the first
-        that is not as drafted."""
+        """Wait for the sampled tokens. Returns the next token of each sequence that has caught up; with a
+        draft, the next tokens up to the first one that differs from the draft.
+        """
         return _split(self._sampled.wait(), self._caught_up) if self._sampled else []
 
 
 class ModelRunner:
-    """With tensor parallelism each rank has one: rank 0's is told what to compute, the others `follow`."""
+    """Runs the steps of one rank. With tensor parallelism, rank 0's runner is called for each step, and the
+    other ranks `follow` it.
+    """
 
     def __init__(
         self,
@@ -65,10 +68,10 @@ class ModelRunner:
         graphs: DecodeGraphs | None = None,
         parallel: TensorParallel = SINGLE,
     ):
-        """`kv_caches` are what `model` allocated, of blocks of `block_size` tokens.
+        """`kv_caches` were allocated by `model`, with blocks of `block_size` tokens.
 
-        tokens: [most tokens of a step] int64 on the model's device, where a step leaves those that it
-        samples; `graphs` have the same.
+        tokens: [most tokens of a step] int64 on the model's device, into which each step samples; `graphs`
+        were made with the same tensor.
         """
         self._model, self._kv_caches, self._block_size = model, kv_caches, block_size
         self._tokens = tokens
@@ -78,9 +81,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward(self, batch: ScheduledBatch) -> ForwardPass:
-        """Enqueue the model on a batch. If this or its `sample` raises, the batch counts for nothing.
+        """Enqueue the model on a batch. If this or its `sample` raises, no sequence has advanced.
 
-        Its `sample` has to follow before the next batch: other ranks go on to that by themselves.
+        `sample` has to follow before the next batch: other ranks go on to sampling without a message.
         """
         work = in_order(batch)
         inputs = pack(work, self._block_size, self._rows_of_last_step)
@@ -99,7 +102,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def sample(self, forward_pass: ForwardPass) -> StepResult:
-        """Enqueue what chooses the next tokens of the sequences that have caught up."""
+        """Enqueue sampling of the next tokens of the sequences that have caught up."""
         try:
             sampled = self._sample(forward_pass)
         except Exception:
@@ -110,15 +113,15 @@ class ModelRunner:
 
     @torch.inference_mode()
     def follow(self) -> None:
-        """Take part in the steps of rank 0, until it says that there are no more."""
+        """Take part in the steps of rank 0 until it closes."""
         while (message := self._parallel.receive()) is not None:
             inputs, choice = message
             self._sample(ForwardPass(inputs, choice, [], [], self._forward(inputs)))
 
-    # What every rank does.
+    # The steps below run on every rank.
 
     def _forward(self, inputs: StepInputs) -> Tensor | None:
-        """Returns `ForwardPass.hidden`."""
+        """Enqueue the model. Returns `ForwardPass.hidden`."""
         if self._is_replayed(inputs):
             return self._graphs.run_model(inputs)
         device = self._model.device
@@ -131,7 +134,7 @@ class ModelRunner:
         return hidden[to_device(inputs.logits_rows, device)] if len(inputs.logits_rows) else None
 
     def _sample(self, forward_pass: ForwardPass) -> Sampled | None:
-        """None where nothing is sampled, and on other ranks than 0."""
+        """Enqueue sampling. Returns None if nothing is sampled, and on ranks other than 0."""
         if forward_pass.hidden is None:
             return None
         if forward_pass.choice is not None and self._is_replayed(forward_pass.inputs):
@@ -159,10 +162,12 @@ class ModelRunner:
         return sampled
 
     def _pending(self, inputs: StepInputs) -> Tensor | None:
-        """[num_rows]: what the last step sampled and the host has not seen, for each row; -1 for none."""
+        """Return [num_rows] int64: the token of each row that the last step sampled and the host has not
+        read; -1 for none.
+        """
         if inputs.carried is None:
             return None
-        # Of a step without drafts, which is the only one that carries over, a row is the last of a sequence.
+        # Only steps without drafts carry tokens over: there each row is the last token of a sequence.
         carried = np.full(len(inputs.query_lens), -1, dtype=np.int64)
         carried[: len(inputs.carried)] = inputs.carried
         last_tokens = np.cumsum(inputs.query_lens) - 1
@@ -171,16 +176,15 @@ class ModelRunner:
 
 
 def _choice(rows: Rows) -> Choice | None:
-    """None: penalties and the like, or log probabilities, which no graph has."""
+    """Return how a graph can sample `rows`; None if a row needs a logits processor or log probabilities."""
     if not all(row.is_plain for row in rows):
         return None
     return Choice.GREEDY if all(row.params.greedy for row in rows) else Choice.RANDOM
 
 
 def _split(tokens: list[SampledToken], caught_up: list[Work]) -> list[tuple[Sequence, list[SampledToken]]]:
-    """Each sequence's own of the sampled tokens, as far as they count.
-
-    What was sampled after one that is not as drafted follows what never was.
+    """Split the sampled tokens by sequence, and drop those that follow a wrong draft token: they were sampled
+    after a token that the sequence does not have.
     """
     found, start = [], 0
     for one in caught_up:

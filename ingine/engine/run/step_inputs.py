@@ -1,4 +1,4 @@
-"""A scheduled batch as arrays: what a step of the model reads, made on the host."""
+"""Packs a scheduled batch into arrays on the host: the inputs of a step of the model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,20 +15,21 @@ from ingine.engine.schedule.sequence import Sequence
 
 @dataclass(slots=True)
 class Work:
-    """What a step computes of one sequence."""
+    """The tokens that a step computes for one sequence."""
 
     seq: Sequence
     num_tokens: int
-    """How many of its tokens."""
+    """How many of the sequence's own tokens to compute."""
     draft: list[int]
-    """Tokens that may follow these, computed too."""
+    """Guessed tokens to follow these, which are computed too."""
     catches_up: bool
-    """Whether these are the last that it has: one is sampled after them, and one after each of the draft."""
+    """Whether these are the sequence's last tokens. If so, one token is sampled after them and one after each
+    token of the draft."""
 
 
 @dataclass(slots=True)
 class StepInputs:
-    """As `AttentionMetadata` says, and with the tokens. Small enough to be sent to other processes."""
+    """The tokens of a step in the order of `AttentionMetadata`. Small enough to send to other processes."""
 
     input_ids: np.ndarray
     """[num_tokens] int64."""
@@ -37,14 +38,14 @@ class StepInputs:
     slot_mapping: np.ndarray
     """[num_tokens] int64."""
     carried: np.ndarray | None
-    """[num_decodes] int64: which of the last step's sampled tokens is a decode's own, where the host does not
-    know it; else -1. None: all are known."""
+    """[num_decodes] int64: for a decode whose token the host does not know yet, the row of that token among
+    the last step's sampled tokens; else -1. None if the host knows all tokens."""
     block_tables: np.ndarray
     """[num_seqs, max_blocks] int32."""
     query_lens: list[int]
     kv_lens: list[int]
     logits_rows: np.ndarray
-    """[num_rows] int64: the tokens after which one is sampled."""
+    """[num_rows] int64: indices of the tokens after which one is sampled."""
 
     @property
     def num_decodes(self) -> int:
@@ -52,7 +53,7 @@ class StepInputs:
 
     @property
     def is_decode(self) -> bool:
-        """Whether each sequence computes one token, and has one sampled after it."""
+        """Whether each sequence computes one token and has one sampled after it."""
         return len(self.query_lens) == len(self.input_ids) == len(self.logits_rows)
 
     def metadata(self, device: torch.device) -> AttentionMetadata:
@@ -69,7 +70,9 @@ class StepInputs:
 
 
 def in_order(batch: ScheduledBatch) -> list[Work]:
-    """One query token first: the decodes, and whatever looks like one. Of these the shortest first."""
+    """Return the work of a batch, sequences with one query token first (decodes, and chunks of one token),
+    and among those with one query token, or with several, the shortest KV first.
+    """
     work = [
         Work(seq, num_tokens, draft, num_tokens == seq.num_uncomputed_tokens)
         for seq, num_tokens, draft in zip(batch.seqs, batch.num_tokens, batch.drafts, strict=True)
@@ -78,7 +81,10 @@ def in_order(batch: ScheduledBatch) -> list[Work]:
 
 
 def pack(work: list[Work], block_size: int, rows_of_last_step: Mapping[Sequence, int]) -> StepInputs:
-    """rows_of_last_step: where among its sampled tokens is that of each sequence which has one pending."""
+    """Pack `work`, which is from `in_order`, into arrays.
+
+    rows_of_last_step: for each sequence with a pending token, its row among the last step's sampled tokens.
+    """
     query_lens = [one.num_tokens + len(one.draft) for one in work]
     query_start = [0, *accumulate(query_lens)]
     computed = [one.seq.num_computed_tokens for one in work]
@@ -87,7 +93,7 @@ def pack(work: list[Work], block_size: int, rows_of_last_step: Mapping[Sequence,
     logits_rows: list[int] = []
     for one, start, query_len, end in zip(work, computed, query_lens, query_start[1:], strict=True):
         tokens = one.seq.token_ids[start : start + one.num_tokens]
-        is_pending = len(tokens) < one.num_tokens  # then it is all that there is to compute
+        is_pending = len(tokens) < one.num_tokens  # then the pending token is the only one to compute
         if query_len == 1:
             carried.append(rows_of_last_step[one.seq] if is_pending else -1)
         token_ids += [0] if is_pending else tokens

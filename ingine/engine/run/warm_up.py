@@ -1,4 +1,4 @@
-"""Steps before the first one that counts: they compile kernels, and tell what memory a step takes."""
+"""Runs steps before the first request, to compile kernels and to measure the memory of a step."""
 
 import torch
 
@@ -13,19 +13,20 @@ from ingine.errors import ConfigError
 from ingine.sampling_params import MAX_LOGPROBS, SamplingParams
 
 PROMPT_LENGTHS = (2, 4, 8, 16, 32, 64, 128)
-"""Prefill kernels come in a few sizes, compiled when first used: seconds that no request should wait."""
+"""Prefill kernels exist in a few sizes, each compiled at first use. That takes seconds, for which no request
+should wait."""
 
 COSTLY = SamplingParams(
     temperature=1.0, top_p=0.9, repetition_penalty=1.1, frequency_penalty=0.1, logprobs=MAX_LOGPROBS, seed=0
 )
-"""What keeps the most copies of the logits."""
+"""The parameters whose sampling keeps the most copies of the logits."""
 
 
 def warm_up(config: EngineConfig, model: Model, parallel: TensorParallel) -> int:
-    """Returns the bytes that the largest step of `config` takes at its peak besides weights and KV.
+    """Run the warm-up steps. Returns the peak bytes of the largest step of `config`, without weights and KV.
 
-    On CUDA; raises ConfigError if there is no room for it. Elsewhere there is nothing to compile, and memory
-    for KV is a share of what is available, which leaves room: this returns 0 at once.
+    Raises ConfigError if the largest step does not fit into memory. On devices other than CUDA this does
+    nothing and returns 0: there is nothing to compile, and KV takes only a share of the available memory.
     """
     if model.device.type != "cuda":
         return 0
@@ -49,14 +50,14 @@ def _peak_bytes(config: EngineConfig, model: Model, parallel: TensorParallel) ->
 
 
 def make_steps(config: EngineConfig, vocab_size: int) -> list[ScheduledBatch]:
-    """Prompts of some lengths, then as many tokens and sequences as a step may have; costly sampling."""
+    """Return steps with a prompt of each of some lengths, then the largest step; all with costly sampling."""
     longest = min(config.max_num_batched_tokens, config.max_model_len - 1)
     lengths = [[length] for length in PROMPT_LENGTHS if length <= longest]
     return [_step(config, vocab_size, step) for step in (*lengths, _largest_lengths(config))]
 
 
 def allocate_for(steps: list[ScheduledBatch], config: EngineConfig, model: Model) -> list[KVCache]:
-    """KV caches of their own, which hold the largest of `steps`."""
+    """Allocate KV caches for `steps` alone, large enough for the largest of them."""
     num_blocks = max(max(seq.block_table) for seq in steps[-1].seqs) + 1
     return model.allocate_kv_caches(num_blocks, config.block_size)
 
@@ -79,7 +80,9 @@ def run_steps(
 
 
 def _largest_lengths(config: EngineConfig) -> list[int]:
-    """Of `max_num_seqs` sequences, `max_num_batched_tokens` together, the first as long as may be."""
+    """Return the lengths of `max_num_seqs` sequences that have `max_num_batched_tokens` tokens together, the
+    first one as long as possible.
+    """
     num_left, lengths = config.max_num_batched_tokens, []
     for num_others in reversed(range(config.max_num_seqs)):
         lengths.append(max(1, min(num_left - num_others, config.max_model_len - 1)))
@@ -88,7 +91,7 @@ def _largest_lengths(config: EngineConfig) -> list[int]:
 
 
 def _step(config: EngineConfig, vocab_size: int, lengths: list[int]) -> ScheduledBatch:
-    """Of prompts without repetition, which is what penalties have most to do with."""
+    """Return a step of prompts whose tokens are distinct, for which penalties have the most entries."""
     batch, num_blocks = ScheduledBatch(), 0
     for index, length in enumerate(lengths):
         seq = Sequence(

@@ -1,7 +1,7 @@
-"""What changes logits before a token is chosen: `min_tokens`, `logit_bias` and the penalties.
+"""Changes logits before a token is chosen: `min_tokens`, `logit_bias` and the penalties.
 
-Each touches only the entries it is about, those of all sequences of the batch in one indexed operation, and
-waits for no device. So it serves sequences too whose last token only the device knows as yet.
+Each processor changes only the affected entries, of all sequences of the batch in one indexed operation, and
+does not wait for the device. So it also works for sequences whose last token only the device knows yet.
 """
 
 import numpy as np
@@ -13,16 +13,16 @@ from ingine.engine.schedule.sequence import Sequence, SequenceAhead
 from ingine.sampling_params import SamplingParams
 
 Seqs = list[Sequence | SequenceAhead]
-"""One for each row of the logits."""
+"""The sequence of each row of the logits."""
 
 
 def process(logits: Tensor, seqs: Seqs, pending: Tensor | None = None) -> Tensor:
-    """The logits [num_seqs, vocab_size] as the sequences want them, in float32; or `logits` as they are, if
-    nothing changes. They are overwritten where they are float32.
+    """Apply each sequence's parameters to its row of logits [num_seqs, vocab_size]. Returns them in float32,
+    or `logits` itself if no sequence changes any. float32 logits are overwritten.
 
-    `pending` [num_seqs] int64, on the device: the sampled token that the host has not seen, of each sequence
-    whose `num_pending_tokens` is 1; -1 for the others, and where there was none to choose: such a row may get
-    any logits. Only asked for where there are such sequences.
+    pending: [num_seqs] int64 on the device: the sampled token that the host has not read, of each sequence
+    whose `num_pending_tokens` is 1. It is -1 for other sequences, and where no token could be chosen; the
+    logits of such a row are arbitrary. Needed only for penalised sequences with a pending token.
     """
     masked = [
         row
@@ -44,7 +44,7 @@ def process(logits: Tensor, seqs: Seqs, pending: Tensor | None = None) -> Tensor
 
 
 def _mask(logits: Tensor, seqs: Seqs, rows: list[int]) -> None:
-    """Make the tokens impossible that would end a sequence, as far as the model has them."""
+    """Set the logits of tokens that would end a sequence to -inf; ids beyond the vocabulary are ignored."""
     of_rows = [seqs[row].processing.end_token_ids for row in rows]
     token_ids = [of_row[of_row < logits.shape[1]] for of_row in of_rows]
     logits.view(-1).index_fill_(0, _entries(logits, rows, token_ids), -torch.inf)
@@ -58,8 +58,8 @@ def _add_bias(logits: Tensor, seqs: Seqs, rows: list[int]) -> None:
 
 
 def _penalise(logits: Tensor, seqs: Seqs, rows: list[int], pending: Tensor | None) -> None:
-    """Repetition penalty on tokens of prompt and output (CTRL, Keskar et al. 2019), then OpenAI's frequency
-    and presence penalties on those of the output."""
+    """Apply the repetition penalty to tokens of prompt and output (CTRL, Keskar et al. 2019), then OpenAI's
+    frequency and presence penalties to tokens of the output."""
     of_rows = [seqs[row].token_counts for row in rows]
     entries = _entries(logits, rows, [of_row.token_ids for of_row in of_rows])
     counts = to_device(np.concatenate([of_row.counts for of_row in of_rows]), logits.device)
@@ -86,20 +86,20 @@ def _penalties(params: list[SamplingParams]) -> np.ndarray:
 def _count_pending(
     entries: Tensor, counts: Tensor, rows: Tensor, pending: Tensor, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Entries and counts with the pending tokens of `rows` [num_rows] int64 counted: one entry more for each.
-    Where the sequence had the token before, two entries are the same, and so are their counts.
+    """Count the pending tokens of `rows` [num_rows] int64: returns entries and counts with one more entry for
+    each row. If the sequence had the token before, two entries are equal and have the same count.
     """
     pending_entries = torch.arange(len(pending), device=pending.device) * vocab_size + pending
     row_of_entry = entries // vocab_size
-    # A pending -1 makes the last entry of the row before, which is none of this row's.
+    # A pending -1 gives the last entry of the row before, which matches no entry of this row.
     is_pending = entries == pending_entries[row_of_entry]
     counts = counts + is_pending
     total = torch.zeros(len(pending), device=counts.device).index_add_(0, row_of_entry, counts * is_pending)
-    added = torch.maximum(pending_entries, pending_entries - pending)[rows]  # inside the row, for -1 too
+    added = torch.maximum(pending_entries, pending_entries - pending)[rows]  # within the row, also for -1
     return torch.cat((entries, added)), torch.cat((counts, total[rows].clamp(min=1)))
 
 
 def _entries(logits: Tensor, rows: list[int], token_ids: list[np.ndarray]) -> Tensor:
-    """Where in all of `logits` the given tokens of each of `rows` are; no entry may come twice."""
+    """Return flat indices into `logits` of the given tokens of each of `rows`. No index may occur twice."""
     entries = [row * logits.shape[1] + of_row for row, of_row in zip(rows, token_ids, strict=True)]
     return to_device(np.concatenate(entries), logits.device)

@@ -1,14 +1,15 @@
-"""From logits to the next token of every sequence of a batch.
+"""Samples the next token of every sequence of a batch from its logits.
 
 The order of operations is vLLM's:
 
-1. The log probabilities that are reported are those of the model's own logits.
-2. `min_tokens` masks what would end a sequence, `logit_bias` is added.
+1. Reported log probabilities are computed from the unprocessed logits of the model.
+2. `min_tokens` masks the tokens that would end a sequence; `logit_bias` is added.
 3. Penalties: repetition (prompt and output), then frequency and presence (output).
-4. Greedy takes the largest logit. Else temperature, min_p, top_k and top_p, each on what the one before
-   left, then one draw by inverse CDF with the uniform number that belongs to (seed, position).
+4. Greedy takes the largest logit. Otherwise temperature, min_p, top_k and top_p are applied, each to the
+   tokens that the one before left, and one token is drawn by inverse CDF with the uniform number of (seed,
+   position).
 
-How tokens are chosen, and log probabilities found, is one of the model's `Kernels`.
+The model's `Kernels` choose tokens and compute log probabilities.
 """
 
 import math
@@ -27,16 +28,16 @@ from ingine.engine.schedule.sequence import Sequence, SequenceAhead
 
 class SampledToken(NamedTuple):
     token_id: int | None
-    """None: there is no finite largest logit, so nothing to choose."""
+    """None if no token could be chosen, since the largest logit is not finite."""
     logprobs: dict | None
-    """{token_id, logprob, top: [[token_id, logprob], ...]}, where the sequence asks for it."""
+    """{token_id, logprob, top: [[token_id, logprob], ...]}; None if the sequence does not ask for it."""
 
 
 class Sampled:
-    """The tokens of a batch, on their way to the host."""
+    """The sampled tokens of a batch, in flight to the host."""
 
     def __init__(self, token_ids: Tensor, reports: "_Reports | None" = None):
-        """token_ids: [num_rows] int64, -1 where there was nothing to choose."""
+        """token_ids: [num_rows] int64, -1 where no token could be chosen."""
         self.token_ids = token_ids
         self._reports = reports
         self._copy = HostCopy(token_ids, *(reports.values if reports else ()))
@@ -51,15 +52,15 @@ class Sampled:
 
 
 class _Reports(NamedTuple):
-    """Log probabilities of those rows of a batch that want them."""
+    """The log probabilities of those rows of a batch whose sequences ask for them."""
 
     rows: list[int]
     num_top: list[int]
     values: tuple[Tensor, Tensor, Tensor]
-    """What `ingine.engine.kernels.sampling.logprobs.logprobs` gives for these rows."""
+    """The result of `ingine.engine.kernels.sampling.logprobs.logprobs` for these rows."""
 
     def read(self, token_ids: list[int], values: list[list]) -> dict[int, dict]:
-        """By row, from `values` on the host."""
+        """Return each row's report, by row, from `values` on the host."""
         found = {}
         for row, num_top, logprob, top_ids, top in zip(self.rows, self.num_top, *values, strict=True):
             pairs = [[top_id, value] for top_id, value in zip(top_ids, top, strict=True) if value > -math.inf]
@@ -74,9 +75,10 @@ def sample(
     *,
     pending: Tensor | None = None,
 ) -> Sampled:
-    """The next token of each of `seqs`, from logits [num_seqs, vocab_size], which may be overwritten.
+    """Enqueue sampling of the next token of each of `seqs` from logits [num_seqs, vocab_size], which may be
+    overwritten.
 
-    pending: [num_seqs] int64, the token that a sequence has got and the host does not know, -1 for none.
+    pending: [num_seqs] int64: the last token of a sequence if the host does not know it yet, else -1.
     """
     if all(seq.is_plain and seq.params.greedy for seq in seqs):
         return Sampled(_choose(logits, seqs, sampling))
@@ -84,7 +86,7 @@ def sample(
     if not wanted:
         return Sampled(_choose(process(logits, seqs, pending), seqs, sampling))
     rows = to_device(np.array(wanted), logits.device)
-    model_logits = logits.index_select(0, rows)  # a copy: the rest works in place
+    model_logits = logits.index_select(0, rows)  # a copy: the processors work in place
     token_ids = _choose(process(logits, seqs, pending), seqs, sampling)
     num_top = [seqs[row].params.logprobs for row in wanted]
     values = sampling.logprobs(model_logits, token_ids.index_select(0, rows), max(num_top))
@@ -92,7 +94,7 @@ def sample(
 
 
 def sampling_rows(seqs: list[Sequence | SequenceAhead]) -> np.ndarray:
-    """[num_seqs, 5] float32 for `ingine.engine.kernels.sampling.cuda.choose`."""
+    """Return the rows [num_seqs, 5] float32 that `ingine.engine.kernels.sampling.cuda.choose` reads."""
     return device_sampling.pack_params([seq.params for seq in seqs], _uniforms(seqs))
 
 

@@ -1,4 +1,4 @@
-"""What the penalties of a sequence apply to: sparse, so that a step costs by the tokens that it has."""
+"""Sparse token counts of a sequence, for its penalties: their cost depends on the distinct tokens alone."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ class TokenCounts:
         if index is None:
             index = self._index[token_id] = len(self._index)
             if index == len(self._counts):
-                room = np.zeros(index + 8, dtype=np.int64)  # doubling: growth costs a constant a token
+                room = np.zeros(index + 8, dtype=np.int64)  # doubling: amortised constant cost per token
                 self._token_ids = np.concatenate((self._token_ids, room))
                 self._counts = np.concatenate((self._counts, room.astype(np.float32)))
             self._token_ids[index] = token_id
@@ -42,5 +42,5 @@ class TokenCounts:
 
     @property
     def counts(self) -> np.ndarray:
-        """[num_distinct] float32: 0 for a token that only the prompt has."""
+        """[num_distinct] float32: 0 for a token that occurs only in the prompt."""
         return self._counts[: len(self._index)]
