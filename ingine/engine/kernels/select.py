@@ -1,4 +1,4 @@
-"""What computes a model on one device, chosen once by what the machine has."""
+"""Chooses the kernels that compute a model on one device, once, by what the machine has."""
 
 import logging
 import os
@@ -44,7 +44,7 @@ class Kernels:
 
 
 REFERENCE = Kernels(TorchAttention(), TorchOps(), PlainWeights(), TORCH_SAMPLING)
-"""Plain torch: slow, right, for every device and dtype."""
+"""The references in plain torch: slow and correct, for every device and dtype."""
 
 
 def select_kernels(
@@ -56,10 +56,11 @@ def select_kernels(
     quantization: str | None = None,
     block_size: int | None = None,
 ) -> Kernels:
-    """The fastest that this machine has for `device`, `dtype`, heads of `head_dim` dimensions, and KV blocks
-    of `block_size` tokens; None is one that every backend takes.
+    """Return the fastest kernels of this machine for `device`, `dtype`, heads of `head_dim` dimensions and KV
+    blocks of `block_size` tokens. None stands for a size that every backend takes.
 
-    Raises ConfigError for a `kv_cache_dtype` or `quantization` (see `EngineConfig`) that it cannot have.
+    Raises ConfigError for a `kv_cache_dtype` or `quantization` (see `EngineConfig`) that is not available
+    here.
     """
     library = native.library_for(device, dtype)
     weights = _select_weights(library, device, dtype, quantization)
@@ -90,7 +91,7 @@ def select_kernels(
 
 
 def triton_kernels(kv_cache_dtype: str = "auto") -> Kernels:
-    """For CUDA; in triton's interpreter, with TRITON_INTERPRET=1 in the environment, for the CPU."""
+    """Return the kernels for CUDA. With TRITON_INTERPRET=1 in the environment they run on the CPU."""
     # Not at the top: a worker without a GPU needs no triton.
     from ingine.engine.kernels.attention.triton import TritonAttention
     from ingine.engine.kernels.layers.triton_ops import TritonOps
@@ -100,7 +101,7 @@ def triton_kernels(kv_cache_dtype: str = "auto") -> Kernels:
 
 
 def _triton_obstacle(device: torch.device, head_dim: int | None) -> str | None:
-    """Why Triton kernels cannot be had on this GPU. None: they can."""
+    """Return why Triton kernels are not available on this GPU, or None if they are."""
     if find_spec("triton") is None:
         return "triton is not installed"
     if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
@@ -115,7 +116,7 @@ def _triton_obstacle(device: torch.device, head_dim: int | None) -> str | None:
 
 
 def _launcher_obstacle() -> str | None:
-    """Why triton cannot compile the C code that launches a kernel, as `triton.runtime.build` does."""
+    """Return why triton cannot compile the C code that launches kernels (`triton.runtime.build`), or None."""
     compiler = os.environ.get("CC")
     if compiler is None and not (shutil.which("gcc") or shutil.which("clang")):
         return "triton finds no C compiler (CC, gcc or clang), which launches kernels"
@@ -129,8 +130,8 @@ def _launcher_obstacle() -> str | None:
 
 
 def _cache_obstacle() -> str | None:
-    """Give triton another folder for what it compiles if another user can write its own: triton loads what
-    lies there, whoever has put it there. Why neither can be had; None if one can.
+    """Give triton another folder for compiled code if another user can write to its own: triton loads what is
+    there, whoever wrote it. Returns why neither folder is safe, or None if one is.
     """
     home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
     chosen = os.environ.get("TRITON_CACHE_DIR") or os.path.join(home, ".triton", "cache")
@@ -156,8 +157,8 @@ def _select_cuda_kernels(
             f"{capability[1]}: 'int8' takes as little memory"
         )
     kernels = triton_kernels(kv_cache_dtype)
-    # Which of the two is faster has not been measured. Who asks for blocks that torch's attention takes asks
-    # for it: they are too large for anything else, as sequences share and waste whole blocks.
+    # Which of the two is faster has not been measured. Blocks of a size that torch's attention takes are read
+    # as a request for it: they have no other use, since sequences share and waste whole blocks.
     if (
         kv_cache_dtype == "auto"
         and head_dim is not None
@@ -172,7 +173,7 @@ def _select_cuda_kernels(
 def _select_weights(
     library: CDLL | None, device: torch.device, dtype: torch.dtype, quantization: str | None
 ) -> WeightFormat:
-    """`library` is None where it does not compute `dtype` on `device`."""
+    """Choose the weight format. `library` is None if it does not compute `dtype` on `device`."""
     if quantization is not None and library is not None:
         int8 = NativeInt8(library, dtype, PackedInt8() if int8_is_packable() else PlainWeights())
         if quantization == "int8":

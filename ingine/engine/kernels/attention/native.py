@@ -12,14 +12,14 @@ from ingine.engine.kernels.native import DTYPES
 from ingine.errors import UnsupportedModel
 
 KV_FORMATS = {"auto": 0, "int8": 1, "int4": 2}
-"""By `kv_cache_dtype`, as in attention.cpp: the model's dtype, int8 with a scale a token and head, or int4
-with a scale and a zero."""
+"""Number of each `kv_cache_dtype` in attention.cpp. "auto" is the model's dtype; int8 has a scale for each
+token and head, int4 a scale and a zero."""
 
 STRIP_TOKENS, MAX_HEAD_DIM = 16, 256
-"""As in kv_format.h: what a block's tokens are padded to a multiple of, and the most dimensions."""
+"""The same as in kv_format.h: a block is padded to a multiple of STRIP_TOKENS tokens."""
 
 ITEM_FIELDS = 6
-"""Numbers of an `Item` of attention.cpp."""
+"""Number of int32 fields of an `Item` of attention.cpp."""
 
 _POINTERS = "slot_mapping block_tables query_start_loc seq_lens items partials"
 _NUMBERS = (
@@ -29,7 +29,7 @@ _NUMBERS = (
 
 
 class _Step(ctypes.Structure):
-    """`Step` of attention.cpp: what all layers of a step share."""
+    """`Step` of attention.cpp, which all layers of a step share."""
 
     _fields_ = (
         *((name, c_void_p) for name in _POINTERS.split()),
@@ -42,15 +42,15 @@ class _Plan:
     step: _Step
     pointer: ctypes._Pointer
     owned: tuple[Tensor, ...]
-    """What `step` points to."""
+    """The tensors that `step` points to."""
 
 
 class NativeAttention(AttentionBackend):
-    """For the dtypes in `native.DTYPES`. Keys and values of 16 tokens lie together in the order in which they
-    are multiplied, with blocks padded to a multiple of 16 tokens: see kv_format.h.
+    """Attention for the dtypes in `native.DTYPES`. Keys and values of 16 tokens are stored together in the
+    order in which they are multiplied, and blocks are padded to a multiple of 16 tokens: see kv_format.h.
 
-    A token's output depends on its sequence's tokens alone, to the last bit: not on the batch, on how the
-    sequence was cut into chunks, or on the number of threads.
+    The bits of a token's output depend only on its sequence's tokens: not on the batch, on how the sequence
+    was cut into chunks, or on the number of threads.
     """
 
     @staticmethod
@@ -77,9 +77,9 @@ class NativeAttention(AttentionBackend):
         dtype: torch.dtype,
         device: torch.device,
     ) -> KVCache:
-        """[num_blocks, block_size, size of a token], a view without the padding of the blocks.
+        """Return a view [num_blocks, block_size, size of a token] without the blocks' padding.
 
-        Within a block the order is another: see kv_format.h.
+        The shape does not describe the order within a block: see kv_format.h.
         """
         stored = dtype if self._kv_format == KV_FORMATS["auto"] else torch.int8
         padded = -(-block_size // STRIP_TOKENS) * STRIP_TOKENS
@@ -151,7 +151,7 @@ class NativeAttention(AttentionBackend):
             kv_format=self._kv_format,
         )
         pointer = ctypes.pointer(step)
-        self._plan(pointer)  # says how much room it needs
+        self._plan(pointer)  # sets the sizes of items and partials
         items = torch.empty(step.num_items, ITEM_FIELDS, dtype=torch.int32)
         partials = torch.empty(step.num_kv_heads * step.num_partials, step.state_size)
         step.items, step.partials = items.data_ptr(), partials.data_ptr()

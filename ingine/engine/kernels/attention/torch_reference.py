@@ -11,20 +11,20 @@ from ingine.engine.kernels.attention.interface import AttentionBackend, Attentio
 from ingine.engine.kernels.layers.rotary import apply_rotary
 
 MAX_GATHERED_BYTES = 256 << 20
-"""Of keys and values, padding included, that decode gathers at a time; more only for one longer sequence."""
+"""Most bytes of keys and values, with padding, that decode gathers at a time. A longer sequence is alone."""
 
 
 @dataclass(slots=True)
 class _DecodePlan:
-    """Sequences with one query token, as one batch over their KV, padded to the longest."""
+    """A batch of sequences with one query token, whose KV is padded to the longest."""
 
     queries: slice
     cache_rows: Tensor
-    """[num_seqs * num_kv_heads * num_blocks]: which rows of block_size tokens to gather."""
+    """[num_seqs * num_kv_heads * num_blocks]: indices of the rows of block_size tokens to gather."""
     bias: Tensor
     """[num_seqs, 1, 1, num_blocks * block_size] float32: -inf where a token is not seen."""
     gathered: tuple[Tensor, Tensor]
-    """Where every layer of the step gathers to: fresh memory a layer costs more than the copy itself."""
+    """Memory that every layer gathers into: allocating it for each layer costs more than the copy."""
 
 
 @dataclass(slots=True)
@@ -33,28 +33,28 @@ class _PrefillPlan:
 
     queries: slice
     cache_rows: Tensor | None
-    """[num_kv_heads * num_blocks]; None when the step's own keys and values are all there is to see."""
+    """[num_kv_heads * num_blocks]; None if the sequence has no keys and values but those of the step."""
     kv_len: int
     mask: Tensor | None
-    """[query_len, kv_len] bool: True where a token is seen. None: each token sees all up to itself."""
+    """[query_len, kv_len] bool: True where a token is seen. None: a token sees itself and all before it."""
 
 
 @dataclass(slots=True)
 class _StepPlan:
     write_rows: Tensor
-    """[num_tokens * num_kv_heads]: where each head's key and value go."""
+    """[num_tokens * num_kv_heads]: indices at which each head's key and value are written."""
     begun_rows: Tensor | None
-    """Which rows of block_size tokens to zero first: of the blocks that the step begins and does not fill."""
+    """Indices of rows of block_size tokens to zero first, of blocks that a step begins but does not fill."""
     decodes: list[_DecodePlan]
     prefills: list[_PrefillPlan]
 
 
 class TorchAttention(AttentionBackend):
-    """Keys and values are [num_blocks, num_kv_heads, block_size, head_dim].
+    """The reference. Keys and values are [num_blocks, num_kv_heads, block_size, head_dim].
 
-    With the head before the token, gathering rows of block_size tokens in the order (sequence, head, block)
-    yields keys that a batched matrix product takes as they lie. Query heads of one group become rows of one
-    product, so keys and values are never repeated.
+    Since the head comes before the token, gathering rows of block_size tokens in the order (sequence, head,
+    block) gives keys in the layout of a batched matrix product. Query heads of one group are rows of one
+    product, so keys and values are not repeated.
     """
 
     name = "torch"
@@ -112,7 +112,7 @@ def _decode(query: Tensor, kv_cache: KVCache, plan: _DecodePlan, scale: float) -
         )
         for cache, out in zip(kv_cache, plan.gathered, strict=True)
     )
-    # Scaled before the product, which would else go beyond what float16 holds.
+    # Scale before the product, which could overflow float16 otherwise.
     grouped = (query * scale).reshape(batch_size, keys.shape[1], -1, head_dim)
     scores = torch.matmul(grouped, keys.transpose(2, 3)).float().add_(plan.bias)
     weights = torch.softmax(scores, dim=-1).to(values.dtype)
@@ -132,7 +132,7 @@ def _prefill(
         )
     queries = query[plan.queries].transpose(0, 1)
     if plan.mask is not None and query.device.type != "cpu":
-        # No fused kernel of a GPU takes both a mask and several query heads to a key head.
+        # No fused GPU kernel takes both a mask and several query heads for one key head.
         group_size = len(queries) // len(keys)
         keys, values = (new.repeat_interleave(group_size, dim=0) for new in (keys, values))
     attended = F.scaled_dot_product_attention(
@@ -164,8 +164,9 @@ def _make_plan(metadata: AttentionMetadata, key_cache: Tensor, sliding_window: i
 
 
 def _begun_rows(metadata: AttentionMetadata, key_cache: Tensor) -> Tensor | None:
-    """Decode reads a sequence's last block whole. What is masked there is multiplied by 0, and 0 times the
-    NaN of an earlier sequence is NaN: so a block is zeroed before its first token is written.
+    """Return the rows to zero before the step's writes. Decode reads a sequence's whole last block and
+    multiplies masked values by 0, but 0 times a NaN of an earlier sequence is NaN. So a block is zeroed
+    before its first token is written.
     """
     block_size = key_cache.shape[2]
     last_slots = [
@@ -208,10 +209,10 @@ def _plan_decodes(
 
 
 def _group(num_blocks: list[int], max_blocks: int) -> list[tuple[int, int]]:
-    """Cut a row of sequences into groups that, padded to their longest, have no more than `max_blocks`.
+    """Split consecutive sequences into groups that have at most `max_blocks` when padded to their longest.
 
-    Returns the number of sequences of each, and the blocks of its longest. A sequence longer than
-    `max_blocks` is alone.
+    Returns for each group its number of sequences and the blocks of its longest. A sequence longer than
+    `max_blocks` is a group of its own.
     """
     groups, num_seqs, longest = [], 0, 0
     for blocks in num_blocks:
@@ -238,14 +239,14 @@ def _plan_prefill(
 
 
 def _cache_rows(block_tables: Tensor, key_cache: Tensor) -> Tensor:
-    """Block tables [B, N] -> indices [B * num_kv_heads * N] into the cache seen as (block, head) rows."""
+    """Convert block tables [B, N] to indices [B * num_kv_heads * N] into the cache as (block, head) rows."""
     num_kv_heads = key_cache.shape[1]
     heads = torch.arange(num_kv_heads, device=key_cache.device)
     return (block_tables[:, None, :].long() * num_kv_heads + heads[:, None]).flatten()
 
 
 def _seen(positions: Tensor, num_kv_tokens: int, sliding_window: int | None) -> Tensor:
-    """Query positions [Q, 1] -> [Q, num_kv_tokens] bool: the KV tokens that each may look at."""
+    """Return [Q, num_kv_tokens] bool: the KV tokens that a query at each of positions [Q, 1] sees."""
     kv_positions = torch.arange(num_kv_tokens, device=positions.device)
     seen = kv_positions <= positions
     if sliding_window is not None:

@@ -12,18 +12,20 @@ from ingine.engine.kernels.triton.paged_kv import MAX_HEAD_DIM, PagedKV
 from ingine.engine.kernels.triton.paged_prefill import paged_prefill
 
 QUANTIZED_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.uint8}
-"""By `kv_cache_dtype`; of int4 two in a byte."""
+"""The stored dtype for each `kv_cache_dtype`. A byte holds two int4."""
 
 INTERPRETER_SMS = 2
-"""What the CPU passes for in triton's interpreter: so few that only one sequence alone is split."""
+"""Number of multiprocessors that the CPU stands for in triton's interpreter: so few that KV is split only if
+there is one sequence."""
 
 
 class TritonAttention(AttentionBackend):
-    """For float32, bfloat16 and float16. A step is a write of keys and values, a launch for all decodes (two
-    where their KV is split) and one for all other sequences. Nothing waits for the device.
+    """Attention for float32, bfloat16 and float16. A step is one launch that writes keys and values, one for
+    all decodes (two where their KV is split) and one for all other sequences. Nothing waits for the device.
 
-    Keys and values are [num_blocks, num_kv_heads, block_size, head_dim]. int8 and fp8 have, after them, a
-    float32 scale a token and KV head, of keys and of values; int4 a scale and a zero in bfloat16.
+    Keys and values are [num_blocks, num_kv_heads, block_size, head_dim]. They are followed, for int8 and fp8,
+    by the float32 scales of keys and of values, one for each token and KV head; for int4 by a scale and a
+    zero in bfloat16.
     """
 
     can_be_captured = True
@@ -58,7 +60,7 @@ class TritonAttention(AttentionBackend):
     def bytes_per_block(self, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         if self._quantized_dtype is None:
             return super().bytes_per_block(block_size, num_kv_heads, head_dim, dtype)
-        # A float32, or two bfloat16: 4 bytes beside the numbers.
+        # One float32 or two bfloat16 beside the numbers: 4 bytes.
         bytes_per_head = head_dim // (2 if self._quantized_dtype == torch.uint8 else 1) + 4
         return 2 * block_size * num_kv_heads * bytes_per_head
 
@@ -105,8 +107,10 @@ def attend_decodes(
     scale: float,
     sliding_window: int | None,
 ) -> None:
-    """Of a step, the sequences with one query token: the first rows of `query` and `output`, as in
-    `AttentionBackend.forward`. But for tensors it takes only what is the same in every replay of a graph."""
+    """Compute the attention of a step's sequences with one query token, the first rows of `query` and
+    `output` (see `AttentionBackend.forward`). Except for tensors it reads only what is the same in every
+    replay of a graph.
+    """
     num_decodes, (_, num_kv_heads, block_size, _) = metadata.num_decodes, kv.keys.shape
     longest = metadata.block_tables.shape[1] * block_size
     if sliding_window is not None:

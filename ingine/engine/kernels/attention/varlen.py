@@ -1,4 +1,4 @@
-"""Paged attention on CUDA, in prefill by torch's own FlashAttention: `torch.nn.attention.varlen`."""
+"""Paged attention on CUDA whose prefill is torch's own FlashAttention, `torch.nn.attention.varlen`."""
 
 import inspect
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from ingine.engine.kernels.triton.kv_write import write_kv
 from ingine.engine.kernels.triton.paged_kv import PagedKV
 
 VarlenAttn = Callable[..., Tensor]
-"""`torch.nn.attention.varlen.varlen_attn`, or what does the same."""
+"""`torch.nn.attention.varlen.varlen_attn`, or a function with its interface."""
 
 PAGE_SIZE = 256
-"""FlashAttention-2 takes pages of a multiple of it."""
+"""FlashAttention-2 takes pages of a multiple of this many tokens."""
 
 
 def find_varlen_attn() -> VarlenAttn | None:
-    """torch's, if it is there and takes all that we hand over. Paged KV came after torch 2.11."""
+    """Return torch's function; None if it lacks a parameter used here. Paged KV came after torch 2.11."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -30,10 +30,11 @@ def find_varlen_attn() -> VarlenAttn | None:
 
 class VarlenAttention(AttentionBackend):
     """torch's attention for sequences with several query tokens. Keys and values are [num_blocks, block_size,
-    num_kv_heads, head_dim]; they are rotated and written by the kernel of `TritonAttention`.
+    num_kv_heads, head_dim]; the kernel of `TritonAttention` rotates and writes them.
 
-    Decodes are its kernel's too: torch's, which must not split KV with pages, has one program for a sequence
-    and KV head, so few of them leave most of a GPU idle. So what is captured is Triton's alone.
+    Decodes also use the kernel of `TritonAttention`: torch's kernel must not split KV that has pages, so it
+    has one program for each sequence and KV head, and few decodes would leave most of a GPU idle. So a graph
+    captures only Triton kernels.
     """
 
     name = "torch varlen"
@@ -41,7 +42,7 @@ class VarlenAttention(AttentionBackend):
 
     @staticmethod
     def supports(dtype: torch.dtype, head_dim: int, block_size: int) -> bool:
-        """What FlashAttention-2 takes."""
+        """Return whether FlashAttention-2 takes these sizes."""
         return (
             dtype in (torch.bfloat16, torch.float16)
             and head_dim % 8 == 0
@@ -97,7 +98,7 @@ class VarlenAttention(AttentionBackend):
         scale: float,
         sliding_window: int | None,
     ) -> Tensor:
-        """Of the step's sequences those after the decodes, whose tokens `query` has."""
+        """Compute the attention of the sequences after the decodes, whose tokens are in `query`."""
         keys, values = kv_cache
         num_decodes = metadata.num_decodes
         query_start_loc = metadata.plan.get(sliding_window)
@@ -109,10 +110,10 @@ class VarlenAttention(AttentionBackend):
             keys,
             values,
             query_start_loc,
-            # With pages nobody reads where keys start, but a tensor of this shape is asked for.
+            # With pages the start of each key sequence is not read, but a tensor of this shape is required.
             query_start_loc,
             max(metadata.query_lens[num_decodes:]),
-            # A bound: a sequence's loop ends at its seqused_k.
+            # An upper bound: the loop over a sequence ends at its seqused_k.
             metadata.block_tables.shape[1] * keys.shape[1],
             scale=scale,
             window_size=(-1 if sliding_window is None else sliding_window - 1, 0),

@@ -1,7 +1,8 @@
-"""Weights as codes of four bits: for each group of columns the scale and zero that lose least.
+"""Quantises weights to codes of four bits, with the scale and zero of least error for each group of columns.
 
-The largest number of a group would make its steps too wide for the others. So several narrower ranges are
-tried, the ends clamped, and of each the line through the codes that fits the group best.
+A range that reaches the largest number of a group would make the steps too wide for the other numbers. So
+several narrower ranges are tried, whose ends clamp, and for each the line through the codes that fits the
+group best.
 """
 
 from itertools import product
@@ -13,24 +14,24 @@ from torch import Tensor
 from ingine.engine.kernels.layers.stored import Int4Matrix
 
 GROUP_SIZE = 32
-"""Columns that share a scale and a zero: five bits a weight in all."""
+"""Number of columns that share a scale and a zero, so a weight takes five bits."""
 
 LARGEST_CODE = 15
 
 LARGEST_ZERO = 64
-"""Magnitude of a zero, which float16 then has to within a 64th of a step."""
+"""Largest magnitude of a zero, up to which float16 is exact to a 64th of a step."""
 
 LEAST_COST = 0.01
-"""Of an error, beside a column of mean importance: what was not seen may yet come."""
+"""Added to every column's cost, whose mean is 1: a column that measured as unimportant may still matter."""
 
 ENDS = (1.0, 0.92, 0.84)
-"""Where a range may end, as shares of a group's least and largest number. All pairs are tried."""
+"""The ends of a range, as fractions of a group's least and largest number. All pairs are tried."""
 
 NUM_REFITS = 2
-"""How often the best line gives new codes, and these a new line."""
+"""Number of times that codes are computed from the best line, and a new line from these codes."""
 
 PART = 1 << 18
-"""Weights that are worked on at a time, so that they stay in a core's cache."""
+"""Number of weights that are quantised at a time, so that they stay in a core's cache."""
 
 
 def can_be_int4(columns: int) -> bool:
@@ -40,12 +41,13 @@ def can_be_int4(columns: int) -> bool:
 def quantize_int4(
     weight: Tensor, group_size: int = GROUP_SIZE, *, importance: Tensor | None = None
 ) -> Int4Matrix:
-    """weight [rows, columns], columns a multiple of `group_size`, which is a power of two.
+    """Quantise weight [rows, columns]. columns is a multiple of `group_size`, which is a power of two.
 
-    importance [columns]: what the square of an error costs, not negative; None: all cost the same.
+    importance [columns]: the cost of a squared error in each column, not negative; None: all columns cost the
+    same.
 
-    The same bits on every machine: each step is one IEEE operation on float32, in an order of its own, or a
-    sum of whole numbers. A group that holds a number which is not finite becomes NaN.
+    The result has the same bits on every machine: each step is an IEEE operation on float32 in a fixed order,
+    or a sum of whole numbers. A group that has a number which is not finite becomes NaN.
     """
     rows, columns = weight.shape
     per_row = columns // group_size
@@ -66,7 +68,7 @@ def quantize_int4(
 
 
 def _costs(importance: Tensor | None, columns: int) -> Tensor:
-    """float32 [columns], 1 on average, and all of them above 0."""
+    """Return the cost of an error in each column, float32 [columns]: 1 on average, and all above 0."""
     if importance is None:
         return torch.ones(columns)
     importance = importance.double()
@@ -76,8 +78,8 @@ def _costs(importance: Tensor | None, columns: int) -> Tensor:
 
 
 def _fit(groups: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
-    """groups and costs [group_size, n] -> scales and zeros [n], float32 that float16 holds."""
-    # With 0 in the range, the zero of a line that has not been fitted is a code.
+    """Fit groups with costs, both [group_size, n]. Returns scales and zeros [n], float32 that fit float16."""
+    # The range includes 0, so the zero of a line that has not been fitted is one of the codes.
     least, largest = groups.amin(dim=0).clamp_(max=0), groups.amax(dim=0).clamp_(min=0)
     total = _sum(costs)
     mean = _sum(groups * costs) / total
@@ -97,7 +99,7 @@ def _fit(groups: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Line:
-    """code * scale + min for each group, and how much of its variance that explains."""
+    """The line code * scale + min of each group, and how much of the group's variance it explains."""
 
     def __init__(self, scale: Tensor, min: Tensor, explained: Tensor):
         self.scale, self.min, self.explained = scale, min, explained
@@ -112,7 +114,7 @@ class _Line:
 def _line(
     groups: Tensor, costs: Tensor, total: Tensor, mean: Tensor, centred: Tensor, scale: Tensor, min: Tensor
 ) -> _Line:
-    """By least squares of errors times costs, for the codes that groups have with `scale` and `min`."""
+    """Fit a line by weighted least squares to the codes that the groups have with `scale` and `min`."""
     codes = _codes(groups, scale, _or_zero(-min / scale, scale))
     code_mean = _sum(codes * costs) / total
     codes.sub_(code_mean)
@@ -125,7 +127,7 @@ def _line(
 
 
 def _codes(groups: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """float32, whole numbers. A group without a scale, or without a finite one, has zeros alone."""
+    """Return the codes as float32. A group whose scale is not positive, or not finite, has codes of 0."""
     inverse = _or_zero(1 / scale, scale)
     return (groups * inverse).add_(zero).round_().clamp_(0, LARGEST_CODE).nan_to_num_(0)
 
@@ -135,7 +137,7 @@ def _or_zero(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Over the first dimension, a power of two, in an order that no library chooses."""
+    """Sum over the first dimension, whose size is a power of two, in an order that no library chooses."""
     while len(x) > 1:
         half = len(x) // 2
         x = x[:half] + x[half:]

@@ -1,4 +1,4 @@
-"""Any checkpoint in four bits: its matrices are quantised as they are packed."""
+"""A weight format in four bits, for any checkpoint: matrices are quantised when they are packed."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,12 @@ from ingine.engine.kernels.layers.weights import Embedding, Product, WeightForma
 
 
 class Int4Weights(WeightFormat):
-    """Columns that meet large numbers are rounded with the more care (`ingine.engine.models.importance`).
+    """Quantises matrices to int4 and multiplies them with `inner`.
 
-    What is not quantised here, and all products, are those of `inner`.
-
-    Delicate rows become Q8_0, eight bits and a half, and so does the vocabulary matrix of a tied model: the
-    embedding takes its rows out of that too. Matrices whose rows are not whole groups are left to `inner`,
-    and what a checkpoint holds quantised stays as it is, if `inner` multiplies that.
+    Errors cost more in columns that are multiplied by large activations (`ingine.engine.models.importance`).
+    Delicate rows become Q8_0, of 8.5 bits, and so does the vocabulary matrix of a tied model, from which the
+    embedding also takes its rows. `inner` packs matrices whose rows are not whole groups. Matrices that a
+    checkpoint holds quantised stay as they are if `inner` multiplies them so.
     """
 
     def __init__(self, inner: WeightFormat, probe: WeightFormat | None = None):
@@ -79,7 +78,7 @@ class Int4Weights(WeightFormat):
 
 
 def quantize_q8_0(weight: Tensor) -> GGUFMatrix:
-    """weight [rows, columns], columns a multiple of 32, as int8 with a float16 scale for each 32 columns."""
+    """Quantise weight [rows, columns] to int8 with a float16 scale for each 32 columns; columns % 32 is 0."""
     rows, columns = weight.shape
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0]
     blocks = torch.empty(rows, columns // block_size * block_bytes, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Linear layers, one or several of a checkpoint merged into one matrix product."""
+"""Linear layers: one or several projections of a checkpoint as one matrix product."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ class Linear(nn.Module):
         device: torch.device,
         num_delicate: int = 0,
     ):
-        """num_delicate: how many outputs, the last ones, have weights that bear rounding worse than most."""
+        """num_delicate: how many of the last outputs have weights that are more sensitive to rounding."""
         super().__init__()
         self.out_features, self.dtype, self.device = out_features, dtype, device
         self.num_delicate = num_delicate
@@ -37,37 +37,37 @@ class Linear(nn.Module):
         self.bias = empty_parameter((rows,), dtype, device) if bias else None
         self.product: Product | None = None
         self.num_rounding = 0
-        """How many matrices are multiplied as a checkpoint holds them, by activations rounded to int8."""
+        """Number of matrices that are multiplied in a checkpoint's quantised form by activations in int8."""
         self.by_importance = False
-        """Whether what is quantised here was rounded by what it is multiplied with."""
+        """Whether the weights were quantised by the importance of their columns."""
 
     def allocate(self) -> None:
-        """Make room for the weights, uninitialised."""
+        """Allocate the weights, uninitialised."""
         self.weight = empty_parameter(self.weight.shape, self.dtype, self.device)
 
     def pack(self, weights: WeightFormat, importance: Tensor | None = None) -> None:
-        """Bring the loaded weights into the layout of `weights`, and forget them as they were.
+        """Convert the loaded weights to the layout of `weights` and release them.
 
-        importance: as `WeightFormat.pack_delicate` has it.
+        importance: see `WeightFormat.pack_delicate`.
         """
         self.product = weights.pack_delicate(self.weight, self.bias, self.num_delicate, importance)
         self.by_importance = importance is not None
         self.weight = self.bias = None
 
     def pack_stored(self, weights: WeightFormat, matrices: Sequence[StoredMatrix]) -> None:
-        """As `pack`, with weights that a checkpoint holds quantised, one for each of `out_features`."""
+        """Pack matrices that a checkpoint holds quantised, one for each of `out_features`, as `pack` does."""
         self.product = weights.pack_stored_delicate(matrices, self.bias, self.dtype, self.num_delicate)
         self.weight = self.bias = None
         self._count(weights, matrices)
 
     def pack_tied(self, weights: WeightFormat) -> Embedding:
-        """As `pack`, for the output matrix that is also the embedding; returns the latter."""
+        """Pack an output matrix that is also the embedding, as `pack` does. Returns the embedding."""
         self.product, embedding = weights.pack_tied(self.weight)
         self.weight = None
         return embedding
 
     def pack_tied_stored(self, weights: WeightFormat, matrix: StoredMatrix) -> Embedding:
-        """As `pack_tied`, with a matrix that a checkpoint holds quantised."""
+        """Pack a tied matrix that a checkpoint holds quantised, as `pack_tied` does."""
         self.product, embedding = weights.pack_tied_stored(matrix, self.dtype)
         self.weight = None
         self._count(weights, [matrix])
@@ -78,13 +78,15 @@ class Linear(nn.Module):
             self.num_rounding = sum(weights.keeps(matrix, self.dtype) for matrix in matrices)
 
     def forward(self, x: Tensor, metadata: AttentionMetadata | None = None) -> Tensor:
-        """metadata: of the step whose tokens the rows of x are; None if they are not. It tells an adapter
-        which rows are of which sequence. A product treats all of them alike.
+        """Multiply x by the merged weights.
+
+        metadata: the step whose tokens are the rows of x; None if they are no step's tokens. An adapter reads
+        from it which rows belong to which sequence; the product itself treats all rows alike.
         """
         return self.product(x)
 
     def parts(self, names: list[str]) -> dict[str, Tensor]:
-        """The merged projections by their checkpoint names, as views: what is copied into them is loaded."""
+        """Return the merged projections by their checkpoint names, as views that the loader copies into."""
         views = dict(
             zip((f"{name}.weight" for name in names), self.weight.split(self.out_features), strict=True)
         )
@@ -93,7 +95,7 @@ class Linear(nn.Module):
         return views
 
     def biases(self, names: list[str]) -> dict[str, Tensor]:
-        """Of the `parts`, those that need no `allocate`."""
+        """Return the biases among the `parts`, which need no `allocate`."""
         if self.bias is None:
             return {}
         return dict(zip((f"{name}.bias" for name in names), self.bias.split(self.out_features), strict=True))

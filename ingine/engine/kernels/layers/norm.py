@@ -7,7 +7,7 @@ from ingine.engine.kernels.layers.ops import LayerOps
 
 
 class RMSNorm(nn.Module):
-    """Over the last dimension; computed in float32 whatever the input is."""
+    """Normalises over the last dimension. Computes in float32 for every dtype."""
 
     def __init__(self, size: int, eps: float, ops: LayerOps, *, dtype: torch.dtype, device: torch.device):
         super().__init__()
@@ -18,7 +18,7 @@ class RMSNorm(nn.Module):
         return self.ops.rms_norm(x, self.weight, self.eps)
 
     def add(self, residual: Tensor, delta: Tensor | None) -> Tensor:
-        """Adds `delta`, if there is one, to `residual` [T, size] in place, and normalises that."""
+        """Add `delta`, if it is not None, to `residual` [T, size] in place, and return the normalised sum."""
         if delta is None:
             return self.ops.rms_norm(residual, self.weight, self.eps)
         return self.ops.add_rms_norm(residual, delta, self.weight, self.eps)

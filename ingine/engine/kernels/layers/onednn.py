@@ -1,6 +1,6 @@
-"""Weights in the layout that oneDNN's kernels read, so that no step reorders them. For x86 CPUs.
+"""Weights in the layout that oneDNN's kernels read, for x86 CPUs: no step has to reorder them.
 
-torch has these operators for its own compiler: an eager `F.linear` keeps the checkpoint's layout.
+torch provides these operators for its own compiler; an eager `F.linear` keeps the checkpoint's layout.
 """
 
 import ctypes
@@ -12,16 +12,17 @@ from ingine.engine.kernels.layers.int8 import quantize_rows, rotate, row_scales
 from ingine.engine.kernels.layers.weights import Embedding, Product, WeightFormat, embedding
 
 ROWS_HINT = 32
-"""The number of rows of x that oneDNN is to choose the layout for. It chooses the same for 1 to 512 rows."""
+"""The number of rows of x for which oneDNN chooses the layout. It chooses the same one for 1 to 512 rows."""
 
 FLOAT32_OUT = (None, 1.0, 0, torch.float32, "none", [], "")
-"""Last arguments of `qlinear_pointwise`: no bias; scale, zero point and dtype of the output; no more."""
+"""Last arguments of `qlinear_pointwise`: no bias; scale, zero point and dtype of the output; no operation
+after the product."""
 
 
 class PackedBfloat16(WeightFormat):
-    """One copy, blocked for `vdpbf16ps`.
+    """bfloat16 weights, blocked for `vdpbf16ps`.
 
-    Without AMX a row's result does not depend on the rows beside it; with AMX its last bits do.
+    Without AMX a row's result does not depend on the other rows; with AMX its last bits do.
     """
 
     name = "onednn-bf16"
@@ -35,10 +36,10 @@ class PackedBfloat16(WeightFormat):
 
 
 class PackedInt8(WeightFormat):
-    """Weights are quantised here, activations as they come: see `layers.int8`. Integers are exact.
+    """int8 weights. They are quantised when they are packed, activations in each product: see `layers.int8`.
 
-    x goes in as uint8 around 128, since for int8 oneDNN has only a slow reference. A row of x depends on no
-    other. Scales are applied in float32.
+    x is passed as uint8 with a zero point of 128, since oneDNN has only a slow reference for int8. Sums are
+    exact integers, and scales are applied in float32. A row's result does not depend on the other rows.
     """
 
     name = "onednn-int8"
@@ -58,20 +59,20 @@ class PackedInt8(WeightFormat):
 
 
 def _quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [T, columns] -> uint8 [T, columns], 128 for zero, and float32 scales [T, 1]."""
+    """Quantise x [T, columns] to uint8 [T, columns], with 128 for zero, and float32 scales [T, 1]."""
     rotated = rotate(x)
     scales = row_scales(rotated)[:, None]
     return rotated.div_(scales).round_().add_(128).to(torch.uint8), scales
 
 
 def bfloat16_is_packable() -> bool:
-    """Whether this CPU and this build of torch have oneDNN's products in bfloat16."""
+    """Return whether this CPU and this build of torch have oneDNN's products in bfloat16."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def int8_obstacle() -> str | None:
-    """Why oneDNN's int8 products cannot be had here, or not exactly: without VNNI they saturate in 16 bits on
-    their way. None: they can.
+    """Return why oneDNN's int8 products are not available or not exact here, or None if they are: without
+    VNNI intermediate sums saturate in 16 bits.
     """
     if not torch.backends.mkldnn.is_available():
         return "this torch has no oneDNN"
@@ -92,17 +93,17 @@ def _product(packed: Tensor, bias: Tensor | None) -> Product:
 
 
 def _packed_embedding(packed: Tensor, weight: Tensor) -> Embedding | None:
-    """Gathers rows out of `packed`; None where its layout is not the one that we know.
+    """Return an embedding that gathers rows from `packed`, or None if `packed` has an unknown layout.
 
-    The layout on CPUs with AVX-512 is [rows / 64, columns / 2, 64 rows, 2 columns]. oneDNN does not promise
-    it, so every row is compared with `weight` before it is relied on.
+    The known layout, of CPUs with AVX-512, is [rows / 64, columns / 2, 64 rows, 2 columns]. oneDNN does not
+    guarantee it, so every row is compared with `weight` first.
     """
     vocab_size, hidden_size = weight.shape
     num_bytes = torch.ops.mkldnn._nbytes(packed)
     if vocab_size % 64 or hidden_size % 2 or num_bytes != weight.nbytes:
         return None
     buffer = (ctypes.c_byte * num_bytes).from_address(torch.ops.mkldnn.data_ptr(packed))
-    buffer.owner = packed  # which thus lives as long as `pairs`
+    buffer.owner = packed  # keeps the memory alive as long as `pairs`
     pairs = torch.frombuffer(buffer, dtype=torch.int32).view(vocab_size // 64, hidden_size // 2, 64)
     blocks = weight.view(torch.int32).view(vocab_size // 64, 64, hidden_size // 2)
     if not torch.equal(pairs.transpose(1, 2), blocks):

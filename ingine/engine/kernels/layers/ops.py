@@ -1,4 +1,4 @@
-"""What a decoder does between its matrix products: one interface, the reference in torch."""
+"""The operations of a decoder between its matrix products: the interface, and the reference in torch."""
 
 from abc import ABC, abstractmethod
 
@@ -8,21 +8,23 @@ from torch import Tensor
 
 
 class LayerOps(ABC):
-    """Each one pass over memory where it is fused. Rows are tokens; the last dimension is contiguous."""
+    """Operations on rows, which are tokens; the last dimension is contiguous. A fused implementation passes
+    over memory once for each operation.
+    """
 
     name: str
 
     @abstractmethod
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Root mean square normalisation of x [..., size] over its last dimension, computed in float32."""
+        """Normalise x [..., size] by the root mean square over its last dimension, computed in float32."""
 
     @abstractmethod
     def add_rms_norm(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Adds x to residual [T, size] in place, and returns the sum's `rms_norm`."""
+        """Add x to residual [T, size] in place, and return the `rms_norm` of the sum."""
 
     @abstractmethod
     def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """[T, 2 * size] -> [T, size]: SiLU of the first half times the second."""
+        """Return [T, size]: SiLU of the first half of gate_up [T, 2 * size] times the second half."""
 
 
 class TorchOps(LayerOps):

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 
 class RotaryEmbedding(nn.Module):
-    """The sines and cosines of a step's positions: computed once a step, used in every layer.
+    """Computes the sines and cosines of a step's positions, once a step for all layers.
 
-    No table of all positions is kept: it would be 128 MiB for a 128k context, and saves nothing noticeable.
+    There is no table of all positions: it would take 128 MiB for a 128k context and save no measurable time.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class RotaryEmbedding(nn.Module):
         )
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [T] -> cos and sin, each [T, 1, head_dim], for `apply_rotary`."""
+        """Return cos and sin of positions [T], each [T, 1, head_dim], for `apply_rotary`."""
         angles = positions[:, None, None].float() * self.inv_freq
         cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return torch.cat((cos, cos), dim=-1).to(self.dtype), torch.cat((-sin, sin), dim=-1).to(self.dtype)

@@ -1,4 +1,4 @@
-"""Matrices as checkpoints hold them quantised, for a WeightFormat to multiply without making them dense."""
+"""Quantised matrices of checkpoints, for a WeightFormat to multiply without making them dense."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -8,53 +8,54 @@ import torch
 from torch import Tensor
 
 ROWS_A_PART = 1024
-"""That are float32 at a time, where all are made dense."""
+"""Number of rows that are float32 at a time while a matrix is made dense."""
 
 GGUF_KINDS = frozenset(
     gguf.GGMLQuantizationType[name] for name in ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "Q6_K")
 )
-"""That there are kernels for, and whose numbers `native/src/blocks.cpp` has too. Others are dequantised while
-they are read, where the gguf package can."""
+"""The types that have kernels; `native/src/blocks.cpp` has their numbers too. Other types are dequantised
+while they are read, if the gguf package can."""
 
 _ALL = slice(None)
 
 
 class StoredMatrix(ABC):
-    """A weight [out_features, in_features] in fewer bits than its numbers have."""
+    """A weight [out_features, in_features] in a quantised form."""
 
     shape: tuple[int, int]
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Of the kind of storage, such as "q4_k", for the log and for messages."""
+        """Name of the storage format, such as "q4_k", for the log and for messages."""
 
     @abstractmethod
     def dense(self, rows: slice = _ALL) -> Tensor:
-        """float32, `rows` of the numbers that are stored: the yardstick of every product with them."""
+        """Return `rows` of the stored numbers in float32, which every product is compared with."""
 
     def copy_to(self, target: Tensor) -> Tensor:
-        """`dense`, rounded to `target` of `shape`, which is returned; never all of it in float32 too."""
+        """Round the dense numbers to `target` [`shape`] and return it. Only a part is float32 at a time."""
         for start in range(0, self.shape[0], ROWS_A_PART):
             rows = slice(start, start + ROWS_A_PART)
             target[rows].copy_(self.dense(rows))
         return target
 
     def rounded(self, dtype: torch.dtype) -> Tensor:
-        return self.copy_to(self.dense(slice(0, 1)).new_empty(self.shape, dtype=dtype))  # on its device
+        # `new_empty` allocates on this matrix's device.
+        return self.copy_to(self.dense(slice(0, 1)).new_empty(self.shape, dtype=dtype))
 
     def part(self, dim: int, own: slice) -> "StoredMatrix":
-        """Its rows (dim 0) or columns (dim 1) `own`. Raises ValueError where what is stored cannot be cut."""
+        """Return the rows (dim 0) or columns (dim 1) `own`. Raises ValueError if they cannot be cut out."""
         raise ValueError(f"{self.name} cannot be cut")
 
     def to(self, device: torch.device) -> "StoredMatrix":
-        """On `device`, if that is where a kind can be multiplied."""
+        """Return the matrix on `device`, or itself if the format is multiplied on the CPU only."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class DenseMatrix(StoredMatrix):
-    """One that is not quantised, beside others of the same product that are."""
+    """A matrix that is not quantised, in a product with others that are."""
 
     weight: Tensor
 
@@ -72,14 +73,14 @@ class DenseMatrix(StoredMatrix):
 
 @dataclass(frozen=True, slots=True)
 class GGUFMatrix(StoredMatrix):
-    """Blocks of GGUF, row after row, as they lie in the file."""
+    """Blocks of GGUF, row by row, as in the file."""
 
     shape: tuple[int, int]
     kind: gguf.GGMLQuantizationType
     data: Tensor
-    """uint8 [out_features, bytes of a row]; of a file that is mapped into memory, as a rule."""
+    """uint8 [out_features, bytes of a row], usually in a file that is mapped into memory."""
     row_order: Tensor | None = None
-    """int64 [out_features]: row i of the matrix is row `row_order[i]` of `data`. None: as they lie."""
+    """int64 [out_features]: row i of the matrix is row `row_order[i]` of `data`. None: rows in order."""
 
     @property
     def name(self) -> str:
@@ -92,7 +93,7 @@ class GGUFMatrix(StoredMatrix):
 
 @dataclass(frozen=True, slots=True)
 class Int4Matrix(StoredMatrix):
-    """(code - zero) * scale with codes 0 to 15, a scale and a zero for each group of columns."""
+    """Numbers (code - zero) * scale with codes 0 to 15, and a scale and a zero for each group of columns."""
 
     shape: tuple[int, int]
     codes: Tensor
@@ -100,7 +101,7 @@ class Int4Matrix(StoredMatrix):
     scales: Tensor
     """float16 [out_features, in_features / group_size]."""
     zeros: Tensor
-    """As `scales`; need not be whole."""
+    """float16, of the shape of `scales`. A zero need not be a whole number."""
 
     @property
     def group_size(self) -> int:
@@ -136,7 +137,7 @@ class Int4Matrix(StoredMatrix):
 
 @dataclass(frozen=True, slots=True)
 class ScaledMatrix(StoredMatrix):
-    """number * scale, with numbers of 8 bits and a scale for each block of rows and columns."""
+    """Numbers of 8 bits times a scale for each block of rows and columns."""
 
     shape: tuple[int, int]
     numbers: Tensor
@@ -144,9 +145,9 @@ class ScaledMatrix(StoredMatrix):
     scales: Tensor
     """float32 [out_features / block rows, in_features / block columns], rounded up."""
     block: tuple[int, int]
-    """Rows and columns, neither larger than `shape`. (1, in_features): a scale for each row."""
+    """Rows and columns of a block, at most those of `shape`. (1, in_features): a scale for each row."""
     int8_activations: bool = False
-    """Whether it is meant for activations in int8 too, a symmetric scale for each row of them."""
+    """Whether the matrix is made for activations in int8 too, with a symmetric scale for each row."""
 
     @property
     def name(self) -> str:
@@ -181,7 +182,7 @@ class ScaledMatrix(StoredMatrix):
 
 @dataclass(frozen=True, slots=True)
 class ReorderedMatrix(StoredMatrix):
-    """Another matrix with its columns in another order, so that those of a group lie side by side there."""
+    """A matrix whose columns are stored in another order, in which the columns of a group are neighbours."""
 
     matrix: Int4Matrix
     column_order: Tensor
@@ -209,7 +210,7 @@ class ReorderedMatrix(StoredMatrix):
 
 
 def _whole(own: slice, size: int, what: str, end: int | None = None) -> slice:
-    """Which of the parts of `size` make up `own`. The last of all, at `end`, may be shorter."""
+    """Return which parts of `size` make up `own`. The last part, which ends at `end`, may be shorter."""
     if own.start % size or (own.stop % size and own.stop != end):
         raise ValueError(f"{own.start} to {own.stop} divides {what} of {size}")
     return slice(own.start // size, -(-own.stop // size))

@@ -1,4 +1,4 @@
-"""What a decoder does between its matrix products, in Triton: each operation one kernel."""
+"""The operations of a decoder between its matrix products, each one Triton kernel."""
 
 import torch
 import triton
@@ -8,17 +8,18 @@ from ingine.engine.kernels.layers.ops import LayerOps
 from ingine.engine.kernels.triton.layer_ops import add_rms_norm_kernel, rms_norm_kernel, silu_mul_kernel
 
 SILU_BLOCK = 1024
-"""Columns a program: the rows of a decode step are few and long, so each is split."""
+"""Number of columns of a program: a decode step has few and long rows, so each row is split."""
 
 
 class TritonOps(LayerOps):
-    """For CUDA tensors in float32, bfloat16 and float16. As torch's, but that squares are summed in another
-    order. A row's result does not depend on the others."""
+    """Operations for CUDA tensors in float32, bfloat16 and float16. They equal torch's, except that squares
+    are summed in another order. A row's result does not depend on the other rows.
+    """
 
     name = "triton"
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x is [T, size] or [T, heads, size]; a strided view will do, whose last dimension is contiguous."""
+        """Normalise x [T, size] or [T, heads, size], a view whose last dimension is contiguous."""
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         num_tokens, num_heads, size = x.shape if x.dim() == 3 else (x.shape[0], 1, x.shape[1])
         token_stride, head_stride = x.stride()[:2]
@@ -29,7 +30,7 @@ class TritonOps(LayerOps):
         return out
 
     def add_rms_norm(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """residual and x are contiguous [T, size]."""
+        """Add and normalise residual and x, both contiguous [T, size]."""
         out = torch.empty_like(residual)
         num_tokens, size = residual.shape
         block = triton.next_power_of_2(size)
@@ -39,7 +40,7 @@ class TritonOps(LayerOps):
         return out
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """gate_up is contiguous."""
+        """Multiply the halves of a contiguous gate_up."""
         num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty((num_tokens, size))
         silu_mul_kernel[(num_tokens, triton.cdiv(size, SILU_BLOCK))](gate_up, out, size, BLOCK=SILU_BLOCK)
@@ -47,5 +48,5 @@ class TritonOps(LayerOps):
 
 
 def _num_warps(block: int) -> int:
-    """Eight elements or more a thread: 16 bytes in bfloat16, the widest load that there is."""
+    """Return warps of at least eight elements a thread: 16 bytes of bfloat16, the widest load."""
     return min(max(block // 256, 1), 16)

@@ -1,4 +1,4 @@
-"""Weights on CUDA: plain ones as they are, quantised ones as they are stored, made dense a tile at a time."""
+"""Weights on CUDA. Plain weights stay as they are; quantised ones are made dense one tile at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from ingine.engine.kernels.layers.weights import PlainWeights, Product
 from ingine.engine.kernels.triton.stored_linear import stored_linear_kernel, sum_pieces_kernel
 
 BLOCKS_K = (64, 32, 16)
-"""Numbers of a tile along a row of weights; of int4 twice as many, in as many bytes."""
+"""Possible numbers of weights in a row of a tile. int4 has twice as many, in as many bytes."""
 
 SPLIT_ROWS = 64
-"""Up to so many rows of x, the pieces of the columns are programs side by side."""
+"""Up to this many rows of x, each piece of the columns has programs of its own."""
 
 _PIECE = 2 * BLOCKS_K[0]
-"""Columns that are whole tiles of any kind."""
+"""A number of columns that are whole tiles of every kind."""
 
 _SUM_BLOCK = 1024
 
@@ -29,9 +29,10 @@ _TRITON_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class TritonWeights(PlainWeights):
-    """Activations stay in their own type (bfloat16 or float16), with int8 and fp8 weights too: W8A16.
+    """Multiplies quantised weights by activations in bfloat16 or float16, also int8 and fp8 weights (W8A16).
 
-    Dense are float32, which is for comparisons and has no tensor cores, and groups that no tile divides.
+    A matrix is made dense if activations are float32, which serves comparisons and has no tensor cores, or if
+    no tile divides its groups.
     """
 
     name = "plain (triton where quantised)"
@@ -41,7 +42,7 @@ class TritonWeights(PlainWeights):
         return dtype in _TRITON_DTYPES and _block_k(inner) is not None
 
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
-        """One product for all parts if they are stored alike; else one for each, side by side."""
+        """Return one product if all parts have one format, else join the results of a product for each."""
         if not any(self.keeps(part, dtype) for part in parts):
             return super().pack_stored(parts, bias, dtype)
         packed = [_pack(part, dtype) for part in parts]
@@ -61,20 +62,20 @@ class TritonWeights(PlainWeights):
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """What `stored_linear_kernel` reads: see there."""
+    """A matrix in the layout of `stored_linear_kernel`."""
 
     kind: str
     shape: tuple[int, int]
     group_size: int
     numbers: Tensor
     scales: Tensor
-    """[n, groups]; the kernel has it the other way round."""
+    """[n, groups]; the kernel reads its transpose."""
     zeros: Tensor | None
     block_k: int
 
 
 def _pack(part: StoredMatrix, dtype: torch.dtype) -> _Packed | None:
-    """None for what the kernel does not multiply, x being of `dtype`."""
+    """Pack a matrix for x of `dtype`. Returns None if the kernel does not multiply it."""
     block_k = _block_k(part)
     if dtype not in _TRITON_DTYPES or block_k is None:
         return None
@@ -82,13 +83,13 @@ def _pack(part: StoredMatrix, dtype: torch.dtype) -> _Packed | None:
         tiles = _tiles(part.codes, block_k)
         return _Packed("int4", part.shape, part.group_size, tiles, part.scales, part.zeros, block_k)
     numbers = part.numbers if part.name == "int8" else part.numbers.view(torch.uint8)
-    # A scale for each row, whatever the rows of a block: of blocks of 128 by 128 that is 3% of the bytes.
+    # Every row has a scale, also where a block has several rows: 3% more bytes for blocks of 128 by 128.
     scales = part.scales.repeat_interleave(part.block[0], dim=0)[: part.shape[0]]
     return _Packed(part.name, part.shape, part.block[1], numbers, scales, None, block_k)
 
 
 def _block_k(part: StoredMatrix) -> int | None:
-    """The largest tile whose rows have one scale each; None: there is none."""
+    """Return the largest tile in which each row has one scale; None if there is none."""
     if isinstance(part, Int4Matrix):
         group_size = part.group_size
     elif isinstance(part, ScaledMatrix):
@@ -100,7 +101,7 @@ def _block_k(part: StoredMatrix) -> int | None:
 
 
 def _merged(packed: Sequence[_Packed]) -> _Packed:
-    """All of one kind, one above the other."""
+    """Concatenate the rows of matrices of one kind."""
     first = packed[0]
     numbers, scales = (torch.cat([getattr(one, name) for one in packed]) for name in ("numbers", "scales"))
     zeros = None if first.zeros is None else torch.cat([one.zeros for one in packed])
@@ -109,7 +110,7 @@ def _merged(packed: Sequence[_Packed]) -> _Packed:
 
 
 def _tiles(codes: Tensor, block_k: int) -> Tensor:
-    """Codes of an Int4Matrix in the order of the kernel, padded to whole tiles."""
+    """Return the codes of an Int4Matrix in the kernel's order, padded to whole tiles."""
     padded = F.pad(codes, (0, -codes.shape[1] % block_k))
     columns = torch.stack((padded & 15, padded >> 4), dim=2).view(len(codes), -1, 2, block_k)
     return (columns[:, :, 0] | columns[:, :, 1] << 4).flatten(1)
@@ -158,13 +159,13 @@ def _product(packed: _Packed, bias: Tensor | None) -> Product:
 class Pieces(NamedTuple):
     number: int
     size: int
-    """Columns, whole tiles; the last piece may have fewer."""
+    """Number of columns, a multiple of a tile; the last piece may have fewer."""
 
 
 def pieces_of(n: int, k: int) -> Pieces:
-    """How the columns of a matrix are cut, so that few rows of x, too, give a GPU some hundred programs.
+    """Return how a matrix's columns are split, so that few rows of x give a GPU some hundred programs.
 
-    By the matrix alone: sums are then made in the same order for any number of rows.
+    This depends only on the matrix: sums then have the same order for any number of rows.
     """
     wanted = -(-256 // triton.cdiv(n, 64))
     number = max(1, min(wanted, 8, k // 512))
@@ -180,12 +181,12 @@ class Tile(NamedTuple):
 
 
 def tile_for(num_rows: int) -> Tile:
-    """Not measured: sizes that spill no registers and fit the smallest GPUs."""
+    """Return a tile that spills no registers and fits the smallest GPUs. The sizes were not measured."""
     if num_rows <= SPLIT_ROWS:
         return Tile(max(16, triton.next_power_of_2(num_rows)), 64, 4, 3)
     return Tile(128, 64, 8, 2)
 
 
 def dot_dtype(dtype: torch.dtype) -> tl.dtype:
-    """The interpreter multiplies the bits of bfloat16 as if they were integers."""
+    """Return the type to multiply in; float32 in the interpreter, which takes bfloat16 bits as integers."""
     return tl.float32 if triton.knobs.runtime.interpret else _TRITON_DTYPES[dtype]

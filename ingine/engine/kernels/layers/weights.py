@@ -1,4 +1,4 @@
-"""How the weights of linear layers are held and multiplied: one interface, the reference in torch."""
+"""Formats in which weights of linear layers are stored and multiplied: the interface, and the reference."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,76 +10,76 @@ from torch import Tensor
 from ingine.engine.kernels.layers.stored import StoredMatrix
 
 Product = Callable[[Tensor], Tensor]
-"""x [T, in_features], contiguous -> [T, out_features], of x's dtype."""
+"""Maps a contiguous x [T, in_features] to [T, out_features] of x's dtype."""
 
 Embedding = Callable[[Tensor], Tensor]
-"""token_ids [T] -> [T, hidden_size]: rows of the vocabulary matrix."""
+"""Maps token_ids [T] to rows [T, hidden_size] of the vocabulary matrix."""
 
 
 class WeightFormat(ABC):
     name: str
 
     probe: "WeightFormat | None" = None
-    """Multiplies what is measured for `pack_delicate`, of a format that asks for it."""
+    """The format to multiply with while importance is measured for `pack_delicate`; None: not measured."""
 
     rounds_for_stored = False
-    """Whether a matrix that it `keeps` is multiplied by activations in int8: tokens may then be others than
-    those of the dense matrix."""
+    """Whether a matrix that the format `keeps` is multiplied by activations in int8. Tokens may then differ
+    from those of the dense matrix."""
 
     @abstractmethod
     def pack(self, weight: Tensor, bias: Tensor | None) -> Product:
-        """The product with weight [out_features, in_features] and bias [out_features].
+        """Return the product with weight [out_features, in_features] and bias [out_features].
 
-        The product may keep `weight` itself, or hold a layout of its own; the caller forgets `weight`.
+        The product may keep `weight` itself or a layout of its own; the caller releases `weight`.
         """
 
     def pack_delicate(
         self, weight: Tensor, bias: Tensor | None, num_delicate: int, importance: Tensor | None = None
     ) -> Product:
-        """As `pack`, of a weight whose last `num_delicate` rows bear rounding worse than most.
+        """Pack a weight whose last `num_delicate` rows are more sensitive to rounding.
 
-        importance [in_features] is the mean square of x's columns, where known. Here neither matters.
+        importance: [in_features], the mean square of x's columns, if known. By default both are ignored.
         """
         return self.pack(weight, bias)
 
     def pack_tied(self, weight: Tensor) -> tuple[Product, Embedding]:
-        """As `pack`, with the rows of `weight` still to be had: the vocabulary matrix of a tied model.
+        """Pack the vocabulary matrix of a tied model. Returns its product and its embedding.
 
-        Here the rows are `weight` itself, which is then held twice if `pack` makes a layout of its own.
+        By default the embedding keeps `weight` itself, a second copy if `pack` makes a layout of its own.
         """
         return self.pack(weight, None), embedding(weight)
 
     def keeps(self, part: StoredMatrix, dtype: torch.dtype) -> bool:
-        """Whether `pack_stored` multiplies such a part as it is stored, for x of `dtype`. Here none is.
+        """Return whether `pack_stored` multiplies `part` as it is stored, for x of `dtype`. Default: False.
 
         The loader makes a matrix dense for `pack` if no part of it is kept.
         """
         return False
 
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
-        """The product with `parts`, one above the other, and bias [out_features]; x is of `dtype`.
+        """Return the product with the rows of all `parts` and bias [out_features], for x of `dtype`.
 
-        Here they are made dense.
+        By default the parts are made dense.
         """
         return self.pack(torch.cat([part.rounded(dtype) for part in parts]), bias)
 
     def pack_stored_delicate(
         self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype, num_delicate: int
     ) -> Product:
-        """As `pack_stored`, of parts whose last `num_delicate` rows bear rounding worse than most."""
+        """Pack parts whose last `num_delicate` rows are more sensitive to rounding, as `pack_stored` does."""
         return self.pack_stored(parts, bias, dtype)
 
     def pack_tied_stored(self, matrix: StoredMatrix, dtype: torch.dtype) -> tuple[Product, Embedding]:
-        """As `pack_tied`; rows of the embedding are of `dtype`."""
+        """Pack a quantised matrix as `pack_tied` does; the rows of the embedding are of `dtype`."""
         return self.pack_tied(matrix.rounded(dtype))
 
     def embed_stored(self, matrix: StoredMatrix, dtype: torch.dtype) -> Embedding:
-        """Rows of `dtype`, which here is what all of the matrix is made."""
+        """Return an embedding whose rows are of `dtype`. By default the whole matrix is converted to it."""
         return embedding(matrix.rounded(dtype))
 
 
 class PlainWeights(WeightFormat):
-    """The reference: as the checkpoint has them, for every device and dtype."""
+    """The reference: weights as in the checkpoint, for every device and dtype."""
 
     name = "plain"
 
@@ -88,5 +88,5 @@ class PlainWeights(WeightFormat):
 
 
 def embedding(weight: Tensor) -> Embedding:
-    """The rows of weight [vocab_size, hidden_size] as it is."""
+    """Return an embedding of rows of weight [vocab_size, hidden_size]."""
     return lambda token_ids: F.embedding(token_ids, weight)

@@ -1,8 +1,8 @@
 """C++ kernels for the CPU: compiled on this machine when first used, called through ctypes.
 
-They include no header of torch and are given pointers, so they compile in seconds, with any torch. A call
-releases the interpreter lock. What they compute has a reference in torch, which serves where they cannot be
-built, and which the tests compare them with.
+They include no header of torch and take pointers, so they compile in seconds and work with any torch. A call
+releases the interpreter lock. Each kernel has a reference in torch, which is used where the kernels cannot be
+built, and with which the tests compare them.
 """
 
 import ctypes
@@ -18,12 +18,12 @@ from ingine.engine.kernels.native.compiler import BuildError, build
 logger = logging.getLogger(__name__)
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-"""What the kernels compute on, and their number for it (`src/vec.h`)."""
+"""The dtypes that the kernels compute on, with their numbers in `src/vec.h`."""
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The kernels for this machine; None, and one line in the log, where they cannot be had."""
+    """Return the kernels for this machine. If they cannot be built, log one line and return None."""
     try:
         return load(build())
     except (BuildError, OSError) as error:
@@ -34,18 +34,18 @@ def library() -> ctypes.CDLL | None:
 
 
 def library_for(device: torch.device, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The kernels, if they compute `dtype` on `device`."""
+    """Return the kernels if they compute `dtype` on `device`, else None."""
     return library() if device.type == "cpu" and dtype in DTYPES else None
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """Raises OSError if the library does not fit into this process."""
+    """Load the library. Raises OSError if this process cannot load it."""
     _share_openmp_runtime()
     return ctypes.CDLL(path)
 
 
 def _share_openmp_runtime() -> None:
-    """Let the kernels find torch's OpenMP runtime, with which they are not linked.
+    """Make torch's OpenMP runtime visible to the kernels, which are not linked with one.
 
     A second runtime would have a second team of threads, and both would spin on the same cores.
     """
@@ -55,8 +55,8 @@ def _share_openmp_runtime() -> None:
 
 
 def openmp_runtimes(maps: str) -> set[str]:
-    """The paths of libgomp in a text like /proc/self/maps: torch's own if it has one, else all that are
-    loaded, of which torch uses one.
+    """Return the paths of libgomp in a text like /proc/self/maps: torch's own if it has one, else all that
+    are loaded, one of which torch uses.
     """
     paths = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "libgomp" in line}
     folder = str(Path(torch.__file__).parent)

@@ -1,7 +1,7 @@
-"""Products with weights in blocks, straight from where they lie: GGUF's kinds in a mapped file, and int4.
+"""Products with weights in blocks: GGUF's kinds, read directly from the mapped file, and int4.
 
-Activations are quantised to int8 on the way, with a scale for each 32 numbers of a row. A row's result is the
-same bits in any batch.
+A product quantises its activations to int8, with a scale for each 32 numbers of a row. A row's result has the
+same bits in every batch.
 """
 
 import ctypes
@@ -21,14 +21,14 @@ from ingine.engine.kernels.native.memory import Arena
 INT4 = -1
 
 PANEL = 32
-"""Rows of a panel (`src/block_formats.h`)."""
+"""Number of rows of a panel (`src/block_formats.h`)."""
 
 GROUP = 32
-"""Numbers of x that share a scale."""
+"""Number of values of x that share a scale."""
 
 
 class _Segment(ctypes.Structure):
-    """A part of a product, as `src/blocks.cpp` has it."""
+    """A part of a product: `Segment` of `src/blocks.cpp`."""
 
     _fields_ = [
         ("data", c_void_p),
@@ -41,8 +41,9 @@ class _Segment(ctypes.Structure):
 
 
 class BlockWeights(WeightFormat):
-    """What the native formats do with matrices in blocks. Kinds without kernels become dense, and are then a
-    product of their own beside those that are kept."""
+    """Multiplies matrices in blocks, for the native formats. Parts without a kernel become dense and have a
+    product of their own beside the parts that are kept.
+    """
 
     rounds_for_stored = True
 
@@ -75,12 +76,12 @@ class BlockWeights(WeightFormat):
 
 @dataclass(frozen=True, slots=True)
 class _Segments:
-    """Matrices one above the other, as C++ takes them."""
+    """Matrices whose rows follow each other, in the form that the C++ kernels take."""
 
     array: ctypes.Array
     shape: tuple[int, int]
     owned: list[tuple[Tensor | None, ...]]
-    """The memory that `array` points to."""
+    """The tensors that `array` points to."""
 
 
 class _Blocks:
@@ -105,10 +106,10 @@ class _Blocks:
     def product(self, segments: _Segments, bias: Tensor | None, dtype: torch.dtype) -> Product:
         (n, k), array = segments.shape, segments.array
         multiply, number, count = self._multiply, DTYPES[dtype], len(segments.array)
-        bias = None if bias is None else F.pad(bias.float(), (0, PANEL))  # is read in whole vectors
+        bias = None if bias is None else F.pad(bias.float(), (0, PANEL))  # the kernel reads whole vectors
         bias_address = None if bias is None else bias.data_ptr()
 
-        # C++ has addresses only: the default argument keeps the memory behind them as long as the product.
+        # C++ holds only addresses: the default argument keeps their memory alive as long as the product.
         def product(x: Tensor, _owned: tuple[_Segments, Tensor | None] = (segments, bias)) -> Tensor:
             out = x.new_empty((x.shape[0], n))
             rows = x.shape[0]

@@ -1,4 +1,4 @@
-"""Compiles the kernels in `src` for one kind of CPU, once: the library lies in the cache ever after."""
+"""Compiles the kernels in `src` for one kind of CPU, and caches the library."""
 
 import atexit
 import hashlib
@@ -27,7 +27,7 @@ FLAGS = (
     "-O3",
     "-fopenmp",
     "-fPIC",
-    "-fno-gnu-unique",  # or two builds in one process share the static variables of their templates
+    "-fno-gnu-unique",  # otherwise two builds in one process share the static variables of their templates
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wall",
@@ -36,14 +36,14 @@ FLAGS = (
 
 
 class BuildError(Exception):
-    """No compiler, sources that it refuses, or nowhere to put the result."""
+    """Raised if there is no compiler, if it fails, or if there is no safe place for the result."""
 
 
 def build(march: str = "native") -> Path:
-    """The library for `march` (a name of g++'s), compiled first unless it is in the cache.
+    """Return the library for `march` (a name of g++), and compile it first if it is not in the cache.
 
-    Raises BuildError. $CXX is another compiler of GCC's than g++, or a command such as "ccache g++". Two
-    processes may build at the same time: the library appears whole, whoever is last.
+    Raises BuildError. $CXX names another compiler of GCC, or a command such as "ccache g++". Two processes
+    may build at the same time: each replaces the library atomically.
     """
     compiler = _compiler()
     sources = sorted(SOURCES.glob("*.cpp"))
@@ -58,7 +58,7 @@ def build(march: str = "native") -> Path:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             _compile(compiler, march, sources, Path(folder))
             made = Path(folder, "kernels.so")
-            made.chmod(0o700)  # whatever the umask: what others can write is not loaded again
+            made.chmod(0o700)  # whatever the umask is: a library that others can write is not loaded again
             os.replace(made, library)
     except OSError as error:
         raise BuildError(f"{library} cannot be written: {error}") from error
@@ -66,8 +66,10 @@ def build(march: str = "native") -> Path:
 
 
 def code_folder(folder: Path, setting: str) -> Path:
-    """`folder`, made if it is missing, without symbolic links. Where another user could put code there, one
-    that lives as long as this process. Raises BuildError if there is neither. `setting` is for the log.
+    """Return `folder`, created if missing and without symbolic links. If another user could write to it,
+    return a temporary folder that is deleted when this process ends. Raises BuildError if neither is safe.
+
+    setting: the setting that names `folder`, for the log.
     """
     try:
         make_private(folder)
@@ -93,7 +95,7 @@ def _temporary_folder() -> Path:
 
 
 def _is_ours(library: Path) -> bool:
-    """Whether it is there, and nobody else can have written it."""
+    """Return whether the library exists and no other user can have written it."""
     try:
         return trusted(library) == library
     except (OSError, Untrusted):
@@ -101,7 +103,7 @@ def _is_ours(library: Path) -> bool:
 
 
 def _compiler() -> list[str]:
-    """The command, without the arguments that are ours."""
+    """Return the compiler's command, without arguments for the kernels."""
     named = os.environ.get("CXX", "").strip() or "g++"
     try:
         compiler = shlex.split(named)
@@ -113,7 +115,7 @@ def _compiler() -> list[str]:
 
 
 def _compile(compiler: list[str], march: str, sources: Iterable[Path], folder: Path) -> None:
-    """All sources at once, then linked without OpenMP's runtime, since the process has torch's."""
+    """Compile all sources in parallel, and link them without an OpenMP runtime: the process has torch's."""
     objects = {str(source): str(folder / f"{source.stem}.o") for source in sources}
     flags = [*FLAGS, f"-march={march}"]
     with ThreadPoolExecutor() as threads:
@@ -132,9 +134,9 @@ def _run(command: list[str]) -> None:
 
 
 def _digest(compiler: list[str], march: str) -> str:
-    """Of all that the library depends on: one cache may be shared by machines that differ."""
+    """Return a digest of everything that the library depends on: different machines may share one cache."""
     parts = [march, *FLAGS, *compiler, _cpu() if march == "native" else ""]
-    for program in filter(None, map(shutil.which, compiler)):  # ccache, and what it calls
+    for program in filter(None, map(shutil.which, compiler)):  # ccache and the compiler that it calls
         stat = os.stat(program)
         parts += [str(stat.st_size), str(stat.st_mtime_ns)]
     for source in sorted(SOURCES.iterdir()):

@@ -1,4 +1,4 @@
-"""What a decoder does between its matrix products, each in one pass over memory."""
+"""The operations of a decoder between its matrix products in C++, each one pass over memory."""
 
 import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
@@ -11,7 +11,7 @@ from ingine.engine.kernels.native import DTYPES
 
 
 class NativeOps(LayerOps):
-    """For the CPU and the dtypes in `DTYPES`. As torch's, but that squares are summed in another order."""
+    """Operations for the dtypes in `DTYPES`. They equal torch's, but squares are summed in another order."""
 
     name = "native"
 

@@ -1,4 +1,4 @@
-"""Memory in huge pages, for what a step reads from end to end."""
+"""Allocates memory in huge pages, for weights that a step reads from end to end."""
 
 import ctypes
 import mmap
@@ -8,14 +8,14 @@ from torch import Tensor
 
 HUGE_PAGE = 2 << 20
 CHUNK_BYTES = 32 << 20
-"""What is asked of the system at a time. Memory that is never written is never taken."""
+"""Bytes that are allocated at a time. The system provides pages only once they are written."""
 
 
 def advise_huge_pages(memory: Tensor) -> None:
-    """Ask for huge pages behind `memory`, before it is first written.
+    """Ask the system for huge pages for `memory`, before it is first written.
 
-    A core reads weights half as fast again from them: the processor fetches ahead within a page only, and a
-    matrix of 4 KiB pages is many. A wish: a system that has none goes on without.
+    A core reads weights 1.5 times as fast from huge pages: the processor prefetches only within a page, and a
+    matrix has many pages of 4 KiB. A system without huge pages ignores the request.
     """
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     start = -(-memory.data_ptr() // HUGE_PAGE) * HUGE_PAGE
@@ -25,11 +25,11 @@ def advise_huge_pages(memory: Tensor) -> None:
 
 
 def release_freed_memory() -> None:
-    """Give back what has been freed to the system.
+    """Return freed memory to the system.
 
-    glibc keeps freed blocks of up to 32 MiB for itself, between others that are in use: while a model is
-    loaded, which allocates a matrix and frees it again and again, up to half as much as its weights take.
-    Other C libraries have no such call, and nothing happens.
+    glibc keeps freed blocks of up to 32 MiB that lie between blocks in use. Loading a model allocates and
+    frees one matrix after another, so glibc would keep up to half as much memory as the weights take. With C
+    libraries that have no such call, this does nothing.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -37,13 +37,15 @@ def release_freed_memory() -> None:
 
 
 class Arena:
-    """Many tensors side by side: most matrices are smaller than a huge page. All live until the last dies."""
+    """Allocates tensors next to each other, since most matrices are smaller than a huge page. The memory is
+    freed when the last tensor is.
+    """
 
     def __init__(self):
         self._chunk = torch.empty(0, dtype=torch.uint8)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Uninitialised, contiguous, on a boundary of 64 bytes."""
+        """Return an uninitialised, contiguous tensor that is aligned to 64 bytes."""
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
         if num_bytes > len(self._chunk):
             self._chunk = torch.empty(max(num_bytes, CHUNK_BYTES) + HUGE_PAGE, dtype=torch.uint8)

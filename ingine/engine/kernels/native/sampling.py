@@ -18,11 +18,11 @@ from ingine.sampling_params import SamplingParams
 
 
 def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) -> Tensor:
-    """[num_rows] int64 token ids, from logits [num_rows, vocab_size] and a number in [0, 1) a row; -1 where
-    the largest logit is not finite.
+    """Choose a token for each row of logits [num_rows, vocab_size] with a number in [0, 1) for each row.
+    Returns token ids [num_rows] int64, -1 where the largest logit is not finite.
 
-    May differ from `reference.choose` where a number is within rounding, 1e-6, of the edge between two
-    tokens. Depends on nothing but the row, its parameters and number, and the kind of CPU.
+    A token may differ from that of `reference.choose` if the number is within rounding, 1e-6, of the edge
+    between two tokens. It depends only on the row, its parameters and number, and the kind of CPU.
     """
     logits = logits.contiguous()
     num_rows, vocab_size = logits.shape
@@ -69,7 +69,7 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
 
 
 NATIVE_SAMPLING = Sampling("native", choose, logprobs)
-"""For the CPU and the dtypes in `native.DTYPES`, where `native.library` is there."""
+"""Sampling on the CPU for the dtypes in `native.DTYPES`. Needs `native.library`."""
 
 
 @cache

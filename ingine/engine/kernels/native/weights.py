@@ -1,8 +1,8 @@
-"""Weights packed for matrix products of our own, on any CPU that the native kernels are compiled for.
+"""Weights packed for the native matrix products, on any CPU that the native kernels are compiled for.
 
-A row's result is the same bits in any batch. Of the libraries (oneDNN, XNNPACK, KleidiAI, libxsmm) none
-promises that, and all but oneDNN, which torch brings along, would be a dependency. oneDNN takes up to twice
-as long at the 1 to 64 rows of a decoding step (docs/log.md); the others were not measured.
+A row's result has the same bits in every batch. None of the libraries oneDNN, XNNPACK, KleidiAI and libxsmm
+guarantees that, and all except oneDNN, which torch includes, would be a dependency. oneDNN takes up to twice
+as long for the 1 to 64 rows of a decoding step (docs/log.md); the others were not measured.
 """
 
 import ctypes
@@ -21,16 +21,18 @@ from ingine.engine.kernels.native.block_weights import BlockWeights
 from ingine.engine.kernels.native.memory import Arena
 
 PANEL = 32
-"""Columns of a panel (`src/tile.h`)."""
+"""Number of columns of a panel (`src/tile.h`)."""
 
 GROUP_BYTES = 4
-"""What a lane multiplies at a time (`src/dot.h`). Rows of weights are a multiple of it."""
+"""Bytes that a lane multiplies at a time (`src/dot.h`). A row of weights is a multiple of it."""
 
 _SHORT_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class NativeWeights(BlockWeights):
-    """float32 or bfloat16 in, kept and out; sums in float32. Sizes that do not fit go to `fallback`."""
+    """Weights, inputs and outputs in float32 or bfloat16, with sums in float32. `fallback` packs weights
+    whose rows are no multiple of GROUP_BYTES.
+    """
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, fallback: WeightFormat):
         super().__init__(library)
@@ -65,7 +67,7 @@ class NativeWeights(BlockWeights):
         bias = None if bias is None else _padded(bias.float())
         weight_address, bias_address = packed.data_ptr(), None if bias is None else bias.data_ptr()
 
-        # C++ has addresses only: the default argument keeps the memory behind them as long as the product.
+        # C++ holds only addresses: the default argument keeps their memory alive as long as the product.
         def product(x: Tensor, _owned: tuple[Tensor, Tensor | None] = (packed, bias)) -> Tensor:
             out = x.new_empty((x.shape[0], n))
             linear(dtype, x.data_ptr(), weight_address, bias_address, out.data_ptr(), x.shape[0], n, k)
@@ -75,9 +77,10 @@ class NativeWeights(BlockWeights):
 
 
 class NativeInt8(BlockWeights):
-    """Activations are quantised row by row on the way, as `layers.int8` does it with the weights.
+    """Weights in int8. A product quantises its activations row by row, as `layers.int8` does the weights.
 
-    Sums are exact integers. `dtype` (float32 or bfloat16) in and out. Sizes that do not fit go to `fallback`.
+    Sums are exact integers. Inputs and outputs are of `dtype` (float32 or bfloat16). `fallback` packs weights
+    whose rows are no multiple of GROUP_BYTES.
     """
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, fallback: WeightFormat):
@@ -98,7 +101,7 @@ class NativeInt8(BlockWeights):
         return is_for_int8([part]) or super().keeps(part, dtype)
 
     def pack_stored(self, parts: Sequence[StoredMatrix], bias: Tensor | None, dtype: torch.dtype) -> Product:
-        """int8 that is made for such products is multiplied as it is stored: neither it nor x is rotated."""
+        """Multiply int8 matrices made for int8 activations as they are stored, without a rotation."""
         if not is_for_int8(parts):
             return super().pack_stored(parts, bias, dtype)
         scales = torch.cat([part.scales[:, 0] for part in parts])
@@ -110,7 +113,7 @@ class NativeInt8(BlockWeights):
         scales, bias = _padded(scales), None if bias is None else _padded(bias.float())
         addresses = [None if t is None else t.data_ptr() for t in (packed, scales, sums, bias)]
 
-        # As above, a default argument keeps the memory.
+        # As above, the default argument keeps the memory alive.
         def product(x: Tensor, _owned: tuple[Tensor | None, ...] = (packed, scales, sums, bias)) -> Tensor:
             out = x.new_empty((x.shape[0], n))
             linear(dtype, x.data_ptr(), *addresses, out.data_ptr(), x.shape[0], n, k, rotation)
@@ -120,7 +123,7 @@ class NativeInt8(BlockWeights):
 
 
 def is_for_int8(parts: Sequence[StoredMatrix]) -> bool:
-    """Whether `parts` are int8 with a scale a row, of a checkpoint whose activations are int8 too."""
+    """Return whether `parts` are int8 with a scale for each row, of a checkpoint with int8 activations."""
     return all(
         isinstance(part, ScaledMatrix)
         and part.numbers.dtype == torch.int8
@@ -132,7 +135,7 @@ def is_for_int8(parts: Sequence[StoredMatrix]) -> bool:
 
 
 def _isa(library: ctypes.CDLL, dtype: torch.dtype) -> str:
-    """The instructions that multiply weights of `dtype`, such as "avx2"."""
+    """Return the instruction set that multiplies weights of `dtype`, such as "avx2"."""
     library.ingine_linear_isa.argtypes, library.ingine_linear_isa.restype = [c_int64], ctypes.c_char_p
     return library.ingine_linear_isa(dtype.itemsize).decode()
 
@@ -142,17 +145,17 @@ def _fits(weight: Tensor) -> bool:
 
 
 def _sums(rows: Tensor) -> Tensor:
-    """int8 [n, k] -> int32 [n]. A part at a time: torch makes all that it sums int32 first."""
+    """Sum int8 [n, k] to int32 [n], a part at a time: torch first converts all that it sums to int32."""
     return torch.cat([part.sum(dim=1, dtype=torch.int32) for part in rows.split(ROWS_A_PART)])
 
 
 def _padded(columns: Tensor) -> Tensor:
-    """columns [n], and zeros up to a whole panel: the kernels read all of it."""
+    """Pad columns [n] with zeros to a whole panel, since the kernels read whole panels."""
     return F.pad(columns, (0, -len(columns) % PANEL))
 
 
 class _Panels:
-    """The layout that all share, over elements of 4 bytes, 2 or 1."""
+    """Packs weights with elements of 4, 2 or 1 bytes into panels, the layout of all native products."""
 
     def __init__(self, library: ctypes.CDLL):
         self._arena = Arena()
@@ -161,14 +164,14 @@ class _Panels:
         self._gather.argtypes, self._gather.restype = [*2 * [c_void_p], *3 * [c_int64], c_void_p], None
 
     def pack(self, weight: Tensor) -> Tensor:
-        """weight [n, k] in panels, of its dtype: [n up to a multiple of `PANEL`, k] numbers in all."""
+        """Return weight [n, k] in panels, of its dtype, with n rounded up to a multiple of `PANEL`."""
         (n, k), weight = weight.shape, weight.contiguous()
         packed = self._arena.empty((-(-n // PANEL) * PANEL, k), weight.dtype)
         self._pack(weight.data_ptr(), n, k, weight.itemsize, packed.data_ptr())
         return packed
 
     def embedding(self, packed: Tensor, k: int) -> Embedding:
-        """The rows of what was packed."""
+        """Return an embedding that gathers rows from packed panels."""
 
         def rows(token_ids: Tensor) -> Tensor:
             out = packed.new_empty((len(token_ids), k))

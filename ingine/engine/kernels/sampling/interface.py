@@ -1,4 +1,4 @@
-"""How tokens are chosen and log probabilities found: one interface, the reference in torch."""
+"""The interface by which tokens are chosen and log probabilities computed, and the torch reference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from ingine.sampling_params import SamplingParams
 class Sampling:
     name: str
     choose: Callable[[Tensor, list[SamplingParams], np.ndarray], Tensor]
-    """What `ingine.engine.kernels.sampling.reference.choose` defines."""
+    """A function like `ingine.engine.kernels.sampling.reference.choose`, which defines it."""
     logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
-    """What `ingine.engine.kernels.sampling.logprobs.logprobs` defines."""
+    """A function like `ingine.engine.kernels.sampling.logprobs.logprobs`, which defines it."""
 
 
 TORCH_SAMPLING = Sampling("torch", random_sampling.choose, logprobs)

@@ -1,13 +1,13 @@
-"""What a request may want to know of a row of logits beside the token that was chosen."""
+"""Log probabilities of the chosen token and of the likeliest tokens: the reference in torch."""
 
 from torch import Tensor
 
 
 def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of logits [num_rows, vocab_size]: the log probabilities of `token_ids` [num_rows] int64, NaN for -1;
-    the ids [num_rows, num_top] of the likeliest tokens, likeliest first; the log probabilities of these.
+    """Return, for logits [num_rows, vocab_size]: the log probabilities of `token_ids` [num_rows] int64, NaN
+    for -1; the ids [num_rows, num_top] of the likeliest tokens, likeliest first; and their log probabilities.
 
-    For every device; `ingine.engine.kernels.native.sampling` has the same for the CPU.
+    For every device; `ingine.engine.kernels.native.sampling` implements it for the CPU.
     """
     of_all = logits.float().log_softmax(dim=-1)
     chosen = (

@@ -1,7 +1,7 @@
 """Kernels for GPUs, in Triton. Import these modules only where triton is installed.
 
-With TRITON_INTERPRET=1 in the environment before the first import they run on CPU tensors, very slowly, in
-triton's interpreter: that is how they are tested without a GPU. Each has a reference in torch beside it.
+If TRITON_INTERPRET=1 is in the environment before the first import, they run on CPU tensors in triton's
+interpreter, very slowly: so they are tested without a GPU. Each has a reference in torch.
 """
 
 import triton

@@ -1,12 +1,12 @@
-"""What triton's interpreter needs to run with a NumPy that is newer than it."""
+"""Makes triton's interpreter work with a NumPy that is newer than triton."""
 
 from triton.runtime import interpreter
 
 
 def accept_numpy_2_4() -> None:
-    """Let a loop's bounds be scalars of a kernel.
+    """Allow scalars of a kernel as the bounds of a loop.
 
-    Triton 3.6 holds these as arrays of one element and calls `int` on them, which NumPy 2.4 refuses.
+    Triton 3.6 holds them as arrays of one element and calls `int` on these, which NumPy 2.4 refuses.
     """
     patch_tensor = interpreter._patch_lang_tensor
 

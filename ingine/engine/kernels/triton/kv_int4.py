@@ -1,5 +1,6 @@
-"""KV in 4 bits: two codes a byte, and a scale and a zero of each token and head; `native/src/kv_int4.h` says
-what they mean."""
+"""Stores and loads KV in 4 bits: two codes in a byte, and a scale and a zero for each token and head.
+`native/src/kv_int4.h` describes the format.
+"""
 
 import triton
 import triton.language as tl
@@ -7,10 +8,10 @@ import triton.language as tl
 
 @triton.jit
 def change_basis(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr):
-    """x [ROWS, COLUMNS] float32: each 2^STAGES neighbours times a Hadamard matrix, which is its own inverse.
+    """Multiply each 2^STAGES neighbours of x [ROWS, COLUMNS] float32 by a Hadamard matrix, its own inverse.
 
-    A stage takes sums and differences of neighbours, and puts all sums before all differences (Pease, 1968);
-    after the last one each number is back in its place.
+    A stage computes sums and differences of neighbours, and puts all sums before all differences (Pease,
+    1968). After the last stage each number is in its place again.
     """
     if STAGES > 0:
         BLOCKS: tl.constexpr = ROWS * COLUMNS >> STAGES
@@ -24,7 +25,9 @@ def change_basis(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.conste
 
 @triton.jit
 def _round_to_bfloat16(x):
-    """To nearest, as float32: the interpreter rounds otherwise, and codes have to fit what is stored."""
+    """Round to the nearest bfloat16, as float32. The interpreter rounds differently, and the codes have to
+    fit the stored scale and zero.
+    """
     bits = x.to(tl.int32, bitcast=True)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).to(tl.float32, bitcast=True)
 
@@ -43,7 +46,7 @@ def store_int4(
     BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """new [BLOCK_T, BLOCK_D] float32, zero beyond HEAD_DIM."""
+    """Quantise and store new [BLOCK_T, BLOCK_D] float32, which is zero beyond HEAD_DIM."""
     new = change_basis(new, BLOCK_T, BLOCK_D, STAGES)
     finite = tl.min((tl.abs(new) < float("inf")).to(tl.int32), axis=1) > 0
     new = tl.where(finite[:, None], new, 0.0)
@@ -52,7 +55,7 @@ def store_int4(
     highest = tl.max(tl.where(within, new, float("-inf")), axis=1)
     zero = _round_to_bfloat16(lowest)
     scale = _round_to_bfloat16((highest - zero) / 15.0)
-    # What is not finite cannot be told in 4 bits, so the scale tells it.
+    # A code cannot represent a number that is not finite, so the scale becomes NaN.
     stored_scale = tl.where(finite, scale, float("nan"))
     tl.store(ranges + 2 * range_offsets, stored_scale.to(tl.bfloat16), mask=written)
     tl.store(ranges + 2 * range_offsets + 1, zero.to(tl.bfloat16), mask=written)
@@ -75,7 +78,7 @@ def load_codes(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Codes [BLOCK_N, BLOCK_D] of the tokens at `offsets` [BLOCK_N]: 0 beyond HEAD_DIM and out of range."""
+    """Load the codes [BLOCK_N, BLOCK_D] of tokens at `offsets` [BLOCK_N]: 0 beyond HEAD_DIM, out of range."""
     pairs = tl.arange(0, BLOCK_D // 2)
     loaded = in_range[:, None] & (pairs < HEAD_DIM // 2)[None, :]
     packed = tl.load(cache + offsets[:, None] + pairs[None, :], mask=loaded, other=0)

@@ -1,4 +1,4 @@
-"""Rotary embedding and the write of keys and values into paged memory, in one pass."""
+"""Applies the rotary embedding and writes keys and values to paged memory, in one pass."""
 
 import torch
 import triton
@@ -9,10 +9,10 @@ from ingine.engine.kernels.triton.kv_int4 import change_basis, store_int4
 from ingine.engine.kernels.triton.paged_kv import PagedKV
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""What the largest magnitude of a token's head becomes, by the dtype that it is quantised to."""
+"""The quantised value of the largest magnitude in a token's head, by dtype."""
 
 BLOCK_T = 8
-"""Tokens of a program. Not tuned."""
+"""Number of tokens of a program. Not tuned."""
 
 
 def write_kv(
@@ -23,10 +23,10 @@ def write_kv(
     slot_mapping: Tensor,
     kv: PagedKV,
 ) -> Tensor:
-    """Writes each token's keys, rotated, and values to its slot, or nowhere if that is -1.
+    """Write each token's rotated keys and its values to the token's slot; a slot of -1 is not written.
 
     Shapes are those of `AttentionBackend.forward`. Returns the rotated queries, contiguous and in the basis
-    of the keys; the given ones if there is nothing to do. Rounds once, where `apply_rotary` rounds twice.
+    of the keys, or `query` itself if it does not change. Rounds once, where `apply_rotary` rounds twice.
     """
     num_tokens, num_heads = query.shape[:2]
     cos, sin = rotation or (None, None)
@@ -86,7 +86,7 @@ def _write_kernel(
     BLOCK_T: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
-    """A program has BLOCK_T tokens of one head: first come those of the queries, if these are rotated."""
+    """A program handles BLOCK_T tokens of one head. Heads of queries come first, if they are rotated."""
     tokens = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     head = tl.program_id(1)
     dims = tl.arange(0, BLOCK_D)
@@ -143,7 +143,7 @@ def _write_kernel(
 
 @triton.jit
 def _load_rotated(rows, cos, sin, tokens, dims, mask, HEAD_DIM: tl.constexpr):
-    """One head of each token as float32 [BLOCK_T, BLOCK_D], rotated if `cos` is not None."""
+    """Load one head of each token as float32 [BLOCK_T, BLOCK_D], rotated if `cos` is not None."""
     loaded = tl.load(rows[:, None] + dims[None, :], mask=mask, other=0.0).to(tl.float32)
     if cos is not None:
         swapped = tl.where(dims < HEAD_DIM // 2, dims + HEAD_DIM // 2, dims - HEAD_DIM // 2)
@@ -167,9 +167,9 @@ def _store(
     HEAD_DIM: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
-    """new [BLOCK_T, BLOCK_D] float32, zero beyond HEAD_DIM. Quantised if there are scales."""
+    """Store new [BLOCK_T, BLOCK_D] float32, zero beyond HEAD_DIM; quantise it if there are scales."""
     if scales is not None:
-        # What is not finite cannot be told in an int8, so the scale tells it.
+        # An int8 cannot represent a number that is not finite, so the scale becomes NaN.
         finite = tl.min((tl.abs(new) < float("inf")).to(tl.int32), axis=1) > 0
         scale = tl.maximum(tl.max(tl.abs(new), axis=1) / LARGEST, 1.1754943508222875e-38)
         tl.store(scales + scale_offsets, tl.where(finite, scale, float("nan")), mask=written)

@@ -1,5 +1,6 @@
-"""A decoder's small operations, one program a row (or a piece of one). Computed in float32, and rounded where
-`TorchOps` rounds."""
+"""The small operations of a decoder, with one program for each row or piece of a row. They compute in float32
+and round where `TorchOps` rounds.
+"""
 
 import triton
 import triton.language as tl

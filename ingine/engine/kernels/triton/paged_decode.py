@@ -9,25 +9,27 @@ from ingine.engine.kernels.triton.kv_int4 import change_basis
 from ingine.engine.kernels.triton.paged_kv import PagedKV, attend_tile, is_short_of_registers, tile_arguments
 
 PROGRAMS_PER_SM = 2
-"""That a GPU needs to read memory at full speed, as far as splitting can give them. Not tuned."""
+"""Programs for each multiprocessor that a GPU needs to read memory at full speed. KV is split to reach this
+number. Not tuned."""
 
 MAX_SPLITS = 128
 
 MAX_TOKENS_PER_PROGRAM = 4096
-"""That a program should walk: all others wait for the one that walks the most. Not tuned."""
+"""Most tokens that a program should read: all others wait for the one that reads most. Not tuned."""
 
 MAX_PROGRAMS_PER_SM = 32
-"""To which shorter walks may bring them. Of short sequences most have nothing to do but to be launched, and a
-program's partial results take `group_size * head_dim * 4` bytes: on 132 multiprocessors, with 8 heads of 128
-dimensions a group, 17 MB in all. Not tuned."""
+"""Limit for the programs that MAX_TOKENS_PER_PROGRAM asks for. Most programs of short sequences are launched
+for nothing, and the partial results of a program take `group_size * head_dim * 4` bytes: 17 MB in all on 132
+multiprocessors with groups of 8 heads of 128 dimensions. Not tuned."""
 
 
 def choose_num_splits(num_seqs: int, num_kv_heads: int, num_sms: int, longest: int) -> int:
-    """Into how many programs the KV of a sequence and head is split: so many that few sequences fill the GPU,
-    and that one of `longest` tokens among short ones does not keep a program walking after all others.
+    """Return into how many programs the KV of each sequence and head is split: so many that few sequences
+    fill the GPU, and that a sequence of `longest` tokens among short ones does not run long after all others.
 
-    A power of two, so that few kernels are compiled. `longest` is a bound, not a length: a CUDA graph keeps
-    the number for all lengths that it is replayed with. What a sequence has no use for ends at once.
+    The number is a power of two, so that few kernels are compiled. `longest` is an upper bound: a CUDA graph
+    keeps the number for all lengths with which it is replayed. A program that a sequence does not need ends
+    at once.
     """
     num_rows = num_seqs * num_kv_heads
     to_fill = _power_of_two_under(PROGRAMS_PER_SM * num_sms // num_rows)
@@ -37,7 +39,7 @@ def choose_num_splits(num_seqs: int, num_kv_heads: int, num_sms: int, longest: i
 
 
 def _power_of_two_under(number: int) -> int:
-    """The largest that is not over `number`; 1 if none is."""
+    """Return the largest power of two that is at most `number`; at least 1."""
     return 1 << (max(number, 1).bit_length() - 1)
 
 
@@ -52,8 +54,10 @@ def paged_decode(
     sliding_window: int | None,
     num_splits: int,
 ) -> None:
-    """query [num_seqs, num_heads, head_dim] -> output, likewise and contiguous; block_tables [num_seqs, any]
-    and seq_lens [num_seqs] int32. A sequence of length 0 gets zeros."""
+    """Compute the attention of query [num_seqs, num_heads, head_dim] into output, contiguous and of the same
+    shape. block_tables [num_seqs, any] and seq_lens [num_seqs] are int32. The output of a sequence of length
+    0 is zeros.
+    """
     num_seqs, num_heads, head_dim = query.shape
     num_kv_heads = kv.keys.shape[1]
     partials = log_sums = None
@@ -75,9 +79,9 @@ def paged_decode(
         **kv.launch_arguments(),
         WINDOW=window,
         GROUP_SIZE=group_size,
-        BLOCK_G=triton.next_power_of_2(max(group_size, 16)),  # 16: what tl.dot takes
+        BLOCK_G=triton.next_power_of_2(max(group_size, 16)),  # tl.dot takes at least 16
         num_warps=8 if is_short_of_registers(kv, query) else 4,
-        num_stages=5,  # a tile's address is loaded first, so that is one tile on its way while one is used
+        num_stages=5,  # its address is loaded first: so one tile is in flight while another is used
     )
     if num_splits > 1:
         block_d, block_s = triton.next_power_of_2(head_dim), triton.next_power_of_2(num_splits)
@@ -93,14 +97,15 @@ def paged_decode(
             BLOCK_D=block_d,
             STAGES=kv.launch_arguments()["STAGES"],
             BLOCK_S=block_s,
-            num_warps=8 if block_s * block_d >= 128 * 256 else 4,  # so many spill with 4
+            num_warps=8 if block_s * block_d >= 128 * 256 else 4,  # this size spills registers with 4
         )
 
 
 @triton.jit
 def _kv_range(seq_len, split, num_splits, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The first of the split's KV tokens and the end of them: as many whole tiles for each, as far as they
-    go. Empty if the first is not under the end."""
+    """Return the first KV token of a split and the end of its tokens. All splits have the same number of
+    whole tiles while tokens are left. A split is empty if its first token is not before its end.
+    """
     begin = 0
     if WINDOW > 0:
         begin = tl.maximum(seq_len - WINDOW, 0)
@@ -138,7 +143,7 @@ def _decode_kernel(
     GROUP_SIZE: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """A program has one sequence, one KV head with all its query heads, and one split of the KV tokens."""
+    """A program handles one sequence, one KV head with all its query heads, and one split of the KV."""
     seq, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     num_kv_heads, num_splits = tl.num_programs(1), tl.num_programs(2)
     seq_len = tl.load(seq_lens + seq)
@@ -185,13 +190,13 @@ def _decode_kernel(
 
     head_rows = seq * num_kv_heads * GROUP_SIZE + heads
     if partials is None:
-        # Nothing to see: zeros. If all scores are -inf: 0 / 0, as in the formula.
+        # An empty sequence gets zeros. If all scores are -inf: 0 / 0, as in the formula.
         attended = accumulator / tl.where(seq_len > 0, row_sum, 1.0)[:, None]
         attended = change_basis(attended, BLOCK_G, BLOCK_D, STAGES)
         offsets = head_rows[:, None] * HEAD_DIM + dims[None, :]
         tl.store(output + offsets, attended.to(output.dtype.element_ty), mask=mask)
     else:
-        # All scores of a split may be -inf: then it adds nothing to what the others see.
+        # All scores of a split may be -inf: then it adds nothing to the other splits.
         row_sum = tl.where(row_sum == 0.0, 1.0, row_sum)
         attended = accumulator / row_sum[:, None]
         split_rows = head_rows * num_splits + split
@@ -213,8 +218,7 @@ def _reduce_kernel(
     STAGES: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """A program puts the splits of one sequence and query head together: those that were not empty, since the
-    others wrote nothing."""
+    """A program merges the splits of one sequence and query head. Empty splits wrote nothing."""
     seq = tl.program_id(0).to(tl.int64)
     row = seq * tl.num_programs(1) + tl.program_id(1)
     splits, dims = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)

@@ -1,4 +1,4 @@
-"""A layer's paged keys and values as the attention kernels see them, and the tile of work that they share."""
+"""A layer's paged keys and values as arguments of the attention kernels, and the tile that these share."""
 
 from typing import NamedTuple
 
@@ -11,24 +11,25 @@ from ingine.engine.kernels.layers.int8 import rotation_size
 from ingine.engine.kernels.triton.kv_int4 import load_codes
 
 MAX_HEAD_DIM = 256
-"""Of the kernels: wider tiles do not fit into shared memory."""
+"""Largest head_dim of the kernels: wider tiles do not fit into shared memory."""
 
 TILE_BYTES = 16 << 10
-"""Of keys in the query's dtype that a program holds at a time; of values it holds as many. Not tuned."""
+"""Bytes of keys, in the query's dtype, that a program holds at a time; values take as many. Not tuned."""
 
 _TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class PagedKV(NamedTuple):
-    """Views with the shapes below, whatever the order in memory; of `keys` and `values` the last dimension is
-    contiguous and both have the same strides, and the scales are contiguous."""
+    """Views with the shapes below, in any order in memory. `keys` and `values` have the same strides and a
+    contiguous last dimension; the scales are contiguous.
+    """
 
     keys: Tensor
-    """[num_blocks, num_kv_heads, block_size, head_dim]; in 4 bits [..., head_dim / 2] uint8."""
+    """[num_blocks, num_kv_heads, block_size, head_dim]; [..., head_dim / 2] uint8 in 4 bits."""
     values: Tensor
     key_scales: Tensor | None = None
-    """[num_blocks, num_kv_heads, block_size] float32, of keys that are stored divided by it. Of keys in 4
-    bits [..., 2] bfloat16: scale and zero."""
+    """[num_blocks, num_kv_heads, block_size] float32 if keys are stored divided by a scale; [..., 2]
+    bfloat16, scale and zero, in 4 bits."""
     value_scales: Tensor | None = None
 
     @property
@@ -36,7 +37,7 @@ class PagedKV(NamedTuple):
         return self.keys.dtype == torch.uint8
 
     def launch_arguments(self) -> dict[str, object]:
-        """What every kernel that touches the memory is told of it."""
+        """Return the arguments of every kernel that reads or writes the KV memory."""
         block_stride, head_stride, token_stride, _ = self.keys.stride()
         head_dim = self.keys.shape[3] * (2 if self.is_int4 else 1)
         return {
@@ -47,22 +48,23 @@ class PagedKV(NamedTuple):
             "BLOCK_SIZE": self.keys.shape[2],
             "HEAD_DIM": head_dim,
             "BLOCK_D": triton.next_power_of_2(max(head_dim, 16)),
-            # Of the change of basis that keys and values are stored in.
+            # The stages of the change of basis in which keys and values are stored.
             "STAGES": rotation_size(head_dim).bit_length() - 1 if self.is_int4 else 0,
         }
 
 
 def is_short_of_registers(kv: PagedKV, query: Tensor) -> bool:
-    """Whether a program turns quantised KV into float32: then it has half the tile and 8 warps. Else the
-    compiler spills thousands of bytes a thread."""
+    """Return whether a program converts quantised KV to float32. It then has half the tile and 8 warps:
+    otherwise the compiler spills thousands of bytes for each thread.
+    """
     return kv.key_scales is not None and query.dtype == torch.float32
 
 
 def tile_arguments(kv: PagedKV, query: Tensor, scale: float) -> dict[str, object]:
-    """What a kernel that calls `attend_tile` is told besides."""
+    """Return the other arguments of a kernel that calls `attend_tile`."""
     key_dtype = value_dtype = _TRITON_DTYPES[query.dtype]
     if kv.value_scales is not None and query.dtype == torch.float16:
-        # Softmax weights times the scales of values may be less than what float16 can hold.
+        # Softmax weights times the scales of values may underflow in float16.
         value_dtype = tl.bfloat16
     if triton.knobs.runtime.interpret:
         # The interpreter multiplies the bits of bfloat16 as if they were integers.
@@ -105,11 +107,11 @@ def attend_tile(
     KEY_DTYPE: tl.constexpr,
     VALUE_DTYPE: tl.constexpr,
 ):
-    """One step of the online softmax (Milakov and Gimelshein, 2018) over a tile of KV tokens.
+    """Compute one step of the online softmax (Milakov and Gimelshein, 2018) over a tile of KV tokens.
 
-    query [M, BLOCK_D] of KEY_DTYPE; `tokens` [N] are positions in the sequence of `block_table`. Only those
-    `in_range` [N] are loaded, so that nothing of free memory is ever computed with; of these each row looks
-    at those `seen` ([M, N], or [1, N]). Returns the new accumulator [M, BLOCK_D], row_max and row_sum [M].
+    query is [M, BLOCK_D] of KEY_DTYPE; `tokens` [N] are positions in the sequence of `block_table`. Only
+    tokens `in_range` [N] are loaded, so that free memory is never computed with. Each row sees those of them
+    that are `seen` ([M, N] or [1, N]). Returns the new accumulator [M, BLOCK_D], row_max and row_sum [M].
     """
     blocks = tl.load(block_table + tokens // BLOCK_SIZE, mask=in_range, other=0).to(tl.int64)
     dims = tl.arange(0, BLOCK_D)
@@ -133,7 +135,7 @@ def attend_tile(
     scores = tl.where(seen, scores, float("-inf"))
 
     new_max = tl.maximum(row_max, tl.max(scores, axis=1))
-    # A row that has seen nothing yet: -inf less itself would be NaN.
+    # In a row that has seen no token yet, -inf minus -inf would be NaN.
     shift = tl.where(new_max == float("-inf"), 0.0, new_max)
     weights = tl.exp2(scores - shift[:, None])
     correction = tl.exp2(row_max - shift)

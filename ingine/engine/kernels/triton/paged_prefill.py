@@ -8,7 +8,7 @@ from ingine.engine.kernels.triton.kv_int4 import change_basis
 from ingine.engine.kernels.triton.paged_kv import PagedKV, attend_tile, is_short_of_registers, tile_arguments
 
 MAX_ROWS = {4: 32, 2: 128}
-"""Query rows, a token's head each, of a program, by the size of a number. Not tuned."""
+"""Largest number of query rows, each one token and head, of a program, by item size. Not tuned."""
 
 
 def paged_prefill(
@@ -24,10 +24,11 @@ def paged_prefill(
     scale: float,
     sliding_window: int | None,
 ) -> None:
-    """Of a step in the order of `AttentionMetadata`, all sequences after the first `num_decodes`.
+    """Compute the attention of all sequences after the first `num_decodes`, in the order of
+    `AttentionMetadata`.
 
     query and output are [num_tokens, num_heads, head_dim], output contiguous; max_query_len is the most query
-    tokens of a sequence. A query tile belongs to one sequence, and finds out on the device to which.
+    tokens of a sequence. A query tile belongs to one sequence, which its program finds on the device.
     """
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads = kv.keys.shape[1]
@@ -59,10 +60,11 @@ def paged_prefill(
 
 @triton.jit
 def _find_seq(query_start_loc, tile, num_decodes, num_seqs, BLOCK_Q: tl.constexpr):
-    """The sequence of a query tile, and the tile's index in it.
+    """Return the sequence of a query tile, and the tile's index in it.
 
-    Sequence i's first tile is the number of whole tiles in the tokens before it, plus one for each sequence
-    before it: never less than what those need, and known without a table. Decodes are left out, a token each.
+    The first tile of sequence i is the number of whole tiles in the tokens before it, plus one for each
+    sequence before it. Those never need more, and no table is needed. Decodes, of one token each, are left
+    out.
     """
     low, high = num_decodes, num_seqs
     while high - low > 1:
@@ -105,9 +107,9 @@ def _prefill_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ):
-    """A program has BLOCK_Q query tokens of one sequence, with all query heads of one KV head.
+    """A program handles BLOCK_Q query tokens of one sequence, with all query heads of one KV head.
 
-    A row is one token's head, so what is loaded of keys and values serves the whole group.
+    A row is one token and head, so loaded keys and values serve the whole group.
     """
     kv_head, num_kv_heads = tl.program_id(1), tl.num_programs(1)
     seq, tile_in_seq = _find_seq(query_start_loc, tl.program_id(0), num_decodes, num_seqs, BLOCK_Q)
@@ -167,7 +169,7 @@ def _prefill_kernel(
             VALUE_DTYPE,
         )
 
-    # A row that is none has seen nothing. One whose scores are all -inf gets 0 / 0, as in the formula.
+    # A padding row has seen no token. A row whose scores are all -inf gets 0 / 0, as in the formula.
     attended = accumulator / tl.where(is_row, row_sum, 1.0)[:, None]
     attended = change_basis(attended, BLOCK_M, BLOCK_D, STAGES)
     offsets = (packed * num_kv_heads * GROUP_SIZE + heads) * HEAD_DIM

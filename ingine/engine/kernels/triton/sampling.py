@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 BELOW_ONE = tl.constexpr(1 - 2**-24)
-"""The largest float32 under 1. A normal number times this is the one before it."""
+"""The largest float32 under 1. A normal number times this is the next smaller number."""
 
 
 @triton.jit
@@ -26,11 +26,11 @@ def choose_kernel(
     NUM_DIGITS: tl.constexpr,
 ):
     """Program (row) writes token_ids[row] int64: the token that rows[row] (see `pack_params`) chooses from
-    logits[row, :vocab_size]; -1 where the largest is not finite.
+    logits[row, :vocab_size]; -1 where the largest logit is not finite.
 
-    candidates[row, :num_candidates] are its largest logits, descending, with NaN as the largest of all. Where
-    they hold all that may be drawn, the row is read once or twice more; else NUM_DIGITS + 1 times for each
-    cut and for the draw.
+    candidates[row, :num_candidates] are the row's largest logits, descending, with NaN as the largest of all.
+    If they include all tokens that may be drawn, the row is read once or twice more; else NUM_DIGITS + 1
+    times for each cut and for the draw.
     """
     row = tl.program_id(0).to(tl.int64)
     logits = logits_ptr + row * row_stride
@@ -43,7 +43,7 @@ def choose_kernel(
     largest = tl.load(candidates).to(tl.float32)
 
     token_id = -1
-    if tl.abs(largest) < float("inf"):  # which NaN is not
+    if tl.abs(largest) < float("inf"):  # false for NaN
         if temperature == 0:
             token_id = _nth_equal(logits, vocab_size, largest, 0, BLOCK)
         elif (top_k > 0) | (top_p < 1) | (min_p > 0):
@@ -76,14 +76,16 @@ def _load(logits, start, vocab_size, BLOCK: tl.constexpr):
 
 @triton.jit
 def _weights(logits, largest, temperature, min_p):
-    """Probabilities over that of the likeliest token; 0 for those that min_p drops."""
+    """Return probabilities divided by that of the likeliest token; 0 for tokens that min_p drops."""
     weights = tl.exp((logits - largest) / temperature)
     return tl.where(weights >= min_p, weights, 0.0)
 
 
 @triton.jit
 def _first_over(cdf, weights, target, SIZE: tl.constexpr):
-    """The first index whose `cdf` is over `target`, not of weight 0; the last if rounding leaves none."""
+    """Return the first index with a weight whose `cdf` is over `target`; the last one with a weight if
+    rounding leaves none.
+    """
     index = tl.arange(0, SIZE)
     first = tl.min(tl.where((weights > 0) & (cdf > target), index, SIZE))
     return tl.minimum(first, tl.max(tl.where(weights > 0, index, 0)))
@@ -91,7 +93,7 @@ def _first_over(cdf, weights, target, SIZE: tl.constexpr):
 
 @triton.jit
 def _nth_equal(logits, vocab_size, value, nth, BLOCK: tl.constexpr):
-    """The id of the nth token, from 0, whose logit is `value`."""
+    """Return the id of the nth token, counted from 0, whose logit is `value`."""
     start, num_before = 0, 0
     num_equal = tl.sum((_load(logits, 0, vocab_size, BLOCK) == value).to(tl.int32))
     while (num_before + num_equal <= nth) & (start + BLOCK < vocab_size):
@@ -105,9 +107,9 @@ def _nth_equal(logits, vocab_size, value, nth, BLOCK: tl.constexpr):
 
 @triton.jit
 def _draw_whole(logits, vocab_size, largest, temperature, uniform, BLOCK: tl.constexpr):
-    """Inverse CDF in the order of the ids."""
+    """Draw a token of the whole row by inverse CDF in the order of the ids."""
     total = 0.0
-    last = 0  # where the last block with any weight starts: nothing beyond is drawn, however sums are rounded
+    last = 0  # start of the last block with a weight: no token after it is drawn, however sums are rounded
     for start in range(0, vocab_size, BLOCK):
         mass = tl.sum(_weights(_load(logits, start, vocab_size, BLOCK), largest, temperature, 0.0))
         total += mass
@@ -141,15 +143,16 @@ def _draw_cut(
     BLOCK: tl.constexpr,
     NUM_DIGITS: tl.constexpr,
 ):
-    """Inverse CDF in the order of the logits, of what min_p, top_k and top_p leave: a logit, and which of the
-    tokens that have it."""
+    """Draw by inverse CDF, in the order of the logits, from the tokens that min_p, top_k and top_p leave.
+    Returns a logit, and which of the tokens with that logit was drawn.
+    """
     top = _load(candidates, 0, num_candidates, CANDIDATES_BLOCK)
     rank = tl.arange(0, CANDIDATES_BLOCK)
     limit = tl.where(top_k > 0, tl.minimum(top_k, vocab_size), vocab_size)
     weights = tl.where(rank < limit, _weights(top, largest, temperature, min_p), 0.0)
     cdf = tl.cumsum(weights)
 
-    # All that min_p and top_k leave is among the candidates; or all that top_p leaves of it.
+    # The candidates include all tokens that min_p and top_k leave; or all that top_p leaves of those.
     reached = tl.sum(weights)
     is_bounded = (limit <= num_candidates) | (tl.sum((weights > 0).to(tl.int32)) < num_candidates)
     mass = reached
@@ -182,7 +185,7 @@ def _draw_cut(
 
 @triton.jit
 def _mass(logits, vocab_size, largest, temperature, min_p, BLOCK: tl.constexpr):
-    """The sum of all weights of the row."""
+    """Return the sum of all weights of the row."""
     mass = 0.0
     for start in range(0, vocab_size, BLOCK):
         mass += tl.sum(_weights(_load(logits, start, vocab_size, BLOCK), largest, temperature, min_p))
@@ -203,21 +206,23 @@ def _draw_far(
     BLOCK: tl.constexpr,
     NUM_DIGITS: tl.constexpr,
 ):
-    """As `_draw_cut`, among any number of tokens. `mass` is that of all which min_p leaves."""
+    """Draw as `_draw_cut` does, from any number of tokens. `mass` is the sum of all that min_p leaves."""
     edge, num_at_edge = -float("inf"), vocab_size
     if limit < vocab_size:
         edge, num_at_edge, mass = _shortest_prefix(
             logits, vocab_size, largest, temperature, min_p, limit - 1, True, BLOCK, NUM_DIGITS
         )
     if top_p < 1:
-        nucleus = top_p * mass * BELOW_ONE  # over the number before `top_p * mass`: at least that
+        nucleus = (
+            top_p * mass * BELOW_ONE
+        )  # over the float32 before `top_p * mass`, so at least `top_p * mass`
         edge, num_at_edge, mass = _shortest_prefix(
             logits, vocab_size, largest, temperature, min_p, nucleus, False, BLOCK, NUM_DIGITS
         )
     value, num, _ = _shortest_prefix(
         logits, vocab_size, largest, temperature, min_p, uniform * mass, False, BLOCK, NUM_DIGITS
     )
-    is_past = (value < edge) | ((value == edge) & (num > num_at_edge))  # by rounding
+    is_past = (value < edge) | ((value == edge) & (num > num_at_edge))  # only by rounding
     return tl.where(is_past, edge, value), tl.where(is_past, num_at_edge, num) - 1
 
 
@@ -233,9 +238,9 @@ def _shortest_prefix(
     BLOCK: tl.constexpr,
     NUM_DIGITS: tl.constexpr,
 ):
-    """Of the tokens in the order of their logits, the shortest prefix with a mass over `target`, or BY_COUNT
-    with more tokens than that: its last logit, how many tokens with that logit it has, and its mass. If there
-    is none, all tokens that have a weight.
+    """Find the shortest prefix of the tokens, in the order of their logits, with a mass over `target` or, if
+    BY_COUNT, with more than `target` tokens. If there is none, it is all tokens with a weight. Returns its
+    last logit, how many tokens with that logit it has, and its mass.
     """
     value = _descend(logits, vocab_size, largest, temperature, min_p, target, BY_COUNT, BLOCK, NUM_DIGITS)
     mass_over, num_over, num_equal = 0.0, 0, 0
@@ -263,10 +268,12 @@ def _descend(
     BLOCK: tl.constexpr,
     NUM_DIGITS: tl.constexpr,
 ):
-    """The last logit of the prefix of `_shortest_prefix`, by radix descent: four bits of its key a pass."""
+    """Return the last logit of the prefix of `_shortest_prefix`, by a radix descent that finds four bits of
+    its key in each pass.
+    """
     digits = tl.arange(0, 16)
     low_bits: tl.constexpr = 32 - 4 * NUM_DIGITS
-    piece: tl.constexpr = BLOCK // 8  # with 16 sums for each logit, a thread has registers for no more
+    piece: tl.constexpr = BLOCK // 8  # each logit has 16 sums: a thread has no registers for more
     key = tl.full((), 0, tl.uint32)
     before = 0.0
     for index in range(NUM_DIGITS):
@@ -277,7 +284,7 @@ def _descend(
             weights = _weights(x, largest, temperature, min_p)
             if BY_COUNT:
                 weights = (weights > 0).to(tl.float32)
-            # Of a token that shares the digits found so far this is the next digit; of others more than 15.
+            # The next digit of tokens that share the digits found so far; more than 15 for others.
             digit = (_key(x.to(tl.int32, bitcast=True), low_bits).to(tl.uint32, bitcast=True) ^ key) >> shift
             bins += tl.where(digit[:, None] == digits[None, :], weights[:, None], 0.0)
         masses = tl.sum(bins, axis=0)
@@ -289,8 +296,9 @@ def _descend(
 
 @triton.jit
 def _key(bits, LOW_BITS: tl.constexpr):
-    """From a float's bits to its key, and back. As unsigned numbers keys ascend where logits descend; that 0
-    comes before -0 matters to none that compares logits later. The LOW_BITS lowest are 0 in both.
+    """Convert a float's bits to its key, and back. Keys, as unsigned numbers, ascend where logits descend. 0
+    comes before -0, which does not matter, since later passes compare logits. The lowest LOW_BITS are 0 in
+    both.
     """
     flipped: tl.constexpr = 0x7FFFFFFF - (1 << LOW_BITS) + 1
     return tl.where(bits < 0, bits, bits ^ flipped)

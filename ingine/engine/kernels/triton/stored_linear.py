@@ -1,7 +1,7 @@
-"""Products with weights that stay in memory as they are stored: int4, int8 or fp8 (E4M3).
+"""Products with weights that stay quantised in memory: int4, int8 or fp8 (E4M3).
 
-A tile of them is made dense in registers, rounded to the type of x as a dense copy of the matrix would be,
-and multiplied by tensor cores into float32. fp8 is decoded by its bits, so that no GPU has to know the type.
+A tile of weights is made dense in registers, rounded to the type of x as a dense copy of the matrix would be,
+and multiplied by tensor cores into float32. fp8 is decoded from its bits, so that every GPU can run it.
 """
 
 import triton
@@ -31,13 +31,14 @@ def stored_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Program (outputs, rows, piece) has out[rows, outputs] of x [num_rows, k]; numbers are [n, row_bytes].
+    """Program (outputs, rows, piece) computes out[rows, outputs] for x [num_rows, k]; numbers are [n,
+    row_bytes].
 
     Columns are summed piece by piece, each piece from zero, in the same order for any number of rows. With
-    SPLIT a program has one piece, and out is float32 [num_pieces, num_rows, n], for `sum_pieces_kernel`.
+    SPLIT a program computes one piece, and out is float32 [num_pieces, num_rows, n], for `sum_pieces_kernel`.
 
     scales and zeros are [groups, n]; BLOCK_K divides `group_size`, or there is one group. A row of int4 is a
-    row of tiles of 2 * BLOCK_K columns: in byte i of a tile are its columns i and, in the high bits,
+    row of tiles of 2 * BLOCK_K columns: byte i of a tile holds its columns i and, in the high bits,
     BLOCK_K + i.
     """
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -58,7 +59,7 @@ def stored_linear_kernel(
                 both = tl.load(weight_rows + (column // 2 + inner)[:, None], mask=is_output, other=0)
                 for half in tl.static_range(2):
                     columns = column + half * BLOCK_K + inner
-                    # The last half tile may begin behind the matrix. x is 0 there: any group will do.
+                    # The last half tile may begin beyond the matrix. x is 0 there, so any group will do.
                     group = tl.minimum(column + half * BLOCK_K, k - 1) // group_size * n + outputs
                     scales = tl.load(scales_ptr + group, mask=outputs < n, other=0.0).to(tl.float32)
                     zeros = tl.load(zeros_ptr + group, mask=outputs < n, other=0.0).to(tl.float32)
@@ -88,15 +89,16 @@ def stored_linear_kernel(
 
 @triton.jit
 def _dot(x, weight, accumulator, DOT_DTYPE: tl.constexpr):
-    """`weight` is rounded as x is. DOT_DTYPE is the type of x, but for the interpreter."""
+    """Multiply x by `weight` rounded to the type of x. DOT_DTYPE is that type, except in the interpreter."""
     rounded = weight.to(x.dtype).to(DOT_DTYPE)
     return tl.dot(x.to(DOT_DTYPE), rounded, accumulator, input_precision="ieee")
 
 
 @triton.jit
 def _fp8_to_float32(stored):
-    """Bits of E4M3 as those of float16, whose exponent counts from 8 further up; subnormals as well. All ones
-    are NaN, and there are no infinities."""
+    """Convert bits of E4M3 through float16, whose exponent bias is 8 larger; this holds for subnormals too.
+    All ones are NaN, and there are no infinities.
+    """
     bits = stored.to(tl.uint16)
     half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
     number = half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
@@ -107,7 +109,7 @@ def _fp8_to_float32(stored):
 def sum_pieces_kernel(
     pieces_ptr, bias_ptr, out_ptr, n, size, num_pieces, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """float32 pieces [num_pieces, size] and bias [n], `size` a multiple of `n` -> out [size]."""
+    """Sum float32 pieces [num_pieces, size] and bias [n] into out [size]; `size` is a multiple of `n`."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < size
     total = tl.zeros((BLOCK,), tl.float32)
