@@ -1,16 +1,16 @@
 // Products on AMX: tiles of 16 rows of x times tiles of 16 columns of weights, 16 groups (64 bytes of a row) at a
-// time. A panel's layout is the one that AMX wants.
+// time. AMX reads the layout of a panel directly.
 //
-// Sums of int8 are a Dot's integers. Those of bfloat16 have other bits than a Dot's: of 16 groups the even numbers
-// and the odd ones are added up apart. So a process that is allowed AMX multiplies bfloat16 with nothing else.
+// Sums of int8 are the same integers as a Dot's. Sums of bfloat16 have other bits than a Dot's: AMX adds up the even
+// and the odd numbers of 16 groups separately. So a process that may use AMX multiplies bfloat16 only with AMX.
 #pragma once
 #include "dot_int8.h"
 #include "tile.h"
 
-constexpr int kAmxRows = 16;      // of a tile
-constexpr int kAmxPassRows = 32;  // of two, which share the tiles of weights
+constexpr int kAmxRows = 16;      // rows of a tile
+constexpr int kAmxPassRows = 32;  // rows of two tiles, which share the tiles of weights
 constexpr int kAmxGroups = 16;
-constexpr int64_t kAmxStepBytes = kAmxGroups * kPanelGroupBytes;  // of a panel
+constexpr int64_t kAmxStepBytes = kAmxGroups * kPanelGroupBytes;  // bytes of a panel
 
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define INGINE_AMX
@@ -19,7 +19,7 @@ constexpr int64_t kAmxStepBytes = kAmxGroups * kPanelGroupBytes;  // of a panel
 
 template <class Dot> struct AmxDot;
 
-// Sums 0 and 1 += rows in 4 times columns in 6 and 7; sums 2 and 3 += rows in 5 times the same.
+// Tiles 0 and 1 += rows in tile 4 times columns in tiles 6 and 7; tiles 2 and 3 += rows in tile 5 times the same.
 template <> struct AmxDot<BFloat16Dot> {
     static void upper() {
         _tile_dpbf16ps(0, 4, 6);
@@ -42,14 +42,14 @@ template <> struct AmxDot<Int8Dot> {
     }
 };
 
-// Whether the system lets this process have tiles. It has to be asked for them.
+// Returns whether the system lets this process use tiles, for which it has to ask once.
 inline bool amx_is_allowed() {
     constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     static const bool allowed = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
     return allowed;
 }
 
-// The calling thread's tiles, 16 rows of 64 bytes each, as long as this lives.
+// Configures the calling thread's tiles, 16 rows of 64 bytes each, and releases them when destroyed.
 struct AmxTiles {
     AmxTiles() {
         struct alignas(64) {
@@ -62,17 +62,17 @@ struct AmxTiles {
     ~AmxTiles() { _tile_release(); }
 };
 
-// sums[TILES * 16][32] (+)= x[TILES * 16][groups] * w[groups][32]; and `lines` cache lines of `ahead` prefetched
-// every 16 groups. Where `x` lies on no boundary of 64 bytes, each row of a tile is two cache lines.
+// sums[TILES * 16][32] (+)= x[TILES * 16][groups] * w[groups][32]. Prefetches `lines` cache lines of `ahead` for every
+// 16 groups. If `x` is not aligned to 64 bytes, each row of a tile takes two cache lines.
 template <class Dot, int TILES>
 void multiply_amx_tiles(const char *x, int64_t x_stride, const char *w, int64_t groups, float *sums, bool resume,
                         const char *ahead, int64_t lines) {
     constexpr int64_t kSumStride = kColumns * 4;
     const char *lower_x = x + kAmxRows * x_stride;
-    // Named, since the macros of g++ 11.1 and 11.2 cast a part of a sum only.
+    // These have names, since the macros of g++ 11.1 and 11.2 cast only the first operand of a sum.
     float *lower_sums = sums + kAmxRows * kColumns;
     float *right_sums = sums + kAmxRows, *lower_right_sums = lower_sums + kAmxRows;
-    asm volatile("" ::: "memory");  // the intrinsics do not tell g++ that they read memory
+    asm volatile("" ::: "memory");  // g++ does not know that the intrinsics read memory
     if (resume) {
         _tile_loadd(0, sums, kSumStride);
         _tile_loadd(1, right_sums, kSumStride);

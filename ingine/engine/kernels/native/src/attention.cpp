@@ -1,8 +1,7 @@
 // Attention over paged KV: writes a step's keys and values, then attends. See attention_tile.h for the core.
 //
-// Work is cut into items, a tile of rows each, over all segments or, where a sequence has but one tile, over one
-// segment: a second pass merges those. The items lie in the order of their cost, largest first, and threads take
-// them one by one.
+// Work is split into items. An item is a tile of rows over all segments or, if a sequence has only one tile, over one
+// segment; a second pass merges the latter. Items are sorted by cost, largest first, and threads take them one by one.
 #include <algorithm>
 #include <numeric>
 
@@ -14,7 +13,7 @@ enum KVFormatNumber : int32_t { kModelDType = 0, kInt8 = 1, kInt4 = 2 };
 // ingine/engine/kernels/attention/native.py has the same structures.
 struct Item {
     int32_t seq, first_row, end_row, first_segment, end_segment;
-    int32_t first_partial;  // where its rows' partial results begin; -1: it writes the output
+    int32_t first_partial;  // index of its rows' first partial result; -1: the item writes the output
 };
 
 struct Step {
@@ -49,7 +48,7 @@ struct Step {
 
 template <typename T> struct Inputs {
     const T *query, *key, *value;  // [num_tokens, heads, head_dim]
-    int64_t query_stride, key_stride, value_stride;  // of a token
+    int64_t query_stride, key_stride, value_stride;  // between tokens
     const T *cos, *sin;  // [num_tokens, head_dim], or null
     char *kv_cache;  // [num_blocks, num_kv_heads, strips_per_block] strips
     T *output;  // [num_tokens, num_heads, head_dim]
@@ -83,7 +82,7 @@ template <typename Format, typename T> class Attention {
   private:
     void write(int64_t token, int64_t num_tokens) const {
         int64_t slot = step.slot_mapping[token], offset = slot % step.block_size;
-        // Not so if the step writes there too, perhaps in another thread.
+        // The next slot is not free if this step writes it too, perhaps in another thread.
         bool next_is_free = token + 1 == num_tokens || step.slot_mapping[token + 1] != slot + 1 ||
                             offset + 1 == step.block_size;
         alignas(64) float key[kMaxHeadDim], value[kMaxHeadDim];
@@ -108,7 +107,7 @@ template <typename Format, typename T> class Attention {
         if (item.first_partial < 0) write_output(item, kv_head, states);
     }
 
-    // Merges the segments of a tile that was split into items, into the first of them.
+    // If a tile was split into items by segment, merges their results into the first one.
     void reduce(const Item &item, int kv_head) const {
         if (item.first_partial < 0) return;
         if (item.first_segment != step.first_segment(item.seq, item.first_row)) return;
@@ -257,7 +256,7 @@ template <typename Call> static auto with_format(int32_t dtype, int32_t kv_forma
     return dtype == kFloat32 ? call(Float32KV{}, float{}) : call(BFloat16KV{}, bfloat16{});
 }
 
-// Bytes of one block, all KV heads together.
+// Returns the bytes of one block with all its KV heads.
 EXPORT int64_t ingine_kv_block_bytes(int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int32_t dtype,
                                      int32_t kv_format) {
     int64_t num_strips = (block_size + kStripTokens - 1) / kStripTokens * num_kv_heads;

@@ -1,10 +1,10 @@
 // Attention of a tile of rows over a segment of keys and values.
 //
 // A row is one query token in one query head. All rows of a tile share a KV head, so a loaded vector of keys or
-// values serves each of them: the query heads of a group in decode, and tokens as well in speculation and
-// prefill. Within a segment softmax sees all scores; segments are merged by the online softmax of
-// FlashAttention (Dao et al., 2022), always from the first to the last. What becomes of a row therefore depends
-// on its sequence's tokens alone: not on chunks, on the batch, on threads, or on whether segments were split.
+// values serves all of them: the query heads of a group in decode, and also several tokens in speculation and
+// prefill. Within a segment softmax is computed over all scores; segments are merged by the online softmax of
+// FlashAttention (Dao et al., 2022), always from the first to the last. So a row's result depends only on its
+// sequence's tokens: not on chunks, on the batch, on threads, or on whether segments were split.
 #pragma once
 #include <cmath>
 
@@ -14,13 +14,13 @@ constexpr int kSegmentStrips = 16;
 constexpr int kSegmentTokens = kSegmentStrips * kStripTokens;
 constexpr int kTileRows = 48;
 
-// Vectors and rows that are multiplied at a time: as many sums as there are registers for.
+// Vectors and rows that are multiplied at a time, with as many sums as fit into registers.
 constexpr int kMaxRows = kLanes == 16 ? 6 : 4;
 constexpr int kMaxColumns = kLanes == 16 ? 4 : 2;
 constexpr int kStripVectors = kStripTokens / kLanes;
 
-// A row's result so far: `max` of the scores, `sum` of the weights 2^(score - max), and the values weighed by
-// them, at [kOut] and after. Scores are times log2(e), so that 2^x serves.
+// A row's result so far: `max` of the scores, `sum` of the weights 2^(score - max), and the sum of the values times
+// their weights, from [kOut] on. Scores are multiplied by log2(e), so that 2^x can be used.
 struct RowState {
     static constexpr int kOut = 16;
     static int64_t size(int64_t head_dim) { return kOut + padded_width(head_dim); }
@@ -36,8 +36,8 @@ struct RowState {
     }
 };
 
-// How much two partial results of a row weigh in their sum. Every merge goes through `merge`, so that all round
-// alike.
+// The weights of two partial results of a row in their sum. Every merge calls `merge`, so that all merges round in
+// the same way.
 struct MergeFactors {
     float max, before, added;
 
@@ -58,7 +58,7 @@ struct MergeFactors {
     }
 };
 
-// Where a segment's tokens lie.
+// The addresses of a segment's strips, and the tokens in each.
 struct Segment {
     char *strips[kSegmentStrips];
     int32_t first_token[kSegmentStrips];
@@ -75,9 +75,9 @@ template <typename Format> struct Tile {
     int64_t head_dim;
 };
 
-// sums += rows times columns, over `length` loaded vectors of each column. Of a format with several steps a vector
-// keys take all (kStepsEach), each with the row's next numbers; of values column c takes one, kFirstStep + c.
-// Calls `also` for each vector's offset, to prefetch.
+// sums += rows times columns, over `length` loaded vectors of each column. In a format whose vectors have several
+// steps, keys use all of them (kStepsEach), each with the row's next numbers; for values column c uses one step,
+// kFirstStep + c. Calls `also` with each vector's offset, to prefetch.
 template <typename Format, int kFirstStep, int kStepsEach, int kRows, int kColumns, typename Also>
 inline __attribute__((always_inline)) void multiply(typename Format::Sum (&sums)[kRows][kColumns],
                                                     const typename Format::Row *rows, int64_t row_stride,
@@ -101,7 +101,7 @@ inline __attribute__((always_inline)) void multiply(typename Format::Sum (&sums)
     }
 }
 
-// kRows rows of a tile, from `first_row` on, over the strips of one segment that any of them sees.
+// Attention of kRows rows of a tile, from `first_row` on, over the strips of one segment that any of them sees.
 template <typename Format, int kRows> class RowBlock {
   public:
     RowBlock(const Tile<Format> &tile, const Segment &segment, int first_row)
@@ -113,7 +113,7 @@ template <typename Format, int kRows> class RowBlock {
             ++first_strip;
     }
 
-    // Merges the result into the rows' states, which lie `state_size` floats apart.
+    // Merges the result into the rows' states, which are `state_size` floats apart.
     void attend(float *states, int64_t state_size) {
         if (first_strip == end_strip) return;
         score_all<kMaxColumns>(first_strip * kStripVectors);
@@ -138,19 +138,20 @@ template <typename Format, int kRows> class RowBlock {
         if constexpr (kColumns > 1) score_all<kColumns / 2>(vector);
     }
 
-    // Products of queries with kColumns vectors of keys.
+    // Computes the scores of the rows for kColumns vectors of keys.
     template <int kColumns> void score(int vector) {
         const Stored *columns[kColumns], *ahead[kColumns];
         for (int c = 0; c < kColumns; ++c) {
             columns[c] = keys_of(vector + c);
             ahead[c] = keys_of(std::min(vector + c + kColumns, end_strip * kStripVectors - 1));
         }
-        // Memory is what few rows wait for, and at the beginning of each strip anew, were it not asked for the
-        // next keys, and the values, while keys are multiplied. The tile's later rows find all in the cache.
+        // With few rows, memory is the bottleneck: at the beginning of each strip the thread would wait for it. So
+        // the next keys, and the values, are prefetched while keys are multiplied. The tile's later rows then find
+        // them in the cache.
         bool prefetches = first_row == 0;
         int64_t head_dim = tile.head_dim, row_stride = padded_width(head_dim);
         Sum products[kRows][kColumns]{};
-        auto prefetch = [&](int64_t offset) __attribute__((always_inline)) {  // else g++ drops it as pure
+        auto prefetch = [&](int64_t offset) __attribute__((always_inline)) {  // otherwise g++ drops it as pure
             if (!prefetches) return;
             for (int c = 0; c < kColumns; ++c) {
                 __builtin_prefetch(ahead[c] + offset);
@@ -178,7 +179,7 @@ template <typename Format, int kRows> class RowBlock {
             }
     }
 
-    // Also what free memory holds beyond a sequence's tokens, NaN included.
+    // Sets scores of unseen tokens to -inf, also those of free memory beyond a sequence's tokens, which may be NaN.
     void hide_unseen() {
         int last_row = first_row + kRows - 1;
         for (int s = first_strip; s < end_strip; ++s) {
@@ -212,7 +213,7 @@ template <typename Format, int kRows> class RowBlock {
             floats weight = exp2_of_negative(load(scores[r] + i) - shift);
             sum += weight;
             if constexpr (Format::kScaled) {
-                int vector = i / kLanes;  // each value's scale goes into its weight
+                int vector = i / kLanes;  // multiply each value's scale into its weight
                 floats scale = load(Format::value_scales(strip_of(vector), tile.head_dim) + token_of(vector));
                 store(scores[r] + i, weight > 0 ? weight * scale : floats{});
                 if constexpr (Format::kZeroed) {
@@ -238,11 +239,11 @@ template <typename Format, int kRows> class RowBlock {
             if constexpr (Format::kSteps > kMaxColumns)
                 add_values<kMaxColumns, kMaxColumns>(vector += kMaxColumns, states, state_size);
         }
-        if constexpr (Format::kSteps == 1)  // of the others there is no odd one
+        if constexpr (Format::kSteps == 1)  // in other formats the number of vectors is even
             for (; vector < num_vectors; ++vector) add_values<1, 0>(vector, states, state_size);
     }
 
-    // Weights times kColumns vectors of the values, added to the rows' states.
+    // Adds the weights times kColumns vectors of values to the rows' states.
     template <int kColumns, int kFirstStep> void add_values(int vector, float *states, int64_t state_size) {
         int64_t stride = Format::value_stride(tile.head_dim);
         int32_t last_seen = tile.last_seen[first_row + kRows - 1];

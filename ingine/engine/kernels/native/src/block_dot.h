@@ -1,14 +1,14 @@
-// How four codes of a weight in blocks, a byte each, are multiplied with as many numbers of a row of x, signed
-// bytes of at most 127, in kLanes columns at a time: the sums are whole numbers, the same ones by any
-// instructions. A BlockDot<bits of a code> has
+// Multiplies four codes of a weight in blocks, one byte each, by four numbers of a row of x, signed bytes of at most
+// 127, in kLanes columns at a time. The sums are whole numbers, the same ones with every instruction set. A
+// BlockDot<bits of a code> has
 //
-//   kChain                 products that may be added up before finish()
+//   kChain                 number of products that may be added before finish()
 //   Chain                  a vector of such sums
-//   Weights, weights(w)    a vector of four codes each, prepared for
+//   Weights, weights(w)    a vector with four codes in each lane, prepared for add()
 //   Factor, broadcast(x)   four numbers of x, in every lane
-//   start(sum)             a chain that goes on from `sum`, or begins anew
+//   start(sum)             a chain that continues from `sum`, or begins at 0
 //   add(chain, w, x)       the chain with a product added
-//   finish(sum, chain)     the sum with the chain added, where start() has not
+//   finish(sum, chain)     the sum with the chain added, unless start() has included the sum
 #pragma once
 #include "dot.h"
 
@@ -27,7 +27,7 @@ typedef int16_t pairs __attribute__((vector_size(4 * kLanes)));
 
 #if (defined(__AVX512VNNI__) && defined(__AVX512BW__)) || \
     (defined(__AVXVNNI__) && defined(__FMA__) && !defined(__AVX512BW__))
-constexpr int kZeroOfBytes = 128;  // added to codes of 8 bits, which are unsigned then
+constexpr int kZeroOfBytes = 128;  // added to codes of 8 bits, to make them unsigned
 
 template <int BITS> struct BlockDot : BlockDotBase {
     static Chain add(Chain sum, Weights w, Factor x) {
@@ -50,7 +50,7 @@ inline pairs multiply_pairs(ints unsigned_bytes, ints signed_bytes) {
 #endif
 }
 
-// Two products of a pair of bytes, and what is added to them, in 16 bits: as many as surely fit.
+// Sums of the two products of a pair of bytes, in 16 bits: kChain of them cannot overflow.
 template <int BITS> struct BlockDot : BlockDotBase {
     using Chain = pairs;
     static constexpr int kChain = BITS == 4 ? 8 : BITS == 5 ? 4 : BITS == 6 ? 2 : 1;
@@ -67,7 +67,7 @@ template <int BITS> struct BlockDot : BlockDotBase {
     }
 };
 
-// Signed codes: their magnitudes times x with their signs, 2 * 128 * 127 at most.
+// Signed codes: multiplies their magnitudes by x with the codes' signs, 2 * 128 * 127 at most.
 template <> struct BlockDot<8> : BlockDot<7> {
 #if defined(__AVX512BW__)
     struct Weights {
@@ -91,7 +91,7 @@ template <> struct BlockDot<8> : BlockDot<7> {
 #elif defined(__SSE2__)
 constexpr int kZeroOfBytes = 0;
 
-// Bytes 0 and 2, and 1 and 3, expanded to 16 bits.
+// Bytes 0 and 2, and bytes 1 and 3, expanded to 16 bits.
 struct PairsOfBytes {
     pairs even, odd;
 };
@@ -117,7 +117,7 @@ template <int BITS> struct BlockDot : BlockDotBase {
         const int8x16_t a = (int8x16_t)w, b = (int8x16_t)x;
 #if defined(__ARM_FEATURE_DOTPROD)
         return (ints)vdotq_s32((int32x4_t)sum, a, b);
-#else  // 2 * 128 * 127 at most is in 16 bits
+#else  // 2 * 128 * 127 at most fits into 16 bits
         const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_high_s8(a, b);
         return (ints)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));
 #endif

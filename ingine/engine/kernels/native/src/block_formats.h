@@ -1,18 +1,18 @@
-// Kinds of weights in blocks, and how each is expanded: some groups of 32 numbers of 32 rows ("a panel"), out of the
-// blocks as they lie, to codes of a byte, scales and minima, in the order in which block_tile.h multiplies them.
-// A weight is (code - zero) * scale + min.
+// The kinds of weights in blocks, and how each is expanded: from the stored blocks, some groups of 32 numbers of 32
+// rows ("a panel") become codes of one byte, scales and minima, in the order in which block_tile.h multiplies them. A
+// weight is (code - zero) * scale + min.
 //
 // A kind has
 //
-//   kBits                     of a code; all are unsigned, but for 8 bits where kZeroOfBytes is 0
-//   kZero                     a whole number that all its codes have added to them
-//   kGroup                    numbers that share a scale, 32 or 16
+//   kBits                     bits of a code; all are unsigned, except 8 bits where kZeroOfBytes is 0
+//   kZero                     a whole number that is added to all its codes
+//   kGroup                    how many numbers share a scale, 32 or 16
 //   kHasMin                   whether a group of 32 has a minimum
-//   kPacked                   whether its panels are of pack_int4, not rows of blocks
-//   expand(source, g, n, to)  groups g to g + n of 32 (n <= 8, g % 8 == 0)
-//   expand_and_prefetch(...)  only of kinds with kPrefetches: that, while rows of the next panel are prefetched
+//   kPacked                   whether its panels are from pack_int4, not rows of blocks
+//   expand(source, g, n, to)  expands groups g to g + n of 32 numbers (n <= 8, g % 8 == 0)
+//   expand_and_prefetch(...)  only in kinds with kPrefetches: expands, and prefetches rows of the next panel
 //
-// The layouts are those of llama.cpp (ggml-common.h). What is loaded lies within a block, at any address.
+// The layouts are those of llama.cpp (ggml-common.h). Loads stay within a block and need no alignment.
 #pragma once
 #include <algorithm>
 
@@ -23,23 +23,23 @@ constexpr int kPanel = 32;  // rows of the weights, which are columns of the pro
 constexpr int kGroupNumbers = 32;
 
 struct Chunk {
-    alignas(64) int32_t codes[kGroups * kGroupNumbers / 4][kPanel];  // four of a column in each
+    alignas(64) int32_t codes[kGroups * kGroupNumbers / 4][kPanel];  // each has four codes of a column
     alignas(64) float scale[kGroups * 2][kPanel];
     alignas(64) float min[kGroups][kPanel];
 };
 
-// Where a panel's rows begin, and how a kind with parameters is laid out.
+// The addresses of a panel's rows, and the parameter of int4.
 struct Source {
     const char *row[kPanel];
-    int64_t group_size;  // int4: columns that share a scale
+    int64_t group_size;  // int4: number of columns that share a scale
 };
 
-// The lines of rows first to last of `source` that begin in the part from / of to to / of of each.
+// A part of the next panel's rows to prefetch: from `from` / `of` to `to` / `of` of each row's bytes.
 struct Ahead {
     const Source *source;
     int64_t row_bytes, from, to, of;
 
-    __attribute__((always_inline)) void prefetch(int first, int last) const {  // else g++ drops it as pure
+    __attribute__((always_inline)) void prefetch(int first, int last) const {  // otherwise g++ drops it as pure
         const int64_t begin = row_bytes * from / of, end = row_bytes * to / of;
         for (int i = first; i < last; i++) {
             const char *row = source->row[i], *line = row + begin;
@@ -48,7 +48,7 @@ struct Ahead {
     }
 };
 
-// The numbers whose binary16 is in the low halves of the lanes.
+// Converts the binary16 in the low half of each lane.
 inline floats from_halves(ints halves) {
 #if defined(__AVX512F__) && defined(__AVX512BW__)
     return _mm512_maskz_cvtph_ps(-1, (__m256i)__builtin_convertvector(halves, shorts));
@@ -79,7 +79,7 @@ inline ints load_16_bytes_of_rows(const char *const *rows, int64_t offset) {
 #endif
 }
 
-// 16 bytes of each of kLanes rows: bytes 0 to 3 of all in the first vector, 4 to 7 in the second ...
+// Loads 16 bytes of each of kLanes rows: bytes 0 to 3 of all rows into the first vector, 4 to 7 into the second ...
 inline void load_transposed(const char *const *rows, int64_t offset, ints (&out)[4]) {
     const ints lane = lane_numbers(), in_four = lane & 3, first = lane & ~3;
     const ints low = first + (in_four >> 1) + (in_four & 1) * kLanes;        // a0 b0 a1 b1
@@ -100,7 +100,7 @@ inline floats signed_byte_as_float(ints v, int byte) {
     return __builtin_convertvector(v << (24 - 8 * byte) >> 24, floats);
 }
 
-// Four bytes of each of kLanes rows.
+// Loads four bytes of each of kLanes rows.
 inline ints load_heads(const char *const *rows, int64_t offset) {
 #if defined(__AVX512F__) && defined(__AVX512BW__)
     const auto eight = [&](int first) {
@@ -118,8 +118,8 @@ inline ints load_heads(const char *const *rows, int64_t offset) {
 inline floats low_half(ints v) { return from_halves(v & 0xffff); }
 inline floats high_half(ints v) { return from_halves((v >> 16) & 0xffff); }
 
-// `expand_lanes(rows, offset, column, to)` for all columns of a panel, kLanes at a time, and for all blocks of
-// `bytes` bytes from group g on.
+// Calls expand_lanes(rows, offset, group, column) for all columns of a panel, kLanes at a time, and for all blocks of
+// BYTES bytes from group g on.
 template <int BYTES, int GROUPS, class ExpandLanes>
 inline void expand_blocks(const Source &from, int64_t g, int64_t n, ExpandLanes expand_lanes) {
     for (int column = 0; column < kPanel; column += kLanes)
@@ -134,7 +134,7 @@ struct RowsOfBlocks {
 
 struct Q8_0 : RowsOfBlocks {
     static constexpr int kBits = 8, kZero = kZeroOfBytes;
-    // This kind has the most bytes for the least work. Were they prefetched at once, its own loads would wait.
+    // This kind has the most bytes for the least work: prefetching them all at once would delay its own loads.
     static constexpr bool kPrefetches = true;
 
     static void expand(const Source &from, int64_t g, int64_t n, Chunk &to) {
@@ -166,7 +166,7 @@ struct Q8_0 : RowsOfBlocks {
     }
 };
 
-// 16 bytes that hold numbers 0 to 15 of a group in their low halves, 16 to 31 in the high ones.
+// Expands 16 bytes with numbers 0 to 15 of a group in their low halves and 16 to 31 in their high halves.
 inline void expand_nibbles(const char *const *rows, int64_t at, int64_t i, int column, Chunk &to) {
     ints bytes[4];
     load_transposed(rows, at, bytes);
@@ -201,7 +201,7 @@ struct Q4_1 : RowsOfBlocks {
     }
 };
 
-// The first 16 bytes of Q4_K and Q5_K: scales and minima of eight groups, of 6 bits each.
+// Expands the first 16 bytes of Q4_K and Q5_K: scales and minima of eight groups, 6 bits each.
 inline void expand_six_bit_scales(const char *const *rows, int64_t at, int column, Chunk &to) {
     ints head[4];
     load_transposed(rows, at, head);
@@ -242,7 +242,7 @@ struct Q5_K : RowsOfBlocks {
         expand_blocks<176, kGroups>(from, g, n, [&](const char *const *rows, int64_t at, int64_t, int column) {
             expand_six_bit_scales(rows, at, column, to);
             for (int half = 0; half < 2; half++) {
-                ints fifth[4];  // bit i of a byte is of group i
+                ints fifth[4];  // bit i of a byte belongs to group i
                 load_transposed(rows, at + 16 + 16 * half, fifth);
                 for (int pair = 0; pair < 4; pair++) {
                     ints bytes[4];
@@ -270,7 +270,8 @@ struct Q6_K : RowsOfBlocks {
             const floats d = high_half(load_heads(rows, at + 206));
             for (int i = 0; i < 16; i++)
                 store(to.scale[i] + column, d * signed_byte_as_float(scales[i / 4], i % 4));
-            // A half of the block is four groups: 64 bytes with their low bits, 32 with two more bits of each.
+            // Half of the block is four groups: 64 bytes with the low four bits, and 32 with the two high bits, of
+            // each code.
             for (int half = 0; half < 2; half++)
                 for (int part = 0; part < 2; part++) {
                     ints high[4], first[4], second[4];
@@ -292,14 +293,14 @@ struct Q6_K : RowsOfBlocks {
     }
 };
 
-// A panel is one stream: of each group_size columns 32 scales, 32 zeros (binary16), and then for each 32 columns
+// A panel is one stream: for each group_size columns 32 scales and 32 zeros (binary16), then for each 32 columns
 // [4][32 rows][4 bytes], with numbers 0 to 15 in the low halves.
 struct Int4 {
     static constexpr int kBits = 4, kGroup = 32, kZero = 0;
     static constexpr bool kHasMin = true, kPacked = true, kPrefetches = false;
     static constexpr int64_t kHeadBytes = 2 * kPanel * 2, kCodeBytes = kPanel * 16;
 
-    // Where the scales of the 32 columns of group g are, and where its codes.
+    // Offsets of the scales and of the codes of the 32 columns of group g.
     static int64_t head(int64_t g, int64_t per_scale) { return g / per_scale * (kHeadBytes + per_scale * kCodeBytes); }
     static int64_t codes(int64_t g, int64_t per_scale) {
         return head(g, per_scale) + kHeadBytes + g % per_scale * kCodeBytes;

@@ -1,28 +1,28 @@
-// Rows of x as weights in blocks are multiplied with: int8, with a scale for each 32 numbers.
+// Rows of x in the form in which they multiply weights in blocks: int8, with a scale for each 32 numbers.
 #pragma once
 #include <algorithm>
 #include <cstring>
 
 #include "simd.h"
 
-// What is subtracted for codes that have a zero added to them: the sum of numbers times the zero, negated.
+// The `minus` sums correct for codes to which a zero is added: the sum of the numbers times the zero, negated.
 struct alignas(64) RowGroup {
     int8_t numbers[32];
     float scale;
     float scaled_sum;
     int32_t minus_8_sums, minus_128_sums;
-    int32_t minus_32_sums[2];  // of 16 numbers each
+    int32_t minus_32_sums[2];  // for 16 numbers each
 };
 
-constexpr int kGroups = 8;  // of a chunk
+constexpr int kGroups = 8;  // groups of a chunk
 
-// A row as groups: eight side by side, `stride` groups before the next eight.
+// Quantizes a row into groups: eight are contiguous, and the next eight are `stride` groups further on.
 template <typename T> void quantize_groups(const T *x, int64_t k, RowGroup *row, int64_t stride) {
     typedef int8_t lane_bytes __attribute__((vector_size(kLanes)));
     for (int64_t g = 0; g < k / 32; g++) {
         const T *from = x + g * 32;
         RowGroup *out = row + g / kGroups * stride + g % kGroups;
-        uints top{};  // without its sign a float orders as an integer, a NaN above all
+        uints top{};  // without its sign a float is ordered as an integer; NaN is the largest
         for (int i = 0; i < 32; i += kLanes) {
             const uints bits = (uints)abs(load(from + i));
             top = bits > top ? bits : top;
@@ -31,7 +31,7 @@ template <typename T> void quantize_groups(const T *x, int64_t k, RowGroup *row,
         for (int lane = 0; lane < kLanes; lane++) highest = std::max<uint32_t>(highest, top[lane]);
         float max;
         std::memcpy(&max, &highest, 4);
-        // Whose reciprocal would be infinite is as good as 0.
+        // If the reciprocal would be infinite, the numbers count as 0.
         const floats inverse = splat(max > 1e-36f ? 127.f / max : 0.f);
         for (int i = 0; i < 32; i += kLanes)
             store_as(out->numbers + i, __builtin_convertvector(nearest_ints(load(from + i) * inverse), lane_bytes));

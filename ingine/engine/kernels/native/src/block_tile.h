@@ -1,4 +1,4 @@
-// The inner loop of blocks.cpp: a few rows of x times a few vectors of columns of an expanded chunk.
+// The inner loop of blocks.cpp: multiplies a few rows of x by a few vectors of columns of an expanded chunk.
 #pragma once
 #include <utility>
 
@@ -12,7 +12,7 @@ constexpr int kBlockTileRows = 5, kBlockTileVectors = 4;
 constexpr int kBlockTileRows = 4, kBlockTileVectors = 2;
 #endif
 
-// What the sum of a group begins with: what its codes' zeros add to it, negated.
+// The initial sum of a group: the amount that its codes' zeros add, negated.
 template <class Kind> inline int32_t initial_sum(const RowGroup &x, int half) {
     if constexpr (Kind::kZero == 8) return x.minus_8_sums;
     if constexpr (Kind::kZero == 128) return x.minus_128_sums;
@@ -20,8 +20,8 @@ template <class Kind> inline int32_t initial_sum(const RowGroup &x, int half) {
     return 0;
 }
 
-// sums[ROWS][columns] += x[ROWS][groups] * w: the whole numbers of a group exactly, then scaled, group after group.
-// Rows of x are kGroups groups apart, those of sums kPanel numbers.
+// sums[ROWS][columns] += x[ROWS][groups] * w. The sum of each group is exact in whole numbers, then scaled and added,
+// group by group. Rows of x are kGroups groups apart, rows of sums kPanel numbers.
 template <class Kind, int ROWS>
 void multiply_block_tile(const RowGroup *x, const Chunk &w, int column, int64_t groups, float *sums) {
     using Dot = BlockDot<Kind::kBits>;
@@ -30,7 +30,7 @@ void multiply_block_tile(const RowGroup *x, const Chunk &w, int column, int64_t 
     for (int64_t part = 0; part < groups * kParts; part++) {
         const RowGroup *group = x + part / kParts;
         const int half = part % kParts;
-        ints sum[ROWS][kVectors];  // each loop over it is unrolled, or it lies in memory
+        ints sum[ROWS][kVectors];  // each loop over it is unrolled, otherwise it is kept in memory
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 16
@@ -79,7 +79,7 @@ template <class Kind, int... ROW> BlockTile block_tile_of(int64_t rows, std::int
     return tiles[rows - 1];
 }
 
-// sums[rows][kPanel] += x[rows][groups] * w, in tiles of nearly one size.
+// sums[rows][kPanel] += x[rows][groups] * w, in tiles of nearly equal size.
 template <class Kind>
 void multiply_chunk(const RowGroup *x, int64_t rows, const Chunk &w, int64_t groups, float *sums) {
     constexpr std::make_integer_sequence<int, kBlockTileRows> up_to_tile{};

@@ -1,13 +1,13 @@
-// Products with weights in blocks, out = X W^T + bias, straight from a model's file: GGUF's kinds, and int4 in a
-// layout of our own. Their codes are a byte each once expanded, so all are one algorithm.
+// Products with weights in blocks, out = X W^T + bias: GGUF's kinds, read directly from a model's file, and int4 in a
+// layout of its own. All kinds expand to codes of one byte, so there is one algorithm.
 //
-// W is a list of segments, matrices one above the other, each of a kind of its own. A panel is 32 rows of a segment.
-// Of a panel, 256 columns at a time ("a chunk") are expanded into the first cache (block_formats.h), and all rows of
-// x, as int8 with a scale for each 32 numbers (block_rows.h), are multiplied with that (block_tile.h). Meanwhile the
-// next panel is prefetched. Each thread owns a range of panels.
+// W is a list of segments, matrices whose rows follow each other, each of any kind. A panel is 32 rows of a segment.
+// 256 columns of a panel at a time ("a chunk") are expanded into the L1 cache (block_formats.h) and multiplied by all
+// rows of x (block_tile.h), which are int8 with a scale for each 32 numbers (block_rows.h). Meanwhile the next panel
+// is prefetched. Each thread owns a range of panels.
 //
-// Every output is one accumulator that takes groups in ascending order, whatever the number of rows or threads:
-// a row's result does not depend on the batch that it is in.
+// Every output is one accumulator to which groups are added in ascending order, for any number of rows or threads: a
+// row's result does not depend on its batch.
 #include <omp.h>
 
 #include <vector>
@@ -16,7 +16,7 @@
 
 namespace {
 
-constexpr int64_t kBlockRows = 480;  // rows of x for which a panel is expanded once
+constexpr int64_t kBlockRows = 480;  // rows of x that share one expansion of a panel
 
 // ingine/engine/kernels/native/block_weights.py has the same numbers.
 enum Kind : int32_t { kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 8, kQ4_K = 12, kQ5_K = 13, kQ6_K = 14, kInt4 = -1 };
@@ -25,7 +25,7 @@ enum Kind : int32_t { kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 8, kQ4_K = 12, kQ5_K = 13, k
 
 struct Segment {
     const char *data;
-    const int64_t *order;  // row i is row order[i] of `data`; null: as they lie
+    const int64_t *order;  // row i is row order[i] of `data`; null: rows in order
     int64_t rows, row_bytes;
     int64_t group_size;  // int4
     int32_t kind;
@@ -33,7 +33,7 @@ struct Segment {
 
 namespace {
 
-// `call` with the type of a kind.
+// Calls `call` with an object of the kind's type.
 template <class Call> void with_kind(int32_t kind, Call call) {
     switch (kind) {
         case kQ4_0: return call(Q4_0{});
@@ -48,7 +48,7 @@ template <class Call> void with_kind(int32_t kind, Call call) {
 
 int64_t panels_of(const Segment &segment) { return (segment.rows + kPanel - 1) / kPanel; }
 
-// 32 rows of a segment from `first` on; behind its end the last one again.
+// Returns 32 rows of a segment from `first` on; beyond its end the last row is repeated.
 Source source_of(const Segment &segment, int64_t first) {
     Source source;
     source.group_size = segment.group_size;
@@ -59,10 +59,10 @@ Source source_of(const Segment &segment, int64_t first) {
     return source;
 }
 
-// The panels of all segments in a row.
+// A position in the sequence of all segments' panels.
 struct Panels {
     const Segment *segment;
-    int64_t panel, column;  // in the segment, and its first column of the product
+    int64_t panel, column;  // panel in the segment, and the segment's first column of the product
 
     void skip(int64_t count) {
         for (panel += count; panel >= panels_of(*segment); segment++) {
@@ -72,7 +72,7 @@ struct Panels {
     }
 };
 
-// Columns of x and of out.
+// The weights and outputs of a product.
 template <typename T> struct Product {
     const Segment *segments;
     int64_t num_segments;
@@ -102,7 +102,7 @@ void multiply_panel(const Source &source, const Source *next, int64_t next_bytes
     }
 }
 
-// The calling thread's share of the panels, times some rows.
+// Multiplies the calling thread's share of the panels by some rows.
 template <typename T> void multiply(const Product<T> &p, const RowGroup *x, int64_t start, int64_t rows) {
     alignas(64) static thread_local float sums[kBlockRows * kPanel];
     const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
@@ -153,13 +153,13 @@ void multiply_rows(const Product<T> &product, const T *x, int64_t rows, int64_t 
     }
 }
 
-// `from`, whose numbers are (code - zero) * scale + min, of one column of a chunk, in the order of k.
+// Writes the numbers (code - zero) * scale + min of one column of a chunk, in the order of k.
 template <class Kind, typename T> void write_column(const Chunk &from, int column, int64_t groups, T *out) {
     for (int64_t i = 0; i < groups * kGroupNumbers; i++) {
         const uint8_t byte = uint32_t(from.codes[i / 4][column]) >> i % 4 * 8;
         const int code = Kind::kBits == 8 && Kind::kZero == 0 ? int8_t(byte) : byte - Kind::kZero;
         float number = from.scale[i / Kind::kGroup][column] * float(code);
-        asm("" : "+m"(number));  // or it is fused with the sum, and other bits than anybody else dequantises
+        asm("" : "+m"(number));  // otherwise it is fused with the sum, and the bits differ from other dequantisers
         if constexpr (Kind::kHasMin) number += from.min[i / kGroupNumbers][column];
         out[i] = from_float<T>(number);
     }
@@ -191,8 +191,8 @@ void gather_rows(const Segment &segment, const int64_t *ids, int64_t count, int6
 
 }  // namespace
 
-// x [rows, k] and out [rows, n] are of `dtype`, n is the sum of the segments' rows. x is quantized on the way.
-// k % 32 == 0, and of kinds with superblocks k % 256 == 0.
+// x [rows, k] and out [rows, n] are of `dtype`, n is the sum of the segments' rows. x is quantized first. k % 32 == 0,
+// and k % 256 == 0 for kinds with superblocks.
 EXPORT void ingine_blocks(int32_t dtype, const void *x, const Segment *segments, int64_t num_segments,
                           const float *bias, void *out, int64_t rows, int64_t n, int64_t k) {
     const int64_t groups = k / kGroupNumbers;
@@ -214,8 +214,9 @@ EXPORT void ingine_blocks_gather(int32_t dtype, const Segment *segment, const in
     });
 }
 
-// codes [n, k / 2] (even columns are the low four bits), scales and zeros [n, k / group_size] of binary16, into
-// panels, [n up to a multiple of 32][k / 2 + 4 * k / group_size] bytes; the last one is padded with zeros.
+// Packs codes [n, k / 2] (even columns are the low four bits), and scales and zeros [n, k / group_size] of binary16,
+// into panels of [n rounded up to a multiple of 32][k / 2 + 4 * k / group_size] bytes; the last panel is padded with
+// zeros.
 EXPORT void ingine_blocks_pack_int4(const uint8_t *codes, const uint16_t *scales, const uint16_t *zeros, int64_t n,
                                     int64_t k, int64_t group_size, char *packed) {
     const int64_t per_scale = group_size / kGroupNumbers, per_row = k / group_size;

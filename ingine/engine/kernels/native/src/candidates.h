@@ -1,9 +1,9 @@
-// The likeliest tokens of a row in the order of their logits, the lowest id first of those that are alike.
+// The likeliest tokens of a row in the order of their logits; equal logits in the order of their ids.
 #pragma once
 #include "logits_row.h"
 
-// They are not sorted, but counted into buckets by their weights: a sum finds its bucket, and only that is
-// sorted. Memory is kept from row to row.
+// The tokens are not sorted, but counted into buckets by weight: a sum is located in its bucket, and only that bucket
+// is sorted. Memory is kept from row to row.
 class Candidates {
   public:
     Candidates() : buckets_(kNumBuckets) {}
@@ -17,7 +17,7 @@ class Candidates {
             if (weights.block_max(block) < cutoff) continue;
             for (int64_t i = block * kBlock; i < weights.block_end(block); ++i) {
                 token_ids_[size_] = int32_t(i);
-                size_ += weights[i] >= cutoff;  // no branch: nothing predicts it
+                size_ += weights[i] >= cutoff;  // no branch, since it could not be predicted
             }
         }
         std::fill(buckets_.begin(), buckets_.end(), Bucket{0, 0});
@@ -38,7 +38,7 @@ class Candidates {
         return sum;
     }
 
-    // The ids of the first `num_tokens`, or of all if there are fewer.
+    // Returns the ids of the first `num_tokens` tokens, or of all if there are fewer.
     template <typename T> std::vector<int64_t> first(int64_t num_tokens, const LogitsRow<T> &row) {
         std::vector<int64_t> token_ids;
         for (int64_t bucket = 0; bucket < kNumBuckets; ++bucket) {
@@ -52,7 +52,7 @@ class Candidates {
         return token_ids;
     }
 
-    // Of the first `num_tokens`, which are not more than there are.
+    // Returns the sum of the weights of the first `num_tokens` tokens; there must be as many.
     template <typename T>
     double mass_of_first(int64_t num_tokens, const LogitsRow<T> &row, const Distribution &weights) {
         int64_t bucket = 0;
@@ -68,10 +68,10 @@ class Candidates {
 
     struct Position {
         int64_t token_id;
-        double mass;  // of all up to this one, inclusive
+        double mass;  // of all tokens up to this one, inclusive
     };
 
-    // The first token at which the sum of weights reaches `mass`; the last one if none does.
+    // Returns the first token at which the sum of weights reaches `mass`; the last one if none does.
     template <typename T> Position find(double mass, const LogitsRow<T> &row, const Distribution &weights) {
         int64_t bucket = 0, last = kNumBuckets - 1;
         double sum = 0;
@@ -97,7 +97,7 @@ class Candidates {
     static constexpr int kBucketBits = 18;  // 32 buckets an octave, and the rest after 32 octaves
     static constexpr uint64_t kIdMask = 0xffffffff;
 
-    // A float's bits rise with it, and the largest weight is 1.
+    // The bits of a positive float increase with it, and the largest weight is 1.
     static uint16_t bucket(float weight) {
         return uint16_t(std::min<uint32_t>((bits_of(1) - bits_of(weight)) >> kBucketBits, kNumBuckets - 1));
     }
@@ -108,7 +108,7 @@ class Candidates {
         return bits;
     }
 
-    // Ascends where logits descend, then with the id.
+    // Keys ascend where logits descend; among equal logits they ascend with the id.
     static uint64_t sort_key(float logit, int32_t token_id) {
         uint32_t bits = bits_of(logit + 0.f);  // -0 is 0
         uint32_t descending = bits >> 31 ? bits : ~bits & 0x7fffffff;

@@ -1,16 +1,16 @@
-// How 4 bytes of weights (a "group": 1 float32, 2 bfloat16 or 4 int8) are multiplied with as many numbers of a
-// row of x, in kLanes columns at a time. A Dot has
+// Multiplies 4 bytes of weights (a "group": 1 float32, 2 bfloat16 or 4 int8) by as many numbers of a row of x, in
+// kLanes columns at a time. A Dot has
 //
-//   Sum                a vector of sums, one a column
-//   Factor             a vector of what is multiplied
-//   kSteps             a group is multiplied in so many steps, each with 4 bytes of x
+//   Sum                a vector of sums, one for each column
+//   Factor             a vector of numbers to multiply
+//   kSteps             number of steps in which a group is multiplied, each with 4 bytes of x
 //   broadcast(x)       the 4 bytes of a step, in every lane
-//   part(w, step)      of a vector of groups, what a step multiplies
+//   part(w, step)      the numbers that a step multiplies, from a vector of groups
 //   dot(sum, x, part)  the sum with the step's product added
 //   kIsa               its name in the log
 //
-// Where the CPU has no arithmetic in bfloat16, one step expands the even numbers of the pairs to float32 and one
-// the odd ones, so that memory is read in bfloat16 and sums are those of float32. dot_int8.h has those of int8.
+// On a CPU without arithmetic in bfloat16, one step expands the even numbers of the pairs to float32 and one step the
+// odd ones: memory is read in bfloat16, and sums are those of float32. dot_int8.h has the Dots of int8.
 #pragma once
 #include "simd.h"
 
@@ -42,7 +42,7 @@ struct ExpandedBFloat16Dot : Float32Dot {
     static Factor part(ints w, int step) {
         if (step == 0) return (floats)((uints)w << 16);
 #if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512BW__)
-        // A mask would take a register, of which a tile has none left: the sum in memory costs a fifth.
+        // A mask would take a register, and a tile has none left: a sum in memory instead costs 20 %.
         return (floats)_mm256_slli_epi32(_mm256_srli_epi32((__m256i)w, 16), 16);
 #else
         return (floats)((uints)w & 0xffff0000);

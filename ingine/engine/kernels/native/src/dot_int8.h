@@ -1,8 +1,8 @@
-// The Dot of int8 (see dot.h): sums are integers, the same ones whatever the instructions. Beside what every Dot
-// has,
+// The Dot of int8 (see dot.h): sums are integers, the same ones with every instruction set. In addition to what every
+// Dot has,
 //
-//   kZero          what x is stored with added to it, which some instructions want
-//   store_x(x, q)  kLanes numbers of a row, at most 127 in magnitude, as the steps want them: kSteps bytes each
+//   kZero          a number that is added to stored x, since some instructions need unsigned bytes
+//   store_x(x, q)  stores kLanes numbers of a row, at most 127 in magnitude, as the steps read them: kSteps bytes each
 #pragma once
 #include "dot.h"
 
@@ -16,7 +16,7 @@ typedef int8_t bytes __attribute__((vector_size(kLanes)));
 
 #if (defined(__AVX512VNNI__) && defined(__AVX512BW__)) || \
     (defined(__AVXVNNI__) && defined(__FMA__) && !defined(__AVX512BW__))
-// Unsigned bytes of x times signed ones of w, four of them, without saturation.
+// Multiplies four unsigned bytes of x by four signed bytes of w, without saturation.
 struct Int8Dot : Int8DotBase {
     static constexpr int kSteps = 1;
     static constexpr int32_t kZero = 128;
@@ -36,7 +36,7 @@ struct Int8Dot : Int8DotBase {
 };
 
 #elif defined(__SSE2__)
-// Bytes 0 and 2 of a group, then 1 and 3, expanded to 16 bits, where nothing saturates.
+// Expands bytes 0 and 2 of a group, then 1 and 3, to 16 bits, in which nothing saturates.
 struct Int8Dot : Int8DotBase {
     static constexpr const char *kIsa = INGINE_ISA;
     static constexpr int kSteps = 2;
@@ -52,7 +52,7 @@ struct Int8Dot : Int8DotBase {
 #else
         sum += (ints)_mm_madd_epi16((__m128i)x, (__m128i)w);
 #endif
-        asm("" : "+v"(sum));  // or g++ adds the products of both steps first, for which there are no registers
+        asm("" : "+v"(sum));  // otherwise g++ adds the products of both steps first, for which there are no registers
         return sum;
     }
     static void store_x(char *x, ints q) {
@@ -75,7 +75,7 @@ struct Int8Dot : Int8DotBase {
 };
 
 #elif defined(__aarch64__)
-// A byte of each group a step, expanded to 16 bits.
+// Each step expands one byte of each group to 16 bits.
 struct Int8Dot {
     using Sum = ints;
     using Factor = int16x4_t;
@@ -93,7 +93,7 @@ struct Int8Dot {
 };
 
 #else
-// A byte of each group a step; little-endian, as the panels are.
+// Each step multiplies one byte of each group; little-endian, as the panels are.
 struct Int8Dot : Int8DotBase {
     static constexpr const char *kIsa = INGINE_ISA;
     static constexpr int kSteps = 4;

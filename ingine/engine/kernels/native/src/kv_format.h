@@ -1,10 +1,10 @@
-// How keys and values lie in memory, and how they are multiplied.
+// The layout of keys and values in memory, and their products.
 //
-// Unit is the strip: up to 16 consecutive tokens of one KV head, in one piece of memory. Keys are
-// [head_dim / pack, 16, pack] and values [16 / pack, width, pack], where width is head_dim rounded up to 16 and
-// pack the neighbours that one instruction multiplies and adds. So a vector of keys is one pair of dimensions
-// of 16 tokens, a vector of values one pair of tokens in 16 dimensions, and both products are the same loop:
-// a row's pair, broadcast, times a vector, added to a vector of sums.
+// The unit is the strip: up to 16 consecutive tokens of one KV head, in one piece of memory. Keys are
+// [head_dim / pack, 16, pack] and values [16 / pack, width, pack], where width is head_dim rounded up to 16, and
+// pack is the number of neighbours that one instruction multiplies and adds. So a vector of keys is one pair of
+// dimensions of 16 tokens, a vector of values is one pair of tokens in 16 dimensions, and both products are the same
+// loop: a pair of a row, broadcast, times a vector is added to a vector of sums.
 #pragma once
 #include <limits>
 
@@ -15,16 +15,16 @@ constexpr int kMaxHeadDim = 256;
 
 inline int64_t padded_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
-// What a format stores a number as, what it multiplies it by (query or weight), and their sum.
+// StoredT is the type of a stored number, RowT that of its factor (query or weight), and SumT a vector of sums.
 template <typename StoredT, typename RowT, typename SumT, int kPackedNumbers> struct KVFormat {
     using Stored = StoredT;
     using Row = RowT;
     using Sum = SumT;
     static constexpr int kPack = kPackedNumbers;
-    static constexpr int kSteps = 1;  // vectors of products that one loaded vector has
+    static constexpr int kSteps = 1;  // number of vectors to multiply in one loaded vector
     static constexpr int64_t kKeyStride = kStripTokens * kPack;
     static constexpr bool kScaled = false, kZeroed = false;
-    static constexpr int64_t kScaleBytes = 0;  // of a strip
+    static constexpr int64_t kScaleBytes = 0;  // scales of a strip
 
     static int64_t keys_size(int64_t head_dim) { return kStripTokens * head_dim; }
     static int64_t values_size(int64_t head_dim) { return kStripTokens * padded_width(head_dim); }
@@ -33,12 +33,12 @@ template <typename StoredT, typename RowT, typename SumT, int kPackedNumbers> st
     static Stored *keys(char *strip) { return (Stored *)strip; }
     static Stored *values(char *strip, int64_t head_dim) { return keys(strip) + keys_size(head_dim); }
 
-    // Of the vectors of values of kPack tokens: their number, and where one lies and which dimensions it has.
+    // For the vectors of values of kPack tokens: their number, and the offset and first dimension of each.
     static int num_value_vectors(int64_t head_dim) { return int(padded_width(head_dim) / kLanes); }
     static int64_t value_offset(int vector) { return int64_t(vector) * kLanes * kPack; }
     static int64_t first_dim(int vector) { return int64_t(vector) * kLanes; }
 
-    // Keys and values may be stored in another basis, to which queries are brought, and from which outputs are.
+    // Keys and values may be stored in another basis. Queries are converted to it, and outputs from it.
     static void change_basis(float *, int64_t) {}
 
     static void store_key(char *strip, int64_t token, const Stored *row, int64_t head_dim) {
@@ -47,8 +47,8 @@ template <typename StoredT, typename RowT, typename SumT, int kPackedNumbers> st
             std::memcpy(to + d * kStripTokens, row + d, kPack * sizeof(Stored));
     }
 
-    // With the last token of a pair unwritten, a 0 is put there: weight 0 times what free memory holds is
-    // not always 0. Every step writes its sequences' last tokens, so no later one finds it otherwise.
+    // If the last token of a pair is not written, 0 is stored there: weight 0 times a number of free memory is not
+    // always 0. Every step writes its sequences' last tokens, so the 0 holds for later steps too.
     static void store_value(char *strip, int64_t token, const Stored *row, int64_t head_dim, bool zero_next) {
         Stored *to = values(strip, head_dim) + token / kPack * value_stride(head_dim) + token % kPack;
         for (int64_t d = 0; d < head_dim; ++d) to[d * kPack] = row[d];
@@ -104,8 +104,8 @@ struct BFloat16KV : KVFormat<bfloat16, bfloat16, floats, 2> {
     }
 };
 
-// Keys and values as int8 times a float of their token and head; queries and weights as int16 times a float of
-// their row, so that all that is lost is what rounding to int8 loses.
+// Keys and values are int8 times a float of their token and head; queries and weights are int16 times a float of
+// their row, so that only the rounding to int8 loses precision.
 // No sum overflows: 256 dimensions, or tokens of a segment, times 127 * 32767 is less than 2^31.
 struct Int8KV : KVFormat<int8_t, int16_t, ints, 2> {
     static constexpr bool kScaled = true;
@@ -133,7 +133,7 @@ struct Int8KV : KVFormat<int8_t, int16_t, ints, 2> {
     }
     static floats to_floats(Sum sum) { return __builtin_convertvector(sum, floats); }
 
-    // Returns the scale: NaN, and any numbers, for a row that is not finite.
+    // Returns the scale. For a row that is not finite it is NaN, and the packed numbers are arbitrary.
     template <typename To> static float pack(const float *row, int64_t size, To *packed) {
         floats highest{}, not_finite{};
         for (int64_t i = 0; i < size; i += kLanes) {
@@ -159,7 +159,7 @@ struct Int8KV : KVFormat<int8_t, int16_t, ints, 2> {
     }
 };
 
-// Writes one token's rows, which are padded with zeros to a multiple of 16.
+// Writes the key and value of one token, which are padded with zeros to a multiple of 16.
 template <typename Format>
 inline void write_kv(char *strip, int64_t token, float *key, float *value, int64_t head_dim, bool zero_next) {
     typename Format::Stored packed[kMaxHeadDim];
@@ -169,7 +169,7 @@ inline void write_kv(char *strip, int64_t token, float *key, float *value, int64
     float value_scale = Format::pack(value, size, packed);
     Format::store_value(strip, token, packed, head_dim, zero_next);
     if constexpr (Format::kScaled) {
-        // A value that is not finite shows in the scores too: a weight of NaN would be lost in an int16.
+        // A value that is not finite makes the key's scale NaN too: a weight of NaN would be lost in an int16.
         Format::key_scales(strip, head_dim)[token] = key_scale + 0 * value_scale;
         Format::value_scales(strip, head_dim)[token] = value_scale;
     }

@@ -1,22 +1,22 @@
-// Keys and values in 4 bits: in the basis of a Hadamard matrix, and of each token and head a scale and a zero,
-// the least number that it has. Computed with as Int8KV does: queries and weights in int16, sums in int32.
+// Keys and values in 4 bits, in the basis of a Hadamard matrix. Each token and head has a scale and a zero, its least
+// number. As in Int8KV, queries and weights are int16 and sums int32.
 //
-// A number of the row is scale * code + zero, code being 0 to 15, so a row times a query is scale * (codes times
-// query) + zero * (sum of the query), and zero's part of a weighed sum of values is the same in every dimension.
+// A number of a row is scale * code + zero, with code from 0 to 15. So a row times a query is scale * (codes times
+// query) + zero * (sum of the query), and zero's part of a weighted sum of values is the same in every dimension.
 #pragma once
 #include "kv_format.h"
 #include "quantize.h"
 
-// What is loaded is a vector of int32 with 8 codes each, of which step s has the codes at bits 4 s and 16 + 4 s.
-// An int32 of keys has 8 dimensions of one token, two of them a step. One of values has two tokens, a half of it
-// each, so that no two threads that write tokens share a byte; and 4 dimensions, one a step, 16 apart.
+// A loaded vector has int32 with 8 codes each; step s uses the codes at bits 4 s and 16 + 4 s. An int32 of keys has 8
+// dimensions of one token, two for each step. An int32 of values has two tokens, one in each half, so that no two
+// threads that write tokens share a byte; and 4 dimensions, 16 apart, one for each step.
 struct Int4KV : Int8KV {
     using Stored = uint32_t;
     static constexpr int kSteps = 4;
     static constexpr bool kZeroed = true;
     static constexpr int64_t kScaleBytes = 4 * kStripTokens * sizeof(bfloat16);
     static constexpr int64_t kKeyStride = kStripTokens;
-    static constexpr int kUnitDims = 16 * kSteps;  // that a row of 16 int32 of values has
+    static constexpr int kUnitDims = 16 * kSteps;  // dimensions in a row of 16 int32 of values
     static constexpr int kUnitVectors = kUnitDims / kLanes;
 
     static int64_t num_units(int64_t head_dim) { return (head_dim + kUnitDims - 1) / kUnitDims; }
@@ -38,8 +38,8 @@ struct Int4KV : Int8KV {
         return (Loaded)(load_as<halves>(memory) >> 4 * step & 15);
     }
 
-    // A few dimensions of keys are far larger than the rest, and the scale has to reach them. Multiplied with a
-    // Hadamard matrix, in the blocks of layers/int8.py, none is. The matrix is its own inverse.
+    // A few dimensions of keys are far larger than the rest, and the scale has to reach them. After a multiplication
+    // by a Hadamard matrix, in the blocks of layers/int8.py, none is. The matrix is its own inverse.
     static void change_basis(float *row, int64_t head_dim) {
         int64_t size = 1;
         while (size < kRotated && head_dim % (4 * size) == 0) size *= 4;
@@ -48,7 +48,8 @@ struct Int4KV : Int8KV {
         for (int64_t d = 0; d < head_dim; d += kLanes) store(row + d, load(row + d) * normalise);
     }
 
-    // Codes of a row, which has room for a multiple of 16 numbers. Its scale is NaN if it is not finite.
+    // Computes the codes of a row, which has room for a multiple of 16 numbers. The scale is NaN if the row is not
+    // finite.
     struct Range {
         bfloat16 scale, zero;
     };
@@ -109,7 +110,7 @@ struct Int4KV : Int8KV {
     }
 
   private:
-    // Of the 16 that a row of a unit has.
+    // The first of the 16 lanes of a unit's row.
     static int first_lane(int vector) { return vector % kUnitVectors / kSteps * kLanes; }
 };
 

@@ -1,14 +1,14 @@
 // Products with the weights of linear layers, out = X W^T + bias, in float32, bfloat16 and int8, on any CPU.
 //
-// All are one algorithm: 4 bytes of weights (1 float32, 2 bfloat16 or 4 int8: a "group") of some columns are
-// multiplied with the same numbers of a row, broadcast (dot.h). W is packed once into panels of 32 columns,
-// [n / 32][groups][32 columns][4 bytes], so that a panel is one stream of memory. Each thread owns a range of
-// panels; it multiplies a panel with all rows, tile by tile, and prefetches the next one meanwhile, so that
-// reading and computing overlap.
+// There is one algorithm: 4 bytes of weights (1 float32, 2 bfloat16 or 4 int8: a "group") of some columns are
+// multiplied by the same numbers of a row, broadcast (dot.h). W is packed once into panels of 32 columns,
+// [n / 32][groups][32 columns][4 bytes], so that a panel is one stream of memory. Each thread owns a range of panels.
+// It multiplies a panel by all rows, tile by tile, and prefetches the next panel meanwhile, so that reading and
+// computing overlap.
 //
-// Every output is one accumulator that takes k in ascending order, whatever the number of rows or threads:
-// a row's result does not depend on the batch that it is in. On AMX (amx.h) it takes 16 groups of k at a time, in
-// bfloat16 whatever the number of rows.
+// Every output is one accumulator to which k is added in ascending order, for any number of rows or threads: a row's
+// result does not depend on its batch. AMX (amx.h) adds 16 groups of k at a time, for bfloat16 with any number of
+// rows.
 #include <omp.h>
 
 #include "amx.h"
@@ -17,16 +17,16 @@
 
 namespace {
 
-constexpr int64_t kBlockGroups = 1024;  // 128 KiB of a panel: with the rows it stays in L2
-constexpr int64_t kBlockRows = 480;     // rows that a panel serves before the next one is read
-constexpr int64_t kHardwareRows = 4;    // up to here the processor's own prefetching is the fastest
+constexpr int64_t kBlockGroups = 1024;  // 128 KiB of a panel, which stays in L2 with the rows
+constexpr int64_t kBlockRows = 480;     // rows that a panel is multiplied by before the next one is read
+constexpr int64_t kHardwareRows = 4;    // up to this number the processor's own prefetching is fastest
 constexpr int64_t kStreamAhead = 8192;  // bytes ahead of the reader where a panel is read only once
 
-// On AMX a block of a panel, 16 KiB, stays in L1 beside the same of 32 rows. Of more rows than kAmxStreamRows a
-// block stays in L2 while it is multiplied with those of a few panels.
+// On AMX a block of a panel, 16 KiB, stays in L1 with the same block of 32 rows. With more than kAmxStreamRows rows, a
+// block of the rows stays in L2 while it is multiplied by the blocks of a few panels.
 constexpr int64_t kAmxBlockGroups = 128, kAmxPanels = 4, kAmxStreamRows = 64;
 
-// What is of a column is padded with zeros to whole panels.
+// Arrays over columns are padded with zeros to whole panels.
 template <typename T> struct Product {
     const char *w;          // packed
     const float *w_scale;   // int8: [n]
@@ -37,20 +37,20 @@ template <typename T> struct Product {
     int64_t n, groups;
 };
 
-// Rows as a Dot multiplies them, each `stride` bytes after the one before.
+// Rows in the form that a Dot multiplies, each `stride` bytes after the one before.
 struct Rows {
     const char *x;
     int64_t count, stride;
 };
 
-// kLanes columns of a row, from column n on: their accumulators as float, scaled (int8), with the bias.
+// Writes kLanes columns of a row, from column n on: their accumulators as float, scaled (int8), plus the bias.
 template <class Dot, typename T> void write(const Product<T> &p, const float *sums, int64_t row, int64_t n) {
     if (n >= p.n) return;  // columns that pad the last panel
     floats v;
     if constexpr (std::is_same_v<Dot, Int8Dot>) {  // x was stored with kZero added to it
         const ints sum = load_as<ints>(sums) - load_as<ints>(p.w_sum + n) * Dot::kZero;
         v = __builtin_convertvector(sum, floats) * load(p.w_scale + n);
-        // Said to be one operation, or g++ may decide that anew wherever this is inlined.
+        // An explicit fma: otherwise g++ may fuse or not wherever this is inlined.
         v = p.bias ? fma(v, splat(p.x_scale[row]), load(p.bias + n)) : v * p.x_scale[row];
     } else {
         v = load(sums);
@@ -59,9 +59,9 @@ template <class Dot, typename T> void write(const Product<T> &p, const float *su
     store(p.out + row * p.n + n, v, p.n - n);
 }
 
-// One block of a panel times some rows, in tiles of nearly one size, each over all columns or a part of them. All
-// passes alike prefetch a part of what is read next, since more at a time than memory gives would hold up the
-// multiplication; one alone the same panel, far ahead of the reader.
+// Multiplies one block of a panel by some rows, in tiles of nearly equal size, each over all columns or a part of
+// them. Each pass prefetches an equal part of what is read next, since prefetching faster than memory delivers would
+// delay the multiplication. A single pass prefetches the same panel, far ahead of the reader.
 template <class Dot>
 void multiply_block(const char *w, int64_t groups, const Rows &rows, bool resume, float *sums) {
     const int64_t vectors = rows.count <= kWideRows ? kWideVectors : kTileVectors;
@@ -80,7 +80,7 @@ void multiply_block(const char *w, int64_t groups, const Rows &rows, bool resume
         }
 }
 
-// `count` rows of a panel, from row `start` on.
+// Writes `count` rows of a panel, from row `start` on.
 template <class Dot, typename T>
 void write_panel(const Product<T> &p, const float *sums, int64_t start, int64_t count, int64_t panel) {
     for (int64_t row = 0; row < count; row++)
@@ -88,14 +88,14 @@ void write_panel(const Product<T> &p, const float *sums, int64_t start, int64_t 
             write<Dot>(p, sums + row * kColumns + column, start + row, panel * kColumns + column);
 }
 
-// The calling thread's share of the panels.
+// Returns the calling thread's range of panels.
 std::pair<int64_t, int64_t> own_panels(int64_t n) {
     const int64_t thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
     const int64_t panels = (n + kColumns - 1) / kColumns;
     return {panels * thread / num_threads, panels * (thread + 1) / num_threads};
 }
 
-// The calling thread's share of the panels, times all rows.
+// Multiplies the calling thread's panels by all rows.
 template <class Dot, typename T> void multiply(const Product<T> &p, const Rows &all) {
     alignas(64) static thread_local float sums[kBlockRows * kColumns];
     const auto [first, last] = own_panels(p.n);
@@ -113,12 +113,13 @@ template <class Dot, typename T> void multiply(const Product<T> &p, const Rows &
 }
 
 #ifdef INGINE_AMX
-// As multiply_block, 32 rows a pass. All passes together prefetch `next`; one alone the same panel, far ahead.
+// Does the same as multiply_block, with 32 rows in a pass. All passes together prefetch `next`; a single pass
+// prefetches the same panel, far ahead.
 template <class Dot>
 void multiply_amx_block(const char *w, int64_t groups, const Rows &rows, bool resume, float *sums,
                         const char *next) {
     const int64_t whole = groups / kAmxGroups * kAmxGroups;
-    alignas(64) char tail[kAmxStepBytes];  // the groups that are left, and zeros
+    alignas(64) char tail[kAmxStepBytes];  // the remaining groups, padded with zeros
     if (whole < groups) {
         const int64_t bytes = (groups - whole) * kPanelGroupBytes;
         std::memcpy(tail, w + whole * kPanelGroupBytes, bytes);
@@ -138,8 +139,8 @@ void multiply_amx_block(const char *w, int64_t groups, const Rows &rows, bool re
     }
 }
 
-// As multiply; `all` has room for whole tiles of rows, and each row for a multiple of 64 bytes, zeros in bfloat16,
-// any in int8, which the zeros of the weights' tail meet.
+// Does the same as multiply. `all` has room for whole tiles of rows, and each row for a multiple of 64 bytes. The
+// padding is zeros in bfloat16; in int8 it is arbitrary, since it is multiplied by the zeros of the weights' tail.
 template <class Dot, typename T> void multiply_on_amx(const Product<T> &p, const Rows &all) {
     alignas(64) static thread_local float sums[kAmxPanels][kBlockRows * kColumns];
     const auto [first, last] = own_panels(p.n);
@@ -168,8 +169,8 @@ template <class Dot, typename T> void multiply_on_amx(const Product<T> &p, const
 }
 #endif
 
-// Rows that are multiplied, up to whole tiles of AMX's, in memory that the calling thread keeps. Each begins a
-// cache line, an odd number of lines after the row before: those of a tile would share a set of L1 else.
+// Memory for the rows to multiply, in whole tiles of AMX, which the calling thread keeps. Each row begins at a cache
+// line, an odd number of lines after the row before: otherwise the rows of a tile would share a set of L1.
 struct RowMemory {
     int64_t stride;
     char *rows;
@@ -198,7 +199,7 @@ void multiply_bfloat16_on_amx(const Product<bfloat16> &product, const bfloat16 *
 }
 #endif
 
-// bfloat16 x, as it is where the CPU multiplies that, else as float32.
+// Multiplies bfloat16 x, as it is if the CPU has bfloat16 products, else expanded to float32.
 void multiply_bfloat16(const Product<bfloat16> &product, const bfloat16 *x, int64_t rows, int64_t k) {
 #ifdef INGINE_AMX
     if (amx_is_allowed()) return multiply_bfloat16_on_amx(product, x, rows, k);
@@ -245,7 +246,7 @@ void multiply_int8(Product<T> product, const T *x, int64_t rows, int64_t k, int6
 
 }  // namespace
 
-// The instructions that multiply weights of `size` bytes an element.
+// Returns the instruction set that multiplies weights of `size` bytes an element.
 EXPORT const char *ingine_linear_isa(int64_t size) {
 #ifdef INGINE_AMX
     if (size < 4 && amx_is_allowed()) return size == 2 ? "amx-bf16" : "amx-int8";
@@ -267,8 +268,8 @@ EXPORT void ingine_linear(int32_t dtype, const void *x, const char *w, const flo
     }
 }
 
-// As ingine_linear with int8 weights, w[i, j] * w_scale[i] each, whose rows have the sums w_sum; k % 4 == 0.
-// Each row of x is rotated, `rotation` numbers at a time, and quantized on the way.
+// The same as ingine_linear with int8 weights w[i, j] * w_scale[i], whose rows have the sums w_sum; k % 4 == 0. Each
+// row of x is first rotated, `rotation` numbers at a time, and quantized.
 EXPORT void ingine_linear_int8(int32_t dtype, const void *x, const char *w, const float *w_scale,
                                const int32_t *w_sum, const float *bias, void *out, int64_t rows, int64_t n,
                                int64_t k, int64_t rotation) {
@@ -280,7 +281,7 @@ EXPORT void ingine_linear_int8(int32_t dtype, const void *x, const char *w, cons
                              k, rotation);
 }
 
-// W [n, k], `size` bytes an element (4, 2 or 1), into panels; the last one is padded with zeros.
+// Packs W [n, k], with `size` bytes an element (4, 2 or 1), into panels; the last one is padded with zeros.
 EXPORT void ingine_linear_pack(const char *w, int64_t n, int64_t k, int64_t size, char *packed) {
     const int64_t groups = k * size / kGroupBytes, padded = (n + kColumns - 1) / kColumns * kColumns;
 #pragma omp parallel for
@@ -294,7 +295,7 @@ EXPORT void ingine_linear_pack(const char *w, int64_t n, int64_t k, int64_t size
         }
 }
 
-// out[i] = W[ids[i]] out of the panels, `size` bytes an element: the embedding of a tied vocabulary matrix.
+// out[i] = W[ids[i]], read from the panels, `size` bytes an element: the embedding of a tied vocabulary matrix.
 EXPORT void ingine_linear_gather(const char *packed, const int64_t *ids, int64_t count, int64_t k,
                                  int64_t size, char *out) {
     const int64_t groups = k * size / kGroupBytes;

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-// Tokens are looked at in blocks of this many. Sums are of float within a block and of double over all.
+// Tokens are processed in blocks of this size. Sums are float within a block and double over all blocks.
 constexpr int64_t kBlock = 64;
 
 template <typename T> class LogitsRow {
@@ -92,7 +92,7 @@ class Distribution {
         double mass;
     };
 
-    // What has a weight of at least `cutoff`.
+    // Returns the tokens whose weight is at least `cutoff`.
     Part over(float cutoff) const {
         Part part = {0, 0};
         for (int64_t block = 0; block < num_blocks(); ++block) {
@@ -110,22 +110,22 @@ class Distribution {
         return part;
     }
 
-    // A weight, over 0, such that the part over it is enough. Most rows are so peaked that it is a small one.
+    // Returns a weight above 0 such that the part over it is enough. Most rows are so peaked that the part is small.
     template <typename Predicate> float lowest_needed(Predicate is_enough) const {
         for (float cutoff : {2.5e-3f, 2.5e-4f, 6e-6f})
             if (is_enough(over(cutoff))) return cutoff;
         return std::numeric_limits<float>::min();
     }
 
-    // In the order of the ids, the first token at which the sum of weights reaches `mass`, which is over 0
-    // and not over the total. Never one of weight 0.
+    // Returns the first token, in the order of the ids, at which the sum of weights reaches `mass`, which is above 0
+    // and at most the total. Never returns a token of weight 0.
     int64_t find(double mass) const {
         int64_t block = std::lower_bound(cdf_.begin(), cdf_.end(), mass) - cdf_.begin();
         double sum = block ? cdf_[block - 1] : 0;
         int64_t found = 0;
         for (int64_t i = block * kBlock; i < block_end(block) && sum < mass; ++i) {
             sum += weights_[i];
-            if (weights_[i] > 0) found = i;  // the last one, if by its rounding this sum ends short of it
+            if (weights_[i] > 0) found = i;  // the last one, if rounding keeps this sum below `mass`
         }
         return found;
     }

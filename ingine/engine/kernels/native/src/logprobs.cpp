@@ -1,11 +1,12 @@
-// Log probabilities of each row's chosen token and of its likeliest. ingine/engine/sample/logprobs.py is the definition.
+// Log probabilities of each row's chosen token and of its likeliest tokens, as defined by
+// ingine/engine/kernels/sampling/logprobs.py.
 #include "candidates.h"
 
 #include <cmath>
 #include <numeric>
 
-// The likeliest tokens of a row, likeliest first, where the candidates, whose weights are over 0, are too few:
-// a logit that is far under the largest has no weight in float32, yet a log probability.
+// Returns the likeliest tokens of a row, likeliest first. Used if too few tokens have a weight above 0: a logit far
+// below the largest has a weight of 0 in float32, but still a log probability.
 template <typename T>
 static std::vector<int64_t> first_of_all(int64_t num_tokens, const LogitsRow<T> &row) {
     std::vector<int64_t> token_ids(row.vocab_size());
@@ -17,8 +18,8 @@ static std::vector<int64_t> first_of_all(int64_t num_tokens, const LogitsRow<T> 
     return token_ids;
 }
 
-// Where no token was chosen (-1) its log probability is NaN. In a row whose largest logit is not finite, the
-// likeliest have id 0 and -inf.
+// If no token was chosen (-1), its log probability is NaN. In a row whose largest logit is not finite, the likeliest
+// tokens have id 0 and -inf.
 template <typename T>
 static void logprobs(const T *logits, const int64_t *chosen_ids, float *chosen, int64_t *top_ids, float *top,
                      int64_t num_rows, int64_t vocab_size, int64_t num_top) {

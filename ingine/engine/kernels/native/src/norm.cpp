@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-// Rows too few to pay for a parallel region: fewer elements than this take less time than its barriers.
+// Fewer elements than this take less time than the barriers of a parallel region.
 static constexpr int64_t kMinParallel = 1 << 14;
 
 // out = row / sqrt(mean(row^2) + eps) * weight, from the sum of the squares, rounded once, as torch does.

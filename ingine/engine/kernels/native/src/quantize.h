@@ -1,4 +1,4 @@
-// Rows of x as int8, rotated before: ingine/engine/kernels/layers/int8.py does the same to the weights.
+// Rotates rows of x and quantizes them to int8: ingine/engine/kernels/layers/int8.py does the same to the weights.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -6,10 +6,10 @@
 
 #include "simd.h"
 
-constexpr int kRotated = 64;  // the most numbers that are mixed with each other
+constexpr int kRotated = 64;  // the most neighbouring numbers that a rotation mixes
 constexpr int kRotatedVectors = kRotated / kLanes;
 
-// One stage of a fast Hadamard transform: of two numbers STEP apart their sum and their difference.
+// One stage of a fast Hadamard transform: replaces two numbers STEP apart by their sum and their difference.
 template <int STEP> inline void butterflies(floats (&x)[kRotatedVectors]) {
     if constexpr (STEP < kLanes) {
         const ints lanes = lane_numbers();
@@ -27,11 +27,11 @@ template <int STEP> inline void butterflies(floats (&x)[kRotatedVectors]) {
     }
 }
 
-// Each `size` numbers (1, 4, 16 or 64) of the row, multiplied with a Hadamard matrix that is not scaled, so that
-// none sticks out. `out` has room for a multiple of 64 numbers. Returns the largest magnitude of what it writes:
-// NaN or infinite if a number of x is.
+// Multiplies each `size` numbers (1, 4, 16 or 64) of the row by an unscaled Hadamard matrix, which spreads outliers.
+// `out` has room for a multiple of 64 numbers. Returns the largest magnitude that it writes: NaN or infinite if a
+// number of x is.
 template <typename T> float rotate_row(const T *x, int64_t k, int64_t size, float *out) {
-    uints top{};  // without its sign a float orders as an integer, a NaN above all
+    uints top{};  // without its sign a float is ordered as an integer; NaN is the largest
     for (int64_t i = 0; i < k; i += kRotated) {
         floats v[kRotatedVectors];
         for (int r = 0; r < kRotatedVectors; r++) {
@@ -54,7 +54,7 @@ template <typename T> float rotate_row(const T *x, int64_t k, int64_t size, floa
     return max;
 }
 
-// A row, rotated, as round(127 x / max|x|), stored as Dot wants it, and its scale: not finite if x is not.
+// Rotates a row and stores round(127 x / max|x|) in the form of Dot, and its scale, which is not finite if x is not.
 // `out` has room for a multiple of 64 numbers.
 template <class Dot, typename T>
 void quantize_row(const T *x, int64_t k, int64_t rotation, char *out, float *scale) {
@@ -62,7 +62,7 @@ void quantize_row(const T *x, int64_t k, int64_t rotation, char *out, float *sca
     rotated.resize((k + kRotated - 1) / kRotated * kRotated);
     const float max = rotate_row(x, k, rotation, rotated.data());
     *scale = max / 127.f / std::sqrt(float(rotation));
-    const floats inverse = splat(max > 1e-36f ? 127.f / max : 0.f);  // of less it would be infinite
+    const floats inverse = splat(max > 1e-36f ? 127.f / max : 0.f);  // a smaller max would make it infinite
     for (int64_t i = 0; i < k; i += kLanes)
         Dot::store_x(out + i * Dot::kSteps, nearest_ints(load(&rotated[i]) * inverse));
 }

@@ -1,4 +1,4 @@
-// Rotary position embedding of one row, as ingine/engine/kernels/layers/rotary.py has it.
+// Rotary position embedding of one row, as in ingine/engine/kernels/layers/rotary.py.
 #pragma once
 #include "simd.h"
 

@@ -1,4 +1,4 @@
-// The next token of each row of logits. ingine/engine/sample/reference.py is the definition.
+// The next token of each row of logits, as defined by ingine/engine/kernels/sampling/reference.py.
 #include "candidates.h"
 
 #include <cmath>
@@ -11,7 +11,7 @@ struct RowParams {  // ingine/engine/kernels/native/sampling.py writes these
     float uniform;      // in [0, 1)
 };
 
-// The sum that a drawn token is the first to reach: as "over uniform * total" is "at least the next number".
+// Returns the sum that the drawn token is the first to reach: "over uniform * total" means "at least the next number".
 static double drawn_mass(float uniform, double total) {
     return std::min(std::nextafter(uniform * total, std::numeric_limits<double>::infinity()), total);
 }
@@ -30,8 +30,8 @@ struct Sampler {
         return candidates.find(drawn_mass(params.uniform, mass), row, weights).token_id;
     }
 
-    // The mass of the first candidates, which are those that min_p, top_k and top_p leave, each of what the
-    // one before left.
+    // Returns the mass of the first candidates: those that min_p, top_k and top_p leave, each applied to what the one
+    // before left.
     template <typename T> double truncate(const LogitsRow<T> &row, const RowParams &params) {
         candidates.collect(weights, lowest_needed(params));
         double mass = params.min_p > 0 || params.top_k > 0 ? candidates.mass() : weights.total();
@@ -42,7 +42,7 @@ struct Sampler {
 
     float lowest_needed(const RowParams &params) const {
         float lowest = std::max(params.min_p, std::numeric_limits<float>::min());
-        if (params.min_p > 0 && params.top_k <= 0) return lowest;  // top_p's share is of what min_p leaves
+        if (params.min_p > 0 && params.top_k <= 0) return lowest;  // top_p is a share of what min_p leaves
         return std::max(lowest, weights.lowest_needed([&](Distribution::Part part) {
             return params.top_k > 0 ? params.top_k <= part.num_tokens
                                     : params.top_p * weights.total() <= part.mass;

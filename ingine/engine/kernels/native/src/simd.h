@@ -1,5 +1,5 @@
-// Vectors of numbers, as wide as the machine's registers: the vector extensions of GCC, for any CPU (clang
-// has no __builtin_shuffle), and intrinsics for the few operations that these do not express.
+// Vectors of numbers as wide as the machine's registers. They use GCC's vector extensions, for any CPU (clang has no
+// __builtin_shuffle), and intrinsics for the few operations that the extensions do not express.
 #pragma once
 #include "vec.h"
 
@@ -49,7 +49,7 @@ inline void store(bfloat16 *memory, floats x) {
 #endif
 }
 
-// The first `count` numbers, if that is less than a vector; the rest of it is 0.
+// Loads the first `count` numbers, if that is less than a vector; the rest of the vector is 0.
 template <typename T> inline floats load(const T *memory, int64_t count) {
     if (count >= kLanes) return load(memory);
     T padded[kLanes] = {};
@@ -84,7 +84,7 @@ inline floats fma(floats a, floats b, floats c) {
 #endif
 }
 
-// `b` where either is NaN.
+// Returns `b` where either is NaN.
 inline floats max(floats a, floats b) {
 #if defined(__AVX512F__) && defined(__AVX512BW__)
     return _mm512_maskz_max_ps(-1, a, b);  // g++ 12 warns of an undefined vector in _mm512_max_ps
@@ -97,13 +97,13 @@ inline floats max(floats a, floats b) {
 
 inline floats abs(floats x) { return (floats)((uints)x & 0x7fffffff); }
 
-// To nearest; only for |x| < 2^22.
+// Rounds to nearest; only for |x| < 2^22.
 inline ints round_to_ints(floats x) {
-    constexpr float kRound = 12582912.f;  // 1.5 * 2^23: added, the sum's last bits are the integer
+    constexpr float kRound = 12582912.f;  // 1.5 * 2^23: the last bits of the sum are the integer
     return (ints)(x + kRound) - 0x4b400000;
 }
 
-// As round_to_ints, for a product: g++ may fuse it with what that adds, and then it is rounded once, not twice.
+// The same as round_to_ints, for a product: there g++ may fuse product and sum, which then round once, not twice.
 inline ints nearest_ints(floats x) {
 #if defined(__AVX512F__) && defined(__AVX512BW__)
     return (ints)_mm512_maskz_cvtps_epi32(-1, x);  // as in max
@@ -118,7 +118,7 @@ inline ints nearest_ints(floats x) {
 #endif
 }
 
-// 2^x for x <= 0, within one unit of the last place; 0 under float's normal range, NaN for NaN.
+// Returns 2^x for x <= 0, within one unit of the last place; 0 below float's normal range, NaN for NaN.
 // Coefficients: S. Moshier, Cephes library, exp2f.
 inline floats exp2_of_negative(floats x) {
     x = max(splat(-127.f), x);
@@ -140,7 +140,7 @@ inline ints lane_numbers() {
     return lanes;
 }
 
-// Folds a vector, half onto half.
+// Reduces a vector by combining its halves repeatedly.
 template <typename Fold> inline float fold(floats x, Fold combine) {
     for (int step = kLanes / 2; step; step /= 2)
         x = combine(x, __builtin_shuffle(x, lane_numbers() ^ step));

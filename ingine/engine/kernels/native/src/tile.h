@@ -1,41 +1,41 @@
-// The inner loop of linear.cpp: a few rows times a few vectors of columns, whose sums stay in registers.
+// The inner loop of linear.cpp: multiplies a few rows by a few vectors of columns, with the sums in registers.
 #pragma once
 #include <algorithm>
 #include <utility>
 
 #include "dot.h"
 
-constexpr int kColumns = 32;  // of a panel
+constexpr int kColumns = 32;  // columns of a panel
 constexpr int64_t kGroupBytes = 4;
 constexpr int64_t kPanelGroupBytes = kColumns * kGroupBytes;
 
-// A tile of up to kTileRows rows has kTileVectors vectors of columns. Of up to kWideRows rows it has
-// kWideVectors, since a sum waits for the one before: too few of them leave the multipliers idle.
+// A tile of up to kTileRows rows has kTileVectors vectors of columns; with up to kWideRows rows it has kWideVectors,
+// since each addition to a sum waits for the one before: too few sums would leave the multipliers idle.
 #if defined(__AVX512F__) && defined(__AVX512BW__)
-constexpr int kTileRows = 10;  // 20 sums; 24 fit in the 32 registers too, and are 5 % slower
+constexpr int kTileRows = 10;  // 20 sums; 24 also fit into the 32 registers, but are 5 % slower
 constexpr int kTileVectors = 2, kWideRows = 0, kWideVectors = 2;
 #elif defined(__aarch64__)
-constexpr int kTileRows = 5;  // 20 sums, of 32 registers
+constexpr int kTileRows = 5;  // 20 sums in 32 registers
 constexpr int kTileVectors = 4, kWideRows = 2, kWideVectors = 8;
 #else
-constexpr int kTileRows = 6;  // 12 sums, of 16 registers
+constexpr int kTileRows = 6;  // 12 sums in 16 registers
 constexpr int kTileVectors = 2, kWideRows = 2, kWideVectors = 4;
 #endif
 
-// What a tile prefetches: a cache line every so many groups.
+// What a tile prefetches: a cache line for each `every` groups.
 struct Prefetch {
     const char *from;
     int64_t every;
 };
 
-// sums[ROWS][VECTORS * kLanes] (+)= x[ROWS][groups] * w[groups][VECTORS * kLanes], rows of sums and groups of w
-// being kColumns apart. Of `ahead` a STREAM, which prefetches all that it reads, takes a group with every group.
+// sums[ROWS][VECTORS * kLanes] (+)= x[ROWS][groups] * w[groups][VECTORS * kLanes]; rows of sums and groups of w are
+// kColumns apart. A STREAM prefetches all that it reads: a group of `ahead` for every group.
 template <class Dot, int ROWS, int VECTORS, bool STREAM>
 void multiply_tile(const char *x, int64_t x_stride, const char *w, int64_t groups, float *sums, bool resume,
                    Prefetch ahead) {
     using Sum = typename Dot::Sum;
     using Factor = typename Dot::Factor;
-    Sum sum[ROWS][VECTORS];  // each loop over it is unrolled, or it lies in memory
+    Sum sum[ROWS][VECTORS];  // each loop over it is unrolled, otherwise it is kept in memory
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 16
@@ -46,7 +46,7 @@ void multiply_tile(const char *x, int64_t x_stride, const char *w, int64_t group
         for (const int64_t end = STREAM ? g + 1 : std::min(g + ahead.every, groups); g < end; g++) {
 #pragma GCC unroll 16
             for (int step = 0; step < Dot::kSteps; step++) {
-                if (step > 0) asm volatile("" ::: "memory");  // loads nothing early, for which no register is left
+                if (step > 0) asm volatile("" ::: "memory");  // prevents early loads, for which no register is left
                 Factor part[VECTORS];
 #pragma GCC unroll 16
                 for (int v = 0; v < VECTORS; v++) part[v] = Dot::part(load_as<ints>(w + v * sizeof(ints)), step);
@@ -74,7 +74,7 @@ Tile tile_of_rows(int64_t rows, std::integer_sequence<int, ROW...>) {
     return tiles[rows - 1];
 }
 
-// Of a number of vectors that multiply_block asks for; those of a STREAM are all of a panel's columns.
+// Returns the tile for `rows` and `vectors`, as multiply_block asks for. A STREAM has all of a panel's columns.
 template <class Dot> Tile tile_of(int64_t rows, int64_t vectors, bool stream) {
     constexpr std::make_integer_sequence<int, kTileRows> up_to_tile{};
     if constexpr (kWideRows > 0)

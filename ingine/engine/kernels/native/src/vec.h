@@ -1,4 +1,4 @@
-// Numbers as they lie in memory (float, bfloat16) and as they are computed with (float).
+// The types of numbers in memory (float, bfloat16) and their conversion to float, in which all is computed.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -31,7 +31,7 @@ template <typename T> inline T from_float(float x);
 
 template <> inline float from_float<float>(float x) { return x; }
 
-// To nearest, ties to even, as torch rounds; a NaN stays one.
+// Rounds to nearest, ties to even, as torch does; NaN stays NaN.
 template <> inline bfloat16 from_float<bfloat16>(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);

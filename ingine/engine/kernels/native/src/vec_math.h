@@ -1,4 +1,4 @@
-// Elementary functions that g++ vectorises, since they have no branch and call nothing.
+// Elementary functions without branches and calls, so that g++ vectorises them.
 #pragma once
 #include "vec.h"
 
@@ -9,12 +9,12 @@ inline float power_of_two(int32_t exponent) {
     return result;
 }
 
-// e^x within 2 units of the last place; 0, infinite and NaN where it should be.
+// Returns e^x within 2 units of the last place; 0, infinity and NaN where exact arithmetic gives them.
 // Method and coefficients: S. Moshier, Cephes library, expf.
 inline float exp_approx(float x) {
     constexpr float kLowest = -104, kHighest = 89, kLog2E = 1.44269504088896341f;
     constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-    constexpr float kRound = 12582912;  // 1.5 * 2^23: added, the sum's last bits are the integer
+    constexpr float kRound = 12582912;  // 1.5 * 2^23: the last bits of the sum are the integer
     float clamped = x < kLowest ? kLowest : x > kHighest ? kHighest : x;
     float shifted = clamped * kLog2E + kRound;
     float n = shifted - kRound;
@@ -29,6 +29,6 @@ inline float exp_approx(float x) {
     int32_t bits;
     std::memcpy(&bits, &shifted, 4);
     bits -= 0x4b400000;  // n as an integer
-    // In two halves, as 2^n may be out of range where the product is not; and out of it as it should be.
+    // In two factors, since 2^n may be out of range where the product is not.
     return p * power_of_two(bits >> 1) * power_of_two(bits - (bits >> 1));
 }
