@@ -1,8 +1,8 @@
-"""Reading files that anybody may have made: only regular files, no longer and no deeper than they may be.
+"""Reads untrusted files: only regular files, and only within limits on size and depth.
 
-A model comes from anywhere. Where its folder has a FIFO or a device in place of a file, reading that would
-wait for ever; a file of many gigabytes, or JSON nested a million deep, would fill the memory. Imports nothing
-heavy.
+A model may come from anyone. If its folder had a FIFO or a device in place of a file, reading it would block
+forever; a file of many gigabytes, or JSON nested a million levels deep, would fill the memory. Imports
+nothing heavy.
 """
 
 import json
@@ -16,15 +16,15 @@ from ingine.errors import ConfigError
 MAX_JSON_BYTES = 16 << 20
 """An index of 100,000 tensors is 10 MiB."""
 MAX_JSON_VALUES = 1_000_000
-"""Each becomes an object of Python, which takes up to 200 bytes, where `{}` in the file has 2."""
+"""Each value becomes a Python object of up to 200 bytes, while `{}` takes 2 bytes in the file."""
 MAX_JSON_DEPTH = 32
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file, or a link to one, for reading. For anything else, ConfigError that names it."""
+    """Open a regular file, or a link to one, for reading. Raises ConfigError that names any other path."""
     try:
-        # Asked before, since opening a device may do something, and after, since it may have been exchanged.
-        # Without O_NONBLOCK a FIFO would wait for its writer.
+        # Check before opening, since opening a device may have an effect, and after, since the file may have
+        # been replaced. Without O_NONBLOCK opening a FIFO would wait for its writer.
         if stat.S_ISREG(os.stat(path).st_mode):
             file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -39,7 +39,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """The whole file. Raises ConfigError that names it if it has more than `max_bytes`."""
+    """Read the whole file. Raises ConfigError that names it if it has more than `max_bytes`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
@@ -51,7 +51,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """As `read_bytes`, decoded from UTF-8."""
+    """Read the whole file as UTF-8. Raises ConfigError as `read_bytes` does, and for other encodings."""
     try:
         return read_bytes(path, max_bytes).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -59,7 +59,7 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Raises ConfigError that names the file for anything but a JSON object within the bounds."""
+    """Read a JSON object. Raises ConfigError that names the file for other content or beyond the limits."""
     try:
         content = parse_json(read_bytes(path, max_bytes))
     except ValueError as error:
@@ -70,7 +70,7 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
 
 
 def parse_json(raw: bytes) -> Any:
-    """Raises ValueError for what is no JSON, or has more values or a greater depth than it may."""
+    """Parse JSON. Raises ValueError if it is invalid, has too many values or is nested too deep."""
     check_number_of_values(raw, MAX_JSON_VALUES)
     try:
         content = json.loads(raw.decode("utf-8"))
@@ -81,13 +81,15 @@ def parse_json(raw: bytes) -> Any:
 
 
 def check_number_of_values(raw: bytes, limit: int) -> None:
-    """Raises ValueError for JSON that has more. Commas and brackets in strings count too: they are few."""
+    """Raise ValueError for JSON with more than `limit` values. Commas and brackets in strings count too."""
     if sum(map(raw.count, (b",", b"[", b"{"))) > limit:
         raise ValueError(f"it has more than {limit} values")
 
 
 def _check_depth(content: Any) -> None:
-    """Without recursion. What is deeper may be parsed, and then break whoever walks through it."""
+    """Raise ValueError for deep nesting, without recursion: deep JSON can be parsed, but breaks code that
+    walks it recursively.
+    """
     level = [[content]]
     for _ in range(MAX_JSON_DEPTH + 1):
         groups = (each.values() if isinstance(each, dict) else each for each in level)

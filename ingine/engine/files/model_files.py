@@ -1,4 +1,4 @@
-"""Which files a model is made of, for all that read them. Imports nothing heavy."""
+"""Names and limits of the files that a model is made of. Imports nothing heavy."""
 
 import re
 from pathlib import Path
@@ -14,27 +14,27 @@ from ingine.errors import ConfigError
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 GGUF_STEM = "model"
-"""Of GGUF files that are the weights of a folder."""
+"""Stem of the names of GGUF files that are the weights of a folder."""
 GGUF_RECORD = "gguf.json"
-"""In a folder of links to GGUF files: what it was made of (`models/gguf_record.py`)."""
+"""File in a folder of links to GGUF files that records their headers (`models/gguf_record.py`)."""
 _SHARD = re.compile(r"[^/\\\0]{1,200}\.safetensors")
 _GGUF_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 MAX_TOKENIZER_BYTES = 64 << 20
-"""Of any one of a tokenizer's files. The largest known have half of it."""
+"""Limit for each file of a tokenizer. The largest known files have half of it."""
 MAX_TOKENIZER_VALUES = 8_000_000
-"""Of JSON among them: a vocabulary of 262,144 tokens with its merges has 2,000,000."""
+"""Limit for a tokenizer's JSON: a vocabulary of 262,144 tokens with its merges has 2,000,000."""
 MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_BYTES = {"config.json": 1 << 20, "generation_config.json": 1 << 20}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One of a model's JSON files. Raises ConfigError if there is none, or something else in it."""
+    """Read one of a model's JSON files. Raises ConfigError if it is missing or not a JSON object."""
     return read_json_object(path, _MAX_BYTES.get(path.name, MAX_JSON_BYTES))
 
 
 def read_tokenizer_bytes(path: Path) -> bytes:
-    """One of the files that a tokenizer is made of, for a library to parse. Raises ConfigError."""
+    """Read one of a tokenizer's files, for a library to parse. Raises ConfigError."""
     content = read_bytes(path, MAX_TOKENIZER_BYTES)
     if path.suffix == ".json":
         try:
@@ -45,7 +45,7 @@ def read_tokenizer_bytes(path: Path) -> bytes:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model's weights, sorted by name. Raises ConfigError."""
+    """Return the safetensors files with the model's weights, sorted by name. Raises ConfigError."""
     if (folder / WEIGHTS).exists() or not (folder / WEIGHTS_INDEX).exists():  # in transformers' order
         files = [folder / WEIGHTS]
     else:
@@ -53,7 +53,9 @@ def weight_files(folder: Path) -> list[Path]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise ConfigError(f"{folder / WEIGHTS_INDEX} has no weight_map")
         for name in weight_map.values():
-            if not isinstance(name, str) or not _SHARD.fullmatch(name):  # it may not lead out of the folder
+            if not isinstance(name, str) or not _SHARD.fullmatch(
+                name
+            ):  # the name must not lead out of the folder
                 raise ConfigError(
                     f"{folder / WEIGHTS_INDEX}: weight_map names {name!r:.100}, no *.safetensors in it"
                 )
@@ -78,10 +80,10 @@ def _instead(folder: Path) -> str:
 
 
 def gguf_weights(folder: Path) -> Path | None:
-    """The GGUF file, or the first of several, that holds the weights of `folder`; None: no GGUF file does.
+    """Return the GGUF file, or the first of several, with the weights of `folder`; None if it has none.
 
-    Where there are safetensors too, config.json and the tokenizer are theirs; a GGUF file may be of any
-    model.
+    If there are safetensors too, the result is None: config.json and the tokenizer belong to these, and a
+    GGUF file beside them may be of any model.
     """
     if (folder / WEIGHTS_INDEX).exists() or any(folder.glob("*.safetensors")):
         return None
@@ -91,7 +93,7 @@ def gguf_weights(folder: Path) -> Path | None:
 
 
 def gguf_links(folder: Path, path: Path) -> list[Path]:
-    """What the files of `gguf_parts(path)` are called where they are the weights of `folder`."""
+    """Return the paths of the files of `gguf_parts(path)` as the weights of `folder`."""
     parts = gguf_parts(path)
     if not (name := _GGUF_PART.fullmatch(path.name)):
         return [folder / f"{GGUF_STEM}.gguf"]
@@ -99,9 +101,9 @@ def gguf_links(folder: Path, path: Path) -> list[Path]:
 
 
 def gguf_parts(path: Path) -> list[Path]:
-    """All files of the GGUF model that `path` is one of, in order, by the name that llama.cpp gives them.
+    """Return all files, in order, of the GGUF model that `path` is part of, by llama.cpp's naming scheme.
 
-    Raises ConfigError that names the first one that is missing.
+    Raises ConfigError that names the first missing file.
     """
     if not (name := _GGUF_PART.fullmatch(path.name)):
         return [path]

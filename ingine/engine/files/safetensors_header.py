@@ -1,4 +1,4 @@
-"""What a safetensors file says that it holds, checked before anything of that size is read or allocated.
+"""Reads the header of a safetensors file, and checks it before anything of the stated sizes is allocated.
 
 The format: https://github.com/huggingface/safetensors#format. Imports nothing heavy.
 """
@@ -18,22 +18,22 @@ _ITEM_BITS = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
     **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
 }
-"""Types that are not here are checked by the library, if anybody reads them."""
+"""Bits of an item by type. The library checks other types, if they are read."""
 
 
 class StoredTensor(NamedTuple):
     dtype: str
-    """As in the file: `BF16`."""
+    """The name in the file, such as `BF16`."""
     shape: tuple[int, ...]
     begin: int
-    """In bytes from the beginning of the file."""
+    """Offset in bytes from the beginning of the file."""
     end: int
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """By name. The tensors lie one after the other, without overlap, and fill the file.
+    """Return the tensors by name. They are contiguous, do not overlap, and fill the file.
 
-    Raises ConfigError that names the file, and the tensor at fault.
+    Raises ConfigError that names the file and the tensor at fault.
     """
     with open_regular(path) as file:
         try:
@@ -67,7 +67,7 @@ def _read(file: BinaryIO, file_bytes: int) -> dict[str, StoredTensor]:
 
 
 def _tensor(name: str, said: Any, start: int) -> StoredTensor:
-    """Raises ValueError that names what is wrong, also for a name that no UTF-8 can hold."""
+    """Check one entry. Raises ValueError that names the fault, also for a name that UTF-8 cannot encode."""
     name.encode()
     said = said if isinstance(said, dict) else {}
     offsets = said.get("data_offsets")
@@ -86,7 +86,7 @@ def _tensor(name: str, said: Any, start: int) -> StoredTensor:
 
 
 def _are_sizes(value: Any) -> bool:
-    """A few numbers of 64 bits: the product of very many, or very large ones, would take for ever."""
+    """Return whether `value` is a short list of 64-bit sizes: other products might take too long."""
     return (
         isinstance(value, list)
         and len(value) <= 8

@@ -1,1 +1,1 @@
-"""What computes a model: attention, layers, and kernels in C++ and Triton. `select` chooses."""
+"""The kernels of a model: attention, layers and sampling, in torch, C++ and Triton. `select` chooses."""

@@ -1,4 +1,4 @@
-"""The tensors that a model's files hold, and whether its two vocabulary matrices are one."""
+"""Reads the tensors of a model's files, and compares its two vocabulary matrices."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -21,35 +21,35 @@ _ROWS_AT_ONCE = 4096
 
 
 class Checkpoint(ABC):
-    """By their Hugging Face names and in Hugging Face's layout, whatever the files are."""
+    """Tensors by their Hugging Face names and in Hugging Face's layout, whatever the format of the files."""
 
     file_of: dict[str, Path]
-    """By tensor."""
+    """The file of each tensor."""
     shape_of: dict[str, list[int]]
 
     @abstractmethod
     def read(self, name: str, *part: slice) -> Tensor:
-        """A tensor, or the part of it, one slice a dimension, that is wanted."""
+        """Read a tensor, or a part of it, with one slice for each dimension."""
 
     def matrix(self, name: str) -> StoredMatrix | None:
-        """One that is held quantised; None for one that is not."""
+        """Return a matrix that is stored quantised; None for one that is not."""
         return None
 
     @abstractmethod
     def has_a_head_of_its_own(self) -> bool:
-        """Whether an output matrix is stored that is not the embedding once more.
+        """Return whether the checkpoint has an output matrix that differs from the embedding.
 
-        Then the model has two matrices, whatever config.json says, as in transformers.
+        The model then has two matrices, whatever config.json says, as in transformers.
         """
 
 
 class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, folder: Path):
-        """Reads the files' headers. Raises ConfigError that names the file at fault."""
+        """Read the files' headers. Raises ConfigError that names the file at fault."""
         self.shape_of = self._plain_shapes(self._read_headers(folder))
 
     def _read_headers(self, folder: Path) -> dict[str, StoredTensor]:
-        """Of all tensors, by their names."""
+        """Return the headers of all tensors by name, and set `file_of`."""
         self.file_of, headers = {}, {}
         for path in weight_files(folder):
             for name, tensor in read_header(path).items():
@@ -70,7 +70,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return {name: list(tensor.shape) for name, tensor in headers.items()}
 
     def read(self, name: str, *part: slice) -> Tensor:
-        # The file is mapped for the call alone: pages which have been read do not stay in the process.
+        # The file is mapped only during the call, so pages that were read do not stay in the process.
         with opened(self.file_of[name]) as file:
             return file.get_slice(name)[part or slice(None)]
 
@@ -83,7 +83,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file; what goes wrong with it in the block is a ConfigError that names it."""
+    """Open a safetensors file. Errors of the file within the block become a ConfigError that names it."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -92,12 +92,12 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def _can_be_computed(name: str) -> bool:
-    """Old Llama checkpoints also store rotary frequencies, which follow from config.json."""
+    """Return whether config.json determines the tensor: old Llama checkpoints store rotary frequencies."""
     return name.endswith("rotary_emb.inv_freq")
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Of two slices. Read in parts: a vocabulary's matrix may take a gigabyte."""
+    """Compare two slices. They are read in parts: a vocabulary matrix may take a gigabyte."""
     shape = one.get_shape()
     if other.get_shape() != shape or other.get_dtype() != one.get_dtype():
         return False
@@ -106,7 +106,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:
-    """The first of `names`, for a message."""
+    """Return the first of `names`, and the number of others, for a message."""
     names = sorted(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -1,4 +1,4 @@
-"""What the engine needs to know of a model, read from a Hugging Face folder once and never changed."""
+"""The configuration of a model, which is read once from a Hugging Face folder and does not change."""
 
 import math
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 _Checked = TypeVar("_Checked", bound=BaseModel)
 
 MAX_LENGTH = (1 << 31) - 1
-"""Most tokens of a sequence or a window that kernels can count."""
+"""Largest length of a sequence or a window that the kernels can count."""
 MAX_HEAD_DIM = 1 << 14
-# Ten times and more what any model has. What is larger is a mistake or an attack: lists of so many layers and
-# products of such sizes are not even made for the comparison with the weights.
+# At least ten times what any model has. Larger values are a mistake or an attack, and are refused before a
+# list of so many layers or a product of such sizes is made for the comparison with the weights.
 _Layers = Annotated[int, Field(gt=0, le=4096)]
 _Heads = Annotated[int, Field(gt=0, le=1 << 14)]
 _Size = Annotated[int, Field(gt=0, le=1 << 24)]
@@ -32,20 +32,20 @@ _TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
 
 class _Names(BaseModel):
-    """What is read of the file itself: transformers would put a family's defaults in."""
+    """Keys that are read from the file itself, since transformers would fill in a family's defaults."""
 
     model_config = ConfigDict(strict=True, protected_namespaces=())
 
     architectures: _Words | None = None
     model_type: str | None = None
     num_hidden_layers: _Layers | None = None
-    """Checked before transformers makes a list as long."""
+    """Checked before transformers makes a list of this length."""
     eos_token_id: int | _TokenIds | None = None
-    """In generation_config.json too."""
+    """Also read from generation_config.json."""
 
 
 class _HFConfig(BaseModel):
-    """What we read of config.json. A key without a default is one whose default differs by family."""
+    """The keys of config.json that are read. A key without a default has a default that differs by family."""
 
     model_config = ConfigDict(strict=True, protected_namespaces=())
 
@@ -80,26 +80,28 @@ class ModelConfig:
     head_dim: int
     rms_norm_eps: float
     max_position_embeddings: int
-    """Most tokens of a sequence, the scaling of rotary positions included."""
+    """Most tokens of a sequence, including the scaling of rotary positions."""
     rope_inv_freq: tuple[float, ...]
-    """head_dim / 2 angular frequencies, scaling included."""
+    """head_dim / 2 angular frequencies, including scaling."""
     rope_attention_scaling: float
     sliding_windows: tuple[int | None, ...]
-    """One a layer: how many tokens it sees, itself included; None for all."""
+    """For each layer, how many tokens a token sees, including itself; None: all."""
     tie_word_embeddings: bool
     qkv_bias: bool
     output_bias: bool
     qk_norm: bool
     eos_token_ids: tuple[int, ...]
-    """From config.json and generation_config.json; empty where neither names one."""
+    """From config.json and generation_config.json; empty if neither names one."""
     dtype: torch.dtype
-    """Of the checkpoint."""
+    """The dtype of the checkpoint."""
     quantization: Quantization | None = None
-    """How others have quantised the checkpoint's weights; None: they are plain, or in a GGUF file."""
+    """How another tool has quantised the checkpoint's weights; None: they are plain, or in a GGUF file."""
 
     @classmethod
     def from_folder(cls, path: Path) -> "ModelConfig":
-        """Raises ConfigError (config.json is missing or wrong) or UnsupportedModel (it is beyond us)."""
+        """Read the folder `path`. Raises ConfigError if config.json is missing or wrong, UnsupportedModel if
+        the model is not supported.
+        """
         file = path / "config.json"
         raw = read_json(file)
         names = _checked(_Names, raw, file)
@@ -124,7 +126,13 @@ class ModelConfig:
             rope = rope_parameters(values)
             inv_freq, attention_scaling = _frequencies(rope, head_dim, path)
             max_position_embeddings = _max_position_embeddings(config, rope)
-        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last is torch's
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            RuntimeError,
+        ) as error:  # RuntimeError: torch's
             raise ConfigError(f"{file}: wrong parameters of rotary positions: {error!r:.300}") from error
         attention_bias = options.attention_bias == "config" and config.attention_bias
         return cls(
@@ -162,11 +170,11 @@ def _checked(model: type[_Checked], values: dict[str, Any], file: Path) -> _Chec
 
 
 def _says_all(raw: dict[str, Any], options: ArchitectureOptions) -> bool:
-    """Whether nothing is left to the defaults of a family, which are transformers' to know. Nearly every
-    config.json is such, and importing transformers takes longer than loading a small model.
+    """Return whether config.json leaves nothing to the defaults of a family, which only transformers knows.
+    Nearly every config.json is complete, and importing transformers takes longer than loading a small model.
     """
     if options.sliding_window == "layer_types" and raw.get("use_sliding_window"):
-        return False  # in which layers?
+        return False  # transformers decides in which layers
     needed = {name for name, field in _HFConfig.model_fields.items() if field.is_required()}
     if options.qk_norm:
         needed.add("head_dim")
@@ -179,7 +187,7 @@ def _completed(path: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
-        # `auto_map` may name code in the folder: a class of transformers' own is taken, or none.
+        # `auto_map` may name code in the folder: use only classes of transformers itself.
         return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True).to_dict()
     except Exception as error:  # transformers validates with errors of several libraries
         raise ConfigError(f"{path / 'config.json'}: {error}") from error
@@ -213,8 +221,8 @@ def _frequencies(rope: dict[str, Any], head_dim: int, path: Path) -> tuple[torch
 
 
 def _max_position_embeddings(config: _HFConfig, rope: dict[str, Any]) -> int:
-    """As vLLM has it: `yarn` and `linear` stretch what the model was trained for by their factor. Llama 3's
-    configs name the stretched length.
+    """Return the most tokens of a sequence, as vLLM does: `yarn` and `linear` multiply the trained length by
+    their factor. Configs of Llama 3 state the scaled length.
     """
     length, factor = config.max_position_embeddings, rope.get("factor")
     if rope["rope_type"] not in ("linear", "yarn") or factor is None:  # None: taken from the lengths
@@ -254,7 +262,7 @@ def _dtype(config: _HFConfig, file: Path) -> torch.dtype:
 
 
 def _eos_token_ids(path: Path, names: _Names, vocab_size: int) -> tuple[int, ...]:
-    """Those that are in the vocabulary: -1, for one, stands for none."""
+    """Return the named ids that are in the vocabulary: -1, for example, means that there is none."""
     generation = path / "generation_config.json"
     named = [names.eos_token_id]
     if generation.exists():

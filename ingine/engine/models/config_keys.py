@@ -1,9 +1,9 @@
-"""Keys of config.json that change what some models compute, and that no decoder here implements.
+"""Refuses keys of config.json that change what a model computes, and that the decoder does not implement.
 
-The rule: config.json is read as transformers' class for the architecture reads it. A key that this class does
-not know changes nothing there, and is ignored here too, for fine-tunes bring along keys of all kinds. But one
-of the names below was put there by somebody whose model computes something else than transformers would:
-it is refused, unless its value says that the model does without.
+config.json is read as transformers' class for the architecture reads it. A key that this class does not know
+has no effect there and is ignored here too, since fine-tunes add keys of all kinds. But a key in the table
+below means that the model computes something else than transformers would. It is refused, unless its value
+says that the model does not use the feature.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _NOTHING = (None, False, 0, "", [], {})
 _ONE = (None, 1)
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    # what scales, caps or clips numbers on the way
+    # scaling, capping or clipping of intermediate numbers
     **dict.fromkeys(("logit_scale", "logits_scaling", "lm_head_multiplier", "embedding_multiplier"), _ONE),
     **dict.fromkeys(("residual_multiplier", "residual_scale", "scale_emb", "embedding_scale"), _ONE),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "clip_qkv"), _NOTHING),
@@ -35,11 +35,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     # weights that are not plain numbers
     **dict.fromkeys(("compression_config", "quantization"), _NOTHING),
 }
-"""By key, the values that say that a model does without the feature."""
+"""For each key, the values that mean that the model does not use the feature."""
 
 
 def refuse_unsupported(raw: Mapping[str, Any]) -> None:
-    """Raises UnsupportedModel that names the key. `raw` is config.json as it is."""
+    """Raise UnsupportedModel that names a key which is not supported. `raw` is the unchanged config.json."""
     for key, neutral in _NEUTRAL.items():
         if key in raw and raw[key] not in neutral:
             raise UnsupportedModel(

@@ -1,11 +1,11 @@
 """The decoder: Llama, SmolLM, Mistral, Qwen2 and Qwen3 are one model with a few switches.
 
-Tokens of all sequences of a step come packed along one dimension, T. Where one sequence ends is in the step's
-`AttentionMetadata`, which attention and the linear layers of a `DecoderLayer` get. Run it under
-`torch.inference_mode()`.
+The tokens of all sequences of a step are packed along one dimension, T. The step's `AttentionMetadata`, which
+attention and the linear layers of a `DecoderLayer` receive, says where each sequence ends. Run the decoder
+under `torch.inference_mode()`.
 
-With tensor parallelism a rank has some of the heads, of the MLP's columns and of the vocabulary. What it adds
-to the residual is then its part of a sum over all ranks.
+With tensor parallelism a rank has a part of the heads, of the MLP's columns and of the vocabulary, and
+computes its part of sums over all ranks.
 """
 
 from math import gcd
@@ -25,7 +25,7 @@ from ingine.engine.models.config import ModelConfig
 from ingine.errors import ConfigError
 
 Linears = dict[Linear, list[str]]
-"""With the names of the modules of a checkpoint that each of them merges."""
+"""Linear layers, each with the names of the checkpoint's modules that it merges."""
 
 
 class Attention(nn.Module):
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         self.scale = config.head_dim**-0.5
         q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         factory = {"dtype": dtype, "device": device}
-        # Values bear rounding worst, and are few (docs/log.md).
+        # Values are the most sensitive to rounding, and are few (docs/log.md).
         self.qkv_proj = Linear(
             config.hidden_size,
             [q_size, kv_size, kv_size],
@@ -144,8 +144,9 @@ class DecoderLayer(nn.Module):
         kv_cache: KVCache,
         metadata: AttentionMetadata,
     ) -> Tensor:
-        """Adds to residual [T, hidden_size], in place, the last layer's `delta` (the first has none) and this
-        layer's attention. Returns what its MLP adds, for the next norm to add: that is one pass less.
+        """Add to residual [T, hidden_size], in place, the `delta` of the layer before (None for the first
+        layer) and this layer's attention. Returns the output of the MLP, which the next norm adds: this saves
+        one pass over memory.
         """
         normed = self.attention_norm.add(residual, delta)
         normed = self.mlp_norm.add(residual, self.attention(normed, rotation, kv_cache, metadata))
@@ -179,10 +180,10 @@ class Decoder(nn.Module):
         self.config, self.kernels, self.dtype, self.device = config, kernels, dtype, device
         self.parallel = parallel
         self.mapped_bytes = 0
-        """Of weights in mapped files. The loader knows."""
+        """Bytes of weights in mapped files; the loader sets it."""
         factory = {"dtype": dtype, "device": device}
-        # As many rows on every rank, so that logits can be gathered: where the vocabulary is no multiple, the
-        # last rank has some that belong to no token.
+        # All ranks have the same number of rows, so that logits can be gathered. If the size of the
+        # vocabulary is no multiple, the last rank has padding rows.
         num_rows = -(-config.vocab_size // parallel.size)
         self.lm_head = Linear(config.hidden_size, [num_rows], bias=False, num_delicate=num_rows, **factory)
         self.embed_tokens: nn.Parameter | None = self.lm_head.weight
@@ -199,7 +200,7 @@ class Decoder(nn.Module):
     def forward(
         self, input_ids: Tensor, positions: Tensor, kv_caches: list[KVCache], metadata: AttentionMetadata
     ) -> Tensor:
-        """input_ids and positions [T] -> final hidden states [T, hidden_size]; writes the tokens' KV."""
+        """Compute final hidden states [T, hidden_size] of tokens [T] at positions [T], and write their KV."""
         residual, delta = self.embed(input_ids), None
         rotation = self.rotary(positions)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
@@ -207,7 +208,7 @@ class Decoder(nn.Module):
         return self.norm.add(residual, delta)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """input_ids [T] -> [T, hidden_size]. Each rank looks up its own tokens; the sum has them all."""
+        """Embed input_ids [T] to [T, hidden_size]. Ranks look up their own tokens and sum the results."""
         if self.parallel.size == 1:
             return self.embedding(input_ids)
         own = shard(self.config.vocab_size, self.parallel.rank, self.parallel.size)
@@ -216,13 +217,15 @@ class Decoder(nn.Module):
         return self.parallel.all_reduce(rows.masked_fill_(is_foreign[:, None], 0))
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """hidden [R, hidden_size] -> contiguous [R, vocab_size]. Costly: pass only rows that are sampled."""
-        # To all ranks, though rank 0 alone samples, and waits no longer for it. NCCL's gather is sends and
-        # receives under the name, which nobody has tried here in a graph.
+        """Compute contiguous logits [R, vocab_size] from hidden [R, hidden_size]. This is costly: pass only
+        rows that are sampled.
+        """
+        # All ranks gather, though only rank 0 samples: this takes rank 0 no longer. NCCL's gather consists of
+        # sends and receives, which have not been tested in a graph.
         return self.parallel.all_gather(self.lm_head(hidden), self.config.vocab_size)
 
     def allocate_weights(self) -> None:
-        """Make room for all weights at once, uninitialised, for `checkpoint_tensors` to be filled."""
+        """Allocate all weights at once, uninitialised, so that `checkpoint_tensors` can be filled."""
         for linear in self.linears():
             linear.allocate()
         self.allocate_embedding()
@@ -235,8 +238,8 @@ class Decoder(nn.Module):
             self.embed_tokens = empty_parameter(self.embed_tokens.shape, self.dtype, self.device)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
-        """Every tensor a checkpoint must have, by its Hugging Face name: views into the merged parameters,
-        which hold this rank's part of it. Of matrices that are not allocated they have the shape alone.
+        """Return every tensor that a checkpoint must have, by its Hugging Face name: views into this rank's
+        merged parameters. Tensors of matrices that are not allocated have only a shape.
         """
         tensors = {"model.embed_tokens.weight": self.embed_tokens} | self.norms()
         for linear, names in self.linears().items():
@@ -244,7 +247,7 @@ class Decoder(nn.Module):
         return tensors
 
     def pack_weights(self) -> None:
-        """Bring the loaded weights into the layout they are multiplied in. The model runs only after this."""
+        """Convert the loaded weights to the layout of the products. The model can run only after this."""
         for linear in self.linears():
             linear.pack(self.kernels.weights)
         self.pack_embedding()
@@ -256,7 +259,7 @@ class Decoder(nn.Module):
             self.embedding = embedding(self.embed_tokens)
 
     def pack_stored_embedding(self, matrix: StoredMatrix) -> None:
-        """As `pack_embedding`, with a matrix that a checkpoint holds quantised."""
+        """Pack an embedding that a checkpoint holds quantised, as `pack_embedding` does."""
         weights, self.embed_tokens = self.kernels.weights, None
         if self.config.tie_word_embeddings:
             self.embedding = self.lm_head.pack_tied_stored(weights, matrix)
@@ -264,7 +267,7 @@ class Decoder(nn.Module):
             self.embedding = weights.embed_stored(matrix, self.dtype)
 
     def linears(self) -> Linears:
-        """All, but an output matrix that is the embedding too."""
+        """Return all linear layers, except for an output matrix that is also the embedding."""
         found: Linears = {}
         for index, layer in enumerate(self.layers):
             found |= layer.linears(f"model.layers.{index}")
@@ -273,9 +276,9 @@ class Decoder(nn.Module):
         return found
 
     def numerics(self) -> list[str]:
-        """What loading has made of the weights, as far as it decides tokens: for `config.numerics`.
+        """Return how loading has changed the weights, as far as it affects tokens: for `config.numerics`.
 
-        The same checkpoint and settings may come to different ones, by the machine's kernels and the ranks.
+        The result depends on the machine's kernels and the ranks, beside the checkpoint and settings.
         """
         linears = [module for module in self.modules() if isinstance(module, Linear)]
         num_rounding = sum(linear.num_rounding for linear in linears)
@@ -286,14 +289,14 @@ class Decoder(nn.Module):
         ]
 
     def norms(self) -> dict[str, Tensor]:
-        """By their Hugging Face names."""
+        """Return the weights of all norms by their Hugging Face names."""
         tensors = {"model.norm.weight": self.norm.weight}
         for index, layer in enumerate(self.layers):
             tensors |= layer.norms(f"model.layers.{index}")
         return tensors
 
     def allocate_kv_caches(self, num_blocks: int, block_size: int) -> list[KVCache]:
-        """One cache a layer, `num_blocks` blocks of `block_size` tokens each."""
+        """Allocate one cache for each layer, of `num_blocks` blocks of `block_size` tokens."""
         config, num_kv_heads = self.config, self.config.num_kv_heads // self.parallel.size
         return [
             self.kernels.attention.allocate_kv_cache(
@@ -303,7 +306,7 @@ class Decoder(nn.Module):
         ]
 
     def bytes_per_block(self, block_size: int) -> int:
-        """Bytes that one block takes in all layers together, of this rank."""
+        """Return the bytes of one block in all layers of this rank."""
         config = self.config
         per_layer = self.kernels.attention.bytes_per_block(
             block_size, config.num_kv_heads // self.parallel.size, config.head_dim, self.dtype

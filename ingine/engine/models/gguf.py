@@ -1,4 +1,4 @@
-"""GGUF files as Hugging Face folders: with the file itself for weights, or with its weights dequantised."""
+"""Makes Hugging Face folders of GGUF files: with links to the files, or with dequantised weights."""
 
 import errno
 import json
@@ -27,15 +27,15 @@ from ingine.errors import ConfigError, UnsupportedModel
 
 MAX_SHARD_BYTES = 2 << 30
 Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes there are."""
+"""Called with the bytes done and the bytes in total."""
 
 
 def convert_gguf(gguf_path: Path, out_dir: Path, *, progress: Progress | None = None) -> None:
     """Write the model in `gguf_path` to the new folder `out_dir`: config, weights, tokenizer, chat template.
 
-    Of a model in several files, `gguf_path` is any. `out_dir` appears whole or not at all. Only one caller at
-    a time for one `out_dir`. Raises ConfigError for a file that is damaged or a folder that cannot be
-    written, UnsupportedModel for what would not run here.
+    If the model has several files, `gguf_path` is any of them. `out_dir` appears whole or not at all. There
+    must be only one caller at a time for one `out_dir`. Raises ConfigError for a damaged file or a folder
+    that cannot be written, UnsupportedModel for a model that would not run here.
     """
     with _whole(gguf_path, out_dir) as folder:
         file = GGUFFile.open(gguf_path)
@@ -46,10 +46,10 @@ def convert_gguf(gguf_path: Path, out_dir: Path, *, progress: Progress | None = 
 
 
 def link_gguf(gguf_path: Path, out_dir: Path) -> None:
-    """As `convert_gguf`, with links to the GGUF files for weights: of those no more than headers are read."""
+    """Write a folder as `convert_gguf` does, with links to the GGUF files as weights; read only headers."""
     with _whole(gguf_path, out_dir) as folder:
         file = GGUFFile.open(gguf_path)
-        # Quantised models were bfloat16 before, almost all.
+        # Almost all quantised models were bfloat16 before.
         dtype = DENSE.get(file.tensor("token_embd.weight").tensor_type, torch.bfloat16)
         _describe(file, GGUFCheckpoint(file), dtype, folder)
         for part, link in zip(gguf_parts(file.path), gguf_links(folder, file.path), strict=True):
@@ -59,9 +59,9 @@ def link_gguf(gguf_path: Path, out_dir: Path) -> None:
 
 @contextmanager
 def _whole(gguf_path: Path, out_dir: Path) -> Iterator[Path]:
-    """A folder to be filled, which is `out_dir` once the block has ended without an error."""
+    """Yield a temporary folder to fill. It becomes `out_dir` if the block ends without an error."""
     partial = out_dir.with_name(f"{out_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -73,7 +73,7 @@ def _whole(gguf_path: Path, out_dir: Path) -> Iterator[Path]:
 
 
 def _describe(file: GGUFFile, checkpoint: GGUFCheckpoint, dtype: torch.dtype, folder: Path) -> None:
-    """All but the weights, which are checked to be those of such a model."""
+    """Write everything except the weights, and check that the file has the tensors of such a model."""
     _write_json(folder / "config.json", config_of(file) | {"dtype": str(dtype).removeprefix("torch.")})
     _check_tensors(file, checkpoint, _read_config(folder, file.path))
     generation_config = {"eos_token_id": end_token_ids(file)} | recommended_sampling(file)
@@ -84,15 +84,13 @@ def _describe(file: GGUFFile, checkpoint: GGUFCheckpoint, dtype: torch.dtype, fo
 def _read_config(folder: Path, gguf_path: Path) -> ModelConfig:
     try:
         return ModelConfig.from_folder(folder)
-    except ConfigError as error:  # it names a file that will be gone
+    except ConfigError as error:  # it names a temporary file
         said = str(error).replace(str(folder / "config.json"), f"{gguf_path}, of which a config.json is made")
         raise type(error)(said.replace(str(folder), str(gguf_path))) from error
 
 
 def _check_tensors(file: GGUFFile, checkpoint: GGUFCheckpoint, config: ModelConfig) -> None:
-    """Raises unless the file has exactly the tensors of such a model: a folder that cannot be loaded is worth
-    nothing, and would stay.
-    """
+    """Raise an error unless the file has exactly the tensors of such a model: other folders must not stay."""
     expected, stored = expected_shapes(config), checkpoint.shape_of
     if missing := expected.keys() - stored.keys():
         raise ConfigError(f"{file.path}: weights are missing: {some(missing)}")
@@ -105,11 +103,11 @@ def _check_tensors(file: GGUFFile, checkpoint: GGUFCheckpoint, config: ModelConf
 
 
 def _save_weights(checkpoint: GGUFCheckpoint, folder: Path, progress: Progress) -> None:
-    """In shards, so that no more than one of them is in memory at a time."""
+    """Save the weights in shards, of which only one is in memory at a time."""
     total = sum(
         math.prod(shape) * checkpoint.dtype_of(name).itemsize for name, shape in checkpoint.shape_of.items()
     )
-    if total > (free := shutil.disk_usage(folder).free):  # rather than fill the disk of others first
+    if total > (free := shutil.disk_usage(folder).free):  # fail before the disk is full
         raise OSError(errno.ENOSPC, f"the weights take {total} bytes, and there are {free} left", str(folder))
     weight_map: dict[str, str] = {}
     shard: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""The weights of a GGUF file by their Hugging Face names, quantised ones as they lie in the mapped file."""
+"""The weights of a GGUF file by their Hugging Face names; quantised ones stay in the mapped file."""
 
 import re
 import warnings
@@ -45,7 +45,7 @@ _TENSORS = {
 
 class GGUFCheckpoint(Checkpoint):
     def __init__(self, file: GGUFFile):
-        """Raises UnsupportedModel for a tensor that no model here has."""
+        """Map the file's tensors. Raises UnsupportedModel for a tensor that no supported model has."""
         self._file = file
         self.name_of = {_hf_name(name): name for name in file.tensors if name != ROPE_FREQS}
         self.file_of = {hf_name: file.tensors[name].path for hf_name, name in self.name_of.items()}
@@ -55,15 +55,15 @@ class GGUFCheckpoint(Checkpoint):
 
     @classmethod
     def of_folder(cls, folder: Path, path: Path, config: ModelConfig) -> "GGUFCheckpoint":
-        """The weights of `folder`, whose `config` is that of config.json, in the file `path` there.
+        """Open the weights of `folder` in its file `path`; `config` is from the folder's config.json.
 
-        Raises ConfigError (or its UnsupportedModel), also for a file that contradicts the rest of the folder.
+        Raises ConfigError (or its UnsupportedModel), also if the file contradicts the rest of the folder.
         """
         file = GGUFFile.open(path)
         check_record(folder, gguf_parts(path), file.header_sha256)
         num_heads = file.integer("attention.head_count")
         num_kv_heads = file.integer("attention.head_count_kv", num_heads)
-        # Nothing else that is read of the metadata here decides how tensors are read.
+        # Of the metadata, only these keys affect how tensors are read.
         for key, says, expected in (
             ("head_count", num_heads, config.num_heads),
             ("head_count_kv", num_kv_heads, config.num_kv_heads),
@@ -74,11 +74,11 @@ class GGUFCheckpoint(Checkpoint):
         return cls(file)
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """A type that holds all of a tensor's numbers, and is its own if it is not quantised."""
+        """Return the tensor's own dtype, or float32, which holds all of its numbers, if it is quantised."""
         return DENSE.get(self._file.tensor(self.name_of[name]).tensor_type, torch.float32)
 
     def read(self, name: str, *part: slice) -> Tensor:
-        """Dequantised, if it is not of `DENSE`. Raises ConfigError, UnsupportedModel."""
+        """Read a tensor, dequantised unless its type is in `DENSE`. Raises ConfigError, UnsupportedModel."""
         stored = self.name_of[name]
         try:
             weight = torch.from_numpy(np.require(self._file.dequantized(stored), requirements="W"))
@@ -93,7 +93,7 @@ class GGUFCheckpoint(Checkpoint):
         if tensor.tensor_type not in GGUF_KINDS or len(tensor.shape) != 2:
             return None
         columns, rows = tensor.shape
-        # A mapping of its own, which goes when the matrix does: pages of what becomes dense do not stay.
+        # Each matrix has a mapping of its own, so that pages of a matrix that becomes dense do not stay.
         data = _not_written(tensor.mapped())
         return GGUFMatrix((rows, columns), tensor.tensor_type, data, self._row_order(name))
 
@@ -105,7 +105,9 @@ class GGUFCheckpoint(Checkpoint):
         return not (same and np.array_equal(one.read(), other.read()))
 
     def _row_order(self, name: str) -> Tensor | None:
-        """Where llama.cpp reorders a head's rows from (x0, x1, ..., y0, y1, ...) to (x0, y0, x1, y1, ...)."""
+        """Return the order that undoes llama.cpp's reordering of a head's rows, from (x0, x1, ..., y0, y1,
+        ...) to (x0, y0, x1, y1, ...); None if the rows are in order.
+        """
         if not FAMILIES[self._file.arch].permuted:
             return None
         num_heads = self._file.integer("attention.head_count")
@@ -117,14 +119,14 @@ class GGUFCheckpoint(Checkpoint):
 
 
 def _not_written(numbers: np.ndarray) -> Tensor:
-    """Over the same memory, of which torch would warn that nobody may write to it."""
+    """Return a tensor over the same memory, without torch's warning that it is read-only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
         return torch.from_numpy(numbers)
 
 
 def _hf_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. No two names give the same."""
+    """Convert `blk.3.attn_q.weight` to `model.layers.3.self_attn.q_proj.weight`, one-to-one."""
     match = _NAME.fullmatch(name)
     if not match or match["tensor"] not in _TENSORS:
         raise UnsupportedModel(f"unsupported: the tensor {name!r:.100} has no place in the model")

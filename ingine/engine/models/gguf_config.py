@@ -1,7 +1,7 @@
-"""config.json for a GGUF model, from metadata of which every key is known.
+"""Makes the config.json of a GGUF model from its metadata, every key of which must be known.
 
-The rule: a key that bears the architecture's name and is neither read nor listed as harmless is refused by
-name. llama.cpp gains keys every month, and each may change what a model computes.
+A key that begins with the architecture's name, and is neither read nor listed as harmless, is refused by
+name: llama.cpp gains keys every month, and each may change what a model computes.
 """
 
 from typing import Any
@@ -24,10 +24,10 @@ _READ = {
     *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 }
 _HARMLESS = {
-    "vocab_size",  # the embedding has as many rows
-    "rope.scaling.finetuned",  # whether the model was trained with the scaling that it has anyway
-    "tensor_data_layout",  # what the weights were converted from
-    "attention.layer_norm_epsilon",  # of layer norms, and these models have none
+    "vocab_size",  # equals the number of rows of the embedding
+    "rope.scaling.finetuned",  # whether the model was trained with its scaling, which applies in any case
+    "tensor_data_layout",  # the format that the weights were converted from
+    "attention.layer_norm_epsilon",  # for layer norms, which these models do not have
 }
 _NEUTRAL: dict[str, Any] = {
     "attention.causal": True,
@@ -44,7 +44,7 @@ _NEUTRAL: dict[str, Any] = {
     "rope.scaling.yarn_ext_factor": 1,
     "rope.scaling.yarn_log_multiplier": 0,
 }
-"""Values that say that a model does without the feature."""
+"""For each key, the value that means that the model does not use the feature."""
 
 
 GGUF_SAMPLING = {
@@ -54,11 +54,13 @@ GGUF_SAMPLING = {
     "general.sampling.min_p": "min_p",
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
-"""Metadata to name in generation_config.json."""
+"""Maps names of metadata to names in generation_config.json."""
 
 
 def recommended_sampling(file: GGUFFile) -> dict[str, Any]:
-    """What the file's makers recommend, by the names of generation_config.json. Raises ConfigError."""
+    """Return the sampling parameters that the file recommends, by their names in generation_config.json.
+    Raises ConfigError.
+    """
     found = {name: file.value(key, int | float) for key, name in GGUF_SAMPLING.items()}
     return {
         name: shortest_float(value) if isinstance(value, float) else value
@@ -68,11 +70,11 @@ def recommended_sampling(file: GGUFFile) -> dict[str, Any]:
 
 
 def config_of(file: GGUFFile) -> dict[str, Any]:
-    """The content of config.json. Raises ConfigError, UnsupportedModel."""
+    """Return the content of config.json. Raises ConfigError, UnsupportedModel."""
     _refuse_unknown(file)
     num_heads, head_dim = file.integer("attention.head_count"), _head_dim(file)
     window = _sliding_window(file)
-    # A window in every layer is what tells Mistral from Llama, and llama.cpp calls both `llama`.
+    # llama.cpp calls both Llama and Mistral `llama`; only Mistral has a window in every layer.
     family = FAMILIES["mistral" if file.arch == "llama" and window else file.arch]
     config = {
         "architectures": [family.architecture],
@@ -112,7 +114,7 @@ def _refuse_unknown(file: GGUFFile) -> None:
 
 def _num_layers(file: GGUFFile) -> int:
     num_layers = file.integer("block_count")
-    if num_layers > len(file.tensors):  # a model of so many layers is not even to be described
+    if num_layers > len(file.tensors):  # refused before anything of this length is made
         raise ConfigError(f"{file.path}: {file.arch}.block_count is {num_layers}, so weights are missing")
     return num_layers
 
@@ -143,7 +145,7 @@ def _sliding_window(file: GGUFFile) -> int | None:
 
 def _rope_parameters(file: GGUFFile, head_dim: int) -> dict[str, Any]:
     parameters = {"rope_type": "default", "rope_theta": file.number("rope.freq_base", 10_000.0)}
-    # As llama.cpp reads them: a factor without a type is linear, 0 stands for none.
+    # As in llama.cpp, a factor without a type is linear, and 0 means none.
     rope_type = file.text("rope.scaling.type", "linear")
     if rope_type not in ("none", "linear", "yarn"):
         raise UnsupportedModel(f"unsupported: {file.arch}.rope.scaling.type = {rope_type!r:.100}")
@@ -165,9 +167,9 @@ def _rope_parameters(file: GGUFFile, head_dim: int) -> dict[str, Any]:
 
 
 def _llama3_rope(file: GGUFFile, rope_theta: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3's scaling lies in the file as a divisor a frequency; find the parameters it came from."""
+    """Find the parameters of Llama 3's scaling, of which the file has only a divisor for each frequency."""
     divisors = torch.tensor(file.dequantized(ROPE_FREQS))
-    if divisors.shape != (head_dim // 2,):  # before a head is believed to be of that size
+    if divisors.shape != (head_dim // 2,):  # checked before frequencies of the stated size are computed
         raise UnsupportedModel("unsupported: rotary frequencies other than those of Llama 3")
     plain = rope_frequencies({"rope_type": "default", "rope_theta": rope_theta}, head_dim)
     parameters = {

@@ -1,4 +1,4 @@
-"""A GGUF model as it lies on the disk, in one file or in several: its metadata and its tensors.
+"""The metadata and tensors of a GGUF model, which is one file or several.
 
 Names and layouts: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -22,7 +22,7 @@ class Family:
     architecture: str
     model_type: str
     permuted: bool
-    """llama.cpp reorders query and key rows of these, for a rotation that pairs neighbours."""
+    """Whether llama.cpp reorders the rows of queries and keys, for a rotation that pairs neighbours."""
 
 
 FAMILIES = {
@@ -36,18 +36,18 @@ FAMILIES = {
 @dataclass(frozen=True)
 class GGUFFile:
     path: Path
-    """The first of its files, which has the metadata."""
+    """The first file, which has the metadata."""
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
-    """Of all files."""
+    """The tensors of all files, by name."""
     arch: str
-    """What the names of its own metadata begin with."""
+    """The architecture, with which the names of its metadata begin."""
     header_sha256: tuple[str, ...]
-    """Of each of its files, in order."""
+    """The SHA-256 of each file's header, in order."""
 
     @classmethod
     def open(cls, path: Path) -> "GGUFFile":
-        """`path` may be any of a model's files. Raises ConfigError, UnsupportedModel."""
+        """Open a model, of which `path` is any file. Raises ConfigError, UnsupportedModel."""
         paths = gguf_parts(path)
         parts = [read_gguf_header(part) for part in paths]
         tensors: dict[str, GGUFTensor] = {}
@@ -66,7 +66,7 @@ class GGUFFile:
         return cls(paths[0], metadata, tensors, arch, tuple(header.sha256 for header in parts))
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """Metadata that bears the architecture's name; without a default it must be there."""
+        """Return the integer `<arch>.<key>`. Raises ConfigError if it is missing and there is no default."""
         return self._own(key, int, default)
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -88,14 +88,14 @@ class GGUFFile:
         return value
 
     def value(self, name: str, kind: Any, default: Any = None) -> Any:
-        """Any metadata. Raises ConfigError for a value of another type than `kind`."""
+        """Return the metadata `name`, or the default. Raises ConfigError if its type is not `kind`."""
         value = self.metadata.get(name, default)
         if value is default or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
             return value
         raise ConfigError(f"{self.path}: {name} is {value!r:.100}")
 
     def values(self, name: str, kind: Any) -> list:
-        """An array of metadata, empty where there is none. Raises ConfigError as `value`."""
+        """Return an array of metadata, empty if it is missing. Raises ConfigError as `value` does."""
         values = self.value(name, list, [])
         for number, value in enumerate(values):
             if not isinstance(value, kind):
@@ -103,7 +103,7 @@ class GGUFFile:
         return values
 
     def token_id(self, role: str) -> int | None:
-        """Of `tokenizer.ggml.<role>_token_id`; None where the file names none."""
+        """Return `tokenizer.ggml.<role>_token_id`, or None. Raises ConfigError for a wrong one."""
         key = f"tokenizer.ggml.{role}_token_id"
         token_id, num_tokens = self.value(key, int), len(self.tokens) or self.vocab_size
         if token_id is None or 0 <= token_id < num_tokens:
@@ -112,7 +112,7 @@ class GGUFFile:
 
     @cached_property
     def tokens(self) -> list[str]:
-        """The tokenizer's vocabulary by id; empty where the file has no tokenizer."""
+        """The tokenizer's vocabulary by id; empty if the file has no tokenizer."""
         tokens = self.values("tokenizer.ggml.tokens", str)
         if len(tokens) > (rows := self.vocab_size):
             raise ConfigError(f"{self.path}: {len(tokens)} tokens, and an embedding of {rows} rows")
@@ -120,7 +120,7 @@ class GGUFFile:
 
     @cached_property
     def token_types(self) -> list[int]:
-        """One a token; empty where the file has none."""
+        """The type of each token; empty if the file has none."""
         types = self.values("tokenizer.ggml.token_type", int)
         if types and len(types) != len(self.tokens):
             raise ConfigError(f"{self.path}: {len(types)} token types for {len(self.tokens)} tokens")
@@ -139,7 +139,7 @@ class GGUFFile:
         return self.tensors[name]
 
     def dequantized(self, name: str) -> np.ndarray:
-        """The tensor in float32, which holds any of GGUF's types without rounding, but for float64."""
+        """Return the tensor in float32, which holds every GGUF type except float64 without rounding."""
         tensor = self.tensor(name)
         try:
             return gguf.dequantize(tensor.read(), tensor.tensor_type)
@@ -148,8 +148,8 @@ class GGUFFile:
 
 
 def shortest_float(value: float) -> float:
-    """The number that somebody wrote before it was stored in 32 bits: the one of fewest digits that is stored
-    so. 0.7, not 0.699999988079071. Others stay as they are: they were stored in 64 bits.
+    """Return the number with the fewest digits that has the same float32: 0.7, not 0.699999988079071. A
+    number that is no float32, and so was stored in 64 bits, stays as it is.
     """
     with np.errstate(over="ignore"):
         stored = np.float32(value)
@@ -157,7 +157,7 @@ def shortest_float(value: float) -> float:
 
 
 def _check_split(path: Path, metadata: dict[str, Any], number: int, count: int) -> None:
-    """A part counts from 0, its file's name from 1."""
+    """Compare the metadata of a part, which count from 0, with its file's name, which counts from 1."""
     says_number, says_count = metadata.get("split.no", 0), metadata.get("split.count", 0) or 1
     if not isinstance(says_number, int) or not isinstance(says_count, int):
         raise ConfigError(f"{path}: split.no is {says_number!r:.100}, split.count is {says_count!r:.100}")

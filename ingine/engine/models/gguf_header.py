@@ -1,6 +1,6 @@
-"""The header of a GGUF file: its metadata, and where its tensors lie, read within bounds.
+"""Reads the header of a GGUF file within limits: its metadata, and the positions of its tensors.
 
-Nothing is allocated on the word of a number in the file: whatever it counts or measures has to be there.
+No number in the file is trusted for an allocation: the data that it counts or measures must be in the file.
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -19,9 +19,9 @@ from ingine.engine.files.bounded_files import open_regular
 from ingine.errors import ConfigError
 
 MAX_HEADER_BYTES = 64 << 20
-"""Four times what a vocabulary of 262,144 tokens with its merges takes."""
+"""Four times the size of a vocabulary of 262,144 tokens with its merges."""
 MAX_ELEMENTS = 4 << 20
-"""Of all arrays of the metadata together: each becomes an object of Python."""
+"""Limit for the elements of all arrays of the metadata together: each becomes a Python object."""
 MAX_KEYS, MAX_TENSORS = 4096, 1 << 16
 MAX_NAME_BYTES = 1024
 MAX_DIMENSIONS = 4
@@ -29,20 +29,20 @@ DEFAULT_ALIGNMENT = 32
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d"}
-"""By type of value, its format for `struct`."""
+"""The format for `struct` of each type of number."""
 
 
 @dataclass(frozen=True)
 class GGUFTensor:
     path: Path
     shape: tuple[int, ...]
-    """The dimension that varies fastest first, as in the file."""
+    """The fastest-varying dimension first, as in the file."""
     tensor_type: gguf.GGMLQuantizationType
     begin: int
-    """In bytes from the beginning of the file."""
+    """Offset in bytes from the beginning of the file."""
     num_bytes: int
     version: tuple[int, ...]
-    """Of the file, as `file_version` has it."""
+    """The `file_version` of the file."""
 
     @property
     def num_elements(self) -> int:
@@ -55,7 +55,7 @@ class GGUFTensor:
         return *self.shape[:0:-1], self.shape[0] // block * block_bytes
 
     def read(self) -> np.ndarray:
-        """Its bytes as they are in the file, `stored_shape` uint8. Raises ConfigError, OSError."""
+        """Read the tensor's bytes, [`stored_shape`] uint8. Raises ConfigError, OSError."""
         with self._opened() as file:
             file.seek(self.begin)
             content = file.read(self.num_bytes)
@@ -64,13 +64,16 @@ class GGUFTensor:
         return np.frombuffer(content, np.uint8).reshape(self.stored_shape)
 
     def mapped(self) -> np.ndarray:
-        """As `read`, but a page is read when it is first used, and may be dropped when memory is scarce. Not
-        to be written. Raises ConfigError.
+        """Map the tensor's bytes into memory, [`stored_shape`] uint8, read-only. A page is read when it is
+        first used, and may be dropped when memory is scarce. Raises ConfigError.
         """
         with self._opened() as file:
             try:
                 return np.memmap(file, np.uint8, "r", self.begin, self.stored_shape)
-            except (OSError, ValueError) as error:  # a limit of the process; a file system that maps none
+            except (
+                OSError,
+                ValueError,
+            ) as error:  # a limit of the process, or a file system without mappings
                 raise ConfigError(f"{self.path} cannot be mapped into memory: {error}") from error
 
     def _opened(self) -> BinaryIO:
@@ -82,7 +85,7 @@ class GGUFTensor:
 
 
 def file_version(file: BinaryIO) -> tuple[int, ...]:
-    """What changes when a file is written, or when another takes its name."""
+    """Return numbers that change when the file is written, or when another file takes its name."""
     stat = os.fstat(file.fileno())
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
@@ -90,13 +93,13 @@ def file_version(file: BinaryIO) -> tuple[int, ...]:
 class GGUFHeader(NamedTuple):
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
-    """By name."""
+    """The tensors by name."""
     sha256: str
-    """Of all its bytes."""
+    """The digest of all bytes of the header."""
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Raises ConfigError that names the file and what is wrong with it."""
+    """Read the header of a GGUF file. Raises ConfigError that names the file and the fault."""
     with open_regular(path) as file:
         try:
             header = _Header(file, path)
@@ -106,7 +109,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
 
 
 class _Header:
-    """Every method raises ValueError that says what is wrong."""
+    """Parses a header. Every method raises ValueError that says what is wrong."""
 
     def __init__(self, file: BinaryIO, path: Path):
         self._file, self._path = file, path
@@ -135,7 +138,7 @@ class _Header:
     def _take(self, size: int, what: str) -> bytes:
         if size > MAX_HEADER_BYTES - self._position:
             raise ValueError(f"{what} goes beyond the {MAX_HEADER_BYTES} bytes that a header may have")
-        # Asked before, since reading takes memory for all that it is asked for.
+        # Check first, since `read` allocates all that it is asked for.
         if size > self._file_bytes - self._position or len(taken := self._file.read(size)) < size:
             raise ValueError(f"it ends within {what}")
         self._position += size
@@ -170,14 +173,14 @@ class _Header:
         self._num_elements += count
         if kind == _STRING:
             return [self._value(_STRING, what) for _ in range(count)]
-        if kind not in _NUMBERS:  # arrays of arrays among them: no program writes them
+        if kind not in _NUMBERS:  # such as arrays of arrays, which no program writes
             raise ValueError(f"{what} is an array of type {kind}")
         form = f"<{count}{_NUMBERS[kind]}"
         values = list(struct.unpack(form, self._take(struct.calcsize(form), what)))
         return [_checked_bool(value, what) for value in values] if kind == _BOOL else values
 
     def _described(self, name: str) -> tuple[tuple[int, ...], gguf.GGMLQuantizationType, int, int]:
-        """Shape, type, offset in the part of the file that has the tensors, and bytes."""
+        """Read a tensor's shape, type, offset in the tensor data of the file, and number of bytes."""
         num_dimensions = self._count("I", MAX_DIMENSIONS, f"dimensions of {name}")
         shape = tuple(self._number("Q", name) for _ in range(num_dimensions))
         tensor_type = gguf.GGMLQuantizationType(self._number("I", name))
@@ -192,7 +195,7 @@ class _Header:
         return shape, tensor_type, offset, math.prod(shape) // block * block_bytes
 
     def _placed(self, described: dict[str, tuple]) -> dict[str, GGUFTensor]:
-        """Checks that all of each tensor is there, and that no two share a byte."""
+        """Return the tensors. Checks that each is completely in the file, and that no two overlap."""
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
             raise ValueError(f"general.alignment is {alignment!r:.100}, and no power of two")

@@ -1,5 +1,7 @@
-"""What a linked folder was made of: the headers of its GGUF files, which say all that config.json and the
-tokenizer do. A file that takes the place of one of them may have another.
+"""Records the digests of the headers of the GGUF files that a linked folder was made of.
+
+config.json and the tokenizer were made from these headers. A file that replaces one of them may have another
+header, which does not fit the rest of the folder.
 """
 
 import json
@@ -13,13 +15,13 @@ _KEY = "header_sha256"
 
 
 def write_record(folder: Path, header_sha256: Sequence[str]) -> None:
-    """Of all of a model's files, in order."""
+    """Write the digests of the headers of all of a model's files, in order."""
     (folder / GGUF_RECORD).write_text(json.dumps({_KEY: list(header_sha256)}) + "\n", encoding="utf-8")
 
 
 def check_record(folder: Path, paths: Sequence[Path], header_sha256: Sequence[str]) -> None:
-    """Raises ConfigError unless `folder` was made of files with the headers that `paths` have now. A folder
-    without a record is somebody else's, and can be anything.
+    """Raise ConfigError unless `folder` was made of files with the same headers as `paths` have now. A folder
+    without a record was not made by `link_gguf` and is not checked.
     """
     if not (folder / GGUF_RECORD).exists():
         return

@@ -1,8 +1,8 @@
-"""The tokenizer in a GGUF file, written as Hugging Face's tokenizer files.
+"""Writes the tokenizer of a GGUF file as Hugging Face's tokenizer files.
 
-Byte-level BPE is built here: how a text is cut before its pieces are merged is only named in the file
-(`tokenizer.ggml.pre`), and a wrong guess gives subtly different tokens. SentencePiece has no such choice, so
-transformers' own conversion does for it.
+Byte-level BPE is built here: the file only names the rule that splits a text before its pieces are merged
+(`tokenizer.ggml.pre`), and a wrong rule gives subtly different tokens. SentencePiece has no such rule, so
+transformers' own conversion is used for it.
 """
 
 import json
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 SAVED_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 MAX_TOKEN_CHARS = 1024
-"""A token is cut in two at each of its places, to find the merges that it comes from."""
+"""Limit for a token, which is split at each position to find the merges that it comes from."""
 CONTROL, USER_DEFINED = 3, 4
-"""Token types of GGUF: never part of a text, and part of it but never cut."""
+"""Token types of GGUF: tokens that are never part of a text, and tokens of a text that are never split."""
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -44,14 +44,14 @@ _TEKKEN = (
 @dataclass(frozen=True)
 class _Pretokenizer:
     regex: str | None = None
-    """Cuts the text; None for GPT-2's, which the byte-level step has in it."""
+    """Splits the text; None: GPT-2's rule, which the byte-level step includes."""
     single_digits: bool = False
-    """Cuts out every digit first."""
+    """Whether every digit is split off first."""
     nfc: bool = False
     ignore_merges: bool = False
-    """A piece that is a token as a whole is taken as it is."""
+    """Whether a piece that is a token is taken without merges."""
     add_bos: bool = False
-    """What llama.cpp assumes where the file does not say."""
+    """llama.cpp's default if the file does not say."""
 
 
 _PRETOKENIZERS = {
@@ -70,19 +70,19 @@ _END_OF_TURN = {
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<end_of_utterance>", "<|eot|>"),
     *("<EOT>", "_<EOT>", "[EOT]", "<|endoftext|>", "<|end_of_text|>", "<|end_of_turn|>", "</s>"),
 }
-"""Tokens that end what a model says, by the text that they have in known families, as in llama.cpp."""
+"""Texts of the tokens that end a turn in known families, as in llama.cpp."""
 
 _NOT_IMPLEMENTED = (
     *("add_sep_token", "precompiled_charsmap", "remove_extra_whitespaces", "suppress_tokens"),
     *("normalizer.lowercase", "normalizer.strip_accents"),
 )
-"""Metadata under `tokenizer.ggml` that changes tokens where it is set."""
+"""Metadata under `tokenizer.ggml` that changes the tokens of a text if it is set."""
 
 
 def end_token_ids(file: GGUFFile) -> list[int]:
-    """What ends a text: the ids that the file names, and control tokens that end a turn in known families.
+    """Return the ids that end an output: those that the file names, and end-of-turn tokens of known families.
 
-    Files of chat models often name the end of the base model alone, and then never stop.
+    Files of chat models often name only the end token of the base model, with which they would never stop.
     """
     named = [file.token_id(role) for role in ("eos", "eot", "eom")]
     known = [
@@ -96,7 +96,7 @@ def end_token_ids(file: GGUFFile) -> list[int]:
 def save_tokenizer(file: GGUFFile, folder: Path) -> None:
     """Write tokenizer.json, its config and the chat template, if the file has one, to `folder`.
 
-    A file without a tokenizer gives a folder without.
+    If the file has no tokenizer, nothing is written. Raises ConfigError, UnsupportedModel.
     """
     for key in _NOT_IMPLEMENTED:
         if file.metadata.get(f"tokenizer.ggml.{key}"):
@@ -121,9 +121,9 @@ def save_tokenizer(file: GGUFFile, folder: Path) -> None:
             core = tokenizer.backend_tokenizer.to_str(pretty=True)
     except IngineError:
         raise
-    except Exception as error:  # the libraries check little: damage shows as an error of any kind
+    except Exception as error:  # the libraries check little, so damage causes errors of any type
         raise ConfigError(f"{file.path}: its tokenizer cannot be built: {error}") from error
-    # Not by `save_pretrained`: other versions of transformers write other keys, and each key counts in the
+    # `save_pretrained` is not used: versions of transformers write different keys, and each key affects the
     # model's fingerprint.
     _write_text(folder / "tokenizer.json", core)
     special_tokens = {role: tokenizer.special_tokens_map.get(role) for role in SAVED_ROLES}
@@ -175,7 +175,7 @@ def _byte_level_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
 
 def _pretokenizer(file: GGUFFile) -> _Pretokenizer:
     name = file.value("tokenizer.ggml.pre", str)
-    if name in (None, "default"):  # from before llama.cpp wrote this name
+    if name in (None, "default"):  # written before llama.cpp had this key
         logger.warning(
             "%s does not say how its tokenizer cuts text (tokenizer.ggml.pre): GPT-2's rule is taken. If it "
             "is another, answers are worse; a newer conversion of the model says it",
@@ -191,12 +191,12 @@ def _pretokenizer(file: GGUFFile) -> _Pretokenizer:
 
 def _sentencepiece_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     with tempfile.TemporaryDirectory(prefix="ingine-tokenizer-") as folder:
-        # In a folder of its own: what else lies beside the file would have a say.
+        # In a folder of its own: transformers would also read other files beside the GGUF file.
         Path(folder, "model.gguf").symlink_to(file.path.absolute())
         tokenizer = AutoTokenizer.from_pretrained(
             folder, gguf_file="model.gguf", trust_remote_code=False, local_files_only=True
         )
-    if not file.value("tokenizer.ggml.add_space_prefix", bool, True):  # transformers does not look at it
+    if not file.value("tokenizer.ggml.add_space_prefix", bool, True):  # transformers ignores it
         core = tokenizer.backend_tokenizer
         core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
         core.decoder = decoders.Sequence(
@@ -206,7 +206,7 @@ def _sentencepiece_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
 
 
 _MAKERS = {"gpt2": _byte_level_tokenizer, "llama": _sentencepiece_tokenizer}
-"""By `tokenizer.ggml.model`."""
+"""Builds a tokenizer, by `tokenizer.ggml.model`."""
 
 
 def _split(pre: _Pretokenizer) -> pre_tokenizers.PreTokenizer:

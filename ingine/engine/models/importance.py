@@ -1,7 +1,7 @@
-"""Which columns of a layer's matrices matter most to what they are multiplied with.
+"""Measures which columns of a layer's matrices are multiplied by the largest activations.
 
-A few columns of a decoder's activations are far larger than the others, and stay so whatever it reads. So
-random tokens show them as well as text does (docs/log.md), and no data is needed.
+A few columns of a decoder's activations are far larger than the others, for any input. So random tokens show
+them as well as text does (docs/log.md), and no data is needed.
 """
 
 from collections.abc import Iterable
@@ -15,19 +15,19 @@ from ingine.engine.kernels.layers.weights import Product, WeightFormat
 from ingine.engine.models.decoder import Decoder, DecoderLayer
 
 NUM_TOKENS = 512
-"""At most; a power of two, for sums in one order."""
+"""Most tokens of the probe; a power of two, so that sums have one order."""
 
 STRIDE = 7919
-"""Between the ids, a prime: they wander through any vocabulary."""
+"""Difference between consecutive ids; a prime, so that they spread over any vocabulary."""
 
 BLOCK_SIZE = 16
 
 
 class Probe:
-    """A sequence that runs through the layers one by one, as they are loaded."""
+    """A sequence that runs through the layers one by one while they are loaded."""
 
     def __init__(self, model: Decoder, embed_tokens: Tensor, weights: WeightFormat):
-        """embed_tokens [vocab_size, hidden_size]; `weights` multiplies while it measures."""
+        """embed_tokens: [vocab_size, hidden_size]. weights: the format to multiply with while measuring."""
         length = NUM_TOKENS
         while length > model.config.max_position_embeddings:
             length //= 2
@@ -37,9 +37,9 @@ class Probe:
         self._weights, self._model, self._metadata = weights, model, _metadata(length)
 
     def run(self, layer: DecoderLayer, linears: Iterable[Linear]) -> dict[Linear, Tensor]:
-        """Runs `layer`, of which `linears` are loaded and the others packed.
+        """Run `layer`, of which `linears` are loaded and the others packed.
 
-        Returns for each the mean square of the columns [in_features] of what it is multiplied with.
+        Returns, for each of `linears`, the mean square [in_features] of the columns of its input.
         """
         found: dict[Linear, Tensor] = {}
         for linear in linears:

@@ -1,4 +1,4 @@
-"""What the engine asks of a model, whatever it is made of."""
+"""The interface of a model that the engine runs."""
 
 from typing import Protocol, runtime_checkable
 
@@ -13,9 +13,9 @@ from ingine.engine.models.config import ModelConfig
 
 @runtime_checkable
 class Model(Protocol):
-    """A loaded model, or this rank's part of it. All is called under `torch.inference_mode()`.
+    """A loaded model, or this rank's part of it. All methods are called under `torch.inference_mode()`.
 
-    Where `kernels.attention` can be captured in a CUDA graph, so can `forward` and `compute_logits`.
+    If a CUDA graph can capture `kernels.attention`, it can capture `forward` and `compute_logits`.
     """
 
     config: ModelConfig
@@ -24,24 +24,24 @@ class Model(Protocol):
     device: torch.device
     parallel: TensorParallel
     mapped_bytes: int
-    """Of weights in files that are mapped into memory."""
+    """Bytes of weights in files that are mapped into memory."""
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, kv_caches: list[KVCache], metadata: AttentionMetadata
     ) -> Tensor:
-        """input_ids and positions [T] -> final hidden states [T, hidden_size]; writes the tokens' KV.
+        """Compute final hidden states [T, hidden_size] of input_ids and positions [T]; write the tokens' KV.
 
-        The T tokens of all sequences of a step are packed, in the order that `metadata` says.
+        The T tokens of all sequences of a step are packed in the order of `metadata`.
         """
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """hidden [R, hidden_size] -> contiguous [R, vocab_size], on every rank."""
+        """Compute contiguous logits [R, vocab_size] from hidden [R, hidden_size], on every rank."""
 
     def allocate_kv_caches(self, num_blocks: int, block_size: int) -> list[KVCache]:
-        """For `forward`: `num_blocks` blocks of `block_size` tokens each."""
+        """Allocate the KV caches of `forward`, of `num_blocks` blocks of `block_size` tokens."""
 
     def bytes_per_block(self, block_size: int) -> int:
-        """Bytes of one block in all of these caches together."""
+        """Return the bytes of one block in all of these caches together."""
 
     def numerics(self) -> list[str]:
-        """What loading has made of the weights, as far as it decides tokens: for `config.numerics`."""
+        """Return how loading has changed the weights, as far as it affects tokens: for `config.numerics`."""

@@ -1,7 +1,7 @@
-"""From a folder of safetensors, or of a GGUF file, to a decoder, without a second copy of all weights.
+"""Loads a decoder from a folder of safetensors or of a GGUF file, without a second copy of all weights.
 
 Each matrix is packed before the next one is read; for int4, each layer. An int8 model with a tied embedding
-keeps the matrix in bfloat16 besides, for the embedding.
+also keeps the matrix in bfloat16, for the embedding.
 """
 
 import logging
@@ -41,8 +41,8 @@ SPLIT_DIM = {
     "down_proj": 1,
     "lm_head": 0,
 }
-"""Along which dimension of its weight a module is split over the ranks: 0, by outputs (and so is its bias);
-1, by inputs, so that the ranks' results are summed. Other modules are whole on every rank."""
+"""The dimension of its weight by which a module is split over the ranks. 0: by outputs, as is its bias; 1: by
+inputs, so that the ranks' results are summed. Other modules are whole on every rank."""
 
 
 def load_model(
@@ -53,8 +53,8 @@ def load_model(
     kernels: Kernels,
     parallel: TensorParallel = SINGLE,
 ) -> Decoder:
-    """The model in the Hugging Face folder `path`, its weights in `dtype` on `device`, ready to run; of a
-    `parallel` of several ranks this rank's part.
+    """Load the model in the Hugging Face folder `path`, with weights in `dtype` on `device`, ready to run. If
+    `parallel` has several ranks, load this rank's part.
 
     Raises ConfigError (or its UnsupportedModel) that names the file or the weights at fault.
     """
@@ -86,7 +86,7 @@ def load_model(
 
 @torch.no_grad()
 def _read(linear: Linear, names: list[str], source: "_Source", weights: WeightFormat) -> bool:
-    """Returns whether `linear` is still to be packed: matrices that are held quantised may be at once."""
+    """Read the weights of `linear`. Returns whether it has to be packed: quantised ones may be already."""
     matrices = source.matrices(names)
     if matrices is None:
         linear.allocate()
@@ -103,8 +103,7 @@ def _read(linear: Linear, names: list[str], source: "_Source", weights: WeightFo
         source.note_mapped(matrices, kept)
         linear.pack_stored(weights, [matrix.to(linear.device) for matrix in matrices])
         return False
-    # As any dense weight from here on, and here rather than there: not every device has the types that are
-    # stored.
+    # Made dense, and on the CPU, since not every device has the stored types. It is packed as a dense weight.
     linear.allocate()
     for target, matrix in zip(linear.weight.split(linear.out_features), matrices, strict=True):
         matrix.copy_to(target)
@@ -113,10 +112,12 @@ def _read(linear: Linear, names: list[str], source: "_Source", weights: WeightFo
 
 @torch.no_grad()
 def _load_by_importance(model: Decoder, source: "_Source") -> None:
-    """All linears, a layer at a time: what it computes of a few tokens says how its matrices are rounded."""
+    """Load all linear layers, one decoder layer at a time, whose activations for a few tokens determine how
+    its matrices are rounded.
+    """
     weights, linears = model.kernels.weights, model.linears()
     probe: Probe | None = None
-    to_run: list[DecoderLayer] = []  # layers with nothing to round, until there is one that has
+    to_run: list[DecoderLayer] = []  # layers without matrices to round, before the first layer that has one
     for layer in model.layers:
         own = [linear for linear in layer.modules() if isinstance(linear, Linear)]
         plain = [linear for linear in own if _read(linear, linears.pop(linear), source, weights)]
@@ -150,7 +151,7 @@ def load_weights(
     kernels: Kernels,
     parallel: TensorParallel = SINGLE,
 ) -> Decoder:
-    """As `load_model`, the weights still as the checkpoint has them, for `Decoder.checkpoint_tensors`."""
+    """Load a model as `load_model` does, but with unpacked weights, for `Decoder.checkpoint_tensors`."""
     model, checkpoint = _open(path, dtype, device, kernels, parallel)
     model.allocate_weights()
     _Source(checkpoint, parallel).copy_into(model.checkpoint_tensors())
@@ -171,16 +172,16 @@ def _open(
 
 
 def open_checkpoint(path: Path) -> tuple[ModelConfig, Checkpoint]:
-    """What config.json says, and the weights that are there for it: only their files' headers are read.
+    """Open a model's config.json and its weights, of whose files only the headers are read.
 
-    Raises ConfigError (or its UnsupportedModel) where no model could be loaded from that.
+    Raises ConfigError (or its UnsupportedModel) if no model could be loaded from them.
     """
     config = ModelConfig.from_folder(path)
     expected = expected_shapes(config)
     if (gguf_path := gguf_weights(path)) is not None:
         checkpoint = GGUFCheckpoint.of_folder(path, gguf_path, config)
     elif config.quantization is not None:
-        with_head = {HEAD: expected[EMBEDDING]} | expected  # even a tied model may have one of its own
+        with_head = {HEAD: expected[EMBEDDING]} | expected  # even a tied model may store one
         checkpoint = QuantizedCheckpoint(path, config.quantization, with_head)
     else:
         checkpoint = SafetensorsCheckpoint(path)
@@ -191,8 +192,8 @@ def open_checkpoint(path: Path) -> tuple[ModelConfig, Checkpoint]:
 def _check_tensors(
     path: Path, checkpoint: Checkpoint, config: ModelConfig, expected: dict[str, list[int]]
 ) -> None:
-    """Raises unless the checkpoint has exactly the tensors that such a model has: what config.json says alone
-    allocates nothing. `expected`: their shapes; is changed.
+    """Raise ConfigError unless the checkpoint has exactly the tensors of such a model: config.json alone must
+    not cause allocations. `expected` has their shapes, and is changed.
     """
     stored = checkpoint.shape_of
     if _is_stored_as_head(checkpoint, config):
@@ -211,28 +212,28 @@ def _check_tensors(
 
 
 def _is_stored_as_head(checkpoint: Checkpoint, config: ModelConfig) -> bool:
-    """Of a tied matrix: either of the two names may be the one that is stored."""
+    """Return whether a tied matrix is stored under the name of the output matrix only."""
     return config.tie_word_embeddings and EMBEDDING not in checkpoint.file_of and HEAD in checkpoint.file_of
 
 
 class _Source:
-    """A checkpoint, and which part of it is this rank's."""
+    """Reads this rank's part of a checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, parallel: TensorParallel):
         self._checkpoint, self._parallel = checkpoint, parallel
         self.kinds: Counter[str] = Counter()
-        """Of quantised matrices, for the log."""
+        """Number of quantised matrices by kind, for the log."""
         self.mapped_bytes = 0
 
     def note_mapped(self, matrices: list[StoredMatrix], kept: list[bool]) -> None:
-        """Add up what stays in mapped files of `matrices`, which are about to be packed."""
+        """Add the bytes of `matrices` that stay in mapped files when they are packed."""
         pairs = zip(matrices, kept, strict=True)
         self.mapped_bytes += sum(
             one.data.nbytes for one, is_kept in pairs if is_kept and isinstance(one, GGUFMatrix)
         )
 
     def matrices(self, modules: list[str]) -> list[StoredMatrix] | None:
-        """What this rank has of the weights of `modules`. None: of none that is held quantised."""
+        """Return this rank's part of the weights of `modules`; None if none of them is stored quantised."""
         names = [f"{module}.weight" for module in modules]
         found = [self._matrix(name) for name in names]
         if not any(found):
@@ -243,7 +244,7 @@ class _Source:
         matrix, dim = self._checkpoint.matrix(self._stored_as(name)), _split_dim(name)
         if matrix is None or dim is None or self._parallel.size == 1:
             return matrix
-        if name in (EMBEDDING, HEAD):  # whose last part may have fewer rows
+        if name in (EMBEDDING, HEAD):  # the last rank's part may have fewer rows
             return None
         try:
             return matrix.part(dim, shard(matrix.shape[dim], self._parallel.rank, self._parallel.size))
@@ -253,18 +254,18 @@ class _Source:
 
     @torch.no_grad()
     def copy_into(self, tensors: dict[str, Tensor]) -> None:
-        """By their Hugging Face names."""
+        """Copy this rank's parts into `tensors`, by their Hugging Face names."""
         for name, target in tensors.items():
             self._copy(name, self._stored_as(name), target)
 
     def _part(self, name: str) -> Tensor:
-        """What this rank has of a tensor that is split."""
+        """Read this rank's part of a tensor that is split."""
         stored_as, dim = self._stored_as(name), _split_dim(name)
         own = shard(self._checkpoint.shape_of[stored_as][dim], self._parallel.rank, self._parallel.size)
         return self._checkpoint.read(stored_as, *dim * [slice(None)], own)
 
     def _stored_as(self, name: str) -> str:
-        """All are there, a tied matrix maybe by its other name."""
+        """Return the name under which a tensor is stored: a tied matrix may have its other name."""
         return name if name in self._checkpoint.shape_of else HEAD
 
     def _copy(self, name: str, stored_as: str, target: Tensor) -> None:
@@ -273,7 +274,7 @@ class _Source:
             part = self._part(name)
             length = part.shape[dim]
             target.narrow(dim, 0, length).copy_(part)
-            target.narrow(dim, length, target.shape[dim] - length).zero_()  # where a vocabulary ends
+            target.narrow(dim, length, target.shape[dim] - length).zero_()  # padding rows of a vocabulary
         elif _is_added_to_a_sum(name) and self._parallel.rank > 0:
             target.zero_()
         else:
@@ -285,7 +286,7 @@ def _split_dim(name: str) -> int | None:
 
 
 def _is_added_to_a_sum(name: str) -> bool:
-    """A bias that the sum over the ranks is to have once."""
+    """Return whether this is a bias that only one rank may add, since the ranks' results are summed."""
     return name.endswith(".bias") and SPLIT_DIM.get(_module(name)) == 1
 
 

@@ -1,11 +1,11 @@
-"""What config.json says of weights that others have quantised: `quantization_config`, read once.
+"""Reads `quantization_config` of config.json, which describes weights that another tool has quantised.
 
-Which modules are quantised is what the files hold: a module has quantised tensors or a plain weight. So the
-lists of modules that are left out (`ignore`, `modules_to_not_convert`) are not needed, and no pattern of a
-model's file is ever run. Scales have to be as one of the schemes here says, or the checkpoint is refused.
+The files show which modules are quantised: a module has quantised tensors or a plain weight. So the lists of
+excluded modules (`ignore`, `modules_to_not_convert`) are not needed, and no pattern from a model's file is
+ever run. Scales must fit one of the schemes here, or the checkpoint is refused.
 
-A key that is not known to change nothing is refused by name: there are new ones with each release of the
-tools that write these files, and some change what the stored bits mean.
+A key that is not known to be harmless is refused by name: each release of the tools that write these files
+adds keys, and some change the meaning of the stored bits.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,23 +17,23 @@ from ingine.errors import ConfigError, UnsupportedModel
 Kind = Literal["int4", "int8", "fp8"]
 
 MAX_GROUP = 1 << 24
-"""As large as a matrix may be (`_Size` in config.py)."""
+"""Largest size of a matrix (`_Size` in config.py)."""
 _MAX_SCHEMES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How the numbers of a matrix are stored, and for which of them there is one scale."""
+    """How the numbers of a matrix are stored, and which of them share a scale."""
 
     kind: Kind
     rows: int | None
-    """Of the matrix that share a scale; None: all."""
+    """Number of rows that share a scale; None: all rows."""
     columns: int | None
-    """As `rows`."""
+    """Number of columns that share a scale; None: all columns."""
     symmetric: bool = True
-    """Of compressed-tensors' int4: else zeros have to be stored."""
+    """For int4 of compressed-tensors: if False, zeros must be stored."""
     int8_activations: bool = False
-    """Whether the checkpoint is made for activations in int8 too, a symmetric scale for each token."""
+    """Whether the checkpoint is made for activations in int8 too, with a symmetric scale for each token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,15 @@ class Quantization:
     method: Literal["awq", "gptq", "compressed-tensors", "fp8"]
     schemes: tuple[Scheme, ...]
     zeros_less_one: bool = False
-    """Of "gptq": a stored zero is one less than it counts (the first format), which the second mended."""
+    """For "gptq": whether a stored zero is one less than its value, as in the first version of the format."""
     desc_act: bool = False
-    """Of "gptq": columns were quantised in another order than they lie in; `g_idx` has their groups."""
+    """For "gptq": columns were quantised in another order than they are stored; `g_idx` has their groups."""
 
 
 def read_quantization(raw: Mapping[str, Any]) -> Quantization | None:
-    """Of `raw`, which is config.json as it is; None for weights that are not quantised.
+    """Read the quantization of `raw`, the unchanged config.json; None for weights that are not quantised.
 
-    Raises UnsupportedModel that names what is not supported, or ConfigError for values that are none.
+    Raises UnsupportedModel that names what is not supported, or ConfigError for invalid values.
     """
     said = raw.get("quantization_config")
     if not said:
@@ -80,14 +80,14 @@ _ORIGINAL = "use the original weights or a GGUF file"
 _AWQ_KEYS = {
     "quant_method", "bits", "group_size", "zero_point", "version", "format", "backend",
     "modules_to_not_convert", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config",
-    # Of those that GPTQModel has written:
+    # Written by GPTQModel:
     "method", "checkpoint_format", "pack_dtype", "dynamic", "adapter", "activation", "rotation", "desc_act",
     "sym", "lm_head", "meta",
 }
 _GPTQ_KEYS = {
     "quant_method", "bits", "group_size", "desc_act", "sym", "checkpoint_format", "format", "pack_dtype",
     "is_marlin_format", "dynamic", "adapter", "activation", "rotation", "lm_head", "method",
-    # How the weights were found, or by which kernel they are to be multiplied:
+    # How the weights were quantised, or which kernel multiplies them:
     "meta", "quantizer", "damp_percent", "damp_auto_increment", "static_groups", "true_sequential",
     "act_group_aware", "mse", "dataset", "tokenizer", "model_name_or_path", "model_file_base_name",
     "model_seqlen", "block_name_to_quantize", "module_name_preceding_first_block", "batch_size",
@@ -140,7 +140,7 @@ def _gptq(said: dict[str, Any]) -> Quantization:
 
 
 def _refuse_additions(method: str, said: dict[str, Any]) -> None:
-    """What GPTQModel may add to either method."""
+    """Refuse extensions that GPTQModel may add to either method."""
     _require(method, said, "pack_dtype", ("int32", None))
     _require(method, said, "dynamic", (None, False, {}))  # other bits for some modules
     for key in ("adapter", "activation", "rotation"):
@@ -212,7 +212,7 @@ def _compressed_group(group: Any, default_format: Any) -> Scheme:
 
 
 def _arguments(said: Any) -> dict[str, Any]:
-    """Of weights or activations; {} where these are not quantised."""
+    """Return the arguments of weights or activations; {} if these are not quantised."""
     if said is None:
         return {}
     if not isinstance(said, dict):

@@ -1,4 +1,4 @@
-"""Safetensors whose linear layers others have quantised: see `quantization.py` for which."""
+"""A checkpoint of safetensors whose linear layers another tool has quantised: see `quantization.py`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +12,12 @@ from ingine.engine.models.quantized_modules import find_quantized_modules
 
 
 class QuantizedCheckpoint(SafetensorsCheckpoint):
-    """A quantised module has one tensor here: its weight."""
+    """Safetensors in which each quantised module appears as one tensor, its weight."""
 
     def __init__(self, folder: Path, quantization: Quantization, expected: Mapping[str, list[int]]):
-        """`expected`: the shapes of the tensors that such a model has. Reads the files' headers.
+        """Read the files' headers. `expected` has the shapes of the tensors of such a model.
 
-        Raises ConfigError (or its UnsupportedModel) that names what is at fault.
+        Raises ConfigError (or its UnsupportedModel) that names the tensor at fault.
         """
         headers = self._read_headers(folder)
         self._modules = find_quantized_modules(quantization, headers, expected)
@@ -40,4 +40,4 @@ class QuantizedCheckpoint(SafetensorsCheckpoint):
     def has_a_head_of_its_own(self) -> bool:
         if not {EMBEDDING, HEAD} & self._modules.keys():
             return super().has_a_head_of_its_own()
-        return {EMBEDDING, HEAD} <= self.shape_of.keys()  # not compared: as two matrices they are right too
+        return {EMBEDDING, HEAD} <= self.shape_of.keys()  # not compared: two equal matrices are correct too

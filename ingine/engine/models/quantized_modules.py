@@ -1,14 +1,15 @@
-"""Where a checkpoint holds which module's quantised weights, and those as a StoredMatrix.
+"""Finds the quantised weights of each module in a checkpoint, and reads them as a StoredMatrix.
 
-The tensors of a module, by what wrote them; `n` is out_features, `k` in_features, `g` the number of groups:
+The tensors of a module, by the tool that wrote them; `n` is out_features, `k` in_features, `g` the number of
+groups:
 
     AutoAWQ             qweight i32 [k, n/8], qzeros i32 [g, n/8], scales [g, n]
     GPTQ                qweight i32 [k/8, n], qzeros i32 [g, n/8], scales [g, n], g_idx i32 [k]
-    compressed-tensors  weight_packed i32 [n, k/8 or k/4], weight_scale [n, g], weight_shape i64 [2], and of
-                        asymmetric ones weight_zero_point i32 [n/8, g]; weight_g_idx i32 [k], in older files
+    compressed-tensors  weight_packed i32 [n, k/8 or k/4], weight_scale [n, g], weight_shape i64 [2]; if
+                        asymmetric, weight_zero_point i32 [n/8, g]; weight_g_idx i32 [k], in older files
     the same, and fp8   weight i8 or f8 [n, k], weight_scale (weight_scale_inv) by row, by block, or one
 
-Shapes and types are checked by the files' headers, before anything is read.
+Shapes and types are checked in the files' headers, before any tensor is read.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from ingine.errors import ConfigError, UnsupportedModel
 _FLOATS = ("F32", "F16", "BF16")
 _INTEGERS = ("I32", "I64")
 _IGNORED = ("input_scale", "input_zero_point", "activation_scale")
-"""Of activations, for kernels that quantise these with a scale of the checkpoint. None here does."""
+"""Tensors for kernels that quantise activations with a scale of the checkpoint. The kernels here do not."""
 
 Headers = Mapping[str, StoredTensor]
 Read = Callable[[str], Tensor]
@@ -36,17 +37,17 @@ class QuantizedModule:
     name: str
     shape: tuple[int, int]
     scheme: Scheme
-    """Its rows and columns are numbers, at most those of `shape`."""
+    """Its rows and columns are not None, and at most those of `shape`."""
     tensors: dict[str, str]
     """The names of its tensors by their last part, such as `qweight`."""
     unpack: Unpack
     zeros_less_one: bool
     ignored: tuple[str, ...] = ()
     zero_bias: str | None = None
-    """A bias that such a model does not have. It has to be zero: AutoGPTQ gives one to every module."""
+    """A bias that such a model does not have, and that must be zero: AutoGPTQ adds one to every module."""
 
     def read(self, read: Read) -> StoredMatrix:
-        """Raises ConfigError that names the module."""
+        """Read the weight. Raises ConfigError that names the module."""
         try:
             if self.zero_bias is not None and read(self.zero_bias).any():
                 raise ValueError("its bias is not zero, and this architecture has none")
@@ -56,7 +57,7 @@ class QuantizedModule:
             raise ConfigError(f"{self.name}: {error}") from error
 
     def names(self) -> set[str]:
-        """Of all tensors of the checkpoint that are its own."""
+        """Return the names of all tensors of the checkpoint that belong to the module."""
         bias = () if self.zero_bias is None else (self.zero_bias,)
         return {*self.tensors.values(), *self.ignored, *bias}
 
@@ -64,7 +65,7 @@ class QuantizedModule:
 def find_quantized_modules(
     quantization: Quantization, headers: Headers, expected: Mapping[str, list[int]]
 ) -> dict[str, QuantizedModule]:
-    """By the names of the weights that they stand for, of the `expected` shapes of a model's tensors.
+    """Return the quantised modules by the names of their weights, of `expected` names and shapes.
 
     Raises ConfigError (or its UnsupportedModel) that names the tensor at fault.
     """
@@ -164,7 +165,8 @@ class _Layout:
             groups = grid[1] if len(grid) == 2 else 1
             find = self._if_there if scheme.symmetric else self.require
             names |= find("weight_zero_point", ("I32",), [-(-n // 8), groups])
-        # Whatever `actorder` says: the tool leaves one out that was never set, and columns are in order then.
+        # `actorder` is not read: the tool leaves out a g_idx that was never set, and columns are then in
+        # order.
         return scheme, names | self._if_there("weight_g_idx", ("I32",), [k]), unpack_packed
 
     def scaled(self, schemes: tuple[Scheme, ...], dtype: str) -> _Found:
@@ -174,7 +176,9 @@ class _Layout:
         return scheme, names | {"scale": self.require(scale, _FLOATS)[scale]}, unpack_scaled
 
     def require(self, part: str, dtypes: tuple[str, ...], shape: list[int] | None = None) -> dict[str, str]:
-        """Its name by `part`, of one of `dtypes` and, if that is given, of `shape`."""
+        """Check that `part` has one of `dtypes` and, if given, `shape`. Returns {part: name of the
+        tensor}.
+        """
         name = f"{self.module}.{part}"
         tensor = self.headers.get(name)
         if tensor is None:
@@ -198,7 +202,7 @@ class _Layout:
     def _scheme(
         self, part: str, kind: str, schemes: tuple[Scheme, ...], *, transposed: bool = False
     ) -> Scheme:
-        """The one whose scales have the shape of those that are stored as `part`."""
+        """Return the only scheme whose scales have the shape of the tensor `part`."""
         name, (n, k) = self.require(part, _FLOATS)[part], self.shape
         stored = list(self.headers[name].shape)
         own = [self._clipped(scheme) for scheme in schemes if scheme.kind == kind]

@@ -1,4 +1,4 @@
-"""Which architectures run here, and how they differ: one row an architecture."""
+"""The supported architectures and their differences, one row for each."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,13 +9,13 @@ from ingine.errors import UnsupportedModel
 @dataclass(frozen=True)
 class ArchitectureOptions:
     model_type: str
-    """In config.json; transformers chooses its class by it."""
+    """`model_type` of config.json, by which transformers chooses its class."""
     attention_bias: Literal["never", "qkv", "config"]
-    """Which attention projections have one; `config`: all four, if config.json's `attention_bias` is set."""
+    """The attention projections with a bias; `config`: all four, if config.json sets `attention_bias`."""
     sliding_window: Literal["never", "every_layer", "layer_types"]
-    """Where config.json's `sliding_window` counts, if it has one. `every_layer`: unless by `layer_types`."""
+    """The layers where config.json's `sliding_window` applies. `every_layer`: unless it has `layer_types`."""
     qk_norm: bool = False
-    """Each query and key head is normalised before its rotation."""
+    """Whether each query and key head is normalised before its rotation."""
 
 
 ARCHITECTURES: dict[str, ArchitectureOptions] = {
@@ -27,9 +27,9 @@ ARCHITECTURES: dict[str, ArchitectureOptions] = {
 
 
 def find_architecture(names: list[str], *, own_code: Any = None) -> tuple[str, ArchitectureOptions]:
-    """The first of a config's `architectures` that runs here. Raises UnsupportedModel.
+    """Return the first supported one of a config's `architectures`. Raises UnsupportedModel if there is none.
 
-    `own_code` is config.json's `auto_map`, which names code that the model brings along, for the message.
+    own_code: config.json's `auto_map`, which names code in the model's folder, for the message.
     """
     for name in names:
         if name in ARCHITECTURES:

@@ -1,7 +1,8 @@
-"""Frequencies of rotary position embedding, as transformers computes them.
+"""Computes the frequencies of rotary position embedding, as transformers does.
 
-Those without scaling, with linear scaling and Llama 3's are a few lines each and are here, since importing
-transformers takes longer than loading a small model. YaRN's are its.
+Frequencies without scaling, with linear scaling and with Llama 3's scaling are computed here in a few lines
+each, since importing transformers takes longer than loading a small model. transformers computes those of
+YaRN.
 """
 
 import math
@@ -21,18 +22,18 @@ SUPPORTED_ROPE = {
     "llama3": ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", _LENGTH),
     "yarn": ("rope_theta", _LENGTH),
 }
-"""By `rope_type`, the numbers that its frequencies cannot do without.
+"""For each `rope_type`, the numbers that its frequencies require.
 
-None of these frequencies depends on the sequence. `dynamic` and `longrope` change with its length: one
-request would change another's tokens, and cached keys would be wrong once their sequence had grown."""
+These frequencies do not depend on the sequence. Those of `dynamic` and `longrope` change with its length: one
+request would change another's tokens, and cached keys would become wrong when their sequence grows."""
 
 DEFAULT_THETA = 10_000.0
 
 
 def rope_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """From a config.json, also an old one, what transformers calls `rope_parameters`.
+    """Return what transformers calls `rope_parameters` from a config.json, also from an old one.
 
-    Raises UnsupportedModel for what does not run here, KeyError, ValueError or TypeError for what is wrong.
+    Raises UnsupportedModel for unsupported parameters, KeyError, ValueError or TypeError for wrong ones.
     """
     parameters = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
     if any(isinstance(value, dict) for value in parameters.values()):
@@ -54,10 +55,10 @@ def rope_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_numbers(parameters: Mapping[str, Any]) -> None:
-    """Raises KeyError or ValueError: most wrong numbers would not fail, but give positions of NaN."""
+    """Raise KeyError or ValueError for wrong numbers: most of them would not fail, but give NaN."""
     rope_type = parameters["rope_type"]
     keys = SUPPORTED_ROPE[rope_type]
-    if rope_type == "yarn" and parameters.get("factor") is not None:  # else it follows from the lengths
+    if rope_type == "yarn" and parameters.get("factor") is not None:  # otherwise it follows from the lengths
         keys = (*keys, "factor")
     for key in keys:
         value = parameters[key]
@@ -71,7 +72,7 @@ def _check_numbers(parameters: Mapping[str, Any]) -> None:
 
 
 def rope_frequencies(parameters: Mapping[str, Any], head_dim: int) -> Tensor:
-    """head_dim / 2 angular frequencies for any `rope_parameters` but YaRN's."""
+    """Return head_dim / 2 angular frequencies for any `rope_parameters` except those of YaRN."""
     inv_freq = 1.0 / parameters["rope_theta"] ** (
         torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     )
@@ -83,7 +84,7 @@ def rope_frequencies(parameters: Mapping[str, Any], head_dim: int) -> Tensor:
 
 
 def yarn_frequencies(folder: Path) -> tuple[Tensor, float]:
-    """Likewise for the model in `folder`, and what its sines and cosines are multiplied by."""
+    """Return the YaRN frequencies of the model in `folder`, and the factor of its sines and cosines."""
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -95,7 +96,7 @@ def yarn_frequencies(folder: Path) -> tuple[Tensor, float]:
 
 
 def _llama3(inv_freq: Tensor, parameters: Mapping[str, Any]) -> Tensor:
-    """Long waves are stretched by `factor`, short ones kept, those between by a share of it (Llama 3.1)."""
+    """Stretch long waves by `factor`, keep short ones, and interpolate between them (Llama 3.1)."""
     factor, length = parameters["factor"], parameters["original_max_position_embeddings"]
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
     wavelength = 2 * math.pi / inv_freq

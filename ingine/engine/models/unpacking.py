@@ -1,6 +1,6 @@
-"""The tensors of a quantised module as other tools pack them -> a StoredMatrix of ours.
+"""Converts the tensors of a quantised module, as other tools pack them, to a StoredMatrix.
 
-Shapes and types have been checked (`quantized_modules.py`); a value that cannot be is a ValueError.
+Shapes and types have been checked before (`quantized_modules.py`). Impossible values raise ValueError.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from ingine.engine.kernels.layers.stored import Int4Matrix, ReorderedMatrix, Sca
 from ingine.engine.models.quantization import Scheme
 
 Unpack = Callable[[tuple[int, int], Scheme, dict[str, Tensor], bool], StoredMatrix]
-"""(shape, scheme, the module's tensors, whether zeros are stored less one) -> the matrix."""
+"""Maps (shape, scheme, the module's tensors, whether stored zeros are one too small) to the matrix."""
 
 _AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
-"""In which of the eight places of a word (the lowest bits are 0) AutoAWQ puts columns 0 to 7."""
+"""The place in a word, of eight (place 0 has the lowest bits), where AutoAWQ puts columns 0 to 7."""
 
 _ONE_IN_EACH_PLACE = 0x11111111
 
@@ -23,7 +23,7 @@ _ONE_IN_EACH_PLACE = 0x11111111
 def unpack_awq(
     shape: tuple[int, int], scheme: Scheme, tensors: dict[str, Tensor], zeros_less_one: bool
 ) -> Int4Matrix:
-    """Words hold eight outputs of one input."""
+    """Unpack AutoAWQ's tensors. A word holds eight outputs of one input."""
     codes, zeros = (_places(tensors[name])[..., _AWQ_ORDER].flatten(1) for name in ("qweight", "qzeros"))
     return Int4Matrix(shape, _pairs(codes.t()), *_float16(tensors["scales"].t(), zeros.t()))
 
@@ -31,10 +31,10 @@ def unpack_awq(
 def unpack_gptq(
     shape: tuple[int, int], scheme: Scheme, tensors: dict[str, Tensor], zeros_less_one: bool
 ) -> Int4Matrix | ReorderedMatrix:
-    """Words hold eight inputs of one output, zeros of eight outputs."""
+    """Unpack GPTQ's tensors. A word holds eight inputs of one output; a word of zeros, eight outputs."""
     zeros = tensors["qzeros"]
     if zeros_less_one:
-        # Of the whole word, carries and all, as GPTQModel does it and, the other way, undoes it.
+        # Add to the whole word, with carries, since GPTQModel subtracts from the whole word.
         zeros = zeros + _ONE_IN_EACH_PLACE
     matrix = Int4Matrix(
         shape,
@@ -47,7 +47,7 @@ def unpack_gptq(
 def unpack_packed(
     shape: tuple[int, int], scheme: Scheme, tensors: dict[str, Tensor], zeros_less_one: bool
 ) -> StoredMatrix:
-    """Words hold four or eight inputs of one output, each with half of its range added."""
+    """Unpack compressed-tensors. A word has four or eight inputs of one output, plus half of their range."""
     if tensors["weight_shape"].tolist() != list(shape):
         raise ValueError(f"its weight_shape is {tensors['weight_shape'].tolist()}, not {list(shape)}")
     scales = tensors["weight_scale"]
@@ -59,7 +59,7 @@ def unpack_packed(
     rows = shape[0]
     scales = (scales if scales.dim() == 2 else scales.view(-1, 1)).expand(rows, -1)
     zeros = torch.full(scales.shape, 8)
-    if (packed := tensors.get("weight_zero_point")) is not None:  # words hold eight outputs of one group
+    if (packed := tensors.get("weight_zero_point")) is not None:  # a word holds eight outputs of one group
         zeros = _places(packed.t().contiguous()).flatten(1).t()[:rows]
     matrix = Int4Matrix(shape, _bytes(tensors["weight_packed"]), *_float16(scales, zeros))
     groups = tensors.get("weight_g_idx")
@@ -81,14 +81,17 @@ def _scaled(shape: tuple[int, int], scheme: Scheme, numbers: Tensor, scales: Ten
 
 
 def _is_unset(groups: Tensor | None) -> bool:
-    """compressed-tensors fills a `weight_g_idx` with -1 until it is set: columns are in order then."""
+    """Return whether `weight_g_idx` is missing or was never set: compressed-tensors fills it with -1, and
+    columns are then in order.
+    """
     return groups is None or bool((groups == -1).all())
 
 
 def _in_order_of(groups: Tensor | None, matrix: Int4Matrix) -> Int4Matrix | ReorderedMatrix:
-    """`matrix` has its columns as they are stored; `groups` has the group of each. None: one after the other.
+    """Return `matrix`, whose columns are as stored, with the columns of a group side by side.
 
-    Groups need not be of neighbours ("desc_act"), but all are of the same size.
+    groups: the group of each column; None: groups are in order. The columns of a group need not be neighbours
+    ("desc_act"), but all groups have the same size.
     """
     columns, num_groups = matrix.shape[1], matrix.scales.shape[1]
     in_order = torch.arange(columns) // matrix.group_size
@@ -104,25 +107,27 @@ def _in_order_of(groups: Tensor | None, matrix: Int4Matrix) -> Int4Matrix | Reor
 
 
 def _bytes(words: Tensor) -> Tensor:
-    """int32 [rows, columns] -> uint8 [rows, 4 * columns], the lowest byte first, on any machine."""
+    """Convert int32 [rows, columns] to uint8 [rows, 4 * columns], the lowest byte first, on any machine."""
     if torch.tensor([1], dtype=torch.int32).view(torch.uint8)[0] == 0:
         words = torch.from_numpy(words.numpy().byteswap())
     return words.contiguous().view(torch.uint8)
 
 
 def _places(words: Tensor) -> Tensor:
-    """int32 [rows, columns] -> uint8 [rows, columns, 8]: four bits each, the lowest first."""
+    """Convert int32 [rows, columns] to uint8 [rows, columns, 8]: four bits each, the lowest first."""
     packed = _bytes(words).unflatten(1, (-1, 4))
     return torch.stack((packed & 15, packed >> 4), dim=3).flatten(2)
 
 
 def _pairs(codes: Tensor) -> Tensor:
-    """[rows, columns] -> [rows, columns / 2]: even columns are the low four bits."""
+    """Pack codes [rows, columns] to [rows, columns / 2]: even columns are the low four bits."""
     return codes[:, 0::2] | codes[:, 1::2] << 4
 
 
 def _float16(scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
-    """Contiguous, of an Int4Matrix. What float16 cannot hold is a scale that nobody's tool has written."""
+    """Return contiguous scales and zeros of an Int4Matrix. Raises ValueError for scales that do not fit
+    float16, which no tool writes.
+    """
     rounded = scales.half()
     error = (rounded.float() - scales.float()).abs()
     if not rounded.isfinite().all() or (error > scales.float().abs().amax() * 2**-11).any():

@@ -1,4 +1,4 @@
-"""Which tensors a model's checkpoint has: compared with what is there before anything is allocated."""
+"""Shapes of the tensors of a model's checkpoint, which are compared with the files before any allocation."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ _FIRST_LAYER = "model.layers.0."
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, list[int]]:
-    """Of every tensor of the whole model, by its Hugging Face name. Takes no memory of the model's size."""
+    """Return the shape of every tensor of the whole model, by Hugging Face name, without allocating it."""
     one_layer = replace(config, num_layers=1, sliding_windows=config.sliding_windows[:1])
     model = Decoder(one_layer, REFERENCE, dtype=torch.float32, device=torch.device("meta"))
     shapes = {name: list(tensor.shape) for name, tensor in model.checkpoint_tensors().items()}

@@ -1,1 +1,1 @@
-"""From logits to tokens: processes a batch's logits, and has one of `kernels.sampling` choose."""
+"""Samples tokens: processes the logits of a batch, and calls the kernels of `kernels.sampling`."""

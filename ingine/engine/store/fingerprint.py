@@ -1,6 +1,6 @@
-"""A short name for a model's content: what decides which tokens it generates.
+"""Computes a short name for the content of a model that decides which tokens it generates.
 
-Workers that serve one queue compare it. So it has to be the same on every machine for the same model, and
+Workers that serve one queue compare it. So it must be the same on every machine for the same model, and
 cheap: only a few kilobytes of each tensor are read. Imports neither torch nor transformers.
 """
 
@@ -21,7 +21,7 @@ from ingine.engine.files.model_files import (
 from ingine.engine.files.safetensors_header import damaged, read_header
 
 SAMPLE_BYTES = 4096
-"""How much is read of each tensor, from its middle: a fine-tune changes every matrix that it trains."""
+"""Bytes that are read from the middle of each tensor: a fine-tune changes every matrix that it trains."""
 
 VOLATILE_KEYS = frozenset(
     {
@@ -30,16 +30,16 @@ VOLATILE_KEYS = frozenset(
         *("tokenizer_file", "is_local", "local_files_only", "backend"),
     }
 )
-"""Keys of config files that say by whom, where or with which software they were written. The weights' own
-types count, and what they are computed in is a setting of the engine."""
+"""Keys of config files that say who wrote them, where, or with which software, and the dtype: the types of
+the stored weights count, and the dtype of the computation is a setting of the engine."""
 
 
 def model_fingerprint(folder: Path) -> str:
-    """16 hex digits that depend on the model's weights, config.json, generation_config.json and tokenizer.
+    """Return 16 hex digits of the model's weights, config.json, generation_config.json and tokenizer.
 
-    They do not depend on the folder's name, on how the weights are spread over files, or on `VOLATILE_KEYS`.
-    Weights are sampled, not read whole: two models that differ in a few numbers of a matrix may have the same
-    fingerprint. Raises ConfigError that names the file which is missing or damaged.
+    They do not depend on the folder's name, on how weights are distributed over files, or on `VOLATILE_KEYS`.
+    Weights are sampled: two models that differ in a few numbers of a matrix may have the same fingerprint.
+    Raises ConfigError that names a missing or damaged file.
     """
     digest = hashlib.sha256()
     for name, content in _parts(Path(folder)):
@@ -68,7 +68,7 @@ def _stable_json(path: Path) -> bytes:
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
-    """tokenizer.json, or what transformers makes one from; and chat templates."""
+    """Return tokenizer.json, or else the files that transformers makes it from; and the chat templates."""
     names = ["tokenizer.json"]
     if not (folder / "tokenizer.json").exists():
         names = ["tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json"]
@@ -77,7 +77,7 @@ def _tokenizer_files(folder: Path) -> list[Path]:
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, type, shape and sample) of each tensor in a safetensors file."""
+    """Yield (name; type, shape and sample) of each tensor in a safetensors file."""
     header = read_header(path)
     with open_regular(path) as file:
         for name, tensor in header.items():
@@ -86,7 +86,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _gguf_tensors(folder: Path, paths: list[Path]) -> Iterator[tuple[str, bytes]]:
-    """Likewise of GGUF files."""
+    """Yield (name; type, shape and sample) of each tensor in GGUF files."""
     from ingine.engine.models.gguf_header import read_gguf_header
     from ingine.engine.models.gguf_record import check_record
 
@@ -100,7 +100,7 @@ def _gguf_tensors(folder: Path, paths: list[Path]) -> Iterator[tuple[str, bytes]
 
 
 def _sample(path: Path, file: BinaryIO, name: str, begin: int, num_bytes: int) -> bytes:
-    """From the middle of a tensor."""
+    """Read up to SAMPLE_BYTES from the middle of a tensor."""
     size = min(num_bytes, SAMPLE_BYTES)
     try:
         file.seek(begin + (num_bytes - size) // 2)

@@ -1,7 +1,7 @@
-"""A model's own sampling parameters, out of its generation_config.json, by vLLM's rule.
+"""Reads a model's default sampling parameters from its generation_config.json, by vLLM's rule.
 
-Temperature, top_k, top_p, min_p and the repetition penalty hold where a request does not give them, and
-max_new_tokens where it gives no max_tokens. Whether the file says `do_sample` makes no difference.
+Temperature, top_k, top_p, min_p and the repetition penalty apply if a request does not set them, and
+max_new_tokens if it does not set max_tokens. The file's `do_sample` is ignored.
 """
 
 import logging
@@ -25,11 +25,11 @@ FIELDS = {
     "repetition_penalty": "repetition_penalty",
     "max_new_tokens": "max_tokens",
 }
-"""Name in the file to name in SamplingParams."""
+"""Maps names in the file to names in SamplingParams."""
 
 
 def read_sampling_defaults(folder: Path) -> dict[str, Any]:
-    """Fields of SamplingParams. Empty where there is no such file. Raises ConfigError for a wrong value."""
+    """Return fields of SamplingParams, none if the file is missing. Raises ConfigError for a wrong value."""
     file = folder / FILE_NAME
     if not file.exists():
         return {}

