@@ -20,7 +20,6 @@ from ingine.engine.schedule.scheduler import ScheduledBatch, Scheduler
 from ingine.engine.schedule.sequence import Sequence
 from ingine.engine.schedule.speculation import Speculator
 from ingine.engine.step_trace import log_step
-from ingine.engine.text.detokenizer import Detokenizer
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
 
@@ -123,7 +122,7 @@ class Engine:
             sort_key=(arrival_time + priority_s, next(self._arrivals)),
             max_num_tokens=self.max_model_len,
             eos_token_ids=self._eos_token_ids,
-            detokenizer=Detokenizer(self.tokenizer) if self.tokenizer else None,
+            tokenizer=self.tokenizer,
             output_token_ids=request.output_token_ids,
             tenant=request.tenant,
         )
@@ -292,7 +291,7 @@ class Engine:
                 break
             token_ids.append(token.token_id)
             if token.logprobs is not None:
-                seq.name_tokens(token.logprobs)
+                seq.output_text.add_token_bytes(token.logprobs)
                 logprobs.append(token.logprobs)
             text += seq.append(token.token_id)
             if seq.finish_reason is not None:

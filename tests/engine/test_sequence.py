@@ -1,10 +1,9 @@
-"""How one sequence takes its tokens: the text of each, and the end."""
+"""How one sequence takes its tokens, and reports the text of each and the end."""
 
 import torch
 
 from ingine.engine.sample.processors import process
 from ingine.engine.schedule.sequence import Sequence
-from ingine.engine.text.detokenizer import Detokenizer
 from ingine.sampling_params import MAX_LOGIT_BIASES, MAX_STOP_TOKEN_IDS, SamplingParams
 
 EOS = 0
@@ -29,7 +28,7 @@ def make_sequence(pieces: Pieces, output: list[int] = (), **params) -> Sequence:
         sort_key=(0, 0),
         max_num_tokens=100,
         eos_token_ids=frozenset({EOS}),
-        detokenizer=Detokenizer(pieces),
+        tokenizer=pieces,
         output_token_ids=output,
     )
 
@@ -45,19 +44,6 @@ def test_half_a_character_before_the_end_is_flushed():
     seq = make_sequence(Pieces(b"", b"yes", "é".encode()[:-1]))
     assert [seq.append(token_id) for token_id in (1, 2, EOS)] == ["yes", "", ""]
     assert seq.output([EOS]).final_text == "\ufffd"
-
-
-def test_what_may_start_a_stop_string_is_flushed_at_the_end():
-    seq = make_sequence(Pieces(b"", b"yes ST"), stop=("STOP",), max_tokens=1)
-    assert seq.append(1) == "yes "
-    output = seq.output([1])
-    assert (output.finish_reason, output.final_text) == ("length", "ST")
-
-
-def test_a_stop_string_on_the_last_token_counts_as_stop():
-    seq = make_sequence(Pieces(b"", b"STOP"), stop=("STOP",), max_tokens=1)
-    seq.append(1)
-    assert (seq.finish_reason, seq.stop_reason) == ("stop", "STOP")
 
 
 def test_a_replayed_sequence_holds_back_what_it_held_back():
@@ -114,7 +100,7 @@ def test_no_step_walks_a_list_of_the_request():
     seq = Sequence(
         "a", [0], params, seed=0, sort_key=(0, 0), max_num_tokens=100, eos_token_ids=frozenset({0})
     )
-    seq.end_token_ids = WatchedSet(seq.end_token_ids)
+    end_token_ids = seq.output_text.end_token_ids = WatchedSet(seq.output_text.end_token_ids)
     walks_to_make_it = stop.num_walks, bias.num_walks
     for _ in range(20):
         logits = process(torch.zeros(1, 2048), [seq])
@@ -122,6 +108,6 @@ def test_no_step_walks_a_list_of_the_request():
         seq.append(2000)
         process(torch.zeros(1, 2048), [*seq.ahead([2000])])
     assert (stop.num_walks, bias.num_walks) == walks_to_make_it
-    assert seq.end_token_ids.num_walks == 0
+    assert end_token_ids.num_walks == 0
     seq.append(7)
     assert (seq.finish_reason, seq.stop_reason) == ("stop", 7)

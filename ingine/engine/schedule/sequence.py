@@ -1,4 +1,4 @@
-"""One request inside the engine: its tokens, what is computed of them, and when it ends."""
+"""One request inside the engine: its tokens, how far their KV is computed, and in which blocks it lies."""
 
 from array import array
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.engine.schedule.drafter import Drafter
 from ingine.engine.schedule.suffix_drafter import SuffixDrafter
 from ingine.engine.schedule.token_counts import TokenCounts
-from ingine.engine.text.detokenizer import Detokenizer
-from ingine.engine.text.stop import StopStrings
+from ingine.engine.text.detokenizer import TokenBytes
+from ingine.engine.text.output_text import OutputText
 from ingine.sampling_params import SamplingParams
 
 
@@ -54,7 +54,7 @@ class Sequence:
         sort_key: tuple[float, int],
         max_num_tokens: int,
         eos_token_ids: frozenset[int] = frozenset(),
-        detokenizer: Detokenizer | None = None,
+        tokenizer: TokenBytes | None = None,
         output_token_ids: Tokens[int] = (),
         tenant: str = "",
     ):
@@ -65,9 +65,13 @@ class Sequence:
         self.sort_key = sort_key
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
-        self.max_num_tokens = max_num_tokens
-        if params.max_tokens is not None:
-            self.max_num_tokens = min(max_num_tokens, self.num_prompt_tokens + params.max_tokens)
+        self.output_text = OutputText(
+            params,
+            max_tokens=max_num_tokens - self.num_prompt_tokens,
+            eos_token_ids=eos_token_ids,
+            tokenizer=tokenizer,
+        )
+        self.max_num_tokens = self.num_prompt_tokens + self.output_text.max_tokens
 
         self.num_pending_tokens = 0
         """Tokens that a step samples which is on its way: they count, and are not in `token_ids` yet."""
@@ -79,16 +83,12 @@ class Sequence:
 
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
-        self._stop_token_ids = frozenset(params.stop_token_ids)
-        self.end_token_ids = self._stop_token_ids | (frozenset() if params.ignore_eos else eos_token_ids)
-        self.processing = LogitsProcessing.of(params, self.end_token_ids)
+        self.processing = LogitsProcessing.of(params, self.output_text.end_token_ids)
         penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
         has_penalties = penalties != (1, 0, 0)
         self.token_counts = TokenCounts(self.token_ids) if has_penalties else None
         self._has_plain_params = not (has_penalties or params.logit_bias or params.logprobs is not None)
         self.drafter: Drafter | SuffixDrafter | None = None
-        self._detokenizer = detokenizer
-        self._stop_strings = StopStrings(params.stop)
         self._replay(output_token_ids)
 
     @property
@@ -114,30 +114,15 @@ class Sequence:
         return self._is_plain_at(self.num_output_tokens + self.num_pending_tokens)
 
     def append(self, token_id: int) -> str:
-        """Take the next output token, and finish if it is the last. Returns the text that is now sure."""
+        """Take the next output token, and finish if it ends the output. Returns the text now certain."""
         self.token_ids.append(token_id)
         if self.token_counts is not None:
             self.token_counts.add(token_id)
-        if token_id in self.end_token_ids:  # as in vLLM, such a token is in the ids and not in the text
-            self.finish(FinishReason.STOP, token_id if token_id in self._stop_token_ids else None)
-            return ""
-        text, stop = self._detokenizer.append(token_id) if self._detokenizer else "", None
-        # The text of the first `min_tokens` tokens is not searched: it may not end the output.
-        if self.num_output_tokens > self.params.min_tokens:
-            text, stop = self._stop_strings.append(text)
-        if stop is not None:
-            self._detokenizer = None  # what it may hold of a last character comes after the end
-            self.finish(FinishReason.STOP, stop)
-        elif self.num_tokens >= self.max_num_tokens:
-            self.finish(FinishReason.LENGTH)
+        output_text = self.output_text
+        text = output_text.append(token_id)
+        if output_text.finish_reason is not None:
+            self.finish(output_text.finish_reason, output_text.stop_reason)
         return text
-
-    def name_tokens(self, logprobs: dict) -> None:
-        """Add the bytes of the tokens to the report on the token that `append` is about to take."""
-        if self._detokenizer is not None:
-            token_bytes = self._detokenizer.token_bytes
-            logprobs["bytes"] = list(token_bytes(logprobs["token_id"]))
-            logprobs["top_bytes"] = [list(token_bytes(token_id)) for token_id, _ in logprobs["top"]]
 
     def ahead(self, draft_token_ids: Tokens[int]) -> "Iterator[SequenceAhead]":
         """As it would be with the first token of the draft, the first two, and so on."""
@@ -161,9 +146,6 @@ class Sequence:
 
     def output(self, token_ids: list[int], text: str = "", logprobs: list[dict] | None = None) -> SeqOutput:
         """What a step added; with the end of the text, if the sequence has finished."""
-        final_text = ""
-        if self.finish_reason is not None:
-            final_text = self._stop_strings.flush() + (self._detokenizer.flush() if self._detokenizer else "")
         return SeqOutput(
             seq_id=self.seq_id,
             position=self.num_output_tokens,
@@ -174,7 +156,7 @@ class Sequence:
             logprobs=logprobs,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
-            final_text=final_text,
+            final_text="" if self.finish_reason is None else self.output_text.flush(),
         )
 
     def _is_plain_at(self, position: int) -> bool:

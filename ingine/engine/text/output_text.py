@@ -1,0 +1,77 @@
+"""One request's output as text, and where and why the output ends."""
+
+from ingine.engine.outputs import FinishReason
+from ingine.engine.text.detokenizer import Detokenizer, TokenBytes
+from ingine.engine.text.stop import StopStrings
+from ingine.sampling_params import SamplingParams
+
+
+class OutputText:
+    """Turns the output tokens of one request into text, and finds the end of the output.
+
+    The text returned up to a token, and the end, are a pure function of the constructor's arguments and of
+    the tokens up to it. A request is therefore resumed by appending its earlier tokens again. Nothing here
+    depends on how tokens are batched or computed.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        max_tokens: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+        tokenizer: TokenBytes | None = None,
+    ):
+        """max_tokens: the most output tokens that the engine allows; `params.max_tokens` may lower it.
+        eos_token_ids: the model's end-of-sequence tokens. tokenizer: without one the text is always "", and
+        no stop string is found.
+        """
+        self.max_tokens = max_tokens if params.max_tokens is None else min(max_tokens, params.max_tokens)
+        self.num_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        """STOP or LENGTH once the output has ended; no token may be appended after that."""
+        self.stop_reason: int | str | None = None
+        """The stop token or stop string of `params` that ended the output. None for any other end."""
+        self._stop_token_ids = frozenset(params.stop_token_ids)
+        self.end_token_ids = self._stop_token_ids | (frozenset() if params.ignore_eos else eos_token_ids)
+        """Tokens that end the output."""
+        self._min_tokens = params.min_tokens
+        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
+        self._stop_strings = StopStrings(params.stop)
+
+    def append(self, token_id: int) -> str:
+        """Take the next output token. Returns the text that is now certain, and sets `finish_reason` if the
+        token ends the output.
+        """
+        self.num_tokens += 1
+        if token_id in self.end_token_ids:  # as in vLLM, such a token is in the ids and not in the text
+            self._finish(FinishReason.STOP, token_id if token_id in self._stop_token_ids else None)
+            return ""
+        text, stop = self._detokenizer.append(token_id) if self._detokenizer else "", None
+        # The text of the first `min_tokens` tokens is not searched: it may not end the output.
+        if self.num_tokens > self._min_tokens:
+            text, stop = self._stop_strings.append(text)
+        if stop is not None:
+            self._detokenizer = None  # an unfinished character that it holds comes after the end
+            self._finish(FinishReason.STOP, stop)
+        elif self.num_tokens >= self.max_tokens:
+            self._finish(FinishReason.LENGTH)
+        return text
+
+    def add_token_bytes(self, logprobs: dict) -> None:
+        """Add `bytes` and `top_bytes` (see `SeqOutput.logprobs`) to the logprobs of the next token, before it
+        is appended. Adds nothing without a tokenizer.
+        """
+        if self._detokenizer is not None:
+            token_bytes = self._detokenizer.token_bytes
+            logprobs["bytes"] = list(token_bytes(logprobs["token_id"]))
+            logprobs["top_bytes"] = [list(token_bytes(token_id)) for token_id, _ in logprobs["top"]]
+
+    def flush(self) -> str:
+        """Return the text that was held back, once no more tokens come: the start of a stop string, or the
+        replacement for an unfinished character.
+        """
+        return self._stop_strings.flush() + (self._detokenizer.flush() if self._detokenizer else "")
+
+    def _finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        self.finish_reason, self.stop_reason = reason, stop_reason
