@@ -18,6 +18,7 @@ import torch
 
 from ingine.engine.kernels.sampling.interface import TORCH_SAMPLING, Sampling
 from ingine.engine.kernels.select import select_kernels
+from ingine.engine.request import EngineRequest
 from ingine.engine.sample import sampler
 from ingine.engine.schedule.sequence import Sequence
 from ingine.sampling_params import SamplingParams
@@ -48,13 +49,12 @@ def make_sequences(params: SamplingParams, num_seqs: int) -> list[Sequence]:
     params = params.model_copy(update={"max_tokens": NUM_TOKENS + 1})
     return [
         Sequence(
-            str(index),
-            range(index, index + NUM_TOKENS),
-            params,
+            EngineRequest(
+                str(index), range(index, index + NUM_TOKENS), params, output_token_ids=range(NUM_TOKENS)
+            ),
             seed=index,
             sort_key=(0, index),
             max_num_tokens=VOCAB_SIZE,
-            output_token_ids=range(NUM_TOKENS),
         )
         for index in range(num_seqs)
     ]

@@ -115,16 +115,12 @@ class Engine:
         arrival_time = time.time() if request.arrival_time is None else request.arrival_time
         priority_s = request.priority * self.config.priority_ageing_s
         seq = Sequence(
-            seq_id,
-            request.prompt_token_ids,
-            params,
+            request,
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
             sort_key=(arrival_time + priority_s, next(self._arrivals)),
             max_num_tokens=self.max_model_len,
             eos_token_ids=self._eos_token_ids,
             tokenizer=self.tokenizer,
-            output_token_ids=request.output_token_ids,
-            tenant=request.tenant,
         )
         if self._speculator is not None:
             self._speculator.begin(seq)

@@ -5,6 +5,7 @@ import math
 import torch
 
 from ingine.engine.kernels.sampling.interface import Sampling
+from ingine.engine.request import EngineRequest
 from ingine.engine.sample.sampler import sample
 from ingine.engine.schedule.sequence import Sequence
 from ingine.sampling_params import SamplingParams
@@ -36,14 +37,11 @@ TRUNCATIONS = [
 def make_sequence(output: list[int] = (), prompt: list[int] = (1, 2, 3), **params) -> Sequence:
     params = SamplingParams(**{"temperature": 0.0, "max_tokens": 1000, **params})
     return Sequence(
-        "seq",
-        prompt,
-        params,
+        EngineRequest("seq", prompt, params, output_token_ids=output),
         seed=params.seed or 0,
         sort_key=(0, 0),
         max_num_tokens=10_000,
         eos_token_ids=frozenset({EOS}),
-        output_token_ids=output,
     )
 
 

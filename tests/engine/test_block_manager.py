@@ -11,6 +11,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from ingine.engine.request import EngineRequest
 from ingine.engine.schedule.block_manager import BlockManager
 from ingine.engine.schedule.sequence import Sequence
 from ingine.errors import EngineError
@@ -18,7 +19,8 @@ from ingine.sampling_params import SamplingParams
 
 
 def make_sequence(token_ids: list[int], seq_id: str = "seq") -> Sequence:
-    return Sequence(seq_id, token_ids, SamplingParams(), seed=0, sort_key=(0, 0), max_num_tokens=10_000)
+    request = EngineRequest(seq_id, token_ids, SamplingParams())
+    return Sequence(request, seed=0, sort_key=(0, 0), max_num_tokens=10_000)
 
 
 def compute(blocks: BlockManager, seq: Sequence, num_tokens: int | None = None) -> None:

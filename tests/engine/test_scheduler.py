@@ -5,6 +5,7 @@ from itertools import count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingine.engine.request import EngineRequest
 from ingine.engine.schedule.block_manager import BlockManager
 from ingine.engine.schedule.scheduler import ScheduledBatch, Scheduler
 from ingine.engine.schedule.sequence import Sequence
@@ -26,9 +27,7 @@ def make_sequence(
     """No two have a prefix in common."""
     serial = next(_serials)
     return Sequence(
-        seq_id,
-        [serial] * num_tokens,
-        SamplingParams(max_tokens=max_tokens),
+        EngineRequest(seq_id, [serial] * num_tokens, SamplingParams(max_tokens=max_tokens)),
         seed=0,
         sort_key=(arrival + priority * AGEING_S, serial),
         max_num_tokens=10_000,

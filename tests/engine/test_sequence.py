@@ -2,6 +2,7 @@
 
 import torch
 
+from ingine.engine.request import EngineRequest
 from ingine.engine.sample.processors import process
 from ingine.engine.schedule.sequence import Sequence
 from ingine.sampling_params import MAX_LOGIT_BIASES, MAX_STOP_TOKEN_IDS, SamplingParams
@@ -21,15 +22,12 @@ class Pieces:
 
 def make_sequence(pieces: Pieces, output: list[int] = (), **params) -> Sequence:
     return Sequence(
-        "seq",
-        [EOS],
-        SamplingParams(**params),
+        EngineRequest("seq", [EOS], SamplingParams(**params), output_token_ids=output),
         seed=0,
         sort_key=(0, 0),
         max_num_tokens=100,
         eos_token_ids=frozenset({EOS}),
         tokenizer=pieces,
-        output_token_ids=output,
     )
 
 
@@ -98,7 +96,11 @@ def test_no_step_walks_a_list_of_the_request():
     bias = WatchedDict.fromkeys(range(MAX_LOGIT_BIASES), 1.0)
     params = SamplingParams(min_tokens=50).model_copy(update={"stop_token_ids": stop, "logit_bias": bias})
     seq = Sequence(
-        "a", [0], params, seed=0, sort_key=(0, 0), max_num_tokens=100, eos_token_ids=frozenset({0})
+        EngineRequest("a", [0], params),
+        seed=0,
+        sort_key=(0, 0),
+        max_num_tokens=100,
+        eos_token_ids=frozenset({0}),
     )
     end_token_ids = seq.output_text.end_token_ids = WatchedSet(seq.output_text.end_token_ids)
     walks_to_make_it = stop.num_walks, bias.num_walks

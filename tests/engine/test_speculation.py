@@ -256,14 +256,9 @@ _serials = count(1000)
 
 def make_sequence(seq_id: str, num_tokens: int, **params) -> Sequence:
     serial = next(_serials)
-    seq = Sequence(
-        seq_id,
-        [serial] * num_tokens,  # a period of one, which is drafted from the first token on
-        SamplingParams(**{"max_tokens": 100, "temperature": 0, **params}),
-        seed=0,
-        sort_key=(0, serial),
-        max_num_tokens=10_000,
-    )
+    prompt = [serial] * num_tokens  # a period of one, which is drafted from the first token on
+    request = EngineRequest(seq_id, prompt, SamplingParams(**{"max_tokens": 100, "temperature": 0, **params}))
+    seq = Sequence(request, seed=0, sort_key=(0, serial), max_num_tokens=10_000)
     Generous(8).begin(seq)
     return seq
 

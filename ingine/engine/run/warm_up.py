@@ -6,6 +6,7 @@ from ingine.engine.communication.parallel import TensorParallel
 from ingine.engine.config import EngineConfig
 from ingine.engine.kernels.attention import KVCache
 from ingine.engine.models.interface import Model
+from ingine.engine.request import EngineRequest
 from ingine.engine.run.model_runner import ModelRunner
 from ingine.engine.schedule.scheduler import ScheduledBatch
 from ingine.engine.schedule.sequence import Sequence
@@ -95,9 +96,7 @@ def _step(config: EngineConfig, vocab_size: int, lengths: list[int]) -> Schedule
     batch, num_blocks = ScheduledBatch(), 0
     for index, length in enumerate(lengths):
         seq = Sequence(
-            str(index),
-            [token % vocab_size for token in range(length)],
-            COSTLY,
+            EngineRequest(str(index), [token % vocab_size for token in range(length)], COSTLY),
             seed=0,
             sort_key=(0.0, index),
             max_num_tokens=config.max_model_len,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ingine.engine.outputs import FinishReason, SeqOutput
+from ingine.engine.request import EngineRequest
 from ingine.engine.schedule.drafter import Drafter
 from ingine.engine.schedule.suffix_drafter import SuffixDrafter
 from ingine.engine.schedule.token_counts import TokenCounts
@@ -46,24 +47,25 @@ class Sequence:
 
     def __init__(
         self,
-        seq_id: str,
-        prompt_token_ids: Tokens[int],
-        params: SamplingParams,
+        request: EngineRequest,
         *,
         seed: int,
         sort_key: tuple[float, int],
         max_num_tokens: int,
         eos_token_ids: frozenset[int] = frozenset(),
         tokenizer: TokenBytes | None = None,
-        output_token_ids: Tokens[int] = (),
-        tenant: str = "",
     ):
-        self.seq_id = seq_id
-        self.tenant = tenant
+        """seed: of the random draws, also where `request` gives none. sort_key: the place in the scheduler's
+        order, see `ingine.engine.schedule.scheduler`; no two sequences have the same. max_num_tokens: the
+        most tokens of prompt and output that the engine can hold.
+        """
+        params = request.params
+        self.seq_id = request.seq_id
+        self.tenant = request.tenant
         self.params = params
         self.seed = seed
         self.sort_key = sort_key
-        self.token_ids = list(prompt_token_ids)
+        self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.output_text = OutputText(
             params,
@@ -89,7 +91,7 @@ class Sequence:
         self.token_counts = TokenCounts(self.token_ids) if has_penalties else None
         self._has_plain_params = not (has_penalties or params.logit_bias or params.logprobs is not None)
         self.drafter: Drafter | SuffixDrafter | None = None
-        self._replay(output_token_ids)
+        self._replay(request.output_token_ids)
 
     @property
     def num_tokens(self) -> int:
