@@ -1,4 +1,4 @@
-"""Putting an engine together: the model, memory for KV, and what runs the one on the other."""
+"""Builds the parts of an engine: the model, its KV caches, and the model runner."""
 
 from typing import Any
 
@@ -21,7 +21,9 @@ from ingine.engine.text.tokenizer import Tokenizer, load_tokenizer
 
 
 def join_others(config: EngineConfig) -> TensorParallel:
-    """The ranks that share the model. Raises ConfigError for several, where torchrun is not there."""
+    """Join the ranks that share the model. Raises ConfigError if there are several and torchrun did not start
+    this process.
+    """
     if config.tensor_parallel_size == 1:
         return SINGLE
     return TensorParallel.join(config.tensor_parallel_size, parse_device(config.device))
@@ -30,9 +32,10 @@ def join_others(config: EngineConfig) -> TensorParallel:
 def load(
     config: EngineConfig, tokenizer: Tokenizer | None, parallel: TensorParallel
 ) -> tuple[Model, Tokenizer | None, dict[str, Any]]:
-    """The model, its tokenizer, and its sampling defaults as fields of SamplingParams.
+    """Load the model. Returns it with its tokenizer, and with its sampling defaults as fields of
+    SamplingParams.
 
-    The tokenizer is None where the model has none, and on ranks other than 0, which have no use for it.
+    The tokenizer is None if the model has none, and on ranks other than 0, which do not need it.
     """
     device = select_device(config.device) if parallel.size == 1 else parallel.device
     path = resolve_model(config.model)
@@ -55,14 +58,15 @@ def load(
 
 @torch.inference_mode()
 def make_runner(config: EngineConfig, model: Model, parallel: TensorParallel) -> tuple[ModelRunner, int]:
-    """With the number of KV blocks that it has. `config` is one from `resolve_limits`.
+    """Build the model runner. Returns it with the number of its KV blocks. `config` has been through
+    `resolve_limits`.
 
-    Memory for KV is what the largest step leaves, so that step is run before.
+    KV blocks get the memory that the largest step leaves, so that step is run first to measure it.
     """
     capture = capture_for(model.device) if model.kernels.attention.can_be_captured else None
     step_bytes = warm_up(config, model, parallel)
     if capture is not None:
-        step_bytes *= 2  # what graphs compute with is kept for them, and no step of theirs is larger
+        step_bytes *= 2  # graphs keep memory of their own, at most as much as the largest step takes
     num_blocks = num_kv_blocks(
         config,
         model.device,

@@ -1,4 +1,4 @@
-"""What an engine is built from. Imports no torch: a flag is checked before anything heavy is loaded."""
+"""The options of an engine. Imports no torch, so that options are validated before it is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,56 +15,61 @@ GENERATION_CONFIGS = ("auto", "vllm")
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Raises ConfigError naming the field. None leaves the choice to the engine; `Engine.config` tells it."""
+    """The options of an engine. None leaves the choice to the engine, which reports it in `Engine.config`.
+
+    Raises ConfigError, which names the field.
+    """
 
     model: str
     """A packaged model's name, a folder, a GGUF file or a hub id: see `ingine.engine.store.model_store`."""
     dtype: str = "auto"
-    """Of weights and KV. auto: bfloat16 where it is fast."""
+    """The dtype of weights and KV. auto: bfloat16 where it is fast."""
     quantization: str | None = None
-    """int8: weights in int8, a scale a row, multiplied by activations in int8. int4: weights in four bits, a
-    scale and a zero for each 32 of a row, likewise; both CPU only, and made from any checkpoint."""
+    """int8: int8 weights with a scale for each row, multiplied by int8 activations. int4: 4-bit weights with
+    a scale and a zero point for each 32 weights of a row, multiplied by int8 activations. Both run only on
+    CPUs, and quantise any checkpoint at load."""
     kv_cache_dtype: str = "auto"
-    """auto: as `dtype`. int8: half of bfloat16's memory, a scale a token and head. int4: a good quarter, for
-    a loss of quality that docs/operations.md states. fp8: as int8, in e4m3, CUDA only."""
+    """auto: same as `dtype`. int8: half of bfloat16's memory, with a scale for each token and head. int4: a
+    little over a quarter, at a loss of quality that docs/operations.md states. fp8: e4m3 with the scales of
+    int8, CUDA only."""
     device: str = "auto"
-    """torch's name. auto: cuda, else mps, else cpu."""
+    """torch's name of a device. auto: cuda, else mps, else cpu."""
     max_model_len: int | None = None
-    """Most tokens of one sequence, prompt and output together. None: what the model was made for."""
+    """The most tokens of one sequence, prompt and output together. None: the model's maximum length."""
     max_num_seqs: int | None = None
-    """Most sequences of one step. None: fits the device."""
+    """The most sequences of one step. None: chosen to suit the device."""
     max_num_batched_tokens: int | None = None
-    """The token budget of one step. Not under max_num_seqs: a running sequence always gets a token."""
+    """The token budget of one step. At least max_num_seqs, so that every running sequence gets a token."""
     block_size: int = 16
-    """Tokens of one KV block."""
+    """The number of tokens in one KV block."""
     kv_cache_bytes: int | None = None
-    """KV memory; text such as "2GiB" is taken too. None: from `gpu_memory_utilization`, or a share of the
-    host's available memory beside mapped weights."""
+    """KV memory in bytes, or text such as "2GiB". None: derived from `gpu_memory_utilization`, or a share of
+    the host's memory that is available beside mapped weights."""
     gpu_memory_utilization: float = 0.9
-    """Share of the whole GPU's memory that weights, the largest step, graphs and KV may take; CUDA only."""
+    """The share of the GPU's memory that weights, the largest step, graphs and KV may use; CUDA only."""
     enable_prefix_caching: bool = True
     priority_ageing_s: float = 30.0
-    """How much earlier a sequence must have come to be as urgent as one of the next better priority."""
+    """A sequence is as urgent as one of the next lower priority number that arrives this much later."""
     tensor_parallel_size: int = 1
-    """GPUs that share the model, a process each: see `ingine.engine.communication.parallel`."""
+    """The number of GPUs that share the model, a process for each: see `ingine.engine.communication.parallel`."""
     async_scheduling: bool | None = None
-    """Schedule a step while the device computes the one before. None: on CUDA, but not with speculation,
-    which asks for every token before the next step."""
+    """Schedule a step while the device computes the previous one. None: enabled on CUDA, except with
+    speculation, which needs every token before the next step."""
     speculation: str | None = None
-    """ngram: guess that what followed the last tokens before follows again, where it pays. suffix: likewise,
-    also from recent outputs of the same tenant."""
+    """ngram: draft the tokens that followed the last tokens earlier in the sequence, where it pays. suffix:
+    draft also from recent outputs of the same tenant."""
     num_speculative_tokens: int = 8
-    """Most tokens guessed of a sequence in a step."""
+    """The most draft tokens of a sequence in a step."""
     suffix_decoding_max_cached_tokens: int = 65_536
-    """Tokens of recent outputs that are kept for that, of all tenants together, at most; some 200 bytes each.
-    0: none."""
+    """The most tokens of recent outputs that suffix speculation keeps, of all tenants together; a token takes
+    about 200 bytes. 0 keeps none."""
     suffix_decoding_across_tenants: bool = False
-    """Guess from any tenant's outputs. The speed of one's requests may then tell what others got."""
+    """Draft from any tenant's outputs. The speed of a request may then reveal other tenants' outputs."""
     generation_config: str = "auto"
-    """Where sampling parameters come from that a request does not give. auto: the model's
-    generation_config.json. vllm: neutral values. As vLLM's option of the same name."""
+    """The source of sampling parameters that a request does not give. auto: the model's
+    generation_config.json. vllm: neutral values. Same as vLLM's option of this name."""
     seed: int = 0
-    """Where the seeds of requests that bring none are drawn from."""
+    """Seeds the generator from which requests without a seed of their own get one."""
 
     def __post_init__(self):
         try:
@@ -130,12 +135,13 @@ class EngineConfig:
 
 
 def numerics(config: EngineConfig, dtype: object, loaded: Sequence[str] = ()) -> str:
-    """What decides a model's tokens: two engines that differ in this may choose different ones.
+    """Name the settings on which a model's tokens depend. Engines with different names may choose different
+    tokens.
 
-    dtype: torch's, as the engine chose it. loaded: `Model.numerics`. Returns such as `bfloat16`,
-    `bfloat16,int8,kv-int8` or `bfloat16,int4,by-importance,as-stored-168`. Of several ranks each rounds its
-    own part of a row, so their number is named where activations or weights are rounded. A
-    `generation_config` other than the default is named too: it decides the temperature of silent requests.
+    dtype: torch's, as the engine chose it. loaded: `Model.numerics`. Returns, for example, `bfloat16`,
+    `bfloat16,int8,kv-int8` or `bfloat16,int4,by-importance,as-stored-168`. With several ranks each rounds its
+    own part of a row, so the name has their number if activations or weights are quantised. It also has a
+    `generation_config` other than the default, which decides the temperature of requests that give none.
     """
     size = config.tensor_parallel_size
     ranks = f"ranks-{size}" if size > 1 and (config.quantization is not None or loaded) else None

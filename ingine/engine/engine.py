@@ -1,4 +1,4 @@
-"""The engine: sequences in, tokens out, one step at a time."""
+"""The engine: takes requests, and generates their tokens one step at a time."""
 
 import logging
 import random
@@ -30,28 +30,31 @@ logger = logging.getLogger(__name__)
 class _StepInFlight:
     batch: ScheduledBatch
     result: StepResult
-    launched: float
-    """When, by `time.perf_counter`."""
+    launched_at: float
+    """The time of the launch, by `time.perf_counter`."""
 
 
 class Engine:
-    """Owned by the thread that builds it; only `limits` and the tokenizer may be used from others.
+    """Generates tokens for many sequences in one continuous batch, a step at a time.
 
-    If the model raises, so does `step`, and that step counts for nothing: no sequence has advanced, and no
-    block that it wrote to is cached. Calling `step` again tries it again. To give up, `abort` the
-    `running_seq_ids`, of which the failed step had its sequences; those that wait go on. EngineError says
-    that the engine is broken: a rank is gone, or a step was lost on the device. No step can follow then.
+    The engine belongs to the thread that builds it. Other threads may use only `limits` and the tokenizer.
 
-    With asynchronous scheduling a step is on its way while `step` schedules the next one: what it returns is
-    one step old, and nothing else is different. If the next one cannot be launched, `step` returns what came
-    of the one on its way, and raises when it is called again.
+    If the model raises, `step` raises too, and the step has no effect: no sequence has advanced, and no block
+    that it wrote to is cached. Calling `step` again retries it. To give up instead, `abort` the
+    `running_seq_ids`, which include every sequence of the failed step; waiting sequences are unaffected.
+    EngineError means that the engine is broken, because a rank is gone or a step was lost on the device. No
+    further step is possible then.
+
+    With asynchronous scheduling, `step` schedules the next step while one is in flight, so the outputs that
+    it returns are one step old. Nothing else differs. If the next step cannot be launched, `step` returns the
+    outputs of the one in flight, and its next call raises.
     """
 
     def __init__(
         self, config: EngineConfig, *, model: Model | None = None, tokenizer: Tokenizer | None = None
     ):
-        """Loads `config.model` unless a loaded `model` is given: its text is "" without a `tokenizer`, its
-        ranks are then the engine's, and it has no sampling defaults of its own.
+        """Load `config.model`, unless a loaded `model` is given. A given model brings its ranks and has no
+        sampling defaults. Its text is "" unless a `tokenizer` is given too.
         """
         self._parallel = join_others(config) if model is None else model.parallel
         if model is None:
@@ -73,7 +76,7 @@ class Engine:
         if self.max_model_len < config.max_model_len:
             logger.warning("KV memory limits sequences to %d tokens", self.max_model_len)
         self.config = config
-        """As given, with the engine's choice for every limit that was None."""
+        """The config as given, with the engine's choice for every limit that was None."""
         self._blocks = BlockManager(
             num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
         )
@@ -86,15 +89,15 @@ class Engine:
         )
         self.numerics = numerics(config, model.dtype, model.numerics())
         self._eos_token_ids = frozenset(model.config.eos_token_ids)
-        if tokenizer is not None:  # a chat model's config may name the base model's end alone
+        if tokenizer is not None:  # a chat model's config may name only the base model's end token
             self._eos_token_ids |= tokenizer.eos_token_ids
         self._seqs: dict[str, Sequence] = {}
         self._ended_at_add: list[Sequence] = []
         self._in_flight: _StepInFlight | None = None
-        self._settled = 0.0
-        """When the last step was, by `time.perf_counter`."""
+        self._settled_at = 0.0
+        """When the last step was settled, by `time.perf_counter`."""
         self._launch_error: Exception | None = None
-        """To be raised by the next `step`."""
+        """The next `step` raises it."""
         self._broken: EngineError | None = None
         self._seeds = random.Random(config.seed)
         self._arrivals = count()
@@ -104,14 +107,14 @@ class Engine:
         self._num_accepted_tokens = 0
 
     def add(self, request: EngineRequest) -> None:
-        """Queue a request, which whoever makes it has validated: `limits` says what can run. Raises
-        InvalidRequest for a `seq_id` that is in use.
+        """Queue a request. The caller has validated it with `limits`.
 
-        If its `output_token_ids` are its end already, the next `step` says so.
+        If its `output_token_ids` have already reached the end of the output, the next `step` returns that
+        end. Raises InvalidRequest for a `seq_id` that is in use.
         """
         seq_id, params = request.seq_id, request.params
         if seq_id in self._seqs:
-            raise InvalidRequest(ErrorCode.DUPLICATE_ID, f"a sequence {seq_id!r} is here already")
+            raise InvalidRequest(ErrorCode.DUPLICATE_ID, f"a sequence {seq_id!r} exists already")
         arrival_time = time.time() if request.arrival_time is None else request.arrival_time
         priority_s = request.priority * self.config.priority_ageing_s
         seq = Sequence(
@@ -132,7 +135,9 @@ class Engine:
             self._ended_at_add.append(seq)
 
     def abort(self, seq_id: str) -> SeqOutput | None:
-        """End a sequence, whatever it is doing. Returns the end of its text; None for an unknown one."""
+        """End a sequence, whatever its state. Returns the rest of its text, or None if there is no such
+        sequence.
+        """
         seq = self._seqs.pop(seq_id, None)
         if seq is None:
             return None
@@ -141,37 +146,38 @@ class Engine:
         else:
             self._scheduler.remove(seq)
         seq.finish(FinishReason.ABORT)
-        self._remember(seq)
+        self._end_drafting(seq)
         return seq.output([])
 
     def step(self, *, alone: str | None = None) -> list[SeqOutput]:
-        """Compute one batch. Returns what each sequence got out of it; those in mid-prefill get nothing.
+        """Compute one batch. Returns the new output of each sequence that has any; a sequence whose prefill
+        is not complete has none.
 
-        alone: compute only this one of `running_seq_ids`, to find out which of a batch that raised is to
-        blame. If a step is on its way, it only returns what came of that.
+        alone: compute only this one of `running_seq_ids`, to find out which sequence of a batch makes the
+        model raise. While a step is in flight, this computes nothing, and returns the outputs of that step.
         """
-        self._raise_what_failed()
+        self._raise_pending_error()
         if alone is not None and self._in_flight is not None:
             return self.drain()
         scheduler = self._scheduler
         batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(self._seqs[alone])
         if not batch.seqs:
-            return self._end_those_ended_at_add() + self.drain()
+            return self._report_ended_at_add() + self.drain()
         if self.config.async_scheduling and alone is None:
             return self._step_ahead(batch)
         return self._step_at_a_time(batch)
 
     def drain(self) -> list[SeqOutput]:
-        """Wait for the step on its way, if there is one. Returns what came of it, as `step` would have."""
+        """Wait for the step in flight, if there is one. Returns its outputs, as `step` would have."""
         step, self._in_flight = self._in_flight, None
         return self._settle(step)
 
     def follow(self) -> None:
-        """For ranks other than 0 of tensor parallelism: compute what rank 0 does, until that one closes."""
+        """Compute what rank 0 of tensor parallelism computes, until it closes. Called on the other ranks."""
         self._runner.follow()
 
     def close(self) -> None:
-        """Let go of the other ranks, if there are any. The engine computes nothing after that."""
+        """Release the other ranks, if there are any. The engine cannot compute after that."""
         self._parallel.close()
 
     @property
@@ -180,7 +186,7 @@ class Engine:
 
     @property
     def running_seq_ids(self) -> list[str]:
-        """Sequences that have a place in the batch, most urgent first."""
+        """The sequences that have been admitted to the batch, most urgent first."""
         return [seq.seq_id for seq in self._scheduler.running]
 
     def stats(self) -> EngineStats:
@@ -201,68 +207,68 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Raises EngineError unless every sequence is in exactly one place, and every block accounted for."""
+        """Raise EngineError unless every sequence is in exactly one queue and every block accounted for."""
         scheduler = self._scheduler
         places = [*scheduler.running, *scheduler.waiting, *self._ended_at_add]
         if sorted(seq.seq_id for seq in places) != sorted(self._seqs):
             raise EngineError("a sequence is in no queue, or in two")
         if stray := [seq.seq_id for seq in places if seq.block_table and seq not in scheduler.running]:
-            raise EngineError(f"sequences {stray} hold blocks and do not run")
+            raise EngineError(f"sequences {stray} hold blocks, but are not running")
         self._blocks.check_integrity(scheduler.running)
 
     def _step_at_a_time(self, batch: ScheduledBatch) -> list[SeqOutput]:
-        """Compute a batch. Returns what came of it."""
-        launched = time.perf_counter()
+        """Compute a batch. Returns its outputs."""
+        launched_at = time.perf_counter()
         forward_pass = self._runner.forward(batch)
         result = self._runner.sample(forward_pass)
         self._scheduler.advance(batch)
-        return self._end_those_ended_at_add() + self._settle(_StepInFlight(batch, result, launched))
+        return self._report_ended_at_add() + self._settle(_StepInFlight(batch, result, launched_at))
 
     def _step_ahead(self, batch: ScheduledBatch) -> list[SeqOutput]:
-        """Enqueue a batch behind the step in flight, if there is one. Returns what came of that one.
+        """Launch a batch behind the step in flight, if there is one. Returns the outputs of that step.
 
-        Neither half of the batch knows the tokens of the step in flight. A `sample` that has to know them
-        goes after that step is settled.
+        Neither `forward` nor `sample` of the batch knows the tokens of the step in flight. A `sample` that
+        needs them would have to run after that step is settled.
         """
-        launched, before = time.perf_counter(), self._in_flight
+        launched_at, before = time.perf_counter(), self._in_flight
         try:
             forward_pass = self._runner.forward(batch)
             result = self._runner.sample(forward_pass)
             self._scheduler.advance(batch)
         except Exception as error:
-            # If a rank is gone, the step in flight may wait for it for ever.
+            # If a rank is gone, the step in flight may never complete.
             if before is None or isinstance(error, EngineError):
                 raise
             self._launch_error = error
             return self.drain()
-        self._in_flight = _StepInFlight(batch, result, launched)
-        return self._end_those_ended_at_add() + self._settle(before)
+        self._in_flight = _StepInFlight(batch, result, launched_at)
+        return self._report_ended_at_add() + self._settle(before)
 
     def _settle(self, step: _StepInFlight | None) -> list[SeqOutput]:
-        """Wait for a step, if there is one, and append its tokens to their sequences."""
+        """Wait for a step, if there is one, and append its tokens to their sequences. Returns its outputs."""
         if step is None:
             return []
-        sampled = self._wait_for(step)
+        sampled = self._wait(step)
         self._observe(step)
         self._scheduler.settle(step.batch)
         outputs = [
             output
             for seq, tokens in sampled
-            # One that was aborted, or found to have ended, computed this step for nothing.
+            # A sequence that was aborted or ended meanwhile gets nothing from this step.
             if seq.finish_reason is None and (output := self._append(seq, tokens)) is not None
         ]
-        log_step(step.batch, outputs, self.stats, max(step.launched, self._settled))
-        self._settled = time.perf_counter()
+        log_step(step.batch, outputs, self.stats, max(step.launched_at, self._settled_at))
+        self._settled_at = time.perf_counter()
         return outputs
 
-    def _wait_for(self, step: _StepInFlight) -> list[tuple[Sequence, list[SampledToken]]]:
+    def _wait(self, step: _StepInFlight) -> list[tuple[Sequence, list[SampledToken]]]:
         try:
             return step.result.wait()
         except Exception as error:
-            self._broken = EngineError(f"a step was lost on its way: {error!r}")
+            self._broken = EngineError(f"a step was lost in flight: {error!r}")
             raise self._broken from error
 
-    def _raise_what_failed(self) -> None:
+    def _raise_pending_error(self) -> None:
         if self._broken is not None:
             raise self._broken
         error, self._launch_error = self._launch_error, None
@@ -271,16 +277,16 @@ class Engine:
 
     def _observe(self, step: _StepInFlight) -> None:
         if self._speculator is not None and step.batch.is_decode:
-            seconds = time.perf_counter() - step.launched
+            seconds = time.perf_counter() - step.launched_at
             self._speculator.observe(len(step.batch.seqs), step.batch.num_draft_tokens, seconds)
             self._num_draft_tokens += step.batch.num_draft_tokens
 
-    def _remember(self, seq: Sequence) -> None:
+    def _end_drafting(self, seq: Sequence) -> None:
         if self._speculator is not None:
             self._speculator.end(seq)
 
     def _append(self, seq: Sequence, sampled: list[SampledToken]) -> SeqOutput | None:
-        """Append sampled tokens to their sequence, up to its end. None: it got nothing."""
+        """Append sampled tokens to their sequence, up to its end. Returns None if there is nothing new."""
         token_ids, text, logprobs = [], "", []
         for token in sampled:
             if token.token_id is None:
@@ -294,27 +300,27 @@ class Engine:
                 break
         self._num_output_tokens += len(token_ids)
         if token.token_id is None:
-            self._distrust(seq)
+            self._handle_nonfinite_logits(seq)
         elif len(token_ids) > 1:
             self._num_accepted_tokens += len(token_ids) - 1
             self._scheduler.accept(seq)
         if seq.finish_reason is not None:
             self._scheduler.remove(seq)
-            self._remember(seq)
+            self._end_drafting(seq)
             del self._seqs[seq.seq_id]
         elif not token_ids:
             return None
         return seq.output(token_ids, text, logprobs or None)
 
-    def _distrust(self, seq: Sequence) -> None:
-        """End a sequence whose logits are not finite; or, as a draft may be to blame, begin anew without."""
+    def _handle_nonfinite_logits(self, seq: Sequence) -> None:
+        """End a sequence whose logits are not finite. If drafts may be the cause, restart it without them."""
         if seq.drafter is not None:
             self._scheduler.start_over_without_drafts(seq)
             return
         seq.finish(FinishReason.ERROR, "the model's logits are not finite")
         self._blocks.uncache(seq)
 
-    def _end_those_ended_at_add(self) -> list[SeqOutput]:
+    def _report_ended_at_add(self) -> list[SeqOutput]:
         ended, self._ended_at_add = self._ended_at_add, []
         for seq in ended:
             del self._seqs[seq.seq_id]

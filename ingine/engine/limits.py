@@ -1,7 +1,8 @@
-"""What is refused before an engine gets it, and what is assumed where a request is silent.
+"""Validates requests against an engine's limits, and fills in the model's sampling defaults.
 
-Whoever makes a request validates it here, once: `LLM`, and the worker at admission. `Engine.add` does not.
-Imports no torch: who runs an engine in another process validates requests without loading one.
+The caller validates each request once before it reaches an engine: `LLM` does, and the worker at admission.
+`Engine.add` does not. This module imports no torch, so a process that runs its engine in another process can
+validate requests without loading torch.
 """
 
 from array import array
@@ -16,27 +17,28 @@ from ingine.sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """Numbers of one engine, which do not change while it lives."""
+    """The limits of one engine. They do not change during its lifetime."""
 
     max_model_len: int
-    """As the config has it, or the model."""
+    """The config's `max_model_len`, or the model's maximum length if the config has none."""
     num_kv_tokens: int
-    """What all KV blocks together hold."""
+    """The number of tokens that all KV blocks together hold."""
     vocab_size: int
     sampling_defaults: dict[str, Any] = field(default_factory=dict)
-    """The model's own, see `ingine.engine.store.generation_config`."""
+    """The model's own defaults, see `ingine.engine.store.generation_config`."""
     has_text: bool = True
-    """Whether the model has a tokenizer: without, no stop string can be found."""
+    """Whether the model has a tokenizer. Without one no stop string can be found."""
 
     @property
     def max_num_tokens(self) -> int:
-        """Most tokens of one sequence, prompt and output together."""
+        """The most tokens of one sequence, prompt and output together."""
         return min(self.max_model_len, self.num_kv_tokens)
 
     def with_defaults(self, params: SamplingParams) -> SamplingParams:
-        """`params` with the model's own value for each field that was not given.
+        """Return `params` with the model's own default for each field that was not given.
 
-        What is given wins: with `min_tokens` over the model's own `max_tokens`, that default is dropped.
+        Given fields take precedence: a default `max_tokens` that is lower than a given `min_tokens` is
+        dropped.
         """
         given = params.given()
         missing = {name: value for name, value in self.sampling_defaults.items() if name not in given}
@@ -45,10 +47,10 @@ class RequestLimits:
         return params.model_copy(update=missing) if missing else params
 
     def validate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> None:
-        """Raises InvalidRequest for what this engine can never run."""
+        """Raise InvalidRequest if this engine can never run the request."""
         if not isinstance(params, SamplingParams):
             raise InvalidRequest(
-                ErrorCode.INVALID_TYPE, f"params are SamplingParams, not {type(params).__name__}"
+                ErrorCode.INVALID_TYPE, f"params must be SamplingParams, not {type(params).__name__}"
             )
         if params.stop and not self.has_text:
             raise InvalidRequest(
@@ -61,11 +63,11 @@ class RequestLimits:
         self.validate_token_ids(params.logit_bias or (), "logit_bias", ErrorCode.INVALID_PARAMETER)
 
     def validate_output(self, output_token_ids: Tokens[int]) -> None:
-        """Raises InvalidRequest for output of an earlier life that this engine cannot go on after."""
+        """Raise InvalidRequest if this engine cannot continue after the output of an earlier attempt."""
         self.validate_token_ids(output_token_ids, "the output so far", ErrorCode.INVALID_TOKEN_ID)
 
     def validate_length(self, num_tokens: int) -> None:
-        """Raises InvalidRequest for a prompt of so many tokens, whichever they are."""
+        """Raise InvalidRequest unless a prompt may have `num_tokens` tokens."""
         if num_tokens == 0:
             raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt has no tokens")
         if num_tokens >= self.max_num_tokens:
@@ -76,13 +78,15 @@ class RequestLimits:
             )
 
     def validate_token_ids(self, token_ids: Iterable[int], where: str, code: ErrorCode) -> None:
-        """Raises InvalidRequest with `code`, and `where` in its message, unless all are of the vocabulary."""
+        """Raise InvalidRequest unless all ids are in the vocabulary. The error has `code`, and its message
+        begins with `where`.
+        """
         try:
-            ids = array("q", token_ids)  # refuses what is no int, in C
+            ids = array("q", token_ids)  # rejects anything but ints, in C
         except (TypeError, OverflowError) as error:
-            raise InvalidRequest(code, f"{where}: token ids are ints ({error})") from None
+            raise InvalidRequest(code, f"{where}: token ids must be ints ({error})") from None
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             wrong = min(ids) if min(ids) < 0 else max(ids)
             raise InvalidRequest(
-                code, f"{where}: {wrong} is no token id, the vocabulary has {self.vocab_size}"
+                code, f"{where}: {wrong} is not a token id; the vocabulary has {self.vocab_size} tokens"
             )

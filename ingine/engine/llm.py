@@ -1,4 +1,4 @@
-"""The engine for offline use, with the face that vLLM's users know."""
+"""The engine for offline use, with the API of vLLM's `LLM`."""
 
 import sys
 import time
@@ -52,12 +52,12 @@ _NEUTRAL_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     "mm_processor_kwargs": ({},),
 }
-"""vLLM's, of its constructor and its methods, that are not supported here, with the values at which each
-changes nothing. As `ingine.sampling_params.NEUTRAL_PARAMS`."""
+"""Options of vLLM's constructor and arguments of its methods that are not supported here, with the values
+at which each changes nothing; like `ingine.sampling_params.NEUTRAL_PARAMS`."""
 
 
 class LLM:
-    """Loads a model, and generates for all prompts of a call in one continuous batch.
+    """Loads a model, and generates the outputs of all prompts of a call in one continuous batch.
 
     >>> from ingine import LLM, SamplingParams
     >>> llm = LLM()
@@ -65,9 +65,9 @@ class LLM:
     """
 
     def __init__(self, model: str = DEFAULT_MODEL, **options: Any):
-        """`options` are the fields of `EngineConfig`. Raises ConfigError, also for one that is not known.
+        """`options` are the fields of `EngineConfig`. Options of vLLM are accepted if they change nothing.
 
-        Options of vLLM that change nothing are accepted.
+        Raises ConfigError for an unknown option or a wrong value.
         """
         for name in options.keys() & _NEUTRAL_OPTIONS.keys():
             if not is_neutral(options.pop(name), _NEUTRAL_OPTIONS[name]):
@@ -89,15 +89,16 @@ class LLM:
         use_tqdm: bool = True,
         **neutral: Any,
     ) -> list[RequestOutput]:
-        """One output a prompt, in the order of the prompts. Blocks until all are finished.
+        """Generate one output for each prompt. Blocks until all are finished, and returns them in the order
+        of the prompts.
 
-        A list of `sampling_params` has one for each prompt. None: the model's own, see
-        `get_default_sampling_params`. A SamplingParams is taken as it is; without max_tokens the output may
-        be as long as the model's length leaves (vLLM's default is 16). use_tqdm: a progress bar on stderr,
-        if that is a terminal. Other arguments of vLLM are accepted at their defaults.
+        sampling_params: one for all prompts, or a list with one for each. None takes the model's own, see
+        `get_default_sampling_params`; a SamplingParams is used as it is. Without max_tokens an output may be
+        as long as the model's maximum length allows (vLLM's default is 16 tokens). use_tqdm: show a progress
+        bar on stderr, if it is a terminal. Other arguments of vLLM are accepted at their defaults.
 
-        Raises InvalidRequest before anything runs, if a prompt or parameter is wrong. Interrupted, it drops
-        its requests, and the engine can be used on.
+        Raises InvalidRequest before anything runs, if a prompt or parameter is wrong. If the call is
+        interrupted, its requests are aborted, and the engine remains usable.
         """
         _refuse_unsupported("generate", neutral)
         prompts = [prompts] if _is_one_prompt(prompts) else _as_list(prompts, "prompts")
@@ -111,7 +112,9 @@ class LLM:
         use_tqdm: bool = True,
         **neutral: Any,
     ) -> list[RequestOutput]:
-        """`generate` for a conversation, or a list of conversations, in the model's chat template."""
+        """Generate the reply to a conversation, or to each of a list of conversations, using the model's chat
+        template. Otherwise like `generate`.
+        """
         _refuse_unsupported("chat", neutral)
         conversations = _as_list(messages, "messages")
         if conversations and isinstance(conversations[0], Mapping):
@@ -121,11 +124,11 @@ class LLM:
 
     @property
     def encoder(self) -> PromptEncoder:
-        """Raises InvalidRequest if the model has no tokenizer."""
+        """The encoder of prompts. Raises InvalidRequest if the model has no tokenizer."""
         return PromptEncoder(required(self.engine.tokenizer), self.engine.limits.max_num_tokens)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """The model's own, from its generation_config.json; neutral ones where it has none."""
+        """The model's parameters from its generation_config.json, with neutral values for those it lacks."""
         return self.engine.limits.with_defaults(SamplingParams())
 
     def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
@@ -176,18 +179,18 @@ class LLM:
 
     def _finish(self, requests: dict[str, RequestOutput], shows_progress: bool) -> None:
         shows_progress = shows_progress and sys.stderr is not None and sys.stderr.isatty()
-        with _progress_bar(len(requests)) if shows_progress else nullcontext(_say_nothing) as say_finished:
+        with _progress_bar(len(requests)) if shows_progress else nullcontext(_show_nothing) as show_finished:
             num_finished = 0
             while num_finished < len(requests):
                 for output in self.engine.step():
                     _update(requests[output.seq_id], output)
                     num_finished += output.finish_reason is not None
-                say_finished(num_finished)
+                show_finished(num_finished)
 
 
 @contextmanager
 def _progress_bar(num_prompts: int) -> Iterator[Callable[[int], None]]:
-    """Yields what is to be called with the number of prompts that are finished."""
+    """Show a progress bar. Yields a function to call with the number of finished prompts."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -197,7 +200,7 @@ def _progress_bar(num_prompts: int) -> Iterator[Callable[[int], None]]:
         yield lambda num_finished: bar.update(row, completed=num_finished)
 
 
-def _say_nothing(num_finished: int) -> None:
+def _show_nothing(num_finished: int) -> None:
     pass
 
 
@@ -215,7 +218,7 @@ def _new_output(request_id: str, prompt: str | None, prompt_token_ids: list[int]
 
 
 def _update(request: RequestOutput, output: SeqOutput) -> None:
-    """Add what a step made."""
+    """Add the output of a step to its request."""
     completion, timings = request.outputs[0], request.timings
     completion.text += output.text + output.final_text
     completion.token_ids += output.token_ids

@@ -1,4 +1,4 @@
-"""What comes out: of the engine a step at a time, with its counters; and of `LLM` a request at a time."""
+"""What the engine returns for each step, what `LLM` returns for each request, and the engine's statistics."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,46 +8,47 @@ class FinishReason(StrEnum):
     STOP = "stop"
     """An end-of-sequence token, a stop token or a stop string."""
     LENGTH = "length"
-    """`max_tokens`, or the longest sequence the engine can hold."""
+    """`max_tokens`, or the length of the longest sequence that the engine can hold."""
     ABORT = "abort"
     """`Engine.abort`."""
     ERROR = "error"
-    """The model's logits left nothing to choose from; `stop_reason` says what was wrong."""
+    """The model's logits are not finite, so no token can be chosen. `stop_reason` is the error message."""
 
 
 @dataclass(slots=True)
 class SeqOutput:
-    """What one step added to one sequence.
+    """The tokens and text that one step added to one sequence.
 
-    The text emitted up to a position is a pure function of the sampling parameters and of the output
-    tokens up to it, however they were batched or resumed. What is only known at the end is in
-    `final_text`.
+    The text returned up to a position is a pure function of the sampling parameters and of the output tokens
+    up to it, however they were batched or resumed. Text that only becomes certain because the sequence has
+    ended is in `final_text`.
     """
 
     seq_id: str
     position: int
-    """Output tokens so far, these included."""
+    """The number of output tokens so far, including these."""
     token_ids: list[int]
-    """The new ones. Empty where a sequence ends without: aborted, failed, or resumed at its end."""
+    """The new tokens. Empty if the sequence ends without one: aborted, failed, or resumed at its end."""
     text: str
-    """What they add to the text. With a stop string it ends before that."""
+    """The text that is certain with these tokens and was not before. It ends before a stop string."""
     num_prompt_tokens: int
     num_cached_tokens: int
-    """Tokens whose KV the prefix cache had when the sequence was first admitted; resumed output included."""
+    """Tokens whose KV the prefix cache had when the sequence was first admitted, resumed output included."""
     logprobs: list[dict] | None = None
-    """One a new token: {token_id, logprob, top: [[token_id, logprob], ...], bytes, top_bytes}.
+    """One for each new token: {token_id, logprob, top: [[token_id, logprob], ...], bytes, top_bytes}.
 
-    bytes: the token's UTF-8 bytes, as ints; top_bytes: those of each of `top`. Both are missing where there
-    is no tokenizer.
+    `bytes` are the token's UTF-8 bytes as ints, `top_bytes` those of each token of `top`. Both are missing if
+    the model has no tokenizer.
     """
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-    """The stop token's id (None for end of sequence) or the stop string."""
+    """The stop string, or the id of the request's stop token; None for an end-of-sequence token. The error
+    message if `finish_reason` is ERROR."""
     final_text: str = ""
-    """When finished: the text held back until now, a half character or the start of a stop string."""
+    """Once finished, the text that was held back: an unfinished character or the start of a stop string."""
 
     def followed_by(self, later: "SeqOutput") -> "SeqOutput":
-        """What this step and the sequence's next one added together."""
+        """Merge this output with the sequence's next one, as if one step had made both."""
         has_logprobs = self.logprobs is not None or later.logprobs is not None
         return SeqOutput(
             self.seq_id,
@@ -65,26 +66,26 @@ class SeqOutput:
 
 @dataclass(slots=True)
 class EngineStats:
-    """Gauges now, and totals since the engine was made."""
+    """Current gauges, and totals since the engine was built."""
 
     num_running: int
     num_waiting: int
     num_blocks: int
     num_free_blocks: int
-    """Free ones, cached or not."""
+    """Blocks that no sequence uses, whether or not they hold a cached prefix."""
     kv_usage: float
-    """Share of the blocks in use, 0 to 1."""
+    """The share of the blocks that sequences use, 0 to 1."""
     prefix_cache_hit_tokens: int
     prefix_cache_query_tokens: int
     num_preemptions: int
     num_prompt_tokens: int
-    """Of the sequences added."""
+    """Prompt tokens of the sequences that were added."""
     num_output_tokens: int
-    """Sampled here; tokens that a resumed sequence brought are not in it."""
+    """Tokens sampled by this engine. The earlier output of a resumed sequence does not count."""
     num_draft_tokens: int = 0
-    """Of speculation."""
+    """Tokens that speculation drafted."""
     num_accepted_tokens: int = 0
-    """Those of them that came to be output."""
+    """Draft tokens that became output."""
 
 
 @dataclass(slots=True)
@@ -95,12 +96,12 @@ class CompletionOutput:
     finish_reason: FinishReason | None
     stop_reason: int | str | None
     logprobs: list[dict] | None
-    """As in `SeqOutput`, for all tokens."""
+    """The entries of `SeqOutput.logprobs`, for all tokens."""
 
 
 @dataclass(slots=True)
 class RequestTimings:
-    """Seconds since the epoch."""
+    """When a request reached each stage, in seconds since the epoch."""
 
     arrival_time: float
     first_token_time: float | None = None
@@ -109,16 +110,16 @@ class RequestTimings:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """What `LLM.generate` and `LLM.chat` return for each prompt, with vLLM's names."""
+    """The result of `LLM.generate` and `LLM.chat` for one prompt. Fields are named as in vLLM."""
 
     request_id: str
     prompt: str | None
-    """None where token ids or a conversation were given."""
+    """None if the prompt was given as token ids or as a conversation."""
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
-    """One."""
+    """Exactly one."""
     finished: bool
     num_cached_tokens: int
     usage: dict[str, int]
-    """num_prompt_tokens, num_cached_tokens, num_output_tokens."""
+    """Keys: num_prompt_tokens, num_cached_tokens, num_output_tokens."""
     timings: RequestTimings

@@ -1,4 +1,4 @@
-"""What is asked of an engine. Imports no torch, like `limits.py`, which says what is refused."""
+"""What an engine is asked to generate. Imports no torch, like `limits.py`, which validates it."""
 
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ class EngineRequest:
     """One sequence to generate."""
 
     seq_id: str
-    """Names it until it has ended; outputs and failures bear it."""
+    """The name of the sequence in outputs and errors. Unique until the sequence has ended."""
     prompt_token_ids: Tokens[int]
     params: SamplingParams
-    """Complete: what is not given here is not looked up in the model's own defaults."""
+    """Complete: the engine does not fill in the model's own defaults, see `RequestLimits.with_defaults`."""
     priority: int = 0
-    """A lower one is more urgent."""
+    """Lower is more urgent."""
     output_token_ids: Tokens[int] = ()
-    """Tokens that the sequence has from an earlier life. It goes on after them exactly as if it had never
-    stopped; their text is not emitted again."""
+    """The output of an earlier attempt. The sequence continues after these tokens exactly as if it had never
+    been interrupted; their text is not returned again."""
     arrival_time: float | None = None
-    """Seconds since the epoch; None: when it is added."""
+    """Seconds since the epoch. None is the time at which the request is added."""
     tenant: str = ""
-    """Whose it is: with speculation by suffix the outputs of one tenant speed up no other's."""
+    """The owner of the request. By default suffix speculation drafts only from the same tenant's outputs."""

@@ -1,4 +1,4 @@
-"""One log line a step, at level debug: enough to learn continuous batching from."""
+"""Logs one line for each step at level DEBUG, which shows how continuous batching works."""
 
 import logging
 import time
@@ -13,7 +13,9 @@ logger = logging.getLogger("ingine.engine.engine")
 def log_step(
     batch: ScheduledBatch, outputs: list[SeqOutput], stats: Callable[[], EngineStats], started: float
 ) -> None:
-    """For example, with two sequences in prefill and three in decode:
+    """Log what a step computed and what came of it, if level DEBUG is enabled.
+
+    With two sequences in prefill and three in decode the line is, for example:
 
     prefill 96 tok/2 seq | decode 3 | 99 tok | blocks 9 used 55 free | 21.4 ms | admitted c d | finished
     a:stop

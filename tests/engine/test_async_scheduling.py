@@ -142,10 +142,10 @@ def test_a_step_that_is_lost_on_the_device_breaks_the_engine(llama, monkeypatch,
     driver.step()
     with monkeypatch.context() as patch:
         patch.setattr("ingine.engine.run.model_runner.StepResult.wait", lambda self: 1 / 0)
-        with pytest.raises(EngineError, match="lost on its way: ZeroDivisionError"):
+        with pytest.raises(EngineError, match="lost in flight: ZeroDivisionError"):
             driver.step()
     for _ in range(3):
-        with pytest.raises(EngineError, match="lost on its way"):
+        with pytest.raises(EngineError, match="lost in flight"):
             driver.engine.step()
 
 
