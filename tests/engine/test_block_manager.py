@@ -134,7 +134,7 @@ def test_check_integrity_names_what_is_wrong():
     seq = make_sequence(list(range(9)))
     compute(blocks, seq)
     blocks.check_integrity([seq])
-    with pytest.raises(EngineError, match="in 0 tables, counted 1"):
+    with pytest.raises(EngineError, match="in 0 tables, but its count is 1"):
         blocks.check_integrity([])
     seq.block_table.pop()
     with pytest.raises(EngineError, match="block 2 is in 0 tables"):

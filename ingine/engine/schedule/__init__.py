@@ -1,1 +1,1 @@
-"""Which tokens of which sequences a step computes, and where their KV lies."""
+"""Chooses the tokens of each sequence that a step computes, and the blocks that hold their KV."""

@@ -1,4 +1,4 @@
-"""Paged KV memory: which blocks a sequence has, and which hold a prefix that another may share."""
+"""Paged KV memory: assigns blocks to sequences, and finds the blocks of prefixes that they can share."""
 
 from array import array
 from collections import Counter, OrderedDict
@@ -10,11 +10,11 @@ from ingine.errors import EngineError
 
 
 class BlockManager:
-    """A block is used by `ref_counts[block]` sequences, or free.
+    """Counts the sequences that use each block, in `ref_counts`; a block with none is free.
 
     A full block whose KV is computed is cached under a hash of all tokens up to its end, so that equal
-    hashes mean equal prefixes. A free block keeps its hash until it is needed: free blocks without one are
-    taken first, then the least recently used.
+    hashes mean equal prefixes. A free block keeps its hash until the block is allocated again: free blocks
+    without a hash are allocated first, then the least recently used.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True):
@@ -31,13 +31,13 @@ class BlockManager:
         return len(self._free)
 
     def num_missing_blocks(self, seq: Sequence, num_tokens: int) -> int:
-        """Blocks to allocate until the KV of `num_tokens` tokens has room."""
+        """The number of blocks that `seq` needs besides its own to hold the KV of `num_tokens` tokens."""
         return max(0, -(-num_tokens // self.block_size) - len(seq.block_table))
 
     def find_prefix(self, seq: Sequence) -> list[int]:
-        """The cached blocks of the longest known prefix.
+        """Return the cached blocks of the longest known prefix.
 
-        At least one token is left to compute: its logits are needed.
+        At least one token is left to compute, since its logits are needed.
         """
         if not self.enable_prefix_caching:
             return []
@@ -50,11 +50,11 @@ class BlockManager:
         return blocks
 
     def num_free_in(self, blocks: list[int]) -> int:
-        """How many of these cached blocks are free: sharing such a block takes it from the free ones."""
+        """Count the free blocks among these cached ones. Once shared, such a block is no longer free."""
         return sum(self.ref_counts[block] == 0 for block in blocks)
 
     def share_prefix(self, seq: Sequence, blocks: list[int]) -> None:
-        """Begin `seq`'s empty table with blocks from `find_prefix`, whose tokens are thereby computed."""
+        """Put blocks from `find_prefix` into `seq`'s empty table, and count their tokens as computed."""
         for block in blocks:
             if self.ref_counts[block] == 0:
                 del self._free[block]
@@ -64,7 +64,9 @@ class BlockManager:
         seq.num_computed_tokens = len(blocks) * self.block_size
 
     def allocate(self, seq: Sequence, num_tokens: int) -> bool:
-        """Grow `seq`'s table to hold `num_tokens` tokens. False, and no change, if too few are free."""
+        """Grow `seq`'s block table to hold `num_tokens` tokens. Returns False, and changes nothing, if too
+        few blocks are free.
+        """
         num_missing = self.num_missing_blocks(seq, num_tokens)
         if num_missing > len(self._free):
             return False
@@ -76,25 +78,25 @@ class BlockManager:
         return True
 
     def cache_full_blocks(self, seq: Sequence, num_tokens: int) -> None:
-        """Make the blocks that the first `num_tokens` of `seq`, all computed, fill known to `find_prefix`."""
+        """Cache the full blocks among those of the first `num_tokens` tokens of `seq`, all computed."""
         if not self.enable_prefix_caching:
             return
         for index in range(seq.num_hashed_blocks, num_tokens // self.block_size):
             block, digest = seq.block_table[index], self._hash(seq, index)
-            # Two sequences may compute one prefix at the same time: the first to finish a block is the one
-            # to share.
+            # Two sequences may compute one prefix at the same time: the block that is complete first is
+            # shared.
             if digest not in self._block_of_hash:
                 self._block_of_hash[digest] = block
                 self._hash_of_block[block] = digest
             seq.num_hashed_blocks = index + 1
 
     def uncache(self, seq: Sequence) -> None:
-        """Hide the blocks that `seq` has, which hold something wrong, from `find_prefix`."""
+        """Remove the blocks of `seq` from the prefix cache, because their KV is wrong."""
         for block in seq.block_table:
             self._forget(block)
 
     def free(self, seq: Sequence) -> None:
-        """Give up all of `seq`'s blocks, the last first: a block is of no use without those before it."""
+        """Free all blocks of `seq`, the last first: a cached block is useless without those before it."""
         for block in reversed(seq.block_table):
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 0:
@@ -106,13 +108,13 @@ class BlockManager:
         seq.num_computed_tokens = 0
 
     def check_integrity(self, seqs: Iterable[Sequence]) -> None:
-        """Raises EngineError unless every block is accounted for; `seqs` are all that have any."""
+        """Raise EngineError unless every block is accounted for. `seqs` are all sequences with blocks."""
         seqs = list(seqs)
         uses = Counter(block for seq in seqs for block in seq.block_table)
         for block in range(self.num_blocks):
             if self.ref_counts[block] != uses[block]:
                 raise EngineError(
-                    f"block {block} is in {uses[block]} tables, counted {self.ref_counts[block]}"
+                    f"block {block} is in {uses[block]} tables, but its count is {self.ref_counts[block]}"
                 )
             if (block in self._free) == bool(uses[block]):
                 raise EngineError(f"block {block} is in {uses[block]} tables, free: {block in self._free}")
@@ -129,7 +131,7 @@ class BlockManager:
             del self._block_of_hash[digest]
 
     def _hash(self, seq: Sequence, index: int) -> bytes:
-        """The chained hash of `seq`'s full block `index`. Each is computed once: tokens never change."""
+        """The chained hash of `seq`'s full block `index`. It is computed once, since tokens never change."""
         hashes = seq.block_hashes
         while len(hashes) <= index:
             start = len(hashes) * self.block_size

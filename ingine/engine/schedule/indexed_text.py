@@ -1,28 +1,28 @@
-"""A growing text of tokens, and where each pair of tokens comes in it."""
+"""An index of where each pair of tokens occurs in a growing list of tokens."""
 
 from array import array
 from collections.abc import Iterator, MutableSequence
 
 MAX_OCCURRENCES = 4
-"""The most recent ones of a pair that are looked at: more were not better, and each costs time."""
+"""How many of a pair's most recent occurrences are examined. More were not better, and each costs time."""
 
 MAX_MATCH = 8
-"""Tokens up to which one match is longer, and therefore better, than another."""
+"""The longest match in tokens. Longer ones are not better."""
 
 
 class IndexedText:
-    """The hash chains of LZ77, as in zlib: a token costs one entry of a dict and one of an array."""
+    """Indexes token pairs by hash chains, like zlib's LZ77: a token costs a dict and an array entry."""
 
     def __init__(self, token_ids: MutableSequence[int]):
-        """`token_ids` is the caller's, who only appends to it, and calls `index` then."""
+        """`token_ids` belongs to the caller, which only appends to it and calls `index` afterwards."""
         self.token_ids = token_ids
         self._last: dict[tuple[int, int], int] = {}
-        """Where the token after a pair is, the last time that something followed that pair."""
+        """For each pair, the position after its last occurrence that a token followed."""
         self._previous = array("i", (0, 0))
-        """Of each position, the one before it that follows the same pair; 0: none."""
+        """For each position, the previous position that follows the same pair; 0 if there is none."""
 
     def index(self) -> None:
-        """Take in the tokens that have come since the last call."""
+        """Index the tokens that have been appended since the last call."""
         token_ids, last, append = self.token_ids, self._last, self._previous.append
         for position in range(len(self._previous), len(token_ids)):
             pair = token_ids[position - 2], token_ids[position - 1]
@@ -30,10 +30,10 @@ class IndexedText:
             last[pair] = position
 
     def matches(self, suffix: list[int]) -> Iterator[tuple[int, int]]:
-        """Positions at which the text goes on after the last tokens of `suffix`, the most recent first; with
-        how many of these precede them there: 2 to `MAX_MATCH`.
+        """Yield (position, length) for each place where the last `length` tokens of `suffix` precede
+        `position` in the text, the most recent first. `length` is 2 to `MAX_MATCH`.
 
-        suffix: the last `MAX_MATCH` tokens of another text, or of this one; at least 2.
+        suffix: the last tokens of this text or another, 2 to `MAX_MATCH` of them.
         """
         position = self._last.get((suffix[-2], suffix[-1]), 0)
         for _ in range(MAX_OCCURRENCES):

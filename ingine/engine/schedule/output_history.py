@@ -1,25 +1,25 @@
-"""The latest outputs of an engine, by whose they are, to draft from: see `suffix_drafter`."""
+"""The latest outputs of an engine by tenant, as a source of drafts for `suffix_drafter`."""
 
 from array import array
 
 from ingine.engine.schedule.indexed_text import IndexedText
 
 END_OF_OUTPUT = -1
-"""Stands after each output, and equals no token."""
+"""Follows each output in the history. No token has this id."""
 
 MIN_OUTPUT_TOKENS = 3
-"""A shorter one has no pair that something follows."""
+"""The fewest tokens of an output that is kept: a shorter one has no pair that a token follows."""
 
 
 class OutputHistory:
-    """At most `max_tokens` tokens of all tenants together, ends of outputs included.
+    """Keeps at most `max_tokens` tokens of all tenants together, ends of outputs included.
 
-    Two generations: when the young one is half of all, the old one is forgotten and the young one is old. So
-    the oldest go first, and to forget costs nothing.
+    There are two generations. When the young one holds half of `max_tokens`, the old one is dropped and the
+    young one becomes old. So the oldest outputs go first, and dropping them costs nothing.
     """
 
     def __init__(self, max_tokens: int, *, across_tenants: bool = False):
-        """across_tenants: all outputs are everybody's."""
+        """across_tenants: share all outputs among all tenants."""
         self._max_young_tokens = max_tokens // 2
         self._across_tenants = across_tenants
         self._young: dict[str, IndexedText] = {}
@@ -27,7 +27,7 @@ class OutputHistory:
         self._num_young_tokens = 0
 
     def add(self, tenant: str, token_ids: list[int]) -> None:
-        """Of an output that is too long for a generation only the end is kept."""
+        """Add an output. If it is too long for a generation, only its end is kept."""
         num_tokens = min(len(token_ids) + 1, self._max_young_tokens)
         if num_tokens <= MIN_OUTPUT_TOKENS:
             return
@@ -41,7 +41,7 @@ class OutputHistory:
         self._num_young_tokens += num_tokens
 
     def texts(self, tenant: str) -> list[IndexedText]:
-        """The outputs that `tenant` may be drafted from, the more recent first."""
+        """The outputs from which sequences of `tenant` may be drafted, the more recent first."""
         owner = self._owner(tenant)
         return [texts[owner] for texts in (self._young, self._old) if owner in texts]
 

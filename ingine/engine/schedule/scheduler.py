@@ -1,18 +1,18 @@
-"""Which tokens of which sequences the next step computes.
+"""Chooses which tokens of which sequences the next step computes.
 
-There are no phases. Each sequence's `num_computed_tokens` chases its `num_tokens`, under one budget of
-tokens a step: a decode is a sequence that is one token behind, a prefill one that is many behind, and a
-long prefill is cut where the budget ends (chunked prefill). A preempted or resumed sequence is simply far
-behind again. With speculation a sequence may be ahead as well: what is left of the budget, and of memory
-that nobody needs yet, goes to tokens that are only guessed.
+There are no phases. The scheduler lets each sequence's `num_computed_tokens` catch up with its `num_tokens`,
+within one token budget for each step. A decode is a sequence that is one token behind, a prefill one that is
+many tokens behind, and a long prefill is split where the budget ends (chunked prefill). A preempted or
+resumed sequence is simply far behind again. With speculation a sequence may also be ahead: the rest of the
+budget, and free memory that no sequence needs yet, go to draft tokens.
 
-A step may be scheduled while the one before is on its way: `advance` counts what was launched, `settle` says
-that it is there. In between a sequence that has caught up has a token pending, which is known to come and
-not which it is; it is scheduled as if it were there.
+A step may be scheduled while the previous one is in flight: `advance` counts the tokens of a launched step,
+and `settle` confirms that they are computed. In between, a sequence that has caught up has a pending token:
+one that is certain to come, but whose id is not known yet. The sequence is scheduled as if it had the token.
 
-Order is by a key that never changes, lower first: arrival_time + priority * priority_ageing_s. Because it is
-static it ages for free: a sequence of priority 1 goes before every one of priority 0 that came more than
-`priority_ageing_s` after it, so nothing waits forever behind a stream of better priority.
+Sequences are ordered by a key that never changes, lower first: arrival_time + priority * priority_ageing_s.
+The key is static and still implements ageing: a sequence of priority 1 precedes every sequence of priority 0
+that arrives more than `priority_ageing_s` after it, so no stream of more urgent sequences can starve it.
 """
 
 from bisect import bisect_left, insort
@@ -29,7 +29,7 @@ _sort_key = attrgetter("sort_key")
 
 @dataclass(slots=True)
 class ScheduledBatch:
-    """One step's work: sequence i computes its next `num_tokens[i]` tokens, then those of its draft."""
+    """The work of one step: `seqs[i]` computes its next `num_tokens[i]` tokens, then those of `drafts[i]`."""
 
     seqs: list[Sequence] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
@@ -37,9 +37,10 @@ class ScheduledBatch:
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
     num_computed: list[int] = field(default_factory=list)
-    """Tokens that each sequence has computed with this batch, drafts aside: known once it is launched."""
+    """For each sequence, the number of its tokens that are computed with this batch, without drafts. Set when
+    the batch is launched."""
     caught_up: list[Sequence] = field(default_factory=list)
-    """Those that get a token out of it: likewise."""
+    """The sequences for which this batch samples a token. Set when the batch is launched."""
 
     def add(self, seq: Sequence, num_tokens: int) -> None:
         self.seqs.append(seq)
@@ -48,7 +49,7 @@ class ScheduledBatch:
 
     @property
     def is_decode(self) -> bool:
-        """Whether every sequence computes one token, drafts aside."""
+        """Whether every sequence computes exactly one token, not counting drafts."""
         return 0 < len(self.seqs) == sum(self.num_tokens)
 
     @property
@@ -57,11 +58,11 @@ class ScheduledBatch:
 
 
 class Scheduler:
-    """`waiting` and `running` are in the order of their keys.
+    """Keeps the queues `waiting` and `running`, both ordered by key, and makes a batch of them.
 
-    Nothing can hang: a victim of preemption always has the largest key of those running, so the most
-    urgent one keeps its blocks and advances in every step until it finishes; alone, it fits, because its
-    length was checked.
+    Every sequence makes progress in the end: preemption always takes the running sequence with the largest
+    key, so the most urgent one keeps its blocks and advances in every step until it finishes. It fits when it
+    runs alone, because its length was validated.
     """
 
     def __init__(
@@ -86,17 +87,17 @@ class Scheduler:
         insort(self.waiting, seq, key=_sort_key)
 
     def schedule(self) -> ScheduledBatch:
-        """Choose, and give blocks to, the next step's tokens. Running sequences first, then waiting ones."""
+        """Choose the next step's tokens and allocate their blocks. Running sequences precede waiting ones."""
         batch = ScheduledBatch()
         budget = self._schedule_running(batch)
-        if not batch.preempted:  # else memory is short, and what comes in now would be the next victim
+        if not batch.preempted:  # else memory is short, and a newly admitted sequence would be preempted next
             self._admit_waiting(batch, budget)
         if self._speculator is not None:
             self._add_drafts(batch, self._speculator)
         return batch
 
     def schedule_alone(self, seq: Sequence) -> ScheduledBatch:
-        """As `schedule`, for one sequence of those running. Those after it may lose their blocks to it."""
+        """Schedule one running sequence alone. Sequences after it may be preempted for its blocks."""
         batch = ScheduledBatch()
         num_tokens = min(seq.num_uncomputed_tokens, self.max_num_batched_tokens)
         behind = deque(self.running[self.running.index(seq) + 1 :])
@@ -105,7 +106,7 @@ class Scheduler:
         return batch
 
     def advance(self, batch: ScheduledBatch) -> None:
-        """The batch is on its way. Without this call nothing of it counts, and the next repeats it."""
+        """Count a batch that has been launched. Without this call the next `schedule` repeats the batch."""
         for seq, num_tokens in zip(batch.seqs, batch.num_tokens, strict=True):
             seq.num_computed_tokens += num_tokens
             batch.num_computed.append(seq.num_computed_tokens)
@@ -114,44 +115,48 @@ class Scheduler:
                 batch.caught_up.append(seq)
 
     def settle(self, batch: ScheduledBatch) -> None:
-        """The batch has been computed, and its tokens are about to be appended.
+        """Count a batch as computed, just before its tokens are appended.
 
-        Of drafts nothing counts yet: `accept` says what does.
+        Draft tokens do not count yet, see `accept`.
         """
         for seq, num_tokens in zip(batch.seqs, batch.num_computed, strict=True):
-            if seq.num_computed_tokens >= num_tokens:  # it has neither ended nor been preempted meanwhile
+            if seq.num_computed_tokens >= num_tokens:  # it was not preempted, nor did it end, meanwhile
                 self.block_manager.cache_full_blocks(seq, num_tokens)
         for seq in batch.caught_up:
             seq.num_pending_tokens -= 1
 
     def accept(self, seq: Sequence) -> None:
-        """`seq` has taken tokens of its draft, and the one after: all but that one are computed."""
+        """Count the draft tokens that `seq` has accepted as computed. Only its last token, which was sampled
+        after them, is not.
+        """
         seq.num_computed_tokens = seq.num_tokens - 1
         self.block_manager.cache_full_blocks(seq, seq.num_computed_tokens)
 
     def start_over_without_drafts(self, seq: Sequence) -> None:
-        """`seq` has logits that are not finite, perhaps a draft's doing: attention multiplies by 0 what a
-        token does not see, and 0 times infinity is NaN. So all of it is computed anew, in other blocks.
+        """Recompute all of `seq` in other blocks, without speculation, after logits that are not finite.
+
+        A draft may be the cause: attention multiplies by 0 what a token does not attend to, and 0 times
+        infinity is NaN.
         """
         self.block_manager.uncache(seq)
         seq.drafter = None
         self._preempt(seq)
 
     def remove(self, seq: Sequence) -> None:
-        """Forget a sequence, wherever it is, and free its blocks."""
-        if not _take_out(self.running, seq):
-            _take_out(self.waiting, seq)
+        """Remove a sequence from its queue, and free its blocks."""
+        if not _remove_from(self.running, seq):
+            _remove_from(self.waiting, seq)
         self.block_manager.free(seq)
 
     def _schedule_running(self, batch: ScheduledBatch) -> int:
-        """Returns the rest of the budget."""
+        """Add the running sequences to the batch. Returns the rest of the token budget."""
         budget = self.max_num_batched_tokens
         queue = deque(self.running)
         while queue:
             seq = queue.popleft()
             if seq.is_at_limit:
                 continue
-            # A long prefill leaves every running sequence behind it one token, so that decodes go on.
+            # A long prefill leaves one token for each running sequence after it, so that decodes continue.
             num_tokens = min(seq.num_uncomputed_tokens, budget - len(queue))
             if self._allocate(seq, num_tokens, queue, batch):
                 batch.add(seq, num_tokens)
@@ -161,7 +166,9 @@ class Scheduler:
     def _allocate(
         self, seq: Sequence, num_tokens: int, queue: deque[Sequence], batch: ScheduledBatch
     ) -> bool:
-        """Blocks for `seq`, at the cost of those after it in the order. False if it had to go itself."""
+        """Allocate blocks for `seq`, if need be by preempting sequences of `queue`, the last first. Returns
+        False if `seq` itself was preempted.
+        """
         while not self.block_manager.allocate(seq, seq.num_computed_tokens + num_tokens):
             victim = queue.pop() if queue else seq
             self._preempt(victim)
@@ -171,27 +178,29 @@ class Scheduler:
         return True
 
     def _preempt(self, seq: Sequence) -> None:
-        """Take all its blocks. It waits with its old key, and recomputes what the cache loses till then."""
-        _take_out(self.running, seq)
+        """Free all blocks of `seq`, and move it to `waiting` with its old key. It later recomputes the tokens
+        that the prefix cache has lost by then.
+        """
+        _remove_from(self.running, seq)
         self.block_manager.free(seq)
         self.num_preemptions += 1
         self.add(seq)
 
     def _admit_waiting(self, batch: ScheduledBatch, budget: int) -> None:
-        """Who comes in is promised memory for all that it has, and one block more.
+        """Admit sequences for which there are free blocks for all of their tokens, and one block more.
 
-        The margin lets those running decode on for a while before the newcomer has to be preempted.
+        The margin lets the running sequences decode for a while before the new one has to be preempted.
         """
         if not self.waiting:
             return
         num_promised = sum(self._num_promised_blocks(seq) for seq in self.running)
-        # One that ends with the token which is pending has blocks still, and no part in a step any more.
+        # A sequence that ends with its pending token still has blocks, but takes part in no further step.
         num_places = self.max_num_seqs - sum(not seq.is_at_limit for seq in self.running)
         while self.waiting and budget and num_places > 0:
             seq = self.waiting[0]
             prefix = self.block_manager.find_prefix(seq)
             if self._num_needed_blocks(seq, prefix) + num_promised > self.block_manager.num_free_blocks:
-                break  # nobody overtakes: it would take the memory that the first one waits for
+                break  # no later one is admitted: it would take the memory that this one waits for
             del self.waiting[0]
             self.block_manager.share_prefix(seq, prefix)
             self._count_prefix(seq)
@@ -205,9 +214,11 @@ class Scheduler:
             budget -= num_tokens
 
     def _add_drafts(self, batch: ScheduledBatch, speculator: Speculator) -> None:
-        """Only where all decode: beside a prefill they would keep it from its first token.
+        """Add draft tokens to a batch in which every sequence decodes. Beside a prefill they would delay its
+        first token.
 
-        Nobody is preempted for a draft, now or, for want of the block that it took, in the next step.
+        No sequence is preempted for a draft, neither now nor in the next step for lack of a block that the
+        draft took.
         """
         if not batch.is_decode or any(seq.num_uncomputed_tokens != 1 for seq in batch.seqs):
             return
@@ -223,11 +234,11 @@ class Scheduler:
             batch.drafts[index] = draft
 
     def _num_promised_blocks(self, seq: Sequence) -> int:
-        """Blocks that are kept free for one that runs."""
+        """The blocks that are kept free for a running sequence."""
         return self.block_manager.num_missing_blocks(seq, seq.num_tokens + seq.num_pending_tokens) + 1
 
     def _num_needed_blocks(self, seq: Sequence, prefix: list[int]) -> int:
-        """Free blocks that one takes which begins with the cached blocks `prefix`."""
+        """The free blocks that `seq` takes if it begins with the cached blocks `prefix`."""
         blocks = self.block_manager
         return blocks.num_missing_blocks(seq, seq.num_tokens) - len(prefix) + blocks.num_free_in(prefix)
 
@@ -238,8 +249,8 @@ class Scheduler:
             seq.num_cached_tokens = seq.num_computed_tokens
 
 
-def _take_out(queue: list[Sequence], seq: Sequence) -> bool:
-    """Remove `seq` from a queue in the order of keys, no two of which are equal. False if it is not there."""
+def _remove_from(queue: list[Sequence], seq: Sequence) -> bool:
+    """Remove `seq` from a queue that is ordered by unique keys. Returns False if it is not there."""
     index = bisect_left(queue, seq.sort_key, key=_sort_key)
     if index == len(queue) or queue[index] is not seq:
         return False

@@ -19,10 +19,10 @@ from ingine.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class LogitsProcessing:
-    """What a step takes of a request's lists, as arrays: they are walked once, and not in each step."""
+    """A request's lists as the arrays that each step needs, so that no step iterates over the lists."""
 
     end_token_ids: np.ndarray
-    """[num_end_token_ids] int64: what `min_tokens` forbids."""
+    """[num_end_token_ids] int64: the tokens that `min_tokens` forbids."""
     bias_token_ids: np.ndarray
     """[num_biases] int64."""
     biases: np.ndarray
@@ -39,10 +39,10 @@ class LogitsProcessing:
 
 
 class Sequence:
-    """`token_ids` is prompt and output; KV is computed of the first `num_computed_tokens` of them.
+    """A request's prompt and output tokens, `token_ids`, of which the first `num_computed_tokens` have KV.
 
-    Output tokens of an earlier life, from before a worker died say, pass through the same `append` as sampled
-    ones: detokenizer, stop strings and counts are then where they would be without the interruption.
+    Output tokens of an earlier attempt pass through the same `append` as sampled ones. So text, stop strings
+    and token counts are in the same state as without the interruption.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Sequence:
         eos_token_ids: frozenset[int] = frozenset(),
         tokenizer: TokenBytes | None = None,
     ):
-        """seed: of the random draws, also where `request` gives none. sort_key: the place in the scheduler's
-        order, see `ingine.engine.schedule.scheduler`; no two sequences have the same. max_num_tokens: the
-        most tokens of prompt and output that the engine can hold.
+        """seed: of the random draws, since `request.params.seed` may be None. sort_key: the place in the
+        scheduler's order, see `ingine.engine.schedule.scheduler`; unique. max_num_tokens: the most tokens of
+        prompt and output together that the engine can hold.
         """
         params = request.params
         self.seq_id = request.seq_id
@@ -76,10 +76,10 @@ class Sequence:
         self.max_num_tokens = self.num_prompt_tokens + self.output_text.max_tokens
 
         self.num_pending_tokens = 0
-        """Tokens that a step samples which is on its way: they count, and are not in `token_ids` yet."""
+        """Tokens that the step in flight samples. They count as present, but are not in `token_ids` yet."""
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None
-        self.block_table = array("i")  # numpy copies it at once, and a list number by number
+        self.block_table = array("i")  # numpy copies an array at once, and a list item by item
         self.block_hashes: list[bytes] = []
         self.num_hashed_blocks = 0
 
@@ -107,12 +107,12 @@ class Sequence:
 
     @property
     def is_at_limit(self) -> bool:
-        """Whether it ends with the token that is pending, whatever that is."""
+        """Whether the pending token is the last one that the length limits allow."""
         return len(self.token_ids) + self.num_pending_tokens >= self.max_num_tokens
 
     @property
     def is_plain(self) -> bool:
-        """Whether its next token follows from logits, temperature, min_p, top_k and top_p alone."""
+        """Whether the next token depends only on logits, temperature, min_p, top_k and top_p."""
         return self._is_plain_at(self.num_output_tokens + self.num_pending_tokens)
 
     def append(self, token_id: int) -> str:
@@ -127,7 +127,7 @@ class Sequence:
         return text
 
     def ahead(self, draft_token_ids: Tokens[int]) -> "Iterator[SequenceAhead]":
-        """As it would be with the first token of the draft, the first two, and so on."""
+        """Yield the sequence's state with the first token of the draft, the first two, and so on."""
         counts = self.token_counts
         for index, token_id in enumerate(draft_token_ids, start=1):
             if counts is not None:
@@ -147,7 +147,7 @@ class Sequence:
         self.stop_reason = stop_reason
 
     def output(self, token_ids: list[int], text: str = "", logprobs: list[dict] | None = None) -> SeqOutput:
-        """What a step added; with the end of the text, if the sequence has finished."""
+        """The output of a step; with the rest of the text, if the sequence has finished."""
         return SeqOutput(
             seq_id=self.seq_id,
             position=self.num_output_tokens,
@@ -169,13 +169,13 @@ class Sequence:
             if self.finish_reason is not None:
                 break
             self.append(token_id)
-        # An engine with a smaller limit may find the end before the last of them; their number is what it is.
+        # An engine with a lower limit may end the output before the last of them. All stay part of it.
         self.token_ids.extend(output_token_ids[self.num_output_tokens :])
 
 
 @dataclass(slots=True)
 class SequenceAhead:
-    """What sampling asks of a sequence, as of a token that is not in it yet, and may never be."""
+    """The state of a sequence after a draft token, as far as sampling needs it."""
 
     params: SamplingParams
     seed: int

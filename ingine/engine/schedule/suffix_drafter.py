@@ -1,4 +1,4 @@
-"""Guesses how a sequence goes on: as its prompt, its output or recent outputs did after the same tokens."""
+"""Drafts tokens for a sequence: what followed the same tokens in its prompt, its output or recent outputs."""
 
 from collections.abc import Sequence as Tokens
 
@@ -8,13 +8,13 @@ from ingine.engine.schedule.output_history import END_OF_OUTPUT, OutputHistory
 
 
 class SuffixDrafter:
-    """Speculation by suffix (SuffixDecoding, Oliaro et al. 2024; vLLM's "suffix").
+    """Suffix speculation (SuffixDecoding, Oliaro et al. 2024; vLLM's "suffix").
 
-    Of the places where the last two tokens came before, those count that have the longest match with what
-    precedes them. All of these are followed as long as any is right, and at each token the majority is the
-    guess: a branch of a tree of suffixes, of which nothing is built but what is walked.
+    The sources of a draft are the earlier occurrences of the last two tokens whose preceding tokens match
+    the longest. All of them are followed as long as any is right, and the guess for each token is the
+    majority's. This walks a branch of a suffix tree without building the tree.
 
-    As with `ingine.engine.schedule.drafter.Drafter`, guesses are judged whether or not they are used.
+    Like `ingine.engine.schedule.drafter.Drafter`, it judges guesses whether or not they are drafted.
     """
 
     def __init__(self, token_ids: list[int], tenant: str, outputs: OutputHistory):
@@ -25,16 +25,16 @@ class SuffixDrafter:
         self._text = IndexedText(token_ids)
         self._num_seen = 0
         self._sources: list[tuple[Tokens[int], int]] = []
-        """Texts, and the position in each that may be the next token's: the more recent first."""
-        self._num_guessed, self._num_right = 1.0, 0.5  # an unknown sequence is worth a try
+        """(text, position of the token that may come next), the more recent first."""
+        self._num_guessed, self._num_right = 1.0, 0.5  # the rate of a sequence that is not known yet
 
     @property
     def acceptance_rate(self) -> float:
-        """The share of guessed tokens that were right, of late; 0 to 1."""
+        """The share of recent guesses that were right, 0 to 1."""
         return self._num_right / self._num_guessed
 
     def catch_up(self) -> None:
-        """Take notice of the tokens that have come since the last call, and look for the next guess."""
+        """Process the tokens that have been appended since the last call, and look for the next guess."""
         num_tokens = len(self._token_ids)
         for index in range(self._num_seen, num_tokens):
             if not self._sources:
@@ -46,12 +46,12 @@ class SuffixDrafter:
             self._sources = self._longest_matches()
 
     def draft(self, max_tokens: int, min_probability: float = 0.0) -> list[int]:
-        """At most `max_tokens` tokens that may follow.
+        """Return at most `max_tokens` tokens that may follow.
 
-        The probability that one is right, and all before it, is estimated as the product, over these, of
-        acceptance rate and share of sources that agree; it is to be at least `min_probability`.
-
-        A source that reaches the end of the sequence goes on with the draft itself: a period repeats.
+        The probability that a draft token and all before it are right is estimated as the product of, for
+        each of them, the acceptance rate and the share of sources that agree. The draft ends where it falls
+        below `min_probability`. A source that reaches the end of the sequence continues with the draft
+        itself, so a period repeats.
         """
         draft: list[int] = []
         sources, probability, rate = self._sources, 1.0, self.acceptance_rate
@@ -75,7 +75,7 @@ class SuffixDrafter:
         return tokens[position]
 
     def _follow(self, token_id: int) -> None:
-        """Judge the guess by the token that came, and keep the sources that have it."""
+        """Compare the guess with the token that came, and keep the sources that have that token."""
         followers = [tokens[position] for tokens, position in self._sources]
         guess = _majority(followers)
         if guess != END_OF_OUTPUT:
@@ -98,5 +98,5 @@ class SuffixDrafter:
 
 
 def _majority(token_ids: list[int]) -> int:
-    """The most frequent one; of several, the first."""
+    """The most frequent token; the first of several."""
     return token_ids[0] if len(token_ids) == 1 else max(token_ids, key=token_ids.count)
