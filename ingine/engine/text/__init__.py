@@ -1,1 +1,1 @@
-"""Text to token ids and back: tokenizer, chat template, detokenizer, stop strings."""
+"""Converts text to token ids and back: tokenizer, chat template, detokenizer, stop strings."""

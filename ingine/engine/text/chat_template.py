@@ -1,7 +1,7 @@
-"""Chat templates, rendered exactly as transformers renders them, without the seconds that importing it takes.
+"""Renders chat templates exactly as transformers does, without importing it, which takes seconds.
 
-The environment is that of `transformers.utils.chat_template_utils`, sandbox included: a template comes with a
-model from anywhere, and is not to be trusted.
+The jinja2 environment is that of `transformers.utils.chat_template_utils`, including its sandbox: a template
+comes with a model of any origin, and is not trusted.
 """
 
 import json
@@ -20,9 +20,9 @@ from ingine.errors import ErrorCode, InvalidRequest
 
 
 class ChatTemplate:
-    """`special_tokens` ({"bos_token": "<s>", ...}) are variables of the template.
+    """Renders conversations with one chat template. It can be used from several threads.
 
-    May be used from several threads.
+    special_tokens: variables of the template by role, such as {"bos_token": "<s>"}.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]):
@@ -32,16 +32,17 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], now: datetime, *, max_chars: int | None = None
     ) -> str:
-        """The conversation up to the assistant's next turn. `now` is what `strftime_now` tells.
+        """Render the conversation up to the start of the assistant's next turn. `now` is the time that the
+        template's `strftime_now` formats.
 
-        Nothing bounds the time and memory that a template takes, only its output: whoever runs one that may
-        be anybody's does so where it can be killed (`ingine.worker.hosting.prompt_process`).
+        Only the output of a template is bounded, not its time and memory. An untrusted template should run
+        where it can be killed (`ingine.worker.hosting.prompt_process`).
 
-        Raises jinja2.TemplateError or another exception, as the template does; TypeError for messages that
-        are not JSON; InvalidRequest as soon as there are more than `max_chars` characters.
+        Raises jinja2.TemplateError or any other exception that the template raises; TypeError for messages
+        that are not JSON; InvalidRequest as soon as the output has more than `max_chars` characters.
         """
-        # A template may call methods of what it is given, so it gets plain values only. Keys without a value
-        # are left out, since many templates would write "None".
+        # A template may call methods of its arguments, so they are plain values only. Keys whose value is
+        # None are dropped, since many templates would write "None".
         plain = [{k: v for k, v in message.items() if v is not None} for message in messages]
         pieces: list[str] = []
         num_chars = 0
@@ -65,7 +66,7 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        """On first use: a broken template keeps nobody from sending prompts."""
+        """Compiled on first use, so that a broken template does not prevent plain prompts."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
         )
@@ -75,7 +76,7 @@ class ChatTemplate:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}` marks the assistant's words for training. Here it is a scope, and nothing else."""
+    """Parses `{% generation %}`, which marks the assistant's words for training, as a plain scope."""
 
     tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 
@@ -85,7 +86,7 @@ class _GenerationBlock(Extension):
 
 
 class _Dict:
-    """`dict` without the attributes of a class, which lead out of the sandbox."""
+    """Stands in for `dict` without the attributes of a class, which lead out of the sandbox."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict:
         return dict(*args, **kwargs)
@@ -95,9 +96,9 @@ class _Dict:
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """Refuses names that begin with an underscore, which would reach Python's own attributes."""
+    """Rejects names that begin with an underscore, which would reach Python's own attributes."""
 
-    def __init__(*args: Any, **kwargs: Any):  # `self` among them, so that it may be a name of the template's
+    def __init__(*args: Any, **kwargs: Any):  # `self` is in args, so that a template may use that name
         self, *rest = args
         for name in dict(*rest, **kwargs):
             _check_name(name)
@@ -124,7 +125,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """jinja2's own escapes for HTML."""
+    """Serialise `value` without the escapes for HTML that jinja2's own `tojson` makes."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

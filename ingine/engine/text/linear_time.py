@@ -1,7 +1,8 @@
-"""Which tokenizers take time in proportion to a text, whatever the text.
+"""Recognises tokenizers whose time is proportional to the length of the text, whatever the text.
 
 A tokenizer.json is a small program: it may have regular expressions that backtrack without end, replacements
-that each double the text, or words of any length to look up piece by piece. Here is what has none of that.
+that each double the text, or words of any length that are looked up piece by piece. This module lists parts
+that do none of that.
 """
 
 import json
@@ -19,8 +20,8 @@ LINEAR_PATTERNS = frozenset({
     _CONTRACTIONS + _WORDS + r"|\p{N}{1,3}" + _SIGNS + _REST,  # Llama 3
     _CONTRACTIONS + _WORDS + r"|\p{N}" + _SIGNS + _REST,  # Qwen 2
 })  # fmt: skip
-"""Regular expressions of pre-tokenizers that published models have, and that were measured on the worst
-texts (`benchmarks/prompt_cost.py`). No other one is taken for harmless."""
+"""Regular expressions from the pre-tokenizers of published models that were measured on worst-case texts
+(`benchmarks/prompt_cost.py`). No other expression is assumed to be harmless."""
 
 _NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "BertNormalizer")
 _PRE_TOKENIZERS = (
@@ -31,7 +32,7 @@ MAX_PREPENDED = 16
 
 
 def takes_linear_time(core: CoreTokenizer) -> bool:
-    """False for whatever is not known to."""
+    """Whether `core` is known to take linear time. False if it is not known."""
     if not isinstance(core.model, (BPE, Unigram)):
         return False
     steps = [*_steps(core.normalizer, "normalizers"), *_steps(core.pre_tokenizer, "pretokenizers")]
@@ -39,7 +40,7 @@ def takes_linear_time(core: CoreTokenizer) -> bool:
 
 
 def _steps(part: Any, name: str) -> list[dict[str, Any]]:
-    """Of a normalizer or pre-tokenizer; those of a Sequence, however deep, one after the other."""
+    """List the steps of a normalizer or pre-tokenizer, with those of nested Sequences in one flat list."""
     waiting = [] if part is None else [json.loads(part.__getstate__())]
     steps = []
     while waiting:
@@ -56,7 +57,7 @@ def _is_linear(step: dict[str, Any]) -> bool:
         case {"type": "Prepend", "prepend": prepended}:
             return len(prepended) <= MAX_PREPENDED
         case {"type": "Replace", "pattern": {"String": replaced}, "content": content}:
-            return len(content) <= len(replaced)  # else a row of them may double the text again and again
+            return len(content) <= len(replaced)  # else several of them may double the text again and again
         case {"type": "Split", "pattern": {"String": _}}:
             return True
         case {"type": "Split", "pattern": {"Regex": pattern}}:

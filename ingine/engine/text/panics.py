@@ -1,4 +1,4 @@
-"""Panics of libraries that are written in Rust, such as tokenizers and safetensors."""
+"""Turns panics of libraries written in Rust, such as tokenizers and safetensors, into Python errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Raise RuntimeError for a panic: pyo3's PanicException is a BaseException, so `except Exception` lets it
-    end whole threads and event loops. It has no importable class, and each library its own.
+    """Raise RuntimeError instead of a panic inside the block.
 
-    What Python itself raises past `except Exception` (Ctrl-C above all) passes.
+    pyo3's PanicException is a BaseException, so `except Exception` lets it end whole threads and event loops.
+    Its class cannot be imported, and each library has its own. The exceptions of Python that `except
+    Exception` does not catch, such as KeyboardInterrupt, pass unchanged.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""From a text or a conversation to token ids, giving up as soon as it is known to be too long."""
+"""Encodes a text or a conversation, and stops as soon as it is known to be too long."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -7,45 +7,49 @@ from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
 
 FEWEST_CHARS_PER_TOKEN = 8
-"""More than a usual text has. A text with more for each token that there may be is tried in part first."""
+"""More than usual texts have. If a text has more for each allowed token, a part of it is encoded first."""
 
 
 class PromptEncoder:
-    """A tokenizer for prompts of an engine whose sequences have at most `max_num_tokens` tokens."""
+    """Encodes prompts for an engine whose sequences have at most `max_num_tokens` tokens."""
 
     def __init__(self, tokenizer: Tokenizer, max_num_tokens: int):
         self.tokenizer = tokenizer
         self.max_num_tokens = max_num_tokens
         self.max_chars = max_num_tokens * tokenizer.longest_token
-        """What so many tokens can have at most."""
+        """The most characters that `max_num_tokens` tokens can stand for."""
 
     def encode(self, text: str) -> list[int]:
-        """Raises InvalidRequest: PROMPT_TOO_LONG."""
+        """Return the token ids of a text. Raises InvalidRequest (PROMPT_TOO_LONG)."""
         self.check_length(len(text))
         return self._encode(text, self.tokenizer.encode)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, now: datetime | None = None) -> list[int]:
-        """Raises InvalidRequest: PROMPT_TOO_LONG, and as `Tokenizer.render` does."""
+        """Return the token ids of a conversation in the model's chat template.
+
+        Raises InvalidRequest: PROMPT_TOO_LONG, or the errors of `Tokenizer.render`.
+        """
         self.check_chat(len(messages), sum(len(message["content"]) for message in messages))
         text = self.tokenizer.render(messages, now=now, max_chars=self.max_chars)
         return self._encode(text, self.tokenizer.encode_rendered)
 
     def check_length(self, num_chars: int) -> None:
-        """Raises InvalidRequest for a text that is too long whatever is in it."""
+        """Raise InvalidRequest for a text that is too long whatever its content."""
         if num_chars > self.max_chars:
             raise self._too_long(f"{num_chars} characters; the most is {self.max_chars}")
 
     def check_chat(self, num_messages: int, num_chars: int) -> None:
-        """Raises InvalidRequest for a conversation that is too long whatever the template makes of it."""
+        """Raise InvalidRequest for a conversation that is too long whatever the template makes of it."""
         if num_messages >= self.max_num_tokens:
-            raise self._too_long(f"{num_messages} messages, each of which is a token at least")
+            raise self._too_long(f"{num_messages} messages, each of which is at least one token")
         self.check_length(num_chars)
 
     def _encode(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
-        """What is far too long is found so by a part of it, so its cost is that of the longest allowed.
+        """Encode `text`. A part of it is enough to reject a text that is far too long, so that this costs no
+        more than the longest allowed text.
 
-        A part that ends within a word may be a few tokens more than in the whole text: it counts as too long
-        only with twice as many as there may be.
+        A part that ends inside a word may have a few more tokens than within the whole text, so it counts as
+        too long only if it has twice as many tokens as are allowed.
         """
         num_chars = FEWEST_CHARS_PER_TOKEN * self.max_num_tokens
         while num_chars < len(text):

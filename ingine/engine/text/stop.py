@@ -1,4 +1,4 @@
-"""Stop strings in a stream of text: what may start one is held back until it is sure."""
+"""Finds stop strings in a stream of text, and holds back text that may be the start of one."""
 
 from array import array
 
@@ -6,8 +6,8 @@ from array import array
 class StopStrings:
     """Finds the stop string that is complete first, as if the text came one character at a time.
 
-    So neither the cut nor the text emitted by then depends on how the text was split. Each character is
-    looked at once for each stop string, however long these are.
+    Neither the result nor the text returned so far depends on how the text was split. Each character is
+    examined once for each stop string, however long these are.
     """
 
     def __init__(self, stops: tuple[str, ...]):
@@ -15,7 +15,7 @@ class StopStrings:
         self._held = ""
 
     def append(self, text: str) -> tuple[str, str | None]:
-        """The text that is now sure, and the stop string that ended it, if one did."""
+        """Take the next text. Returns the text now certain, and the stop string that ended it or None."""
         if not self._matches:
             return text, None
         pending = self._held + text
@@ -29,29 +29,29 @@ class StopStrings:
             start = len(self._held) + end - len(stop)
             self._held = ""
             return pending[:start], stop
-        num_sure = len(pending) - max(match.length for match in self._matches)
-        self._held = pending[num_sure:]
-        return pending[:num_sure], None
+        num_certain = len(pending) - max(match.length for match in self._matches)
+        self._held = pending[num_certain:]
+        return pending[:num_certain], None
 
     def flush(self) -> str:
-        """What is held back, when nothing more comes."""
+        """Return the text that is held back, once no more text comes."""
         held, self._held = self._held, ""
         return held
 
 
 class _Match:
-    """How much of one stop string the end of a text is, after each character (Knuth, Morris, Pratt 1977)."""
+    """The state of the search for one stop string (Knuth, Morris, Pratt 1977)."""
 
     __slots__ = ("_borders", "length", "stop")
 
     def __init__(self, stop: str):
         self.stop = stop
         self.length = 0
-        """Of the longest end of the text that is a beginning of `stop`, and not all of it."""
+        """The length of the longest suffix of the text that is a proper prefix of `stop`."""
         self._borders = _borders(stop)
 
     def advance(self, text: str) -> int | None:
-        """Where in `text`, which comes next, the stop string first ends. None: nowhere."""
+        """Take the next text. Returns where in it `stop` is first complete, or None if it is not."""
         stop, borders, length = self.stop, self._borders, self.length
         for index, char in enumerate(text, start=1):
             while length and stop[length] != char:
@@ -66,7 +66,7 @@ class _Match:
 
 
 def _borders(stop: str) -> array:
-    """For each beginning of `stop` the length of the longest shorter one that it ends with."""
+    """For each prefix of `stop`, the length of its longest proper prefix that is also its suffix."""
     borders, length = array("H", [0]), 0
     for char in stop[1:]:
         while length and stop[length] != char:

@@ -1,4 +1,4 @@
-"""A model's own tokenizer and chat template, for use from several threads."""
+"""A model's own tokenizer and chat template. They can be used from several threads."""
 
 import json
 import logging
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_REASON_CHARS = 500
-"""Of what a template has against a conversation: its text may be of any length."""
+"""The most characters of a template's error message that are reported; its text may have any length."""
 
 Definition = tuple[str, dict[str, str], str | None]
-"""tokenizer.json as one string, special tokens by role, chat template."""
+"""(tokenizer.json as one string, special tokens by role, chat template)."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Tokenizer:
-    """Wraps a tokenizer of the `tokenizers` library, which encodes without a lock and without state."""
+    """Wraps a tokenizer of the `tokenizers` library, which encodes without locks and state."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Tokenizer:
         special_tokens: Mapping[str, str] | None = None,
         chat_template: str | None = None,
     ):
-        """`special_tokens` by their roles: {"bos_token": "<s>", ...}; each is one of the core's tokens."""
+        """special_tokens: by role, such as {"bos_token": "<s>"}; each of them is a token of `core`."""
         self._core = core
-        # A tokenizer.json may bring these along from training; a prompt must never be cut in silence.
+        # A tokenizer.json may have these from training. A prompt must never be truncated silently.
         core.no_truncation()
         core.no_padding()
         self._special_tokens = dict(special_tokens or {})
@@ -59,19 +59,21 @@ class Tokenizer:
         }
         self._is_byte_level = _has_byte_level_decoder(core)
         if not (anchor := self._encode("a", add_special_tokens=False)):
-            raise ConfigError("the tokenizer knows no token for the letter a: its vocabulary is damaged")
+            raise ConfigError("the tokenizer has no token for the letter a: its vocabulary is damaged")
         self._anchor = anchor[-1]
         self._token_bytes: dict[tuple[int, bool], bytes | None] = {}
 
     @classmethod
     def from_folder(cls, path: Path) -> Self:
-        """Raises ConfigError if the folder has no tokenizer, or one that cannot be used or is not fast."""
+        """Load the tokenizer in a folder. Raises ConfigError if there is none, or if it cannot be used or is
+        not a fast one.
+        """
         try:
             with panics_as_errors():
                 return cls._from_folder(path)
         except IngineError:
             raise
-        except Exception as error:  # the libraries raise whatever the parser of the day does
+        except Exception as error:  # the libraries raise exceptions of many types
             raise ConfigError(f"no usable tokenizer in {path}: {error}") from error
 
     @classmethod
@@ -100,7 +102,7 @@ class Tokenizer:
         )
 
     def definition(self) -> Definition:
-        """All that another process needs to have the same tokenizer, see `from_definition`."""
+        """Everything that another process needs to build the same tokenizer, see `from_definition`."""
         return self._core.to_str(), self._special_tokens, self._template_source
 
     @classmethod
@@ -114,27 +116,28 @@ class Tokenizer:
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of a text that one token can stand for: at most this many."""
+        """The most characters of a text that one token can stand for."""
         return max(map(len, self._core.get_vocab(with_added_tokens=True)))
 
     @cached_property
     def takes_linear_time(self) -> bool:
-        """Whether `encode` is known to take time in proportion to the text, whatever the text."""
+        """Whether `encode` is known to take time in proportion to a text's length, whatever the text."""
         return takes_linear_time(self._core)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, with the special tokens that the model's tokenizer adds to a prompt."""
+        """Return token ids, with the special tokens that the model's tokenizer adds to a prompt."""
         return self._encode(text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, now: datetime | None = None) -> list[int]:
-        """Token ids of the conversation in the model's chat template, up to the assistant's next turn.
+        """Return the token ids of the conversation in the model's chat template, up to the assistant's next
+        turn.
 
         Raises InvalidRequest as `render` does.
         """
         return self.encode_rendered(self.render(messages, now=now))
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Token ids of what `render` made, which has written the special tokens already."""
+        """Return the token ids of a text from `render`, which already contains the special tokens."""
         return self._encode(text, add_special_tokens=False)
 
     def render(
@@ -144,11 +147,11 @@ class Tokenizer:
         now: datetime | None = None,
         max_chars: int | None = None,
     ) -> str:
-        """The conversation as the text that the model's chat template makes of it.
+        """Render the conversation with the model's chat template.
 
-        `now` is what the template takes for the present, if it writes the date; None is the present, in UTC.
+        now: the current time for templates that write the date. None is the actual time, in UTC.
 
-        Raises InvalidRequest: NO_CHAT_TEMPLATE, INVALID_MESSAGES with what the template has against them, or
+        Raises InvalidRequest: NO_CHAT_TEMPLATE; INVALID_MESSAGES with the template's error message; or
         PROMPT_TOO_LONG as soon as the text has more than `max_chars` characters.
         """
         if self._chat_template is None:
@@ -161,8 +164,8 @@ class Tokenizer:
             return self._chat_template.render(messages, now or datetime.now(UTC), max_chars=max_chars)
         except (InvalidRequest, MemoryError):
             raise
-        # A template is a program by whoever made the model, and raises whatever programs raise: it can make
-        # nothing of these messages, and the engine is sound.
+        # A template is a program by the model's author, and may raise any exception. It means that the
+        # template cannot render these messages, not that the engine failed.
         except Exception as error:
             raise InvalidRequest(
                 ErrorCode.INVALID_MESSAGES,
@@ -174,15 +177,16 @@ class Tokenizer:
             return self._core.encode(_without_surrogates(text), add_special_tokens=add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of all tokens together, special ones skipped."""
+        """Return the text of all tokens together, without special tokens."""
         with panics_as_errors():
             return self._core.decode(list(token_ids), skip_special_tokens=True)
 
     def token_bytes(self, token_id: int, *, first: bool) -> bytes | None:
-        """The UTF-8 bytes that a token adds to a text, or begins it with. None for a special or unknown one.
+        """Return the UTF-8 bytes that a token adds to a text; None for a special or unknown token. `first`:
+        the token begins the text.
 
-        Put together they are the bytes of `decode`, save that a decoder with byte fallback (Llama 2's and
-        Mistral's) replaces a whole run of byte tokens where one of them is invalid.
+        Concatenated, they are the bytes of `decode`, except that a decoder with byte fallback (as Llama 2 and
+        Mistral have it) replaces a whole run of byte tokens if one of them is invalid.
         """
         key = (token_id, first)
         if key not in self._token_bytes:
@@ -191,7 +195,7 @@ class Tokenizer:
         return self._token_bytes[key]
 
     def special_token(self, token_id: int) -> str:
-        """The name of a special token, "" for an id that is no token's."""
+        """Return the name of a special token; "" for an unknown id."""
         with panics_as_errors():
             return self._core.id_to_token(token_id) or ""
 
@@ -202,8 +206,8 @@ class Tokenizer:
         if self._is_byte_level:
             if all(char in _BYTE_OF_CHAR for char in token):
                 return bytes(_BYTE_OF_CHAR[char] for char in token)
-            return token.encode()  # an added token stands for itself
-        if (byte := _BYTE_TOKEN.fullmatch(token)) and byte[1] >= "80":  # else it is a whole character
+            return token.encode()  # an added token is its own text
+        if (byte := _BYTE_TOKEN.fullmatch(token)) and byte[1] >= "80":  # below that it is a whole character
             return bytes.fromhex(byte[1])
         if first:
             return self._core.decode([token_id]).encode()
@@ -215,18 +219,18 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer in a model's folder; None, with a warning, where there is none.
+    """Load the tokenizer in a model's folder. Returns None, with a warning, if there is none.
 
-    Raises ConfigError for one that cannot be used.
+    Raises ConfigError for a tokenizer that cannot be used.
     """
     if _has_vocabulary(folder):
         return Tokenizer.from_folder(folder)
-    logger.warning("no tokenizer.json in %s: prompts have to be token ids, and output has no text", folder)
+    logger.warning("no tokenizer.json in %s: prompts must be token ids, and outputs have no text", folder)
     return None
 
 
 def required(tokenizer: Tokenizer | None) -> Tokenizer:
-    """Raises InvalidRequest without one: what was asked for needs text."""
+    """Return `tokenizer`. Raises InvalidRequest if it is None, because the request needs text."""
     if tokenizer is None:
         raise InvalidRequest(
             ErrorCode.INVALID_PARAMETER,
@@ -246,12 +250,14 @@ def _has_byte_level_decoder(core) -> bool:
 
 
 def _without_surrogates(text: str) -> str:
-    """A str may hold halves of UTF-16 pairs, which UTF-8 cannot: pairs are joined, lone ones replaced."""
+    """Join surrogate pairs, and replace lone surrogates, since UTF-8 cannot encode either."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _byte_of_char() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and on, in order."""
+    """Return GPT-2's byte alphabet: printable Latin-1 characters stand for their own bytes, and the
+    characters from U+0100 on for the other bytes, in order.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

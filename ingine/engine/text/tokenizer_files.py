@@ -1,5 +1,5 @@
-"""The tokenizer in a model's folder, read from tokenizer.json: all of it is there, and importing transformers
-takes longer than loading the weights of a small model."""
+"""Reads the tokenizer in a model's folder from tokenizer.json, which contains all of it. So transformers is
+not imported, which takes longer than loading the weights of a small model."""
 
 import json
 import tempfile
@@ -21,27 +21,28 @@ VOCABULARIES = (
     *(TOKENIZER, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece*.model"),
     *("tekken.json", "*.tiktoken", "tiktoken.model"),
 )
-"""Files of which transformers needs one for a tokenizer."""
+"""Files of which transformers needs at least one to build a tokenizer."""
 _COPIED = (*VOCABULARIES, "merges.txt", "added_tokens.json", "special_tokens_map.json")
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Classes of transformers that take tokenizer.json as it is, and have no special tokens of their own."""
+"""Classes of transformers that use tokenizer.json as it is, and have no special tokens of their own."""
 ADD_PREFIX_SPACE = {"GPT2Tokenizer": False, "LlamaTokenizer": True, "Qwen2Tokenizer": False}
-"""Classes that take vocabulary, merges and post-processor from tokenizer.json and make the rest themselves,
-as in the file if `add_prefix_space` is what it is here."""
+"""Classes of transformers that take vocabulary, merges and post-processor from tokenizer.json, and build the
+rest themselves. If `add_prefix_space` has the value given here, the result equals the file."""
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
     core: CoreTokenizer
     special_tokens: dict[str, str]
-    """By role, those that there are: {"eos_token": "</s>"}."""
+    """By role, such as {"eos_token": "</s>"}. Roles without a token are left out."""
     chat_template: str | None
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
-    """None where transformers has to be asked: for a folder of other files, or of files that leave something
-    to its tokenizer classes. So it is for values of other types: transformers says what is wrong with them.
+    """Read the tokenizer in a folder. Returns None if transformers has to load it, because the folder has
+    other files, or files that leave something to the tokenizer classes of transformers. Values of wrong types
+    are left to transformers too, which reports what is wrong with them.
 
     Raises ConfigError for a file that cannot be read.
     """
@@ -54,39 +55,37 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
         special_tokens = {role: token for role, token in named.items() if token is not None}
         expected = {*special_tokens.values(), *_declared_tokens(config)}
         chat_template = _chat_template(folder, config)
-    except (TypeError, KeyError, AttributeError):  # of other types
+    except (TypeError, KeyError, AttributeError):  # values of wrong types
         return None
     content = read_tokenizer_bytes(core_file)
     try:
         with panics_as_errors():
             core = CoreTokenizer.from_buffer(content)
-    except Exception:  # the tokenizers library raises plain ones
+    except Exception:  # the tokenizers library raises plain Exceptions
         return None
     if not expected <= {token.content for token in core.get_added_tokens_decoder().values()}:
         return None  # transformers would add them
     if config.get("split_special_tokens") or config.get("fix_mistral_regex"):
-        return None  # transformers would change how text is cut
-    if _leaves_more_to_its_class(config, named, core):
+        return None  # transformers would change how text is split
+    if _depends_on_its_class(config, named, core):
         return None
     return TokenizerFiles(core, special_tokens, chat_template)
 
 
-def _leaves_more_to_its_class(
-    config: dict[str, Any], named: dict[str, str | None], core: CoreTokenizer
-) -> bool:
-    """Whether the class that the config names may have other special tokens, or cut text in another way."""
+def _depends_on_its_class(config: dict[str, Any], named: dict[str, str | None], core: CoreTokenizer) -> bool:
+    """Whether the class that the config names may have other special tokens, or split text differently."""
     if config.get("tokenizer_class") in GENERIC_CLASSES:
         return False
     name = str(config.get("tokenizer_class")).removesuffix("Fast")
     if name not in ADD_PREFIX_SPACE or not {"bos_token", "eos_token"} <= named.keys():
         return True
     if name == "LlamaTokenizer" and (core.normalizer is not None or config.get("legacy")):
-        return True  # files of Llama 2 have the space before a text in a normalizer, the class has none
+        return True  # Llama 2's files add the space before a text in a normalizer; the class has none
     return config.get("add_prefix_space") not in (None, ADD_PREFIX_SPACE[name])
 
 
 def _named_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str | None]:
-    """Role to token, None for one that is said not to be there."""
+    """Map each role to its token, or to None if the config says that there is no such token."""
     named = dict(config)
     legacy = folder / "special_tokens_map.json"
     if "added_tokens_decoder" not in config and legacy.exists():
@@ -98,7 +97,7 @@ def _named_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str | None]
 
 
 def _declared_tokens(config: dict[str, Any]) -> list[str]:
-    """Tokens that tokenizer_config.json wants to be there besides those that have a role."""
+    """List the tokens that tokenizer_config.json requires besides those with a role."""
     declared = list(config.get("added_tokens_decoder", {}).values())
     for key in ("extra_special_tokens", "additional_special_tokens"):
         if isinstance(tokens := config.get(key), list):
@@ -111,7 +110,9 @@ def _content(token: str | dict[str, Any] | None) -> str | None:
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """The only one, or the one named `default`. A file of its own goes before what the config says."""
+    """Return the only chat template, or the one named `default`. A separate file takes precedence over the
+    config.
+    """
     file = folder / TEMPLATE
     if file.exists():
         return read_text(file, MAX_TEMPLATE_BYTES)
@@ -123,17 +124,19 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
 
 @contextmanager
 def checked_copies(folder: Path) -> Iterator[Path]:
-    """A folder with copies of what transformers makes a tokenizer from, for as long as the block.
+    """Copy the files from which transformers builds a tokenizer into a folder that exists during the block.
 
-    transformers opens what a folder, or a path in a file, leads it to. Here that is only what has been read
-    within its bounds. Raises ConfigError; UnsupportedModel for a tokenizer that is code.
+    transformers opens any file that a folder, or a path in a file, refers to. The copies have been read
+    within size limits and contain no such paths.
+
+    Raises ConfigError; UnsupportedModel for a tokenizer that is code.
     """
     with tempfile.TemporaryDirectory(prefix="ingine-tokenizer-") as copies:
         for path in sorted({path for pattern in _COPIED for path in folder.glob(pattern)}):
             Path(copies, path.name).write_bytes(read_tokenizer_bytes(path))
         if (template := folder / TEMPLATE).exists():
             Path(copies, TEMPLATE).write_bytes(read_bytes(template, MAX_TEMPLATE_BYTES))
-        for name, choose in ((CONFIG, _without_code_and_paths), ("config.json", _only_the_kind)):
+        for name, choose in ((CONFIG, _without_code_and_paths), ("config.json", _only_class_keys)):
             if (path := folder / name).exists():
                 Path(copies, name).write_text(json.dumps(choose(read_json(path), path)), encoding="utf-8")
         yield Path(copies)
@@ -144,13 +147,15 @@ def _without_code_and_paths(config: dict[str, Any], path: Path) -> dict[str, Any
     own = own.get("AutoTokenizer") if isinstance(own, dict) else own
     if own:
         raise UnsupportedModel(
-            f"unsupported: {path} wants a tokenizer that is its own code (auto_map: {own!r:.100}). "
+            f"unsupported: {path} needs a tokenizer with its own code (auto_map: {own!r:.100}). "
             "Such code is never run here"
         )
     return {key: value for key, value in config.items() if not key.endswith(("_file", "_files"))}
 
 
-def _only_the_kind(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What transformers chooses a tokenizer's class by. Of the layers it would make a list."""
+def _only_class_keys(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Keep the keys by which transformers chooses a tokenizer's class. From others, such as the number of
+    layers, it would build lists of any length.
+    """
     chosen_by = ("model_type", "tokenizer_class", "transformers_version")
     return {key: value for key, value in config.items() if key in chosen_by}
