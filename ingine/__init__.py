@@ -1,4 +1,4 @@
-"""ingine: an inference engine with continuous batching, and a worker that is fed through Redis.
+"""ingine: an inference engine with continuous batching, and a worker that takes its jobs from Redis.
 
 from ingine import Client            # submit jobs, follow their tokens: needs no torch
 from ingine import LLM, SamplingParams  # the engine alone
@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if not os.path.isdir(os.path.join(__path__[0], "worker")):
-    # A checkout: worker/ and producer/ lie beside this folder, and belong to it wherever it is found. An
-    # environment that is installed for another checkout would give us that one's.
+    # A checkout: worker/ and producer/ lie beside this folder and belong to it, wherever it was found. In an
+    # environment that is installed for another checkout, they would otherwise be imported from there.
     __path__.append(os.path.dirname(__path__[0]))
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # to a type checker, a module that has this has every name
+if not TYPE_CHECKING:  # a type checker takes a module with this function to have every name
 
     def __getattr__(name: str):
-        # Lazy, so that a client loads no torch, and `ingine --help` no client.
+        # Imported lazily, so that a client does not load torch, nor `ingine --help` a client.
         if name not in _HOMES:
             raise AttributeError(f"module 'ingine' has no attribute {name!r}")
         try:

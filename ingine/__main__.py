@@ -1,4 +1,7 @@
-"""`ingine`, and `python -m ingine`. Commands are imported late, so that Ctrl-C meanwhile is no traceback."""
+"""Runs the command line: `ingine`, or `python -m ingine`.
+
+Commands are imported inside `main`, so that Ctrl-C during their import prints no traceback.
+"""
 
 import sys
 

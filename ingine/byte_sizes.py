@@ -1,4 +1,4 @@
-"""Numbers of bytes as people write them: 2147483648, 2GB, 2GiB."""
+"""Parses sizes in bytes, such as 2147483648, 2GB or 2GiB."""
 
 import re
 from decimal import Decimal
@@ -9,8 +9,8 @@ _EXPONENTS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def parse_bytes(value: Any) -> Any:
-    """Text as an int: k, M, G and T are powers of 1000; Ki, Mi, Gi and Ti of 1024. A B may follow; case is
-    ignored. What is no text is returned as it is. Raises ValueError.
+    """Convert text to a number of bytes. k, M, G and T are powers of 1000; Ki, Mi, Gi and Ti of 1024. A B may
+    follow; case is ignored. A value that is not text is returned unchanged. Raises ValueError.
     """
     if not isinstance(value, str):
         return value

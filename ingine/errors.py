@@ -1,15 +1,15 @@
 """Every error that ingine raises on purpose.
 
 IngineError
-├── ConfigError              a setting, flag or file is wrong; the message names it and what it may be
+├── ConfigError              a setting, flag or file is wrong; the message names it and the valid values
 │   ├── ModelNotFound        no such model name, folder, file or hub id
-│   └── UnsupportedModel     the architecture (or a feature of it) is not one of ours; lists those that are
-├── InvalidRequest           a request the engine refuses; has a stable `code`, see `ErrorCode`
-│   └── InvalidJob           a wire job that cannot be run as sent (`ingine.contract.jobs`); a ClientError too
+│   └── UnsupportedModel     the architecture, or a feature of it, is not supported; lists those that are
+├── InvalidRequest           the engine rejects the request; has a stable `code`, see `ErrorCode`
+│   └── InvalidJob           the job cannot be run as sent (`ingine.contract.jobs`); also a ClientError
 ├── EngineError              the engine failed while it ran; nothing is wrong with the request
-└── ClientError              what a call of a producer or consumer raises
-    ├── InvalidArgument      an argument of the call is wrong; a TypeError and a ValueError too
-    ├── QueueFull            the queue is at its limit of jobs or bytes; nothing was accepted
+└── ClientError              a call of a producer or consumer failed
+    ├── InvalidArgument      an argument of the call is wrong; also a TypeError and a ValueError
+    ├── QueueFull            the queue has reached its limit of jobs or bytes; nothing was accepted
     ├── RateLimited          the tenant submits faster than the queue allows; nothing was accepted
     ├── DuplicateJob         a job with this id exists already
     ├── NoWorker             no worker serves the queue, and the client requires one; nothing was accepted
@@ -17,10 +17,10 @@ IngineError
     ├── JobFailed            the job ended in `failed`; has the `code` of its terminal event
     ├── JobCancelled         the job ended in `cancelled`
     ├── JobExpired           the job's deadline passed before it finished
-    ├── BadRecord            the server has something under a job's keys that no worker wrote; has a `code`
-    │   └── UnknownStatus    the job is in a status that this version does not know; a newer one may
+    ├── BadRecord            a job's keys hold something that no worker wrote; has a `code`
+    │   └── UnknownStatus    this version does not know the job's status; a newer version may
     ├── ResultTimeout        no terminal event within the caller's own timeout; the job goes on
-    └── ServerUnavailable    Redis cannot be reached, or refuses the command
+    └── ServerUnavailable    Redis cannot be reached, or rejects the command
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from typing import Any
 
 
 class ErrorCode(StrEnum):
-    """Why a job failed or was buried. Part of the contract: a code never changes its meaning."""
+    """Why a job failed or became a dead letter. Part of the contract: a code never changes its meaning."""
 
     NOT_MSGPACK = "not_msgpack"
     INVALID_SHAPE = "invalid_shape"
@@ -71,7 +71,7 @@ class UnsupportedModel(ConfigError):
 
 
 class InvalidRequest(IngineError):
-    """A request that can never run as it is. Sending it again unchanged will fail again."""
+    """The request can never run as it is. Sending it again unchanged fails again."""
 
     def __init__(self, code: ErrorCode, message: str):
         super().__init__(message)
@@ -84,11 +84,11 @@ class EngineError(IngineError):
 
 class ClientError(IngineError):
     accepted: Sequence[Any] = ()
-    """Raised by `submit_many`: the handles of the jobs that were accepted all the same."""
+    """If `submit_many` raised the error, the handles of the jobs that were accepted nevertheless."""
 
 
 class InvalidJob(InvalidRequest, ClientError):
-    """A wire job that cannot be run. `job_id` is None where not even that could be read."""
+    """The job cannot be run as sent. `job_id` is None if not even that could be read."""
 
     def __init__(
         self, code: ErrorCode, message: str, *, job_id: str | None = None, reply_to: str | None = None
@@ -139,13 +139,13 @@ class JobExpired(ClientError):
 
 
 class BadRecord(ClientError):
-    """A job's record, its token log or its reply is not what workers write. Asking again changes nothing."""
+    """A job's record, token log or reply is not as workers write it. Retrying does not help."""
 
     code = ErrorCode.BAD_RECORD
 
 
 class UnknownStatus(BadRecord):
-    """A newer worker has written it, or anybody else. An upgraded client may be able to read it."""
+    """The status was written by a newer worker, or by something else. An upgraded client may know it."""
 
 
 class ResultTimeout(ClientError):

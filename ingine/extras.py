@@ -1,4 +1,4 @@
-"""What `pip install ingine-llm` leaves out, and the words for it."""
+"""The packages that `pip install ingine-llm` leaves out, and the message for a missing one."""
 
 # fmt: off
 WORKER_EXTRA = {
@@ -9,6 +9,6 @@ WORKER_EXTRA = {
 
 
 def missing_extra(error: ModuleNotFoundError, wanted: str) -> str | None:
-    """A sentence that says how to get what `wanted` needs; None where another module is missing."""
+    """Return a message that says how to install what `wanted` needs; None if another module is missing."""
     name = (error.name or "").partition(".")[0]
     return f"{wanted} needs {name}: pip install 'ingine-llm[worker]'" if name in WORKER_EXTRA else None

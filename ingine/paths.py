@@ -1,4 +1,4 @@
-"""Where this user's files lie. A container's user may have no home directory at all."""
+"""Locates the user's files. A container's user may have no home directory."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from ingine.errors import ConfigError
 
 
 def expanded(path: str, setting: str) -> Path:
-    """`path` with ~ replaced. Raises ConfigError that names the setting if nobody knows what ~ is."""
+    """Replace ~ in `path`. Raises ConfigError, which names `setting`, if the user has no home directory."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -17,7 +17,9 @@ def expanded(path: str, setting: str) -> Path:
 
 
 def user_folder(setting: str, xdg: str, default: str) -> Path:
-    """The variable `setting` or, if it is unset or empty, `ingine` in the XDG folder of that kind."""
+    """The folder in the environment variable `setting`. If that is unset or empty: `ingine` in the folder of
+    the variable `xdg`, or else in `default`.
+    """
     if chosen := os.environ.get(setting):
         return expanded(chosen, setting)
     return expanded(os.environ.get(xdg) or default, setting) / "ingine"

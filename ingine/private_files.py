@@ -1,4 +1,4 @@
-"""What other users of this machine can change, and files that they can neither change nor read."""
+"""Detects files that other users of this machine can change, and writes files that they cannot access."""
 
 import os
 import stat
@@ -10,38 +10,40 @@ from ingine.errors import ConfigError
 
 
 class Untrusted(Exception):
-    """Somebody else can change what lies at a path. Its text says who, and which part of the path."""
+    """Another user can change what lies at a path. The message says who, and which part of the path."""
 
 
 def trusted(path: Path) -> Path:
-    """`path` without symbolic links, if nobody but this user and root can change what lies there.
+    """Resolve the symbolic links of `path`, and check that only this user and root can change it.
 
-    Each folder above counts too: whoever can write it can put something else in its place. In a sticky folder
-    such as /tmp only the owner of a file can do so. Raises Untrusted, and OSError where there is nothing.
+    Each parent folder is checked too, since a user who can write to it can replace what it contains. In a
+    sticky folder such as /tmp only the owner of a file can do so. Raises Untrusted, and OSError if nothing
+    is there.
     """
     resolved = path.resolve(strict=True)
-    for part in (resolved, *resolved.parents)[:-1]:  # whoever owns / owns the machine
+    for part in (resolved, *resolved.parents)[:-1]:  # the owner of / controls the whole machine
         if reason := _who_can_change(part.lstat()):
             raise Untrusted(f"{part} {reason}")
     return resolved
 
 
 def make_private(folder: Path) -> None:
-    """Make `folder`, and those above it that are missing, with mode 0700, as the XDG specification says."""
+    """Create `folder` and its missing parents with mode 0700, as the XDG specification says."""
     for part in (*reversed(folder.parents), folder):
         if not part.is_dir():
             try:
                 part.mkdir(mode=0o700)
             except FileExistsError:
-                if not part.is_dir():  # else another process was faster
+                if not part.is_dir():  # otherwise another process created it first
                     raise
 
 
 def own_folder(folder: Path, setting: str) -> Path:
-    """`folder`, made if it is missing. One of ours that others can write is closed to them.
+    """Create `folder` if it is missing. If it is this user's and others can write to it, revoke that.
 
-    Raises ConfigError, which names `setting`, if it is another user's or root lets others write it: what it
-    holds may be theirs. The folders above are not looked at: a container's volume may be writable by all.
+    Returns `folder`. Raises ConfigError, which names `setting`, if the folder is another user's or others can
+    still write to it: its files may be theirs. Parent folders are not checked, since a container's volume may
+    be writable by all users.
     """
     make_private(folder)
     found = folder.stat()
@@ -50,16 +52,14 @@ def own_folder(folder: Path, setting: str) -> Path:
             folder.chmod(found.st_mode & 0o7755)
         found = folder.stat()
     if reason := _who_can_change(found, sticky_is_safe=False):
-        raise ConfigError(
-            f"{folder} {reason}: what it holds may be anybody's. Set {setting} to another folder"
-        )
+        raise ConfigError(f"{folder} {reason}: its files may be anybody's. Set {setting} to another folder")
     return folder
 
 
 def planted_by(path: Path) -> str | None:
-    """The name of another user who has put `path` into a folder that is not his own. None: nobody has.
+    """Return the name of another user who owns `path` and not the folder that it lies in, or None.
 
-    What lies in a folder of another user is his to decide, and whoever goes there accepts that.
+    The owner of a folder decides what lies in it, and using that folder means accepting it.
     """
     if os.name != "posix":
         return None
@@ -69,7 +69,7 @@ def planted_by(path: Path) -> str | None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace the file `path`: whoever reads it sees the old text or the new one. Mode 0600."""
+    """Replace the file `path` atomically: readers see either the old text or the new. Mode 0600."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
@@ -81,8 +81,8 @@ def write_private(path: Path, text: str) -> None:
 
 
 def read_private(path: Path) -> str | None:
-    """The text of a file that only this user can read. None: there is no such file, it is another's, or it
-    cannot be read."""
+    """Return the text of a file that only this user can read. None if there is no such file, others can
+    access it, it is another user's, or it cannot be read."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     with (
         suppress(OSError),
@@ -95,7 +95,7 @@ def read_private(path: Path) -> str | None:
 
 
 def user_name(uid: int) -> str:
-    import pwd  # here, as grp below, since a producer may run where there is none
+    import pwd  # imported here, like grp below: a producer may run where these modules do not exist
 
     try:
         return pwd.getpwuid(uid).pw_name
@@ -104,7 +104,7 @@ def user_name(uid: int) -> str:
 
 
 def _group(gid: int) -> tuple[str, list[str]]:
-    """Its name, and the names of those who are in it beside the user whose own group it is."""
+    """Return a group's name and the names of its members, without users whose primary group it is."""
     import grp
 
     try:
@@ -115,7 +115,9 @@ def _group(gid: int) -> tuple[str, list[str]]:
 
 
 def _who_can_change(found: os.stat_result, *, sticky_is_safe: bool = True) -> str | None:
-    """The predicate of a sentence about what was found. None: nobody but this user and root."""
+    """Describe who else can change a file, as the predicate of a sentence. None if only this user and root
+    can.
+    """
     if found.st_uid not in (0, os.geteuid()):
         return f"belongs to another user, {user_name(found.st_uid)}"
     if sticky_is_safe and stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
@@ -128,6 +130,6 @@ def _who_can_change(found: os.stat_result, *, sticky_is_safe: bool = True) -> st
 
 
 def _is_group_of_one(gid: int, uid: int) -> bool:
-    """Whether a group is root's, or one of those that many systems give to each user alone."""
+    """Whether a group is root's, or a private group such as many systems create for each user."""
     (name, members), user = _group(gid), user_name(uid)
     return gid == 0 or (name == user and set(members) <= {user})

@@ -1,4 +1,4 @@
-"""How one sequence is sampled. Shared by the engine, the wire and the offline API; imports no torch."""
+"""Sampling parameters of a request, shared by the engine, the wire format and `LLM`. Imports no torch."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +9,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
-"""Of one stop string: as much text is held back while it may begin one."""
+"""The most characters of one stop string. As much text may be held back as a possible start of one."""
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
@@ -43,8 +43,8 @@ NEUTRAL_PARAMS: dict[str, tuple[Any, ...]] = {
     "repetition_detection": (),
     "extra_args": ({},),
 }
-"""vLLM's parameters that are not supported here, with the values at which each changes nothing. None always
-does. At any other value they are refused by name."""
+"""Parameters of vLLM that are not supported here, with the values at which each changes nothing. None is
+always such a value. Any other value is rejected, and the error names the parameter."""
 
 
 def is_neutral(value: Any, neutral_values: Iterable[Any]) -> bool:
@@ -58,11 +58,11 @@ def is_neutral(value: Any, neutral_values: Iterable[Any]) -> bool:
 class SamplingParams(BaseModel):
     """Sampling parameters with vLLM's names and meanings.
 
-    The token at output position p is drawn with one uniform number that depends on (seed, p) alone, so a
+    The token at output position p is drawn with one uniform number that depends only on (seed, p). So a
     request that is batched differently, preempted or resumed elsewhere draws the same tokens.
 
-    None for any field is as if it had not been given. `given` has the fields that were: a job leaves the
-    others to the model's own defaults, see `RequestLimits.with_defaults`.
+    A field that is None counts as not given. `given` returns the fields that were given; in a job the others
+    take the model's own defaults, see `RequestLimits.with_defaults`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -100,7 +100,7 @@ class SamplingParams(BaseModel):
         description="Report the chosen token's logprob and this many top ones.",
     )
 
-    if TYPE_CHECKING:  # more is accepted than is kept: None, a single stop string, lists
+    if TYPE_CHECKING:  # more types are accepted than stored: None, a single stop string, lists
 
         def __init__(
             self,
@@ -124,7 +124,7 @@ class SamplingParams(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_means_nothing(cls, fields: Any) -> Any:
+    def _drop_neutral_params(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             return fields
         for name, neutral_values in NEUTRAL_PARAMS.items():
@@ -158,7 +158,7 @@ class SamplingParams(BaseModel):
 
     @field_validator("logit_bias", mode="before")
     @classmethod
-    def _not_too_many(cls, value):
+    def _bounded_logit_bias(cls, value):
         if isinstance(value, dict) and len(value) > MAX_LOGIT_BIASES:
             raise ValueError(f"at most {MAX_LOGIT_BIASES} biases, not {len(value)}")
         return value
@@ -178,7 +178,7 @@ class SamplingParams(BaseModel):
         return self
 
     def given(self) -> dict[str, Any]:
-        """The fields that were given, also at their default."""
+        """Return the fields that were given, including those at their default value."""
         return {
             name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set
         }
@@ -189,7 +189,7 @@ class SamplingParams(BaseModel):
 
 
 def _bounded(value: Any, limit: int, what: str) -> Any:
-    """A list as a tuple. The length is checked before its elements are."""
+    """Convert a list to a tuple. Its length is checked before its elements are validated."""
     if isinstance(value, (list, tuple)) and len(value) > limit:
         raise ValueError(f"at most {limit} {what}, not {len(value)}")
     return tuple(value) if isinstance(value, list) else value
