@@ -51,7 +51,7 @@ class EngineConfig:
     priority_ageing_s: float = 30.0
     """A sequence is as urgent as one of the next lower priority number that arrives this much later."""
     tensor_parallel_size: int = 1
-    """The number of GPUs that share the model, a process for each: see `ingine.engine.communication.parallel`."""
+    """The number of GPUs that share the model, one process each: `ingine.engine.communication.parallel`."""
     async_scheduling: bool | None = None
     """Schedule a step while the device computes the previous one. None: enabled on CUDA, except with
     speculation, which needs every token before the next step."""
