@@ -11,7 +11,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from ingine.connect.pubsub import PubSubConnection
-from ingine.connect.servers import is_lacking
+from ingine.connect.server_errors import is_lacking
 from ingine.contract.events import UNREADABLE
 from ingine.producer.home import end_tasks, is_cancelled
 

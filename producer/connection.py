@@ -9,7 +9,8 @@ from typing import TypeVar
 from redis import exceptions
 from redis.asyncio import Redis
 
-from ingine.connect.servers import NoSuchDatabase, Servers, WrongServer, is_lacking
+from ingine.connect.server_errors import NoSuchDatabase, WrongServer, is_lacking
+from ingine.connect.servers import Servers
 from ingine.contract.scripts import read_script
 from ingine.errors import ConfigError, ServerUnavailable
 

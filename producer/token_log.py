@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from redis import exceptions
 
-from ingine.connect.servers import is_lacking, is_refusal
+from ingine.connect.server_errors import is_lacking, is_refusal
 from ingine.contract.events import UNREADABLE, Event, TerminalEvent, decode_log
 from ingine.contract.expiry import expire
 from ingine.contract.jobs import DEFAULT_RESULT_TTL_S

@@ -12,7 +12,8 @@ import trustme
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
-from ingine.connect.servers import Servers, WrongServer
+from ingine.connect.server_errors import WrongServer
+from ingine.connect.servers import Servers
 from ingine.connect.url import check_url, redact
 from ingine.contract.keys import Keys, all_partitions
 from ingine.errors import ConfigError

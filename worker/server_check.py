@@ -13,7 +13,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from ingine.connect.scripts import load_script
-from ingine.connect.servers import WrongServer, is_lacking
+from ingine.connect.server_errors import WrongServer, is_lacking
 from ingine.contract.keys import Keys
 from ingine.contract.roles import Role, calls
 from ingine.errors import ConfigError

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from ingine.connect.servers import redact
+from ingine.connect.url import redact
 from ingine.worker.logs import JsonFormatter, TextFormatter, log_event
 
 
