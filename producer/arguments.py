@@ -1,4 +1,5 @@
-"""Arguments of a client's calls: what is plainly meant is taken, all else is an error that names it."""
+"""Checks of the arguments of a client's calls. Any value with one plain meaning is accepted; the error for
+any other value names the argument."""
 
 import operator
 import re
@@ -13,23 +14,19 @@ ENTRY_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
 
 
 def seconds(name: str, value: Any) -> float:
-    """A number of any type, or a timedelta. Raises InvalidArgument."""
+    """Convert a number of any type, or a timedelta, to seconds. Raises InvalidArgument."""
     if isinstance(value, timedelta):
         return value.total_seconds()
-    if not isinstance(value, str | bytes | bool) and hasattr(value, "__float__"):
-        try:
-            return float(value)
-        except (TypeError, ValueError, OverflowError):
-            pass
-    raise _wrong(name, "a number of seconds or a timedelta", value)
+    return _as_float(name, "a number of seconds or a timedelta", value)
 
 
 def timeout(value: Any) -> float | None:
+    """Convert a timeout to seconds; None stays None. Raises InvalidArgument."""
     return None if value is None else seconds("timeout", value)
 
 
 def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
-    """Raises InvalidArgument."""
+    """Convert an integer of any type, numpy's included. Raises InvalidArgument."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -40,23 +37,29 @@ def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """Raises InvalidArgument."""
-    if isinstance(value, int | float):
-        return value
-    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
-        raise _wrong(name, "a number", value)
-    return float(value)
+    """Convert a number of any type; an int stays one. Raises InvalidArgument."""
+    converted = _as_float(name, "a number", value)
+    return value if isinstance(value, int) else converted
+
+
+def _as_float(name: str, kind: str, value: Any) -> float:
+    if isinstance(value, str | bytes | bool) or not hasattr(value, "__float__"):
+        raise _wrong(name, kind, value)
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):  # an array of several numbers, or an int over 1e308
+        raise _wrong(name, kind, value) from None
 
 
 def job_id(value: Any) -> str:
-    """Raises InvalidArgument for what can be no job's id."""
+    """Return `value` if it is a valid job id. Raises InvalidArgument."""
     if isinstance(value, str) and JOB_ID.fullmatch(value):
         return value
     raise InvalidArgument(f"job_id must be 1 to 128 of A-Z a-z 0-9 _ . : -, not {repr(value)[:150]}")
 
 
 def text(name: str, value: Any) -> str:
-    """Raises InvalidArgument."""
+    """Return `value` if it is a string. Raises InvalidArgument."""
     if isinstance(value, str):
         return value
     raise _wrong(name, "a string", value)
@@ -67,7 +70,10 @@ def _wrong(name: str, kind: str, value: Any) -> InvalidArgument:
 
 
 def plain(value: Any) -> Any:
-    """msgpack's `default`: for numpy's scalars and arrays and their like, all sequences and mappings."""
+    """Convert what msgpack cannot encode: numpy's scalars and arrays, and any other sequence or mapping.
+
+    Serves as msgpack's `default`. Raises TypeError for any other value.
+    """
     if callable(tolist := getattr(value, "tolist", None)):
         return tolist()
     if isinstance(value, Mapping):

@@ -118,9 +118,13 @@ async def test_what_is_no_entry_id_names_no_dead_letter(client: AsyncClient):
         ({"max_jobs": "5"}, "max_jobs"),
         ({"max_bytes": 1.5}, "max_bytes"),
         ({"max_jobs_per_s": "5"}, "max_jobs_per_s"),
+        ({"max_jobs_per_s": True}, "max_jobs_per_s"),
+        ({"max_jobs_per_s": 10**400}, "max_jobs_per_s"),
+        ({"max_jobs_per_s": np.array([1.0, 2.0])}, "max_jobs_per_s"),
         ({"weights": ["a"]}, "weights"),
         ({"weights": {5: 1}}, "5"),
         ({"weights": {"a": "1"}}, "tenant 'a'"),
+        ({"weights": {"a": 10**400}}, "tenant 'a'"),
     ],
     ids=str,
 )
@@ -131,7 +135,7 @@ async def test_limits_name_theirs(client: AsyncClient, limits: dict, named: str)
 
 async def test_timeouts_and_positions(client: AsyncClient):
     job = await client.submit("hi")
-    for timeout in ("5", [], True):
+    for timeout in ("5", [], True, 10**400, np.array([1.0, 2.0])):
         with pytest.raises(InvalidArgument, match="timeout"):
             await job.result(timeout)
     with pytest.raises(InvalidArgument, match="from_position"):
