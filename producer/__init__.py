@@ -1,4 +1,4 @@
-"""What other services import to use ingine: submit jobs, follow their tokens. Never imports torch.
+"""The library for services that use ingine: submit jobs, follow their tokens. Never imports torch.
 
 from ingine import Client
 
@@ -94,13 +94,13 @@ _HOMES = {
     "Client": "ingine.producer.sync",
     "JobHandle": "ingine.producer.sync",
 }
-"""Where each name lies, but for the errors."""
+"""The module of each name; the errors are all in `ingine.errors`."""
 
 
-if not TYPE_CHECKING:  # to a type checker, a module that has this has every name
+if not TYPE_CHECKING:  # a type checker takes a module with __getattr__ to have every name
 
     def __getattr__(name: str):
-        # Lazy: what a program pays for redis, pydantic and asyncio, it pays when it first makes a client.
+        # Lazy: a program loads redis, pydantic and asyncio only when it first makes a client.
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = globals()[name] = getattr(import_module(_HOMES.get(name, "ingine.errors")), name)

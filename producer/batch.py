@@ -1,8 +1,8 @@
-"""Run a file of requests through the queue: a bounded window in flight, every line accounted for.
+"""Runs a file of requests through the queue, with a bounded number in flight and a row for every line.
 
-A line's digest (of custom_id, url, body and model) names both its row and its job. That makes a run that was
-killed resumable with no state of its own: a line that has a row is done, and a job that the earlier run has
-submitted is found again under the same id instead of being paid for twice.
+A line's digest (of custom_id, url, body and model) names both its row and its job. So a run that was killed
+can be resumed without any other state: a line that has a row is done, and a job that the earlier run has
+submitted is found under the same id instead of being run twice.
 """
 
 import asyncio
@@ -35,34 +35,34 @@ from ingine.producer.results import Result
 
 MAX_FULL_QUEUE_WAIT_S = 5.0
 MAX_LOST = 10
-"""Jobs of one line, in one run: when so many are lost, something removes them."""
+"""Lost jobs of one line in one run, after which it gives up: something keeps removing them."""
 _LINE_ERRORS = (LineRefused, InvalidJob, JobFailed, JobCancelled, JobExpired, BadRecord)
 _ENDED_OTHERWISE = (JobFailed, JobCancelled, JobExpired, BadRecord)
 
 
 class Progress(Protocol):
-    """Who is told how far it is."""
+    """Receives a batch's progress."""
 
     def start(self, total: int, num_done: int, num_failed: int) -> None:
-        """`num_done` of `total` lines have a row of an earlier run, `num_failed` of these failed."""
+        """Begin. `num_done` of `total` lines have a row of an earlier run; `num_failed` of these failed."""
 
     def advance(self, *, failed: bool, ran: bool) -> None:
-        """One line more has a row. `ran`: a worker has answered it; it was not refused here."""
+        """Count one more row. ran: the line was submitted, and not refused by this client."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSummary:
     num_lines: int
     num_failed: int
-    """Lines of the error file, those of earlier runs included."""
+    """Lines of the error file, including those of earlier runs."""
     num_resumed: int
-    """Lines that earlier runs had done."""
+    """Lines that earlier runs completed."""
     num_cut: int
-    """Rows of the output file whose finish_reason is `length`, those of earlier runs included."""
+    """Rows of the output file whose finish_reason is `length`, including those of earlier runs."""
 
 
 class Batch:
-    """One input file on its way into an output and an error file.
+    """Runs one input file into an output and an error file.
 
     Once `run` returns, output lines + error lines = input lines (blank ones apart). A line with a row in
     either file is never run again; to retry the failed ones, remove the error file.
@@ -79,7 +79,10 @@ class Batch:
         model: str | None = None,
         window: int,
     ):
-        """model: instead of the one that the lines name. window: lines in flight at once."""
+        """model: overrides the model that the lines name. window: lines in flight at once.
+
+        Raises ConfigError for files that cannot be used.
+        """
         if len({path.resolve() for path in (input_path, output_path, error_path)}) < 3:
             raise ConfigError("input, output and error file must be three different files")
         if not input_path.is_file():
@@ -91,10 +94,13 @@ class Batch:
         self._unknown: list[UnknownStatus] = []
 
     async def run(self) -> BatchSummary:
-        """Raises ConfigError (files that cannot be used, or do not belong together), WriteFailed,
-        ServerUnavailable and JobNotFound (the server loses a line's job again and again); and once all other
-        lines have rows, UnknownStatus, if the jobs of some have ended in a way that only a newer version
-        understands. After any of them, and after cancellation, running it again goes on."""
+        """Run all lines that have no row yet. After any error or cancellation, another run continues.
+
+        Raises ConfigError (files that cannot be used, or do not belong together), WriteFailed,
+        ServerUnavailable and JobNotFound (the server loses a line's job again and again). Raises
+        UnknownStatus, once all other lines have rows, if jobs ended in a way that only a newer version
+        understands.
+        """
         with RowFile(self._output_path) as self._output, RowFile(self._error_path) as self._errors:
             done, num_lines = self._survey()
             self._progress.start(num_lines, len(done), self._num_failed)
@@ -104,7 +110,7 @@ class Batch:
                         if line.row_id not in done:
                             await self._slots.acquire()
                             group.create_task(self._run_line(line))
-            except ExceptionGroup as errors:  # one is enough: the first stops all lines
+            except ExceptionGroup as errors:  # the first error has stopped all lines
                 raise errors.exceptions[0] from None
             if self._unknown:
                 num, have = len(self._unknown), "line has" if len(self._unknown) == 1 else "lines have"
@@ -122,9 +128,9 @@ class Batch:
             raise ConfigError(f"cannot read {self._input_path}: {error.strerror}") from None
 
     def _survey(self) -> tuple[set[str], int]:
-        """Row ids of the lines that earlier runs have done, and the number of all lines.
+        """Row ids of the lines that earlier runs completed, and the number of all lines.
 
-        Raises ConfigError if a row is of no line of this input: then they could never add up.
+        Raises ConfigError if a row belongs to no line of this input: the counts could never add up.
         """
         rows = {}
         for row in self._output.rows():
@@ -142,7 +148,7 @@ class Batch:
             raise ConfigError(
                 f"{path} has a row for custom_id {custom_id!r} that answers no line of {self._input_path}: "
                 "the line or --model has changed since, or the files are of another batch. Remove the row to "
-                "run that line anew, or name other files"
+                "run that line again, or name other files"
             )
         return done, num_lines
 
@@ -173,23 +179,23 @@ class Batch:
                 job, ours = self._client.attach(job_id), False
             try:
                 return await job.result()
-            except JobNotFound:  # its TTL passed while nobody looked, or the server has lost it
+            except JobNotFound:  # its result expired before it was read, or the server has lost it
                 num_lost += 1
                 if num_lost == MAX_LOST:
                     raise JobNotFound(
                         f"the server has lost {MAX_LOST} jobs of the line {line.custom_id!r}, one after the "
                         "other: look at its maxmemory-policy and at the workers' result TTL"
                     ) from None
-            except UnknownStatus:  # of an earlier run's job too: it may have an output
+            except UnknownStatus:  # even for an earlier run's job, which may have an output
                 raise
             except _ENDED_OTHERWISE:
                 if ours:
                     raise
-                # An earlier run's failure, whose row was removed to try again.
+                # An earlier run's job failed, and its row was removed to retry it.
         raise AssertionError("unreachable")
 
     async def _submit(self, line: Line, job_id: str) -> AsyncJobHandle:
-        """Waits while the queue is full, or takes no more from us for now."""
+        """Submit a job, waiting while the queue is full or the tenant is over its rate."""
         wait_s = 0.1
         while True:
             try:

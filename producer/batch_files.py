@@ -1,4 +1,4 @@
-"""Row files that survive anything: append-only JSON lines, of which at most the last one is ever torn."""
+"""Row files: append-only JSON lines, of which a crash can tear only the last one."""
 
 import errno
 import fcntl
@@ -20,10 +20,10 @@ class WriteFailed(IngineError):
 
 
 class RowFile:
-    """One result file of a batch, locked against a second run. A row is either in it whole, or not at all.
+    """One result file of a batch, locked against a second run. Each row is in it either whole or not at all.
 
-    Opening it cuts off the last line if that is torn, as after `kill -9` or a crash of the machine.
-    Raises ConfigError if it cannot be opened, or if another run has it.
+    Opening it removes a torn last line, as `kill -9` or a crash of the machine leaves one.
+    Raises ConfigError if it cannot be opened, or if another run has locked it.
     """
 
     def __init__(self, path: Path):
@@ -41,7 +41,7 @@ class RowFile:
         self._synced_at = time.monotonic()
 
     def _cut_torn_line(self) -> int:
-        """The file's size, without what follows its last newline."""
+        """Truncate the file after its last newline. Returns its size."""
         size = os.fstat(self._fd).st_size
         end = size
         while end > 0:
@@ -56,7 +56,7 @@ class RowFile:
         return end
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Raises ConfigError at a line that is no row of ours."""
+        """Iterate over all rows. Raises ConfigError at a line that is not a row."""
         with self.path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 try:
@@ -68,9 +68,10 @@ class RowFile:
                 yield row
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row. It is safe from our own death at once, from the machine's within FSYNC_EVERY_S.
+        """Append one row. It survives the death of this process at once, a crash of the machine after at most
+        FSYNC_EVERY_S.
 
-        Raises WriteFailed, with nothing of the row left in the file.
+        Raises WriteFailed; no part of the row is then in the file.
         """
         raw = json.dumps(row).encode() + b"\n"
         try:
@@ -92,7 +93,7 @@ class RowFile:
             ) from None
 
     def close(self) -> None:
-        """Bring all of it to the disk, and let go of the lock."""
+        """Flush the file to the disk, and release the lock. Raises WriteFailed."""
         try:
             os.fsync(self._fd)
         except OSError as error:

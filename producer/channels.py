@@ -1,4 +1,4 @@
-"""What wakes a client's streams: the channels of their jobs on one server, over one pub/sub connection."""
+"""Wake-ups for a client's streams: their jobs' channels, over one pub/sub connection for each server."""
 
 import asyncio
 import logging
@@ -16,9 +16,9 @@ from ingine.contract.events import UNREADABLE
 from ingine.producer.home import end_tasks, is_cancelled
 
 MAX_MESSAGE_BYTES = 64 << 10
-"""A larger message is not parsed: it is a reason to read the log, as any other."""
+"""A larger message is not parsed. Like any other, it makes the stream read the log."""
 MESSAGES_AT_ONCE = 32
-"""Messages that are taken before the streams get their turn: however many there are, no stream starves."""
+"""Messages handled before other tasks run, so that a flood of them starves no stream."""
 PING_S = 10.0
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.05, 2.0
 
@@ -32,9 +32,9 @@ ANYWHERE: Place = (math.inf, True)
 
 
 def place_of(message: bytes) -> Place:
-    """How far the job's log reaches if `message` is its event; ANYWHERE if it is no event.
+    """How far the job's log reaches according to `message`; ANYWHERE if it is not an event.
 
-    No more than a reason to look: anybody can publish anything.
+    It is only a reason to read the log: any client can publish anything.
     """
     if len(message) > MAX_MESSAGE_BYTES:
         return ANYWHERE
@@ -47,12 +47,12 @@ def place_of(message: bytes) -> Place:
 
 
 class Subscription:
-    """One stream's end of the hub: how far it has read its log, and how far that may reach by now."""
+    """One stream's subscription: how far it has read its log, and how far the log may reach by now."""
 
     def __init__(self, *, ends_only: bool = False):
-        """ends_only: tokens are no news, only what may be the end."""
+        """ends_only: only a message that may be the end wakes the stream, not one with tokens."""
         self.heard = ANYWHERE
-        """The log may have more than we were sent, so it is read first."""
+        """How far the log may reach. At first anywhere: it may have events from before the subscription."""
         self._read = NOWHERE
         self._ends_only = ends_only
         self._wake = asyncio.Event()
@@ -63,28 +63,30 @@ class Subscription:
         return self.heard > self._read
 
     def push(self, place: Place) -> None:
+        """Note that the log may reach to `place`, and wake the stream if that is news."""
         if place > self.heard and (place[1] or not self._ends_only):
             self.heard = place
             self._wake.set()
 
     def mark_stale(self) -> None:
+        """Make the stream read the log again."""
         self.push(ANYWHERE)
 
     def forget(self) -> None:
-        """Before the log is read: what is published from now on may not be in what is read."""
+        """Forget what was heard. To be called before a read, which may miss what is published from now on."""
         self.heard = NOWHERE
 
     def has_read(self, position: int) -> None:
-        """The log, to here. What was published until then is no news."""
+        """Note that the log was read up to `position`. Messages up to there are no news."""
         self._read = (position, False)
         self.heard = max(self.heard, self._read)
 
     async def wait(self, until: float) -> None:
-        """For news, until this time of the event loop's clock."""
+        """Wait for news, or until this time of the event loop's clock."""
         loop = asyncio.get_running_loop()
         while not self.has_news and loop.time() < until:
             self._wake.clear()
-            if self._timer is None:  # one for many waits: to make a timer for each costs more than to wait
+            if self._timer is None:  # one for many waits: a timer for each would cost more than the wait
                 self._timer = loop.call_at(until, self._time_out)
             await self._wake.wait()
 
@@ -98,9 +100,9 @@ class Subscription:
 
 
 class ChannelHub:
-    """One pub/sub connection to one server. Dispatches what comes in; never waits for a consumer.
+    """One pub/sub connection to one server. Dispatches messages to streams; never waits for a consumer.
 
-    Channels are sharded: they live where their partition's keys do, in a cluster too.
+    Channels are sharded, so that in a cluster, too, they are on the node that has their partition's keys.
     """
 
     def __init__(self, redis: Redis):
@@ -109,12 +111,12 @@ class ChannelHub:
         self._changed = asyncio.Event()
         self._runner: asyncio.Task | None = None
         self._backoff_s = MIN_BACKOFF_S
-        self._told = False
-        """That there are no live events. Once an outage, which ends with a subscription that is confirmed."""
+        self._warned = False
+        """True once this outage was logged. An outage ends with a confirmed subscription."""
         self._closed = False
 
     def subscribe(self, channel: str, *, ends_only: bool = False) -> Subscription:
-        """Starts as stale, since the log may have something already. Never fails and never waits."""
+        """Subscribe a stream, which reads its log at once. Never fails and never waits."""
         subscription = Subscription(ends_only=ends_only)
         self._subscriptions.setdefault(channel.encode(), []).append(subscription)
         self._changed.set()
@@ -148,11 +150,11 @@ class ChannelHub:
                     raise asyncio.CancelledError
                 await self._serve(connection)
             except (exceptions.RedisError, OSError) as error:
-                if not self._closed and not self._told:
-                    self._told = True
+                if not self._closed and not self._warned:
+                    self._warned = True
                     log.warning("no live events (%s), streams go on from the log", error)
                 if is_lacking(error):
-                    self._closed = True  # it will not be known later either
+                    self._closed = True  # the server will not know the command later either
             finally:
                 await connection.disconnect()
             if not is_cancelled():
@@ -160,7 +162,10 @@ class ChannelHub:
                 self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S)
 
     async def _serve(self, connection: PubSubConnection) -> None:
-        """Until reading or writing fails. No task group: in Python 3.11 it leaves us as if cancelled."""
+        """Read and write until either fails.
+
+        This uses no task group: in Python 3.11 one leaves the task in the state of a cancelled one.
+        """
         leaving = Counter()
         tasks = [
             asyncio.create_task(self._read(connection, leaving)),
@@ -175,9 +180,10 @@ class ChannelHub:
                 task.result()
 
     async def _keep_subscribed(self, connection: PubSubConnection, leaving: Counter[bytes]) -> None:
-        """Level-triggered: whatever came and went since the last look travels as one command each.
+        """Subscribe and unsubscribe channels as streams come and go.
 
-        `leaving`: channels that the server has been asked to end, and has not confirmed yet.
+        It compares the wanted channels with the subscribed ones, so all changes since the last time take one
+        command each. leaving: channels whose SUNSUBSCRIBE the server has not confirmed yet.
         """
         subscribed: set[bytes] = set()
         while not (self._closed or is_cancelled()):
@@ -197,14 +203,14 @@ class ChannelHub:
         while not (self._closed or is_cancelled()):
             num_messages += 1
             if num_messages % MESSAGES_AT_ONCE == 0:
-                await asyncio.sleep(0)  # to read what has come in already is no wait
+                await asyncio.sleep(0)  # a read of messages that have already arrived does not yield
             match await connection.read():
                 case [b"smessage", channel, message]:
                     place = place_of(message)
                     for subscription in self._subscriptions.get(channel, ()):
                         subscription.push(place)
                 case [b"ssubscribe", channel, _]:
-                    self._backoff_s, self._told = MIN_BACKOFF_S, False
+                    self._backoff_s, self._warned = MIN_BACKOFF_S, False
                     for subscription in self._subscriptions.get(channel, ()):
                         subscription.mark_stale()
                 case [b"sunsubscribe", channel, _] if leaving[channel]:

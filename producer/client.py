@@ -1,4 +1,4 @@
-"""The asyncio client: submit jobs, follow their tokens, steer the queue. `sync` has its sync face."""
+"""The asyncio client: submit jobs, follow their tokens, control the queue. `sync` has the blocking client."""
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, suppress
@@ -31,10 +31,10 @@ NOT_FOR_SENDING = "a client cannot be sent to another process: make one in each 
 
 
 class AsyncClient(QueueJobs):
-    """A producer's or consumer's view of one queue. Coroutines share it; each event loop, and each process
-    that was forked, has connections of its own.
+    """A producer's or consumer's client for one queue. Coroutines can share it; each event loop and each
+    forked process gets connections of its own.
 
-    All its streams on one server share a pub/sub connection, all commands there a pool of a few. Every method
+    All streams on one server share a pub/sub connection, and all commands share a small pool. Every method
     raises ServerUnavailable, with what to do about it, if a server cannot be reached or refuses the command.
     """
 
@@ -49,7 +49,7 @@ class AsyncClient(QueueJobs):
         """Does not connect yet. Raises ConfigError for a wrong setting.
 
         redis_url, queue: default to INGINE_REDIS_URL and INGINE_QUEUE, from the environment or `.env`.
-        redis: a client of your own instead, for all partitions and one event loop; it stays yours to close.
+        redis: a client of your own instead, for all partitions and one event loop; closing it is up to you.
         require_worker: refuse submissions with NoWorker while no worker serves the queue.
         """
         settings = load_settings(redis_url=redis_url, queue=queue)
@@ -78,24 +78,25 @@ class AsyncClient(QueueJobs):
 
         prompt: text, or token ids. Or else messages: a chat, as [{"role": ..., "content": ...}, ...].
         sampling: a SamplingParams, or a dict with its fields; or its fields as keywords: `max_tokens=64`.
-        What is not given is the model's to decide (its generation_config.json), and the output as long as
-        its length leaves.
+        Fields that are not given come from the model's generation_config.json; without `max_tokens` the
+        output may fill the rest of the model's length.
         priority: high, normal or low.
         deadline_s: seconds (or a timedelta) from submission; the job expires if it has not finished by then.
-        not_before_s: seconds (or a timedelta) from submission; no worker begins it earlier.
+        not_before_s: seconds (or a timedelta) from submission; no worker starts the job earlier.
         idempotency_key: a second submission with the same key returns the first one's handle, for as long as
         the first job, or its result, is there.
         reply_to: name of a replies stream that gets the terminal event too.
-        metadata: comes back in the result. tenant, trace: for the worker's books and logs.
-        model: refused by a worker that does not serve it. None: whatever it serves.
-        stream: False if nobody follows token by token; spares the server the publishing.
-        job_id: your own, else a random one.
+        metadata: returned in the result. tenant: the account for fair shares and rate limits. trace: an id
+        for the worker's logs.
+        model: a worker that does not serve this model refuses the job. None: any model.
+        stream: False if no consumer follows token by token; saves the server the publishing.
+        job_id: an id of your own. None: a random one.
 
         Raises, with nothing accepted: InvalidJob (its `code` says why), QueueFull, DuplicateJob (this job_id
-        is taken), InvalidArgument (a TypeError) for an unknown keyword; all of them are ClientErrors. A
-        submission whose reply is lost is sent again, and known again by the server. After ServerUnavailable
-        it may or may not have been accepted: submit again under the same job_id or idempotency_key to be sure
-        that it runs once.
+        is taken), InvalidArgument (a TypeError) for an unknown keyword; all of them are ClientErrors. If the
+        reply to a submission is lost, the client sends it again, and the server recognises it. After
+        ServerUnavailable the job may or may not have been accepted: submit it again under the same job_id or
+        idempotency_key to be sure that it runs once.
         """
         submission = build_submission(
             prompt,
@@ -119,10 +120,10 @@ class AsyncClient(QueueJobs):
     async def submit_many(self, jobs: Iterable[dict[str, Any] | Job]) -> list[AsyncJobHandle]:
         """Submit many jobs in few round trips; each is a dict of `submit`'s arguments, or a Job.
 
-        All are validated before the first is sent: after InvalidArgument, or an InvalidJob whose `accepted`
-        is empty, nothing was. Each job is then accepted or refused for itself. After the first refusal
-        (QueueFull, DuplicateJob, InvalidJob for one that is too large) or ServerUnavailable no further round
-        trip is made, and it is raised, with the handles of the accepted jobs in its attribute `accepted`.
+        All jobs are validated before the first is sent: after InvalidArgument, or an InvalidJob whose
+        `accepted` is empty, nothing was sent. Each job is then accepted or refused on its own. The first
+        refusal (QueueFull, DuplicateJob, InvalidJob for a job that is too large) or ServerUnavailable ends
+        the round trips and is raised, with the handles of the accepted jobs in its attribute `accepted`.
         """
         if not isinstance(jobs, Iterable):
             raise InvalidArgument(f"submit_many() takes a list of jobs, not a {type(jobs).__name__}")
@@ -135,22 +136,23 @@ class AsyncClient(QueueJobs):
         return accepted
 
     def attach(self, job_id: str, from_position: int = 0) -> AsyncJobHandle:
-        """A handle for a job that anyone has submitted. `from_position`: where its stream shall go on.
+        """Return a handle on a job, whoever submitted it. `from_position`: where its stream continues.
 
-        Asks nothing of the server: an unknown id raises JobNotFound when the handle is used. A job that came
+        Sends nothing to the server: an unknown id raises JobNotFound when the handle is used. A job submitted
         by a bare XADD is unknown until a worker begins it.
         """
         from_position = arguments.integer("from_position", from_position, at_least=0)
         return AsyncJobHandle(self, arguments.job_id(job_id), from_position)
 
     async def replies(self, name: str, position: str = "") -> AsyncGenerator[Reply, None]:
-        """How the jobs submitted with `reply_to=name` have ended, and end from now on. Never ends by itself.
+        """Iterate over the ends of all jobs submitted with `reply_to=name`, past and future, without end.
 
-        position: of the last reply that you have dealt with; from the first one that is still there if empty.
-        They stay for as long as a job's result does. In the order of their ends, in each partition.
+        position: the position of the last reply that you have processed; empty for all that are still kept.
+        A reply is kept for as long as its job's result. Replies of one partition come in the order in which
+        the jobs ended.
 
         Raises ServerUnavailable as streams do, ClientError when the client is closed or the number of
-        partitions changes, and InvalidArgument for a position from before it did.
+        partitions changes, and InvalidArgument for a position from before such a change.
         """
         session = self._session
         name, position = arguments.text("name", name), arguments.text("position", position)
@@ -160,19 +162,19 @@ class AsyncClient(QueueJobs):
                 session.home.check("this iterator", f"replies({name!r}, {reply.position!r})")
 
     async def status(self, job_id: str) -> JobInfo:
-        """How a job stands. Ends it if its deadline has passed and nobody runs it.
+        """Return the state of a job. Expires the job if its deadline has passed and no worker runs it.
 
         Raises JobNotFound, and BadRecord for a record that no worker wrote.
         """
         partition, info = await self._find(job_id)
         if info.deadline_at_ms is not None and not info.status.terminal:
-            with suppress(ServerUnavailable, BadRecord):  # who may only look sees what there is
+            with suppress(ServerUnavailable, BadRecord):  # a read-only user gets the state as it is
                 await partition.call(partial(_expire_if_due, info=info))
                 partition, info = await self._find(job_id)
         return info
 
     async def _find(self, job_id: str) -> tuple[Partition, JobInfo]:
-        """Where a job lives, and how it stands. Raises JobNotFound and BadRecord."""
+        """The partition and the state of a job. Raises JobNotFound and BadRecord."""
         job_id = arguments.job_id(job_id)
         for _ in range(MAX_MOVES):
             partition = await self._partitions.of(job_id)
@@ -189,8 +191,8 @@ class AsyncClient(QueueJobs):
     async def cancel(self, job_id: str) -> str:
         """Cancel a job. Raises JobNotFound.
 
-        Returns `cancelled` if it had not begun, `requested` if its worker will stop it at its next step, or
-        the status in which it had ended already.
+        Returns `cancelled` if the job had not begun, `requested` if its worker will stop it at the next step,
+        or the status with which the job had already ended.
         """
         partition, info = await self._find(job_id)
         touched, args = cancel_call(
@@ -227,7 +229,7 @@ async def _expire_if_due(redis: Redis, keys: Keys, info: JobInfo) -> None:
 
 
 async def _metadata_before_it_began(partition: Partition, info: JobInfo) -> dict[str, Any] | None:
-    """What the terminal event of a job that no worker has read shall bring back: only the job knows."""
+    """The metadata for the terminal event of a job that no worker has read. Only the job's entry holds it."""
     if info.position > 0 or info.status not in (JobStatus.QUEUED, JobStatus.DELAYED):
         return None
     if info.status is JobStatus.QUEUED and (info.priority not in list(Priority) or not info.entry):
@@ -239,9 +241,9 @@ async def _metadata_before_it_began(partition: Partition, info: JobInfo) -> dict
             lambda redis, keys: redis.xrange(keys.jobs(info.priority), min=info.entry, max=info.entry)
         )
         raw = entries[0][1].get(JOB_FIELD.encode()) if entries else None
-    if raw is None:  # it has got ahead of us, and the script will say so
+    if raw is None:  # the job has moved on meanwhile, and the script will say so
         return None
     try:
         return decode_job(raw, max_bytes=len(raw)).metadata
-    except InvalidJob:  # from a newer producer perhaps; no reason not to cancel it
+    except InvalidJob:  # perhaps from a newer producer; it can be cancelled all the same
         return None

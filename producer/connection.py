@@ -1,4 +1,4 @@
-"""Commands on a server: one small pool, retries, and errors that say what to do."""
+"""Commands on one server: a small pool, retries, and errors that say what to do."""
 
 import asyncio
 import hashlib
@@ -16,20 +16,23 @@ from ingine.errors import ConfigError, ServerUnavailable
 
 T = TypeVar("T")
 SCRIPTS = ("submit", "cancel", "partition", "requeue")
-"""What a producer may be running when a server complains of a line of a script."""
+"""The scripts that a producer runs, where the line in a server's error is looked up."""
 MAX_CONNECTIONS = 8
-"""Enough to keep several round trips under way; a thousand streams share them."""
+"""Connections to one server: enough for several round trips at once. All streams share them."""
 RETRIES = 5
-"""At most about three seconds in all where nobody listens. Whatever a client sends may be sent twice: see
-`scripts/submit.lua`."""
+"""Attempts after the first, at most about three seconds in all if nothing listens on the port. Every command
+of a client may be sent twice: see `scripts/submit.lua`."""
 TIMEOUT_S = 5.0
-"""For each attempt, so that a connection which died in silence is not all that a command has tried."""
+"""Limit for each attempt. Shorter than DEADLINE_S, so that a command survives one half-open connection."""
 DEADLINE_S = 10.0
-"""For a command and all its attempts, also while it waits for one of the connections."""
+"""Limit for a command with all its attempts, including the wait for a free connection."""
 
 
 def connect(redis_url: str | None) -> Servers:
-    """Does not connect yet. Raises ConfigError if the URL cannot be used. None: see `Servers`."""
+    """Make the clients for a queue's servers; see `Servers`. Does not connect yet.
+
+    Raises ConfigError if the URL cannot be used.
+    """
     return Servers(
         redis_url,
         client_name="ingine-producer",
@@ -40,10 +43,10 @@ def connect(redis_url: str | None) -> Servers:
 
 
 class Server:
-    """The commands on one server. Its pool may be shared; nothing here keeps state between calls."""
+    """Runs commands on one server. Keeps no state between calls."""
 
     def __init__(self, redis: Redis, servers: Servers | None = None):
-        """`servers` are for errors, if the client itself does not know: it may find its server by asking."""
+        """servers: names the server in errors, for a client whose address is looked up at each connect."""
         if not isinstance(redis, Redis):
             module = type(redis).__module__.partition(".")[0]
             raise ConfigError(
@@ -57,22 +60,21 @@ class Server:
         self._servers, self._address = servers, options.get("path", address)
 
     async def call(self, command: Callable[[], Awaitable[T]]) -> T:
-        """Await one command. Raises ServerUnavailable for whatever the server or the wire has against it.
+        """Await one command. Raises ServerUnavailable for any error of the server or the connection, and
+        after DEADLINE_S. As after any lost reply, the command may have been executed, or still be.
 
-        So it does after DEADLINE_S. As with any lost reply, the command may have been executed, or be it yet.
-
-        A caller that is cancelled leaves at once, but its command runs on to its end: a connection that is
-        left between a command and its reply is lost for everyone else.
+        If the caller is cancelled, it returns at once, but the command runs to its end: a connection that is
+        abandoned between a command and its reply cannot be used again.
         """
         running = asyncio.ensure_future(self.in_time(command, DEADLINE_S))
-        running.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, even if we left
+        running.add_done_callback(lambda done: done.cancelled() or done.exception())  # or asyncio logs it
         try:
             return await asyncio.shield(running)
         except exceptions.RedisError as error:
             raise self.unavailable(error) from error
 
     async def in_time(self, command: Callable[[], Awaitable[T]], limit_s: float) -> T:
-        """Await one command. Raises RedisError. Cancelled, or after `limit_s`, it closes its connection."""
+        """Await one command. Raises RedisError. If cancelled, or after `limit_s`, closes its connection."""
         try:
             async with asyncio.timeout(limit_s):
                 return await command()
@@ -110,7 +112,7 @@ def _what_to_do(error: exceptions.RedisError) -> str:
 
 
 def _called_in_script(error: exceptions.RedisError) -> str:
-    """The command at the line of our script that the server names: often it tells no more than that."""
+    """Name the command at the script line that the error cites; often the error itself does not."""
     line = re.search(r"@user_script:(\d+)", str(error))
     if line is None:
         return ""

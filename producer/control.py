@@ -1,4 +1,4 @@
-"""Looking at a queue, steering it, and its dead letters: the operator's half of the client."""
+"""The client's methods for operators: inspect a queue, control it, handle its dead letters."""
 
 import asyncio
 import math
@@ -26,7 +26,7 @@ _TENANT = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
 class QueueControl:
-    """Base of `AsyncClient`: what concerns the queue as a whole instead of one job."""
+    """Base of `AsyncClient`: the methods that concern the queue as a whole."""
 
     def __init__(self, queue: str, sessions: Sessions):
         self.queue = queue
@@ -34,7 +34,7 @@ class QueueControl:
 
     @property
     def _session(self) -> Session:
-        """The running event loop's."""
+        """The session of the running event loop."""
         return self._sessions.current()
 
     @property
@@ -42,12 +42,15 @@ class QueueControl:
         return self._session.partitions
 
     async def queue_info(self) -> QueueInfo:
-        """Depth by priority, limits, switches, workers, dead letters; of each partition as of one moment."""
+        """Return depth by priority, limits, switches, workers and dead letters.
+
+        Each partition is read at one moment, but not all at the same one.
+        """
         partitions = await self._partitions.each(read_partition)
         return merge(self.queue, [info for _, info in partitions])
 
     async def pause(self) -> None:
-        """Workers take no further jobs; what runs goes on, and `submit` still accepts."""
+        """Make workers take no further jobs. Running jobs go on, and `submit` still accepts."""
         await self._partitions.each(lambda redis, keys: redis.hset(keys.settings, "paused", 1))
         await self._nudge("pause")
 
@@ -57,9 +60,10 @@ class QueueControl:
         await self._nudge("resume")
 
     async def drain(self, worker_id: str) -> None:
-        """Tell one worker to hand its jobs over and exit, or all of a name that are alive now.
+        """Make one worker hand its jobs over and exit, or all living workers of one name.
 
-        One that starts later under the same name is not meant. Raises ClientError if no such worker is alive.
+        A worker that starts later under the same name is not affected. Raises ClientError if no such worker
+        is alive.
         """
         workers = (await self.queue_info()).workers
         meant = [each for each, beat in workers.items() if worker_id in (each, beat.get("name"))]
@@ -79,14 +83,14 @@ class QueueControl:
         max_jobs_per_s: float | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        """Limits from now on, of each partition by itself; None leaves one as it is.
+        """Set the limits of each partition, from now on. None leaves a limit unchanged.
 
-        max_jobs, max_bytes: of all jobs that wait or run. max_job_bytes: of one job. Text such as
-        "2GiB" is taken for bytes.
-        max_jobs_per_s: of each tenant; 0 lifts it.
-        weights: tenant -> its share of the work while others wait too, against the 1 of whom is not named.
+        max_jobs, max_bytes: number and bytes of all jobs that wait or run. max_job_bytes: bytes of one job.
+        Bytes may be text such as "2GiB".
+        max_jobs_per_s: submissions of each tenant; 0 removes the limit.
+        weights: tenant -> its share of the work while others wait too; other tenants have weight 1.
 
-        Raises InvalidArgument for a number that cannot be one.
+        Raises InvalidArgument for a value that is no valid limit.
         """
         sizes = {"max_job_bytes": max_job_bytes, "max_bytes": max_bytes}
         counts = {"max_jobs": max_jobs} | {name: _bytes(name, size) for name, size in sizes.items()}
@@ -105,11 +109,11 @@ class QueueControl:
             await self._partitions.each(lambda redis, keys: redis.hset(keys.settings, mapping=limits))
 
     async def set_partitions(self, number: int) -> None:
-        """Spread the queue over so many partitions, each with the limits that the queue has.
+        """Spread the queue over `number` partitions, each with the limits of the queue.
 
-        Raises InvalidArgument below 1 and above 64, and ClientError unless the queue is empty: nothing waits
-        or runs, and there are no dead letters. Results of jobs that have ended cannot be read any more.
-        Workers end, to be started again. Should it break off in between, submitting is refused until it is
+        Raises InvalidArgument below 1 and above 64, and ClientError unless the queue is empty: no job waits
+        or runs, and there are no dead letters. Results of jobs that have ended can no longer be read.
+        Workers exit, and have to be started again. If this fails halfway, `submit` is refused until it is
         called again.
         """
         number = arguments.integer("number", number)
@@ -118,7 +122,7 @@ class QueueControl:
         await repartition(self._partitions, number)
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        """The oldest `limit` entries that no worker could answer."""
+        """Return the oldest `limit` dead letters: entries that no worker could answer."""
         limit = arguments.integer("limit", limit, at_least=1)
         answers = await self._partitions.each(lambda redis, keys: redis.xrange(keys.dead, count=limit))
         letters = [
@@ -127,7 +131,7 @@ class QueueControl:
         return sorted(letters, key=_age)[:limit]
 
     async def dead_letter(self, entry_id: str) -> DeadLetter:
-        """Raises ClientError if there is none with this id."""
+        """Return one dead letter. Raises ClientError if none has this id."""
         partition, entry = _locate(await self._partitions.latest(), entry_id)
         entries = await partition.call(lambda redis, keys: redis.xrange(keys.dead, min=entry, max=entry))
         if not entries:
@@ -137,8 +141,8 @@ class QueueControl:
     async def requeue(self, entry_id: str) -> str:
         """Put a dead letter back into its stream, as it was sent. Returns its new entry id there.
 
-        Raises ClientError if it is not there any more, has no job, or if its job id is taken by a job with a
-        record (a duplicate, which would be buried again): submit its contents anew instead.
+        Raises ClientError if there is no such dead letter, if it has no job, or if a job with a record has
+        its job id (as a duplicate it would be buried again): submit its contents as a new job instead.
         """
         letter = await self.dead_letter(entry_id)
         partition, entry = _locate(await self._partitions.all(), entry_id)
@@ -154,7 +158,7 @@ class QueueControl:
         if verdict == "known":
             raise ClientError(
                 f"job {letter.job_id} of dead letter {entry_id} is known and {detail}: an id cannot run "
-                "twice. Submit its contents anew, under another id"
+                "twice. Submit its contents again under another id"
             )
         if verdict == "no_job":
             raise ClientError(
@@ -165,7 +169,7 @@ class QueueControl:
         return detail
 
     async def purge(self, entry_ids: Sequence[str] | None = None) -> int:
-        """Delete dead letters for good, all of them if none is named. Returns how many there were."""
+        """Delete dead letters for good: all, or those named. Returns how many were deleted."""
         if isinstance(entry_ids, str):
             raise InvalidArgument("entry_ids must be a list of dead letters' ids, not a string")
         if entry_ids is None:
@@ -180,13 +184,13 @@ class QueueControl:
         return sum(await asyncio.gather(*counts))
 
     async def _nudge(self, command: str, **fields: str) -> None:
-        """So that workers look at once. It may get lost: they look by themselves now and then."""
+        """Make workers read the settings at once. A nudge may get lost: they also read them periodically."""
         message = nudge(command, **fields)
         await self._partitions.each(lambda redis, keys: redis.spublish(keys.control, message))
 
 
 def _locate(partitions: list[Partition], entry_id: str) -> tuple[Partition, str]:
-    """From a dead letter's id to where it lies. With several partitions the id says in which one."""
+    """Split a dead letter's id into partition and entry id. With one partition, the id names none."""
     number, _, entry = arguments.text("entry_id", entry_id).rpartition(":")
     if not ENTRY_ID.fullmatch(entry):
         raise ClientError(_no_letter(entry_id))
@@ -216,7 +220,7 @@ async def _purge_all(redis: Redis, keys: Keys) -> int:
 
 
 def _dead_letter(keys: Keys, entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
-    """Anybody may have written it: what it lacks is empty."""
+    """Read one entry. Any client may have written it, so missing fields become empty."""
     found = defaultdict(str, {text(name): text(value) for name, value in fields.items()})
     raw = fields.get(JOB_FIELD.encode(), b"")
     return DeadLetter(
@@ -233,7 +237,7 @@ def _dead_letter(keys: Keys, entry_id: bytes, fields: dict[bytes, bytes]) -> Dea
 
 
 def _count(text: str) -> int:
-    """0 for what no script of ours has written."""
+    """The number in a field, or 0 if it is none that our scripts write."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
@@ -245,7 +249,7 @@ def _readable_id(raw: bytes) -> str | None:
 
 
 def _age(letter: DeadLetter) -> tuple[int, ...]:
-    """Entry ids begin with the time, by the server's clock."""
+    """Sort key: entry ids begin with the time, by the server's clock."""
     return tuple(map(int, letter.entry_id.rpartition(":")[2].split("-")))
 
 

@@ -15,7 +15,7 @@ from ingine.producer.streams import LogWentBack
 
 
 class Jobs(Protocol):
-    """What a handle asks of the client that made it."""
+    """The part of a client that its handles use."""
 
     @property
     def _session(self) -> Session: ...
@@ -24,11 +24,11 @@ class Jobs(Protocol):
 
 
 MAX_READS = 10
-"""Of one log from its first token on: a server that crashes loses what was read, but not for ever."""
+"""How often `result` reads one log from its first token: a server that crashes may lose what was read."""
 
 
 class AsyncJobHandle:
-    """One job, from the outside. Cheap: it holds an id and a position, and talks to the server when asked."""
+    """A handle on one job. It holds an id and a position, and contacts the server only in its methods."""
 
     def __init__(self, client: Jobs, job_id: str, from_position: int = 0):
         self._client = client
@@ -46,14 +46,14 @@ class AsyncJobHandle:
         """The job's output after `from_position` output tokens, as it is made, each token exactly once.
 
         `from_position` (default: what the handle was attached with, else 0) is the `position` of the last
-        chunk that you have. With another number the first chunk's token ids begin right after it, too, but
-        its text is that of the whole log entry, since text is not divisible by token.
+        chunk that you have. After any other number, too, the first chunk's token ids begin right after it,
+        but its text is that of the whole log entry, since text cannot be divided by token.
 
         Text that was held back until the end comes as a last chunk without token ids. Then the iterator ends
         if the job finished, and raises JobFailed, JobCancelled or JobExpired otherwise. JobNotFound: the id
-        is unknown. ServerUnavailable: the server stayed away for 30 s; a shorter outage is outlasted.
-        BadRecord: its log or its record is not what workers write.
-        ResultTimeout: it has not ended within `timeout` seconds of the first step; the job goes on.
+        is unknown. ServerUnavailable: the server was away for 30 s; the iterator waits out a shorter outage.
+        BadRecord: no worker wrote the job's log or record.
+        ResultTimeout: the job has not ended within `timeout` seconds of the first step, and goes on.
         """
         position = self.from_position if from_position is None else from_position
         session = self._client._session
@@ -68,12 +68,12 @@ class AsyncJobHandle:
                     raise_unless_finished(event)
 
     async def result(self, timeout: float | timedelta | None = None, *, cancel: bool = False) -> Result:  # noqa: ASYNC109
-        """The whole output, from its first token, once the job has finished.
+        """Wait until the job has finished, and return its whole output, from the first token.
 
         Raises JobFailed, JobCancelled or JobExpired if it ended otherwise, JobNotFound for an unknown id,
-        BadRecord for a log or a record that no worker wrote, and ResultTimeout after `timeout` seconds. The
-        job goes on then, ask again or cancel it; or it is cancelled with `cancel=True`, unless it has just
-        ended.
+        BadRecord for a log or a record that no worker wrote, and ResultTimeout after `timeout` seconds. After
+        a timeout the job goes on, and you may call this again or cancel it; with `cancel=True` it is
+        cancelled, unless it has just ended.
         """
         try:
             return await self._whole(timeout)
@@ -85,7 +85,7 @@ class AsyncJobHandle:
         return await self.result()
 
     async def _whole(self, timeout: Any) -> Result:  # noqa: ASYNC109
-        """The result; read from the first token again where the server has lost what was read."""
+        """The result. The log is read from the first token again if the server has lost what was read."""
         deadline = _deadline(timeout)
         for _ in range(MAX_READS):
             try:
@@ -103,12 +103,12 @@ class AsyncJobHandle:
         *,
         at_end: bool = False,
     ) -> AsyncGenerator[Event, None]:
-        """deadline: by the loop's clock, of which `timeout` is for the message."""
+        """Events after `position`. deadline: by the loop's clock; `timeout` is only quoted in the error."""
         streams = self._client._session.streams
         async with aclosing(streams.follow(self.job_id, position, at_end=at_end)) as events:
             while True:
                 try:
-                    if deadline is None:  # a timeout costs more than to hand out a token
+                    if deadline is None:  # entering a timeout costs more than to yield a token
                         event = await anext(events, None)
                     else:
                         async with asyncio.timeout_at(deadline):
@@ -132,13 +132,13 @@ class AsyncJobHandle:
 
 
 def _deadline(timeout: Any) -> float | None:
-    """By the running loop's clock. Raises InvalidArgument for what is no timeout."""
+    """When the timeout ends, by the running loop's clock. Raises InvalidArgument."""
     limit_s = arguments.timeout(timeout)
     return None if limit_s is None else asyncio.get_running_loop().time() + limit_s
 
 
 def _result(events: list[Event]) -> Result:
-    """All events of one job, the last of which is its terminal one."""
+    """Join all events of one job; the last one is its terminal event."""
     *tokens, end = events
     raise_unless_finished(end)
     logprobs = [entry for event in tokens for entry in event.logprobs or ()]

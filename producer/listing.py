@@ -1,4 +1,4 @@
-"""Jobs that wait or run, read from the streams and records of a queue, a bounded page at a time."""
+"""Lists jobs that wait or run, from the streams and records of a queue, in pages of bounded size."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _FIELDS = ("status", "entry", "submitted_at", "worker", "idempotency_key", "repl
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which jobs are meant."""
+    """A filter for jobs."""
 
     statuses: tuple[JobStatus, ...]
     priorities: tuple[Priority, ...]
@@ -33,7 +33,7 @@ class Wanted:
 
     @classmethod
     def checked(cls, status: Any, priority: Any, tenant: Any, older_than_s: Any) -> "Wanted":
-        """None: all. Raises InvalidArgument."""
+        """Make a filter from arguments; None matches all. Raises InvalidArgument."""
         return cls(
             statuses=_among("status", LISTED, status),
             priorities=_among("priority", tuple(Priority), priority),
@@ -60,20 +60,20 @@ def _among(name: str, known: tuple, value: Any) -> tuple:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A job where it was found."""
+    """A listed job, with what cancelling it needs."""
 
     listed: QueuedJob
     job: Job | None
-    """None if it cannot be read."""
+    """None if the entry cannot be decoded."""
     reply_to: str | None
     idempotency_key: str | None
     has_record: bool
 
 
 async def find_jobs(partition: Partition, wanted: Wanted) -> AsyncIterator[list[Found]]:
-    """A page at a time: by priority and age those in streams, and then those that are delayed.
+    """Yield pages of jobs: first those in streams, by priority and age, then the delayed ones.
 
-    An entry with the id of another job (a duplicate, which its worker will bury) is left out.
+    An entry with the id of another job (a duplicate, which a worker will bury) is left out.
     """
     if wanted.statuses != (JobStatus.DELAYED,):
         for priority in wanted.priorities:
@@ -123,7 +123,7 @@ def _of_entry(priority: Priority, entry: bytes, fields: dict[bytes, bytes]) -> _
 
 
 async def _delayed_ids(partition: Partition) -> list[str]:
-    """All of them before any is cancelled, since the places of others change with that."""
+    """Read all ids up front: cancelling a job changes the ranks of the others."""
     job_ids: list[bytes] = []
 
     async def read(redis: Redis, keys: Keys) -> list[bytes]:
@@ -167,19 +167,19 @@ async def _page(partition: Partition, raws: Sequence[_Raw]) -> list[Found]:
 
 
 def _found(raw: _Raw, record: list[bytes | None], now_ms: int) -> Found | None:
-    """None: it has ended or been promoted meanwhile, or its record is another job's, or none."""
+    """The job. None if it has ended or been promoted meanwhile, or its record is bad or another job's."""
     status_field, entry, submitted_at, worker, idempotency_key, reply_to = record
     if raw.entry is None and status_field is None:
         return None
     if status_field is not None and raw.entry is not None and _text(entry) != raw.entry:
         return None
     try:
-        job_id = raw.job_id or ""  # as its record was asked for
+        job_id = raw.job_id or ""  # the id under which its record was read
         status = read_status(job_id, status_field) if status_field else JobStatus.QUEUED
         submitted_at_ms = read_number(job_id, "submitted_at", submitted_at)
-    except ClientError:  # of no use to those who look at all jobs
+    except ClientError:  # one bad record must not end the listing
         return None
-    if submitted_at_ms is None and raw.entry is not None:  # by a bare XADD, whose id anybody may have chosen
+    if submitted_at_ms is None and raw.entry is not None:  # a bare XADD may choose its id
         submitted_at_ms = min(int(raw.entry.partition("-")[0]), now_ms)
     job = raw.job
     listed = QueuedJob(

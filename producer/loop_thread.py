@@ -13,8 +13,11 @@ T = TypeVar("T")
 
 
 class Call:
-    """One coroutine that a thread waits for. Ctrl-C may interrupt that thread between any two instructions,
-    within the standard library's too: what it waits with has to be atomic, which `threading.Event` is not."""
+    """One coroutine that a thread waits for.
+
+    Ctrl-C may interrupt that thread between any two instructions, even within the standard library, so the
+    thread has to wait with an atomic primitive. A lock is one; `threading.Event` is not.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]):
         self._loop, self._coroutine = loop, coroutine
@@ -24,12 +27,12 @@ class Call:
         self._running.acquire()
 
     def start(self) -> None:
-        """On the loop."""
+        """Start the coroutine. Runs on the loop."""
         self.task = self._loop.create_task(self._coroutine)
         self.task.add_done_callback(self._end)
 
     def cancel(self) -> None:
-        """On the loop, after `start` if that was ever scheduled: callbacks run in the order they came in."""
+        """Cancel the coroutine. Runs on the loop; if `start` was scheduled, it has run before."""
         if self.task:
             self.task.cancel()
         else:
@@ -41,13 +44,13 @@ class Call:
         self._running.release()
 
     def wait(self) -> None:
-        """A wait that was interrupted may have taken the lock. Then the call has ended."""
+        """Wait for the end. An interrupted wait may have taken the lock already; then the call has ended."""
         if not self._has_ended:
             self._running.acquire()
 
 
 class LoopThread:
-    """An event loop on a daemon thread: a client that was never closed does not keep a program alive."""
+    """An event loop on a daemon thread, so that a client left open does not keep the program alive."""
 
     def __init__(self):
         self.pid = os.getpid()
@@ -55,15 +58,16 @@ class LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name="ingine-client", daemon=True)
         self._thread.start()
         self.iterated: set[AsyncGenerator] = set()
-        """Held here, so that the garbage collector never meets one before it meets who iterates it."""
+        """Referenced here, so that none is garbage collected before the generator that reads it."""
         keep_after_fork(self)
 
     @property
     def is_here(self) -> bool:
-        """False in a child that was forked since: it does not have the thread."""
+        """False in a child process forked since, which does not have the thread."""
         return self.pid == os.getpid()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop, and return its result. Raises ClientError if the client is closed."""
         if self.closed:
             coroutine.close()
             raise ClientError("the client is closed")
@@ -71,7 +75,7 @@ class LoopThread:
         try:
             self._loop.call_soon_threadsafe(call.start)
             call.wait()
-        except BaseException:  # Ctrl-C: end what we wait for, too, and not before it has let go of everything
+        except BaseException:  # Ctrl-C: cancel the call, and wait until it has released everything
             self._loop.call_soon_threadsafe(call.cancel)
             call.wait()
             raise
@@ -82,10 +86,10 @@ class LoopThread:
         return self._loop.is_closed()
 
     def close_iterator(self, items: AsyncGenerator) -> None:
-        """Returns once it has let go of everything, or at once on the loop's own thread, which has to do it.
-        In a forked child it does nothing: what there is to let go of is the parent's.
+        """Close an iterator, and wait until it has released everything.
 
-        That is where the garbage collector may close the iterator of somebody who has forgotten about it.
+        On the loop's own thread, where the garbage collector may close an abandoned iterator, this only
+        schedules the close. In a forked child it does nothing: the parent holds what would be released.
         """
         self.iterated.discard(items)
         if self.closed or not self.is_here:
@@ -102,7 +106,7 @@ class LoopThread:
         self._loop.close()
 
     async def _end_all(self) -> None:
-        """What other threads still wait for."""
+        """Cancel the calls that other threads still wait for."""
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for other in others:
             other.cancel()
@@ -111,5 +115,5 @@ class LoopThread:
 
 
 async def _close(items: AsyncGenerator) -> None:
-    if not items.ag_running:  # else Ctrl-C came twice, and who was to wait for its last call did not
+    if not items.ag_running:  # it runs if a second Ctrl-C interrupted the wait for its last call
         await items.aclose()

@@ -1,4 +1,4 @@
-"""A queue's partitions: how many there are, where each is, and in which one a job lives."""
+"""A queue's partitions: their number, the server of each, and the partition of a job."""
 
 import asyncio
 import random
@@ -16,9 +16,9 @@ from ingine.producer.connection import Server
 T = TypeVar("T")
 
 MAX_MOVES = 10
-"""How often a job is looked for anew because the number of partitions has changed meanwhile."""
+"""How often one call looks for a job again because the number of partitions has changed meanwhile."""
 MOVE_PAUSE_S = 0.05, 0.15
-"""Before it is looked for there, at least and at most."""
+"""Shortest and longest pause before the job is looked for again."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,26 @@ class Partition:
 
 
 class Partitions:
-    """Asks once how many there are. Who finds nothing where it should be asks again: `moved`."""
+    """The partitions of one queue. Their number is read once, and again if a job is not found (`moved`)."""
 
     def __init__(self, queue: str, where: Servers | Redis):
-        """`where`: a client of the caller's own serves all partitions."""
+        """where: the servers, or a client of the caller's own that serves all partitions."""
         self.queue = queue
         self._where = where
         self._servers: dict[Redis, Server] = {}
         self.base = self._partition(Keys(queue))
-        """Whose settings say how many there are. With one, it is that one."""
+        """Its settings hold the number of partitions. A queue with one partition has only this one."""
         self._known: list[Partition] = []
 
     async def all(self) -> list[Partition]:
-        """As many as there were when last asked. Raises ServerUnavailable if it has to ask and cannot."""
+        """The partitions as last read, or read now if never before. Raises as `latest` does."""
         return self._known or await self.latest()
 
     async def latest(self) -> list[Partition]:
-        """As many as there are now. Raises ServerUnavailable, and ClientError if that is no number."""
+        """Read the number of partitions, and return them.
+
+        Raises ServerUnavailable, and ClientError if the setting is not a valid number.
+        """
         field = await self.base.call(lambda redis, keys: redis.hget(keys.settings, "partitions"))
         try:
             self._known = self.among(read_num_partitions(field))
@@ -57,14 +60,15 @@ class Partitions:
         return self._known
 
     async def of(self, job_id: str) -> Partition:
-        """Where the job lives."""
+        """The partition that the job belongs to."""
         partitions = await self.all()
         return partitions[partition_of(job_id, len(partitions))]
 
     async def moved(self, job_id: str, before: Partition) -> bool:
-        """Ask anew how many there are. True if the job lives elsewhere now than where the caller looked.
+        """Read the number again. True if the job belongs to another partition than `before`.
 
-        After a pause then, in which the change may come to its end."""
+        It then pauses first, so that the change may complete.
+        """
         await self.latest()
         if await self.of(job_id) == before:
             return False
@@ -72,18 +76,21 @@ class Partitions:
         return True
 
     def unsettled(self) -> ClientError:
-        """What to raise where it has changed too often for one call."""
+        """The error for a call during which the number has changed too often."""
         return ClientError(
             f"the number of partitions of queue {self.queue!r} is being changed: "
             "try again, or complete the change with `ingine queue partition`"
         )
 
     def among(self, number: int) -> list[Partition]:
-        """As if there were so many."""
+        """The partitions of this queue if it had `number` of them."""
         return [self._partition(keys) for keys in all_partitions(self.queue, number)]
 
     async def each(self, command: Callable[[Redis, Keys], Awaitable[T]]) -> list[tuple[Partition, T]]:
-        """All that there are now, in their order, with their answers. Raises ServerUnavailable."""
+        """Run `command` on every partition there is now. Returns (partition, answer) in partition order.
+
+        Raises ServerUnavailable.
+        """
         partitions = await self.latest()
         answers = await asyncio.gather(*(partition.call(command) for partition in partitions))
         return list(zip(partitions, answers, strict=True))

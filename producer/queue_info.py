@@ -1,4 +1,4 @@
-"""How a queue stands: read from each partition at one moment of its own, and added up."""
+"""The state of a queue: one transaction reads each partition, and the answers are added up."""
 
 import json
 import math
@@ -18,12 +18,13 @@ from ingine.errors import ClientError
 from ingine.producer.results import QueueInfo, is_serving
 
 LOST_AFTER_S = 30
-"""Twice the lease that workers have by default: its jobs are with others, unless there are none."""
+"""A worker silent for longer is lost: twice the default lease, so others have its jobs by then, if any are
+alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionInfo:
-    """As in `QueueInfo`."""
+    """The state of one partition. Fields have the same meaning as in `QueueInfo`."""
 
     waiting: dict[str, int]
     running: dict[str, int]
@@ -66,7 +67,7 @@ async def read_partition(redis: Redis, keys: Keys) -> PartitionInfo:
 
 
 def merge(queue: str, partitions: Sequence[PartitionInfo]) -> QueueInfo:
-    """Numbers are sums, and a switch is on if any partition has it. Limits are those of the first."""
+    """Add partitions up. A switch is on if any partition has it on; limits are the first partition's."""
     settings = partitions[0].settings
     workers: dict[str, dict[str, Any]] = {}
     for partition in partitions:
@@ -95,7 +96,7 @@ def merge(queue: str, partitions: Sequence[PartitionInfo]) -> QueueInfo:
 
 
 def _number(settings: dict[str, str], name: str, default: float = 1.0) -> float:
-    """Raises ClientError for what is none: anybody may have written it."""
+    """Read a number. Raises ClientError if it is not one, since any client may have written it."""
     with suppress(ValueError):
         if math.isfinite(number := float(settings.get(name, default))):
             return number
@@ -103,7 +104,7 @@ def _number(settings: dict[str, str], name: str, default: float = 1.0) -> float:
 
 
 def text(raw: bytes) -> str:
-    """Of what anybody may have written."""
+    """Decode what any client may have written, replacing invalid UTF-8."""
     return raw.decode(errors="replace")
 
 
@@ -116,7 +117,7 @@ def _with_prefix(settings: dict[str, str], prefix: str) -> dict[str, str]:
 
 
 def _is_no_group(error: RedisError) -> bool:
-    """No worker has ever looked at this stream."""
+    """True if the stream has no group, since no worker has ever read it."""
     return isinstance(error, ResponseError) and str(error).startswith("NOGROUP")
 
 
@@ -127,9 +128,9 @@ def _num_running(pending: dict | ResponseError) -> int:
 
 
 def read_heartbeat(raw: bytes, now_s: int) -> dict[str, Any]:
-    """As in `QueueInfo.workers`. What is no heartbeat is none: silent since 1970.
+    """Decode a heartbeat, as in `QueueInfo.workers`. An invalid one counts as silent since 1970.
 
-    Anybody may have written it. What JSON does not have is none, nor is what is nested too deep to be copied.
+    Any client may have written it: values that JSON lacks, and too deep a nesting, make it invalid.
     """
     try:
         fields = msgpack.unpackb(raw)
@@ -145,7 +146,7 @@ def read_heartbeat(raw: bytes, now_s: int) -> dict[str, Any]:
 
 
 async def num_serving(redis: Redis, keys: Keys) -> int:
-    """Workers that serve a partition, as `QueueInfo.num_serving` counts them."""
+    """Count the workers that serve a partition, as `QueueInfo.num_serving` does."""
     pipeline = redis.pipeline(transaction=False)
     heartbeats, (now_s, _) = await pipeline.hgetall(keys.workers).time().execute()
     return sum(is_serving(read_heartbeat(raw, now_s)) for raw in heartbeats.values())

@@ -1,4 +1,4 @@
-"""Replies streams: how the jobs that named one ended, for whoever waits for many jobs and follows none."""
+"""Replies streams: the ends of the jobs that name one, for a consumer of many jobs that streams none."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -25,12 +25,12 @@ from ingine.producer.token_log import Retry, by_stream
 BLOCK_MS = 2000
 ENTRIES_PER_READ = 256
 MANY = 1 << 31
-"""Connections, one for each stream that is followed: redis-py wants a limit."""
+"""Limit of connections, one for each followed stream: redis-py requires a limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The end of one job. Its output is where it always is: `attach(job_id).result()`."""
+    """The end of one job. `attach(job_id).result()` returns its output."""
 
     job_id: str
     status: JobStatus
@@ -41,17 +41,17 @@ class Reply:
     usage: dict[str, int]
     metadata: dict[str, Any] | None
     position: str
-    """Give it to `replies` to go on after this one."""
+    """Pass it to `replies` to continue after this reply."""
 
 
 class _Positions:
-    """How far a follower is in the replies stream of each partition: the id of the last entry that it got.
+    """A follower's position in the replies stream of each partition: the id of the last entry it received.
 
-    As text, which is what `Reply.position` has: the ids with commas between them, in the order of partitions.
+    As text, in `Reply.position`, it is those ids in partition order, joined by commas.
     """
 
     def __init__(self, text: str, num_partitions: int):
-        """Raises InvalidArgument for a text that is no position in so many partitions. '': the beginning."""
+        """text: '' for the beginning. Raises InvalidArgument if it is not a position in `num_partitions`."""
         self._last_ids = text.split(",") if text else ["0"] * num_partitions
         if not all(ENTRY_ID.fullmatch(last_id) for last_id in self._last_ids):
             raise InvalidArgument(f"position must be one that a reply has, not {text[:100]!r}")
@@ -72,17 +72,17 @@ class _Positions:
 
 @dataclass(slots=True)
 class _Source:
-    """The replies streams of one name that lie on one server: they are read with one command."""
+    """The replies streams of one name on one server. One command reads all of them."""
 
     server: Server
     keys: list[Keys] = field(default_factory=list)
-    """Of the partitions there."""
+    """Keys of the partitions there."""
     numbers: dict[bytes, int] = field(default_factory=dict)
     """The number of each stream's partition."""
 
 
 def _sources(partitions: Sequence[Partition], name: str) -> list[_Source]:
-    """For each server one."""
+    """One source for each server."""
     sources: dict[Server, _Source] = {}
     for number, partition in enumerate(partitions):
         source = sources.setdefault(partition.server, _Source(partition.server))
@@ -92,7 +92,7 @@ def _sources(partitions: Sequence[Partition], name: str) -> list[_Source]:
 
 
 class Replies:
-    """All replies streams that a client follows. At each server, each waits on a connection of its own."""
+    """All replies streams that a client follows. Each has a connection of its own to each server."""
 
     def __init__(self, partitions: Partitions):
         self._partitions = partitions
@@ -129,7 +129,7 @@ class Replies:
                 home.call(lambda: [read.cancel() for read in reads])
 
     async def _check_number(self, number: int) -> None:
-        """Raises ClientError once the queue has another number of partitions than `number`."""
+        """Raise ClientError if the number of the queue's partitions is no longer `number`."""
         if len(await self._retry(self._partitions.latest)) != number:
             raise ClientError(
                 f"queue {self._partitions.queue!r} has another number of partitions now: all "
@@ -137,7 +137,7 @@ class Replies:
             )
 
     def _read(self, source: _Source, positions: _Positions) -> asyncio.Task:
-        """Reads once, until there is something or nothing has come for a while."""
+        """Start one blocking read, which returns entries, or nothing after BLOCK_MS."""
         if self._closed:
             raise ClientError("the client is closed")
         after = {stream: positions[number] for stream, number in source.numbers.items()}
@@ -169,7 +169,7 @@ class Replies:
 
 
 async def _end_overdue(source: _Source) -> None:
-    """So that what nobody runs sends its reply, too. What cannot be done now is for the next time."""
+    """Expire overdue jobs that no worker runs, so that they send replies. A later call retries failures."""
     server = source.server
     for keys in source.keys:
         with suppress(ClientError):
@@ -177,8 +177,8 @@ async def _end_overdue(source: _Source) -> None:
 
 
 async def _read_with_retry(server: Server, xread: Callable[[], Awaitable[list | dict]]) -> list | dict:
-    # Without `server.call`, which lets a command run on to its end when it is cancelled: this connection is
-    # shared with nobody who would need its reply to be read.
+    # Not with `server.call`, which lets a cancelled command run to its end: no other call uses this
+    # connection, so its reply need not be read.
     try:
         return await Retry()(xread)
     except RedisError as error:

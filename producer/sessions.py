@@ -1,4 +1,4 @@
-"""A client's sessions: connections, streams and replies, one of each for every event loop that uses it."""
+"""A client's sessions: the connections, streams and replies of each event loop that uses the client."""
 
 import asyncio
 import os
@@ -16,11 +16,11 @@ from ingine.producer.submitter import Submitter
 
 
 class Session:
-    """What of a client lives in the running event loop."""
+    """The part of a client that belongs to one event loop."""
 
     def __init__(self, settings: ProducerSettings, redis: Redis | None, *, require_worker: bool):
-        """redis: the caller's own client, which stays theirs to close. None: by `settings.redis_url`,
-        or where the server is by now for those who name none.
+        """redis: the caller's own client, which is not closed here. None: connect to `settings.redis_url`, or
+        without one to the default server.
         """
         self.home = Home()
         self._servers = connect(settings.redis_url) if redis is None else None
@@ -38,12 +38,15 @@ class Session:
             await self._servers.aclose()
 
     def end(self) -> None:
+        """Close the session soon. Runs in its event loop."""
         self._ending = asyncio.create_task(self.aclose())
 
 
 class Sessions:
+    """The sessions of one client, by event loop."""
+
     def __init__(self, settings: ProducerSettings, redis: Redis | None, *, require_worker: bool):
-        """Raises ConfigError for settings, or a client, that cannot be used."""
+        """Raises ConfigError if `redis` is a client that cannot be used."""
         self._settings, self._redis, self._require_worker = settings, redis, require_worker
         if redis is not None:
             Server(redis)
@@ -52,7 +55,7 @@ class Sessions:
         self._closed = False
 
     def current(self) -> Session:
-        """The running event loop's. Raises ClientError where there cannot be one."""
+        """The running event loop's session, begun at the first call. Raises ClientError without one."""
         if self._closed:
             raise ClientError("the client is closed")
         try:

@@ -1,4 +1,4 @@
-"""What a producer has to know: where Redis is, and which queue. `INGINE_` variables, or lines in `.env`."""
+"""A producer's settings: the server and the queue, from `INGINE_` variables or lines in `.env`."""
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -11,7 +11,7 @@ from ingine.errors import ConfigError
 
 
 class ProducerSettings(BaseSettings):
-    # A worker's variables may lie in the same `.env`, so those that are not ours are no error.
+    # `.env` may also hold a worker's variables, so unknown ones are no error here.
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
 
     redis_url: str | None = Field(
@@ -33,7 +33,10 @@ class ProducerSettings(BaseSettings):
 
 
 def load_settings(**overrides: str | None) -> ProducerSettings:
-    """Settings from arguments, else variables, `.env`, secret files. ConfigError names the variable."""
+    """Load settings from arguments, else variables, `.env`, secret files.
+
+    Raises ConfigError, which names the variable.
+    """
     check_variables()
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
@@ -45,7 +48,7 @@ def load_settings(**overrides: str | None) -> ProducerSettings:
 
 
 def _explain(fault: dict) -> str:
-    """One sentence. It never quotes the value: a URL, with its password, may have got into any variable."""
+    """Explain a fault in one sentence, without the value: any variable may hold a URL with its password."""
     name = str(fault["loc"][0])
     message = fault["msg"].removeprefix("Value error, ")
     field = ProducerSettings.model_fields[name]

@@ -1,11 +1,11 @@
-"""Streams: what a job's consumer gets, in order and exactly once. All of it comes from the log.
+"""Streams: the events of a job for its consumer, in order and exactly once. All of them come from the log.
 
-The job's channel only wakes a stream. Anybody may publish there, and pub/sub loses, repeats and delays:
+The job's channel only wakes a stream. Any client may publish there, and pub/sub loses, repeats and delays:
 
 - a stream reads the log when it starts, and again as soon as its subscription is confirmed, so nothing falls
-  between the two. A reconnect subscribes anew, and its confirmations wake every stream the same way;
-- what is published sends the stream to the log if it says that the log goes further than the stream has read;
-- so does silence, and then the stream reads the job's record too: whether the job is there, and has ended;
+  between the two. A reconnect subscribes again, and its confirmations wake every stream in the same way;
+- a message makes the stream read the log if it says that the log goes further than the stream has read;
+- silence makes it read the log too, and then also the job's record: whether the job exists, and has ended;
 - reads that bring nothing are spaced out, so a flood of messages does not become a flood of reads.
 """
 
@@ -32,18 +32,18 @@ from ingine.producer.token_log import LogPage, LogReader, Retry
 
 NO_SUCH_JOB = "no job {}: never submitted, or its result's TTL has passed"
 SILENCE_S = 2.0
-"""A stream that hears nothing for about this long looks into the log."""
+"""A stream that receives nothing for about this long reads the log."""
 NO_WORKER_AFTER_S = 3.0
-"""And after this long, whether there is a worker at all."""
+"""A stream that receives nothing for this long checks whether any worker serves its partition."""
 FIRST_SPACING_S, LONGEST_SPACING_S = 0.001, 0.1
-"""Between the starts of two reads of one log, after a read that brought nothing; doubles with each."""
+"""Time between the starts of two reads of one log after a read that brought nothing; doubles each time."""
 _NOT_ENDED = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 log = logging.getLogger(__name__)
 
 
 class LogWentBack(Exception):
-    """The server has lost events that were read, and the tokens lie in other events now."""
+    """The server has lost events that were already read, and now has the tokens in other events."""
 
 
 class Streams:
@@ -54,15 +54,15 @@ class Streams:
         self._retry = Retry()
         self._readers: dict[Server, tuple[ChannelHub, LogReader]] = {}
         self._look_at: dict[Keys, float] = {}
-        self._told_of: Keys | None = None
-        """The partition of which a warning said that no worker serves it."""
+        self._unserved: Keys | None = None
+        """The partition that the last warning named as served by no worker."""
         self._closed = False
 
     async def follow(self, job_id: str, position: int = 0, *, at_end: bool = False) -> AsyncIterator[Event]:
-        """Events after `position`, up to and including the terminal one, which is always the last.
+        """Yield the events after `position`, up to and including the terminal one, which is always the last.
 
-        at_end: there is no hurry until the job has ended, so tokens that are published cause no read. Raises
-        LogWentBack where the text of its events would not be that of the log.
+        at_end: the caller wants the whole output at the end, so published tokens cause no read. Raises
+        LogWentBack where the joined text of the events would differ from that of the log.
 
         Raises JobNotFound if there is no record and no log, BadRecord for a log or a record that no worker
         wrote, UnknownStatus for an end that only a newer version understands, ServerUnavailable if the server
@@ -97,7 +97,7 @@ class Streams:
         hub, reader = self._readers_at(partition.server)
         channel, home = partition.keys.channel(job_id), Home()
         subscription = hub.subscribe(channel, ends_only=at_end)
-        reads, lacked, went_back = _Reads(subscription), False, False
+        reads, lacked, went_back = _ReadTimer(subscription), False, False
         try:
             while True:
                 with_record = await reads.next()
@@ -122,8 +122,8 @@ class Streams:
                     lacked = False
                 elif with_record:
                     if page.has_ended and page.committed < position:
-                        # The caller asked for more than there is, or the server has lost what he has seen.
-                        # Only the end may lie behind that.
+                        # The caller's position is beyond the log, or the server has lost tokens that the
+                        # caller has seen. Only the terminal event may follow.
                         position, went_back = page.committed, True
                     lacked = _check_record(job_id, position, page, lacked=lacked)
                     if lacked:
@@ -134,19 +134,19 @@ class Streams:
             home.call(partial(hub.unsubscribe, channel, subscription))
 
     async def _look_for_workers(self, partition: Partition) -> None:
-        """Warn once if no worker serves it, and again if that happens another time."""
+        """Warn if no worker serves the partition. The next warning comes once a worker has served it."""
         now = asyncio.get_running_loop().time()
         if now < self._look_at.get(partition.keys, 0):
             return
         self._look_at[partition.keys] = now + NO_WORKER_AFTER_S
         try:
             number = await partition.call(num_serving)
-        except ClientError:  # it may be away, or refuse to tell us: a stream goes on all the same
+        except ClientError:  # the server is away, or refuses the command: the stream goes on all the same
             return
         if number:
-            self._told_of = None if self._told_of == partition.keys else self._told_of
-        elif self._told_of is None:
-            self._told_of = partition.keys
+            self._unserved = None if self._unserved == partition.keys else self._unserved
+        elif self._unserved is None:
+            self._unserved = partition.keys
             log.warning(NO_WORKER, repr(self._partitions.queue))
 
     async def aclose(self) -> None:
@@ -156,8 +156,8 @@ class Streams:
             await reader.aclose()
 
 
-class _Reads:
-    """When a stream reads its job's log, and whether the job's record with it."""
+class _ReadTimer:
+    """Decides when a stream reads its job's log, and whether it reads the job's record too."""
 
     def __init__(self, subscription: Subscription):
         self._subscription = subscription
@@ -167,7 +167,7 @@ class _Reads:
         self._heard_at = self._clock()
 
     async def next(self) -> bool:
-        """Wait until there may be something to read. Returns whether the record is to be read, too."""
+        """Wait until there may be something to read. Returns True if the record is to be read, too."""
         if self._fruitless:
             spacing_s = min(FIRST_SPACING_S * 2**self._fruitless, LONGEST_SPACING_S)
             await asyncio.sleep(self._began_at + spacing_s - self._clock())
@@ -178,6 +178,7 @@ class _Reads:
         return may_be_end or self._began_at >= self._record_at
 
     def done(self, position: int, page: LogPage, *, with_record: bool) -> None:
+        """Note that the log was read, up to `position`."""
         now = self._clock()
         if page.events:
             self._fruitless, self._heard_at = 0, now
@@ -191,14 +192,15 @@ class _Reads:
 
     @property
     def silent_s(self) -> float:
-        """How long nothing has come."""
+        """Seconds since the last event."""
         return self._clock() - self._heard_at
 
 
 def _check_record(job_id: str, position: int, page: LogPage, *, lacked: bool) -> bool:
-    """Whether the record says that there is more in the log than `page`, which is empty, has.
+    """Return True if the log, whose `page` is empty, lacks events that the record says it has.
 
-    The log was read first, so it may just have come. But not if the log `lacked` it the last time already.
+    The log was read before the record, so the events may have been added in between. If the log `lacked` them
+    at the previous read already, they are missing: raises BadRecord. Raises JobNotFound without a record.
     """
     if page.status is None:
         raise JobNotFound(NO_SUCH_JOB.format(job_id))
@@ -213,7 +215,7 @@ def _check_record(job_id: str, position: int, page: LogPage, *, lacked: bool) ->
 
 
 def _check_end(end: TerminalEvent, page: LogPage) -> None:
-    """A log and its record end in one step, so an end that the record does not know was written by hand."""
+    """Raise BadRecord if the record contradicts the log's end: workers write both in one step."""
     if page.status not in (None, end.status) or (page.status and page.committed != end.position):
         raise BadRecord(
             f"the log of job {end.job_id} ends as {end.status} after {end.position} tokens, and its record "
@@ -223,13 +225,13 @@ def _check_end(end: TerminalEvent, page: LogPage) -> None:
 
 
 def _check_status(job_id: str, status: JobStatus | str) -> None:
-    """Raises UnknownStatus."""
+    """Raise UnknownStatus for a status that only a newer version understands."""
     if not isinstance(status, JobStatus):
         raise unknown_status(job_id, status)
 
 
 def _after(event: TokensEvent, position: int) -> TokensEvent:
-    """`event` without the tokens up to `position`. Its text is not divisible and stays whole."""
+    """`event` without the tokens up to `position`. Its text cannot be divided, and stays whole."""
     if event.start >= position:
         return event
     num_new = event.position - position

@@ -1,8 +1,9 @@
-"""The client for code without an event loop. It is the asyncio client, run on a thread of its own.
+"""The blocking client. It runs the asyncio client on a thread of its own.
 
-One implementation, two faces: a second one over blocking sockets would have to repeat every rule about logs,
-channels and reconnects. The price is a hop between threads a call and a chunk, some 100 microseconds. A chunk
-is fetched when the caller asks for it, so a slow caller slows nothing else down and loses nothing.
+There is one implementation, because a second one over blocking sockets would have to repeat every rule about
+logs, channels and reconnects. The price is a switch between threads for each call and each chunk, some 100
+microseconds. A chunk is fetched when the caller asks for it, so a slow caller delays nothing else and loses
+nothing.
 
 Signatures and docstrings repeat the asyncio client's, because type checkers and editors read the source.
 `tests/producer/test_faces.py` compares the two.
@@ -30,11 +31,11 @@ from ingine.sampling_params import SamplingParams
 T = TypeVar("T")
 
 _starting = threading.Lock()
-"""Held while a client starts its thread."""
+"""Held while a client starts its thread, or is closed."""
 
 
 def _renew_lock() -> None:
-    """In a forked child: the lock may have been held by a thread that the child does not have."""
+    """Replace the lock in a forked child: a thread that the child does not have may have held it."""
     global _starting
     _starting = threading.Lock()
 
@@ -46,9 +47,9 @@ if hasattr(os, "register_at_fork"):
 def _iterate(
     client: "Client", items: AsyncGenerator[T, None], how: Callable[[Any], str]
 ) -> Generator[T, None, None]:
-    """What an asynchronous iterator gives, fetched one by one as the caller asks for it.
+    """Iterate over an asynchronous iterator, fetching each item when the caller asks for it.
 
-    `how`: the call that goes on after a position, for who goes on with this iterator in a forked child.
+    how: returns the call that continues after a position, for the error in a forked child.
     """
     end = object()
 
@@ -61,13 +62,14 @@ def _iterate(
         while (item := thread.run(fetch())) is not end:
             yield item
             if not thread.is_here:
-                raise ClientError(f"this was begun in another process: go on here with {how(item.position)}")
+                go_on = how(item.position)
+                raise ClientError(f"this was begun in another process: continue here with {go_on}")
     finally:
         thread.close_iterator(items)
 
 
 class JobHandle:
-    """One job, from the outside. Cheap: it holds an id and a position, and talks to the server when asked."""
+    """A handle on one job. It holds an id and a position, and contacts the server only in its methods."""
 
     def __init__(self, client: "Client", handle: AsyncJobHandle):
         self._client, self._handle = client, handle
@@ -89,24 +91,24 @@ class JobHandle:
         """The job's output after `from_position` output tokens, as it is made, each token exactly once.
 
         `from_position` (default: what the handle was attached with, else 0) is the `position` of the last
-        chunk that you have. With another number the first chunk's token ids begin right after it, too, but
-        its text is that of the whole log entry, since text is not divisible by token.
+        chunk that you have. After any other number, too, the first chunk's token ids begin right after it,
+        but its text is that of the whole log entry, since text cannot be divided by token.
 
         Text that was held back until the end comes as a last chunk without token ids. Then the iterator ends
         if the job finished, and raises JobFailed, JobCancelled or JobExpired otherwise. JobNotFound: the id
-        is unknown. ServerUnavailable: the server stayed away for 30 s; a shorter outage is outlasted.
-        BadRecord: its log or its record is not what workers write.
-        ResultTimeout: it has not ended within `timeout` seconds of the first step; the job goes on.
+        is unknown. ServerUnavailable: the server was away for 30 s; the iterator waits out a shorter outage.
+        BadRecord: no worker wrote the job's log or record.
+        ResultTimeout: the job has not ended within `timeout` seconds of the first step, and goes on.
         """
         return _iterate(self._client, self._handle.stream(from_position, timeout), "stream({!r})".format)
 
     def result(self, timeout: float | timedelta | None = None, *, cancel: bool = False) -> Result:
-        """The whole output, from its first token, once the job has finished.
+        """Wait until the job has finished, and return its whole output, from the first token.
 
         Raises JobFailed, JobCancelled or JobExpired if it ended otherwise, JobNotFound for an unknown id,
-        BadRecord for a log or a record that no worker wrote, and ResultTimeout after `timeout` seconds. The
-        job goes on then, ask again or cancel it; or it is cancelled with `cancel=True`, unless it has just
-        ended.
+        BadRecord for a log or a record that no worker wrote, and ResultTimeout after `timeout` seconds. After
+        a timeout the job goes on, and you may call this again or cancel it; with `cancel=True` it is
+        cancelled, unless it has just ended.
         """
         return self._client._thread.run(self._handle.result(timeout, cancel=cancel))
 
@@ -120,10 +122,10 @@ class JobHandle:
 
 
 class Client(SyncQueueControl):
-    """A producer's or consumer's view of one queue. Threads share it, and processes that are forked: each of
-    them has connections of its own.
+    """A producer's or consumer's client for one queue. Threads can share it, and so can forked processes,
+    each of which gets connections of its own.
 
-    All its streams on one server share a pub/sub connection, all commands there a pool of a few. Every method
+    All streams on one server share a pub/sub connection, and all commands share a small pool. Every method
     raises ServerUnavailable, with what to do about it, if a server cannot be reached or refuses the command.
     """
 
@@ -138,8 +140,8 @@ class Client(SyncQueueControl):
         """Does not connect yet. Raises ConfigError for a wrong setting.
 
         redis_url, queue: default to INGINE_REDIS_URL and INGINE_QUEUE, from the environment or `.env`.
-        redis: an asyncio client of your own instead, for all partitions, used by nobody else and in this
-        process alone; it stays yours to close.
+        redis: an asyncio client of your own instead, for all partitions, which nothing else uses, in this
+        process alone; closing it is up to you.
         require_worker: refuse submissions with NoWorker while no worker serves the queue.
         """
         self._client = AsyncClient(redis_url, queue=queue, redis=redis, require_worker=require_worker)
@@ -148,7 +150,7 @@ class Client(SyncQueueControl):
 
     @property
     def _thread(self) -> LoopThread:
-        """This process's, from the first call on. Raises ClientError if the client is closed."""
+        """This process's thread, started at the first call. Raises ClientError if the client is closed."""
         with _starting:
             if self._closed:
                 raise ClientError("the client is closed")
@@ -179,24 +181,25 @@ class Client(SyncQueueControl):
 
         prompt: text, or token ids. Or else messages: a chat, as [{"role": ..., "content": ...}, ...].
         sampling: a SamplingParams, or a dict with its fields; or its fields as keywords: `max_tokens=64`.
-        What is not given is the model's to decide (its generation_config.json), and the output as long as
-        its length leaves.
+        Fields that are not given come from the model's generation_config.json; without `max_tokens` the
+        output may fill the rest of the model's length.
         priority: high, normal or low.
         deadline_s: seconds (or a timedelta) from submission; the job expires if it has not finished by then.
-        not_before_s: seconds (or a timedelta) from submission; no worker begins it earlier.
+        not_before_s: seconds (or a timedelta) from submission; no worker starts the job earlier.
         idempotency_key: a second submission with the same key returns the first one's handle, for as long as
         the first job, or its result, is there.
         reply_to: name of a replies stream that gets the terminal event too.
-        metadata: comes back in the result. tenant, trace: for the worker's books and logs.
-        model: refused by a worker that does not serve it. None: whatever it serves.
-        stream: False if nobody follows token by token; spares the server the publishing.
-        job_id: your own, else a random one.
+        metadata: returned in the result. tenant: the account for fair shares and rate limits. trace: an id
+        for the worker's logs.
+        model: a worker that does not serve this model refuses the job. None: any model.
+        stream: False if no consumer follows token by token; saves the server the publishing.
+        job_id: an id of your own. None: a random one.
 
         Raises, with nothing accepted: InvalidJob (its `code` says why), QueueFull, DuplicateJob (this job_id
-        is taken), InvalidArgument (a TypeError) for an unknown keyword; all of them are ClientErrors. A
-        submission whose reply is lost is sent again, and known again by the server. After ServerUnavailable
-        it may or may not have been accepted: submit again under the same job_id or idempotency_key to be sure
-        that it runs once.
+        is taken), InvalidArgument (a TypeError) for an unknown keyword; all of them are ClientErrors. If the
+        reply to a submission is lost, the client sends it again, and the server recognises it. After
+        ServerUnavailable the job may or may not have been accepted: submit it again under the same job_id or
+        idempotency_key to be sure that it runs once.
         """
         handle = self._thread.run(
             self._client.submit(
@@ -222,10 +225,10 @@ class Client(SyncQueueControl):
     def submit_many(self, jobs: Iterable[dict[str, Any] | Job]) -> list[JobHandle]:
         """Submit many jobs in few round trips; each is a dict of `submit`'s arguments, or a Job.
 
-        All are validated before the first is sent: after InvalidArgument, or an InvalidJob whose `accepted`
-        is empty, nothing was. Each job is then accepted or refused for itself. After the first refusal
-        (QueueFull, DuplicateJob, InvalidJob for one that is too large) or ServerUnavailable no further round
-        trip is made, and it is raised, with the handles of the accepted jobs in its attribute `accepted`.
+        All jobs are validated before the first is sent: after InvalidArgument, or an InvalidJob whose
+        `accepted` is empty, nothing was sent. Each job is then accepted or refused on its own. The first
+        refusal (QueueFull, DuplicateJob, InvalidJob for a job that is too large) or ServerUnavailable ends
+        the round trips and is raised, with the handles of the accepted jobs in its attribute `accepted`.
         """
         try:
             handles = self._thread.run(self._client.submit_many(jobs))
@@ -236,26 +239,27 @@ class Client(SyncQueueControl):
         return [JobHandle(self, handle) for handle in handles]
 
     def attach(self, job_id: str, from_position: int = 0) -> JobHandle:
-        """A handle for a job that anyone has submitted. `from_position`: where its stream shall go on.
+        """Return a handle on a job, whoever submitted it. `from_position`: where its stream continues.
 
-        Asks nothing of the server: an unknown id raises JobNotFound when the handle is used. A job that came
+        Sends nothing to the server: an unknown id raises JobNotFound when the handle is used. A job submitted
         by a bare XADD is unknown until a worker begins it.
         """
         return JobHandle(self, self._client.attach(job_id, from_position))
 
     def replies(self, name: str, position: str = "") -> Generator[Reply, None, None]:
-        """How the jobs submitted with `reply_to=name` have ended, and end from now on. Never ends by itself.
+        """Iterate over the ends of all jobs submitted with `reply_to=name`, past and future, without end.
 
-        position: of the last reply that you have dealt with; from the first one that is still there if empty.
-        They stay for as long as a job's result does. In the order of their ends, in each partition.
+        position: the position of the last reply that you have processed; empty for all that are still kept.
+        A reply is kept for as long as its job's result. Replies of one partition come in the order in which
+        the jobs ended.
 
         Raises ServerUnavailable as streams do, ClientError when the client is closed or the number of
-        partitions changes, and InvalidArgument for a position from before it did.
+        partitions changes, and InvalidArgument for a position from before such a change.
         """
         return _iterate(self, self._client.replies(name, position), f"replies({name!r}, {{!r}})".format)
 
     def status(self, job_id: str) -> JobInfo:
-        """How a job stands. Ends it if its deadline has passed and nobody runs it.
+        """Return the state of a job. Expires the job if its deadline has passed and no worker runs it.
 
         Raises JobNotFound, and BadRecord for a record that no worker wrote.
         """
@@ -264,8 +268,8 @@ class Client(SyncQueueControl):
     def cancel(self, job_id: str) -> str:
         """Cancel a job. Raises JobNotFound.
 
-        Returns `cancelled` if it had not begun, `requested` if its worker will stop it at its next step, or
-        the status in which it had ended already.
+        Returns `cancelled` if the job had not begun, `requested` if its worker will stop it at the next step,
+        or the status with which the job had already ended.
         """
         return self._thread.run(self._client.cancel(job_id))
 

@@ -1,4 +1,4 @@
-"""The blocking client's methods for a queue as a whole: look at it, steer it, handle its dead letters."""
+"""The blocking client's methods for a queue as a whole: inspect it, control it, handle its dead letters."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -11,7 +11,7 @@ from ingine.producer.results import DeadLetter, QueuedJob, QueueInfo
 
 
 class SyncQueueControl:
-    """Base of `Client`. Each method runs AsyncClient's of the same name, on the client's thread."""
+    """Base of `Client`. Each method runs the AsyncClient method of the same name on the client's thread."""
 
     _client: AsyncClient
 
@@ -20,7 +20,10 @@ class SyncQueueControl:
         raise NotImplementedError
 
     def queue_info(self) -> QueueInfo:
-        """Depth by priority, limits, switches, workers, dead letters; of each partition as of one moment."""
+        """Return depth by priority, limits, switches, workers and dead letters.
+
+        Each partition is read at one moment, but not all at the same one.
+        """
         return self._thread.run(self._client.queue_info())
 
     def jobs(
@@ -60,7 +63,7 @@ class SyncQueueControl:
         )
 
     def pause(self) -> None:
-        """Workers take no further jobs; what runs goes on, and `submit` still accepts."""
+        """Make workers take no further jobs. Running jobs go on, and `submit` still accepts."""
         self._thread.run(self._client.pause())
 
     def resume(self) -> None:
@@ -68,9 +71,10 @@ class SyncQueueControl:
         self._thread.run(self._client.resume())
 
     def drain(self, worker_id: str) -> None:
-        """Tell one worker to hand its jobs over and exit, or all of a name that are alive now.
+        """Make one worker hand its jobs over and exit, or all living workers of one name.
 
-        One that starts later under the same name is not meant. Raises ClientError if no such worker is alive.
+        A worker that starts later under the same name is not affected. Raises ClientError if no such worker
+        is alive.
         """
         self._thread.run(self._client.drain(worker_id))
 
@@ -83,14 +87,14 @@ class SyncQueueControl:
         max_jobs_per_s: float | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        """Limits from now on, of each partition by itself; None leaves one as it is.
+        """Set the limits of each partition, from now on. None leaves a limit unchanged.
 
-        max_jobs, max_bytes: of all jobs that wait or run. max_job_bytes: of one job. Text such as
-        "2GiB" is taken for bytes.
-        max_jobs_per_s: of each tenant; 0 lifts it.
-        weights: tenant -> its share of the work while others wait too, against the 1 of whom is not named.
+        max_jobs, max_bytes: number and bytes of all jobs that wait or run. max_job_bytes: bytes of one job.
+        Bytes may be text such as "2GiB".
+        max_jobs_per_s: submissions of each tenant; 0 removes the limit.
+        weights: tenant -> its share of the work while others wait too; other tenants have weight 1.
 
-        Raises InvalidArgument for a number that cannot be one.
+        Raises InvalidArgument for a value that is no valid limit.
         """
         self._thread.run(
             self._client.set_limits(
@@ -103,31 +107,31 @@ class SyncQueueControl:
         )
 
     def set_partitions(self, number: int) -> None:
-        """Spread the queue over so many partitions, each with the limits that the queue has.
+        """Spread the queue over `number` partitions, each with the limits of the queue.
 
-        Raises InvalidArgument below 1 and above 64, and ClientError unless the queue is empty: nothing waits
-        or runs, and there are no dead letters. Results of jobs that have ended cannot be read any more.
-        Workers end, to be started again. Should it break off in between, submitting is refused until it is
+        Raises InvalidArgument below 1 and above 64, and ClientError unless the queue is empty: no job waits
+        or runs, and there are no dead letters. Results of jobs that have ended can no longer be read.
+        Workers exit, and have to be started again. If this fails halfway, `submit` is refused until it is
         called again.
         """
         self._thread.run(self._client.set_partitions(number))
 
     def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        """The oldest `limit` entries that no worker could answer."""
+        """Return the oldest `limit` dead letters: entries that no worker could answer."""
         return self._thread.run(self._client.dead_letters(limit))
 
     def dead_letter(self, entry_id: str) -> DeadLetter:
-        """Raises ClientError if there is none with this id."""
+        """Return one dead letter. Raises ClientError if none has this id."""
         return self._thread.run(self._client.dead_letter(entry_id))
 
     def requeue(self, entry_id: str) -> str:
         """Put a dead letter back into its stream, as it was sent. Returns its new entry id there.
 
-        Raises ClientError if it is not there any more, has no job, or if its job id is taken by a job with a
-        record (a duplicate, which would be buried again): submit its contents anew instead.
+        Raises ClientError if there is no such dead letter, if it has no job, or if a job with a record has
+        its job id (as a duplicate it would be buried again): submit its contents as a new job instead.
         """
         return self._thread.run(self._client.requeue(entry_id))
 
     def purge(self, entry_ids: Sequence[str] | None = None) -> int:
-        """Delete dead letters for good, all of them if none is named. Returns how many there were."""
+        """Delete dead letters for good: all, or those named. Returns how many were deleted."""
         return self._thread.run(self._client.purge(entry_ids))

@@ -1,4 +1,4 @@
-"""The truth: token logs, read for all of a client's streams on one server together."""
+"""Reads of token logs, for all of a client's streams on one server together."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ T = TypeVar("T")
 READS_PER_TRIP = 128
 ENTRIES_PER_READ = 256
 GIVE_UP_S = 30.0
-"""Streams outlast a server that is away for so long."""
+"""How long streams wait for a server that is away."""
 _FIELDS = ("status", "position", "deadline_at")
 ENDS = frozenset(status for status in JobStatus if status.terminal)
 _GOING_ON = frozenset(JobStatus) - ENDS
@@ -34,26 +34,26 @@ _GOING_ON = frozenset(JobStatus) - ENDS
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """What the log of a job has after a position."""
+    """The events of a job's log after a position."""
 
     events: list[Event]
     full: bool
-    """There may be more: the page ends where the limit was, not where the log does."""
+    """True if there may be more events: the page has as many as one read may return."""
     status: JobStatus | str | None = None
-    """None where the job has no record, or that was not read. A plain `str` is a newer version's."""
+    """None if the job has no record, or it was not read. A plain `str` is a status of a newer version."""
     committed: int = 0
-    """Tokens in the whole log, by the record."""
+    """Tokens in the whole log, according to the record."""
     overdue: bool = False
-    """It has not ended, and its deadline has passed by the server's clock."""
+    """True if the job has not ended, and its deadline has passed by the server's clock."""
 
     @property
     def has_ended(self) -> bool:
-        """By the record. What a newer version's status means is not known: there may be no more to come."""
+        """True if the record says so, or has a status of a newer version: there may be no more events."""
         return self.status is not None and self.status not in _GOING_ON
 
     @property
     def has_end(self) -> bool:
-        """By the log."""
+        """True if the page has the terminal event."""
         return bool(self.events) and isinstance(self.events[-1], TerminalEvent)
 
 
@@ -75,14 +75,14 @@ class _Request:
 
 
 class Retry:
-    """Makes a call again while its server is away, but not for ever."""
+    """Repeats a call while its server is away, for GIVE_UP_S at most."""
 
     def __init__(self):
         self.ended = False
-        """Once set, a call that fails is not made again."""
+        """Once set, a failed call is not repeated."""
 
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Raises what `call` does, if it is a refusal, or GIVE_UP_S after the first call began."""
+        """Return what `call` does. Raises its error if that is a refusal, or after GIVE_UP_S."""
         clock = asyncio.get_running_loop().time
         began, before = clock(), asyncio.current_task().cancelling()
         while True:
@@ -100,7 +100,7 @@ def _is_away(error: exceptions.RedisError | ServerUnavailable) -> bool:
 
 
 class LogReader:
-    """Reads logs on one server. Requests made during a round trip share the next one."""
+    """Reads logs on one server. Requests that arrive during a round trip share the next one."""
 
     def __init__(self, server: Server):
         self._server = server
@@ -111,9 +111,11 @@ class LogReader:
         self._closed = False
 
     async def read(self, keys: Keys, job_id: str, position: int, *, with_record: bool) -> LogPage:
-        """Raises ServerUnavailable after GIVE_UP_S without a server, BadRecord for what no worker wrote.
+        """Read the log of a job after `position`.
 
-        with_record: the job's record is read after its log. An overdue job is ended then.
+        with_record: read the job's record, too, after its log, and expire the job if it is overdue.
+        Raises ServerUnavailable after GIVE_UP_S without a server, and BadRecord for a log or a record that no
+        worker wrote.
         """
         if self._closed:
             raise ClientError("the client is closed")
@@ -139,17 +141,17 @@ class LogReader:
             try:
                 trip = partial(self._fetch, self._under_way)
                 answers = await self._retry(partial(self._server.in_time, trip, GIVE_UP_S))
-            except Exception as error:  # whatever it is, nobody must wait for ever
+            except Exception as error:  # whatever it is, no stream may wait for ever
                 if isinstance(error, exceptions.RedisError):
-                    self._under_way += self._waiting  # who came meanwhile has no better chance
+                    self._under_way += self._waiting  # later requests would fail the same way
                     self._waiting.clear()
                 answers = [error] * len(self._under_way)
             for request, answer in zip(self._under_way, answers, strict=True):
-                if not request.answer.done():  # else its stream has left
+                if not request.answer.done():  # else its stream has gone
                     self._answer(request, answer)
 
     def _answer(self, request: _Request, answer: LogPage | Exception) -> None:
-        """Raises nothing, or the requests behind this one would wait for ever."""
+        """Resolve one request. Never raises, or the requests after this one would wait for ever."""
         if isinstance(answer, exceptions.RedisError):
             try:
                 answer = of_another_type(request.job_id, answer) or self._server.unavailable(answer)
@@ -166,12 +168,12 @@ class LogReader:
         except exceptions.ResponseError as error:
             if is_lacking(error):
                 raise
-            # One of the keys is no log, or may not be read: its own stream fails alone.
+            # One of the keys is not a log, or may not be read: only its own stream shall fail.
             pages = await self._fetch_each(requests)
         return await self._without_overdue(requests, pages)
 
     async def _fetch_together(self, requests: list[_Request]) -> list[LogPage | Exception]:
-        """All logs with one command. Raises ResponseError if the server has something against any of them."""
+        """Read all logs with one command. Raises ResponseError if the server refuses any of them."""
         pipeline = self._server.redis.pipeline(transaction=False)
         groups = _groups(requests)
         for group in groups:
@@ -192,7 +194,7 @@ class LogReader:
         return [_page(request, entries[request], records.get(request), now_ms) for request in requests]
 
     async def _fetch_each(self, requests: list[_Request]) -> list[LogPage | Exception]:
-        """Each log with a command of its own."""
+        """Read each log with a command of its own."""
         pipeline = self._server.redis.pipeline(transaction=False)
         for request in requests:
             pipeline.xrange(request.log, min=f"({log_id(request.position)}", count=ENTRIES_PER_READ)
@@ -206,14 +208,14 @@ class LogReader:
     async def _without_overdue(
         self, requests: list[_Request], pages: list[LogPage | Exception]
     ) -> list[LogPage | Exception]:
-        """End the jobs that are overdue and that no worker runs. Pages of those are `full` then."""
+        """Expire the overdue jobs that no worker runs. Marks their pages `full`, since an event was added."""
         overdue: dict[Keys, list[str]] = defaultdict(list)
         for request, page in zip(requests, pages, strict=True):
             if isinstance(page, LogPage) and page.overdue:
                 overdue[request.keys].append(request.job_id)
         answers: dict[tuple[Keys, str], str] = {}
         for keys, job_ids in overdue.items():
-            with suppress(exceptions.ResponseError):  # who may not end them waits for a worker that does
+            with suppress(exceptions.ResponseError):  # not permitted: a worker will do it
                 ends = await expire(self._server.redis, keys, job_ids, result_ttl_s=DEFAULT_RESULT_TTL_S)
                 answers |= {(keys, job_id): answer for job_id, answer in ends.items()}
         return [
@@ -223,9 +225,9 @@ class LogReader:
 
 
 def _groups(requests: list[_Request]) -> list[dict[str, _Request]]:
-    """Requests by their logs, in as many groups as it takes for each log to be there once.
+    """Group requests by log, so that no group has a log twice: one XREAD can name a stream only once.
 
-    In a cluster a client is that of one slot, so all keys of a group are in it.
+    In a cluster a client serves one slot, so all keys of a group are in the same slot.
     """
     groups: list[dict[str, _Request]] = []
     for request in requests:
@@ -238,14 +240,14 @@ def _groups(requests: list[_Request]) -> list[dict[str, _Request]]:
 
 
 def by_stream(answer) -> dict[bytes, list]:
-    """XREAD's answer, to which redis-py gives another shape in RESP3."""
+    """The entries of each stream in an XREAD answer, whose shape in redis-py depends on the RESP version."""
     if isinstance(answer, dict):
         return {stream: entries for stream, (entries,) in answer.items()}
     return dict(answer)
 
 
 def _page(request: _Request, entries, record, now_ms: int) -> LogPage | Exception:
-    """From the answers to one request. An error is its own stream's alone, so it is returned, not raised."""
+    """Build the page from the answers to one request. Errors are returned: they concern one stream alone."""
     for answer in (entries, record):
         if isinstance(answer, exceptions.RedisError):
             return answer

@@ -1,1 +1,1 @@
-"""OpenAI's formats of files and request bodies."""
+"""OpenAI's file formats and request bodies."""

@@ -1,7 +1,7 @@
-"""OpenAI's Batch file format: input lines to jobs, results to output lines. Pure functions, no I/O.
+"""OpenAI's Batch file format: converts input lines to jobs, and results to output lines. No I/O.
 
-Parameters that we do not have are refused by name, unless they have the value that means nothing: a line is
-never run as something else than what it asks for.
+Unsupported parameters are refused by name unless their value has no effect: a line never runs as anything
+other than what it asks for.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _IGNORED = {
     *("user", "store", "metadata", "service_tier"),
     *("safety_identifier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
 }
-"""What changes nothing in the output, whatever its value."""
+"""Parameters that never change the output."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = NEUTRAL_PARAMS | {
     # OpenAI's:
     "stream": (False,),
@@ -52,14 +52,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = NEUTRAL_PARAMS | {
     "return_tokens_as_token_ids": (False,),
     "priority": (0,),
 }
-"""What we do not have, with the values at which it changes nothing. Null always does."""
+"""Unsupported parameters, each with the values that have no effect. Null never has one."""
 _RENAMED = {"max_completion_tokens": "max_tokens"}
 FINISH_LENGTH = "length"
 _SERVER_ERRORS = (ErrorCode.ENGINE_ERROR, ErrorCode.WORKER_LOST, ErrorCode.BAD_RECORD)
 
 
 class LineRefused(ClientError):
-    """A line that cannot be run as it is."""
+    """An input line that cannot be run."""
 
     def __init__(self, code: str, message: str, param: str | None = None):
         super().__init__(message)
@@ -68,15 +68,15 @@ class LineRefused(ClientError):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the input, to run or refused."""
+    """One line of the input, either to be run or refused."""
 
     number: int
     digest: str
-    """Of all that decides the result: the same in every run, so it names the row and the job."""
+    """Digest of everything that decides the result. It is the same in every run, so it names row and job."""
     custom_id: str | None
     url: str | None = None
     arguments: dict[str, Any] | None = None
-    """For `submit`. None: refused."""
+    """Arguments of `submit`. None if the line is refused."""
     refusal: LineRefused | None = None
 
     @property
@@ -89,9 +89,12 @@ class Line:
 
 
 def parse_line(number: int, raw: bytes, *, model: str | None, known_ids: set[str]) -> Line:
-    """Never raises. `model` overrides the body's. `known_ids`: the custom_ids so far; this one's is added."""
+    """Parse one input line. Never raises: a bad line is refused.
+
+    model: overrides the body's. known_ids: the custom_ids so far, to which this line's is added.
+    """
     custom_id = None
-    digest = _digest(number, raw.decode(errors="replace"))  # until we know better
+    digest = _digest(number, raw.decode(errors="replace"))  # for a line without a valid custom_id
     try:
         fields = _object(raw)
         custom_id = _custom_id(fields)
@@ -154,7 +157,7 @@ def _messages(messages: Any) -> list[dict[str, str]]:
 
 
 def _content(content: Any, number: int) -> str:
-    """Text, or parts of type text, joined."""
+    """The content as text; parts of type text are joined."""
     where = f"messages.{number}.content"
     if isinstance(content, str):
         return content
@@ -176,7 +179,7 @@ def _prompt(prompt: Any) -> Any:
 
 def _sampling(body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
     sampling = {}
-    neutral = _NEUTRAL | {"add_special_tokens": (not chat,)}  # as the prompt is tokenised
+    neutral = _NEUTRAL | {"add_special_tokens": (not chat,)}  # what a worker does anyway
     if "max_completion_tokens" in body:
         body.pop("max_tokens", None)  # its older name
     if chat:  # a completion's `logprobs` is the number itself
@@ -194,7 +197,7 @@ def _sampling(body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
 
 
 def _bias(bias: Any) -> Any:
-    """JSON has no integer keys. What is no map of integers stays as it is: validation will say so."""
+    """Make the keys integers, which JSON lacks. Leaves a bad value to validation, which names the fault."""
     try:
         return {int(token_id): value for token_id, value in bias.items()}
     except (AttributeError, ValueError):
@@ -205,7 +208,7 @@ def _bias(bias: Any) -> Any:
 
 
 def output_row(line: Line, result: Result) -> dict[str, Any]:
-    """A line of the output file."""
+    """Build a row of the output file."""
     chat = line.url == CHAT_URL
     choice: dict[str, Any] = {"index": 0, "finish_reason": result.finish_reason, "logprobs": None}
     if chat:
@@ -234,7 +237,7 @@ def output_row(line: Line, result: Result) -> dict[str, Any]:
 
 
 def is_cut(row: dict[str, Any]) -> bool:
-    """Whether a row of the output file, by whomever, has output that length has ended."""
+    """True if the output in a row of the output file was cut by length. Accepts rows of any origin."""
     try:
         return row["response"]["body"]["choices"][0]["finish_reason"] == FINISH_LENGTH
     except (KeyError, TypeError, IndexError):
@@ -242,7 +245,8 @@ def is_cut(row: dict[str, Any]) -> bool:
 
 
 def error_row(line: Line, error: IngineError) -> dict[str, Any]:
-    """A line of the error file. Refused or failed: an HTTP-like response. Not run to its end: `error`."""
+    """Build a row of the error file: with a response for a refused or failed line, with an `error` for a
+    cancelled or expired one."""
     if isinstance(error, (JobCancelled, JobExpired)):
         code = "batch_cancelled" if isinstance(error, JobCancelled) else "batch_expired"
         return _row(line, None, {"code": code, "message": str(error)})
@@ -263,9 +267,9 @@ def _row(line: Line, response: dict | None, error: dict | None) -> dict[str, Any
 
 
 def _tokens(logprobs: dict) -> Iterator[tuple[str, float, list[int] | None]]:
-    """Text, logprob and bytes of the token that was chosen, then of the likeliest ones.
+    """Yield text, logprob and bytes of the chosen token, then of the likeliest ones.
 
-    Where the worker has not said what the bytes are, the text names the id, as vLLM does.
+    If the worker did not send the bytes, the text names the token id, as in vLLM.
     """
     pairs = [(logprobs["token_id"], logprobs["logprob"]), *logprobs["top"]]
     token_bytes = chain((logprobs.get("bytes"),), logprobs.get("top_bytes", ()), repeat(None))

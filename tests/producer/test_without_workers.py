@@ -150,7 +150,7 @@ async def test_that_no_worker_serves_the_queue_is_said_once(
     assert f"no worker serves queue {keys.queue!r}" in warning
 
     await beat(redis, keys)
-    await wait_until_async(lambda: client._session.streams._told_of is None, what="the worker being seen")
+    await wait_until_async(lambda: client._session.streams._unserved is None, what="the worker being seen")
     await redis.delete(keys.workers)
     await wait_until_async(lambda: len(warnings()) == 2, what="the second outage being said")
     for job in jobs:
