@@ -1,1 +1,1 @@
-"""How worker and producer reach a server. Only here redis-py's internals are used."""
+"""Connections of workers and producers to a server. Only this package uses redis-py's internals."""

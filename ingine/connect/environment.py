@@ -1,4 +1,4 @@
-"""Which `INGINE_` variables any part of ingine reads, and what becomes of those that none does."""
+"""The `INGINE_` variables that any part of ingine reads, and the check for unknown ones."""
 
 import difflib
 import os
@@ -17,7 +17,7 @@ ENV_FILE = ".env"
 
 # fmt: off
 KNOWN_SETTINGS = frozenset({
-    # Of a worker; the first two of producers too.
+    # A worker's settings; a producer has the first two as well.
     "redis_url", "queue", "worker_id",
     "model", "dtype", "quantization", "kv_cache_dtype", "device", "max_model_len", "max_num_seqs",
     "max_num_batched_tokens", "block_size", "kv_cache_bytes", "gpu_memory_utilization",
@@ -26,15 +26,15 @@ KNOWN_SETTINGS = frozenset({
     "priority_ageing_s", "generation_config", "mixed_models", "model_wait_s", "lease_s",
     "result_ttl_s", "max_jobs", "max_job_bytes", "max_bytes", "max_jobs_per_s", "max_deaths",
     "step_timeout_s", "drain_timeout_s", "http_host", "http_port", "log_level", "log_json", "log_prompts",
-    # Read from the environment alone, by whoever needs them.
+    # Read from the environment alone.
     "cache_dir", "data_dir", "secrets_dir",
 })
 # fmt: on
-"""All of them here, since a producer must know a worker's variables without importing the worker. A test
-compares this with the settings."""
+"""All settings of all parts, since a producer must know a worker's variables without importing the worker. A
+test compares them with the settings classes."""
 
 MISSPELLED = 0.8
-"""How like a known name (difflib's ratio) an unknown one is taken for a misspelling of it."""
+"""Similarity (difflib's ratio) from which an unknown name counts as a misspelled known one."""
 
 _NAME = re.compile(r"[\w.~-]+", re.ASCII)
 _SERVICE_LINK = re.compile(r"(?:\w+_)?(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)")
@@ -42,10 +42,10 @@ _LINK_VALUE = re.compile(r"(?:tcp|udp|sctp)://")
 
 
 def check_variables() -> list[str]:
-    """Look for `INGINE_` variables that nothing reads: in the environment, in `.env`, in the secrets folder.
+    """Return the unknown `INGINE_` variables of the environment, `.env` and the secrets folder.
 
-    Raises ConfigError for one that looks like a known one misspelled. The others are returned: they may be
-    of a newer version, or of a program that shares the environment.
+    They may belong to a newer version, or to a program that shares the environment. Raises ConfigError for
+    one that looks like a misspelled setting.
     """
     misspelled, unknown = [], []
     for name, where in _unknown_variables():
@@ -60,8 +60,8 @@ def check_variables() -> list[str]:
 
 
 def is_service_link(name: str, value: str | None) -> bool:
-    """Whether Kubernetes has put this variable into the pod: it does so for each Service of the namespace,
-    so one called `ingine-http` brings INGINE_HTTP_PORT=tcp://10.0.0.7:9464 among others.
+    """True if Kubernetes has set this variable in the pod. It sets some for each Service of the namespace: a
+    Service named `ingine-http` causes INGINE_HTTP_PORT=tcp://10.0.0.7:9464, among others.
     """
     if name.endswith("PORT") and _LINK_VALUE.match(value or ""):
         return True
@@ -69,10 +69,10 @@ def is_service_link(name: str, value: str | None) -> bool:
 
 
 def _unknown_variables() -> Iterator[tuple[str, str]]:
-    """Name and place of each."""
+    """Name and place of each unknown variable."""
     for where, variables in _sources():
         for name, value in variables.items():
-            upper = name.upper()  # settings are read whatever the case
+            upper = name.upper()  # settings are read in any case of letters
             setting = upper.removeprefix(ENV_PREFIX).lower()
             is_ours = upper.startswith(ENV_PREFIX) and not is_service_link(upper, value)
             if is_ours and not _NAME.fullmatch(upper):  # it may have a password in it

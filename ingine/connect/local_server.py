@@ -1,5 +1,5 @@
-"""Which server those use who name none: the embedded one that this user's worker has started
-(`ingine.worker.embedded`), else one on the default port, unless that is another person's.
+"""The default server, for clients and workers without a URL: the embedded server that this user's worker has
+started (`ingine.worker.embedded`), else the server on the default port, unless another person runs it.
 """
 
 import json
@@ -18,16 +18,16 @@ from ingine.private_files import read_private, user_name
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 6379
 DEFAULT_URL = f"redis://{DEFAULT_HOST}:{DEFAULT_PORT}/0"
 PERSONS = range(1000, 60_000)
-"""User ids that distributions give to people. Those below are of services, those above of containers, of
-services without a user of their own, and of nobody."""
+"""User ids that distributions give to people. Lower ones are of services; higher ones are of containers, of
+services without a user of their own, and of the user `nobody`."""
 URL_FILE = "url"
-"""Its URL, with the password. Written once the server has its port, so nobody else ever gets the password.
-Locked by whoever has started the server, which ends with him."""
+"""The file with its URL and password. It is written once the server has its port, so the password is never
+sent to another process. The process that started the server locks it; the server ends with that process."""
 HOST_FILE = "host"
-"""Where its address holds, as `this_host` has it: a home may lie on a file server, or be shared by
-containers, and 127.0.0.1 is another server there."""
+"""The file that says on which host the address is valid, as `this_host` returns it. A home may lie on a file
+server or be shared by containers, and 127.0.0.1 is another server there."""
 LOG_FILE = "valkey.log"
-"""Locked by the server, until it ends, however it does."""
+"""The server's log file, which the server locks until it ends for whatever reason."""
 
 
 def default_data_dir() -> Path:
@@ -35,18 +35,19 @@ def default_data_dir() -> Path:
 
 
 class DefaultServer:
-    """The server of those who name none, as one client has found it so far."""
+    """The default server, as one client has found it so far."""
 
     def __init__(self):
         self._was_embedded = False
         self.last_url = DEFAULT_URL
-        """What `find` has answered last."""
+        """The last answer of `find`."""
 
     def find(self) -> str:
-        """Its URL by now. An embedded one may start, or start anew elsewhere, long after the client was made.
+        """Return its current URL. An embedded server may start, or restart on another port, at any time.
 
-        Raises ConfigError while the embedded one is away that was found before: its jobs are not on another.
-        So it does if another person has the default port: whoever sends a prompt there means it.
+        Raises ConfigError while an embedded server that was found before is away, since no other server has
+        its jobs; and if another person runs the server on the default port, which must not get prompts by
+        default.
         """
         self.last_url = self._running() or self._on_the_default_port()
         return self.last_url
@@ -70,8 +71,11 @@ class DefaultServer:
 
 
 def other_person_on(port: int) -> str | None:
-    """The name of another person than this user who gets what is sent to `port` of DEFAULT_HOST. None also
-    where the kernel does not tell. Raises ConfigError where it could not be asked."""
+    """The name of the person, other than this user, who listens on `port` of DEFAULT_HOST.
+
+    None if there is no such person, or the kernel does not say. Raises ConfigError if the kernel's table
+    cannot be read.
+    """
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             lines = Path(table).read_text().splitlines()[1:]
@@ -79,7 +83,7 @@ def other_person_on(port: int) -> str | None:
             continue
         except OSError as error:
             raise ConfigError(
-                f"whose the server on {DEFAULT_HOST}:{port} is cannot be told ({table}: {error.strerror}): "
+                f"cannot find out whose server is on {DEFAULT_HOST}:{port} ({table}: {error.strerror}): "
                 "try again, or set INGINE_REDIS_URL"
             ) from None
         for line in lines:
@@ -91,11 +95,11 @@ def other_person_on(port: int) -> str | None:
 
 
 def _takes(listening: str, port: int) -> bool:
-    """Whether a socket at this address of a table gets what is sent to `port` of DEFAULT_HOST."""
+    """True if a socket listening at this table address receives connections to `port` of DEFAULT_HOST."""
     words, _, listening_port = listening.rpartition(":")
     if int(listening_port, 16) != port:
         return False
-    # Each word of 32 bits is printed as a number of this machine.
+    # Each 32-bit word is printed as a number in this machine's byte order.
     words = [int(word, 16).to_bytes(4, sys.byteorder) for word in re.findall("[0-9A-F]{8}", words)]
     address = ip_address(b"".join(words))
     address = getattr(address, "ipv4_mapped", None) or address
@@ -103,15 +107,16 @@ def _takes(listening: str, port: int) -> bool:
 
 
 def running_url(data_dir: Path) -> str | None:
-    """The URL of the embedded server that runs in `data_dir`; None if none does, or it is another user's."""
+    """The URL of the embedded server that runs in `data_dir`. None without one, or with another user's."""
     url = read_private(data_dir / URL_FILE) if os.name == "posix" else None
     return url.strip() if url and why_not_running(data_dir) is None else None
 
 
 def why_not_running(data_dir: Path) -> str | None:
-    """Why there is no embedded server to use in `data_dir`, for a message. None: there is one.
+    """The reason why no embedded server in `data_dir` can be used, for messages. None if one can.
 
-    Raises nothing: what it says is a part of other errors."""
+    Never raises, since its answer is a part of other errors.
+    """
     if os.name != "posix":
         return "none was started there"
     try:
@@ -130,7 +135,7 @@ def why_not_running(data_dir: Path) -> str | None:
 
 
 def no_embedded_server(data_dir: Path) -> str:
-    """Where one was looked for in vain, as part of a message."""
+    """The part of a message that says where no embedded server was found, and why."""
     return (
         f"this user's embedded server was looked for in {data_dir}: {why_not_running(data_dir)}; "
         "INGINE_DATA_DIR or XDG_DATA_HOME name another folder"
@@ -138,8 +143,11 @@ def no_embedded_server(data_dir: Path) -> str:
 
 
 def this_host() -> str:
-    """Names the network that 127.0.0.1 is of, for `_is_this_host`: a JSON map of what this process can tell.
-    On Linux the kernel's start and the network namespace, unless a sandbox hides them; the machine's name."""
+    """Identify the host that 127.0.0.1 refers to, for `_is_this_host`: a JSON map of what this process knows.
+
+    It has the machine's name and, on Linux, the boot id and the network namespace, unless a sandbox hides
+    them.
+    """
     found = {"name": socket.gethostname()}
     with suppress(OSError):
         found["boot_id"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -149,8 +157,11 @@ def this_host() -> str:
 
 
 def _is_this_host(written: str | None) -> bool:
-    """Compares what both can tell. The machine's name may change, and counts only where it takes it: the
-    first namespace has the same number on every machine, and all containers of a machine have its boot id."""
+    """Compare the fields that both have.
+
+    The machine's name may change, so it counts only if boot id or namespace is missing: the first namespace
+    has the same number on every machine, and all containers of a machine have its boot id.
+    """
     try:
         theirs, ours = json.loads(written or ""), json.loads(this_host())
         both = (theirs.keys() & ours.keys()) - {"name"}
@@ -161,7 +172,7 @@ def _is_this_host(written: str | None) -> bool:
 
 
 def is_changing(data_dir: Path) -> bool:
-    """A server has `data_dir` that cannot be used yet, or no more."""
+    """True if the server in `data_dir` is starting or stopping."""
     return _is_locked(data_dir / LOG_FILE) and not _is_locked(data_dir / URL_FILE)
 
 

@@ -1,8 +1,8 @@
-"""A connection for sharded pub/sub, on which nothing but messages and pings travels.
+"""A connection that is used for sharded pub/sub alone.
 
-It is a bare connection. One of a client's pool would be kept from its other users for ever. redis-py's
-`PubSub` reconnects inside whichever call meets an error: with one coroutine reading and another subscribing,
-both would. It also passes over the message that a channel's slot has gone to another node.
+It is a bare connection: one from a client's pool would never return to it. redis-py's `PubSub` reconnects
+inside whichever call meets an error, so with one coroutine reading and another subscribing, both would
+reconnect. It also ignores the message that a channel's slot has moved to another node.
 """
 
 from redis import exceptions
@@ -10,10 +10,12 @@ from redis.asyncio import Redis
 
 
 class PubSubConnection:
-    def __init__(self, redis: Redis, *, ping_s: float):
-        """Does not connect yet, and not again once it has broken.
+    """One connection, for one coroutine that reads and one that subscribes."""
 
-        ping_s: after so much silence the server is asked whether it is there, and has as long to answer.
+    def __init__(self, redis: Redis, *, ping_s: float):
+        """Does not connect yet, and never reconnects.
+
+        ping_s: seconds of silence after which a PING is sent, and also the time for its answer.
         """
         self._connection = redis.connection_pool.make_connection()
         self._ping_s = ping_s
@@ -26,20 +28,20 @@ class PubSubConnection:
         await self._connection.disconnect(nowait=True)
 
     async def send(self, *command: str | bytes) -> None:
-        """SSUBSCRIBE or SUNSUBSCRIBE. Raises RedisError or OSError."""
+        """Send SSUBSCRIBE or SUNSUBSCRIBE. Raises RedisError or OSError."""
         try:
             await self._connection.send_command(*command, check_health=False)
         except AttributeError as error:
-            # redis-py's, where the coroutine that reads has met the connection's end before we could write.
+            # redis-py raises it if the reading coroutine has closed the connection before this write.
             if self._connection.is_connected:
                 raise
             raise exceptions.ConnectionError("the connection has ended") from error
 
     async def read(self) -> list | None:
-        """The next message, as the server sends it; None where there was silence, and a ping is on its way.
+        """Return the next message, as the server sent it. None after `ping_s` of silence; a PING was sent.
 
-        Raises ConnectionError where the ping before had no answer: a connection may be half-open for hours,
-        and only a ping finds out. Raises RedisError or OSError for a connection that has ended.
+        Raises ConnectionError if the previous PING had no answer: a connection may stay half-open for hours,
+        and only a PING detects that. Raises RedisError or OSError if the connection has ended.
         """
         message = await self._connection.read_response(timeout=self._ping_s, push_request=True)
         if message is not None:

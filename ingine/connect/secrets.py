@@ -1,4 +1,4 @@
-"""Settings that lie in files, as Docker and Kubernetes mount secrets: one named `ingine_redis_url`, say."""
+"""Settings in files, as Docker and Kubernetes mount secrets: a file named `ingine_redis_url`, for example."""
 
 import os
 
@@ -7,9 +7,9 @@ from ingine.paths import expanded
 
 
 def secrets_dir() -> str | None:
-    """`INGINE_SECRETS_DIR`, or None if unset. Raises ConfigError for what is no folder, or may not be read.
+    """`INGINE_SECRETS_DIR`, or None if unset. Raises ConfigError if it is not a readable folder.
 
-    pydantic-settings would only warn of one that is missing, and a worker would go on without its password.
+    pydantic-settings would only warn of a missing folder, and a worker would start without its password.
     """
     named = os.environ.get("INGINE_SECRETS_DIR")
     if not named:
@@ -25,5 +25,5 @@ def secrets_dir() -> str | None:
 
 
 def unreadable(error: Exception) -> str:
-    """What a SettingsError of pydantic-settings says, and which file it was."""
+    """The text of a SettingsError of pydantic-settings, with the file that it concerns."""
     return f"{error}: {error.__cause__}" if isinstance(error.__cause__, OSError) else str(error)

@@ -1,4 +1,4 @@
-"""The URLs that say where Redis is: one server, Sentinels, or a cluster. `servers` connects there."""
+"""Parses server URLs: of one server, of Sentinels, or of a cluster."""
 
 import math
 import re
@@ -20,7 +20,7 @@ URL_SCHEMES = (
     *("redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://"),
 )
 POOL_OPTIONS = {"max_connections", "timeout"}
-"""Those that are of a pool of connections, not of a connection."""
+"""Options of a connection pool, not of a connection."""
 
 _RELIED_ON = {
     *("protocol", "legacy_responses", "decode_responses", "encoding", "encoding_errors", "retry", "find"),
@@ -30,13 +30,13 @@ _TEXTS = {
     *("ssl_keyfile", "ssl_certfile", "ssl_password", "ssl_ca_certs", "ssl_ca_data", "ssl_ca_path"),
     *("ssl_cert_reqs", "ssl_ciphers"),
 }
-"""Options that are text."""
+"""Options whose values are text."""
 _NOT_TEXTS = {
     *("db", "socket_timeout", "socket_connect_timeout", "socket_read_size", "socket_keepalive"),
     *("retry_on_timeout", "max_connections", "health_check_interval", "timeout"),
     *("ssl_check_hostname", "ssl_min_version", "ssl_include_verify_flags", "ssl_exclude_verify_flags"),
 } & URL_QUERY_ARGUMENT_PARSERS.keys()
-"""Numbers and flags, which redis-py makes of a URL's text. What a later one has is refused."""
+"""Options that redis-py converts to numbers and flags. Those of later versions of redis-py are refused."""
 _POSITIVE = {
     *("socket_timeout", "socket_connect_timeout", "timeout", "socket_read_size", "max_connections"),
 }
@@ -47,7 +47,7 @@ _REFUSED = {
     *("redis_connect_func", "retry_on_error", "socket_keepalive_options", "socket_type"),
     *("sentinel_username", "sentinel_password", "lib_name", "lib_version"),
 }
-"""Names of redis-py's and ours that an error may quote. Any other name may be a part of a password."""
+"""Refused options whose names an error may quote. Any other name may be part of a password."""
 _DATA_SERVERS_ONLY = {"username", "password", "db", *POOL_OPTIONS}
 _SENTINELS_ONLY = {"sentinel_username": "username", "sentinel_password": "password"}
 _UNREADABLE = "is no URL that can be read. In a user or password write @ : / ? # % as %40 %3A %2F %3F %23 %25"
@@ -58,42 +58,42 @@ Address = tuple[str, int]
 
 @dataclass(frozen=True, repr=False)
 class Location:
-    """What a URL says. Not for printing: the options hold the password."""
+    """The contents of a URL. The repr is omitted, since the options hold the password."""
 
     kind: str
     """`sentinel`, `cluster`, or "" for one server."""
     addresses: list[Address]
-    """Of Sentinels, or of some of the cluster's nodes."""
+    """Addresses of the server, of the Sentinels, or of some of the cluster's nodes."""
     service: str
-    """What Sentinel calls the primary."""
+    """The name that Sentinel has for the primary."""
     connection_class: type[AbstractConnection]
-    """redis-py's."""
+    """redis-py's class for the transport: TCP, TLS or a Unix socket."""
     options: dict[str, Any]
-    """For connections to data servers, and for their pool."""
+    """Options of connections to data servers, and of their pool."""
     sentinel_options: dict[str, Any]
-    """For connections to Sentinels."""
+    """Options of connections to Sentinels."""
 
 
 def check_url(url: str) -> str:
-    """`url`, if it can be used. Raises ValueError, which never quotes a user or password."""
+    """Return `url` if it is valid. Raises ValueError, which never quotes a user or password."""
     parse_server_url(url)
     return url
 
 
 def redact(url: str) -> str:
-    """`url` without its password, for logs. Its options may hold one too."""
-    # All before the last @: a user or password may have a / ? or @ that should have been escaped.
+    """Return `url` without its password, for logs, and without its options, which may hold one too."""
+    # Up to the last @: a user or password may have an unescaped / ? or @.
     return re.sub(r"//([^:]*):.*@", r"//\1:***@", url, flags=re.DOTALL).partition("?")[0]
 
 
 def parse_server_url(url: str) -> Location:
-    """Raises ValueError, which never quotes a user or password."""
+    """Parse a URL. Raises ValueError, which never quotes a user or password."""
     if not url.startswith(URL_SCHEMES):
         raise ValueError(f"must begin with {', '.join(URL_SCHEMES[:-1])} or {URL_SCHEMES[-1]}")
     try:
         return _parse(url)
     except ValueError:
-        if "@" in url.partition("?")[2]:  # what seem to be options may be the rest of the password
+        if "@" in url.partition("?")[2]:  # the options may be the rest of a password
             raise ValueError(_UNREADABLE) from None
         raise
 
@@ -110,9 +110,9 @@ def _parse(url: str) -> Location:
         first = hosts.partition(",")[0]
         option_names = [option.partition("=")[0] for option in parts.query.split("&")]
         if "@" in "".join([parts.fragment, *option_names, service, "" if transport == "unix" else path]):
-            raise ValueError("the password was taken for more of the URL than it is")
+            raise ValueError("a part of the password was taken for another part of the URL")
         options = dict(parse_url(urlunsplit((transport, f"{user}{at}{first}", path, parts.query, ""))))
-    except ValueError as error:  # whose text may quote a part of the password
+    except ValueError as error:  # its text may quote a part of the password
         if wrong := re.fullmatch(r"Invalid value for '(\w{1,40})' in connection URL.", str(error)):
             raise ValueError(f"has an option {wrong[1]} with a value that it cannot have") from None
         raise ValueError(_UNREADABLE) from None
@@ -130,7 +130,7 @@ def _parse(url: str) -> Location:
 
 
 def _check_numbers(options: dict[str, Any]) -> None:
-    """Raises ValueError for those that redis-py takes and with which no command would ever succeed."""
+    """Raise ValueError for a value that redis-py accepts, but with which no command could succeed."""
     for name, value in options.items():
         low = (name in _POSITIVE and not value > 0) or (name in _NOT_NEGATIVE and value < 0)
         if low or value == math.inf:
@@ -138,15 +138,18 @@ def _check_numbers(options: dict[str, Any]) -> None:
 
 
 def _check_names(query: str, kind: str) -> None:
-    """Raises ValueError for options that a URL cannot give. redis-py takes all that its connections have, and
-    fails over the others when it connects. What it makes of a later one is not known."""
+    """Raise ValueError for options that a URL cannot set.
+
+    redis-py accepts any option of its connections, and fails only when it connects with any other. How a
+    later version treats a new option is not known.
+    """
     names = parse_qs(query).keys()
     if refused := names & _RELIED_ON:
         raise ValueError(f"must not set {', '.join(sorted(refused))}, which ingine relies on")
     of_sentinels = _SENTINELS_ONLY.keys() if kind == "sentinel" else set()
     unknown = names - _TEXTS - _NOT_TEXTS - of_sentinels
     for name in sorted(unknown):
-        # Behind a password it may be the rest of that.
+        # After a password it may be the rest of the password.
         can_be_quoted = name in _REFUSED and "password=" not in query.partition(name)[0]
         named = f"an option {name}" if can_be_quoted else "an option"
         raise ValueError(f"has {named} that the URL of a server cannot have")
@@ -172,7 +175,7 @@ def _location(kind: str, addresses: list[Address], service: str, options: dict[s
 
 
 def _try_options(connection_class: type[AbstractConnection], options: dict[str, Any]) -> None:
-    """Raises ValueError for what redis-py does not know, and for certificates that cannot be read."""
+    """Raise ValueError for options unknown to redis-py, and for certificates that cannot be read."""
     try:
         connection = connection_class(**{n: value for n, value in options.items() if n not in POOL_OPTIONS})
         if isinstance(connection, SSLConnection):
