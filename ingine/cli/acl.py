@@ -14,19 +14,19 @@ PASSWORD_BYTES = 32
 
 def acl(
     queue: Annotated[
-        str, typer.Option("--queue", help="Whose keys and channels; '*' is all queues.", show_default=False)
+        str, typer.Option("--queue", help="The queue; '*' means all queues.", show_default=False)
     ],
     roles: Annotated[
-        list[Role] | None, typer.Argument(help="Which users. Default: one for each role.", show_default=False)
+        list[Role] | None, typer.Argument(help="Roles to print users for. Default: all.", show_default=False)
     ] = None,
     partitioned: Annotated[
-        bool, typer.Option("--partitioned", help="With the keys that it has in several partitions.")
+        bool, typer.Option("--partitioned", help="The queue has several partitions.")
     ] = False,
 ) -> None:
     """Print users for a queue, as lines of a server's `aclfile`.
 
-    Each has what its role needs on the keys and channels of that queue, and nothing else. Their passwords are
-    made here, and go to standard error; a line holds a password's digest only.
+    Each user may do what its role needs on the keys and channels of that queue, and nothing else. This
+    command generates their passwords and prints them to standard error; a line holds only a digest.
     """
     try:
         tags = tags_of(queue, partitioned=partitioned)

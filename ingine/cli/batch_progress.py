@@ -1,4 +1,4 @@
-"""How far a batch is: a bar on a terminal, a plain line now and then elsewhere. Always on stderr."""
+"""The progress of a batch, on stderr: a bar on a terminal, a line from time to time elsewhere."""
 
 import time
 from datetime import timedelta
@@ -16,18 +16,18 @@ class TerminalProgress:
             TextColumn("batch"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[summary]}"),
             console=console,
         )
 
     def start(self, total: int, num_done: int, num_failed: int) -> None:
         self._counts = _Counts(total, num_done, num_failed)
-        self._row = self._bar.add_task("batch", total=total, completed=num_done, said=self._counts.said)
+        self._row = self._bar.add_task("batch", total=total, completed=num_done, summary=self._counts.summary)
         self._bar.start()
 
     def advance(self, *, failed: bool, ran: bool) -> None:
         self._counts.advance(failed=failed, ran=ran)
-        self._bar.update(self._row, advance=1, said=self._counts.said)
+        self._bar.update(self._row, advance=1, summary=self._counts.summary)
 
     def stop(self) -> None:
         self._bar.stop()
@@ -47,7 +47,7 @@ class PlainProgress:
         self._counts.advance(failed=failed, ran=ran)
         if time.monotonic() - self._reported_at > REPORT_EVERY_S:
             self._reported_at = time.monotonic()
-            self._say(f"{self._counts.num_done}/{self._counts.total} done, {self._counts.said}")
+            self._say(f"{self._counts.num_done}/{self._counts.total} done, {self._counts.summary}")
 
     def stop(self) -> None:
         pass
@@ -57,8 +57,11 @@ class PlainProgress:
 
 
 class _Counts:
-    """Rate and ETA are those of the lines that a worker answers: what an earlier run has done, or what is
-    refused at once, took no time."""
+    """Counts of lines, with rate and ETA.
+
+    The rate counts only lines that a worker answered: lines of an earlier run, and lines that were refused at
+    once, took no time.
+    """
 
     def __init__(self, total: int, num_done: int, num_failed: int):
         self.total, self.num_done, self._num_failed = total, num_done, num_failed
@@ -70,7 +73,7 @@ class _Counts:
         self._num_run += ran
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         per_s = self._num_run / max(time.monotonic() - self._started_at, 1e-6)
         eta = timedelta(seconds=round((self.total - self.num_done) / per_s)) if per_s else "unknown"
         return f"{self._num_failed} failed, {per_s:.1f} lines/s, ETA {eta}"

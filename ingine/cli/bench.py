@@ -1,4 +1,4 @@
-"""`ingine bench`."""
+"""The command `ingine bench`."""
 
 from datetime import datetime
 from pathlib import Path
@@ -8,17 +8,18 @@ import typer
 
 
 def bench(
-    model: Annotated[str | None, typer.Option(help="As of `ingine worker`. Default: SmolLM2-135M.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each mode but HF, which runs once.")] = 3,
+    model: Annotated[str | None, typer.Option(help="As for `ingine worker`. Default: SmolLM2-135M.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each mode except HF, which runs once.")] = 3,
     json: Annotated[
-        Path | None, typer.Option(help="Where results go. Default: benchmarks/results/bench-<time>.json.")
+        Path | None, typer.Option(help="File for the results. Default: benchmarks/results/bench-<time>.json.")
     ] = None,
 ) -> None:
-    """Measure what continuous batching brings, and what Redis costs.
+    """Measure the gain of continuous batching, and the cost of Redis.
 
-    Four modes on the same mixed workload of 8 requests and of 32, in turns: Hugging Face one request after
-    the other, ours likewise, ours in one continuous batch, and that through a real server and worker. Wall
-    time, tokens a second, latency of each request and time to its first token, from t = 0. Takes minutes.
+    Four modes take turns on the same mixed workload of 8 requests and of 32: Hugging Face one request after
+    the other, ours likewise, ours in one continuous batch, and that through a real server and worker. It
+    reports wall time, tokens per second, and from t = 0 each request's latency and time to first token. Takes
+    minutes.
     """
     from rich.console import Console
 

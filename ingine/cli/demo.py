@@ -1,4 +1,4 @@
-"""`ingine demo`."""
+"""The command `ingine demo`."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import typer
 
 
 def demo(
-    model: Annotated[str | None, typer.Option(help="As of `ingine worker`. Default: SmolLM2-135M.")] = None,
+    model: Annotated[str | None, typer.Option(help="As for `ingine worker`. Default: SmolLM2-135M.")] = None,
     redis_url: Annotated[
         str | None, typer.Option(help="Use this server instead of one that lives as long as the demo.")
     ] = None,
@@ -18,7 +18,7 @@ def demo(
     """Kill one of two workers amid dozens of chats; lose no token.
 
     Pulls the model if it is absent, submits everything at once from several producers, shows the streams side
-    by side, kills a worker with `kill -9` in mid-generation, and counts every consumer's tokens against the
+    by side, kills a worker with `kill -9` in mid-generation, and compares every consumer's tokens with the
     token log. Takes a minute or two. Exit status 0 only if every job finished, some of them on another worker
     than they began on, and nothing was lost or repeated.
     """
@@ -33,8 +33,8 @@ def demo(
 
 
 def _pull(model: str | None) -> Path:
-    """A program of its own: what pulling imports (torch) is not needed by the demo itself."""
-    # -P: what lies where we were started is none of its modules.
+    """Pull the model in another process, since the demo itself does not need torch. Returns its folder."""
+    # -P: it imports no module from the current folder.
     command = [sys.executable, "-P", "-m", "ingine.cli.main", "pull", *([model] if model else [])]
     pulled = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if pulled.returncode:

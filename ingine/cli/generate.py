@@ -1,4 +1,4 @@
-"""`ingine generate`."""
+"""The command `ingine generate`."""
 
 import json
 import sys
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="Read from standard input where it is piped.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt. Default: standard input.")] = None,
     model: Annotated[
         str, typer.Option(help="A packaged model's name, a folder, a GGUF file or a hub id.")
     ] = DEFAULT_MODEL,
     chat: Annotated[
         bool,
-        typer.Option("--chat/--raw", help="As a user's message in the model's chat template, or as it is."),
+        typer.Option("--chat/--raw", help="Apply the model's chat template to the prompt, or use it as is."),
     ] = True,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Most tokens to generate.", show_default="what the model's length leaves"),
+        typer.Option(help="Maximum number of output tokens.", show_default="the rest of the model's length"),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Keep the likeliest tokens that have this share.")
+        float | None, typer.Option(help="Keep the likeliest tokens that have this probability together.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text. May be given again.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text. May be repeated.")] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the whole result as one JSON object when it is done.")
+        bool, typer.Option("--json", help="Print the whole result as one JSON object at the end.")
     ] = False,
 ) -> None:
-    """Generate on this machine, without a server or worker. The text appears as it is made.
+    """Generate on this machine, without a server or worker. The text appears as it is generated.
 
-    Sampling options that are not given are the model's own (its generation_config.json), else vLLM's neutral
-    values: temperature 1.
+    Sampling options that are not given come from the model's generation_config.json, else they have vLLM's
+    neutral values, such as temperature 1.
 
     echo "Why is the sky blue?" | ingine generate
     """
@@ -66,7 +66,7 @@ def generate(
         first = error.errors()[0]
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
-    with frozen_imports():  # from here on it is torch's time that passes
+    with frozen_imports():  # loads torch
         from ingine.engine.llm import LLM
 
     llm = LLM(model)
@@ -93,7 +93,7 @@ def _prompt_or_stdin(prompt: str | None) -> str:
 
 
 def _stream(llm: "LLM", prompt_token_ids: list[int], params: "SamplingParams") -> "SeqOutput":
-    """Returns the last output, which has the end."""
+    """Print the text as it is generated. Returns the last output, which has the finish reason."""
     from ingine.engine.request import EngineRequest
 
     engine = llm.engine

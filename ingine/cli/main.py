@@ -1,4 +1,4 @@
-"""The `ingine` command: composition only. All imports here are light; a command imports torch as it runs."""
+"""The `ingine` command. Imports here are light: a command imports torch only when it runs."""
 
 import inspect
 import io
@@ -27,7 +27,7 @@ from ingine.terminal import EchoHandler, echo
 
 class _Commands(TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:
-        """Exits with 130 at Ctrl-C, for which Typer had exit status 1 in earlier versions."""
+        """Exit with status 130 on Ctrl-C; earlier versions of Typer exit with 1."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -54,7 +54,7 @@ app.command()(demo)
 
 
 def _join_lines(group: typer.Typer) -> None:
-    """Typer keeps the line breaks of all paragraphs of a help text but the first, at any width."""
+    """Join the lines of each paragraph of the help texts: Typer only does so in the first."""
     for command in group.registered_commands:
         text = command.help or inspect.getdoc(command.callback)
         command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
@@ -79,7 +79,7 @@ def root(
     ] = False,
 ) -> None:
     if context.invoked_subcommand == "worker" or "--help" in sys.argv:
-        return  # a worker looks for itself, and logs what it finds
+        return  # a worker checks the variables itself, and logs them
     from ingine.connect.environment import check_variables
 
     for name in check_variables():
@@ -87,7 +87,7 @@ def root(
 
 
 def main() -> None:
-    """Errors that are raised on purpose, and those of files and disks, end in one line, not in a traceback.
+    """Run the command. Our own errors and those of files are printed as one line, without a traceback.
 
     Exit status: 0 done, 1 failed, 2 wrong usage or setting, 3 server unavailable, 130 interrupted.
     """
@@ -113,14 +113,14 @@ def main() -> None:
 
 
 def _prepare_streams() -> None:
-    """Standard streams that can be used: a program may be started without them, as by `ingine ... >&-`.
+    """Make the standard streams usable: a program may be started without them, as in `ingine ... >&-`.
 
-    Input need not be UTF-8, and a terminal may be unable to show what a model says: neither is an error.
+    Invalid UTF-8 in the input is replaced, and so is output that the terminal cannot show.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-    if isinstance(sys.stdin, io.TextIOWrapper):  # whoever calls us may have put something else there
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a caller may have replaced it
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -132,7 +132,7 @@ def _show_traceback(kind: type[BaseException], error: BaseException, frames: Tra
 
 
 def _forget_output() -> None:
-    """What could not be written shall not be tried again as the interpreter ends: that is another error."""
+    """Discard unwritten output, or the interpreter would try to write it at exit and fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

@@ -1,4 +1,4 @@
-"""Options and output that all producer commands share."""
+"""Options and output of all producer commands."""
 
 import json
 from typing import Annotated, Any
@@ -9,21 +9,21 @@ from ingine.terminal import echo
 
 RedisUrl = Annotated[
     str | None,
-    typer.Option(help="Where Redis is.", show_default="$INGINE_REDIS_URL, else the server of this machine"),
+    typer.Option(help="The server.", show_default="$INGINE_REDIS_URL, else the server of this machine"),
 ]
 QueueName = Annotated[
-    str | None, typer.Option("--queue", help="Which queue.", show_default="$INGINE_QUEUE or default")
+    str | None, typer.Option("--queue", help="The queue.", show_default="$INGINE_QUEUE or default")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def print_json(fields: Any) -> None:
-    """One line; flushed, so that a pipe sees it now."""
+    """Print one line of JSON, flushed so that a pipe gets it at once."""
     echo(json.dumps(fields, default=_printable))
 
 
 def print_fields(fields: dict[str, Any], as_json: bool) -> None:
-    """One a line for people, those that are not set left out."""
+    """Print one field per line, without the unset ones; or all as JSON."""
     if as_json:
         return print_json(fields)
     for name, value in fields.items():

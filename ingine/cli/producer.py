@@ -1,7 +1,4 @@
-"""The commands of a producer. `register` adds them to the `ingine` command.
-
-Each imports what it needs as it runs: `ingine --help` needs no client.
-"""
+"""The commands of a producer. Each imports what it needs when run, so `ingine --help` loads no client."""
 
 import dataclasses
 import sys
@@ -21,9 +18,9 @@ if TYPE_CHECKING:
 
 DEFAULT_WINDOW = 256
 INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""Exit status after Ctrl-C: 128 + SIGINT, as in shells."""
 
-JobId = Annotated[str, typer.Argument(help="What `submit` printed.", show_default=False)]
+JobId = Annotated[str, typer.Argument(help="The id that `submit` printed.", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,36 +31,37 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; default: standard input.")] = None,
-    follow: Annotated[bool, typer.Option("--stream", help="Print the output as it is made.")] = False,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt. Default: standard input.")] = None,
+    follow: Annotated[bool, typer.Option("--stream", help="Print the output as it is generated.")] = False,
     chat: Annotated[
         bool,
-        typer.Option("--chat/--raw", help="As a user's message in the model's chat template, or as it is."),
+        typer.Option("--chat/--raw", help="Apply the model's chat template to the prompt, or use it as is."),
     ] = True,
     max_tokens: Annotated[
-        int | None, typer.Option(help="At most so many output tokens. Unset: what the model's length leaves.")
+        int | None,
+        typer.Option(help="Maximum number of output tokens. Default: the rest of the model's length."),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same output.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Ends the output; may be repeated.")] = None,
-    priority: Annotated[Priority, typer.Option(help="Which jobs go first.")] = Priority.NORMAL,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text. May be repeated.")] = None,
+    priority: Annotated[Priority, typer.Option(help="Jobs of higher priority go first.")] = Priority.NORMAL,
     deadline_s: Annotated[float | None, typer.Option(help="Expire unless finished by then.")] = None,
-    not_before_s: Annotated[float | None, typer.Option(help="Not begun earlier.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="On whose account; for fair shares and rates.")] = None,
+    not_before_s: Annotated[float | None, typer.Option(help="Start the job no earlier.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="The account, for fair shares and rate limits.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Same key, same job, while it is kept.")] = None,
     reply_to: Annotated[str | None, typer.Option(help="Replies stream for the terminal event.")] = None,
     model: Annotated[str | None, typer.Option(help="Refused by workers that serve another.")] = None,
-    job_id: Annotated[str | None, typer.Option(help="Your own id; default: a random one.")] = None,
+    job_id: Annotated[str | None, typer.Option(help="An id of your own. Default: a random one.")] = None,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
     """Submit one job, and print its id; with --stream, its output.
 
-    Sampling options that are not given are the model's own (its generation_config.json), else vLLM's neutral
-    values: temperature 1.
+    Sampling options that are not given come from the model's generation_config.json, else they have vLLM's
+    neutral values, such as temperature 1.
 
     Exit status: 0 accepted (with --stream: finished), 1 refused by the queue, failed, cancelled or expired,
     2 wrong usage or invalid job, 3 server unavailable.
@@ -101,12 +99,12 @@ def submit(
 
 def stream(
     job_id: JobId,
-    from_position: Annotated[int, typer.Option("--from", min=0, help="Go on after so many tokens.")] = 0,
+    from_position: Annotated[int, typer.Option("--from", min=0, help="Start after this many tokens.")] = 0,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Print a job's output from any position on, past and future. With --json one chunk a line.
+    """Print a job's output from any position on, past and future. With --json, one chunk per line.
 
     Exit status: 0 finished, 1 failed, cancelled, expired or unknown, 2 wrong usage, 3 server unavailable.
     """
@@ -117,7 +115,7 @@ def stream(
 def status(
     job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None, queue: QueueName = None
 ) -> None:
-    """Show how a job stands. Exit status 1 if there is no such job."""
+    """Show the state of a job. Exit status 1 if there is no such job."""
     with producer.Client(redis_url, queue=queue) as client:
         print_fields(dataclasses.asdict(client.status(job_id)), as_json)
 
@@ -125,7 +123,7 @@ def status(
 def cancel(
     job_id: JobId, as_json: AsJson = False, redis_url: RedisUrl = None, queue: QueueName = None
 ) -> None:
-    """Cancel a job. Prints `cancelled`, `requested` (its worker stops it next) or how it had ended before."""
+    """Cancel a job. Prints `cancelled`, `requested` (its worker will stop it), or how it had ended before."""
     with producer.Client(redis_url, queue=queue) as client:
         outcome = client.cancel(job_id)
     if as_json:
@@ -136,20 +134,21 @@ def cancel(
 
 def batch(
     input_path: Annotated[Path, typer.Argument(metavar="INPUT", help="JSON lines in OpenAI's Batch format.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Results, one a line, as they come.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for results, one per line.")],
     errors: Annotated[
-        Path | None, typer.Option(help="Lines that failed. Default: OUTPUT with .errors before its suffix.")
+        Path | None,
+        typer.Option(help="File for failed lines. Default: OUTPUT with .errors before its suffix."),
     ] = None,
     window: Annotated[int, typer.Option(min=1, help="Lines in flight at once.")] = DEFAULT_WINDOW,
-    model: Annotated[str | None, typer.Option(help="Instead of the model that the lines name.")] = None,
+    model: Annotated[str | None, typer.Option(help="Override the model that the lines name.")] = None,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
     """Run a file of requests at low priority. They are for /v1/chat/completions or /v1/completions.
 
-    Every line of the input gets one in the output or in the error file. Killed or interrupted, run it again:
-    it goes on where it was. To retry the lines that failed, remove the error file and run it again.
+    Every line of the input gets a line in the output or the error file. If this is killed or interrupted, run
+    it again to continue. To retry the lines that failed, remove the error file and run it again.
 
     Exit status: 0 all lines are in the output, 1 some are in the error file or a file cannot be written,
     2 wrong usage, 3 server unavailable.

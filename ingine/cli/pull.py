@@ -1,4 +1,4 @@
-"""`ingine pull`: fetch a model and make its folder now, so that no worker has to wait for it later."""
+"""The command `ingine pull`: fetch a model ahead of time, so that no worker has to wait for it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +31,7 @@ def pull(
 
 
 def _check(folder: Path) -> None:
-    """Raises ConfigError for what no worker could load. Of the weights only the files' headers are read."""
+    """Raise ConfigError for a model that no worker could load. Reads only the headers of weight files."""
     from ingine.engine.models.loader import open_checkpoint
     from ingine.engine.store.generation_config import read_sampling_defaults
     from ingine.engine.text.tokenizer import load_tokenizer
@@ -65,7 +65,7 @@ def _pull_with_bars(model: str, console: "Console") -> Path:
 
 
 def _print_lines() -> Progress:
-    """One line a stage and quarter: enough for a log."""
+    """Report progress as one line for each quarter of a stage."""
     printed = set()
 
     def show(stage: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""`ingine queue` and `ingine dead`: the operator's commands."""
+"""The commands `ingine queue` and `ingine dead`, for operators."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from ingine.cli.options import AsJson, QueueName, RedisUrl, print_fields, print_
 from ingine.contract.keys import MAX_PARTITIONS, SILENT_AFTER_S, Priority
 from ingine.terminal import echo
 
-queue_app = typer.Typer(help="Look at a queue, and steer it.", no_args_is_help=True)
+queue_app = typer.Typer(help="Inspect and control a queue.", no_args_is_help=True)
 dead_app = typer.Typer(help="Jobs that no worker could answer, kept with the reason.", no_args_is_help=True)
 
 
@@ -39,13 +39,13 @@ def show_queue(as_json: AsJson = False, redis_url: RedisUrl = None, queue: Queue
         _print_queue(info)
 
 
-JobsPriority = Annotated[Priority | None, typer.Option(help="Only those of this priority.")]
-JobsTenant = Annotated[str | None, typer.Option(help="Only those of this tenant.")]
-JobsAge = Annotated[float | None, typer.Option(min=0, help="Only those submitted so long ago.")]
+JobsPriority = Annotated[Priority | None, typer.Option(help="Only jobs of this priority.")]
+JobsTenant = Annotated[str | None, typer.Option(help="Only jobs of this tenant.")]
+JobsAge = Annotated[float | None, typer.Option(min=0, help="Only jobs at least so many seconds old.")]
 
 
 class ListedStatus(StrEnum):
-    """Those of `ingine.contract.record.JobStatus` in which a job has not ended."""
+    """The members of `ingine.contract.record.JobStatus` in which a job has not ended."""
 
     QUEUED = "queued"
     DELAYED = "delayed"
@@ -54,16 +54,16 @@ class ListedStatus(StrEnum):
 
 @queue_app.command("list")
 def list_jobs(
-    status: Annotated[ListedStatus | None, typer.Option(help="Only those that stand so.")] = None,
+    status: Annotated[ListedStatus | None, typer.Option(help="Only jobs with this status.")] = None,
     priority: JobsPriority = None,
     tenant: JobsTenant = None,
     older_than_s: JobsAge = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 100,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """List jobs that wait or run. By priority and age, delayed ones last."""
+    """List jobs that wait or run. Sorted by priority and age, delayed ones last."""
     with producer.Client(redis_url, queue=queue) as client:
         jobs = client.jobs(
             status=status, priority=priority, tenant=tenant, older_than_s=older_than_s, limit=limit
@@ -82,12 +82,12 @@ def purge_jobs(
     priority: JobsPriority = None,
     tenant: JobsTenant = None,
     older_than_s: JobsAge = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Really.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm.")] = False,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Cancel jobs that wait, and print how many. Those that run go on."""
+    """Cancel waiting jobs, and print how many. Running jobs go on."""
     if not yes:
         raise typer.BadParameter("this cancels jobs that wait, see `ingine queue list`: add --yes")
     with producer.Client(redis_url, queue=queue) as client:
@@ -101,7 +101,7 @@ def purge_jobs(
 
 @queue_app.command("pause")
 def pause(redis_url: RedisUrl = None, queue: QueueName = None) -> None:
-    """Let workers take no further jobs. What runs goes on; submitting stays possible."""
+    """Make workers take no further jobs. Running jobs go on; submitting stays possible."""
     with producer.Client(redis_url, queue=queue) as client:
         client.pause()
 
@@ -119,30 +119,32 @@ def drain(
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Let one worker hand its jobs over to others, and exit."""
+    """Make one worker hand its jobs over to others, and exit."""
     with producer.Client(redis_url, queue=queue) as client:
         client.drain(worker)
 
 
 @queue_app.command("limits")
 def limits(
-    max_jobs: Annotated[int | None, typer.Option(min=1, help="Jobs that wait or run.")] = None,
+    max_jobs: Annotated[int | None, typer.Option(min=1, help="Most jobs that wait or run.")] = None,
     max_bytes: Annotated[
-        str | None, typer.Option(metavar="BYTES", help="Bytes of jobs that wait or run; 2GiB, say.")
+        str | None, typer.Option(metavar="BYTES", help="Most bytes of jobs that wait or run, such as 2GiB.")
     ] = None,
-    max_job_bytes: Annotated[str | None, typer.Option(metavar="BYTES", help="Size of one job.")] = None,
+    max_job_bytes: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Largest size of one job.")
+    ] = None,
     max_jobs_per_s: Annotated[
-        float | None, typer.Option(min=0, help="Submissions of one tenant; 0: no limit.")
+        float | None, typer.Option(min=0, help="Most submissions of one tenant; 0: no limit.")
     ] = None,
     weight: Annotated[
         list[str] | None,
-        typer.Option(metavar="TENANT=WEIGHT", help="A tenant's share against the 1 of others; repeatable."),
+        typer.Option(metavar="TENANT=WEIGHT", help="A tenant's share; others have 1. May be repeated."),
     ] = None,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Set limits, and show them. For all producers from now on, and for each partition by itself."""
+    """Set limits, and show them. They apply to all producers from now on, in each partition separately."""
     with producer.Client(redis_url, queue=queue) as client:
         try:
             client.set_limits(
@@ -169,24 +171,29 @@ def _parse_weight(given: str) -> tuple[str, float]:
 
 @queue_app.command("partition")
 def partition(
-    number: Annotated[int, typer.Argument(min=1, max=MAX_PARTITIONS, help="How many.", show_default=False)],
+    number: Annotated[
+        int, typer.Argument(min=1, max=MAX_PARTITIONS, help="Number of partitions.", show_default=False)
+    ],
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """Spread a queue over so many partitions. The nodes of a cluster share them. The queue has to be empty,
-    of dead letters too; results of ended jobs cannot be read afterwards; workers end, to be started again."""
+    """Spread a queue over several partitions. The nodes of a cluster share them.
+
+    The queue has to be empty, of dead letters too. Results of ended jobs cannot be read afterwards. Workers
+    exit, and have to be started again.
+    """
     with producer.Client(redis_url, queue=queue) as client:
         client.set_partitions(number)
 
 
 @dead_app.command("list")
 def list_dead(
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, oldest first.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of letters, oldest first.")] = 100,
     as_json: AsJson = False,
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:
-    """List dead letters, one a line. With --json everything but the job itself."""
+    """List dead letters, one per line. With --json, everything except the job itself."""
     with producer.Client(redis_url, queue=queue) as client:
         letters = client.dead_letters(limit)
     for letter in letters:
@@ -200,14 +207,14 @@ def list_dead(
 def show_dead(
     entry_id: EntryId, as_json: AsJson = False, redis_url: RedisUrl = None, queue: QueueName = None
 ) -> None:
-    """Show all of one dead letter, the job as it was sent included."""
+    """Show one dead letter, including the job as it was sent."""
     with producer.Client(redis_url, queue=queue) as client:
         print_fields(dataclasses.asdict(client.dead_letter(entry_id)), as_json)
 
 
 @dead_app.command("requeue")
 def requeue(entry_id: EntryId, redis_url: RedisUrl = None, queue: QueueName = None) -> None:
-    """Put one back into its queue, as it was sent. After a limit was raised, say."""
+    """Put a dead letter back into its queue, as it was sent. For example after a limit was raised."""
     with producer.Client(redis_url, queue=queue) as client:
         echo(client.requeue(entry_id))
 
@@ -215,9 +222,9 @@ def requeue(entry_id: EntryId, redis_url: RedisUrl = None, queue: QueueName = No
 @dead_app.command("purge")
 def purge(
     entry_ids: Annotated[
-        list[str] | None, typer.Argument(help="Which ones.", show_default=False, callback=_entry_ids)
+        list[str] | None, typer.Argument(help="Which to delete.", show_default=False, callback=_entry_ids)
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Delete all dead letters.")] = False,
     redis_url: RedisUrl = None,
     queue: QueueName = None,
 ) -> None:

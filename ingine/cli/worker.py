@@ -1,4 +1,4 @@
-"""`ingine worker`. Its flags are the settings' own: `ingine.worker.settings`."""
+"""The command `ingine worker`. Its flags are made from `ingine.worker.settings`."""
 
 import gc
 import inspect
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from ingine.worker.settings import WorkerSettings
 
 NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
-"""What the driver puts there, in containers too; the second on Windows' Linux."""
+"""Device files of NVIDIA's driver, in containers too; the second is that of Linux on Windows."""
 
 EXIT_NOW = 130
-"""Of a worker that was told twice to stop, and left without a hand-over."""
+"""Exit status after a second signal, at which a worker exits without a hand-over."""
 
 
 class WorkerCommand(typer.core.TyperCommand):
-    """Has its options only where they are asked for: the settings, of which they are made, load pydantic."""
+    """Makes its options when they are needed: they come from the settings, which load pydantic."""
 
     @cached_property
     def _with_flags(self) -> typer.core.TyperCommand:
@@ -56,8 +56,9 @@ def register(app: typer.Typer) -> None:
 def worker(**flags: object) -> None:
     """Run a worker: take jobs, generate, publish every token.
 
-    Each option is also a variable (--lease-s is INGINE_LEASE_S) or a line in `.env`. Options win over
-    variables, variables over `.env`. Sizes in bytes may have a unit (2GB, 2GiB), durations are in seconds.
+    Each option is also a variable (--lease-s is INGINE_LEASE_S) or a line in `.env`. Options override
+    variables, and variables override `.env`. Sizes in bytes may have a unit (2GB, 2GiB); durations are in
+    seconds.
 
     Exit status: 0 drained, 1 a part of the worker broke, 2 wrong setting, model or device, 130 second signal.
     """
@@ -67,7 +68,7 @@ def worker(**flags: object) -> None:
 
 
 def run_worker(settings: "WorkerSettings") -> None:
-    """Blocks until a signal ends it. Loads the model first: a wrong one fails before Redis is touched."""
+    """Run a worker until a signal ends it. Loads the model first: a bad one fails before Redis is used."""
     with frozen_imports():
         import asyncio
 
@@ -87,9 +88,9 @@ def run_worker(settings: "WorkerSettings") -> None:
     engine, model = build_engine(settings)
     _, server = ensure_server(settings.redis_url)
     gc.collect()
-    gc.freeze()  # what is loaded stays: no collection need look through it again
+    gc.freeze()  # what is loaded now stays, so collections can skip it
     try:
-        # Another's embedded server may be elsewhere after a while: then each connection looks for it anew.
+        # Another process's embedded server may move, so without one of its own each connection looks it up.
         asyncio.run(_serve(settings, server.url if server else settings.redis_url, engine, model))
     finally:
         engine.close()
@@ -98,10 +99,10 @@ def run_worker(settings: "WorkerSettings") -> None:
 
 
 def follow(settings: "WorkerSettings") -> None:
-    """A rank other than 0 of a tensor parallel engine: computes its part of rank 0's steps, knows no Redis.
+    """Run a rank other than 0 of a tensor parallel engine: it computes its part of rank 0's steps.
 
-    Signals reach all ranks, and are rank 0's to answer: it needs the others for its last step. This one ends
-    when rank 0 says so, or is gone.
+    Signals reach all ranks, but only rank 0 handles them, since it needs the others for its last step. This
+    rank ends when rank 0 says so, or has died.
     """
     from ingine.engine.engine import Engine
     from ingine.worker.logs import log_event
@@ -114,18 +115,19 @@ def follow(settings: "WorkerSettings") -> None:
     except Exception as error:
         rank = os.environ["RANK"]
         log_event(logging.getLogger("worker"), logging.ERROR, "rank failed", rank=rank, error=repr(error))
-        # An orderly exit may wait for a collective on the GPU, and that for a rank that is gone.
+        # A normal exit may wait for a collective on the GPU, which waits for a rank that has died.
         os._exit(1)
     engine.close()
     if _may_be_gpu(settings.device):
-        os._exit(0)  # NCCL's destructors may wait for graphs that were captured with it
+        os._exit(0)  # NCCL's destructors may wait for graphs captured with it
 
 
 def build_engine(settings: "WorkerSettings") -> "tuple[EngineHost, ServedModel]":
-    """The engine, and the model that it serves.
+    """Start the engine, and describe the model that it serves.
 
-    A GPU computes while Python goes on, so what holds the interpreter holds up the next step: there the
-    engine gets a process of its own. On a CPU the two compete for the cores, not for the interpreter.
+    A GPU computes while Python runs, so whatever holds the interpreter delays the next step; the engine
+    therefore gets a process of its own. On a CPU, engine and worker compete for cores, not for the
+    interpreter, and the engine runs in a thread.
     """
     config = engine_config(settings)
     if _may_be_gpu(settings.device):
@@ -151,9 +153,10 @@ def _served_model(model: str, numerics: str) -> "ServedModel":
 
 
 def _may_be_gpu(device: str) -> bool:
-    """Without asking torch, which takes seconds to load, and which the engine's process loads for itself.
+    """Guess whether the device is a GPU, without loading torch, which takes seconds and which the engine's
+    process loads itself.
 
-    A wrong guess does no harm: the engine chooses its device by itself, wherever it lives.
+    A wrong guess does no harm: the engine selects its device itself, in a thread or a process.
     """
     if device != "auto":
         return device.startswith("cuda")
@@ -187,7 +190,7 @@ async def _serve(
 
     def on_signal() -> None:
         if next(signals) > 1:
-            # No hand-over: the leases run out by themselves.
+            # No hand-over: the leases expire.
             logging.getLogger("worker").warning("second signal: leaving now")
             os._exit(EXIT_NOW)
         worker.stop()

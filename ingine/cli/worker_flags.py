@@ -1,4 +1,4 @@
-"""The flags of `ingine worker`, made from `WorkerSettings`: no setting can be missing among them."""
+"""The flags of `ingine worker`, made from `WorkerSettings`, so that none can be missing."""
 
 import inspect
 from collections.abc import Callable
@@ -14,8 +14,9 @@ METAVARS = {str: "TEXT", int: "NUMBER", float: "NUMBER", Bytes: "BYTES"}
 
 
 def with_flags(run: Callable[..., None]) -> Callable[..., None]:
-    """`run` as a command whose options are the settings. It gets those that were given, as text or bool:
-    settings are validated in one place, wherever they come from.
+    """Return `run` as a command whose options are the settings.
+
+    `run` gets the given options as text or bool: the settings class validates them, as it does variables.
     """
 
     def command(**flags: object) -> None:
@@ -46,7 +47,7 @@ def _option(name: str, field: FieldInfo) -> Any:
 
 
 def _help(field: FieldInfo, also: str = "") -> str:
-    """Description, `also` and default, each a sentence."""
+    """Join description, `also` and default, each as a sentence."""
     parts = [field.description.removesuffix("."), also]
     if field.default is not None and not field.default_factory:
         parts.append(f"Default: {str(field.default).lower()}")
@@ -54,7 +55,7 @@ def _help(field: FieldInfo, also: str = "") -> str:
 
 
 def _kind(annotation: Any) -> Any:
-    """What it is when it is set."""
+    """The type of a value that is not None."""
     if get_origin(annotation) in (Union, UnionType):
         (annotation,) = (kind for kind in get_args(annotation) if kind is not NoneType)
     return annotation
