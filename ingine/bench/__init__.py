@@ -1,1 +1,1 @@
-"""`ingine bench`: one at a time against continuous batching, against Hugging Face, and through Redis."""
+"""`ingine bench`: continuous batching against one request at a time, Hugging Face, and Redis."""

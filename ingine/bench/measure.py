@@ -1,4 +1,4 @@
-"""What one run of a workload is measured by. Times are seconds from t = 0, when all requests are there."""
+"""The figures of one run of a workload. Times are in seconds from t = 0, when all requests are present."""
 
 import statistics
 import time
@@ -10,6 +10,8 @@ from ingine.bench.percentile import percentile
 
 @dataclass(frozen=True)
 class Measurement:
+    """The figures of one run."""
+
     num_requests: int
     num_tokens: int
     """Output tokens of all requests."""
@@ -22,7 +24,7 @@ class Measurement:
 
 
 def median(measurements: Sequence[Measurement]) -> Measurement:
-    """Figure by figure."""
+    """The median of each figure."""
     rows = [asdict(measurement) for measurement in measurements]
     return Measurement(
         **{name: type(first)(statistics.median(row[name] for row in rows)) for name, first in rows[0].items()}
@@ -30,7 +32,7 @@ def median(measurements: Sequence[Measurement]) -> Measurement:
 
 
 class Stopwatch:
-    """Starts when it is made. Told of each request's tokens as they come."""
+    """Measures one run. It starts when created, and counts each request's tokens as they arrive."""
 
     def __init__(self, num_requests: int):
         self._counts = [0] * num_requests
@@ -47,7 +49,7 @@ class Stopwatch:
                 self._first[request] = now_s
 
     def read(self, *, expected: int) -> Measurement:
-        """Raises ValueError unless every request got the `expected` number of tokens."""
+        """Return the figures. Raises ValueError unless every request got the `expected` number of tokens."""
         if set(self._counts) != {expected}:
             raise ValueError(f"every request should have {expected} tokens, these have {self._counts}")
         wall_s = max(self._last)

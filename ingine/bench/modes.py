@@ -1,4 +1,4 @@
-"""The modes that need no server. Each takes prompts as token ids and returns a Measurement."""
+"""The modes without a server. Each takes prompts as token ids and returns a Measurement."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ Prompts = list[list[int]]
 
 
 def continuous(engine: Engine, prompts: Prompts) -> Measurement:
-    """All requests at once, one batch that changes from step to step."""
+    """Run all requests at once, in a batch that changes from step to step."""
     watch = Stopwatch(len(prompts))
     for index, prompt in enumerate(prompts):
         engine.add(EngineRequest(str(index), prompt, SAMPLING))
@@ -25,7 +25,7 @@ def continuous(engine: Engine, prompts: Prompts) -> Measurement:
 
 
 def one_at_a_time(engine: Engine, prompts: Prompts) -> Measurement:
-    """The same engine, but a request is only added when the one before it has ended."""
+    """Run the same engine, but add each request only when the one before it has ended."""
     watch = Stopwatch(len(prompts))
     for index, prompt in enumerate(prompts):
         engine.add(EngineRequest(str(index), prompt, SAMPLING))
@@ -42,7 +42,7 @@ def _step_until_done(engine: Engine, watch: Stopwatch) -> None:
 def load_hugging_face(
     path: Path, *, device: torch.device, dtype: torch.dtype
 ) -> Callable[[Prompts], Measurement]:
-    """transformers' own `generate`, with its defaults, one request after the other."""
+    """Load the model, and return the mode of transformers' `generate`: defaults, one request at a time."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False).to(device).eval()
 
     def hugging_face(prompts: Prompts) -> Measurement:

@@ -1,4 +1,4 @@
-"""All modes in one run, in turns, so that a noisy machine is equally unkind to each."""
+"""Runs all modes in turns, so that noise on the machine affects all of them alike."""
 
 import json
 import os
@@ -36,7 +36,7 @@ Results = dict[tuple[str, int], list[Measurement]]
 
 
 def run(console: Console, *, model: str, num_rounds: int, json_path: Path) -> None:
-    """Prints each measurement as it is made, then medians; writes all of it to `json_path`."""
+    """Measure all modes, and print each measurement and then medians. Writes all of it to `json_path`."""
     _make_writable(json_path)
     folder = resolve_model(model)
     device = select_device("auto")
@@ -84,7 +84,7 @@ def _print_progress(console: Console, round_number: int, mode: str, measured: Me
 
 
 def _make_writable(path: Path) -> None:
-    """Raises ConfigError now, not after minutes of measuring."""
+    """Raise ConfigError if the file cannot be written, before minutes of measurements."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
@@ -93,7 +93,7 @@ def _make_writable(path: Path) -> None:
 
 
 def _max_model_len(folder: Path) -> int:
-    """Raises ConfigError for a model that is too short for the workload."""
+    """The model length to use. Raises ConfigError if the model's is too small for the workload."""
     longest = ModelConfig.from_folder(folder).max_position_embeddings
     needed = max(PROMPT_LENGTHS) + NUM_OUTPUT_TOKENS
     if longest < needed:
@@ -102,7 +102,7 @@ def _max_model_len(folder: Path) -> int:
 
 
 def print_table(console: Console, results: Results) -> None:
-    """80 columns wide. On a narrower terminal lines wrap: a figure that is cut off is of no use."""
+    """Print the table at least 80 columns wide. A narrower terminal wraps its lines, so no figure is cut off."""
     console.width = max(console.width, TABLE_WIDTH)
     console.print(_table(results), crop=False)
 

@@ -1,4 +1,4 @@
-"""The same workload through a real server and a real `ingine worker`: submitted and streamed from here."""
+"""The mode through a real server and a real `ingine worker`. This process submits and streams."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ QUEUE = "bench"
 
 @contextmanager
 def worker_on_own_server(**settings: object) -> Iterator[str]:
-    """A server and one worker with these `settings`, ready. Yields the server's URL.
+    """Start a server and one worker with these `settings`, and yield the server's URL once they are ready.
 
-    What the workload leaves open is neutral, as in the modes without a server, whatever the model recommends.
+    The worker ignores the model's generation_config.json, as the modes without a server do.
     """
     settings = {"generation_config": "vllm"} | settings
     with (

@@ -1,11 +1,11 @@
-"""What every mode is given: prompts of mixed length, a fixed number of greedy tokens each."""
+"""The workload of every mode: prompts of mixed length, each with a fixed number of greedy tokens."""
 
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.sampling_params import SamplingParams
 
 NUM_OUTPUT_TOKENS = 64
 PROMPT_LENGTHS = (12, 96, 24, 65, 48, 17, 33, 30)
-"""Tokens, in turns; about 41 on average."""
+"""Prompt lengths in tokens, used in turns; about 41 on average."""
 
 SAMPLING = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT_TOKENS, ignore_eos=True)
 
@@ -19,7 +19,7 @@ because nobody knew how to say how high a place was without standing two men wit
 
 
 def make_workload(tokenizer: Tokenizer, num_requests: int) -> list[list[int]]:
-    """Prompts of real text as token ids. They begin at different places, so none is another one's prefix."""
+    """Prompts of real text as token ids. Each begins at another place, so none is a prefix of another."""
     token_ids = tokenizer.encode(PASSAGE)
     while len(token_ids) < num_requests + max(PROMPT_LENGTHS):
         token_ids = token_ids + token_ids

@@ -1,1 +1,1 @@
-"""`ingine demo`: the promise in two minutes. Two workers, one is killed, and every token is counted."""
+"""`ingine demo`: kills one of two workers, and counts every token."""

@@ -1,4 +1,4 @@
-"""Counting, instead of assuming, that no token was lost or repeated: a consumer's view against the log."""
+"""Compares what a consumer received with the token log, and counts lost and repeated tokens."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,16 +10,16 @@ from ingine.contract.keys import log_id
 
 @dataclass(frozen=True)
 class Audit:
-    """One job, position by position. Positions are 1..N, N as the terminal event's usage says."""
+    """The counts for one job. Its positions are 1..N, where N is in the terminal event's usage."""
 
     terminal: TerminalEvent | None
     num_tokens: int
     num_lost: int
-    """Positions of 1..N that the log or the consumer does not have."""
+    """Positions of 1..N that the log or the consumer lacks."""
     num_repeated: int
-    """Times that the log or the consumer has a position once more than once."""
+    """Occurrences of a position after its first, in the log and at the consumer together."""
     num_wrong: int
-    """Tokens that the consumer saw otherwise than the log has them, or that the log does not have at all."""
+    """Tokens that the consumer received and the log has not or has differently, and misplaced log entries."""
     same_text: bool
 
     @property
@@ -30,7 +30,11 @@ class Audit:
 
 
 def audit(log: Iterable[tuple[str, bytes]], seen: Iterable[tuple[int, list[int]]], text: str) -> Audit:
-    """`log`: entry id and event of every entry in order; `seen`: position and token ids of every chunk."""
+    """Audit one job.
+
+    log: entry id and event of every entry, in order. seen: position and token ids of every chunk. text: the
+    text that the consumer received.
+    """
     logged, logged_text, terminal, misplaced = [], "", None, 0
     for entry_id, raw in log:
         event = decode_event(raw)

@@ -1,4 +1,4 @@
-"""Which questions a model can be asked, and for how many tokens: a short one gets fewer and shorter."""
+"""Chooses questions and output lengths that fit into a model's length."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from ingine.errors import ConfigError
 
 MAX_MODEL_LEN = 1024
 MIN_OUTPUT_TOKENS, MIN_QUESTIONS = 16, 12
-"""With less there is no middle of a generation to kill a worker in."""
+"""With less, the jobs could end before a worker is killed."""
 KILL_AFTER_NUM_TOKENS = 500
 
 
@@ -19,9 +19,9 @@ KILL_AFTER_NUM_TOKENS = 500
 class Plan:
     max_model_len: int
     is_chat: bool
-    """False for a model without a chat template: it goes on with the question's text."""
+    """False for a model without a chat template, which continues the question's text instead."""
     max_tokens: dict[str, int]
-    """Of each question that is asked, by its number."""
+    """Output tokens of each question that is asked, by its number."""
 
     @property
     def kill_after_num_tokens(self) -> int:
@@ -36,7 +36,10 @@ class Plan:
 
 
 def plan_for(folder: Path) -> Plan:
-    """`folder`: a model in Hugging Face's format. Raises ConfigError for one that is too short."""
+    """Plan for the model in `folder`, which is in Hugging Face's format.
+
+    Raises ConfigError if the model's length is too small.
+    """
     tokenizer = Tokenizer.from_folder(folder)
     longest = json.loads((folder / "config.json").read_text()).get("max_position_embeddings", MAX_MODEL_LEN)
     max_model_len = min(MAX_MODEL_LEN, longest)

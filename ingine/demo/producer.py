@@ -1,7 +1,7 @@
-"""One of the demo's producers, a process of its own: python -m ingine.demo.producer INDEX COUNT
+"""One of the demo's producer processes: python -m ingine.demo.producer INDEX COUNT
 
-It asks every COUNT-th question of the plan, all at once as soon as that comes in as a line, and prints what
-it submitted: one JSON object a line. Nothing of it streams: consumers attach from elsewhere.
+It reads the plan, one line, from standard input, submits every COUNT-th question of it at once, and prints
+one JSON object per job. It does not stream: consumers attach from another process.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the demo's producers ask: chat prompts of mixed length, priority and output length."""
+"""The questions of the demo: chat prompts of mixed length, priority and output length."""
 
 from dataclasses import dataclass
 

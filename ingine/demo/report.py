@@ -1,4 +1,4 @@
-"""The demo's last word: what was measured and counted, and whether the promise held."""
+"""The demo's report: measured times, token counts, and whether the promise held."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Report:
 
     @property
     def num_taken_over(self) -> int:
-        """Jobs that more than one worker has run, as their terminal events say."""
+        """Jobs that more than one worker ran, according to their terminal events."""
         return sum(a.terminal is not None and a.terminal.timings.get("attempts", 1) > 1 for a in self.audits)
 
     @property

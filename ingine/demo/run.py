@@ -1,4 +1,4 @@
-"""The demo's story: submit from several processes, stream, kill a worker, stream on, and count."""
+"""Runs the demo: submit from several processes, stream, kill a worker, stream on, and count."""
 
 import asyncio
 import json
@@ -35,20 +35,20 @@ NUM_PRODUCERS = 4
 WORKERS = ("worker-a", "worker-b")
 LEASE_S = 3.0
 MAX_NUM_SEQS = 24
-"""Of a worker: more than its half, so that the one that is left has room for the other's jobs as soon as
-their lease is over; and not all, since the first to look takes what it has room for."""
+"""Limit for each worker: more than half of all jobs, so that the surviving worker has room for the other's
+jobs once their leases expire; but not all, since the first worker takes as many as it has room for."""
 MAX_NUM_BATCHED_TOKENS = 96
-"""Larger steps are hardly faster on one thread, and keep the first prompts' first tokens back until the last
-of a step is computed."""
+"""Larger steps are hardly faster on one thread, and delay the first tokens of all prompts in a step until the
+step ends."""
 STALL_TIMEOUT_S = 60
 FRAMES_PER_S = 6
 SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 def run(console: Console, *, folder: Path, redis_url: str | None) -> bool:
-    """True if every job finished, a killed worker's jobs went on, and no token was lost or repeated.
+    """Run the demo with the model in `folder`, which is in Hugging Face's format.
 
-    `folder`: the model, in Hugging Face's format.
+    Returns True if every job finished, a killed worker's jobs went on, and no token was lost or repeated.
     """
     plan = plan_for(folder)
     queue = f"demo-{uuid4().hex[:8]}"
@@ -92,6 +92,8 @@ def run(console: Console, *, folder: Path, redis_url: str | None) -> bool:
 
 
 class Demo:
+    """One run of the demo against running workers."""
+
     def __init__(self, console: Console, redis_url: str, queue: str, workers: LocalWorkers, plan: Plan):
         self._plan = plan
         self._redis_url, self._queue, self._workers = redis_url, queue, workers
@@ -125,7 +127,7 @@ class Demo:
                 await frames
 
     async def _submit(self, follow: Callable[[Stream], object]) -> None:
-        """All questions at once, from several processes of their own. Each is followed once it has an id."""
+        """Submit all questions at once from several processes, and follow each job once it has an id."""
         pipe = asyncio.subprocess.PIPE
         env = os.environ | {"INGINE_REDIS_URL": self._redis_url, "INGINE_QUEUE": self._queue}
         producers = [
@@ -170,12 +172,12 @@ class Demo:
         )
 
     async def _kill_one(self, client: AsyncClient) -> None:
-        """`kill -9` the busier worker, once generation is well under way."""
+        """Kill the busier worker with `kill -9` in mid-generation."""
         enough = self._plan.kill_after_num_tokens
         await self._until(lambda: sum(stream.position for stream in self._streams) >= enough)
         held = Counter(name_of(info.worker) for _, info in await self._running(client))
         if not held:
-            return  # all have ended already: the report will say that nothing was taken over
+            return  # all jobs have ended already: the report will say so
         victim, _ = held.most_common(1)[0]
         self._alive.remove(victim)
         self._workers.kill(victim)
@@ -194,12 +196,12 @@ class Demo:
         return [(s, info) for s, info in zip(streams, infos, strict=True) if info.status is JobStatus.RUNNING]
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        """Until it is met, or nothing can meet it any more."""
+        """Wait until the condition is met, or all streams have ended."""
         async with self._news:
             await self._news.wait_for(lambda: condition() or all(s.ending for s in self._streams))
 
     async def _watch_for_stall(self) -> None:
-        """Raises IngineError where nothing happens any more, instead of waiting for ever."""
+        """Raise IngineError if a living worker exits, or no token arrives for STALL_TIMEOUT_S."""
         position, since = -1, time.monotonic()
         while not all(stream.ending for stream in self._streams):
             self._workers.require_running(self._alive)
@@ -221,8 +223,10 @@ class Demo:
 
 
 def _check_server(redis_url: str, queue: str) -> None:
-    """Raises ConfigError for one that the demo cannot use, ServerUnavailable for one that is away: workers
-    would wait for it."""
+    """Raise ConfigError for a server that the demo cannot use, and ServerUnavailable for one that is away.
+
+    Workers would wait for the latter.
+    """
     if not redis_url.startswith(SCHEMES):
         raise ConfigError(f"--redis-url: the demo uses one server, by a URL with {', '.join(SCHEMES)}")
     with Client(redis_url, queue=queue) as client:
@@ -230,7 +234,7 @@ def _check_server(redis_url: str, queue: str) -> None:
 
 
 def _delete_keys(redis_url: str, keys: Keys) -> None:
-    """The server may be the user's own: leave nothing there."""
+    """Delete all keys of the demo: the server may be the user's own."""
     with Redis.from_url(redis_url) as redis:
         if names := list(redis.scan_iter(f"{keys.prefix}:*", count=1000)):
             redis.unlink(*names)

@@ -1,4 +1,4 @@
-"""The demo on a terminal of any size, side by side, or as plain lines where there is no terminal."""
+"""The demo's output: streams side by side on a terminal of any size, plain lines elsewhere."""
 
 import textwrap
 import time
@@ -20,7 +20,7 @@ PLAIN_STATUS_EVERY_S = 5.0
 
 
 class LiveScreen:
-    """The whole terminal: as many streams as fit, then what happened last, and how far it all is."""
+    """Fills the terminal with as many streams as fit, the last messages, and the progress."""
 
     def __init__(self, console: Console, streams: list[Stream]):
         self._console = console
@@ -36,7 +36,7 @@ class LiveScreen:
 
     def __exit__(self, *error) -> None:
         self._live.__exit__(*error)
-        for message in self._messages:  # what the alternate screen showed is gone with it
+        for message in self._messages:  # they vanished with the alternate screen
             self._console.print(Text(message))
 
     def say(self, message: str) -> None:
@@ -44,7 +44,7 @@ class LiveScreen:
         self.draw()
 
     def tell(self, message: str) -> None:
-        """What the cells show already."""
+        """Ignore a message about one stream: its cell shows the same."""
 
     def draw(self) -> None:
         self._live.update(self.render(*self._console.size), refresh=True)
@@ -63,7 +63,7 @@ class LiveScreen:
         return Group(grid, footer) if rows else footer
 
     def _choose(self, num_cells: int) -> list[Stream]:
-        """Streams keep their cell until they end and another one needs it, so that the picture stays calm."""
+        """Choose the streams to show. Each keeps its cell until it has ended and another needs the cell."""
         shown = self._cells[:num_cells]
         waiting = [s for s in self._streams if s not in shown]
         waiting.sort(key=lambda s: (not s.running, bool(s.ending), s.number))
@@ -87,7 +87,7 @@ class LiveScreen:
 
 
 class PlainScreen:
-    """One line an event, for pipes, files and dumb terminals."""
+    """Prints one line per event, for pipes, files and dumb terminals."""
 
     def __init__(self, console: Console, streams: list[Stream]):
         self._console = console
@@ -117,7 +117,7 @@ def open_screen(console: Console, streams: list[Stream]) -> LiveScreen | PlainSc
 
 
 def grid_shape(width: int, height: int) -> tuple[int, int, int]:
-    """Columns, rows and the height of a cell. No rows where not even one cell of one line fits."""
+    """Columns, rows and the height of a cell. There are 0 rows if not even a cell with one line fits."""
     columns = max(1, width // MIN_CELL_WIDTH)
     if height < 3:
         return columns, 0, 0
@@ -147,7 +147,7 @@ def _cell(stream: Stream, width: int, height: int) -> Panel:
 
 
 def _tail(text: str, width: int, height: int) -> list[str]:
-    """The last lines of `text`, wrapped. Nothing that a model says may move the cursor."""
+    """The last lines of `text`, wrapped, without control characters, which could move the cursor."""
     recent = "".join(c if c.isprintable() or c == "\n" else " " for c in text[-2 * width * height :])
     lines = [line for paragraph in recent.split("\n") for line in textwrap.wrap(paragraph, width) or [""]]
     return lines[-height:]

@@ -1,4 +1,4 @@
-"""What the demo knows of each stream, as its consumer sees it."""
+"""The state of each stream of the demo, as its consumer sees it."""
 
 import asyncio
 import time
@@ -11,21 +11,23 @@ from ingine.producer import AsyncClient
 
 @dataclass
 class Stream:
+    """One job and what its consumer has received."""
+
     number: int
     question: Question
     job_id: str
     submitted_at: float
-    """Seconds since 1970, by the producer's clock, which is this machine's."""
+    """Unix time in seconds, by this machine's clock."""
 
     text: str = ""
     seen: list[tuple[int, list[int]]] = field(default_factory=list)
-    """Position and token ids of every chunk, as they came."""
+    """Position and token ids of every chunk, in order of arrival."""
     first_token_s: float | None = None
-    """From submission to the first chunk that the consumer saw."""
+    """Seconds from submission to the first chunk."""
     interrupted_at: int | None = None
-    """Its committed position when its worker was killed."""
+    """The job's committed position when its worker was killed."""
     ending: str | None = None
-    """"finished", or what went wrong."""
+    """"finished", or the error. None while the stream goes on."""
 
     @property
     def position(self) -> int:
@@ -40,7 +42,7 @@ class Stream:
         return self.interrupted_at is not None and self.position > self.interrupted_at
 
     async def follow(self, client: AsyncClient, news: asyncio.Condition) -> None:
-        """Consume to the end, notifying `news` of each chunk. A failed job is noted, not raised."""
+        """Consume the stream to its end, notifying `news` of each chunk. Stores errors in `ending`."""
         try:
             async for chunk in client.attach(self.job_id).stream():
                 if self.first_token_s is None:
