@@ -1,1 +1,1 @@
-"""A package, so that `python -m benchmarks.x` is this one and not whichever else a machine has installed."""
+"""Makes this folder a package, so that `python -m benchmarks.x` runs it and no installed `benchmarks`."""

@@ -3,10 +3,10 @@
     [--source PATH]... [--rounds 5] [--only KIND]... [--json PATH]
 
 A real worker on a real server gets one job at a time, the worst of its kind that the queue's limits let
-in (`worst_jobs.py`), from its entry to its end. Meanwhile a task of the worker's loop notes for how long
-it did not come round. A machine's other work only ever makes that longer, so the least of the rounds is
-reported, and the median beside it. A job that does not end within 20 s is left, and its worker killed;
-where that does not even answer, 20 s count. "nothing" is a worker without a job.
+in (`worst_jobs.py`), from its entry to its end. Meanwhile a task of the worker's loop records for how long
+it was not scheduled. Other work on the machine can only make that longer, so the minimum of the rounds is
+reported, with the median beside it. A job that does not end within 20 s is abandoned, and its worker killed;
+if the worker does not even answer, 20 s count. "nothing" is a worker without a job.
 
 Sources (folders with the packages ingine and worker) take turns. The model is tiny and random, so
 computing costs nothing; its tokenizer is that of SmolLM2, and its longest sequence 131,072 tokens. The
@@ -41,14 +41,14 @@ PATIENCE_S = 20.0
 MAX_MODEL_LEN = 131_072
 LOG_TOKENS = 16_384
 RESUMED = "a resumption with log probabilities"
-"""The log that it reads has `LOG_TOKENS` tokens."""
+"""The name of the job kind that resumes a log of `LOG_TOKENS` tokens."""
 NOTHING = "nothing"
 STREAM, GROUP = "ingine:{default}:jobs:normal", "workers"
 HERE = Path(__file__).parent
 
 
 class WatchedWorker:
-    """A worker of one source, on a server of its own. One that a job hangs is killed, and another started."""
+    """A worker of one source, with a server of its own. A worker that a job hangs is killed and replaced."""
 
     def __init__(self, stack: ExitStack, source: Path, model: Path, folder: Path):
         folder.mkdir()
@@ -81,7 +81,7 @@ class WatchedWorker:
             if self._popen.poll() is not None:
                 raise RuntimeError(f"the worker ended by itself:\n{self._log.read_text()}")
             time.sleep(0.05)
-        # What is imported, compiled and cached at first use.
+        # Warm up: imports, compilation and caches.
         self.measure("a small job")
         self.measure("4,096 messages")
 
@@ -117,7 +117,7 @@ class WatchedWorker:
         return json.loads(self._popen.stdout.readline())
 
     def _look_at_last(self) -> dict[str, float] | None:
-        """Look once more at a worker that may hang, kill it, and start another one. None: no answer."""
+        """Query a worker that may hang, then kill and replace it. Returns None if it did not answer."""
         killer = threading.Timer(5.0, self._popen.kill)
         killer.start()
         try:
@@ -131,7 +131,7 @@ class WatchedWorker:
             self._start()
 
     def _leave_behind(self, job_id: str) -> None:
-        """Write what a worker leaves that died in the middle of a long output."""
+        """Write the state that a worker leaves when it dies in the middle of a long output."""
         top = [[number, -float(number)] for number in range(20)]
         logprobs = [{"token_id": 7, "logprob": -1.0, "top": top, "bytes": [97], "top_bytes": [[97]] * 20}]
         pipe = self.redis.pipeline(transaction=False)

@@ -1,7 +1,8 @@
-"""What attention costs a step, all layers together: `python benchmarks/attention.py [part of a name ...]`.
+"""Measures a step's attention, all layers together: `python benchmarks/attention.py [part of a name ...]`.
 
-Every layer has a cache of its own, as in a model: else a step would find the last layer's keys in the CPU's
-cache. Backends take turns within a case; each figure is the least of its rounds, since other work only adds.
+Every layer has a cache of its own, as in a model; with a shared one, a step would find the last layer's keys
+in the CPU's cache. Backends take turns within a case. Each figure is the minimum of its rounds, since other
+work only adds time.
 """
 
 import random
@@ -23,7 +24,7 @@ from ingine.engine.kernels.attention import (
 BLOCK_SIZE = 16
 CPU = torch.device("cpu")
 SECONDS = 2.0
-"""Of a backend and case, which has two rounds at least."""
+"""Measuring time of a backend and case, which has at least two rounds."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ CASES = {
 
 
 def make_metadata(case: Case, num_blocks: int) -> AttentionMetadata:
-    """Blocks in a random order, as they come to lie after a while."""
+    """Metadata with blocks in a random order, as after some time of allocations."""
     per_seq = num_blocks // case.num_seqs
     blocks = random.Random(0).sample(range(num_blocks), num_blocks)
     tables = [blocks[i * per_seq : (i + 1) * per_seq] for i in range(case.num_seqs)]
@@ -83,7 +84,7 @@ def make_metadata(case: Case, num_blocks: int) -> AttentionMetadata:
 
 
 def make_step(backend: AttentionBackend, dtype: torch.dtype, model: Layers, case: Case) -> Callable[[], None]:
-    """A whole step's attention, planned anew each time, as in the engine."""
+    """A function that computes a whole step's attention, planned again each time, as in the engine."""
     num_blocks = case.num_seqs * -(-case.kv_len // BLOCK_SIZE)
     kv_caches = [
         backend.allocate_kv_cache(num_blocks, BLOCK_SIZE, model.num_kv_heads, model.head_dim, dtype, CPU)
@@ -132,7 +133,7 @@ def least_seconds(steps: dict[str, Callable[[], None]]) -> dict[str, float]:
 
 
 def rate(model: Layers, case: Case, kv_bytes: int, seconds: float) -> str:
-    """Of memory where few tokens read much KV, of arithmetic where many tokens read it."""
+    """The rate: of memory if few tokens read much KV, of arithmetic if many tokens read it."""
     if case.query_len < 16:
         total = case.num_seqs * case.kv_len * model.num_layers * kv_bytes
         return f"{total / seconds / 1e9:6.1f} GB/s"

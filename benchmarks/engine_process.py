@@ -1,4 +1,4 @@
-"""The engine alone, in a thread of the worker and in a process beside it: what rate is left of it?
+"""Compares the engine's rate alone, in a thread of the worker, and in a process beside it.
 
     python benchmarks/engine_process.py [--sizes 32:2,128:4,256:6] [--rounds 3] [--json PATH]
 
@@ -64,7 +64,7 @@ class Load:
 
 
 class TimedDecoder(StandInDecoder):
-    """A model that takes `device_ms` for a step, during which others have the interpreter."""
+    """A model whose step takes `device_ms`, during which it does not hold the interpreter lock."""
 
     def __init__(self, config: ModelConfig, load: Load):
         super().__init__(config)
@@ -73,7 +73,7 @@ class TimedDecoder(StandInDecoder):
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         began = time.monotonic()
-        if self._ahead:  # it got this step's work while it was still at the one before
+        if self._ahead:  # the device got this step while it was computing the one before
             began = max(self._idle_since, began - self._step_s)
         time.sleep(max(0.0, began + self._step_s - time.monotonic()))
         self._idle_since = time.monotonic()
@@ -115,7 +115,7 @@ def alone(load: Load, seconds: float) -> dict:
 
 
 def to_nobody(load: Load, seconds: float) -> dict:
-    """An engine's process whose outputs are read and forgotten."""
+    """The rate of an engine's process whose outputs are read and discarded."""
     host = start_engine_process(load)
     num_tokens = 0
 
@@ -175,7 +175,7 @@ def in_worker(load: Load, seconds: float, home: str) -> dict:
 
 
 def committed(redis: Redis, job_ids: list[str]) -> int:
-    """Tokens, of all jobs together."""
+    """Committed tokens of all jobs together."""
     with redis.pipeline(transaction=False) as pipe:
         for job_id in job_ids:
             pipe.hget(Keys().job(job_id), "position")
@@ -183,7 +183,7 @@ def committed(redis: Redis, job_ids: list[str]) -> int:
 
 
 def cpu_of(server: EmbeddedServer, worker: StandInWorker) -> dict[str, float]:
-    """Seconds so far of what has the engine in it, of the event loop, and of the server."""
+    """Processor seconds so far: of the thread or process with the engine, the event loop, and the server."""
     children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
     cpu = cpu_seconds(server.pid, worker.pid)
     engine = cpu["worker_other_threads"] + sum(seconds_of(Path(f"/proc/{pid}/stat")) for pid in children)
@@ -191,7 +191,7 @@ def cpu_of(server: EmbeddedServer, worker: StandInWorker) -> dict[str, float]:
 
 
 def run_worker(home: str, load: Load) -> None:
-    """The role of a child: `ingine worker` with this engine."""
+    """Run `ingine worker` with this engine, as the child process."""
     import ingine.cli.worker
     from ingine.worker.hosting.engine_thread import EngineThread
     from ingine.worker.served_model import ServedModel

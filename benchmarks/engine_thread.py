@@ -1,6 +1,7 @@
-"""What it costs to build the engine in another thread than runs it: `python benchmarks/engine_thread.py`.
+"""Measures the cost of building the engine in another thread than runs it:
+`python benchmarks/engine_thread.py`.
 
-OpenMP keeps a team of threads for each thread that ever computed. Each case is a fresh process.
+OpenMP keeps a team of threads for each thread that has ever computed. Each case runs in a new process.
 """
 
 import subprocess

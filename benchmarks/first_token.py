@@ -1,4 +1,4 @@
-"""What `start_time.py` starts: makes an `LLM`, generates one token, and prints what the time went into.
+"""The program for `start_time.py`: makes an `LLM`, generates one token, and prints the time of each part.
 
 python first_token.py MODEL PROMPT BEGAN    (BEGAN: time.time() just before this process was started)
 """
@@ -11,19 +11,19 @@ from typing import Any
 
 
 class Parts:
-    """Seconds by part, one after the other."""
+    """Records the seconds of consecutive parts."""
 
     def __init__(self, began: float):
         self.seconds: dict[str, float] = {}
         self._until = began
 
     def done(self, part: str) -> None:
-        """All since the part before went into `part`."""
+        """Record the time since the previous part as that of `part`."""
         now = time.time()
         self.seconds[part], self._until = now - self._until, now
 
     def ending(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, at whose end `part` is done."""
+        """Wrap `function` so that `part` ends when it returns."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)

@@ -1,12 +1,12 @@
-"""Measure what a tenant that floods does to another one's jobs: `python benchmarks/flood.py`.
+"""Measure the effect of a flooding tenant on another tenant's jobs: `python benchmarks/flood.py`.
 
     [--source NAME=FOLDER]... [--rounds 1] [--seconds 120] [--lease-s 15] [--json PATH]
 
 Two real worker processes run on a real server. One tenant keeps the queue full of the worst jobs that its
 limits let in (`worst_jobs.py`, every kind in turns), by bare XADDs; another submits a small job a second.
-Reported are the other tenant's times to the first token, how often its jobs were begun (a lease that was
-lost begins one again) and died, what became of the flood's jobs by code, the workers' lines about leases
-and fences, whether they live in the end, and the most memory that each worker took with its children.
+The report has the other tenant's times to first token, the attempts (a lost lease causes another one) and
+deaths of its jobs, the ends of the flood's jobs by code, the workers' log lines about leases and fences,
+whether the workers live at the end, and the peak memory of each worker with its children.
 
 Sources (folders with the packages ingine and worker) take turns, each time with a server and workers of
 their own. The model is that of `admission_cost.py`. It runs on Linux only: memory is read from /proc.
@@ -40,7 +40,7 @@ from ingine.worker.embedded import EmbeddedServer
 
 NUM_WORKERS = 2
 MOST_WAITING = 48
-"""Jobs of the flood at a time: more than two workers have room for."""
+"""Jobs of the flood at once: more than two workers have room for."""
 PATIENCE_S = 60.0
 SMALL = {"prompt": "hello", "max_tokens": 8, "temperature": 0, "tenant": "innocent"}
 LOST = ("job fenced", "leases not renewed", "job resumed", "worker failed", "Traceback")
@@ -48,7 +48,7 @@ MIB = 1 << 20
 
 
 class Workers:
-    """Processes of one source, each with its log and the most memory it ever had."""
+    """Worker processes of one source, each with its log and its peak memory."""
 
     def __init__(self, stack: ExitStack, source: Path, folder: Path, **settings: object):
         env = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "INGINE_HTTP_PORT": "-1"}
@@ -77,7 +77,7 @@ class Workers:
         self.peak_bytes = max(self.peak_bytes, *(tree_bytes(popen.pid) for popen in self._popens))
 
     def lines(self) -> list[str]:
-        """Lines of their logs that tell of a job or a lease that was lost."""
+        """The lines of their logs about a lost job or lease."""
         text = "\n".join(log.read_text(errors="replace") for log in self._logs)
         return [line for line in text.splitlines() if any(sign in line for sign in LOST)]
 
@@ -115,7 +115,7 @@ class Flood(threading.Thread):
         self.join()
 
     def ends(self) -> Counter[str]:
-        """How many of its jobs ended with which status or code, or were buried."""
+        """The number of its jobs by final status or code, or `buried`."""
         ends = Counter({"buried " + fields[b"code"].decode(): 0 for _, fields in self._dead()})
         ends.update("buried " + fields[b"code"].decode() for _, fields in self._dead())
         for _, fields in self._redis.xrange("ingine:{default}:replies:flood"):
@@ -175,7 +175,7 @@ def run_round(source: Path, model: Path, folder: Path, seconds: float, lease_s: 
 
 
 async def submit_small_ones(url: str, workers: Workers, seconds: float) -> list[dict]:
-    """Submit a job a second, whether or not those before have ended."""
+    """Submit one job per second, even if earlier ones have not ended."""
     async with AsyncClient(url) as client:
         jobs, until = [], time.monotonic() + seconds
         while time.monotonic() < until:
@@ -223,7 +223,7 @@ def left(url: str) -> dict[str, int]:
 
 
 def tree_bytes(pid: int) -> int:
-    """Resident memory of a process and its descendants; 0 of what is gone."""
+    """Resident memory of a process and its descendants, in bytes. Ended processes count 0."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         children = [

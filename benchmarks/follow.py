@@ -1,10 +1,10 @@
-"""Measure what it costs to follow jobs token by token: `python benchmarks/follow.py`.
+"""Measure the cost of following jobs token by token: `python benchmarks/follow.py`.
 
     [--streams 64,256] [--tokens 200] [--step-ms 20] [--rounds 3] [--json PATH]
 
-There are a server, a worker whose engine only waits (benchmarks/stand_in.py), and this process, which has
-all the consumers. Each token's text is the time at which the engine had it, so a consumer knows how old the
-token is. It runs on Linux only: processor times are read from /proc.
+It runs a server, a worker whose engine only waits (benchmarks/stand_in.py), and all consumers in itself.
+Each token's text is the time at which the engine made it, so a consumer knows the token's age. It runs on
+Linux only: processor times are read from /proc.
 """
 
 import asyncio
@@ -92,9 +92,9 @@ def run_round(num_streams: int, num_tokens: int) -> dict:
 
 
 async def follow_all(url: str, num_streams: int, num_tokens: int) -> list[float]:
-    """How old each token was when its consumer had it, in ms.
+    """The age of each token when its consumer received it, in ms.
 
-    The first tenth of each stream is left out: streams begin there.
+    The first tenth of each stream is left out, since it has the start of the streams.
     """
     async with AsyncClient(url) as client:
         sampling = {"temperature": 0, "max_tokens": num_tokens, "ignore_eos": True}

@@ -1,4 +1,4 @@
-"""Ways to round weights to about four bits, and a checkpoint that favours none of them: for quality.py.
+"""For quality.py: ways to round weights to about four bits, and a checkpoint that favours none of them.
 
 The only real model here comes out of a Q4_1 file. Its weights lie on that file's grid, so what has the same
 grid would seem to lose nothing. `save_off_grid` therefore moves them: columns are scaled by random factors
@@ -25,11 +25,14 @@ from ingine.engine.models.loader import load_weights
 
 Q = GGMLQuantizationType
 Rounding = Callable[[Tensor, Tensor | None], Tensor]
-"""float32 [rows, columns] and the importance of the columns -> the numbers that are left."""
+"""float32 [rows, columns] and the importance of the columns -> the rounded numbers, same shape."""
 
 
 class Rounded(WeightFormat):
-    """Weights alone are rounded; products are those of `inner`. Q8_0 is for the same ones as in int4."""
+    """Rounds the weights alone; `inner` computes the products.
+
+    Q8_0 applies to the same matrices as in int4.
+    """
 
     def __init__(self, name: str, rounding: Rounding, inner: WeightFormat):
         self.name, self._rounding, self._inner, self.probe = name, rounding, inner, inner
@@ -63,7 +66,7 @@ def fitted_blindly(weight: Tensor, _: Tensor | None) -> Tensor:
 
 
 def end_to_end(weight: Tensor, _: Tensor | None) -> Tensor:
-    """Each group's range in 15 equal steps."""
+    """Round to 15 equal steps of each group's range."""
     groups = weight.view(-1, GROUP_SIZE)
     least = groups.amin(dim=1, keepdim=True).clamp_(max=0)
     step = (groups.amax(dim=1, keepdim=True).clamp_(min=0) - least).div_(LARGEST_CODE)
@@ -86,18 +89,21 @@ METHODS: dict[str, tuple[Rounding, float]] = {
     "Q4_0": (q4_0, 4.5),
     "Q4_1": (q4_1, 5.0),
 }
-"""With the bits a weight of what is rounded so: all of the layers but the values of attention."""
+"""Method and bits per weight, by name.
+
+A method rounds all matrices of the layers except the values' projection.
+"""
 
 
 def q4_k_of(ggml: Path) -> dict[str, tuple[Rounding, float]]:
-    """llama.cpp's own, out of its library libggml-base.so: without an importance matrix, and with one."""
+    """llama.cpp's own Q4_K, from its library libggml-base.so: without and with an importance matrix."""
     library = ctypes.CDLL(ggml)
     quantize = library.ggml_quantize_chunk
     quantize.restype = ctypes.c_size_t
     quantize.argtypes = [ctypes.c_int, *2 * [ctypes.c_void_p], *3 * [ctypes.c_int64], ctypes.c_void_p]
 
     def q4_k(weight: Tensor, importance: Tensor | None) -> Tensor:
-        """As if rows were whole blocks of 256, as those of most models are."""
+        """Round to Q4_K as if rows were whole blocks of 256, as in most models."""
         size, num_bytes = gguf.GGML_QUANT_SIZES[Q.Q4_K]
         columns = weight.shape[1]
         padded = torch.nn.functional.pad(weight, (0, -columns % size)).contiguous()
@@ -121,14 +127,16 @@ def _there_and_back(blocks: np.ndarray, kind: Q) -> Tensor:
 
 @torch.no_grad()
 def save_off_grid(path: Path, out: Path) -> None:
-    """The model of the folder `path`, of the architecture of Llama, in float32 in the new folder `out`."""
+    """Save the model in the folder `path`, which has Llama's architecture, as float32 in the new folder
+    `out`."""
     shutil.copytree(path, out, ignore=shutil.ignore_patterns("*.safetensors", "*.gguf", "*.index.json"))
     model = load_weights(path, dtype=torch.float32, device=torch.device("cpu"), kernels=REFERENCE)
     tensors, config = model.checkpoint_tensors(), model.config
     generator = torch.Generator().manual_seed(5)
 
     def move(feeding: str, fed: list[str], *, part: int | None = None, repeats: int = 1) -> None:
-        """Each `part` outputs of `feeding` are `repeats` times among the inputs of `fed`."""
+        """Scale the outputs of `feeding`, and inversely the inputs of `fed`, where each `part` is repeated
+        `repeats` times."""
         outputs = tensors[f"{feeding}.weight"]
         factors = 2 ** (torch.rand(len(outputs), generator=generator) - 0.5)
         outputs.div_(factors.view(-1, *[1] * (outputs.dim() - 1)))

@@ -1,8 +1,8 @@
-"""Fuzz what reads a model's files for as long as you like: `fuzz_model_files.py gguf --minutes 10`.
+"""Fuzz the parsers of a model's files for any length of time: `fuzz_model_files.py gguf --minutes 10`.
 
 Files of a valid model are damaged in their values, their structure and their bytes, and parsed by a process
-with a limit of memory, of what it may write, and of time for each. Whatever is neither a model nor one of
-ingine's errors is a finding: its files are kept, and it goes on. The damage is that of tests/security.
+with limits of memory, of writes, and of time for each model. Any outcome other than a model or one of
+ingine's errors is a finding: its files are kept, and fuzzing goes on. The damage is that of tests/security.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CASE_LIMIT_S = 600.0
-"""How long one model may take by the clock, on a busy machine. Of a processor's time it has CPU_S."""
+"""Limit of wall time for one model, for a busy machine. The limit of processor time is CPU_S."""
 
 
 def fuzz(parser: str, minutes: float, seed: int, folder: Path) -> int:
@@ -26,7 +26,7 @@ def fuzz(parser: str, minutes: float, seed: int, folder: Path) -> int:
 
     slowest, outcomes, num_findings = 0.0, Counter(), 0
     mutator, child = Mutator(parser, folder / parser, seed), Child(CASE_LIMIT_S)
-    child.attempt(parser, mutator.next())  # while it starts
+    child.attempt(parser, mutator.next())  # while the child starts
     started = time.monotonic()
     while time.monotonic() - started < 60 * minutes:
         model = mutator.next()

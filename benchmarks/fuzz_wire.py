@@ -1,4 +1,4 @@
-"""Fuzz the wire's decoders for as long as you like: `python benchmarks/fuzz_wire.py --minutes 10 --seed 1`.
+"""Fuzz the wire's decoders for any length of time: `python benchmarks/fuzz_wire.py --minutes 10 --seed 1`.
 
 With atheris (`pip install atheris`) the fuzzer sees which branches its bytes reach, and breeds those that
 reach new ones; without it, Hypothesis makes values at random. The properties are those of tests/security. It
@@ -56,7 +56,7 @@ def with_atheris(minutes: float, seed: int, counts: dict[str, int]) -> None:
     def one(raw: bytes) -> None:
         if time.monotonic() - started > 60 * minutes:
             report("atheris", time.monotonic() - started, counts)
-            os._exit(0)  # libFuzzer knows no other way to end well
+            os._exit(0)  # libFuzzer has no other way to end with status 0
         check(raw, counts)
 
     options = [sys.argv[0], f"-seed={seed}", f"-max_len={MAX_BYTES}", "-rss_limit_mb=2048", "-timeout=20"]
@@ -65,7 +65,8 @@ def with_atheris(minutes: float, seed: int, counts: dict[str, int]) -> None:
 
 
 class Values:
-    """Mutates msgpack values, not only their bytes: half of all random damage ends at the first length."""
+    """Mutates msgpack values, not only bytes: half of all random byte damage stops the parser at the first
+    length."""
 
     def __init__(self, dice: random.Random, seeds: list[bytes]):
         self._dice, self._seeds = dice, seeds

@@ -1,6 +1,6 @@
-"""What a decoder's small operations cost, native and in torch, in turns: `python benchmarks/layer_ops.py`.
+"""Measures a decoder's small operations, native and in torch, in turns: `python benchmarks/layer_ops.py`.
 
-Sizes are SmolLM2-135M's. The last column is what a step of its 30 layers pays for them.
+Sizes are SmolLM2-135M's. The last column is the cost for a step of its 30 layers.
 """
 
 import argparse
@@ -30,11 +30,11 @@ def operations(ops: LayerOps, num_rows: int, dtype: torch.dtype) -> list[Callabl
 
 
 def best_us(calls: list[Callable[[], object]], num_rounds: int) -> list[float]:
-    """Of each call, the least time of `num_rounds` turns: other work on the machine only ever adds."""
+    """The minimum time of each call in `num_rounds` turns: other work on the machine can only add time."""
     best = [float("inf")] * len(calls)
     for _ in range(num_rounds):
         for index, call in enumerate(calls):
-            call()  # warm: the one before it used other memory
+            call()  # warm up: the previous call used other memory
             started = time.perf_counter()
             call()
             best[index] = min(best[index], time.perf_counter() - started)

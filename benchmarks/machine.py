@@ -1,4 +1,4 @@
-"""Which machine and which versions a benchmark's figures are from."""
+"""Describes the machine and the versions that a benchmark's figures are from."""
 
 import json
 import os
@@ -15,7 +15,7 @@ X86_KINDS = {
     "avx512": {"avx512f", "avx512bw", "avx512vl"},
     "avx2": {"avx2", "fma"},
 }
-"""The flags that each kind has, the widest first."""
+"""The CPU flags of each kind, the widest instructions first."""
 
 
 def machine() -> dict:
@@ -31,9 +31,9 @@ def machine() -> dict:
 
 
 def cpu_kind(architecture: str, flags: Collection[str]) -> str:
-    """The widest of the instructions that these benchmarks' systems multiply with, as results are named by.
+    """The kind of CPU, by its widest instructions for matrix products. Result files are named after it.
 
-    `architecture` is as `platform.machine` has it, `flags` are as Linux calls them.
+    architecture: as `platform.machine` returns it. flags: with Linux's names.
     """
     if architecture not in ("x86_64", "AMD64"):
         return "neon" if architecture in ("aarch64", "arm64") else architecture
@@ -41,7 +41,7 @@ def cpu_kind(architecture: str, flags: Collection[str]) -> str:
 
 
 def cpu_flags() -> list[str]:
-    """As Linux calls them; none elsewhere, and none on ARM, which names them otherwise."""
+    """The CPU's flags, with Linux's names. Empty on other systems, and on ARM, which has other names."""
     return (_cpuinfo("flags") or "").split()
 
 
@@ -50,7 +50,7 @@ def is_amd() -> bool:
 
 
 def _cpuinfo(field: str) -> str | None:
-    """Of the first CPU, as Linux tells it; None elsewhere."""
+    """A field of the first CPU in Linux's /proc/cpuinfo. None on other systems."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(": ")[2] for line in lines if line.split("\t")[0] == field), None)
@@ -64,5 +64,5 @@ def _version(package: str) -> str | None:
 
 
 def report_text(report: object) -> str:
-    """A report to be written to a file, which does not tell where the repository lies."""
+    """The report as text for a file, without the path of the repository."""
     return json.dumps(report, indent=1).replace(f"{ROOT}/", "") + "\n"

@@ -1,7 +1,7 @@
-"""What it costs a step when something else computes too, by how long OpenMP's threads spin:
+"""Measures a step while other work runs, by how long OpenMP's threads spin:
 `python benchmarks/openmp_spin.py`.
 
-Each setting is a fresh process, since libgomp reads it once; settings take turns, and medians are printed.
+Each setting has a new process, since libgomp reads it once; settings take turns, and medians are printed.
 """
 
 import os
@@ -21,7 +21,7 @@ NUM_SEQS, NUM_PROMPT_TOKENS, NUM_OUTPUT_TOKENS = 32, 41, 16
 
 
 def step_ms() -> float:
-    """Milliseconds a step, prefill included, of SmolLM2 with `NUM_SEQS` sequences."""
+    """Milliseconds per step, prefill included, of SmolLM2 with `NUM_SEQS` sequences."""
     import time
 
     from ingine.engine.config import EngineConfig

@@ -1,9 +1,9 @@
-"""Measure what reading prompts costs the event loop: `python benchmarks/prompt_cost.py [--json FILE]`.
+"""Measure the cost of reading prompts in the event loop: `python benchmarks/prompt_cost.py [--json FILE]`.
 
-It prints three tables: tokenising the worst texts that are read in the loop, by tokenizer; all that the loop
-does for the worst jobs of a mebibyte, until they are token ids or refused; and the normal, short prompt, in
-the loop and through the process beside it. Times are processor time of the loop's thread, of which neighbours
-on the machine take none, and the best of some rounds.
+It prints three tables: tokenising the worst texts that are read in the loop, by tokenizer; all work of the
+loop for the worst jobs of 1 MiB, until they are token ids or refused; and the normal, short prompt, in the
+loop and through the process beside it. Times are processor time of the loop's thread, which other work on the
+machine does not affect, and the best of several rounds.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CONTEXTS = (8192, 131_072)
 
 
 def texts(num_bytes: int) -> Iterator[tuple[str, str]]:
-    """Names and texts that are the worst for one part of a tokenizer or another."""
+    """Texts by name, each the worst case for one part of a tokenizer."""
     rng = random.Random(0)
     yield "English", QUESTION * (num_bytes // len(QUESTION) + 1)
     for name, text in [("digits", "1234567890"), ("spaces", " "), ("one letter", "a"), ("newlines", "\n")]:
@@ -57,7 +57,9 @@ def cut(text: str, num_bytes: int) -> str:
 
 
 def tokenizers() -> dict[str, Tokenizer]:
-    """The default model's, its vocabulary cut as other families cut text, and one of each other kind."""
+    """Tokenizers by name: the default model's, variants that cut text as other families do, and one of each
+    other kind.
+    """
     folder = resolve_model(DEFAULT_MODEL)
     found = {"SmolLM2": Tokenizer.from_folder(folder)}
     for number, pattern in enumerate(sorted(LINEAR_PATTERNS)):
@@ -67,7 +69,7 @@ def tokenizers() -> dict[str, Tokenizer]:
         core.normalizer = normalizers.NFC()
         found[f"pattern {number}"] = Tokenizer(core)
     core = CoreTokenizer.from_file(str(folder / "tokenizer.json"))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(use_regex=False)  # a text is one word
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(use_regex=False)  # takes a whole text as one word
     found["one word"] = Tokenizer(core)
     pieces = [
         ("<unk>", 0.0),
@@ -80,7 +82,7 @@ def tokenizers() -> dict[str, Tokenizer]:
 
 
 def thread_ms(function: Callable[[], object]) -> float:
-    """Processor time of a call: the best of some rounds."""
+    """Processor time of a call in ms, the best of several rounds."""
     best = float("inf")
     for _ in range(NUM_ROUNDS):
         began = time.thread_time()
@@ -103,7 +105,7 @@ def inline_table() -> list[dict]:
 
 @dataclass
 class Host:
-    """What a `PromptReader` uses of an engine."""
+    """The part of an engine that a `PromptReader` uses."""
 
     tokenizer: Tokenizer
     limits: RequestLimits

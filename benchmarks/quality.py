@@ -1,4 +1,4 @@
-"""What int8 and int4 cost in quality: `python benchmarks/quality.py`.
+"""Measures the loss of quality by int8 and int4: `python benchmarks/quality.py`.
 
 In windows of 1,024 tokens of each text, every variant predicts each next token from the true ones before it:
 perplexity, the likeliest token, and the Kullback-Leibler divergence from what float32 predicts. Then 32
@@ -45,7 +45,7 @@ REFERENCE, BASELINE = "float32", "bfloat16"
 
 
 class ButTheOutputMatrix(WeightFormat):
-    """`inner` for all but the output matrix of a tied model."""
+    """Applies `inner` to all matrices except the output matrix of a tied model."""
 
     name = "but-the-output-matrix"
 
@@ -63,7 +63,8 @@ class Variant(NamedTuple):
     dtype: torch.dtype
     kernels: Kernels
     bits_a_weight: float
-    """In the layers, scales and zeros included; with four bits, but for the values of attention."""
+    """Bits per weight of the layers, scales and zeros included; with four bits, without the values'
+    projection."""
 
 
 def variants(ggml: Path | None) -> dict[str, Variant]:
@@ -92,7 +93,7 @@ def variants(ggml: Path | None) -> dict[str, Variant]:
 
 
 class Scores:
-    """What one variant made of one text, a row a counted token."""
+    """The scores of one variant on one text, with a row for each counted token."""
 
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
@@ -110,7 +111,7 @@ class Scores:
         return {
             "perplexity": losses.mean().exp().item(),
             "perplexity_over_bfloat16": excess.mean().exp().item(),
-            # Windows are taken for independent; of tokens beside each other that would be too much to ask.
+            # Windows are assumed to be independent; neighbouring tokens are not.
             "standard_error": (excess.std() / math.sqrt(len(excess))).item(),
             "same_token_as_float32": _share_equal(likeliest, torch.cat(reference._likeliest)),
             "same_token_as_bfloat16": _share_equal(likeliest, torch.cat(baseline._likeliest)),
@@ -123,7 +124,7 @@ def _share_equal(a: Tensor, b: Tensor) -> float:
 
 
 def logprobs_of(model: Decoder, token_ids: list[int]) -> Tensor:
-    """float32 [T - 1, vocab_size]: predictions of all tokens but the first, each from those before it."""
+    """float32 [T - 1, vocab_size]: log probabilities at all tokens but the first, from the tokens before."""
     length = len(token_ids) - 1
     metadata = AttentionMetadata(
         slot_mapping=torch.arange(length),
@@ -168,7 +169,7 @@ def continue_greedily(models: dict[str, Decoder], token_ids: list[int]) -> dict[
 
 
 def agreement(outputs: list[list[int]], others: list[list[int]]) -> dict[str, float]:
-    """How many continuations are the same to the end, and after how many tokens they part, on average."""
+    """The number of identical continuations, and the mean number of tokens before they diverge."""
     equal = [
         next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b), len(x))
         for x, y in zip(outputs, others, strict=True)

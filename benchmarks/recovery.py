@@ -1,4 +1,4 @@
-"""How long a consumer's stream stands still when a worker or the server goes: `python
+"""Measures how long a consumer's stream pauses when a worker or the server dies: `python
 benchmarks/recovery.py`.
 
     [--trials 50] [--workers 4] [--lease-s 2] [--only kill|terminate|server] [--json PATH]
@@ -42,14 +42,14 @@ sys.path.append(str(Path(__file__).parents[1]))  # the tests' tiny models are in
 from tests.tiny_models import make_tiny_model
 
 NUM_TOKENS = 30_000
-"""Of each job; far more than it gets to, since a trial ends by cancelling it."""
+"""Maximum of each job. It is never reached, since a trial ends by cancelling the job."""
 BEFORE = 20
-"""Tokens that the consumer has before the signal."""
+"""Tokens that the consumer receives before the signal."""
 PATIENCE_S = 60.0
 
 
 class Consumer:
-    """Follows one job, and notes when each event comes: (time.time(), position)."""
+    """Follows one job, and records the arrival of each event: (time.time(), position)."""
 
     def __init__(self, handle: AsyncJobHandle):
         self.handle = handle
@@ -63,7 +63,7 @@ class Consumer:
             self._arrival.set()
 
     async def until(self, found: Callable[[], bool]) -> None:
-        """Waits for an event that makes `found()` true. Raises TimeoutError, or what the stream raises."""
+        """Wait for an event that makes `found()` true. Raises TimeoutError, or the stream's error."""
         async with asyncio.timeout(PATIENCE_S):
             while not found():
                 if self._following.done():
@@ -73,7 +73,7 @@ class Consumer:
                 await self._arrival.wait()
 
     async def close(self) -> None:
-        """Cancels the job and waits until it has ended, so that no trial computes for the one before it."""
+        """Cancel the job and wait until it has ended, so that the next trial is not disturbed."""
         await self.handle.cancel()
         with suppress(ClientError):
             await self._following
@@ -82,7 +82,7 @@ class Consumer:
 
 
 class Pool:
-    """Worker processes that can be killed one at a time, each with a name of its own."""
+    """Worker processes that can be killed individually, each with its own name."""
 
     def __init__(self, stack: ExitStack, size: int, **options):
         self._stack, self._size, self._options = stack, size, options
@@ -90,7 +90,7 @@ class Pool:
         self._running: dict[str, LocalWorkers] = {}
 
     async def refill(self) -> None:
-        """Once a lone worker is left: all the others at the same time."""
+        """Start the missing workers together, once only one is left."""
         if len(self._running) < 2:
             names = [next(self._names) for _ in range(self._size - len(self._running))]
             started = await asyncio.gather(*(asyncio.to_thread(self._start, name) for name in names))
@@ -116,7 +116,7 @@ async def lose_worker(client: AsyncClient, pool: Pool, signum: int) -> dict[str,
         if time.time() - signalled > PATIENCE_S or info.status is JobStatus.FINISHED:
             raise IngineError(f"no peer took the job of {victim}: {info}")
         await asyncio.sleep(0.005)
-    # The peer's begin fences the victim: nobody sees what that makes from then on. The server has our clock.
+    # The peer's begin fences the victim, whose later tokens are discarded. The server uses our clock.
     taken = info.began_at_ms / 1000
     await consumer.until(lambda: consumer.seen[-1][0] > taken)
     next_token = next(at for at, _ in consumer.seen if at > taken)
@@ -132,7 +132,7 @@ async def lose_server(client: AsyncClient, pool: Pool, server: EmbeddedServer) -
     os.kill(server.pid, signal.SIGKILL)
     await asyncio.to_thread(server.start)
     answers = time.time()
-    # What was on its way when the server died may still come in; the next token is one from its new life.
+    # Events in flight when the server died may still arrive; count only a token from after its restart.
     await consumer.until(lambda: consumer.seen[-1][0] > answers)
     next_token = next(at for at, _ in consumer.seen if at > answers)
     await consumer.close()
@@ -140,7 +140,7 @@ async def lose_server(client: AsyncClient, pool: Pool, server: EmbeddedServer) -
 
 
 async def streaming(client: AsyncClient) -> Consumer:
-    """A job under way, and its consumer."""
+    """A consumer of a job that is running."""
     handle = await client.submit([1, 2, 3], temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
     consumer = Consumer(handle)
     await consumer.until(lambda: len(consumer.seen) >= BEFORE)
@@ -207,7 +207,7 @@ def main(
 
 
 def print_report(report: dict, figures: dict, goals: dict[str, float]) -> list[str]:
-    """The modes whose goal was missed."""
+    """Print the report. Returns the modes whose goal was missed."""
     print(json.dumps(report["machine"]))
     print(f"{'seconds to the next token':28} {'p50':>7} {'p95':>7} {'max':>7}   goal for p95")
     missed = []

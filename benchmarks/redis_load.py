@@ -1,12 +1,12 @@
-"""What one worker process and one server can carry, without a model: `python benchmarks/redis_load.py`.
+"""Measures what one worker and one server can carry, without a model: `python benchmarks/redis_load.py`.
 
     [--seqs 32,64,256,512] [--rounds 3] [--jobs 0] [--profile] [--json PATH]
 
 Each round has a server and a worker of its own (benchmarks/stand_in.py), whose engine costs nothing:
-the figures are what queue, scripts, publisher and server take. All jobs are submitted first, then run;
-each has 32 to 96 tokens, and nobody listens. The engine is always ahead, so events have the tokens of as
-many steps as wait for the server; how many is reported. Sizes take turns, so that a noisy machine is equally
-unkind to each. Linux only: processor times are read from /proc.
+the figures are the cost of queue, scripts, publisher and server. All jobs are submitted first, then run;
+each has 32 to 96 tokens, and no consumer listens. The engine is always ahead, so an event has the tokens of
+all steps that wait for the server; their number is reported. Sizes take turns, so that noise on the machine
+affects all alike. Linux only: processor times are read from /proc.
 """
 
 import asyncio
@@ -84,7 +84,7 @@ def run_round(max_num_seqs: int, mean_tokens: int, jobs: int, *, profile: Path |
 
 
 async def submit_all(url: str, num_jobs: int, mean_tokens: int) -> dict:
-    """Most in one `submit_many`, some one by one: jobs a second of each."""
+    """Submit most jobs in one `submit_many`, the others one by one. Returns the jobs per second of both."""
     lengths = random.Random(0)
     low, high = mean_tokens // 2, mean_tokens * 3 // 2
     jobs = [
@@ -113,7 +113,7 @@ async def pause(url: str, paused: bool) -> None:
 
 
 def run_jobs(redis: Redis, server: EmbeddedServer, worker_pid: int, num_jobs: int) -> dict:
-    """From the first begin to the last end, by the server's clock in the jobs' records."""
+    """Run the jobs. Times are from the first begin to the last end, by the server's clock in the records."""
     redis.config_resetstat()
     cpu_before = cpu_seconds(server.pid, worker_pid)
     asyncio.run(pause(server.url, False))
@@ -131,7 +131,7 @@ def run_jobs(redis: Redis, server: EmbeddedServer, worker_pid: int, num_jobs: in
         "wall_s": wall_s,
         "tokens_per_s": num_tokens / wall_s,
         "jobs_per_s": num_jobs / wall_s,
-        "tokens_per_event": num_tokens / (commands["cmdstat_xadd"]["calls"] - num_jobs),  # one is its end
+        "tokens_per_event": num_tokens / (commands["cmdstat_xadd"]["calls"] - num_jobs),  # minus its end
         "cpu_us_per_token": {name: spent / num_tokens * 1e6 for name, spent in cpu.items()},
         "commands": {
             name.removeprefix("cmdstat_"): {"calls": stat["calls"], "usec_per_call": stat["usec_per_call"]}
@@ -142,7 +142,7 @@ def run_jobs(redis: Redis, server: EmbeddedServer, worker_pid: int, num_jobs: in
 
 
 def read_records(redis: Redis):
-    """status, position, began_at, finished_at of every job."""
+    """Read status, position, began_at and finished_at of every job."""
     keys = list(redis.scan_iter(match=Keys().job("*"), count=1000))
     for start in range(0, len(keys), 1000):
         with redis.pipeline(transaction=False) as pipe:
@@ -166,7 +166,7 @@ def seconds_of(path: Path) -> float:
 
 
 def median(figures: list[dict]) -> dict:
-    """Figure by figure; nested ones as well."""
+    """The median of each figure, nested ones included."""
     first = figures[0]
     return {
         name: median([each[name] for each in figures if name in each])

@@ -1,7 +1,7 @@
-"""What a job costs the server in memory and on disk, on a real one: `python benchmarks/redis_memory.py`.
+"""Measures the memory and disk space of a job on a real server: `python benchmarks/redis_memory.py`.
 
-A job that waits, each token in its log, and a job that has ended, until its result's TTL. Written by the
-scripts that producers and workers use; one token an event, as a worker writes them that keeps up.
+It measures a waiting job, each token in a log, and an ended job, which lasts until its result's TTL. The
+scripts of producers and workers write them, with one token per event, as a worker does that keeps up.
 """
 
 import asyncio

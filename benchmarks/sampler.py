@@ -1,12 +1,12 @@
-"""What sampling costs a step, by its kernels and in torch, in turns: `python benchmarks/sampler.py`.
-A GPU's with `--device cuda`.
+"""Measures the sampling of a step, by its kernels and in torch, in turns: `python benchmarks/sampler.py`.
+With `--device cuda` it runs on a GPU.
 
-From logits in bfloat16, as the model makes them, to a list of tokens. The logits are made up, as a language
-model's are: most of the mass on few tokens, the rest spread over all of them.
+Sampling goes from logits in bfloat16, as the model computes them, to a list of tokens. The logits are
+synthetic, but shaped like a language model's: few tokens have most of the mass.
 
-On a GPU that is a step without a CUDA graph, with the packing of parameters, their copy to the GPU and the
-launches in it. Decode steps that are replayed have the same kernels in their graph, and only those: what
-these cost alone is not measured here.
+On a GPU the figure is for a step without a CUDA graph, and includes packing the parameters, copying them to
+the GPU and the launches. Replayed decode steps have the same kernels in their graph and nothing else; the
+cost of the kernels alone is not measured here.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def sample(logits: torch.Tensor, seqs: list[Sequence], sampling: Sampling) -> No
 
 
 def best_ms(calls: list[Callable[[], object]], num_rounds: int) -> list[float]:
-    """Of each call, the least time of `num_rounds` turns: other work on the machine only ever adds."""
+    """The minimum time of each call in `num_rounds` turns: other work on the machine can only add time."""
     best = [float("inf")] * len(calls)
     for _ in range(num_rounds):
         for index, call in enumerate(calls):

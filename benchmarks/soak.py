@@ -1,4 +1,4 @@
-"""Does anything grow? 200,000 short jobs through one worker and one server: `python benchmarks/soak.py`.
+"""Checks for leaks with 200,000 short jobs through one worker and one server: `python benchmarks/soak.py`.
 
     [--jobs 200000] [--json PATH]
 
@@ -31,7 +31,7 @@ BATCH, MOST_WAITING = 1000, 4000
 SERVER_TOLERANCE_MIB, WORKER_TOLERANCE = 2.0, 0.10
 MIB = 1 << 20
 LASTING_KEYS = {*Keys().all_jobs, Keys().settings, Keys().workers}
-"""What a queue has while a worker serves it, jobs or none."""
+"""The keys that a queue has while a worker serves it, even without jobs."""
 
 
 def main(
@@ -65,7 +65,10 @@ def main(
 
 
 async def soak(url: str, worker_pid: int, num_jobs: int) -> tuple[list[dict], set[str]]:
-    """A row of figures for each tenth of the jobs, before them and after them; and the keys that are left."""
+    """Run the jobs.
+
+    Returns a row of figures for each tenth, and before and after all; and the keys that are left.
+    """
     async with AsyncClient(url) as client, Redis.from_url(url, protocol=2) as redis:
         started, rows = time.monotonic(), []
 
@@ -101,13 +104,13 @@ async def soak(url: str, worker_pid: int, num_jobs: int) -> tuple[list[dict], se
 
 
 async def few_wait(redis: Redis, limit: int) -> None:
-    """Until at most `limit` jobs wait or run."""
+    """Wait until at most `limit` jobs wait or run."""
     while sum([await redis.xlen(stream) for stream in Keys().all_jobs]) > limit:  # noqa: ASYNC110
         await asyncio.sleep(0.1)
 
 
 async def keys_left(redis: Redis) -> set[str]:
-    """Keys beside the lasting ones. Waits a minute for the server to get round to those that have expired."""
+    """The keys other than the lasting ones. Waits up to a minute for the server to delete expired keys."""
     for _ in range(60):
         left = {key.decode() async for key in redis.scan_iter(count=1000)} - LASTING_KEYS
         if not left:
@@ -117,7 +120,7 @@ async def keys_left(redis: Redis) -> set[str]:
 
 
 def judge(rows: list[dict], left: set[str]) -> list[str]:
-    """What is wrong, a sentence each."""
+    """The failed checks, as sentences."""
     before, first_tenth, end = rows[0], rows[1], rows[-1]
     faults = [f"{len(left)} keys are left: {sorted(left)[:5]}"] if left else []
     server_mib = end["server_used_mib"] - before["server_used_mib"]

@@ -1,5 +1,5 @@
-"""What each kind of speculation brings, and what it costs where it brings nothing: decode rates without, by
-prompt lookup and by suffix, a step of each in turns: `python benchmarks/speculation.py`.
+"""Measures the gain of each kind of speculation, and its cost where it gains nothing: decode rates without,
+by prompt lookup and by suffix, a step of each in turns: `python benchmarks/speculation.py`.
 
 Each text (`speculation_texts.py`) is a list of requests that come as many at a time as there are streams. The
 engines are new for each text, so that a request's answer is in no history before it was given. Prefill is not
@@ -22,13 +22,13 @@ NUM_STREAMS = (1, 8)
 
 
 class Decoding:
-    """Streams of one engine, from the step after the last prefill of each batch of requests on."""
+    """The decoding of one engine, from the step after the last prefill of each batch of requests."""
 
     def __init__(self, engine: Engine, max_tokens: int):
         self.engine = engine
         self.outputs: list[list[int]] = []
         self.num_tokens = self.num_steps = 0
-        """Tokens that were decoded; steps, one for each sequence in it."""
+        """Decoded tokens; and steps, counted once for each sequence in a step."""
         self.wall_s = self.processor_s = 0.0
         self._max_tokens = max_tokens
 
@@ -42,7 +42,7 @@ class Decoding:
             self._take(self.engine.step())
 
     def step(self) -> bool:
-        """False if all streams have ended."""
+        """Run one step. Returns False if all streams have ended."""
         if not self.engine.has_unfinished:
             return False
         began, began_processor = time.perf_counter(), time.process_time()
@@ -68,7 +68,7 @@ def decode(
             run.begin(requests[first : first + num_streams])
         in_turn = list(runs)
         while any([run.step() for run in in_turn]):
-            in_turn.append(in_turn.pop(0))  # none is always the first
+            in_turn.append(in_turn.pop(0))  # a different one is first each time
     assert all(run.outputs == runs[0].outputs for run in runs), "speculation has changed a token"
     return runs
 

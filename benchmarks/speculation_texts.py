@@ -1,4 +1,4 @@
-"""Requests to measure speculation by: of kinds that resemble each other much, a little, and not at all."""
+"""Requests for the measurement of speculation: kinds with much, little and no similarity between requests."""
 
 import inspect
 import textwrap
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Request = tuple[list[dict[str, str]], dict[str, Any]]
-"""A conversation, and how to sample."""
+"""A conversation, and its sampling parameters."""
 
 GREEDY = {"temperature": 0}
 
@@ -55,7 +55,7 @@ def user(text: str) -> dict[str, str]:
 
 
 def tool_calls() -> Iterator[Request]:
-    """The prompt has an example of the call that is the answer."""
+    """Requests whose prompt has an example of the call that is the answer."""
     begin = [
         {"role": "system", "content": "You answer with one JSON object that calls a tool."},
         user("What is the weather in Paris?"),
@@ -66,7 +66,7 @@ def tool_calls() -> Iterator[Request]:
 
 
 def tool_code() -> Iterator[Request]:
-    """Only other answers show what the model says to that: some code, which the prompt has nothing of."""
+    """Requests whose answer is code that resembles other answers and is not in the prompt."""
     for city in CITIES:
         yield [user(f"Find the weather in {city} tomorrow with a call of a tool.")], GREEDY
 
@@ -77,14 +77,15 @@ def plans() -> Iterator[Request]:
 
 
 def edits_of_one_file() -> Iterator[Request]:
-    """A weak model changes little when it is asked to rename something: its answers copy the prompt."""
+    """Requests to rename something. A weak model changes little, so its answers copy the prompt."""
     for name in NAMES:
         task = f"Repeat this code word for word, but call the function `total` `{name}`:"
         yield [user(f"{task}\n```python\n{CODE}```")], GREEDY
 
 
 def copies() -> Iterator[Request]:
-    """Each of another text, functions of Python's `textwrap` and `inspect`: only its own prompt has it."""
+    """Requests to copy a function of Python's `textwrap` or `inspect`, each another one, which only its
+    prompt has."""
     functions = [
         function
         for module in (textwrap, inspect)

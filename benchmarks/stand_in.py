@@ -1,4 +1,4 @@
-"""A worker whose engine costs nothing, so that what is measured is all the rest.
+"""A worker whose engine costs nothing, for measurements of all other parts.
 
 Everything else is the `ingine worker` program, with its settings. Benchmarks start it through
 `StandInWorker`, as a process of its own. With STAND_IN_PROFILE set to a path, cProfile's figures of its
@@ -59,7 +59,7 @@ class _Sequence:
 
 
 class StandInEngine:
-    """What a worker uses of an `Engine`: a token for each running sequence a step, ready-made.
+    """The part of an `Engine` that a worker uses. A step returns a prepared token for each running sequence.
 
     The token at a position depends on the position alone, so a resumed sequence goes on as it would have.
     """
@@ -70,7 +70,7 @@ class StandInEngine:
     limits = RequestLimits(max_model_len, num_kv_tokens=max_model_len, vocab_size=1 << 31)
 
     def __init__(self, max_num_seqs: int, step_s: float = 0.0):
-        """`step_s`: how long a step takes at least. 0: as fast as its outputs are taken."""
+        """step_s: minimum duration of a step. 0 means as fast as its outputs are read."""
         self.config = SimpleNamespace(max_num_seqs=max_num_seqs)
         self._step_s = step_s
         self._running: dict[str, _Sequence] = {}
@@ -79,7 +79,7 @@ class StandInEngine:
         self._num_output_tokens = 0
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there is nothing to release."""
 
     def add(self, request: EngineRequest) -> None:
         num_prompt_tokens = len(request.prompt_token_ids)
@@ -147,7 +147,7 @@ class StandInEngine:
 
 
 class StandInWorker:
-    """This file as a process beside us: entered when it is ready, told to drain on exit."""
+    """Runs this file as another process: entering waits until it is ready, leaving drains it."""
 
     def __init__(
         self,
@@ -158,9 +158,9 @@ class StandInWorker:
         profile: Path | None = None,
         **settings: object,
     ):
-        """`settings` are fields of WorkerSettings. Its log is a file in `folder`.
+        """settings: fields of WorkerSettings. The log is a file in `folder`.
 
-        script: what else to run, with its arguments: a benchmark that has an engine of its own.
+        script: another program to run, with its arguments, for a benchmark with an engine of its own.
         """
         self._url, self._log, self._script = redis_url, folder / "worker.log", script
         given = {"worker_id": "stand-in", "http_port": -1, **settings}

@@ -1,4 +1,4 @@
-"""From the start of a process to its first token: `python benchmarks/start_time.py`.
+"""Measures the time from the start of a process to its first token: `python benchmarks/start_time.py`.
 
     [--model NAME] [--rounds 5] [--warm-only] [--imports-only] [--json PATH]
 
@@ -54,7 +54,7 @@ def start_engine(model: str) -> dict:
 
 
 def start_worker(model: str, server: EmbeddedServer) -> dict:
-    """The job is in a queue of its own, which no other run's worker looks at."""
+    """Start a worker with a job in a queue of its own, which no worker of another run reads."""
     queue = f"start-{time.time_ns()}"
     command = [sys.executable, "-m", "ingine.cli.main", "worker", "--model", model, "--queue", queue]
     command += ["--redis-url", server.url, "--http-port", "-1", "--log-level", "warning"]
@@ -71,14 +71,14 @@ def start_worker(model: str, server: EmbeddedServer) -> dict:
 
 
 def drop_from_page_cache(model: str) -> None:
-    """What a start reads: the packages, Python's own library and the model."""
+    """Drop all files that a start reads: the packages, Python's library and the model."""
     folders = [folder for folder in map(Path, sys.path) if folder.is_dir()]
-    # A hub's folder has links to files elsewhere.
+    # A hub's folder links to files elsewhere.
     evict([*folders, *(path.resolve() for path in resolve_model(model).iterdir())])
 
 
 def measure(start: Callable[[], dict]) -> dict:
-    """One run, and the processor's seconds and the MiB read from disk that it took."""
+    """Measure one run: its time, processor seconds, and MiB read from disk."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run = start()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -105,7 +105,7 @@ def main(
 
 
 def measure_imports() -> dict[str, dict[str, float]]:
-    """Least seconds of each, by the clock and of the processor: what else runs here only adds to them."""
+    """Minimum wall and processor seconds of each import: other work on the machine can only add time."""
     least: dict[str, dict[str, float]] = {}
     for _ in range(IMPORT_ROUNDS):
         for name, command in IMPORTS.items():
@@ -129,14 +129,14 @@ def report_imports(least: dict[str, dict[str, float]]) -> None:
 
 
 def measure_starts(model: str, rounds: int, warm_only: bool) -> dict[str, list[dict]]:
-    """Runs by what was started, and with which page cache."""
+    """The runs by program and state of the page cache."""
     with (
         TemporaryDirectory(prefix="ingine-start-") as folder,
         EmbeddedServer(Path(folder, "valkey")) as server,
     ):
         starts = {"engine": lambda: start_engine(model), "worker": lambda: start_worker(model, server)}
         for start in starts.values():
-            start()  # what the first start of all compiles or converts is not asked here
+            start()  # compilation and conversion at the very first start are not measured
         runs: dict[str, list[dict]] = {}
         for _ in range(rounds):
             for cache in ("warm",) if warm_only else ("warm", "cold"):

@@ -1,9 +1,9 @@
-"""What a step costs besides the model: `python benchmarks/step_overhead.py [--profile]`.
+"""Measures the cost of a step without the model: `python benchmarks/step_overhead.py [--profile]`.
 
-The engine, the tokenizer and the text are real. The model costs nothing: its logits lie ready, over the first
-512 tokens of the vocabulary only, so that greedy sampling is timed without its kernel. With top_p kernels are
-most of it all the same; `benchmarks/sampler.py` is about those. Times are the thread's processor time, of
-which neighbours on the machine take none.
+The engine, the tokenizer and the text are real. The model costs nothing: its logits are prepared, and cover
+only the first 512 tokens of the vocabulary, so that greedy sampling is timed without its kernel. With top_p,
+kernels still take most of the time; `benchmarks/sampler.py` measures them. Times are the thread's processor
+time, which other work on the machine does not affect.
 """
 
 import argparse
@@ -39,7 +39,7 @@ KINDS = {
 
 
 class StandInDecoder:
-    """A `Model` without weights. Another row of logits for each sequence and step."""
+    """A `Model` without weights. Each sequence gets another row of logits in each step."""
 
     device, dtype = torch.device("cpu"), torch.float32
     kernels = replace(REFERENCE, sampling=select_kernels(device, dtype).sampling)
@@ -48,7 +48,7 @@ class StandInDecoder:
 
     def __init__(self, config: ModelConfig):
         self.config = config
-        # Around the letters: those ids have text of their own.
+        # Around the ids of letters, which are texts of their own.
         self._logits = torch.randn(4096, VOCAB_SIZE, generator=torch.Generator().manual_seed(0)) * 4
         self._logits[:, :40] = -100.0
         self._offset = 0
@@ -71,7 +71,7 @@ class StandInDecoder:
 
 
 class Clock:
-    """Adds up the time that is spent in the parts of a step."""
+    """Adds up the time of each part of a step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -111,7 +111,7 @@ def fill(engine: Engine, batch_size: int, params: SamplingParams) -> float:
 
 
 def empty(engine: Engine) -> float:
-    """Returns the seconds that it takes to give up all sequences, as at the end of a burst."""
+    """The seconds that aborting all sequences takes, as at the end of a burst."""
     seq_ids = engine.running_seq_ids
     began = time.thread_time()
     for seq_id in seq_ids:
@@ -130,7 +130,10 @@ def decode(engine: Engine) -> float:
 
 
 def parts_of_a_step(engine: Engine) -> dict[str, float]:
-    """Seconds a step of each part, itself included and so a little too high where it is called often."""
+    """Seconds per step of each part.
+
+    They include the measuring, so a part that is called often reads a little high.
+    """
     clock, pack, sample = Clock(), ingine.engine.run.model_runner.pack, ingine.engine.run.model_runner.sample
     clock.watch(engine._scheduler, "schedule", "schedule")
     clock.watch(ingine.engine.run.model_runner, "pack", "pack")
@@ -145,7 +148,7 @@ def parts_of_a_step(engine: Engine) -> dict[str, float]:
 
 
 def measure(batch_size: int, params: SamplingParams, model: StandInDecoder, tokenizer: Tokenizer) -> str:
-    """A row: the best of `NUM_ROUNDS`, since other work on the machine only ever adds."""
+    """One row of figures: the best of `NUM_ROUNDS`, since other work on the machine can only add time."""
     rounds = []
     for _ in range(NUM_ROUNDS):
         engine = make_engine(batch_size, model, tokenizer)

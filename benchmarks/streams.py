@@ -1,4 +1,4 @@
-"""1,000 consumers in one client process: do all streams complete, and what does that cost the client?
+"""Runs 1,000 consumers in one client process: do all streams complete, and at what cost for the client?
 
     python benchmarks/streams.py [--streams 1000] [--max-tokens 16] [--model NAME] [--json PATH]
 
@@ -74,7 +74,10 @@ async def measure(url: str, *, num_streams: int, max_tokens: int) -> dict:
 
 
 async def consume(handle: AsyncJobHandle, num_tokens: int, started: float) -> float | None:
-    """Seconds until its end; None if it did not get every position once, in order."""
+    """Consume a stream.
+
+    Returns the seconds until its end; None if it did not bring every position once, in order.
+    """
     position = 0
     async for chunk in handle.stream():
         if chunk.position - len(chunk.token_ids) != position:
@@ -85,7 +88,7 @@ async def consume(handle: AsyncJobHandle, num_tokens: int, started: float) -> fl
 
 @asynccontextmanager
 async def sampled(observer: Redis) -> AsyncIterator[list[int]]:
-    """How many connections the server has, each second while the context lasts."""
+    """Sample the server's number of connections every second while the context lasts."""
     counts = [len(await observer.client_list())]
 
     async def sample() -> None:

@@ -1,10 +1,9 @@
 """Run `ingine worker` with a watch on its event loop, for `admission_cost.py`.
 
-On each line of its standard input it answers, on standard output, with what has been since the line
-before, as JSON: for how long the loop has not come round, at the longest, and the processor time of the
-whole process.
+For each line on standard input it prints a line of JSON about the time since the previous one: the longest
+time for which the loop scheduled no task, and the processor time of the whole process.
 
-The package that it runs is the one that is found first on PYTHONPATH.
+It runs the package that is first on PYTHONPATH.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ TICK_S = 0.001
 
 
 class Watch:
-    """Comes round with the loop, and notes when it comes late."""
+    """A task of the loop that records when it is scheduled late."""
 
     def __init__(self) -> None:
         self.longest_s = 0.0

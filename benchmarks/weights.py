@@ -1,9 +1,9 @@
-"""What the matrix products of a step cost: `python benchmarks/weights.py [--model NAME] [--rounds 15]`.
+"""Measures the matrix products of a step: `python benchmarks/weights.py [--model NAME] [--rounds 15]`.
 
-A model's layers and output matrix, or with `--matrix 18944x3584` matrices of given sizes, with random weights
-of their own each, so that they come out of memory as in a step. Weight formats take turns. Those in blocks
-lie row after row, as in a GGUF file; one whose blocks do not divide a matrix is left out. It also says how
-much memory each format keeps.
+It multiplies a model's layers and output matrix, or with `--matrix 18944x3584` matrices of given sizes. Each
+has random weights of its own, which are read from memory as in a step. Weight formats take turns. Formats
+with blocks are stored row by row, as in a GGUF file; a format whose blocks do not divide a matrix is left
+out. It also prints the memory of each format.
 
 A newer CPU does what an older one would with `--march x86-64-v3` and, for torch, ATEN_CPU_CAPABILITY=avx2. On
 a machine with other work use one thread (OMP_NUM_THREADS=1) and `--processor-time`.
@@ -40,21 +40,21 @@ NUM_ROWS = (1, 8, 32, 64, 128, 480)
 INT4_GROUPS = (32, 128)
 
 Shape = tuple[int, int]
-"""Out and in."""
+"""Number of outputs and inputs."""
 
 
 @dataclass(frozen=True)
 class Format:
     name: str
     dtype: torch.dtype
-    """Of rows."""
+    """Type of the rows."""
     pack: Callable[[Shape], Product]
     weight_bits: float
     block_size: int = 1
 
 
 def formats(march: str) -> list[Format]:
-    """All that run on this machine."""
+    """All formats that run on this machine."""
     float32, bfloat16, plain = torch.float32, torch.bfloat16, PlainWeights()
     library = native.load(build(march))
     blocks = NativeWeights(library, bfloat16, plain)
@@ -91,7 +91,7 @@ def stored(
 
 
 def shapes_of(config: ModelConfig) -> list[Shape]:
-    """Of every product of a step."""
+    """The shapes of all products of a step."""
     model = Decoder(config, REFERENCE, dtype=torch.bfloat16, device=torch.device("meta"))
     linears = [module for module in model.modules() if isinstance(module, Linear)]
     return [(sum(linear.out_features), linear.weight.shape[1]) for linear in linears]
@@ -112,7 +112,7 @@ def step(products: list[tuple[Shape, Product]], dtype: torch.dtype, num_rows: in
 def times_s(
     calls: list[Callable[[], None]], num_rounds: int, clock: Callable[[], float]
 ) -> list[list[float]]:
-    """Sorted, of each call, in `num_rounds` turns."""
+    """The sorted times of each call in `num_rounds` turns, in seconds."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(num_rounds):
         for call, taken in zip(calls, times, strict=True):
@@ -123,7 +123,7 @@ def times_s(
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that is no file's; 0 where there is no /proc."""
+    """Anonymous memory of this process; 0 without /proc."""
     try:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))

@@ -1,6 +1,6 @@
 """Make the costliest jobs that a queue's limits let in, one of each kind, as msgpack.
 
-This module uses nothing of ingine, so the jobs are the same whatever version of ingine gets them.
+This module imports nothing of ingine, so the jobs are the same for every version.
 """
 
 from collections.abc import Callable
@@ -78,7 +78,7 @@ FIELDS: dict[str, Callable[[], dict[str, Any]]] = {
     "an unknown field of maps": lambda: {"prompt": "a", "text": _list({})},
     "an unknown model": lambda: {"prompt": _text("the quick brown fox "), "model": "m" * 256},
 }
-"""Kind -> the fields of such a job, but for its id."""
+"""Kind -> the fields of such a job, without its id."""
 
 BYTES: dict[str, Callable[[], bytes]] = {
     "bad msgpack: behind many maps": lambda: msgpack.packb({"messages": _list({})}) + b"\xc1",
@@ -86,7 +86,7 @@ BYTES: dict[str, Callable[[], bytes]] = {
     "bad msgpack: letters": lambda: b"A" * MIB,
     "bad msgpack: lists": lambda: msgpack.packb(_list([])),
 }
-"""Kind -> what is no job at all, and has no id."""
+"""Kind -> bytes that are no job, and have no id."""
 
 FOREIGN = "an entry of other fields"
 DUPLICATE = "a duplicate id"
@@ -100,7 +100,7 @@ class JobMaker:
         self._made: dict[str, tuple[int, bytes]] = {}
 
     def entry(self, kind: str, job_id: str, **more: Any) -> dict[str, bytes]:
-        """The fields to XADD. `more` are fields of the job."""
+        """The fields for XADD. more: other fields of the job."""
         if kind == FOREIGN:
             return {f"field-{number}": b"x" for number in range(50_000)}
         if kind not in self._made:
@@ -108,7 +108,7 @@ class JobMaker:
         num_fields, packed = self._made[kind]
         if kind in BYTES:
             return {"job": packed}
-        # A map's fields may be put together as they are: only its head says how many there are.
+        # Packed fields can be concatenated: only the head of a map has their number.
         envelope = _pack_fields({"id": job_id} | more)
         return {"job": b"\xdf" + (num_fields + 1 + len(more)).to_bytes(4, "big") + envelope + packed}
 

@@ -1,4 +1,4 @@
-"""Run all targets in turns, or some, and print runs and findings of each as JSON.
+"""Run all or some targets in turns, and print runs and findings of each as JSON.
 
 `python -m benchmarks.fuzz --target T --seed S --case N` repeats a finding.
 """
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def report(tallies: dict[str, Tally]) -> None:
-    """Print the figures. It is called after each round, so whoever stops it has those of the last one."""
+    """Print the figures. Called after each round, so an interrupted run has those of the last one."""
     for name, tally in tallies.items():
         shown = {"target": name, "runs": tally.runs, "seconds": round(tally.seconds)}
         findings = {f"{finding.where} {finding.error}": finding.times for finding in tally.findings.values()}

@@ -1,4 +1,4 @@
-"""Fuzz lines of a batch's input: each is submitted or refused, and has a row in one of the two files."""
+"""Fuzz lines of a batch's input: each is submitted or refused, and gets a row in one of the two files."""
 
 import json
 from random import Random

@@ -1,4 +1,4 @@
-"""Fuzz the output and error files of a batch, which an earlier run, or anybody, has left."""
+"""Fuzz the output and error files of a batch, which an earlier run or another program has left."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""Fuzz messages on a control channel: a worker looks sooner where it looks anyway, or does nothing."""
+"""Fuzz messages on a control channel: they make a worker read earlier what it reads anyway, or do nothing."""
 
 from random import Random
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ def check(case: bytes) -> str:
 
 
 def _partition(done: list[str]) -> Any:
-    """A partition whose only job is `a`, which somebody has asked to cancel."""
+    """A partition with one job, `a`, whose cancellation was requested."""
 
     async def cancelled_among(job_ids: set[str]) -> list[str]:
         return [job_id for job_id in job_ids if job_id == "a"]

@@ -1,4 +1,4 @@
-"""Fuzz dead letters, which anybody may have written: they are listed, shown and put back."""
+"""Fuzz dead letters, which any client may have written: they are listed, shown and requeued."""
 
 import contextlib
 import dataclasses

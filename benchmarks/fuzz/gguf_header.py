@@ -1,4 +1,4 @@
-"""A GGUF file's header: metadata, and where its tensors lie."""
+"""Fuzz a GGUF file's header: metadata and tensor locations."""
 
 from random import Random
 
@@ -11,7 +11,8 @@ from tests.security.gguf_bytes import tiny_gguf
 WORDS = (b"\x00", b"\xff\xff\xff\xff", b"\x09\x00\x00\x00", b"\x00\x00\x00\x00\x00\x00\x00\x40", b"GGUF")
 FILES = tuple(tiny_gguf(sentencepiece=sentencepiece).encode() for sentencepiece in (False, True))
 DAMAGED_BYTES = 12_000
-"""The rest of a header is token after token, and behind it lies what is never looked at."""
+"""Only this many bytes at the start are damaged: the rest of a header is one token after another, and what
+follows it is never read."""
 
 
 def cases(rng: Random) -> bytes:

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.fuzz.guided events`: cases are varied towards code that none has reached yet.
+"""`python -m benchmarks.fuzz.guided events`: guides cases towards code that none has reached yet.
 
-By atheris, Google's fuzzer for Python with libFuzzer's engine, which is no dependency of ingine:
-`pip install atheris`. For the targets whose cases are bytes as they come from outside; the others' cases are
-structures that a server's client has read already, and bytes without that structure would say nothing.
+It uses atheris, Google's fuzzer for Python with libFuzzer's engine, which is no dependency of ingine:
+`pip install atheris`. It covers the targets whose cases are raw bytes from outside. Cases of the others are
+structures that redis-py has already parsed, for which random bytes would test nothing.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CASE_LIMIT_S, MAX_CASE_BYTES = 60, 6000
 
 
 def main() -> None:
-    """Ends with libFuzzer's statistics, or with the first finding, whose case it writes to a file."""
+    """Fuzz until the end, with libFuzzer's statistics, or the first finding, whose case is written to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60)

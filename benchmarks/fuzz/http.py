@@ -1,4 +1,4 @@
-"""Fuzz bytes at the metrics port: they cost no more than a connection, and no line in the log."""
+"""Fuzz bytes at the metrics port: they may cost a connection, but no line in the log."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from benchmarks.fuzz.mutations import damaged
 from ingine.worker.http import HttpServer
 
 IN_THREADS = True
-"""The thread that calls `check` does not do the work."""
+"""True: other threads than the one that calls `check` do the work."""
 HANGS_S = 30.0
 
 REQUESTS = (
@@ -62,7 +62,7 @@ def _talk(port: int, way: bytes, raw: bytes) -> bytes:
         if way == b"reset":
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return answer
-        with contextlib.suppress(OSError):  # it has been answered and closed already
+        with contextlib.suppress(OSError):  # already answered and closed
             client.shutdown(socket.SHUT_WR)
         while way == b"whole" and (part := client.recv(1 << 16)):
             answer += part
@@ -78,7 +78,7 @@ def _wait_until(condition) -> None:
 
 @functools.cache
 def _server() -> tuple[int, int]:
-    """Start a server. Its port, and how many threads there are without a connection."""
+    """Start a server. Returns its port, and the number of threads without a connection."""
     server = HttpServer("127.0.0.1", 0, CollectorRegistry(), healthy=lambda: None, ready=lambda: "no")
     server.start()
     return server.port, threading.active_count()

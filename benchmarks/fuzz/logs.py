@@ -1,4 +1,4 @@
-"""Fuzz entries of a token log: a consumer reads a page of it, and a worker goes on from it."""
+"""Fuzz entries of a token log: a consumer reads a page of it, and a worker resumes from it."""
 
 from random import Random
 from types import SimpleNamespace

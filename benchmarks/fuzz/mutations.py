@@ -35,14 +35,14 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Values:
-    """What changes put in: scalars, and keys of maps."""
+    """Sources of the values that changes insert: scalars, and keys of maps."""
 
     scalar: Callable[[Random], Any]
     key: Callable[[Random], Any]
 
 
 def any_scalar(rng: Random) -> Any:
-    """Draw one of those that msgpack has."""
+    """Draw a scalar of msgpack's types."""
     match rng.randrange(9):
         case 0:
             return None
@@ -63,7 +63,7 @@ def any_scalar(rng: Random) -> Any:
 
 
 def json_scalar(rng: Random) -> Any:
-    """Draw one of those that JSON has, as Python's reader takes it."""
+    """Draw a scalar of JSON's types, as Python's reader accepts them."""
     match rng.randrange(6):
         case 0:
             return None
@@ -82,7 +82,7 @@ JSON = Values(json_scalar, lambda rng: rng.choice((*TEXTS, "\ud800")))
 
 
 def text_bytes(rng: Random) -> bytes:
-    """Draw bytes as fields of a hash have them, most often of text."""
+    """Draw bytes like those of hash fields, which are text most often."""
     return rng.randbytes(rng.randrange(9)) if rng.random() < 0.2 else rng.choice(TEXTS).encode()
 
 
@@ -133,7 +133,7 @@ def _change(rng: Random, value: Any, values: Values) -> Any:
 
 
 def damaged(rng: Random, raw: bytes, words: Sequence[bytes] = (b"\x00", b"\xff\xff\xff\xff")) -> bytes:
-    """Cut out, flip, repeat or fill with other bytes some places of `raw`. `words` are put in."""
+    """Cut out, flip, repeat or overwrite some places of `raw`, or insert one of `words`."""
     mutable = bytearray(raw)
     for _ in range(rng.randint(1, 4)):
         place, length = rng.randrange(len(mutable) + 1), rng.choice((0, 1, 1, 2, 4, 16, 300))

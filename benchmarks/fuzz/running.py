@@ -1,4 +1,4 @@
-"""Run a target's cases. They come again by seed and number, and may neither hang nor do unbounded work."""
+"""Run a target's cases. Seed and number reproduce a case. Cases may neither hang nor do unbounded work."""
 
 import faulthandler
 import importlib
@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 HANGS_S = 60
 
 MEASURED_EVERY = 16
-"""The work of every so many cases is measured, which makes them slow."""
+"""The work of one in so many cases is measured, which makes these slow."""
 CALLS_AT_LEAST, CALLS_PER_BYTE = 50_000, 60
 PEAK_AT_LEAST, PEAK_PER_BYTE = 4 << 20, 200
-"""Calls of functions, and bytes of memory: what is measured stays far below, unless it grows faster."""
+"""Bounds of function calls and bytes of memory. Measured values stay far below, unless they grow too fast."""
 
 
 class TooMuchWork(AssertionError):
@@ -40,7 +40,7 @@ class TooMuchWork(AssertionError):
 class Finding:
     error: str
     where: str
-    """The last line of ours on the way to the error."""
+    """Our innermost line in the traceback."""
     number: int
     case: bytes
     times: int = 1
@@ -68,7 +68,10 @@ def numbered_cases(module: ModuleType, seed: int, start: int = 0) -> Iterator[tu
 
 
 def check(module: ModuleType, number: int, case: bytes) -> str:
-    """What came of it. Raises what is a finding; of every sixteenth case its work is counted too."""
+    """Check a case, and return the outcome.
+
+    Raises for a finding. The work of every sixteenth case is counted.
+    """
     if number % MEASURED_EVERY:
         return module.check(case)
     at_least = getattr(module, "CALLS_AT_LEAST", CALLS_AT_LEAST)
@@ -77,14 +80,15 @@ def check(module: ModuleType, number: int, case: bytes) -> str:
     try:
         with bounded_work(len(case), max_calls, in_threads=in_threads):
             return module.check(case)
-    except TooMuchWork:  # something may have been imported, or a table have grown: not so the second time
+    except TooMuchWork:  # imports and growing tables cost once: try a second time
         with bounded_work(len(case), max_calls, in_threads=in_threads):
             return module.check(case)
 
 
 @contextmanager
 def bounded_work(num_bytes: int, max_calls: int, *, in_threads: bool) -> Iterator[None]:
-    """Raises TooMuchWork for more calls or memory than an input of so many bytes may cost."""
+    """Raise TooMuchWork if the block makes more calls or takes more memory than `num_bytes` of input may
+    cost."""
     num_calls = 0
 
     def count(frame: Any, event: str, argument: Any) -> None:
@@ -108,9 +112,9 @@ def bounded_work(num_bytes: int, max_calls: int, *, in_threads: bool) -> Iterato
 
 
 def run_for(module: ModuleType, seconds: float, seed: int, tally: Tally) -> list[Finding]:
-    """Go on behind the tally's last case for so long. Returns what is new among its findings.
+    """Run cases after the tally's last one for `seconds`. Returns the new findings.
 
-    A case that hangs ends the process, which says where. By a signal: `faulthandler.dump_traceback_later` has
+    A case that hangs ends the process with a traceback, by a signal: `faulthandler.dump_traceback_later` uses
     a thread, and until Python 3.12 `tracemalloc.stop` crashes if a thread ends at that moment.
     """
     faulthandler.register(signal.SIGALRM, chain=True)
@@ -145,7 +149,7 @@ def _where(error: BaseException) -> str:
 
 
 def finished(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that waits for nothing."""
+    """Run a coroutine that never waits, and return its result."""
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -155,7 +159,7 @@ def finished(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 @contextmanager
 def file_of(case: bytes) -> Iterator[Path]:
-    """In memory, where there is /dev/shm."""
+    """A file with `case`, in memory if there is /dev/shm."""
     memory = Path("/dev/shm")
     with tempfile.NamedTemporaryFile(dir=memory if memory.is_dir() else None) as file:
         file.write(case)
@@ -164,7 +168,10 @@ def file_of(case: bytes) -> Iterator[Path]:
 
 
 def outcome(parse: Callable[[], Any], *documented: type[BaseException]) -> tuple[Any, str]:
-    """What `parse` returns, and `valid`; or None, and `refused` for an error that it documents."""
+    """Call `parse`.
+
+    Returns its result and `valid`, or None and `refused` after an error that it documents.
+    """
     try:
         return parse(), "valid"
     except documented:

@@ -1,4 +1,4 @@
-"""A safetensors file's header: which tensors lie where."""
+"""Fuzz a safetensors file's header, which has the locations of tensors."""
 
 import json
 from random import Random

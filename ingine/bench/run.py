@@ -102,7 +102,7 @@ def _max_model_len(folder: Path) -> int:
 
 
 def print_table(console: Console, results: Results) -> None:
-    """Print the table at least 80 columns wide. A narrower terminal wraps its lines, so no figure is cut off."""
+    """Print the table at least 80 columns wide: a narrower terminal wraps lines, but cuts no figure off."""
     console.width = max(console.width, TABLE_WIDTH)
     console.print(_table(results), crop=False)
 
