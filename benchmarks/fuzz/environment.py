@@ -19,8 +19,8 @@ from ingine.connect.environment import KNOWN_SETTINGS
 from ingine.errors import ConfigError
 
 CALLS_AT_LEAST, CALLS_PER_BYTE = 100_000, 200
-"""Bounds of function calls. Without any input there are 50,000. python-dotenv makes up to 100 for a byte of short
-lines, and twice as many for twice the lines."""
+"""Bounds of function calls. Without any input there are 50,000. python-dotenv makes up to 100 for a byte of
+short lines, and twice as many for twice the lines."""
 
 SECRET = "geheim77"
 URLS = (

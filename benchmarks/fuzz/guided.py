@@ -30,7 +30,8 @@ CASE_LIMIT_S, MAX_CASE_BYTES = 60, 6000
 
 
 def main() -> None:
-    """Fuzz until the end, with libFuzzer's statistics, or the first finding, whose case is written to a file."""
+    """Fuzz to the end, which prints libFuzzer's statistics, or to a finding, whose case is written to a
+    file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60)

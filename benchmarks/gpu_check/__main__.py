@@ -37,7 +37,7 @@ def main(
     report = as_json(cells, plan, dry_run=dry_run)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)  # or a log would have tables of 80 columns, which are too few
+        console = Console(width=140)  # a log would have 80 columns, which are too few for the tables
     for table in tables(report):
         console.print(table)
     if out is None and not dry_run and chosen == list(MODULES):

@@ -1,7 +1,7 @@
-"""Attention on the device beside the textbook formula in float64, over random shapes and schedules.
+"""Compares attention on the device with the textbook formula in float64, over random shapes and schedules.
 
-The harness of the tests runs them: keys and values in shuffled blocks of memory that held NaN, computed in
-prefills, chunks, decodes and mixtures of them.
+The harness of the tests runs the cases: keys and values are in shuffled blocks of memory that held NaN, and
+are computed in prefills, chunks, decodes and mixtures of them.
 """
 
 import random
@@ -20,10 +20,10 @@ from ingine.errors import ConfigError
 from tests.engine.paged_attention import Attention, as_int4
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
-"""Of outputs of about 1: float32 in sums of hundreds, and half a dozen roundings to bfloat16."""
+"""Tolerance for outputs of about 1: sums of hundreds in float32, and half a dozen roundings to bfloat16."""
 QUANTIZED_TOLERANCE = {"int8": 5e-2, "int4": 4e-1, "fp8": 2e-1}
-"""Beside the formula on quantised keys and values. A key that is rotated in float32 and not, as the
-formula's, in bfloat16 may be rounded to the next number, which in fp8 is up to an eighth away."""
+"""Tolerance of the formula on quantised keys and values. It rotates keys in bfloat16; a key rotated in
+float32 may be rounded to the neighbouring number, which in fp8 is up to an eighth away."""
 NUM_SCHEDULES = 2
 
 VARLEN_CASES = (
@@ -39,7 +39,7 @@ VARLEN_CASES = (
         rotary=True,
     ),
 )
-"""For torch's own attention over paged KV, where this torch has it."""
+"""Cases for torch's own attention over paged KV, if this torch has it."""
 
 
 def run(plan: Plan, device: torch.device, cells: Cells) -> None:
@@ -53,7 +53,7 @@ def run(plan: Plan, device: torch.device, cells: Cells) -> None:
 
 
 def random_case(seed: int, *, tiny: bool) -> tuple[Attention, str]:
-    """Most values come round, each in its own period: 16 seeds have all of them, in many combinations."""
+    """The case of a seed. Most fields cycle with a period of their own: 16 seeds cover all values."""
     rng = random.Random(seed)
     num_kv_heads, group = rng.choice((1, 2, 4)), seed % 8 + 1
     attention = Attention(
@@ -69,7 +69,8 @@ def random_case(seed: int, *, tiny: bool) -> tuple[Attention, str]:
 
 
 def quantized(new: Tensor, kv_cache_dtype: str) -> Tensor:
-    """What memory makes of keys or values [num_tokens, num_kv_heads, head_dim]: a scale a token and head."""
+    """Keys or values [num_tokens, num_kv_heads, head_dim] as KV memory returns them, with a scale per token
+    and head."""
     if kv_cache_dtype == "auto":
         return new
     if kv_cache_dtype == "int4":
@@ -132,6 +133,6 @@ def _compare(
         )
         for _ in range(NUM_SCHEDULES if device.type != "cpu" else 1)
     ]
-    worst = torch.cat(errors).max().item()  # NaN if one is, which is not under the tolerance
+    worst = torch.cat(errors).max().item()  # NaN if any is NaN, which is over the tolerance
     tolerance = QUANTIZED_TOLERANCE.get(kv_cache_dtype, TOLERANCE[attention.dtype])
     return {"kernel": backend.name, "worst_error": worst, "tolerance": tolerance, "ok": worst < tolerance}

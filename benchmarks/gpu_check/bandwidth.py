@@ -1,4 +1,4 @@
-"""How fast this device reads its memory: what a step's time is held against."""
+"""Measures the device's memory bandwidth, which a step's time is compared with."""
 
 import torch
 
@@ -9,16 +9,16 @@ NUM_ROUNDS = 3
 
 
 def measure_bandwidth(num_bytes: int, device: torch.device) -> Figures:
-    """Bytes a second of a sum and a dot product over `num_bytes`, and of a copy of half of them.
+    """Bytes per second of a sum and a dot product over `num_bytes`, and of a copy of half of them.
 
-    `bytes_per_s` is the fastest of all rounds: a slower yardstick would flatter the engine.
+    `bytes_per_s` is the fastest of all rounds: a lower figure would flatter the engine.
     """
     values = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
     one, other = values.chunk(2)
     works = {
         "sum": lambda: values.sum(),
         "dot": lambda: torch.dot(one, other),
-        "copy": lambda: one.copy_(other),  # a half is read, and a half written
+        "copy": lambda: one.copy_(other),  # reads one half, and writes the other
     }
     rates = {name: 0.0 for name in works}
     for work in works.values():

@@ -1,4 +1,4 @@
-"""What a part found, a line of JSON each as soon as it is known: what is killed has not been in vain."""
+"""The results of a part, written as lines of JSON at once, so that a killed part keeps its results."""
 
 import json
 import re
@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 Figures = dict[str, Any]
-"""Of something that is exact or not, with "ok"."""
+"""Figures of a cell. Those of a check for exactness have "ok"."""
 
 MACHINE = "machine"
-"""The first cell of every part: what its figures are from."""
+"""The first cell of every part, which describes the machine."""
 
 _PATH = re.compile(r"(?:/[\w.+-]+)+/(?=[\w.+-]+)")
 
 
 NO_TIME_LEFT = "no time left"
-"""Why a cell is skipped that another run may have."""
+"""The reason of a cell that another run may measure."""
 
 
 class Skipped(Exception):
-    """This machine cannot measure it; the text says why."""
+    """Raised if this machine cannot measure a cell, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Cell:
     skipped: str | None = None
     error: str | None = None
     seconds: float = 0.0
-    """That it took."""
+    """Duration of the measurement."""
 
     @property
     def passed(self) -> bool:
@@ -43,7 +43,7 @@ class Cell:
 
 
 class Cells:
-    """Writes to `path` for a part that begins nothing after `until`, in seconds since the epoch."""
+    """Writes cells to `path` for a part that starts no cell after `until`, in seconds since the epoch."""
 
     def __init__(self, part: str, path: Path, until: float):
         self._part, self._path, self._until = part, path, until
@@ -55,9 +55,9 @@ class Cells:
     def run(
         self, name: str, settings: dict[str, Any], measure: Callable[..., Figures], *args: Any
     ) -> Figures | None:
-        """What `measure(*args)` returns; None if it raises, since what fails must not hide the others.
+        """Run `measure(*args)`, and write its result. Returns None if it raises: other cells shall still run.
 
-        `settings` say what is measured.
+        settings: what is measured.
         """
         figures = skipped = error = None
         began = time.perf_counter()
@@ -81,7 +81,7 @@ class Cells:
 
 
 def read_cells(path: Path) -> list[Cell]:
-    """All whole lines of `path`, which a part may not have come to write."""
+    """The complete cells of `path`; none if the part has not written the file."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
@@ -105,6 +105,6 @@ def _short(value: Any) -> str:
 
 
 def _in_a_line(error: Exception) -> str:
-    """Type and first line, files without their folders: figures say nothing of whose machine it was."""
+    """Type and first line of an error, with files named without folders, which could identify the machine."""
     first = (str(error).strip().splitlines() or [""])[0]
     return _PATH.sub("", f"{type(error).__name__}: {first}")

@@ -1,4 +1,4 @@
-"""Which device and versions figures are from. No host name and no path: they go into a public file."""
+"""Describes device and versions, without host name and paths, since the figures are published."""
 
 import subprocess
 from importlib.metadata import version
@@ -10,7 +10,7 @@ from benchmarks.machine import machine
 
 
 def describe_machine(device: str) -> Figures:
-    """Raises RuntimeError if `device` (torch's name) cannot be used."""
+    """The device and versions. Raises RuntimeError if `device` (torch's name) cannot be used."""
     found = {name: machine()[name] for name in ("platform", "cpu", "cpus", "python")}
     found |= {name: version(name) for name in ("torch", "triton", "transformers")}
     if device == "cpu":
@@ -33,7 +33,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def _driver_version() -> str | None:
-    """None where nvidia-smi is not."""
+    """The driver's version; None without nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout

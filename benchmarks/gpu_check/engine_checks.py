@@ -1,5 +1,5 @@
-"""Exactness of the whole engine: tiny random models in float32, token for token what transformers generates
-on the same device, however the scheduler cuts and mixes the work.
+"""Checks the exactness of the whole engine: tiny random models in float32 give the tokens that transformers
+generates on the same device, however the scheduler cuts and mixes the work.
 """
 
 import random
@@ -25,9 +25,9 @@ from tests.tiny_models import make_tiny_model
 
 VOCAB_SIZE = 256
 SEEDS = {"llama": 1, "qwen2": 0, "qwen3": 1, "mistral": 1}
-"""Of models that are nowhere near a tie on the way, where rounding would decide."""
+"""Seeds of models without near ties on the way, which rounding would decide."""
 WINDOW = 24
-"""Of mistral: less than most prompts."""
+"""Sliding window of mistral: shorter than most prompts."""
 SHORT_OF_MEMORY = "short of memory"
 SHARED = "shared prefixes"
 MIXES: dict[str, dict[str, Any]] = {
@@ -40,13 +40,13 @@ MIXES: dict[str, dict[str, Any]] = {
     "not scheduled ahead": {"async_scheduling": False},
     "no CUDA graphs": {"cuda_graphs": False},
 }
-"""Options of `make_engine`."""
+"""Options of `make_engine`, by name of the mix."""
 
 SAMPLING: dict[str, tuple[dict[str, Any], ...]] = {
     "random sampling": ({"temperature": 1.0}, {"temperature": 1.5, "top_k": 50, "top_p": 0.9}),
     "penalties": ({"temperature": 0.8, "min_p": 0.05, "repetition_penalty": 1.3, "presence_penalty": 1.0},),
 }
-"""Parameters that sequences have in turn. What is random and no more is sampled within CUDA graphs."""
+"""Sampling parameters that sequences use in turn. Plain random sampling is done within CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Model:
 
     @torch.no_grad()
     def margins(self, prompt: list[int], tokens: list[int]) -> list[float]:
-        """By how much the likeliest token led where each of `tokens` came."""
+        """The lead of the likeliest token over the second at each of `tokens`."""
         token_ids = torch.tensor([prompt + tokens], device=self.hf_model.device)
         logits = self.hf_model(token_ids).logits[0, len(prompt) - 1 : -1]
         best, second = logits.topk(2).values.unbind(dim=1)
@@ -119,7 +119,7 @@ def make_prompts(plan: Plan) -> list[list[int]]:
 def make_engine(
     model: Model, plan: Plan, *, num_blocks: int | None = None, cuda_graphs: bool = True, **options: Any
 ) -> Engine:
-    """`options` are fields of `EngineConfig`."""
+    """Make an engine. options: fields of `EngineConfig`."""
     model.decoder.kernels.attention.can_be_captured = cuda_graphs
     options = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "block_size": plan.small_blocks} | options
     longest = max(plan.prompt_lengths) + plan.num_new_tokens
@@ -133,7 +133,7 @@ def make_engine(
 
 
 def finish(engine: Engine) -> dict[str, list[int]]:
-    """Step to the end. The tokens by sequence."""
+    """Step to the end. Returns the tokens by sequence."""
     tokens: dict[str, list[int]] = {}
     while engine.has_unfinished:
         for output in engine.step():
@@ -167,7 +167,7 @@ def _check_mix(
         "prefix_cache_hit_tokens": stats.prefix_cache_hit_tokens,
         **_compare(model, prompts, expected, [found[str(index)] for index in range(len(prompts))]),
     }
-    # A mixture that does not make what it is there for would prove nothing.
+    # A mix without the event that it shall cause would prove nothing.
     if name == SHORT_OF_MEMORY:
         figures["ok"] &= stats.num_preemptions > 0
     elif name == SHARED:
@@ -178,7 +178,7 @@ def _check_mix(
 def _check_resumption(
     model: Model, prompts: Sequence[list[int]], expected: Sequence[list[int]], plan: Plan
 ) -> Figures:
-    """Every sequence goes on from some position, another each, in one batch."""
+    """Resume every sequence from another position, in one batch."""
     engine = make_engine(model, plan, enable_prefix_caching=False)
     begun = [tokens[: 1 + index % len(tokens)] for index, tokens in enumerate(expected)]
     for index, (prompt, tokens) in enumerate(zip(prompts, begun, strict=True)):
@@ -194,7 +194,7 @@ def _compare(
     expected: Sequence[list[int]],
     found: Sequence[list[int]],
 ) -> Figures:
-    """With the place of the first difference, and how near a tie it is there."""
+    """Compare tokens. The figures have the place of the first difference, and the margin there."""
     for index, (prompt, right, ours) in enumerate(zip(prompts, expected, found, strict=True)):
         if ours == right:
             continue
@@ -208,9 +208,10 @@ def _compare(
 def _compare_sampling(
     model: Model, prompts: Sequence[list[int]], plan: Plan, kinds: Sequence[dict[str, Any]]
 ) -> Figures:
-    """Judged beside the same engine without CUDA graphs. Told beside it: the share of sequences whose tokens
-    are those of the reference on the CPU. Its logits differ in their last bits, so a draw may fall on the
-    other side of an edge.
+    """Check sampling against the same engine without CUDA graphs.
+
+    The figures also have the share of sequences with the tokens of the reference on the CPU, which may
+    differ: its logits differ in their last bits, so a draw may fall on the other side of an edge.
     """
     cpu = torch.device("cpu")
     reference = load_model(model.path, dtype=torch.float32, device=cpu, kernels=REFERENCE)

@@ -1,7 +1,7 @@
-"""An engine in a process of its own, as a worker on a GPU has it, beside the same engine alone.
+"""Compares an engine in a process of its own, as in a worker on a GPU, with the same engine alone.
 
-Between them is the message interface and nothing else: no queue, and since a random model has no tokenizer no
-text, on neither side. `python -m benchmarks.gpu_check.hosting [--dry-run]` is the program of that process.
+They differ in the message interface alone: neither has a queue nor text, since a random model has no
+tokenizer. `python -m benchmarks.gpu_check.hosting [--dry-run]` is the program of that process.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ def run(plan: Plan, cells: Cells) -> None:
 
 
 def build(plan: Plan) -> Subject:
-    """With no more KV memory than the work takes: there are two of them on the device."""
+    """Build an engine with only as much KV memory as the work needs, since the device holds two of them."""
     batch, context = max(plan.hosted), plan.compared[1]
     longest = context + streams.num_tokens(plan, batch, context) + 2 * plan.block_size
     return Subject.build(
@@ -68,7 +68,7 @@ def _compare(alone: Subject, rate: float, batch: int, plan: Plan) -> Figures:
 async def _tokens_per_s(
     host: EngineProcess, outputs: asyncio.Queue, batch: int, context: int, plan: Plan
 ) -> float:
-    """Of sequences that have all begun, by when their tokens arrive here."""
+    """Tokens per second, by their arrival here, once all sequences have begun."""
     num_tokens = streams.num_tokens(plan, batch, context)
     params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
     for index, prompt in enumerate(streams.prompts(batch, context, plan.shape.vocab_size)):

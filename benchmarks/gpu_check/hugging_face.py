@@ -1,4 +1,5 @@
-"""Hugging Face on the same device, shape and work: `generate` on one batch, and its continuous batching."""
+"""Measures Hugging Face on the same device, shape and work: `generate` on one batch, and continuous
+batching."""
 
 import time
 from collections.abc import Callable
@@ -19,14 +20,14 @@ from benchmarks.gpu_check.random_model import MAX_POSITION_EMBEDDINGS, fill_rand
 from benchmarks.gpu_check.timing import synchronize
 
 PAGE_SIZE = 256
-"""Tokens of a page: its default, which has another name in each version."""
+"""Tokens of a page: the default, which has another name in each version."""
 
 Generate = Callable[[PreTrainedModel, list[list[int]], int], Figures]
 
 
 def run(plan: Plan, cells: Cells) -> None:
     model, context = _random_model(plan), plan.compared[1]
-    # `generate_batch` comes last: failing, it leaves the model with attention that `generate` cannot use.
+    # `generate_batch` comes last: a failure leaves the model with attention that `generate` cannot use.
     for name, generate in SYSTEMS.items():
         for batch in plan.streams:
             settings = {"batch": batch, "context": context, "num_new_tokens": plan.num_stream_tokens}
@@ -34,7 +35,7 @@ def run(plan: Plan, cells: Cells) -> None:
 
 
 def padded(model: PreTrainedModel, prompts: list[list[int]], num_tokens: int) -> Figures:
-    """`generate` on one batch; nothing is padded, since prompts are equally long."""
+    """Run `generate` on one batch. Nothing is padded, since all prompts have the same length."""
     began = time.perf_counter()
     input_ids = torch.tensor(prompts, device=model.device)
     model.generate(
@@ -50,8 +51,8 @@ def padded(model: PreTrainedModel, prompts: list[list[int]], num_tokens: int) ->
 
 
 def continuous(model: PreTrainedModel, prompts: list[list[int]], num_tokens: int) -> Figures:
-    """`generate_batch` with pages for this work. It sets itself up anew in each call, which is in the wall
-    time and not in the rate after the first token; graphs and attention are its own choice.
+    """Run `generate_batch` with enough pages for this work. Each call includes its setup, which counts for
+    the wall time but not for the rate after the first token. It chooses graphs and attention itself.
     """
     pages = sum(-(-(len(prompt) + num_tokens) // PAGE_SIZE) for prompt in prompts)
     began = time.perf_counter()
@@ -66,7 +67,7 @@ def continuous(model: PreTrainedModel, prompts: list[list[int]], num_tokens: int
         record_timestamps=True,
     )
     made = [len(output.generated_tokens) for output in outputs.values()]
-    if made != [num_tokens] * len(prompts):  # it logs its errors, and returns what it has
+    if made != [num_tokens] * len(prompts):  # it logs errors, and returns what it has
         raise RuntimeError(f"generate_batch made {sum(made)} of {num_tokens * len(prompts)} tokens")
     return streams.rates(began, [moment for output in outputs.values() for moment in output.timestamps])
 
@@ -75,12 +76,12 @@ SYSTEMS: dict[str, Generate] = {"hf generate": padded, "hf continuous batching":
 
 
 def _measure(model: PreTrainedModel, generate: Generate, batch: int, plan: Plan) -> Figures:
-    """With the attention that the model has while it runs: `generate_batch` chooses another, and puts it
-    back."""
+    """Measure a call. The figures name the attention that the model uses meanwhile: `generate_batch` changes
+    it and restores it."""
     prompts = streams.prompts(batch, plan.compared[1], plan.shape.vocab_size)
     seen: set[str] = set()
     hook = model.register_forward_pre_hook(lambda model, _: seen.add(model.config._attn_implementation))
-    generate(model, prompts, 2)  # loads, compiles
+    generate(model, prompts, 2)  # load and compile
     hook.remove()
     return {"attention": ", ".join(sorted(seen)), **generate(model, prompts, plan.num_stream_tokens)}
 

@@ -1,4 +1,5 @@
-"""Exactness of each kernel on the device, beside the textbook formula or the reference in torch."""
+"""Checks the exactness of each kernel on the device, against the textbook formula or the reference in
+torch."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The engine's operations between matrix products beside torch's, on the device."""
+"""Compares the engine's operations between matrix products with torch's, on the device."""
 
 import random
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from ingine.engine.kernels.select import REFERENCE, triton_kernels
 EPS = 1e-6
 SIZES = (64, 96, 128, 576, 1536, 4096, 8960)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
-"""Relative, and absolute for what is near 0: two units in the last place of 16 bits."""
+"""Relative tolerance, and absolute near 0: two units in the last place of 16 bits."""
 
 Operation = Callable[[LayerOps, Tensor, Tensor], tuple[Tensor, ...]]
-"""On x [T, size] and a weight [size]; returns all that it writes."""
+"""An operation on x [T, size] and a weight [size]. Returns all tensors that it writes."""
 
 
 def run(plan: Plan, device: torch.device, cells: Cells) -> None:
@@ -34,7 +34,7 @@ def rms_norm(ops: LayerOps, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
 
 
 def rms_norm_of_heads(ops: LayerOps, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    """Queries as the decoder has them: a view of a merged projection."""
+    """Normalise queries as in the decoder: they are a view of a merged projection."""
     heads = torch.stack((x, -x, 2 * x), dim=1)[:, :2]
     return (ops.rms_norm(heads, weight, EPS),)
 
@@ -59,7 +59,7 @@ OPERATIONS: dict[str, Operation] = {
 def _check(
     operation: Operation, dtype: torch.dtype, sizes: tuple[int, ...], most_rows: int, device: torch.device
 ) -> Figures:
-    """The worst of `sizes`, a random number of rows each: as a multiple of what is tolerated."""
+    """The largest error over `sizes`, each with a random number of rows, as a multiple of the tolerance."""
     rng, generator = random.Random(0), torch.Generator(device).manual_seed(0)
     ops, tolerance, worst = triton_kernels().ops, TOLERANCE[dtype], 0.0
     for size in sizes:

@@ -1,4 +1,4 @@
-"""One part, in a process of its own: what breaks the device, or hangs, ends this part and no other.
+"""Runs one part in a process of its own, so that a hang or a broken device ends only this part.
 
 python -m benchmarks.gpu_check.part NAME --cells FILE --until SECONDS_SINCE_THE_EPOCH [--dry-run]
 """
@@ -22,8 +22,8 @@ MODULES = {
     "settings": "settings",
     "trace": "trace",
 }
-"""Each has `run(plan, cells)`. In the order in which they are run: the last have what time is left, and the
-profiler, which CUDA graphs may not agree with, comes when all else is known."""
+"""Modules with `run(plan, cells)`, in order of execution. The last ones get the remaining time; the profiler,
+which may fail with CUDA graphs, comes last."""
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def run_part(name: str, plan: Plan, path: Path, until: float) -> None:
-    """Adds its cells to `path`. Exits if there is no such device."""
+    """Run a part, and add its cells to `path`. Exits if there is no such device."""
     cells = Cells(name, path, until)
     if cells.run(MACHINE, {}, describe_machine, plan.device) is None:
         sys.exit("there is no such device here: --dry-run does the same on a CPU")

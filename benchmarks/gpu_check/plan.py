@@ -1,4 +1,4 @@
-"""What is run, how large, and for how long: on a GPU, and tiny on a CPU. Imports no torch."""
+"""The plans: what runs, how large, and for how long, on a GPU or tiny on a CPU. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,52 +23,53 @@ class Plan:
     device: str
     dtype: str
     seconds: Mapping[str, float]
-    """That are kept for each part, its start included; and it may take what those before it have left. What
-    has not begun by then is listed as skipped; a part that does not end is killed a little later."""
+    """Time for each part, its start included, plus what earlier parts have left. Cells that have not begun by
+    then are listed as skipped; a part that does not end is killed shortly after."""
     total_s: float
-    """After which no part runs, however late they came."""
+    """Time after which no part runs, whatever is left."""
 
     # Exactness of the kernels
     num_attention_cases: int
     longest_prompt: int
-    """Of the random schedules for attention, in tokens."""
+    """Longest prompt of the random schedules for attention, in tokens."""
     num_rows: int
-    """Of layer operations and sampling."""
+    """Rows of layer operations and sampling."""
     vocab_size: int
-    """Of the rows that are sampled."""
+    """Vocabulary size for the check of sampling."""
 
     # Exactness of the engine
     architectures: tuple[str, ...]
     num_tiny_layers: int
     prompt_lengths: tuple[int, ...]
-    """Those that are longer than `shared_prefix` begin with the same tokens."""
+    """Prompts longer than `shared_prefix` begin with the same tokens."""
     shared_prefix: int
     num_new_tokens: int
     small_blocks: int
-    """Tokens of a KV block: so few that sequences have several, and short memory makes them wait."""
+    """Tokens of a KV block: few, so that sequences have several blocks, and little memory makes them wait."""
 
     # Speed
     shape: Shape
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     first: tuple[tuple[int, int], ...]
-    """Batches and contexts that are measured before all others, for which time may run out."""
+    """Batches and contexts that are measured first, since time may run out."""
     block_size: int
     num_batched_tokens: int
-    """Most of a step."""
+    """Maximum of a step."""
     num_warm_up_steps: int
     num_timed_steps: int
     compared: tuple[int, int]
     """Batch and context at which KV formats, block sizes and settings are compared."""
     hosted: tuple[int, ...]
-    """Batches that an engine in a process of its own is given, at the context of `compared`."""
+    """Batches for an engine in a process of its own, at the context of `compared`."""
     traced: tuple[int, ...]
-    """Batches of which a step is traced, at the context of `compared`."""
+    """Batches for which a step is traced, at the context of `compared`."""
     streams: tuple[int, ...]
-    """How many at once are generated beside Hugging Face, with the context of `compared` as prompt."""
+    """Numbers of streams for the comparison with Hugging Face, with prompts as long as the context of
+    `compared`."""
     num_stream_tokens: int
     bandwidth_bytes: int
-    """Of the memory that is read to measure the bandwidth."""
+    """Memory that is read to measure the bandwidth."""
 
 
 FULL = Plan(
@@ -112,8 +113,8 @@ FULL = Plan(
     num_stream_tokens=64,
     bandwidth_bytes=4 << 30,
 )
-"""The shape is Qwen2.5-1.5B's. The whole is to stay under eight minutes: what `make` does before, and tables
-and plot after, have 40 s."""
+"""The shape is Qwen2.5-1.5B's. The whole run must stay under eight minutes, which leaves 40 s for `make`
+before, and for tables and plot after."""
 
 DRY = Plan(
     device="cpu",
@@ -153,4 +154,4 @@ DRY = Plan(
     num_stream_tokens=3,
     bandwidth_bytes=1 << 20,
 )
-"""In Triton's interpreter a program takes milliseconds, so all of this is as small as it can be."""
+"""Everything is as small as possible, since a program takes milliseconds in Triton's interpreter."""

@@ -1,4 +1,4 @@
-"""Draws a report: rates and shares by batch, and where a step's time goes."""
+"""Draws a report: rates and shares by batch, and the parts of a step's time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.gpu_check.report import Report, figures_of
-from benchmarks.rivals.plots import STYLES  # the import also sets the style of all plots
+from benchmarks.rivals.plots import STYLES  # importing it sets the style of all plots
 
 CONTEXT_COLORS = ("#56B4E9", "#0072B2", "#CC79A7", "#E69F00")
 GROUP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#767676")
@@ -16,7 +16,7 @@ WITH_PREFILL = {
     "hf generate": ("hf", "hf-padded"),
     "hf continuous batching": ("hf", "hf-continuous"),
 }
-"""Cells whose rates have the prefill in them, by name: their part, and a style of the other plots."""
+"""Cells whose rates include the prefill, by name: their part, and a style of the other plots."""
 
 
 def draw(report: Report, path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Decoders of a given shape with random weights, made on the device: what they say does not matter here."""
+"""Decoders of a given shape with random weights, made on the device. Their output does not matter."""
 
 from dataclasses import replace
 
@@ -17,10 +17,11 @@ DEVIATION = 0.02
 
 
 def kernels_for(plan: Plan, *, block_size: int, kv_cache_dtype: str = "auto") -> Kernels:
-    """What the engine would choose. But on a CPU, KV formats run in Triton's interpreter: fp8 has only that.
+    """The kernels that the engine would choose; but on a CPU, KV formats run in Triton's interpreter, which
+    fp8 needs.
 
-    All else would take far longer there, and say as little about speed. torch multiplies the weights, as on a
-    GPU, where its profiler sees that.
+    Everything else would take far longer there without saying anything about speed. torch multiplies the
+    weights, as on a GPU, so that its profiler sees the products.
     """
     if plan.device == "cpu" and kv_cache_dtype != "auto":
         return triton_kernels(kv_cache_dtype)
@@ -60,13 +61,14 @@ def model_config(shape: Shape, dtype: torch.dtype) -> ModelConfig:
 
 
 def kv_bytes_per_token(plan: Plan) -> int:
-    """In the model's dtype."""
+    """Bytes of KV per token, in the model's dtype."""
     shape = plan.shape
     return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * getattr(torch, plan.dtype).itemsize
 
 
 def random_decoder(plan: Plan, kernels: Kernels) -> tuple[Decoder, int]:
-    """The model, and the bytes of weights that a step reads: all, as the embedding is the last matrix too."""
+    """Make the model. Returns it, and the bytes of weights that a step reads: all, since the embedding is
+    also the output matrix."""
     device, dtype = torch.device(plan.device), getattr(torch, plan.dtype)
     decoder = Decoder(model_config(plan.shape, dtype), kernels, dtype=dtype, device=device).eval()
     decoder.allocate_weights()
@@ -78,7 +80,7 @@ def random_decoder(plan: Plan, kernels: Kernels) -> tuple[Decoder, int]:
 
 @torch.no_grad()
 def fill_randomly(tensors: dict[str, Tensor]) -> None:
-    """By their Hugging Face names; the same names and shapes get the same numbers on one device."""
+    """Fill tensors, by Hugging Face name, so that equal names and shapes get equal numbers on one device."""
     for index, (name, tensor) in enumerate(sorted(tensors.items())):
         if "norm" in name:
             tensor.fill_(1)

@@ -1,4 +1,4 @@
-"""Cells as one JSON document."""
+"""Combines cells into one JSON document."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,14 +9,16 @@ from benchmarks.gpu_check.cells import MACHINE, NO_TIME_LEFT, Cell
 from benchmarks.gpu_check.plan import Plan
 
 EXACTNESS = ("kernels", "engine")
-"""Parts whose cells must all pass; that others fail is told, and no more."""
+"""Parts whose cells must all pass. Failures of other parts are only reported."""
 
 Report = dict[str, Any]
 
 
 def as_json(cells: Sequence[Cell], plan: Plan, *, dry_run: bool) -> Report:
-    """`machine` is None if no part could say where it ran. `exact`: nothing that was checked was wrong, and
-    nothing was left unchecked for want of time. What the machine cannot run does not count.
+    """The report. `machine` is None if no part described it.
+
+    `exact` is true if no check failed and none was skipped for lack of time. Checks that the machine cannot
+    run do not count.
     """
     machines = [cell.figures for cell in cells if cell.name == MACHINE and cell.figures]
     checks = [cell for cell in cells if cell.part in EXACTNESS]
@@ -31,7 +33,8 @@ def as_json(cells: Sequence[Cell], plan: Plan, *, dry_run: bool) -> Report:
 
 
 def figures_of(report: Report, *names: str, part: str = "speed") -> list[dict[str, Any]]:
-    """Settings and figures, in one, of the part's cells that have figures; with `names` of these only."""
+    """Settings and figures, merged, of the part's cells that have figures; optionally only of the cells
+    `names`."""
     return [
         {"name": cell["name"], **cell["settings"], **cell["figures"]}
         for cell in report["cells"]

@@ -1,4 +1,4 @@
-"""Runs the parts one after the other, each in a process of its own, and all before one deadline."""
+"""Runs the parts one after the other, each in a process of its own, within one deadline."""
 
 import os
 import subprocess
@@ -13,11 +13,11 @@ from benchmarks.gpu_check.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 12
-"""What a part may take for the cell under way once its time is over."""
+"""Time for a part's running cell after the part's time is over."""
 
 
 def run_parts(parts: Sequence[str], plan: Plan, *, dry_run: bool) -> list[Cell]:
-    """All cells, and one that failed for each part that did not end by itself."""
+    """Run the parts. Returns all cells, with a failed one for each part that did not end by itself."""
     cells: list[Cell] = []
     deadline = time.time() + plan.total_s
     with tempfile.TemporaryDirectory() as folder:
@@ -34,9 +34,9 @@ def run_parts(parts: Sequence[str], plan: Plan, *, dry_run: bool) -> list[Cell]:
 
 
 def _run_part(part: str, path: Path, until: float, dry_run: bool) -> str | None:
-    """Why it failed as a whole; None if it ended by itself.
+    """Run one part. Returns why it failed as a whole; None if it ended by itself.
 
-    until: in seconds since the epoch, when it begins nothing more.
+    until: seconds since the epoch, after which it starts no cell.
     """
     command = [sys.executable, "-m", "benchmarks.gpu_check.part", part]
     command += ["--cells", str(path), "--until", str(until)]
@@ -51,6 +51,6 @@ def _run_part(part: str, path: Path, until: float, dry_run: bool) -> str | None:
 
 
 def environment(dry_run: bool) -> dict[str, str]:
-    """Of a part: without the network, and in a dry run without a GPU."""
+    """The environment of a part: no network, and no GPU in a dry run."""
     env = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     return env | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if dry_run else env

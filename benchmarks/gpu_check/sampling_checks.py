@@ -1,4 +1,5 @@
-"""Sampling on the device beside `kernels.sampling.reference`: the same number gives the same token."""
+"""Compares sampling on the device with `kernels.sampling.reference`: equal numbers give equal
+tokens."""
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from ingine.engine.kernels.sampling import reference as random_sampling
 from ingine.sampling_params import SamplingParams
 
 EDGE = 4e-6
-"""How far a uniform number or a top_p may be off a token's edge for rounding to take another: sums over a
-vocabulary in float32 differ by their order."""
+"""Distance of a uniform number or a top_p from a token's edge within which rounding may choose another token:
+the order of a float32 sum over a vocabulary changes it."""
 
 GREEDY = SamplingParams(temperature=0)
 KINDS: dict[str, dict] = {
@@ -36,13 +37,13 @@ def run(plan: Plan, device: torch.device, cells: Cells) -> None:
 
 
 def _check(dtype: torch.dtype, plan: Plan, device: torch.device) -> Figures:
-    """All kinds in one batch. In bfloat16 many logits are alike, and the lowest id goes first."""
+    """Check all kinds in one batch. In bfloat16 many logits are equal, and the lowest id goes first."""
     generator = torch.Generator(device).manual_seed(0)
     kinds = [SamplingParams(**kind) for kind in KINDS.values()]
     params = [kinds[row % len(kinds)] for row in range(max(plan.num_rows, len(kinds)))]
     logits = 3 * torch.randn(len(params), plan.vocab_size, generator=generator, device=device)
     logits = logits.to(dtype)
-    logits[-1, plan.vocab_size // 2] = torch.nan  # such a row has no token
+    logits[-1, plan.vocab_size // 2] = torch.nan  # a row without a token
     uniform = np.random.default_rng(0).random(len(params), dtype=np.float32)
 
     expected = random_sampling.choose(logits.clone(), params, uniform)
@@ -66,8 +67,8 @@ def _check(dtype: torch.dtype, plan: Plan, device: torch.device) -> Figures:
 
 
 def _is_at_an_edge(logits: Tensor, params: SamplingParams, uniform: float, found: int) -> bool:
-    """Whether `found` may be drawn, in float64, by a number within `EDGE` of `uniform` and a top_p within
-    `EDGE` of the one that is asked for. Several tokens may: in a flat distribution many are less than that.
+    """True if, in float64, a number within `EDGE` of `uniform` and a top_p within `EDGE` of the requested one
+    may draw `found`. Several tokens can qualify: in a flat distribution many are smaller than that.
     """
     if params.greedy or found < 0 or not logits.max().isfinite():
         return False

@@ -1,4 +1,4 @@
-"""What settings change: formats and blocks of KV, whose attention, CUDA graphs, scheduling ahead."""
+"""Measures the effect of settings: KV formats and block sizes, attention, CUDA graphs, scheduling ahead."""
 
 import gc
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ class Variant:
     block_size: int = 16
     async_scheduling: bool = True
     triton: bool = False
-    """Triton's attention, also where blocks are such that the engine takes torch's own."""
+    """True for Triton's attention even with block sizes for which the engine uses torch's."""
     cuda_graphs: bool = True
 
 
@@ -45,7 +45,7 @@ def run(plan: Plan, cells: Cells) -> None:
 
 
 def _measure(plan: Plan, variant: Variant, bytes_per_s: float | None) -> Figures:
-    # The engine before this one, and its CUDA graphs, give their memory back first.
+    # The previous engine and its CUDA graphs release their memory first.
     gc.collect()
     if plan.device == "cuda":
         torch.cuda.empty_cache()
@@ -54,7 +54,7 @@ def _measure(plan: Plan, variant: Variant, bytes_per_s: float | None) -> Figures
     else:
         kernels = kernels_for(plan, block_size=variant.block_size, kv_cache_dtype=variant.kv_cache_dtype)
     if not variant.cuda_graphs:
-        kernels.attention.can_be_captured = False  # of this one backend, which nobody else has
+        kernels.attention.can_be_captured = False  # this backend object is not shared
     batch, context = plan.compared
     subject = Subject.build(
         plan,

@@ -33,12 +33,12 @@ def run(plan: Plan, cells: Cells) -> None:
             {"batch": batch, "context": context},
             *(_decode, subject, plan, batch, context, bytes_per_s, num_tokens / prefill_rate, cells),
         )
-        if figures is not None and num_tokens >= most_tokens:  # few tokens have a rate of their own
+        if figures is not None and num_tokens >= most_tokens:  # fewer tokens get a smaller rate
             most_tokens, prefill_rate = num_tokens, figures["prefill_tokens_per_s"]
 
 
 def in_order(plan: Plan) -> list[tuple[int, int]]:
-    """Every batch and context: what is wanted most, then the cheapest, since time may run out."""
+    """Every batch and context: the most important first, then the cheapest, since time may run out."""
     others = {(batch, context) for batch in plan.batches for context in plan.contexts} - set(plan.first)
     return [*plan.first, *sorted(others, key=lambda pair: (pair[0] * pair[1], pair))]
 
@@ -61,7 +61,7 @@ def _decode(
     prefill_s: float,
     cells: Cells,
 ) -> Figures:
-    """prefill_s: what its prompts will take, by what is known."""
+    """Measure decoding. prefill_s: estimated time of the prompts."""
     if prefill_s > cells.seconds_left:
         raise Skipped(f"prompts would take {prefill_s:.0f} s, and {cells.seconds_left:.0f} s are left")
     return subject.decode(plan, batch, context, bytes_per_s=bytes_per_s)

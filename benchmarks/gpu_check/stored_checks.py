@@ -1,5 +1,5 @@
-"""Products with quantised weights as they are stored, beside those of the same matrices made dense, on the
-device: whether they are right and, on a GPU, how long either takes.
+"""Compares products with quantised weights as stored with those of the same matrices made dense, on the
+device: correctness and, on a GPU, the time of both.
 """
 
 from functools import partial
@@ -16,10 +16,10 @@ from ingine.engine.kernels.layers.stored import Int4Matrix, ScaledMatrix, Stored
 from ingine.engine.kernels.select import triton_kernels
 
 SHAPES = ((4096, 4096), (6144, 4096), (4096, 14336))
-"""Rows and columns: some of an 8B model's."""
+"""Rows and columns of some matrices of an 8B model."""
 NUM_ROWS = (1, 16, 64, 1024)
 DTYPE, TOLERANCE = torch.bfloat16, 2**-7
-"""The latter as a share of the sum of the magnitudes of a product's terms."""
+"""The tolerance is a share of the sum of the magnitudes of a product's terms."""
 
 
 def run(plan: Plan, device: torch.device, cells: Cells) -> None:
@@ -40,7 +40,7 @@ def int8(n: int, k: int, dice: torch.Generator) -> ScaledMatrix:
 
 def fp8(n: int, k: int, dice: torch.Generator) -> ScaledMatrix:
     bits = _bytes(n, k, dice)
-    bits[bits & 0x7F == 0x7F] = 0  # no number
+    bits[bits & 0x7F == 0x7F] = 0  # not a number
     scales = _random(-(-n // 128), -(-k // 128), dice)
     return ScaledMatrix((n, k), bits.view(torch.float8_e4m3fn), scales, (min(128, n), min(128, k)))
 
@@ -59,7 +59,7 @@ def _random(rows: int, columns: int, dice: torch.Generator) -> Tensor:
 def _check(
     kind: str, shapes: tuple[tuple[int, int], ...], num_rows: tuple[int, ...], device: torch.device
 ) -> Figures:
-    """The worst of all as a multiple of what is tolerated, and microseconds: stored, dense."""
+    """The largest error as a multiple of the tolerance, and the microseconds of stored and dense."""
     dice, weights, worst, times = torch.Generator(device).manual_seed(0), triton_kernels().weights, 0.0, {}
     for n, k in shapes:
         matrix: StoredMatrix = KINDS[kind](n, k, dice)

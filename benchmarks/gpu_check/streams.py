@@ -1,4 +1,4 @@
-"""Work for an engine: sequences with random prompts, none of which is the beginning of another."""
+"""Work for an engine: sequences with random prompts, none of which is a prefix of another."""
 
 import time
 from statistics import median
@@ -18,16 +18,16 @@ def prompts(batch: int, context: int, vocab_size: int, seed: int = 0) -> list[li
 
 
 def num_tokens(plan: Plan, batch: int, context: int) -> int:
-    """Most that a sequence gets while decoding is timed or traced. Those that begin first decode along while
-    the prompts of the others are computed.
+    """Maximum tokens of a sequence while decoding is timed or traced. The first sequences already decode
+    while the prompts of the others are computed.
     """
     num_prefill_steps = -(-batch * context // max(plan.num_batched_tokens - batch, 1))
     return num_prefill_steps + plan.num_warm_up_steps + plan.num_timed_steps + 8
 
 
 def add(engine: Engine, batch: int, context: int, num_tokens: int) -> None:
-    """Raises Skipped where KV memory does not hold them all at once."""
-    # The scheduler admits nobody without a block to spare.
+    """Add sequences. Raises Skipped if KV memory cannot hold all of them."""
+    # The scheduler admits no sequence without a spare block.
     num_blocks = batch * (-(-(context + num_tokens) // engine.config.block_size) + 1)
     if num_blocks > engine.stats().num_blocks:
         raise Skipped(f"needs {num_blocks} KV blocks, and there are {engine.stats().num_blocks}")
@@ -37,9 +37,9 @@ def add(engine: Engine, batch: int, context: int, num_tokens: int) -> None:
 
 
 def start(engine: Engine, batch: int, context: int, plan: Plan) -> tuple[float, float]:
-    """Step until each of `batch` sequences has a token, and through the warm-up.
+    """Step until each of `batch` sequences has a token, and then through the warm-up.
 
-    Returns the seconds that the first took, and the mean length of a sequence after both.
+    Returns the seconds of the former, and the mean length of a sequence after both.
     """
     add(engine, batch, context, num_tokens(plan, batch, context))
     began, begun, num_output_tokens = time.perf_counter(), set(), 0
@@ -54,9 +54,9 @@ def start(engine: Engine, batch: int, context: int, plan: Plan) -> tuple[float, 
 
 
 def decode(engine: Engine, batch: int, plan: Plan) -> tuple[float, float]:
-    """Seconds a step, mean and median, of sequences that have all begun.
+    """Seconds per step, mean and median, once all sequences have begun.
 
-    Raises EngineError if a step does not give each a token: some were preempted, and the time says nothing.
+    Raises EngineError if a step does not give each a token: some were preempted, so the time means nothing.
     """
     times, num_output_tokens = [time.perf_counter()], 0
     for _ in range(plan.num_timed_steps):
@@ -68,7 +68,7 @@ def decode(engine: Engine, batch: int, plan: Plan) -> tuple[float, float]:
 
 
 def finish(engine: Engine) -> None:
-    """Give up what is left, also after an error."""
+    """Abort what is left, also after an error."""
     while engine.has_unfinished:
         for seq_id in engine.running_seq_ids:
             engine.abort(seq_id)
@@ -76,7 +76,7 @@ def finish(engine: Engine) -> None:
 
 
 def generate(engine: Engine, batch: int, context: int, num_tokens: int) -> Figures:
-    """All tokens of `batch` streams from nothing: what a user waits for."""
+    """Generate all tokens of `batch` streams from the start, as a user does."""
     began = time.perf_counter()
     add(engine, batch, context, num_tokens)
     token_times = []
@@ -87,7 +87,7 @@ def generate(engine: Engine, batch: int, context: int, num_tokens: int) -> Figur
 
 
 def rates(began: float, token_times: list[float]) -> Figures:
-    """Tokens a second from the call on, and from the first token on, which leaves out the setting-up."""
+    """Tokens per second from the call on, and from the first token on, which excludes the setup."""
     return {
         "wall_s": max(token_times) - began,
         "tokens_per_s": len(token_times) / (max(token_times) - began),

@@ -1,4 +1,4 @@
-"""An engine with a random model, and how fast it decodes."""
+"""An engine with a random model, and the measurement of its decoding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +20,17 @@ class Subject:
     engine: Engine
     attention: str
     weight_bytes: int
-    """That every step reads, whatever its batch."""
+    """Weights that every step reads, whatever its batch."""
     kv_bytes_per_token: float
 
     @classmethod
     def build(
         cls, plan: Plan, kernels: Kernels, *, max_num_seqs: int, context: int, block_size: int, **options: Any
     ) -> "Subject":
-        """For prompts of at most `context` tokens. `options` are other fields of `EngineConfig`."""
+        """Build an engine for prompts of at most `context` tokens.
+
+        options: other fields of `EngineConfig`.
+        """
         model, weight_bytes = random_decoder(plan, kernels)
         config = EngineConfig(
             "random weights",
@@ -35,7 +38,7 @@ class Subject:
             dtype=plan.dtype,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=plan.num_batched_tokens,
-            # And the block that the scheduler wants to spare.
+            # And the spare block that the scheduler requires.
             max_model_len=context + streams.num_tokens(plan, max_num_seqs, context) + block_size,
             block_size=block_size,
             enable_prefix_caching=False,
@@ -47,15 +50,17 @@ class Subject:
         )
 
     def warm_up(self, plan: Plan) -> None:
-        """Compile and load what a first step would wait for."""
+        """Compile and load whatever a first step would wait for."""
         self.decode(plan, 1, min(plan.contexts), bytes_per_s=None)
 
     def decode(self, plan: Plan, batch: int, context: int, *, bytes_per_s: float | None) -> Figures:
-        """Prefill `batch` prompts of `context` tokens, and decode. The share of the roofline is of the mean
-        step; the median, which stalls do not move, is told beside it. Prefill is counted in prompt tokens,
-        though those that have begun decode along.
+        """Prefill `batch` prompts of `context` tokens, and decode.
 
-        bytes_per_s: the device's bandwidth; None if it is not known.
+        The share of the roofline is that of the mean step; the median, which stalls do not affect, is
+        reported too. The prefill rate counts prompt tokens only, though sequences that have begun decode
+        meanwhile.
+
+        bytes_per_s: the device's bandwidth; None if unknown.
         """
         try:
             prefill_s, mean_len = streams.start(self.engine, batch, context, plan)
@@ -76,6 +81,6 @@ class Subject:
 
 
 def bandwidth(plan: Plan, cells: Cells) -> float | None:
-    """Bytes a second; None if that failed."""
+    """Measure the bandwidth in bytes per second; None if that failed."""
     figures = cells.run("bandwidth", {}, measure_bandwidth, plan.bandwidth_bytes, torch.device(plan.device))
     return figures["bytes_per_s"] if figures else None

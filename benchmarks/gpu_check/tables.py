@@ -1,4 +1,4 @@
-"""A report as tables for the terminal."""
+"""Renders a report as tables for the terminal."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from benchmarks.gpu_check.report import Report, figures_of
 
 
 def tables(report: Report) -> list[Table]:
-    """Those that have rows."""
+    """All tables that have rows."""
     comparison = [
         *figures_of(report, "ingine"),
         *figures_of(report, "hf generate", "hf continuous batching", part="hf"),

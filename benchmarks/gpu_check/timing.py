@@ -1,4 +1,4 @@
-"""Times of work on a device, which goes on after the call that asked for it has returned."""
+"""Times work on a device, which continues after the call that started it has returned."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_each(work: Callable[[], object], device: torch.device, *, repeats: int = 10) -> float:
-    """The mean of `repeats` calls, one behind the other."""
+    """The mean time of `repeats` consecutive calls."""
     synchronize(device)
     began = time.perf_counter()
     for _ in range(repeats):

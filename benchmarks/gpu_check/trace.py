@@ -1,4 +1,4 @@
-"""Where the time of a decode step goes, by what torch's profiler sees on the device."""
+"""Breaks down the time of a decode step, with torch's profiler on the device."""
 
 import re
 from collections import defaultdict
@@ -19,9 +19,9 @@ from ingine.engine.engine import Engine
 
 NUM_STEPS = 4
 NUM_NAMED = 12
-"""Kernels that are told by name, the longest first."""
+"""Kernels that are listed by name, the longest first."""
 NUM_CHARACTERS = 80
-"""Of such a name: kernels that differ only after these are summed."""
+"""Characters of such a name; kernels that differ only after these are summed."""
 
 GROUPS = {
     "matrix products": (
@@ -32,7 +32,7 @@ GROUPS = {
     "sampling": r"choose|max|topk|sort|radix|gatherTopK|scan|cumsum",
     "copies": r"memcpy|memset|copy|index|gather|scatter|cat|embedding|fill|where",
 }
-"""A kernel is of the first group whose pattern is found in its name, whatever the case; else of the rest."""
+"""A kernel belongs to the first group whose pattern matches its name, ignoring case, else to the rest."""
 
 
 def run(plan: Plan, cells: Cells) -> None:
@@ -51,9 +51,9 @@ def run(plan: Plan, cells: Cells) -> None:
 
 
 def trace_decode(engine: Engine, batch: int, plan: Plan) -> Figures:
-    """Milliseconds a step by group of kernels, and of gaps in which the device has nothing to do.
+    """Milliseconds per step by group of kernels, and of gaps in which the device is idle.
 
-    The profiler slows the host down, so gaps are more than without it; kernels take what they take.
+    The profiler slows the host down, so gaps are longer than without it; kernel times are not affected.
     """
     device = torch.device(plan.device)
     activities = [ProfilerActivity.CPU]
@@ -72,7 +72,7 @@ def trace_decode(engine: Engine, batch: int, plan: Plan) -> Figures:
 
 
 def _on_device(events: Iterable[FunctionEvent], *, is_cuda: bool) -> list[tuple[str, float, float]]:
-    """Name, start and end in microseconds of each kernel; on a CPU of each operation that no other called."""
+    """Name, start and end in microseconds of each kernel; on a CPU, of each outermost operation."""
     if is_cuda:
         found = [event for event in events if event.device_type == DeviceType.CUDA]
     else:
@@ -81,7 +81,7 @@ def _on_device(events: Iterable[FunctionEvent], *, is_cuda: bool) -> list[tuple[
 
 
 def summarize(kernels: list[tuple[str, float, float]]) -> Figures:
-    """From (name, start, end) in microseconds, of `NUM_STEPS` steps, to milliseconds a step."""
+    """Sum (name, start, end) in microseconds, of `NUM_STEPS` steps, to milliseconds per step."""
     groups, names = defaultdict(float), defaultdict(float)
     busy_until = first = min(start for _, start, _ in kernels)
     gaps = 0.0
