@@ -1,4 +1,4 @@
-"""ingine beside llama.cpp on models of the sizes that people serve, with random weights.
+"""Compares ingine with llama.cpp on models of the sizes that people serve, with random weights.
 
     python -m benchmarks.real_sizes --help
 
@@ -94,18 +94,18 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
 
 
 def _cache(scratch: Path) -> dict[str, str]:
-    """ingine's, so that whatever it makes of the models goes when they go."""
+    """ingine's cache, in `scratch`, so that files made from the models are deleted with them."""
     return {"INGINE_CACHE_DIR": str(scratch / "cache")}
 
 
 def _compile_kernels(scratch: Path) -> None:
-    """Once, or the first load would be charged with it."""
+    """Compile the kernels once, or it would count for the first load."""
     command = [sys.executable, "-c", "from ingine.engine.kernels import native; native.library()"]
     subprocess.run(command, cwd=ROOT, env=os.environ | _cache(scratch), check=True, timeout=COMPILE_TIMEOUT_S)
 
 
 def _made(scratch: Path, entry: Entry, shape: Shape, tokenizer: Path) -> Path:
-    """The model's file or folder, made unless it is there. The page cache has it afterwards."""
+    """The model's file or folder, made if it is missing. Afterwards it is in the page cache."""
     name = f"{shape.name}-{shape.num_layers}-layers-{entry.weights}"
     if entry.weights == "bf16":
         path = scratch / name
@@ -127,7 +127,7 @@ def _measure(
     limit_s: float,
     scratch: Path,
 ) -> dict[str, Any]:
-    """One engine, loaded anew: its memory, and its rates by number of streams."""
+    """Load one engine, and measure its memory, and its rates by number of streams."""
     result: dict[str, Any] = {"weights_bytes": _size(path), "streams": {}}
     longest = len(requests[0].prompt) + requests[0].num_tokens
     options = entry.options(shape, path, num_seqs=num_streams[-1], num_tokens=longest)

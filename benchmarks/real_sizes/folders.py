@@ -1,4 +1,4 @@
-"""A Hugging Face folder with random weights in bfloat16, a shard at a time."""
+"""Writes a Hugging Face folder with random weights in bfloat16, one shard at a time."""
 
 import json
 import math
@@ -14,7 +14,7 @@ SHARD_BYTES = 1 << 30
 
 
 def write_folder(folder: Path, shape: Shape, *, tokenizer: Path, seed: int = 0) -> None:
-    """`folder` appears whole or not at all. `tokenizer` is a tokenizer.json; its config lies beside it."""
+    """Write `folder`, atomically. tokenizer: a tokenizer.json, with its config in the same folder."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -48,7 +48,7 @@ def _shards(shape: Shape) -> list[list[TensorSpec]]:
 
 
 def _random(draw: torch.Generator, spec: TensorSpec) -> torch.Tensor:
-    """As the GGUF files have them: see `gguf_models.random_tensor`."""
+    """Draw a tensor with the distribution of the GGUF files: see `gguf_models.random_tensor`."""
     made = torch.empty(spec.shape, dtype=torch.bfloat16)
     if len(spec.shape) == 2:
         return made.normal_(0, 1 / math.sqrt(spec.shape[1]), generator=draw)

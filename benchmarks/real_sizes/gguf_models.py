@@ -1,4 +1,4 @@
-"""GGUF files with random weights, written block by block: no weight is ever held in more bits than it has."""
+"""Writes GGUF files with random weights, block by block: no weight is ever held in more bits than it has."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from benchmarks.real_sizes.shapes import Shape, TensorSpec, tensors
 
 Kind = GGMLQuantizationType
 Blocks = np.ndarray
-"""uint8 [number of blocks, bytes of a block]."""
+"""uint8 [number of blocks, bytes per block]."""
 
 FLOAT16_FIELDS: dict[Kind, Callable[[float], dict[int, float]]] = {
     Kind.Q4_0: lambda deviation: {0: deviation / 4.6},
@@ -21,8 +21,8 @@ FLOAT16_FIELDS: dict[Kind, Callable[[float], dict[int, float]]] = {
     Kind.Q4_K: lambda deviation: {0: deviation / 227, 2: 7.5 * deviation / 227},
     Kind.Q6_K: lambda deviation: {208: deviation / 1370},
 }
-"""By the place of a float16 in a block its value, so that weights have about this deviation and a mean near
-0. All other bytes are random: codes, and the small scales of a K block."""
+"""Byte offset -> value of the float16 fields of a block, chosen for weights with about the given standard
+deviation and a mean near 0. All other bytes are random: codes, and the small scales of a K block."""
 
 MIXES = ("Q4_0", "Q4_1", "Q8_0", "Q4_K_M")
 FILE_TYPES = {
@@ -34,7 +34,7 @@ FILE_TYPES = {
 
 
 def kind_of(spec: TensorSpec, mix: str, shape: Shape) -> Kind:
-    """As llama.cpp's own quantiser would choose for a file of type `mix`."""
+    """The kind that llama.cpp's quantiser would choose in a file of type `mix`."""
     if len(spec.shape) == 1:
         return Kind.F32
     if mix == "Q8_0":
@@ -55,7 +55,7 @@ def _has_more_bits(layer: int, num_layers: int) -> bool:
 
 
 def write_gguf(path: Path, shape: Shape, mix: str, *, tokenizer: Path, seed: int = 0) -> None:
-    """`path` appears whole or not at all. `tokenizer` is a tokenizer.json of byte-level BPE."""
+    """Write the file `path`, atomically. tokenizer: a tokenizer.json of byte-level BPE."""
     unfinished = path.with_suffix(".unfinished")
     writer = GGUFWriter(unfinished, "qwen2")
     _add_metadata(writer, shape, mix)
@@ -66,7 +66,7 @@ def write_gguf(path: Path, shape: Shape, mix: str, *, tokenizer: Path, seed: int
         writer.add_tensor_info(
             spec.gguf_name,
             spec.shape,
-            np.dtype(np.float32),  # of what `raw_dtype` does not say
+            np.dtype(np.float32),  # where `raw_dtype` is not given
             math.prod(spec.shape) // elements * size,
             raw_dtype=kind,
         )
@@ -81,7 +81,8 @@ def write_gguf(path: Path, shape: Shape, mix: str, *, tokenizer: Path, seed: int
 
 
 def random_tensor(draw: np.random.Generator, spec: TensorSpec, kind: Kind) -> np.ndarray:
-    """A norm of about 1, a bias of about 0, or the blocks of a matrix that keeps the size of its input."""
+    """Draw a norm of about 1, a bias of about 0, or the blocks of a matrix that preserves its input's
+    magnitude."""
     if kind is Kind.F32:
         values = draw.normal(0, 0.1, spec.shape).astype(np.float32)
         return values + 1 if spec.gguf_name.endswith("norm.weight") else values
@@ -112,7 +113,7 @@ def _add_metadata(writer: GGUFWriter, shape: Shape, mix: str) -> None:
 
 
 def _add_tokenizer(writer: GGUFWriter, tokenizer: Path, vocab_size: int) -> None:
-    """Its own tokens first, then as many that no text has as the embedding has rows: llama.cpp wants that."""
+    """Add the tokenizer's tokens, then unused ones up to the rows of the embedding, as llama.cpp requires."""
     description = json.loads(tokenizer.read_text())
     model = description["model"]
     by_id = {token_id: token for token, token_id in model["vocab"].items()}

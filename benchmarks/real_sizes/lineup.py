@@ -1,4 +1,4 @@
-"""Which engine reads which weights of which model."""
+"""The combinations of model, engine and weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from benchmarks.real_sizes.shapes import Shape
 from benchmarks.rivals.plan import SYSTEMS, System
 
 STEP_TOKENS = 2048
-"""The budget of a step, for both engines: with prompts in few steps, most of decoding comes after them."""
+"""Token budget of a step, for both engines: prompts take few steps, so most of the decoding comes after
+them."""
 CELLS = 256
-"""A sequence's part of llama.cpp's KV cache is a multiple of this."""
+"""Granularity of a sequence's part of llama.cpp's KV cache, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Entry:
     weights: str
     """bf16, a folder of safetensors, or the type of a GGUF file."""
     quantization: str | None = None
-    """What ingine makes of the folder when it loads it."""
+    """The format to which ingine quantises the folder when loading it."""
 
     @property
     def name(self) -> str:
@@ -43,7 +44,7 @@ class Entry:
         return SYSTEMS["ingine" if self.engine == "ingine" else "llama.cpp-bf16"]
 
     def options(self, shape: Shape, path: Path, *, num_seqs: int, num_tokens: int) -> dict[str, Any]:
-        """For `num_seqs` sequences of `num_tokens` each."""
+        """The engine's options for `num_seqs` sequences of `num_tokens` each."""
         if self.engine == "llama.cpp":
             return {**self._system.options, "files": str(path), "n_batch": STEP_TOKENS}
         tokens = num_seqs * -(-num_tokens // CELLS) * CELLS
@@ -58,7 +59,7 @@ class Entry:
 
 
 def entries(models: Sequence[str]) -> list[Entry]:
-    """Those of 7B in 4 bits alone: more does not fit 24 GiB with room to spare."""
+    """The entries of the given models. 7B has only 4 bits: more would not fit 24 GiB with room to spare."""
     folder = [Entry("1.5b", "ingine", "bf16", made) for made in (None, "int8", "int4")]
     files = [("1.5b", "Q8_0"), ("1.5b", "Q4_K_M"), ("1.5b", "Q4_0"), ("7b", "Q4_K_M"), ("7b", "Q4_0")]
     shared = [Entry(model, engine, mix) for model, mix in files for engine in ("ingine", "llama.cpp")]

@@ -1,6 +1,7 @@
-"""What memory a process has, in bytes, as Linux's /proc tells it: anonymous and of files apart.
+"""Memory of a process in bytes, from Linux's /proc, with anonymous and file pages separate.
 
-Pages of a mapped file can be dropped and read again, and are shared by all that map it. Anonymous ones stay.
+Pages of a mapped file can be dropped and read again, and all processes that map it share them. Anonymous
+pages stay.
 """
 
 import os
@@ -13,7 +14,7 @@ INTERVAL_S = 0.02
 
 
 def memory_of(pid: int) -> dict[str, int]:
-    """Resident now, and the most that was ever resident, files included (VmHWM)."""
+    """Memory that is resident now, and its peak, files included (VmHWM)."""
     rollup = _kib(Path(f"/proc/{pid}/smaps_rollup").read_text())
     return {
         "peak_resident_bytes": _kib(Path(f"/proc/{pid}/status").read_text())["VmHWM"],
@@ -23,15 +24,15 @@ def memory_of(pid: int) -> dict[str, int]:
 
 
 def _kib(text: str) -> dict[str, int]:
-    """The fields of `text` that are in kB, in bytes."""
+    """Parse the fields of `text` that are in kB. Returns bytes."""
     fields = (line.split() for line in text.splitlines())
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in fields if words[-1:] == ["kB"]}
 
 
 class PeakAnonymous:
-    """The most anonymous memory that process `pid` has within the block, looked at every 20 ms.
+    """Measures the peak anonymous memory of process `pid` within the block, sampled every 20 ms.
 
-    Linux keeps a peak of the whole alone.
+    Linux itself only records the peak of all memory.
     """
 
     def __init__(self, pid: int):
@@ -52,7 +53,7 @@ class PeakAnonymous:
         while True:
             try:
                 _, resident, shared, *_ = map(int, self._statm.read_text().split())
-            except (OSError, ValueError):  # it has ended: the call that it was asked by says why
+            except (OSError, ValueError):  # the process has ended; its caller reports why
                 return
             self.num_bytes = max(self.num_bytes, (resident - shared) * PAGE_BYTES)
             if self._over.is_set():

@@ -1,4 +1,4 @@
-"""From the times of tokens to the rates of prefill and decoding."""
+"""Computes the rates of prefill and decoding from the times of tokens."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,10 @@ Figures = dict[str, float]
 
 
 def rates(requests: Sequence[Request], token_times_s: Sequence[Sequence[float]]) -> Figures:
-    """`prefill_s` ends when the last request has its first token: what others decode until then is a
-    by-product of prefill. `decode_tokens_per_s` counts the tokens after that by the time that is left; it is
-    missing where there are none.
+    """Compute the rates.
+
+    `prefill_s` ends when the last request has its first token; other requests' tokens until then are a
+    by-product of prefill. `decode_tokens_per_s` is the rate of all later tokens, and missing without any.
     """
     prefill_s = max(times[0] for times in token_times_s)
     wall_s = max(times[-1] for times in token_times_s)

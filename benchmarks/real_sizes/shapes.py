@@ -16,7 +16,7 @@ class Shape:
     num_kv_heads: int
     vocab_size: int
     tied: bool
-    """Whether the output matrix is the embedding."""
+    """True if the output matrix is the embedding."""
     max_position_embeddings: int = 32_768
     rope_theta: float = 1_000_000.0
     rms_norm_eps: float = 1e-6
@@ -27,7 +27,7 @@ class Shape:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """In bfloat16."""
+        """Bytes of KV per token, in bfloat16."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 2
 
 
@@ -42,7 +42,7 @@ class TensorSpec:
     gguf_name: str
     hf_name: str
     shape: tuple[int, ...]
-    """Rows first, as in torch."""
+    """Shape with rows first, as in torch."""
     layer: int | None = None
 
 

@@ -1,4 +1,5 @@
-"""ingine beside its rivals on this machine: `make bench-rivals`, or python -m benchmarks.rivals --help."""
+"""Compares ingine with its rivals on this machine: `make bench-rivals`, or python -m benchmarks.rivals
+--help."""
 
 import platform
 import subprocess
@@ -20,7 +21,7 @@ from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
 from ingine.engine.text.tokenizer import Tokenizer
 
 RESULTS = ROOT / "benchmarks" / "results" / f"rivals-{cpu_kind(platform.machine(), cpu_flags())}.json"
-"""A file for each kind of machine."""
+"""The file of results for this kind of machine."""
 ALL_WORKLOADS = (*WORKLOADS, ARRIVALS, START_COLD, START_WARM)
 NUM_ROUNDS = 3
 
@@ -49,7 +50,7 @@ def main(
     chosen = [system for system in chosen if system.name not in skipped]
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)  # or a log would have a table of 80 columns, which are too few
+        console = Console(width=160)  # a log would have 80 columns, which are too few for the table
 
     def show(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -61,7 +62,7 @@ def main(
         run = Run(running, chosen, tokenizer, rounds, show, requests_per_s=requests_per_s)
         for position, workload in enumerate(workloads):
             run.measure(workload)
-            # After each workload: a run that is broken off has not been in vain.
+            # After each workload, so that an interrupted run keeps its results.
             report = as_json(
                 run.results,
                 model=DEFAULT_MODEL,
@@ -73,7 +74,7 @@ def main(
             )
             if json_path:
                 json_path.write_text(report_text(report))
-            # Starts have processes of their own.
+            # Starts use processes of their own.
             to_come = set(workloads[position + 1 :]) - {START_COLD, START_WARM}
             running.close_all(but={system.name for system in chosen if system.max_rounds.keys() & to_come})
     console.print(table(report))
@@ -89,13 +90,13 @@ def main(
 def default_path(
     workloads: Sequence[str], systems: Sequence[System], num_rounds: int, requests_per_s: float | None
 ) -> Path | None:
-    """Where figures go unless somebody says it: a part of a run must not replace those of a whole one."""
+    """The default file for the figures. Those of a partial run must not replace those of a whole one."""
     is_whole = (len(workloads), len(systems), num_rounds) == (len(ALL_WORKLOADS), len(SYSTEMS), NUM_ROUNDS)
     return RESULTS if is_whole and requests_per_s is None else None
 
 
 def _names(given: str, known: Collection[str]) -> list[str]:
-    """In the order of `known`, whatever order they are given in."""
+    """The given names, in the order of `known`."""
     names = given.split(",")
     if unknown := set(names) - set(known):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""A system under test as a long-lived child process, which computes only while it is asked to."""
+"""A system under test as a long-lived child process, which runs only during calls."""
 
 import json
 import os
@@ -15,11 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class SystemFailed(Exception):
-    """What the child said, or that it died or took too long."""
+    """The child answered with an error, died, or took too long."""
 
 
 class Child:
-    """`command` answers as `protocol.serve` does. Between calls its processes are stopped."""
+    """A child process.
+
+    `command` answers as `protocol.serve` does. Its processes are stopped between calls.
+    """
 
     def __init__(self, command: Sequence[str], *, env: dict[str, str], log_path: Path):
         self._log_path = log_path
@@ -33,7 +36,7 @@ class Child:
                 text=True,
                 cwd=ROOT,
                 env=os.environ | env,
-                start_new_session=True,  # a process group of its own, with whatever it starts
+                start_new_session=True,  # a process group, with its own children
             )
 
     @property
@@ -47,7 +50,7 @@ class Child:
         return self._call({"call": "run", "requests": requests}, timeout_s)
 
     def _call(self, call: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Raises SystemFailed."""
+        """Send a call, and return the answer. Raises SystemFailed."""
         self._signal(signal.SIGCONT)
         too_long = threading.Timer(timeout_s, self._signal, [signal.SIGKILL])
         too_long.start()
@@ -64,7 +67,7 @@ class Child:
             raise SystemFailed(
                 f"ended with {status} (after {timeout_s:g} s it is killed): {last_line(self._log_path)}"
             )
-        # An engine's idle threads may poll. Whoever's turn it is has both cores to itself.
+        # An engine's idle threads may poll, and would take time from the system whose turn it is.
         self._signal(signal.SIGSTOP)
         answer = json.loads(line)
         if "error" in answer:
@@ -72,7 +75,7 @@ class Child:
         return answer
 
     def close(self) -> None:
-        self._signal(signal.SIGKILL)  # of what it holds, nothing is worth an orderly end
+        self._signal(signal.SIGKILL)  # it holds nothing that needs an orderly end
         self._process.wait()
         self._process.stdin.close()
         self._process.stdout.close()
@@ -81,7 +84,7 @@ class Child:
         try:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
-            return  # it has ended by itself; the next read says so
+            return  # it has exited; the next read reports that
 
 
 def last_line(log_path: Path) -> str:

@@ -1,14 +1,17 @@
-"""Reads a report: which median, which systems. Also for the plots, whose environment has none of ours."""
+"""Reads medians and systems from a report.
+
+It imports nothing of ingine, which the plots' environment lacks.
+"""
 
 from collections.abc import Iterable
 from typing import Any
 
 BY_STREAMS = {1: "1x41", 8: "8x41", 32: "32x41", 64: "64x41", 128: "128x41"}
-"""The workloads that differ in the number of streams alone."""
+"""The workloads that differ only in the number of streams."""
 
 
 def median_of(report: dict[str, Any], system: str, workload: str, figure: str) -> float | None:
-    """None where it was not measured."""
+    """The median of a figure; None if it was not measured."""
     row = _row(report, system, workload)
     return row["figures"].get(figure, {}).get("median")
 
@@ -18,7 +21,7 @@ def error_of(report: dict[str, Any], system: str, workload: str) -> str | None:
 
 
 def systems_with(report: dict[str, Any], workloads: Iterable[str], figure: str) -> list[str]:
-    """The systems that have this figure for any of these workloads, in the report's order."""
+    """The systems with this figure for any of these workloads, in the report's order."""
     wanted = set(workloads)
     rows = (row for row in report["results"] if row["workload"] in wanted and figure in row["figures"])
     return list(dict.fromkeys(row["system"] for row in rows))

@@ -13,31 +13,31 @@ from benchmarks.rivals.protocol import Request
 from ingine.paths import cache_root
 
 MODELS = ROOT / ".rivals" / "models"
-"""What is made of the model for those that cannot read its folder, by the folder's name."""
+"""Files made from the model for systems that cannot read its folder, by the folder's name."""
 MAKE_TIMEOUT_S = 3600
 LOAD_TIMEOUT_S = 600
 RUN_TIMEOUT_S = 600
 
 
 class Lineup:
-    """The systems that take part. Each is loaded when its first turn comes, and anew after it failed."""
+    """The systems that take part. Each is loaded at its first turn, and again after a failure."""
 
     def __init__(self, model: str, *, log_folder: Path, warm_up: Sequence[Request]):
         self._model, self._log_folder, self._warm_up = model, log_folder, warm_up
         self._children: dict[str, Child] = {}
         self._refused: dict[str, str] = {}
         self.about: dict[str, dict[str, Any]] = {}
-        """What each loaded system said of its versions and settings."""
+        """Versions and settings that each loaded system reported."""
 
     @property
     def files_of_all(self) -> list[Path]:
-        """What a start reads, but for the system's own virtual environment."""
+        """The files that a start reads, except the system's virtual environment."""
         caches = [cache_root(), Path("~/.cache/vllm").expanduser(), MODELS]
         folders = [Path(self._model), ROOT / "ingine", Path(os.__file__).parent, *caches]
         return [folder for folder in folders if folder.exists()]
 
     def prepare(self, system: System) -> None:
-        """Make the files that it reads instead of the model's folder, unless they are there.
+        """Make the files that a system reads instead of the model's folder, if they are missing.
 
         Raises SystemFailed.
         """
@@ -66,7 +66,7 @@ class Lineup:
         return MODELS / Path(self._model).name / files.name
 
     def start(self, system: System) -> Child:
-        """Its process, which has loaded nothing yet."""
+        """Start its process, which loads nothing yet."""
         command = [str(ROOT / system.venv / "bin" / "python"), "-m", system.module]
         try:
             return Child(command, env=dict(system.env), log_path=self._log_folder / f"{system.name}.log")
@@ -79,7 +79,7 @@ class Lineup:
         self.about[system.name] = {**said, "env": dict(system.env)}
 
     def run(self, system: System, requests: Sequence[Request]) -> dict[str, Any]:
-        """Raises SystemFailed. A system that could not be loaded is not loaded again."""
+        """Run requests. Raises SystemFailed. A system that failed to load is not loaded again."""
         if system.name in self._refused:
             raise SystemFailed(self._refused[system.name])
         child = self._children.get(system.name)
@@ -88,7 +88,7 @@ class Lineup:
         try:
             return child.run(requests, timeout_s=RUN_TIMEOUT_S)
         except SystemFailed:
-            self.close(system.name)  # if it lives, it may still have those requests
+            self.close(system.name)  # if it lives, it may still compute those requests
             raise
 
     def _ready(self, system: System) -> Child:

@@ -1,6 +1,6 @@
 """Print the tables of docs/benchmarks.md: python -m benchmarks.rivals.markdown_tables
 
-One for each kind of machine, from its results. A test compares the page with them.
+There is one set for each kind of machine, from its results. A test compares them with the page.
 """
 
 import json
@@ -47,17 +47,18 @@ COLUMNS = {
     },
     "onnxruntime-genai, its best": {"onnxruntime-int8": "int8", "onnxruntime-int4": "int4"},
 }
-"""By heading the systems of a column, each with what tells it from the others there."""
+"""Heading -> the systems of that column, each with its distinction within the column."""
 
 
 def reports() -> dict[str, Report]:
-    """By kind of machine."""
+    """The reports by kind of machine."""
     paths = sorted(RESULTS.glob("rivals-*.json"))
     return {path.stem.removeprefix("rivals-"): json.loads(path.read_text()) for path in paths}
 
 
 def rates_table(report: Report) -> list[str]:
-    """Lines of Markdown. Rows and columns without a figure are left out; so is what was not run in a row."""
+    """The table of rates, as lines of Markdown. Rows and columns without a figure are left out, and so are
+    systems that a row's workload was not run on."""
     columns = [name for name in COLUMNS if any(_best(report, name, workload) for workload in ROWS)]
     lines = [
         _line(["tokens a second (prompt + output tokens)", *columns, "ingine / vLLM"]),
@@ -71,7 +72,7 @@ def rates_table(report: Report) -> list[str]:
 
 
 def latency_table(report: Report) -> list[str]:
-    """Lines of Markdown; none where arrivals were not run."""
+    """The table of latencies, as lines of Markdown; empty if arrivals were not run."""
     systems = {"ingine": "ingine", "vllm": "vLLM, its own budget", "vllm-512": "vLLM, a budget like ours"}
     shown = {
         name: words
@@ -139,7 +140,7 @@ def _line(cells: list[str]) -> str:
 
 
 def tables() -> Iterator[tuple[str, list[str]]]:
-    """Each kind of machine with its tables."""
+    """The tables of each kind of machine."""
     for kind, report in reports().items():
         yield kind, rates_table(report)
         if latencies := latency_table(report):

@@ -1,4 +1,4 @@
-"""A start after a reboot, without one: the files' pages are put out of the page cache."""
+"""Simulates a start after a reboot by dropping the files' pages from the page cache."""
 
 import os
 from collections.abc import Iterable
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def evict(paths: Iterable[Path]) -> int:
-    """Drop all files at and under `paths` from the page cache; the bytes they have. Linux only.
+    """Drop all files at and under `paths` from the page cache. Returns their bytes. Linux only.
 
-    Pages that another process has mapped stay, so nothing else may run of these files.
+    Pages that another process has mapped stay, so no process may be running from these files.
     """
-    os.sync()  # pages that are not written yet stay too
+    os.sync()  # dirty pages would stay too
     return sum(_evict_file(file) for path in paths for file in _files(path))
 
 

@@ -1,4 +1,4 @@
-"""Who takes part, with which settings, and which workloads each runs how often. README.md says why so."""
+"""The systems, their settings, and the rounds of each workload. README.md gives the reasons."""
 
 import os
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from benchmarks.rivals.workloads import ARRIVALS, START_COLD, START_WARM, WORKLO
 NUM_THREADS = os.cpu_count() or 1
 MAX_NUM_SEQS = 128
 MAX_MODEL_LEN = 2304
-"""Holds the longest: 2,000 + 128."""
+"""Enough for the longest request: 2,000 + 128."""
 KV_GIB = 1
-"""47,000 tokens in bfloat16; the largest workload has 21,000."""
+"""KV memory: 47,000 tokens in bfloat16; the largest workload has 21,000."""
 
 ADAPTERS = "benchmarks.rivals.systems"
 TCMALLOC = "usr/lib/*/libtcmalloc_minimal.so.4"
 REFERENCE = "vllm"
-"""Arrivals come at a share of this system's capacity."""
+"""The system of whose capacity the rate of arrivals is a share."""
 LOAD = 0.7
 
 ALWAYS = 99
@@ -33,15 +33,16 @@ LLAMA_OFTEN = dict.fromkeys(["1x41", "8x41", "32x41", "64x41"], ALWAYS)
 LLAMA_SELDOM = {"1x41": ALWAYS, "8x41": 1, "32x41": 1}
 SAME_FILE = dict.fromkeys(["1x41", "8x41", "32x41"], ALWAYS)
 STATIC = dict.fromkeys(["1x41", "8x41", "32x41", "32x400", "8x2000"], ALWAYS)
-"""What a static batch is shown by: the last two have prompts of one length."""
+"""The workloads of static batches. The last two have prompts of one length."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a system reads instead of the model's folder: made once, by `python -m module MODEL PATH kind`."""
+    """Files that a system reads instead of the model's folder, made once by `python -m module MODEL PATH
+    kind`."""
 
     name: str
-    """Of the file or folder that is made."""
+    """Name of the file or folder that is made."""
     venv: str
     module: str
     kind: str
@@ -51,17 +52,17 @@ class Files:
 class System:
     name: str
     venv: str
-    """Its folder under the repository's root."""
+    """Folder of its virtual environment, under the repository's root."""
     module: str
-    """Answers calls, see `protocol.py`."""
+    """The module that answers calls, see `protocol.py`."""
     options: Mapping[str, Any]
     max_rounds: Mapping[str, int]
-    """By workload. What is missing here is not run; what is slow runs less often than there are rounds."""
+    """Rounds by workload. A missing workload is not run; slow ones run in fewer rounds."""
     env: Mapping[str, str] = field(default_factory=dict)
     files: Files | None = None
-    """The child finds their path in its option `files`."""
+    """The files it reads. Their path is in the child's option `files`."""
     why_not: str | None = None
-    """Why it does not run on this machine."""
+    """The reason why it does not run on this machine."""
 
 
 def _ingine(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
@@ -71,7 +72,7 @@ def _ingine(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
 
 
 def _ingine_gguf(file_type: str, max_rounds: Mapping[str, int]) -> System:
-    """The file as llama.cpp has it, instead of the folder that was made of the published one."""
+    """ingine on llama.cpp's file, instead of the folder that was made from the published file."""
     return replace(_ingine(f"ingine-{file_type.lower()}", max_rounds), files=_gguf(file_type))
 
 
@@ -81,17 +82,17 @@ def _vllm(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
         "OMP_NUM_THREADS": str(NUM_THREADS),
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{NUM_THREADS - 1}",
         "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
-        # The engine in the process that steps it: on two cores a second one only takes time from it.
+        # The engine runs in the process that steps it: on two cores a second process only takes time from it.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # What this keeps from one start to the next cannot be read again on a CPU (0.32.0), and each start
-        # compiles anew; with the older cache it does not.
+        # On a CPU, the cache that this keeps between starts cannot be read (0.32.0), and each start
+        # compiles again; with the older cache it does not.
         "VLLM_USE_AOT_COMPILE": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
     if tcmalloc := _tcmalloc():
         env["LD_PRELOAD"] = tcmalloc
-    # As vLLM's own `LLM` has it: nobody reads its statistics here.
+    # As in vLLM's own `LLM`: the statistics are not read here.
     options = (
         {"dtype": "bfloat16", "enable_prefix_caching": False, "disable_log_stats": True} | limits | options
     )
@@ -99,7 +100,7 @@ def _vllm(name: str, max_rounds: Mapping[str, int], **options: Any) -> System:
 
 
 def _vllm_zen(max_rounds: Mapping[str, int]) -> System:
-    """AMD's extension of torch, which vLLM takes by itself where it is installed."""
+    """vLLM with AMD's extension of torch, which vLLM uses wherever it is installed."""
     fits = is_amd() and "avx512f" in cpu_flags()
     why_not = None if fits else "zentorch is for AMD's processors with AVX-512"
     system = _vllm("vllm-zen", max_rounds, platform="ZenCpuPlatform")
@@ -107,7 +108,7 @@ def _vllm_zen(max_rounds: Mapping[str, int]) -> System:
 
 
 def _tcmalloc() -> str | None:
-    """The allocator that vLLM's documentation asks for; None if the machine has none."""
+    """The allocator that vLLM's documentation recommends; None if the machine lacks it."""
     found = [path for root in (ROOT / ".rivals/tcmalloc", Path("/")) for path in root.glob(TCMALLOC)]
     return str(found[0]) if found else None
 
@@ -144,7 +145,7 @@ def _openvino(kind: str, max_rounds: Mapping[str, int], *, weights: str, precisi
         },
         "properties": {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": NUM_THREADS},
     }
-    # Where the processor has no bfloat16, the plugin computes in float32 and does not say so.
+    # On a processor without bfloat16, the plugin silently computes in float32.
     lacks = precision == "bf16" and _fastest_precision() != "bf16"
     venv, module = ".rivals/openvino", f"{ADAPTERS}.openvino"
     return System(
@@ -160,7 +161,7 @@ def _openvino(kind: str, max_rounds: Mapping[str, int], *, weights: str, precisi
 
 
 def _fastest_precision() -> str:
-    """Of activations, where weights are compressed."""
+    """The fastest precision of activations with compressed weights."""
     return "bf16" if {"avx512_bf16", "amx_bf16"} & set(cpu_flags()) else "f32"
 
 
@@ -189,9 +190,9 @@ SYSTEMS = {
         _ingine_gguf("Q4_1", SAME_FILE),
         _vllm("vllm", EVERYTHING),
         _vllm("vllm-prefix", PREFIX_ONLY, enable_prefix_caching=True),
-        # The budget that ingine has by default: smaller steps, for the time between tokens.
+        # ingine's default budget: smaller steps shorten the time between tokens.
         _vllm("vllm-512", {ARRIVALS: ALWAYS}, max_num_batched_tokens=512),
-        # Nothing is compiled, so it starts sooner and runs slower.
+        # Without compilation it starts sooner and runs slower.
         _vllm("vllm-eager", STARTS | {"32x41": ALWAYS}, enforce_eager=True),
         _vllm_zen(BY_STREAMS | {"32x400": ALWAYS}),
         _openvino("bf16", BY_STREAMS | LONG_CONTEXT | STARTS, weights="f32", precision="bf16"),
@@ -200,13 +201,13 @@ SYSTEMS = {
         _openvino("int4", SAME_FILE, weights="int4", precision=_fastest_precision()),
         _onnxruntime("int8", STATIC),
         _onnxruntime("int4", STATIC),
-        # llama.cpp takes minutes for the larger workloads, which all but one of its files are spared.
+        # llama.cpp takes minutes for the larger workloads, so only one of its files runs them.
         _llama_cpp("BF16", dict.fromkeys(EVERYTHING, 1) | LLAMA_OFTEN | STARTS),
         _llama_cpp("Q8_0", LLAMA_SELDOM),
         _llama_cpp("Q4_K_M", LLAMA_SELDOM),
         _llama_cpp("Q4_1", LLAMA_SELDOM),
         _llama_cpp("Q4_0", LLAMA_SELDOM),
-        # One after the other is as fast with 8 as with 128.
+        # One request at a time has the same rate with 8 as with 128.
         _hf("sequential", {"1x41": ALWAYS, "8x41": 1, **STARTS}),
         _hf("padded", dict.fromkeys(["8x41", "32x41", "64x41", "128x41", "32x400"], 1)),
         _hf("continuous", {"8x41": 1, "32x41": 1}),

@@ -16,7 +16,7 @@ from matplotlib.ticker import NullFormatter
 
 from benchmarks.rivals.figures import BY_STREAMS, error_of, median_of, systems_with
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; a system's variants differ in the marker.
+# Okabe and Ito's colours, which are safe for the colour-blind; a system's variants differ in the marker.
 STYLES = {
     "ingine": ("#0072B2", "o", "-"),
     "ingine-prefix": ("#0072B2", "s", "--"),
@@ -67,7 +67,7 @@ Report = dict[str, Any]
 
 
 def draw_all(path: Path) -> list[Path]:
-    """The files that were written, named after the report: one for each plot that it has figures for."""
+    """Draw each plot that the report has figures for. Returns the files, named after the report."""
     report = json.loads(path.read_text())
     drawings: dict[str, Callable[[Report], Figure | None]] = {
         "streams": by_streams,
@@ -159,7 +159,10 @@ def starts(report: Report) -> Figure | None:
 
 
 def _bars(axes: Axes, report: Report, systems: Sequence[str], workload: str, figure: str, form: str) -> None:
-    """A bar for each system, the first on top; what failed says so, what was not run is left empty."""
+    """Draw a bar for each system, the first on top.
+
+    A failed system is marked; one that was not run is left empty.
+    """
     medians = [median_of(report, system, workload, figure) for system in systems]
     colors = [STYLES.get(system, OTHER_STYLE)[0] for system in systems]
     bars = axes.barh(range(len(systems)), [median or 0 for median in medians], color=colors)

@@ -1,14 +1,15 @@
-"""How the harness and a system under test speak: one JSON line a call, over the child's stdin and stdout.
+"""The protocol between harness and system under test: one JSON line per call, over the child's stdin and
+stdout.
 
-Runs in every rival's virtual environment, so it imports the standard library alone.
+It runs in every rival's virtual environment, so it imports only the standard library.
 
     {"call": "load", "model": PATH, "options": {...}}
         {"versions": {...}, "settings": {...}}
     {"call": "run", "requests": [[prompt, num_tokens, arrival_s], ...]}
         {"token_times_s": [[...], ...], "first_token_ids": [...]}
 
-Times are seconds from the run's start. What goes wrong is answered too, as `{"error": "..."}`; the end of
-stdin ends the child.
+Times are seconds from the run's start. A failure is answered with `{"error": "..."}`. The end of stdin ends
+the child.
 """
 
 import ctypes
@@ -27,13 +28,13 @@ class Request(NamedTuple):
     prompt: list[int]
     """Token ids."""
     num_tokens: int
-    """How many are to be generated: exactly so many, the end of sequence ignored."""
+    """Number of tokens to generate, exactly, ignoring the end of sequence."""
     arrival_s: float = 0.0
-    """Seconds from the run's start, before which a system must not know of it."""
+    """Seconds from the run's start, before which a system must not know the request."""
 
 
 class Recording:
-    """When each request got its tokens. The run starts when this is made."""
+    """Records when each request got its tokens. The run starts when this is created."""
 
     def __init__(self, requests: Sequence[Request]):
         self._requests = requests
@@ -45,7 +46,7 @@ class Recording:
         return time.perf_counter() - self._start
 
     def tokens(self, index: int, token_ids: Sequence[int], *, at_s: float | None = None) -> None:
-        """`token_ids` are new tokens of request `index`, which came now or at `at_s`."""
+        """Record new tokens of request `index`, which came at `at_s`, by default now."""
         at_s = self.now_s() if at_s is None else at_s
         if token_ids and self._first[index] is None:
             self._first[index] = int(token_ids[0])
@@ -55,7 +56,10 @@ class Recording:
         return len(self._times[index]) >= self._requests[index].num_tokens
 
     def as_answer(self) -> dict[str, Any]:
-        """Raises ValueError unless every request has exactly the tokens that it asked for."""
+        """The answer to a call.
+
+        Raises ValueError unless every request has exactly the tokens that it asked for.
+        """
         for index, (request, times) in enumerate(zip(self._requests, self._times, strict=True)):
             if len(times) != request.num_tokens:
                 raise ValueError(f"request {index} got {len(times)} tokens instead of {request.num_tokens}")
@@ -68,7 +72,7 @@ class System(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A system that is ready, and what it says about itself."""
+    """A loaded system, with its versions and settings."""
 
     system: System
     versions: dict[str, str]
@@ -76,9 +80,9 @@ class Loaded:
 
 
 def serve(load: Callable[[str, dict[str, Any]], Loaded]) -> None:
-    """Answer calls until stdin ends. `load` is given the model's path and the options of the variant."""
+    """Answer calls until stdin ends. load: takes the model's path and the variant's options."""
     _die_with_parent()
-    # Libraries print what they like. The wire keeps stdout to itself; prints go where errors go.
+    # Libraries may print. Only the protocol may use stdout, so prints go to stderr.
     wire = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     loaded: Loaded | None = None
@@ -99,7 +103,7 @@ def serve(load: Callable[[str, dict[str, Any]], Loaded]) -> None:
 
 
 def _die_with_parent() -> None:
-    """A child that is stopped while others have their turn would never see the end of its stdin."""
+    """Die with the parent: a child that is stopped between calls would never see the end of its stdin."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

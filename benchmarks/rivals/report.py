@@ -1,4 +1,4 @@
-"""What a run leaves behind: JSON with all rounds, and a table."""
+"""The results of a run: JSON with all rounds, and a table."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ COLUMNS = {
     "tbt_p99_s": ("p99", "{:.0f}", 1000),
     "first_token_s": ("first token s", "{:.2f}", 1),
 }
-"""Heading, format and factor of each figure that the table shows."""
+"""Heading, format and factor of each figure in the table."""
 
 
 def as_json(
@@ -33,8 +33,8 @@ def as_json(
     skipped: dict[str, str],
     requests_per_s: float | None,
 ) -> dict[str, Any]:
-    """By name: of `systems` versions, settings, environment; of those `skipped` why. `requests_per_s` is the
-    arrivals' rate.
+    """Build the report. systems: versions, settings and environment by name. skipped: reasons by name.
+    requests_per_s: the rate of arrivals.
     """
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -50,7 +50,7 @@ def as_json(
 
 
 def table(report: dict[str, Any]) -> Table:
-    """Medians, with least and most of the rounds behind a rate."""
+    """The table of medians, with minimum and maximum of the rates."""
     rows = report["results"]
     shown = [name for name in COLUMNS if any(name in row["figures"] for row in rows)]
     built = Table(box=SIMPLE, title="medians; in brackets least and most")

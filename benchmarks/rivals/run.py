@@ -1,4 +1,4 @@
-"""Systems in turns, round by round, so that a noisy machine is unkind to all."""
+"""Runs systems in turns, round by round, so that noise on the machine affects all alike."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ from ingine.engine.text.tokenizer import Tokenizer
 
 @dataclass
 class Result:
-    """One system on one workload."""
+    """The result of one system on one workload."""
 
     system: str
     workload: str
     rounds: list[Figures] = field(default_factory=list)
     error: str | None = None
-    """Why there are fewer rounds than there should be."""
+    """The reason if rounds are missing."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -36,7 +36,7 @@ class Result:
 
 
 class Run:
-    """`measure` workloads; `results` has what came of it. `show` is told of each round in a line."""
+    """Measures workloads into `results`. show: called with a line of text for each round."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Run:
         self._lineup, self._systems, self._tokenizer = lineup, systems, tokenizer
         self._num_rounds, self._show = num_rounds, show
         self.requests_per_s = requests_per_s
-        """Of the arrivals; None until it is known."""
+        """Rate of arrivals; None until known."""
         self.results: list[Result] = []
 
     def measure(self, workload: str) -> None:
@@ -61,11 +61,12 @@ class Run:
             mixed = WORKLOADS["mixed"].requests(self._tokenizer, 0)
             self._measure_requests(workload, lambda _: arriving(mixed, self._arrival_rate(len(mixed))))
         else:
-            self._lineup.close_all()  # they would keep in memory what is to be read from the disk
+            self._lineup.close_all()  # they would keep the files in memory that are to be read from disk
             self._in_turns(workload, lambda system, _: self._start(workload, system))
 
     def _arrival_rate(self, num_requests: int) -> float:
-        """As given, or a share of the reference's rate when all came at once. Raises SystemFailed."""
+        """The given rate of arrivals, or a share of the reference's rate with all requests at once. Raises
+        SystemFailed."""
         if self.requests_per_s is None:
             mixed = (row for row in self.results if (row.system, row.workload) == (REFERENCE, "mixed"))
             rounds = [figures for row in mixed for figures in row.rounds]
@@ -75,7 +76,7 @@ class Run:
         return self.requests_per_s
 
     def _measure_requests(self, workload: str, requests_of: Callable[[int], list[Request]]) -> None:
-        """`requests_of` a round's number."""
+        """Measure a workload. requests_of: a round's number -> its requests."""
         first_token_ids: dict[tuple[str, int], list[int]] = {}
 
         def measure(system: System, round_number: int) -> Figures:
@@ -95,7 +96,7 @@ class Run:
                 figures["first_token_agreement"] = agreement(own, reference)
 
     def _start(self, workload: str, system: System) -> Figures:
-        """From the start of a process to the first token of a request that it is given at once."""
+        """Measure from the start of a process to the first token of a request that waits for it."""
         request = WORKLOADS["1x41"].requests(self._tokenizer, 0)[0]._replace(num_tokens=1)
         self._lineup.prepare(system)
         if workload == START_COLD:
@@ -110,7 +111,10 @@ class Run:
             child.close()
 
     def _in_turns(self, workload: str, measure: Callable[[System, int], Figures]) -> list[Result]:
-        """Each system once a round, another one first in each. A failure ends that system's rounds."""
+        """Run each system once per round, starting with another one each time.
+
+        A failure ends a system's rounds.
+        """
         systems = [system for system in self._systems if workload in system.max_rounds]
         results = {system.name: Result(system.name, workload) for system in systems}
         for round_number in range(self._num_rounds):

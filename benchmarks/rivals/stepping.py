@@ -1,4 +1,4 @@
-"""Drives a system that computes step by step. The same loop for all of them, so none has a better one."""
+"""Drives systems that compute step by step. All of them use this loop, so none has a better one."""
 
 import time
 from collections import deque
@@ -12,12 +12,12 @@ class StepEngine(Protocol):
     def add(self, index: int, request: Request) -> None: ...
 
     def step(self) -> Iterable[tuple[int, Sequence[int]]]:
-        """Compute one batch; the indexes of requests with their new token ids."""
+        """Compute one batch. Returns the indexes of requests with their new token ids."""
         ...
 
 
 class Stepping:
-    """A `System` made of a `StepEngine`."""
+    """Makes a `System` of a `StepEngine`."""
 
     def __init__(self, engine: StepEngine):
         self._engine = engine

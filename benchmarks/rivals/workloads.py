@@ -1,4 +1,4 @@
-"""What all systems are given: the same token ids, drawn from one passage of real text."""
+"""The workloads: the same token ids for all systems, drawn from one passage of real text."""
 
 import math
 import random
@@ -16,7 +16,7 @@ OWN_TOKENS = 16
 ONE_STREAM_TOKENS = 41
 NUM_MIXED_REQUESTS = 200
 MIXED_PROMPT = (60, 0.8, 8, 512)
-"""Median, sigma of the logarithm, least and most, in tokens."""
+"""Median, sigma of the logarithm, minimum and maximum, in tokens."""
 MIXED_OUTPUT = (48, 0.6, 4, 256)
 
 Prompts = list[list[int]]
@@ -27,11 +27,11 @@ class Workload:
     name: str
     title: str
     requests: Callable[[Tokenizer, int], list[Request]]
-    """Of a tokenizer and the round's number. A round's requests are the same for every system."""
+    """Makes the requests of a round from a tokenizer and its number. They are the same for every system."""
 
 
 def _text(tokenizer: Tokenizer, num_tokens: int) -> list[int]:
-    """The passage again and again, its sentences in an ever new order, so that it has no period."""
+    """The passage repeated with its sentences in a new order each time, so that it has no period."""
     sentences = PASSAGE.replace("\n", " ").split(". ")
     draw = random.Random(SEED)
     token_ids: list[int] = []
@@ -42,7 +42,7 @@ def _text(tokenizer: Tokenizer, num_tokens: int) -> list[int]:
 
 
 def slices(tokenizer: Tokenizer, lengths: Sequence[int]) -> Prompts:
-    """One prompt of each length, one after the other out of a long text. None is another's prefix."""
+    """One prompt of each length, consecutive slices of a long text. None is a prefix of another."""
     text = _text(tokenizer, 2 * sum(lengths))
     prompts: Prompts = []
     start = 0
@@ -76,7 +76,8 @@ def _long(num_requests: int, num_tokens: int) -> Callable[[Tokenizer, int], Prom
 
 def _shared_prefix(num_requests: int) -> Callable[[Tokenizer, int], Prompts]:
     def prompts(tokenizer: Tokenizer, round_number: int) -> Prompts:
-        """Another prefix each round, or what a round left in the cache would be found by the next."""
+        """Prompts with another prefix in each round, so that no round finds prefixes of an earlier one in a
+        cache."""
         prefixes = slices(tokenizer, [SHARED_PREFIX_TOKENS] * (round_number + 1))
         own = slices(tokenizer, [OWN_TOKENS] * num_requests)
         return [prefixes[round_number] + tail for tail in own]
@@ -93,7 +94,7 @@ def _with_outputs(
 
 
 def mixed(tokenizer: Tokenizer, round_number: int) -> list[Request]:
-    """Prompts and outputs of log-normal lengths, as production traces have them; all there at once."""
+    """Prompts and outputs of log-normal lengths, as in production traces, all present at the start."""
     draw = random.Random(SEED)
     prompt_lengths = [_log_normal(draw, *MIXED_PROMPT) for _ in range(NUM_MIXED_REQUESTS)]
     output_lengths = [_log_normal(draw, *MIXED_OUTPUT) for _ in range(NUM_MIXED_REQUESTS)]
@@ -102,7 +103,7 @@ def mixed(tokenizer: Tokenizer, round_number: int) -> list[Request]:
 
 
 def arriving(requests: Sequence[Request], requests_per_s: float) -> list[Request]:
-    """The same requests as a Poisson process of that rate. The draw is fixed, the rate scales it."""
+    """The same requests arriving as a Poisson process of that rate. The draw is fixed; the rate scales it."""
     draw = random.Random(SEED + 1)
     now_s, arrived = 0.0, []
     for request in requests:
@@ -132,13 +133,13 @@ WORKLOADS = {
     )
 }
 ARRIVALS = "arrivals"
-"""`mixed` again, but as a Poisson process; its rate comes of a measurement, so it is no Workload."""
+"""`mixed` as a Poisson process. It is no Workload, since its rate depends on a measurement."""
 START_COLD, START_WARM = "start-cold", "start-warm"
-"""From the start of a process to its first token, with its files out of the page cache or in it."""
+"""From the start of a process to its first token, with its files absent from the page cache, or in it."""
 
 
 def describe(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """For the report."""
+    """A description for the report."""
     requests = WORKLOADS[name].requests(tokenizer, 0)
     return {
         "title": WORKLOADS[name].title,

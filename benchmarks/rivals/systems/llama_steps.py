@@ -1,7 +1,7 @@
-"""A loop of continuous batching over llama.cpp's batches, which the library itself does not have.
+"""A loop of continuous batching over llama.cpp's batches, which the library lacks.
 
-Each step takes a token of every running sequence, then prompts in order of arrival as far as `n_batch` goes.
-Greedy is an argmax over all rows of logits at once.
+Each step takes a token of every running sequence, then prompts in order of arrival up to `n_batch` tokens.
+Greedy sampling is an argmax over all rows of logits at once.
 """
 
 from collections import deque
@@ -15,12 +15,12 @@ import numpy as np
 from benchmarks.rivals.protocol import Request
 
 MIN_SHARED_TOKENS = 64
-"""A prefix shorter than this is not worth waiting for the sequence that computes it."""
+"""Minimum length of a prefix for which a request waits until another sequence has computed it."""
 
 
 @dataclass
 class Slot:
-    """A request, and the sequence of llama.cpp's KV cache that it has."""
+    """A request, and its sequence in llama.cpp's KV cache."""
 
     seq_id: int
     index: int
@@ -70,8 +70,8 @@ class LlamaSteps:
             source, length = self._longest_prefix(request.prompt)
             if length >= MIN_SHARED_TOKENS:
                 if source.num_computed < length:
-                    return  # in a step or two it is there to be shared
-                # Between parts of the cache only whole sequences can be copied; what differs is cut off.
+                    return  # in a step or two the prefix can be shared
+                # Parts of the cache can only copy whole sequences; the differing rest is cut off.
                 llama_cpp.llama_memory_seq_cp(self._memory, source.seq_id, slot.seq_id, -1, -1)
                 llama_cpp.llama_memory_seq_rm(self._memory, slot.seq_id, length, -1)
                 slot.num_computed = length
@@ -80,7 +80,8 @@ class LlamaSteps:
             self._running.append(slot)
 
     def _longest_prefix(self, prompt: Sequence[int]) -> tuple[Slot | None, int]:
-        """The running slot that has most of `prompt`'s beginning, and how much: never all of `prompt`."""
+        """The running slot with the longest prefix of `prompt`, and its length, which is less than all of
+        `prompt`."""
         lengths = [(_num_equal(slot.tokens, prompt[:-1]), slot) for slot in self._running]
         length, slot = max(lengths, key=lambda item: item[0], default=(0, None))
         return slot, length
@@ -120,6 +121,6 @@ class LlamaSteps:
 
 
 def _num_equal(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """The length of the common prefix."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -1,6 +1,6 @@
-"""onnxruntime-genai, whose batches on a CPU are static and of prompts of one length.
+"""onnxruntime-genai, whose batches on a CPU are static, with prompts of one length.
 
-Requests of other lengths are batches of their own, one after the other. Options: `files`, a folder of
+Requests of different lengths run in separate batches, one after the other. Options: `files`, a folder made by
 `onnxruntime_files.py`.
 """
 
@@ -31,7 +31,7 @@ class StaticBatches:
         for (num_prompt_tokens, num_tokens), indexes in batches.items():
             params = onnxruntime_genai.GeneratorParams(self._model)
             length = num_prompt_tokens + num_tokens
-            # The end of sequence cannot be ignored, but for the least length it is never chosen.
+            # The end of sequence cannot be ignored, but below the minimum length it is never chosen.
             params.set_search_options(
                 do_sample=False, batch_size=len(indexes), min_length=length, max_length=length
             )

@@ -1,8 +1,8 @@
-"""The model for onnxruntime-genai, made of a Hugging Face folder by its own builder without a hub.
+"""Makes the model for onnxruntime-genai from a Hugging Face folder, with its own builder and without a hub.
 
     python -m benchmarks.rivals.systems.onnxruntime_files MODEL FOLDER KIND
 
-KIND is how weights are stored: int8 or int4.
+KIND is the format of the weights: int8 or int4.
 """
 
 import shutil
@@ -15,7 +15,7 @@ BUILDER = "onnxruntime_genai.models.builder"
 
 
 def make(model: str, folder: Path, kind: str) -> None:
-    """`folder` appears whole or not at all."""
+    """Make `folder`, atomically."""
     if folder.exists():
         return
     unfinished = folder.with_name(f"{folder.name}.unfinished")

@@ -1,7 +1,7 @@
 """OpenVINO GenAI's continuous batching, stepped in this process.
 
-Options: `files`, a folder of `openvino_files.py`; `scheduler`, fields of `SchedulerConfig`; `properties` of
-the CPU plugin. It is not asked for text, so it makes none.
+Options: `files`, a folder made by `openvino_files.py`; `scheduler`, fields of `SchedulerConfig`; `properties`
+of the CPU plugin. It generates no text, since none is requested.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
-"""The model's graph for OpenVINO, made of a Hugging Face folder without a hub.
+"""Makes the model's graph for OpenVINO from a Hugging Face folder, without a hub.
 
     python -m benchmarks.rivals.systems.openvino_files MODEL FOLDER KIND
 
-KIND is how weights are stored: f32 (a pipeline in bfloat16 reads that too), int8 or int4. What is compressed
-is made of the folder in f32, which is made first and lies beside it.
+KIND is the format of the weights: f32 (also for a pipeline in bfloat16), int8 or int4. Compressed graphs are
+made from the folder in f32, which is made first, in the same place.
 """
 
 import shutil
@@ -19,13 +19,13 @@ COMPRESSION = {
     "int8": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
     "int4": {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": 64, "ratio": 1.0},
 }
-"""For `nncf.compress_weights`, without data. Groups of 64, since 128 does not divide SmolLM2's rows. In int4
-NNCF leaves the embedding and the output matrix in int8."""
+"""Arguments of `nncf.compress_weights`, without data. Groups have 64 weights, since 128 does not divide
+SmolLM2's rows. In int4 NNCF leaves the embedding and the output matrix in int8."""
 GRAPH = "openvino_model.xml"
 
 
 def make(model: str, folder: Path, kind: str) -> None:
-    """`folder` appears whole or not at all."""
+    """Make `folder`, atomically."""
     if folder.exists():
         return
     unfinished = folder.with_name(f"{folder.name}.unfinished")

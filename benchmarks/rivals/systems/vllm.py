@@ -1,6 +1,6 @@
 """vLLM's V1 engine, stepped in this process.
 
-Options are arguments of `EngineArgs`, and `platform`: the class that vLLM must have chosen for this machine.
+Options are arguments of `EngineArgs`, and `platform`, the class that vLLM must choose on this machine.
 """
 
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def load(model: str, options: dict[str, Any]) -> Loaded:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    """Of those that are installed."""
+    """Versions of the installed packages."""
     versions = {}
     for package in packages:
         with suppress(PackageNotFoundError):
