@@ -1,9 +1,9 @@
-"""A pytest plugin: a newer CPU passes for one that has AVX2 and nothing newer.
+"""A pytest plugin that makes a newer CPU behave as one whose widest instructions are AVX2.
 
     PYTHONPATH=. make test ARGS="-p tests.avx2 tests/engine"
 
-Native kernels are compiled for AVX2, torch uses no more than that, and multiplies bfloat16 without oneDNN. In
-programs that tests start the last of these does not hold.
+Native kernels are compiled for AVX2, torch uses nothing wider, and it multiplies bfloat16 without oneDNN. The
+last does not apply to programs that tests start.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 
 
 def compile_for_avx2(command: list[str]) -> int:
-    """Run a compiler's command for AVX2 where it is for this machine."""
+    """Run a compiler's command, for AVX2 instead of this machine's CPU."""
     command = ["-march=x86-64-v3" if word == "-march=native" else word for word in command]
     return subprocess.run(command).returncode
 

@@ -1,4 +1,5 @@
-"""`pip install ingine-llm` in a second: a Python with links to the base package's dependencies alone."""
+"""Makes an environment like that of `pip install ingine-llm`, in a second: only links to the base
+dependencies."""
 
 import sys
 import venv
@@ -9,7 +10,7 @@ from packaging.requirements import Requirement
 
 
 def make_base_install(folder: Path) -> Path:
-    """The interpreter of a new virtual environment in `folder`. It has no pip, like those that uv makes."""
+    """Make a virtual environment in `folder`, without pip as uv does, and return its interpreter."""
     venv.create(folder, with_pip=False, symlinks=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = folder / "lib" / version / "site-packages"

@@ -1,4 +1,4 @@
-"""The package as users install it: built from this tree, in an environment of its own, without a network."""
+"""Builds the package from this tree and installs it as users do, in an environment without a network."""
 
 import shutil
 import subprocess
@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("ingine", "producer", "worker")
 BESIDE_THEM = ("pyproject.toml", "README.md", "LICENSE")
 ALONE = ("--no-index", "--no-deps", "--no-build-isolation")
-"""Options of pip: no other package, and the build with what is installed here."""
+"""Options of pip: no other package, and a build with the installed tools."""
 
 
 def copy_sources(folder: Path) -> Path:
-    """What a build reads, in `folder`: building leaves files among its sources."""
+    """Copy the files that a build reads into `folder`, since a build leaves files among its sources."""
     for name in SOURCES:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in BESIDE_THEM:
@@ -24,17 +24,20 @@ def copy_sources(folder: Path) -> Path:
 
 
 def build_wheel(folder: Path) -> Path:
-    """In `folder`, which is empty."""
+    """Build a wheel in `folder`, which is empty."""
     _pip("wheel", *ALONE, "--wheel-dir", folder, copy_sources(folder / "sources"))
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
 def make_environment(folder: Path) -> Path:
-    """The interpreter of a new environment in `folder`, which sees this one's packages but not ingine."""
+    """Make an environment in `folder` with this one's packages but without ingine.
+
+    Returns its interpreter.
+    """
     venv.create(folder, with_pip=False, symlinks=True)
-    # Listed in a .pth file, a folder is searched last, and its own .pth files are not read: this checkout is
-    # not on the path, however it is installed here.
+    # A folder listed in a .pth file is searched last, and its own .pth files are not read. So this checkout
+    # is not on the path, however it is installed here.
     seen = {str(distribution(name).locate_file("")) for name in ("redis", "torch", "setuptools")}
     (_site_packages(folder) / "seen.pth").write_text("\n".join(sorted(seen)))
     return folder / "bin" / "python"
@@ -46,7 +49,7 @@ def _site_packages(environment: Path) -> Path:
 
 
 def install(python: Path, *what: str | Path) -> None:
-    """`pip install` for that interpreter."""
+    """Run `pip install` for that interpreter."""
     _pip("--python", python, "install", *ALONE, "--ignore-installed", *what)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a real Valkey server a session, a fresh queue a test (nothing is ever flushed)."""
+"""Fixtures for all tests: a real Valkey server per session, a new queue per test. Nothing is ever flushed."""
 
 import os
 from collections import Counter
@@ -30,7 +30,7 @@ if not torch.cuda.is_available() and find_spec("triton"):
 
 list_idle_from_the_first_ms_on()
 
-# The same examples each time, and no deadline: a suite on a busy machine must not fail for being slow.
+# The same examples each time, and no deadline: the suite must not fail on a slow or busy machine.
 settings.register_profile(
     "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -50,20 +50,21 @@ def redis_url(redis_server: EmbeddedServer) -> str:
 
 @pytest.fixture
 def queue() -> str:
-    """The name of a queue that no other test uses."""
+    """The name of a new queue, which no other test uses."""
     return f"test-{uuid4().hex[:12]}"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Of the processes that test in parallel one compiles the native kernels, and the others wait for it."""
+    """Compile the native kernels in one of the parallel processes, while the others wait."""
     if hasattr(session.config, "workerinput"):
-        with suppress(BuildError):  # where they cannot be had, plain torch is tested
+        with suppress(BuildError):  # without them, tests run on plain torch
             library()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where files are tested in parallel, those of few tests go first: they start programs and take longest.
-    Had one of them come last, the other processes would wait for it.
+    """With parallel processes, run files with few tests first: they start programs and take longest.
+
+    If one of them came last, the other processes would wait for it.
     """
     if hasattr(config, "workerinput"):
         num_tests = Counter(item.path for item in items)

@@ -1,4 +1,4 @@
-"""fakeredis, put right where it does otherwise than servers."""
+"""Corrects fakeredis where it differs from servers."""
 
 from functools import wraps
 from typing import Any
@@ -7,8 +7,9 @@ from fakeredis.model import StreamGroup
 
 
 def list_idle_from_the_first_ms_on() -> None:
-    """XPENDING's IDLE leaves out entries that have been idle for exactly so long: with 0 those that were
-    delivered in this millisecond. A server lists them."""
+    """Make XPENDING's IDLE include entries that have been idle for exactly that long, as servers do.
+
+    fakeredis leaves them out: with IDLE 0, those that were delivered in this millisecond."""
     pending = StreamGroup.pending
 
     @wraps(pending)

@@ -1,4 +1,5 @@
-"""A pytest plugin: skips tests whose path this machine cannot run, and counts both kinds (`paths.py`)."""
+"""A pytest plugin that skips tests whose path this machine cannot run, and counts run and skipped ones
+(`paths.py`)."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ def is_here(path: str) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     paths = [mark.args[0] for mark in item.iter_markers(PROPERTY)]
-    # Properties are in the reports, which reach the summary from other processes too.
+    # Reports have the properties, and reach the summary from other processes too.
     item.user_properties += [(PROPERTY, path) for path in paths]
     for path in paths:
         if not is_here(path):
@@ -38,7 +39,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def count(reports: Iterable[pytest.TestReport]) -> Counter[str]:
-    """Tests by path."""
+    """The number of tests by path."""
     return Counter(path for report in reports for name, path in report.user_properties if name == PROPERTY)
 
 

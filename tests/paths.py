@@ -1,4 +1,4 @@
-"""The ways through the code that not every machine can run, and whether this one can.
+"""The paths through the code that not every machine can run, and whether this one can.
 
 A test that takes one has the mark `needs("its name")`. It is skipped where the machine lacks the path. The
 summary of a run counts, for each path, the tests that ran and those that could not (`path_summary.py`).
@@ -28,12 +28,12 @@ MARCHES = {
     "x86-64-v3": "native kernels, built for AVX2",
     "x86-64": "native kernels, built for any x86-64",
 }
-"""What the kernels are compiled for, by g++'s name. They choose their instructions when they are compiled, so
-a CPU can run the build of an older one. The last has vectors of four, which other kinds of CPU get too."""
+"""CPUs that the kernels are compiled for, by g++'s name. Instructions are chosen at compile time, so a CPU
+can run the build for an older one. The last has vectors of four, as builds for other kinds of CPU have."""
 
 
 def _runs(*capabilities: str) -> bool:
-    """Whether there is a compiler, and the CPU has one of torch's capabilities."""
+    """True if there is a compiler, and the CPU has one of torch's capabilities."""
     is_x86 = platform.machine() in ("x86_64", "AMD64")
     return is_x86 and torch.backends.cpu.get_cpu_capability() in capabilities and _has_native()
 

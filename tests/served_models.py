@@ -1,4 +1,4 @@
-"""What workers in tests say that they serve."""
+"""The models that workers in tests claim to serve."""
 
 from ingine.worker.served_model import ServedModel
 

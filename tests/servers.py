@@ -1,7 +1,7 @@
 """Real servers: one, a cluster, and a primary with a replica and a Sentinel.
 
-All on loopback, on free ports, and ended with the test process. They are Valkey's, from the wheel, unless the
-variable TEST_SERVER names another `redis-server` or `valkey-server`.
+All run on loopback, on free ports, and end with the test process. They are Valkey's, from the wheel, unless
+the variable TEST_SERVER names another `redis-server` or `valkey-server`.
 """
 
 import os
@@ -26,9 +26,9 @@ from tests.waiting import wait_until
 HOST = "127.0.0.1"
 NUM_SLOTS = 16384
 SERVICE = "primary"
-"""What the Sentinel calls the primary."""
+"""The Sentinel's name for the primary."""
 PATIENT_MS = 120_000
-"""So long a busy machine may stall a server, and the Sentinel does nothing."""
+"""A busy machine may stall a server for this long without any reaction of the Sentinel."""
 
 
 def server_binary() -> Path:
@@ -38,14 +38,14 @@ def server_binary() -> Path:
 
 
 def server_version(binary: Path) -> tuple[str, tuple[int, ...]]:
-    """Redis or Valkey, and which."""
+    """Name (Redis or Valkey) and version of a binary."""
     said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
     name, version = re.match(r"(\w+) server v=([\d.]+)", said).groups()
     return name, tuple(map(int, version.split(".")))
 
 
 class OpenServer(EmbeddedServer):
-    """Without a password, for tests that put users of their own into its URL."""
+    """An embedded server without a password, for tests that put users of their own into its URL."""
 
     @property
     def url(self) -> str:
@@ -56,14 +56,14 @@ class OpenServer(EmbeddedServer):
 
 
 def durable_server(folder: Path, *, port: int = 0) -> EmbeddedServer:
-    """The embedded server of a binary that the tests run on, open to all."""
+    """An embedded server with the tests' binary and no password."""
     return OpenServer(folder, port=port, binary=server_binary())
 
 
 class Valkey:
-    """A `valkey-server`, or a `redis-server`, with any options. It keeps port and folder when started again.
+    """A `valkey-server` or `redis-server` with any options. It keeps port and folder when started again.
 
-    binary: None is the one of all tests.
+    binary: None means the binary of all tests.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Valkey:
             return False
 
     def kill(self) -> None:
-        """`kill -9`."""
+        """Kill the server with `kill -9`."""
         self._child.kill()
 
     def stop(self) -> None:
@@ -137,7 +137,7 @@ class Cluster:
         raise LookupError(f"slot {slot} is nobody's")
 
     def begin_move(self, key: str) -> tuple[Valkey, Valkey]:
-        """The key's slot starts to move, key by key, from the first to the second node of the answer."""
+        """Start moving the key's slot, key by key. Returns the source and the target node."""
         source = self.owner(key)
         target = next(node for node in self.nodes if node is not source)
         slot = key_slot(key.encode())
@@ -146,7 +146,7 @@ class Cluster:
         return source, target
 
     def end_move(self, key: str, source: Valkey, target: Valkey) -> None:
-        """Moves what keys there are, and with them the slot."""
+        """Move the remaining keys, and with them the slot."""
         slot = key_slot(key.encode())
         while keys := source.admin.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
             source.admin.execute_command("MIGRATE", HOST, target.port, "", 0, 5000, "KEYS", *keys)
@@ -154,13 +154,13 @@ class Cluster:
             node.admin.execute_command("CLUSTER SETSLOT", slot, "NODE", node_id(target))
 
     def move(self, key: str) -> None:
-        """The slot of `key`, to another node."""
+        """Move the slot of `key` to another node."""
         self.end_move(key, *self.begin_move(key))
 
 
 @contextmanager
 def cluster(folder: Path, **options: object) -> Iterator[Cluster]:
-    """`options` of every node. One that is away takes only its own slots with it."""
+    """Start a cluster with these options of every node. A dead node makes only its own slots unavailable."""
     with ExitStack() as stack:
         nodes = [
             stack.enter_context(
@@ -197,7 +197,7 @@ def node_id(node: Valkey) -> str:
 
 @dataclass
 class Watched:
-    """A primary and a replica, until they change places, and the Sentinel that sees to it."""
+    """A primary and a replica, which may change roles, and the Sentinel that watches them."""
 
     servers: list[Valkey]
     sentinel: Valkey
@@ -212,7 +212,7 @@ class Watched:
         return next(server for server in self.servers if server.port == int(port))
 
     def kill_primary(self) -> None:
-        """`kill -9`. Returns once the replica has taken over."""
+        """Kill the primary with `kill -9`. Returns once the replica has taken over."""
         old = self.primary
         old.kill()
         self._tolerate_silence(300)
@@ -223,7 +223,10 @@ class Watched:
         self.sentinel.admin.execute_command("SENTINEL SET", SERVICE, "down-after-milliseconds", ms)
 
     def change_places(self) -> None:
-        """An orderly hand-over, as before maintenance: it loses no write. Returns once it is done."""
+        """Make a planned failover, as before maintenance, which loses no write.
+
+        Returns once it is complete.
+        """
         old = self.primary
         wait_until(self._hand_over, what="a replica that can take over")
         wait_until(lambda: self.primary is not old, what="the hand-over")
@@ -233,10 +236,10 @@ class Watched:
             return self.sentinel.admin.execute_command("SENTINEL FAILOVER", SERVICE, "COORDINATED")
         except redis.ResponseError as error:
             assert "wrong number of arguments" not in str(error), "see `skip_without_hand_over`"
-            return False  # it knows too little of the replica as yet
+            return False  # the Sentinel does not yet know enough of the replica
 
     def skip_without_hand_over(self) -> None:
-        """Skips the test where Sentinel knows no hand-over, as Redis's does not."""
+        """Skip the test if the Sentinel has no planned failover, as Redis's has none."""
         try:
             self.sentinel.admin.execute_command("SENTINEL FAILOVER", "nobody", "COORDINATED")
         except redis.ResponseError as error:
@@ -272,7 +275,7 @@ sentinel failover-timeout {SERVICE} 2000
 
 
 def free_port() -> int:
-    """Below 32768, where no outgoing connection takes it while its server is being restarted."""
+    """A free port below 32768, where no outgoing connection can take it while its server restarts."""
     while True:
         port = random.randrange(20000, 32000)
         with socket.socket() as probe:

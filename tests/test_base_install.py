@@ -1,4 +1,4 @@
-"""What somebody meets who has installed the base package, and asks for what needs an extra."""
+"""The errors of the base package for what needs an extra."""
 
 import json
 import subprocess

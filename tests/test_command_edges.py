@@ -1,4 +1,4 @@
-"""The `ingine` command where its surroundings are odd: streams, disks, homes, interrupts. No traceback."""
+"""The `ingine` command in unusual environments: streams, disks, homes, interrupts. No traceback."""
 
 import os
 import pwd
@@ -33,12 +33,12 @@ main()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A model for `ingine pull`, the command that does least with one."""
+    """A model for `ingine pull`, the command that does the least with a model."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model", num_layers=1)
 
 
 def shell(command: str, **variables: str) -> subprocess.CompletedProcess:
-    """`command` with $INGINE for the program."""
+    """Run a shell command, in which $INGINE is the program."""
     ingine = f"{sys.executable} -m ingine"
     env = {name: value for name, value in os.environ.items() if not name.startswith("INGINE_")}
     env |= {"INGINE": ingine, "COLUMNS": "80"} | variables
@@ -73,7 +73,7 @@ def test_an_interrupt_while_a_command_imports_is_silent(module):
 
 
 def test_an_interrupt_while_a_command_runs_is_exit_status_130(monkeypatch):
-    """By itself: which status Typer has for it depends on its version."""
+    """The status is ours: Typer's depends on its version."""
     monkeypatch.setattr("ingine.producer.Client", Mock(side_effect=KeyboardInterrupt))
     command = typer.main.get_command(app)
     with (
@@ -95,7 +95,7 @@ def test_a_foreign_variable_is_a_warning_and_a_misspelled_one_an_error(folder):
 
 @pytest.fixture
 def homeless(monkeypatch) -> None:
-    """As in a container that runs under a bare user id."""
+    """Remove the home, as in a container that runs under a bare user id."""
 
     def unknown(uid: int):
         raise KeyError(uid)
@@ -116,7 +116,7 @@ def test_a_user_without_a_home_is_told_which_setting_names_a_folder(homeless, mo
 
 
 def test_kernels_that_cannot_be_kept_are_done_without(homeless):
-    """`ingine.engine.kernels.native` takes a BuildError for a reason to compute in torch."""
+    """After a BuildError, `ingine.engine.kernels.native` computes in torch."""
     with pytest.raises(BuildError, match="INGINE_CACHE_DIR"):
         build()
 

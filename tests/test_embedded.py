@@ -27,7 +27,7 @@ def answers(url: str) -> bool:
 
 @pytest.fixture
 def default_port(monkeypatch) -> int:
-    """A free port that stands for 6379, which this machine may well have in use."""
+    """Use a free port in place of 6379, which may be in use on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -95,7 +95,7 @@ def test_it_ends_when_its_parent_is_killed(parent, tmp_path):
 
 def test_ctrl_c_ends_it_only_after_its_parent_has_drained(parent, tmp_path):
     process, url = parent
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(HANGS_S) == 0
     assert not answers(url)
     assert state_in(tmp_path) == b"drained"
@@ -167,7 +167,7 @@ def test_two_that_start_at_the_same_moment_share_one_server(default_port, tmp_pa
 def test_a_worker_may_start_at_once_after_one_that_was_killed(default_port, parent, tmp_path):
     process, _ = parent
     process.kill()
-    process.wait()  # its server has yet to notice, and has the data directory
+    process.wait()  # its server has not noticed yet, and still has the data directory
     _, server = ensure_server(None, data_dir=tmp_path)
     with server, redis.Redis.from_url(server.url) as client:
         assert client.get("state") == b"running"

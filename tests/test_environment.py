@@ -1,4 +1,4 @@
-"""Variables that nothing reads: a misspelled one is an error, a foreign one is left alone."""
+"""Variables that nothing reads: a misspelled one is an error, a foreign one is ignored."""
 
 import re
 
@@ -74,7 +74,8 @@ def test_a_variable_unlike_all_of_ours_is_reported_and_ignored(monkeypatch):
 
 
 def test_what_kubernetes_puts_into_a_pod_is_neither(monkeypatch):
-    """For Services called `ingine`, `ingine-http` and `ingine-queue` in the namespace."""
+    """The variables are those for Services named `ingine`, `ingine-http` and `ingine-queue` in the
+    namespace."""
     for service in ("INGINE", "INGINE_HTTP", "INGINE_QUEUE"):
         links = {
             "SERVICE_HOST": "10.0.0.7",

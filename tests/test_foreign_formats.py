@@ -1,4 +1,4 @@
-"""What other queues' producers push, and beginners: the error says what it is and what to do."""
+"""Entries in the formats of other queues, and of beginners: the error names the format, and what to do."""
 
 import base64
 import gzip

@@ -1,4 +1,4 @@
-"""Workers as child programs: ready when entered, gone when left, and loud when they do not start."""
+"""Workers as child programs: ready on entry, ended on exit, with an error if they do not start."""
 
 import sys
 
@@ -24,7 +24,7 @@ def test_they_are_ready_when_entered_and_leave_the_queue(tmp_path, redis_url, qu
             workers.require_running(["second"])
             with pytest.raises(IngineError, match="first ended by itself"):
                 workers.require_running(names)
-        assert list(map(name_of, client.hkeys(Keys(queue).workers))) == ["first"]  # the dead do not sign off
+        assert list(map(name_of, client.hkeys(Keys(queue).workers))) == ["first"]  # it was killed
 
 
 def test_one_that_does_not_start_shows_the_end_of_its_log(tmp_path, redis_url, queue):

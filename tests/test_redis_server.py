@@ -1,4 +1,7 @@
-"""What tells most about Redis, where its `redis-server` is installed. `make test-redis` runs the rest."""
+"""The most informative tests on Redis, if its `redis-server` is installed.
+
+`make test-redis` runs the rest.
+"""
 
 import os
 import shutil

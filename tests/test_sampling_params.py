@@ -1,4 +1,4 @@
-"""Sampling parameters: what vLLM's users may pass, what is refused by name, and what was set."""
+"""Sampling parameters: what users of vLLM may pass, what is refused by name, and which fields were set."""
 
 from enum import Enum
 
@@ -16,7 +16,7 @@ from ingine.sampling_params import (
 
 
 class RequestOutputKind(Enum):
-    """As vLLM has it."""
+    """The enumeration of the same name in vLLM."""
 
     CUMULATIVE = 0
     DELTA = 1

@@ -1,4 +1,4 @@
-"""A Redis URL that cannot be used: what is wrong with it is named, at once."""
+"""Redis URLs that cannot be used: an error names the fault at once."""
 
 import pytest
 from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS
@@ -28,7 +28,7 @@ from ingine.producer import AsyncClient, Client, ServerUnavailable
         ("redis://h?max_connections=0", "option max_connections with a value"),
         ("redis://h?health_check_interval=-1", "option health_check_interval with a value"),
         ("unix:///a?db=-1", "option db with a value"),
-        # Of redis-py's connections, but for objects, which text is none of.
+        # Options of redis-py's connections, except objects, which text cannot be.
         ("redis://h?maint_notifications_config=x", "option maint_notifications_config that"),
         ("redis://h?redis_connect_func=x", "option redis_connect_func that"),
         ("redis://h?redis_connect%5Ffunc=x", "option redis_connect_func that"),
@@ -81,7 +81,7 @@ def test_what_may_be_a_part_of_a_password_is_not_quoted(url: str):
 
 
 def test_an_option_that_redis_py_gets_later_is_refused(monkeypatch: pytest.MonkeyPatch):
-    """Until somebody has looked at what it does."""
+    """A new option is refused until its effect has been reviewed."""
     parsers = {**URL_QUERY_ARGUMENT_PARSERS, "new_option": int}
     for module in ("redis.asyncio.connection", "ingine.connect.url"):
         monkeypatch.setattr(f"{module}.URL_QUERY_ARGUMENT_PARSERS", parsers)
@@ -90,7 +90,7 @@ def test_an_option_that_redis_py_gets_later_is_refused(monkeypatch: pytest.Monke
 
 
 def test_a_database_that_the_server_does_not_have(redis_url: str, monkeypatch: pytest.MonkeyPatch):
-    """One error at once, and no waiting for it to pass."""
+    """There is one error at once, and no retry."""
     monkeypatch.setattr("ingine.producer.token_log.GIVE_UP_S", 1000.0)
     url = redis_url.replace("/0", "/99999")
     with Client(url) as client:

@@ -1,4 +1,4 @@
-"""Clients that find their server: on one, behind Sentinel, in a cluster. On real servers throughout."""
+"""Clients that find their server: a single one, behind Sentinel, in a cluster. All servers are real."""
 
 import asyncio
 import re
@@ -59,7 +59,7 @@ async def connected(url: str, *, retries: int = 5) -> AsyncIterator[Servers]:
 
 
 async def patiently(call: Callable[[], Awaitable[Any]]) -> Any:
-    """As a worker calls: again and again, whatever happens to the server."""
+    """Call as a worker does: again and again, whatever happens to the server."""
 
     async def served() -> list[Any]:
         try:
@@ -146,7 +146,7 @@ def knows_capa(server: Valkey) -> bool:
 
 
 async def test_a_primary_that_became_a_replica_is_left(tmp_path: Path, queue: str):
-    """Behind an address that has gone over to another server: here a link to a socket."""
+    """The address now leads to another server; here it is a link to a socket."""
     link, (old_socket, new_socket) = tmp_path / "link", (tmp_path / "old.sock", tmp_path / "new.sock")
     link.symlink_to(old_socket)
     with (
@@ -157,11 +157,11 @@ async def test_a_primary_that_became_a_replica_is_left(tmp_path: Path, queue: st
         async with connected(url) as patient, connected(url, retries=0) as hasty, connected(url) as reader:
             for servers in (patient, hasty, reader):
                 await servers.client(Keys(queue)).set("key", 1)
-            old.admin.replicaof(HOST, free_port())  # it will never be in step again
+            old.admin.replicaof(HOST, free_port())  # it will never be in sync again
             link.unlink()
             link.symlink_to(new_socket)
             await patient.client(Keys(queue)).eval(SET_TWO, 2, "key", "other", 2)
-            # Redis does not tell those who only read, and goes on answering them with what it had.
+            # Redis does not tell clients that only read, and goes on answering them with what it had.
             seen = b"2" if knows_capa(old) else b"1"
             assert await reader.client(Keys(queue)).get("key") == seen
             with pytest.raises(WrongServer, match="replica"):

@@ -1,4 +1,4 @@
-"""The contract's own code: what is encoded is what is decoded, and no bytes can hurt the decoder."""
+"""The contract's code: decoding reverses encoding, and no bytes can harm the decoder."""
 
 import sys
 import tracemalloc
@@ -27,7 +27,7 @@ from ingine.sampling_params import SamplingParams
 
 MIB = 1 << 20
 MAX_CALLS = 100_000
-"""For a mebibyte that may be as many elements: most are skipped in one call."""
+"""Bound for 1 MiB, which may have as many elements: most are skipped in one call."""
 
 
 MESSAGE = {"role": "u", "content": ""}
@@ -75,7 +75,7 @@ def test_a_mebibyte_of_faults_costs_little(name):
 
 
 def num_calls(function: Callable, *arguments) -> int:
-    """Calls of Python and C functions that it makes: work, which is the same on every machine."""
+    """The number of calls of Python and C functions: a measure of work that is the same on every machine."""
     count = 0
 
     def seen(frame, event, argument):
@@ -133,7 +133,7 @@ def test_of_a_prompt_that_is_too_long_no_token_is_built():
 @pytest.mark.parametrize("field", ["metadata", "trace", "sampling", "text"])
 def test_a_field_that_is_no_prompt_has_a_largest_size(field):
     overhead = len(msgpack.packb("x" * MAX_FIELD_BYTES)) - MAX_FIELD_BYTES
-    with pytest.raises(InvalidJob) as taken:  # and refused for what it is
+    with pytest.raises(InvalidJob) as taken:  # and refused for the right reason
         decode_job(job(**{field: "x" * (MAX_FIELD_BYTES - overhead)}))
     with pytest.raises(InvalidJob, match=f"a field of {MAX_FIELD_BYTES + 1} bytes") as refused:
         decode_job(job(**{field: "x" * (MAX_FIELD_BYTES - overhead + 1)}))
@@ -219,7 +219,7 @@ def test_a_job_comes_back_as_it_went():
     ids=repr,
 )
 def test_a_job_carries_what_was_set_and_nothing_else(given):
-    """Also where it is the default: what is not set is the model's to decide."""
+    """A set default is carried too; the model decides fields that are not set."""
     raw = encode_job(Job(id="a", prompt="x", sampling=SamplingParams(**given)))
     assert decode_job(raw).sampling.given() == given
     assert msgpack.unpackb(raw).get("sampling", {}).keys() == given.keys()

@@ -69,7 +69,7 @@ def make_tiny_model(
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 # Transformers starts with matrices of deviation 0.02, norms of 1 and biases of 0: such a
-                # model hardly looks at its context, and hides a lost bias or norm.
+                # model hardly uses its context, and hides a lost bias or norm.
                 if "norm" in name:
                     weight.uniform_(0.5, 1.5)
                 else:
@@ -80,7 +80,10 @@ def make_tiny_model(
 
 
 def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token a byte, then the special tokens. No merges: every text is as many tokens as it has bytes."""
+    """A tokenizer with one token per byte, then the special tokens.
+
+    It has no merges, so tokens equal bytes.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -95,7 +98,7 @@ def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
 
 
 def smollm2_path() -> Path:
-    """The real default model; converted on first use, which takes a download."""
+    """The folder of the real default model, which is downloaded and converted on first use."""
     from ingine.engine.store.model_store import DEFAULT_MODEL, resolve_model
 
     return resolve_model(DEFAULT_MODEL)
@@ -105,6 +108,6 @@ def _window(arch: str, sliding_window: int | None) -> dict:
     if arch == "mistral":
         return {"sliding_window": sliding_window}
     if sliding_window is not None and arch in ("qwen2", "qwen3"):
-        # The second of two layers slides, the first sees everything: the mixture is what can go wrong.
+        # The second of two layers has a sliding window, the first has none: the mixture is what can go wrong.
         return {"use_sliding_window": True, "sliding_window": sliding_window, "max_window_layers": 1}
     return {}

@@ -1,4 +1,4 @@
-"""Waiting for a condition instead of sleeping: tests are as fast as the machine, and no faster."""
+"""Waits for a condition instead of sleeping, so that tests are as fast as the machine allows."""
 
 import asyncio
 import inspect
@@ -9,12 +9,12 @@ from typing import TypeVar
 T = TypeVar("T")
 INTERVAL_S = 0.01
 HANGS_S = 300.0
-"""What takes this long hangs. A limit of time in a test is no shorter, unless the test runs into it: a slow
-and busy machine takes twenty times as long as a quiet one."""
+"""Time after which a test counts as hanging. No limit in a test is shorter, unless the test runs into it on
+purpose: a slow and busy machine takes twenty times as long as a quiet one."""
 
 
 def wait_until(condition: Callable[[], T], timeout_s: float = HANGS_S, what: str = "the condition") -> T:
-    """The first true value of `condition()`. Raises TimeoutError after `timeout_s`."""
+    """Wait for a true value of `condition()`, and return it. Raises TimeoutError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -26,7 +26,7 @@ def wait_until(condition: Callable[[], T], timeout_s: float = HANGS_S, what: str
 async def wait_until_async(
     condition: Callable[[], T | Awaitable[T]], timeout_s: float = HANGS_S, what: str = "the condition"
 ) -> T:
-    """As `wait_until`, for a running event loop. `condition` may be a coroutine function."""
+    """Like `wait_until`, for a running event loop. `condition` may be a coroutine function."""
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()

@@ -1,4 +1,4 @@
-"""All parts of `make gpu-check ARGS=--dry-run` in one process, so that torch and transformers load once.
+"""Runs all parts of `make gpu-check ARGS=--dry-run` in one process, so that torch and transformers load once.
 
 python -m tests.bench.dry_run FILE      writes the report as JSON
 """

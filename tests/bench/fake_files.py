@@ -1,4 +1,7 @@
-"""Makes what a fake system reads instead of a model: MODEL PATH KIND, as the real ones do."""
+"""Makes the files that a fake system reads instead of a model.
+
+Arguments are MODEL PATH KIND, as for real ones.
+"""
 
 import sys
 from pathlib import Path

@@ -10,7 +10,7 @@ from benchmarks.rivals.stepping import Stepping
 
 
 class FakeSteps:
-    """A token a request a step. Misbehaves on request: the number of tokens says how."""
+    """Gives one token per request and step. Certain numbers of tokens make it misbehave."""
 
     RAISES, DIES, HANGS, LOSES_A_TOKEN = 1001, 1002, 1003, 1004
 

@@ -1,4 +1,4 @@
-"""`ingine bench` on a tiny random model: every mode runs, and the figures are of what they say."""
+"""`ingine bench` on a tiny random model: every mode runs, and the figures measure what they claim."""
 
 import io
 import json
@@ -34,7 +34,7 @@ main()
     ],
 )
 def test_bench_measures_every_mode(tmp_path, program, sizes, num_tokens):
-    model = make_tiny_model(tmp_path / "model", max_position_embeddings=160)  # what the workload takes
+    model = make_tiny_model(tmp_path / "model", max_position_embeddings=160)  # just long enough
     path = tmp_path / "results" / "bench.json"
     command = [sys.executable, *program, "bench", "--model", str(model), "--rounds", "1", "--json", str(path)]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S)
@@ -55,7 +55,7 @@ def test_bench_measures_every_mode(tmp_path, program, sizes, num_tokens):
 
 @pytest.mark.parametrize("width", [80, 40])
 def test_no_figure_of_the_table_is_cut_off(width):
-    """At 80 columns; on a narrower terminal, which wraps lines, the table is no narrower."""
+    """The table has at least 80 columns; a narrower terminal wraps its lines."""
     slow = Measurement(32, 2048, 1234.56, 98765.4, 1234.56, 1234.57, 1234.58, 1234.59)
     console = Console(file=io.StringIO(), width=width)
     print_table(console, {(mode, 32): [slow] for mode in (HF, ONE, CONTINUOUS, REDIS)})

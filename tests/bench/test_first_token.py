@@ -1,4 +1,4 @@
-"""What a start goes into, by part."""
+"""The parts of the time of a start."""
 
 import json
 import subprocess

@@ -24,12 +24,12 @@ from benchmarks.gpu_check.settings import VARIANTS
 from benchmarks.gpu_check.tables import tables
 
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-"""A request would go to a proxy that does not exist."""
+"""Variables that send any request to a proxy that does not exist."""
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
-    """Of all parts, run one after the other in a single process."""
+    """The report of all parts, run one after the other in one process."""
     path = tmp_path_factory.mktemp("gpu-check") / "report.json"
     command = [sys.executable, "-m", "tests.bench.dry_run", str(path)]
     subprocess.run(command, cwd=ROOT, env=environment(dry_run=True) | NO_NETWORK, check=True)
@@ -37,7 +37,7 @@ def report(tmp_path_factory) -> dict:
 
 
 def report_of_command(out: Path, *options: str) -> dict:
-    """What `make gpu-check ARGS=--dry-run` writes. It must end with status 0."""
+    """Run `make gpu-check ARGS=--dry-run`, which must exit with status 0, and return its report."""
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--dry-run", "--out", str(out), *options]
     subprocess.run(command, cwd=ROOT, env=os.environ | NO_NETWORK, check=True)
     return json.loads((out / "gpu-cpu.json").read_text())
@@ -186,7 +186,7 @@ def test_a_part_that_hangs_is_killed_and_nothing_counts_as_exact():
 
 
 def test_parts_have_one_deadline_and_what_those_before_have_left(monkeypatch):
-    """Here each takes no time, and so leaves all of its own to the next."""
+    """Here each part takes no time, and leaves all of its own to the next."""
     given = {}
 
     def run(command, *, timeout, **options):

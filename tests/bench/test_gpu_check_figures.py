@@ -1,4 +1,4 @@
-"""That the checks of `make gpu-check` would see what is wrong, and that its figures are what they say."""
+"""The checks of `make gpu-check` detect faults, and its figures are correct."""
 
 import time
 from dataclasses import replace
@@ -35,13 +35,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
-    """Its `now` is all that time is measured by; it stands still."""
+    """A clock for all measurements. It stands still unless a test changes `now`."""
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
     return clock
 
 
-# That a check would see it
+# Checks detect faults
 
 
 def test_attention_that_is_a_little_off_is_seen():
@@ -77,9 +77,9 @@ def test_a_wrong_draw_is_seen(monkeypatch):
 
 
 TWO = torch.zeros(2)
-"""Logits of two tokens, of one half each."""
+"""Logits of two tokens, each with probability one half."""
 MANY = torch.zeros(1 << 20)
-"""Of tokens so many that four of them are less than the edge is wide."""
+"""Logits of so many tokens that four of them are narrower than the edge."""
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_wrong_token_is_told_with_its_place():
 
 @pytest.mark.parametrize("architecture", FULL.architectures)
 def test_no_token_of_the_tiny_models_is_near_a_tie(architecture, tmp_path):
-    """Or a GPU's rounding could be right and decide otherwise."""
+    """Otherwise a GPU's rounding could choose another token and still be right."""
     model = engine_checks.Model.make(tmp_path, architecture, replace(FULL, device="cpu"))
     for prompt in engine_checks.make_prompts(FULL):
         tokens = model.expected(prompt, FULL.num_new_tokens)
@@ -148,7 +148,7 @@ def test_tokens_that_cuda_graphs_draw_are_held_against_those_drawn_without(tmp_p
     assert not check(wrong_with_graphs)
 
 
-# What figures mean
+# Figures
 
 
 def test_seconds_are_the_mean_of_calls(clock):
@@ -182,7 +182,7 @@ def test_bandwidth_is_of_all_bytes_and_the_fastest_round(monkeypatch):
 
 
 def test_rates_of_streams():
-    """Four tokens, of which the first is there after a second."""
+    """Four tokens, the first after one second."""
     found = streams.rates(10.0, [11.0, 12.0, 12.0, 13.0])
     assert found == {"wall_s": 3, "tokens_per_s": 4 / 3, "tokens_per_s_after_the_first": 3 / 2}
 
@@ -199,7 +199,7 @@ def test_rate_of_hugging_face(clock):
 
 
 def test_rates_of_prefill_and_decoding(clock, monkeypatch):
-    """Each step takes a second: of 12 tokens in all three go through in each, then two sequences decode."""
+    """Each step takes a second and three of 12 tokens; then two sequences decode."""
     step = Engine.step
 
     def timed(self):
@@ -211,7 +211,7 @@ def test_rates_of_prefill_and_decoding(clock, monkeypatch):
     subject = Subject.build(plan, REFERENCE, max_num_seqs=2, context=6, block_size=16, async_scheduling=False)
     figures = subject.decode(plan, 2, 6, bytes_per_s=1e5)
     assert (figures["step_ms"], figures["median_step_ms"], figures["tokens_per_s"]) == (1000, 1000, 2)
-    num_prefill_steps = 2 + 3  # the first sequence decodes along with the second's prompt: two tokens a step
+    num_prefill_steps = 2 + 3  # the first sequence decodes during the second's prompt: two tokens a step
     assert figures["prefill_tokens_per_s"] == 12 / num_prefill_steps
     assert figures["roofline_share"] == pytest.approx(figures["step_bytes"] / 1e5)
 
@@ -238,7 +238,7 @@ def test_bytes_of_a_step_are_those_of_the_shape():
 
 
 def test_who_begins_first_still_decodes_when_the_last_begins():
-    """Prompts are computed a budget at a time, and who has begun gets a token with each of these steps."""
+    """Prompts take one budget per step, and sequences that have begun get a token in each of these steps."""
     plan = replace(DRY, num_batched_tokens=4)
     subject = Subject.build(plan, REFERENCE, max_num_seqs=3, context=40, block_size=16)
     figures = subject.decode(plan, 3, 40, bytes_per_s=1e9)
@@ -257,7 +257,7 @@ def test_what_kv_memory_cannot_hold_is_skipped():
 
 
 def test_a_trace_adds_up_to_the_step():
-    """Two kernels at a time for a while, and a gap."""
+    """Two kernels that overlap for a while, and a gap."""
     kernels = [
         ("nvjet_hsh_128x64_64x9", 0, 800),
         ("_decode_kernel", 700, 1000),

@@ -1,4 +1,4 @@
-"""Results are named by what the CPU multiplies with."""
+"""Result files are named after the CPU's instructions for matrix products."""
 
 import platform
 

@@ -1,4 +1,7 @@
-"""The benchmark of real sizes: its models are valid, its figures mean what they say. Small shapes alone."""
+"""The benchmark of real sizes: its models are valid, and its figures are correct.
+
+Only small shapes are used.
+"""
 
 import math
 import subprocess
@@ -31,7 +34,7 @@ Kind = gguf.GGMLQuantizationType
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Path:
-    """Bytes, one merge, and an end."""
+    """A tokenizer with bytes, one merge, and an end token."""
     folder = tmp_path_factory.mktemp("tokenizer")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: index for index, char in enumerate([*alphabet, "th"])}

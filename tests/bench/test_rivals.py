@@ -1,4 +1,4 @@
-"""The benchmark beside rivals, with a fake system in real child processes: no rival is needed."""
+"""The comparison with other systems, with a fake system in real child processes: none of them is needed."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def test_every_system_gets_the_same_prompts_and_none_is_the_beginning_of_another
     requests = WORKLOADS[name].requests(tokenizer, 1)
     assert requests == WORKLOADS[name].requests(tokenizer, 1)
     prompts = sorted(request.prompt for request in requests)
-    for first, second in pairwise(prompts):  # sorted, a prefix comes right before what it begins
+    for first, second in pairwise(prompts):  # sorted, a prefix comes right before a prompt that it begins
         assert second[: len(first)] != first
 
 
@@ -373,7 +373,7 @@ def test_plots_are_drawn_from_a_report_with_gaps_in_it(report, tmp_path):
     drawn = {path.name: path.read_text() for path in draw_all(path)}
     assert set(drawn) == {f"rivals-neon-{name}.svg" for name in ("streams", "long", "latency", "start")}
     assert ">new</text>" in drawn["rivals-neon-streams.svg"]
-    assert ">failed</text>" not in drawn["rivals-neon-start.svg"]  # what has no figure at all has no row
+    assert ">failed</text>" not in drawn["rivals-neon-start.svg"]  # a system without any figure has no row
 
 
 def test_a_part_of_a_run_is_written_only_where_it_is_told_to():
@@ -397,7 +397,7 @@ def test_ingine_says_which_commit_it_is(monkeypatch):
 def test_every_system_can_be_set_up_and_run_by_what_is_committed():
     known = {*WORKLOADS, ARRIVALS, START_COLD, START_WARM}
     installed = re.search(r"^RIVALS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
-    installed += ["vllm-zen"]  # where the machine is AMD's
+    installed += ["vllm-zen"]  # on AMD's CPUs
     for system in SYSTEMS.values():
         assert system.max_rounds.keys() <= known
         made_by = [system.files] if system.files else []

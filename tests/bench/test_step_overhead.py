@@ -1,4 +1,4 @@
-"""The benchmark of a step's own cost, whose model is a stand-in."""
+"""The benchmark of a step without the model's cost."""
 
 import pytest
 

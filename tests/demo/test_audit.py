@@ -1,4 +1,4 @@
-"""The demo's counting is itself tested: a count that cannot find a loss would prove nothing."""
+"""The demo's audit finds each kind of loss, or its counts would prove nothing."""
 
 import pytest
 

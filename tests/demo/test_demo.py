@@ -24,7 +24,7 @@ def model(tmp_path_factory) -> str:
 
 
 def deep_model(folder: Path, **options) -> Path:
-    """Its steps take longer than the demo takes to follow them, so that no job ends before the kill."""
+    """Make a model whose steps are slow enough that no job ends before the kill."""
     return make_tiny_model(folder, num_layers=24, **options)
 
 
@@ -53,7 +53,7 @@ def test_it_leaves_nothing_on_a_server_that_is_not_its_own(model, redis_url):
 
 
 def test_a_short_base_model_is_asked_what_fits(tmp_path):
-    """Without a chat template, and too short for the questions that are about a report."""
+    """The model has no chat template, and is too short for the questions about a report."""
     shown = demo("--model", str(short_model(tmp_path, chat_template=None)))
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert re.search(r"requests +│ +32 ", shown.stdout)
@@ -62,7 +62,7 @@ def test_a_short_base_model_is_asked_what_fits(tmp_path):
 def test_a_plan_fits_the_model(tmp_path):
     plan = plan_for(short_model(tmp_path))
     assert plan.is_chat and plan.max_model_len == 192
-    assert "0" not in plan.max_tokens  # about the report
+    assert "0" not in plan.max_tokens  # a question about the report
     tokenizer = Tokenizer.from_folder(tmp_path)
     for number, max_tokens in plan.max_tokens.items():
         prompt = tokenizer.encode_chat([{"role": "user", "content": QUESTIONS[int(number)].text}])

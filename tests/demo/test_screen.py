@@ -1,4 +1,4 @@
-"""The demo's picture fits a terminal of any size, and nothing that a model says can break it."""
+"""The demo's screen fits a terminal of any size, and no output of a model can break it."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Reading a document's tables, so that tests can hold them against the code."""
+"""Reads a document's tables, so that tests can compare them with the code."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def table(document: str, heading: str, first: str = "") -> list[dict[str, str]]:
-    """The rows of the first table under `## heading`, by the words of its head. Backticks are left out.
+    """The rows of the first table under `## heading`, as dicts by column. Backticks are removed.
 
-    first: the first word of its head, if it is not the first table there.
+    first: the first word of the table's head, if it is not the first table there.
     """
     section = _section((ROOT / document).read_text().splitlines(), heading, first)
     lines = [line for line in section if line.startswith("|")]
@@ -18,7 +18,7 @@ def table(document: str, heading: str, first: str = "") -> list[dict[str, str]]:
 
 
 def _section(lines: list[str], heading: str, word: str) -> list[str]:
-    """From the table's head up to the next blank line."""
+    """The lines from the table's head up to the next blank line."""
     start = lines.index(f"## {heading}")
     first = next(index for index in range(start, len(lines)) if lines[index].startswith(f"| {word}".rstrip()))
     end = next((index for index in range(first, len(lines)) if not lines[index]), len(lines))

@@ -13,7 +13,7 @@ PARTS = {
     "watched_worker.py",
     "worst_jobs.py",
 }
-"""What the others import or start."""
+"""Files that the others import or start."""
 
 
 def test_every_script_is_in_the_table():

@@ -1,4 +1,4 @@
-"""What we tell people to install is `ingine-llm`, a clone, or a wheel. `ingine` is the name of the import."""
+"""Install instructions name `ingine-llm`, a clone, or a wheel. `ingine` is the name of the import."""
 
 import re
 import tomllib
@@ -20,7 +20,7 @@ REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*|\.)(?:\[([\w,-]*)\])?(.*)")
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Name and text of each file in which somebody may read what to install."""
+    """Name and text of each file with install instructions."""
     tops = [path for path in ROOT.iterdir() if path.is_file()]
     for path in [*tops, *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]:
         ours = path.is_file() and not {"__pycache__", "node_modules"} & set(path.parts)
@@ -29,7 +29,7 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 def requirements(text: str) -> Iterator[tuple[str, set[str]]]:
-    """Name and extras of all that commands in `text` install, and whatever other words follow."""
+    """Name and extras of everything that commands in `text` install, and other words that follow."""
     for arguments in COMMAND.findall(text):
         for word in arguments.split():
             if (found := REQUIREMENT.match(word.strip("'\"(),:"))) and not found[3].startswith("/"):

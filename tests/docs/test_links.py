@@ -21,7 +21,7 @@ def links_in(path: Path) -> list[tuple[str, str]]:
 
 
 def anchors_in(path: Path) -> set[str]:
-    """As MkDocs and GitHub make them of a document's headings."""
+    """The anchors of a document's headings, as MkDocs and GitHub make them."""
     text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     seen: Counter[str] = Counter()
     found = set()

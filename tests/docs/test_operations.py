@@ -1,4 +1,4 @@
-"""The tables of docs/operations.md say what the code says: none of them can drift."""
+"""The tables of docs/operations.md agree with the code."""
 
 import ast
 import re

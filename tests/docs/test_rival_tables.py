@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md are what the results of each kind of machine say."""
+"""The tables of docs/benchmarks.md agree with the results of each kind of machine."""
 
 import json
 
@@ -11,7 +11,7 @@ PAGE = (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 def test_the_page_has_each_kinds_tables_word_for_word():
-    """`python -m benchmarks.rivals.markdown_tables` prints what belongs there."""
+    """`python -m benchmarks.rivals.markdown_tables` prints the tables."""
     shown = list(tables())
     assert {kind for kind, _ in shown} == set(reports())
     for kind, lines in shown:

@@ -1,4 +1,4 @@
-"""docs/security.md names a test for what it says, and each of them exists."""
+"""docs/security.md names a test for each claim, and each test exists."""
 
 import re
 
@@ -17,7 +17,7 @@ def test_a_test_that_the_document_names_exists(path, name):
 
 
 def test_every_row_of_the_threat_model_names_a_test():
-    """Or says that nothing stops it, with a test of that."""
+    """A row may also say that nothing stops the attack, with a test of that."""
     tables = re.findall(r"^\|.*\n(?:\|.*\n)+", SECURITY, re.MULTILINE)
     rows = [
         row

@@ -1,4 +1,4 @@
-"""What documents tell an operator to give to a server, given to Valkey, and to Redis where installed."""
+"""Configuration lines in documents are accepted by Valkey, and by Redis where it is installed."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""The site's menu leads to pages that exist, and it builds where the packages of `docs` are installed."""
+"""The site's menu leads to existing pages, and the site builds where the packages of `docs` are installed."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ DOCS = ROOT / "docs"
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads a tag of MkDocs, which names a function, as its name."""
+    """Reads a tag of MkDocs, which names a function, as that name."""
 
 
 _Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
@@ -36,7 +36,7 @@ def test_the_menu_has_each_page_once():
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("*/**/*.md")), ids=lambda path: path.stem)
 def test_prose_is_narrow(path):
-    """Tables, code and links that stand alone may be wider."""
+    """Tables, code and lines with only a link may be wider."""
     in_code = False
     for number, line in enumerate(path.read_text().splitlines(), 1):
         in_code ^= line.startswith("```")
@@ -45,7 +45,8 @@ def test_prose_is_narrow(path):
 
 
 def test_what_a_page_includes_is_there():
-    """Ruff formats blocks marked `python`, and an include is none: such a block is marked `{ .python }`."""
+    """Ruff formats blocks marked `python`, and an include is not Python: such a block is marked `{ .python
+    }`."""
     text = "".join(path.read_text() for path in DOCS.rglob("*.md"))
     included = re.findall(r'^--8<-- "(.+)"$', text, re.MULTILINE)
     assert len(included) == text.count("\n--8") >= 3

@@ -1,4 +1,4 @@
-"""One worker with a tiny model for all examples, and how to run one as its reader would."""
+"""Fixtures of the examples: a worker with a tiny model for all, and running an example as a reader would."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def environment(served_url) -> dict[str, str]:
 
 @pytest.fixture
 def run_example(environment) -> Callable[[str], str]:
-    """Runs a Python example to its end. What it printed."""
+    """Run a Python example to its end, and return what it printed."""
 
     def run(name: str) -> str:
         ended = subprocess.run(

@@ -1,4 +1,7 @@
-"""The Node example: proof that docs/protocol.md is enough. Skipped where its packages cannot be had."""
+"""The Node example, which shows that docs/protocol.md suffices.
+
+Skipped if its packages cannot be installed.
+"""
 
 import shutil
 import subprocess
@@ -24,7 +27,7 @@ class Ended(NamedTuple):
     status: int
     text: str
     remarks: str
-    """What it said on standard error."""
+    """Its standard error."""
 
 
 RunNode = Callable[..., Ended]
@@ -48,7 +51,10 @@ def node_example(tmp_path_factory) -> Path:
 
 
 def test_the_example_has_our_script():
-    """A copy, so that the folder is all that its reader needs. To mend: copy ours over it."""
+    """The example has a copy, so that its folder is all that a reader needs.
+
+    To mend it, copy ours over it.
+    """
     ours = EXAMPLES.parent / "ingine" / "contract" / "scripts" / "submit.lua"
     assert (EXAMPLES / "node" / "submit.lua").read_bytes() == ours.read_bytes()
 
@@ -60,7 +66,7 @@ def test_the_example_reads_nothing_outside_its_folder():
 
 @pytest.fixture
 def start(node_example, environment) -> Callable[..., subprocess.Popen]:
-    """`start("stream", job_id)` runs the example; keywords are environment variables."""
+    """`start("stream", job_id)` starts the example. Keywords are environment variables."""
 
     def start(*arguments: str, **variables: str) -> subprocess.Popen:
         return subprocess.Popen(
@@ -76,7 +82,7 @@ def start(node_example, environment) -> Callable[..., subprocess.Popen]:
 
 @pytest.fixture
 def node(start) -> RunNode:
-    """As `start`, to the end."""
+    """Like `start`, but runs the example to its end."""
     return lambda *arguments, **variables: end_of(start(*arguments, **variables))
 
 
@@ -120,7 +126,7 @@ def test_resume_at_a_position(node, client, position):
 
 
 def test_the_channel_only_wakes_it(start, client, served_url):
-    """Of a job with `stream: false` the channel carries the terminal event alone, and anybody's forgeries."""
+    """The channel of a job with `stream: false` carries only the terminal event, and any forgeries."""
     with redis.Redis.from_url(served_url) as connection:
         client.pause()
         try:
@@ -146,7 +152,7 @@ def test_the_channel_only_wakes_it(start, client, served_url):
 
 @pytest.mark.parametrize("how", [[], ["--checked"]], ids=["bare XADD", "submit.lua"])
 def test_a_queue_with_partitions(start, served_url, how):
-    """Its jobs live where the Python client looks for them."""
+    """Its jobs are in the partitions where the Python client looks for them."""
     queue = f"examples-split-{len(how)}"
     with Client(served_url, queue=queue) as client, redis.Redis.from_url(served_url) as connection:
         client.set_partitions(5)

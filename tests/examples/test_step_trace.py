@@ -1,4 +1,4 @@
-"""The lines that docs/learn/step-trace.md explains are those that examples/step_trace.py prints."""
+"""examples/step_trace.py prints the lines that docs/learn/step-trace.md explains."""
 
 import re
 import subprocess

@@ -100,13 +100,13 @@ def test_whoever_comes_back_goes_on_where_he_was(fastapi_app):
     path = f"/jobs/{json.loads(body)['job_id']}/events"
     first, *others = events_in(ask(fastapi_app, "GET", path)[1])
     rest = events_in(ask(fastapi_app, "GET", path, **{"Last-Event-ID": first["id"]})[1])
-    # How many tokens an event has depends on who was faster, the model or the reader.
+    # The number of tokens in an event depends on the speeds of model and reader.
     assert text_of(rest) == text_of(others)
     assert rest[-1] == others[-1]
 
 
 def test_a_job_whose_browser_has_gone_is_cancelled(fastapi_app, client):
-    client.pause()  # so that it cannot have finished before
+    client.pause()  # so that the job cannot finish first
     try:
         with closing(fastapi_app()) as connection:
             chat = json.dumps({"message": "Hello"})

@@ -18,7 +18,7 @@ from tests.waiting import HANGS_S
 
 @dataclass
 class Server:
-    """The test's server: how to connect to it, and what to give a client under test."""
+    """The test's server: how to connect to it, and the arguments of a client under test."""
 
     connect: Callable[[], Redis]
     url: str | None
@@ -48,7 +48,7 @@ class Face:
     async def stream(
         self, job_id: str, from_position: int = 0, *, into: list[Chunk] | None = None
     ) -> list[Chunk]:
-        """All chunks; each also goes `into` a list as it comes, so that a test can watch."""
+        """Return all chunks. Each is also appended to `into` as it comes, so that a test can watch."""
         chunks = [] if into is None else into
         stream = self._client.attach(job_id, from_position).stream()
         if self._is_async:
@@ -76,8 +76,8 @@ def keys(queue: str) -> Keys:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Which servers and faces a test runs on. The sync one is not run on fakeredis, whose pub/sub does not
-    cross threads."""
+    """Parametrise a test by servers and faces. The blocking face does not run on fakeredis, whose pub/sub
+    does not cross threads."""
     if "face" in metafunc.fixturenames:
         combinations = [("fakeredis", "async"), ("valkey", "async"), ("valkey", "sync")]
         metafunc.parametrize(("server", "face"), combinations, indirect=True)

@@ -1,4 +1,4 @@
-"""A worker played by hand: it writes what the contract says that workers write, whenever a test wants it."""
+"""A worker driven by a test: it writes what workers write under the contract, when the test asks for it."""
 
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ from ingine.contract.record import JobStatus
 
 
 class FakeWorker:
-    """Every token is `<n>`, its own position. `publish=False` commits to the log and tells nobody."""
+    """A worker whose token at position n is `<n>`. `publish=False` commits to the log without publishing."""
 
     def __init__(self, redis: Redis, keys: Keys):
         self.redis, self.keys = redis, keys
@@ -22,7 +22,7 @@ class FakeWorker:
         self._stopped = False
 
     async def take(self) -> Job:
-        """The next job, begun. Waits for one."""
+        """Wait for a job, begin it, and return it."""
         while (job := await self._poll()) is None:
             pass
         return job
@@ -34,12 +34,12 @@ class FakeWorker:
                 await answer(self, job)
 
     def stop(self) -> None:
-        """Cancelling `serve` instead may be lost in asyncio.wait_for (redis-py, Python < 3.12)."""
+        """Stop `serve`. Cancelling it could be lost in asyncio.wait_for (redis-py, Python < 3.12)."""
         self._stopped = True
 
     async def _poll(self) -> Job | None:
         for jobs in self.keys.all_jobs:
-            with suppress(ResponseError):  # BUSYGROUP: there is one
+            with suppress(ResponseError):  # BUSYGROUP: the group exists
                 await self.redis.xgroup_create(jobs, GROUP, id="0", mkstream=True)
         if not self._delivered:
             streams = dict.fromkeys(self.keys.all_jobs, ">")
@@ -53,7 +53,7 @@ class FakeWorker:
         return job
 
     async def commit(self, job_id: str, start: int, position: int, *, publish: bool = True) -> bytes:
-        """Tokens start+1 ... position as one event. Returns its bytes."""
+        """Commit tokens start+1 ... position as one event. Returns its bytes."""
         positions = range(start + 1, position + 1)
         event = encode_event(TokensEvent(position, [*positions], "".join(f"<{n}>" for n in positions)))
         async with self.redis.pipeline(transaction=True) as step:
@@ -89,13 +89,13 @@ class FakeWorker:
         return event
 
     async def run(self, job_id: str, num_tokens: int, *, publish: bool = True, **fields) -> None:
-        """The whole job, a token an event."""
+        """Run the whole job, with one token per event."""
         await self.run_from(job_id, 0, num_tokens, publish=publish, **fields)
 
     async def run_from(
         self, job_id: str, position: int, num_tokens: int, *, publish: bool = True, **fields
     ) -> None:
-        """What is left of it after `position`."""
+        """Run the rest of the job after `position`."""
         for start in range(position, num_tokens):
             await self.commit(job_id, start, start + 1, publish=publish)
         await self.end(job_id, num_tokens, publish=publish, **fields)

@@ -1,4 +1,4 @@
-"""What a call is given: taken where the meaning is plain, else an error that names the argument."""
+"""Arguments of calls: accepted if the meaning is plain, else an error that names the argument."""
 
 import uuid
 from array import array

@@ -1,4 +1,4 @@
-"""Batches: every line accounted for, whatever happens to the run."""
+"""Batches: every line gets a row, whatever happens to the run."""
 
 import asyncio
 import json
@@ -63,7 +63,7 @@ def files(tmp_path: Path) -> Files:
 
 
 async def answer(worker: FakeWorker, job: Job) -> None:
-    """Two tokens and the prompt's echo; a prompt `fail` fails."""
+    """Answer with two tokens that echo the prompt. The prompt `fail` fails."""
     if job.prompt == "fail":
         error = {"code": "prompt_too_long", "message": "too long"}
         await worker.end(job.id, 0, JobStatus.FAILED, error=error)
@@ -74,7 +74,7 @@ async def answer(worker: FakeWorker, job: Job) -> None:
 
 @asynccontextmanager
 async def serving(worker: FakeWorker, how=answer) -> AsyncIterator[list[Job]]:
-    """A worker at work; gives the jobs that it got."""
+    """Run a worker, and yield the list of jobs that it takes."""
     jobs: list[Job] = []
 
     async def note(worker: FakeWorker, job: Job) -> None:
@@ -85,7 +85,7 @@ async def serving(worker: FakeWorker, how=answer) -> AsyncIterator[list[Job]]:
         group.create_task(worker.serve(note))
         try:
             yield jobs
-        finally:  # also where the test has failed
+        finally:  # even if the test has failed
             worker.stop()
 
 
@@ -277,7 +277,7 @@ def test_a_torn_line_longer_than_any_buffer_is_cut_off(tmp_path: Path):
 
 
 def test_a_row_that_does_not_fit_leaves_nothing_behind(tmp_path: Path):
-    """A limit on the file's size stands for a full disk: the write is cut short, then refused."""
+    """A limit on the file's size simulates a full disk: the write is cut short, then refused."""
     path = tmp_path / "out.jsonl"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with RowFile(path) as file:
@@ -300,7 +300,7 @@ def test_a_row_that_does_not_fit_leaves_nothing_behind(tmp_path: Path):
 
 @dataclass
 class Command:
-    """`ingine batch`, as a process."""
+    """A process that runs `ingine batch`."""
 
     arguments: list[str]
 
@@ -309,7 +309,7 @@ class Command:
         return await asyncio.create_subprocess_exec(*self.arguments, stdout=pipe, stderr=pipe)
 
     async def run(self) -> tuple[int, str, str]:
-        """Exit status, standard output and standard error."""
+        """Run to the end. Returns exit status, standard output and standard error."""
         process = await self.start()
         stdout, stderr = await process.communicate()
         return process.returncode, stdout.decode(), stderr.decode()

@@ -1,4 +1,4 @@
-"""OpenAI's Batch format: what a line asks for, what is refused by name, what the rows look like."""
+"""OpenAI's Batch format: the jobs of lines, refusals by name, and the rows."""
 
 import json
 
@@ -79,7 +79,7 @@ def test_text_parts_are_joined():
 def test_parameters(body, sampling):
     arguments = parse({"messages": HI} | body).arguments
     assert arguments["sampling"] == sampling
-    build_submission(**arguments)  # and the worker would take it
+    build_submission(**arguments)  # and a worker would accept it
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_row_of_a_completion():
 
 
 def rows_with_logprobs(*logprobs: dict) -> tuple[dict, dict]:
-    """`logprobs` of a chat's row and of a completion's, as JSON has them."""
+    """`logprobs` of a chat's row and of a completion's, after a round trip through JSON."""
     lines = parse({"messages": HI}), parse({"prompt": "hi"}, COMPLETIONS)
     rows = (output_row(line, result(logprobs=[*logprobs])) for line in lines)
     chat, completion = (json.loads(json.dumps(row))["response"]["body"]["choices"][0] for row in rows)

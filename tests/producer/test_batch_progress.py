@@ -1,4 +1,4 @@
-"""What a batch says of its progress: counts of all runs, and the rate of what workers answer."""
+"""The progress of a batch: counts of all runs, and the rate of lines that workers answer."""
 
 import asyncio
 import io
@@ -60,7 +60,7 @@ async def test_a_resumed_run_counts_earlier_failures_too(
 
 
 async def test_lines_that_are_refused_at_once_say_nothing_of_the_others(client: AsyncClient, files: Files):
-    """Without a worker a batch of one refused line and ten good ones had an ETA of a second."""
+    """A batch of one refused line and ten good ones once had an ETA of a second without any worker."""
     files.write("not json", *(request(n) for n in range(10)))
     said = io.StringIO()
     progress = PlainProgress(Console(file=said, width=120))

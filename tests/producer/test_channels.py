@@ -1,4 +1,4 @@
-"""The hub that wakes streams: what is news to one, and what becomes of a half-open connection."""
+"""The hub that wakes streams: which messages are news, and how half-open connections end."""
 
 import asyncio
 from collections import Counter
@@ -68,7 +68,7 @@ async def test_a_wait_ends_with_news_or_with_its_time():
     soon = clock() + 0.02
     subscription._timer = asyncio.get_running_loop().call_at(
         soon, subscription._time_out
-    )  # of an earlier wait
+    )  # the timer of an earlier wait
     await subscription.wait(until := clock() + 0.05)
     assert clock() >= until
     waiting = asyncio.create_task(subscription.wait(clock() + 1000))
@@ -119,7 +119,7 @@ async def test_a_connection_that_answers_no_ping_is_made_again(redis_url, queue,
 
 
 class Scripted:
-    """A connection whose answers are known, None being a silence. After the last it ends."""
+    """A connection with prepared answers, of which None is silence. It ends after the last."""
 
     is_connected = True
 
@@ -149,7 +149,7 @@ async def test_a_silence_that_ends_with_an_answer_breaks_no_connection():
 
 
 async def test_however_many_messages_there_are_streams_get_their_turn():
-    """As under a flood, or in a process that is short of processor time: each message is there already."""
+    """Each message has already arrived, as under a flood, or in a process that lacks processor time."""
     num_messages, turns = 50 * MESSAGES_AT_ONCE, 0
     connection = Scripted(*[[b"smessage", b"channel", event(1)]] * num_messages)
 

@@ -272,7 +272,7 @@ async def test_errors_are_one_line_and_an_exit_status(arguments: list[str], exit
     ],
 )
 def test_every_command_explains_itself(command: str):
-    """What it does, and each of its options and arguments."""
+    """Help describes the command, and each of its options and arguments."""
     shown = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert shown.exit_code == 0
     assert f"{command} [OPTIONS]" in shown.output

@@ -1,4 +1,4 @@
-"""The operator's half of the client: looking at a queue, steering it, its dead letters."""
+"""The client's methods for operators: inspecting and controlling a queue, and its dead letters."""
 
 import msgpack
 import pytest
@@ -12,7 +12,7 @@ from tests.waiting import HANGS_S
 
 
 async def bury(redis: Redis, keys: Keys, raw: bytes, code: str = "unknown_field") -> str:
-    """A dead letter, as `ingine/contract/scripts/bury.lua` writes it. Returns its entry id."""
+    """Write a dead letter, as `ingine/contract/scripts/bury.lua` does. Returns its entry id."""
     fields = {"job": raw, "code": code, "reason": "why", "stream": keys.jobs("low"), "entry": "17-0"}
     return (await redis.xadd(keys.dead, fields | {"deliveries": 1, "worker": "w1"})).decode()
 

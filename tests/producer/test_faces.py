@@ -11,7 +11,7 @@ from ingine.producer import AsyncClient, AsyncJobHandle, Client, JobHandle
 
 PAIRS = ((AsyncClient, Client), (AsyncJobHandle, JobHandle))
 BLOCKING = {**dict(PAIRS), AsyncGenerator: Generator}
-"""What the blocking client has in place of what the asyncio client has."""
+"""Type of the asyncio client -> type of the blocking client."""
 
 
 def public_methods(kind: type) -> list[str]:
@@ -37,7 +37,7 @@ def in_blocking(annotation: Any) -> Any:
     if isinstance(annotation, GenericAlias):
         arguments = map(in_blocking, annotation.__args__)
         if annotation.__origin__ is AsyncGenerator:
-            arguments = (*arguments, None)  # what it returns at its end, which only a Generator may
+            arguments = (*arguments, None)  # the return type, which only a Generator has
         return GenericAlias(in_blocking(annotation.__origin__), tuple(arguments))
     return BLOCKING.get(annotation, annotation)
 
@@ -55,7 +55,7 @@ def test_a_methods_signature_and_docstring(asyncio_kind: type, blocking_kind: ty
     expected = in_blocking(inspect.signature(theirs).return_annotation)
     assert inspect.signature(ours).return_annotation == expected != inspect.Signature.empty
     assert inspect.getdoc(ours) == inspect.getdoc(theirs) is not None
-    assert not hasattr(ours, "__wrapped__")  # what is read here is what a type checker reads
+    assert not hasattr(ours, "__wrapped__")  # so a type checker reads the same signature
 
 
 def test_both_are_made_with_the_same_arguments():
@@ -63,7 +63,7 @@ def test_both_are_made_with_the_same_arguments():
 
 
 class Recorder:
-    """In an asyncio client's or handle's place: what each of its methods is called with."""
+    """Replaces an asyncio client or handle, and records the arguments of each call."""
 
     def __init__(self, kind: type):
         self._kind = kind

@@ -1,4 +1,5 @@
-"""Numbers that somebody has written where the client reads them: an error, or nothing; never a traceback."""
+"""Bad numbers that another program wrote where the client reads them: an error or no effect, never a
+traceback."""
 
 import dataclasses
 import json
@@ -62,7 +63,7 @@ async def test_a_setting_with_it_is_named(client: AsyncClient, redis: Redis, que
         ("max_jobs", "9" * 25),
         ("partitions", ""),
     ]:
-        return  # numbers, though no sensible ones; and no number is one partition
+        return  # numbers, though not sensible ones; without a number there is one partition
     with pytest.raises(ClientError, match=field):
         await client.queue_info()
 
@@ -91,7 +92,7 @@ def test_a_heartbeat_with_it_is_a_value(at_s):
 
 @pytest.mark.parametrize("depth", [3, 15, 100, 240, 480, 1000])
 async def test_a_heartbeat_that_is_nested_deeply_is_none(client, redis, queue, depth):
-    """`ingine queue show --json` copies it, which takes more of the stack than reading it."""
+    """`ingine queue show --json` copies it, which needs more stack than reading it."""
     now_s, _ = await redis.time()
     raw = b"\x82\xa4at_s" + msgpack.packb(now_s) + b"\xa1x" + b"\x91" * depth + b"\x01"
     await redis.hset(Keys(queue).workers, "w", raw)
@@ -104,7 +105,7 @@ async def test_a_heartbeat_that_is_nested_deeply_is_none(client, redis, queue, d
 async def test_a_limit_or_counter_that_is_none_refuses_nobody(
     client: AsyncClient, redis: Redis, queue: str, nonsense
 ):
-    """One producer could write it, and all others' submissions failed."""
+    """One producer could once make all others' submissions fail by writing it."""
     keys = Keys(queue)
     limits = ("max_jobs", "max_job_bytes", "max_bytes", "max_jobs_per_s")
     for name in limits:
@@ -150,7 +151,7 @@ async def test_what_cannot_be_written_was_not_accepted(client: AsyncClient, redi
 async def test_a_number_of_partitions_that_appears_and_is_none_is_named(
     client: AsyncClient, redis: Redis, queue: str, partitions
 ):
-    await client.submit("x")  # by now it knows of one
+    await client.submit("x")  # the client has now read that there is one
     await redis.hset(Keys(queue).settings, "partitions", partitions)
     with pytest.raises(ClientError, match="partitions"):
         await client.submit("x")

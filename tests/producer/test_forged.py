@@ -1,4 +1,4 @@
-"""Whoever publishes on a channel changes nothing, and what no worker wrote under a job's keys is an error."""
+"""Forged messages on a channel change nothing, and what no worker wrote under a job's keys is an error."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def end(position: int, job_id: str, status: JobStatus = JobStatus.FINISHED) -> b
 
 
 async def test_what_is_published_is_never_handed_out(client: AsyncClient, worker: FakeWorker):
-    """Each forgery comes before the event in whose place it is, and would be taken for it."""
+    """Each forgery arrives before the real event, and could be mistaken for it."""
     handle = await client.submit("hi")
     job_id = (await worker.take()).id
     stream, result = handle.stream(), asyncio.create_task(handle.result())
@@ -98,7 +98,7 @@ async def test_a_flood_of_messages_is_no_flood_of_reads(
 async def test_messages_do_not_keep_a_stream_from_looking_at_the_record(
     client: AsyncClient, worker: FakeWorker, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ):
-    """Else a job that is gone, or overdue, or has ended unheard would never end for its consumer."""
+    """Otherwise a job that is gone, overdue, or ended without a message would never end for its consumer."""
     monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.1)
     handle = await client.submit("hi")
     job_id = (await worker.take()).id
@@ -174,13 +174,13 @@ async def ended_elsewhere(redis: Redis, log: str, record: str) -> None:
 
 
 async def ended_before_its_log_does(redis: Redis, log: str, record: str) -> None:
-    """As a job whose position was forged, and which was buried."""
+    """Damage as of a job whose position was forged, and which was then buried."""
     await redis.xdel(log, "3-1")
     await redis.hset(record, mapping={"status": "failed", "position": 2})
 
 
 async def ended_within_an_event(redis: Redis, log: str, record: str) -> None:
-    """As `ended_before_its_log_does`, where a position of the record is in the midst of an event."""
+    """Like `ended_before_its_log_does`, with the record's position inside an event."""
     await redis.delete(log)
     await redis.xadd(log, {EVENT_FIELD: tokens(3, 1, 2, 3)}, id="3-0")
     await redis.hset(record, mapping={"status": "failed", "position": 1})
@@ -201,7 +201,7 @@ async def a_record_of_another_type(redis: Redis, log: str, record: str) -> None:
 async def test_a_log_and_a_record_that_do_not_agree_are_an_error(
     client: AsyncClient, worker: FakeWorker, redis: Redis, keys: Keys, damage: Callable
 ):
-    """Also long after the job's end; and nobody waits for what will never come."""
+    """The error is raised even long after the job's end, without a wait for events that never come."""
     handle, other = await client.submit("hi"), await client.submit("hi")
     for job_id in [(await worker.take()).id for _ in range(2)]:
         await worker.run(job_id, 3)
@@ -282,15 +282,15 @@ NUM_WALKS = 12
 async def test_any_interleaving_gives_the_log_once_and_in_order(
     client: AsyncClient, server: Server, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ):
-    """Events real and forged, repeated, lost, late and out of order, and connections that break, on a channel
-    beside a log that grows."""
+    """The channel has real and forged events, repeated, lost, late and out of order, and breaking
+    connections, while the log grows."""
     monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
     for seed in range(NUM_WALKS):
         await Walk(seed, client, worker, drops=server.url is not None).run()
 
 
 class Walk:
-    """One job, its writer, its forger and three consumers. What they do follows from the seed."""
+    """One job, its writer, its forger and three consumers. The seed determines what they do."""
 
     def __init__(self, seed: int, client: AsyncClient, worker: FakeWorker, *, drops: bool):
         self._draw = random.Random(seed)
@@ -344,7 +344,7 @@ class Walk:
                     await self._worker.publish(self._job_id, event)
 
     async def _say_again(self) -> None:
-        """Late, out of order, and perhaps not for the last time."""
+        """Publish an earlier event again: late, out of order, and perhaps repeatedly."""
         if self._late:
             await self._worker.publish(self._job_id, self._draw.choice(self._late))
 

@@ -22,7 +22,10 @@ HANGS_S = 60
 
 
 def in_a_child(work: Callable[[], object]) -> str:
-    """What `work()` returns in a forked child, as text; an error's type and message. No hang lasts."""
+    """Run `work()` in a forked child.
+
+    Returns its result as text, or an error's type and message. Ends a hang.
+    """
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
@@ -32,7 +35,7 @@ def in_a_child(work: Callable[[], object]) -> str:
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
         os.write(write_end, said.encode())
-        gc.collect()  # what the garbage collector finds in the child must not reach the parent either
+        gc.collect()  # garbage collection in the child must not affect the parent either
         os._exit(0)
     os.close(write_end)
     with os.fdopen(read_end, "rb") as pipe:
@@ -49,7 +52,7 @@ def client(valkey: Server, queue: str) -> Iterator[Client]:
 
 
 def work_on(valkey: Server, client: Client, job: JobHandle, num_tokens: int, *, end: bool = True) -> None:
-    """A worker takes the job, and commits so many tokens of it."""
+    """Take the job as a worker, and commit so many tokens of it."""
 
     async def work() -> None:
         async with valkey.connect() as redis:
@@ -71,7 +74,7 @@ async def anext_keys(client: Client):
 
 
 def test_a_client_that_nobody_has_used_yet_works_in_a_child(client: Client):
-    """As with `gunicorn --preload`: the module was imported before the fork."""
+    """With `gunicorn --preload`, for example, the module is imported before the fork."""
     assert in_a_child(lambda: client.submit("hi", job_id="childs").job_id) == "childs"
     assert client.status("childs").status == "queued"
 
@@ -146,7 +149,7 @@ def test_a_client_closed_before_the_fork_stays_closed(client: Client):
 
 
 def test_a_child_that_throws_the_client_away_does_not_reach_the_parents(valkey: Server, queue: str):
-    """An event loop's epoll is shared with the child: to unregister there is to unregister here."""
+    """The child shares an event loop's epoll, so unregistering there would unregister in the parent."""
     admin = redis.Redis.from_url(valkey.url)
 
     def connections() -> set[str]:
@@ -156,7 +159,7 @@ def test_a_child_that_throws_the_client_away_does_not_reach_the_parents(valkey: 
     job_id = clients[0].submit("hi").job_id
 
     async def throw_away() -> bool:
-        """In a running loop, where redis-py's connections close themselves when they are collected."""
+        """Drop the client in a running loop, where redis-py's connections close themselves when collected."""
         gone = weakref.ref(clients[0])
         clients.clear()
         gc.collect()
@@ -187,7 +190,7 @@ def test_a_child_of_a_child(client: Client):
 
 
 def test_forks_beside_a_busy_thread(client: Client):
-    """Whatever the other thread holds at that moment, the child does not wait for it."""
+    """The child waits for no lock that the other thread holds at that moment."""
     stop = threading.Event()
 
     def submit_on() -> None:
@@ -205,7 +208,7 @@ def test_forks_beside_a_busy_thread(client: Client):
 
 
 def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child(client: Client):
-    """As if another thread had just been starting a client."""
+    """The lock is held as if another thread were starting a client."""
     with sync._starting:
         assert in_a_child(lambda: client.submit("hi", job_id="childs").job_id) == "childs"
 

@@ -64,7 +64,7 @@ async def test_a_key_ends_with_the_result(client: AsyncClient, redis, keys: Keys
 
 
 async def test_the_same_is_never_said_of_a_job_that_is_gone(client: AsyncClient, redis, keys: Keys):
-    """Deleted by hand, or evicted: the key that outlived it would name it for ever."""
+    """The record was deleted by hand or evicted. A key that outlived it would name it for ever."""
     gone, lives = await submit(client, "a"), await submit(client, "b")
     await redis.delete(keys.job(gone))
     jobs = [{"prompt": "x", "idempotency_key": key} for key in "abca"]
@@ -77,7 +77,10 @@ async def test_the_same_is_never_said_of_a_job_that_is_gone(client: AsyncClient,
 async def test_a_key_that_an_older_worker_has_left_without_an_end_gets_it(
     client: AsyncClient, redis, keys: Keys
 ):
-    """Its `finish` knew no key. Whoever submits it again gives it the result's end."""
+    """An older worker's `finish` knew no key.
+
+    The next submission with the key sets its expiry to the result's.
+    """
     first = await submit(client)
     await redis.hset(keys.job(first), "status", "finished")
     await redis.pexpire(keys.job(first), 60_000)

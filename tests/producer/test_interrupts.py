@@ -22,15 +22,15 @@ from tests.waiting import HANGS_S
 
 @contextmanager
 def interrupt_at(number: int) -> Iterator[None]:
-    """Raise KeyboardInterrupt at this thread's call of Python, or return, of that number, from 0.
+    """Raise KeyboardInterrupt at this thread's Python call or return of that number, from 0.
 
-    There, and where loops go round, the interpreter looks for signals.
+    The interpreter checks for signals there, and at each iteration of a loop.
     """
     so_far = count()
 
     def profile(_: FrameType, event: str, __: Any) -> None:
         if event != "c_call" and next(so_far) == number:
-            raise KeyboardInterrupt  # which ends the profiling, too
+            raise KeyboardInterrupt  # this also ends the profiling
 
     sys.setprofile(profile)
     try:
@@ -54,10 +54,10 @@ async def job_id(valkey: Server, queue: str) -> str:
     "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 def test_an_interrupt_anywhere_in_a_stream_is_that_interrupt(valkey: Server, queue: str, job_id: str):
-    """Not an error of what cleans up behind it, and the thread does not wait for ever."""
+    """The interrupt is no error of the clean-up, and the thread does not wait for ever."""
     with Client(valkey.url, queue=queue) as client:
         first = client.attach(job_id).stream()
-        next(first)  # what is cached now is not called again
+        next(first)  # fill caches, whose functions are not called again
         for number in count():
             stream, chunk = client.attach(job_id).stream(), None
             with suppress(KeyboardInterrupt), interrupt_at(number):

@@ -129,7 +129,7 @@ async def test_a_bare_entry_is_purged_with_a_record_and_a_terminal_event(
 async def test_what_had_begun_before_is_asked_to_end(
     face: Face, worker: FakeWorker, redis: Redis, keys: Keys
 ):
-    """A stopping worker handed it over: tokens are in its log, and only a worker writes behind them."""
+    """A stopping worker handed the job over. Its log has tokens, and only a worker may append to them."""
     await face("submit", "hi", job_id="mine")
     await worker.take()
     await worker.commit("mine", 0, 2)

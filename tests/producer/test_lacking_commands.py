@@ -13,7 +13,7 @@ from tests.waiting import wait_until_async
 
 @pytest.mark.parametrize("command", ["EVALSHA", "SCRIPT", "HGET", "XADD", "TIME"])
 async def test_submitting_names_the_command(tmp_path, queue, command):
-    """XADD and TIME are called by a script, where the server tells the line, and not the command."""
+    """A script calls XADD and TIME, and the server's error names the line, not the command."""
     with Valkey(tmp_path, config=f'rename-command {command} ""') as server:
         async with AsyncClient(f"redis://{server.address}", queue=queue) as client:
             with pytest.raises(ServerUnavailable, match=rf"lacks a command.*\b{command}\b.*Redis 7 or later"):

@@ -15,7 +15,7 @@ NUM_PRODUCERS = 50
 
 
 async def all_at_once(redis_url: str, queue: str, *, jobs_each: int, **job) -> tuple[int, list[Exception]]:
-    """How many jobs 50 producers got accepted, and what the others met."""
+    """Submit from 50 producers. Returns the number of accepted jobs, and the errors of the others."""
 
     async def produce(client: AsyncClient) -> list[object]:
         submissions = (client.submit("x", **job) for _ in range(jobs_each))

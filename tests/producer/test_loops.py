@@ -66,7 +66,7 @@ def test_a_stream_from_another_loop_says_how_to_go_on(
 
 
 def end(loop: asyncio.AbstractEventLoop) -> None:
-    """As asyncio.run does, but for closing iterators: those just end."""
+    """End a loop as asyncio.run does, but without closing iterators."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()

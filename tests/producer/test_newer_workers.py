@@ -1,4 +1,4 @@
-"""A job that a newer worker has ended in a status which this version does not know: its readers agree."""
+"""A job that a newer worker ended with a status which this version does not know: all readers agree."""
 
 import asyncio
 from pathlib import Path
@@ -36,7 +36,7 @@ async def test_each_way_of_asking_says_what_to_do(client: AsyncClient, worker: F
 
 
 async def test_its_tokens_come_first(client: AsyncClient, worker: FakeWorker, redis: Redis, keys: Keys):
-    """Also those that lie behind each other in one page with the end, and where the record is gone."""
+    """This holds for tokens in one page with the end, too, and if the record is gone."""
     job = await client.submit("hi")
     await worker.take()
     await worker.commit(job.job_id, 0, 1)
@@ -55,7 +55,7 @@ async def test_its_tokens_come_first(client: AsyncClient, worker: FakeWorker, re
 async def test_an_end_that_the_record_does_not_know_is_a_bad_record(
     client: AsyncClient, worker: FakeWorker, redis: Redis, keys: Keys, position: int
 ):
-    """Anybody who may write the log could have it, else, that a line of a batch never gets a row."""
+    """Otherwise a client that may write the log could keep a line of a batch from ever getting a row."""
     job = await client.submit("hi")
     await worker.take()
     await worker.commit(job.job_id, 0, 1)
@@ -104,7 +104,7 @@ async def test_a_reply_says_it_too_and_one_can_go_on_behind_it(client: AsyncClie
 
 
 async def test_the_job_id_of_a_reply_is_quoted(client: AsyncClient, redis: Redis, keys: Keys):
-    """It is anybody's text, and goes to a terminal."""
+    """Any client may have written the id, and it is printed on a terminal."""
     event = encode_event(TerminalEvent(0, NEW, "\x1b[2J" + "x" * 1000))
     await redis.xadd(keys.replies("me"), {EVENT_FIELD: event})
     with pytest.raises(UnknownStatus, match=SAYS) as raised:
@@ -128,7 +128,7 @@ async def test_what_no_worker_of_any_version_writes_is_a_bad_record(
 async def test_a_batch_leaves_the_line_open_and_does_the_others(
     client: AsyncClient, worker: FakeWorker, tmp_path: Path
 ):
-    """No row: it would say that the line had failed. Nor is its job paid for twice."""
+    """The line gets no row, which would mean that it failed; and its job does not run twice."""
     files = Files(tmp_path)
     files.write(request(0), request(1, prompt="new"), request(2))
 

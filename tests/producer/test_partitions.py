@@ -1,4 +1,5 @@
-"""A queue with several partitions, on one server and in a cluster: each job in its place, and found there."""
+"""A queue with several partitions, on one server and in a cluster: each job is in its partition, and found
+there."""
 
 import asyncio
 import json
@@ -38,7 +39,7 @@ NUM_PARTITIONS = 4
 
 
 class Place(NamedTuple):
-    """Where the test's queue is, and a way there of the test's own."""
+    """The server of the test's queue, and a connection of the test's own."""
 
     url: str
     servers: Servers
@@ -80,7 +81,7 @@ async def client(place: Place) -> AsyncIterator[AsyncClient]:
 
 
 def id_in(partition: int, name: str = "job") -> str:
-    """A job id that lives there."""
+    """A job id that belongs to the partition."""
     candidates = (f"{name}-{n}" for n in range(10_000))
     return next(job_id for job_id in candidates if partition_of(job_id, NUM_PARTITIONS) == partition)
 
@@ -270,7 +271,7 @@ async def test_others_learn_of_another_number_when_they_need_it(client: AsyncCli
             job = await client.submit("found by its id")
             assert (await other.status(job.job_id)).status == "queued"
             assert await job.cancel() == "cancelled"
-            await client.set_partitions(number)  # once more is fine
+            await client.set_partitions(number)  # a repeat has no effect
             [again] = await other.submit_many([{"prompt": "accepted at once"}])
             assert (await client.queue_info()).max_jobs == 77
             await again.cancel()
@@ -304,7 +305,7 @@ async def test_an_operator_steers_and_sees_the_places_of_now(client: AsyncClient
             return [await place.settings(keys, "paused", "max_jobs", "drain:w1") for keys in place.partitions]
 
         async def from_before(method: str, *args, **kwargs):
-            """By a client that knows another number."""
+            """Call the method with a client that has read another number."""
             other._partitions._known = other._partitions.among(1)
             return await getattr(other, method)(*args, **kwargs)
 
@@ -383,7 +384,7 @@ async def test_a_switch_of_one_partition_shows(client: AsyncClient, place: Place
 
 
 async def test_a_refused_change_closes_no_partition(client: AsyncClient, place: Place):
-    """Not even for a moment: one that was closed already would be opened again."""
+    """No partition is closed even for a moment: undoing that could open one that was closed before."""
     first = place.partitions[0]
     await place.servers.client(first).hset(first.settings, "partitions", 7)
     await client.submit("hi", job_id=id_in(NUM_PARTITIONS - 1))
@@ -429,7 +430,7 @@ async def test_a_number_that_goes_on_changing_is_not_followed_for_ever(
 async def test_a_long_stream_may_move_as_often_as_it_has_events(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ):
-    """Each time all that it needs is there again, so nothing is unsettled."""
+    """After each move its events are found again, so the limit of moves does not apply."""
     monkeypatch.setattr("ingine.producer.streams.MAX_MOVES", 2)
 
     async def one_event_then_gone(self, partition, job_id, position, at_end):
@@ -488,7 +489,7 @@ async def test_commands(place: Place):
 async def test_a_stream_goes_on_when_its_partition_moves(
     three: Cluster, queue: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """Live again, too: silence sends no stream into the log here."""
+    """It gets live events again, too: in this test, silence causes no read of the log."""
     monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 1000.0)
     servers = Servers(three.url, client_name="ingine-test", retries=5)
     async with AsyncClient(three.url, queue=queue) as client:

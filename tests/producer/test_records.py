@@ -1,4 +1,5 @@
-"""Records that a newer worker, or anybody else, has written: one fails its own job's calls, and says why."""
+"""Records written by a newer worker or another program: a bad one fails only its own job's calls, with the
+reason."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A change of the number of partitions that breaks off, or is refused, at each of its steps."""
+"""A change of the number of partitions that fails or is refused, at each of its steps."""
 
 import pytest
 from redis.asyncio import Redis
@@ -10,11 +10,11 @@ from ingine.producer.repartition import _Repartition
 
 FEW, MANY = 2, 4
 CALLS_BEFORE_CLOSING = 1 + FEW + 1 + (MANY - FEW)
-"""The number of old ones, a look at each, their settings, and what new ones are prepared."""
+"""Calls before closing: the old number, a look at each partition, the settings, and the new partitions."""
 
 
 async def numbers(redis: Redis, queue: str) -> list[bytes | None]:
-    """What producers are told, by the queue's own settings and by those of each partition."""
+    """The numbers that producers read: in the queue's own settings, and in those of each partition."""
     places = (Keys(queue), *all_partitions(queue, MANY))
     return [await redis.hget(keys.settings, "partitions") for keys in places]
 
@@ -25,7 +25,7 @@ def id_in_last(number: int, name: str = "job") -> str:
 
 
 async def break_off_after(num_calls: int, client: AsyncClient, number: int) -> bool:
-    """Whether the change has got through with so many calls."""
+    """Fail after so many calls. Returns True if the change was complete by then."""
     call, num_made = Partition.call, 0
 
     async def call_or_break(self, command):

@@ -1,4 +1,4 @@
-"""A server that loses the same thing again and again: the client tries anew, but not for ever."""
+"""A server that loses the same data again and again: the client retries, but not for ever."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from tests.waiting import HANGS_S
 
 @pytest.fixture
 def goes_back(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Each log that is read for a result goes back, for ever. The deadlines of the reads."""
+    """Make each log that is read for a result go back, for ever. Yields the deadlines of the reads."""
     deadlines: list[float] = []
 
     async def follow(*_, **__) -> AsyncIterator:
@@ -68,7 +68,7 @@ async def test_a_script_that_is_lost_again_and_again_is_an_error(
 async def test_a_batch_whose_results_are_lost_again_and_again_ends(
     client: AsyncClient, redis: Redis, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Each of them was paid for."""
+    """A worker ran each of the lost jobs."""
 
     async def result(handle: AsyncJobHandle) -> None:
         raise JobNotFound(handle.job_id)

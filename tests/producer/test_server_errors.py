@@ -1,4 +1,4 @@
-"""What the client makes of a server that is away, loses replies or refuses: on real servers only."""
+"""The client's errors for a server that is away, loses replies or refuses. Runs on real servers only."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -32,14 +32,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
-    """One that the test may break."""
+    """A server that the test may break."""
     with durable_server(tmp_path) as server:
         yield server
 
 
 @asynccontextmanager
 async def lossy_proxy(url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
-    """A way to the server that, when the event is set, loses one reply to EVALSHA and breaks off."""
+    """A proxy that, when the event is set, loses one reply to EVALSHA and closes the connection."""
     lose_next = asyncio.Event()
     address = urlsplit(url)
 
@@ -64,7 +64,7 @@ async def lossy_proxy(url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
 
 @asynccontextmanager
 async def slow_proxy(url: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
-    """A way to the server whose replies come only while the event is set."""
+    """A proxy that passes replies only while the event is set."""
     prompt = asyncio.Event()
     prompt.set()
     address = urlsplit(url)
@@ -203,7 +203,7 @@ async def test_a_client_can_be_closed_while_its_server_hangs(
 
 
 async def test_each_outage_is_waited_out_anew(monkeypatch: pytest.MonkeyPatch):
-    """However long ago the one before was, and however it ended."""
+    """The time of the previous outage, and its end, do not matter."""
     retry, answers = Retry(), [exceptions.ConnectionError("away"), "an answer"] * 2
 
     async def call() -> str:

@@ -37,19 +37,19 @@ NEVER = 1000.0
 
 @pytest.fixture
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams do not look into the log out of silence: something else must send them there."""
+    """Streams do not read the log after silence: something else must make them."""
     monkeypatch.setattr("ingine.producer.streams.SILENCE_S", NEVER)
 
 
 @pytest.fixture
 def alert(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams look into the log after a moment of silence."""
+    """Streams read the log after a moment of silence."""
     monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
 
 
 @pytest.fixture
 async def job_id(face: Face, worker: FakeWorker) -> str:
-    """A job that runs and has no token yet."""
+    """A running job without a token."""
     await face("submit", "hi")
     return (await worker.take()).id
 
@@ -67,12 +67,12 @@ def subscribed(client: AsyncClient) -> list[bytes]:
 
 
 async def has(chunks: list[Chunk], position: int) -> None:
-    """Until the consumer has come so far, that is, subscribed, read the log and follows live."""
+    """Wait until the consumer has reached `position`: it has subscribed, read the log, and follows live."""
     await wait_until_async(lambda: chunks and chunks[-1].position >= position, what=f"position {position}")
 
 
 async def following(face: Face, worker: FakeWorker, job_id: str) -> tuple[asyncio.Task, list[Chunk]]:
-    """A consumer that has token 1, and is surely subscribed: token 2 was published to somebody."""
+    """A consumer that has token 1 and has subscribed for certain: token 2 had a receiver."""
     chunks: list[Chunk] = []
     consumer = asyncio.create_task(face.stream(job_id, into=chunks))
     await worker.commit(job_id, 0, 1)
@@ -207,7 +207,7 @@ async def test_a_slow_consumer_loses_nothing(
     await commit_until_heard(worker, job_id, 1, 2)
     chunks.append(await anext(stream))
     await worker.run_from(job_id, 2, 50)
-    await quick  # so all has come in, and the slow one has had no part in it
+    await quick  # everything has arrived, without the slow consumer
     async for chunk in stream:
         chunks.append(chunk)
     assert token_ids(chunks) == [*range(1, 51)]
@@ -279,7 +279,7 @@ async def test_a_result_that_takes_too_long_is_a_timeout_and_can_be_asked_for_ag
 async def test_a_result_has_each_text_once_though_the_server_lost_what_was_read(
     client: AsyncClient, worker: FakeWorker, redis: Redis, keys: Keys, alert, monkeypatch: pytest.MonkeyPatch
 ):
-    """And though the tokens come anew in another event, of several: a text is not divisible."""
+    """The tokens come again in one event of several, whose text cannot be divided."""
     read, positions = LogReader.read, set()
 
     async def spied(reader, keys, job_id, position, **options):
@@ -455,7 +455,7 @@ async def test_breaking_off_a_stream_leaves_the_sync_client_usable(
 async def test_an_iterator_that_is_collected_on_the_clients_own_thread_does_not_stop_it(
     valkey: Server, queue: str, keys: Keys, kind: str
 ):
-    """The cyclic garbage collector closes what it finds on whichever thread it comes by."""
+    """The cyclic garbage collector closes iterators on whichever thread it runs."""
     client = Client(valkey.url, queue=queue)
     handle = await asyncio.to_thread(client.submit, "hi")
     async with valkey.connect() as redis:
@@ -472,7 +472,7 @@ async def test_an_iterator_that_is_collected_on_the_clients_own_thread_does_not_
         del cycle
         thread = client._thread
         thread._loop.call_soon_threadsafe(gc.collect)
-        # A thread that nobody waits for in the end: a frozen client would take pytest with it.
+        # A daemon thread: a frozen client must not freeze pytest.
         usable = threading.Thread(target=lambda: (handle.status(), client.close()), daemon=True)
         usable.start()
         await wait_until_async(lambda: not usable.is_alive(), what="the client's answer")
@@ -482,7 +482,7 @@ async def test_an_iterator_that_is_collected_on_the_clients_own_thread_does_not_
 
 
 async def test_a_connection_that_ends_while_we_are_about_to_write_is_made_again():
-    """The coroutine that reads has closed it, which redis-py's writing meets as an AttributeError."""
+    """The reading coroutine has closed it, so redis-py's write raises AttributeError."""
 
     class Ended:
         is_connected = False
@@ -495,5 +495,5 @@ async def test_a_connection_that_ends_while_we_are_about_to_write_is_made_again(
     with pytest.raises(exceptions.ConnectionError):
         await hub._keep_subscribed(over(Ended()), Counter())
     Ended.is_connected = True
-    with pytest.raises(AttributeError):  # a fault of ours stays one
+    with pytest.raises(AttributeError):  # our own faults are not converted
         await hub._keep_subscribed(over(Ended()), Counter())

@@ -1,4 +1,4 @@
-"""Submitting: what is accepted, what is refused, and that neither can be in doubt."""
+"""Submitting: what is accepted, what is refused, and that the outcome is never in doubt."""
 
 import asyncio
 
@@ -71,7 +71,7 @@ async def test_sampling_is_a_dict_or_keywords(client: AsyncClient, redis: Redis,
 
 
 async def test_what_was_set_is_sent_and_nothing_else(client: AsyncClient, redis: Redis, keys: Keys):
-    """Also at its default, and however it was given. What is not sent is the model's to decide."""
+    """Fields are sent even at their default, however they were given. The model decides the others."""
     for sampling in ({"temperature": 1.0, "n": 1, "stop": None}, SamplingParams(temperature=1.0, n=1)):
         await client.submit("hi", sampling=sampling)
     await client.submit("hi", temperature=1.0, n=1, max_tokens=None, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""What others have written reaches a terminal as text: no control character of theirs is obeyed there."""
+"""Text from other programs is shown on a terminal without its control characters taking effect."""
 
 import asyncio
 import io
@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import termios
+from contextlib import suppress
 
 import msgpack
 import pytest
@@ -27,7 +28,7 @@ from tests.waiting import HANGS_S
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202eevil\u2066\x7f"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J\x9b31m\r\u202eevil\u2066\x7f"
 PIECES = ["caf", "é ", "\x1b", "]0;owned", "\x07", "\x1b[", "2J", "\x9b", "31m\r", "\u202eevil\u2066", "\x7f"]
-"""The same as the tokens of a job: sequences are cut, as a model would."""
+"""The same text as tokens of a job, which cut escape sequences as a model would."""
 OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 PROGRAM = """
@@ -44,7 +45,7 @@ for arguments in json.loads(sys.argv[1]):
 
 @pytest.fixture
 async def commands(valkey: Server, queue: str) -> list[list[str]]:
-    """Each shows what somebody hostile has put into the queue of this test."""
+    """Commands that each show hostile text from the queue of this test."""
     keys = Keys(queue)
     async with valkey.connect() as redis, AsyncClient(valkey.url, queue=queue) as client:
         worker = FakeWorker(redis, keys)
@@ -78,7 +79,7 @@ async def commit_pieces(redis: Redis, keys: Keys) -> None:
 
 
 def on_a_terminal(command: list[str]) -> str:
-    """All that `command` writes to its terminal, with lines that end in a newline alone."""
+    """Everything that `command` writes to its terminal, with newlines alone as ends of lines."""
     ours, theirs = os.openpty()
     attributes = termios.tcgetattr(theirs)
     attributes[1] &= ~termios.OPOST
@@ -87,11 +88,9 @@ def on_a_terminal(command: list[str]) -> str:
     program = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
     os.close(theirs)
     written = b""
-    try:
+    with suppress(OSError):  # EIO: no process has the terminal open any more
         while part := os.read(ours, 65_536):
             written += part
-    except OSError:  # the last one has closed it
-        pass
     os.close(ours)
     program.wait(HANGS_S)
     return written.decode()

@@ -1,4 +1,4 @@
-"""What a client does while no worker serves its queue: deadlines hold, and somebody says what is missing."""
+"""A client whose queue no worker serves: deadlines hold, and a warning says what is missing."""
 
 import asyncio
 import logging
@@ -16,14 +16,14 @@ from tests.waiting import wait_until_async
 
 @pytest.fixture(autouse=True)
 def alert(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams look into the log, and for workers, after a moment of silence."""
+    """Streams read the log, and look for workers, after a moment of silence."""
     monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
     monkeypatch.setattr("ingine.producer.streams.NO_WORKER_AFTER_S", 0.1)
     monkeypatch.setattr("ingine.producer.replies.BLOCK_MS", 50)
 
 
 async def beat(redis: Redis, keys: Keys) -> None:
-    """A heartbeat that stays fresh for an hour."""
+    """Write a heartbeat that stays fresh for an hour."""
     now_s, _ = await redis.time()
     await redis.hset(keys.workers, "w1", msgpack.packb({"state": "serving", "at_s": now_s + 3600}))
 

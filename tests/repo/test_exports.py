@@ -1,4 +1,4 @@
-"""What the packages offer is what they say they offer."""
+"""The packages export exactly the names in `__all__`."""
 
 from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""Which folder may import what. The rules are in docs/design.md; here they are proven."""
+"""The rules of docs/design.md on which folder may import what."""
 
 import ast
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOT_IN_BASE = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf"}
 
 SHARED = "shared"
-"""The files at the top of ingine/: what every part may use."""
+"""The files at the top of ingine/, which every part may use."""
 LAYERS = {
     SHARED: set(),
     "contract": {SHARED},
@@ -24,9 +24,9 @@ LAYERS = {
     "demo": {SHARED, "contract", "connect", "engine", "producer", "worker", "bench"},
     "cli": {SHARED, "contract", "connect", "engine", "producer", "worker", "bench", "demo"},
 }
-"""What the files of each folder may import beside their own."""
+"""Folders that the files of each folder may import beside their own."""
 FACES = ("ingine/__init__.py", "ingine/__main__.py")
-"""They name what lies above them, and import it when it is asked for."""
+"""Files that name modules of higher layers, and import them on demand."""
 NEVER = {
     SHARED: {"redis", *NOT_IN_BASE},
     "contract": {"redis", *NOT_IN_BASE},
@@ -34,7 +34,7 @@ NEVER = {
     "engine": {"redis"},
     "producer": NOT_IN_BASE,
 }
-"""Which packages of others they do without."""
+"""Third-party packages that each folder must not import."""
 ENGINE_VALUES = {"config", "outputs", "request", "limits"}
 """The files at the top of the engine that every folder of it may import: they import nothing of it."""
 ENGINE_FOLDERS = {
@@ -52,7 +52,7 @@ ENGINE_FOLDERS = {
 order is from the bottom up: a folder imports only folders above it in this table."""
 INTERNALS_OF_REDIS = ("redis.asyncio.connection", "redis.commands", "redis.crc", "redis.utils")
 WITHOUT_TORCH = ("schedule", "text", "files", "store")
-"""Folders of the engine that only keep books, or read files."""
+"""Folders of the engine that do only bookkeeping, or read files."""
 
 
 def imports_of(path: Path, body: list[ast.stmt] | None = None) -> Iterator[str]:
@@ -69,7 +69,7 @@ def imports_of(path: Path, body: list[ast.stmt] | None = None) -> Iterator[str]:
 
 
 def imported_at_once(path: Path) -> set[str]:
-    """The packages that importing `path` itself asks for, whatever its functions import later."""
+    """The packages that importing `path` itself imports, without those of its functions."""
     return {name.partition(".")[0] for name in imports_of(path, ast.parse(path.read_text()).body)}
 
 

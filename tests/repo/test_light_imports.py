@@ -1,4 +1,4 @@
-"""What is not needed is not imported: help needs no client, and importing the producer needs no redis yet."""
+"""Nothing is imported before it is needed: help needs no client, and importing the producer no redis."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""No call of ours lets transformers run code that a model brings along, or ask whether it may."""
+"""No call lets transformers run code that a model contains, or ask whether it may."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ PACKAGES = ("ingine", "worker", "producer", "benchmarks")
 
 
 def calls(path: Path) -> list[ast.Call]:
-    """Those that load something by its name or folder, and any that say what they think of remote code."""
+    """The calls that load something by name or folder, and those with an argument about remote code."""
     return [
         node
         for node in ast.walk(ast.parse(path.read_text()))

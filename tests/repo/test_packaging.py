@@ -1,4 +1,4 @@
-"""What pyproject.toml lists is all that there is, and installs beside modules of any name."""
+"""pyproject.toml lists all packages, and they install beside modules of any name."""
 
 import json
 import os
@@ -63,7 +63,7 @@ print(ingine.producer.__file__, ingine.worker.__file__)
 
 
 def test_a_checkout_on_the_path_needs_no_installation(tmp_path):
-    """As in a benchmark that compares two checkouts, and on a machine where nothing can be installed."""
+    """A benchmark that compares two checkouts needs this, and a machine where nothing can be installed."""
     done = subprocess.run(
         [sys.executable, "-c", FROM_ELSEWHERE],
         cwd=tmp_path,
@@ -97,7 +97,7 @@ def test_a_wheel_has_the_package_and_nothing_else(wheel):
 
 @pytest.fixture(scope="module", params=["wheel", "editable"])
 def installation(request, tmp_path_factory) -> tuple[Path, Path]:
-    """An interpreter, and the folder that its ingine lies in."""
+    """An interpreter, and the folder of its ingine."""
     folder = tmp_path_factory.mktemp("installation")
     python = make_environment(folder / "venv")
     if request.param == "wheel":
@@ -127,7 +127,7 @@ print(json.dumps({
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    """Somebody's program, two of whose modules have names of our folders."""
+    """A user's program, two of whose modules have names of our folders."""
     for name in ("worker", "producer"):
         (tmp_path / f"{name}.py").write_text("import ingine\n")
     (tmp_path / "main.py").write_text(MAIN)
@@ -135,7 +135,7 @@ def project(tmp_path) -> Path:
 
 
 def run(python: Path, *arguments: str, cwd: Path) -> str:
-    """What it printed."""
+    """Run the program, and return what it printed."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [python, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=HANGS_S

@@ -1,4 +1,4 @@
-"""The summary of a run says which paths of the code it took, and which this machine has not."""
+"""The summary of a run names the paths of the code that it took, and those that this machine lacks."""
 
 import pytest
 

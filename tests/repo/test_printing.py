@@ -1,11 +1,11 @@
-"""All that a command prints goes through `ingine.terminal.echo`: a terminal obeys what it is sent."""
+"""All output of commands goes through `ingine.terminal.echo`, since a terminal obeys control characters."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PRINTS_FOR_PROGRAMS = ("ingine/demo/producer.py",)
-"""Its output is a pipe, and JSON."""
+"""Files that print JSON into a pipe."""
 
 
 def test_nothing_prints_by_itself():

@@ -1,4 +1,4 @@
-"""Tests draw no numbers that differ from run to run: what fails once has to fail again."""
+"""Tests draw the same random numbers in each run, so that a failure can be repeated."""
 
 import ast
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ TESTS = Path(__file__).resolve().parents[1]
 TORCH = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal"}
 TORCH |= {"multinomial", "bernoulli", "poisson"}
 GENERATORS = {"Random", "default_rng", "RandomState", "SeedSequence"}
-"""Of `random` and numpy; with an argument they are seeded."""
+"""Generators of `random` and numpy, which an argument seeds."""
 IN_PLACE = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_"}
 ALLOWED = {"servers.py": "draws ports, which have to differ between the processes of a run"}
 
 
 def draws(path: Path) -> Iterator[str]:
-    """Each call in the file that draws from a generator which nobody has seeded."""
+    """Each call in the file that draws from an unseeded generator."""
     yield from _draws(ast.parse(path.read_text()), seeded=False)
 
 

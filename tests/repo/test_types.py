@@ -1,4 +1,4 @@
-"""Pyright, as in an editor of somebody who has installed the wheel, has nothing against our examples."""
+"""Pyright finds no fault in our examples, in an environment with the wheel installed."""
 
 import ast
 import inspect
@@ -94,7 +94,7 @@ for chunk in client.submit("hi").stream():
 
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory) -> dict[str, dict[int, str]]:
-    """What pyright says of each example, by line."""
+    """Pyright's findings in each example, by line."""
     folder = tmp_path_factory.mktemp("types")
     python = make_environment(folder / "venv")
     install(python, build_wheel(folder / "wheel"))
@@ -114,7 +114,7 @@ def faults(tmp_path_factory) -> dict[str, dict[int, str]]:
     faults = defaultdict(dict)
     for each in found["generalDiagnostics"]:
         if each.get("rule") == "reportMissingImports" and '"ingine' not in each["message"]:
-            continue  # a web framework, which this environment does without
+            continue  # a web framework that this environment lacks
         faults[Path(each["file"]).stem][each["range"]["start"]["line"] + 1] = each["message"]
     return faults
 
@@ -129,7 +129,7 @@ def test_all_methods_have_the_types_that_they_say(faults):
 
 
 def test_sampling_params_are_made_with_the_fields_that_they_have():
-    """For type checkers its constructor is written out."""
+    """The constructor is written out for type checkers."""
     classes = ast.walk(ast.parse(inspect.getsource(SamplingParams)))
     (written,) = (node.args for node in classes if getattr(node, "name", None) == "__init__")
     defaults = [ast.literal_eval(default) for default in written.kw_defaults]
