@@ -1,6 +1,6 @@
-"""The promises, checked on what a run has left behind. Pure: everything comes in as plain values.
+"""Checks the promises on the data that a run has left. It has no I/O: all input is plain values.
 
-Each violation is counted under one of `KINDS` and told in a sentence.
+Each violation is counted under one of `KINDS` and described in a sentence.
 """
 
 from collections import Counter, defaultdict
@@ -30,10 +30,10 @@ MS = 0.001
 
 @dataclass
 class Seen:
-    """What consumers wrote down of one job, in order."""
+    """The records of one job by its consumers, in order."""
 
     token_ids: dict[int, int] = field(default_factory=dict)
-    """By position, the first is 1."""
+    """Token ids by position, starting at 1."""
     text: str = ""
     last_text: str = ""
     end: str | None = None
@@ -52,7 +52,7 @@ class Seen:
 
     def _take_chunk(self, position: int, token_ids: list[int], text: str) -> None:
         if not token_ids:
-            # The end of the text. Said again to one that was killed before it could write down the end.
+            # The end of the text, repeated for a consumer that was killed before it recorded the end.
             self.last_text = text
             return
         start = position - len(token_ids) + 1
@@ -72,7 +72,7 @@ class Findings:
     endings: Counter = field(default_factory=Counter)
     num_tokens: int = 0
     num_resumes: int = 0
-    """Streams that a consumer took up again."""
+    """Number of streams that a consumer resumed."""
     num_deaths: int = 0
 
     def add(self, kind: str, sentence: str) -> None:
@@ -89,8 +89,10 @@ def audit(
     *,
     cancelled: Container[int] = (),
 ) -> Findings:
-    """accepted: (job number, job id) of each answer to a submission; the same job may be told twice.
-    answers: the uninterrupted run's, one for each greedy request. cancelled: jobs of which `cancel` said so.
+    """Check all promises.
+
+    accepted: (job number, job id) of each answer to a submission; a job may occur twice. answers: those of
+    the uninterrupted run, one for each greedy request. cancelled: jobs for which `cancel` returned so.
     """
     findings = Findings()
     ids: dict[int, str] = {}
@@ -123,7 +125,10 @@ def audit(
 
 
 def _check_log(findings: Findings, job_id: str, log: Log) -> TerminalEvent | None:
-    """Positions are 1..N, each once; one terminal event, the last entry. Returns it."""
+    """Check that positions are 1..N, each once, and that the last entry is the only terminal event.
+
+    Returns it.
+    """
     position, ends = 0, []
     for entry, event in log.entries:
         if isinstance(event, TerminalEvent):
@@ -181,13 +186,13 @@ def _output(log: Log) -> tuple[list[int], str]:
 
 
 def _check_output(findings: Findings, number: int, log: Log, end, answer: tuple[list[int], str]) -> None:
-    """The whole output if it finished, else a beginning of it."""
+    """Check that the output is whole if the job finished, else a prefix of it."""
     token_ids, text = _output(log)
     right_ids, right_text = answer
     if end.status is JobStatus.FINISHED:
         right = (token_ids, text) == (right_ids, right_text)
     else:
-        # The text of a beginning may end in half a character, which the whole has otherwise.
+        # The text of a prefix may end in half a character, and so differ from the whole there.
         right = token_ids == right_ids[: len(token_ids)] and right_text.startswith(text.rstrip("\ufffd"))
     if not right:
         findings.add("wrong", f"job {number} ({end.job_id}, {end.status}): {token_ids} for {right_ids}")
@@ -206,7 +211,7 @@ def _check_seen(findings: Findings, number: int, log: Log, end: TerminalEvent, s
 
 
 def _check_unacknowledged(findings: Findings, job_id: str, log: Log, ids: dict[int, str]) -> None:
-    """A job whose producer died before it could write the answer down: accepted all the same."""
+    """Check jobs whose producer died before it recorded the answer: they were accepted all the same."""
     end = _check_log(findings, job_id, log)
     if end is None:
         findings.add("lost", f"{job_id}, whose answer was lost, has no terminal event ({log.status})")
@@ -224,7 +229,7 @@ def _check_replies(findings: Findings, ids: dict[int, str], spec_of, snapshot: S
 
 
 def _check_dead(findings: Findings, ids: dict[int, str], spec_of, snapshot: Snapshot) -> None:
-    """A poison job lies there with its bytes, once; nothing else does."""
+    """Check that the dead letters have each poison job once, with its bytes, and nothing else."""
     letters: dict[str, list[str]] = defaultdict(list)
     for letter in snapshot.dead:
         letters[msgpack.unpackb(letter["job"])["id"]].append(letter["code"].decode())

@@ -1,4 +1,7 @@
-"""Consumers: late, dropped and resumed, slow, frozen and killed. What each stream saw goes to a journal."""
+"""Consumers: late, dropped and resumed, slow, frozen and killed.
+
+A journal records what each stream received.
+"""
 
 import asyncio
 import hashlib
@@ -18,8 +21,8 @@ def run(**options) -> None:
 
 
 class _Consumer:
-    """Follows the jobs in the producers' journals whose number is `remainder` modulo `modulus`, each with a
-    habit of its own, until all `end` jobs are known and followed to their end."""
+    """Follows the jobs in the producers' journals whose number is `remainder` modulo `modulus`, each with its
+    own habit, until all `end` jobs are known and have been followed to their end."""
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class _Consumer:
         await self._client.aclose()
 
     async def _follow(self, job_id: str) -> None:
-        """To the end, over every error that a consumer may meet."""
+        """Follow a job to its end, through every error that a consumer may get."""
         habit = hashlib.blake2b(job_id.encode(), digest_size=2).digest()
         if habit[0] % 4 == 1:
             await asyncio.sleep(habit[1] / 50)  # late: perhaps after the end
@@ -81,7 +84,7 @@ class _Consumer:
                 await asyncio.sleep(0.2)
 
     async def _stream(self, job_id: str, drop_after: int | None, pause_s: float) -> bool:
-        """Whether it came to the end. It drops the stream after so many chunks, and comes back."""
+        """Read the stream, and drop it after so many chunks. Returns True if it reached the end."""
         start = self._seen.get(job_id, 0)
         self._journal.write(job_id=job_id, attached=start)
         num_chunks = 0

@@ -1,6 +1,6 @@
-"""A forger: on the channels of jobs and of control it publishes what no worker and no client has said.
+"""A forger: it publishes messages on job and control channels that no worker and no client has sent.
 
-It may publish and read, and writes no key: what it says must change nothing.
+It publishes and reads, but writes no key. Its messages must change nothing.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from tests.chaos.journal import Journal, Tail
 KINDS = ("tokens", "end", "another job's end", "repeat", "garbage", "nudge")
 INTERVAL_S = 0.02
 NUM_RECENT = 48
-"""Jobs that it forges events of: the latest."""
+"""Number of latest jobs whose events it forges."""
 TEXT = "FORGED"
 NUDGES = ("drain", "pause", "resume", "released", "cancel", "nonsense")
 
@@ -31,7 +31,7 @@ def run(**options) -> None:
 
 
 class _Forger:
-    """Forges for `duration_s`, and writes down how often it did what."""
+    """Forges for `duration_s`, and records the count of each kind."""
 
     def __init__(
         self, *, url: str, queue: str, num_partitions: int, journal: str, sources: list[str], seed: int,
@@ -62,7 +62,7 @@ class _Forger:
         await self._servers.aclose()
 
     async def _forge(self, kind: str, job_id: str) -> int:
-        """How many have heard it."""
+        """Publish one forgery. Returns the number of receivers."""
         keys = keys_of(self._queue, job_id, self._num_partitions)
         redis = self._servers.client(keys)
         if kind == "nudge":

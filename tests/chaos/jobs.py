@@ -1,14 +1,14 @@
-"""What a run submits: job number n of a seed is always the same, so the audit knows it without being told."""
+"""The jobs of a run: job number n of a seed is always the same, so the audit can derive it."""
 
 import random
 from dataclasses import dataclass
 from typing import Any
 
 POISON = "POISON"
-"""A prompt that begins so kills every worker that computes it."""
+"""A prompt with this prefix kills every worker that computes it."""
 
 NUM_GREEDY = 40
-"""Different greedy requests: few, so that one uninterrupted run of them all checks every job."""
+"""Number of different greedy requests: few, so that one uninterrupted run of them all checks every job."""
 LENGTHS = (8, 24, 60, 100, 160, 300)
 
 
@@ -18,7 +18,7 @@ class JobSpec:
     prompt: str
     sampling: dict[str, Any]
     greedy: int | None
-    """Which of the greedy requests it is; None: sampled, or poison."""
+    """Index of the greedy request; None if sampled or poison."""
     poison: bool = False
     priority: str = "normal"
     tenant: str | None = None
@@ -28,10 +28,13 @@ class JobSpec:
     stream: bool = True
     reply_to: str | None = None
     named: bool = True
-    """It brings its own id, else an idempotency key: either tells a second submission from a first."""
+    """True if it has its own job id, else it has an idempotency key.
+
+    Either identifies a repeated submission.
+    """
 
     def arguments(self) -> dict[str, Any]:
-        """`submit`'s."""
+        """Arguments of `submit`."""
         return {
             "prompt": self.prompt,
             "sampling": self.sampling,

@@ -1,4 +1,4 @@
-"""What a process that may be killed at any moment writes down: JSON lines, whole or not at all."""
+"""The journal of a process that may be killed at any moment: JSON lines, either whole or ignored."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Journal:
-    """For one process at a time. The unfinished line of a life that was killed is skipped."""
+    """Writes a journal, for one process at a time. An unfinished line of a killed process is skipped."""
 
     def __init__(self, path: Path):
         self._file = path.open("ab", buffering=0)
@@ -18,7 +18,7 @@ class Journal:
 
 
 class Tail:
-    """Reads what another process writes: each call of `read` gives the whole lines that are new."""
+    """Reads another process's journal. Each call of `read` returns the new whole lines."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -35,7 +35,7 @@ class Tail:
         for line in whole.splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:  # its writer was killed in the midst of it
+            except ValueError:  # its writer was killed while writing it
                 continue
             yield record
 

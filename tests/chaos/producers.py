@@ -1,4 +1,4 @@
-"""A producer that is killed again and again: it writes down what it was told before it does anything else."""
+"""A producer that is killed again and again. It records each answer before it does anything else."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from tests.chaos import jobs
 from tests.chaos.journal import Journal, read
 
 BURST_EVERY, BURST = 80, 30
-"""Of a producer's jobs: the first so many of each stretch come as fast as it can, over the queue's limit."""
+"""Of every BURST_EVERY jobs, a producer submits the first BURST as fast as it can, over the queue's limit."""
 
 
 def run(**options) -> None:
@@ -20,9 +20,9 @@ def run(**options) -> None:
 
 
 class _Producer:
-    """Submits the jobs `first`, `first + step` ... below `end`, and begins where its journal ends.
+    """Submits the jobs `first`, `first + step` ... below `end`, and starts where its journal ends.
 
-    `die_after`: after so many submissions it is gone, between the answer and the journal.
+    die_after: number of submissions after which it dies, between the answer and the journal.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class _Producer:
         self._seed, self._poison_every = seed, poison_every
         done = {record["number"] for record in read(Path(journal)) if "job_id" in record}
         self._numbers = [number for number in range(first, end, step) if number not in done]
-        self._again = sorted(done)[-3:]  # submitted twice on purpose: they are known again
+        self._again = sorted(done)[-3:]  # submitted twice on purpose: the server recognises them
         self._journal = Journal(Path(journal))
         self._interval_s, self._step, self._die_after = interval_s, step, die_after
         self._random = random.Random(f"{seed}:producer:{first}")
@@ -51,7 +51,7 @@ class _Producer:
             self._journal.write(number=spec.number, intent=True)
             try:
                 handle = await self._client.submit(**spec.arguments())
-            except DuplicateJob:  # by this producer, in an earlier life or without an answer
+            except DuplicateJob:  # this producer submitted it before a restart, or got no answer
                 handle = self._client.attach(f"job-{spec.number}")
                 break
             except (QueueFull, RateLimited):

@@ -8,7 +8,7 @@ ends with its stdin. `ProxyProcess` is the harness's end. Faults hit a share of 
     delay       every chunk is late, for a while
     trickle     a few bytes at a time, for a while
     half_close  the client reads end of file, its own commands still go through
-    stall       nothing passes either way, and nobody is told
+    stall       nothing passes either way, and neither end gets an error
 """
 
 import asyncio
@@ -23,11 +23,11 @@ HOST = "127.0.0.1"
 FAULTS = ("cut", "drop_reply", "delay", "trickle", "half_close", "stall")
 TRICKLE_BYTES, TRICKLE_PAUSE_S = 24, 0.001
 BUFFER_BYTES = 16 << 10
-"""Small, so that a client that does not read is felt by the server, as over a real wire."""
+"""Small, so that a client that does not read blocks the server, as over a real network."""
 
 
 class Link:
-    """One client's connection and its twin to the server."""
+    """One client's connection, and the matching one to the server."""
 
     def __init__(self, client: tuple, server: tuple):
         self.client_reader, self.client_writer = client
@@ -94,7 +94,7 @@ class Link:
 
 
 class Front:
-    """A port that stands for one server, whichever it points at."""
+    """A port that forwards to one server, which can be changed."""
 
     def __init__(self, upstream: int, seed: str):
         self.upstream = upstream
@@ -106,7 +106,7 @@ class Front:
         return self._server.sockets[0].getsockname()[1]
 
     def hit(self, kind: str, share: float, for_s: float) -> int:
-        """How many connections it hit: a share of those that are open, at least one."""
+        """Apply a fault to a share of the open connections, at least one. Returns their number."""
         victims = self._random.sample(
             self.links, min(len(self.links), max(1, round(share * len(self.links))))
         )
@@ -115,7 +115,7 @@ class Front:
         return len(victims)
 
     def point(self, upstream: int, *, cut: bool) -> None:
-        """New connections go to another server. Old ones are cut, or left to find out."""
+        """Send new connections to another server. Old ones are cut, or left open."""
         self.upstream = upstream
         for link in list(self.links) if cut else ():
             link.reset()
@@ -155,11 +155,11 @@ async def main() -> None:
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     await serve([], lines)
-    os._exit(0)  # whoever is connected is cut off without ado
+    os._exit(0)  # all connections are cut
 
 
 class ProxyProcess:
-    """The harness's end. Ends with us, since its stdin does."""
+    """The harness's handle on the proxy, which ends with this process, since its stdin does."""
 
     async def start(self) -> "ProxyProcess":
         pipe = asyncio.subprocess.PIPE

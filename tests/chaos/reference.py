@@ -1,4 +1,4 @@
-"""The uninterrupted run: the model, and what it says to each greedy request when nothing goes wrong."""
+"""The uninterrupted run: makes the model, and its answer to each greedy request without faults."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ from ingine.sampling_params import SamplingParams
 from tests.chaos.jobs import greedy_requests
 
 MIN_MARGIN = 1e-4
-"""Of the best token's logprob over the second's. Batches differ by some 1e-6: the choice is the model's."""
+"""Minimum lead of the best token's logprob. Batches differ by some 1e-6, so they cannot change the choice."""
 
 
 def run(*, model: str, answers: str) -> None:
-    """Makes the model, and writes [token ids, text] of each request."""
+    """Make the model, and write [token ids, text] of each request."""
     import torch  # not at the top: the harness, which only reads the answers, needs none
 
     from tests.tiny_models import make_tiny_model
@@ -23,7 +23,7 @@ def run(*, model: str, answers: str) -> None:
 
 
 def uninterrupted(model: str) -> list[tuple[list[int], str]]:
-    """Raises ValueError where a choice is too close for two batches to agree on."""
+    """Generate the answers. Raises ValueError if a choice is so close that two batches could differ."""
     from ingine.engine.config import EngineConfig
     from ingine.engine.engine import Engine
 

@@ -1,4 +1,5 @@
-"""One run of chaos: start everything, break it by the schedule, let it calm down, and audit what is left."""
+"""One run of chaos: start everything, apply the scheduled faults, wait for all work to end, and audit the
+result."""
 
 import asyncio
 import random
@@ -26,16 +27,16 @@ from tests.chaos.zygote import Zygote
 
 QUEUE = "chaos"
 MAX_JOBS = 64
-"""The queue's limit: bursts run into it."""
+"""The queue's limit, which bursts exceed."""
 MAX_DEATHS = 8
-"""More than by default: innocents die with others' workers here a hundred times."""
+"""More than the default: jobs are often in a worker that another job or fault kills."""
 NUM_WORKERS, NUM_PRODUCERS, NUM_CONSUMERS = 3, 3, 3
 WORKER = {
     "queue": QUEUE,
     "dtype": "float32",
     "device": "cpu",
     "max_num_seqs": 8,
-    "kv_cache_bytes": 512 << 10,  # too little for eight long ones: some are preempted
+    "kv_cache_bytes": 512 << 10,  # too little for eight long sequences: some are preempted
     "http_port": -1,
     "lease_s": 2.0,
     "max_deaths": MAX_DEATHS,
@@ -48,9 +49,9 @@ SEEN_AS = {
     "stop_worker": "worker stopped",
     "freeze_worker": "worker frozen",
 }
-"""What a fault is counted as, if neither as one of a wire nor of a server."""
+"""The name under which a fault is counted, if it is neither of a connection nor of a server."""
 MAY_MISS = ("kill_producer", "kill_consumer", "freeze_consumer")
-"""Those that may have left already, having done their work."""
+"""Faults whose target may have finished its work already."""
 
 
 class Run:
@@ -112,7 +113,7 @@ class Run:
                 await self._start(kind, index)
 
     async def _start(self, kind: str, index: int) -> None:
-        """Another life of this worker, producer or consumer."""
+        """Start or restart this worker, producer or consumer."""
         life = self._lives[kind]
         self._lives[kind] += 1
         name = f"{kind}-{index}-{life}"
@@ -151,7 +152,7 @@ class Run:
         return str(self._folder / f"{kind}-{index}.journal")
 
     def _ended(self, name: str, status: int) -> None:
-        """Told of each process that ends. All but those that have done their work get another life."""
+        """Called for each process that ends. Restarts it unless it has finished its work."""
         kind, _, rest = name.partition("-")
         self._done.add(name)
         if kind == "worker":
@@ -205,7 +206,7 @@ class Run:
                 await asyncio.sleep(started + fault.at_s - time.monotonic())
                 group.create_task(self._commit(fault))
             await asyncio.sleep(started + self._duration_s - time.monotonic())
-            over.set()  # a cancellation might be lost in a call that times out at that very moment
+            over.set()  # a call that times out at the same moment might swallow a cancellation
 
     async def _commit(self, fault: Fault) -> None:
         if fault.kind in WIRE_FAULTS:
@@ -258,14 +259,14 @@ class Run:
     # -------------------------------------------------------------------------------------- the end
 
     async def _calm_down(self) -> None:
-        """No more faults: all that was begun comes to its end, and everybody leaves."""
+        """Wait without further faults until all jobs and processes have ended."""
         self._calm = True
         await self._until(lambda: not self._living("forger"), "the forger's end")
         await self._until(lambda: not self._living("producer"), "every job's submission")
         await self._until(lambda: not self._living("consumer"), "every stream's end")
         await self._until(self._empty, "the end of every job")
         self._leaving = True
-        for name in set(self._living("worker")) - self._told_to_stop:  # a second signal is another matter
+        for name in set(self._living("worker")) - self._told_to_stop:  # a second signal would end it at once
             self._zygote.signal(name, signal.SIGTERM)
         await self._until(lambda: not self._living("worker"), "every worker's leave")
 

@@ -1,4 +1,4 @@
-"""What goes wrong, and when: a pure function of the seed, so that a run can be had again."""
+"""The faults and their times: a pure function of the seed, so that a run can be repeated."""
 
 import random
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ PER_MINUTE = {
     "refuse_writes": 0.5,
     **dict.fromkeys(WIRE_FAULTS, 4),
 }
-"""Each at least once. Signals hit a process, the others a server or its wire."""
+"""Faults per minute, each at least once. Signals hit a process, the others a server or its connections."""
 
 ONLY_WITH_REPLICA = ("failover", "refuse_writes")
 AMONG_SERVERS = ("kill_server", "failover", "kill_clients", "pause_server", "fill_memory", "refuse_writes")
@@ -30,25 +30,25 @@ AMONG_SERVERS = ("kill_server", "failover", "kill_clients", "pause_server", "fil
 @dataclass(frozen=True, order=True)
 class Fault:
     at_s: float
-    """Since the start of the run."""
+    """Seconds since the start of the run."""
     kind: str
     draw: float = field(compare=False)
-    """Picks the target out of those that are there: uniform in [0, 1)."""
+    """Selects the target among the present ones: uniform in [0, 1)."""
     options: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 def kinds(*, replica: bool = True) -> list[str]:
-    """What is to happen at least once."""
+    """The kinds of faults that shall happen at least once."""
     return [kind for kind in PER_MINUTE if replica or kind not in ONLY_WITH_REPLICA]
 
 
 def schedule(seed: int, duration_s: float, *, replica: bool = True) -> list[Fault]:
-    """Faults in order of time, all within `duration_s`; the calm comes after."""
+    """The faults in order of time, all within `duration_s`."""
     draw = random.Random(f"{seed}:schedule")
     faults = []
     for kind in kinds(replica=replica):
         count = max(1, round(PER_MINUTE[kind] * duration_s / 60))
-        for number in range(count):  # spread evenly, shaken
+        for number in range(count):  # spread evenly, with jitter
             at_s = (number + draw.random()) / count * duration_s
             faults.append(Fault(at_s, kind, draw.random(), _options(kind, draw)))
     return _apart(sorted(faults), duration_s)
@@ -67,7 +67,7 @@ def _options(kind: str, draw: random.Random) -> dict[str, Any]:
 
 
 def _apart(faults: list[Fault], duration_s: float) -> list[Fault]:
-    """The same faults, those of servers each in a slot of its own: one at a time, so that each is seen."""
+    """Move faults of servers into slots of their own, one at a time, so that each has an effect."""
     servers = [fault for fault in faults if fault.kind in AMONG_SERVERS]
     slot_s = duration_s / len(servers)
     moved = [replace(f, at_s=(slot + f.draw / 2) * slot_s) for slot, f in enumerate(servers)]
@@ -86,12 +86,12 @@ CRASH_CALLS = {
     "release": 3,
     "delay": 1,
 }
-"""Calls of a worker's queue at which it may die, and the highest number of the call."""
+"""Calls of a worker's queue at which it may die, with the highest number of the call."""
 WHEN = ("before", "amid", "after")
 
 
 def fate(seed: int, life: int) -> dict[str, Any]:
-    """What shall happen to the worker that is started as number `life`: see `workers.meet`."""
+    """The fault of the worker that is started as number `life`: see `workers.meet`."""
     draw = random.Random(f"{seed}:fate:{life}")
     dealt: dict[str, Any] = {"clock_offset_s": draw.choice((0.0, -420.0, 300.0, 3600.0))}
     if draw.random() < 0.4:

@@ -1,4 +1,4 @@
-"""The servers of a run: a primary with its replica, or a cluster of three; how each is broken and mended."""
+"""The servers of a run, a primary with its replica or a cluster of three, and their faults and repairs."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ CLUSTER_SLOTS = 16384
 
 
 class Node:
-    """One server that can be killed and started again on its files. `admin` goes past the proxy."""
+    """One server that can be killed and restarted on its files. `admin` bypasses the proxy."""
 
     def __init__(self, folder: Path, **options):
         self.folder = folder
@@ -41,7 +41,7 @@ class Node:
         self.options = {**OPTIONS, "port": self.port, "dir": folder, **options}
         self.admin = Redis(host=HOST, port=self.port, protocol=2, socket_timeout=10)
         self.front = 0
-        """Which of the proxy's fronts stands for it."""
+        """Its port at the proxy."""
 
     async def start(self) -> "Node":
         command = [str(server_binary())]
@@ -53,7 +53,7 @@ class Node:
         return self
 
     def num_cut_off(self) -> int:
-        """Clients too slow for `client-output-buffer-limit`, by the log: Redis 7.0 has no count of them."""
+        """Clients that exceeded `client-output-buffer-limit`, from the log: Redis 7.0 does not count them."""
         return (self.folder / "server.log").read_bytes().count(CUT_OFF)
 
     async def kill_and_restart(self, before_start: Callable[[], None] = lambda: None) -> None:
@@ -68,23 +68,23 @@ class Node:
 
 
 class Servers:
-    """What a run needs of its servers. `url` leads through the proxy."""
+    """The interface of a run's servers. `url` leads through the proxy."""
 
     nodes: list[Node]
     url: str
     num_partitions = 1
     num_cut_off = 0
-    """Subscribers that were too slow for `client-output-buffer-limit`, as far as `flood` has seen."""
+    """Subscribers that exceeded `client-output-buffer-limit` during `flood`."""
 
     def __init__(self, folder: Path, proxy: ProxyProcess, seed: int):
         self._folder, self._proxy, self._seed = folder, proxy, seed
 
     def target(self, draw: float) -> Node:
-        """A node that serves."""
+        """Select a node that serves."""
         return self.nodes[int(draw * len(self.nodes))]
 
     def owner(self, key: str) -> Redis:
-        """Past the proxy, whoever has `key`: with one server, that one."""
+        """A client, not through the proxy, of the node that has `key`."""
         return self.nodes[0].admin
 
     async def stop(self) -> None:
@@ -107,16 +107,16 @@ class Servers:
         await node.admin.execute_command("CLIENT", "PAUSE", int(for_s * 1000), "ALL")
 
     async def fill_memory(self, node: Node, for_s: float) -> None:
-        """As if something else had eaten it: every command that may grow the memory is refused."""
+        """Make the server refuse every command that may need memory, as if something else had used it up."""
         await self._for_a_while(node, "maxmemory", 1, 0, for_s)
 
     async def refuse_writes(self, node: Node, for_s: float) -> None:
         await self._for_a_while(node, "min-replicas-to-write", 2, 0, for_s)
 
     async def flood(self, rounds: int = FLOOD_ROUNDS) -> None:
-        """So much rubbish on every channel that a subscriber which does not read is cut off.
+        """Publish so much on every channel that a subscriber which does not read is cut off.
 
-        rounds: at most, until the operating system's own buffers are full too, which take some megabytes.
+        rounds: maximum. The operating system's buffers have to fill too, which takes some megabytes.
         """
         for node in self.nodes:
             with contextlib.suppress(RedisError, OSError):
@@ -150,7 +150,7 @@ class Pair(Servers):
         return self.nodes[0]
 
     async def failover(self, cut: bool) -> None:
-        """The replica takes over, having all that was written; the old primary follows it."""
+        """Make the replica take over once it has all writes. The old primary follows it."""
         await self._synced()
         primary, replica = self.nodes
         await primary.admin.execute_command("FAILOVER", "TO", HOST, replica.port)
@@ -172,7 +172,7 @@ async def _is_primary(node: Node) -> bool:
 
 
 class Cluster(Servers):
-    """Three nodes without replicas. Each tells its clients the port of a front of its own."""
+    """Three nodes without replicas. Each announces its own port at the proxy to clients."""
 
     num_partitions = 6
 
@@ -220,7 +220,10 @@ class Cluster(Servers):
 
 
 async def until(condition, what: str, errors: Iterable[type[Exception]] = (RedisError, OSError)) -> None:
-    """Asks until the answer is true; these errors mean not yet. TimeoutError after UP_TIMEOUT_S."""
+    """Wait until the condition is true; these errors count as false.
+
+    Raises TimeoutError after UP_TIMEOUT_S.
+    """
     try:
         async with asyncio.timeout(UP_TIMEOUT_S):
             while True:

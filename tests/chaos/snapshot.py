@@ -1,4 +1,4 @@
-"""All that is left on the servers after a run, as plain values: what the audit looks at."""
+"""Everything that is left on the servers after a run, as plain values for the audit."""
 
 from dataclasses import dataclass, field
 
@@ -8,35 +8,35 @@ from ingine.contract.events import Event, decode_event
 from ingine.contract.keys import EVENT_FIELD, GROUP, Keys
 
 TTL_FREE = ("queue", "workers", "models", "dead", "jobs:high", "jobs:normal", "jobs:low")
-"""Keys that may stay for ever, behind the queue's prefix."""
+"""Names, after the queue's prefix, of keys that may stay for ever."""
 
 
 @dataclass
 class Log:
-    """One job as the servers have it."""
+    """One job as stored on the servers."""
 
     status: str | None = None
     deaths: int = 0
     position: int | None = None
     waited_s: float | None = None
-    """From its submission to its first token, by the server's clock."""
+    """Seconds from its submission to its first token, by the server's clock."""
     lived_s: float | None = None
-    """From its submission to its end."""
+    """Seconds from its submission to its end."""
     entries: list[tuple[str, Event]] = field(default_factory=list)
 
 
 @dataclass
 class Snapshot:
     logs: dict[str, Log] = field(default_factory=dict)
-    """By job id: every record and every token log."""
+    """Every record and every token log, by job id."""
     replies: list[Event] = field(default_factory=list)
     dead: list[dict[str, bytes]] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
-    """Keys without a TTL that should have one, entries in jobs streams, pending entries."""
+    """Leftovers: keys that lack a TTL, entries in jobs streams, pending entries."""
 
 
 async def take(redis: Redis, keys: Keys, into: Snapshot) -> None:
-    """One partition, on the server that has it."""
+    """Add one partition, from its server."""
     async for raw in redis.scan_iter(f"{keys.prefix}:*", count=1000):
         key = raw.decode()
         name = key.removeprefix(f"{keys.prefix}:")
@@ -68,7 +68,7 @@ async def take(redis: Redis, keys: Keys, into: Snapshot) -> None:
 
 
 def _seconds(record: dict[str, str], until: str) -> float | None:
-    """From the submission."""
+    """Seconds from the submission."""
     return (int(record[until]) - int(record["submitted_at"])) / 1000 if until in record else None
 
 

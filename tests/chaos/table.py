@@ -1,4 +1,4 @@
-"""What a run has to say, and the one table that says it."""
+"""The report of a run, and its table."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ class Report:
     duration_s: float = 0.0
     num_accepted: int = 0
     counts: Counter = field(default_factory=Counter)
-    """What went wrong on purpose, by kind."""
+    """Injected faults by kind."""
     findings: Findings = field(default_factory=Findings)
     failures: list[str] = field(default_factory=list)
-    """What else went wrong: a worker that ended unclean, a queue over its limit, a part that got stuck."""
+    """Other failures: a worker with an unclean end, a queue over its limit, a part that hangs."""
 
     @property
     def kept(self) -> bool:
-        """Whether every promise was."""
+        """True if every promise was kept."""
         return not self.findings.violations and not self.failures
 
 

@@ -1,4 +1,4 @@
-"""The audit must catch what it is there for: each test breaks one thing in the record of a clean run."""
+"""The audit finds each kind of fault: each test breaks one thing in the data of a clean run."""
 
 import msgpack
 import pytest

@@ -1,4 +1,4 @@
-"""Each fault of the proxy is what it says, or chaos shows nothing."""
+"""Each fault of the proxy has its effect, or chaos would prove nothing."""
 
 from collections.abc import AsyncIterator
 
@@ -21,7 +21,7 @@ async def proxy() -> AsyncIterator[ProxyProcess]:
 
 @pytest.fixture
 async def client(proxy, redis_server) -> AsyncIterator[Redis]:
-    """Connected through the proxy. It sends nothing twice."""
+    """A client through the proxy, without retries."""
     port = await proxy.ask(listen=redis_server.port, seed="test")
     once = Retry(NoBackoff(), 0)
     client = Redis(host=HOST, port=port, single_connection_client=True, socket_timeout=1.0, retry=once)

@@ -1,4 +1,4 @@
-"""What chaos cannot have in the midst of others: losses by design, and endings that must come out just so."""
+"""Scenarios that chaos cannot include: losses by design, and ends that must be exact."""
 
 import asyncio
 import shutil
@@ -30,7 +30,7 @@ LONG = {"temperature": 0, "max_tokens": 200, "ignore_eos": True}
 
 
 class Programs:
-    """Real processes. Workers that die are replaced, as a supervisor would."""
+    """Real processes. Workers that die are replaced, as by a supervisor."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -40,7 +40,7 @@ class Programs:
         self._running: set[asyncio.Task] = set()
 
     async def worker(self, url: str, *, replaced: bool = False, fate: dict | None = None, **settings) -> str:
-        """Starts one. Its name."""
+        """Start a worker, and return its name."""
         name = f"worker-{uuid4().hex[:8]}"
         given = WORKER | {"redis_url": url, "worker_id": name, "model": str(self.folder / "model")} | settings
         if replaced:
@@ -49,7 +49,7 @@ class Programs:
         return name
 
     async def stop_workers(self) -> None:
-        """And let no other test have to do with them."""
+        """Stop all workers, so that they do not affect other tests."""
         self._replacing.clear()
         for name in list(self.zygote.pids):
             self.zygote.signal(name, signal.SIGKILL)
@@ -91,7 +91,8 @@ async def started(handle) -> bool:
 
 
 async def test_a_server_that_comes_back_empty(programs, server):
-    """All jobs are lost, by its operator's choice: consumers are told, and workers serve what comes next."""
+    """All jobs are lost, by the operator's choice of settings: consumers get errors, and workers serve later
+    jobs."""
     worker = await programs.worker(url_of(server), fate=SLOW)
     async with AsyncClient(url_of(server), queue=WORKER["queue"]) as client:
         lost = await client.submit("a story without an end", sampling=LONG)
@@ -107,7 +108,7 @@ async def test_a_server_that_comes_back_empty(programs, server):
 
 
 async def test_a_url_that_points_at_a_replica(programs, server, tmp_path):
-    """Nothing is accepted and nobody gives up; once the replica is promoted, the same processes serve."""
+    """Nothing is accepted, but no process gives up; once the replica is promoted, they serve."""
     replica = await Node(tmp_path / "replica", replicaof=f"{HOST} {server.port}").start()
     worker = await programs.worker(url_of(replica))
     async with AsyncClient(url_of(replica), queue=WORKER["queue"]) as client:
@@ -124,7 +125,7 @@ async def test_a_url_that_points_at_a_replica(programs, server, tmp_path):
 
 
 async def test_poison_ends_in_the_dead_letters_and_innocents_finish(programs, server):
-    programs.ended.clear()  # of what earlier tests stopped
+    programs.ended.clear()  # processes that earlier tests stopped
     for _ in range(2):
         await programs.worker(url_of(server), replaced=True, max_deaths=3, fate=SLOW)
     requests = jobs.greedy_requests()[:6]

@@ -1,4 +1,4 @@
-"""The schedule is a function of its seed, and brings what a run promises."""
+"""The schedule is a function of its seed, and has all kinds of faults."""
 
 import itertools
 from collections import Counter

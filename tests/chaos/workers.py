@@ -1,5 +1,5 @@
-"""A real worker in a forked process, and the fate that it was dealt. The product has no hook for this: its
-calls are wrapped from outside."""
+"""A real worker in a forked process, with an injected fault. The product has no hook for faults: its calls
+are wrapped from outside."""
 
 import asyncio
 import functools
@@ -23,7 +23,10 @@ from tests.chaos.schedule import CRASH_CALLS
 
 
 def run(*, settings: dict, fate: dict) -> None:
-    """As `ingine worker`, until SIGTERM or the fate. Raises if the engine's books do not agree at the end."""
+    """Run `ingine worker` until SIGTERM or the fault.
+
+    Raises if the engine's state is inconsistent at the end.
+    """
     torch.set_num_threads(1)
     settings = WorkerSettings(_env_file=None, **settings)
     setup_logging(settings.log_level, as_json=False)
@@ -43,10 +46,11 @@ def meet(
     hang_at_step: int | None = None,
     step_s: float = 0.0,
 ) -> None:
-    """crash: (call, its number, before, amid or after): `kill -9` there. raise, hang: the runner, at a step.
+    """Inject the faults of a fate.
 
-    lose_every: each time so many calls of its queue have been made, the last one's reply is lost.
-    step_s: each step takes so much longer. A batch with a prompt that begins with POISON kills any worker.
+    crash: (call, its number, before, amid or after), where it gets `kill -9`. raise_at_step, hang_at_step:
+    the runner raises or hangs. lose_every: every so many calls of its queue, a reply is lost. step_s:
+    additional time of each step. A batch with a prompt that begins with POISON kills any worker.
     """
     if clock_offset_s:
         right = time.time
@@ -87,7 +91,7 @@ def _crashing(call, number: int, when: str):
             return await call(*args, **options)
         if when == "after":
             await call(*args, **options)
-        elif when == "amid":  # the command is on its way, and nobody knows how far
+        elif when == "amid":  # the command is in flight
             under_way = asyncio.ensure_future(call(*args, **options))
             await asyncio.wait({under_way}, timeout=0.0005)
         die(f"crash {when} {call.__name__}")

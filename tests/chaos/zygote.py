@@ -1,8 +1,9 @@
-"""Forks all processes of a run out of a program that has imported everything: a start is cheap.
+"""Forks all processes of a run from a program that has imported everything, so that a start is cheap.
 
-Run as `python -m tests.chaos.zygote`: requests are JSON lines on stdin; on stdout it says who started and who
-ended. Nothing is computed before a fork. It ends with its stdin, and its children end with it, even by
-`kill -9`: each waits for the end of a pipe that only the zygote holds open. `Zygote` is the harness's end.
+Run as `python -m tests.chaos.zygote`: requests are JSON lines on stdin; starts and ends of children are
+reported on stdout. Nothing is computed before a fork. It ends with its stdin, and its children end with it,
+even after `kill -9`: each waits for the end of a pipe that only the zygote holds open. `Zygote` is the
+harness's end.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from pathlib import Path
 
 
 def roles() -> dict[str, Callable]:
-    """What a child can become. Imports all that they need."""
+    """The roles of children. Imports everything that they need."""
     import tests.tiny_models  # noqa: F401
     from tests.chaos import consumers, forgers, producers, reference, workers
 
@@ -74,7 +75,7 @@ def _report_ended(names: dict[int, str]) -> None:
 
 
 def _become(role: Callable, life: tuple[int, int], request: dict) -> None:
-    """Never returns."""
+    """Run a role in a child. Never returns."""
     status = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -102,7 +103,10 @@ def _end_with(life: int) -> None:
 
 
 class Zygote:
-    """`on_end(name, status)` is called for each child that ends; a status is negative for a signal."""
+    """The harness's handle.
+
+    Calls `on_end(name, status)` for each child that ends; a signal has a negative status.
+    """
 
     def __init__(self, folder: Path, on_end: Callable[[str, int], None]):
         self._folder, self._on_end = folder, on_end
@@ -123,7 +127,7 @@ class Zygote:
 
     async def spawn(self, name: str, role: str, **options) -> int:
         started = self._waiting[name] = asyncio.get_running_loop().create_future()
-        self.log(name).touch()  # it may be killed before it has opened it
+        self.log(name).touch()  # the child may be killed before it opens its log
         request = {"name": name, "role": role, "log": str(self.log(name)), "options": options}
         self._program.stdin.write(json.dumps(request).encode() + b"\n")
         return await started
@@ -132,7 +136,7 @@ class Zygote:
         return self._folder / f"{name}.log"
 
     def signal(self, name: str, signum: int) -> bool:
-        """Whether it still lived."""
+        """Send a signal. Returns True if the process was alive."""
         if name not in self.pids:
             return False
         os.kill(self.pids[name], signum)

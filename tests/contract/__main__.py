@@ -1,6 +1,6 @@
-"""Hunt for faults of the scripts, or the model, with new seeds: `python -m tests.contract --minutes 10`.
+"""Search for faults of the scripts or the model with new seeds: `python -m tests.contract --minutes 10`.
 
-Exit status 1, with the shortest sequence of calls that shows it, at the first fault.
+The first fault ends it with exit status 1 and the shortest sequence of calls that causes it.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from tests.contract.test_contract import fake_contract, real_contract
 from tests.servers import durable_server
 
 FAKE_EVERY = 5
-"""Each fifth round is on fakeredis; a real server is faster, and right."""
+"""Every fifth round runs on fakeredis; a real server is faster, and correct."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The calls that the machine makes: for workers through `Queue`, for producers through the scripts."""
+"""The calls of the machine: for workers through `Queue`, for producers through the scripts."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ RESULT_TTL_S = 3600
 
 @dataclass(frozen=True)
 class Delivered:
-    """An entry that a worker was given, perhaps long ago."""
+    """An entry that was delivered to a worker, perhaps long ago."""
 
     worker: str
     entry: Entry
@@ -41,7 +41,7 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A job that a worker has begun, perhaps long ago: the number is what it writes under."""
+    """A job that a worker has begun, perhaps long ago. The worker writes under this number of the attempt."""
 
     delivered: Delivered
     number: int
@@ -64,12 +64,12 @@ class Attempt:
         return self.delivered.place
 
     def tokens(self, start: int, position: int) -> Append:
-        """Tokens that tell who made them, see `broken_promises`."""
+        """Tokens that identify the attempt that made them, see `broken_promises`."""
         event = TokensEvent(position, [self.number] * (position - start), self.worker)
         return Append(self.job_id, self.number, event, publish=True)
 
     def end(self, position: int, status: JobStatus, code: str | None) -> Finish:
-        """code: why it is to be copied to the dead letters."""
+        """End the job. code: the reason for a copy to the dead letters."""
         error = {"code": code, "message": "as told"} if code else None
         event = TerminalEvent(position, status, self.job_id, error=error)
         return Finish(self.entry, self.number, event, self.delivered.reply_to, code is not None, self.key)
@@ -134,7 +134,7 @@ class Calls:
         return self.run(expire(self.redis, self.keys, [job_id], result_ttl_s=RESULT_TTL_S))[job_id]
 
     def requeue(self, letter_id: str) -> str | None:
-        """The id of the entry that it became. None: its job id is taken."""
+        """Requeue a dead letter. Returns the id of the new entry, or None if its job id is taken."""
         try:
             return self.run(self._client.requeue(letter_id))
         except ClientError:
@@ -144,7 +144,7 @@ class Calls:
         return [letter.entry_id for letter in self.run(self._client.dead_letters())]
 
     def queue_is_empty(self) -> bool:
-        """Only then can its number of partitions be changed."""
+        """True if the queue is empty, so that its number of partitions can be changed."""
         try:
             self.run(self._client.set_partitions(1))
         except ClientError:
@@ -155,7 +155,7 @@ class Calls:
         return self.run(self.redis.xadd(self.keys.jobs(priority), {"job": raw} | fields)).decode()
 
     def entry_of(self, job_id: str) -> str:
-        """What the server called the job's entry."""
+        """The id of the job's entry at the server."""
         return (self.run(self.redis.hget(self.keys.job(job_id), "entry")) or b"").decode()
 
     # ------------------------------------------------------------------------------------ workers
@@ -176,13 +176,13 @@ class Calls:
             self.run(self.redis.xgroup_delconsumer(stream, GROUP, name))
 
     def forget_consumers(self) -> None:
-        """As if those with nothing pending had been gone for long."""
+        """Forget consumers with nothing pending, as if they had been gone for long."""
         self.run(self._forget(keys=self.keys.all_jobs, args=[GROUP, -1]))
 
     # --------------------------------------------------------------------------------------- time
 
     def silence(self, worker: str, priority: Priority, entry_id: str) -> None:
-        """A lease passes without a word from the worker."""
+        """Let a lease pass without a sign of life from the worker."""
         stream = self.keys.jobs(priority)
         self.run(self.redis.xclaim(stream, GROUP, worker, 0, [entry_id], idle=SILENT_MS, justid=True))
 
@@ -200,20 +200,20 @@ class Calls:
         return seconds * 1000 + microseconds // 1000
 
     def expire(self, *names: str) -> None:
-        """Their TTL passes. Only what has one may be named."""
+        """Let the TTL of keys pass. Each must have one."""
         for name in names:
             assert self.run(self.redis.pttl(name)) > 0, name
         self.run(self.redis.delete(*names))
 
     @contextlib.contextmanager
     def forgotten(self):
-        """What the server is told in here, it forgets, as when it restarts without its last second."""
+        """Undo all writes of this block, as when the server restarts without its last second."""
         kept = self.run(self._dump())
         yield
         self.run(self._restore(kept))
 
     async def _dump(self) -> dict[bytes, tuple[int, bytes]]:
-        """Key -> TTL in ms (0: none), and all it holds, down to who has which entry since when."""
+        """Key -> TTL in ms (0: none) and full contents, with the consumer and idle time of each entry."""
         names = await self.redis.keys(f"{self.keys.prefix}:*")
         return {n: (max(0, await self.redis.pttl(n)), await self.redis.dump(n)) for n in names}
 

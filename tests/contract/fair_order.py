@@ -1,26 +1,26 @@
-"""One jobs stream of the model: who has which entry, and in which order those that wait are taken."""
+"""One jobs stream of the model: the holder of each entry, and the order in which waiting ones are taken."""
 
 from dataclasses import dataclass, field
 
 from ingine.contract.keys import RELEASED, WAITING
 
 LOST = "nobody"
-"""Holder of an entry that was delivered and is pending with none."""
+"""Holder of an entry that was delivered and is pending with no consumer."""
 
 
 @dataclass
 class Entry:
     id: str
     job_id: str | None
-    """None: nobody can read it."""
+    """None if the entry cannot be decoded."""
     raw: bytes
     tenant: str = ""
     cost: float | None = None
-    """In tokens. None, after a bare XADD: a guess from the job's bytes."""
+    """Cost in tokens. None after a bare XADD: it is estimated from the job's bytes."""
     holder: str | None = None
-    """The consumer that it is pending with. None: nobody has read it yet."""
+    """The consumer that it is pending with. None if no consumer has read it yet."""
     silent: bool = False
-    """Nobody has touched it for a lease: its holder is dead, or has let it go."""
+    """True if it was idle for a lease: its holder has died, or released it."""
 
 
 @dataclass
@@ -28,11 +28,11 @@ class FairOrder:
     """Start-time fair queueing. An entry starts where its tenant's last one ended, but not in the past."""
 
     starts: dict[str, float] = field(default_factory=dict)
-    """Entry id -> virtual start. A cancelled entry stays until its turn has come, and is passed over then."""
+    """Entry id -> virtual start. A cancelled entry stays until its turn comes, and is then skipped."""
     now: float | None = None
     """The start of the last entry that was taken."""
     ends: dict[str, float] = field(default_factory=dict)
-    """Tenant -> virtual end of its last entry, where that is not in the past."""
+    """Tenant -> virtual end of its last entry, if that is not in the past."""
 
     def add(self, entry: Entry, weight: float) -> None:
         start = max(self.now or 0.0, self.ends.get(entry.tenant, 0.0))
@@ -48,19 +48,19 @@ class FairOrder:
         return first
 
     def forget(self) -> None:
-        """Once nothing waits, nobody has a past."""
+        """Reset the order once nothing waits."""
         self.starts, self.now, self.ends = {}, None, {}
 
     @property
     def ahead(self) -> dict[str, float]:
-        """As the server keeps it."""
+        """The waiting entries' order, as the server stores it."""
         ends = {f"tenant:{tenant}": end for tenant, end in self.ends.items()}
         return ends if self.now is None else ends | {"now": self.now}
 
 
 @dataclass
 class JobsStream:
-    """Entries in the order in which they came; what has ended is deleted."""
+    """The entries in the order of their arrival. Ended ones are deleted."""
 
     entries: dict[str, Entry] = field(default_factory=dict)
     order: FairOrder = field(default_factory=FairOrder)
@@ -72,7 +72,7 @@ class JobsStream:
         return [entry for entry in self.entries.values() if entry.holder == consumer]
 
     def take(self, worker: str, count: int, weights: dict[str, float]) -> list[str]:
-        """What is new gets its place in the order; then the first `count` become the worker's."""
+        """Put new entries into the order, then give the first `count` to the worker."""
         if new := self.held_by(None):
             for entry in new:
                 entry.holder = WAITING
@@ -91,24 +91,26 @@ class JobsStream:
         return taken
 
     def take_new(self, worker: str) -> list[str]:
-        """The oldest one that nobody has read, past the order: only a worker that waited for it does so."""
+        """Give the worker the oldest unread entry, bypassing the order: only a worker that waited for it does
+        so."""
         new = [entry.id for entry in self.held_by(None)[:1]]
         for entry_id in new:
             self.give(entry_id, worker)
         return new
 
     def lose(self, consumer: str) -> None:
-        """What is pending with it is so no more."""
+        """Make the consumer's entries pending with no consumer."""
         for entry in self.held_by(consumer):
             entry.holder, entry.silent = LOST, False
 
     def adopt(self) -> None:
-        """What waits keeps its place, all else is left to its holder for a lease."""
+        """Adopt lost entries: waiting ones keep their place, the others are left to their holders for a
+        lease."""
         for entry in self.held_by(LOST):
             entry.holder = WAITING if entry.id in self.order.starts else RELEASED
 
     def claimable(self) -> list[str]:
-        """Of any worker, the claiming one itself included; but what waits has its order."""
+        """Silent entries of any worker, the claiming one included. Waiting entries are not claimed."""
         return [entry.id for entry in self.entries.values() if entry.silent and entry.holder != WAITING]
 
     def give(self, entry_id: str, consumer: str) -> None:

@@ -1,6 +1,7 @@
-"""The whole machine: producers, workers, time and accidents, in any order.
+"""The whole state machine: producers, workers, time and accidents, in any order.
 
-The model predicts each call's answer. After each the server holds what the model says, and breaks no promise.
+The model predicts the answer of each call. After each call the server's state equals the model's, and breaks
+no promise.
 """
 
 import copy
@@ -25,13 +26,13 @@ DEEDS = [
     ("delay", None),
     ("renew_one",),
 ]
-"""What a worker may do next with a job: the rule, and its arguments."""
+"""Possible next steps of a worker with a job: the rule, and its arguments."""
 
 
 class Contract(Producing, Working):
     @initialize(target=Working.attempts, num_jobs=st.integers(1, 3), num_deaths=st.integers(0, 2))
     def begin_with_jobs_that_run(self, num_jobs, num_deaths):
-        """Else most sequences would be over before anything interesting can happen."""
+        """Start with running jobs: otherwise most sequences would end before anything interesting happens."""
         for job_id in "abc"[:num_jobs]:
             self.submit(job_id, Priority.NORMAL, None, 1, None, None, False)
         attempts = [self._begin(delivered, alone=False) for delivered in self._take("w1", 4)]
@@ -44,7 +45,7 @@ class Contract(Producing, Working):
     @precondition(lambda self: self.model.delayed)
     @rule(number=st.integers(0, 2), due=st.booleans())
     def promote(self, number, due):
-        """After the time of one of those delayed has come, or not."""
+        """Promote delayed jobs, after the time of one has come, or before."""
         if due:
             self._make_due(self.model.delayed[number % len(self.model.delayed)])
         self._promote()
@@ -60,7 +61,10 @@ class Contract(Producing, Working):
     @precondition(lambda self: any(map(self._holds_any, [*WORKERS, WAITING])))
     @rule(worker=workers | st.just(WAITING))
     def fall_silent(self, worker):
-        """For longer than a lease. `waiting` is no worker: its entries wait so long if there is no room."""
+        """Silence a worker for longer than a lease.
+
+        `waiting` is no worker: its entries wait if there is no room.
+        """
         for priority, stream in self.model.streams.items():
             for entry in stream.held_by(worker):
                 self.calls.silence(worker, priority, entry.id)
@@ -72,7 +76,7 @@ class Contract(Producing, Working):
     @precondition(lambda self: any(map(self._holds_any, WORKERS)))
     @rule(target=Working.attempts, worker=workers, heir=workers, alone=st.booleans())
     def die(self, worker, heir, alone):
-        """The worker is not heard of for a lease; another goes on. (It may yet come back: a zombie.)"""
+        """Silence a worker for a lease, and let another go on. The first may still come back, as a zombie."""
         return multiple(*self._die(worker, heir, alone))
 
     def _die(self, worker: str, heir: str, alone: bool = True) -> list[Attempt]:
@@ -82,7 +86,7 @@ class Contract(Producing, Working):
 
     @rule(target=Working.attempts, delivered=Working.delivered, heir=workers, deed=st.sampled_from(DEEDS))
     def lose_the_last_second(self, delivered, heir, deed):
-        """The server forgets an attempt, and gives its number out again. The first worker goes on."""
+        """Let the server forget an attempt, and assign its number again, while the first worker goes on."""
         model = copy.deepcopy(self.model)
         with self.calls.forgotten():
             forgotten = self._begin(delivered, alone=True)
@@ -98,7 +102,7 @@ class Contract(Producing, Working):
 
     @rule(target=Working.attempts, attempt=Working.attempts, late=st.booleans(), alone=st.booleans())
     def begin_again(self, attempt, late, alone):
-        """The reply was lost, or the worker asks again for a suspect: by then its lease may have run out."""
+        """Repeat a begin, after a lost reply or for a suspect. The lease may have expired by then."""
         if late:
             self.fall_silent(attempt.worker)
         return self._begin(attempt.delivered, alone) or multiple()
@@ -124,7 +128,7 @@ class Contract(Producing, Working):
     @precondition(lambda self: self.model.records)
     @rule(job_id=job_ids, overdue=st.booleans())
     def expire(self, job_id, overdue):
-        """By a worker's sweep, or a client that waits; after the deadline, or before."""
+        """Expire a job, as a worker's sweep or a waiting client does, after the deadline or before."""
         record = self.model.records.get(job_id)
         if overdue and record and record.has_deadline:
             self.calls.let_deadline_pass(job_id)
@@ -141,7 +145,7 @@ class Contract(Producing, Working):
     @precondition(lambda self: any(map(self._holds_any, [*WORKERS, WAITING, RELEASED])))
     @rule(consumer=workers | st.sampled_from([WAITING, RELEASED]))
     def delete_a_consumer(self, consumer):
-        """As operators do who clean up; what is pending with it is pending with nobody then."""
+        """Delete a consumer, as an operator may. Its entries are then pending with no consumer."""
         self.calls.delete_consumer(consumer)
         for stream in self.model.streams.values():
             stream.lose(consumer)
@@ -155,7 +159,7 @@ class Contract(Producing, Working):
 
     @rule()
     def keep_house(self):
-        """What may be done at any time."""
+        """Make the calls that are allowed at any time."""
         self.calls.forget_consumers()
         assert self.calls.queue_is_empty() == self.model.empty
 
@@ -171,13 +175,13 @@ class Contract(Producing, Working):
 
     def teardown(self):
         try:
-            if sys.exc_info()[0] is None:  # else there is a failure to be told of already
+            if sys.exc_info()[0] is None:  # else a failure is being raised already
                 self.drain()
         finally:
             self.calls.close()
 
     def drain(self):
-        """One healthy worker, and time: every job ends, and nothing is left but what has a TTL."""
+        """Drain the queue with one healthy worker: every job ends, and only keys with a TTL are left."""
         self.adopt()
         for worker in (*WORKERS, RELEASED):
             self.fall_silent(worker)

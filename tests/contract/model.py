@@ -1,7 +1,7 @@
-"""The contract between producers, workers and consumers as plain Python: what each call answers, and what it
-leaves behind. One method a script; read it beside `ingine/contract/scripts`.
+"""The contract between producers, workers and consumers as plain Python: the answer of each call, and its
+effect. It has one method per script; compare it with `ingine/contract/scripts`.
 
-The server chooses two things, and the model is told: the ids of entries, and the time.
+The server chooses the ids of entries and the time, which are passed to the model.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ MAX_DEATHS, SUSPECT_DEATHS = 3, 2
 
 @dataclass
 class Record:
-    """What is known of a job from its submission, or its first begin, until its result's TTL has passed."""
+    """A job's record, from its submission, or its first begin, until its result's TTL has passed."""
 
     status: JobStatus
     priority: Priority
@@ -28,28 +28,28 @@ class Record:
     cancel: bool = False
     worker: str = ""
     entry: str = ""
-    """The last one: of a delayed job it is gone, or there has been none yet."""
+    """The id of its last entry. That of a delayed job is gone, or has not existed yet."""
     nonce: str = ""
     num_bytes: int = 0
-    """Counted against the queue's limit. 0: it came by a bare XADD."""
+    """Bytes counted against the queue's limit; 0 after a bare XADD."""
     submitted_at: int = 0
-    """In ms; 0 until the first begin has told. Deadlines count from it, so it never changes."""
+    """In ms; 0 until submission or first begin. It never changes, since deadlines count from it."""
     log: list[str] = field(default_factory=list)
     key: str | None = None
-    """Its idempotency key, which lives as long as the record does."""
+    """Its idempotency key, which lives as long as the record."""
     has_deadline: bool = False
     overdue: bool = False
     delayed: Entry | None = None
-    """What comes back into the stream, under another id."""
+    """The entry that returns to the stream, under another id."""
 
     def runs_under(self, worker: str, attempt: int) -> bool:
-        """The fence: only the worker of the current attempt may write."""
+        """The fence: True for the worker of the current attempt, which alone may write."""
         return (self.status, self.worker, self.attempt) == (JobStatus.RUNNING, worker, attempt)
 
 
 @dataclass(frozen=True)
 class Letter:
-    """What lies in the dead letters."""
+    """A dead letter."""
 
     code: str
     priority: Priority
@@ -62,7 +62,7 @@ class Limits:
     max_bytes: int = 1 << 30
     max_job_bytes: int = 1 << 20
     one_a_tenant: bool = False
-    """A rate so low that a tenant's second job does not come through while the test runs."""
+    """True if the rate is so low that a tenant's second job is refused while the test runs."""
 
 
 @dataclass
@@ -71,12 +71,12 @@ class Model:
     records: dict[str, Record] = field(default_factory=dict)
     streams: dict[Priority, JobsStream] = field(default_factory=lambda: {p: JobsStream() for p in Priority})
     due: dict[str, int] = field(default_factory=dict)
-    """Delayed jobs whose time has come, and when it was, in ms."""
+    """Delayed jobs that are due -> their due time in ms."""
     idempotency: dict[str, str] = field(default_factory=dict)
     hurried: set[str] = field(default_factory=set)
-    """Tenants that have submitted a job under `one_a_tenant`."""
+    """Tenants that have submitted a job while `one_a_tenant` was set."""
     replies: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    """Name of a replies stream -> (job id, how it ended)."""
+    """Name of a replies stream -> (job id, final status)."""
     dead: list[Letter] = field(default_factory=list)
     weights: dict[str, float] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ class Model:
 
     @property
     def num_bytes(self) -> int:
-        """Of the submitted jobs that wait or run."""
+        """Bytes of the submitted jobs that wait or run."""
         return sum(record.num_bytes for record in self.records.values() if not record.status.terminal)
 
     @property
@@ -97,17 +97,17 @@ class Model:
 
     @property
     def not_running(self) -> list[str]:
-        """Delayed or queued, and known."""
+        """Jobs with a record that are delayed or queued."""
         waiting = (JobStatus.DELAYED, JobStatus.QUEUED)
         return [job_id for job_id, record in self.records.items() if record.status in waiting]
 
     @property
     def ended(self) -> list[str]:
-        """Whose results can still be read."""
+        """Ended jobs whose results can still be read."""
         return [job_id for job_id, record in self.records.items() if record.status.terminal]
 
     def refusal(self, submission, num_partitions: int = 1) -> tuple[str, str] | None:
-        """The answer to a submission that adds nothing; None: it is accepted."""
+        """The answer to a submission that adds nothing; None if it is accepted."""
         job, size, limits = submission.job, len(submission.raw), self.limits
         record = self.records.get(job.id)
         if num_partitions != 1:
@@ -155,14 +155,14 @@ class Model:
         if record.status is not JobStatus.RUNNING and record.position == 0:
             self._end(job_id, JobStatus.CANCELLED, record.reply_to)
             return "cancelled"
-        # Tokens are in the log: only the holder of an attempt may write behind them.
+        # The log has tokens: only the holder of an attempt may append to it.
         record.cancel = True
         if record.status is JobStatus.DELAYED:
             self.due[job_id] = 0
         return "requested"
 
     def requeue(self, letter: Letter, entry_id: str) -> None:
-        """Without a record, as after a bare XADD. Only where its job id is not taken."""
+        """Requeue a letter, without a record, as after a bare XADD. Only if its job id is not taken."""
         self.dead.remove(letter)
         old = letter.entry
         self.streams[letter.priority].add(Entry(entry_id, old.job_id, old.raw, old.tenant, old.cost))
@@ -174,13 +174,16 @@ class Model:
     # ------------------------------------------------------------------------------------ workers
 
     def begin(self, worker: str, priority: Priority, entry_id: str, job_id: str, reply_to: str, alone: bool):
-        """The verdict; for `run` also attempt, position, deaths and whether it is cancelled."""
+        """Begin a job.
+
+        Returns the verdict; for `run` also attempt, position, deaths and whether it is cancelled.
+        """
         stream, record = self.streams[priority], self.records.get(job_id)
         if not self.holds(worker, priority, entry_id):
             return ("stale",)
         if record and record.entry != entry_id:
             return ("duplicate",)
-        if record and record.status.terminal:  # the server has forgotten that it deleted the entry
+        if record and record.status.terminal:  # the server has lost the deletion of the entry
             stream.delete(entry_id)
             return ("done",)
         if record is None:
@@ -228,7 +231,7 @@ class Model:
         record = self.records.get(event.job_id)
         if record is None or (record.worker, record.attempt) != (worker, finish.attempt):
             return Refusal.STALE
-        if record.status is not JobStatus.RUNNING:  # perhaps this very call, whose reply was lost
+        if record.status is not JobStatus.RUNNING:  # else this call may be a repeat whose reply was lost
             return record.position if record.status is event.status else Refusal.STALE
         if record.position != event.position:
             return record.position
@@ -238,7 +241,7 @@ class Model:
         return event.position
 
     def release(self, worker: str, priority: Priority, entry_id: str, job_id: str, attempt: int) -> bool:
-        """Attempt 0: an entry that was taken and, for all that the worker knows, not begun."""
+        """Release a job. Attempt 0: an entry that was taken and, as far as the worker knows, not begun."""
         if not self.holds(worker, priority, entry_id):
             return False
         record = self.records.get(job_id)
@@ -261,7 +264,7 @@ class Model:
         return True
 
     def promote(self, entry_ids: dict[str, str]) -> None:
-        """In the order of their times. entry_ids: what the server has called them, by job."""
+        """Promote due jobs in the order of their times. entry_ids: their new ids at the server, by job."""
         for job_id in sorted(self.due, key=lambda job_id: (self.due[job_id], job_id)):
             record, entry_id = self.records[job_id], entry_ids[job_id]
             old = record.delayed
@@ -293,7 +296,7 @@ class Model:
         return entry is not None and entry.holder == worker
 
     def fault(self, priority: Priority, entry_id: str) -> ErrorCode | None:
-        """Why an entry can never run, if it cannot."""
+        """The reason why an entry can never run; None if it can."""
         entry = self.streams[priority].entries[entry_id]
         if entry.job_id is None:
             return ErrorCode.INVALID_SHAPE
@@ -301,7 +304,7 @@ class Model:
         return ErrorCode.DUPLICATE_ID if record and record.entry != entry_id else None
 
     def forget(self, job_id: str) -> None:
-        """The result's TTL has passed."""
+        """Remove a job whose result's TTL has passed."""
         self.idempotency.pop(self.records.pop(job_id).key, None)
 
     def _end(self, job_id: str, status: JobStatus, reply_to: str) -> None:

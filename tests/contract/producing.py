@@ -1,4 +1,4 @@
-"""What producers do, in any order; and the base of the machine, which all its parts share."""
+"""The rules of producers, and the base that all parts of the machine share."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,8 @@ reply_names = st.sampled_from([None, "batch"])
 class Machine(RuleBasedStateMachine):
     make_redis: Callable[[], Redis]
     real = True
-    """Fakeredis differs: what is claimed comes by id, not as asked for; reading one's own renews nothing."""
+    """False on fakeredis, where claims come in order of ids, and reading one's own pending entries renews
+    nothing."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +60,7 @@ class Producing(Machine):
 
     @rule(submission=submissions)
     def submit_again(self, submission):
-        """Its reply was lost, or it is an old one: the nonce is the same."""
+        """Repeat a submission, whose reply was lost, or an old one, with the same nonce."""
         self._submit(submission)
 
     def _submit(self, submission: Submission) -> None:
@@ -82,7 +83,7 @@ class Producing(Machine):
 
     @rule(priority=priorities, tenant=tenants, costs=st.lists(st.integers(1, 9), min_size=2, max_size=4))
     def flood(self, priority, tenant, costs):
-        """Jobs that say whose they are and what they cost, as `submit` has them do."""
+        """Submit jobs with tenant and cost, as `submit` does."""
         for cost in costs:
             self.num_new += 1
             job_id = f"new-{self.num_new}"
@@ -99,7 +100,7 @@ class Producing(Machine):
         limit=st.sampled_from([None, "max_jobs", "max_bytes", "max_job_bytes"]), room=st.integers(-1, 1),
     )  # fmt: skip
     def submit_at_a_limit(self, priority, tenant, delayed, twice, limit, room):
-        """A job that nobody knows yet, with just enough room for it, or a bit more or less."""
+        """Submit a new job with just enough room for it, or a little more or less."""
         self.num_new += 1
         submission = build_submission(
             "x",
@@ -137,7 +138,7 @@ class Producing(Machine):
     @precondition(lambda self: self.model.dead)
     @rule(number=st.integers(0, 2))
     def requeue(self, number):
-        """A dead letter becomes a bare submission, unless its job id is taken."""
+        """Requeue a dead letter as a bare submission, unless its job id is taken."""
         number %= len(self.model.dead)
         letter = self.model.dead[number]
         entry_id = self.calls.requeue(self.calls.letter_ids()[number])

@@ -1,4 +1,4 @@
-"""All that a server holds of one queue, in the terms of the model, so that the two can be compared."""
+"""The state of one queue at a server, in the model's terms, so that the two can be compared."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field, fields
@@ -13,7 +13,7 @@ from tests.contract.fair_order import LOST
 from tests.contract.model import Model, Record
 
 SILENT_MS = 10**9
-"""Idle time of what its holder has let go of; far more than a test runs, or a lease lasts."""
+"""Idle time of entries that their holder has released; far longer than a test or a lease."""
 
 COMPARED = ("status", "attempt", "position", "deaths", "cancel", "worker", "entry", "priority", "reply_to")
 
@@ -21,7 +21,7 @@ COMPARED = ("status", "attempt", "position", "deaths", "cancel", "worker", "entr
 @dataclass
 class Snapshot:
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Job id -> what of its record is the contract's."""
+    """Job id -> the fields of its record that belong to the contract."""
     logs: dict[str, list[str]] = field(default_factory=dict)
     """Job id -> ids of its token log."""
     entries: dict[str, list[tuple[str, str | None, bool]]] = field(default_factory=dict)
@@ -34,13 +34,13 @@ class Snapshot:
     num_bytes: int = 0
     replies: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     dead: list[tuple[str, str, bytes]] = field(default_factory=list)
-    """(code, entry id, job)."""
+    """Dead letters: (code, entry id, job)."""
     lasting: list[str] = field(default_factory=list)
-    """Keys without a TTL, but for those of the queue itself: streams, dead letters, and settings."""
+    """Keys without a TTL, except those of the queue itself: streams, dead letters, and settings."""
 
 
 def expected(model: Model, keys: Keys) -> Snapshot:
-    """What the server should hold."""
+    """The state that the server should have."""
     snapshot = Snapshot(num_bytes=model.num_bytes, delayed=sorted(model.delayed), replies=model.replies)
     snapshot.dead = [(letter.code, letter.entry.id, letter.entry.raw) for letter in model.dead]
     for job_id, record in model.records.items():
@@ -79,7 +79,7 @@ def _compared(record: Record) -> dict[str, Any]:
 
 
 async def take_snapshot(redis: Redis, keys: Keys) -> tuple[Snapshot, dict[str, list[Event]]]:
-    """And the events of each log. Two round trips."""
+    """Read the snapshot, and the events of each log, in two round trips."""
     names = sorted(key.decode() for key in await redis.keys(f"{keys.prefix}:*"))
     kinds = defaultdict(list)
     pipeline = redis.pipeline(transaction=False)
@@ -171,7 +171,7 @@ def differences(snapshot: Snapshot, expected: Snapshot) -> list[str]:
 
 
 def broken_promises(snapshot: Snapshot, events: dict[str, list[Event]]) -> list[str]:
-    """What must hold of any queue at any time, whatever the model says."""
+    """The violations of what must hold for any queue at any time, independent of the model."""
     broken = [f"{job_id} has a log and no record" for job_id in events.keys() - snapshot.records.keys()]
     for job_id, record in snapshot.records.items():
         *tokens, end = events.get(job_id) or [None]
@@ -182,7 +182,7 @@ def broken_promises(snapshot: Snapshot, events: dict[str, list[Event]]) -> list[
             if isinstance(event, TerminalEvent) or event.position - len(event.token_ids) != position:
                 broken.append(f"{job_id} goes on from {position} with {event}")
             position = event.position
-            # A token's id is the attempt that made it, its text the worker.
+            # A token's id names its attempt, its text the worker.
             attempt = event.token_ids[0]
             if attempt < max(authors) or authors.setdefault(attempt, event.text) != event.text:
                 broken.append(f"{job_id}: {event.text} wrote under attempt {attempt} after {authors}")

@@ -1,4 +1,7 @@
-"""The scripts against the model, on fakeredis and on a real server. To hunt: `python -m tests.contract`."""
+"""The scripts against the model, on fakeredis and on a real server.
+
+`python -m tests.contract` searches longer.
+"""
 
 import fakeredis
 import pytest

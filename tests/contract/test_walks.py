@@ -1,4 +1,4 @@
-"""Walks of the machine that must not be left to chance: each takes the way that a fault would show on."""
+"""Fixed walks of the machine, each along calls that would reveal a certain fault."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,7 +16,10 @@ NORMAL = Priority.NORMAL
 
 @pytest.fixture
 def walk(redis_url):
-    """A machine to be led by hand: the server is compared with the model after the walk, and once drained."""
+    """A machine driven by the test.
+
+    The server is compared with the model after the walk, and once drained.
+    """
 
     @contextlib.contextmanager
     def start() -> Iterator[Contract]:
@@ -120,7 +123,7 @@ def test_a_released_job_goes_on_elsewhere_at_once(walk):
         machine.release(attempt)  # its reply was lost
         (delivered,) = machine._claim("w2", 1)
         heir = machine._begin(delivered, alone=False)
-        machine.release(attempt)  # and again, now that the job is another's
+        machine.release(attempt)  # and again, now that another worker has the job
         machine.append(heir, 0, 1, twice=False)
         assert (machine.model.records["a"].deaths, machine.model.records["a"].worker) == (0, "w2")
 
@@ -141,7 +144,7 @@ def test_a_renewed_lease_is_not_claimed(walk):
         machine.fall_silent("w1")
         machine.renew_one(held)
         assert [delivered.job_id for delivered in machine._claim("w2", 5)] == ["b"]
-        machine.renew([held, silent])  # the second is still its own: nobody has begun it
+        machine.renew([held, silent])  # the second is still its own: no worker has begun it
         machine.cancel("a")
         machine.renew_one(held)
 

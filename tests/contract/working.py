@@ -1,4 +1,4 @@
-"""What workers do: those that live, and those that were taken for dead and come back with old numbers."""
+"""The rules of workers: living ones, and those that were considered dead and return with old attempts."""
 
 import contextlib
 
@@ -17,20 +17,20 @@ from tests.contract.calls import Attempt, Delivered
 from tests.contract.producing import WORKERS, Machine
 
 FAR_MS = 2**45
-"""A due time that no test lives to see."""
+"""A due time beyond the end of any test."""
 
 workers = st.sampled_from(WORKERS)
 counts = st.integers(1, 4)
 offsets = st.sampled_from([0, 0, 0, 0, -1, 1])
-"""How far a worker is from the log's end: mostly it is right."""
+"""Distance of a worker's position from the log's end, which is 0 most often."""
 endings = st.sampled_from([JobStatus.FINISHED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED])
 
 
 class Working(Machine):
     delivered = Bundle("delivered")
-    """Every entry that a worker was ever given."""
+    """Every entry that was ever delivered to a worker."""
     attempts = Bundle("attempts")
-    """Every attempt that was ever begun: most are over, and their writes must be refused."""
+    """Every attempt that was ever begun: most have ended, and their writes must be refused."""
 
     # ------------------------------------------------------------------------------------- intake
 
@@ -68,7 +68,7 @@ class Working(Machine):
         return multiple(*self._claim(worker, count))
 
     def _claim(self, worker: str, count: int) -> list[Delivered]:
-        """Urgent ones first; within a stream no order is promised."""
+        """Claim entries, urgent ones first; within a stream no order is promised."""
         entries = self.calls.run(self.calls.queue(worker).claim_idle(3600, count))
         for priority, stream in self.model.streams.items():
             claimable, room = stream.claimable(), count
@@ -81,7 +81,7 @@ class Working(Machine):
 
     @rule(target=delivered, worker=workers)
     def read_own_pending(self, worker):
-        """After a connection that was lost, perhaps with a reply."""
+        """Read a worker's own pending entries, as after a lost connection, which may have lost a reply."""
         queue = self.calls.queue(worker)
         entries, after = self.calls.run(queue.own_pending())
         while after:
@@ -109,9 +109,9 @@ class Working(Machine):
         return self._begin(delivered, alone) or multiple()
 
     def _begin(self, delivered: Delivered, alone: bool) -> Attempt | None:
-        """None: it does not run."""
+        """Begin a job. Returns None if it does not run."""
         entry, job_id, place = delivered.entry, delivered.job_id, delivered.place
-        if job_id is None:  # the worker buries it
+        if job_id is None:  # a worker buries it
             return None
         queue = self.calls.queue(delivered.worker)
         begun = self.calls.run(queue.begin(entry, job_id, delivered.reply_to, alone=alone))
@@ -128,7 +128,7 @@ class Working(Machine):
 
     @rule(delivered=delivered)
     def bury(self, delivered):
-        """What can never run. An entry that is not the worker's any more is left alone."""
+        """Bury an entry that can never run. An entry that the worker no longer has is left alone."""
         place, code = delivered.place, ErrorCode.DUPLICATE_ID
         if self.model.holds(*place):
             code = self.model.fault(*place[1:])
@@ -145,7 +145,7 @@ class Working(Machine):
 
     @rule(steps=st.lists(st.tuples(attempts, offsets, st.integers(1, 3)), min_size=2, max_size=4))
     def append_a_step_of_several(self, steps):
-        """In one call, each is answered by itself."""
+        """Append several steps in one call, in which each gets its own answer."""
         worker = steps[0][0].worker
         self._append([self._tokens(*step) for step in steps if step[0].worker == worker])
 
@@ -184,14 +184,14 @@ class Working(Machine):
 
     @rule(delivered=delivered)
     def release_unbegun(self, delivered):
-        """Or begun, where the reply was lost."""
+        """Release an entry that is not begun, or was begun with a lost reply."""
         queue, job_id = self.calls.queue(delivered.worker), delivered.job_id or ""
         released = self.calls.run(queue.release(delivered.entry, job_id, 0))
         assert released == self.model.release(*delivered.place, job_id, 0)
 
     @rule(attempt=attempts, pause_s=st.sampled_from([None, None, 1e6]))
     def delay(self, attempt, pause_s):
-        """None: its step has failed, which counts as a death."""
+        """Delay a job. pause_s: None if its step has failed, which counts as a death."""
         before_ms = self.calls.now_ms()
         delayed = self.calls.run(
             self.calls.queue(attempt.worker).delay(attempt.entry, attempt.job_id, attempt.number, pause_s)
@@ -201,7 +201,7 @@ class Working(Machine):
             record = self.model.records[attempt.job_id]
             pause_ms = (pause_s or (0 if record.cancel else 2 ** (record.deaths - 1))) * 1000
             assert before_ms + pause_ms <= self.calls.due_ms(attempt.job_id) <= self.calls.now_ms() + pause_ms
-            self.calls.set_due(attempt.job_id, FAR_MS)  # or the test would depend on speed
+            self.calls.set_due(attempt.job_id, FAR_MS)  # otherwise the test would depend on speed
 
     @rule(attempt=attempts)
     def renew_one(self, attempt):

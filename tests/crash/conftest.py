@@ -1,4 +1,4 @@
-"""Real worker processes on a server of their own, so that it may be stopped and killed too."""
+"""Fixtures with real worker processes and a server of their own, which tests may stop and kill."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def client(server, queue) -> Iterator[Client]:
 
 @pytest.fixture
 def workers(server, queue, tiny_model, tmp_path) -> Callable[..., LocalWorkers]:
-    """`with workers("a", "b") as local:` runs two; settings are WorkerSettings'."""
+    """`with workers("a", "b") as local:` runs two workers. Keywords are fields of WorkerSettings."""
 
     def make(*names: str, **settings) -> LocalWorkers:
         defaults = {"model": tiny_model, "dtype": "float32", "lease_s": LEASE_S, "max_num_seqs": 32}
@@ -51,7 +51,7 @@ def workers(server, queue, tiny_model, tmp_path) -> Callable[..., LocalWorkers]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tiny_model) -> Callable[[list[str]], list[tuple[list[int], str]]]:
-    """Token ids and text of each prompt, by the engine alone."""
+    """Token ids and text of each prompt, from the engine alone."""
 
     def run(prompts: list[str]) -> list[tuple[list[int], str]]:
         engine = Engine(EngineConfig(model=str(tiny_model), dtype="float32", device="cpu", max_num_seqs=64))

@@ -22,7 +22,7 @@ PROMPTS = [f"Story number {number}: once upon a time, " for number in range(40)]
 
 
 def logged_token_ids(server: EmbeddedServer, queue: str, job_id: str) -> list[int]:
-    """A job's log; each position 1..N is there once, the terminal event once, behind it."""
+    """The token ids of a job's log, which has each position 1..N once, and then the terminal event once."""
     with redis.Redis.from_url(server.url) as connection:
         entries = connection.xrange(Keys(queue).tokens(job_id))
     events = [(entry_id.decode(), decode_event(fields[b"event"])) for entry_id, fields in entries]
@@ -36,7 +36,7 @@ def logged_token_ids(server: EmbeddedServer, queue: str, job_id: str) -> list[in
 
 
 def held_by(handles: list[JobHandle], worker: str, *, at_least: int) -> list[str]:
-    """The ids of the jobs that `worker` runs, each with some tokens; none if they are too few."""
+    """The ids of the jobs that `worker` runs, each with some tokens; none if fewer than `at_least`."""
     infos = [handle.status() for handle in handles]
     held = [
         info.job_id for info in infos if info.worker and name_of(info.worker) == worker and info.position > 3
@@ -58,7 +58,7 @@ def assert_nothing_is_left(server: EmbeddedServer, queue: str) -> None:
 @pytest.mark.parametrize("is_async", [False, True], ids=["a step at a time", "a step ahead"])
 def test_kill_9_of_a_worker_with_32_running_requests(server, queue, client, workers, uninterrupted, is_async):
     with workers("victim", "heir", async_scheduling=is_async) as local:
-        # The heir is held still until the victim is full, so that it has 32 jobs to lose.
+        # The other worker is stopped until the victim is full, so that the victim has 32 jobs to lose.
         os.kill(local.pid("heir"), signal.SIGSTOP)
         handles = client.submit_many({"prompt": prompt, "sampling": LONG} for prompt in PROMPTS)
 
@@ -92,11 +92,11 @@ def test_a_stream_goes_on_mid_sentence_when_its_worker_is_killed(client, workers
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["a step at a time", "a step ahead"])
 def test_sigterm_hands_over_at_once_and_exits_clean(client, workers, uninterrupted, is_async):
-    """The lease is an hour: only an explicit hand-over can let the peer go on."""
+    """The lease is an hour, so only an explicit hand-over lets the other worker go on."""
     with workers("leaving", "staying", lease_s=3600, async_scheduling=is_async) as local:
         os.kill(local.pid("staying"), signal.SIGSTOP)
         handles = client.submit_many({"prompt": prompt, "sampling": LONG} for prompt in PROMPTS[:8])
-        # The server may have given the first job to a read in which the one held still was waiting.
+        # The server may have given the first job to a waiting read of the stopped worker.
         held = wait_until(lambda: held_by(handles, "leaving", at_least=7), what="7 jobs that run")
         os.kill(local.pid("staying"), signal.SIGCONT)
         assert local.terminate("leaving") == 0

@@ -32,7 +32,7 @@ def local_workers(url: str, queue: str, folder: Path, model: Path) -> LocalWorke
 
 
 def follow_while(client: Client, handles: list[JobHandle], disturb: Callable[[], None]):
-    """Token ids and text of each, as a consumer has it that follows from the start."""
+    """Token ids and text of each job, from consumers that follow from the start."""
     begun = [False] * len(handles)
 
     def consume(n: int) -> tuple[list[int], str]:
