@@ -1,4 +1,4 @@
-"""A real server with the access control list of deploy/redis, and what its clients do there."""
+"""A real server with the access control list of deploy/redis, and a log of its clients' commands."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ USERS_FILE = ROOT / "deploy" / "redis" / "users.acl"
 SERVER_CONF = ROOT / "deploy" / "redis" / "server.conf"
 ROLES = tuple(map(str, Role))
 NARROWED = "narrowed"
-"""A queue that has users of its own in the file."""
+"""A queue with users of its own in the file."""
 
 LAST = "the last command"
 KIND_OF = {end.partition(":")[0]: kind for kind, end in (KINDS | CHANNELS).items()}
@@ -33,23 +33,26 @@ CONTAINERS = {"XGROUP", "XINFO", "SCRIPT", "CLIENT", "CONFIG", "CLUSTER", "ACL"}
 
 
 def password_of(role: str) -> str:
-    """With every character that has a meaning in a URL."""
+    """A password with every character that has a meaning in a URL."""
     return f"{role}:p@ss/w?rd#%41"
 
 
 class AclServer:
-    """With the configuration and the users of deploy/redis, and an `admin` who may do everything."""
+    """A server with the configuration and users of deploy/redis, and an `admin` who may do everything."""
 
     def __init__(
         self, folder: Path, *, binary: Path | None = None, as_it_is: bool = False, maxmemory: str = "1gb"
     ):
-        """binary: None is the one of all tests. as_it_is: without what the document says to add."""
+        """binary: None means the binary of all tests.
+
+        as_it_is: without the lines that the document says to add.
+        """
         self._folder = folder
         self._maxmemory = maxmemory
         self._binary = binary or server_binary()
         self._as_it_is = as_it_is
         self.users: dict[str, str] = {}
-        """Of connections, by address: those that were open at some call of `look`."""
+        """User by address, of the connections that were open at some call of `look`."""
 
     def __enter__(self) -> Self:
         aclfile = self._folder / "users.acl"
@@ -86,12 +89,12 @@ class AclServer:
         wait_until(self._answers, what="the server with an aclfile")
 
     def kill_and_start(self) -> None:
-        """By `kill -9`, and again on its files."""
+        """Kill the server with `kill -9`, and restart it on its files."""
         self._child.kill()
         self._start()
 
     def _for_this_server(self) -> list[str]:
-        """What the document says to do with the file for this kind of server."""
+        """Change the file as the document says for this kind of server."""
         name, version = server_version(self._binary)
         pattern = r"^    (sed .*users\.acl) +# (\w+) (\S+) and later$"
         lines = re.findall(pattern, DOCUMENT.read_text(), re.MULTILINE)
@@ -117,21 +120,21 @@ class AclServer:
         self.users |= {client["addr"]: client["user"] for client in self.admin.client_list()}
 
     def url(self, role: str, queue: str = "ingine") -> str:
-        """queue: one that has users of its own, see `add_users`."""
+        """The URL for a role. queue: a queue with users of its own, see `add_users`."""
         return f"redis://{queue}-{role}:{quote(password_of(role), safe='')}@127.0.0.1:{self.port}/0"
 
     def add_users(self, queue: str, *, partitioned: bool = False) -> None:
-        """Those that `ingine acl` prints, for one queue only."""
+        """Add the users that `ingine acl` prints for one queue."""
         for line in _lines(queue, partitioned=partitioned):
             _, user, rules = line.split(maxsplit=2)
             self.admin.execute_command("ACL", "SETUSER", user, *rules.split())
 
     def refusals(self, role: str) -> set[str]:
-        """What the server has refused to this role since `forget_refusals`: commands, keys or channels."""
+        """The commands, keys or channels that the server has refused to this role since `forget_refusals`."""
         return {entry["object"] for entry in self.admin.acl_log(128) if entry["username"] == f"ingine-{role}"}
 
     def forget_refusals(self) -> None:
-        """Those of other tests on this server."""
+        """Forget the refusals of other tests on this server."""
         self.admin.acl_log_reset()
 
 
@@ -142,9 +145,9 @@ def _lines(queue: str, *, partitioned: bool) -> list[str]:
 
 
 class CommandLog:
-    """Which user sends which commands on which kind of key or channel, as far as MONITOR shows them.
+    """Records which user sends which commands on which kinds of keys and channels, from MONITOR.
 
-    Those of its scripts are its own.
+    Commands of a user's scripts count as the user's.
     """
 
     def __init__(self, server: AclServer):
@@ -163,7 +166,7 @@ class CommandLog:
         self._thread.join()
 
     def used(self, role: str) -> set[tuple[str, str]]:
-        """Pairs of a command and a kind as `contract.roles` has them; the kind is '' where none is named."""
+        """Pairs of command and kind, as in `contract.roles`. The kind is '' for a command without a key."""
         users = self._server.users.items()
         return set().union(*(self._by_address[at] for at, user in users if user == f"ingine-{role}"))
 
@@ -172,7 +175,7 @@ class CommandLog:
         with self._server.admin.monitor() as monitor:
             self._monitoring.set()
             while LAST not in (line := monitor.next_command())["command"]:
-                if line["client_type"] != "lua":  # what a script does comes behind its EVALSHA
+                if line["client_type"] != "lua":  # a script's commands follow its EVALSHA
                     address = f"{line['client_address']}:{line['client_port']}"
                 first, _, rest = line["command"].upper().partition(" ")
                 name = f"{first}|{rest.split()[0]}" if first in CONTAINERS else first

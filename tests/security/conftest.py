@@ -1,4 +1,4 @@
-"""A worker in this process, as a user of its own, on a server that knows its users."""
+"""Fixtures of a worker in this process, with its own user, on a server with access control."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ StartWorker = Callable[..., Awaitable[asyncio.Task]]
 
 @pytest.fixture
 async def run_worker(tiny_model, queue) -> AsyncIterator[StartWorker]:
-    """Starts a worker at a URL, with these settings. Its task; one that still runs is stopped at the end."""
+    """A function that starts a worker and returns its task. Workers that still run are stopped at the end."""
     started: list[tuple[Worker, asyncio.Task]] = []
 
     async def start(redis_url: str, **options) -> asyncio.Task:
@@ -61,7 +61,8 @@ async def run_worker(tiny_model, queue) -> AsyncIterator[StartWorker]:
 
 @pytest.fixture
 def give_away(monkeypatch) -> Callable[[Path], None]:
-    """Makes a path the neighbour's or, where we may not, us another user than the owner of all our files."""
+    """A function that gives a path to the neighbour, or if not permitted, makes this process appear as
+    another user."""
 
     def give(path: Path) -> None:
         if os.geteuid() == 0:
@@ -74,7 +75,7 @@ def give_away(monkeypatch) -> Callable[[Path], None]:
 
 @pytest.fixture
 def shared_folder() -> Iterator[Path]:
-    """Sticky, and written by all, as /tmp is; every user can get there."""
+    """A sticky folder that all users can write, like /tmp, and can reach."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     folder.chmod(0o1777)
     yield folder

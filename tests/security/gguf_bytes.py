@@ -1,4 +1,4 @@
-"""GGUF files as bytes, put together from parts, so that each part may be wrong."""
+"""Builds GGUF files as bytes from parts, so that each part may be wrong."""
 
 import struct
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Elements:
     kind: int
     values: Sequence[Any]
     count: int | None = None
-    """What the file claims; None: as many as there are."""
+    """The count that the file claims; None: the true one."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class GGUFBytes:
         return bytes(content) + self.tail
 
     def with_value(self, key: str, kind: int, value: Any) -> "GGUFBytes":
-        """In place of what `key` has; beside the others if it has nothing."""
+        """Replace the value of `key`, or add it."""
         others = tuple(entry for entry in self.metadata if entry[0] != key)
         return replace(self, metadata=(*others, (key, kind, value)))
 
@@ -78,7 +78,7 @@ def string(text: str | bytes) -> bytes:
 
 
 def encoded(kind: int, value: Any) -> bytes:
-    """Bytes as value are taken as they are."""
+    """Encode a value. Bytes are used as they are."""
     if isinstance(value, bytes):
         return value
     if kind == STRING:
@@ -91,7 +91,7 @@ def encoded(kind: int, value: Any) -> bytes:
 
 
 def tiny_gguf(*, sentencepiece: bool = False) -> GGUFBytes:
-    """A llama of one layer, with a tokenizer of either kind."""
+    """A Llama model with one layer, and a tokenizer of either kind."""
     hidden, heads, head_dim, inner = 32, 2, 16, 32
     tokens = _sentencepiece_tokens() if sentencepiece else _byte_tokens()
     shapes = {

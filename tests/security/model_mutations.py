@@ -1,6 +1,6 @@
-"""Damage to a model's files: to values, to structure and to bytes. One seed gives the same damage.
+"""Damages a model's files: values, structure and bytes. A seed always gives the same damage.
 
-What is not about models is in `benchmarks/fuzz/mutations.py`.
+Damage that is not specific to models is in `benchmarks/fuzz/mutations.py`.
 """
 
 import json
@@ -35,16 +35,16 @@ TEMPLATES = (
     "{% break %}", "{% raw %}", "{% endraw %}", "|sort", "|batch(3)", "|indent(4)", "bos_token", "-9999",
     "loop.index0",
 )
-"""What templates are put together from."""
+"""Pieces of templates."""
 # fmt: on
 
 TEXTS = (*mutations.TEXTS, *MODEL_TEXTS)
 NUMBERS = (3, 16, 2**62, 10**30, 1e38, 1e39)
-"""Sizes, and floats about the largest of 32 bits, beside the numbers that are odd anywhere."""
+"""Sizes, and floats near the largest 32-bit one, in addition to the generally unusual numbers."""
 
 _PARTS_FILE = Path(__file__).with_name("tokenizer_parts.jsonl")
 TOKENIZER_PARTS = [json.loads(line) for line in _PARTS_FILE.read_text(encoding="utf-8").splitlines()]
-"""Parts of tokenizer.json that take the place of the tiny model's own."""
+"""Parts of tokenizer.json that replace the tiny model's own."""
 
 
 def _model_scalar(rng: Random) -> Any:
@@ -63,7 +63,7 @@ MODEL_VALUES = Values(_model_scalar, lambda rng: rng.choice(TEXTS))
 
 
 class Mutator:
-    """Writes damaged models of one kind into `folder`, which is its own."""
+    """Writes damaged models of one kind into `folder`, which it owns."""
 
     def __init__(self, parser: str, folder: Path, seed: int):
         self._folder, self._dice = folder, Random(f"{parser} {seed}")
@@ -75,7 +75,7 @@ class Mutator:
         self._quantized_by: dict[str, Path] = {}
 
     def next(self) -> Path:
-        """The folder of another damaged model."""
+        """Write another damaged model, and return its folder."""
         shutil.rmtree(self.model, ignore_errors=True)
         shutil.copytree(self._original, self.model)
         self._damage()
@@ -192,7 +192,7 @@ class Mutator:
                 (self.model / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
 
     def _tensors(self) -> None:
-        """Other numbers, types and shapes of one, in a file that is right."""
+        """Change numbers, types and shapes of a tensor, in a well-formed file."""
         tensors = load_file(self.model / "model.safetensors")
         name = self._dice.choice([name for name in tensors if "_proj" in name])
         one = tensors[name]
@@ -250,14 +250,14 @@ class Mutator:
         (self.model / "chat_template.jinja").write_bytes(self._bytes(raw) if damage else raw)
 
     def _write(self, file: Path, content: Any) -> None:
-        """As JSON, damaged."""
+        """Write damaged JSON."""
         raw = json.dumps(changed(self._dice, content, MODEL_VALUES)).encode()
         file.write_bytes(self._bytes(raw) if self._dice.random() < 0.1 else raw)
 
     # ------------------------------------------------------------------------------ of all of them
 
     def _size(self) -> int:
-        """What a file may say of 64 bits."""
+        """Draw a 64-bit size."""
         numbers = (self._dice.choice(INTEGERS), self._dice.randrange(1000))
         return abs(self._dice.choice(numbers)) % 2**64
 

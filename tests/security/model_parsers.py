@@ -1,7 +1,8 @@
-"""What must hold for any bytes in a model's files: one of our errors that names a file, or a model.
+"""The property for any bytes in a model's files: parsing gives a model, or one of our errors that names a
+file.
 
-`python -m tests.security.model_parsers` answers each line of JSON on its standard input with one, and may
-allocate and write only so much. For the suite, and for `fuzz_model_files`.
+`python -m tests.security.model_parsers` answers each line of JSON on its standard input with one, with limits
+of memory and of writes. The suite and `fuzz_model_files` use it.
 """
 
 import json
@@ -19,11 +20,11 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MEMORY_BYTES = 768 << 20
-"""What one file may take on top of the libraries. The largest that are read whole have 64 MiB."""
+"""Memory that one file may take in addition to the libraries. The largest that are read whole have 64 MiB."""
 FILE_BYTES = 64 << 20
 """The longest file that a child may write."""
 CPU_S = 30
-"""What one model may take of a processor: a hang that needs none ends at the time limit of whoever asks."""
+"""Processor time for one model. A hang without any ends at the caller's time limit."""
 VALID = "valid"
 
 
@@ -58,7 +59,8 @@ def parse_weights(folder: Path) -> None:
 
 
 def parse_quantized(folder: Path) -> None:
-    """Packed as well, which only weights that others have quantised are without being made dense."""
+    """Parse, and pack the weights too: only weights that were quantised before are packed without being made
+    dense."""
     import torch
 
     from ingine.engine.kernels.select import REFERENCE
@@ -103,14 +105,15 @@ PARSERS: dict[str, Callable[[Path], None]] = {
 @dataclass(frozen=True)
 class Outcome:
     kind: str
-    """`valid`, the name of one of our errors, or what is wrong."""
+    """`valid`, the name of one of our errors, or a description of the fault."""
     message: str
     is_finding: bool
     cpu_s: float = 0.0
 
 
 def attempt(parser: str, folder: Path) -> Outcome:
-    """Parse what is in `folder`. A finding: all but a model or one of our errors, and the limit of memory."""
+    """Parse the files in `folder`. Anything but a model or one of our errors is a finding, and so is running
+    out of memory."""
     from ingine.errors import IngineError
 
     try:
@@ -127,7 +130,7 @@ def attempt(parser: str, folder: Path) -> Outcome:
 
 
 class Child:
-    """A process that parses, with bounds. One that dies or hangs is replaced."""
+    """A process that parses, with limits. It is replaced if it dies or hangs."""
 
     def __init__(self, timeout_s: float):
         self._timeout_s = timeout_s
@@ -145,7 +148,7 @@ class Child:
         if answer:
             outcome = Outcome(*json.loads(answer))
             if outcome.is_finding:
-                self.close()  # memory that was taken may not have been given back
+                self.close()  # its memory may not have been released
             return outcome
         status = process.wait()
         self._process = None
@@ -165,13 +168,13 @@ class Child:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
-        assert self._process.stdout.readline() == "ready\n"  # importing its libraries is not counted
+        assert self._process.stdout.readline() == "ready\n"  # the time for imports does not count
         return self._process
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries may print, which is no answer
     import torch
     from transformers import AutoTokenizer  # noqa: F401
 

@@ -1,17 +1,17 @@
-"""Another user of this machine, for tests that can make files his or run programs as him."""
+"""Another user of this machine, for tests that can give files to that user or run programs as that user."""
 
 import os
 
 from tests.paths import needs
 
 NEIGHBOUR = 54_321
-"""A user id that nobody has."""
+"""A user id without a user."""
 
 needs_root = needs("another user's files (root)")
 
 
 def become_the_neighbour() -> None:
-    """In a process that root has started."""
+    """Become the neighbour, in a process that root has started."""
     os.setgroups([])
     os.setgid(NEIGHBOUR)
     os.setuid(NEIGHBOUR)

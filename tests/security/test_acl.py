@@ -36,8 +36,8 @@ NOT_SEEN = {
 }
 NOT_SEEN_OF_OPERATORS = {("HSET", "job"): "where a job that is requeued still waits"}
 TOLERATED = {
-    "worker": {"info"},  # for the eviction policy: that it may not ask, it takes as an answer
-    "consumer": {"zrange", "script|load"},  # to end what is overdue, which it leaves to others then
+    "worker": {"info"},  # for the eviction policy: it copes with a refusal
+    "consumer": {"zrange", "script|load"},  # to expire overdue jobs: it leaves that to others
 }
 
 
@@ -49,7 +49,7 @@ async def cli(server: AclServer, role: str, queue: str, *arguments: str) -> str:
 
 
 async def produce(server: AclServer, queue: str) -> str:
-    """All that a producer does. Returns the id of a job that has ended."""
+    """Make all calls of a producer. Returns the id of a job that has ended."""
     async with AsyncClient(server.url("producer"), queue=queue) as client:
         first = await client.submit("one", tenant="t", idempotency_key="k", reply_to="r", **SHORT)
         assert [chunk async for chunk in first.stream()][-1].position == 6
@@ -80,7 +80,7 @@ async def produce(server: AclServer, queue: str) -> str:
 
 
 async def submit_and_consume(server: AclServer, queue: str) -> None:
-    """All that a producer does but for cancelling and looking at the queue, in two parts."""
+    """Make all calls of a producer except cancelling and inspecting the queue, split between two roles."""
     submitting = AsyncClient(server.url("submitter"), queue=queue, require_worker=True)
     producer = AsyncClient(server.url("producer"), queue=queue)
     async with submitting, producer, AsyncClient(server.url("consumer"), queue=queue) as consumer:
@@ -92,7 +92,7 @@ async def submit_and_consume(server: AclServer, queue: str) -> None:
         job = consumer.attach(first.job_id)
         assert [chunk async for chunk in job.stream()][-1].position == 6
         assert (await job.result()).finish_reason == "length"
-        server.admin.persist(Keys(queue).idem("s"))  # as an older worker leaves it, that knows of no keys
+        server.admin.persist(Keys(queue).idem("s"))  # as an older worker leaves it
         assert (await submitting.submit("one", idempotency_key="s")).job_id == first.job_id
         assert (await consumer.status(first.job_id)).position == 6
         replies = consumer.replies("s")
@@ -102,7 +102,7 @@ async def submit_and_consume(server: AclServer, queue: str) -> None:
 
 
 async def operate(server: AclServer, queue: str) -> None:
-    """All that an operator does, but for draining."""
+    """Make all calls of an operator, except draining."""
     jobs = Keys(queue).jobs("normal")
     async with AsyncClient(server.url("operator"), queue=queue) as client:
         await client.set_limits(max_jobs=1000, max_jobs_per_s=500, weights={"t": 2})
@@ -140,7 +140,7 @@ async def letters(client: AsyncClient, number: int) -> list | None:
 
 
 async def observe(server: AclServer, queue: str, job_id: str) -> None:
-    """All that an observer does."""
+    """Make all calls of an observer."""
     async with AsyncClient(server.url("observer"), queue=queue) as client:
         assert (await client.status(job_id)).position == 6
         info = await client.queue_info()
@@ -151,7 +151,7 @@ async def observe(server: AclServer, queue: str, job_id: str) -> None:
 
 
 async def work(server: AclServer, queue: str, run_worker) -> None:
-    """What workers do beside what the scenes above make them do: put off, hand over, bury, forget."""
+    """Make workers do what the scenes above do not: delay, hand over, bury, and forget."""
     admin, keys, jobs = server.admin, Keys(queue), Keys(queue).jobs("normal")
     admin.hset(keys.models, "gone", 1)
     admin.xadd(keys.replies("older"), {"event": b"", "expires_at": 1})
@@ -171,7 +171,7 @@ async def work(server: AclServer, queue: str, run_worker) -> None:
         await run_worker(server.url("worker"))
         async with AsyncClient(server.url("operator"), queue=queue) as operator:
             await wait_until_async(lambda: admin.hlen(keys.workers) == 2, what="the second worker")
-            server.look()  # while the first worker is still there
+            server.look()  # while the first worker is still connected
             await operator.drain("w0")
             server.look()
         assert (await moved.result()).finish_reason == "length"
@@ -184,7 +184,7 @@ async def work(server: AclServer, queue: str, run_worker) -> None:
 
 
 async def call_every_script(server: AclServer, queue: str) -> None:
-    """What the scenes above may not need: adopting, parking, and the like."""
+    """Call the scripts that the scenes above may not need, such as adopting and parking."""
     redis = AsyncRedis.from_url(server.url("worker"))
     operator = AsyncClient(server.url("operator"), queue=queue)
     async with redis, operator, AsyncClient(server.url("producer"), queue=queue) as producer:
@@ -205,7 +205,7 @@ async def commands_of_all(acl_server, queue, run_worker, monkeypatch) -> Command
     acl_server.admin.script_flush()
     with CommandLog(acl_server) as commands:
         job_id = await produce(acl_server, queue)
-        acl_server.admin.script_flush()  # each role is to be seen loading what it needs
+        acl_server.admin.script_flush()  # each role shall be seen loading its scripts
         await operate(acl_server, queue)
         acl_server.admin.script_flush()
         await submit_and_consume(acl_server, queue)

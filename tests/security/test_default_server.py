@@ -1,4 +1,4 @@
-"""Who names no server finds this user's embedded one whenever it starts, or reads where it was looked for."""
+"""Without a URL, clients find this user's embedded server whenever it starts, or say where they looked."""
 
 import asyncio
 import errno
@@ -34,7 +34,7 @@ def data_dir(tmp_path, monkeypatch):
 
 @pytest.fixture
 def default_port(monkeypatch) -> int:
-    """A free port that stands for 6379, which this machine may well have in use."""
+    """Use a free port in place of 6379, which may be in use on this machine."""
     port = embedded._free_port()
     for module in ("ingine.connect.local_server", "ingine.worker.server_choice"):
         monkeypatch.setattr(f"{module}.DEFAULT_PORT", port)
@@ -60,7 +60,7 @@ def test_a_client_finds_a_server_that_started_after_it_was_used(data_dir, defaul
             client.submit("hi")
         with EmbeddedServer(data_dir, port=default_port):
             assert client.submit("hi", job_id="a").job_id == "a"
-        with EmbeddedServer(data_dir):  # at another port
+        with EmbeddedServer(data_dir):  # on another port
             assert client.status("a").position == 0
 
 
@@ -85,7 +85,7 @@ async def test_so_does_a_worker_that_uses_the_server_of_another(data_dir, defaul
 
 
 async def test_who_has_used_it_uses_no_other_while_it_is_away(data_dir, default_port, tmp_path):
-    """A worker that restarts leaves a moment in which nobody, or anybody, has its port."""
+    """While a worker restarts, its port is free for a moment, and any process may take it."""
     async with AsyncClient() as client:
         with EmbeddedServer(data_dir):
             await client.submit("hi", job_id="a")
@@ -124,7 +124,7 @@ def test_a_new_name_of_the_machine_hides_no_server(data_dir, monkeypatch):
 
 @pytest.fixture
 def masked(monkeypatch) -> set[str]:
-    """Files of /proc that are hidden from this process, as sandboxes do it."""
+    """Hide files of /proc from this process, as sandboxes do."""
     hidden, read_text, readlink = set(), Path.read_text, os.readlink
 
     def unless_hidden(call):
@@ -146,7 +146,7 @@ BOOT_ID, NAMESPACE = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/net"
 @pytest.mark.parametrize("hidden", [[BOOT_ID], [NAMESPACE], [BOOT_ID, NAMESPACE]], ids=str)
 @pytest.mark.parametrize("who", ["the server", "the client"])
 def test_what_a_sandbox_hides_of_the_machine_hides_no_server(data_dir, monkeypatch, masked, hidden, who):
-    """Of the two one may run in it, and what both can tell is the same."""
+    """One of two processes may run in a sandbox, and what both can read is the same."""
     masked.update(hidden if who == "the server" else ())
     with EmbeddedServer(data_dir) as server:
         masked.symmetric_difference_update(hidden)
@@ -157,7 +157,7 @@ def test_what_a_sandbox_hides_of_the_machine_hides_no_server(data_dir, monkeypat
 
 
 async def test_what_hides_a_server_is_said(data_dir, default_port):
-    """With it, a server that wants a password would be all that one hears of."""
+    """Otherwise the error would only be about a server that requires a password."""
     with EmbeddedServer(data_dir, port=default_port) as server:
         host = data_dir / "host"
         this, _ = host.read_text(), host.write_text("another")
@@ -175,7 +175,7 @@ async def test_what_hides_a_server_is_said(data_dir, default_port):
 
 @pytest.fixture
 def unusable(tmp_path, monkeypatch) -> str:
-    """What is said of a data folder that not even the owner of all can look at."""
+    """A data folder that not even root can inspect, and the error for it."""
     data_dir = tmp_path / ("x" * 300)
     monkeypatch.setenv("INGINE_DATA_DIR", str(data_dir))
     return f"looked for in {data_dir}: it cannot be looked at, File name too long"
@@ -184,7 +184,7 @@ def unusable(tmp_path, monkeypatch) -> str:
 async def test_a_folder_that_cannot_be_looked_at_is_said(
     data_dir, default_port, unusable, tmp_path, monkeypatch
 ):
-    """Whoever waits for a job when the server goes away is told, too."""
+    """A client that waits for a job when the server dies gets the error, too."""
     monkeypatch.setattr("ingine.producer.token_log.GIVE_UP_S", 0.2)
     async with AsyncClient() as client, asyncio.timeout(HANGS_S):
         with durable_server(tmp_path / "open", port=default_port):
@@ -229,7 +229,10 @@ def test_a_worker_says_where_it_looked(data_dir, default_port, tmp_path):
     ("number", "says"), [(errno.EMFILE, "Too many open files"), (errno.ENOENT, None), (errno.EACCES, None)]
 )
 def test_whose_it_is_is_not_guessed_for_want_of_a_file(default_port, monkeypatch, number, says):
-    """A kernel without that table tells nobody. One that has it, and no descriptor for us, would."""
+    """A kernel without that table does not say.
+
+    If no descriptor is free to read the table, the answer is an error.
+    """
 
     def refuse(path: Path) -> str:
         raise OSError(number, os.strerror(number))

@@ -1,4 +1,4 @@
-"""The embedded server is its user's alone, and his commands need not be told about it."""
+"""The embedded server belongs to its user alone, whose commands find it without a setting."""
 
 import logging
 import os
@@ -85,7 +85,7 @@ def test_commands_of_the_same_user_find_it(data_dir):
 
 
 def test_a_server_keeps_its_password(data_dir):
-    """So that whoever lost it can come back."""
+    """Clients that lost the server can then reconnect."""
     with EmbeddedServer(data_dir) as server:
         url = server.url
     with EmbeddedServer(data_dir, port=server.port) as again:
@@ -98,7 +98,7 @@ def test_what_an_earlier_version_has_left_is_closed(data_dir):
     (data_dir / "password").unlink()
     for path in (data_dir, *data_dir.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    (data_dir / "password").write_text("a" * 64)  # which anybody can read
+    (data_dir / "password").write_text("a" * 64)  # which any user can read
     with EmbeddedServer(data_dir) as server, redis.Redis.from_url(server.url) as client:
         assert client.get("prompt") == b"secret"
         assert not open_to_all(data_dir)
@@ -117,7 +117,7 @@ def test_what_another_user_has_put_there_is_not_used(data_dir, give_away, name):
 
 @needs_root
 def test_a_data_directory_that_root_has_made_needs_no_change(shared_folder):
-    """As a container has it that runs under any user id of root's group: nobody but root could change it."""
+    """Such a container runs under any user id in root's group, and only root could change the directory."""
     data_dir = shared_folder / "data"
     data_dir.mkdir()
     data_dir.chmod(0o770)
@@ -145,7 +145,7 @@ def test_a_url_of_another_user_is_not_believed(data_dir, give_away):
 
 
 def test_a_url_of_another_machine_is_not_used(data_dir, monkeypatch):
-    """A home on a file server is seen by many, and so are its locks; so is a volume of several containers."""
+    """Several machines see a home on a file server, and its locks; several containers see a shared volume."""
     with EmbeddedServer(data_dir) as server:
         assert running_url(data_dir) == server.url
         monkeypatch.setattr(local_server, "this_host", lambda: '{"name": "another"}')
@@ -154,7 +154,10 @@ def test_a_url_of_another_machine_is_not_used(data_dir, monkeypatch):
 
 @needs_root
 def test_an_attack_by_another_user(shared_folder):
-    """Where every user can get to: he reads nothing, and is refused by the server."""
+    """The folder is accessible to every user.
+
+    The attacker reads nothing, and the server refuses the connection.
+    """
     files = "url password valkey.conf valkey.log appendonlydir"
     read = f"for file in $(ls -A {{0}}; echo . {files}); do cat {{0}}/$file; done"
     with EmbeddedServer(shared_folder / "data") as server, redis.Redis.from_url(server.url) as client:
@@ -170,7 +173,7 @@ def test_an_attack_by_another_user(shared_folder):
 
 @needs_root
 def test_a_server_of_another_person_on_the_default_port_is_not_taken_for_ours(data_dir, monkeypatch, caplog):
-    """He may have been there first, to read what is submitted."""
+    """The other person may have started it first, to read what is submitted."""
     os.seteuid(NEIGHBOUR)
     try:
         his = socket.create_server(("127.0.0.1", 0))
@@ -194,7 +197,7 @@ def test_a_server_of_another_person_on_the_default_port_is_not_taken_for_ours(da
     [(0, False), (999, False), (1000, True), (59_999, True), (60_000, False), (65_534, False)],
 )
 def test_a_server_of_a_service_is_no_other_persons(user, is_a_person):
-    """One that a package has installed, or a container's: it is for everybody here."""
+    """A server that a package has installed, or a container's, is for all users of the machine."""
     os.seteuid(user)
     try:
         server = socket.create_server(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Some cases of each fuzzer in `benchmarks/fuzz`, which runs more of them for as long as it is told to."""
+"""Some cases of each fuzzer in `benchmarks/fuzz`, which can run for any length of time."""
 
 import logging
 import signal

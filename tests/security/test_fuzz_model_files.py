@@ -1,4 +1,4 @@
-"""The first cases of `benchmarks/fuzz_model_files.py`, which goes on for as long as it is told to."""
+"""The first cases of `benchmarks/fuzz_model_files.py`, which can run for any length of time."""
 
 import pytest
 
@@ -22,4 +22,4 @@ def test_damage_is_a_model_still_or_an_error_that_says_what(parser, num_cases, c
         outcome = child.attempt(parser, mutator.next())
         assert not outcome.is_finding, (number, outcome)
         kinds.add(outcome.kind)
-    assert VALID in kinds and len(kinds) > 1  # neither is all of the damage ignored nor all noticed
+    assert VALID in kinds and len(kinds) > 1  # some damage is harmless, and some is detected

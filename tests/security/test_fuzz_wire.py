@@ -1,6 +1,6 @@
-"""Hostile bytes at every decoder: whatever comes in, the answer is a value or the error that is documented.
+"""Hostile bytes at every decoder: for any input, the result is a value or the documented error.
 
-`benchmarks/fuzz_wire.py` runs the same properties for as long as it is told to.
+`benchmarks/fuzz_wire.py` runs the same properties for any length of time.
 """
 
 import msgpack
@@ -140,7 +140,7 @@ SIZE = 1 << 15
 @pytest.mark.parametrize("path", FIELDS, ids=lambda path: ".".join(map(str, path)))
 @pytest.mark.parametrize("atom", ATOMS)
 def test_memory_is_bounded_by_the_size_of_the_job(path, atom):
-    """A large array of the same small thing, at every place."""
+    """The job has a large array of one small value, at every place."""
     count = SIZE // len(ATOMS[atom])
     mark = "place of the array"
     array = b"\xdd" + count.to_bytes(4, "big") + ATOMS[atom] * count
@@ -149,7 +149,7 @@ def test_memory_is_bounded_by_the_size_of_the_job(path, atom):
 
 @pytest.mark.parametrize("path", [(), ("metadata",), ("sampling",), ("sampling", "logit_bias"), ("prompt",)])
 def test_no_map_is_built_that_a_sender_can_make_slow(path):
-    """Integers hash to themselves: keys that collide make a map of n entries cost n * n."""
+    """Integers hash to themselves: colliding keys make the cost of a map with n entries n * n."""
     large = {n << 20: 0 for n in range(MAX_MAP_ENTRIES + 1)}
     job = {**FULL_JOB, **large} if not path else at(FULL_JOB, path, large)
     with pytest.raises(InvalidJob, match=rf"{MAX_MAP_ENTRIES} is the limit") as caught:

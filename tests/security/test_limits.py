@@ -1,4 +1,5 @@
-"""The table of limits in docs/security.md is the code's, each limit is exact, nonsense stops no worker."""
+"""The table of limits in docs/security.md agrees with the code, each limit is exact, and nonsense stops no
+worker."""
 
 import pytest
 from redis import Redis
@@ -47,7 +48,7 @@ def test_the_table_has_every_limit_with_its_number():
 
 
 def nested(levels: int) -> dict:
-    """A job whose deepest container is at that level; the job itself is the first."""
+    """A job whose deepest container is at that level. The job itself is level 1."""
     value = []
     for _ in range(levels - 3):
         value = [value]
@@ -137,7 +138,7 @@ async def test_an_idempotency_key_has_an_end(redis_url, queue):
 
 
 async def test_nonsense_in_the_keys_of_a_queue_stops_no_worker(redis_url, queue, run_worker):
-    """Whoever may submit may write there, by the scripts' own rights."""
+    """A user who may submit may write to those keys, with the rights for the scripts."""
     keys, job = Keys(queue), Job(id="a", prompt="x", sampling={"temperature": 0, "max_tokens": 3})
     nonsense = {b"\xff": b"\xff", "max_job_bytes": b"\xfe", "weight:t": "nan", "weight:": "-1", "paused": "?"}
     with Redis.from_url(redis_url) as redis:

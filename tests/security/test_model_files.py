@@ -1,6 +1,6 @@
 """Models made by an attacker: no file runs code, waits, fills memory or disk, or ends in a traceback.
 
-What parses is a process with a limit of memory, of the size of files, and of time.
+The parser is a process with limits of memory, of the size of files, and of time.
 """
 
 import builtins
@@ -83,7 +83,7 @@ def marker(model, monkeypatch) -> Path:
     code = f"open({str(marker)!r}, 'w')\nclass Own:\n    pass\n"
     for name in ("modeling_own", "configuration_own", "tokenization_own"):
         (model / f"{name}.py").write_text(code)
-    monkeypatch.setattr(builtins, "input", lambda question="": "y")  # to whatever is asked
+    monkeypatch.setattr(builtins, "input", lambda question="": "y")  # to any question
     return marker
 
 
@@ -100,7 +100,7 @@ def test_an_architecture_that_is_code_is_refused_by_name(model, marker):
 
 @pytest.mark.parametrize("rope", [None, {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10_000.0}])
 def test_an_architecture_of_ours_is_read_by_our_code(rope, model, marker):
-    """Also where transformers has to be asked for a default, or for the frequencies of YaRN."""
+    """This includes cases where transformers supplies a default, or the frequencies of YaRN."""
     config = json.loads((model / "config.json").read_text()) | {"auto_map": OWN_CONFIG}
     if rope is None:
         del config["rms_norm_eps"]
@@ -153,7 +153,7 @@ def test_the_commands_ask_nothing_and_exit_with_2(model, marker, monkeypatch, ca
 
 
 def run_command(arguments: list[str], monkeypatch, capfd) -> str:
-    """Its last line of standard error, after checking its exit status."""
+    """Run a command, check its exit status, and return the last line of its standard error."""
     monkeypatch.setattr(sys, "argv", ["ingine", *arguments])
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
@@ -180,7 +180,7 @@ def folder(path: Path) -> None:
 
 
 def enormous(path: Path) -> None:
-    """It takes no room on the disk."""
+    """Write a sparse file, which takes no space on the disk."""
     with path.open("wb") as file:
         file.truncate(1 << 40)
 
@@ -208,7 +208,7 @@ def test_what_is_no_regular_file_of_some_length_is_not_read(name, instead, model
         config = json.loads((model / "tokenizer_config.json").read_text())
         del config["eos_token"]
         (model / "tokenizer_config.json").write_text(json.dumps(config))
-    if name == "added_tokens.json":  # transformers alone reads it
+    if name == "added_tokens.json":  # only transformers reads it
         edit(model / "tokenizer_config.json", tokenizer_class="Unheard")
     if name == "model.safetensors.index.json":
         (model / "model.safetensors").unlink()
@@ -226,7 +226,7 @@ def test_a_folder_of_links_is_read_as_a_hub_s_cache_is(parser, model, child):
 
 
 def test_a_tokenizer_is_made_of_what_was_checked_alone(model, child):
-    """transformers opens what a file's own path leads it to: `vocab_file` of old configs, and versions."""
+    """transformers opens other files that a file names: `vocab_file` of old configs, and versions."""
     secret = model.parent / "secret.json"
     secret.write_text("{}")
     os.mkfifo(model / "tokenizer.5.json")
@@ -271,7 +271,7 @@ def test_json_that_is_nested_too_deep_is_named(name, parser, depth, model, child
 
 @pytest.mark.parametrize("value", ["[]", "{}", "[0.5]"])
 def test_json_of_many_small_values_is_bounded_by_their_number(value, model, child):
-    """2 bytes in the file are up to 200 in memory."""
+    """2 bytes in the file may take up to 200 in memory."""
     file = model / "tokenizer_config.json"
     original = file.read_text().rstrip().removesuffix("}")
     for share, kind in ((0.4, VALID), (2, "ConfigError")):
@@ -283,7 +283,7 @@ def test_json_of_many_small_values_is_bounded_by_their_number(value, model, chil
 
 
 def test_a_tokenizer_of_many_small_values_is_bounded_likewise(model, child):
-    """Its library would keep even those that it has no use for, at 32 bytes each."""
+    """Its library would keep even unused values, at 32 bytes each."""
     text = (model / "tokenizer.json").read_text().rstrip().removesuffix("}")
     (model / "tokenizer.json").write_text(text + ', "junk": [' + "[]," * (20 << 20) + "[]]}")
     refused(child.attempt("tokenizer", model), "tokenizer.json cannot be read: it has more than")
@@ -304,15 +304,15 @@ SIZES = [
 
 
 def test_sizes_that_no_model_has_are_refused_before_anything_of_that_size_is_made(model, child):
-    """Whether the decoder, transformers or a table of positions would be first to believe them."""
+    """The decoder, transformers and a table of positions would each use such sizes."""
     original = (model / "config.json").read_text()
     for name in SIZES:
         for wrong in WRONG_SIZES:
             if (name, wrong) in [("num_key_value_heads", None), ("head_dim", None)]:
-                continue  # then they follow from the others
+                continue  # then the others determine it
             if name == "max_position_embeddings" and wrong == 10**9:
-                continue  # it is of no size
-            for without in (None, "rms_norm_eps"):  # which only transformers knows the default of
+                continue  # it is no size
+            for without in (None, "rms_norm_eps"):  # only transformers has its default
                 config = json.loads(original) | {name: wrong}
                 config.pop(without, None)
                 (model / "config.json").write_text(json.dumps(config))
@@ -547,7 +547,7 @@ VALUES = {
 
 @pytest.mark.parametrize("sentencepiece", [False, True], ids=["bytes", "sentencepiece"])
 def test_every_value_of_metadata_with_every_other_type(sentencepiece, tmp_path, child):
-    """A value that does no harm may pass; what comes out can then be loaded."""
+    """A harmless value may be accepted, and the result can then be loaded."""
     file, tried = tiny_gguf(sentencepiece=sentencepiece), 0
     assert child_says(child, tmp_path, file).kind == VALID
     for key, *_ in file.metadata:
@@ -574,7 +574,7 @@ LONG = {
 
 @pytest.mark.parametrize("entry", LONG)
 def test_texts_that_work_would_grow_with_are_bounded(entry, tmp_path, child):
-    """Merges are found by cutting each token in two at each of its places."""
+    """Merges are found by cutting each token in two at each position."""
     key, kind, long = LONG[entry]
     refused(
         child_says(child, tmp_path, tiny_gguf(sentencepiece=True).with_value(key, kind, long)), "model.gguf"
@@ -591,7 +591,7 @@ def test_two_tensors_for_one_place_are_refused(tmp_path, child):
 
 @pytest.mark.parametrize("file_bytes", [10, 1000, 20_000])
 def test_a_disk_that_is_full_leaves_no_half_conversion(file_bytes, tmp_path, child):
-    """In the config, in the tokenizer and in the weights."""
+    """The disk is full while writing the config, the tokenizer or the weights."""
     outcome = child_says(child, tmp_path, tiny_gguf(), file_bytes=file_bytes)
     refused(outcome, "model.gguf: its folder")
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]

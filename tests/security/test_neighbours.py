@@ -1,4 +1,4 @@
-"""Other users of this machine: what they put into our way is neither loaded nor believed."""
+"""Other users of this machine: files that they plant are neither loaded nor trusted."""
 
 import errno
 import logging
@@ -50,14 +50,14 @@ extern "C" int answer() { return 666; }
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder that only we can write; so are those above it."""
+    """A folder that only this user can write, like all folders above it."""
     (tmp_path / "safe").mkdir(mode=0o700)
     return trusted(tmp_path / "safe")
 
 
 @pytest.fixture
 def sources(folder, monkeypatch) -> Path:
-    """A kernel that compiles at once, in place of the real ones, and a cache of one's own."""
+    """A kernel that compiles quickly, in place of the real ones, and a separate cache."""
     (folder / "src").mkdir()
     (folder / "src" / "kernel.cpp").write_text('extern "C" int answer() { return 1; }')
     monkeypatch.setattr(compiler, "SOURCES", folder / "src")
@@ -142,7 +142,7 @@ def test_a_cache_is_made_for_this_user_alone(sources, folder):
 @needs_root
 @needs_native
 def test_an_attack_by_another_user(sources, folder, shared_folder):
-    """He knows where the library will lie, and is there first."""
+    """The attacker knows the path of the library, and writes it first."""
     marker, evil = folder / "attacked", folder / "evil.so"
     compiled(EVIL.replace("{marker}", str(marker)), evil)
     cache = shared_folder / "x"
@@ -197,7 +197,7 @@ def test_a_folder_of_ours_is_closed_to_others(folder):
 
 @pytest.mark.parametrize("mode", [0o700, 0o755, 0o775])
 def test_a_folder_that_nobody_else_can_write_is_left_as_it_is(folder, monkeypatch, mode):
-    """Its file system may be read-only. With mode 0775 the group has no other member."""
+    """Its file system may be read-only. With mode 0775, the group has no other member."""
     monkeypatch.setattr("ingine.private_files._is_group_of_one", lambda gid, uid: True)
     monkeypatch.setattr(Path, "chmod", refused_chmod)
     (folder / "models").mkdir()
@@ -219,7 +219,7 @@ def refused_chmod(path: Path, mode: int) -> None:
 
 
 def test_a_sticky_folder_is_nobodys(folder, give_away):
-    """But what lies in it is its owner's."""
+    """Files in it belong to their owners."""
     (folder / "tmp").mkdir()
     (folder / "tmp").chmod(0o1777)
     make_private(folder / "tmp" / "ours")
@@ -262,12 +262,12 @@ def test_settings_that_another_user_has_put_there_are_refused(tmp_path, give_awa
     give_away(tmp_path / ".env")
     with pytest.raises(ConfigError, match=r"\.env was put there by another user"):
         check_variables()
-    give_away(tmp_path)  # a folder of his: who goes there accepts what it holds
+    give_away(tmp_path)  # the neighbour's folder: a user who works there accepts its contents
     assert check_variables() == []
 
 
 def test_where_files_have_no_owner_settings_are_taken(tmp_path, monkeypatch):
-    """On Windows, where producers run: there are no user ids to compare."""
+    """Producers run on Windows, too, which has no user ids to compare."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ingine.private_files.os", SimpleNamespace(name="nt"))
     (tmp_path / ".env").write_text("INGINE_QUEUE=mine\n")
@@ -275,7 +275,7 @@ def test_where_files_have_no_owner_settings_are_taken(tmp_path, monkeypatch):
 
 
 def test_what_lies_where_we_are_started_is_not_run(tmp_path):
-    """`python -m pip` would run a `pip.py` of the working directory, /tmp say."""
+    """`python -m pip` would run a `pip.py` in the working directory, for example /tmp."""
     for name in ("pip", "typer", "msgpack"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'attacked')!r}, 'w')\n")
     ingine = Path(sys.executable).with_name("ingine")

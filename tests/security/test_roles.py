@@ -1,4 +1,4 @@
-"""Each role attacks: every command on every kind of key and channel, of its own queue and of others."""
+"""Each role tries every command on every kind of key and channel, of its own queue and of others."""
 
 import re
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ ARGUMENTS = {
     "ZREMRANGEBYSCORE": "0 1",
     "ZSCORE": "m",
 }
-"""What comes behind the key, where something has to."""
+"""Arguments after the key, for commands that need some."""
 TWO_KEYS = {"SMOVE": ["m"], "LMOVE": ["LEFT", "LEFT"], "ZRANGESTORE": ["0", "1"]}
 SCRIPTED = [role for role in Role if "EVALSHA" in RIGHTS[role][""]]
 REFUSED = r"NOPERM|permission|ACL|can't (run|access|publish)"
@@ -67,12 +67,12 @@ def request(name: str, key: str) -> list[str]:
 
 
 def named(tag: str) -> dict[str, str]:
-    """A key or channel of each kind, of the queue or partition with that hash tag."""
+    """A key or channel of each kind, of the queue or partition with this hash tag."""
     return {kind: f"ingine:{{{tag}}}:{end.replace('*', 'a')}" for kind, end in (KINDS | CHANNELS).items()}
 
 
 def attempts(tag: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Every command on every kind: both names, and the call."""
+    """Every command on every kind: the names of both, and the call."""
     for kind, key in named(tag).items():
         for name in COMMANDS:
             if (kind in CHANNELS) == (name in ("SPUBLISH", "SSUBSCRIBE")):
@@ -91,7 +91,7 @@ def narrowed(acl_server, queue) -> str:
 
 
 def neighbours(queue: str) -> list[str]:
-    """Queues whose names are like this one's."""
+    """Queues with similar names."""
     return [f"{queue}.1", f"{queue}-", queue[:-1], f"{queue[:-1]}?", f"{queue[:-1]}*", "default"]
 
 
@@ -150,7 +150,7 @@ def test_a_role_has_its_rights_on_its_own_queue_and_no_other_there(acl_server, n
 
 @pytest.mark.parametrize("role", Role)
 def test_a_role_has_no_right_on_any_other_queue(acl_server, narrowed, role):
-    """Each call is made. None may reach what the other queue has, whatever it is."""
+    """Every call is made. None may access anything of the other queue."""
     with Redis.from_url(acl_server.url(role, narrowed)) as redis:
         for tag in neighbours(narrowed):
             pipeline = redis.pipeline(transaction=False)
@@ -173,7 +173,10 @@ def test_a_role_has_no_right_on_any_other_queue(acl_server, narrowed, role):
 
 @pytest.mark.parametrize("role", SCRIPTED)
 def test_a_script_of_ones_own_has_no_right_that_its_caller_has_not(acl_server, narrowed, role):
-    """It names no key, and calls what its caller may not: on its own queue, and all on others."""
+    """The script names no key.
+
+    It calls what its caller may not on its own queue, and everything on others.
+    """
     run = "local answer = redis.pcall(unpack(ARGV)) return answer.err or 'it ran'"
     tried = [call for name, kind, call in attempts(narrowed) if not is_right(role, name, kind)]
     tried += [call for tag in neighbours(narrowed) for *_, call in attempts(tag)]
@@ -248,7 +251,7 @@ async def test_a_worker_of_another_queue_ends_at_its_start(acl_server, narrowed,
 
 
 async def test_a_worker_that_lacks_any_right_ends_at_its_start_and_names_it(acl_server, narrowed):
-    """Each part of a worker's line in turn is left out, channels too."""
+    """Each part of a worker's line is left out in turn, channels too."""
     user = f"{narrowed}-worker"
     line = user_line(Role.WORKER, user, "0" * 64, tags_of(narrowed))
     parts = re.findall(r"\([^)]*\)", line)

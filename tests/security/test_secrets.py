@@ -1,4 +1,4 @@
-"""Where a password may come from, and that it goes nowhere but to the server."""
+"""The sources of a password, and that it is sent nowhere but to the server."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ def leaks(text: object, password: str = PASSWORD) -> bool:
 
 @pytest.fixture
 def sources(monkeypatch, tmp_path) -> Path:
-    """A working directory without a `.env`, and a folder of secrets with nothing in it."""
+    """A working directory without a `.env`, and an empty folder of secrets."""
     monkeypatch.chdir(tmp_path)
     for name in ("INGINE_REDIS_URL", "INGINE_QUEUE"):
         monkeypatch.delenv(name, raising=False)
@@ -71,7 +71,7 @@ def test_a_flag_or_argument_wins_over_all(sources):
 
 
 def test_a_secret_as_kubernetes_mounts_it_is_read(sources):
-    """The name is a link to a link, which changes when the secret does."""
+    """The name is a link to a link, which is replaced when the secret changes."""
     (sources / "..2026").mkdir()
     (sources / "..2026" / "ingine_redis_url").write_text("redis://mounted/0")
     (sources / "..data").symlink_to("..2026")
@@ -105,7 +105,7 @@ def test_a_file_that_may_not_be_read_is_a_wrong_setting(who, sources, monkeypatc
 
 @pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "redis+sentinel"])
 async def test_a_server_that_does_not_know_auth_is_not_quoted(tmp_path, queue, scheme):
-    """It answers with what came with the command, as some proxies do too."""
+    """The server quotes the arguments of the command, as some proxies do too."""
     path = f"/primary/0?sentinel_password={ENCODED}" if "sentinel" in scheme else ""
     with Valkey(tmp_path, config='rename-command AUTH ""') as server:
         url = f"{scheme}://ingine-worker:{ENCODED}@{server.address}{path}"
@@ -178,7 +178,7 @@ def test_no_setting_shows_it_that_gets_it_by_mistake(who, value, sources, monkey
 
 @pytest.mark.parametrize("who", LOADERS)
 def test_no_line_shows_it_that_is_not_as_it_should_be(who, sources):
-    """A colon where an = belongs makes a name of all of it."""
+    """A colon in place of = makes the whole line a name."""
     Path(".env").write_text(f"INGINE_REDIS_URL:redis://me:{ENCODED}@host/0\n")
     with pytest.raises(ConfigError, match=r"\.env: .*INGINE_REDIS_URL") as caught:
         LOADERS[who]()
@@ -231,7 +231,7 @@ def test_a_worker_at_work_shows_it_nowhere(acl_server, queue, tiny_model, tmp_pa
                 client.submit("x", max_tokens=3).result()
                 broken = client.submit("y", max_tokens=300)
                 next(iter(broken.stream()))
-            # Every connection breaks once, so that the retries have something to say.
+            # Every connection breaks once, so that retries are logged.
             acl_server.admin.execute_command("CLIENT", "KILL", "USER", "ingine-worker", "SKIPME", "yes")
             wait_until(lambda: b"retrying" in log.read_bytes(), what="a line about the broken connections")
             heartbeats = acl_server.admin.hgetall(keys.workers)
@@ -255,7 +255,7 @@ def test_metrics_and_health_are_for_this_machine_only_by_default():
 
 
 async def test_a_command_that_is_refused_names_no_key(acl_server, queue):
-    """NOPERM is told to whoever asked; what it names is the right, not the contents."""
+    """NOPERM is sent to the caller, and names the right, not the contents."""
     async with AsyncClient(acl_server.url("observer"), queue=queue) as client:
         with pytest.raises(ServerUnavailable, match="no permissions") as caught:
             await client.submit("a prompt that nobody is to see")

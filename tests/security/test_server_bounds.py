@@ -1,6 +1,6 @@
-"""What a script takes of a server, and what bounds it: whoever may run scripts can stop the server for all.
+"""A script's use of a server, and its bounds: a user who may run scripts can stop the server for all.
 
-docs/security.md says so, and says how to part those who must not be able to do that to each other.
+docs/security.md says so, and how to separate users who must not be able to do that to each other.
 """
 
 import shutil
@@ -33,10 +33,10 @@ def small_server(request, tmp_path) -> Iterator[AclServer]:
 
 
 def run_in_thread(server: AclServer, role: str, source: str, *keys: str) -> threading.Thread:
-    """The thread that runs the script, once the server is busy with it."""
+    """Start a thread that runs the script, and return it once the server is busy with the script."""
 
     def run() -> None:
-        # The server may end it, or itself.
+        # The server may end the script, or exit.
         with Redis.from_url(server.url(role), retry=None) as redis, suppress(RedisError):
             redis.evalsha(redis.script_load(source), len(keys), *keys)
 

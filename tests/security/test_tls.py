@@ -1,4 +1,4 @@
-"""`rediss://`: what we send is encrypted, and goes to nobody whose certificate we cannot check."""
+"""`rediss://`: the connection is encrypted, and only made to a server whose certificate can be verified."""
 
 import asyncio
 import logging

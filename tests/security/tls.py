@@ -1,4 +1,4 @@
-"""TLS in front of a real server. The binary of the tests is built without TLS, so it ends here, in Python."""
+"""TLS in front of a real server. The tests' binary is built without TLS, so Python terminates it."""
 
 import asyncio
 import ssl
@@ -12,7 +12,7 @@ from tests.waiting import HANGS_S
 
 
 class TlsFront:
-    """Takes TLS connections and passes them on to `port` of this machine. `seen`: what came over the wire.
+    """Accepts TLS connections and forwards them to `port` of this machine. seen: the bytes on the wire.
 
     The certificate is for 127.0.0.1 unless `host` says otherwise, and signed by `authority`.
     """
@@ -50,7 +50,7 @@ class TlsFront:
         await asyncio.gather(*rest, return_exceptions=True)
 
     async def _record(self, reader, writer) -> None:
-        """The wire as an eavesdropper sees it, on the way to where TLS ends."""
+        """Record the encrypted bytes, as an eavesdropper sees them, and forward them."""
         await _relay(reader, writer, self._inner.sockets[0].getsockname()[1], self.seen)
 
     async def _pass_on(self, reader, writer) -> None:
@@ -61,7 +61,7 @@ async def _relay(reader, writer, port: int, seen: bytearray) -> None:
     up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
 
     async def copy(source, sink) -> None:
-        # Either end may break off, as a client does that refuses our certificate: then the other ends too.
+        # Either end may close, as a client does that refuses our certificate: then the other is closed too.
         with suppress(OSError, ssl.SSLError), closing(sink):
             while chunk := await source.read(1 << 16):
                 seen.extend(chunk)

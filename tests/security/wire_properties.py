@@ -1,4 +1,4 @@
-"""What must hold for any bytes at the wire's decoders. For the suite, and for `fuzz_wire`."""
+"""The properties of the wire's decoders for any bytes, for the suite and for `fuzz_wire`."""
 
 import copy
 import tracemalloc
@@ -15,7 +15,7 @@ from ingine.errors import ErrorCode, InvalidJob
 from ingine.producer.channels import ANYWHERE, place_of
 
 PEAK_PER_BYTE = 160
-"""Bytes of memory for each of a job: a map of one entry is 3 bytes on the wire, and 240 in memory."""
+"""Bytes of memory per byte of a job: a map with one entry is 3 bytes on the wire, and 240 in memory."""
 PEAK_AT_LEAST = 1 << 19
 
 CANARY = "a-secret-of-the-sender"
@@ -50,7 +50,7 @@ FULL_JOB: dict[str, Any] = {
     "metadata": {"key": [1]},
     "trace": "00-1-2-3",
 }
-"""Every field but `messages`, which excludes `prompt`."""
+"""A job with every field except `messages`, which excludes `prompt`."""
 
 
 def packed(value: Any) -> bytes:
@@ -58,7 +58,7 @@ def packed(value: Any) -> bytes:
 
 
 def at(job: dict, path: tuple, value: Any) -> dict:
-    """A copy of `job` with `value` in one place; `messages` replaces `prompt` if that is where it is."""
+    """A copy of `job` with `value` at `path`. If that is in `messages`, they replace `prompt`."""
     changed = copy.deepcopy(job)
     if path[0] == "messages":
         changed["prompt"] = None
@@ -78,7 +78,7 @@ def check_job(raw: bytes) -> Job | None:
         assert 0 < len(str(fault)) <= MAX_REASON_CHARS
         assert str(fault).isprintable(), "a terminal shows it"
         return None
-    # As bytes: what is not a number is not equal to itself.
+    # Compared as bytes: NaN is not equal to itself.
     assert encode_job(decode_job(encode_job(job))) == encode_job(job)
     return job
 
@@ -98,10 +98,10 @@ def check_event(raw: bytes) -> Event | None:
 
 
 def check_peak(raw: bytes) -> Job | None:
-    """As `check_job`, and memory in proportion to the bytes."""
+    """Check what `check_job` does, and that memory is proportional to the bytes."""
     allowed = max(PEAK_AT_LEAST, PEAK_PER_BYTE * len(raw))
     job, peak = _traced(raw)
-    if peak > allowed:  # a table of the interpreter's own may have grown just then: not so the second time
+    if peak > allowed:  # a table of the interpreter may have grown, which happens once
         job, peak = _traced(raw)
     assert peak <= allowed, f"{peak / len(raw):.0f} bytes for each"
     return job
