@@ -1,4 +1,4 @@
-"""For quality.py: ways to round weights to about four bits, and a checkpoint that favours none of them.
+"""Ways to round weights to about four bits, and a checkpoint that favours none of them, for quality.py.
 
 The only real model here comes out of a Q4_1 file. Its weights lie on that file's grid, so what has the same
 grid would seem to lose nothing. `save_off_grid` therefore moves them: columns are scaled by random factors

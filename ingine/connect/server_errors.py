@@ -54,7 +54,10 @@ def is_lacking(answer: object) -> bool:
 
 
 def wrong_server_reason(error: exceptions.ResponseError) -> str | None:
-    """What the error says is wrong with the server; None if it does not say that this is the wrong server."""
+    """The reason why this is the wrong server, according to the error.
+
+    None if the error does not say that it is.
+    """
     for kind, reason in _WRONG_SERVER_ERRORS.items():
         if isinstance(error, kind):
             return reason

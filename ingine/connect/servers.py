@@ -103,7 +103,10 @@ class Servers:
 
     @property
     def looked_in(self) -> str:
-        """Where no embedded server was found, for messages. Empty if one runs, or none was looked for."""
+        """The place where no embedded server was found, for messages.
+
+        Empty if one runs, or none was looked for.
+        """
         with suppress(ConfigError):  # a user without a home has none
             if self._default and not running_url(data_dir := default_data_dir()):
                 return f" ({no_embedded_server(data_dir)})"

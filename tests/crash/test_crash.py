@@ -1,4 +1,4 @@
-"""What must hold when processes die: real workers, a real server, real signals."""
+"""Guarantees when processes die, with real workers, a real server and real signals."""
 
 import os
 import signal

@@ -74,7 +74,7 @@ async def anext_keys(client: Client):
 
 
 def test_a_client_that_nobody_has_used_yet_works_in_a_child(client: Client):
-    """With `gunicorn --preload`, for example, the module is imported before the fork."""
+    """`gunicorn --preload`, for example, imports the module before the fork."""
     assert in_a_child(lambda: client.submit("hi", job_id="childs").job_id) == "childs"
     assert client.status("childs").status == "queued"
 
