@@ -26,15 +26,15 @@ from ingine.engine.kernels.sampling import cuda as device_sampling
 from tests.engine.paged_attention import Attention
 
 NUM_SMS = 132
-"""Of an H100, so that one sequence is split as there."""
+"""Number of an H100's multiprocessors, so that one sequence is split as there."""
 
 ONE_SEQUENCE = [[(0, 40)], [(0, 1)]]
 MANY_DECODES = [[(0, 40)], [(index, 1) for index in range(NUM_SMS)]]
-"""So many that nothing is split."""
+"""So many decodes that none is split."""
 
 
 class AbsentGPU:
-    """As much of a driver as compiling asks for."""
+    """The parts of a GPU driver that compiling needs."""
 
     def __init__(self, capability: int):
         self.capability = capability
@@ -64,7 +64,7 @@ def compile_instead_of_running() -> None:
 
 
 def stack_bytes(cubin: bytes) -> int:
-    """What registers are spilled to."""
+    """Bytes of stack to which registers are spilled."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -96,7 +96,8 @@ def compile_layers_and_sampling() -> None:
 
 
 def compile_products(capability: int) -> None:
-    """Of few rows and of many, for each kind of weights; a second type for the newest GPU alone."""
+    """Compile products of few rows and of many, for each kind of weights; a second type only for the newest
+    GPU."""
     n, k = 64, 2048
     codes = torch.zeros(n, k // 2, dtype=torch.uint8)
     scales, numbers = torch.ones(n, k // 128), torch.zeros(n, k, dtype=torch.int8)

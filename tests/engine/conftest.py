@@ -28,7 +28,7 @@ class LoadedModel:
 
     @torch.inference_mode()
     def hf_greedy(self, prompt_token_ids: list[int], max_tokens: int) -> list[int]:
-        """What transformers generates, greedily, in float32."""
+        """A function that generates greedily with transformers in float32."""
         key = (tuple(prompt_token_ids), max_tokens)
         if key not in self._expected:
             input_ids = torch.tensor([prompt_token_ids])

@@ -19,7 +19,7 @@ def greedy(max_tokens: int = 24, **options) -> SamplingParams:
 def make_engine(
     model: LoadedModel, *, num_blocks: int | None = None, block_size: int = 4, **options
 ) -> Engine:
-    """By default small steps, small blocks, and room for all."""
+    """Make an engine, by default with small steps, small blocks, and memory for all sequences."""
     options = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": LONGEST_SEQUENCE} | options
     if num_blocks is not None:
         options["kv_cache_bytes"] = num_blocks * model.decoder.bytes_per_block(block_size)

@@ -1,4 +1,4 @@
-"""What the tests of checkpoints that others quantised have in common."""
+"""Common parts of the tests of checkpoints that other programs quantised."""
 
 import json
 import shutil
@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FILE = Path(__file__).with_name("foreign_matrices.safetensors")
-"""By `write_foreign_matrices.py`: `<name>.<tensor>`, and `<name>.dense` (float32), by the same code."""
+"""Written by `write_foreign_matrices.py`: `<name>.<tensor>`, and `<name>.dense` in float32, from the same
+code."""
 
 SHAPE = (32, 64)
 GROUP = 32
@@ -37,7 +38,7 @@ COMPRESSED: dict[str, tuple[str, dict[str, Any]]] = {
     "fp8-channel": ("float-quantized", _weights(8, "float", "channel")),
     "fp8-block": ("float-quantized", _weights(8, "float", "block", block_structure=[16, 32])),
 }
-"""By name, the format and the arguments of a group of `config_groups`."""
+"""Name -> the format and the arguments of a group of `config_groups`."""
 
 _INT4 = {"bits": 4, "group_size": GROUP}
 
@@ -56,7 +57,7 @@ MATRICES: dict[str, dict[str, Any]] = {
     }
     for name, (layout, arguments) in COMPRESSED.items()
 }
-"""By name, the `quantization_config` of a checkpoint that has such matrices."""
+"""Name -> the `quantization_config` of a checkpoint with such matrices."""
 
 DEEPSEEK = {
     "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [16, 32],

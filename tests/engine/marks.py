@@ -1,4 +1,4 @@
-"""What a test needs of the machine: see tests/paths.py."""
+"""Marks for the needs of tests: see tests/paths.py."""
 
 import pytest
 

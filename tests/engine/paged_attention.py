@@ -14,7 +14,10 @@ from tests.engine.packed import CPU, BlockPool, PagedSequence, pack
 
 
 def device_of(backend: AttentionBackend) -> torch.device:
-    """Of its tensors. What is for GPUs has one if there is one; else triton's interpreter runs it here."""
+    """The device of a kernel's tensors.
+
+    Kernels for GPUs use a GPU if there is one, else triton's interpreter.
+    """
     on_cpu = isinstance(backend, (TorchAttention, NativeAttention)) or not torch.cuda.is_available()
     return CPU if on_cpu else torch.device("cuda")
 
@@ -36,7 +39,7 @@ class Attention:
         return self.head_dim**-0.5
 
     def make_qkv(self, num_tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """As the decoder makes them: views of one merged projection, not contiguous."""
+        """Make queries, keys and values like the decoder: non-contiguous views of one merged projection."""
         generator = torch.Generator().manual_seed(seed)
         shape = (num_tokens, self.num_heads + 2 * self.num_kv_heads, self.head_dim)
         return self._split(torch.randn(shape, generator=generator).to(self.dtype))
@@ -115,7 +118,7 @@ class Attention:
         steps: list[list[tuple[int, int]]],
         stored: Callable[[Tensor], Tensor] = lambda new: new,
     ) -> Tensor:
-        """How far each number that comes of `run` is from the formula."""
+        """The distance of each number of `run` from the formula."""
         outputs = self.run(backend, steps).items()
         return torch.cat(
             [
@@ -147,13 +150,13 @@ def attend_densely(
 
 
 def as_int8(new: Tensor) -> Tensor:
-    """What memory in int8 makes of keys or values [tokens, heads, head_dim]."""
+    """Round keys or values [tokens, heads, head_dim] as memory in int8 does."""
     scale = new.float().abs().amax(-1, keepdim=True) / 127
     return (new.float() * (1 / scale)).round() * scale
 
 
 def as_int4(new: Tensor) -> Tensor:
-    """What memory in 4 bits makes of keys or values [tokens, heads, head_dim]: 16 levels, in the basis of a
+    """Round keys or values [tokens, heads, head_dim] as memory in 4 bits does: 16 levels, in the basis of a
     Hadamard matrix. The least level of a token's head, and their distance, are bfloat16."""
     rows = rotate(new.flatten(0, 1))
     lowest = rows.amin(-1, keepdim=True).bfloat16().float()
@@ -163,5 +166,5 @@ def as_int4(new: Tensor) -> Tensor:
 
 
 def num_tokens(steps: list[list[tuple[int, int]]]) -> Counter[int]:
-    """Of each sequence, in all steps."""
+    """Tokens of each sequence, in all steps."""
     return sum((Counter(dict(step)) for step in steps), Counter())

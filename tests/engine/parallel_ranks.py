@@ -43,10 +43,11 @@ ENGINES = {
     "qwen2": {"max_num_seqs": 5, "max_num_batched_tokens": 13, "async_scheduling": True},
     "qwen3": {"max_num_seqs": 8, "num_blocks": 18},
 }
-"""By model: everything at once, scheduled ahead, prefill in odd chunks, and too little memory for all."""
+"""Options by model: everything at once, scheduled ahead, prefill in odd chunks, and too little memory for
+all."""
 Request = tuple[list[int], SamplingParams]
 LONGEST_LIFE_S = 900
-"""Of a rank that nobody ends: the program that forked it may have failed."""
+"""Lifetime of a rank whose parent program has failed to end it."""
 MESSAGES = ["small", {"positions": np.arange(7), "more": [1, None, "x"]}, np.arange(50_000)]
 """The last one is longer than one broadcast."""
 
@@ -93,7 +94,7 @@ def collectives(parallel: TensorParallel) -> dict:
 
 
 def messages(parallel: TensorParallel) -> list:
-    """What rank 0 sent, or the others received."""
+    """The messages that rank 0 sent, or the others received."""
     if parallel.rank == 0:
         for message in MESSAGES:
             parallel.send(message)
@@ -232,7 +233,7 @@ def requests() -> list[Request]:
 
 
 def follow(folder: Path, parallel: TensorParallel) -> None:
-    """As a follower does it: signals are for rank 0 to answer."""
+    """Follow as a worker's follower does: only rank 0 handles signals."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while parallel.receive() is not None:
         parallel.all_reduce(torch.ones(3))

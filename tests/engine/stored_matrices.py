@@ -16,10 +16,10 @@ HALVES = {
     GGMLQuantizationType.Q5_K: [0, 2],
     GGMLQuantizationType.Q6_K: [208],
 }
-"""Of each kind, where in a block a number of 16 bits is: all else may be any bytes."""
+"""Offsets of the 16-bit numbers in a block, by kind. All other bytes may have any value."""
 
 BLOCK_SIZES = {kind: gguf.GGML_QUANT_SIZES[kind] for kind in HALVES}
-"""Of each kind, how many numbers a block has, and how many bytes."""
+"""Numbers and bytes of a block, by kind."""
 
 SCALES = (0.01, -0.003, 0.5, 6e-8, 3e-6, 0.0)
 """Two of them are subnormal in 16 bits."""
@@ -28,7 +28,7 @@ SCALES = (0.01, -0.003, 0.5, 6e-8, 3e-6, 0.0)
 def gguf_matrix(
     kind: GGMLQuantizationType, n: int, k: int, *, seed: int = 0, scales: tuple[float, ...] = SCALES
 ) -> GGUFMatrix:
-    """At an odd address, with the next byte that of another: as a matrix may lie in a mapped file."""
+    """Make a matrix at an odd address, directly followed by other data, as in a mapped file."""
     block_size, block_bytes = BLOCK_SIZES[kind]
     generator = np.random.default_rng(seed)
     blocks = generator.integers(0, 256, (n * k // block_size, block_bytes), dtype=np.uint8)

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 WAITING_FUNCTIONS = {Tensor.cpu, Tensor.numpy, Tensor.tolist, Tensor.__array__, torch.tensor}
-"""Of these the dispatcher sees nothing that tells, when the device is the CPU. torch.tensor copies from
+"""Functions that wait, which the dispatcher cannot detect if the device is the CPU. torch.tensor copies from
 pageable memory, which waits too."""
 
 WAITING_OPERATIONS = {

@@ -20,7 +20,10 @@ pytestmark = needs("kernels for ARM (a cross compiler and qemu-user)")
 
 
 def run(kernel: str, march: str, folder: Path) -> list[str]:
-    """What the program that checks a kernel prints, built for `march`, on two threads. Its status is 0."""
+    """Run the program that checks a kernel, built for `march`, on two threads.
+
+    Returns its output; its status is 0.
+    """
     binary = folder / "check"
     command = [ARM_COMPILER, *FLAGS, f"-march={march}", "-Werror", "-static", "-pthread", f"-I{SOURCES}"]
     sources = [SOURCES / f"{kernel}.cpp", FOLDER / f"{kernel}_check.cpp"]

@@ -40,7 +40,7 @@ def count_runs(engine, monkeypatch) -> list[list[str]]:
 
 
 def capture(compute, step):
-    """What `compute` makes of a step, refused where it waits for the device."""
+    """Run `compute` for a step, refusing waits for the device."""
     return Tape.capture(lambda: compute(step)).result
 
 
@@ -196,7 +196,7 @@ def test_speculation_needs_each_token_before_the_next_step():
 
 @needs_interpreter
 def test_nothing_waits_for_the_device_before_the_tokens_are_taken(llama, monkeypatch):
-    """With what serves on a GPU, under an interpreter that refuses to wait, and every parameter."""
+    """The test uses a GPU's kernels, every parameter, and an interpreter that refuses to wait."""
     short = {name: params.model_copy(update={"max_tokens": 4}) for name, params in PARAMS.items()}
     expected = {name: run_one(make_engine(llama), PROMPT, params) for name, params in short.items()}
     decoder = load_model(llama.path, dtype=torch.float32, device=CPU, kernels=triton_kernels())

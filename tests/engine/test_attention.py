@@ -38,7 +38,7 @@ STEPS = {
 }
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 WINDOWS = [(None, False), (None, True), (1, False), (5, True), (1000, True)]
-"""With a rotation or without."""
+"""Windows, with and without a rotation."""
 
 
 @cache
@@ -113,7 +113,7 @@ def test_sequences_may_share_blocks(backend):
 
 
 def test_what_is_not_finite_stays_with_its_sequence(backend):
-    """Also in a block that is freed and used by another sequence."""
+    """This includes blocks that are freed and used by another sequence."""
     pool, kv_cache = BlockPool(20, ATTENTION.block_size), ATTENTION.allocate(backend, 20)
     sick, well = PagedSequence([]), PagedSequence([])
     tokens = ATTENTION.make_qkv(6, seed=1)
@@ -148,7 +148,7 @@ def last_outputs(
 @pytest.mark.parametrize("query_len", [1, 3])
 @pytest.mark.parametrize("num_others", [0, 3])
 def test_scores_of_minus_infinity_count_for_nothing(backend, query_len, num_others):
-    """Of 70 tokens 65: more than a tile of keys, and than a split of one that is alone."""
+    """65 of 70 tokens: more than a tile of keys, and more than a split of a single sequence."""
     query, key, value = ATTENTION.make_qkv(70)
     query, key = query.abs(), key.clone()
     key[:65, :, 0] = -torch.inf
@@ -163,7 +163,7 @@ def test_scores_of_minus_infinity_count_for_nothing(backend, query_len, num_othe
 @pytest.mark.parametrize("num_tokens", [5, 70])
 @pytest.mark.parametrize("num_others", [0, 3])
 def test_scores_of_minus_infinity_alone_are_nan(backend, query_len, num_tokens, num_others):
-    """As in the formula: a model that is broken like this must not go on as if it had seen nothing."""
+    """The formula gives NaN, too: a model that is broken like this must not go on without a sign."""
     query, key, value = (new.clone() for new in ATTENTION.make_qkv(num_tokens))
     key[:, 0, 0] = -key[:, 0, 0].abs()
     query[-1, 0, 0] = torch.inf

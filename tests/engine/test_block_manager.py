@@ -24,7 +24,7 @@ def make_sequence(token_ids: list[int], seq_id: str = "seq") -> Sequence:
 
 
 def compute(blocks: BlockManager, seq: Sequence, num_tokens: int | None = None) -> None:
-    """What the engine does in a step, without the model."""
+    """Do what the engine does in a step, without the model."""
     num_tokens = seq.num_tokens if num_tokens is None else num_tokens
     assert blocks.allocate(seq, num_tokens)
     seq.num_computed_tokens = num_tokens

@@ -106,7 +106,7 @@ def test_builds_with_fused_multiplication_give_each_others_bits(march, case):
 @every_march
 @every_case
 def test_sums_do_not_overflow_where_all_numbers_are_the_largest(march, case):
-    """Of any sign: bytes of 0 and of 255 are the ends of every kind's codes, 127 and 128 those of Q8_0."""
+    """Signs vary: bytes 0 and 255 are the ends of every kind's codes, 127 and 128 those of Q8_0."""
     x = torch.ones(3, 1024)
     x[1] = -1
     x[2, ::2] = -1
@@ -220,7 +220,7 @@ for kind in HALVES:
 
 @every_march
 def test_nothing_is_read_outside_a_mapping(march):
-    """In a process of its own, which a read outside would end."""
+    """The check runs in a separate process, which a read outside would kill."""
     done = subprocess.run(
         [sys.executable, "-c", AT_THE_END_OF_A_MAPPING, march], capture_output=True, text=True
     )
@@ -229,7 +229,7 @@ def test_nothing_is_read_outside_a_mapping(march):
 
 @needs_native
 def test_a_layer_counts_what_it_multiplies_as_stored():
-    """For the name of a model's numbers, an embedding's other use too."""
+    """The count is part of the name of a model's numerics, and includes an embedding as output matrix."""
     weights, matrix = native("native"), gguf_matrix(Q.Q8_0, 40, 512)
     q5_0 = GGUFMatrix((8, 64), Q.Q5_0, torch.full((8, 44), 5, dtype=torch.uint8))
     for stored, expected in ((matrix, 1), (q5_0, 0)):

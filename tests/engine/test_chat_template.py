@@ -178,7 +178,7 @@ def test_a_template_gives_what_transformers_gives(template, messages):
     ],
 )
 def test_what_transformers_refuses_is_refused_in_the_same_way(template):
-    """What leads out of the sandbox above all: a template comes from whoever published the model."""
+    """The sandbox matters most, since a template comes from the publisher of the model."""
     with pytest.raises(Exception) as theirs:
         make_tokenizer(template).apply_chat_template([QUESTION], tokenize=False)
     with pytest.raises(type(theirs.value)):
@@ -189,7 +189,7 @@ def test_what_transformers_refuses_is_refused_in_the_same_way(template):
     "template", ["{{ namespace(_x=1) }}", "{% set ns = namespace() %}{% set ns.__class__ = 1 %}"]
 )
 def test_a_namespace_has_no_names_that_python_uses(template):
-    """As in transformers of late."""
+    """Recent versions of transformers refuse them, too."""
     with pytest.raises(jinja2.exceptions.SecurityError, match="no attribute '_"):
         ChatTemplate(template, {}).render([QUESTION], NOW)
 

@@ -84,7 +84,7 @@ def resolved(**options) -> EngineConfig:
 
 
 def test_kv_memory_is_what_is_given():
-    """Also where it is more than all sequences can use at a time: the rest is for prefixes."""
+    """This holds even if all sequences cannot use so much at once: the rest is for prefixes."""
     assert num_kv_blocks(resolved(kv_cache_bytes=10_500), CPU, bytes_per_block=1000) == 10
     assert num_kv_blocks(resolved(kv_cache_bytes=10**6, max_num_seqs=2), CPU, bytes_per_block=1000) == 1000
 

@@ -1,4 +1,4 @@
-"""What a conversion of a GGUF file writes: the same with any version of the libraries, under its number."""
+"""A conversion of a GGUF file writes the same with any version of the libraries, under its version number."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ WRITTEN = (3, "4e07cda7a4dd3e39")
 
 
 def file(tmp_path: Path) -> Path:
-    """Without a random number."""
+    """A file made without random numbers."""
     model = tiny(tmp_path)
     tensors = gguf_tensors(model, json.loads((model / "config.json").read_text()), "llama")
     counted = {
@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_another_conversion_has_another_number(tmp_path):
-    """Who changes what is written raises CONVERSION, or folders of before are used for ever; then this test.
+    """A change of what is written must increase CONVERSION, or old folders are used for ever; then this test.
 
     tokenizer.json is written by the tokenizers library: what it does with a text counts.
     """

@@ -68,7 +68,7 @@ def test_buckets_are_few_and_hold_every_batch():
 
 @pytest.mark.parametrize(("arch", "is_async"), [("mistral", False), ("qwen2", True), ("qwen3", True)])
 def test_replayed_steps_give_the_tokens_of_transformers(captured, replays, arch, is_async):
-    """With a sliding window, biases and norms of queries and keys."""
+    """The models have a sliding window, biases, and norms of queries and keys."""
     model = captured(arch)
     driver = Driver(make_engine(model, async_scheduling=is_async, max_num_seqs=5, num_blocks=60))
     for index, prompt in enumerate(PROMPTS):  # they come while others run

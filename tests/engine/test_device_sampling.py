@@ -48,7 +48,7 @@ def params_of_all_kinds(temperature: float) -> list[SamplingParams]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
 def test_each_kind_of_cut_draws_what_the_definition_draws(temperature, dtype):
-    """In a vocabulary of which some cuts leave more than the candidates."""
+    """In this vocabulary some cuts leave more tokens than there are candidates."""
     params = params_of_all_kinds(temperature)
     logits = make_logits(len(params), seed=3, vocab_size=2500).to(dtype)
     assert_as_defined(logits, params, uniforms(range(len(params)), range(len(params))))
@@ -114,7 +114,7 @@ def test_of_tokens_that_are_alike_the_lowest_ids_stay_and_come_first(num_candida
 )
 @pytest.mark.parametrize("num_candidates", [1, 1024])
 def test_a_cut_among_tokens_that_are_alike_keeps_the_lowest_ids(num_candidates, cut, monkeypatch):
-    """Whether all that is left is among the candidates, or the cut lies in what is not."""
+    """The rest may be all among the candidates, or the cut may lie outside of them."""
     monkeypatch.setattr(device_sampling, "NUM_CANDIDATES", num_candidates)
     monkeypatch.setattr(device_sampling, "BLOCK", 16)
     logits = torch.zeros(1, 16)
@@ -136,7 +136,7 @@ def test_an_edge_of_the_nucleus_leaves_no_more_than_it_takes(num_candidates, mon
 
 
 def test_the_nucleus_is_that_of_what_top_k_leaves(monkeypatch):
-    """Of 100 tokens alike 50, of these 13, though 40 candidates hold a quarter of them all."""
+    """top_k leaves 50 of 100 equal tokens, top_p 13 of these, though 40 candidates hold a quarter of all."""
     monkeypatch.setattr(device_sampling, "NUM_CANDIDATES", 40)
     params = SamplingParams(top_k=50, top_p=0.25)
     assert choose(torch.zeros(1, 100), [params], np.float32([LAST])).tolist() == [12]
@@ -225,7 +225,7 @@ def test_a_row_depends_on_nothing_but_itself():
 
 
 def test_a_captured_choice_is_made_anew_for_other_logits_and_parameters():
-    """Also for rows that need what no row of the capture needed. No operation in it waits for the device."""
+    """This includes rows with needs that no captured row had. No operation in it waits for the device."""
     all_params = params_of_all_kinds(1.0)
     logits = torch.zeros(len(all_params), 1500)
     rows = torch.from_numpy(

@@ -1,4 +1,4 @@
-"""What may follow, guessed from what followed before."""
+"""Drafts: tokens that may follow, guessed from what followed before."""
 
 from ingine.engine.schedule.drafter import Drafter
 

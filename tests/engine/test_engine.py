@@ -238,7 +238,7 @@ def test_nan_in_the_kv_of_a_sequence_reaches_no_other(poisoned, is_aborted, bloc
 
 
 def test_blocks_of_a_sequence_that_failed_are_not_shared(poisoned, llama):
-    """What made the logits NaN may have been a passing fault: the next try computes everything anew."""
+    """The cause of the NaN may have been transient, so the next attempt computes everything again."""
     engine = make_engine(poisoned)
     prompt = [*PROMPT, POISON, *PROMPT]
     assert run_one(engine, prompt, greedy(9)).finish_reason == "error"
@@ -347,7 +347,7 @@ def test_stats_count_tokens_and_blocks(llama):
 
 
 def test_of_the_same_arrival_time_the_first_to_be_added_stays_first(llama):
-    """Also when it has been preempted while the other was waiting."""
+    """This holds even if it was preempted while the other was waiting."""
     driver = Driver(make_engine(llama, num_blocks=20, max_num_seqs=2))
     for seq_id in "abc":
         driver.engine.add(EngineRequest(seq_id, PROMPT, greedy(), arrival_time=0.0))

@@ -22,7 +22,7 @@ MIXES = {
 
 
 def make_prompts() -> list[list[int]]:
-    """Of all lengths; three share 40 tokens, and two are the same."""
+    """Make prompts of all lengths; three share 40 tokens, and two are equal."""
     rng = random.Random(7)
     some = [[rng.randrange(256) for _ in range(length)] for length in (1, 4, 33)]
     shared = [rng.randrange(256) for _ in range(40)]
@@ -76,7 +76,7 @@ def test_the_tight_mix_preempts_and_shared_prefixes_hit(llama):
 
 @pytest.mark.parametrize("seed", range(16))
 def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
-    """At any time a sequence may be aborted, or its engine lost: it goes on with the tokens it had."""
+    """A sequence may be aborted, or its engine lost, at any time. It is resumed with the tokens it had."""
     rng = random.Random(seed)
     model = tiny(ARCHITECTURES[seed % len(ARCHITECTURES)])
 

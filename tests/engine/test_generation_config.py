@@ -1,4 +1,4 @@
-"""What a request leaves open: the model's own sampling parameters, by vLLM's rule, and its length."""
+"""Defaults of a request: the model's sampling parameters, by vLLM's rule, and its length."""
 
 import json
 import shutil

@@ -150,7 +150,7 @@ def test_a_file_that_is_gone_or_cut_off_is_named(tmp_path):
 
 
 def mappings(file: Path) -> list[tuple[str, int]]:
-    """Of this process: permissions, and KiB of pages that are there."""
+    """Mappings of this process: permissions, and KiB of resident pages."""
     found = re.findall(
         rf"^\S+ (\S+) .* {re.escape(str(file))}\n(?:.*\n)*?Rss: +(\d+) kB", SMAPS.read_text(), re.MULTILINE
     )
@@ -200,7 +200,7 @@ def test_a_file_that_changes_after_its_header_was_read_is_named(change, tmp_path
 
 
 def test_safetensors_come_before_a_gguf_file_beside_them(tmp_path):
-    """As repositories have it that offer both: config.json and the tokenizer are those of the safetensors."""
+    """Some repositories have both: config.json and the tokenizer belong to the safetensors."""
     model = tiny(tmp_path, "llama")
     before, fingerprint = logits(load(model)), model_fingerprint(model)
     zeros = {"output_norm.weight": np.zeros(64, np.float32)}

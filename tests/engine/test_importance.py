@@ -1,4 +1,4 @@
-"""What a model computes of a few tokens while it is loaded, and what that does for four bits."""
+"""The importance that a model measures with a few tokens while loading, and its effect on four bits."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_a_model_that_is_loaded_so_computes_what_it_does_otherwise(tmp_path):
 
 
 def outlier_model(path: Path) -> Path:
-    """In some columns activations are 30 times as large as in others, as they are in real models."""
+    """A model whose activations are 30 times as large in some columns, as in real models."""
     make_tiny_model(path)
     model = load_weights(path, dtype=torch.float32, device=CPU, kernels=REFERENCE)
     tensors = {name: tensor.detach().clone() for name, tensor in model.checkpoint_tensors().items()}

@@ -49,7 +49,7 @@ every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
 
 def least_to_largest(weight: Tensor, group_size: int) -> Tensor:
-    """What the simplest rounding makes of it: each group's range in 15 equal steps, exact scales."""
+    """Round in the simplest way: 15 equal steps of each group's range, with exact scales."""
     groups = weight.view(-1, group_size)
     least, largest = (end(dim=1, keepdim=True) for end in (groups.amin, groups.amax))
     least, largest = least.clamp(max=0), largest.clamp(min=0)
@@ -58,7 +58,7 @@ def least_to_largest(weight: Tensor, group_size: int) -> Tensor:
 
 
 def squared_error(weight: Tensor, approximation: Tensor, group_size: int) -> Tensor:
-    """Of each group."""
+    """The squared error of each group."""
     return (approximation - weight).double().square().view(-1, group_size).sum(dim=1)
 
 
@@ -139,7 +139,10 @@ print(hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdige
 
 @pytest.mark.parametrize(("instructions", "num_threads"), [("default", "1"), ("avx2", "2"), ("avx512", "3")])
 def test_every_machine_quantises_to_the_same_bits(instructions, num_threads):
-    """By those of torch's builds that this machine runs. A worker that resumes a job quantised by itself."""
+    """The test covers torch's builds that this machine can run.
+
+    A worker that resumes a job has quantised on its own.
+    """
     env = os.environ | {"ATEN_CPU_CAPABILITY": instructions, "OMP_NUM_THREADS": num_threads}
     done = subprocess.run([sys.executable, "-c", DIGEST], env=env, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == SAME_BITS

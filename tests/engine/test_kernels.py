@@ -119,7 +119,7 @@ def test_int8_kv_is_refused_by_the_head_dim_that_it_cannot_have():
 
 
 def test_the_engine_chooses_by_the_head_dim_before_it_loads_weights(tmp_path):
-    """Of this folder there is a config.json alone, which has no weights to be loaded."""
+    """The folder has only a config.json, and no weights to load."""
     config = LlamaConfig(head_dim=288, hidden_size=64, num_attention_heads=2, vocab_size=16)
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(tmp_path)
@@ -247,7 +247,7 @@ def old_gpu(monkeypatch, capability, include):
 def test_without_triton_the_reference_serves_and_the_log_says_why(
     capability, monkeypatch, tmp_path, caplog, lack, reason
 ):
-    """For sampling too: what cannot launch a kernel must not meet one where a token is chosen."""
+    """This includes sampling: without Triton no kernel may be launched when a token is chosen."""
     lack(monkeypatch, capability, tmp_path)
     with caplog.at_level(logging.INFO, logger="ingine.engine.kernels.select"):
         kernels = select_kernels(CUDA, torch.bfloat16)

@@ -16,8 +16,8 @@ SHARED_MEMORY = 99 << 10
 """Bytes that a program may have on the smallest GPUs, of compute capability 8.6 and 8.9."""
 
 MAX_STACK_BYTES = 512
-"""Of registers that a thread spills. Some do where float32 is made of quantised KV, and on 8.0: 216 to 272
-bytes, by the version of triton (3.6 to 3.9). Of a tile that is too large it would be thousands."""
+"""Limit of spilled registers per thread. Some kernels spill where float32 is made of quantised KV, and on
+8.0: 216 to 272 bytes, by the version of triton (3.6 to 3.9). Too large a tile would spill thousands."""
 
 
 class Kernel(NamedTuple):

@@ -38,7 +38,7 @@ def ops(request) -> Iterator[LayerOps]:
 
 
 def round_to_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As GPUs do: triton's interpreter (3.6) makes bfloat16 of float32 by cutting bits off."""
+    """Round as GPUs do: triton's interpreter (3.6) truncates float32 to bfloat16."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -58,7 +58,7 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 3.0) -
 
 
 def assert_equal_up_to_rounding(got: torch.Tensor, expected: torch.Tensor) -> None:
-    """In float32 to the last few bits, in bfloat16 to the last one."""
+    """Assert equality up to the last few bits in float32, and the last one in bfloat16."""
     assert got.dtype == expected.dtype and got.shape == expected.shape
     rtol = 1e-6 if got.dtype == torch.float32 else 2**-7
     torch.testing.assert_close(got, expected, rtol=rtol, atol=1e-7)

@@ -1,4 +1,4 @@
-"""What a process takes while it loads a model: little more than the weights that it keeps."""
+"""A process that loads a model takes little more memory than the weights that it keeps."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 HIDDEN, INTERMEDIATE, NUM_LAYERS, VOCAB_SIZE = 1536, 8960, 4, 32768
 EMBEDDING_BYTES = VOCAB_SIZE * HIDDEN * 2
 LAYER_BYTES = (2 * HIDDEN + 2 * 256 + 3 * INTERMEDIATE) * HIDDEN * 2
-"""In bfloat16. Matrices are of a size that glibc keeps for itself once it is freed."""
+"""Bytes of a layer in bfloat16. glibc keeps matrices of this size for itself after they are freed."""
 
 LOAD = """
 import sys, threading, time, torch

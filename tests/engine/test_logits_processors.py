@@ -12,7 +12,7 @@ PENALTIES = {"repetition_penalty": 1.7, "presence_penalty": 0.5, "frequency_pena
 
 
 def one_behind(output: list[int], **params) -> Sequence:
-    """Without the last token of `output`, but with the knowledge that there is one."""
+    """Process without the last token of `output`, but with a pending token."""
     seq = make_sequence(output[:-1], **params)
     seq.num_pending_tokens = 1
     return seq
@@ -55,7 +55,7 @@ def test_a_row_that_broke_touches_no_other():
 
 @pytest.mark.parametrize("num_output_tokens", [1, 2, 3])
 def test_min_tokens_counts_a_pending_token(num_output_tokens):
-    """With min_tokens of 3 the fourth token is the first that may end the sequence."""
+    """If min_tokens is 3, the fourth token is the first that may end the sequence."""
     seq = one_behind([0] * num_output_tokens, min_tokens=3)
     is_masked = num_output_tokens < 3
     [row] = process(torch.zeros(1, VOCAB_SIZE), [seq], torch.tensor([0]))

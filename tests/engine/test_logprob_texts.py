@@ -18,7 +18,7 @@ def logprobs_of(model: LoadedModel, params: SamplingParams, **options) -> tuple[
 
 
 def test_the_bytes_of_the_tokens_are_the_text(llama):
-    """Also where a character is several tokens, as here, where a token is one byte."""
+    """This holds even if a character is several tokens, as here, where a token is one byte."""
     entries, text = logprobs_of(llama, SOME)
     assert b"".join(bytes(entry["bytes"]) for entry in entries).decode(errors="replace") == text
     for entry in entries:

@@ -1,4 +1,5 @@
-"""From a model's name to its folder: what is taken, what is refused, and that nothing is left half-made."""
+"""The way from a model's name to its folder: what is accepted, what is refused, and that nothing is left
+half-made."""
 
 import os
 import subprocess
@@ -196,7 +197,7 @@ def test_a_conversion_of_an_older_version_is_not_taken(gguf_file, cache, monkeyp
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path, cache):
-    """Of a file that lacks a tensor, as does one part of several."""
+    """The file lacks a tensor, like one part of several."""
     broken = {"blk.1.ffn_down.weight": None}
     file = write_gguf(tmp_path / "m.gguf", tiny(tmp_path), "llama", tensors=broken)
     with pytest.raises(ConfigError, match="weights are missing"):

@@ -86,7 +86,7 @@ def test_int8_loses_what_rounding_keys_and_values_loses(backend, march, dtype, t
 )
 @pytest.mark.parametrize("seed", range(10))
 def test_int4_loses_what_rounding_keys_and_values_loses(backend, march, dtype, typical, worst, seed):
-    """As of int8, but between two codes there is a fifteenth of the row's range."""
+    """The test is that of int8, but two codes are a fifteenth of the row's range apart."""
     rng = random.Random(seed)
     attention, steps = draw_attention(rng, dtype), draw_steps(rng)
     errors = attention.errors(backend(march, "int4"), steps, stored=as_int4)
@@ -151,7 +151,7 @@ def test_int8_takes_half_of_the_memory_and_int4_half_of_that(backend):
 
 @pytest.mark.parametrize("kv_cache_dtype", ["int8", "int4"])
 def test_zeros_are_kept_as_zeros(backend, kv_cache_dtype):
-    """Of which the range is no number to divide by."""
+    """The range of zeros cannot be divided by."""
     attention, quantised = Attention(), backend(kv_cache_dtype=kv_cache_dtype)
     pool, kv_cache = BlockPool(4, attention.block_size), attention.allocate(quantised, 4)
     query, key, value = attention.make_qkv(4)

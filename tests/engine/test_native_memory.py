@@ -12,7 +12,7 @@ THP, SMAPS = Path("/sys/kernel/mm/transparent_hugepage"), Path("/proc/self/smaps
 
 
 def vm_flags(address: int) -> list[str]:
-    """Of the mapping that `address` lies in."""
+    """Flags of the mapping that contains `address`."""
     is_inside = False
     for line in SMAPS.read_text().splitlines():
         if mapping := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
@@ -46,6 +46,6 @@ def test_an_empty_one():
     reason="this kernel has no huge pages, or does not tell which were asked for",
 )
 def test_huge_pages_are_asked_for():
-    """Whether there are any is the system's affair."""
+    """The system decides if there are any."""
     for tensor in (Arena().empty((16 << 20,), torch.uint8), Arena().empty((CHUNK_BYTES + 5,), torch.uint8)):
         assert "hg" in vm_flags(tensor.data_ptr()) and "hg" in vm_flags(tensor.data_ptr() + (8 << 20))

@@ -30,7 +30,7 @@ def cdf(logits: torch.Tensor, params: SamplingParams) -> tuple[list[int], np.nda
 
 @pytest.fixture(params=EVERY_MARCH)
 def compiled(request, monkeypatch) -> Iterator[None]:
-    """What the native kernels are compiled for that sampling uses."""
+    """The CPU for which the native kernels of sampling are compiled."""
     monkeypatch.setattr(native, "library", lambda: library(request.param))
     native_sampling._library.cache_clear()
     yield

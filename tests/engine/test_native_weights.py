@@ -262,7 +262,7 @@ def test_amx_multiplies_where_the_system_allows_it(signal_stack, isas):
 @pytest.mark.parametrize("march", EVERY_MARCH[1:4])
 @pytest.mark.parametrize("name", ["float32", "int8, float32"])
 def test_builds_with_fused_multiplication_give_each_others_bits(march, name):
-    """So what a worker resumes on another kind of CPU is, in float32, what that one would have computed."""
+    """So in float32, a worker that resumes a job on another kind of CPU computes the same."""
     dtype, make_weights = NATIVE[name]
     weight, bias = make(96, 576)
     x = random_rows(13, 576)

@@ -54,7 +54,7 @@ def make_model_with_all_biases(path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What two ranks found out, and the models that they had."""
+    """A folder with the results of two ranks, and their models."""
     folder = tmp_path_factory.mktemp("ranks")
     for name, options in MODELS.items():
         make_tiny_model(folder / "models" / name, name.partition("-")[0], **options)
@@ -71,7 +71,7 @@ def ranks(folder) -> list[dict]:
 
 @torch.inference_mode()
 def hf_greedy(path: Path, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
-    """What transformers goes on with, and its logits [len(prompt) + NUM_TOKENS, vocab_size] of all."""
+    """The tokens that transformers generates, and its logits [len(prompt) + NUM_TOKENS, vocab_size]."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     token_ids = torch.tensor([prompt])
     whole = model.generate(
@@ -117,7 +117,8 @@ def test_a_single_process_exchanges_nothing():
 
 @pytest.mark.parametrize("name", [*MODELS, "llama-biases"])
 def test_two_ranks_have_the_logits_of_transformers(folder, ranks, name):
-    """Of all positions: a prompt in two chunks, then greedy tokens, which are thereby the same too."""
+    """The logits of all positions are equal: a prompt in two chunks, then greedy tokens, which are thus equal
+    too."""
     first, second = (found["logits"][name] for found in ranks)
     assert torch.equal(first, second)
     token_ids, logits = hf_greedy(folder / "models" / name, PROMPT)
@@ -127,7 +128,7 @@ def test_two_ranks_have_the_logits_of_transformers(folder, ranks, name):
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_of_two_ranks_generates_what_one_of_one_does(folder, ranks, name):
-    """And what transformers does, where that is greedy."""
+    """Greedy outputs are also those of transformers."""
     made, num_preemptions = ranks[0]["engines"][name]
     assert made == generate(folder / "models" / name, SINGLE, requests(), **ENGINES[name])[0]
     assert (num_preemptions > 0) == ("num_blocks" in ENGINES[name])
@@ -265,7 +266,7 @@ def test_rank_0_s_next_step_raises_when_a_follower_was_killed(folder):
 
 
 def test_no_step_follows_one_that_failed_on_rank_0(folder):
-    """Where it failed, the follower waits for logits: a next step would get its sums from that one's."""
+    """After the failure the follower waits for logits: a next step would get the sums of the failed one."""
     folder = folder / "fail-a-step"
     first, second = json.loads((folder / "errors.json").read_text())
     assert first == "RuntimeError('out of memory')"

@@ -194,7 +194,7 @@ def test_no_value_of_a_group_is_a_traceback(value):
 
 
 def test_patterns_of_a_file_are_never_run():
-    """As a regular expression this one would take for ever on most names."""
+    """This pattern as a regular expression would take for ever on most names."""
     patterns = ["re:(a+)+$" + "a" * 10_000] * 10_000
     for name, key in (("awq", "modules_to_not_convert"), ("w4a16", "ignore")):
         assert read(MATRICES[name] | {key: patterns}) == read(MATRICES[name])

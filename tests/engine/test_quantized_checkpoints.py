@@ -162,7 +162,7 @@ def test_a_model_that_is_to_be_int4_keeps_what_is_int4_and_converts_the_rest(nam
 def test_what_became_of_the_weights_is_named_where_it_may_change_tokens(
     name, quantization, num_ranks, expected, tmp_path
 ):
-    """So that a worker with a compiler and one without are not taken for the same."""
+    """A worker with a compiler and one without must not count as the same."""
     path, _ = make(tmp_path, name)
     native = select_kernels(CPU, torch.float32, quantization=quantization)
     for rank in range(num_ranks):
@@ -180,7 +180,7 @@ def test_an_engine_tells_what_became_of_its_weights(tmp_path):
 
 @needs_native
 def test_nothing_is_measured_where_nothing_is_rounded(tmp_path, monkeypatch):
-    """And where a later layer is, those before it run first."""
+    """If a later layer is rounded, the layers before it run first."""
     path, dense = make(tmp_path, "awq")
     kernels = select_kernels(CPU, torch.float32, quantization="int4")
     run, layers = Probe.run, []
@@ -304,7 +304,7 @@ def test_a_module_may_be_left_out(tmp_path):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_an_output_matrix_may_be_quantised(tied, tmp_path):
-    """Of 259 rows: a scale for each of 16 by 32, and of the last three."""
+    """The matrix has 259 rows, with a scale for each 16 by 32 block, and for the last three rows."""
     path, dense = make(tmp_path, "deepseek", tie_word_embeddings=tied)
     weight = load_file(dense / "model.safetensors")["model.embed_tokens.weight"].flip(0)
     padded = torch.cat((weight, torch.zeros(13, 64)))

@@ -32,7 +32,7 @@ PARAMS = {
 
 
 def text_at(result: Result, position: int) -> str:
-    """What had been emitted when there were `position` output tokens."""
+    """The text that had been emitted after `position` output tokens."""
     return "".join(text for text, at in zip(result.texts, result.positions, strict=True) if at <= position)
 
 

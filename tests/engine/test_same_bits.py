@@ -1,7 +1,7 @@
-"""With native kernels a sequence's numbers are the same bits, however its computation is batched and cut.
+"""Native kernels give a sequence the same bits, however its computation is batched and cut.
 
-So what a worker resumes after another one's death is what that one would have gone on with, sampled too, and
-not only in float32.
+So a worker that resumes a job after another one's death continues exactly as that one would have, with
+sampling too, and not only in float32.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ Result = list[tuple[int, float]]
 
 @pytest.fixture(params=["tiny", pytest.param("smollm2", marks=pytest.mark.wide)])
 def make_engine(request, tmp_path) -> Callable[..., Engine]:
-    """With options of `EngineConfig`."""
+    """Make an engine with options of `EngineConfig`."""
     if request.param == "smollm2":
         path = smollm2_path()
     else:

@@ -146,7 +146,7 @@ def test_a_batch_of_all_kinds_draws_what_each_would_alone(choose):
 
 
 def test_a_draw_does_not_depend_on_whether_another_row_has_min_p(choose):
-    """With top_p at the very edge of a token, where a last digit in the sum of all decides."""
+    """top_p is exactly at a token's edge, where the last digit of the total decides."""
     logits = make_logits(spread=1.5)
     cdf = logits[0].softmax(-1).sort(descending=True).values.cumsum(-1)
     all_params = [SamplingParams(top_p=top_p) for top_p in cdf[:300].tolist()]

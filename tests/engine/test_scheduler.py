@@ -151,7 +151,7 @@ def test_of_several_the_victim_is_still_the_latest():
 
 
 def test_nobody_comes_in_who_would_soon_be_preempted():
-    """There are just the blocks that it needs, and the one that runs will need one of them."""
+    """There are exactly the blocks that it needs, and the running sequence will need one of them."""
     scheduler = make_scheduler(num_blocks=6)
     scheduler.add(make_sequence("running", 12, arrival=0))
     run(scheduler, scheduler.schedule())

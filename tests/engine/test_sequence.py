@@ -1,4 +1,4 @@
-"""How one sequence takes its tokens, and reports the text of each and the end."""
+"""One sequence and its tokens: the text of each, and the end."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""With speculation the tokens are those without, whatever is drafted; and a draft is made where it pays."""
+"""Speculation does not change the tokens, whatever is drafted; and drafts are made only where they pay."""
 
 import logging
 import random
@@ -105,7 +105,7 @@ def test_a_stop_string_within_a_draft_ends_it_there(llama):
 
 
 def test_resumed_at_every_position(llama):
-    """On one engine, so that the prefix cache has what earlier ones computed, drafts included."""
+    """All runs use one engine, so that the prefix cache has what earlier ones computed, drafts included."""
     for params in (PARAMS["greedy"], PARAMS["penalties"]):
         whole = run_one(make_engine(llama), PROMPT, params).token_ids
         engine = make_speculating_engine(llama, {"one": whole}, block_size=1)
@@ -117,7 +117,8 @@ def test_resumed_at_every_position(llama):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
-    """As without speculation: short of memory, with shared prefixes, and each drawn in its own way."""
+    """The mixes are those without speculation: little memory, shared prefixes, and each with its own
+    sampling."""
     rng = random.Random(seed)
     model = tiny(ARCHITECTURES[seed % len(ARCHITECTURES)])
     params = [PARAMS[rng.choice(list(PARAMS))] for _ in PROMPTS]
@@ -275,7 +276,7 @@ def decoding(scheduler: Scheduler, *seqs: Sequence) -> None:
 
 
 class Generous(Speculator):
-    """As if drafts cost nothing."""
+    """A policy that drafts as if it cost nothing."""
 
     def _limits(self, num_seqs: int) -> tuple[float, int]:
         return 0.05, self._num_speculative_tokens
@@ -349,7 +350,8 @@ class Simulation:
         self._noisy = noisy
 
     def _next_token(self, seq: Sequence) -> int:
-        """Of a text with a period of 20 tokens; or of one in which a pair says little of what follows."""
+        """The next token of a text with a period of 20 tokens, or of one in which a pair hardly predicts the
+        next."""
         if self._repeats:
             return seq.num_output_tokens % 20
         return self.rng.randrange(4)
@@ -387,7 +389,7 @@ MACHINES = {
 @pytest.mark.parametrize("num_seqs", [1, 8, 32])
 @pytest.mark.parametrize("method", SPECULATIONS)
 def test_where_nothing_repeats_it_costs_next_to_nothing(num_seqs, machine, method):
-    """Nor where there are outputs that agree by chance: any two tokens come in them, again and again."""
+    """This includes outputs that agree by chance, in which any two tokens recur again and again."""
     outputs = OutputHistory(20_000) if method == "suffix" else None
     if outputs is not None:
         outputs.add("", random.Random(0).choices(range(4), k=5000))

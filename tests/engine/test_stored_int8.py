@@ -21,7 +21,7 @@ def w8a8(n: int, k: int, seed: int = 0) -> ScaledMatrix:
 
 
 def activations_in_int8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What compressed-tensors makes of each token: symmetric, a scale a row."""
+    """Round each token as compressed-tensors does: symmetric, with a scale per row."""
     largest = x.float().abs().amax(dim=1, keepdim=True)
     return (x.float() * torch.full_like(largest, 127).div(largest)).round(), largest / 127
 
@@ -45,7 +45,7 @@ def test_the_product_is_that_of_the_stored_numbers_and_of_each_row_in_int8(march
 
 
 def dense(weights: WeightFormat, part, dtype: torch.dtype) -> bool:
-    """Whether the product is that of the dense matrix made by `weights`."""
+    """True if the product equals that of the dense matrix made by `weights`."""
     x = random_rows(5, part.shape[1]).to(dtype)
     expected = weights.pack(part.dense().to(dtype), None)(x)
     return torch.equal(weights.pack_stored([part], None, dtype)(x), expected)

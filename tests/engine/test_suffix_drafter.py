@@ -216,7 +216,7 @@ def test_the_oldest_are_forgotten_first():
 
 
 def test_a_token_costs_no_more_memory_than_the_documents_say():
-    """Of texts in which no pair comes twice, each of a tenant of its own or all of one."""
+    """No pair occurs twice in the texts, which belong each to its own tenant, or all to one."""
     for num_tenants in (1, 1000):
         tracemalloc.start()
         history = OutputHistory(20_000)

@@ -23,7 +23,7 @@ FEW_TOKENS = {token_id: 12.0 for token_id in range(65, 69)}
 
 @pytest.fixture(autouse=True)
 def drafting_at_any_cost(monkeypatch) -> None:
-    """Whether it pays is a matter of time; here it is not to depend on that."""
+    """Draft always: the decision otherwise depends on measured times."""
     monkeypatch.setattr(Speculator, "_limits", lambda self, num_seqs: (0.05, 8))
 
 
@@ -83,7 +83,7 @@ def test_resumed_at_every_position(llama):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
-    """Of three tenants, whose aborted outputs are drafted from when they come back."""
+    """There are three tenants. Aborted outputs serve as drafts when a request comes back."""
     rng = random.Random(seed)
     model = tiny(ARCHITECTURES[seed % len(ARCHITECTURES)])
     params = [PARAMS[rng.choice(list(PARAMS))] for _ in PROMPTS]
@@ -130,7 +130,7 @@ def test_random_mixes_with_aborts_and_resumptions(tiny, seed):
 
 
 def num_steps(engine: Engine, tenant: str, prompt: list[int] = PROMPT) -> int:
-    """That a greedy output takes."""
+    """The number of steps of a greedy output."""
     engine.add(EngineRequest("one", prompt, greedy(MAX_TOKENS), tenant=tenant))
     driver, steps = Driver(engine), 0
     while engine.has_unfinished:

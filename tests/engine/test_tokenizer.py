@@ -249,7 +249,7 @@ def test_a_damaged_folder_is_a_config_error(tmp_path):
 
 
 def test_special_tokens_in_a_file_of_their_own(tmp_path):
-    """As transformers 4 wrote it."""
+    """transformers 4 wrote such files."""
     make_tokenizer().save_pretrained(tmp_path)
     edit_config(tmp_path, eos_token=None, pad_token=None)
     eos_token = {"content": "<|im_end|>", "lstrip": False, "rstrip": False, "normalized": False}
@@ -307,7 +307,7 @@ def test_a_template_s_date_is_the_given_one_else_the_present():
 
 
 def test_a_template_with_a_date_gives_what_transformers_gives():
-    """To the last space."""
+    """The text is equal to the last space."""
     for template in ("\n  {% if true %}a{% endif %}", "  {{- 'a' }}\n", "{#- b #}\n a"):
         core = make_tokenizer(chat_template=template + " {{ strftime_now('%Y')[:2] }}\n")
         expected = core.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)

@@ -31,7 +31,7 @@ QUANTIZED = ["int8", "int4", pytest.param("fp8", marks=needs("fp8 on CUDA"))]
 def decode_metadata(
     slots: list[int], block_tables: list[list[int]], seq_lens: list[int]
 ) -> AttentionMetadata:
-    """Of a step that is captured."""
+    """Metadata of a captured step."""
     num_rows = len(slots)
     return AttentionMetadata(
         slot_mapping=torch.tensor(slots, device=DEVICE),
@@ -218,7 +218,7 @@ def test_padded_rows_write_nothing_and_get_zeros(num_padded, kv_cache_dtype):
 
 
 def stored(kv_cache_dtype: str, new: Tensor) -> Tensor:
-    """What memory makes of keys or values: a scale a token and head."""
+    """Round keys or values as memory does, with a scale per token and head."""
     if kv_cache_dtype == "int4":
         return as_int4(new).double()
     largest, dtype = {"int8": (127, torch.int8), "fp8": (448, torch.float8_e4m3fn)}[kv_cache_dtype]
@@ -263,7 +263,7 @@ def test_small_values_survive_float16(kv_cache_dtype):
 
 @pytest.mark.parametrize("kv_cache_dtype", QUANTIZED)
 def test_zeros_are_kept_as_zeros(kv_cache_dtype):
-    """Of which the largest is no number to divide by."""
+    """The largest of zeros cannot be divided by."""
     backend = TritonAttention(kv_cache_dtype)
     pool, kv_cache = BlockPool(4, LAYER.block_size), LAYER.allocate(backend, 4)
     query, key, value = LAYER.make_qkv(4)

@@ -73,7 +73,7 @@ def test_only_a_checkpoint_made_for_it_has_activations_in_int8():
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_a_dense_matrix_is_made_by_rows(name, monkeypatch):
-    """And rounded, so that a vocabulary's is never in float32 as a whole."""
+    """Each is rounded, so that a vocabulary's matrix is never in float32 as a whole."""
     config, tensors, dense = packed(name)
     matrix = read(config, tensors)
     assert torch.equal(matrix.dense(slice(5, 23)), dense[5:23])
@@ -236,7 +236,7 @@ def test_what_packs_int4_in_other_tests_packs_as_the_tools_do(name):
 
 
 def test_a_fixture_has_numbers_that_differ():
-    """Else an order of columns or rows could be wrong and go unseen."""
+    """Otherwise a wrong order of columns or rows could go unnoticed."""
     for name in MATRICES:
         _, _, dense = packed(name)
         assert len(dense.unique(dim=0)) == 32 and len(dense.unique(dim=1).T) == 64

@@ -50,7 +50,7 @@ def test_the_last_step_has_all_tokens_and_samples_for_all_sequences(
 
 
 def test_what_the_warm_up_s_own_kv_takes_is_no_part_of_a_step(llama, monkeypatch):
-    """Without a GPU its counters are ours: what was there before is asked for once that KV is there."""
+    """Without a GPU the test supplies its counters: allocated memory is first read once that KV exists."""
     asked = []
 
     def answering(name: str, answer: int | None = None):

@@ -78,7 +78,7 @@ assert all(torch.equal(linear(x[:num_rows]), whole[:num_rows]) for num_rows in (
 
 @needs("oneDNN in bfloat16, its layout for AVX-512")
 def test_what_a_row_gives_does_not_depend_on_the_rows_beside_it():
-    """In a process in which oneDNN uses no AMX, with which it does."""
+    """The process disables AMX in oneDNN, with which it would depend on them."""
     env = os.environ | {"DNNL_MAX_CPU_ISA": "AVX512_CORE_BF16"}
     subprocess.run([sys.executable, "-c", ROWS], env=env, check=True)
 
@@ -119,7 +119,7 @@ assert torch.equal(embedding(token_ids), expected[token_ids])
 
 @needs("oneDNN in bfloat16, its layout for AVX-512")
 def test_an_embedding_reads_its_rows_out_of_the_packed_output_matrix():
-    """In a process in which oneDNN uses no AMX, whose layout is one that we do not know."""
+    """The process disables AMX in oneDNN, whose layout is not known."""
     env = os.environ | {"DNNL_MAX_CPU_ISA": "AVX512_CORE_BF16"}
     subprocess.run([sys.executable, "-c", EMBEDDING], env=env, check=True)
 

@@ -1,4 +1,4 @@
-"""What becomes of a job while it is being begun: its clock, its log and its server."""
+"""Changes while a job is being begun: its deadline, its log and its server."""
 
 import asyncio
 import time

@@ -1,4 +1,5 @@
-"""What jobs cost the worker's event loop before they run: it comes round between any two pieces of work."""
+"""The cost of jobs for the worker's event loop before they run: other tasks run between any two pieces of
+work."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What operators may do to a jobs stream and its group by hand, and how it heals."""
+"""Recovery of a jobs stream and its group after operators changed them by hand."""
 
 import pytest
 
@@ -40,7 +40,7 @@ async def holders(client, keys, priority: str = "normal") -> dict[str, list[str]
 
 
 async def test_jobs_that_wait_outlive_the_consumer_that_holds_them(client, keys, make_queue):
-    """In their order: a tenant that floods does not get ahead by it."""
+    """They keep their order, so a tenant that floods gains nothing by it."""
     queue = make_queue("w1")
     for name in ("flood-0", "flood-1", "flood-2", "flood-3"):
         await add(client, keys, name, "flood")
@@ -172,7 +172,7 @@ async def test_a_deleted_entry_costs_nobody_else_anything(client, keys, make_que
 
 
 async def test_a_healthy_queue_is_looked_at_without_reading_an_entry(client, keys, make_queue):
-    """Also with jobs that were cancelled while they waited."""
+    """This includes queues with jobs that were cancelled while they waited."""
     queue = make_queue("w1")
     for number in range(MAX_ORDERED + 20):
         await add(client, keys, f"job-{number}")

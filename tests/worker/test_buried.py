@@ -54,7 +54,7 @@ async def test_a_job_that_was_never_accepted_and_is_refused_unread_sends_its_rep
 
 
 async def test_its_idempotency_key_lives_as_long_as_its_record(client, keys, make_queue):
-    """Without a time to live it would name a job that is gone, for ever."""
+    """A key without a TTL would name a job that is gone, for ever."""
     queue = make_queue("w1")
     async with AsyncClient(queue=keys.queue, redis=client) as producer:
         await producer.submit("x", job_id="bad", idempotency_key="order-7")
@@ -67,7 +67,7 @@ async def test_its_idempotency_key_lives_as_long_as_its_record(client, keys, mak
 
 
 async def test_whoever_follows_it_is_woken(client, keys, make_queue, push, monkeypatch):
-    """And need not wait for a silence to look at its record."""
+    """The follower need not wait for silence to read the record."""
     monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 2 * HANGS_S)
     queue = make_queue("w1")
     async with AsyncClient(queue=keys.queue, redis=client) as producer, asyncio.timeout(HANGS_S):

@@ -18,7 +18,7 @@ from tests.waiting import wait_until_async
 
 @asynccontextmanager
 async def listening(servers: Servers, keys: Keys) -> AsyncIterator[list[set[str]]]:
-    """What a listener was told to do, call by call. It runs all jobs whose id begins with `ours`."""
+    """Record the calls of a listener, which runs all jobs whose id begins with `ours`."""
     told: list[set[str]] = []
 
     async def obey(commands: set[str], cancelled: set[str]) -> None:
@@ -62,7 +62,7 @@ async def test_it_follows_its_slot_to_another_node(tmp_path, queue):
 
 
 async def test_a_flood_of_nudges_is_one_look(redis_url, queue, monkeypatch, caplog):
-    """Of ten thousand, the first is obeyed at once, and all others together, an interval later."""
+    """The first of ten thousand is obeyed at once, and all others together, one interval later."""
     monkeypatch.setattr(ingine.worker.control, "MESSAGES_PER_INTERVAL", 1 << 30)
     servers, keys = Servers(redis_url, client_name="test"), Keys(queue)
     kinds = [nudge(command) for command in sorted(ingine.worker.control.COMMANDS)]

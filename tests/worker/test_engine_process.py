@@ -48,7 +48,7 @@ def failing_engine(tiny_model) -> EngineProcess:
 
 
 def is_gone(pid: int) -> bool:
-    """Or waits for somebody to ask for its exit status, which is as good."""
+    """True if the process has ended, even if its exit status was not read."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
     except (FileNotFoundError, ProcessLookupError):
@@ -66,7 +66,7 @@ def child_of(pid: int, *, running: str) -> int:
 
 
 async def test_what_comes_out_is_what_the_engine_makes(harness, tiny_engine, tiny_model, monkeypatch):
-    """By the program that `ingine worker` starts where there may be a GPU."""
+    """The program is the one that `ingine worker` starts where there may be a GPU."""
     monkeypatch.setattr(ingine.cli.worker, "NVIDIA_DEVICES", (os.devnull,))
     options = {"dtype": "float32", "max_num_seqs": 4, "kv_cache_bytes": 8 << 20}
     engine, _ = ingine.cli.worker.build_engine(
@@ -157,7 +157,7 @@ async def test_parameters_that_the_process_cannot_read_fail_their_sequence_alone
 
 
 async def test_a_step_that_kills_its_process_costs_no_token(harness, failing_engine):
-    """As a segmentation fault does, or whoever kills for memory. `events` checks the log for gaps."""
+    """A segmentation fault or the out-of-memory killer does so. `events` checks the log for gaps."""
     here = await harness(failing_engine)
     for name in ("a", "b", "deadly"):
         await here.push(Job(id=name, prompt=name, sampling=ENDLESS))
@@ -171,7 +171,7 @@ async def test_a_step_that_kills_its_process_costs_no_token(harness, failing_eng
 
 
 async def test_a_step_that_hangs_ends_the_worker_and_its_process(harness, failing_engine, monkeypatch):
-    """Even one that keeps the interpreter, so that its process has not a word to say."""
+    """This includes a step that holds the interpreter, so that its process can send nothing."""
     monkeypatch.setattr(ingine.worker.hosting.engine_process, "SILENCE_S", 5.0)
     monkeypatch.setattr(ingine.worker.hosting.engine_process, "END_TIMEOUT_S", 0.2)
     engine = failing_engine
@@ -187,7 +187,7 @@ async def test_a_step_that_hangs_ends_the_worker_and_its_process(harness, failin
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a signal at the parent's death is Linux's")
 async def test_an_engine_ends_with_a_worker_that_is_killed(harness, tiny_model, redis_url, keys, tmp_path):
-    """In the middle of a step that keeps the interpreter."""
+    """The kill comes in the middle of a step that holds the interpreter."""
     settings = {"redis_url": redis_url, "queue": keys.queue, "http_port": "-1", "lease_s": "1"}
     env = os.environ | {f"INGINE_{name.upper()}": value for name, value in settings.items()}
     program = [sys.executable, "-m", "tests.worker.engine_program", "worker", str(tiny_model)]

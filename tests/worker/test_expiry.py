@@ -49,7 +49,7 @@ async def last_event(client, keys, job_id: str = "a") -> TerminalEvent:
 
 
 async def assert_nothing_is_left(client, keys, job_id: str = "a") -> None:
-    """But what has a TTL."""
+    """Assert that only keys with a TTL are left."""
     for stream in keys.all_jobs:
         assert await client.xlen(stream) == 0
         assert (await client.xpending(stream, GROUP))["pending"] == 0
@@ -241,7 +241,7 @@ async def test_what_lies_under_the_queues_keys_does_not_keep_a_job_from_its_end(
 
 
 async def test_nothing_hides_what_is_due_behind_it(client, keys, make_queue, submit, let_deadline_pass):
-    """Not even what can never be ended."""
+    """A job that can never be ended hides nothing either."""
     for number in range(MAX_EXPIRED):
         record = {"status": "queued", "deadline_at": 1, "position": 0 if number % 2 else "abc"}
         await client.hset(keys.job(f"bad-{number}"), mapping=record)
@@ -278,7 +278,7 @@ async def test_a_job_that_moves_again_and_again_is_looked_at_later(
 async def test_whoever_looks_first_has_the_job_to_himself_for_a_while(
     client, keys, make_queue, submit, let_deadline_pass, monkeypatch
 ):
-    """Or every worker would read it. Should the first one die over it, another looks again."""
+    """Otherwise every worker would read it. If the first one dies meanwhile, another one looks again."""
     await submit(deadline_s=7200)
     await let_deadline_pass()
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""What a worker does when a part of it, its server or its queue's keys misbehave. Nothing is lost by it."""
+"""A worker loses nothing when a part of it, its server or its queue's keys fail."""
 
 import asyncio
 import sys
@@ -68,7 +68,7 @@ async def test_innocents_finish_beside_a_poisonous_job(harness, tiny_engine, mon
 
 
 async def test_a_batch_that_breaks_as_a_whole_goes_on_one_by_one(harness, tiny_engine, monkeypatch):
-    """As when memory is enough for each sequence, and not for all."""
+    """Memory may be enough for each sequence, but not for all of them."""
     engine = tiny_engine()
     break_steps(engine, monkeypatch, lambda ids: len(ids) > 1)
     worker = await harness(engine)
@@ -147,7 +147,7 @@ async def test_a_hand_over_outlasts_an_error_of_the_server(harness, monkeypatch)
 
 
 async def test_a_step_that_cannot_be_committed_counts_as_a_death_of_its_jobs(harness, monkeypatch):
-    """Else the job that sets it off would end one worker after the other, as long as somebody starts them."""
+    """Otherwise the job that causes it would end one worker after the other."""
     worker = await harness()
     commit = worker.worker._publisher.commit
 

@@ -1,4 +1,4 @@
-"""What others may have put under a queue's keys harms the job that it concerns, and no other."""
+"""Foreign values under a queue's keys harm only the job that they concern."""
 
 import pytest
 

@@ -70,7 +70,7 @@ async def test_a_lease_that_is_no_count_does_not_stay_due(client, keys, make_que
 
 @pytest.mark.parametrize("nonsense", [*NONSENSE, str(2**63 - 1)])
 async def test_an_attempt_or_position_that_is_no_count_is_a_bad_record(client, keys, make_queue, nonsense):
-    """Then the entry is buried; anything else would be tried again for ever."""
+    """The entry is buried, since anything else would be retried for ever."""
     worker = make_queue("w1")
     for number, field in enumerate(("attempt", "position")):
         await submit_overdue(client, keys, f"job-{number}")
@@ -89,7 +89,7 @@ async def test_a_text_that_is_not_utf_8_raises_nothing_when_a_job_begins(client,
 
 @pytest.mark.parametrize("position", ["02", "+2", "2.0", "", "9" * 25])
 async def test_nobody_writes_behind_a_position_that_only_looks_right(client, keys, make_queue, position):
-    """As a number it may be the worker's own, which then would wonder about its engine."""
+    """Read as a number, it may equal the worker's own, and look like a fault of the engine."""
     worker = make_queue("w1")
     await submit_overdue(client, keys, "a")
     entry = await take(worker)

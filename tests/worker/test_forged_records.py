@@ -1,4 +1,4 @@
-"""What a producer writes into record or log of its own running job: the job ends, the worker does not."""
+"""A producer that writes into the record or log of its own running job ends the job, not the worker."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -92,7 +92,7 @@ BROKEN_LOGS = {
 
 
 async def leave_behind(worker: Harness, job_id: str, position: int, log: list[tuple[str, bytes]]) -> None:
-    """As a worker that died, or somebody else, may have."""
+    """Write the state that a dead worker, or another program, may have left."""
     for event_id, event in log:
         await worker.redis.xadd(worker.keys.tokens(job_id), {"event": event}, id=event_id)
     raw = encode_job(Job(id=job_id, prompt="x", sampling=GREEDY))

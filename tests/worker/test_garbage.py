@@ -214,7 +214,7 @@ def channels(worker: Harness, dice: random.Random) -> list:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.wide) for seed in range(1, 8))])
 async def test_anywhere_else(queue_of, seed):
-    """Also where no producer of ours may write by the documented rights."""
+    """This includes keys that producers may not write under the documented rights."""
     worker, client, expected = queue_of
     dice = random.Random(seed)
     kinds = [settings_hash, other_hashes, zsets, strings, streams, channels]
@@ -233,7 +233,7 @@ async def test_anywhere_else(queue_of, seed):
 
 
 async def submit(worker: Harness, client: AsyncClient, job_id: str) -> None:
-    """As a producer does that has a library, or else that has none."""
+    """Submit as a producer with a library does, or as one without."""
     try:
         await client.submit("innocent", job_id=job_id, sampling=SAMPLING, idempotency_key=f"key-{job_id}")
     except ClientError:

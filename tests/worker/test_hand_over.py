@@ -59,7 +59,7 @@ async def test_one_partition_s_server_keeps_no_job_of_another(two, queue, monkey
 
 
 async def test_a_job_is_held_until_its_release_is_answered(harness, monkeypatch):
-    """Else the intake, which asks what is pending after an outage, would begin it anew."""
+    """Otherwise the intake, which reads pending entries after an outage, would begin it again."""
     worker = await harness()
     await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
     await wait_until_async(lambda: worker.position("a"), what="tokens")

@@ -1,4 +1,4 @@
-"""What a heartbeat writes, and what it makes of what anybody may have written."""
+"""Values that a heartbeat writes, and its handling of values that any client may have written."""
 
 import asyncio
 

@@ -137,7 +137,7 @@ async def test_a_prompt_that_takes_long_to_read_makes_no_worker_unhealthy(harnes
 async def test_a_server_that_refuses_writes_is_no_reason_to_restart_a_worker(
     tiny_engine, queue, tmp_path, monkeypatch
 ):
-    """But this one takes no jobs meanwhile."""
+    """The worker takes no jobs meanwhile, but stays alive."""
     monkeypatch.setattr("ingine.worker.health.READY_S", 0.1)
     with EmbeddedServer(tmp_path) as server, redis.Redis.from_url(server.url) as admin:
         settings = WorkerSettings(_env_file=None, queue=queue, http_port=-1)

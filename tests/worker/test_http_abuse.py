@@ -1,4 +1,4 @@
-"""Whoever can connect to the metrics port may be hostile: probes go on, and the log stays empty."""
+"""Clients of the metrics port may be hostile: probes are still answered, and the log stays empty."""
 
 import logging
 import resource

@@ -34,7 +34,7 @@ async def holders(client, keys) -> list[tuple]:
 
 
 async def adopt_all(queue: Queue) -> None:
-    """As a worker does: again at once while it finds some."""
+    """Adopt entries as a worker does, repeatedly while there are some."""
     while (await queue.adopt())[0]:
         pass
 
@@ -92,7 +92,7 @@ async def test_ids_of_the_last_millisecond_are_taken_back_before_they_are_used_u
 
 
 async def test_what_waits_under_such_an_id_is_kept(client, keys, make_queue, push, redis_url):
-    """By the server it was given: somebody had used one of that millisecond before."""
+    """The server assigned the id, since a client had used one of that millisecond before."""
     queue = make_queue("w1")
     await client.xadd(keys.jobs("normal"), {"job": b"\xc1"}, id=f"{LAST_MS}-0")
     async with AsyncClient(redis_url, queue=keys.queue) as producer:
@@ -128,7 +128,7 @@ async def lead_to_the_last_ids(client, keys) -> None:
 
 
 async def test_what_runs_under_such_an_id_goes_on_from_its_log(client, keys, make_queue, redis_url):
-    """As if its worker had released it: nobody could renew the lease of an entry that is gone."""
+    """It is treated as released: the lease of an entry that is gone cannot be renewed."""
     queue, other = make_queue("w1"), make_queue("w2")
     await lead_to_the_last_ids(client, keys)
     async with AsyncClient(redis_url, queue=keys.queue) as producer:

@@ -1,4 +1,4 @@
-"""From a partition's streams to the door: what an intake reads, and what becomes of what it cannot begin."""
+"""The intake, from a partition's streams to admission: its reads, and the entries that it cannot begin."""
 
 import asyncio
 import time

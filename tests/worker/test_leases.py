@@ -89,7 +89,7 @@ async def renewed(client, keys: Keys, job: RunningJob) -> bool:
 
 
 async def test_a_renewal_that_failed_is_tried_more_often(client, begin, redis_url, queue, monkeypatch):
-    """And as often as ever once it goes well: two thirds of the lease are left for what failed."""
+    """After a success the normal interval applies. Two thirds of the lease are left for retries."""
     keys, waits, outage = Keys(queue), [], [True] * 3
     first, job = await begin(keys, "a")
     jobs = JobTable()

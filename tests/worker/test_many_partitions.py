@@ -17,7 +17,7 @@ NUM = 60
 
 
 async def test_partitions_do_not_wait_for_each_other_s_connections(queue, redis_url, tiny_engine):
-    """On one server all share a client, and each has a read that waits for new jobs."""
+    """On one server all partitions share a client, and each has a read that waits for new jobs."""
     partitions = all_partitions(queue, NUM)
     async with redis.asyncio.from_url(redis_url, protocol=2) as client:
         for keys in (*partitions, Keys(queue)):

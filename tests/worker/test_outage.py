@@ -1,4 +1,4 @@
-"""What a worker must not do right after its server was away."""
+"""Actions that a worker must avoid right after an outage of its server."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a partition learns from the queue's settings, in which anybody may have written anything."""
+"""A partition reads the queue's settings, in which any client may have written anything."""
 
 from types import SimpleNamespace
 from typing import Any

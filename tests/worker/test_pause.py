@@ -28,7 +28,7 @@ class Turns:
         await self._turn()
 
     async def pass_by(self, num_turns: int = 3) -> None:
-        """Until so many whole turns are over."""
+        """Wait until so many whole turns are over."""
         last = self.num_begun + num_turns + 1
         await wait_until_async(lambda: self.num_begun > last, what="turns of the intake")
 

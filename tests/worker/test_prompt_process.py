@@ -210,7 +210,7 @@ async def test_a_process_that_stands_still_is_killed(start_process, monkeypatch)
 
 
 async def test_a_process_that_may_compute_for_long_is_waited_for_longer(start_process, monkeypatch):
-    """On a busy machine the processor time that a prompt may take lasts several times as long."""
+    """A busy machine needs several times as long for the processor time that a prompt may take."""
     process = start_process()
     pid = await ready(process)
     os.kill(pid, signal.SIGSTOP)

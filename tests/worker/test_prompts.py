@@ -258,7 +258,7 @@ async def test_a_deadline_ends_a_job_that_no_worker_can_read(harness, monkeypatc
 
 @pytest.mark.parametrize("log_prompts", [False, True])
 async def test_a_tokenizer_that_panics_ends_its_job_alone(harness, tiny_engine, caplog, log_prompts):
-    """What it says of the prompt is for a log that may have prompts in it."""
+    """Its message quotes the prompt, so it is only logged if prompts may be logged."""
     from tests.engine.test_prompt_encoder import BACKTRACKS, PANICS, split_by, with_parts
 
     engine = tiny_engine()

@@ -1,4 +1,4 @@
-"""What the publisher does when log, engine and consumers do not agree about how far a job is."""
+"""The publisher when log, engine and consumers disagree about a job's position."""
 
 from types import SimpleNamespace
 
@@ -79,7 +79,7 @@ def test_a_cancelled_job_ends_without_text_that_belongs_to_tokens_it_may_lack(en
 
 
 async def test_nothing_waits_for_the_server_once_a_step_is_committed():
-    """What does makes `/readyz` say that the worker is not."""
+    """A part that waits makes `/readyz` report that the worker is not ready."""
     metrics = Metrics()
     publisher = Publisher(JobTable(), Finisher(metrics), metrics, abort=lambda seq_id: None)
     await publisher.commit([])
@@ -180,7 +180,7 @@ async def test_a_lease_that_ends_with_its_job_is_not_lost(harness, monkeypatch):
 async def test_steps_that_wait_for_a_slow_server_are_one_event_with_all_that_they_made(
     harness, tiny_engine, monkeypatch, is_resumed
 ):
-    """But not of a job that is resumed: of what the server has lost a consumer may have read some."""
+    """A resumed job is an exception: a consumer may have read some of what the server has lost."""
     worker = await harness()
     append, engine = worker.queue.append, worker.worker._engine
 

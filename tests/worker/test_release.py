@@ -37,7 +37,7 @@ async def test_what_another_worker_died_under_still_counts(make_queue, push, cli
 
 
 async def test_what_was_delivered_in_this_very_millisecond_is_idle_for_0(make_queue, push, monkeypatch):
-    """On fakeredis too, which has it otherwise: what a test gives out it may claim at once."""
+    """This holds on fakeredis too, which is corrected, so a test may claim at once what it delivers."""
     monkeypatch.setattr("fakeredis.model._stream.current_time", lambda: 1_700_000_000_000)
     await push(Job(id="a", prompt="x"))
     entry = await take(make_queue("w1"))

@@ -11,7 +11,7 @@ from ingine.worker.retry import FIRST_DELAY_S, LAST_DELAY_S, Backoff, never_pass
 
 @pytest.fixture
 def slept(monkeypatch) -> list[float]:
-    """How long was slept each time, without jitter; nobody really sleeps."""
+    """Record the duration of each sleep, without jitter and without sleeping."""
     delays: list[float] = []
 
     async def sleep(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What a job leaves open, the worker decides: the model's own sampling parameters, and its length."""
+"""The worker fills in what a job leaves open: the model's sampling parameters, and its length."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ async def test_a_job_that_is_resumed_has_the_same_defaults(harness, step_by_step
 async def test_without_a_limit_of_its_own_a_job_ends_with_the_models_length(
     harness, tiny_engine, monkeypatch, max_tokens
 ):
-    """Also where so many tokens were asked for as no model has: nothing is reserved or counted for them."""
+    """This includes requests for more tokens than any model has: nothing is reserved or counted for them."""
     worker = await harness(tiny_engine(max_model_len=300))
     charged = []
     enter = Shares.enter

@@ -1,4 +1,4 @@
-"""What scripts do with numbers from outside, with time, and with what would grow for ever."""
+"""Scripts with numbers from outside, with time, and with data that could grow for ever."""
 
 import pytest
 
@@ -31,7 +31,7 @@ async def replies(client, keys) -> list[str]:
 
 
 async def age(client, keys, by_ms: int) -> None:
-    """As if what lies in the replies stream had been written so long ago."""
+    """Age the replies stream, as if its entries had been written so long ago."""
     stream = keys.replies("batch")
     entries = await client.xrange(stream)
     await client.delete(stream)
@@ -66,7 +66,7 @@ async def test_a_reply_stays_as_long_as_its_own_result(client, keys, make_queue,
 
 
 async def test_foreign_and_older_replies_do_not_stay_for_ever(client, keys, make_queue, push):
-    """Even if their ids are of the future, which all later ones inherit."""
+    """Their ids may lie in the future, which all later ones inherit."""
     now_s, _ = await client.time()
     for entry_id in ("1-1", f"{(now_s - 10) * 1000}-0", f"{10**16}-0"):
         await client.xadd(keys.replies("batch"), {"event": b"x"}, id=entry_id)
@@ -96,7 +96,7 @@ async def idle_ms(client, keys) -> int:
 
 
 async def test_a_lease_begins_with_the_attempt(client, keys, make_queue, push):
-    """What is taken together may wait for long, here behind others whose prompts are being read."""
+    """Jobs that are taken together may wait long, here for the prompts of others."""
     queue = make_queue("w1")
     await push(JOB)
     entry = await take(queue)

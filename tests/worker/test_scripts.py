@@ -129,7 +129,7 @@ async def test_a_zombie_is_fenced_from_every_write(client, keys, make_queue, pus
 
 
 async def test_an_attempt_number_given_out_twice_fences_all_the_same(client, keys, make_queue, push):
-    """As after a server that lost its last second, and with it the first begin."""
+    """A server that lost its last second, and with it the first begin, assigns a number twice."""
     first, second = make_queue("first"), make_queue("second")
     await push(JOB)
     entry = await take(first)
@@ -146,7 +146,7 @@ async def test_an_attempt_number_given_out_twice_fences_all_the_same(client, key
 
 
 async def test_only_whoever_has_begun_a_job_hands_it_over(client, keys, make_queue, push):
-    """Also where the entry is its own again, and the number of the attempt was given out twice."""
+    """This holds even if the entry is its own again, and the attempt's number was assigned twice."""
     first, second = make_queue("first"), make_queue("second")
     await push(JOB)
     entry = await take(first)
@@ -293,7 +293,7 @@ async def test_a_second_entry_with_the_same_id_is_a_duplicate_and_can_be_buried(
 async def test_an_entry_that_comes_back_after_its_job_has_ended_is_cleared_away(
     client, keys, make_queue, push
 ):
-    """As after a failover that lost the XACK but kept the record."""
+    """A failover may lose the XACK but keep the record."""
     worker = make_queue("w1")
     entry_id = await push(JOB)
     entry = await take(worker)

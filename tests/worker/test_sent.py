@@ -1,4 +1,4 @@
-"""What a running job keeps in the worker, however long its output, and a server that loses more than that."""
+"""The events that a worker keeps of a running job, however long its output, and a server that loses more."""
 
 import tracemalloc
 

@@ -82,7 +82,7 @@ def test_what_is_asked_for_is_what_the_access_list_gives_a_worker(queue):
     ids=", ".join,
 )
 async def test_a_command_that_is_lacking_is_named_with_the_servers_version(tmp_path, queue, missing):
-    """As on Redis 6, behind a proxy that lacks some, or where an administrator has renamed them."""
+    """Redis 6 lacks commands, and so may a proxy, or a server whose administrator has renamed some."""
     config = "\n".join(f'rename-command {name} ""' for name in missing)
     with Valkey(tmp_path, config=config) as server:
         version = server.admin.execute_command("HELLO")["version"]

@@ -26,12 +26,12 @@ JOBS = {
 
 @pytest.fixture
 def drafting_at_any_cost(monkeypatch) -> None:
-    """Whether it pays is a matter of time; here it is not to depend on that."""
+    """Draft always: the decision otherwise depends on measured times."""
     monkeypatch.setattr(Speculator, "_limits", lambda self, num_seqs: (0.05, 8))
 
 
 async def logs(worker) -> dict[str, tuple]:
-    """Of each job: its tokens with their logprobs, its text, and how it ended."""
+    """The log of each job: its tokens with their logprobs, its text, and its end."""
     for name, sampling in JOBS.items():
         await worker.push(Job(id=name, prompt=PROMPT, sampling={"max_tokens": 60} | REPEATING | sampling))
     found = {}
@@ -63,7 +63,7 @@ async def test_logs_are_the_same_and_have_fewer_events(harness, tiny_engine, dra
 async def test_a_job_is_drafted_from_its_own_tenant_s_outputs_alone(
     harness, tiny_engine, drafting_at_any_cost
 ):
-    """Else the time that a job takes would tell what another tenant's was answered."""
+    """Otherwise the time of a job would reveal the answers of another tenant's."""
 
     async def num_drafted_right(tenant: str | None) -> int:
         before = engine.stats().num_accepted_tokens

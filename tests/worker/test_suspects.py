@@ -39,7 +39,8 @@ async def test_a_suspect_has_the_worker_to_itself(harness):
 
 @pytest.mark.parametrize("way", ["new", "delivered with a lost reply"])
 async def test_nothing_else_begins_while_a_suspect_does(harness, redis_url, queue, monkeypatch, way):
-    """Not even of another partition: a worker that dies under the suspect shall die under it alone."""
+    """This includes jobs of other partitions: if a worker dies with the suspect, no other job shall be
+    affected."""
     partitions = all_partitions(queue, 2)
     async with redis.asyncio.from_url(redis_url, protocol=2) as client:
         for keys in (*partitions, Keys(queue)):

@@ -1,4 +1,4 @@
-"""What a worker does beside its own jobs: end what is due, and adopt what nobody has."""
+"""A worker's sweeps: expire overdue jobs, and adopt entries without a holder."""
 
 import pytest
 

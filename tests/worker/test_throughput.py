@@ -31,7 +31,7 @@ def lines(caplog) -> list[dict]:
 
 @pytest.fixture
 def report(caplog):
-    """What is logged of ten seconds between two states of the engine."""
+    """The log line for ten seconds between two states of the engine."""
     metrics, jobs = Metrics(), []
     engine = SimpleNamespace(stats=stats())
     throughput = Throughput(engine, jobs, metrics)

@@ -10,11 +10,11 @@ from ingine.worker.hosting.watchdog import StepHangs, watch_steps
 
 LIMIT_S = 10.0
 TICK_S = 0.001
-"""What passes besides."""
+"""Time of everything besides the sleeps."""
 
 
 class Clock:
-    """What the watchdog sleeps through; it ends the test at `ends_at`."""
+    """The watchdog's clock, which its sleeps advance. It ends the test at `ends_at`."""
 
     def __init__(self, monkeypatch, ends_at: float = math.inf):
         self.now, self.num_looks, self._ends_at = 0.0, 0, ends_at

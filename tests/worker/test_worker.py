@@ -26,7 +26,7 @@ ENDLESS = SamplingParams(temperature=0, max_tokens=450, ignore_eos=True)
 
 
 def alone(engine, job: Job) -> tuple[list[int], str]:
-    """What the engine makes of a job without Redis: token ids and text."""
+    """Run a job on the engine without Redis. Returns token ids and text."""
     if job.messages:
         prompt = engine.tokenizer.encode_chat([m.model_dump() for m in job.messages])
     else:
@@ -160,7 +160,7 @@ async def test_bad_input_without_an_address_is_buried_with_its_bytes(harness, na
 
 
 async def test_an_entry_without_a_job_is_buried_with_the_fields_that_it_has(harness):
-    """As other queues' producers push them: taskiq's tasks are in a field `data`."""
+    """Producers of other queues push such entries: taskiq's tasks are in a field `data`."""
     worker = await harness()
     await worker.redis.xadd(worker.keys.jobs("normal"), {"data": b"\x80\x04.", "task": "generate"})
     await worker.push(Job(id="good", prompt="x", sampling=GREEDY))
@@ -228,7 +228,7 @@ async def ask_to_cancel(worker, job_id: str, *, nudge: bool = True) -> None:
 
 
 async def test_cancel_while_running(harness):
-    """By the flag alone: a lease is long, so the answer to the next step tells."""
+    """The flag alone suffices: the lease is long, so the answer to the next step reports it."""
     worker = await harness(lease_s=600)
     await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
     await wait_until_async(lambda: worker.position("a"), what="the first token")
@@ -240,7 +240,7 @@ async def test_cancel_while_running(harness):
 
 @pytest.mark.parametrize("told_by", ["a nudge", "the lease's renewal"])
 async def test_cancel_while_no_step_is_committed(harness, monkeypatch, told_by):
-    """As when a server takes its time, or the sequence waits in the engine."""
+    """The server may be slow, or the sequence may wait in the engine."""
     nudge = told_by == "a nudge"
     worker, go_on = await harness(lease_s=600 if nudge else 0.5), asyncio.Event()
     append = worker.queue.append
@@ -379,7 +379,7 @@ async def test_stop_hands_running_jobs_to_a_peer_mid_generation(harness, tiny_en
 
 
 async def leave_behind(worker: Harness, job: Job, log: list[TokensEvent], *, deaths: int = 0) -> None:
-    """What a worker leaves that died behind `log`: the job's entry, its record and its log."""
+    """Write the state of a worker that died after `log`: the job's entry, its record and its log."""
     keys, position = worker.keys, log[-1].position if log else 0
     record = {"status": "running", "worker": "dead", "attempt": 1, "position": position, "deaths": deaths}
     async with worker.redis.pipeline(transaction=True) as pipe:
@@ -441,7 +441,7 @@ async def test_a_job_that_died_between_its_last_token_and_its_end_is_only_finish
 
 
 async def test_a_log_that_lost_its_tail_is_written_again(harness, step_by_step):
-    """As after a crash of the server that had not synced its last second: record and log are both older."""
+    """A server that crashed before syncing its last second has an older record and log."""
     worker = await harness()
     await worker.push(Job(id="a", prompt="x", sampling=ENDLESS))
     await wait_until_async(lambda: worker.position("a"), what="the first token")
