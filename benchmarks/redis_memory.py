@@ -10,12 +10,14 @@ from tempfile import TemporaryDirectory
 
 from redis.asyncio import Redis, from_url
 
+from ingine.contract.calls.begin import Begun
+from ingine.contract.calls.running import Append, Finish
+from ingine.contract.entries import Entry
 from ingine.contract.events import TerminalEvent, TokensEvent
 from ingine.contract.keys import Keys
 from ingine.contract.record import JobStatus
 from ingine.producer import AsyncClient
 from ingine.worker.embedded import EmbeddedServer
-from ingine.worker.entries import Append, Begun, Entry, Finish
 from ingine.worker.queue import Queue
 from ingine.worker.served_model import ServedModel
 

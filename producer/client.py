@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from redis.asyncio import Redis
 
-from ingine.connect.scripts import load_script
+from ingine.connect.scripts import run_script
 from ingine.contract.expiry import expire
 from ingine.contract.jobs import DEFAULT_RESULT_TTL_S, Job, decode_job
 from ingine.contract.keys import JOB_FIELD, Keys, Priority
@@ -195,18 +195,17 @@ class AsyncClient(QueueJobs):
         or the status with which the job had already ended.
         """
         partition, info = await self._find(job_id)
-        touched, args = cancel_call(
+        call = cancel_call(
             partition.keys,
             job_id,
             reply_to=info.reply_to,
             idempotency_key=info.idempotency_key,
             metadata=await _metadata_before_it_began(partition, info),
         )
-        script = load_script(partition.server.redis, "cancel")
-        answer = await partition.call(lambda redis, _: script(keys=touched, args=args, client=redis))
-        if answer == b"unknown":
+        outcome = await partition.call(lambda redis, _: run_script(redis, call))
+        if outcome == "unknown":
             raise JobNotFound(NO_SUCH_JOB.format(job_id))
-        return answer.decode()
+        return outcome
 
     async def aclose(self) -> None:
         """End all streams of this client and close its connections. Jobs go on. Safe to call twice."""

@@ -11,12 +11,10 @@ from redis.asyncio import Redis
 
 from ingine.connect.server_errors import NoSuchDatabase, WrongServer, is_lacking
 from ingine.connect.servers import Servers
-from ingine.contract.scripts import read_script
+from ingine.contract.calls import producing
 from ingine.errors import ConfigError, ServerUnavailable
 
 T = TypeVar("T")
-SCRIPTS = ("submit", "cancel", "partition", "requeue")
-"""The scripts that a producer runs, where the line in a server's error is looked up."""
 MAX_CONNECTIONS = 8
 """Connections to one server: enough for several round trips at once. All streams share them."""
 RETRIES = 5
@@ -118,8 +116,7 @@ def _called_in_script(error: exceptions.RedisError) -> str:
         return ""
     digest, number = re.search(r"[0-9a-f]{40}", str(error)), int(line[1])
     names = set()
-    for name in SCRIPTS:
-        text = read_script(name)
+    for text in producing.sources():
         if digest is None or digest[0] == hashlib.sha1(text.encode()).hexdigest():  # Valkey leaves it out
             names |= set(re.findall(r"redis\.call\('(\w+)'", "".join(text.splitlines()[number - 1 : number])))
     return f", which calls {' or '.join(sorted(names))}" if names else ""

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from redis.asyncio import Redis
 
 from ingine.byte_sizes import parse_bytes
-from ingine.connect.scripts import load_script
+from ingine.connect.scripts import run_script
+from ingine.contract.calls.producing import RequeueVerdict, requeue
 from ingine.contract.control import nudge
 from ingine.contract.jobs import decode_job
 from ingine.contract.keys import JOB_FIELD, MAX_PARTITIONS, Keys
@@ -149,24 +150,20 @@ class QueueControl:
         keys = partition.keys
         if letter.stream not in keys.all_jobs:
             raise ClientError(f"dead letter {entry_id} came from {letter.stream!r}, which is no jobs stream")
-        touched = [keys.dead, letter.stream]
-        if letter.job_id is not None:
-            touched.append(keys.job(letter.job_id))
-        script = load_script(partition.server.redis, "requeue")
-        answer = await partition.call(lambda redis, _: script(keys=touched, args=[entry], client=redis))
-        verdict, detail = (part.decode() for part in answer)
-        if verdict == "known":
+        call = requeue(keys, entry, stream=letter.stream, job_id=letter.job_id)
+        reply = await partition.call(lambda redis, _: run_script(redis, call))
+        if reply.verdict is RequeueVerdict.KNOWN:
             raise ClientError(
-                f"job {letter.job_id} of dead letter {entry_id} is known and {detail}: an id cannot run "
-                "twice. Submit its contents again under another id"
+                f"job {letter.job_id} of dead letter {entry_id} is known and {reply.detail}: an id cannot "
+                "run twice. Submit its contents again under another id"
             )
-        if verdict == "no_job":
+        if reply.verdict is RequeueVerdict.NO_JOB:
             raise ClientError(
                 f"dead letter {entry_id} has no field `job`, so there is nothing to requeue: purge it"
             )
-        if verdict == "missing":
+        if reply.verdict is RequeueVerdict.MISSING:
             raise ClientError(_no_letter(entry_id))
-        return detail
+        return reply.detail
 
     async def purge(self, entry_ids: Sequence[str] | None = None) -> int:
         """Delete dead letters for good: all, or those named. Returns how many were deleted."""

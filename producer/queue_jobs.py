@@ -5,10 +5,10 @@ from collections import Counter
 from contextlib import aclosing
 from datetime import timedelta
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ingine.connect.scripts import load_script
+from ingine.connect.scripts import run_together
+from ingine.contract.calls.script_call import ScriptCall
 from ingine.contract.keys import Keys, Priority
 from ingine.contract.record import JobStatus
 from ingine.producer import arguments
@@ -17,7 +17,6 @@ from ingine.producer.control import QueueControl
 from ingine.producer.listing import WAITING, Found, Wanted, find_jobs
 from ingine.producer.partitions import Partition
 from ingine.producer.results import QueuedJob
-from ingine.producer.submitter import call_together
 
 
 class QueueJobs(QueueControl):
@@ -78,21 +77,21 @@ def _order(job: QueuedJob) -> tuple:
 
 
 async def _cancel_all(partition: Partition, page: list[Found]) -> list[str]:
-    """What comes of each that can be read. Raises ServerUnavailable for what the server has against one."""
+    """Cancel these jobs, but for those that cannot be read. Returns the outcome of each.
+
+    Raises ServerUnavailable if the server returned an error for one.
+    """
     calls = [_call(partition.keys, found) for found in page if found.listed.job_id]
-
-    async def run(redis: Redis, _: Keys) -> list:
-        return await call_together(redis, load_script(redis, "cancel"), calls)
-
-    outcomes = []
-    for answer in await partition.call(run) if calls else ():
-        if isinstance(answer, RedisError):
-            raise partition.server.unavailable(answer)
-        outcomes.append(answer.decode())
+    if not calls:
+        return []
+    outcomes = await partition.call(lambda redis, _: run_together(redis, calls))
+    for outcome in outcomes:
+        if isinstance(outcome, RedisError):
+            raise partition.server.unavailable(outcome)
     return outcomes
 
 
-def _call(keys: Keys, found: Found) -> tuple[list[str], list]:
+def _call(keys: Keys, found: Found) -> ScriptCall[str]:
     listed = found.listed
     return cancel_call(
         keys,

@@ -19,7 +19,8 @@ from functools import partial
 
 from redis.asyncio import Redis
 
-from ingine.connect.scripts import load_script
+from ingine.connect.scripts import run_script
+from ingine.contract.calls import producing
 from ingine.contract.keys import Keys
 from ingine.errors import ClientError
 from ingine.producer.partitions import Partition, Partitions
@@ -97,11 +98,9 @@ class _Repartition:
 
 async def _close_if_empty(partition: Partition, number: int | None) -> str:
     """Tell producers the new number from now on, if one is given. Returns what lies there, or ''."""
-    keys = partition.keys
-    touched, args = [keys.settings, *keys.all_jobs, keys.delayed, keys.dead], [number] if number else []
-    script = load_script(partition.server.redis, "partition")
-    answer = await partition.call(lambda redis, _: script(keys=touched, args=args, client=redis))
-    return answer.decode()
+    return await partition.call(
+        lambda redis, keys: run_script(redis, producing.partition(keys, number=number))
+    )
 
 
 async def _write_settings(redis: Redis, keys: Keys, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""What a producer gets back: chunks, results, and how jobs and queues stand."""
+"""The values that the client returns: chunks, results, and the state of jobs and queues."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""From `submit`'s arguments to a valid job, and from the script's answer to an error. No I/O here."""
+"""Build a valid job from the arguments of `submit`, and an error from the script's reply. Does no I/O."""
 
 import re
 import uuid
@@ -9,16 +9,9 @@ from typing import Any
 
 import msgpack
 
-from ingine.contract.jobs import (
-    DEFAULT_MAX_JOB_BYTES,
-    DEFAULT_MAX_QUEUED_BYTES,
-    DEFAULT_MAX_QUEUED_JOBS,
-    MAX_JOB_BYTES,
-    Job,
-    decode_job,
-    encode_job,
-    token_cost,
-)
+from ingine.contract.calls.producing import SubmitReply, SubmitVerdict, submit
+from ingine.contract.calls.script_call import ScriptCall
+from ingine.contract.jobs import Job, decode_job, encode_job, token_cost
 from ingine.contract.keys import Keys, Priority, partition_of, read_num_partitions
 from ingine.errors import (
     ClientError,
@@ -86,71 +79,59 @@ class Submission:
 
     def script_call(
         self, keys: Keys, num_partitions: int = 1, same: str | None = None
-    ) -> tuple[list[str], list[Any]]:
-        """KEYS and ARGV of `scripts/submit.lua`. `same`: the job that it named when this was sent before."""
-        job = self.job
-        touched = [
-            *(keys.job(job.id), keys.settings, keys.jobs(job.priority), *keys.all_jobs),
-            *(keys.delayed, keys.bytes, keys.rate(job.tenant or ""), keys.deadlines),
-            *(keys.idem(self.idempotency_key or ""), *([] if same is None else [keys.job(same)])),
-        ]
-        return touched, [
-            job.id,
+    ) -> ScriptCall[SubmitReply]:
+        """The call that submits the job. `same`: the job id that an earlier reply named, see `submit`."""
+        return submit(
+            keys,
+            self.job,
             self.raw,
-            str(job.priority),
-            self.nonce,
-            job.reply_to or "",
-            self.idempotency_key or "",
-            DEFAULT_MAX_QUEUED_JOBS,
-            DEFAULT_MAX_JOB_BYTES,
-            DEFAULT_MAX_QUEUED_BYTES,
-            num_partitions,
-            job.tenant or "",
-            self.cost,
-            job.not_before_ms or 0,
-            MAX_JOB_BYTES,
-            job.deadline_ms or 0,
-            same or "",
-        ]
+            nonce=self.nonce,
+            cost=self.cost,
+            idempotency_key=self.idempotency_key,
+            num_partitions=num_partitions,
+            same=same,
+        )
 
-    def accepted_id(self, answer: Sequence[bytes], keys: Keys) -> str:
-        """The id of the job that the script accepted, or knew by its idempotency key. Raises its refusal."""
-        verdict, detail = (part.decode(errors="replace") for part in answer)
-        match verdict:
-            case "accepted" | "same":
+    def accepted_id(self, reply: SubmitReply, keys: Keys) -> str:
+        """Return the id of the job that was accepted, or that has this idempotency key.
+
+        Raises an error for any other verdict, and Repartitioned if the job belongs to another partition.
+        """
+        detail = reply.detail
+        match reply.verdict:
+            case SubmitVerdict.ACCEPTED | SubmitVerdict.SAME:
                 return detail
-            case "partitions":
+            case SubmitVerdict.PARTITIONS:
                 try:
-                    raise Repartitioned(read_num_partitions(answer[1]))
+                    raise Repartitioned(read_num_partitions(detail.encode()))
                 except ValueError as error:
                     raise ClientError(str(error)) from None
-            case "duplicate":
+            case SubmitVerdict.DUPLICATE:
                 raise DuplicateJob(
                     f"job {self.job.id} exists already: attach to it, or submit under another job_id"
                 )
-            case "full":
+            case SubmitVerdict.FULL:
                 raise QueueFull(
                     f"queue {keys.queue!r} is at its limit of {detail} jobs, nothing was accepted: "
                     "try again later, start more workers, or raise max_jobs"
                 )
-            case "full_bytes":
+            case SubmitVerdict.FULL_BYTES:
                 raise QueueFull(
                     f"queue {keys.queue!r} is at its limit of {detail} bytes, nothing was accepted: "
                     "try again later, start more workers, or raise max_bytes"
                 )
-            case "rate":
+            case SubmitVerdict.RATE:
                 raise RateLimited(
                     f"tenant {self.job.tenant or ''!r} submits faster than queue {keys.queue!r} allows, "
                     f"nothing was accepted: try again in {detail} ms, or raise max_jobs_per_s",
                     retry_after_s=int(detail) / 1000,
                 )
-            case "too_large":
+            case SubmitVerdict.TOO_LARGE:
                 raise InvalidJob(
                     ErrorCode.JOB_TOO_LARGE,
                     f"the job has {len(self.raw)} bytes, the limit of queue {keys.queue!r} is {detail}",
                     job_id=self.job.id,
                 )
-        raise ClientError(f"the submit script answered {verdict!r}")
 
 
 def build_submission(

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from redis import exceptions
 from redis.asyncio import Redis
 
-from ingine.connect.scripts import Script, load_script
+from ingine.connect.scripts import run_script, run_together
+from ingine.contract.calls.producing import SubmitReply, SubmitVerdict
+from ingine.contract.calls.script_call import ScriptCall
 from ingine.contract.keys import partition_of
 from ingine.errors import ClientError, InvalidJob, NoWorker
 from ingine.producer.partitions import Partition, Partitions
@@ -16,35 +18,16 @@ from ingine.producer.queue_info import num_serving
 from ingine.producer.submission import Repartitioned, Submission
 
 SUBMISSIONS_PER_TRIP = 256
-MAX_TRIPS = 3
-"""Of the same calls, while the server loses their script."""
 MAX_ATTEMPTS = 10
 """While the number of partitions changes, which takes a moment."""
 
 Refusal = ClientError
 
 
-async def call_together(redis: Redis, script: Script, calls: Sequence[tuple[list[str], list]]) -> list:
-    """The answer or error of each call of a script that may be called twice, in one trip.
-
-    Another trip follows where the server has lost the script after the pipeline had looked for it, as one
-    that starts anew does. Where it has lost it each time, the errors say so.
-    """
-    for _ in range(MAX_TRIPS):
-        pipeline = redis.pipeline(transaction=False)
-        for touched, args in calls:
-            await script(keys=touched, args=args, client=pipeline)
-        answers = await pipeline.execute(raise_on_error=False)
-        if not any(isinstance(answer, exceptions.NoScriptError) for answer in answers):
-            break
-    return answers
-
-
 class Submitter:
     def __init__(self, partitions: Partitions, *, require_worker: bool = False):
         self._partitions = partitions
         self._require_worker = require_worker
-        self._script = load_script(partitions.base.server.redis, "submit")
 
     async def submit(self, submission: Submission) -> str:
         """The id of the accepted job. Raises what refuses it, see `AsyncClient.submit`."""
@@ -103,8 +86,8 @@ class Submitter:
                 )
             answers = await self._ask(partition, submissions, [None] * len(submissions), num_partitions)
             # Whether the job that an idempotency key names is still there, only a second call can ask.
-            named = {n: job_id for n, job_id in enumerate(map(_same_job, answers)) if job_id}
-            if known := {n: job_id.decode(errors="replace") for n, job_id in named.items()}:
+            known = {n: reply.detail for n, reply in enumerate(answers) if _is_known(reply)}
+            if known:
                 again = [submissions[n] for n in known]
                 final = await self._ask(partition, again, list(known.values()), num_partitions)
                 answers = [dict(zip(known, final, strict=True)).get(n, a) for n, a in enumerate(answers)]
@@ -128,20 +111,22 @@ class Submitter:
         submissions: Sequence[Submission],
         same: Sequence[str | None],
         num_partitions: int,
-    ) -> list:
+    ) -> list[SubmitReply | exceptions.RedisError]:
         calls = [
             submission.script_call(partition.keys, num_partitions, job_id)
             for submission, job_id in zip(submissions, same, strict=True)
         ]
-        return await partition.call(lambda redis, _: self._run(redis, calls))
-
-    async def _run(self, redis: Redis, calls: list[tuple[list[str], list]]) -> list:
-        if len(calls) == 1:
-            [(touched, args)] = calls
-            return [await self._script(keys=touched, args=args, client=redis)]
-        return await call_together(redis, self._script, calls)
+        return await partition.call(lambda redis, _: _run(redis, calls))
 
 
-def _same_job(answer: list[bytes] | exceptions.RedisError) -> bytes | None:
-    """The job that this idempotency key submitted before."""
-    return answer[1] if isinstance(answer, list) and answer[0] == b"same" else None
+async def _run(
+    redis: Redis, calls: list[ScriptCall[SubmitReply]]
+) -> list[SubmitReply | exceptions.RedisError]:
+    if len(calls) == 1:
+        return [await run_script(redis, calls[0])]
+    return await run_together(redis, calls)
+
+
+def _is_known(reply: SubmitReply | exceptions.RedisError) -> bool:
+    """A job was submitted before with this idempotency key."""
+    return isinstance(reply, SubmitReply) and reply.verdict is SubmitVerdict.SAME

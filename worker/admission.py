@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 
+from ingine.contract.calls.begin import Begun
+from ingine.contract.entries import MAX_ENTRY_BYTES, Entry
 from ingine.contract.foreign_formats import no_job_field
 from ingine.contract.jobs import MAX_JOB_BYTES, Job, decode_job, read_job_id
 from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.worker.entries import MAX_ENTRY_BYTES, Begun, Entry
 from ingine.worker.faults import burying, ending_faulty
 from ingine.worker.finisher import Finisher
 from ingine.worker.hosting.engine_link import EngineHost
@@ -144,7 +145,7 @@ class Admission:
             job_id = (await self._decode(queue, entry, MAX_JOB_BYTES)).id
         except InvalidJob as fault:
             job_id = fault.job_id
-        await queue.release(entry, job_id or "", 0)
+        await queue.release_unbegun(entry, job_id)
 
     async def _decode(self, queue: Queue, entry: Entry, max_bytes: int) -> Job:
         """Decode the job of an entry. Raises InvalidJob, with the job id if that could be read.

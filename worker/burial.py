@@ -6,13 +6,13 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from ingine.contract.entries import Entry
 from ingine.contract.events import TerminalEvent
 from ingine.contract.faults import MAX_REASON_CHARS
 from ingine.contract.jobs import read_reply_to
 from ingine.contract.keys import Keys
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason
-from ingine.worker.entries import Entry
 from ingine.worker.retry import never_passes
 
 

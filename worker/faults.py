@@ -7,9 +7,9 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from ingine.contract.entries import Entry
 from ingine.contract.jobs import read_job_id
 from ingine.errors import ErrorCode
-from ingine.worker.entries import Entry
 from ingine.worker.finisher import BAD_RECORD, Finisher
 from ingine.worker.jobs import BegunJob
 from ingine.worker.logs import log_event

@@ -5,8 +5,9 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from ingine.contract.calls.running import Finish, Refusal
+from ingine.contract.entries import Entry
 from ingine.errors import ErrorCode
-from ingine.worker.entries import Entry, Finish, Refusal
 from ingine.worker.jobs import BegunJob
 from ingine.worker.logs import log_event
 from ingine.worker.metrics import Metrics

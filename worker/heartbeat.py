@@ -12,8 +12,9 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ingine.connect.scripts import load_script
-from ingine.contract.keys import GROUP, SILENT_AFTER_S, Keys, Priority
+from ingine.connect.scripts import run_script
+from ingine.contract.calls.upkeep import forget
+from ingine.contract.keys import SILENT_AFTER_S, Keys, Priority
 from ingine.worker.logs import log_event
 from ingine.worker.metrics import Metrics
 from ingine.worker.retry import Backoff, never_passes
@@ -61,7 +62,6 @@ class Heartbeat:
         self._describe = describe
         self._learn = learn
         self._learn_models = learn_models
-        self._forget = load_script(redis, "forget")
         self._early = asyncio.Event()
         self._in_contact_since_s = 0
         """When the latest unbroken series of beats began: seconds since the epoch by the server's clock."""
@@ -150,7 +150,7 @@ class Heartbeat:
 
     async def _forget_dead_workers(self) -> None:
         """Delete the data of dead workers: their ids never come back, since each start makes a new one."""
-        await self._forget(keys=self._keys.all_jobs, args=[GROUP, FORGET_AFTER_S * 1000])
+        await run_script(self._redis, forget(self._keys, idle_ms=FORGET_AFTER_S * 1000))
         now_s, _ = await self._redis.time()
         # In this order: `drain` is set for a worker in the hash, so a flag without a worker is left over.
         fields = await self._redis.hgetall(self._keys.settings)

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
+from ingine.contract.entries import Entry
 from ingine.contract.jobs import DEFAULT_MAX_JOB_BYTES
 from ingine.worker.admission import Admission
-from ingine.worker.entries import Entry
 from ingine.worker.leases import RENEWALS_PER_LEASE
 from ingine.worker.logs import log_event
 from ingine.worker.queue import Queue

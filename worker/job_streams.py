@@ -1,23 +1,24 @@
-"""The jobs streams of one partition as its workers read them: who gets which entry.
+"""The jobs streams of one partition as its workers read them: which worker gets which entry.
 
-Nothing here retries. Every call may be made again after an error: that is the scripts' design.
+No method retries. Each may be called again after an error, as all scripts are written for that.
 """
 
 import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable
-from dataclasses import replace
 from typing import TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ingine.connect.scripts import load_script
-from ingine.contract.keys import GROUP, PARKED_PREFIX, RELEASED, WAITING, Keys, Priority, parked
-from ingine.worker import last_ids
+from ingine.connect.scripts import run_script
+from ingine.contract.calls import delivery, upkeep
+from ingine.contract.calls.script_call import ScriptCall
+from ingine.contract.entries import Entry, read_entry
+from ingine.contract.keys import GROUP, Keys, Priority, parked
 from ingine.worker.contact import Contact
-from ingine.worker.entries import MAX_ENTRY_BYTES, Entry, read_entries, read_entry
+from ingine.worker.last_ids import renumber
 from ingine.worker.logs import log_event
 from ingine.worker.retry import never_passes
 from ingine.worker.served_model import ServedModel
@@ -26,26 +27,24 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 LOW_FIRST_EVERY = 8
-"""Each eighth read asks for low priority first, so that a flood of urgent jobs does not starve it."""
+"""Each eighth read begins with the low priority, so that a flood of urgent jobs does not starve it."""
 
 MAX_ORDERED, MAX_ORDERINGS = 50, 10
-"""New entries that one call puts into the fair order, and calls in a row. A script reads whole jobs, which
-can be large, while nobody else is served."""
+"""New entries that one call puts into the fair order, and calls in a row. The script reads whole jobs, which
+may be large, and the server serves no other client meanwhile."""
 
 PENDING_PAGE = 8
-"""Entries of each jobs stream in a reply that is bounded by nothing else. An entry may have 8 MiB."""
+"""Entries of each jobs stream in a reply that has no other bound. An entry may have 8 MiB."""
 
 DEFAULT_MAX_COST = 1 << 20
-"""Tokens that a job may cost at most: more than models have. A worker says what its engine's longest is."""
-
-SCRIPTS = ("take", "claim", "unpark", "adopt", *last_ids.SCRIPTS)
+"""Most tokens that a job counts for: more than any model's longest sequence. A worker passes its engine's."""
 
 
 class JobStreams:
-    """One stream for each priority, and the consumer group that all workers of the queue read in.
+    """A stream for each priority, which all workers of the queue read in one consumer group.
 
-    An entry goes to one worker, whose name it is pending under until the job ends. Entries that wait in the
-    fair order, are released or are parked for a model are pending under names that no worker has.
+    An entry is delivered to one worker, and is pending under its name until the job ends. Entries that wait
+    in the fair order, are released, or are parked for a model are pending under names that no worker has.
     """
 
     def __init__(
@@ -63,21 +62,21 @@ class JobStreams:
         self.model = model
         self.model_wait_s = model_wait_s
         self.served_elsewhere: frozenset[str] = frozenset()
-        """Names and fingerprints that other workers of the queue serve, or did within `model_wait_s`."""
+        """Names and fingerprints of the models that other workers of the queue have served within
+        `model_wait_s`."""
         self.contact = Contact()
         self._redis = redis
         self._max_cost = max_cost
-        self._scripts = {name: load_script(redis, name) for name in SCRIPTS}
         self._served = list(Priority)
-        """Those whose jobs stream is one."""
+        """The priorities whose key holds a stream."""
         self._num_reads = itertools.count(1)
         self._adopt_after = dict.fromkeys(Priority, "")
         self._may_be_parked = set(Priority)
 
     async def create_groups(self) -> None:
-        """From 0, so that what was queued before the first worker is seen too.
+        """Create the consumer group of each jobs stream, at 0: the first worker sees jobs queued before it.
 
-        Where somebody has written something else under a jobs stream's key, the others are served.
+        A jobs stream whose key holds another type is not served; the others are.
         """
         served = []
         for priority in Priority:
@@ -96,9 +95,9 @@ class JobStreams:
         self._served = served
 
     async def take(self, count: int) -> list[Entry]:
-        """Up to `count` entries that no worker has: most urgent first, then parked ones, then in fair order.
+        """Take up to `count` entries that no worker has, without waiting.
 
-        Does not wait.
+        The most urgent priority comes first; within one, parked entries, then the fair order.
         """
         order = list(self._served)
         if next(self._num_reads) % LOW_FIRST_EVERY == 0:
@@ -112,18 +111,23 @@ class JobStreams:
         return entries
 
     async def _take(self, priority: Priority, count: int) -> list[Entry]:
-        keys = self.keys
-        touched = [keys.jobs(priority), keys.fair(priority), keys.ends(priority), keys.settings]
         for calls_left in reversed(range(MAX_ORDERINGS)):
-            options = [MAX_ORDERED, int(calls_left == 0), self._max_cost, MAX_ENTRY_BYTES]
-            args = [GROUP, self.worker_id, count, WAITING, *options]
-            taken, more = await self._answered(self._scripts["take"](keys=touched, args=args)) or ([], 0)
-            if not more:
+            call = delivery.take(
+                self.keys,
+                priority,
+                worker_id=self.worker_id,
+                count=count,
+                max_ordered=MAX_ORDERED,
+                take_anyway=calls_left == 0,
+                max_cost=self._max_cost,
+            )
+            taken = await self._answered(self._run(call))
+            if taken is None or not taken.more:
                 break
-        return read_entries(priority, taken)
+        return [] if taken is None else taken.entries
 
     async def wait_for_new(self, timeout_s: float) -> list[Entry]:
-        """Waits until there is something new, and takes at most one entry of each priority."""
+        """Wait until there is a new entry, and take at most one of each priority."""
         after = dict.fromkeys(self._served, ">")
         read = await self._read_group(after, waits_s=timeout_s, count=1, block=int(timeout_s * 1000))
         return _present(read)
@@ -131,65 +135,74 @@ class JobStreams:
     async def own_pending(
         self, after: dict[Priority, str] | None = None
     ) -> tuple[list[Entry], dict[Priority, str]]:
-        """A page of what was delivered to us already, some of it with a reply that was lost.
+        """Read a page of the entries that are pending with us. The reply that brought one may have been lost.
 
-        after: what the page before has returned beside its entries. After the last page that is empty.
+        after: the second value that the call for the page before returned. It is empty after the last page.
         """
         read = await self._read_group(after or dict.fromkeys(self._served, "0"), count=PENDING_PAGE)
         full = {priority: page for priority, page in read.items() if len(page) == PENDING_PAGE}
         return _present(read), {priority: page[-1][0].decode() for priority, page in full.items()}
 
     async def claim_idle(self, min_idle_s: float, count: int) -> list[Entry]:
-        """Up to `count` entries whose holders were silent for `min_idle_s`, or have released them."""
+        """Claim up to `count` entries that are released, or whose holders were silent for `min_idle_s`."""
         entries: list[Entry] = []
         for priority in self._served:
             if len(entries) < count:
-                min_idle_ms, room = int(min_idle_s * 1000), count - len(entries)
-                args = [GROUP, self.worker_id, min_idle_ms, room, WAITING, PARKED_PREFIX, MAX_ENTRY_BYTES]
-                claiming = self._scripts["claim"](keys=[self.keys.jobs(priority)], args=args)
-                entries += read_entries(priority, await self._answered(claiming) or [])
+                call = delivery.claim(
+                    self.keys,
+                    priority,
+                    worker_id=self.worker_id,
+                    min_idle_ms=int(min_idle_s * 1000),
+                    count=count - len(entries),
+                )
+                entries += await self._answered(self._run(call)) or []
         return entries
 
     def look_for_parked(self) -> None:
-        """Let the next `take` ask for parked entries, and each one after it until there are no more."""
+        """Let `take` ask for parked entries from the next call on, until there are none left."""
         self._may_be_parked = set(Priority)
 
     async def _unpark(self, priority: Priority, count: int) -> list[Entry]:
-        """Up to `count` entries that are parked for our model, or for one that nobody serves any more."""
-        for_us, for_others = self.model.parked, [parked(model) for model in self.served_elsewhere]
-        wait_ms = int(self.model_wait_s * 1000)
-        args = [GROUP, self.worker_id, count, PARKED_PREFIX, wait_ms, len(for_us), MAX_ENTRY_BYTES]
-        args += [*for_us, *for_others]
-        unparking = self._scripts["unpark"](keys=[self.keys.jobs(priority)], args=args)
-        claimed, abandoned = await self._answered(unparking) or ([], [])
-        entries = read_entries(priority, claimed)
-        entries += [replace(entry, abandoned=True) for entry in read_entries(priority, abandoned)]
+        """Claim up to `count` entries that are parked for our model, or for one that no worker serves."""
+        call = delivery.unpark(
+            self.keys,
+            priority,
+            worker_id=self.worker_id,
+            count=count,
+            abandoned_after_ms=int(self.model_wait_s * 1000),
+            ours=self.model.parked,
+            others=[parked(model) for model in self.served_elsewhere],
+        )
+        entries = await self._answered(self._run(call)) or []
         if len(entries) < count:
             self._may_be_parked.discard(priority)
         return entries
 
     async def adopt(self) -> tuple[int, bool]:
-        """Find entries that nobody has, in one page of each stream, for `waiting` or `released` to have.
+        """Find entries that no worker would read, in one page of each stream, and make them available again.
 
-        Those whose ids are among the last that there are get others, and wait anew. How many there were of
-        both, and whether there are pages left.
+        Entries with ids among the last possible ones get new ids. Returns how many entries there were of both
+        kinds, and whether there are pages left.
         """
         if len(self._served) < len(Priority):
             await self.create_groups()
         num_adopted = 0
         for priority in self._served:
-            num_adopted += await self._answered(last_ids.renumber(self._scripts, self.keys, priority)) or 0
-            touched = [self.keys.jobs(priority), self.keys.fair(priority)]
-            args = [GROUP, self._adopt_after[priority], MAX_ORDERED, WAITING, RELEASED]
-            after, number = await self._answered(self._scripts["adopt"](keys=touched, args=args)) or (b"", 0)
-            self._adopt_after[priority] = after.decode()
-            num_adopted += number
+            num_adopted += await self._answered(renumber(self._redis, self.keys, priority)) or 0
+            after = self._adopt_after[priority]
+            call = upkeep.adopt(self.keys, priority, after=after, max_entries=MAX_ORDERED)
+            adopted = await self._answered(self._run(call))
+            self._adopt_after[priority] = adopted.after if adopted else ""
+            num_adopted += adopted.num_adopted if adopted else 0
         return num_adopted, any(self._adopt_after.values())
+
+    async def _run(self, call: ScriptCall[T]) -> T:
+        return await run_script(self._redis, call)
 
     async def _read_group(
         self, after: dict[Priority, str], *, waits_s: float = 0.0, **options
     ) -> dict[Priority, list]:
-        """Ids and fields of the entries, by stream."""
+        """Read entries with XREADGROUP: pairs of an id and a map of fields, by priority."""
         streams = {self.keys.jobs(priority): start for priority, start in after.items()}
         by_stream = {self.keys.jobs(priority).encode(): priority for priority in after}
         if not streams:
@@ -199,9 +212,9 @@ class JobStreams:
         return {by_stream[stream]: page for stream, page in await self._answered(reading, waits_s) or []}
 
     async def _answered(self, reading: Awaitable[T], waits_s: float = 0.0) -> T | None:
-        """None: the server lost its data, or the queue is new, or a stream is none.
+        """Await a reply. Returns None if a stream or its group is missing, or its key holds another type.
 
-        Nothing to read, but now there are groups, where there can be.
+        That is so when the queue is new, or the server has lost its data. The groups are created then.
         """
         try:
             answer = await reading
@@ -215,7 +228,7 @@ class JobStreams:
 
 
 def _present(read: dict[Priority, list]) -> list[Entry]:
-    """Without those that were deleted while they were pending: they have no fields."""
+    """Decode these entries, without those that were deleted while they were pending: they have no fields."""
     return [
         read_entry(priority, entry_id, fields)
         for priority, page in read.items()

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ingine.contract.calls.begin import Begun
+from ingine.contract.entries import Entry
 from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
-from ingine.worker.entries import Begun, Entry
 from ingine.worker.queue import SUSPECT_DEATHS, Queue
 from ingine.worker.sent import Sent
 from ingine.worker.shares import Shares

@@ -1,12 +1,13 @@
 """Recreate a jobs stream whose ids a client has used up, and give the entries with the last ids new ones."""
 
 import logging
-from collections.abc import Mapping
 
-from ingine.connect.scripts import Script
+from redis.asyncio import Redis
+
+from ingine.connect.scripts import run_script
+from ingine.contract.calls import upkeep
 from ingine.contract.jobs import read_job_id
-from ingine.contract.keys import GROUP, Keys, Priority
-from ingine.worker.entries import MAX_ENTRY_BYTES, read_entries
+from ingine.contract.keys import Keys, Priority
 from ingine.worker.logs import log_event
 
 LAST_MS = 2**64 - 1
@@ -14,12 +15,10 @@ LAST_MS = 2**64 - 1
 MAX_PUT_BACK = 8
 """Entries that one call reads and puts back. An entry may have 8 MiB."""
 
-SCRIPTS = ("renumber", "put_back")
-
 logger = logging.getLogger(__name__)
 
 
-async def renumber(scripts: Mapping[str, Script], keys: Keys, priority: Priority) -> int:
+async def renumber(redis: Redis, keys: Keys, priority: Priority) -> int:
     """Renumber entries of a jobs stream that is out of ids. Returns how many entries were put back, at most
     `MAX_PUT_BACK`: 0 once all entries have ids that can stay.
 
@@ -28,13 +27,11 @@ async def renumber(scripts: Mapping[str, Script], keys: Keys, priority: Priority
     `put_back.lua` puts them back one by one. Entries that a dead worker has left aside are put back by the
     next call of any worker.
     """
-    jobs, aside = keys.jobs(priority), keys.set_aside(priority)
-    touched, args = [jobs, keys.while_renumbered(priority), aside], [GROUP, MAX_PUT_BACK, MAX_ENTRY_BYTES]
-    made_anew, page = await scripts["renumber"](keys=touched, args=args)
-    if made_anew:
+    renumbered = await run_script(redis, upkeep.renumber(keys, priority, count=MAX_PUT_BACK))
+    if renumbered.rebuilt:
         log_event(logger, logging.ERROR, "ids used up", priority=priority)
     num_put_back = 0
-    for entry in read_entries(priority, page):
-        touched = [aside, jobs, keys.job(read_job_id(entry.raw) or "")]
-        num_put_back += await scripts["put_back"](keys=touched, args=[entry.id])
+    for entry in renumbered.set_aside:
+        call = upkeep.put_back(keys, priority, aside_id=entry.id, job_id=read_job_id(entry.raw))
+        num_put_back += await run_script(redis, call)
     return num_put_back

@@ -10,10 +10,9 @@ from concurrent.futures import Future
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ingine.connect.scripts import load_script
+from ingine.connect.scripts import run_script
 from ingine.connect.servers import Servers
-from ingine.contract.keys import GROUP
-from ingine.worker.entries import Refusal
+from ingine.contract.calls.running import Refusal, renew
 from ingine.worker.jobs import JobTable, RunningJob
 from ingine.worker.logs import log_event
 from ingine.worker.queue import Queue
@@ -84,11 +83,10 @@ class LeaseThread:
     async def _renew_until_stopped(self, queue: Queue, redis: Redis) -> None:
         """Renew one partition's leases. Each partition has its own task, so that a server that is away costs
         the others no leases."""
-        renew = load_script(redis, "renew")
         interval_s = self._interval_s
         while not await self._stopped_within(interval_s):
             try:
-                await self._renew_all(queue, renew)
+                await self._renew_all(queue, redis)
                 interval_s = self._interval_s
             except (RedisError, OSError) as error:
                 if interval_s == self._interval_s:  # log each outage once
@@ -102,14 +100,12 @@ class LeaseThread:
                 await self._stopped.wait()
         return self._stopped.is_set()
 
-    async def _renew_all(self, queue: Queue, renew) -> None:
+    async def _renew_all(self, queue: Queue, redis: Redis) -> None:
         jobs = [job for job in self._jobs.leased() if job.queue is queue]
         if not jobs:
             return
-        keys, args = [], [GROUP, self._worker_id]
-        for job in jobs:
-            keys += [queue.keys.jobs(job.entry.priority), queue.keys.job(job.id)]
-            args += [job.entry.id, job.attempt]
-        for job, answer in zip(jobs, await renew(keys=keys, args=args), strict=True):
-            if answer:
-                self._answered(job, Refusal(answer))
+        leases = [(job.entry, job.id, job.attempt) for job in jobs]
+        call = renew(queue.keys, leases, worker_id=self._worker_id)
+        for job, refusal in zip(jobs, await run_script(redis, call), strict=True):
+            if refusal is not None:
+                self._answered(job, refusal)

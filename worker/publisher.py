@@ -6,11 +6,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
+from ingine.contract.calls.running import Append, Finish, Refusal
 from ingine.contract.events import TokensEvent
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
-from ingine.worker.entries import Append, Finish, Refusal
 from ingine.worker.finisher import BAD_RECORD, Finisher
 from ingine.worker.jobs import MAX_ROLLBACKS, JobTable, RunningJob
 from ingine.worker.logs import log_event

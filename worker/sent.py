@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from ingine.worker.entries import Append
+from ingine.contract.calls.running import Append
 
 KEPT_BYTES = 128 << 10
 """Size of the committed events that are kept for each job: several seconds of tokens, or about one second

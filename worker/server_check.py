@@ -12,8 +12,9 @@ from typing import Any
 from redis import exceptions
 from redis.asyncio import Redis
 
-from ingine.connect.scripts import load_script
+from ingine.connect.scripts import run_script
 from ingine.connect.server_errors import WrongServer, is_lacking
+from ingine.contract.calls.upkeep import may
 from ingine.contract.keys import Keys
 from ingine.contract.roles import Role, calls
 from ingine.errors import ConfigError
@@ -85,13 +86,13 @@ async def check_server(redis: Redis, where: str, keys: Keys) -> None:
             raise _fault(about, "is a Sentinel: the URL begins with redis+sentinel:// there")
         if about.lacking:
             raise _fault(about, f"lacks {', '.join(about.lacking)}, or has renamed it. {WANTED}")
-        refused = await load_script(redis, "may")(args=needed_calls(keys))
+        refused = await run_script(redis, may(needed_calls(keys)))
     except (exceptions.ResponseError, exceptions.AuthenticationError, WrongServer) as error:
         if (remedy := _remedy(error, redis)) is None:
             raise
         raise _fault(about, f"says: {error}{remedy}") from None
     if refused:
-        what = f"{_refusals([call.decode() for call in refused])} on keys and channels of {keys.prefix}"
+        what = f"{_refusals(refused)} on keys and channels of {keys.prefix}"
         raise _fault(about, f"does not let its user run {what}: {RIGHTS}")
     _check_memory_and_disk(about)
 

@@ -4,7 +4,8 @@ import msgpack
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ingine.connect.scripts import load_script
+from ingine.connect.scripts import run_script
+from ingine.contract.calls.upkeep import agree_on_model
 from ingine.contract.keys import SILENT_AFTER_S, Keys, read_num_partitions
 from ingine.errors import ConfigError
 from ingine.worker.heartbeat import Heartbeat
@@ -70,10 +71,10 @@ async def enter(redis: Redis, queue: Queue, heartbeat: Heartbeat, settings: Work
 
 async def _agree_on_model(redis: Redis, queue: Queue) -> None:
     """Set the queue's model to this worker's. Raises ConfigError if a live worker has another one."""
-    agree, ours = load_script(redis, "agree_on_model"), queue.model.fingerprint
-    replaces = b""
+    ours, replaces = queue.model.fingerprint, b""
     for _ in range(MAX_REPLACED + 1):
-        if (holds := await agree(keys=[queue.keys.settings], args=[ours, replaces])) == ours.encode():
+        call = agree_on_model(queue.keys, fingerprint=ours, replaces=replaces)
+        if (holds := await run_script(redis, call)) == ours.encode():
             return
         if worker := await _live_worker_of(redis, queue.keys, holds):
             raise ConfigError(

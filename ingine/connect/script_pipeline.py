@@ -1,7 +1,7 @@
-"""Script calls in as few round trips as can be: most of what a call costs a worker is the round trip.
+"""Make script calls in as few round trips as possible: the round trip is most of what a call costs a worker.
 
-They are sent and read on a connection of the client's pool. What redis-py does around each command and each
-pipeline beside that (counting, timing, trying again, which workers do by themselves) takes as long again.
+Calls are sent, and their replies read, on a connection of the client's pool. What redis-py does around each
+command and each pipeline (counting, timing, and retries, which workers make themselves) takes as long again.
 """
 
 import asyncio
@@ -13,89 +13,91 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, ResponseError
 
-from ingine.connect.scripts import Script
+from ingine.connect.scripts import script_of
+from ingine.contract.calls.script_call import Reply, ScriptCall
 
 
-@dataclass(slots=True)
-class _Call:
-    script: Script
-    keys: Sequence[str]
-    args: Sequence[Any]
-    answer: asyncio.Future | None = None
-    """None: no other call shares its round trip."""
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    call: ScriptCall
+    reply: asyncio.Future
 
 
 class ScriptPipeline:
-    """What several coroutines call at the same moment goes to the server together, in that order."""
+    """Makes script calls on one server, and sends those of several coroutines together, in their order."""
 
     def __init__(self, redis: Redis):
         self._redis = redis
-        self._waiting: list[_Call] = []
+        self._waiting: list[_Waiting] = []
         self._flushes: set[asyncio.Task] = set()
 
-    async def call(self, script: Script, *, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """What `script(keys=keys, args=args)` answers or raises. A broken connection is everybody's error."""
-        call = _Call(script, keys, args, asyncio.get_running_loop().create_future())
-        self._waiting.append(call)
+    async def call(self, call: ScriptCall[Reply]) -> Reply:
+        """Make `call` and return its reply, decoded. Raises RedisError.
+
+        It shares a round trip with the other calls of this turn of the event loop. If the connection breaks,
+        all of them raise that error.
+        """
+        waiting = _Waiting(call, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
         if len(self._waiting) == 1:
             flush = asyncio.create_task(self._flush())
-            self._flushes.add(flush)  # the loop itself holds tasks but weakly
+            self._flushes.add(flush)  # the event loop holds only a weak reference to a task
             flush.add_done_callback(self._flushes.discard)
-        return await call.answer
+        return call.read_reply(await waiting.reply)
 
-    async def call_alone(self, script: Script, *, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """As `call`, in a round trip of its own: large calls do not wait for each other's answers."""
-        (answer,) = await self._answers([_Call(script, keys, args)])
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    async def call_alone(self, call: ScriptCall[Reply]) -> Reply:
+        """Make `call` like `call`, in a round trip of its own: large calls do not wait for other replies."""
+        (reply,) = await self._replies([call])
+        if isinstance(reply, Exception):
+            raise reply
+        return call.read_reply(reply)
 
     async def _flush(self) -> None:
-        calls, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, []
         try:
-            answers = await self._answers(calls)
+            replies = await self._replies([each.call for each in waiting])
         except Exception as error:
-            answers = [error] * len(calls)
-        for call, answer in zip(calls, answers, strict=True):
-            if call.answer.done():  # cancelled
+            replies = [error] * len(waiting)
+        for each, reply in zip(waiting, replies, strict=True):
+            if each.reply.done():  # cancelled
                 continue
-            if isinstance(answer, Exception):
-                call.answer.set_exception(answer)
+            if isinstance(reply, Exception):
+                each.reply.set_exception(reply)
             else:
-                call.answer.set_result(answer)
+                each.reply.set_result(reply)
 
-    async def _answers(self, calls: list[_Call]) -> list[Any]:
-        """An answer or an error for each. Raises what breaks the round trip."""
-        answers = await self._exchange(calls)
-        for number, answer in enumerate(answers):
-            if isinstance(answer, NoScriptError):  # the server is new, or has started anew
-                answers[number] = await _load_and_call(calls[number])
-        return answers
+    async def _replies(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """Return a raw reply or an error for each call. Raises the error of a broken connection."""
+        replies = await self._exchange(calls)
+        for number, reply in enumerate(replies):
+            if isinstance(reply, NoScriptError):  # the server is new, or has restarted
+                replies[number] = await self._load_and_call(calls[number])
+        return replies
 
-    async def _exchange(self, calls: list[_Call]) -> list[Any]:
+    async def _exchange(self, calls: Sequence[ScriptCall]) -> list[Any]:
         pool = self._redis.connection_pool
         connection = await pool.get_connection()
         try:
             commands = [
-                ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args) for call in calls
+                ("EVALSHA", script_of(call.source).sha, len(call.keys), *call.keys, *call.args)
+                for call in calls
             ]
             await connection.send_packed_command(connection.pack_commands(commands))
-            # Whatever is no answer of the server, a cancellation too, closes the connection: no answer is
-            # left in it for whoever has it next.
-            return [await _read_answer(connection) for _ in calls]
+            # Any exception but a server's error reply, a cancellation too, closes the connection: no reply
+            # remains in it for the coroutine that uses it next.
+            return [await _read_reply(connection) for _ in calls]
         finally:
             await pool.release(connection)
 
+    async def _load_and_call(self, call: ScriptCall) -> Any:
+        try:
+            return await script_of(call.source)(keys=call.keys, args=call.args, client=self._redis)
+        except Exception as error:
+            return error
 
-async def _read_answer(connection: AbstractConnection) -> Any:
+
+async def _read_reply(connection: AbstractConnection) -> Any:
     try:
         return await connection.read_response()
     except ResponseError as error:
-        return error
-
-
-async def _load_and_call(call: _Call) -> Any:
-    try:
-        return await call.script(keys=call.keys, args=call.args)
-    except Exception as error:
         return error

@@ -2,21 +2,22 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import uuid4
 
 from redis.asyncio import Redis
 
+from ingine.connect.scripts import run_script
+from ingine.contract.calls.running import Append, Finish, Refusal, renew
+from ingine.contract.calls.upkeep import forget
+from ingine.contract.entries import Entry
 from ingine.contract.events import TerminalEvent, TokensEvent
 from ingine.contract.expiry import expire
 from ingine.contract.keys import GROUP, Keys, Priority
 from ingine.contract.record import JobStatus
-from ingine.contract.scripts import read_script
 from ingine.errors import ClientError, JobNotFound
 from ingine.producer.client import AsyncClient
 from ingine.producer.submission import Submission
-from ingine.worker.entries import Append, Entry, Finish, Refusal, position_or_refusal
 from ingine.worker.queue import Queue
 from tests.contract.model import MAX_DEATHS
 from tests.contract.snapshot import SILENT_MS, take_snapshot
@@ -82,15 +83,9 @@ class Calls:
     keys: Keys = field(default_factory=lambda: Keys(f"contract-{uuid4().hex[:12]}"))
 
     def __post_init__(self):
-        self._submit = self._script(read_script("submit"))
-        self._renew = self._script(read_script("renew"))
-        self._forget = self._script(read_script("forget"))
         self._client = AsyncClient(queue=self.keys.queue, redis=self.redis)
         self._queues: dict[str, Queue] = {}
         self.run(self.queue("setup").create_groups())
-
-    def _script(self, source: str) -> Callable:
-        return self.redis.register_script(source)
 
     def run(self, call):
         return self.loop.run_until_complete(call)
@@ -120,9 +115,8 @@ class Calls:
     # ---------------------------------------------------------------------------------- producers
 
     def submit(self, submission: Submission, num_partitions: int = 1) -> tuple[str, str]:
-        touched, args = submission.script_call(self.keys, num_partitions)
-        verdict, detail = self.run(self._submit(keys=touched, args=args))
-        return verdict.decode(), detail.decode()
+        reply = self.run(run_script(self.redis, submission.script_call(self.keys, num_partitions)))
+        return reply.verdict, reply.detail
 
     def cancel(self, job_id: str) -> str:
         try:
@@ -160,12 +154,9 @@ class Calls:
 
     # ------------------------------------------------------------------------------------ workers
 
-    def renew(self, worker: str, attempts: list[Attempt]) -> list[int | Refusal]:
-        touched, args = [], [GROUP, worker]
-        for attempt in attempts:
-            touched += [self.keys.jobs(attempt.entry.priority), self.keys.job(attempt.job_id)]
-            args += [attempt.entry.id, attempt.number]
-        return [position_or_refusal(answer) for answer in self.run(self._renew(keys=touched, args=args))]
+    def renew(self, worker: str, attempts: list[Attempt]) -> list[Refusal | None]:
+        leases = [(attempt.entry, attempt.job_id, attempt.number) for attempt in attempts]
+        return self.run(run_script(self.redis, renew(self.keys, leases, worker_id=worker)))
 
     def adopt(self) -> None:
         while self.run(self.queue("w1").adopt())[1]:
@@ -177,7 +168,7 @@ class Calls:
 
     def forget_consumers(self) -> None:
         """Forget consumers with nothing pending, as if they had been gone for long."""
-        self.run(self._forget(keys=self.keys.all_jobs, args=[GROUP, -1]))
+        self.run(run_script(self.redis, forget(self.keys, idle_ms=-1)))
 
     # --------------------------------------------------------------------------------------- time
 

@@ -6,10 +6,10 @@ The server chooses the ids of entries and the time, which are passed to the mode
 
 from dataclasses import dataclass, field
 
+from ingine.contract.calls.running import Refusal
 from ingine.contract.keys import RELEASED, Priority
 from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
-from ingine.worker.entries import Refusal
 from tests.contract.fair_order import Entry, JobsStream
 
 MAX_DEATHS, SUSPECT_DEATHS = 3, 2
@@ -274,13 +274,13 @@ class Model:
 
     def renew(
         self, worker: str, priority: Priority, entry_id: str, job_id: str, attempt: int
-    ) -> int | Refusal:
+    ) -> Refusal | None:
         record = self.records.get(job_id)
         if record is None or not record.runs_under(worker, attempt):
             return Refusal.STALE
         if entry_id in self.streams[priority].entries:
             self.streams[priority].give(entry_id, worker)
-        return Refusal.CANCELLED if record.cancel else 0
+        return Refusal.CANCELLED if record.cancel else None
 
     def bury(self, worker: str, priority: Priority, entry_id: str, code: str) -> bool:
         if not self.holds(worker, priority, entry_id):

@@ -5,13 +5,13 @@ import contextlib
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, multiple, precondition, rule
 
+from ingine.contract.calls.running import Append
+from ingine.contract.entries import Entry as QueueEntry
 from ingine.contract.events import decode_event
 from ingine.contract.jobs import decode_job
 from ingine.contract.keys import Priority
 from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode, InvalidJob
-from ingine.worker.entries import Append
-from ingine.worker.entries import Entry as QueueEntry
 from ingine.worker.job_streams import LOW_FIRST_EVERY
 from tests.contract.calls import Attempt, Delivered
 from tests.contract.producing import WORKERS, Machine
@@ -185,9 +185,9 @@ class Working(Machine):
     @rule(delivered=delivered)
     def release_unbegun(self, delivered):
         """Release an entry that is not begun, or was begun with a lost reply."""
-        queue, job_id = self.calls.queue(delivered.worker), delivered.job_id or ""
-        released = self.calls.run(queue.release(delivered.entry, job_id, 0))
-        assert released == self.model.release(*delivered.place, job_id, 0)
+        queue = self.calls.queue(delivered.worker)
+        released = self.calls.run(queue.release_unbegun(delivered.entry, delivered.job_id))
+        assert released == self.model.release(*delivered.place, delivered.job_id or "", 0)
 
     @rule(attempt=attempts, pause_s=st.sampled_from([None, None, 1e6]))
     def delay(self, attempt, pause_s):

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
+from ingine.contract.calls.running import Finish
 from ingine.contract.events import TerminalEvent
 from ingine.contract.keys import Keys
 from ingine.contract.record import JobStatus
 from ingine.producer import AsyncClient
-from ingine.worker.entries import Finish
 from ingine.worker.queue import Queue
 from tests.producer.conftest import Server
 from tests.served_models import TINY

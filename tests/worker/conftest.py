@@ -9,6 +9,7 @@ import fakeredis
 import pytest
 import redis.asyncio
 
+from ingine.contract.entries import Entry
 from ingine.contract.events import TerminalEvent, decode_event
 from ingine.contract.jobs import Job, encode_job
 from ingine.contract.keys import GROUP, Keys, Priority, is_worker
@@ -16,7 +17,6 @@ from ingine.contract.record import JobStatus
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.store.fingerprint import model_fingerprint
-from ingine.worker.entries import Entry
 from ingine.worker.hosting.engine_process import EngineProcess
 from ingine.worker.hosting.engine_thread import EngineThread
 from ingine.worker.output_handler import OutputHandler

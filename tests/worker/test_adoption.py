@@ -2,12 +2,12 @@
 
 import pytest
 
+from ingine.connect.scripts import run_script
+from ingine.contract.calls.running import Append, Finish, Refusal, renew
 from ingine.contract.events import TerminalEvent, TokensEvent
 from ingine.contract.jobs import Job, decode_job, encode_job
 from ingine.contract.keys import GROUP, RELEASED, WAITING, Priority
 from ingine.contract.record import JobStatus
-from ingine.contract.scripts import read_script
-from ingine.worker.entries import Append, Finish, Refusal
 from ingine.worker.job_streams import MAX_ORDERED
 from ingine.worker.queue import Queue
 from tests.worker.conftest import take
@@ -116,8 +116,7 @@ async def test_a_living_worker_takes_its_jobs_back(client, keys, make_queue, how
         await client.xgroup_delconsumer(keys.jobs("normal"), GROUP, "w1")
     if adopted:
         await adopt(make_queue("w2"))
-    renew = client.register_script(read_script("renew"))
-    assert await renew(keys=[keys.jobs("normal"), keys.job("a")], args=[GROUP, "w1", entry.id, 1]) == [0]
+    assert await run_script(client, renew(keys, [(entry, "a", 1)], worker_id="w1")) == [None]
     assert await holders(client, keys) == {"w1": ["a"]}
     assert await worker.append([Append("a", 1, TokensEvent(1, [7], "x"), publish=True)]) == [1]
     assert await worker.finish(Finish(entry, 1, TerminalEvent(1, JobStatus.FINISHED, "a"), None)) == 1

@@ -5,15 +5,17 @@ import re
 
 from redis.asyncio import Redis
 
+from ingine.connect.scripts import run_script
 from ingine.connect.servers import Servers
+from ingine.contract.calls.running import Append, Finish, renew
+from ingine.contract.calls.upkeep import forget
+from ingine.contract.entries import Entry
 from ingine.contract.events import TerminalEvent, TokensEvent
 from ingine.contract.expiry import expire
 from ingine.contract.keys import GROUP, Keys, all_partitions, partition_of
 from ingine.contract.record import JobStatus
-from ingine.contract.scripts import read_script
 from ingine.errors import ClientError
 from ingine.producer import AsyncClient
-from ingine.worker.entries import Append, Entry, Finish
 from ingine.worker.last_ids import LAST_MS
 from ingine.worker.queue import Queue
 from tests.served_models import OTHER, TINY
@@ -62,14 +64,12 @@ class Walk:
         (entry,) = await self.queue.take(1)
         assert await self.queue.bury(entry, "not_msgpack", "why")
         assert await self.redis.xadd(self.keys.jobs("normal"), {"job": b"\xc1"}), "there are ids again"
-        forget = self.redis.register_script(read_script("forget"))
-        await forget(keys=self.keys.all_jobs, args=[GROUP, 0])
+        await run_script(self.redis, forget(self.keys, idle_ms=0))
 
     async def runs_until_it_is_buried(self, job_id: str) -> Entry:
         entry, attempt = await self.begin(await self.queue.take(1), job_id)
-        renew = self.redis.register_script(read_script("renew"))
-        touched = [self.keys.jobs("normal"), self.keys.job(job_id)]
-        assert await renew(keys=touched, args=[GROUP, "w1", entry.id, attempt]) == [0]
+        call = renew(self.keys, [(entry, job_id, attempt)], worker_id="w1")
+        assert await run_script(self.redis, call) == [None]
         assert await self.queue.append([Append(job_id, attempt, TokensEvent(1, [7], "x"), True)]) == [1]
         assert await self.queue.delay(entry, job_id, attempt)
         await self.redis.zadd(self.keys.delayed, {job_id: 1})
@@ -80,7 +80,7 @@ class Walk:
         assert await self.queue.park(entry, job_id, OTHER.fingerprint)
         self.other.look_for_parked()
         (entry,) = await self.other.take(1)
-        assert await self.other.release(entry, job_id, 0)
+        assert await self.other.release_unbegun(entry, job_id)
         entry, attempt = await self.begin(await self.queue.claim_idle(3600, 1), job_id)
         end = TerminalEvent(1, JobStatus.FAILED, job_id, error={"code": "worker_lost", "message": "why"})
         assert await self.queue.finish(Finish(entry, attempt, end, "batch", bury=True)) == 1

@@ -5,14 +5,14 @@ from unittest.mock import Mock
 import pytest
 import redis.asyncio
 
+from ingine.connect.scripts import run_script
 from ingine.contract import expiry
+from ingine.contract.calls.running import Append, Finish, Refusal
 from ingine.contract.events import TerminalEvent, TokensEvent, decode_event
 from ingine.contract.expiry import MAX_EXPIRED, expire, expire_due
 from ingine.contract.keys import GROUP, WAITING
 from ingine.contract.record import JobStatus
-from ingine.contract.scripts import read_script
 from ingine.producer.submission import build_submission
-from ingine.worker.entries import Append, Finish, Refusal
 from ingine.worker.queue import Queue
 from tests.served_models import TINY
 from tests.worker.conftest import take
@@ -24,9 +24,7 @@ TTL_S = 60
 def submit(client, keys):
     async def submit(job_id: str = "a", *, deadline_s: float | None = 0.001, **options) -> None:
         submission = build_submission("x", job_id=job_id, deadline_s=deadline_s, **options)
-        touched, args = submission.script_call(keys)
-        script = client.register_script(read_script("submit"))
-        assert (await script(keys=touched, args=args))[0] == b"accepted"
+        assert (await run_script(client, submission.script_call(keys))).verdict == "accepted"
 
     return submit
 
@@ -259,7 +257,7 @@ async def test_a_job_that_moves_again_and_again_is_looked_at_later(
 ):
     await submit(deadline_s=7200)
     await let_deadline_pass()
-    look, num_looks = expiry._look, 0
+    look, num_looks = expiry._read_due, 0
 
     async def look_and_move(*args):
         nonlocal num_looks
@@ -268,7 +266,7 @@ async def test_a_job_that_moves_again_and_again_is_looked_at_later(
         await client.hset(keys.job("a"), "position", num_looks)
         return answers
 
-    monkeypatch.setattr(expiry, "_look", look_and_move)
+    monkeypatch.setattr(expiry, "_read_due", look_and_move)
     assert await expired(client, keys) == "moved"
     assert num_looks == expiry.MAX_ATTEMPTS
     now_s, _ = await client.time()
@@ -306,16 +304,15 @@ async def test_a_large_job_is_read_by_itself(client, keys, make_queue, submit_ov
     """A hundred of them at once would be too much."""
     await submit_overdue_with("small", 100)
     await submit_overdue_with("large", expiry.MAX_BYTES_AT_ONCE)
-    looks = await expiry._look(client, keys, ["small", "large"])
-    assert [bool(looks[job_id][-1]) for job_id in ("small", "large")] == [True, False]
+    due = await expiry._read_due(client, keys, ["small", "large"])
+    assert [bool(due[job_id].raw) for job_id in ("small", "large")] == [True, False]
 
 
 @pytest.fixture
 def submit_overdue_with(client, keys, let_deadline_pass):
     async def submit(job_id: str, num_bytes: int) -> None:
         submission = build_submission("x" * num_bytes, job_id=job_id, deadline_s=7200)
-        touched, args = submission.script_call(keys)
-        await client.register_script(read_script("submit"))(keys=touched, args=args)
+        await run_script(client, submission.script_call(keys))
         await let_deadline_pass(job_id)
 
     return submit
@@ -327,7 +324,6 @@ async def submit_large(redis_url, keys):
     client, num_jobs = redis.asyncio.from_url(redis_url, protocol=2), 6
     queue = Queue(keys, "w1", client, TINY, result_ttl_s=TTL_S, max_deaths=3, model_wait_s=60)
     await queue.create_groups()
-    script = client.register_script(read_script("submit"))
     for number in range(num_jobs):
         if number == num_jobs - 1:
             *_, entry = await queue.take(num_jobs - 1)
@@ -335,8 +331,7 @@ async def submit_large(redis_url, keys):
         submission = build_submission(
             "x" * 200_000, job_id=f"job-{number}", deadline_s=7200, metadata={"n": 1}
         )
-        touched, args = submission.script_call(keys)
-        await script(keys=touched, args=args)
+        await run_script(client, submission.script_call(keys))
     for number in (num_jobs - 2, num_jobs - 1):
         await client.hset(keys.job(f"job-{number}"), "deadline_at", 1)
     yield client, num_jobs, len(submission.raw)

@@ -2,13 +2,12 @@
 
 import pytest
 
+from ingine.connect.scripts import run_script
+from ingine.contract.calls.running import Append, Refusal, renew
 from ingine.contract.events import TokensEvent
 from ingine.contract.jobs import Job, encode_job
-from ingine.contract.keys import GROUP
 from ingine.contract.record import JobStatus
-from ingine.contract.scripts import read_script
 from ingine.errors import ErrorCode
-from ingine.worker.entries import Append, Refusal
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import ENDLESS, GREEDY, leave_behind
 
@@ -45,12 +44,8 @@ async def test_a_record_of_another_kind_loses_its_own_lease_alone(client, keys, 
     queue = make_queue("w1")
     entries = {job_id: await begun(queue, push, job_id) for job_id in ("bad", "good")}
     await client.set(keys.job("bad"), "x")
-    renew = client.register_script(read_script("renew"))
-    touched = [key for job_id in entries for key in (keys.jobs("normal"), keys.job(job_id))]
-    args = [GROUP, "w1"]
-    for entry in entries.values():
-        args += [entry.id, 1]
-    assert await renew(keys=touched, args=args) == [Refusal.STALE.value, 0]
+    leases = [(entry, job_id, 1) for job_id, entry in entries.items()]
+    assert await run_script(client, renew(keys, leases, worker_id="w1")) == [Refusal.STALE, None]
 
 
 async def test_a_broken_log_ends_in_the_dead_letters_and_the_others_go_on(harness):

@@ -3,13 +3,13 @@
 import pytest
 import redis.asyncio
 
+from ingine.connect.scripts import run_script
+from ingine.contract.calls.running import Append, Finish, Refusal
 from ingine.contract.events import TerminalEvent, TokensEvent
 from ingine.contract.expiry import expire_due
 from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
-from ingine.contract.scripts import read_script
 from ingine.producer.submission import build_submission
-from ingine.worker.entries import Append, Finish, Refusal
 from tests.waiting import wait_until_async
 from tests.worker.conftest import take
 
@@ -17,8 +17,8 @@ NONSENSE = ["", "x", "-1", "01", "1.0", "1e3", "nan", "inf", "9" * 25, "9" * 500
 
 
 async def submit_overdue(client, keys, job_id: str, **options) -> None:
-    touched, args = build_submission("x", job_id=job_id, deadline_s=7200, **options).script_call(keys)
-    await client.register_script(read_script("submit"))(keys=touched, args=args)
+    submission = build_submission("x", job_id=job_id, deadline_s=7200, **options)
+    await run_script(client, submission.script_call(keys))
     await client.hset(keys.job(job_id), "deadline_at", 1)
     await client.zadd(keys.deadlines, {job_id: 1})
 

@@ -5,12 +5,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from ingine.contract.calls.running import Finish
 from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
 from ingine.contract.jobs import Job, decode_job, encode_job
 from ingine.contract.record import JobStatus
 from ingine.errors import BadRecord, ErrorCode
 from ingine.producer import AsyncClient
-from ingine.worker.entries import Finish
 from ingine.worker.jobs import MAX_ROLLBACKS
 from tests.waiting import HANGS_S, wait_until_async
 from tests.worker.conftest import Harness

@@ -202,6 +202,7 @@ async def test_what_runs_is_released_once_though_the_intake_is_told_of_it_too(ha
     await wait_until_async(lambda: worker.position("a"), what="tokens")
     intake, attempts = worker.worker._partitions[0].intake, []
     own_pending, release = worker.queue.own_pending, worker.queue.release
+    release_unbegun = worker.queue.release_unbegun
 
     async def stopped_meanwhile(after):
         page = await own_pending(after)
@@ -213,11 +214,16 @@ async def test_what_runs_is_released_once_though_the_intake_is_told_of_it_too(ha
         attempts.append(attempt)
         return await release(entry, job_id, attempt)
 
+    async def counted_unbegun(entry, job_id):
+        attempts.append(None)
+        return await release_unbegun(entry, job_id)
+
     async def settle_late(publisher):
         await wait_until_async(lambda: not intake._lost_delivery, what="the intake")
 
     monkeypatch.setattr(worker.queue, "own_pending", stopped_meanwhile)
     monkeypatch.setattr(worker.queue, "release", counted)
+    monkeypatch.setattr(worker.queue, "release_unbegun", counted_unbegun)
     monkeypatch.setattr(worker.worker._hand_over, "_settle", settle_late)  # the intake is first
     intake._lost_delivery = True
     await worker.running

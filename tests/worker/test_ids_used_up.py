@@ -6,13 +6,16 @@ import pytest
 import redis.asyncio
 from redis.exceptions import ResponseError
 
+from ingine.connect.scripts import run_script
+from ingine.contract.calls import upkeep
+from ingine.contract.calls.running import Append, Finish, Refusal
+from ingine.contract.entries import Entry
 from ingine.contract.events import TerminalEvent, TokensEvent
 from ingine.contract.jobs import Job, encode_job, read_job_id
-from ingine.contract.keys import GROUP
+from ingine.contract.keys import GROUP, Priority
 from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
 from ingine.producer import AsyncClient
-from ingine.worker.entries import MAX_ENTRY_BYTES, Append, Finish, Refusal
 from ingine.worker.last_ids import LAST_MS, MAX_PUT_BACK
 from ingine.worker.queue import Queue
 from tests.waiting import HANGS_S, wait_until_async
@@ -172,11 +175,10 @@ async def test_what_has_ended_meanwhile_is_not_put_back(client, keys, make_queue
     assert await client.xlen(keys.jobs("normal")) == 0
 
 
-async def set_aside(queue: Queue) -> list:
+async def set_aside(queue: Queue) -> list[Entry]:
     """The first half alone, as of a worker that dies behind it."""
-    touched = [getattr(queue.keys, name)("normal") for name in ("jobs", "while_renumbered", "set_aside")]
-    _, page = await queue._scripts["renumber"](keys=touched, args=[GROUP, 8, MAX_ENTRY_BYTES])
-    return page
+    call = upkeep.renumber(queue.keys, Priority.NORMAL, count=8)
+    return (await run_script(queue._redis, call)).set_aside
 
 
 async def test_ids_that_are_given_out_again_are_no_confusion(client, keys, make_queue, redis_url):
@@ -200,10 +202,10 @@ async def test_whoever_comes_second_puts_nothing_back_again(client, keys, make_q
     queue, other = make_queue("w1"), make_queue("w2")
     await lead_to_the_last_ids(client, keys)
     await push(Job(id="a", prompt="x"))
-    ((aside_id, _),) = await set_aside(queue)
+    (entry,) = await set_aside(queue)
     await adopt_all(other)
-    touched = [keys.set_aside("normal"), keys.jobs("normal"), keys.job("a")]
-    assert await queue._scripts["put_back"](keys=touched, args=[aside_id]) == 0
+    call = upkeep.put_back(keys, Priority.NORMAL, aside_id=entry.id, job_id="a")
+    assert await run_script(client, call) == 0
     assert await client.xlen(keys.jobs("normal")) == 1
 
 

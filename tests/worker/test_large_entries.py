@@ -2,11 +2,11 @@
 
 import pytest
 
+from ingine.contract.entries import MAX_ENTRY_BYTES
 from ingine.contract.jobs import MAX_JOB_BYTES, Job, encode_job
 from ingine.contract.keys import GROUP, RELEASED, parked
 from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
-from ingine.worker.entries import MAX_ENTRY_BYTES
 from tests.served_models import TINY
 from tests.waiting import wait_until_async
 from tests.worker.test_worker import GREEDY

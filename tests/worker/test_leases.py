@@ -5,9 +5,9 @@ import redis.asyncio
 from redis.exceptions import ConnectionError
 
 from ingine.connect.servers import Servers
+from ingine.contract.calls.running import Refusal
 from ingine.contract.jobs import Job, encode_job
 from ingine.contract.keys import GROUP, Keys
-from ingine.worker.entries import Refusal
 from ingine.worker.jobs import JobTable, RunningJob
 from ingine.worker.leases import RENEWALS_PER_LEASE, LeaseThread
 from ingine.worker.queue import Queue

@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from ingine.contract.calls.begin import Begun
+from ingine.contract.calls.running import Refusal
+from ingine.contract.entries import Entry
 from ingine.contract.jobs import Job
 from ingine.contract.keys import Priority
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason, SeqOutput
-from ingine.worker.entries import Begun, Entry, Refusal
 from ingine.worker.finisher import Finisher
 from ingine.worker.jobs import JobTable, RunningJob
 from ingine.worker.metrics import Metrics

@@ -18,7 +18,7 @@ async def test_a_begin_whose_reply_was_lost_is_handed_over_without_a_death(make_
     await push(Job(id="a", prompt="x"))
     entry = await take(ours)
     await ours.begin(entry, "a", None)
-    assert await ours.release(entry, "a", 0)
+    assert await ours.release_unbegun(entry, "a")
     assert await client.hmget(keys.job("a"), "status", "worker") == [b"queued", b""]
     assert await holder(ours, keys, client, entry) == RELEASED
     (again,) = await theirs.claim_idle(60, 1)
@@ -31,7 +31,7 @@ async def test_what_another_worker_died_under_still_counts(make_queue, push, cli
     await push(Job(id="a", prompt="x"))
     await dead.begin(await take(dead), "a", None)
     (entry,) = await ours.claim_idle(0, 1)
-    assert await ours.release(entry, "a", 0)
+    assert await ours.release_unbegun(entry, "a")
     (again,) = await theirs.claim_idle(60, 1)
     assert (await theirs.begin(again, "a", None)).deaths == 1
 
@@ -55,7 +55,7 @@ async def test_an_entry_of_no_or_another_job_is_handed_over_and_no_record_is_tou
     await client.set(keys.job("foreign"), "x")
     await push(b"junk")
     entry = await take(ours)
-    assert await ours.release(entry, job_id, 0)
+    assert await ours.release_unbegun(entry, job_id)
     assert await holder(ours, keys, client, entry) == RELEASED
     assert await client.hmget(keys.job("other"), "status", "worker") == [b"running", b"w1"]
-    assert not await ours.release(entry, job_id, 0), "it is not ours any more"
+    assert not await ours.release_unbegun(entry, job_id), "it is not ours any more"

@@ -2,13 +2,13 @@
 
 import pytest
 
+from ingine.contract.calls.running import Append, Finish, Refusal
 from ingine.contract.events import TerminalEvent, TokensEvent, decode_event
 from ingine.contract.jobs import Job, decode_job, encode_job
 from ingine.contract.keys import GROUP
 from ingine.contract.record import JobStatus
 from ingine.errors import ClientError
 from ingine.producer import AsyncClient
-from ingine.worker.entries import Append, Finish, Refusal
 from ingine.worker.queue import LONGEST_PAUSE_S, Queue
 from tests.worker.conftest import take
 

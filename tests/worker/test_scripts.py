@@ -2,11 +2,11 @@
 
 import pytest
 
+from ingine.contract.calls.running import Append, Finish, Refusal
 from ingine.contract.events import TerminalEvent, TokensEvent, decode_event
 from ingine.contract.jobs import Job, decode_job, encode_job
 from ingine.contract.keys import GROUP, WAITING, Priority
 from ingine.contract.record import JobStatus
-from ingine.worker.entries import Append, Finish, Refusal
 from ingine.worker.queue import FIRST_PAUSE_S, LONGEST_PAUSE_S, SUSPECT_DEATHS
 from tests.waiting import HANGS_S
 from tests.worker.conftest import take
@@ -222,7 +222,7 @@ async def test_an_entry_that_was_never_begun_can_be_released(make_queue, push):
     leaving, staying = make_queue("leaving"), make_queue("staying")
     await push(JOB)
     entry = await take(leaving)
-    assert await leaving.release(entry, "", 0) is True
+    assert await leaving.release_unbegun(entry, None) is True
     assert await staying.claim_idle(3600, 10) == [entry]
 
 
@@ -334,7 +334,7 @@ async def test_claiming_keeps_its_cursor_past_live_leases(make_queue, push):
     await alive.take(300)
     await push(Job(id="z", prompt="x"))
     entry = await take(dead)
-    await dead.release(entry, "", 0)
+    await dead.release_unbegun(entry, None)
     assert await sweeper.claim_idle(3600, 1) == [entry]
 
 

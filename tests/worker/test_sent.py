@@ -5,10 +5,10 @@ import tracemalloc
 import pytest
 
 import ingine.worker.sent
+from ingine.contract.calls.running import Append
 from ingine.contract.events import TokensEvent
 from ingine.contract.jobs import Job
 from ingine.sampling_params import SamplingParams
-from ingine.worker.entries import Append
 from ingine.worker.sent import KEPT_BYTES, Sent
 from tests.waiting import wait_until_async
 from tests.worker.test_publisher import LOSE_TAIL

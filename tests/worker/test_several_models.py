@@ -10,6 +10,7 @@ import redis.asyncio
 
 import ingine.worker.startup
 from ingine.cli.worker import build_engine
+from ingine.contract.calls.running import Append
 from ingine.contract.events import TokensEvent
 from ingine.contract.jobs import Job, encode_job
 from ingine.contract.keys import GROUP, Keys, Priority, parked
@@ -18,7 +19,6 @@ from ingine.engine.store.fingerprint import model_fingerprint
 from ingine.errors import ConfigError, ErrorCode
 from ingine.producer import AsyncClient
 from ingine.sampling_params import SamplingParams
-from ingine.worker.entries import Append
 from ingine.worker.identity import name_of
 from ingine.worker.queue import Queue
 from ingine.worker.served_model import ServedModel

@@ -2,12 +2,13 @@
 
 from functools import partial
 
+from ingine.contract.calls.begin import Begun
+from ingine.contract.entries import Entry
 from ingine.contract.events import decode_event
 from ingine.contract.jobs import Job, encode_job
 from ingine.contract.keys import EVENT_FIELD, Priority
 from ingine.engine.engine import Engine
 from ingine.sampling_params import SamplingParams
-from ingine.worker.entries import Begun, Entry
 from ingine.worker.jobs import JobTable, RunningJob
 from ingine.worker.shares import SECONDS_PER_TOKEN, Shares
 from tests.waiting import wait_until_async

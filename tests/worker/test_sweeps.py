@@ -2,10 +2,10 @@
 
 import pytest
 
+from ingine.connect.scripts import run_script
 from ingine.contract.jobs import Job, encode_job
 from ingine.contract.keys import GROUP, WAITING
 from ingine.contract.record import JobStatus
-from ingine.contract.scripts import read_script
 from ingine.errors import ErrorCode
 from ingine.producer.submission import build_submission
 from ingine.worker.admission import Admission
@@ -16,9 +16,8 @@ from tests.worker.test_worker import ENDLESS, GREEDY
 
 
 async def submit(worker, job_id: str, **options) -> None:
-    touched, args = build_submission("x", job_id=job_id, **options).script_call(worker.keys)
-    script = worker.redis.register_script(read_script("submit"))
-    assert (await script(keys=touched, args=args))[0] == b"accepted"
+    call = build_submission("x", job_id=job_id, **options).script_call(worker.keys)
+    assert (await run_script(worker.redis, call)).verdict == "accepted"
 
 
 @pytest.mark.parametrize("why", ["no room", "paused"])
