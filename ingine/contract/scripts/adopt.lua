@@ -1,14 +1,14 @@
--- Find entries that were delivered and are pending with nobody, and entries that wait and have no place in the fair
--- order. Nobody would ever read either of them again.
+-- Find entries that were delivered and are pending with no consumer, and waiting entries that have no place in the
+-- fair order. Without this, no worker would ever read them.
 --
 -- KEYS  1 jobs stream  2 fair order
--- ARGV  1 group  2 entry to go on behind, or '' to begin  3 most entries to look at
---       4 consumer of what waits  5 consumer of what is released
--- returns {entry to go on behind, or '' at the end; how many were adopted}
+-- ARGV  1 group  2 entry to continue after, or '' to start  3 most entries to look at
+--       4 consumer of waiting entries  5 consumer of released entries
+-- returns {entry to continue after, or '' at the end; number of adopted entries}
 --
--- That is what is left when an operator deletes a consumer (XGROUP DELCONSUMER drops what is pending with it), moves
--- the group forward (XGROUP SETID) or acknowledges by hand. What is in the fair order waits again. All else goes to
--- `released` for a lease: whoever still runs it takes it back with its next renewal.
+-- Such entries are left when an operator deletes a consumer (XGROUP DELCONSUMER drops its pending entries), moves the
+-- group forward (XGROUP SETID) or acknowledges entries by hand. Those in the fair order wait again. All others become
+-- pending with `released`, and stay there for a lease: a worker that still runs one takes it back when it renews.
 
 local after = ARGV[2]
 local group = {}
@@ -24,8 +24,8 @@ if not group.name then
 end
 
 if after == '' then
-  -- Where all has been read, two sums tell that nothing is missing, without a look at any entry. (XINFO's `lag` would
-  -- say how much has not, but Redis 7.0 says too much once an entry was deleted that nobody had read.)
+  -- If the group has read all entries, two comparisons of counts show that none is missing, without reading any.
+  -- (XINFO's `lag` is the number of unread entries, but Redis 7.0 returns too much once an unread one was deleted.)
   local num_waiting = 0
   for _, consumer in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1])[4] or {}) do
     if consumer[1] == ARGV[4] then
@@ -50,7 +50,7 @@ for _, entry in ipairs(entries) do
     redis.call('XCLAIM', KEYS[1], ARGV[1], place and ARGV[4] or ARGV[5], 0, id, 'JUSTID', 'FORCE')
     num_adopted = num_adopted + 1
   elseif pending[2] == ARGV[4] and not place and first[1] then
-    -- It is older than what waits: next. (Where nothing has a place, `take` makes the whole order anew.)
+    -- It is older than the waiting entries, so it comes first. (If the order is empty, `take` rebuilds all of it.)
     redis.call('ZADD', KEYS[2], first[2], id)
     num_adopted = num_adopted + 1
   end

@@ -1,18 +1,17 @@
--- Commit one step: for every running request of a queue, its new tokens, or why not.
+-- Commit the new tokens of one step, for each running job of a queue.
 --
--- KEYS  a pair a request: job hash, token log
--- ARGV  1 worker  then five a request: attempt, start (tokens committed before), position (after), event,
---       channel or ''
--- returns a number a request:
---   n >= 0  tokens committed now. Equal to `position`: written (by this call, or by an earlier one whose reply
---           was lost). Anything else: the log ends there, send from n on.
---   -1      stale: the attempt is not ours any more. The worker is compared too: a server that lost its last
---           second may give a number out again
---   -2      cancelled: nothing was written, finish it
---   -3      its keys hold something else, which somebody has put there (or its position is no number): it can
---           never be written
+-- KEYS  two for each job: job hash, token log
+-- ARGV  1 worker  then five for each job: attempt, start (tokens committed before), position (tokens committed
+--       after), event, channel or ''
+-- returns a number for each job:
+--   n >= 0  number of committed tokens. Equal to `position`: they were written (by this call, or by an earlier one
+--           whose reply was lost). Any other number: the log ends there, send the tokens from n on.
+--   -1      stale: the attempt is not ours any more. The script compares the worker too, since a server that lost its
+--           last second may issue an attempt number twice
+--   -2      cancelled: nothing was written, finish the job
+--   -3      broken: its keys hold values of another type, or its position is no number. It can never be written
 
--- What will pass (no memory, no disk) fails the whole call, which is made again. The rest concerns one job alone.
+-- A temporary error (no memory, no disk) fails the whole call, which is made again. Any other concerns one job only.
 
 -- include: count.lua
 -- include: refusals.lua

@@ -1,4 +1,4 @@
--- Move an entry that cannot be answered (no readable id, a duplicate one, or unusable keys) to the dead letters.
+-- Move an entry that cannot run (its job id is unreadable or a duplicate, or its keys are unusable) to the dead letters.
 --
 -- KEYS  1 jobs stream  2 dead letters  3 job hash  4 token log  5 deadlines  6 bytes of the queue
 --       7 replies stream  8 idempotency key
@@ -10,7 +10,7 @@
 -- include: end_job.lua
 -- include: dead_letter.lua
 
--- A job of this entry ends without a terminal event in its log: nobody shall wait for it any more.
+-- End the job of this entry without a terminal event in its log, so that no client goes on waiting for it.
 local function close_record()
   local keys = {job = KEYS[3], log = KEYS[4], deadlines = KEYS[5], bytes = KEYS[6], replies = KEYS[7], idempotency = KEYS[8]}
   local ending = {
@@ -19,7 +19,7 @@ local function close_record()
   }
   local record = redis.pcall('HMGET', KEYS[3], 'status', 'entry')
   if record.err or not record[1] then
-    tell(keys, ending) -- no script will ever say more of this job
+    tell(keys, ending) -- no script will send another event of this job
   elseif record[2] == ARGV[3] and (record[1] == 'queued' or record[1] == 'running') then
     close_job(keys, ending)
   end

@@ -1,11 +1,11 @@
--- Cancel a job: at once if no worker has begun it, else by a flag that its worker obeys at its next step.
+-- Cancel a job: at once if no worker has begun it, else by a flag that its worker reads at its next step.
 --
 -- KEYS  1 job hash  2 token log  3..5 jobs streams: high, normal, low  6 delayed  7 bytes of the queue
 --       8 deadlines  9 replies stream  10 idempotency key
 -- ARGV  1 group  2 terminal event at position 0  3 channel  4 result TTL in ms  5 1: send a reply to KEYS[9]
 --       6 control channel  7 the nudge to publish there  8 job id  9 1: the job has the idempotency key of KEYS[10]
---       10 entry and 11 priority (only for a job without a record, which came by a bare XADD)
--- returns 'cancelled' | 'requested' | 'unknown' | the status in which the job has ended already
+--       10 entry and 11 priority (only for a job without a record, which was added by a bare XADD)
+-- returns 'cancelled' | 'requested' | 'unknown' | the status in which the job had ended before
 
 -- include: count.lua
 -- include: end_job.lua
@@ -39,7 +39,7 @@ if status ~= 'running' and position == '0' then
   if failed then
     return failed
   end
-  -- It has ended: whatever lies under the other keys, nothing may fail any more.
+  -- The job has ended. From here on no command may fail, whatever the other keys hold.
   redis.pcall('ZREM', KEYS[6], ARGV[8])
   if status == 'queued' and record[4] then
     redis.pcall('XACK', streams[record[3]] or KEYS[4], ARGV[1], record[4])
@@ -48,7 +48,7 @@ if status ~= 'running' and position == '0' then
   return 'cancelled'
 end
 
--- Begun before: tokens are in the log, and only the holder of an attempt may write behind them.
+-- The job has been begun: tokens are in its log, and only the holder of an attempt may append to it.
 redis.call('HSET', KEYS[1], 'cancel', 1)
 if status == 'delayed' then
   redis.pcall('ZADD', KEYS[6], 0, ARGV[8])

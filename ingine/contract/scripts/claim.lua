@@ -1,9 +1,9 @@
--- Claim entries whose holders were silent for a lease, or have released them.
+-- Claim entries that are released, or whose holders were silent for a lease.
 --
 -- KEYS  1 jobs stream
--- ARGV  1 group  2 worker  3 lease in ms  4 count  5 consumer of what waits  6 prefix of consumers of parked entries:
---       both are never claimed from  7 most bytes of an entry
--- returns entries, as XRANGE does, or their id and number of bytes where these are more
+-- ARGV  1 group  2 worker  3 lease in ms  4 count  5 consumer of waiting entries, and 6 prefix of the consumers of
+--       parked entries: the script claims none of these  7 most bytes of an entry
+-- returns entries as XRANGE does; of one that has more bytes, its id and number of bytes
 
 -- include: within.lua
 

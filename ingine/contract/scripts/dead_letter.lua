@@ -1,8 +1,8 @@
--- Copy an entry of a jobs stream to the dead letters: its job, and what `requeue` needs to put it back as it was.
+-- Copy an entry of a jobs stream to the dead letters: its job, and the fields with which `requeue` restores it.
 --
 -- why  code, reason, deliveries, worker
--- job  the bytes, for an entry that has none, or that is gone
--- returns nil, or the error that the dead letters answered
+-- job  its bytes, in case the entry is gone or has no field `job`
+-- returns nil, or the server's error
 local function copy_to_dead_letters(dead, jobs, entry, why, job)
   local letter = {'XADD', dead, '*', 'job', job, 'code', why.code, 'reason', why.reason, 'stream', jobs,
     'entry', entry, 'deliveries', why.deliveries, 'worker', why.worker}

@@ -1,12 +1,12 @@
--- Put a job that we have begun off: because its time has not come, or for a pause after a step that failed.
+-- Delay a job that we have begun: until its `not_before_ms`, or for a pause after a step that failed.
 --
 -- KEYS  1 jobs stream  2 job hash  3 delayed
--- ARGV  1 group  2 worker  3 entry  4 attempt  5 job id  6 pause in ms  7 1: the pause is for a death, which is
---       counted, and doubles with each one  8 longest pause in ms  9 consumer of what is released
+-- ARGV  1 group  2 worker  3 entry  4 attempt  5 job id  6 pause in ms  7 1: count a death,
+--       and double the pause with each death  8 longest pause in ms  9 consumer of released entries
 -- returns 1, or 0 where the job is not ours any more
 --
--- The job leaves its stream and lies in its record until it is promoted; the log stays. Where something else lies
--- under the delayed jobs' key, it is released instead, without a pause.
+-- The job leaves its stream and is kept in its record until it is promoted; its log stays. If the key of the delayed
+-- jobs holds another type, the job is released instead, without a pause.
 
 -- include: count.lua
 -- include: refusals.lua
@@ -20,12 +20,12 @@ local pause, deaths = tonumber(ARGV[6]), count(record[4]) or 0
 if ARGV[7] == '1' then
   deaths = deaths + 1
   redis.call('HSET', KEYS[2], 'deaths', deaths)
-  -- A job that is to be cancelled need not wait: the next `begin` says so, and it ends.
+  -- A job that is to be cancelled need not wait: the next `begin` reports the request, and the job ends.
   pause = record[5] == '1' and 0 or math.min(pause * 2 ^ (deaths - 1), tonumber(ARGV[8]))
 end
 local time = redis.call('TIME')
 local due = time[1] * 1000 + math.floor(time[2] / 1000) + pause
--- Before it is called delayed: a job that is, and is not among those to be promoted, would be lost.
+-- Add it before setting the status: a job with status `delayed` that is not in this set would be lost.
 local added = redis.pcall('ZADD', KEYS[3], string.format('%d', due), ARGV[5])
 if never_passes(added) then
   redis.call('HSET', KEYS[2], 'status', 'queued', 'worker', '')

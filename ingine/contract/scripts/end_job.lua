@@ -1,17 +1,17 @@
--- What every end of a job does: `end_job`, or `close_job` where its log cannot be written. The caller has checked that
--- the job may end; it removes the job's entry itself.
+-- End a job: with `end_job`, or with `close_job` where its log cannot be written. The caller has checked that the job
+-- may end, and removes its entry itself.
 --
 -- Needs count.lua.
 --
 -- keys    job, log, deadlines, bytes, replies, idempotency
 -- ending  job_id, status, position, event, channel, ttl_ms, has_reply ('1': the event goes to the replies stream),
 --         has_key ('1': the job was submitted with that idempotency key)
--- returns nil, or the error that the log answered: then nothing was done
+-- returns nil, or the server's error for the log: then nothing was changed
 --
--- Behind the log nothing may fail: a foreign key that somebody has put there must not leave a job half ended.
+-- Once the log is written no command may fail: a key of another type must not leave a job half ended.
 
--- A reply stays for as long as its own job's result. What says so is a field and not the entry's id, which is in
--- the future for ever once a clock was ahead.
+-- Delete replies that have expired. A reply is kept as long as the result of its own job, which a field says: the time
+-- in its id stays in the future once a clock was ahead.
 local function drop_old_replies(replies, now, ttl_ms)
   for _ = 1, 100 do
     local oldest = redis.call('XRANGE', replies, '-', '+', 'COUNT', 1)[1]
@@ -22,10 +22,11 @@ local function drop_old_replies(replies, now, ttl_ms)
     for i = 1, #oldest[2], 2 do
       fields[oldest[2][i]] = oldest[2][i + 1]
     end
-    -- Without the field: written by hand, or by a version that had none.
+    -- A reply without the field was written by hand, or by an older version.
     local written_at = math.min(tonumber(string.match(oldest[1], '^%d+')), now)
     local expires_at = count(fields.expires_at) or written_at + ttl_ms
-    -- No reply of ours outlives the whole stream (but for the rounding of clocks): such a one would hide all others.
+    -- None of our replies expires later than the stream (but for rounding). One that claims to would keep all others
+    -- behind it from being deleted.
     if expires_at > now and expires_at <= now + ttl_ms + 1000 then
       return
     end
@@ -40,7 +41,7 @@ end
 
 local function send_reply(replies, event, ttl_ms)
   local now = now_ms()
-  -- Others' replies lie there too: its time to live never gets shorter.
+  -- Replies of other jobs are in the stream too: never shorten its time to live.
   local longest_ms = math.max(redis.call('PTTL', replies), ttl_ms)
   local reply = redis.pcall('XADD', replies, '*', 'event', event, 'expires_at', string.format('%d', now + ttl_ms))
   if type(reply) ~= 'table' then
@@ -49,7 +50,7 @@ local function send_reply(replies, event, ttl_ms)
   end
 end
 
--- Needs no key of the job itself.
+-- Send the event to the replies stream and the channel. Uses no key of the job itself.
 local function tell(keys, ending)
   if ending.has_reply == '1' then
     send_reply(keys.replies, ending.event, tonumber(ending.ttl_ms))
@@ -57,7 +58,7 @@ local function tell(keys, ending)
   redis.call('SPUBLISH', ending.channel, ending.event)
 end
 
--- All but the terminal event in the log.
+-- Do everything but write the terminal event to the log.
 local function close_job(keys, ending)
   redis.call('HSET', keys.job, 'status', ending.status, 'finished_at', now_ms())
   redis.call('HDEL', keys.job, 'raw')

@@ -1,31 +1,31 @@
--- Look whether a job is to be ended because its deadline has passed and nobody runs it, or end it.
+-- Read whether a job is to be ended, since its deadline has passed and no worker runs it; or end it.
 --
 -- KEYS  1..3 jobs streams: high, normal, low  4 job hash  5 deadlines
 --       to end it also: 6 token log  7 delayed  8 bytes of the queue  9 replies stream  10 idempotency key
--- ARGV  1 group  2 job id  3 only look: most bytes of the job to return; to end it: ''
+-- ARGV  1 group  2 job id  3 to read: most bytes of the job to return; to end it: ''
 --       to end it also: 4 position  5 terminal event at that position  6 channel  7 result TTL in ms
 --       8 1: send a reply to KEYS[9]  9 1: the job has the idempotency key of KEYS[10]
 -- returns {'due', position, attempt, submitted_at, deadline_at, reply_to, idempotency key, job, or '' where it
---          has more bytes}   only looked: it is to be ended
+--          has more bytes}   only read: the job is to be ended
 --       | {the status in which the job has ended}, by this call or before
 --       | {'early'}    its deadline has not passed, or it has none
 --       | {'running'}  a worker runs it, and ends it itself
---       | {'moved'}    it is at another position: look again
+--       | {'moved'}    it is at another position: read it again
 --       | {'unknown'}  it has no record
---       | {'broken'}   something else lies under its keys, or its position is no number
+--       | {'broken'}   its keys hold values of another type, or its position is no number
 --
--- The score in `deadlines` says when to look at the job; when it expires is in its record. Whatever the answer is,
--- the job is there no more, or its score lies in the future: it hides no other that is due. Whoever looks has it to
--- himself for a while, so that not all workers read the same jobs.
+-- The score in `deadlines` is the time at which to read the job; its deadline is in its record. After every call the
+-- job is removed from `deadlines` or has a score in the future, so that it hides no other job that is due. To read a
+-- job reserves it for a while, so that not all workers read the same jobs.
 
 -- include: count.lua
 -- include: refusals.lua
 -- include: end_job.lua
 
-local LOOK_AGAIN_MS = 5000 -- should whoever has looked not end it
-local WITHOUT_LEASE_MS, LONGEST_LEASE_MS = 600000, 86400000 -- of an attempt that does not say how long its lease is
+local READ_AGAIN_MS = 5000 -- if the process that has read it does not end it
+local DEFAULT_LEASE_MS, LONGEST_LEASE_MS = 600000, 86400000 -- the default is for a record without a lease
 
--- Anybody may have made it long.
+-- Any client may have written the field, at any length.
 local function short(text)
   return text and #text <= 1024 and text or ''
 end
@@ -61,7 +61,7 @@ end
 local priority = ({high = 1, normal = 2, low = 3})[record[4]] or 2
 local jobs = KEYS[priority]
 if status == 'running' and entry then
-  local lease_ms = math.min(count(record[7]) or WITHOUT_LEASE_MS, LONGEST_LEASE_MS)
+  local lease_ms = math.min(count(record[7]) or DEFAULT_LEASE_MS, LONGEST_LEASE_MS)
   local pending = redis.pcall('XPENDING', jobs, ARGV[1], entry, entry, 1)[1]
   if pending and pending[2] == worker and pending[3] <= lease_ms then
     later(now + math.max(1, lease_ms))
@@ -73,7 +73,7 @@ if not count(position) then
 end
 
 if ARGV[3] ~= '' then
-  later(now + LOOK_AGAIN_MS)
+  later(now + READ_AGAIN_MS)
   local job = ''
   if status == 'delayed' then
     job = redis.call('HGET', KEYS[4], 'raw') or ''
@@ -103,8 +103,8 @@ local failed = end_job(
 if failed then
   return never_passes(failed) and never('broken') or failed
 end
--- The job has ended: nothing may fail any more. Without a worker, or the holder whose lease has run out would take
--- this for its own ending.
+-- The job has ended: no command may fail any more. Clear the worker, or the holder whose lease has run out would take
+-- this end for its own.
 redis.call('HSET', KEYS[4], 'worker', '')
 if status == 'delayed' then
   redis.pcall('ZREM', KEYS[7], ARGV[2])

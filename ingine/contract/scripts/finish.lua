@@ -5,7 +5,7 @@
 -- ARGV  1 group  2 entry  3 attempt  4 position  5 status  6 event  7 channel  8 result TTL in ms
 --       9 1: send a reply to KEYS[7]  10 worker  11 code and 12 reason of a copy for the dead letters, or ''
 --       13 job id  14 1: the job has the idempotency key of KEYS[8]
--- returns a number, as append does: position: ended; another n >= 0: the log ends at n; -1: stale
+-- returns a number, as append does: position: the job has ended; another n >= 0: the log ends at n; -1: stale
 
 -- include: count.lua
 -- include: end_job.lua
@@ -16,14 +16,14 @@ if record[2] ~= ARGV[3] or record[4] ~= ARGV[10] then
   return -1
 end
 if record[1] ~= 'running' then
-  -- Ended by an earlier call whose reply was lost; anything else is another's business.
+  -- It was ended by an earlier call whose reply was lost, or by another process.
   return record[1] == ARGV[5] and count(record[3]) or -1
 end
 if record[3] ~= ARGV[4] then
   return count(record[3]) or redis.error_reply('BADRECORD its position is not an integer')
 end
 
--- The job has ended behind this: whatever lies under the other keys, nothing may fail any more.
+-- After this the job has ended, and no command may fail any more, whatever the other keys hold.
 local failed = end_job(
   {job = KEYS[2], log = KEYS[3], deadlines = KEYS[6], bytes = KEYS[4], replies = KEYS[7], idempotency = KEYS[8]},
   {

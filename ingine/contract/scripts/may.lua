@@ -1,7 +1,7 @@
--- Which of these calls the server would refuse to us: it does not know the command, or our user may not run it.
+-- Find the commands that the server would refuse to us: it does not know them, or our user may not run them.
 --
--- ARGV  a call each, words parted by spaces
--- returns those refused; none on a server that cannot tell
+-- ARGV  commands with their arguments, separated by spaces
+-- returns those that it would refuse; none on a server that cannot check that
 
 local refused = {}
 if not redis.acl_check_cmd then

@@ -1,10 +1,10 @@
--- Put an entry aside for workers of another model. It keeps its place in the stream, its record and its log.
+-- Park an entry for workers of another model. It keeps its place in the stream, its record and its log.
 --
 -- KEYS  1 jobs stream  2 job hash
--- ARGV  1 group  2 worker  3 entry  4 consumer of what is parked for that model
+-- ARGV  1 group  2 worker  3 entry  4 consumer of entries that are parked for that model
 -- returns 1, or 0 where the entry is not ours any more
 --
--- Its idle time starts at 0: it tells how long the entry has been parked.
+-- Its idle time restarts at 0, and from then on is the time for which it has been parked.
 
 -- include: count.lua
 

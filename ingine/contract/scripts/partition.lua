@@ -1,8 +1,8 @@
--- From now on tell producers another number of partitions, unless something lies in this one. Or only look.
+-- Announce a new number of partitions to producers, if this partition is empty. Or only check that it is.
 --
 -- KEYS  1 queue settings  2..4 all three jobs streams  5 delayed  6 dead letters
--- ARGV  1 the number (only look: none)
--- returns '' | what there is
+-- ARGV  1 the number (absent: only check)
+-- returns '' | what the partition holds
 
 for i = 2, 4 do
   local num_jobs = redis.call('XLEN', KEYS[i])

@@ -1,11 +1,11 @@
--- Put delayed jobs whose time has come into their jobs streams.
+-- Move delayed jobs that are due to their jobs streams.
 --
 -- KEYS  1 delayed  2..4 jobs streams: high, normal, low  then the job hash of each candidate
 -- ARGV  the candidates' job ids
--- returns how many were promoted
+-- returns how many were moved
 --
--- The record keeps its time of submission, so the deadline stays where it was. A job whose stream is none, or takes
--- no entry any more, stays delayed, and is tried again later.
+-- The record keeps its time of submission, so the deadline does not change. A job stays delayed, and is tried again
+-- later, if its stream's key holds another type or has no entry id left.
 
 -- include: refusals.lua
 
@@ -18,7 +18,7 @@ local num_promoted = 0
 for i, id in ipairs(ARGV) do
   local due, job = redis.call('ZSCORE', KEYS[1], id), KEYS[4 + i]
   if due and tonumber(due) <= now then
-    -- Anybody may have written there: a record that is none must not hold up the others.
+    -- Any client may have written the record: a damaged one must not hold up the other jobs.
     local record = redis.pcall('HMGET', job, 'status', 'raw', 'priority', 'tenant', 'cost')
     if record.err or record[1] ~= 'delayed' or not record[2] then
       redis.call('ZREM', KEYS[1], id)

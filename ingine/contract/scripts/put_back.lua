@@ -1,11 +1,11 @@
--- Add an entry that renumber.lua has set aside to its jobs stream again, under a new id. It waits anew.
+-- Add an entry that renumber.lua has set aside to its jobs stream again, under a new id. It waits again.
 --
--- KEYS  1 entries that are set aside  2 jobs stream  3 hash of its job, if that has an id
--- ARGV  1 the entry's id among those
--- returns 1, or 0 where somebody has done so already
+-- KEYS  1 entries that are set aside  2 jobs stream  3 hash of its job, if the job has an id
+-- ARGV  1 id of the entry in KEYS[1]
+-- returns 1, or 0 where it was put back before
 --
--- A job that ran is released: its holder's attempt is stale from here on, and no death is counted. One that has ended
--- meanwhile needs no entry.
+-- A running job is released: its holder's attempt is stale from then on, and no death is counted. A job that has ended
+-- since needs no entry.
 
 local aside = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
 if not aside then

@@ -1,5 +1,5 @@
--- Whether the server refuses a call for ever, since somebody has put something else under its key: another type, or a
--- stream that has no id left for what is to be written. Whatever else it refuses for (no memory, no disk) will pass.
+-- True if the server will always refuse a call, because of the key: it holds another type, or a stream that has no id
+-- left for the new entry. All other errors (no memory, no disk) are temporary.
 local function never_passes(reply)
   local why = type(reply) == 'table' and reply.err
   if not why then

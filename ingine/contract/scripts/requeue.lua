@@ -4,7 +4,7 @@
 -- ARGV  1 dead letter's entry
 -- returns {'requeued', entry id} | {'missing', ''} | {'known', status} | {'no_job', ''}
 --
--- A job id that has a record is taken: the worker would bury the entry again as a duplicate.
+-- A dead letter whose job id has a record stays: a worker would bury the entry again, as a duplicate.
 
 local letter = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
 if not letter then

@@ -1,32 +1,32 @@
--- Accept one job, or say why not: limits, idempotency, duplicate id, XADD and the job's record, all or nothing.
+-- Submit one job: check limits, idempotency key and job id, add its entry, and create its record. All or nothing.
 --
 -- KEYS  1 job hash  2 queue settings  3 the jobs stream of this priority  4..6 all three jobs streams  7 delayed
 --       8 bytes of the queue  9 rate of this tenant  10 deadlines  11 idempotency key
---       12 job hash of ARGV[16] (only where that is given)
+--       12 job hash of ARGV[16] (only if that is given)
 -- ARGV  1 job id  2 msgpack job  3 priority  4 submission (a nonce)  5 reply_to or ''
 --       6 idempotency key or ''  7 default max_jobs  8 default max_job_bytes
---       9 default max_bytes  10 number of partitions that the producer knows of  11 tenant or ''
+--       9 default max_bytes  10 number of partitions that the producer knows  11 tenant or ''
 --       12 cost in tokens  13 delay in ms  14 most bytes of a job, whatever the settings say
---       15 deadline in ms from now, 0: none  16 the job that `same` named, to be asked whether it is still there
--- returns {'accepted', job id} | {'same', job id}       same: this idempotency key submitted that job before
---       | {'partitions', number}                        that is how many there are now: the job belongs elsewhere
+--       15 deadline in ms from now, 0: none  16 the job that an earlier `same` named, or ''
+-- returns {'accepted', job id} | {'same', job id}       same: that job was submitted before with this idempotency key
+--       | {'partitions', number}                        the present number of partitions: the job belongs elsewhere
 --       | {'duplicate', ''} | {'full', max_jobs} | {'full_bytes', max_bytes} | {'too_large', max_job_bytes}
 --       | {'rate', ms to wait}
 --
--- A client library may send a script twice when the reply to the first is lost. The nonce makes the second
--- one harmless: it finds its own submission and gets the same answer.
+-- A client library may send a script again when a reply is lost. The nonce makes that harmless: the second call finds
+-- its own submission and returns the same reply.
 --
--- An idempotency key lives for as long as its job does, and then for as long as the job's result. Should the
--- record be lost before (by hand, by eviction), the key means nothing any more. Which record to look at is known
--- only after the first answer: send the submission again with what `same` named, and the answer is final.
+-- An idempotency key is kept as long as its job, and then as long as the job's result. If the record is lost earlier
+-- (deleted by hand, or evicted), the key has no effect any more. Which record to check is known only after the first
+-- reply: send the submission again with the job that `same` named, and that reply is final.
 
--- Anybody may write settings and counters: what is no positive number counts as not set, here and in workers.
+-- Any client may write settings and counters. A value that is no positive number counts as not set, as in workers.
 local function positive(text)
   local number = text and string.match(text, '^[%d.]+[eE]?[+-]?%d*$') and tonumber(text)
   return number and number > 0 and number < math.huge and number
 end
 
--- 0 where another type lies, which somebody has written: the other keys are as good as before.
+-- 0 if a client has put another type under the key: the other keys still count.
 local function length(command, key)
   local number = redis.pcall(command, key)
   return type(number) == 'number' and number or 0
@@ -51,7 +51,7 @@ end
 if ARGV[6] ~= '' then
   local job_id = redis.call('GET', KEYS[11])
   if job_id and not (job_id == ARGV[16] and redis.call('EXISTS', KEYS[12]) == 0) then
-    -- A key ends with its job. An older worker may have ended the job and not known of its key.
+    -- A key expires with its job. An older worker, which does not know such keys, may have ended the job.
     local ttl_ms = job_id == ARGV[16] and redis.call('PTTL', KEYS[12]) or 0
     if ttl_ms > 0 and redis.call('PTTL', KEYS[11]) < 0 then
       redis.call('PEXPIRE', KEYS[11], ttl_ms)
@@ -68,7 +68,7 @@ local max_job_bytes = math.min(positive(settings[3]) or tonumber(ARGV[8]), tonum
 if size > max_job_bytes then
   return {'too_large', string.format('%d', max_job_bytes)}
 end
--- Finished entries are deleted, so the streams hold just what waits or runs.
+-- Entries of ended jobs are deleted, so the streams hold only jobs that wait or run.
 local max_jobs = positive(settings[2]) or tonumber(ARGV[7])
 local num_jobs = length('ZCARD', KEYS[7])
   + length('XLEN', KEYS[4]) + length('XLEN', KEYS[5]) + length('XLEN', KEYS[6])
@@ -84,8 +84,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local per_s = positive(settings[5])
 local apart = per_s and math.min(1000 / per_s, LONGEST_APART_MS)
 if apart then
-  -- GCRA: the key holds when the tenant's next job would be on time; being early by up to a second is fine. What no
-  -- submission can have written, since it lies too far ahead, counts as nothing.
+  -- GCRA: the key holds the time at which the tenant's next job is on time; it may be up to a second early. A time
+  -- too far ahead for a submission to have written it is ignored.
   local on_time = read(KEYS[9])
   on_time = on_time <= now + apart + 1000 and math.max(now, on_time) or now
   local early = on_time - now - math.max(0, 1000 - apart)
@@ -95,7 +95,7 @@ if apart then
   redis.call('SET', KEYS[9], string.format('%.17g', on_time + apart), 'PX', string.format('%d', 1000 + apart))
 end
 
--- First what may fail, since something else may lie there: then nothing was accepted.
+-- First the commands that may fail, since a key may hold another type: then the job was not accepted.
 local entry
 if tonumber(ARGV[13]) > 0 then
   redis.call('ZADD', KEYS[7], string.format('%d', now + ARGV[13]), ARGV[1])

@@ -1,24 +1,26 @@
--- Take waiting entries in fair order: by tenant, weighted, in tokens (start-time fair queueing, Goyal et al. 1996).
+-- Take waiting entries in an order that is fair between tenants, by weight and in tokens (start-time fair queueing,
+-- Goyal et al. 1996).
 --
 -- KEYS  1 jobs stream  2 fair order  3 virtual ends  4 queue settings
--- ARGV  1 group  2 worker  3 count  4 consumer of what waits  5 most entries to put in order in this call
---       6 1: take some even where more is new, which may belong before them  7 most that a job can cost
+-- ARGV  1 group  2 worker  3 count  4 consumer of waiting entries  5 most new entries to put in order in this call
+--       6 1: take entries even if there are more new ones, which may belong before them  7 highest cost of a job
 --       8 most bytes of an entry
--- returns {entries, as XRANGE does, or their id and number of bytes where these are more; 1 where nothing was taken, since there may be more that is new, else 0}
+-- returns {entries as XRANGE does, and of one that has more bytes, its id and number of bytes;
+--          1 if nothing was taken, since there may be more new entries, else 0}
 --
--- What is new is delivered to nobody yet: it becomes pending with the consumer `waiting`, and gets its place in
--- the order. A tenant's entries lie as far apart as they cost, so one that floods is far ahead in virtual time,
--- while another's first one starts at the present. Once nothing waits, nobody has a past.
+-- A new entry becomes pending with the consumer `waiting`, and gets its place in the order: a virtual start time. The
+-- starts of one tenant's entries are apart by what they cost, so a tenant that submits many is far ahead in virtual
+-- time, while the first entry of another starts at the present. When no entry waits, all virtual times are dropped.
 --
--- The virtual ends are those of tenants that are ahead of the present, which is the member `now`: whoever is not
--- ahead is as good as unknown, and goes with the next call. So they are as many as tenants have entries waiting,
--- or not much more.
+-- The virtual ends are kept only for tenants that are ahead of the present, which is the member `now`: a tenant that
+-- is not ahead counts as unknown, and the next call removes it. So they are about as many as the tenants with waiting
+-- entries.
 
 -- include: within.lua
 
 local MAX_TENANT = 128
 
--- What else somebody has put there holds nothing that cannot be made anew.
+-- If a key holds another type, delete it: the order can be rebuilt.
 for _, key in ipairs({KEYS[2], KEYS[3]}) do
   if type(redis.pcall('ZCARD', key)) ~= 'number' then
     redis.call('DEL', key)
@@ -34,7 +36,7 @@ local function finite(text)
   return number and number == number and math.abs(number) < math.huge and number
 end
 
--- In tokens. What says nothing sensible is guessed from the job's bytes.
+-- The cost in tokens. If the entry has no valid one, it is estimated from the job's bytes.
 local function cost_of(fields)
   local cost = finite(fields.cost)
   if not cost or cost < 0 then
@@ -57,7 +59,7 @@ local function index(entries)
     for i = 1, #entry[2], 2 do
       fields[entry[2][i]] = entry[2][i + 1]
     end
-    -- Anybody may have written it: a name that no job can bear is nobody's.
+    -- Any client may have written the entry: a name that no job can have counts as no tenant.
     local tenant = fields.tenant and #fields.tenant <= MAX_TENANT and fields.tenant or ''
     local member = 'tenant:' .. tenant
     local start = math.max(now, ends[member] or finite(redis.call('ZSCORE', KEYS[3], member) or 0) or 0)
@@ -76,7 +78,7 @@ if new and new[1] then
     return {{}, 1}
   end
 elseif redis.call('EXISTS', KEYS[2]) == 0 then
-  -- Should the order ever be lost, so are not the entries that it was of.
+  -- If the order was lost, rebuild it from the waiting entries.
   local lost = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[5], ARGV[4])
   for _, pending in ipairs(lost) do
     index(redis.call('XRANGE', KEYS[1], pending[1], pending[1]))
@@ -96,8 +98,8 @@ while #taken < tonumber(ARGV[3]) do
   end
   redis.call('ZADD', KEYS[3], first[#first], 'now')
   redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. first[#first])
-  -- Claims nothing for an entry that was cancelled while it waited, nor for what is no entry's id. FORCE: also
-  -- one that is pending with nobody, since somebody has deleted the consumer `waiting`.
+  -- XCLAIM claims nothing for an entry that was cancelled while it waited, or for an id of no entry. FORCE also claims
+  -- an entry that is pending with no consumer, since the consumer `waiting` was deleted.
   for _, id in ipairs(ids) do
     local claimed = redis.pcall('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', 1, 'FORCE')
     taken[#taken + 1] = not claimed.err and claimed[1] and within(ARGV[8], claimed[1]) or nil

@@ -1,18 +1,18 @@
--- Claim parked entries: those for our model, and those for models that nobody serves any more.
+-- Claim parked entries: those for our model, and those for models that no worker serves any more.
 --
 -- KEYS  1 jobs stream
 -- ARGV  1 group  2 worker  3 count  4 prefix of consumers of parked entries
---       5 after how long anybody may claim a parked entry, in ms  6 number of consumers whose entries are for us
---       7 most bytes of an entry  8.. their names, then the names of those whose entries are for others
--- returns {entries, as XRANGE does, or their id and number of bytes where these are more; those of them which anybody
---          may claim}
+--       5 time after which any worker may claim a parked entry, in ms  6 number of consumers whose entries are for us
+--       7 most bytes of an entry  8.. names of those consumers, then of those whose entries are for other workers
+-- returns {entries for us; entries that any worker may claim}: both as XRANGE does, and of an entry that has more
+--          bytes, its id and number of bytes
 
 -- include: within.lua
 
 local first_of_others = 8 + ARGV[6]
 local left = tonumber(ARGV[3])
 
--- The oldest ones of a consumer that have been idle for so long. Others behind them may be too: next time.
+-- Claim a consumer's oldest entries, if they have been idle for that long. A later call claims those behind them.
 local function claim(consumer, min_idle)
   local claimed = {}
   for _, pending in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', left, consumer)) do

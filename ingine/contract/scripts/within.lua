@@ -1,5 +1,5 @@
--- An entry of a stream; or where its fields have more than `most` bytes, its id and how many: whoever may submit
--- decides how many these are, and no worker must have to read them.
+-- Return an entry of a stream, or, if its fields have more than `most` bytes, its id and number of bytes. Any client
+-- that submits chooses the size of an entry, and no worker must have to read a very large one.
 local function within(most, entry)
   local num_bytes = 0
   for _, part in ipairs(entry[2] or {}) do
