@@ -1,4 +1,4 @@
-"""The jobs of a queue that wait or run: looking at them, and cancelling all that wait."""
+"""List the jobs of a queue that wait or run, and cancel those that wait."""
 
 import asyncio
 from collections import Counter
@@ -29,9 +29,9 @@ class QueueJobs(QueueControl):
         older_than_s: float | timedelta | None = None,
         limit: int = 100,
     ) -> list[QueuedJob]:
-        """Jobs that wait (`queued`, `delayed`) or run: by priority and age, the delayed ones last.
+        """List jobs that wait (`queued`, `delayed`) or run, by priority and age. Delayed jobs are last.
 
-        status, priority, tenant, older_than_s: only those. limit: at most so many.
+        status, priority, tenant, older_than_s: list only such jobs. limit: most jobs to return.
         """
         wanted = Wanted.checked(status, priority, tenant, older_than_s)
         limit = arguments.integer("limit", limit, at_least=1)
@@ -55,11 +55,11 @@ class QueueJobs(QueueControl):
         tenant: str | None = None,
         older_than_s: float | timedelta | None = None,
     ) -> dict[str, int]:
-        """Cancel all jobs that wait, or those of a priority or tenant, or that are older than so.
+        """Cancel all waiting jobs, or only those of a priority or tenant, or older than `older_than_s`.
 
-        Each ends as `cancelled`, with its terminal event, as by `cancel`. Those that run go on; so do entries
-        that cannot be read, which a worker will bury. Returns how many were `cancelled`, and of how many the
-        end was `requested`: these had tokens already, and end when a worker takes them.
+        Each ends as `cancelled`, with its terminal event, as by `cancel`. Running jobs are not cancelled, nor
+        are entries that cannot be read, which a worker will bury. Returns the number of jobs `cancelled`, and
+        the number for which that was `requested`: they have tokens already, and end when a worker takes them.
         """
         wanted = Wanted.checked(None, priority, tenant, older_than_s)
         counts = Counter(cancelled=0, requested=0)

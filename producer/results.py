@@ -15,17 +15,17 @@ NO_WORKER = "no worker serves queue %s: jobs wait until one does (start one with
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a job's output."""
+    """A part of a job's output."""
 
     text: str
-    """What it adds to the text. May be empty: half characters and possible stop strings are held back."""
+    """Text that it adds. It may be empty: half characters and possible stop strings are held back."""
     token_ids: list[int]
-    """Empty in the last chunk if that only brings text which was held back."""
+    """Empty in the last chunk if that only adds text which was held back."""
     position: int
-    """Output tokens up to and including this chunk: give it to `attach` or `stream` to go on after it."""
+    """Output tokens up to the end of this chunk. Pass it to `attach` or `stream` to continue after it."""
     logprobs: list[dict[str, Any]] | None = None
-    """If asked for, one a token: {token_id, logprob, top: [[token_id, logprob], ...], bytes, top_bytes}. The
-    bytes, lists of ints, are UTF-8: a character may be several tokens. An older worker gives none."""
+    """If requested, one a token: {token_id, logprob, top: [[token_id, logprob], ...], bytes, top_bytes}.
+    Bytes are lists of ints, in UTF-8: a character may have several tokens. Older workers send none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """How a job stands. Times are Unix times in milliseconds by the server's clock, None if not reached."""
+    """The state of a job. Times are Unix times in ms by the server's clock, None if not reached."""
 
     job_id: str
     status: JobStatus
@@ -56,11 +56,11 @@ class JobInfo:
     """Output tokens committed."""
     priority: str | None
     worker: str | None
-    """Who runs it, or ran it last."""
+    """The worker that runs it, or ran it last."""
     attempt: int
     """How often a worker has begun it."""
     deaths: int
-    """Workers that died or failed while they ran it."""
+    """Number of workers that died or failed while they ran it."""
     cancel_requested: bool
     reply_to: str | None
     idempotency_key: str | None
@@ -74,8 +74,8 @@ class JobInfo:
 
     @classmethod
     def from_record(cls, job_id: str, record: dict[bytes, bytes]) -> "JobInfo":
-        """From the job's hash, see `ingine/contract/scripts`. Raises BadRecord for what is no record."""
-        # Without the job itself, which the record of a delayed one holds: it is no text.
+        """Decode a job's hash, which `ingine/contract/scripts` writes. Raises BadRecord if it is damaged."""
+        # Leave out the msgpack job, which the record of a delayed job holds: it is not text.
         fields = {name.decode(errors="replace"): value for name, value in record.items() if name != b"raw"}
         texts = {name: value.decode(errors="replace") for name, value in fields.items()}
 
@@ -103,10 +103,10 @@ _TIMES = ("submitted_at", "began_at", "first_token_at", "finished_at", "deadline
 
 @dataclass(frozen=True, slots=True)
 class QueuedJob:
-    """A job that waits or runs, as `jobs` lists it."""
+    """A job that waits or runs, as returned by `jobs`."""
 
     job_id: str | None
-    """None if it cannot be read: a worker will bury it."""
+    """None if it cannot be read. A worker will bury the entry."""
     status: JobStatus
     """`queued`, `delayed` or `running`."""
     priority: str
@@ -114,81 +114,81 @@ class QueuedJob:
     submitted_at_ms: int | None
     """Unix time in milliseconds by the server's clock."""
     age_s: float
-    """Since then."""
+    """Seconds since then."""
     entry: str | None
     """Its id in the jobs stream. None while it is delayed."""
     num_bytes: int
     worker: str | None
-    """Who runs it."""
+    """The worker that runs it."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueInfo:
-    """How a queue stands."""
+    """The state of a queue."""
 
     queue: str
     waiting: dict[str, int]
-    """Jobs that no worker has, by priority."""
+    """Number of jobs that no worker has, by priority."""
     running: dict[str, int]
-    """Jobs that a worker has, by priority."""
+    """Number of jobs that a worker has, by priority."""
     num_delayed: int
-    """Jobs whose time has not come."""
+    """Number of delayed jobs."""
     num_bytes: int
-    """Of the submitted jobs that wait or run."""
+    """Bytes of the submitted jobs that wait or run."""
     num_partitions: int
-    """The limits hold for each of them by itself."""
+    """Limits apply to each partition separately."""
     max_jobs: int
-    """`submit` raises QueueFull at so many jobs, delayed, waiting and running together."""
+    """At this number of jobs, delayed, waiting and running together, `submit` raises QueueFull."""
     max_bytes: int
-    """Likewise at so many bytes."""
+    """At this number of bytes `submit` raises QueueFull too."""
     max_job_bytes: int
     max_jobs_per_s: float | None
-    """Of each tenant: `submit` raises RateLimited. None: no limit."""
+    """Limit for each tenant, beyond which `submit` raises RateLimited. None: no limit."""
     weights: dict[str, float]
-    """Tenant -> its share of the work while others wait too; 1 for those not named."""
+    """Tenant -> its share of the work while others wait too. It is 1 for all other tenants."""
     paused: bool
     draining: list[str]
-    """Workers that were told to drain."""
+    """Ids of workers that are requested to drain."""
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Worker id -> its last heartbeat, and `silent_s` since then; one that lives beats each second. Its
-    `state` is `silent` after 5 s without one, and `lost` after 30 s."""
+    """Worker id -> its last heartbeat, with the seconds since then as `silent_s`. A live worker beats each
+    second. Its `state` is `silent` after 5 s without a beat, and `lost` after 30 s."""
     num_dead: int = 0
-    """Dead letters."""
+    """Number of dead letters."""
 
     @property
     def num_serving(self) -> int:
-        """Workers whose last heartbeat is 5 s old at most, and that are not draining."""
+        """Number of workers whose last heartbeat is at most 5 s old, and that are not draining."""
         return sum(map(is_serving, self.workers.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """An entry that no worker could answer."""
+    """An entry that no worker could run."""
 
     entry_id: str
-    """Its place among the dead letters; what `requeue` and `purge` want. Begins with `PARTITION:` where the
-    queue has several."""
+    """Its id among the dead letters, which `requeue` and `purge` take. It begins with `PARTITION:` if the
+    queue has several partitions."""
     job: bytes
-    """As it was sent."""
+    """The job's bytes, as they were sent."""
     job_id: str | None
-    """None if not even that can be read."""
+    """None if the job id cannot be read."""
     code: str
     reason: str
     stream: str
     """The jobs stream that it came from."""
     entry: str
-    """Its id there; begins with the time of its submission in Unix milliseconds."""
+    """Its id in that stream, which begins with the Unix time of its submission in ms."""
     deliveries: int
     worker: str
 
 
 def is_serving(heartbeat: dict[str, Any]) -> bool:
-    """Of a worker, as in `QueueInfo.workers`."""
+    """Return True if a worker serves the queue. heartbeat: from `QueueInfo.workers`."""
     return heartbeat["silent_s"] <= SILENT_AFTER_S and heartbeat.get("state") != "draining"
 
 
 def raise_unless_finished(end: TerminalEvent) -> None:
-    """Raises JobFailed, JobCancelled or JobExpired."""
+    """Raise JobFailed, JobCancelled or JobExpired if the job has ended in that way."""
     error = end.error or {}
     reason = error.get("message") or "no reason was given"
     match end.status:
@@ -201,7 +201,7 @@ def raise_unless_finished(end: TerminalEvent) -> None:
 
 
 def of_another_type(job_id: str, error: Exception | None) -> BadRecord | None:
-    """What it means for a job that the server says so; None if it says something else."""
+    """Return an error if the server reports that a key of the job holds another type. Else None."""
     if isinstance(error, RedisError) and str(error).startswith("WRONGTYPE"):
         return BadRecord(f"a key of job {job_id} is of another type: somebody has written it ({error})")
     return None

@@ -30,7 +30,7 @@ BYTES_PER_TOKEN = 4
 
 
 class Repartitioned(Exception):
-    """The queue has another number of partitions by now: nothing was accepted, the job belongs elsewhere."""
+    """The queue has another number of partitions now. The job was not accepted: it belongs to another one."""
 
     def __init__(self, num_partitions: int):
         super().__init__(num_partitions)
@@ -39,19 +39,19 @@ class Repartitioned(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One job on its way, and the nonce by which the server knows it again if it is sent twice."""
+    """A job to submit, and the nonce by which the script recognises it if it is sent twice."""
 
     job: Job
     raw: bytes
     idempotency_key: str | None = None
     chosen_id: bool = True
-    """The caller named the job; else any other random id will do as well."""
+    """The caller chose the job's id. Otherwise it is random, and may be replaced."""
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def placed(self, num_partitions: int) -> "Submission":
-        """The same in the partition of its idempotency key, by another id: only there is the key known.
+        """Return the submission with a job id in the partition of its idempotency key, which holds the key.
 
-        Raises InvalidJob where both are given, and there is more than one partition.
+        Raises InvalidJob if the caller gave both a job id and a key, and there is more than one partition.
         """
         if self.idempotency_key is None or num_partitions == 1:
             return self
@@ -69,7 +69,7 @@ class Submission:
 
     @property
     def cost(self) -> int:
-        """Tokens that the job may take, for fair shares: a guess, since texts are not tokenised."""
+        """Estimate the job's tokens, for fair shares. The prompt is not tokenised."""
         job = self.job
         prompt = job.prompt or "".join(message.content for message in job.messages or ())
         num_prompt_tokens = (
@@ -80,7 +80,7 @@ class Submission:
     def script_call(
         self, keys: Keys, num_partitions: int = 1, same: str | None = None
     ) -> ScriptCall[SubmitReply]:
-        """The call that submits the job. `same`: the job id that an earlier reply named, see `submit`."""
+        """Return the call that submits the job. same: the job id in an earlier reply, as in `submit`."""
         return submit(
             keys,
             self.job,
@@ -152,7 +152,10 @@ def build_submission(
     job_id: str | None = None,
     **sampling_fields: Any,
 ) -> Submission:
-    """See `AsyncClient.submit`. Raises InvalidJob, and InvalidArgument for a keyword that nobody knows."""
+    """Build a submission from `AsyncClient.submit`'s arguments.
+
+    Raises InvalidJob, and InvalidArgument for an unknown keyword.
+    """
     if unknown := sampling_fields.keys() - SamplingParams.model_fields.keys() - NEUTRAL_PARAMS.keys():
         raise InvalidArgument(
             f"submit() has no argument {sorted(unknown)[0]!r}, nor is it a sampling parameter"
@@ -177,12 +180,12 @@ def build_submission(
         "metadata": metadata,
         "trace": trace,
     }
-    job = _through_the_door({name: value for name, value in fields.items() if value is not None})
+    job = _validated({name: value for name, value in fields.items() if value is not None})
     return Submission(job, encode_job(job), idempotency_key, chosen_id=job_id is not None)
 
 
 def submission_of(job: Any) -> Submission:
-    """One of `submit_many`'s: a Job, or a dict of `submit`'s arguments."""
+    """Build a submission from an item of `submit_many`: a Job, or a dict of `submit`'s arguments."""
     if isinstance(job, Job):
         return Submission(job, encode_job(job))
     if not isinstance(job, Mapping) or not all(isinstance(name, str) for name in job):
@@ -206,18 +209,18 @@ def _check_idempotency_key(key: Any) -> None:
 
 
 def _sampling_fields(sampling: Any) -> Any:
-    """As the wire has them. What is no map stays as it is: validation will say so."""
+    """Convert sampling parameters to the wire format. Returns other values unchanged, for validation."""
     if isinstance(sampling, SamplingParams):
         return sampling.given()
     if isinstance(sampling, Mapping) and isinstance(bias := sampling.get("logit_bias"), Mapping):
-        # As in OpenAI's API, where the ids come out of JSON.
+        # Token ids may be strings, as in OpenAI's API: keys of JSON are.
         ids = {int(i) if isinstance(i, str) and i.isdecimal() else i: value for i, value in bias.items()}
         return {**sampling, "logit_bias": ids}
     return sampling
 
 
-def _through_the_door(fields: dict[str, Any]) -> Job:
-    """What the worker will do with it: so nothing that it would refuse on sight is ever sent."""
+def _validated(fields: dict[str, Any]) -> Job:
+    """Encode and decode a job as a worker does, so that no job is sent that a worker would refuse at once."""
     raw = {name: _packed(name, value) for name, value in fields.items()}
     job = msgpack.Packer().pack_map_header(len(raw)) + b"".join(
         msgpack.packb(name) + value for name, value in raw.items()
@@ -230,7 +233,7 @@ def _through_the_door(fields: dict[str, Any]) -> Job:
 
 
 _ARGUMENTS = {"`id`": "`job_id`", "deadline_ms": "deadline_s", "not_before_ms": "not_before_s"}
-"""What the wire calls a field -> what `submit` calls it."""
+"""Name of a field on the wire -> name of the argument of `submit`."""
 _WIRE_NAMES = re.compile("|".join(_ARGUMENTS))
 
 

@@ -1,4 +1,4 @@
-"""Submissions on their way to the partitions that they belong in."""
+"""Send submissions to the partitions that they belong to."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ from ingine.producer.submission import Repartitioned, Submission
 
 SUBMISSIONS_PER_TRIP = 256
 MAX_ATTEMPTS = 10
-"""While the number of partitions changes, which takes a moment."""
+"""Attempts while the number of partitions changes, which takes a moment."""
 
 Refusal = ClientError
 
@@ -30,14 +30,17 @@ class Submitter:
         self._require_worker = require_worker
 
     async def submit(self, submission: Submission) -> str:
-        """The id of the accepted job. Raises what refuses it, see `AsyncClient.submit`."""
+        """Submit a job and return its id. Raises the errors of `AsyncClient.submit`."""
         [outcome] = await self._trip([submission])
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     async def submit_many(self, submissions: Sequence[Submission]) -> tuple[list[str], Refusal | None]:
-        """The ids of the accepted jobs, in order, and the first refusal; after that one no more trips."""
+        """Submit jobs. Returns the ids of the accepted ones, in order, and the first refusal.
+
+        No further round trip follows a refusal.
+        """
         accepted: list[str] = []
         for start in range(0, len(submissions), SUBMISSIONS_PER_TRIP):
             outcomes = await self._trip(submissions[start : start + SUBMISSIONS_PER_TRIP])
@@ -47,7 +50,7 @@ class Submitter:
         return accepted, None
 
     async def _trip(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
-        """What comes of each. Those that met no verdict, since their place has changed, are sent again."""
+        """Return the outcome of each. Sends those again whose partition has changed meanwhile."""
         outcomes: dict[int, str | Refusal] = {}
         for attempt in range(MAX_ATTEMPTS):
             missing = [n for n in range(len(submissions)) if n not in outcomes]
@@ -76,7 +79,7 @@ class Submitter:
     async def _send(
         self, partition: Partition, group: dict[int, Submission], num_partitions: int
     ) -> dict[int, str | Refusal]:
-        """The outcomes of those that met one."""
+        """Submit jobs to one partition. Returns the outcomes of those that belong to it."""
         submissions = list(group.values())
         try:
             if self._require_worker and not await partition.call(num_serving):
@@ -85,7 +88,7 @@ class Submitter:
                     "`ingine worker`, or submit without require_worker"
                 )
             answers = await self._ask(partition, submissions, [None] * len(submissions), num_partitions)
-            # Whether the job that an idempotency key names is still there, only a second call can ask.
+            # Only a second call can check whether the job that an idempotency key names still exists.
             known = {n: reply.detail for n, reply in enumerate(answers) if _is_known(reply)}
             if known:
                 again = [submissions[n] for n in known]
@@ -102,7 +105,7 @@ class Submitter:
             except ClientError as error:
                 outcomes[n] = error
             except Repartitioned:
-                continue  # no verdict: `_trip` asks for the new place, and sends it again
+                continue  # `_trip` asks for the new number of partitions, and sends it again
         return outcomes
 
     async def _ask(

@@ -35,9 +35,9 @@ class SyncQueueControl:
         older_than_s: float | timedelta | None = None,
         limit: int = 100,
     ) -> list[QueuedJob]:
-        """Jobs that wait (`queued`, `delayed`) or run: by priority and age, the delayed ones last.
+        """List jobs that wait (`queued`, `delayed`) or run, by priority and age. Delayed jobs are last.
 
-        status, priority, tenant, older_than_s: only those. limit: at most so many.
+        status, priority, tenant, older_than_s: list only such jobs. limit: most jobs to return.
         """
         return self._thread.run(
             self._client.jobs(
@@ -52,11 +52,11 @@ class SyncQueueControl:
         tenant: str | None = None,
         older_than_s: float | timedelta | None = None,
     ) -> dict[str, int]:
-        """Cancel all jobs that wait, or those of a priority or tenant, or that are older than so.
+        """Cancel all waiting jobs, or only those of a priority or tenant, or older than `older_than_s`.
 
-        Each ends as `cancelled`, with its terminal event, as by `cancel`. Those that run go on; so do entries
-        that cannot be read, which a worker will bury. Returns how many were `cancelled`, and of how many the
-        end was `requested`: these had tokens already, and end when a worker takes them.
+        Each ends as `cancelled`, with its terminal event, as by `cancel`. Running jobs are not cancelled, nor
+        are entries that cannot be read, which a worker will bury. Returns the number of jobs `cancelled`, and
+        the number for which that was `requested`: they have tokens already, and end when a worker takes them.
         """
         return self._thread.run(
             self._client.purge_jobs(priority=priority, tenant=tenant, older_than_s=older_than_s)

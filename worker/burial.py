@@ -1,4 +1,4 @@
-"""What those who wait for a job are told where its end cannot be written into its log."""
+"""The terminal event of a job that is buried: clients get it, though its log cannot be written."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from ingine.worker.retry import never_passes
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The last event of a job that is buried, and where it goes."""
+    """The terminal event of a job that is buried, and where it is sent."""
 
     event: TerminalEvent
     reply_to: str | None
@@ -33,8 +33,10 @@ async def ending_of(
     error: dict[str, str],
     metadata: dict[str, Any] | None,
 ) -> Ending:
-    """Of a job that lies in `entry`. Neither its record nor its bytes need be what they should: they are not
-    decoded, since that may be what has failed."""
+    """Build the ending of the job in `entry`.
+
+    Its record and its bytes may be damaged. They are not decoded, since that may be what failed.
+    """
     position = key = None
     try:
         position, key = await redis.hmget(keys.job(job_id), "position", "idempotency_key")
@@ -55,5 +57,5 @@ async def ending_of(
 
 
 def _short(key: bytes | None) -> str | None:
-    """Anybody may have made it long, and it becomes part of a key."""
+    """Decode an idempotency key, which becomes part of a key. None if it is too long."""
     return key.decode(errors="replace") if key and len(key) <= 1024 else None

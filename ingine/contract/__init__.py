@@ -1,1 +1,1 @@
-"""What worker and producer share, and nothing else. `docs/protocol.md` says it in prose."""
+"""Everything that workers and producers share. `docs/protocol.md` describes it in prose."""

@@ -1,16 +1,16 @@
-"""The control channel: nudges that spare workers waiting for their next heartbeat.
+"""The control channel: messages on which workers act at once, and not only at their next heartbeat.
 
-Anybody can publish there and nothing has to arrive: what a nudge says is always in a key too.
+Any client can publish there, and a message may get lost: a key always holds the same information.
 """
 
 import msgpack
 
 COMMANDS = frozenset({"released", "pause", "resume", "drain"})
-"""What concerns a whole queue. There is `cancel` beside them, with a `job_id`."""
+"""Commands for a whole queue. The only other command is `cancel`, which has a `job_id`."""
 MAX_NUDGE_BYTES = 1024
-"""A longer one is not read."""
+"""Workers ignore longer messages."""
 
 
 def nudge(command: str, **fields: str) -> bytes:
-    """A message for the channel, as msgpack."""
+    """Encode a message for the channel, as msgpack."""
     return msgpack.packb({"command": command, **fields})

@@ -1,4 +1,4 @@
-"""Events: what workers append to a job's token log, publish on its channel and send to replies streams."""
+"""Events, which workers append to token logs, publish on channels and send to replies streams."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,34 +13,34 @@ from ingine.contract.record import STATUS_NAME, JobStatus
 
 @dataclass(slots=True)
 class TokensEvent:
-    """New tokens of one job: log entry `<position>-0`, and the same bytes on its channel."""
+    """New tokens of one job: log entry `<position>-0`, and the same bytes as a message on its channel."""
 
     position: int
-    """Output tokens committed with and before this event. It starts at position - len(token_ids)."""
+    """Output tokens up to the end of this event, which starts at position - len(token_ids)."""
     token_ids: list[int]
     text: str
-    """What these tokens add to the text: often less or more than their own, see `TerminalEvent`."""
+    """Text that the event adds. It may have less or more than its tokens' text, see `TerminalEvent.text`."""
     logprobs: list[dict] | None = None
-    """One a token: {token_id, logprob, top: [[token_id, logprob], ...], bytes: [...], top_bytes: [[...]]}. An
-    older worker, or a model without a tokenizer, gives no bytes.
+    """One for each token: {token_id, logprob, top: [[token_id, logprob], ...], bytes: [...], top_bytes:
+    [[...]]}. Without bytes from an older worker, or from a model without a tokenizer.
     """
 
     @property
     def start(self) -> int:
-        """Output tokens before this event."""
+        """Number of output tokens before this event."""
         return self.position - len(self.token_ids)
 
 
 @dataclass(slots=True)
 class TerminalEvent:
-    """How the job ended: log entry `<position>-1`. There is exactly one a job, and nothing after it."""
+    """The end of a job: log entry `<position>-1`. A job has exactly one, and its log ends there."""
 
     position: int
     status: JobStatus | str
-    """A plain `str`: a newer version's, which may know what it means."""
+    """A plain `str` is a status of a newer version."""
     job_id: str
     text: str = ""
-    """The end of the text that was held back until now (a half character, the start of a stop string)."""
+    """The end of the text, if it was held back until now (a half character, the start of a stop string)."""
     finish_reason: str | None = None
     """stop, length, abort or error."""
     error: dict | None = None
@@ -48,7 +48,7 @@ class TerminalEvent:
     usage: dict = field(default_factory=dict)
     """num_prompt_tokens, num_cached_tokens, num_output_tokens."""
     timings: dict = field(default_factory=dict)
-    """queue_ms, first_token_ms and total_ms from submission, by the worker's measure; attempts."""
+    """queue_ms, first_token_ms and total_ms, which the worker measures from submission; attempts."""
     metadata: dict | None = None
 
     @property
@@ -59,7 +59,7 @@ class TerminalEvent:
 Event = TokensEvent | TerminalEvent
 
 _TOKENS_PACKER = msgpack.Packer()
-"""Kept, since each has a buffer of 256 KiB. Only workers make tokens, each of them in one thread."""
+"""Reused, since each packer has a buffer of 256 KiB. Only workers encode tokens, each in one thread."""
 
 
 def encode_event(event: Event) -> bytes:
@@ -82,7 +82,7 @@ def encode_event(event: Event) -> bytes:
 
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
-"""What `decode_event` and `decode_log` raise for bytes that no worker has written."""
+"""Exceptions that `decode_event` and `decode_log` raise for bytes that no worker has written."""
 _TERMINAL_TYPES = {
     "job_id": str,
     "text": str,
@@ -96,17 +96,17 @@ _USAGE = ("num_prompt_tokens", "num_cached_tokens", "num_output_tokens")
 
 
 def decode_event(raw: bytes) -> Event:
-    """Inverse of `encode_event`. Fields that this version does not know are ignored: workers may be newer.
+    """Decode what `encode_event` returned. Ignores unknown fields, since the worker may be newer.
 
-    Raises one of UNREADABLE for what is no event, since anybody may publish, and some may write logs. A
-    message may be as long as `raw`.
+    Raises one of UNREADABLE if `raw` is no event: any client may publish, and some may write logs. The
+    exception's message may be as long as `raw`.
     """
     try:
         fields = msgpack.unpackb(raw, strict_map_key=False, max_map_len=MAX_MAP_ENTRIES)
-    except msgpack.ExtraData:  # which has all that was read in it, and would be quoted with that
+    except msgpack.ExtraData:  # its message would quote the whole value
         raise ValueError("there are more bytes behind it") from None
     kind = fields.pop("type")
-    if type(kind) is not str:  # an enum's error quotes what it is asked for
+    if type(kind) is not str:  # the error of an enum would quote the value
         raise TypeError("its type is no text")
     if kind == "tokens":
         event = TokensEvent(fields["position"], fields["token_ids"], fields["text"], fields.get("logprobs"))
@@ -137,7 +137,7 @@ def decode_event(raw: bytes) -> Event:
 
 
 def _are_logprobs(logprobs: Any, number: int) -> bool:
-    """Whether they are of the shape that `TokensEvent.logprobs` has, for so many tokens."""
+    """Return True if they have the shape of `TokensEvent.logprobs` for `number` tokens."""
     if type(logprobs) is not list or len(logprobs) != number:
         return False
     for of_token in logprobs:
@@ -156,11 +156,10 @@ def _are_logprobs(logprobs: Any, number: int) -> bool:
 def decode_log(
     job_id: str, position: int, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]
 ) -> list[Event]:
-    """The events of entries of a job's token log, which follow on `position`; the first may begin before it.
+    """Decode entries of a job's token log that continue at `position`. The first may begin before it.
 
-    Raises one of UNREADABLE for what no worker writes: an entry that is no event, or whose id is not its
-    event's position, tokens that are missing or that are there twice, another job's end, and whatever comes
-    behind the end.
+    Raises one of UNREADABLE for entries that no worker writes: no event, an id other than the event's
+    position, missing or repeated tokens, the end of another job, or an entry after the end.
     """
     events: list[Event] = []
     for entry_id, fields in entries:

@@ -1,4 +1,4 @@
-"""What is wrong with a job: found cheaply where it is meant to be costly, and told in one sentence."""
+"""Find the fault of an invalid job at a bounded cost, and describe it in one sentence."""
 
 import re
 from collections.abc import Container, Iterable
@@ -14,11 +14,11 @@ MAX_NESTING = 16
 MAX_FIELDS = 64
 MAX_MAP_ENTRIES = 1024
 MAX_CONTAINERS = 8192
-"""Maps and arrays of a job: each message is one."""
+"""Limit for the maps and arrays of a job. Each message is one."""
 MAX_ENTRIES = 32_768
-"""Of all maps of a job together."""
+"""Limit for the entries of all maps of a job together."""
 MAX_FIELD_BYTES = 128 << 10
-"""Of a field that is neither `prompt` nor `messages`: the largest valid `sampling` has 90 kB."""
+"""Limit for each field but `prompt` and `messages`. The largest valid `sampling` has 90 kB."""
 MAX_REASON_CHARS = 500
 _CONTAINERS = frozenset({dict, list})
 PROMPT, MESSAGES = msgpack.packb("prompt"), msgpack.packb("messages")
@@ -32,11 +32,11 @@ _KINDS = {
     "dict_type": "a map",
     "model_type": "a map",
 }
-"""pydantic's types of faults -> what the value must be."""
+"""Type of pydantic's error -> the type that the value must have."""
 
 
 class TooManyParts(Exception):
-    """Says of what there is too much."""
+    """The job exceeds a limit, which the message names."""
 
     def __init__(self, message: str, code: ErrorCode = ErrorCode.INVALID_SHAPE):
         super().__init__(message)
@@ -44,12 +44,12 @@ class TooManyParts(Exception):
 
 
 class BoundedContainers:
-    """msgpack's hooks for maps and arrays, which bound what a job costs before anything is known of it.
+    """msgpack's hooks for maps and arrays, which bound the cost of decoding a job that is not validated yet.
 
-    A container takes a hundred times as long as the byte that it may be, a map's entry ten times: of both
-    there are so many at most. Of each map the first `MAX_MAP_ENTRIES` are kept: integers hash to themselves,
-    so keys can be chosen that all collide. A map of 87,000 of them, in a job of 600 kB, took 8 s to build,
-    with the interpreter's lock held and the leases unrenewed.
+    A container may be a single byte and takes a hundred times as long to decode, a map's entry ten times: the
+    number of both is limited. Only the first `MAX_MAP_ENTRIES` of a map are kept: integers hash to
+    themselves, so a client can choose keys that all collide. A map of 87,000 of them, in a job of 600 kB,
+    took 8 s to build, during which the interpreter's lock was held and no lease was renewed.
     """
 
     def __init__(self):
@@ -76,9 +76,11 @@ class BoundedContainers:
 
 
 def check_sizes(raw: bytes, max_num_tokens: int | None) -> None:
-    """Raises TooManyParts for a job with a part that is not worth building, by a look at its bytes: to pass
-    over a million values takes two milliseconds, and to build them a hundred. Of damaged bytes the decoder
-    tells."""
+    """Raise TooManyParts if a part of a job is too large, without building any values.
+
+    To skip a million values takes two milliseconds, to build them a hundred. Ignores damaged bytes, which the
+    decoder reports.
+    """
     reader = msgpack.Unpacker(strict_map_key=False, max_buffer_size=0)
     reader.feed(raw)
     with suppress(ValueError, IndexError, msgpack.UnpackException):
@@ -106,12 +108,11 @@ def _check_size(name: bytes, value: bytes, max_num_tokens: int | None) -> None:
 
 
 def texts_of(raw: bytes, names: Container[str]) -> dict[str, str]:
-    """Those fields of a job that are text, without building what else is in it: what else there is is skipped
-    as fast as it can be read."""
+    """Return those fields of `names` that are text. All other values are skipped without building them."""
     unpacker = msgpack.Unpacker(max_buffer_size=0)
     unpacker.feed(raw)
     found: dict[str, str] = {}
-    # Nothing is known of what comes behind the part that was too much: it may be damaged.
+    # The bytes after a part that exceeds a limit were not read: they may be damaged.
     with suppress(ValueError, IndexError, msgpack.UnpackException):
         for _ in range(min(unpacker.read_map_header(), MAX_FIELDS)):
             if not _is_text(raw[unpacker.tell()]):
@@ -142,14 +143,14 @@ def deeper_than(value: Any, limit: int) -> bool:
 
 
 def _children(parent: dict | list) -> Iterable[Any]:
-    """None of an array without containers, which may be long."""
+    """Return the values of a container. Returns none for an array without containers, which may be long."""
     if isinstance(parent, dict):
         return parent.values()
     return () if _CONTAINERS.isdisjoint(map(type, parent)) else parent
 
 
 def too_many_fields(fields: dict) -> str | None:
-    """Each unknown field is a fault to describe, at a hundred times its own size."""
+    """Describe a map with too many fields, since pydantic's error for each has a hundred times its size."""
     messages = fields.get("messages")
     for value in (fields, fields.get("sampling"), *(messages if isinstance(messages, list) else ())):
         if isinstance(value, dict) and len(value) > MAX_FIELDS:
@@ -158,7 +159,7 @@ def too_many_fields(fields: dict) -> str | None:
 
 
 def longer_than(fields: dict, max_num_tokens: int | None) -> str | None:
-    """What is wrong with a prompt of which is known, before it is read, that it has too many tokens."""
+    """Describe a prompt whose length alone shows that it has too many tokens."""
     for name in ("prompt", "messages"):
         value = fields.get(name)
         if max_num_tokens is not None and isinstance(value, list) and len(value) >= max_num_tokens:
@@ -168,13 +169,13 @@ def longer_than(fields: dict, max_num_tokens: int | None) -> str | None:
 
 
 def explain(error: ValidationError) -> tuple[ErrorCode, str]:
-    """The first fault, as a stable code and a sentence that names the field. Never quotes the value."""
+    """Return the first fault as a stable code and a sentence that names the field. Never quotes the value."""
     faults = error.errors(include_url=False)
-    # Names that are no text make all required fields missing.
+    # Where field names are not text, pydantic reports all required fields as missing too.
     first = next((fault for fault in faults if fault["type"] == "invalid_key"), faults[0])
     path = [printable(str(part)) for part in first["loc"]]
     if path[:1] == ["prompt"]:
-        del path[1:2]  # which of the two kinds of prompt it was taken for
+        del path[1:2]  # the kind of prompt, text or token ids
     where = ".".join(path) or "job"
     kind = first["type"]
     if path[-1:] == ["[key]"]:
@@ -211,5 +212,5 @@ def _instead_of_text(fault: dict) -> str:
 
 
 def printable(name: str) -> str:
-    """Of a field: its sender's choice, and shown on an operator's terminal."""
+    """Replace unprintable characters: clients choose names, and operators see them on a terminal."""
     return "".join(char if char.isprintable() else "?" for char in name[:MAX_REASON_CHARS])

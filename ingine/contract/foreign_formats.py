@@ -1,4 +1,4 @@
-"""What was pushed instead of a msgpack map, said in the words of whoever pushed it."""
+"""Recognise what a client sent in place of a msgpack map, and say how to correct it."""
 
 import base64
 import binascii
@@ -10,7 +10,7 @@ from ingine.contract.faults import printable
 
 MAX_NAMES = 8
 MAX_INDENT = 1024
-"""Of JSON, in which nothing else may come first."""
+"""Bytes that are searched for the beginning of JSON, which only white space may precede."""
 
 _JSON = re.compile(rb'\s*(\{\s*["}]|\[)')
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{8,}={0,2}\s*")
@@ -19,7 +19,7 @@ _TYPES = {list: "an array", str: "a string", bytes: "binary", int: "an integer",
 
 
 def recognise(raw: bytes) -> str | None:
-    """A sentence that says what `raw`, which is no msgpack map, looks like and what to do. None: no idea."""
+    """Say what `raw`, which is no msgpack map, looks like and what to do. None if it is not recognised."""
     if not raw:
         return "it is empty"
     if _JSON.match(raw[:MAX_INDENT]) and raw.rstrip()[-1:] in (b"}", b"]"):
@@ -36,7 +36,7 @@ def recognise(raw: bytes) -> str | None:
 
 
 def not_a_map(value: Any) -> str:
-    """Of a msgpack value that is no map."""
+    """Describe a msgpack value that is no map."""
     kind = _TYPES.get(type(value), "nil" if value is None else type(value).__name__)
     message = f"a job is a msgpack map with the fields of docs/protocol.md, not {kind}"
     inner = value.encode("utf-8", "replace") if isinstance(value, str) else value
@@ -46,7 +46,7 @@ def not_a_map(value: Any) -> str:
 
 
 def no_job_field(names: Iterable[bytes]) -> str:
-    """Of a stream entry without the field `job`."""
+    """Describe a stream entry without the field `job`."""
     names = list(names)
     shown = ", ".join(f"`{printable(name[:64].decode(errors='replace'))}`" for name in names[:MAX_NAMES])
     more = ", ..." if len(names) > MAX_NAMES else ""

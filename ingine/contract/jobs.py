@@ -1,7 +1,7 @@
-"""Jobs: what producers push, and how workers read what anybody may have pushed.
+"""Jobs: how producers encode them, and how workers validate what any client may have sent.
 
-`ingine.contract.keys` has the names of all keys, `ingine.contract.events` what comes back;
-`docs/protocol.md` says the same in prose, for other languages.
+`ingine.contract.keys` has the names of all keys, `ingine.contract.events` the replies. `docs/protocol.md`
+describes the same in prose, for other languages.
 """
 
 import re
@@ -44,15 +44,15 @@ DEFAULT_MAX_QUEUED_JOBS = 100_000
 DEFAULT_MAX_QUEUED_BYTES = 1 << 30
 DEFAULT_MAX_JOB_BYTES = 1 << 20
 MAX_JOB_BYTES = 8 << 20
-"""Whatever a queue's own limit says, since whoever may submit can change that: a million tokens."""
+"""Limit for every queue, since a client that may submit can raise the queue's own limit: a million tokens."""
 DEFAULT_RESULT_TTL_S = 3600
 MAX_METADATA_BYTES = 16 << 10
 MAX_MESSAGES = 4096
 
 EXPECTED_OUTPUT_TOKENS = 256
-"""What a job without `max_tokens` is taken to generate, for fair shares."""
+"""Output tokens that a job without `max_tokens` counts for in fair shares."""
 MAX_TOKEN_COST = 1 << 20
-"""No model has longer sequences: `max_tokens` of 10^9 is a way to say "no limit"."""
+"""No model has longer sequences. Clients set `max_tokens` to 10^9 to mean "no limit"."""
 
 JOB_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -71,7 +71,7 @@ class Message(BaseModel):
 
 
 class Job(BaseModel):
-    """What a producer pushes, as a msgpack map. Unknown fields are refused by name."""
+    """A job, as producers send it in a msgpack map. Unknown fields are errors, which name the field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -115,28 +115,29 @@ class Job(BaseModel):
 
 
 def encode_job(job: Job) -> bytes:
-    """The msgpack map of `job`, without the fields that have their default.
+    """Encode `job` as a msgpack map, without the fields that have their default.
 
-    Of `sampling` it has what was given, also at its default: what was not is the model's to decide.
+    `sampling` has all fields that were given, even with their default: the model's own defaults apply to the
+    others.
     """
     fields = job.model_dump(mode="python", exclude_defaults=True, exclude={"metadata", "sampling"})
     fields |= {"v": job.v, "id": job.id}
     if sampling := job.sampling.given():
         fields["sampling"] = sampling
     if job.metadata is not None:
-        fields["metadata"] = job.metadata  # as it is: a dump would make lists of msgpack's extension types
+        fields["metadata"] = job.metadata  # model_dump would turn msgpack's extension types into lists
     return msgpack.packb(fields)
 
 
 def decode_job(
     raw: bytes, *, max_bytes: int = DEFAULT_MAX_JOB_BYTES, max_num_tokens: int | None = None
 ) -> Job:
-    """Validate what came through the door. Raises InvalidJob, with the job's id if that could be read.
+    """Decode and validate a job. Raises InvalidJob, with the job's id if that could be read.
 
-    Sizes are checked before anything is built, the number of containers while it is, depth and numbers of
-    fields before anything is validated, and validation stops at a list's first fault: neither time nor memory
-    grows faster than the job's bytes. `max_num_tokens`: of a sequence of the model's, if that is known. A
-    prompt of more token ids or messages is not validated.
+    Time and memory grow no faster than the job's bytes: sizes are checked before any value is built, the
+    number of containers while values are built, depth and numbers of fields before validation, which stops
+    at a list's first fault. max_num_tokens: the model's longest sequence, if known. A prompt of more token
+    ids or messages is not validated.
     """
     if len(raw) > max_bytes:
         raise InvalidJob(ErrorCode.JOB_TOO_LARGE, f"the job has {len(raw)} bytes, the limit is {max_bytes}")
@@ -178,18 +179,18 @@ def decode_job(
 
 
 def token_cost(num_prompt_tokens: int, max_tokens: int | None) -> int:
-    """Tokens that a job counts for in its tenant's fair share, before anybody knows how many it takes."""
+    """Estimate the tokens of a job, for its tenant's fair share."""
     num_output_tokens = EXPECTED_OUTPUT_TOKENS if max_tokens is None else max_tokens
     return min(num_prompt_tokens + num_output_tokens, MAX_TOKEN_COST)
 
 
 def read_job_id(raw: bytes) -> str | None:
-    """The id of what need not be a valid job."""
+    """Read the id of a job that need not be valid. None if it has none."""
     return _name_or_none(texts_of(raw, ("id",)).get("id"))
 
 
 def read_reply_to(raw: bytes) -> str | None:
-    """The replies stream that is named by what need not be a valid job."""
+    """Read `reply_to` of a job that need not be valid. None if it has none."""
     return _name_or_none(texts_of(raw, ("reply_to",)).get("reply_to"))
 
 

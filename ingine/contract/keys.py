@@ -13,23 +13,23 @@ GROUP = "workers"
 """The one consumer group of every jobs stream, created at 0."""
 
 WAITING, RELEASED = "waiting", "released"
-"""Consumers of that group which are no workers: of entries in the fair order, and of those handed over."""
+"""Consumers of that group which are no workers: for entries in the fair order, and for released entries."""
 
 SILENT_AFTER_S = 5
-"""A worker whose last heartbeat is older is taken for dead, or hung; one that lives beats each second."""
+"""A worker whose last heartbeat is older counts as dead, or hung. A live worker beats each second."""
 
 PARKED_PREFIX = "parked:"
-"""Of consumers which are no workers either: of entries that are for workers of another model."""
+"""Prefix of further consumers that are no workers: for entries that wait for workers of another model."""
 
 JOB_FIELD, EVENT_FIELD = "job", "event"
-"""The field of an entry in a jobs stream that holds the job, and the only field in a token log."""
+"""The field of a jobs stream's entry that holds the job, and the only field of a token log's entry."""
 
 MAX_PARTITIONS = 64
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Priority(StrEnum):
-    """Which jobs stream a job waits in. Strict order, but for the ageing that keeps `low` from starving."""
+    """The jobs stream that a job waits in. Strict order, but for ageing, so that `low` does not starve."""
 
     HIGH = "high"
     NORMAL = "normal"
@@ -38,7 +38,7 @@ class Priority(StrEnum):
 
 @dataclass(frozen=True)
 class Keys:
-    """Every Redis key of one partition. All bear its hash tag, so one script may touch any of them.
+    """Every Redis key of one partition. All have its hash tag, so one script may touch any of them.
 
     | key                          | type    | holds
     | ---------------------------- | ------- | -----
@@ -52,7 +52,7 @@ class Keys:
     | ingine:{q}:tokens:<id>       | stream  | the token log: `<n>-0` tokens up to n, `<n>-1` terminal event
     | ingine:{q}:channel:<id>      | channel | the same events, live (sharded pub/sub)
     | ingine:{q}:replies:<name>    | stream  | terminal events of the jobs that named it as `reply_to`
-    | ingine:{q}:dead              | stream  | what could not be run: raw bytes, code, reason, deliveries
+    | ingine:{q}:dead              | stream  | entries that could not run: raw bytes, code, reason, deliveries
     | ingine:{q}:idem:<key>        | string  | idempotency key -> job id, for as long as that job's record
     | ingine:{q}:rate:<tenant>     | string  | when the tenant's next job may come (GCRA), with a TTL
     | ingine:{q}:bytes             | string  | bytes of the submitted jobs that wait or run; absent: 0
@@ -66,11 +66,12 @@ class Keys:
 
     queue: str = "default"
     partition: int | None = None
-    """None: the queue has only one."""
+    """None: the queue has only one partition."""
 
     def __post_init__(self):
         if not QUEUE_NAME.fullmatch(self.queue):
-            raise ValueError(f"a queue's name matches {QUEUE_NAME.pattern}")  # it may be a URL by mistake
+            # The message does not quote the name, which may be a URL by mistake.
+            raise ValueError(f"a queue's name matches {QUEUE_NAME.pattern}")
 
     @property
     def prefix(self) -> str:
@@ -81,7 +82,7 @@ class Keys:
         return f"{self.prefix}:jobs:{Priority(priority)}"
 
     def while_renumbered(self, priority: Priority | str) -> str:
-        """Of a jobs stream that is made anew, within one script: scripts/renumber.lua."""
+        """The temporary key of a jobs stream that is rebuilt. It exists only within scripts/renumber.lua."""
         return f"{self.jobs(priority)}:old"
 
     def set_aside(self, priority: Priority | str) -> str:
@@ -150,17 +151,17 @@ class Keys:
 
 
 def parked(model: str) -> str:
-    """The consumer of the entries that are parked for workers of `model`, a name or a fingerprint."""
+    """Return the consumer of entries that are parked for workers of `model`, a name or a fingerprint."""
     return PARKED_PREFIX + model
 
 
 def is_worker(consumer: str) -> bool:
-    """Whether a consumer is a worker: entries of the others are run by nobody."""
+    """Return True if a consumer is a worker. No worker runs the entries of the other consumers."""
     return consumer not in (WAITING, RELEASED) and not consumer.startswith(PARKED_PREFIX)
 
 
 def read_num_partitions(field: bytes | None) -> int:
-    """What a queue's field `partitions` says. Raises ValueError for what anybody may have written there."""
+    """Decode a queue's field `partitions`. Raises ValueError, since any client may have written it."""
     text = (field or b"1").decode(errors="replace")
     if not (text.isdecimal() and len(text) < 5 and 1 <= int(text) <= MAX_PARTITIONS):
         raise ValueError(
@@ -170,20 +171,20 @@ def read_num_partitions(field: bytes | None) -> int:
 
 
 def partition_of(job_id: str, num_partitions: int) -> int:
-    """Where a job lives, for ever: every producer, worker and consumer in any language computes the same."""
+    """Return a job's partition. Producers, workers and consumers in every language must compute the same."""
     return zlib.crc32(job_id.encode()) % num_partitions
 
 
 def all_partitions(queue: str, num_partitions: int) -> list[Keys]:
-    """The keys of each partition. A queue with one has its bare name in the tag."""
+    """Return the keys of each partition. The tag of a queue with only one is its bare name."""
     return [Keys(queue)] if num_partitions == 1 else [Keys(queue, n) for n in range(num_partitions)]
 
 
 def keys_of(queue: str, job_id: str, num_partitions: int) -> Keys:
-    """The keys of the partition that the job lives in."""
+    """Return the keys of the partition of a job."""
     return all_partitions(queue, num_partitions)[partition_of(job_id, num_partitions)]
 
 
 def log_id(position: int, *, terminal: bool = False) -> str:
-    """The token log entry that ends at `position`. Its id is the position, so Redis refuses a duplicate."""
+    """Return the id of the log entry that ends at `position`. Redis refuses a second entry with that id."""
     return f"{position}-{int(terminal)}"

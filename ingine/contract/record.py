@@ -1,6 +1,6 @@
-"""A job's record, the hash under `Keys.job`: in which states a job can be, and how its fields are read.
+"""A job's record, the hash at `Keys.job`: the states of a job, and how to read the record's fields.
 
-Anybody may have written there, so nothing in it is taken for granted.
+Any client may have written them, so every field is validated.
 """
 
 import re
@@ -9,24 +9,24 @@ from enum import StrEnum
 from ingine.errors import BadRecord, UnknownStatus
 
 STATUS_NAME = re.compile(r"[a-z_]{1,32}")
-"""What a status of any version looks like."""
+"""Matches the status names of all versions."""
 
 
 class JobStatus(StrEnum):
     DELAYED = "delayed"
-    """Its time has not come: `not_before_ms`, or the pause after a step that failed under it."""
+    """It waits for its `not_before_ms`, or for the end of the pause after a step that failed."""
     QUEUED = "queued"
-    """In the stream: not begun, or handed over by a worker that stopped; its log is kept."""
+    """It waits in the stream: not begun, or released by a worker that stopped. Its log is kept."""
     RUNNING = "running"
     """A worker holds the lease, under the attempt number in the job's hash."""
     FINISHED = "finished"
     """All tokens are in the log; `finish_reason` is `stop` or `length`."""
     FAILED = "failed"
-    """It cannot be run, or could not; `error` in the terminal event says why."""
+    """It cannot run, or failed. `error` in the terminal event says why."""
     CANCELLED = "cancelled"
-    """Somebody cancelled it. The tokens made until then are in the log."""
+    """A client cancelled it. The tokens generated until then are in the log."""
     EXPIRED = "expired"
-    """Its deadline passed first. The tokens made until then are in the log."""
+    """Its deadline passed. The tokens generated until then are in the log."""
 
     @property
     def terminal(self) -> bool:
@@ -34,7 +34,7 @@ class JobStatus(StrEnum):
 
 
 def read_status(job_id: str, raw: bytes) -> JobStatus:
-    """From a job's record. Raises BadRecord, as `unknown_status` has it."""
+    """Decode the status in a job's record. Raises the error of `unknown_status` if this version lacks it."""
     status = read_any_status(job_id, raw)
     if not isinstance(status, JobStatus):
         raise unknown_status(job_id, status)
@@ -42,7 +42,7 @@ def read_status(job_id: str, raw: bytes) -> JobStatus:
 
 
 def read_any_status(job_id: str, raw: bytes) -> JobStatus | str:
-    """From a job's record. A plain `str` may be a newer version's. Raises BadRecord for what is nobody's."""
+    """Decode the status in a job's record. A plain `str` is one of a newer version. Raises BadRecord."""
     text = raw.decode(errors="replace")
     try:
         return JobStatus(text)
@@ -53,7 +53,7 @@ def read_any_status(job_id: str, raw: bytes) -> JobStatus | str:
 
 
 def unknown_status(job_id: str, status: str) -> BadRecord:
-    """UnknownStatus, unless no version has such a status."""
+    """Return UnknownStatus, or BadRecord if no version can have such a status."""
     kind = UnknownStatus if STATUS_NAME.fullmatch(status) else BadRecord
     return kind(
         f"job {job_id[:128]!r} has the status {status[:50]!r}, which this version of ingine does not know: "
@@ -62,7 +62,7 @@ def unknown_status(job_id: str, status: str) -> BadRecord:
 
 
 def read_number(job_id: str, name: str, raw: bytes | None) -> int | None:
-    """From a job's record. Raises BadRecord for what is none."""
+    """Decode a number in a job's record. Returns None for None. Raises BadRecord if it is no number."""
     if raw is None:
         return None
     text = raw.decode(errors="replace")

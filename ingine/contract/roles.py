@@ -1,13 +1,13 @@
-"""What each role may do at a server: every command, on every kind of key and channel, and nothing else.
+"""The rights of each role at a server: its commands, for each kind of key and channel, and no others.
 
-`user_line` writes it as a line of the server's access list, `calls` as commands to ask a server about.
+`user_line` writes them as a line of the server's access list, `calls` as commands to ask a server about.
 Needs nothing but the standard library.
 
 A server checks a script twice: EVALSHA with all keys that it names, and then each command that it runs.
 With one list of commands and one of keys, a role could run each of its commands on each of its keys, in a
-script of its own: whoever submits reads the queue's settings, and could write them too. Hence selectors
-(Redis 7, Valkey 8): a command is allowed if one selector has both the command and its keys. One lets EVALSHA
-name any key of the queue, and each of the others has the commands for one kind of key.
+script of its own: a submitter reads the queue's settings, and could write them too. Hence selectors (Redis 7,
+Valkey 8): a command is allowed if one selector has both the command and its keys. One lets EVALSHA name any
+key of the queue, and each of the others has the commands for one kind of key.
 """
 
 from collections import defaultdict
@@ -17,20 +17,20 @@ from ingine.contract.keys import GROUP, QUEUE_NAME, Keys, Priority
 
 
 class Role(StrEnum):
-    """Who has a user of its own."""
+    """A party that has a user of its own at the server."""
 
     WORKER = "worker"
-    """Runs jobs, and alone makes tokens."""
+    """Runs jobs. No other role writes tokens."""
     PRODUCER = "producer"
-    """All that the client library does for its own jobs: submit, follow, list, cancel."""
+    """Does all that the client library does for its own jobs: submit, follow, list, cancel."""
     SUBMITTER = "submitter"
-    """Submits, and reads no output."""
+    """Submits, and cannot read outputs."""
     CONSUMER = "consumer"
-    """Follows jobs, and writes nothing."""
+    """Follows jobs, and cannot write."""
     OPERATOR = "operator"
-    """Steers the queue, and decides about dead letters."""
+    """Controls the queue, and requeues or purges dead letters."""
     OBSERVER = "observer"
-    """Sees how the queue and its jobs stand."""
+    """Sees the state of the queue and its jobs."""
 
 
 KINDS = {
@@ -51,15 +51,15 @@ KINDS = {
     "models": "models",
     "dead": "dead",
 }
-"""The end of the pattern of each kind of key. Servers look in this order: those of every token come first."""
+"""Kind of key -> end of its pattern. Servers search in this order, so kinds used for each token are first."""
 
 CHANNELS = {"channel": "channel:*", "control": "control"}
 
 CONNECTION = "PING CLIENT|SETNAME CLUSTER|SLOTS"
-"""What every connection may send."""
+"""Commands of every connection."""
 
 ALL_TAGS = "*"
-"""In place of a queue's name: all queues of the server."""
+"""Stands for all queues of the server, in place of a queue's name."""
 
 _SUBMIT = {
     "": "EVALSHA SCRIPT|LOAD SCRIPT|EXISTS TIME",
@@ -153,15 +153,15 @@ RIGHTS = {
     Role.OPERATOR: _together(_OBSERVE, _OPERATE),
     Role.OBSERVER: _together(_OBSERVE),
 }
-"""Commands by kind of key or channel; under '' those that name neither, and EVALSHA, which names any."""
+"""Commands by kind of key or channel. Those under '' name no key, except EVALSHA, which names any."""
 
 
 def user_line(role: Role, user: str, digest: str, tags: list[str]) -> str:
-    """The line of an access list for a user with these rights, on the queues of these hash tags only.
+    """Return the line of an access list for a user with these rights, on the queues of these hash tags only.
 
-    It begins with `reset`: where such a user exists, ACL SETUSER takes away what it had.
+    It begins with `reset`: if the user exists, ACL SETUSER removes its other rights first.
 
-    digest: the password's SHA-256 in hex. tags: as `tags_of` has them.
+    digest: the password's SHA-256 in hex. tags: from `tags_of`.
     """
     rights = RIGHTS[role]
     bare = [name for name in rights[""] if name != "EVALSHA"]
@@ -191,9 +191,9 @@ def _patterns(sign: str, tags: list[str], end: str) -> list[str]:
 
 
 def tags_of(queue: str, *, partitioned: bool = False) -> list[str]:
-    """Patterns of the hash tags that a queue's keys have; for `*` that of all queues.
+    """Return patterns for the hash tags of a queue's keys; for `*` the pattern of all queues.
 
-    partitioned: those of its partitions too, however many it gets. Raises ValueError for a name that is none.
+    partitioned: include the tags of any number of partitions. Raises ValueError if it is no queue's name.
     """
     if queue == ALL_TAGS:
         return [ALL_TAGS]
@@ -203,9 +203,9 @@ def tags_of(queue: str, *, partitioned: bool = False) -> list[str]:
 
 
 def calls(role: Role, keys: Keys) -> list[str]:
-    """Each command of a role, with a key of each kind that it is for: to be asked about, not to be made.
+    """Return each command of a role with a key of each kind that it is for, to ask whether it is allowed.
 
-    They end where the answer needs no more of them.
+    They are not made to be run: arguments that do not matter to the answer are left out.
     """
     on = {kind: f"{keys.prefix}:{end.replace('*', '0')}" for kind, end in (KINDS | CHANNELS).items()}
     on["jobs"] = keys.jobs(Priority.NORMAL)

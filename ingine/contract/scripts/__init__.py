@@ -1,6 +1,7 @@
-"""The Lua scripts of workers and producers: all that touches more than one key at once.
+"""The Lua scripts of workers and producers: every operation on more than one key is one script.
 
-A script that has the line `-- include: NAME.lua` gets that file of this folder in its place.
+In a script, the line `-- include: NAME.lua` stands for that file of this folder. Only `ingine.contract.calls`
+reads scripts.
 """
 
 import re
@@ -12,6 +13,6 @@ _INCLUDE = re.compile(r"^-- include: (\w+\.lua)$", re.MULTILINE)
 
 @cache
 def read_script(name: str) -> str:
-    """The source of `<name>.lua`, as the server gets it."""
+    """Return the source of `<name>.lua` as it is sent to the server, with the files that it includes."""
     source = (files(__name__) / f"{name}.lua").read_text()
     return _INCLUDE.sub(lambda found: (files(__name__) / found[1]).read_text(), source)
