@@ -203,5 +203,5 @@ def raise_unless_finished(end: TerminalEvent) -> None:
 def of_another_type(job_id: str, error: Exception | None) -> BadRecord | None:
     """Return an error if the server reports that a key of the job holds another type. Else None."""
     if isinstance(error, RedisError) and str(error).startswith("WRONGTYPE"):
-        return BadRecord(f"a key of job {job_id} is of another type: somebody has written it ({error})")
+        return BadRecord(f"a key of job {job_id} holds another type, which a client has written ({error})")
     return None

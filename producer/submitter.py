@@ -50,7 +50,7 @@ class Submitter:
         return accepted, None
 
     async def _trip(self, submissions: Sequence[Submission]) -> list[str | Refusal]:
-        """Return the outcome of each. Sends those again whose partition has changed meanwhile."""
+        """Return the outcome of each. Sends a job again if its partition has changed."""
         outcomes: dict[int, str | Refusal] = {}
         for attempt in range(MAX_ATTEMPTS):
             missing = [n for n in range(len(submissions)) if n not in outcomes]

@@ -40,8 +40,8 @@ async def ending_of(
     position = key = None
     try:
         position, key = await redis.hmget(keys.job(job_id), "position", "idempotency_key")
-    except ResponseError as answer:
-        if not never_passes(answer):
+    except ResponseError as error_reply:
+        if not never_passes(error_reply):
             raise
     num_tokens = int(position) if position and position.isdigit() and len(position) < 16 else 0
     event = TerminalEvent(

@@ -241,7 +241,7 @@ class Queue(JobStreams):
         return token_ids
 
     async def cancelled_among(self, job_ids: Iterable[str]) -> list[str]:
-        """Return those of `job_ids` whose records say that they are to be cancelled."""
+        """Return those of `job_ids` whose records say that a client has requested to cancel them."""
         asked = list(job_ids)
         pipe = self._redis.pipeline(transaction=False)
         for job_id in asked:

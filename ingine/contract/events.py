@@ -170,7 +170,7 @@ def decode_log(
         if name != log_id(event.position, terminal=is_end):
             raise ValueError(f"entry {name} has an event of position {event.position}")
         if event.start > position or (event.start < position and (events or is_end)):
-            raise ValueError(f"entry {name} goes on from position {event.start}, not {position}")
+            raise ValueError(f"entry {name} continues from position {event.start}, not {position}")
         if is_end and event.job_id != job_id:
             raise ValueError(f"entry {name} is the end of another job, {event.job_id[:128]!r}")
         events.append(event)

@@ -179,8 +179,8 @@ def explain(error: ValidationError) -> tuple[ErrorCode, str]:
     where = ".".join(path) or "job"
     kind = first["type"]
     if path[-1:] == ["[key]"]:
-        whose = ".".join(path[:-2])
-        return ErrorCode.INVALID_TYPE, f"a key of `{whose}` must be {_KINDS.get(kind, 'another')}"
+        parent = ".".join(path[:-2])
+        return ErrorCode.INVALID_TYPE, f"a key of `{parent}` must be {_KINDS.get(kind, 'another')}"
     if kind == "extra_forbidden":
         return ErrorCode.UNKNOWN_FIELD, f"unknown field `{where}`"
     if where == "v":

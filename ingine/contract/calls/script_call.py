@@ -16,4 +16,4 @@ class ScriptCall(Generic[Reply]):
     keys: Sequence[str | bytes]
     args: Sequence[str | int | bytes]
     read_reply: Callable[[Any], Reply]
-    """Decodes the server's reply. Not called for an error, which whoever runs the call raises or returns."""
+    """Decodes the server's reply. It is not called for an error."""
