@@ -24,6 +24,15 @@ def test_the_unit_gives_a_worker_time_to_hand_over():
     assert service["ExecStart"].endswith("/ingine worker")
 
 
+def test_all_caches_of_the_unit_are_in_its_cache_directory():
+    """A dynamic user has no home directory, where a model of a hub would be kept otherwise."""
+    lines = [line for line in UNIT.read_text().splitlines() if line.startswith("Environment=")]
+    words = " ".join(line.removeprefix("Environment=") for line in lines).split()
+    variables = dict(word.split("=", 1) for word in words)
+    for name in ("INGINE_CACHE_DIR", "HF_HOME", "TRITON_CACHE_DIR"):
+        assert f"{variables[name]}/".startswith("/var/cache/ingine/")
+
+
 def test_systemd_takes_the_unit(tmp_path):
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed")
