@@ -9,12 +9,12 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import NoScriptError
 
+from ingine.connect.scripts import MAX_TRIPS
 from ingine.contract.keys import Keys
 from ingine.producer import AsyncClient, AsyncJobHandle, BadRecord, JobNotFound, ServerUnavailable
 from ingine.producer.batch import MAX_LOST
 from ingine.producer.handle import MAX_READS
 from ingine.producer.streams import LogWentBack, Streams
-from ingine.producer.submitter import MAX_TRIPS
 from tests.producer.test_batch import Files, request, run
 from tests.waiting import HANGS_S
 
