@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from ingine.structured_outputs import StructuredOutputsParams
+
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
@@ -32,7 +34,6 @@ NEUTRAL_PARAMS: dict[str, tuple[Any, ...]] = {
     "output_kind": (0, 2),  # CUMULATIVE, FINAL_ONLY: `LLM.generate` returns once, at the end
     "stream_interval": (),
     "skip_clone": (False, True),
-    "structured_outputs": (),
     "guided_decoding": (),
     "allowed_token_ids": (),
     "bad_words": ([],),
@@ -99,6 +100,9 @@ class SamplingParams(BaseModel):
         le=MAX_LOGPROBS,
         description="Report the chosen token's logprob and this many top ones.",
     )
+    structured_outputs: StructuredOutputsParams | None = Field(
+        default=None, description="What the output has to look like."
+    )
 
     if TYPE_CHECKING:  # more types are accepted than stored: None, a single stop string, lists
 
@@ -120,6 +124,7 @@ class SamplingParams(BaseModel):
             ignore_eos: bool | None = False,
             logit_bias: dict[int, float] | None = None,
             logprobs: int | None = None,
+            structured_outputs: StructuredOutputsParams | dict[str, Any] | None = None,
         ): ...
 
     @model_validator(mode="before")
@@ -179,9 +184,12 @@ class SamplingParams(BaseModel):
 
     def given(self) -> dict[str, Any]:
         """Return the fields that were given, including those at their default value."""
-        return {
+        given = {
             name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set
         }
+        if self.structured_outputs is not None:
+            given["structured_outputs"] = self.structured_outputs.given()
+        return given
 
     @property
     def greedy(self) -> bool:

@@ -92,7 +92,6 @@ def test_none_is_as_if_not_given(name):
         ("logits_processors", [len]),
         ("truncate_prompt_tokens", 5),
         ("guided_decoding", {"regex": "x"}),
-        ("structured_outputs", {"json": {}}),
         ("output_kind", RequestOutputKind.DELTA),
     ],
 )

@@ -4,7 +4,7 @@ worker."""
 import pytest
 from redis import Redis
 
-from ingine import sampling_params
+from ingine import sampling_params, structured_outputs
 from ingine.contract import faults as job_faults
 from ingine.contract import jobs
 from ingine.contract.jobs import Job, decode_job, encode_job
@@ -32,6 +32,8 @@ IN_CODE = {
     "stop token ids": sampling_params.MAX_STOP_TOKEN_IDS,
     "biases": sampling_params.MAX_LOGIT_BIASES,
     "logprobs": sampling_params.MAX_LOGPROBS,
+    "bytes of a schema, regex, grammar or all choices": structured_outputs.MAX_GRAMMAR_BYTES,
+    "choices": structured_outputs.MAX_CHOICES,
     "characters of an id, tenant or reply_to": 128,
     "characters of model and trace": 256,
     "characters of an idempotency key": submission.MAX_IDEMPOTENCY_KEY,

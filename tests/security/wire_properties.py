@@ -39,6 +39,7 @@ FULL_JOB: dict[str, Any] = {
         "ignore_eos": True,
         "logit_bias": {7: 1.5},
         "logprobs": 2,
+        "structured_outputs": {"json": {"type": "object", "properties": {"a": {"type": "integer"}}}},
     },
     "priority": "low",
     "tenant": "t",
