@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_IN_BASE = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf"}
+NOT_IN_BASE = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf", "llguidance"}
 
 SHARED = "shared"
 """The files at the top of ingine/, which every part may use."""
@@ -41,17 +41,18 @@ ENGINE_FOLDERS = {
     "communication": set(),
     "files": set(),
     "text": {"files"},
+    "grammar": {"text"},
     "kernels": {"communication"},
     "models": {"communication", "files", "text", "kernels"},
     "store": {"files", "models"},
-    "schedule": {"text"},
+    "schedule": {"grammar", "text"},
     "sample": {"communication", "kernels", "schedule"},
-    "run": {"communication", "kernels", "models", "schedule", "sample"},
+    "run": {"communication", "kernels", "models", "grammar", "schedule", "sample"},
 }
 """What the files of each folder of the engine may import of it, beside their own folder and the values. The
 order is from the bottom up: a folder imports only folders above it in this table."""
 INTERNALS_OF_REDIS = ("redis.asyncio.connection", "redis.commands", "redis.crc", "redis.utils")
-WITHOUT_TORCH = ("schedule", "text", "files", "store")
+WITHOUT_TORCH = ("grammar", "schedule", "text", "files", "store")
 """Folders of the engine that do only bookkeeping, or read files."""
 
 

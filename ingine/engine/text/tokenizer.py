@@ -114,6 +114,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._chat_template is not None
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the vocabulary, the added ones among them."""
+        return self._core.get_vocab_size(with_added_tokens=True)
+
     @cached_property
     def longest_token(self) -> int:
         """The most characters of a text that one token can stand for."""

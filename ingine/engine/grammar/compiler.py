@@ -1,0 +1,156 @@
+"""From what a request asks to a grammar that can be enforced, or the reason why it cannot.
+
+What a grammar may cost is counted in the library's own units of work and never in seconds, so a grammar that
+is accepted on one machine is accepted on every other, and a busy one enforces the same as an idle one.
+"""
+
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from llguidance import LLMatcher, LLParserLimits
+
+from ingine.engine.grammar.source import grammar_source, refused
+from ingine.engine.grammar.vocabulary import GrammarVocabulary
+from ingine.errors import ErrorCode, InvalidRequest
+from ingine.structured_outputs import StructuredOutputsParams
+
+LIMITS = {
+    "max_items_in_row": 2_000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 50_000,
+    "max_grammar_size": 500_000,
+    "verbose_errors": False,
+}
+"""llguidance's own defaults, but for states (a kilobyte or two each, 250,000 by default) and errors, which
+would quote the grammar and the output. A mask takes some 15 ms at most."""
+
+MAX_CACHED_GRAMMARS = 64
+MAX_CACHED_BYTES = 4 << 20
+"""Of the texts of all cached grammars. What is compiled from a text takes a multiple of it."""
+
+_TOO_COSTLY = re.compile(
+    r"too (large|big|complex|many|deep)|nest limit|items; max is|fuel|limit|exceed|precomputation failed",
+    re.I,
+)
+_UNSUPPORTED = re.compile(
+    r"unimplemented|unsupported|not (fully )?supported|unknown (format|keyword)|can't determine|not disjoint"
+    r"|not present in a registry",
+    re.I,
+)
+_REGEX_FAULT = re.compile(r"regex parse error: .* error: (.*?)(?: \d+ \| .*)?$")
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledGrammar:
+    """A grammar at its start, for any number of sequences."""
+
+    vocabulary: GrammarVocabulary
+    source: str
+    _start: LLMatcher
+    _lock: threading.Lock
+
+    def matcher(self) -> LLMatcher:
+        """A matcher at the start of the grammar. It shares the states of the lexer with the others, so that
+        what one sequence has explored costs the next nothing."""
+        with self._lock:
+            return self._start.deep_copy()
+
+    def matcher_of_its_own(self) -> LLMatcher:
+        """A matcher that shares nothing: what it may cost depends on what it reads alone. Slow: it
+        compiles."""
+        return _matcher(self.source, self.vocabulary)
+
+
+class GrammarCompiler:
+    """Compiles grammars for one vocabulary, and keeps the latest ones. For use from several threads."""
+
+    def __init__(
+        self,
+        vocabulary: GrammarVocabulary,
+        *,
+        max_grammars: int = MAX_CACHED_GRAMMARS,
+        max_bytes: int = MAX_CACHED_BYTES,
+    ):
+        self.vocabulary = vocabulary
+        self._max_grammars, self._max_bytes = max_grammars, max_bytes
+        self._cached: OrderedDict[StructuredOutputsParams, tuple[CompiledGrammar, int]] = OrderedDict()
+        self._num_bytes = 0
+        self._lock = threading.Lock()
+
+    def compile(self, params: StructuredOutputsParams) -> CompiledGrammar:
+        """Raises InvalidRequest: INVALID_GRAMMAR, UNSUPPORTED_GRAMMAR naming what cannot be enforced, or
+        GRAMMAR_TOO_COSTLY. What raises is not cached."""
+        with self._lock:
+            if params in self._cached:
+                self._cached.move_to_end(params)
+                return self._cached[params][0]
+        source = grammar_source(params, self.vocabulary)
+        start = _checked(source, params.kind, self.vocabulary)
+        grammar = CompiledGrammar(self.vocabulary, source, start, threading.Lock())
+        self._keep(params, grammar)
+        return grammar
+
+    def _keep(self, params: StructuredOutputsParams, grammar: CompiledGrammar) -> None:
+        num_bytes = len(grammar.source)
+        with self._lock:
+            if params in self._cached:  # another thread was faster
+                return
+            self._cached[params] = (grammar, num_bytes)
+            self._num_bytes += num_bytes
+            while len(self._cached) > self._max_grammars or self._num_bytes > self._max_bytes:
+                _, (_, num_bytes) = self._cached.popitem(last=False)
+                self._num_bytes -= num_bytes
+
+
+def _checked(source: str, kind: str, vocabulary: GrammarVocabulary) -> LLMatcher:
+    """A matcher at the start of the grammar that enforces all of it, and has something to begin with."""
+    matcher = _matcher(source, vocabulary)
+    if matcher.is_error():
+        raise _refused(kind, matcher.get_error())
+    if warnings := matcher.get_grammar_warnings():
+        message = f"{kind}: part of it would be ignored: {one_line(warnings[0])}"
+        raise refused(message, ErrorCode.UNSUPPORTED_GRAMMAR)
+    _try_first_masks(matcher.deep_copy(), kind, vocabulary)
+    return matcher
+
+
+def _try_first_masks(matcher: LLMatcher, kind: str, vocabulary: GrammarVocabulary) -> None:
+    """Of the beginning, and of that of an object's first key: there each of thousands of properties that may
+    be left out is a way to go on, which is over the limits of a step."""
+    for text in ("", "{", '"'):
+        goes_on = not text or matcher.try_consume_tokens(vocabulary.ll_tokenizer.greedy_tokenize(text))
+        if goes_on:
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise _refused(kind, matcher.get_error())
+        if not goes_on:
+            return
+
+
+def _matcher(source: str, vocabulary: GrammarVocabulary) -> LLMatcher:
+    return LLMatcher(vocabulary.ll_tokenizer, source, log_level=0, limits=LLParserLimits(**LIMITS))
+
+
+def _refused(kind: str, error: str) -> InvalidRequest:
+    if error.startswith("NoExtension"):
+        return refused(f"{kind}: nothing satisfies it")
+    if _TOO_COSTLY.search(error):
+        code = ErrorCode.GRAMMAR_TOO_COSTLY
+    elif _UNSUPPORTED.search(error):
+        code = ErrorCode.UNSUPPORTED_GRAMMAR
+    else:
+        code = ErrorCode.INVALID_GRAMMAR
+    return refused(f"{kind}: {one_line(error)}", code)
+
+
+def one_line(error: str) -> str:
+    """An error of the library's, without the regular expression that it quotes, which may be long, and what
+    it appends about its state."""
+    text = " ".join(error.partition("\n<")[0].split())
+    if fault := _REGEX_FAULT.search(text):
+        return f"invalid regex: {fault[1]}"
+    return text

@@ -1,0 +1,53 @@
+"""A model's vocabulary as llguidance wants it."""
+
+from collections.abc import Iterable
+
+from llguidance import LLTokenizer
+
+from ingine.engine.text.panics import panics_as_errors
+from ingine.engine.text.tokenizer import Tokenizer
+from ingine.errors import ErrorCode, InvalidRequest
+
+
+class GrammarVocabulary:
+    """The bytes of every token, in a trie, and the tokens that end an output.
+
+    Making one takes about a second and holds the interpreter's lock.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Iterable[int]):
+        """vocab_size: columns of the model's logits. Those that the tokenizer has no token for are never
+        allowed.
+
+        Raises InvalidRequest for a tokenizer whose tokens have no bytes, or a model that has no
+        end-of-sequence token among them: no output of such a model can be constrained.
+        """
+        num_tokens = tokenizer.num_tokens
+        self.eos_token_ids = tuple(sorted(id for id in eos_token_ids if id < num_tokens))
+        if not self.eos_token_ids:
+            raise _unsupported("it has no end-of-sequence token")
+        # Padded where the model has more rows than the tokenizer has tokens, which is usual; where it has
+        # fewer, the mask has columns that no logit belongs to.
+        self.vocab_size = max(vocab_size, num_tokens)
+        self.num_words = -(-self.vocab_size // 32)
+        """int32s of a mask."""
+        core, *_ = tokenizer.definition()
+        try:
+            with panics_as_errors():
+                self.ll_tokenizer = LLTokenizer(
+                    core, n_vocab=self.vocab_size, eos_token=[*self.eos_token_ids]
+                )
+        except (ValueError, RuntimeError) as error:
+            raise _unsupported(f"its tokenizer has no bytes for its tokens ({error!s:.200})") from None
+
+    def is_special(self, text: str) -> bool:
+        """Whether `text` is the name of one special token."""
+        token_ids = self.ll_tokenizer.tokenize_str(text, parse_special=True)
+        return len(token_ids) == 1 and self.ll_tokenizer.is_special_token(token_ids[0])
+
+
+def _unsupported(reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        ErrorCode.INVALID_PARAMETER,
+        f"structured_outputs: no output of this model can be constrained: {reason}",
+    )
