@@ -61,6 +61,8 @@ class GrammarState:
         eos_token_ids = {id for id in eos_token_ids if id < vocabulary.vocab_size}
         stop_token_ids = {id for id in params.stop_token_ids if id < vocabulary.vocab_size}
         self.end_token_ids = frozenset(eos_token_ids | stop_token_ids | {*vocabulary.eos_token_ids})
+        self.num_words = vocabulary.num_words
+        """int32s of a mask."""
         self._min_tokens = params.min_tokens
         self._ends = _Bits(self.end_token_ids, vocabulary.num_words)
         self._free_ends = self._ends

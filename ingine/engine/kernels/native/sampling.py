@@ -68,7 +68,21 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
     return chosen, top_ids, top
 
 
-NATIVE_SAMPLING = Sampling("native", choose, logprobs)
+def mask(logits: Tensor, rows: np.ndarray, masks: np.ndarray) -> None:
+    """As `kernels.sampling.masks.mask`, for contiguous logits."""
+    rows, masks = np.ascontiguousarray(rows, dtype=np.int64), np.ascontiguousarray(masks)
+    _library().ingine_mask(
+        logits.data_ptr(),
+        rows.ctypes.data,
+        masks.ctypes.data,
+        len(masks),
+        logits.shape[1],
+        masks.shape[1],
+        native.DTYPES[logits.dtype],
+    )
+
+
+NATIVE_SAMPLING = Sampling("native", choose, logprobs, mask)
 """Sampling on the CPU for the dtypes in `native.DTYPES`. Needs `native.library`."""
 
 
@@ -77,5 +91,7 @@ def _library() -> ctypes.CDLL:
     library = native.library()
     library.ingine_sample.argtypes = 3 * [ctypes.c_void_p] + 2 * [ctypes.c_int64] + [ctypes.c_int32]
     library.ingine_logprobs.argtypes = 5 * [ctypes.c_void_p] + 3 * [ctypes.c_int64] + [ctypes.c_int32]
+    library.ingine_mask.argtypes = 3 * [ctypes.c_void_p] + 3 * [ctypes.c_int64] + [ctypes.c_int32]
+    library.ingine_mask.restype = None
     library.ingine_sample.restype = library.ingine_logprobs.restype = None
     return library

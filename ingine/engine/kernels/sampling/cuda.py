@@ -32,6 +32,9 @@ NUM_CANDIDATES = 1024
 BLOCK = 8192
 """Number of logits that a program loads at a time."""
 
+MASK_BLOCK = 4096
+"""Logits that a program masks."""
+
 NUM_DIGITS = {torch.bfloat16: 4, torch.float16: 5, torch.float32: 8}
 """Number of digits of four bits that distinguish all logits of a dtype as float32. The lowest 16 bits of a
 bfloat16 are 0 in float32, and the lowest 13 of a float16."""
@@ -91,5 +94,21 @@ def _choose_for(logits: Tensor, params: list[SamplingParams], uniform: np.ndarra
     return choose(logits, to_device(pack_params(params, uniform), logits.device))
 
 
-TRITON_SAMPLING = Sampling("triton", _choose_for, logprobs)
+def mask(logits: Tensor, rows: np.ndarray, masks: np.ndarray) -> None:
+    """As `ingine.engine.kernels.sampling.masks.mask`, for contiguous logits, in one launch."""
+    from ingine.engine.kernels.triton.mask import mask_kernel
+
+    vocab_size, device = logits.shape[1], logits.device
+    mask_kernel[(len(masks), -(-vocab_size // MASK_BLOCK))](
+        logits,
+        to_device(rows, device),
+        to_device(masks, device),
+        logits.stride(0),
+        vocab_size,
+        masks.shape[1],
+        BLOCK=MASK_BLOCK,
+    )
+
+
+TRITON_SAMPLING = Sampling("triton", _choose_for, logprobs, mask)
 """Sampling for the dtypes in `NUM_DIGITS` that does not wait for the device."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ingine.engine.kernels.sampling import reference as random_sampling
 from ingine.engine.kernels.sampling.logprobs import logprobs
+from ingine.engine.kernels.sampling.masks import mask
 from ingine.sampling_params import SamplingParams
 
 
@@ -18,7 +19,9 @@ class Sampling:
     """A function like `ingine.engine.kernels.sampling.reference.choose`, which defines it."""
     logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
     """A function like `ingine.engine.kernels.sampling.logprobs.logprobs`, which defines it."""
+    mask: Callable[[Tensor, np.ndarray, np.ndarray], None]
+    """A function like `ingine.engine.kernels.sampling.masks.mask`, which defines it."""
 
 
-TORCH_SAMPLING = Sampling("torch", random_sampling.choose, logprobs)
+TORCH_SAMPLING = Sampling("torch", random_sampling.choose, logprobs, mask)
 """The reference, for every device and dtype."""
