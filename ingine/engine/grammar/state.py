@@ -160,8 +160,12 @@ class GrammarState:
         is nothing to write."""
         return self._matcher if self.has_begun and self.error is None else None
 
-    def _consume(self, token_ids: list[int]) -> bool:
+    def _tokens_of_the_grammar(self) -> list[int]:
         """An end is not for the matcher: it may be a token that is not of its vocabulary's ends."""
+        token_ids = self._token_ids[self._begin :]
+        return token_ids[:-1] if token_ids and token_ids[-1] in self.end_token_ids else token_ids
+
+    def _consume(self, token_ids: list[int]) -> bool:
         self._token_ids += token_ids
         if token_ids and token_ids[-1] in self.end_token_ids:
             token_ids = token_ids[:-1]
@@ -172,14 +176,14 @@ class GrammarState:
     def _rebuild(self) -> None:
         self.error = None
         self._matcher = self._grammar.matcher()
-        if self.has_begun and not self._matcher.consume_tokens(self._token_ids[self._begin :]):
+        if self.has_begun and not self._matcher.consume_tokens(self._tokens_of_the_grammar()):
             self._read_alone()
 
     def _read_alone(self) -> None:
         """Read the tokens with a matcher that shares nothing: another sequence's error may be in the lexer
         that is shared, and what this one may explore does not depend on others."""
         self._matcher = self._grammar.matcher_of_its_own()
-        if not self._matcher.consume_tokens(self._token_ids[self._begin :]):
+        if not self._matcher.consume_tokens(self._tokens_of_the_grammar()):
             self.error = one_line(self._matcher.get_error())
 
     def _fill_alone(self, row: np.ndarray) -> bool:
