@@ -40,6 +40,7 @@ ENGINE_VALUES = {"config", "outputs", "request", "limits"}
 ENGINE_FOLDERS = {
     "communication": set(),
     "files": set(),
+    "parsers": set(),
     "text": {"files"},
     "grammar": {"text"},
     "kernels": {"communication"},
@@ -52,7 +53,7 @@ ENGINE_FOLDERS = {
 """What the files of each folder of the engine may import of it, beside their own folder and the values. The
 order is from the bottom up: a folder imports only folders above it in this table."""
 INTERNALS_OF_REDIS = ("redis.asyncio.connection", "redis.commands", "redis.crc", "redis.utils")
-WITHOUT_TORCH = ("grammar", "schedule", "text", "files", "store")
+WITHOUT_TORCH = ("grammar", "schedule", "text", "files", "store", "parsers")
 """Folders of the engine that do only bookkeeping, or read files."""
 
 

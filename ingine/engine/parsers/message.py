@@ -1,0 +1,93 @@
+"""An assistant message, and the pieces in which it is streamed."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class ToolCallDelta:
+    """What is new of one tool call. `id` and `name` come once, in its first delta."""
+
+    index: int
+    """Position among the message's tool calls, from 0."""
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+    """A piece of the arguments' JSON text."""
+
+
+@dataclass(slots=True)
+class MessageDelta:
+    """What is new of a message. Empty strings and an empty list mean that nothing is."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    """At most one for each index."""
+
+    def __bool__(self) -> bool:
+        return bool(self.content or self.reasoning or self.tool_calls)
+
+
+@dataclass(slots=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str
+    """JSON text as the model wrote it; not valid JSON where the model's is not, or where it was cut off."""
+
+
+@dataclass(slots=True)
+class Message:
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    def to_openai(self) -> dict[str, Any]:
+        """The message as OpenAI's clients read it. `content` is None in a message of tool calls alone."""
+        fields: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning:
+            fields["reasoning"] = self.reasoning
+        if self.tool_calls:
+            fields["content"] = self.content or None
+            fields["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in self.tool_calls
+            ]
+        return fields
+
+
+class MessageAssembly:
+    """Adds deltas up, in time proportional to their text."""
+
+    def __init__(self):
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[tuple[str, str, list[str]]] = []
+
+    @property
+    def num_calls(self) -> int:
+        return len(self._calls)
+
+    def add(self, delta: MessageDelta) -> None:
+        """Raises ValueError for a call that begins out of turn, or without its id and name."""
+        self._content.append(delta.content)
+        self._reasoning.append(delta.reasoning)
+        for call in delta.tool_calls:
+            self._add_call(call)
+
+    def _add_call(self, call: ToolCallDelta) -> None:
+        is_new = call.index == len(self._calls)
+        if is_new and call.id is not None and call.name is not None:
+            self._calls.append((call.id, call.name, []))
+        elif is_new or call.index > len(self._calls) or call.id is not None or call.name is not None:
+            raise ValueError(f"a delta of tool call {call.index} out of turn")
+        self._calls[call.index][2].append(call.arguments)
+
+    def message(self) -> Message:
+        calls = [ToolCall(id, name, "".join(pieces)) for id, name, pieces in self._calls]
+        return Message("".join(self._content), "".join(self._reasoning), calls)
