@@ -25,8 +25,9 @@ RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /
     && pip install --constraint constraints.txt '.[worker]' \
     && install --directory --owner ingine /models
 USER ingine
-# Converted and downloaded models; a volume keeps them from being fetched again.
-ENV INGINE_CACHE_DIR=/models INGINE_HTTP_HOST=0.0.0.0
+# Downloaded and converted models, and compiled kernels. A volume keeps them for the next container.
+ENV INGINE_CACHE_DIR=/models HF_HOME=/models/huggingface TRITON_CACHE_DIR=/models/triton
+ENV INGINE_HTTP_HOST=0.0.0.0
 VOLUME /models
 EXPOSE 9464
 CMD ["worker"]

@@ -54,3 +54,15 @@ def test_what_the_image_copies_is_there_and_not_ignored():
             for name in names:
                 assert (ROOT / name).exists(), name
                 assert f"!{name}" in wanted, name
+
+
+def test_all_caches_of_the_worker_are_in_its_volume():
+    """A model of a hub, or a compiled kernel, that is kept elsewhere is lost with the container."""
+    instructions = [line.partition(" ") for line in DOCKERFILE.splitlines()]
+    [volume] = [words for name, _, words in instructions if name == "VOLUME"]
+    words = " ".join(words for name, _, words in instructions if name == "ENV").split()
+    variables = dict(word.split("=", 1) for word in words)
+    for name in ("INGINE_CACHE_DIR", "HF_HOME", "TRITON_CACHE_DIR"):
+        assert f"{variables[name]}/".startswith(f"{volume}/")
+    for service in ("worker-cpu", "worker-gpu"):
+        assert f"models:{volume}" in SERVICES[service]["volumes"]
