@@ -13,7 +13,7 @@ HEROES = ["a lighthouse", "two rivers", "a slow robot", "the last bee", "an old 
 
 
 async def follow(job: AsyncJobHandle) -> str:
-    """The whole text, piece by piece: a web service would send each piece on to its own client here."""
+    """Return the whole text. A web service would forward each piece to its own client here."""
     pieces = []
     async for chunk in job.stream():
         pieces.append(chunk.text)
@@ -28,7 +28,7 @@ async def tell(client: AsyncClient, hero: str) -> None:
             deadline_s=120,
         )
         story = await follow(job)
-    except ClientError as error:  # full queue, failed, expired, server away: each says what to do
+    except ClientError as error:  # a full queue, a failed or expired job, no server: the message says which
         print(f"{hero}: {error}")
     else:
         print(f"{hero}: {story!r}")

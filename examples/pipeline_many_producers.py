@@ -1,8 +1,8 @@
-"""A pipeline: many producers, which wait for nothing, and one collector that reads what has ended.
+"""A pipeline: many producers that submit without waiting, and one collector that reads the results.
 
-Every job names the same replies stream. Its terminal event arrives there, whoever submitted it, so the
-collector need not know the jobs beforehand; what it shall know of them travels in `metadata`. A collector
-that remembers the `position` of the last reply it has dealt with may be restarted at will.
+Every job names the same replies stream, which gets the terminal events of all of them. So the collector does
+not need to know the jobs in advance; `metadata` carries what it needs of each. A collector that stores the
+`position` of the last reply that it has handled may be restarted at any time.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +17,7 @@ REVIEWS = ["It broke in a week.", "Best purchase this year.", "It is all right, 
 
 
 def produce(number: int, replies: str) -> int:
-    """One producer, in a process of its own. Returns how many jobs it has submitted."""
+    """Submit jobs, as one producer in a process of its own. Returns their number."""
     jobs = [
         {
             "messages": [{"role": "user", "content": f"In one word, is this review good or bad? {review}"}],
@@ -26,7 +26,7 @@ def produce(number: int, replies: str) -> int:
             "stream": False,
             "reply_to": replies,
             "metadata": {"producer": number, "review": review},
-            # A producer that dies and starts over submits the same keys again, and nothing runs twice.
+            # A restarted producer submits the same keys again, and no job runs twice.
             "idempotency_key": f"{replies}-{number}-{index}",
         }
         for index, review in enumerate(REVIEWS)
@@ -42,7 +42,7 @@ def main() -> None:
 
     with Client() as client:
         for reply in islice(client.replies(name), num_jobs):
-            # The reply says how it ended; the text is in the log, until the result's TTL.
+            # The reply says how the job ended; the text is in the log until the result's TTL.
             finished = reply.status == "finished"
             answer = client.attach(reply.job_id).result().text if finished else f"({reply.status})"
             about = reply.metadata or {}

@@ -1,4 +1,7 @@
-"""The smallest producer: one chat, its answer printed as it is made. Needs a worker: `ingine worker`."""
+"""The smallest producer: it submits one chat and prints the answer as it arrives.
+
+Needs a worker: `ingine worker`.
+"""
 
 from ingine import Client
 

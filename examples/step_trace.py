@@ -1,4 +1,4 @@
-"""Two small runs of the engine, with its step trace: docs/learn/step-trace.md reads them line by line.
+"""Two small runs of the engine, with a step trace. docs/learn/step-trace.md explains each line.
 
     python examples/step_trace.py
 
@@ -15,14 +15,14 @@ from ingine.engine.request import EngineRequest
 
 BLOCK_SIZE = 16
 KV_BYTES_PER_TOKEN = 2 * 30 * 3 * 64 * 4
-"""Of SmolLM2-135M in float32: keys and values, 30 layers, 3 heads each, 64 numbers a head, 4 bytes each."""
+"""SmolLM2-135M in float32: keys and values, 30 layers, 3 heads of 64 numbers, 4 bytes each."""
 
 LONG = list(range(200, 240))
 FOUR_SEQUENCES = [
     ("a", list(range(100, 120)), 10),
     ("b", LONG, 6),
     ("c", list(range(300, 312)), 4),
-    ("d", LONG[:36] + list(range(400, 404)), 3),  # begins as b does
+    ("d", LONG[:36] + list(range(400, 404)), 3),  # has the first 36 tokens of b
 ]
 TOO_LITTLE_MEMORY = [("a", list(range(100, 130)), 8), ("b", list(range(200, 230)), 6)]
 """Name, prompt, and number of output tokens of each sequence."""

@@ -20,11 +20,11 @@ from ingine.producer import AsyncJobHandle, ClientError
 settings.configure(
     ROOT_URLCONF=__name__,
     ALLOWED_HOSTS=["127.0.0.1"],
-    SECRET_KEY="for this example alone",
+    SECRET_KEY="only for this example",
 )
 
 client = Client()
-"""For views that block. Threads share it, and processes that are forked connect anew."""
+"""For views that block. Threads share it; forked processes open connections of their own."""
 async_client = AsyncClient()
 """For views that stream."""
 

@@ -48,8 +48,8 @@ STATUS_CODES: dict[type[ClientError], int] = {
     JobExpired: 504,
     ResultTimeout: 504,
 }
-"""Any other ClientError is 502: the job, or its record, went wrong behind this app."""
-FAULTS_OF_THE_REQUEST = {
+"""Any other ClientError is 502: the job failed, or its record is damaged."""
+REQUEST_FAULTS = {
     "empty_prompt",
     "invalid_messages",
     "invalid_parameter",
@@ -58,10 +58,10 @@ FAULTS_OF_THE_REQUEST = {
     "prompt_too_long",
     "unknown_model",
 }
-"""Codes of a JobFailed that the user can do something about."""
+"""Codes of a JobFailed that the user can fix by changing the request."""
 
 client = AsyncClient()
-"""One for the app. It connects at its first call, anew in each process and event loop."""
+"""One client for the app. It connects at its first call, separately in each process and event loop."""
 
 
 @asynccontextmanager
@@ -85,7 +85,7 @@ async def submit(chat: Chat) -> AsyncJobHandle:
 
 @app.post("/complete")
 async def complete(chat: Chat) -> dict[str, str]:
-    """The whole answer at once. A job that takes longer than a minute is cancelled."""
+    """Return the whole answer at once. A job that takes longer than a minute is cancelled."""
     job = await submit(chat)
     result = await job.result(timeout=60, cancel=True)
     return {"job_id": job.job_id, "text": result.text, "finish_reason": result.finish_reason}
@@ -93,20 +93,20 @@ async def complete(chat: Chat) -> dict[str, str]:
 
 @app.post("/chat")
 async def chat(chat: Chat) -> StreamingResponse:
-    """The answer as server-sent events. If the browser goes, the job is cancelled."""
+    """Return the answer as server-sent events. If the browser disconnects, the job is cancelled."""
     job = await submit(chat)
-    return event_stream(job, cancelled_if_left(job))
+    return event_stream(job, events_or_cancel(job))
 
 
 @app.post("/jobs", status_code=202)
 async def start(chat: Chat) -> dict[str, str]:
-    """Submit a job that goes on whoever reads it."""
+    """Submit a job that continues whether or not a browser reads it."""
     return {"job_id": (await submit(chat)).job_id}
 
 
 @app.get("/jobs/{job_id}/events")
 async def follow(job_id: str, last_event_id: Annotated[int, Header(ge=0)] = 0) -> StreamingResponse:
-    """Its events, from the one after `Last-Event-ID` on: an EventSource that reconnects misses nothing."""
+    """Return the job's events after `Last-Event-ID`: an EventSource that reconnects misses nothing."""
     await client.status(job_id)  # JobNotFound becomes a 404 here, before the stream begins
     job = client.attach(job_id, last_event_id)
     return event_stream(job, events(job))
@@ -119,12 +119,12 @@ async def cancel(job_id: str) -> dict[str, str]:
 
 def event_stream(job: AsyncJobHandle, lines: AsyncGenerator[str, None]) -> StreamingResponse:
     headers = {"X-Job-Id": job.job_id, "Cache-Control": "no-cache"}
-    headers["X-Accel-Buffering"] = "no"  # or nginx collects events before it passes them on
+    headers["X-Accel-Buffering"] = "no"  # otherwise nginx buffers events before it forwards them
     return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
 
 async def events(job: AsyncJobHandle) -> AsyncGenerator[str, None]:
-    """An event for each chunk, its position as id; then `end`, or `error`."""
+    """Yield an event for each chunk, with its position as id; then `end` or `error`."""
     try:
         async with aclosing(job.stream()) as chunks:
             async for chunk in chunks:
@@ -135,8 +135,8 @@ async def events(job: AsyncJobHandle) -> AsyncGenerator[str, None]:
         yield event("end", {"job_id": job.job_id})
 
 
-async def cancelled_if_left(job: AsyncJobHandle) -> AsyncGenerator[str, None]:
-    """Its events. Whoever stops reading before the last one cancels the job."""
+async def events_or_cancel(job: AsyncJobHandle) -> AsyncGenerator[str, None]:
+    """Yield the job's events. If the reader stops before the last one, cancel the job."""
     has_ended = False
     try:
         async with aclosing(events(job)) as lines:
@@ -155,7 +155,7 @@ def event(name: str, data: dict[str, object], position: int | None = None) -> st
 
 
 @app.exception_handler(ClientError)
-async def say_what_went_wrong(_: Request, error: ClientError) -> JSONResponse:
+async def error_response(_: Request, error: ClientError) -> JSONResponse:
     status = status_code(error)
     headers = {}
     if isinstance(error, RateLimited):
@@ -167,6 +167,6 @@ async def say_what_went_wrong(_: Request, error: ClientError) -> JSONResponse:
 
 
 def status_code(error: ClientError) -> int:
-    if isinstance(error, JobFailed) and error.code in FAULTS_OF_THE_REQUEST:
+    if isinstance(error, JobFailed) and error.code in REQUEST_FAULTS:
         return 422
     return next((code for kind, code in STATUS_CODES.items() if isinstance(error, kind)), 502)

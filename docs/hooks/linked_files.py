@@ -1,4 +1,4 @@
-"""A hook of MkDocs: a link out of docs/, to a script or a figure, leads to a copy of that file."""
+"""MkDocs hook: replaces each link to a file outside docs/ by a link to a copy of that file."""
 
 import posixpath
 import re
@@ -12,7 +12,7 @@ LINK = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)]*)?\)")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrites each such link, and adds the file that it names to those of the site."""
+    """Rewrite each such link, and add the file to the site. Returns the page's new Markdown."""
     docs = Path(config.docs_dir)
     here = posixpath.dirname(page.file.src_uri)
 
@@ -22,7 +22,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return link[0]
         if source.is_dir():
             source /= "README.md"
-        # Named .txt, so that a browser shows it whatever it is, and MkDocs makes no page of it.
+        # The suffix .txt makes a browser show any file, and keeps MkDocs from rendering it as a page.
         copy = f"source/{source.relative_to(docs.parent).as_posix()}.txt"
         if not files.get_file_from_path(copy):
             files.append(File.generated(config, copy, abs_src_path=str(source)))

@@ -1,6 +1,6 @@
-"""A hook of MkDocs: build/package has ingine as it is installed, for mkdocstrings to read.
+"""MkDocs hook: links the package in build/package as it is installed, for mkdocstrings to read.
 
-worker/ and producer/ lie beside ingine/ here, where a reader of sources finds no `ingine.producer`.
+In the repository worker/ and producer/ are beside ingine/, where mkdocstrings finds no `ingine.producer`.
 """
 
 from pathlib import Path

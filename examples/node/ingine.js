@@ -1,4 +1,4 @@
-// A producer and a consumer of ingine, written from docs/protocol.md alone. Nothing of ingine is imported.
+// A producer and a consumer of ingine, written only from docs/protocol.md. No code of ingine is imported.
 import { randomUUID } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -8,15 +8,15 @@ import { ClientClosedError, RESP_TYPES, ReconnectStrategyError, createClient } f
 
 const [SILENCE_MS, SPACING_MS] = [2000, 50];
 const SUBMIT_LUA = new URL("submit.lua", import.meta.url); // a copy of ingine/contract/scripts/submit.lua
-const [MAX_JOBS, MAX_JOB_BYTES, MAX_BYTES] = ["100000", "1048576", "1073741824"]; // where the queue has no own
-const LARGEST_JOB = "8388608"; // bytes, whatever the queue says
-const [BYTES_PER_TOKEN, EXPECTED_TOKENS, MAX_COST] = [4, 256, 1048576]; // about; for fair shares
+const [MAX_JOBS, MAX_JOB_BYTES, MAX_BYTES] = ["100000", "1048576", "1073741824"]; // defaults of the queue
+const LARGEST_JOB = "8388608"; // bytes, whatever the queue's limit is
+const [BYTES_PER_TOKEN, EXPECTED_TOKENS, MAX_COST] = [4, 256, 1048576]; // estimates, for fair shares
 
-/** A client whose bulk replies are Buffers, since jobs and events are msgpack. It gives up after about 3 s. */
+/** Connect a client whose bulk replies are Buffers, since events are msgpack. It gives up after about 3 s. */
 export async function connect(url) {
   const reconnectStrategy = (retries, cause) => (retries < 10 ? 300 : new Error(`${url}: ${cause.message}`));
   const client = createClient({ url, socket: { reconnectStrategy, connectTimeout: 3000 } });
-  client.on("error", () => {}); // a lost connection is made again; what was missed is in the log
+  client.on("error", () => {}); // the client reconnects, and events that it has missed are in the log
   await client.connect();
   return client.withTypeMapping({ [RESP_TYPES.BLOB_STRING]: Buffer });
 }
@@ -25,24 +25,24 @@ export const isUnavailable = (error) => error instanceof ReconnectStrategyError 
 
 const key = (place, name) => `ingine:{${place}}:${name}`;
 
-/** Where a job lives: in the queue, or in one of its partitions. How many there are, too. */
-async function placeOf(redis, queue, id) {
+/** Return the queue or the partition that a job belongs to, and the number of partitions. */
+async function partitionOf(redis, queue, id) {
   const partitions = Number((await redis.hGet(key(queue, "queue"), "partitions")) ?? 1);
   return [partitions > 1 ? `${queue}.${crc32(id) % partitions}` : queue, partitions];
 }
 
-/** Submit with one XADD: all that the protocol asks for. `job` is a map as in docs/protocol.md. */
+/** Submit with one XADD, which is all that the protocol requires. `job` is a map as in docs/protocol.md. */
 export async function submit(redis, queue, job, priority = "normal") {
   const id = job.id ?? randomUUID();
-  const [place] = await placeOf(redis, queue, id);
+  const [place] = await partitionOf(redis, queue, id);
   await redis.xAdd(key(place, `jobs:${priority}`), "*", { job: packed({ v: 1, id, ...job }) });
   return id;
 }
 
-/** Submit through submit.lua: refuses a duplicate id and a full queue, and the job has a record at once. */
+/** Submit through submit.lua, which refuses a duplicate id or a full queue and creates the job's record at once. */
 export async function submitChecked(redis, queue, job, priority = "normal") {
   const id = job.id ?? randomUUID();
-  const [place, partitions] = await placeOf(redis, queue, id);
+  const [place, partitions] = await partitionOf(redis, queue, id);
   const names = [`job:${id}`, "queue", ...[priority, "high", "normal", "low"].map((name) => `jobs:${name}`)];
   names.push("delayed", "bytes", `rate:${job.tenant ?? ""}`, "deadlines", "idem:");
   const [verdict, detail] = await redis.eval(await readFile(SUBMIT_LUA, "utf8"), {
@@ -51,7 +51,7 @@ export async function submitChecked(redis, queue, job, priority = "normal") {
       id,
       packed({ v: 1, id, ...job }),
       priority,
-      randomUUID(), // makes a second sending of this very submission harmless
+      randomUUID(), // the nonce makes it harmless to send this submission twice
       job.reply_to ?? "",
       "", // no idempotency key
       MAX_JOBS,
@@ -63,7 +63,7 @@ export async function submitChecked(redis, queue, job, priority = "normal") {
       String(job.not_before_ms ?? 0),
       LARGEST_JOB,
       String(job.deadline_ms ?? 0),
-      "", // no job to ask for: that goes with an idempotency key
+      "", // no earlier job, which only an idempotency key can have
     ],
   });
   if (String(verdict) !== "accepted") throw new Error(`job ${id} was not accepted: ${verdict} ${detail}`);
@@ -76,19 +76,19 @@ const costOf = ({ prompt = "", sampling }) =>
 const packed = (value) => Buffer.from(encode(value));
 
 /**
- * The events of a job after its first `from` tokens, from its log; the last one is terminal. Anybody can publish on
- * its channel, so a message there is a reason to read the log, and nothing else. `isOurs`: a bare XADD leaves no
- * record until a worker begins the job, so do not doubt it.
+ * Yield the events of a job after its first `from` tokens, read from its log; the last one is terminal. A message on
+ * the channel may be forged, so it only causes a read of the log. `isOurs`: this process has submitted the job. After
+ * a bare XADD a job has no record until a worker begins it, so a missing record is then no error.
  */
 export async function* follow(redis, queue, id, { from = 0, isOurs = false } = {}) {
-  const [place] = await placeOf(redis, queue, id);
+  const [place] = await partitionOf(redis, queue, id);
   const [log, record, channel] = ["tokens", "job", "channel"].map((name) => key(place, `${name}:${id}`));
-  const bell = new Bell();
+  const wakeup = new Wakeup();
   const subscriber = redis.duplicate();
   subscriber.on("error", () => {});
   await subscriber.connect();
   try {
-    await subscriber.sSubscribe(channel, () => bell.ring(), true); // resolves when confirmed
+    await subscriber.sSubscribe(channel, () => wakeup.set(), true); // resolves when confirmed
     let [position, hasEnded] = [from, false];
     while (true) {
       const entries = await redis.xRange(log, position ? `(${position}-0` : "-", "+");
@@ -97,13 +97,13 @@ export async function* follow(redis, queue, id, { from = 0, isOurs = false } = {
       if (events.length && isTerminal(events.at(-1))) return;
       position = events.at(-1)?.position ?? position;
       if (!events.length) {
-        // By its record the job had ended before we read its log, and that has no end.
-        if (hasEnded) throw new Error(`bad_record: the log of ${id} has nothing behind ${position}`);
+        // The record said that the job had ended before we read the log, and the log has no terminal event.
+        if (hasEnded) throw new Error(`bad_record: the log of ${id} has nothing after ${position}`);
         [position, hasEnded] = await checkRecord(redis, record, position, isOurs);
         if (hasEnded) continue;
-        await sleep(SPACING_MS); // so that a flood of messages is no flood of reads
+        await sleep(SPACING_MS); // a flood of messages must not cause a flood of reads
       }
-      await bell.wait(SILENCE_MS);
+      await wakeup.wait(SILENCE_MS);
     }
   } finally {
     subscriber.destroy();
@@ -112,47 +112,52 @@ export async function* follow(redis, queue, id, { from = 0, isOurs = false } = {
 
 export const isTerminal = (event) => event.type !== "tokens";
 
-/** The events of log entries that follow on `position`. Throws for what no worker writes. */
+/** Decode the log entries after `position`. Throws if they are not what a worker writes. */
 function checked(id, position, entries) {
   return entries.map((entry, index) => {
     const event = decode(entry.message.event);
     const start = event.position - (isTerminal(event) ? 0 : event.token_ids.length);
-    const goesOn = start === position || (index === 0 && start < position && !isTerminal(event));
-    const isNamed = String(entry.id) === `${event.position}-${isTerminal(event) ? 1 : 0}`;
+    const continues = start === position || (index === 0 && start < position && !isTerminal(event));
+    const hasItsId = String(entry.id) === `${event.position}-${isTerminal(event) ? 1 : 0}`;
     const isOfThisJob = !isTerminal(event) || (event.job_id === id && index === entries.length - 1);
-    if (!goesOn || !isNamed || !isOfThisJob) throw new Error(`bad_record: no worker wrote entry ${entry.id} of ${id}`);
+    if (!continues || !hasItsId || !isOfThisJob) {
+      throw new Error(`bad_record: no worker wrote entry ${entry.id} of ${id}`);
+    }
     position = event.position;
     return event;
   });
 }
 
-/** The log has nothing after `position`: where to look next, and whether the job has ended. Throws if there is none. */
+/**
+ * Read the job's record after a read of the log without entries. Returns the position to read from next, and whether
+ * the job has ended. Throws if there is no such job.
+ */
 async function checkRecord(redis, record, position, isOurs) {
   const fields = await redis.hmGet(record, ["status", "position"]);
   const [status, committed] = fields.map((field) => field && String(field));
   if (!status && !isOurs) throw new Error("no such job: never submitted, or its result's TTL has passed");
   const hasEnded = Boolean(status) && !["delayed", "queued", "running"].includes(status);
-  return [hasEnded ? Math.min(position, Number(committed ?? 0)) : position, hasEnded]; // if we asked for too much
+  return [hasEnded ? Math.min(position, Number(committed ?? 0)) : position, hasEnded]; // `from` may be beyond the end
 }
 
-/** Rings when something was published. */
-class Bell {
-  #rung = false;
+/** Wakes a waiting reader when a message was published. */
+class Wakeup {
+  #isSet = false;
   #wake = () => {};
 
-  ring() {
-    this.#rung = true;
+  set() {
+    this.#isSet = true;
     this.#wake();
   }
 
-  /** Until it has rung since the last time, or `ms` have passed. */
+  /** Wait until `set` has been called since the last wait, or `ms` have passed. */
   async wait(ms) {
-    if (!this.#rung) {
+    if (!this.#isSet) {
       await new Promise((resolve) => {
         const timer = setTimeout(resolve, ms);
         this.#wake = () => (clearTimeout(timer), resolve());
       });
     }
-    this.#rung = false;
+    this.#isSet = false;
   }
 }

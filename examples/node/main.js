@@ -1,9 +1,9 @@
 // node main.js submit [--checked] [--queue Q] [--max-tokens N] [--temperature T] PROMPT
 // node main.js stream [--queue Q] [--from N] JOB_ID
 //
-// Prints the job's text to standard output as it comes, everything else to standard error. $INGINE_REDIS_URL and
-// $INGINE_QUEUE as for the `ingine` command, and its exit status: 0 finished; 1 failed, cancelled, expired, refused
-// or unknown; 2 wrong usage; 3 server unavailable.
+// Prints the job's text to standard output as it arrives, everything else to standard error. Reads $INGINE_REDIS_URL
+// and $INGINE_QUEUE like the `ingine` command, and has its exit status: 0 finished; 1 failed, cancelled, expired,
+// refused or unknown; 2 wrong usage; 3 server unavailable.
 import { parseArgs } from "node:util";
 import { connect, follow, isTerminal, isUnavailable, submit, submitChecked } from "./ingine.js";
 
@@ -40,7 +40,7 @@ function number(options, name) {
   return value;
 }
 
-/** Writes the text as it comes. The exit status. */
+/** Write the text as it arrives. Returns the exit status. */
 async function print(events) {
   for await (const event of events) {
     process.stdout.write(event.text ?? ""); // empty fields are left out of a terminal event
