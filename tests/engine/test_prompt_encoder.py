@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from ingine.engine.text.conversation import ChatPrompt, Conversation
 from ingine.engine.text.prompt_encoder import PromptEncoder
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
@@ -28,12 +29,12 @@ class Counting:
         self.num_chars += len(text)
         return self._tokenizer.encode(text)
 
-    def encode_rendered(self, text: str) -> list[int]:
+    def encode_rendered(self, text: str, stand_ins: dict[str, str]) -> list[int]:
         self.num_chars += len(text)
-        return self._tokenizer.encode_rendered(text)
+        return self._tokenizer.encode_rendered(text, stand_ins)
 
-    def render(self, messages, **options) -> str:
-        self.num_rendered += len(messages)
+    def render(self, messages, **options) -> ChatPrompt:
+        self.num_rendered += len(Conversation.of(messages).messages)
         return self._tokenizer.render(messages, **options)
 
 
@@ -83,9 +84,9 @@ def test_a_template_that_writes_without_end_is_stopped():
     written = []
     template = "{% for i in range(9999) %}{{ raise_if_late() }}{{ 'x' * 100 }}{% endfor %}"
     tokenizer = Tokenizer.from_transformers(make_tokenizer(template))
-    environment = tokenizer._chat_template._compiled.environment
+    environment = tokenizer._chat._template._compiled.environment
     environment.globals["raise_if_late"] = lambda: written.append(1) or ""
-    tokenizer._chat_template._compiled = environment.from_string(template)
+    tokenizer._chat._template._compiled = environment.from_string(template)
     too_long(PromptEncoder(tokenizer, MAX_NUM_TOKENS).encode_chat, [{"role": "user", "content": "x"}])
     assert len(written) <= MAX_NUM_TOKENS
 

@@ -41,7 +41,7 @@ ENGINE_FOLDERS = {
     "communication": set(),
     "files": set(),
     "parsers": set(),
-    "text": {"files"},
+    "text": {"files", "parsers"},
     "grammar": {"text"},
     "kernels": {"communication"},
     "models": {"communication", "files", "text", "kernels"},

@@ -1,8 +1,9 @@
 """Encodes a text or a conversation, and stops as soon as it is known to be too long."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from datetime import datetime
 
+from ingine.engine.text.conversation import ChatPrompt, Conversation, Messages
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
 
@@ -24,14 +25,22 @@ class PromptEncoder:
         self.check_length(len(text))
         return self._encode(text, self.tokenizer.encode)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, now: datetime | None = None) -> list[int]:
+    def encode_chat(self, messages: Messages, *, now: datetime | None = None) -> list[int]:
         """Return the token ids of a conversation in the model's chat template.
 
-        Raises InvalidRequest: PROMPT_TOO_LONG, or the errors of `Tokenizer.render`.
+        Raises InvalidRequest: PROMPT_TOO_LONG, or the errors of `Tokenizer.render` and `encode_rendered`.
         """
-        self.check_chat(len(messages), sum(len(message["content"]) for message in messages))
-        text = self.tokenizer.render(messages, now=now, max_chars=self.max_chars)
-        return self._encode(text, self.tokenizer.encode_rendered)
+        return self.encode_rendered(self.render(messages, now=now))
+
+    def render(self, messages: Messages, *, now: datetime | None = None) -> ChatPrompt:
+        """Render a conversation. Raises as `encode_chat` does."""
+        conversation = Conversation.of(messages)
+        self.check_chat(len(conversation.messages), conversation.num_chars)
+        return self.tokenizer.render(conversation, now=now, max_chars=self.max_chars)
+
+    def encode_rendered(self, prompt: ChatPrompt) -> list[int]:
+        """Return the token ids of a rendered conversation. Raises as `encode_chat` does."""
+        return self._encode(prompt.text, lambda text: self.tokenizer.encode_rendered(text, prompt.stand_ins))
 
     def check_length(self, num_chars: int) -> None:
         """Raise InvalidRequest for a text that is too long whatever its content."""

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Self
 
 from tokenizers import Tokenizer as CoreTokenizer
 
-from ingine.engine.text.chat_template import ChatTemplate
+from ingine.engine.text.chat_renderer import ChatRenderer
+from ingine.engine.text.conversation import ChatPrompt, Conversation, Messages
 from ingine.engine.text.linear_time import takes_linear_time
 from ingine.engine.text.panics import panics_as_errors
+from ingine.engine.text.surrogates import without_surrogates
 from ingine.engine.text.tokenizer_files import VOCABULARIES, checked_copies, read_tokenizer_files
 from ingine.errors import ConfigError, ErrorCode, IngineError, InvalidRequest
 
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
-
-MAX_REASON_CHARS = 500
-"""The most characters of a template's error message that are reported; its text may have any length."""
 
 Definition = tuple[str, dict[str, str], str | None]
 """(tokenizer.json as one string, special tokens by role, chat template)."""
@@ -48,15 +47,14 @@ class Tokenizer:
         core.no_padding()
         self._special_tokens = dict(special_tokens or {})
         self._template_source = chat_template
-        self._chat_template = None
+        self._added_tokens = core.get_added_tokens_decoder()
+        self._chat = None
         if chat_template is not None:
-            self._chat_template = ChatTemplate(chat_template, self._special_tokens)
+            self._chat = ChatRenderer(chat_template, self._special_tokens, self._added_tokens.values())
         eos_token = self._special_tokens.get("eos_token")
         eos_token_id = None if eos_token is None else core.token_to_id(eos_token)
         self.eos_token_ids = frozenset() if eos_token_id is None else frozenset({eos_token_id})
-        self._special_ids = {
-            token_id for token_id, token in core.get_added_tokens_decoder().items() if token.special
-        }
+        self._special_ids = {token_id for token_id, token in self._added_tokens.items() if token.special}
         self._is_byte_level = _has_byte_level_decoder(core)
         if not (anchor := self._encode("a", add_special_tokens=False)):
             raise ConfigError("the tokenizer has no token for the letter a: its vocabulary is damaged")
@@ -112,7 +110,7 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        return self._chat_template is not None
+        return self._chat is not None
 
     @property
     def num_tokens(self) -> int:
@@ -133,25 +131,62 @@ class Tokenizer:
         """Return token ids, with the special tokens that the model's tokenizer adds to a prompt."""
         return self._encode(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, now: datetime | None = None) -> list[int]:
-        """Return the token ids of the conversation in the model's chat template, up to the assistant's next
-        turn.
+    def encode_chat(self, messages: Messages, *, now: datetime | None = None) -> list[int]:
+        """Return the token ids of the conversation in the model's chat template.
 
         Raises InvalidRequest as `render` does.
         """
-        return self.encode_rendered(self.render(messages, now=now))
+        prompt = self.render(messages, now=now)
+        return self.encode_rendered(prompt.text, prompt.stand_ins)
 
-    def encode_rendered(self, text: str) -> list[int]:
-        """Return the token ids of a text from `render`, which already contains the special tokens."""
-        return self._encode(text, add_special_tokens=False)
+    def encode_rendered(self, text: str, stand_ins: Mapping[str, str]) -> list[int]:
+        """Return the token ids of the text of a `ChatPrompt`, or of a part of it. The text already contains
+        the special tokens.
+
+        Raises InvalidRequest (INVALID_MESSAGES) if the tokenizer cannot tell a text from a control token.
+        """
+        if not any(char in text for char in stand_ins):
+            return self._encode(text, add_special_tokens=False)
+        text = without_surrogates(text)
+        with panics_as_errors():
+            encoding = self._core.encode(text, add_special_tokens=False)
+        return self._without_stand_ins(encoding, text, stand_ins)
+
+    def _without_stand_ins(self, encoding, text: str, stand_ins: Mapping[str, str]) -> list[int]:
+        """Put the tokens of the character that each stand-in stands for in the place of its own."""
+        places = {at: stand_ins[char] for at, char in enumerate(text) if char in stand_ins}
+        token_ids: list[int] = []
+        replaced = -1
+        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if start == replaced:
+                continue  # the next byte of the stand-in
+            if start in places and end == start + 1:
+                token_ids += self._ids_of_char(places.pop(start))
+                replaced = start
+            else:
+                token_ids.append(token_id)
+        if places:
+            raise _inseparable()
+        return token_ids
+
+    def _ids_of_char(self, char: str) -> list[int]:
+        """The tokens of a character, or of its bytes, as they are within a text."""
+        written = char.encode()
+        names = [_CHAR_OF_BYTE[byte] for byte in written] if self._is_byte_level else [char]
+        token_ids = [self._core.token_to_id(name) for name in names]
+        if None in token_ids:
+            token_ids = [self._core.token_to_id(f"<0x{byte:02X}>") for byte in written]
+        if None in token_ids:
+            raise _inseparable()
+        return token_ids
 
     def render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Messages,
         *,
         now: datetime | None = None,
         max_chars: int | None = None,
-    ) -> str:
+    ) -> ChatPrompt:
         """Render the conversation with the model's chat template.
 
         now: the current time for templates that write the date. None is the actual time, in UTC.
@@ -159,27 +194,15 @@ class Tokenizer:
         Raises InvalidRequest: NO_CHAT_TEMPLATE; INVALID_MESSAGES with the template's error message; or
         PROMPT_TOO_LONG as soon as the text has more than `max_chars` characters.
         """
-        if self._chat_template is None:
+        if self._chat is None:
             raise InvalidRequest(
                 ErrorCode.NO_CHAT_TEMPLATE, "this model has no chat template: send a prompt, not messages"
             )
-        if not messages:
-            raise InvalidRequest(ErrorCode.INVALID_MESSAGES, "a conversation has at least one message")
-        try:
-            return self._chat_template.render(messages, now or datetime.now(UTC), max_chars=max_chars)
-        except (InvalidRequest, MemoryError):
-            raise
-        # A template is a program by the model's author, and may raise any exception. It means that the
-        # template cannot render these messages, not that the engine failed.
-        except Exception as error:
-            raise InvalidRequest(
-                ErrorCode.INVALID_MESSAGES,
-                f"the model's chat template refuses these messages: {error!s:.{MAX_REASON_CHARS}}",
-            ) from None
+        return self._chat.render(Conversation.of(messages), now or datetime.now(UTC), max_chars)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with panics_as_errors():
-            return self._core.encode(_without_surrogates(text), add_special_tokens=add_special_tokens).ids
+            return self._core.encode(without_surrogates(text), add_special_tokens=add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of all tokens together, without special tokens."""
@@ -223,6 +246,14 @@ class Tokenizer:
         )
 
 
+def _inseparable() -> InvalidRequest:
+    return InvalidRequest(
+        ErrorCode.INVALID_MESSAGES,
+        "the messages' text has a control token in it, which this tokenizer cannot encode as text: leave it "
+        "out, or set allow_special_tokens",
+    )
+
+
 def load_tokenizer(folder: Path) -> Tokenizer | None:
     """Load the tokenizer in a model's folder. Returns None, with a warning, if there is none.
 
@@ -254,11 +285,6 @@ def _has_byte_level_decoder(core) -> bool:
     return any(part.get("type") == "ByteLevel" for part in parts)
 
 
-def _without_surrogates(text: str) -> str:
-    """Join surrogate pairs, and replace lone surrogates, since UTF-8 cannot encode either."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _byte_of_char() -> dict[str, int]:
     """Return GPT-2's byte alphabet: printable Latin-1 characters stand for their own bytes, and the
     characters from U+0100 on for the other bytes, in order.
@@ -269,3 +295,4 @@ def _byte_of_char() -> dict[str, int]:
 
 
 _BYTE_OF_CHAR = _byte_of_char()
+_CHAR_OF_BYTE = {byte: char for char, byte in _BYTE_OF_CHAR.items()}
