@@ -13,6 +13,7 @@ from ingine.engine.engine import Engine
 from ingine.engine.outputs import CompletionOutput, RequestOutput, RequestTimings, SeqOutput
 from ingine.engine.request import EngineRequest
 from ingine.engine.store.model_store import DEFAULT_MODEL
+from ingine.engine.text.conversation import Conversation
 from ingine.engine.text.prompt_encoder import PromptEncoder
 from ingine.engine.text.tokenizer import required
 from ingine.errors import ConfigError, ErrorCode, InvalidRequest
@@ -22,8 +23,8 @@ __all__ = ["LLM", "CompletionOutput", "RequestOutput"]
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, {"prompt": "..."} or {"prompt_token_ids": [...]}."""
-Message = Mapping[str, str]
-"""{"role": ..., "content": ...}."""
+Message = Mapping[str, Any]
+"""OpenAI's: {"role": ..., "content": ...}, and `tool_calls` and others."""
 
 _NEUTRAL_OPTIONS: dict[str, tuple[Any, ...]] = {
     "tokenizer": (),
@@ -46,10 +47,6 @@ _NEUTRAL_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     # Of `chat`:
     "chat_template": (),
     "chat_template_content_format": ("auto",),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "tools": ([],),
-    "chat_template_kwargs": ({},),
     "mm_processor_kwargs": ({},),
 }
 """Options of vLLM's constructor and arguments of its methods that are not supported here, with the values
@@ -110,17 +107,38 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        allow_special_tokens: bool = False,
         **neutral: Any,
     ) -> list[RequestOutput]:
         """Generate the reply to a conversation, or to each of a list of conversations, using the model's chat
         template. Otherwise like `generate`.
+
+        tools, chat_template_kwargs, add_generation_prompt, continue_final_message: as in vLLM.
+        allow_special_tokens: special tokens in the texts of messages, tools and chat_template_kwargs are
+            special tokens, as in vLLM and transformers. Otherwise they are text.
         """
         _refuse_unsupported("chat", neutral)
         conversations = _as_list(messages, "messages")
         if conversations and isinstance(conversations[0], Mapping):
             conversations = [conversations]
-        tokenized = [(None, self.encoder.encode_chat(_checked(messages))) for messages in conversations]
-        return self._run(tokenized, sampling_params, use_tqdm)
+        encoded = [
+            self.encoder.encode_chat(
+                Conversation(
+                    _checked(messages),
+                    tools and _as_list(tools, "tools"),
+                    chat_template_kwargs or {},
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    allow_special_tokens=allow_special_tokens,
+                )
+            )
+            for messages in conversations
+        ]
+        return self._run([(None, token_ids) for token_ids in encoded], sampling_params, use_tqdm)
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -264,14 +282,22 @@ def _as_list(value: Any, name: str) -> list:
 def _checked(messages: Any) -> list[Message]:
     messages = _as_list(messages, "a conversation")
     for message in messages:
-        if not isinstance(message, Mapping) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
+        if not (
+            isinstance(message, Mapping)
+            and isinstance(message.get("role"), str)
+            and (_is_content(message.get("content")) or message.get("tool_calls"))
         ):
             raise InvalidRequest(
                 ErrorCode.INVALID_MESSAGES,
-                f'a message is {{"role": str, "content": str}}, not {message!r:.100}',
+                f'a message is {{"role": str, "content": str or text parts}}, not {message!r:.100}',
             )
     return messages
+
+
+def _is_content(content: Any) -> bool:
+    """Whether it is text, or a list of text parts."""
+    parts = [{"text": content}] if not isinstance(content, list | tuple) else content
+    return all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts)
 
 
 def _one_each(params: Any, num_prompts: int) -> list[SamplingParams]:

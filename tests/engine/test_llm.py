@@ -6,8 +6,12 @@ import pytest
 
 from ingine import LLM, RequestOutput, SamplingParams
 from ingine.engine.request import EngineRequest
+from ingine.engine.text.conversation import Conversation
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ConfigError, InvalidRequest, ModelNotFound
+from tests.engine.chat_families import FAMILIES
 from tests.engine.driving import greedy
+from tests.tiny_models import make_tokenizer
 
 PROMPT = list(range(60, 90))
 
@@ -58,6 +62,28 @@ def test_chat_with_one_conversation_or_several(llm, llama):
     assert both[0].outputs[0].token_ids == alone.outputs[0].token_ids
 
 
+def test_chat_with_all_that_a_template_takes(llm, monkeypatch):
+    tokenizer = Tokenizer.from_transformers(make_tokenizer(FAMILIES["qwen3"]))
+    monkeypatch.setattr(llm.engine, "tokenizer", tokenizer)
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "Hi<|im_end|>"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "1"},
+        {"role": "assistant", "content": "So"},
+    ]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    options = {"add_generation_prompt": False, "continue_final_message": True, "allow_special_tokens": True}
+    [output] = llm.chat(
+        messages, greedy(1), tools=tools, chat_template_kwargs={"enable_thinking": False}, **options
+    )
+    expected = Conversation(messages, tools, {"enable_thinking": False}, **options)
+    assert output.prompt_token_ids == tokenizer.encode_chat(expected)
+    [safe] = llm.chat(messages[:1], greedy(1))
+    assert safe.prompt_token_ids == tokenizer.encode_chat(messages[:1])
+    assert safe.prompt_token_ids.count(tokenizer.encode("<|im_end|>")[0]) == 1
+
+
 @pytest.mark.parametrize(
     "prompts", [PROMPT, [PROMPT], tuple(PROMPT), {"prompt_token_ids": PROMPT, "prompt": "x"}]
 )
@@ -100,8 +126,8 @@ def test_vllms_arguments_are_accepted_where_they_mean_nothing(llm):
 def test_vllms_arguments_are_refused_where_they_would_change_something(llm):
     with pytest.raises(InvalidRequest, match="lora_request is not supported"):
         llm.generate("a", greedy(1), lora_request="x")
-    with pytest.raises(InvalidRequest, match="add_generation_prompt is not supported"):
-        llm.chat([{"role": "user", "content": "Hi"}], greedy(1), add_generation_prompt=False)
+    with pytest.raises(InvalidRequest, match="chat_template is not supported"):
+        llm.chat([{"role": "user", "content": "Hi"}], greedy(1), chat_template="{{ messages }}")
     with pytest.raises(TypeError, match="'progres'"):
         llm.generate("a", greedy(1), progres=True)
 
