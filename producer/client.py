@@ -59,7 +59,14 @@ class AsyncClient(QueueJobs):
         self,
         prompt: str | Sequence[int] | None = None,
         *,
-        messages: Sequence[dict[str, str]] | None = None,
+        messages: Sequence[dict[str, Any]] | None = None,
+        tools: Sequence[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        allow_special_tokens: bool = False,
         sampling: SamplingParams | dict[str, Any] | None = None,
         priority: Priority | str = Priority.NORMAL,
         deadline_s: float | timedelta | None = None,
@@ -76,7 +83,13 @@ class AsyncClient(QueueJobs):
     ) -> AsyncJobHandle:
         """Submit one job: once this returns, the job ends in exactly one terminal event.
 
-        prompt: text, or token ids. Or else messages: a chat, as [{"role": ..., "content": ...}, ...].
+        prompt: text, or token ids. Or else messages: a chat as OpenAI has it, with text parts, tool calls and
+        their results: [{"role": ..., "content": ...}, ...].
+        tools, tool_choice, parallel_tool_calls: the functions that the model may call, as OpenAI has them.
+        chat_template_kwargs, add_generation_prompt, continue_final_message: as in transformers'
+        `apply_chat_template`, for messages.
+        allow_special_tokens: special tokens in the messages' texts are special tokens, not text. Leave it
+        False for texts that others have written.
         sampling: a SamplingParams, or a dict with its fields; or its fields as keywords: `max_tokens=64`.
         Fields that are not given come from the model's generation_config.json; without `max_tokens` the
         output may fill the rest of the model's length.
@@ -101,6 +114,13 @@ class AsyncClient(QueueJobs):
         submission = build_submission(
             prompt,
             messages=messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            chat_template_kwargs=chat_template_kwargs,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            allow_special_tokens=allow_special_tokens,
             sampling=sampling,
             priority=priority,
             deadline_s=deadline_s,

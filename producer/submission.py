@@ -71,7 +71,7 @@ class Submission:
     def cost(self) -> int:
         """Estimate the job's tokens, for fair shares. The prompt is not tokenised."""
         job = self.job
-        prompt = job.prompt or "".join(message.content for message in job.messages or ())
+        prompt = job.prompt or "".join(job.chat_texts())
         num_prompt_tokens = (
             len(prompt.encode()) // BYTES_PER_TOKEN if isinstance(prompt, str) else len(prompt)
         )
@@ -137,7 +137,14 @@ class Submission:
 def build_submission(
     prompt: str | Sequence[int] | None = None,
     *,
-    messages: Sequence[dict[str, str]] | None = None,
+    messages: Sequence[dict[str, Any]] | None = None,
+    tools: Sequence[dict[str, Any]] | None = None,
+    tool_choice: str | dict[str, Any] | None = None,
+    parallel_tool_calls: bool = True,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    allow_special_tokens: bool = False,
     sampling: SamplingParams | dict[str, Any] | None = None,
     priority: Priority | str = Priority.NORMAL,
     deadline_s: float | timedelta | None = None,
@@ -169,6 +176,13 @@ def build_submission(
         "id": uuid.uuid4().hex if job_id is None else job_id,
         "prompt": prompt,
         "messages": messages,
+        "tools": tools,
+        "tool_choice": tool_choice,
+        "parallel_tool_calls": parallel_tool_calls,
+        "chat_template_kwargs": chat_template_kwargs,
+        "add_generation_prompt": add_generation_prompt,
+        "continue_final_message": continue_final_message,
+        "allow_special_tokens": allow_special_tokens,
         "sampling": _sampling_fields(sampling_fields if sampling is None else sampling),
         "priority": priority,
         "tenant": tenant,

@@ -34,6 +34,9 @@ _KINDS = {
 }
 """Type of pydantic's error -> the type that the value must have."""
 
+_UNIONS = ((0, "prompt"), (0, "tool_choice"), (2, "content"))
+"""Fields that may have several types: position in the path of a fault, and name."""
+
 
 class TooManyParts(Exception):
     """The job exceeds a limit, which the message names."""
@@ -174,8 +177,9 @@ def explain(error: ValidationError) -> tuple[ErrorCode, str]:
     # Where field names are not text, pydantic reports all required fields as missing too.
     first = next((fault for fault in faults if fault["type"] == "invalid_key"), faults[0])
     path = [printable(str(part)) for part in first["loc"]]
-    if path[:1] == ["prompt"]:
-        del path[1:2]  # the kind of prompt, text or token ids
+    for at, name in _UNIONS:
+        if path[at : at + 1] == [name]:
+            del path[at + 1 : at + 2]  # the type that the value was taken for
     where = ".".join(path) or "job"
     kind = first["type"]
     if path[-1:] == ["[key]"]:

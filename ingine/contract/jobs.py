@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 
 import msgpack
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -19,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from ingine.contract.chat import ChatFields
 from ingine.contract.faults import (
     MAX_FIELDS,
     MAX_MAP_ENTRIES,
@@ -47,7 +46,6 @@ MAX_JOB_BYTES = 8 << 20
 """Limit for every queue, since a client that may submit can raise the queue's own limit: a million tokens."""
 DEFAULT_RESULT_TTL_S = 3600
 MAX_METADATA_BYTES = 16 << 10
-MAX_MESSAGES = 4096
 
 EXPECTED_OUTPUT_TOKENS = 256
 """Output tokens that a job without `max_tokens` counts for in fair shares."""
@@ -63,22 +61,12 @@ Prompt = Annotated[
 ]
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str
-
-
-class Job(BaseModel):
+class Job(ChatFields):
     """A job, as producers send it in a msgpack map. Unknown fields are errors, which name the field."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     v: Literal[1] = PROTOCOL_VERSION
     id: Name
     prompt: Prompt | None = None
-    messages: Annotated[tuple[Message, ...], Field(fail_fast=True, max_length=MAX_MESSAGES)] | None = None
     sampling: SamplingParams = SamplingParams()
     priority: Priority = Field(
         default=Priority.NORMAL, strict=False, description="Informative: the stream decides."
@@ -98,15 +86,17 @@ class Job(BaseModel):
     metadata: dict[str, Any] | None = Field(default=None, description="Comes back in the terminal event.")
     trace: str | None = Field(default=None, max_length=256, description="A W3C traceparent, for logs.")
 
-    @field_validator("prompt", "messages", mode="before")
+    @field_validator("prompt", mode="before")
     @classmethod
-    def _list_or_tuple(cls, value: Any) -> Any:
+    def _token_ids(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _one_input(self):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("a job has either `prompt` or `messages`")
+        if self.messages is None and (name := self.given_without_messages()):
+            raise ValueError(f"{name} needs `messages`")
         if self.deadline_ms is not None and (self.not_before_ms or 0) >= self.deadline_ms:
             raise ValueError("not_before_ms lies behind deadline_ms: the job could only expire")
         if self.metadata and len(msgpack.packb(self.metadata)) > MAX_METADATA_BYTES:
@@ -120,12 +110,15 @@ def encode_job(job: Job) -> bytes:
     `sampling` has all fields that were given, even with their default: the model's own defaults apply to the
     others.
     """
-    fields = job.model_dump(mode="python", exclude_defaults=True, exclude={"metadata", "sampling"})
+    fields = job.model_dump(
+        mode="python", exclude_defaults=True, exclude={"metadata", "sampling", "chat_template_kwargs"}
+    )
     fields |= {"v": job.v, "id": job.id}
     if sampling := job.sampling.given():
         fields["sampling"] = sampling
-    if job.metadata is not None:
-        fields["metadata"] = job.metadata  # model_dump would turn msgpack's extension types into lists
+    for name in ("metadata", "chat_template_kwargs"):
+        if (value := getattr(job, name)) is not None:
+            fields[name] = value  # model_dump would turn msgpack's extension types into lists
     return msgpack.packb(fields)
 
 

@@ -5,8 +5,8 @@ import pytest
 from redis import Redis
 
 from ingine import sampling_params, structured_outputs
+from ingine.contract import chat, jobs
 from ingine.contract import faults as job_faults
-from ingine.contract import jobs
 from ingine.contract.jobs import Job, decode_job, encode_job
 from ingine.contract.keys import Keys
 from ingine.errors import ErrorCode, InvalidJob
@@ -20,7 +20,7 @@ PLAIN = {"id": "a", "prompt": "x"}
 IN_CODE = {
     "bytes of a job": jobs.DEFAULT_MAX_JOB_BYTES,
     "nesting of a job": job_faults.MAX_NESTING,
-    "messages of a job": jobs.MAX_MESSAGES,
+    "messages of a job": chat.MAX_MESSAGES,
     "maps and arrays of a job": job_faults.MAX_CONTAINERS,
     "entries of all maps of a job": job_faults.MAX_ENTRIES,
     "bytes of a field of a job but prompt and messages": job_faults.MAX_FIELD_BYTES,
@@ -76,7 +76,7 @@ AT_MOST = {
     ),
     "messages": (
         lambda n: {"id": "a", "messages": [{"role": "user", "content": "x"}] * n},
-        jobs.MAX_MESSAGES,
+        chat.MAX_MESSAGES,
         ErrorCode.INVALID_PARAMETER,
     ),
     "stop": (

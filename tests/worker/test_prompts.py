@@ -12,8 +12,9 @@ import pytest
 import ingine.worker.hosting.prompt_process
 import ingine.worker.preparation
 import ingine.worker.prompts
+from ingine.contract.chat import Message
 from ingine.contract.events import TokensEvent
-from ingine.contract.jobs import Job, Message
+from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode

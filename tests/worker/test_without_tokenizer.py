@@ -3,7 +3,8 @@
 import pytest
 
 from ingine.cli.worker import _load_tokenizer
-from ingine.contract.jobs import Job, Message
+from ingine.contract.chat import Message
+from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
