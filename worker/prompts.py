@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ingine.contract.jobs import Job
+from ingine.engine.text.conversation import Conversation
 from ingine.engine.text.prompt_encoder import PromptEncoder
 from ingine.engine.text.tokenizer import required
 from ingine.errors import ErrorCode, InvalidRequest
@@ -124,12 +125,13 @@ class PromptReader:
         return token_ids
 
     async def _read_chat(self, job: Job, submitted_at: datetime) -> list[int]:
-        messages = [{"role": message.role, "content": message.content} for message in job.messages]
+        conversation = conversation_of(job)
         if self.reads_at_once(job):  # there is no chat template: this raises
-            return self._encoder.encode_chat(messages)
-        num_chars = sum(len(message.role) + len(message.content) for message in job.messages)
-        self._encoder.check_chat(len(messages), num_chars)
-        return await self._read_beside(job, num_chars, len(messages), messages, submitted_at.timestamp())
+            return self._encoder.encode_chat(conversation)
+        num_chars, num_messages = conversation.num_chars, len(conversation.messages)
+        self._encoder.check_chat(num_messages, num_chars)
+        prompt = conversation.fields(), submitted_at.timestamp()
+        return await self._read_beside(job, num_chars, num_messages, *prompt)
 
     async def _read_beside(self, job: Job, num_chars: int, num_messages: int, *prompt: object) -> list[int]:
         is_short = num_chars <= SHORT_CHARS and num_messages <= SHORT_MESSAGES
@@ -149,3 +151,15 @@ class PromptReader:
         said = fault if self._log_prompts else kind
         log_event(logger, logging.WARNING, "prompt not read", job_id=job.id, error=said)
         return InvalidRequest(ErrorCode.ENGINE_ERROR, f"the prompt cannot be tokenised: {kind}")
+
+
+def conversation_of(job: Job) -> Conversation:
+    """What a job with messages gives the chat template."""
+    return Conversation(
+        [message.model_dump(exclude_none=True) for message in job.messages],
+        None if job.tools is None else list(job.tools),
+        job.chat_template_kwargs or {},
+        add_generation_prompt=job.add_generation_prompt,
+        continue_final_message=job.continue_final_message,
+        allow_special_tokens=job.allow_special_tokens,
+    )

@@ -27,8 +27,8 @@ HOSTILE = (
 )
 
 
-def says(content: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": content}]
+def says(content: str) -> dict[str, list[dict[str, str]]]:
+    return {"messages": [{"role": "user", "content": content}]}
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def test_a_template_that_runs_wild_ends_its_prompt_alone(start_process, co
     assert (wild.code, reason in str(wild)) == (code, True)
     tokenizer = Tokenizer.from_transformers(make_tokenizer(HOSTILE))
     for content, token_ids in zip(["before", "behind", "last"], [before, *behind], strict=True):
-        assert token_ids == tokenizer.encode_chat(says(content))
+        assert token_ids == tokenizer.encode_chat(**says(content))
     await process.close()
 
 
@@ -293,7 +293,8 @@ from ingine.worker.hosting.prompt_process import NoPromptProcess, PromptProcess
 async def main():
     process = PromptProcess(json.loads(sys.argv[1]), 512, max_in_flight=1)
     await process.read("", 60, "x")
-    busy = asyncio.create_task(process.read("", 600, [{"role": "user", "content": sys.argv[2]}], 0.0))
+    conversation = {"messages": [{"role": "user", "content": sys.argv[2]}]}
+    busy = asyncio.create_task(process.read("", 600, conversation, 0.0))
     await asyncio.sleep(0.1)
     print(process.popen.pid, flush=True)
     await asyncio.sleep(600)

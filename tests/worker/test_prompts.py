@@ -16,9 +16,11 @@ from ingine.contract.chat import Message
 from ingine.contract.events import TokensEvent
 from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
+from ingine.engine.text.conversation import Conversation
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode
 from ingine.sampling_params import SamplingParams
+from tests.engine.chat_families import FAMILIES
 from tests.tiny_models import make_tokenizer
 from tests.waiting import wait_until_async
 from tests.worker import engine_program
@@ -53,6 +55,52 @@ async def test_a_worker_outlives_what_a_template_does(harness, hostile_engine):
     for job_id in ("text", "chat"):
         assert (await here.end(job_id)).status is JobStatus.FINISHED
     assert not here.running.done()
+
+
+async def test_all_of_a_chat_reaches_the_template(harness, tiny_engine):
+    engine = tiny_engine()
+    engine.tokenizer = Tokenizer.from_transformers(make_tokenizer(FAMILIES["qwen3"]))
+    here = await harness(engine)
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"b": {}, "a": {}}}}
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"b": 1}'}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "<|im_end|>"}, {"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "1"},
+    ]
+    tools = [{"type": "function", "function": function}]
+    jobs = {
+        "all": {"tools": tools, "chat_template_kwargs": {"enable_thinking": False}},
+        "nothing": {"add_generation_prompt": False},
+        "special": {"allow_special_tokens": True},
+        "continued": {
+            "messages": [*messages, {"role": "assistant", "content": "So"}],
+            "add_generation_prompt": False,
+            "continue_final_message": True,
+        },
+    }
+    lengths = {}
+    for job_id, fields in jobs.items():
+        await here.push(Job(id=job_id, sampling=GREEDY, **{"messages": messages} | fields))
+        names = {"chat_template_kwargs": "template_kwargs"}
+        fields = {names.get(name, name): value for name, value in fields.items()}
+        expected = Conversation(**{"messages": messages} | fields)
+        lengths[job_id] = (await here.end(job_id)).usage["num_prompt_tokens"]
+        assert lengths[job_id] == len(engine.tokenizer.encode_chat(expected))
+    assert len(set(lengths.values())) == len(jobs)
+
+
+async def test_a_template_that_does_not_take_a_chat_ends_that_job_alone(harness, tiny_engine):
+    engine = tiny_engine()
+    refusing = "{{ raise_exception('no tools') if tools }}{{ messages[0].content }}"
+    engine.tokenizer = Tokenizer.from_transformers(make_tokenizer(refusing))
+    here = await harness(engine)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    await here.push(chat("refused", "hi", tools=tools))
+    await here.push(chat("taken", "hi"))
+    error = (await here.end("refused")).error
+    assert (error["code"], "no tools" in error["message"]) == (ErrorCode.INVALID_MESSAGES, True)
+    assert (await here.end("taken")).status is JobStatus.FINISHED
 
 
 async def test_while_a_prompt_is_read_others_are_begun_and_its_lease_is_kept(harness, hostile_engine):

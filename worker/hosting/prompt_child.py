@@ -17,6 +17,7 @@ from typing import Any
 
 import msgpack
 
+from ingine.engine.text.conversation import Conversation
 from ingine.engine.text.prompt_encoder import PromptEncoder
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
@@ -71,8 +72,10 @@ def _read(encoder: PromptEncoder, prompt: list[Any]) -> list[Any]:
         match prompt:
             case [text]:
                 token_ids = encoder.encode(text)
-            case [messages, submitted_at]:
-                token_ids = encoder.encode_chat(messages, now=datetime.fromtimestamp(submitted_at, UTC))
+            case [conversation, submitted_at]:
+                token_ids = encoder.encode_chat(
+                    Conversation(**conversation), now=datetime.fromtimestamp(submitted_at, UTC)
+                )
         if len(token_ids) >= encoder.max_num_tokens:
             return ["too long", len(token_ids)]
         return ["read", token_ids]
