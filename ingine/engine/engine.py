@@ -8,6 +8,8 @@ from itertools import count
 
 from ingine.engine.build import join_others, load, make_runner
 from ingine.engine.config import EngineConfig, numerics
+from ingine.engine.grammar.pool import GrammarPool
+from ingine.engine.grammar.vocabulary import GrammarVocabulary
 from ingine.engine.limits import RequestLimits
 from ingine.engine.models.interface import Model
 from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
@@ -16,11 +18,12 @@ from ingine.engine.run.device import resolve_limits
 from ingine.engine.run.model_runner import StepResult
 from ingine.engine.sample.sampler import SampledToken
 from ingine.engine.schedule.block_manager import BlockManager
-from ingine.engine.schedule.scheduler import ScheduledBatch, Scheduler
+from ingine.engine.schedule.compiling import CompilingSequences
+from ingine.engine.schedule.scheduler import MAX_FORCED_DRAFT, ScheduledBatch, Scheduler
 from ingine.engine.schedule.sequence import Sequence
 from ingine.engine.schedule.speculation import Speculator
 from ingine.engine.step_trace import log_step
-from ingine.engine.text.tokenizer import Tokenizer
+from ingine.engine.text.tokenizer import Tokenizer, required
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,9 @@ class Engine:
             sampling_defaults = {}
         self.tokenizer = tokenizer
         self.model_config = model.config
+        self._eos_token_ids = frozenset(model.config.eos_token_ids)
+        if tokenizer is not None:  # a chat model's config may name only the base model's end token
+            self._eos_token_ids |= tokenizer.eos_token_ids
         config = resolve_limits(config, model.device, model.config.max_position_embeddings)
         self._runner, num_blocks = make_runner(config, model, self._parallel)
         self.limits = RequestLimits(
@@ -71,7 +77,9 @@ class Engine:
             vocab_size=model.config.vocab_size,
             sampling_defaults=sampling_defaults,
             has_text=tokenizer is not None,
+            eos_token_ids=tuple(sorted(self._eos_token_ids)),
         )
+        self.grammars = GrammarPool(self._make_vocabulary)
         self.max_model_len = self.limits.max_num_tokens
         if self.max_model_len < config.max_model_len:
             logger.warning("KV memory limits sequences to %d tokens", self.max_model_len)
@@ -86,13 +94,12 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             speculator=self._speculator,
+            max_forced_draft=0 if config.async_scheduling else MAX_FORCED_DRAFT,
         )
         self.numerics = numerics(config, model.dtype, model.numerics())
-        self._eos_token_ids = frozenset(model.config.eos_token_ids)
-        if tokenizer is not None:  # a chat model's config may name only the base model's end token
-            self._eos_token_ids |= tokenizer.eos_token_ids
         self._seqs: dict[str, Sequence] = {}
         self._ended_at_add: list[Sequence] = []
+        self._compiling = CompilingSequences()
         self._in_flight: _StepInFlight | None = None
         self._settled_at = 0.0
         """When the last step was settled, by `time.perf_counter`."""
@@ -129,10 +136,12 @@ class Engine:
             self._speculator.begin(seq)
         self._seqs[seq_id] = seq
         self._num_prompt_tokens += seq.num_prompt_tokens
-        if seq.finish_reason is None:
-            self._scheduler.add(seq)
-        else:
+        if seq.finish_reason is not None:
             self._ended_at_add.append(seq)
+        elif params.structured_outputs is not None:
+            self._compiling.add(seq, self.grammars.begin(request, self._eos_token_ids))
+        else:
+            self._scheduler.add(seq)
 
     def abort(self, seq_id: str) -> SeqOutput | None:
         """End a sequence, whatever its state. Returns the rest of its text, or None if there is no such
@@ -143,7 +152,7 @@ class Engine:
             return None
         if seq in self._ended_at_add:
             self._ended_at_add.remove(seq)
-        else:
+        elif not self._compiling.remove(seq):
             self._scheduler.remove(seq)
         seq.finish(FinishReason.ABORT)
         self._end_drafting(seq)
@@ -160,9 +169,13 @@ class Engine:
         if alone is not None and self._in_flight is not None:
             return self.drain()
         scheduler = self._scheduler
+        self._take_compiled()
         batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(self._seqs[alone])
         if not batch.seqs:
-            return self._report_ended_at_add() + self.drain()
+            outputs = self._report_ended_at_add() + self.drain()
+            if not outputs:
+                self._compiling.wait()
+            return outputs
         if self.config.async_scheduling and alone is None:
             return self._step_ahead(batch)
         return self._step_at_a_time(batch)
@@ -178,6 +191,7 @@ class Engine:
 
     def close(self) -> None:
         """Release the other ranks, if there are any. The engine cannot compute after that."""
+        self.grammars.close()
         self._parallel.close()
 
     @property
@@ -193,7 +207,7 @@ class Engine:
         scheduler, blocks = self._scheduler, self._blocks
         return EngineStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_waiting=len(scheduler.waiting) + len(self._compiling),
             num_blocks=blocks.num_blocks,
             num_free_blocks=blocks.num_free_blocks,
             kv_usage=1 - blocks.num_free_blocks / blocks.num_blocks,
@@ -209,7 +223,7 @@ class Engine:
     def check_integrity(self) -> None:
         """Raise EngineError unless every sequence is in exactly one queue and every block accounted for."""
         scheduler = self._scheduler
-        places = [*scheduler.running, *scheduler.waiting, *self._ended_at_add]
+        places = [*scheduler.running, *scheduler.waiting, *self._ended_at_add, *self._compiling]
         if sorted(seq.seq_id for seq in places) != sorted(self._seqs):
             raise EngineError("a sequence is in no queue, or in two")
         if stray := [seq.seq_id for seq in places if seq.block_table and seq not in scheduler.running]:
@@ -228,11 +242,15 @@ class Engine:
         """Launch a batch behind the step in flight, if there is one. Returns the outputs of that step.
 
         Neither `forward` nor `sample` of the batch knows the tokens of the step in flight. A `sample` that
-        needs them would have to run after that step is settled.
+        needs them, since a sequence has a grammar, runs after that step is settled, while the device runs
+        `forward`.
         """
         launched_at, before = time.perf_counter(), self._in_flight
+        outputs: list[SeqOutput] = []
         try:
             forward_pass = self._runner.forward(batch)
+            if forward_pass.needs_last_tokens:
+                outputs = self.drain()
             result = self._runner.sample(forward_pass)
             self._scheduler.advance(batch)
         except Exception as error:
@@ -240,9 +258,9 @@ class Engine:
             if before is None or isinstance(error, EngineError):
                 raise
             self._launch_error = error
-            return self.drain()
-        self._in_flight = _StepInFlight(batch, result, launched_at)
-        return self._report_ended_at_add() + self._settle(before)
+            return outputs + self.drain()
+        before, self._in_flight = self._in_flight, _StepInFlight(batch, result, launched_at)
+        return self._report_ended_at_add() + outputs + self._settle(before)
 
     def _settle(self, step: _StepInFlight | None) -> list[SeqOutput]:
         """Wait for a step, if there is one, and append its tokens to their sequences. Returns its outputs."""
@@ -279,7 +297,7 @@ class Engine:
         if self._speculator is not None and step.batch.is_decode:
             seconds = time.perf_counter() - step.launched_at
             self._speculator.observe(len(step.batch.seqs), step.batch.num_draft_tokens, seconds)
-            self._num_draft_tokens += step.batch.num_draft_tokens
+        self._num_draft_tokens += step.batch.num_draft_tokens
 
     def _end_drafting(self, seq: Sequence) -> None:
         if self._speculator is not None:
@@ -299,8 +317,9 @@ class Engine:
             if seq.finish_reason is not None:
                 break
         self._num_output_tokens += len(token_ids)
-        if token.token_id is None:
-            self._handle_nonfinite_logits(seq)
+        # After an accepted draft the next step finds whether there really is nothing to choose from.
+        if token.token_id is None and not (token_ids and seq.grammar is not None):
+            self._handle_no_choice(seq)
         elif len(token_ids) > 1:
             self._num_accepted_tokens += len(token_ids) - 1
             self._scheduler.accept(seq)
@@ -312,13 +331,34 @@ class Engine:
             return None
         return seq.output(token_ids, text, logprobs or None)
 
-    def _handle_nonfinite_logits(self, seq: Sequence) -> None:
-        """End a sequence whose logits are not finite. If drafts may be the cause, restart it without them."""
-        if seq.drafter is not None:
+    def _handle_no_choice(self, seq: Sequence) -> None:
+        """End a sequence whose grammar allows no token, or whose logits are not finite. If drafts may be the
+        cause of that, restart it without them.
+        """
+        if seq.grammar is not None and seq.grammar.error is not None:
+            seq.finish(FinishReason.ERROR, seq.grammar.error, ErrorCode.GRAMMAR_FAILED)
+            return
+        if seq.drafter is not None or (seq.grammar is not None and seq.takes_forced_drafts):
             self._scheduler.start_over_without_drafts(seq)
             return
         seq.finish(FinishReason.ERROR, "the model's logits are not finite")
         self._blocks.uncache(seq)
+
+    def _take_compiled(self) -> None:
+        """Queue the sequences whose grammars have been compiled, and end those whose have not."""
+        for seq, error in self._compiling.take_done():
+            if error is None:
+                self._scheduler.add(seq)
+            else:
+                seq.finish(FinishReason.ERROR, str(error), error.code)
+                self._ended_at_add.append(seq)
+
+    def _make_vocabulary(self) -> GrammarVocabulary:
+        return GrammarVocabulary(
+            required(self.tokenizer),
+            vocab_size=self.model_config.vocab_size,
+            eos_token_ids=self._eos_token_ids,
+        )
 
     def _report_ended_at_add(self) -> list[SeqOutput]:
         ended, self._ended_at_add = self._ended_at_add, []

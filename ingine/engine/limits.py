@@ -28,6 +28,8 @@ class RequestLimits:
     """The model's own defaults, see `ingine.engine.store.generation_config`."""
     has_text: bool = True
     """Whether the model has a tokenizer. Without one no stop string can be found."""
+    eos_token_ids: tuple[int, ...] = ()
+    """The model's end-of-sequence tokens."""
 
     @property
     def max_num_tokens(self) -> int:
@@ -56,6 +58,11 @@ class RequestLimits:
             raise InvalidRequest(
                 ErrorCode.INVALID_PARAMETER,
                 "stop: this model has no tokenizer, so its output has no text; use stop_token_ids",
+            )
+        if params.structured_outputs is not None and not self.has_text:
+            raise InvalidRequest(
+                ErrorCode.INVALID_PARAMETER,
+                "structured_outputs: this model has no tokenizer, so its output has no text",
             )
         self.validate_length(len(prompt_token_ids))
         self.validate_token_ids(prompt_token_ids, "the prompt", ErrorCode.INVALID_TOKEN_ID)

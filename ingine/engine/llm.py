@@ -181,6 +181,8 @@ class LLM:
         params = _one_each(sampling_params, len(prompts))
         for (_, prompt_token_ids), each in zip(prompts, params, strict=True):
             self.engine.limits.validate(prompt_token_ids, each)
+            if each.structured_outputs is not None:
+                self.engine.grammars.compile(each.structured_outputs)
         requests = [
             _new_output(str(next(self._request_ids)), prompt, prompt_token_ids)
             for prompt, prompt_token_ids in prompts

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ingine.errors import ErrorCode
+
 
 class FinishReason(StrEnum):
     STOP = "stop"
@@ -12,7 +14,8 @@ class FinishReason(StrEnum):
     ABORT = "abort"
     """`Engine.abort`."""
     ERROR = "error"
-    """The model's logits are not finite, so no token can be chosen. `stop_reason` is the error message."""
+    """No token can be chosen: the model's logits are not finite, or its grammar allows none. `stop_reason` is
+    the error message."""
 
 
 @dataclass(slots=True)
@@ -46,6 +49,8 @@ class SeqOutput:
     message if `finish_reason` is ERROR."""
     final_text: str = ""
     """Once finished, the text that was held back: an unfinished character or the start of a stop string."""
+    error_code: ErrorCode | None = None
+    """The kind of error if `finish_reason` is ERROR; None if it is the engine's."""
 
     def followed_by(self, later: "SeqOutput") -> "SeqOutput":
         """Merge this output with the sequence's next one, as if one step had made both."""
@@ -61,6 +66,7 @@ class SeqOutput:
             later.finish_reason,
             later.stop_reason,
             later.final_text,
+            later.error_code,
         )
 
 

@@ -22,5 +22,7 @@ class EngineRequest:
     been interrupted; their text is not returned again."""
     arrival_time: float | None = None
     """Seconds since the epoch. None is the time at which the request is added."""
+    reasoning_end_token_ids: Tokens[int] = ()
+    """The tokens after which the grammar of `params.structured_outputs` begins. () if it begins at once."""
     tenant: str = ""
     """The owner of the request. By default suffix speculation drafts only from the same tenant's outputs."""

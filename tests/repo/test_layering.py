@@ -47,7 +47,7 @@ ENGINE_FOLDERS = {
     "models": {"communication", "files", "text", "kernels"},
     "store": {"files", "models"},
     "schedule": {"grammar", "text"},
-    "sample": {"communication", "kernels", "schedule"},
+    "sample": {"communication", "grammar", "kernels", "schedule"},
     "run": {"communication", "kernels", "models", "grammar", "schedule", "sample"},
 }
 """What the files of each folder of the engine may import of it, beside their own folder and the values. The

@@ -1,15 +1,15 @@
 """Compiling grammars beside the engine's thread."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 
 from ingine.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
 from ingine.engine.grammar.state import GrammarState
 from ingine.engine.grammar.vocabulary import GrammarVocabulary
+from ingine.engine.request import EngineRequest
 from ingine.engine.text.panics import panics_as_errors
 from ingine.errors import ErrorCode, InvalidRequest
-from ingine.sampling_params import SamplingParams
 from ingine.structured_outputs import StructuredOutputsParams
 
 NUM_THREADS = 2
@@ -30,21 +30,19 @@ class GrammarPool:
         with panics_as_errors():
             return self._compiler().compile(params)
 
-    def begin(
-        self,
-        params: SamplingParams,
-        *,
-        eos_token_ids: Iterable[int],
-        output_token_ids: Sequence[int],
-        begins_after: Sequence[int] = (),
-    ) -> Future[GrammarState]:
-        """The state of a sequence that has these output tokens. The future raises InvalidRequest as `compile`
+    def begin(self, request: EngineRequest, eos_token_ids: Iterable[int]) -> Future[GrammarState]:
+        """The state of a sequence after its `output_token_ids`. The future raises InvalidRequest as `compile`
         does, and GRAMMAR_FAILED if the tokens are not of the grammar."""
 
         def make() -> GrammarState:
-            grammar = self.compile(params.structured_outputs)
-            state = GrammarState(grammar, params, eos_token_ids=eos_token_ids, begins_after=begins_after)
-            if not state.accept(output_token_ids):
+            params = request.params
+            state = GrammarState(
+                self.compile(params.structured_outputs),
+                params,
+                eos_token_ids=eos_token_ids,
+                begins_after=request.reasoning_end_token_ids,
+            )
+            if not state.accept(request.output_token_ids):
                 raise InvalidRequest(
                     ErrorCode.GRAMMAR_FAILED, f"the output so far is not of its grammar: {state.error}"
                 )

@@ -154,6 +154,12 @@ class GrammarState:
             return []
         return self._matcher.compute_ff_tokens()
 
+    def num_allowed(self, draft: Tokens[int]) -> int:
+        """How many tokens of a draft the grammar allows, or all of them before it has begun."""
+        if not self.has_begun or self.error is not None or not draft:
+            return len(draft)
+        return self._matcher.validate_tokens([*draft])
+
     @property
     def matcher(self) -> LLMatcher | None:
         """What writes the mask, for those that fill many rows at a time and then `complete` each. None: there

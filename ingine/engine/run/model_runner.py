@@ -5,6 +5,7 @@ The sampled tokens also stay on the device, so that the next step can be enqueue
 them.
 """
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ingine.engine.communication.parallel import SINGLE, TensorParallel
 from ingine.engine.communication.transfer import to_device
+from ingine.engine.grammar.masks import ConstrainedRows, MaskFiller, StepMasks
 from ingine.engine.kernels.attention import KVCache
 from ingine.engine.models.interface import Model
 from ingine.engine.run.graphs import Choice, DecodeGraphs, carry_over
@@ -38,6 +40,18 @@ class ForwardPass:
     hidden: Tensor | None
     """[num_rows, hidden_size]: final hidden states of the tokens after which one is sampled; None if there
     are none. Valid until the next `ModelRunner.forward`."""
+    constrained: list[ConstrainedRows]
+    """The rows whose sequences have a grammar."""
+    masks: Future[StepMasks] | None
+    """Their masks, being filled since before the model was launched. None: `sample` fills them."""
+
+    @property
+    def needs_last_tokens(self) -> bool:
+        """Whether `sample` needs tokens that the step in flight samples: what a grammar allows depends on
+        them."""
+        return self.masks is None and any(
+            one.seq.num_pending_tokens for one in self.caught_up if one.seq.grammar
+        )
 
 
 class StepResult:
@@ -78,6 +92,7 @@ class ModelRunner:
         self._graphs = graphs
         self._parallel = parallel
         self._rows_of_last_step: dict[Sequence, int] = {}
+        self._mask_filler: MaskFiller | None = None
 
     @torch.inference_mode()
     def forward(self, batch: ScheduledBatch) -> ForwardPass:
@@ -89,16 +104,24 @@ class ModelRunner:
         inputs = pack(work, self._block_size, self._rows_of_last_step)
         caught_up = [one for one in work if one.catches_up]
         rows: Rows = []
+        constrained: list[ConstrainedRows] = []
         for one in caught_up:
+            if one.seq.grammar is not None:
+                constrained.append(ConstrainedRows(len(rows), one.seq.grammar, one.draft))
             rows += [one.seq, *one.seq.ahead(one.draft)]
         choice = _choice(rows)
         self._parallel.send((inputs, choice))
+        masks = None
+        if constrained and not any(one.seq.num_pending_tokens for one in caught_up):
+            masks = self._masks().start(constrained)
         try:
             hidden = self._forward(inputs)
         except Exception:
             self._parallel.abort()
+            if masks is not None:
+                masks.exception()  # wait: the states are the filler's until then
             raise
-        return ForwardPass(inputs, choice, caught_up, rows, hidden)
+        return ForwardPass(inputs, choice, caught_up, rows, hidden, constrained, masks)
 
     @torch.inference_mode()
     def sample(self, forward_pass: ForwardPass) -> StepResult:
@@ -116,7 +139,7 @@ class ModelRunner:
         """Take part in the steps of rank 0 until it closes."""
         while (message := self._parallel.receive()) is not None:
             inputs, choice = message
-            self._sample(ForwardPass(inputs, choice, [], [], self._forward(inputs)))
+            self._sample(ForwardPass(inputs, choice, [], [], self._forward(inputs), [], None))
 
     # The steps below run on every rank.
 
@@ -156,10 +179,24 @@ class ModelRunner:
         if rows:
             has_penalties = any(row.token_counts is not None for row in rows)
             pending = self._pending(forward_pass.inputs) if has_penalties else None
-            sampled = sample(logits, rows, self._model.kernels.sampling, pending=pending)
+            masks = self._filled(forward_pass)
+            sampled = sample(logits, rows, self._model.kernels.sampling, pending=pending, masks=masks)
             tokens.copy_(sampled.token_ids)
         self._parallel.broadcast(tokens)
         return sampled
+
+    def _filled(self, forward_pass: ForwardPass) -> StepMasks | None:
+        """Return the masks of a step; None if no sequence has a grammar."""
+        if not forward_pass.constrained:
+            return None
+        if forward_pass.masks is not None:
+            return forward_pass.masks.result()
+        return self._masks().fill(forward_pass.constrained)
+
+    def _masks(self) -> MaskFiller:
+        if self._mask_filler is None:
+            self._mask_filler = MaskFiller()
+        return self._mask_filler
 
     def _pending(self, inputs: StepInputs) -> Tensor | None:
         """Return [num_rows] int64: the token of each row that the last step sampled and the host has not

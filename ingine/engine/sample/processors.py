@@ -28,6 +28,8 @@ def process(logits: Tensor, seqs: Seqs, pending: Tensor | None = None) -> Tensor
         row
         for row, seq in enumerate(seqs)
         if seq.num_output_tokens + seq.num_pending_tokens < seq.params.min_tokens
+        # The mask of a grammar allows an end if it allows nothing else.
+        and seq.params.structured_outputs is None
     ]
     biased = [row for row, seq in enumerate(seqs) if len(seq.processing.biases)]
     penalised = [row for row, seq in enumerate(seqs) if seq.token_counts is not None]

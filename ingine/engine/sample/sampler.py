@@ -5,7 +5,8 @@ The order of operations is vLLM's:
 1. Reported log probabilities are computed from the unprocessed logits of the model.
 2. `min_tokens` masks the tokens that would end a sequence; `logit_bias` is added.
 3. Penalties: repetition (prompt and output), then frequency and presence (output).
-4. Greedy takes the largest logit. Otherwise temperature, min_p, top_k and top_p are applied, each to the
+4. Tokens that a sequence's grammar forbids are masked.
+5. Greedy takes the largest logit. Otherwise temperature, min_p, top_k and top_p are applied, each to the
    tokens that the one before left, and one token is drawn by inverse CDF with the uniform number of (seed,
    position).
 
@@ -19,6 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from ingine.engine.communication.transfer import HostCopy, to_device
+from ingine.engine.grammar.masks import StepMasks
 from ingine.engine.kernels.sampling import cuda as device_sampling
 from ingine.engine.kernels.sampling.interface import Sampling
 from ingine.engine.kernels.sampling.reference import uniforms
@@ -74,20 +76,22 @@ def sample(
     sampling: Sampling,
     *,
     pending: Tensor | None = None,
+    masks: StepMasks | None = None,
 ) -> Sampled:
     """Enqueue sampling of the next token of each of `seqs` from logits [num_seqs, vocab_size], which may be
     overwritten.
 
-    pending: [num_seqs] int64: the last token of a sequence if the host does not know it yet, else -1.
+    pending: [num_seqs] int64: the last token of a sequence if the host does not know it yet, else -1. masks:
+    of the rows whose sequences have a grammar.
     """
     if all(seq.is_plain and seq.params.greedy for seq in seqs):
         return Sampled(_choose(logits, seqs, sampling))
     wanted = [row for row, seq in enumerate(seqs) if seq.params.logprobs is not None]
     if not wanted:
-        return Sampled(_choose(process(logits, seqs, pending), seqs, sampling))
+        return Sampled(_choose(_process(logits, seqs, sampling, pending, masks), seqs, sampling))
     rows = to_device(np.array(wanted), logits.device)
     model_logits = logits.index_select(0, rows)  # a copy: the processors work in place
-    token_ids = _choose(process(logits, seqs, pending), seqs, sampling)
+    token_ids = _choose(_process(logits, seqs, sampling, pending, masks), seqs, sampling)
     num_top = [seqs[row].params.logprobs for row in wanted]
     values = sampling.logprobs(model_logits, token_ids.index_select(0, rows), max(num_top))
     return Sampled(token_ids, _Reports(wanted, num_top, values))
@@ -96,6 +100,20 @@ def sample(
 def sampling_rows(seqs: list[Sequence | SequenceAhead]) -> np.ndarray:
     """Return the rows [num_seqs, 5] float32 that `ingine.engine.kernels.sampling.cuda.choose` reads."""
     return device_sampling.pack_params([seq.params for seq in seqs], _uniforms(seqs))
+
+
+def _process(
+    logits: Tensor,
+    seqs: list[Sequence | SequenceAhead],
+    sampling: Sampling,
+    pending: Tensor | None,
+    masks: StepMasks | None,
+) -> Tensor:
+    logits = process(logits, seqs, pending)
+    if masks is not None:
+        logits = logits.contiguous()
+        sampling.mask(logits, masks.rows, masks.masks)
+    return logits
 
 
 def _choose(logits: Tensor, seqs: list[Sequence | SequenceAhead], sampling: Sampling) -> Tensor:

@@ -24,6 +24,10 @@ from ingine.engine.schedule.block_manager import BlockManager
 from ingine.engine.schedule.sequence import Sequence
 from ingine.engine.schedule.speculation import Speculator
 
+MAX_FORCED_DRAFT = 16
+"""Forced tokens of one sequence that one step computes. Each saves a step, and takes the time of a prefilled
+token from the other sequences of this one."""
+
 _sort_key = attrgetter("sort_key")
 
 
@@ -72,9 +76,14 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         speculator: Speculator | None = None,
+        max_forced_draft: int = MAX_FORCED_DRAFT,
     ):
+        """max_forced_draft: the most tokens that are drafted for a sequence because its grammar forces them;
+        0 where steps are scheduled ahead, since what is forced follows from the last token.
+        """
         self.block_manager = block_manager
         self._speculator = speculator
+        self.max_forced_draft = max_forced_draft
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: list[Sequence] = []
@@ -92,8 +101,10 @@ class Scheduler:
         budget = self._schedule_running(batch)
         if not batch.preempted:  # else memory is short, and a newly admitted sequence would be preempted next
             self._admit_waiting(batch, budget)
-        if self._speculator is not None:
-            self._add_drafts(batch, self._speculator)
+        if self._speculator is not None or (
+            self.max_forced_draft and any(seq.grammar is not None for seq in batch.seqs)
+        ):
+            self._add_drafts(batch)
         return batch
 
     def schedule_alone(self, seq: Sequence) -> ScheduledBatch:
@@ -108,6 +119,9 @@ class Scheduler:
     def advance(self, batch: ScheduledBatch) -> None:
         """Count a batch that has been launched. Without this call the next `schedule` repeats the batch."""
         for seq, num_tokens in zip(batch.seqs, batch.num_tokens, strict=True):
+            if seq.finish_reason is not None:  # it has ended since, and has no blocks: see `settle`
+                batch.num_computed.append(seq.num_computed_tokens + 1)
+                continue
             seq.num_computed_tokens += num_tokens
             batch.num_computed.append(seq.num_computed_tokens)
             if seq.num_uncomputed_tokens == 0:
@@ -140,6 +154,7 @@ class Scheduler:
         """
         self.block_manager.uncache(seq)
         seq.drafter = None
+        seq.takes_forced_drafts = False
         self._preempt(seq)
 
     def remove(self, seq: Sequence) -> None:
@@ -213,7 +228,7 @@ class Scheduler:
             batch.admitted.append(seq)
             budget -= num_tokens
 
-    def _add_drafts(self, batch: ScheduledBatch, speculator: Speculator) -> None:
+    def _add_drafts(self, batch: ScheduledBatch) -> None:
         """Add draft tokens to a batch in which every sequence decodes. Beside a prefill they would delay its
         first token.
 
@@ -224,7 +239,7 @@ class Scheduler:
             return
         budget = self.max_num_batched_tokens - len(batch.seqs)
         blocks = self.block_manager
-        for index, draft in enumerate(speculator.draft(batch.seqs, budget)):
+        for index, draft in enumerate(self._draft(batch.seqs, budget)):
             seq = batch.seqs[index]
             num_tokens = seq.num_tokens + len(draft)
             num_missing = blocks.num_missing_blocks(seq, num_tokens)
@@ -232,6 +247,26 @@ class Scheduler:
                 continue
             blocks.allocate(seq, num_tokens)
             batch.drafts[index] = draft
+
+    def _draft(self, seqs: list[Sequence], budget: int) -> list[list[int]]:
+        """Tokens that may follow each of `seqs`, at most `budget` in all: those that a grammar forces, which
+        cannot be wrong, else those that the speculator guesses.
+        """
+        forced: list[list[int]] = []
+        for seq in seqs:
+            room = min(self.max_forced_draft, budget, seq.max_num_tokens - seq.num_tokens - 1)
+            draft = []
+            if seq.grammar is not None and seq.takes_forced_drafts and room > 0:
+                draft = seq.grammar.forced_tokens()[:room]
+            forced.append(draft)
+            budget -= len(draft)
+        if self._speculator is None:
+            return forced
+        guessed = self._speculator.draft(seqs, budget)
+        for seq, draft in zip(seqs, guessed, strict=True):
+            if seq.grammar is not None:
+                del draft[seq.grammar.num_allowed(draft) :]
+        return [sure or guess for sure, guess in zip(forced, guessed, strict=True)]
 
     def _num_promised_blocks(self, seq: Sequence) -> int:
         """The blocks that are kept free for a running sequence."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ingine.engine.grammar.state import GrammarState
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.engine.request import EngineRequest
 from ingine.engine.schedule.drafter import Drafter
@@ -14,6 +15,7 @@ from ingine.engine.schedule.suffix_drafter import SuffixDrafter
 from ingine.engine.schedule.token_counts import TokenCounts
 from ingine.engine.text.detokenizer import TokenBytes
 from ingine.engine.text.output_text import OutputText
+from ingine.errors import ErrorCode
 from ingine.sampling_params import SamplingParams
 
 
@@ -89,8 +91,18 @@ class Sequence:
         penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
         has_penalties = penalties != (1, 0, 0)
         self.token_counts = TokenCounts(self.token_ids) if has_penalties else None
-        self._has_plain_params = not (has_penalties or params.logit_bias or params.logprobs is not None)
+        self._has_plain_params = not (
+            has_penalties
+            or params.logit_bias
+            or params.logprobs is not None
+            or params.structured_outputs is not None
+        )
         self.drafter: Drafter | SuffixDrafter | None = None
+        self.grammar: GrammarState | None = None
+        """The state of a constrained sequence after its output tokens, once its grammar is compiled."""
+        self.takes_forced_drafts = True
+        """Whether tokens that the grammar forces may be drafted."""
+        self.error_code: ErrorCode | None = None
         self._replay(request.output_token_ids)
 
     @property
@@ -120,6 +132,8 @@ class Sequence:
         self.token_ids.append(token_id)
         if self.token_counts is not None:
             self.token_counts.add(token_id)
+        if self.grammar is not None:
+            self.grammar.accept([token_id])
         output_text = self.output_text
         text = output_text.append(token_id)
         if output_text.finish_reason is not None:
@@ -142,9 +156,15 @@ class Sequence:
                 is_plain=self._is_plain_at(self.num_output_tokens + index),
             )
 
-    def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+    def finish(
+        self,
+        reason: FinishReason,
+        stop_reason: int | str | None = None,
+        error_code: ErrorCode | None = None,
+    ) -> None:
         self.finish_reason = reason
         self.stop_reason = stop_reason
+        self.error_code = error_code
 
     def output(self, token_ids: list[int], text: str = "", logprobs: list[dict] | None = None) -> SeqOutput:
         """The output of a step; with the rest of the text, if the sequence has finished."""
@@ -159,6 +179,7 @@ class Sequence:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
             final_text="" if self.finish_reason is None else self.output_text.flush(),
+            error_code=self.error_code,
         )
 
     def _is_plain_at(self, position: int) -> bool:

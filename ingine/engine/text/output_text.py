@@ -33,7 +33,9 @@ class OutputText:
         self.stop_reason: int | str | None = None
         """The stop token or stop string of `params` that ended the output. None for any other end."""
         self._stop_token_ids = frozenset(params.stop_token_ids)
-        self.end_token_ids = self._stop_token_ids | (frozenset() if params.ignore_eos else eos_token_ids)
+        # A grammar allows an end-of-sequence token that is to be ignored only where it allows nothing else.
+        ignores_eos = params.ignore_eos and params.structured_outputs is None
+        self.end_token_ids = self._stop_token_ids | (frozenset() if ignores_eos else eos_token_ids)
         """Tokens that end the output."""
         self._min_tokens = params.min_tokens
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)

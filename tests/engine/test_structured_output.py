@@ -1,0 +1,254 @@
+"""Constrained sequences give the same tokens alone, in any mix, resumed, preempted, with drafts or without."""
+
+import json
+import time
+from threading import Event
+
+import jsonschema
+import pytest
+
+from ingine import LLM
+from ingine.engine.engine import Engine
+from ingine.engine.outputs import FinishReason
+from ingine.engine.request import EngineRequest
+from ingine.errors import ErrorCode, InvalidRequest
+from ingine.sampling_params import SamplingParams
+from tests.engine.driving import Driver, Result, make_engine, run_one
+from tests.waiting import HANGS_S
+
+PROMPT = list(range(60, 90))
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "identifier": {"type": "integer", "minimum": 0, "maximum": 99},
+        "colour": {"enum": ["red", "green"]},
+        "notes": {"type": "array", "items": {"type": "string", "maxLength": 3}, "maxItems": 2},
+    },
+    "required": ["identifier", "colour", "notes"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},
+}
+ASKED = {
+    "json": {"json": SCHEMA},
+    "regex": {"regex": "[a-f]{3,9}-(foo|bar)+[0-9]{2}"},
+    "choice": {"choice": ["yes", "no", "a long answer that nobody expects"]},
+    "special": {"grammar": 'start: <|im_start|> /[a-z]{1,5}/ <|im_start|> "end of it"'},
+}
+PARAMS = {
+    f"{name} {kind}": SamplingParams(max_tokens=90, structured_outputs=asked, **sampling)
+    for name, asked in ASKED.items()
+    for kind, sampling in {
+        "greedy": {"temperature": 0},
+        "random": {"temperature": 1.0, "seed": 1, "top_p": 0.9},
+    }.items()
+} | {
+    "penalties": SamplingParams(
+        temperature=1.2,
+        seed=3,
+        max_tokens=90,
+        repetition_penalty=1.3,
+        presence_penalty=0.5,
+        logit_bias={ord("!") - 33: 100.0},
+        logprobs=2,
+        structured_outputs=ASKED["regex"],
+    ),
+    "ends": SamplingParams(
+        temperature=1.0,
+        seed=4,
+        max_tokens=90,
+        min_tokens=8,
+        ignore_eos=True,
+        stop_token_ids=[256],
+        structured_outputs={"regex": "[a-z]{2,12}"},
+    ),
+}
+FREE = SamplingParams(temperature=1.0, seed=7, max_tokens=40, ignore_eos=True)
+MODES = {
+    "a step at a time": {},
+    "a step ahead": {"async_scheduling": True},
+    "drafts": {"speculation": "ngram"},
+}
+
+
+def without_forced_drafts(engine: Engine) -> Engine:
+    engine._scheduler.max_forced_draft = 0
+    return engine
+
+
+@pytest.fixture(scope="module")
+def alone(llama) -> dict[str, Result]:
+    """What each of PARAMS gives by itself, without drafts of any kind."""
+    return {
+        name: run_one(without_forced_drafts(make_engine(llama)), PROMPT, params)
+        for name, params in PARAMS.items()
+    }
+
+
+def same(ours: Result, expected: Result, start: int = 0) -> bool:
+    return (
+        ours.token_ids == expected.token_ids[start:]
+        and ours.finish_reason == expected.finish_reason
+        and ours.stop_reason == expected.stop_reason
+        and (start > 0 or ours.text == expected.text)
+    )
+
+
+def test_each_output_is_of_its_grammar(alone):
+    for name, result in alone.items():
+        assert result.finish_reason is FinishReason.STOP, name
+    jsonschema.validate(json.loads(alone["json greedy"].text), SCHEMA)
+    jsonschema.validate(json.loads(alone["json random"].text), SCHEMA)
+    assert alone["choice random"].text in ASKED["choice"]["choice"]
+    assert alone["special greedy"].text.endswith("end of it")
+    assert len(alone["ends"].token_ids) >= 8
+
+
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+def test_in_a_batch_with_free_sequences_each_is_as_alone(llama, alone, options):
+    engine = make_engine(llama, max_num_seqs=32, max_num_batched_tokens=64, **options)
+    free_alone = run_one(make_engine(llama), PROMPT[:7], FREE)
+    for index, (name, params) in enumerate(PARAMS.items()):
+        engine.add(EngineRequest(name, PROMPT, params))
+        engine.add(EngineRequest(f"free {index}", PROMPT[:7], FREE))
+    results = Driver(engine).finish()
+    for name in PARAMS:
+        assert same(results[name], alone[name]), name
+    assert all(results[f"free {index}"].token_ids == free_alone.token_ids for index in range(len(PARAMS)))
+
+
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("name", ["json random", "special random", "penalties", "ends"])
+def test_resumed_at_every_token_it_goes_on(llama, alone, name, options):
+    engine, whole = make_engine(llama, max_num_seqs=100, max_num_batched_tokens=200, **options), alone[name]
+    positions = range(len(whole.token_ids) + 1)
+    for position in positions:
+        so_far = whole.token_ids[:position]
+        engine.add(EngineRequest(str(position), PROMPT, PARAMS[name], output_token_ids=so_far))
+    results = Driver(engine).finish()
+    for position in positions:
+        assert same(results[str(position)], whole, position), position
+
+
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+def test_preempted_it_goes_on(llama, alone, options):
+    engine = make_engine(llama, num_blocks=44, **options)
+    for name, params in PARAMS.items():
+        engine.add(EngineRequest(name, PROMPT, params))
+    results = Driver(engine).finish()
+    assert engine.stats().num_preemptions
+    for name in PARAMS:
+        assert same(results[name], alone[name]), name
+
+
+@pytest.mark.parametrize("options", [{}, {"speculation": "ngram"}], ids=["no speculator", "ngram"])
+def test_forced_tokens_take_fewer_steps_and_change_nothing(llama, alone, options):
+    def steps(engine: Engine) -> tuple[int, Result]:
+        driver, num_steps = Driver(engine), 0
+        engine.add(EngineRequest("one", PROMPT, PARAMS["json random"]))
+        while engine.has_unfinished:
+            num_steps += bool(driver.step())
+        return num_steps, driver.results["one"]
+
+    num_steps, result = steps(make_engine(llama, **options))
+    num_without, without = steps(without_forced_drafts(make_engine(llama, **options)))
+    assert same(result, alone["json random"]) and same(without, alone["json random"])
+    assert num_steps < num_without - 20
+
+
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+def test_an_empty_mask_ends_that_sequence_alone_with_a_code(llama, alone, options):
+    stopped = SamplingParams(
+        temperature=0, structured_outputs={"regex": "ab"}, stop_token_ids=[llama.tokenizer.encode("b")[0]]
+    )
+    engine = make_engine(llama, max_num_seqs=8, **options)
+    for name, params in {"bad": stopped, "json": PARAMS["json random"], "free": FREE}.items():
+        engine.add(EngineRequest(name, PROMPT, params))
+    driver, codes = Driver(engine), {}
+    while engine.has_unfinished:
+        codes |= {output.seq_id: output.error_code for output in driver.step() if output.finish_reason}
+    assert codes == {"bad": ErrorCode.GRAMMAR_FAILED, "json": None, "free": None}
+    assert driver.results["bad"].text == "a"
+    assert driver.results["bad"].finish_reason is FinishReason.ERROR
+    assert "stop token" in driver.results["bad"].stop_reason
+    assert same(driver.results["json"], alone["json random"])
+
+
+def finish_with_codes(engine: Engine) -> dict:
+    driver, codes = Driver(engine), {}
+    while engine.has_unfinished:
+        codes |= {output.seq_id: output.error_code for output in driver.step() if output.finish_reason}
+    return codes
+
+
+def test_a_grammar_that_does_not_compile_here_ends_its_sequence(llama):
+    engine = make_engine(llama)
+    engine.add(EngineRequest("bad", PROMPT, SamplingParams(structured_outputs={"regex": "(a"})))
+    engine.add(EngineRequest("free", PROMPT, FREE))
+    assert finish_with_codes(engine) == {"bad": ErrorCode.INVALID_GRAMMAR, "free": None}
+
+
+def test_output_that_is_not_of_the_grammar_ends_its_sequence(llama):
+    engine = make_engine(llama)
+    forged = llama.tokenizer.encode("zzz")
+    engine.add(EngineRequest("forged", PROMPT, PARAMS["json greedy"], output_token_ids=forged))
+    assert finish_with_codes(engine) == {"forged": ErrorCode.GRAMMAR_FAILED}
+
+
+def test_what_compiles_holds_nobody_up_and_can_be_aborted(llama):
+    engine = make_engine(llama)
+    release, compile_now = Event(), engine.grammars.compile
+    engine.grammars.compile = lambda params: release.wait(HANGS_S) and compile_now(params)
+    engine.add(EngineRequest("constrained", PROMPT, PARAMS["json greedy"]))
+    engine.add(EngineRequest("aborted", PROMPT, PARAMS["json greedy"]))
+    engine.add(EngineRequest("free", PROMPT, FREE))
+    driver = Driver(engine)
+    while "free" not in driver.results or driver.results["free"].finish_reason is None:
+        driver.step()
+    assert driver.results.keys() == {"free"} and engine.stats().num_waiting == 2
+    assert engine.abort("aborted").finish_reason is FinishReason.ABORT
+    release.set()
+    deadline = time.monotonic() + HANGS_S
+    while engine.has_unfinished and time.monotonic() < deadline:
+        driver.step()
+    assert driver.results["constrained"].finish_reason is FinishReason.STOP
+
+
+def test_the_grammar_begins_where_the_reasoning_ends(llama):
+    params = SamplingParams(
+        temperature=1.0, seed=2, max_tokens=100, structured_outputs={"choice": ["left", "right"]}
+    )
+    [end] = llama.tokenizer.encode("<|im_start|>")
+    whole = run_one(make_engine(llama), PROMPT, params, reasoning_end_token_ids=(end,))
+    # Whether this model ever ends its reasoning is its own affair: so it is ended by hand.
+    reasoning = [*whole.token_ids[:5], end]
+    rest = run_one(
+        make_engine(llama), PROMPT, params, reasoning_end_token_ids=(end,), output_token_ids=reasoning
+    )
+    assert rest.text in ("left", "right") and rest.finish_reason is FinishReason.STOP
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM("smollm2", max_model_len=512, kv_cache_bytes="64MiB")
+
+
+def test_generate_gives_valid_json_of_the_real_model(llm):
+    schema = SCHEMA | {"x-guidance": {}}
+    params = [
+        SamplingParams(
+            temperature=temperature, seed=seed, max_tokens=120, structured_outputs={"json": schema}
+        )
+        for seed, temperature in enumerate((0.0, 0.7, 1.0))
+    ]
+    outputs = llm.generate(["Describe a thing as JSON: "] * 3, params)
+    ended = [output.outputs[0] for output in outputs if output.outputs[0].finish_reason == "stop"]
+    assert ended
+    for completion in ended:
+        jsonschema.validate(json.loads(completion.text), schema)
+
+
+def test_generate_refuses_what_cannot_be_enforced_before_it_runs(llm):
+    with pytest.raises(InvalidRequest, match="not") as refused:
+        llm.generate("x", SamplingParams(structured_outputs={"json": {"not": {"type": "string"}}}))
+    assert refused.value.code == ErrorCode.UNSUPPORTED_GRAMMAR
+    assert llm.generate("x", SamplingParams(max_tokens=1))[0].finished
