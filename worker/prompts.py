@@ -13,6 +13,7 @@ from ingine.engine.text.prompt_encoder import PromptEncoder
 from ingine.engine.text.tokenizer import required
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
+from ingine.worker.grammar_checks import GrammarChecks
 from ingine.worker.hosting.engine_link import EngineHost
 from ingine.worker.hosting.prompt_process import NoPromptProcess, PromptProcess
 from ingine.worker.logs import log_event
@@ -44,10 +45,9 @@ class PromptReader:
         if engine.tokenizer is not None:
             self._encoder = PromptEncoder(engine.tokenizer, engine.limits.max_num_tokens)
             definition = engine.tokenizer.definition()
-            self._short = PromptProcess(
-                definition, engine.limits.max_num_tokens, max_in_flight=SHORT_IN_FLIGHT
-            )
-            self._long = PromptProcess(definition, engine.limits.max_num_tokens, max_in_flight=1)
+            self._short = PromptProcess(definition, engine.limits, max_in_flight=SHORT_IN_FLIGHT)
+            self._long = PromptProcess(definition, engine.limits, max_in_flight=1)
+            self._grammars = GrammarChecks(definition, engine.limits)
 
     def start(self) -> None:
         """Start the process that reads conversations, if the model takes any, so that the first one need not
@@ -60,14 +60,22 @@ class PromptReader:
         if self._encoder:
             await self._short.close()
             await self._long.close()
+            await self._grammars.close()
 
     @property
     def start_error(self) -> str | None:
         """Why no process to read prompts can be started; None if there is one, or none is needed."""
-        return self._encoder and (self._short.start_error or self._long.start_error)
+        return self._encoder and (
+            self._short.start_error or self._long.start_error or self._grammars.start_error
+        )
 
     def reads_at_once(self, job: Job) -> bool:
         """Whether `read` takes a few ms at most, and no process."""
+        asked = job.sampling.structured_outputs
+        knows_grammar = asked is None or self._encoder is None or self._grammars.knows(asked)
+        return knows_grammar and self._tokenises_at_once(job)
+
+    def _tokenises_at_once(self, job: Job) -> bool:
         if self._encoder is None or isinstance(job.prompt, tuple):
             return True
         if job.messages is not None:
@@ -101,6 +109,8 @@ class PromptReader:
             digest = hashlib.blake2b(job.id.encode(), digest_size=8).digest()
             params = params.model_copy(update={"seed": int.from_bytes(digest, "little") >> 1})
         self._engine.limits.validate(prompt_token_ids, params)
+        if params.structured_outputs is not None:
+            await self._grammars.check(job.tenant or "", params.structured_outputs)
         return prompt_token_ids, params
 
     async def _token_ids(self, job: Job, submitted_at: datetime) -> Sequence[int]:
@@ -111,7 +121,7 @@ class PromptReader:
             return await self._read_chat(job, submitted_at)
         if not job.prompt:
             raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt is empty")
-        if self.reads_at_once(job):
+        if self._tokenises_at_once(job):
             return await self._read_here(job.prompt)
         self._encoder.check_length(len(job.prompt))
         return await self._read_beside(job, len(job.prompt), 1, job.prompt)
@@ -126,7 +136,7 @@ class PromptReader:
 
     async def _read_chat(self, job: Job, submitted_at: datetime) -> list[int]:
         conversation = conversation_of(job)
-        if self.reads_at_once(job):  # there is no chat template: this raises
+        if self._tokenises_at_once(job):  # there is no chat template: this raises
             return self._encoder.encode_chat(conversation)
         num_chars, num_messages = conversation.num_chars, len(conversation.messages)
         self._encoder.check_chat(num_messages, num_chars)

@@ -21,6 +21,7 @@ from ingine.contract.expiry import expire_due
 from ingine.contract.keys import SILENT_AFTER_S, Keys
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.worker.burial import ending_of
+from ingine.worker.grammar_version import LLGUIDANCE_VERSION
 from ingine.worker.heartbeat import last_beat_s
 from ingine.worker.job_streams import DEFAULT_MAX_COST, JobStreams
 from ingine.worker.served_model import ServedModel
@@ -99,6 +100,7 @@ class Queue(JobStreams):
                 lease_ms=self._lease_ms,
                 fingerprint=self.model.fingerprint,
                 model_elsewhere=model if only_elsewhere else None,
+                llguidance=LLGUIDANCE_VERSION,
             )
         )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import ingine
 from ingine.contract.keys import GROUP
+from ingine.worker.grammar_version import LLGUIDANCE_VERSION
 from ingine.worker.hosting.engine_link import EngineHost
 from ingine.worker.jobs import JobTable
 from ingine.worker.logs import log_event
@@ -58,6 +59,7 @@ class Status:
             "num_running": stats.num_running,
             "num_waiting": stats.num_waiting,
             "kv_usage": round(stats.kv_usage, 4),
+            "llguidance": LLGUIDANCE_VERSION,
         }
 
     def log_ready(self, where: str, http_port: int | None) -> None:

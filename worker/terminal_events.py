@@ -74,7 +74,7 @@ def _outcome(job: RunningJob, output: SeqOutput) -> Outcome:
     if output.finish_reason is FinishReason.ABORT:
         return Outcome.expired(job.job.deadline_ms)
     if output.finish_reason is FinishReason.ERROR:
-        return Outcome.failed(ErrorCode.ENGINE_ERROR, str(output.stop_reason))
+        return Outcome.failed(output.error_code or ErrorCode.ENGINE_ERROR, str(output.stop_reason))
     return Outcome(JobStatus.FINISHED)
 
 

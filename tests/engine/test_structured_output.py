@@ -1,4 +1,4 @@
-"""Constrained sequences give the same tokens alone, in any mix, resumed, preempted, with drafts or without."""
+"""Constrained sequences give the same tokens alone, in any mix, resumed, preempted, and with drafts."""
 
 import json
 import time

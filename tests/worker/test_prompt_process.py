@@ -11,12 +11,17 @@ from pathlib import Path
 import pytest
 
 import ingine.worker.hosting.prompt_process
+from ingine.engine.limits import RequestLimits
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
+from ingine.structured_outputs import StructuredOutputsParams
 from ingine.worker.hosting.prompt_process import NoPromptProcess, PromptProcess
-from tests.tiny_models import CHAT_TEMPLATE, make_tokenizer
+from tests.tiny_models import CHAT_TEMPLATE, EOS_TOKEN_ID, VOCAB_SIZE, make_tokenizer
 from tests.waiting import HANGS_S, wait_until, wait_until_async
 
+LIMITS = RequestLimits(
+    max_model_len=512, num_kv_tokens=512, vocab_size=VOCAB_SIZE, eos_token_ids=(EOS_TOKEN_ID,)
+)
 HOSTILE = (
     "{% set said = messages[0].content %}"
     "{% if said == 'loop' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -38,7 +43,7 @@ def start_process():
 
     def start(template: str = HOSTILE, **options) -> PromptProcess:
         definition = Tokenizer.from_transformers(make_tokenizer(template)).definition()
-        started.append(PromptProcess(definition, 512, **{"max_in_flight": 1} | options))
+        started.append(PromptProcess(definition, LIMITS, **{"max_in_flight": 1} | options))
         return started[-1]
 
     yield start
@@ -288,10 +293,12 @@ async def test_a_signal_for_all_processes_of_a_service_does_not_end_it(start_pro
 
 PARENT = """
 import asyncio, json, sys
+from ingine.engine.limits import RequestLimits
 from ingine.worker.hosting.prompt_process import NoPromptProcess, PromptProcess
 
 async def main():
-    process = PromptProcess(json.loads(sys.argv[1]), 512, max_in_flight=1)
+    limits = RequestLimits(max_model_len=512, num_kv_tokens=512, vocab_size=259)
+    process = PromptProcess(json.loads(sys.argv[1]), limits, max_in_flight=1)
     await process.read("", 60, "x")
     conversation = {"messages": [{"role": "user", "content": sys.argv[2]}]}
     busy = asyncio.create_task(process.read("", 600, conversation, 0.0))
@@ -319,3 +326,38 @@ def is_running(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+GRAMMARS = {
+    "fine": ({"json": {"type": "object", "properties": {"a": {"type": "integer"}}}}, None),
+    "unsupported": ({"json": {"not": {}}}, ErrorCode.UNSUPPORTED_GRAMMAR),
+    "wrong": ({"regex": "(a"}, ErrorCode.INVALID_GRAMMAR),
+    "properties": (
+        {"json": {"type": "object", "properties": {f"property {i}": {} for i in range(4000)}}},
+        ErrorCode.GRAMMAR_TOO_COSTLY,
+    ),
+    "alternatives": (
+        {"grammar": "start: " + " ".join('("a"|"b")*' for _ in range(9000))},
+        ErrorCode.GRAMMAR_TOO_COSTLY,
+    ),
+    "rules": (
+        {
+            "grammar": "".join(f'r{i} ::= r{i + 1} "a"\n' for i in range(5000))
+            + 'r5000 ::= "b"\nroot ::= r0\n'
+        },
+        ErrorCode.GRAMMAR_TOO_COSTLY,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+async def test_a_grammar_is_compiled_there_whatever_it_costs(start_process, name):
+    asked, code = GRAMMARS[name]
+    process = start_process(CHAT_TEMPLATE)
+    given = StructuredOutputsParams(**asked).given()
+    if code is None:
+        assert await process.read("", 60, given) == []
+    else:
+        assert (await code_of(process.read("", 1.0, given)))[0] == code
+    assert await process.read("", 60, "ab") == [65 + 32 - 33, 66 + 32 - 33]  # others go on
+    await process.close()

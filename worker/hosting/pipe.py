@@ -98,7 +98,7 @@ def pack_request(request: EngineRequest) -> dict[str, Any]:
     packed = {name: getattr(request, name) for name in _REQUEST_FIELDS}
     packed["prompt_token_ids"] = list(request.prompt_token_ids)
     packed["output_token_ids"] = list(request.output_token_ids)
-    packed["params"] = request.params.model_dump(exclude_defaults=True)
+    packed["params"] = request.params.model_dump(by_alias=True, exclude_defaults=True)
     return packed
 
 
@@ -121,6 +121,8 @@ def unpack_outputs(columns: dict[str, list]) -> list[SeqOutput]:
     for output in outputs:
         if output.finish_reason is not None:
             output.finish_reason = FinishReason(output.finish_reason)
+        if output.error_code is not None:
+            output.error_code = ErrorCode(output.error_code)
     return outputs
 
 

@@ -10,17 +10,20 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
 from ingine.engine.text.conversation import Conversation
+from ingine.engine.text.panics import panics_as_errors
 from ingine.engine.text.prompt_encoder import PromptEncoder
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
+from ingine.structured_outputs import StructuredOutputsParams
 from ingine.worker.child import die_with_parent
 
 MEMORY_BYTES = 1 << 30
@@ -46,8 +49,10 @@ def main() -> None:
     _point_at_nothing(0)
     messages = _receive(connection)
     try:
-        *definition, max_num_tokens = next(messages)
-        encoder = PromptEncoder(Tokenizer.from_definition(definition), max_num_tokens)
+        *definition, max_num_tokens, vocab_size, eos_token_ids = next(messages)
+        tokenizer = Tokenizer.from_definition(definition)
+        encoder = PromptEncoder(tokenizer, max_num_tokens)
+        compiler = cache(partial(_make_compiler, tokenizer, vocab_size, eos_token_ids))
         # Panics and failed allocations would each print a line: the job's error reports them.
         _point_at_nothing(1)
         _point_at_nothing(2)
@@ -55,8 +60,11 @@ def main() -> None:
         connection.sendall(msgpack.packb(["ready"]))
         for cpu_s, *prompt in messages:
             connection.sendall(msgpack.packb(["begun"]))
+            is_grammar = len(prompt) == 1 and isinstance(prompt[0], dict)
+            if is_grammar:
+                compiler()  # made once, which costs no grammar its time
             signal.setitimer(signal.ITIMER_PROF, cpu_s)  # SIGPROF ends the process
-            answer = _read(encoder, prompt)
+            answer = _compile(compiler(), prompt[0]) if is_grammar else _read(encoder, prompt)
             signal.setitimer(signal.ITIMER_PROF, 0)
             connection.sendall(msgpack.packb(answer))
     except (ConnectionError, StopIteration):
@@ -86,6 +94,43 @@ def _read(encoder: PromptEncoder, prompt: list[Any]) -> list[Any]:
     except Exception as error:  # a tokenizer may raise anything
         reason = f"{type(error).__name__}: {error!s:.{MAX_REASON_CHARS}}"
         return ["refused", str(ErrorCode.ENGINE_ERROR), reason]
+
+
+def _make_compiler(
+    tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]
+) -> Callable[[StructuredOutputsParams], object]:
+    """Return what compiles a grammar. It keeps none, and raises InvalidRequest for each if no output of this
+    model can be constrained.
+    """
+    from ingine.engine.grammar.compiler import GrammarCompiler
+    from ingine.engine.grammar.vocabulary import GrammarVocabulary
+
+    def refuse(_: StructuredOutputsParams) -> None:
+        raise refusal
+
+    try:
+        vocabulary = GrammarVocabulary(tokenizer, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
+    except InvalidRequest as error:
+        refusal = error
+        return refuse
+    return GrammarCompiler(vocabulary, max_grammars=0).compile
+
+
+def _compile(compile: Callable[[StructuredOutputsParams], object], asked: dict[str, Any]) -> list[Any]:
+    """Return ["read", []] if the grammar that `structured_outputs` asks for can be enforced, otherwise
+    ["refused", error code, message].
+    """
+    try:
+        with panics_as_errors():
+            compile(StructuredOutputsParams(**asked))
+    except MemoryError:
+        os._exit(EXIT_OUT_OF_MEMORY)
+    except InvalidRequest as error:
+        return ["refused", str(error.code), str(error)]
+    except Exception as error:  # a bug of the library's
+        reason = f"{type(error).__name__}: {error!s:.{MAX_REASON_CHARS}}"
+        return ["refused", str(ErrorCode.INVALID_GRAMMAR), reason]
+    return ["read", []]
 
 
 def _receive(connection: socket.socket) -> Iterator[list[Any]]:

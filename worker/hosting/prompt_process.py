@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from ingine.engine.limits import RequestLimits
 from ingine.engine.text.tokenizer import Definition
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
 from ingine.worker.hosting.pipe import Message, Pipe, pack
@@ -48,6 +49,7 @@ class _Request:
     cpu_s: float
     message: bytes
     answer: asyncio.Future[list[int] | int]
+    is_grammar: bool
     is_last_try: bool = False
     """The request is refused if a process is killed again while it reads it."""
 
@@ -59,9 +61,11 @@ class PromptProcess:
     reads the others. No such process outlives this one.
     """
 
-    def __init__(self, definition: Definition, max_num_tokens: int, *, max_in_flight: int):
+    def __init__(self, definition: Definition, limits: RequestLimits, *, max_in_flight: int):
         """max_in_flight: prompts that are sent to the process at a time. Their order is fixed."""
-        self._first_message = pack(*definition, max_num_tokens)
+        self._first_message = pack(
+            *definition, limits.max_num_tokens, limits.vocab_size, limits.eos_token_ids
+        )
         self._max_in_flight = max_in_flight
         self._waiting: dict[str, deque[_Request]] = {}
         """Waiting requests by tenant. The tenant whose turn it is comes first."""
@@ -82,14 +86,15 @@ class PromptProcess:
 
     async def read(self, tenant: str, cpu_s: float, *prompt: Any) -> list[int] | int:
         """Token ids of a text, or of messages and the time of their submission in seconds since the epoch.
-        Only their number if there are too many.
+        Only their number if there are too many. A grammar to compile is a map as in `structured_outputs`, and
+        its answer is [].
 
         Raises InvalidRequest, with PROMPT_TOO_COSTLY after `cpu_s` of processor time, or NoPromptProcess.
         """
         if self.start_error:
             raise NoPromptProcess(self.start_error)
         answer = asyncio.get_running_loop().create_future()
-        request = _Request(tenant, cpu_s, pack(cpu_s, *prompt), answer)
+        request = _Request(tenant, cpu_s, pack(cpu_s, *prompt), answer, isinstance(prompt[0], dict))
         self._waiting.setdefault(tenant, deque()).append(request)
         self.start()
         self._send()
@@ -253,8 +258,9 @@ class PromptProcess:
             request.is_last_try = True
             self._put_back(request)
         else:
-            reason = _reason(status, request.cpu_s)
-            _answer(request, InvalidRequest(ErrorCode.PROMPT_TOO_COSTLY, reason))
+            code = ErrorCode.GRAMMAR_TOO_COSTLY if request.is_grammar else ErrorCode.PROMPT_TOO_COSTLY
+            work = "compiling the grammar" if request.is_grammar else "reading the prompt"
+            _answer(request, InvalidRequest(code, _reason(status, request.cpu_s, work)))
 
     async def _recover_start(self, num_failed: int, fault: str) -> None:
         """Wait before the next start. After `MAX_FAILED_STARTS` failed ones, fail all waiting requests."""
@@ -277,10 +283,10 @@ def _answer(request: _Request, answer: list[int] | int | Exception) -> None:
         request.answer.set_result(answer)
 
 
-def _reason(status: int, cpu_s: float) -> str:
-    """Why a process ended with `status` while it read a prompt."""
+def _reason(status: int, cpu_s: float, work: str) -> str:
+    """Why a process ended with `status` during `work`."""
     if status == -signal.SIGPROF:
-        return f"reading the prompt took more than {cpu_s:.1f} s of processor time"
+        return f"{work} took more than {cpu_s:.1f} s of processor time"
     if status in (EXIT_OUT_OF_MEMORY, -signal.SIGABRT):  # out of memory in Python, and in Rust
-        return f"reading the prompt took more than {MEMORY_BYTES >> 20} MiB of memory"
-    return f"the process that read the prompt ended with status {status}"
+        return f"{work} took more than {MEMORY_BYTES >> 20} MiB of memory"
+    return f"{work} ended its process with status {status}"

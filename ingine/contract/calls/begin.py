@@ -64,12 +64,14 @@ def begin(
     lease_ms: int,
     fingerprint: str,
     model_elsewhere: str | None,
+    llguidance: str = "",
 ) -> ScriptCall[Begun]:
     """Begin the job of `entry` under a new attempt.
 
     suspect_deaths: number of deaths from which a job runs alone. max_deaths: number from which it does not
     run any more. alone: the worker has no other job. fingerprint: of the worker's model. model_elsewhere: the
-    model that the job names, if only other workers serve it.
+    model that the job names, if only other workers serve it. llguidance: the version of the library that
+    enforces grammars here.
     """
     touched = [keys.jobs(entry.priority), keys.job(job_id), keys.tokens(job_id)]
     args = [
@@ -85,6 +87,7 @@ def begin(
         fingerprint,
         int(entry.abandoned),
         model_elsewhere or "",
+        llguidance,
     ]
     return ScriptCall(read_script("begin"), touched, args, _read_begun)
 

@@ -5,6 +5,7 @@
 --       7 number of deaths from which it does not run any more  8 1: the worker has no other job  9 lease in ms
 --       10 fingerprint of the worker's model  11 1: no worker serves the job's model any more
 --       12 model that the job names and that only other workers serve, or ''
+--       13 version of the worker's grammar library
 -- returns {'run', attempt, position, deaths, cancel, now_ms, submitted_at, first_token_at, idempotency key or '',
 --          fingerprint of the model that made the committed tokens}
 --       | {'other_model', name or fingerprint}  the job is for workers of that model: the one that made its committed
@@ -91,7 +92,7 @@ if not status then
 end
 local attempt = redis.call('HINCRBY', KEYS[2], 'attempt', 1)
 redis.call('HSET', KEYS[2], 'status', 'running', 'worker', ARGV[2], 'began_at', now, 'deaths', deaths,
-  'lease_ms', ARGV[9])
+  'lease_ms', ARGV[9], 'llguidance', ARGV[13])
 -- Committed tokens keep the fingerprint of the model that made them, until a worker with the same weights continues.
 if weights(made_by) == weights(ARGV[10]) or made_by == '' then
   redis.call('HSET', KEYS[2], 'model', ARGV[10])

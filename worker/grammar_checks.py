@@ -1,0 +1,55 @@
+"""Whether a job's grammar can be enforced: found in a process that can be killed, and remembered."""
+
+import hashlib
+from collections import OrderedDict
+
+from ingine.engine.limits import RequestLimits
+from ingine.engine.text.tokenizer import Definition
+from ingine.structured_outputs import StructuredOutputsParams
+from ingine.worker.hosting.prompt_process import PromptProcess
+
+CPU_S, CPU_S_PER_BYTE = 2.0, 20e-6
+"""Processor time that compiling a grammar may take. Usual ones take milliseconds."""
+
+MAX_KNOWN = 4096
+"""Grammars that were found good of late, at some 100 bytes each."""
+
+
+class GrammarChecks:
+    """Compiles each grammar once in a process of its own, before the engine does."""
+
+    def __init__(self, definition: Definition, limits: RequestLimits):
+        self._process = PromptProcess(definition, limits, max_in_flight=1)
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+
+    def knows(self, params: StructuredOutputsParams) -> bool:
+        """Whether `check` would return at once."""
+        return _digest(params) in self._known
+
+    async def check(self, tenant: str, params: StructuredOutputsParams) -> None:
+        """Raises InvalidRequest as `GrammarCompiler.compile` does, or NoPromptProcess."""
+        digest, given = _digest(params), params.given()
+        if digest not in self._known:
+            num_bytes = sum(len(text) for value in given.values() for text in _texts(value))
+            await self._process.read(tenant, CPU_S + CPU_S_PER_BYTE * num_bytes, given)
+        self._known[digest] = None
+        self._known.move_to_end(digest)
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+
+    @property
+    def start_error(self) -> str | None:
+        """As `PromptProcess.start_error`."""
+        return self._process.start_error
+
+    async def close(self) -> None:
+        """What is not checked by now is never answered."""
+        await self._process.close()
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ()
+
+
+def _digest(params: StructuredOutputsParams) -> bytes:
+    return hashlib.blake2b(repr(params.given()).encode(), digest_size=16).digest()
