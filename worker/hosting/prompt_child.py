@@ -10,7 +10,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -60,15 +60,19 @@ def main() -> None:
         connection.sendall(msgpack.packb(["ready"]))
         for cpu_s, *prompt in messages:
             connection.sendall(msgpack.packb(["begun"]))
-            is_grammar = len(prompt) == 1 and isinstance(prompt[0], dict)
-            if is_grammar:
+            if is_grammar(prompt):
                 compiler()  # made once, which costs no grammar its time
             signal.setitimer(signal.ITIMER_PROF, cpu_s)  # SIGPROF ends the process
-            answer = _compile(compiler(), prompt[0]) if is_grammar else _read(encoder, prompt)
+            answer = _compile(compiler(), *prompt) if is_grammar(prompt) else _read(encoder, prompt)
             signal.setitimer(signal.ITIMER_PROF, 0)
             connection.sendall(msgpack.packb(answer))
     except (ConnectionError, StopIteration):
         pass  # the worker has ended
+
+
+def is_grammar(prompt: Sequence[Any]) -> bool:
+    """Whether this is a grammar to compile, a single map. A conversation, also a map, comes with a time."""
+    return len(prompt) == 1 and isinstance(prompt[0], dict)
 
 
 def _read(encoder: PromptEncoder, prompt: list[Any]) -> list[Any]:

@@ -19,7 +19,7 @@ from ingine.engine.limits import RequestLimits
 from ingine.engine.text.tokenizer import Definition
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
 from ingine.worker.hosting.pipe import Message, Pipe, pack
-from ingine.worker.hosting.prompt_child import EXIT_OUT_OF_MEMORY, MEMORY_BYTES, command
+from ingine.worker.hosting.prompt_child import EXIT_OUT_OF_MEMORY, MEMORY_BYTES, command, is_grammar
 from ingine.worker.logs import log_event
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class PromptProcess:
         if self.start_error:
             raise NoPromptProcess(self.start_error)
         answer = asyncio.get_running_loop().create_future()
-        request = _Request(tenant, cpu_s, pack(cpu_s, *prompt), answer, isinstance(prompt[0], dict))
+        request = _Request(tenant, cpu_s, pack(cpu_s, *prompt), answer, is_grammar(prompt))
         self._waiting.setdefault(tenant, deque()).append(request)
         self.start()
         self._send()
