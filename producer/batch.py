@@ -86,7 +86,7 @@ class Batch:
         if len({path.resolve() for path in (input_path, output_path, error_path)}) < 3:
             raise ConfigError("input, output and error file must be three different files")
         if not input_path.is_file():
-            raise ConfigError(f"{input_path} is no file")
+            raise ConfigError(f"{input_path} is not a file")
         self._client, self._input_path, self._model, self._progress = client, input_path, model, progress
         self._output_path, self._error_path = output_path, error_path
         self._slots = asyncio.Semaphore(window)

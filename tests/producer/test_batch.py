@@ -228,7 +228,7 @@ async def test_rows_that_answer_another_input_are_not_mixed_with_ours(
 
 
 async def test_files_that_cannot_be_used(client: AsyncClient, files: Files):
-    with pytest.raises(ConfigError, match=r"in.jsonl is no file"):
+    with pytest.raises(ConfigError, match=r"in.jsonl is not a file"):
         await run(client, files)
     files.write(request(0))
     files.output.write_text('{"some": "other file"}\n')

@@ -248,7 +248,7 @@ def test_what_is_no_dead_letters_id_is_wrong_usage(command: str):
             "INGINE_REDIS_URL (--redis-url): must begin with redis://",
         ),
         (["submit", "hi", "--redis-url", "redis://127.0.0.1:1/0"], 3, "127.0.0.1:1 cannot be reached"),
-        (["batch", "missing.jsonl", "-o", "out.jsonl"], 2, "missing.jsonl is no file"),
+        (["batch", "missing.jsonl", "-o", "out.jsonl"], 2, "missing.jsonl is not a file"),
     ],
 )
 async def test_errors_are_one_line_and_an_exit_status(arguments: list[str], exit_status: int, says: str):
