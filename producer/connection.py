@@ -99,7 +99,8 @@ def _what_to_do(error: exceptions.RedisError) -> str:
         case exceptions.BusyLoadingError():
             return "is loading its files: try again in a moment"
         case exceptions.ConnectionError() | exceptions.TimeoutError():
-            return f"cannot be reached ({error}): is it running, and is INGINE_REDIS_URL right?"
+            what = str(error).rstrip(".")
+            return f"cannot be reached ({what}): is it running, and is INGINE_REDIS_URL right?"
         case _ if is_lacking(error):
             return (
                 f"lacks a command ({error}{_called_in_script(error)}): ingine needs Redis 7 or later, or "

@@ -130,7 +130,7 @@ def why_not_running(data_dir: Path) -> str | None:
     if not _is_this_host(read_private(data_dir / HOST_FILE)):
         return "that one was started on another machine, in another container or before a restart"
     if not (_is_locked(data_dir / URL_FILE) and _is_locked(data_dir / LOG_FILE)):
-        return "that one has ended"
+        return "it has ended, with its worker"
     return None
 
 

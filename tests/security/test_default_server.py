@@ -106,7 +106,8 @@ async def test_nothing_is_sent_to_another_person_who_takes_the_port_later(data_d
         with as_the_neighbour():
             his = socket.create_server(("127.0.0.1", default_port))
         with his:
-            with pytest.raises(ServerUnavailable, match=f"looked for in {data_dir}: that one has ended"):
+            says = f"looked for in {data_dir}: it has ended, with its worker"
+            with pytest.raises(ServerUnavailable, match=says):
                 await client.submit("hi")
             his.setblocking(False)
             with pytest.raises(BlockingIOError):
