@@ -37,6 +37,11 @@ def job(**fields) -> bytes:
     return msgpack.packb({"id": "a", "prompt": "x"} | fields)
 
 
+def calling(arguments: str) -> dict:
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "tool_calls": [call]}
+
+
 HEAVY = {
     "token ids out of range": job(prompt=[-1] * (MIB - 50)),
     "messages that are none": job(prompt=None, messages=[1] * (MIB - 50)),
@@ -55,6 +60,19 @@ HEAVY = {
     "a prompt of maps": job(prompt=[{}] * (MIB - 50)),
     "messages without content": job(prompt=None, messages=[MESSAGE] * (MIB // 17 - 9)),
     "messages without anything": job(prompt=None, messages=[{}] * (MIB - 50)),
+    "parts that are none": job(prompt=None, messages=[{"role": "u", "content": [1] * (MIB - 99)}]),
+    "calls that are none": job(prompt=None, messages=[{"role": "u", "tool_calls": [1] * (MIB - 99)}]),
+    "calls of many fields": job(
+        prompt=None, messages=[{"role": "u", "tool_calls": [{chr(i): 1 for i in range(65, 125)}] * 5700}]
+    ),
+    "arguments of many lists": job(prompt=None, messages=[calling(f"[{'[],' * (MIB // 3 - 99)}[]]")]),
+    "arguments of many maps": job(prompt=None, messages=[calling('[{"":0},' + '{"":0},' * (MIB // 7 - 99))]),
+    "arguments of one long string": job(prompt=None, messages=[calling('"' + "x" * (MIB - 200) + '"')]),
+    "tools that are none": job(tools=[1] * (MIB - 99)),
+    "tools of many fields": job(
+        prompt=None, messages=[MESSAGE], tools=[{chr(i): 1 for i in range(65, 125)}] * 700
+    ),
+    "variables of nothing": job(chat_template_kwargs={"a": [None] * (MIB - 99)}),
     "messages of sixty fields": job(prompt=None, messages=[{chr(i): 1 for i in range(65, 125)}] * 5700),
 }
 
