@@ -84,9 +84,9 @@ def test_a_template_that_writes_without_end_is_stopped():
     written = []
     template = "{% for i in range(9999) %}{{ raise_if_late() }}{{ 'x' * 100 }}{% endfor %}"
     tokenizer = Tokenizer.from_transformers(make_tokenizer(template))
-    environment = tokenizer._chat._template._compiled.environment
+    environment = tokenizer._chats["default"]._template._compiled.environment
     environment.globals["raise_if_late"] = lambda: written.append(1) or ""
-    tokenizer._chat._template._compiled = environment.from_string(template)
+    tokenizer._chats["default"]._template._compiled = environment.from_string(template)
     too_long(PromptEncoder(tokenizer, MAX_NUM_TOKENS).encode_chat, [{"role": "user", "content": "x"}])
     assert len(written) <= MAX_NUM_TOKENS
 

@@ -8,6 +8,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer, Qwen2Tokenizer
 
+from ingine.engine.text.conversation import Conversation
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.engine.text.tokenizer_files import read_tokenizer_files
 from ingine.errors import ConfigError, InvalidRequest
@@ -114,6 +115,23 @@ def test_where_a_folder_has_its_chat_template(in_config, in_file, says, tmp_path
     assert_as_transformers(tmp_path)
     ours = Tokenizer.from_folder(tmp_path)
     assert ours.decode(ours.encode_chat(CHAT)) == says
+
+
+def test_a_conversation_with_tools_has_a_template_of_its_own(tmp_path):
+    make_tokenizer(None).save_pretrained(tmp_path)
+    named = [{"name": "tool_use", "template": TEMPLATE_B}, {"name": "default", "template": TEMPLATE_A}]
+    edit_config(tmp_path, chat_template=named)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    from_folder = Tokenizer.from_folder(tmp_path)
+    ours = [
+        from_folder,
+        Tokenizer.from_transformers(theirs),
+        Tokenizer.from_definition(from_folder.definition()),
+    ]
+    for tools in (None, [], [{"type": "function", "function": {"name": "f"}}]):
+        expected = theirs.apply_chat_template(CHAT, tools=tools, tokenize=False, add_generation_prompt=True)
+        for tokenizer in ours:
+            assert tokenizer.render(Conversation(CHAT, tools)).plain == expected
 
 
 def test_templates_without_a_default_are_none(tmp_path):

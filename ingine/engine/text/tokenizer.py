@@ -16,7 +16,12 @@ from ingine.engine.text.conversation import ChatPrompt, Conversation, Messages
 from ingine.engine.text.linear_time import takes_linear_time
 from ingine.engine.text.panics import panics_as_errors
 from ingine.engine.text.surrogates import without_surrogates
-from ingine.engine.text.tokenizer_files import VOCABULARIES, checked_copies, read_tokenizer_files
+from ingine.engine.text.tokenizer_files import (
+    VOCABULARIES,
+    ChatTemplates,
+    checked_copies,
+    read_tokenizer_files,
+)
 from ingine.errors import ConfigError, ErrorCode, IngineError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -24,8 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Definition = tuple[str, dict[str, str], str | None]
-"""(tokenizer.json as one string, special tokens by role, chat template)."""
+Definition = tuple[str, dict[str, str], ChatTemplates]
+"""(tokenizer.json as one string, special tokens by role, chat templates)."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -38,7 +43,7 @@ class Tokenizer:
         core: CoreTokenizer,
         *,
         special_tokens: Mapping[str, str] | None = None,
-        chat_template: str | None = None,
+        chat_template: ChatTemplates = None,
     ):
         """special_tokens: by role, such as {"bos_token": "<s>"}; each of them is a token of `core`."""
         self._core = core
@@ -46,11 +51,14 @@ class Tokenizer:
         core.no_truncation()
         core.no_padding()
         self._special_tokens = dict(special_tokens or {})
-        self._template_source = chat_template
+        self._chat_templates = chat_template
         self._added_tokens = core.get_added_tokens_decoder()
-        self._chat = None
-        if chat_template is not None:
-            self._chat = ChatRenderer(chat_template, self._special_tokens, self._added_tokens.values())
+        named = {"default": chat_template} if isinstance(chat_template, str) else chat_template or {}
+        self._chats = {
+            name: ChatRenderer(source, self._special_tokens, self._added_tokens.values())
+            for name, source in named.items()
+            if name in ("default", "tool_use")
+        }
         eos_token = self._special_tokens.get("eos_token")
         eos_token_id = None if eos_token is None else core.token_to_id(eos_token)
         self.eos_token_ids = frozenset() if eos_token_id is None else frozenset({eos_token_id})
@@ -90,18 +98,15 @@ class Tokenizer:
 
     @classmethod
     def from_transformers(cls, tokenizer: "PreTrainedTokenizerFast") -> Self:
-        chat_template = tokenizer.chat_template
-        if isinstance(chat_template, dict):
-            chat_template = chat_template.get("default")
         return cls(
             tokenizer.backend_tokenizer,
             special_tokens=tokenizer.special_tokens_map,
-            chat_template=chat_template,
+            chat_template=tokenizer.chat_template,
         )
 
     def definition(self) -> Definition:
         """Everything that another process needs to build the same tokenizer, see `from_definition`."""
-        return self._core.to_str(), self._special_tokens, self._template_source
+        return self._core.to_str(), self._special_tokens, self._chat_templates
 
     @classmethod
     def from_definition(cls, definition: Definition) -> Self:
@@ -110,7 +115,8 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        return self._chat is not None
+        """Whether conversations can be rendered. Some models have a template only for those with tools."""
+        return bool(self._chats)
 
     @property
     def num_tokens(self) -> int:
@@ -194,11 +200,15 @@ class Tokenizer:
         Raises InvalidRequest: NO_CHAT_TEMPLATE; INVALID_MESSAGES with the template's error message; or
         PROMPT_TOO_LONG as soon as the text has more than `max_chars` characters.
         """
-        if self._chat is None:
+        conversation = Conversation.of(messages)
+        chat = self._chats.get("default")
+        if conversation.tools is not None:
+            chat = self._chats.get("tool_use", chat)
+        if chat is None:
             raise InvalidRequest(
                 ErrorCode.NO_CHAT_TEMPLATE, "this model has no chat template: send a prompt, not messages"
             )
-        return self._chat.render(Conversation.of(messages), now or datetime.now(UTC), max_chars)
+        return chat.render(conversation, now or datetime.now(UTC), max_chars)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         with panics_as_errors():

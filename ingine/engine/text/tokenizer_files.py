@@ -31,12 +31,16 @@ ADD_PREFIX_SPACE = {"GPT2Tokenizer": False, "LlamaTokenizer": True, "Qwen2Tokeni
 rest themselves. If `add_prefix_space` has the value given here, the result equals the file."""
 
 
+ChatTemplates = str | dict[str, str] | None
+"""The chat template, or several by name: `default`, and `tool_use` for conversations with tools."""
+
+
 @dataclass(frozen=True)
 class TokenizerFiles:
     core: CoreTokenizer
     special_tokens: dict[str, str]
     """By role, such as {"eos_token": "</s>"}. Roles without a token are left out."""
-    chat_template: str | None
+    chat_template: ChatTemplates
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
@@ -109,16 +113,14 @@ def _content(token: str | dict[str, Any] | None) -> str | None:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """Return the only chat template, or the one named `default`. A separate file takes precedence over the
-    config.
-    """
+def _chat_template(folder: Path, config: dict[str, Any]) -> ChatTemplates:
+    """Return the only chat template, or all by name. A separate file takes precedence over the config."""
     file = folder / TEMPLATE
     if file.exists():
         return read_text(file, MAX_TEMPLATE_BYTES)
     template = config.get("chat_template")
     if isinstance(template, list):
-        template = {each["name"]: each["template"] for each in template}.get("default")
+        return {each["name"]: each["template"] for each in template}
     return template
 
 
