@@ -28,6 +28,17 @@ class MessageDelta:
     def __bool__(self) -> bool:
         return bool(self.content or self.reasoning or self.tool_calls)
 
+    def followed_by(self, later: "MessageDelta") -> "MessageDelta":
+        """Merge this delta with the message's next one, as if both had come at once."""
+        calls = {call.index: call for call in self.tool_calls}
+        for call in later.tool_calls:
+            if (earlier := calls.get(call.index)) is not None:
+                call = ToolCallDelta(call.index, earlier.id, earlier.name, earlier.arguments + call.arguments)
+            calls[call.index] = call
+        return MessageDelta(
+            self.content + later.content, self.reasoning + later.reasoning, list(calls.values())
+        )
+
 
 @dataclass(slots=True)
 class ToolCall:
