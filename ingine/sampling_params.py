@@ -15,9 +15,10 @@ MAX_STOP_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
+MAX_CHOICES = 128
+"""The most choices of any request. A worker accepts `max_choices` of them."""
 
 NEUTRAL_PARAMS: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1.0,),
@@ -68,6 +69,12 @@ class SamplingParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    n: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_CHOICES,
+        description="Choices to generate. Choice i is what a request with the seed `seed` + i generates.",
+    )
     temperature: float = Field(default=1.0, ge=0, le=100, description="0 is greedy.")
     top_k: int = Field(default=0, ge=-1, description="Keep the k likeliest tokens; 0 or -1 keeps all.")
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -109,6 +116,7 @@ class SamplingParams(BaseModel):
         def __init__(
             self,
             *,
+            n: int | None = 1,
             temperature: float | None = 1.0,
             top_k: int | None = 0,
             top_p: float | None = 1.0,
@@ -138,7 +146,9 @@ class SamplingParams(BaseModel):
         return {
             name: value
             for name, value in fields.items()
-            if name not in NEUTRAL_PARAMS and (value is not None or name not in cls.model_fields)
+            if name not in NEUTRAL_PARAMS
+            and (value is not None or name not in cls.model_fields)
+            and not (name == "n" and is_neutral(value, (1,)))  # no model has a default: not given
         }
 
     @field_validator("stop", mode="before")

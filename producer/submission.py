@@ -75,7 +75,7 @@ class Submission:
         num_prompt_tokens = (
             len(prompt.encode()) // BYTES_PER_TOKEN if isinstance(prompt, str) else len(prompt)
         )
-        return token_cost(num_prompt_tokens, job.sampling.max_tokens)
+        return token_cost(num_prompt_tokens, job.sampling.max_tokens, job.sampling.n)
 
     def script_call(
         self, keys: Keys, num_partitions: int = 1, same: str | None = None

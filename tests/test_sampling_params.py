@@ -78,8 +78,6 @@ def test_none_is_as_if_not_given(name):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
-        ("n", True),
         ("best_of", 3),
         ("use_beam_search", True),
         ("skip_special_tokens", False),

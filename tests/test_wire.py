@@ -250,8 +250,8 @@ def test_what_means_nothing_may_be_on_the_wire():
 
 
 def test_what_is_not_supported_is_named():
-    with pytest.raises(InvalidJob, match=r"`sampling\.n`: not supported") as caught:
-        decode_job(job(sampling={"n": 2}))
+    with pytest.raises(InvalidJob, match=r"`sampling\.best_of`: not supported") as caught:
+        decode_job(job(sampling={"best_of": 2}))
     assert caught.value.code == ErrorCode.INVALID_PARAMETER
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgpack
 
+from ingine.contract.choices import ChoicePositions, are_choice_ends, is_choice_of_event
 from ingine.contract.faults import MAX_MAP_ENTRIES
 from ingine.contract.keys import EVENT_FIELD, log_id
 from ingine.contract.record import STATUS_NAME, JobStatus
@@ -13,7 +14,9 @@ from ingine.contract.record import STATUS_NAME, JobStatus
 
 @dataclass(slots=True)
 class TokensEvent:
-    """New tokens of one job: log entry `<position>-0`, and the same bytes as a message on its channel."""
+    """New tokens of one choice of a job: log entry `<position>-0`, and the same bytes as a message on its
+    channel.
+    """
 
     position: int
     """Output tokens up to the end of this event, which starts at position - len(token_ids)."""
@@ -24,6 +27,15 @@ class TokensEvent:
     """One for each token: {token_id, logprob, top: [[token_id, logprob], ...], bytes: [...], top_bytes:
     [[...]]}. Without bytes from an older worker, or from a model without a tokenizer.
     """
+    index: int = 0
+    """The choice that the tokens belong to."""
+    choice_position: int | None = None
+    """Tokens of this choice up to the end of this event; `position` counts those of all choices. None in a
+    job of one choice, as are the fields below.
+    """
+    finish_reason: str | None = None
+    """stop or length: the choice ends with this event. `text` then has all text that was held back."""
+    stop_reason: int | str | None = None
 
     @property
     def start(self) -> int:
@@ -50,6 +62,10 @@ class TerminalEvent:
     timings: dict = field(default_factory=dict)
     """queue_ms, first_token_ms and total_ms, which the worker measures from submission; attempts."""
     metadata: dict | None = None
+    choices: list[dict] | None = None
+    """For a job of several choices, one for each: {index, finish_reason, num_output_tokens}; stop_reason, if
+    it has one; and text, if some was held back until now since no tokens event ended the choice.
+    """
 
     @property
     def start(self) -> int:
@@ -72,6 +88,11 @@ def encode_event(event: Event) -> bytes:
         }
         if event.logprobs is not None:
             fields["logprobs"] = event.logprobs
+        if event.choice_position is not None:
+            fields |= {"index": event.index, "choice_position": event.choice_position}
+            for name in ("finish_reason", "stop_reason"):
+                if (value := getattr(event, name)) is not None:
+                    fields[name] = value
         return _TOKENS_PACKER.pack(fields)
     fields = {"type": str(event.status)}
     for name in TerminalEvent.__slots__:
@@ -92,6 +113,7 @@ _TERMINAL_TYPES = {
     "timings": dict,
     "metadata": dict | None,
 }
+_OPTIONAL_FIELDS = ("logprobs", "index", "choice_position", "finish_reason", "stop_reason")
 _USAGE = ("num_prompt_tokens", "num_cached_tokens", "num_output_tokens")
 
 
@@ -109,13 +131,19 @@ def decode_event(raw: bytes) -> Event:
     if type(kind) is not str:  # the error of an enum would quote the value
         raise TypeError("its type is no text")
     if kind == "tokens":
-        event = TokensEvent(fields["position"], fields["token_ids"], fields["text"], fields.get("logprobs"))
+        event = TokensEvent(
+            fields["position"],
+            fields["token_ids"],
+            fields["text"],
+            **{name: fields[name] for name in _OPTIONAL_FIELDS if name in fields},
+        )
         well_formed = (
             type(event.position) is int
             and type(event.text) is str
             and type(event.token_ids) is list
             and all(type(token_id) is int and token_id >= 0 for token_id in event.token_ids)
             and event.start >= 0
+            and is_choice_of_event(event)
             and (event.logprobs is None or _are_logprobs(event.logprobs, len(event.token_ids)))
         )
     else:
@@ -130,6 +158,7 @@ def decode_event(raw: bytes) -> Event:
             and event.job_id != ""
             and all(type((event.error or {}).get(name, "")) is str for name in ("code", "message"))
             and all(type(event.usage.get(name, 0)) is int for name in _USAGE)
+            and are_choice_ends(event.choices)
         )
     if not well_formed:
         raise ValueError(f"not the shape of a {kind} event")
@@ -154,14 +183,23 @@ def _are_logprobs(logprobs: Any, number: int) -> bool:
 
 
 def decode_log(
-    job_id: str, position: int, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]
+    job_id: str,
+    position: int,
+    entries: Iterable[tuple[bytes, dict[bytes, bytes]]],
+    *,
+    choices: ChoicePositions | None = None,
 ) -> list[Event]:
     """Decode entries of a job's token log that continue at `position`. The first may begin before it.
 
+    choices: the choices' positions after the entries before these, which these entries advance. By default
+    only choices within these entries are compared.
+
     Raises one of UNREADABLE for entries that no worker writes: no event, an id other than the event's
-    position, missing or repeated tokens, the end of another job, or an entry after the end.
+    position, missing or repeated tokens of the job or of a choice, tokens of a choice after its end, the end
+    of another job, or an entry after the end.
     """
     events: list[Event] = []
+    choices = ChoicePositions(from_start=position == 0) if choices is None else choices
     for entry_id, fields in entries:
         event = decode_event(fields[EVENT_FIELD.encode()])
         is_end, name = isinstance(event, TerminalEvent), entry_id.decode()
@@ -173,6 +211,8 @@ def decode_log(
             raise ValueError(f"entry {name} continues from position {event.start}, not {position}")
         if is_end and event.job_id != job_id:
             raise ValueError(f"entry {name} is the end of another job, {event.job_id[:128]!r}")
+        if not is_end:
+            choices.add(event)
         events.append(event)
         position = event.position
     return events

@@ -171,10 +171,10 @@ def decode_job(
     raise InvalidJob(code, message[:MAX_REASON_CHARS], job_id=job_id, reply_to=reply_to)
 
 
-def token_cost(num_prompt_tokens: int, max_tokens: int | None) -> int:
-    """Estimate the tokens of a job, for its tenant's fair share."""
+def token_cost(num_prompt_tokens: int, max_tokens: int | None, num_choices: int = 1) -> int:
+    """Estimate the tokens of a job, for its tenant's fair share: the prompt once, all choices' output."""
     num_output_tokens = EXPECTED_OUTPUT_TOKENS if max_tokens is None else max_tokens
-    return min(num_prompt_tokens + num_output_tokens, MAX_TOKEN_COST)
+    return min(num_prompt_tokens + num_choices * num_output_tokens, MAX_TOKEN_COST)
 
 
 def read_job_id(raw: bytes) -> str | None:

@@ -23,13 +23,24 @@ class Refusal(Enum):
 
 
 class Append:
-    """The tokens of one job that a step commits, encoded: log probabilities take three times as much memory
-    before they are encoded.
+    """The tokens of one choice that a step commits, encoded: log probabilities take three times as much
+    memory before they are encoded.
 
     A worker makes one for each token. It is no dataclass, since one with computed fields takes twice as long.
     """
 
-    __slots__ = ("attempt", "job_id", "position", "publish", "raw", "start")
+    __slots__ = (
+        "attempt",
+        "choice_position",
+        "finish_reason",
+        "index",
+        "job_id",
+        "position",
+        "publish",
+        "raw",
+        "start",
+        "stop_reason",
+    )
 
     def __init__(self, job_id: str, attempt: int, event: TokensEvent, publish: bool):
         self.job_id = job_id
@@ -40,6 +51,9 @@ class Append:
         """Output tokens committed after it."""
         self.start = event.position - len(event.token_ids)
         """Output tokens committed before it."""
+        self.index = event.index
+        self.choice_position = event.choice_position
+        self.finish_reason, self.stop_reason = event.finish_reason, event.stop_reason
         self.raw = encode_event(event)
 
 
@@ -60,7 +74,9 @@ class Finish:
 def append(keys: Keys, appends: Sequence[Append], *, worker_id: str) -> ScriptCall[list[int | Refusal]]:
     """Commit one step's tokens. Returns for each append the number of tokens in the log, or why not.
 
-    The append was written if that number is its position. Any other number: the log ends there.
+    The append was written if that number is its position. Any other number: the log ends there. Several
+    appends of one job are written in their order; where the reply to an earlier call of the same appends was
+    lost, the answer to each is the number after the last of them.
     """
     job_key, log_key, channel_name = keys.job(""), keys.tokens(""), keys.channel("")
     touched: list[str] = []
