@@ -26,6 +26,9 @@ def generate(
         bool,
         typer.Option("--chat/--raw", help="Apply the model's chat template to the prompt, or use it as is."),
     ] = True,
+    n: Annotated[
+        int | None, typer.Option(help="Number of outputs. Several are printed when all have ended.")
+    ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(help="Maximum number of output tokens.", show_default="the rest of the model's length"),
@@ -55,6 +58,7 @@ def generate(
     prompt = _prompt_or_stdin(prompt)
     try:
         params = SamplingParams(
+            n=n,
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -72,10 +76,16 @@ def generate(
     llm = LLM(model)
     params = llm.engine.limits.with_defaults(params)
     messages = [{"role": "user", "content": prompt}]
-    if as_json:
+    if as_json or params.n > 1:
         output = llm.chat(messages, params)[0] if chat else llm.generate(prompt, params)[0]
-        echo(json.dumps(asdict(output)))
-        is_cut, num_tokens = output.outputs[0].finish_reason == "length", len(output.outputs[0].token_ids)
+        if as_json:
+            echo(json.dumps(asdict(output)))
+        else:
+            for choice in output.outputs:
+                echo(f"[{choice.index}]")
+                echo(choice.text, keep_lines=True)
+        cut = [choice for choice in output.outputs if choice.finish_reason == "length"]
+        is_cut, num_tokens = bool(cut), max((len(choice.token_ids) for choice in cut), default=0)
     else:
         encoder = llm.encoder
         last = _stream(llm, encoder.encode_chat(messages) if chat else encoder.encode(prompt), params)

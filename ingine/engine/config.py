@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ingine.byte_sizes import parse_bytes
 from ingine.errors import ConfigError
+from ingine.sampling_params import MAX_CHOICES
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_CACHE_DTYPES = ("auto", "int8", "int4", "fp8")
@@ -65,6 +66,8 @@ class EngineConfig:
     about 200 bytes. 0 keeps none."""
     suffix_decoding_across_tenants: bool = False
     """Draft from any tenant's outputs. The speed of a request may then reveal other tenants' outputs."""
+    max_choices: int = MAX_CHOICES
+    """The most choices of a request, its `n`."""
     generation_config: str = "auto"
     """The source of sampling parameters that a request does not give. auto: the model's
     generation_config.json. vllm: neutral values. Same as vLLM's option of this name."""
@@ -105,6 +108,7 @@ class EngineConfig:
         self._require_int("num_speculative_tokens", at_least=1)
         self._require_int("suffix_decoding_max_cached_tokens", at_least=0)
         self._require_int("tensor_parallel_size", at_least=1)
+        self._require_int("max_choices", at_least=1)
         self._require_int("seed", at_least=0)
         for name in ("enable_prefix_caching", "suffix_decoding_across_tenants"):
             if not isinstance(getattr(self, name), bool):

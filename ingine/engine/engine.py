@@ -5,6 +5,7 @@ import random
 import time
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from ingine.engine.build import join_others, load, make_runner
 from ingine.engine.config import EngineConfig, numerics
@@ -20,7 +21,7 @@ from ingine.engine.sample.sampler import SampledToken
 from ingine.engine.schedule.block_manager import BlockManager
 from ingine.engine.schedule.compiling import CompilingSequences
 from ingine.engine.schedule.scheduler import MAX_FORCED_DRAFT, ScheduledBatch, Scheduler
-from ingine.engine.schedule.sequence import Sequence
+from ingine.engine.schedule.sequence import Sequence, make_choices
 from ingine.engine.schedule.speculation import Speculator
 from ingine.engine.step_trace import log_step
 from ingine.engine.text.tokenizer import Tokenizer, required
@@ -78,6 +79,7 @@ class Engine:
             sampling_defaults=sampling_defaults,
             has_text=tokenizer is not None,
             eos_token_ids=tuple(sorted(self._eos_token_ids)),
+            max_choices=config.max_choices,
         )
         self.grammars = GrammarPool(self._make_vocabulary)
         self.max_model_len = self.limits.max_num_tokens
@@ -97,7 +99,8 @@ class Engine:
             max_forced_draft=0 if config.async_scheduling else MAX_FORCED_DRAFT,
         )
         self.numerics = numerics(config, model.dtype, model.numerics())
-        self._seqs: dict[str, Sequence] = {}
+        self._seqs: dict[str, list[Sequence]] = {}
+        """The unfinished sequences of each request."""
         self._ended_at_add: list[Sequence] = []
         self._compiling = CompilingSequences()
         self._in_flight: _StepInFlight | None = None
@@ -114,7 +117,7 @@ class Engine:
         self._num_accepted_tokens = 0
 
     def add(self, request: EngineRequest) -> None:
-        """Queue a request. The caller has validated it with `limits`.
+        """Queue a request, as one sequence for each choice. The caller has validated it with `limits`.
 
         If its `output_token_ids` have already reached the end of the output, the next `step` returns that
         end. Raises InvalidRequest for a `seq_id` that is in use.
@@ -124,45 +127,37 @@ class Engine:
             raise InvalidRequest(ErrorCode.DUPLICATE_ID, f"a sequence {seq_id!r} exists already")
         arrival_time = time.time() if request.arrival_time is None else request.arrival_time
         priority_s = request.priority * self.config.priority_ageing_s
-        seq = Sequence(
+        seqs = self._seqs[seq_id] = make_choices(
             request,
+            self.config.block_size,
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
-            sort_key=(arrival_time + priority_s, next(self._arrivals)),
+            sort_keys=((arrival_time + priority_s, number) for number in self._arrivals),
             max_num_tokens=self.max_model_len,
             eos_token_ids=self._eos_token_ids,
             tokenizer=self.tokenizer,
         )
-        if self._speculator is not None:
-            self._speculator.begin(seq)
-        self._seqs[seq_id] = seq
-        self._num_prompt_tokens += seq.num_prompt_tokens
-        if seq.finish_reason is not None:
-            self._ended_at_add.append(seq)
-        elif params.structured_outputs is not None:
-            self._compiling.add(seq, self.grammars.begin(request, self._eos_token_ids))
-        else:
-            self._scheduler.add(seq)
+        self._num_prompt_tokens += len(request.prompt_token_ids)
+        for seq in seqs:
+            if self._speculator is not None:
+                self._speculator.begin(seq)
+            if seq.finish_reason is not None:
+                self._ended_at_add.append(seq)
+            elif params.structured_outputs is not None:
+                self._compiling.add(seq, self.grammars.begin(request, seq.index, self._eos_token_ids))
+            else:
+                self._scheduler.add(seq)
 
-    def abort(self, seq_id: str) -> SeqOutput | None:
-        """End a sequence, whatever its state. Returns the rest of its text, or None if there is no such
-        sequence.
+    def abort(self, seq_id: str) -> list[SeqOutput]:
+        """End a request, whatever its state. Returns the last output of each unfinished sequence; none if
+        there is no such request.
         """
-        seq = self._seqs.pop(seq_id, None)
-        if seq is None:
-            return None
-        if seq in self._ended_at_add:
-            self._ended_at_add.remove(seq)
-        elif not self._compiling.remove(seq):
-            self._scheduler.remove(seq)
-        seq.finish(FinishReason.ABORT)
-        self._end_drafting(seq)
-        return seq.output([])
+        return [self._abort(seq) for seq in list(self._seqs.get(seq_id, ()))]
 
     def step(self, *, alone: str | None = None) -> list[SeqOutput]:
         """Compute one batch. Returns the new output of each sequence that has any; a sequence whose prefill
         is not complete has none.
 
-        alone: compute only this one of `running_seq_ids`, to find out which sequence of a batch makes the
+        alone: compute only this one of `running_seq_ids`, to find out which request of a batch makes the
         model raise. While a step is in flight, this computes nothing, and returns the outputs of that step.
         """
         self._raise_pending_error()
@@ -170,7 +165,7 @@ class Engine:
             return self.drain()
         scheduler = self._scheduler
         self._take_compiled()
-        batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(self._seqs[alone])
+        batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(alone)
         if not batch.seqs:
             outputs = self._report_ended_at_add() + self.drain()
             if not outputs:
@@ -200,8 +195,8 @@ class Engine:
 
     @property
     def running_seq_ids(self) -> list[str]:
-        """The sequences that have been admitted to the batch, most urgent first."""
-        return [seq.seq_id for seq in self._scheduler.running]
+        """The requests of the sequences that have been admitted to the batch, most urgent first."""
+        return list(dict.fromkeys(seq.seq_id for seq in self._scheduler.running))
 
     def stats(self) -> EngineStats:
         scheduler, blocks = self._scheduler, self._blocks
@@ -224,7 +219,8 @@ class Engine:
         """Raise EngineError unless every sequence is in exactly one queue and every block accounted for."""
         scheduler = self._scheduler
         places = [*scheduler.running, *scheduler.waiting, *self._ended_at_add, *self._compiling]
-        if sorted(seq.seq_id for seq in places) != sorted(self._seqs):
+        seqs = [seq for seqs in self._seqs.values() for seq in seqs]
+        if sorted(map(id, places)) != sorted(map(id, seqs)):
             raise EngineError("a sequence is in no queue, or in two")
         if stray := [seq.seq_id for seq in places if seq.block_table and seq not in scheduler.running]:
             raise EngineError(f"sequences {stray} hold blocks, but are not running")
@@ -273,7 +269,8 @@ class Engine:
             output
             for seq, tokens in sampled
             # A sequence that was aborted or ended meanwhile gets nothing from this step.
-            if seq.finish_reason is None and (output := self._append(seq, tokens)) is not None
+            if seq.finish_reason is None
+            for output in self._append(seq, tokens)
         ]
         log_step(step.batch, outputs, self.stats, max(step.launched_at, self._settled_at))
         self._settled_at = time.perf_counter()
@@ -303,8 +300,10 @@ class Engine:
         if self._speculator is not None:
             self._speculator.end(seq)
 
-    def _append(self, seq: Sequence, sampled: list[SampledToken]) -> SeqOutput | None:
-        """Append sampled tokens to their sequence, up to its end. Returns None if there is nothing new."""
+    def _append(self, seq: Sequence, sampled: list[SampledToken]) -> list[SeqOutput]:
+        """Append sampled tokens to their sequence, up to its end. Returns its output, if there is anything
+        new, after those of other choices that end with it.
+        """
         token_ids, text, logprobs = [], "", []
         for token in sampled:
             if token.token_id is None:
@@ -326,10 +325,31 @@ class Engine:
         if seq.finish_reason is not None:
             self._scheduler.remove(seq)
             self._end_drafting(seq)
+            return [*self._abort_others(seq), self._last_output(seq, token_ids, text, logprobs or None)]
+        return [seq.output(token_ids, text, logprobs or None)] if token_ids else []
+
+    def _abort(self, seq: Sequence) -> SeqOutput:
+        if seq in self._ended_at_add:
+            self._ended_at_add.remove(seq)
+        elif not self._compiling.remove(seq):
+            self._scheduler.remove(seq)
+        seq.finish(FinishReason.ABORT)
+        self._end_drafting(seq)
+        return self._last_output(seq)
+
+    def _abort_others(self, seq: Sequence) -> list[SeqOutput]:
+        """Abort the other choices of the request of `seq`, which has finished, if it failed."""
+        if seq.finish_reason is not FinishReason.ERROR:
+            return []
+        return [self._abort(other) for other in list(self._seqs[seq.seq_id]) if other is not seq]
+
+    def _last_output(self, seq: Sequence, *new: Any) -> SeqOutput:
+        """Remove a finished sequence from its request. Returns its output, with what is new in it."""
+        seqs = self._seqs[seq.seq_id]
+        seqs.remove(seq)
+        if not seqs:
             del self._seqs[seq.seq_id]
-        elif not token_ids:
-            return None
-        return seq.output(token_ids, text, logprobs or None)
+        return seq.output(*(new or ([],)), others_run=bool(seqs))
 
     def _handle_no_choice(self, seq: Sequence) -> None:
         """End a sequence whose grammar allows no token, or whose logits are not finite. If drafts may be the
@@ -361,7 +381,8 @@ class Engine:
         )
 
     def _report_ended_at_add(self) -> list[SeqOutput]:
-        ended, self._ended_at_add = self._ended_at_add, []
-        for seq in ended:
-            del self._seqs[seq.seq_id]
-        return [seq.output([]) for seq in ended]
+        outputs: list[SeqOutput] = []
+        while self._ended_at_add:
+            seq = self._ended_at_add.pop(0)
+            outputs += [*self._abort_others(seq), self._last_output(seq)]
+        return outputs

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ingine.errors import ErrorCode, InvalidRequest
-from ingine.sampling_params import SamplingParams
+from ingine.sampling_params import MAX_CHOICES, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class RequestLimits:
     """Whether the model has a tokenizer. Without one no stop string can be found."""
     eos_token_ids: tuple[int, ...] = ()
     """The model's end-of-sequence tokens."""
+    max_choices: int = MAX_CHOICES
+    """The config's `max_choices`."""
 
     @property
     def max_num_tokens(self) -> int:
@@ -63,6 +65,11 @@ class RequestLimits:
             raise InvalidRequest(
                 ErrorCode.INVALID_PARAMETER,
                 "structured_outputs: this model has no tokenizer, so its output has no text",
+            )
+        if params.n > self.max_choices:
+            raise InvalidRequest(
+                ErrorCode.INVALID_PARAMETER,
+                f"n: {params.n} is over max_choices, which is {self.max_choices}",
             )
         self.validate_length(len(prompt_token_ids))
         self.validate_token_ids(prompt_token_ids, "the prompt", ErrorCode.INVALID_TOKEN_ID)

@@ -86,8 +86,8 @@ class LLM:
         use_tqdm: bool = True,
         **neutral: Any,
     ) -> list[RequestOutput]:
-        """Generate one output for each prompt. Blocks until all are finished, and returns them in the order
-        of the prompts.
+        """Generate one output for each prompt, which has `n` choices. Blocks until all are finished, and
+        returns them in the order of the prompts.
 
         sampling_params: one for all prompts, or a list with one for each. None takes the model's own, see
         `get_default_sampling_params`; a SamplingParams is used as it is. Without max_tokens an output may be
@@ -184,8 +184,8 @@ class LLM:
             if each.structured_outputs is not None:
                 self.engine.grammars.compile(each.structured_outputs)
         requests = [
-            _new_output(str(next(self._request_ids)), prompt, prompt_token_ids)
-            for prompt, prompt_token_ids in prompts
+            _new_output(str(next(self._request_ids)), prompt, prompt_token_ids, each.n)
+            for (prompt, prompt_token_ids), each in zip(prompts, params, strict=True)
         ]
         try:
             for request, each in zip(requests, params, strict=True):
@@ -204,7 +204,7 @@ class LLM:
             while num_finished < len(requests):
                 for output in self.engine.step():
                     _update(requests[output.seq_id], output)
-                    num_finished += output.finish_reason is not None
+                    num_finished += output.ends_request
                 show_finished(num_finished)
 
 
@@ -224,12 +224,14 @@ def _show_nothing(num_finished: int) -> None:
     pass
 
 
-def _new_output(request_id: str, prompt: str | None, prompt_token_ids: list[int]) -> RequestOutput:
+def _new_output(
+    request_id: str, prompt: str | None, prompt_token_ids: list[int], num_choices: int
+) -> RequestOutput:
     return RequestOutput(
         request_id=request_id,
         prompt=prompt,
         prompt_token_ids=prompt_token_ids,
-        outputs=[CompletionOutput(0, "", [], None, None, None)],
+        outputs=[CompletionOutput(index, "", [], None, None, None) for index in range(num_choices)],
         finished=False,
         num_cached_tokens=0,
         usage={},
@@ -239,7 +241,7 @@ def _new_output(request_id: str, prompt: str | None, prompt_token_ids: list[int]
 
 def _update(request: RequestOutput, output: SeqOutput) -> None:
     """Add the output of a step to its request."""
-    completion, timings = request.outputs[0], request.timings
+    completion, timings = request.outputs[output.index], request.timings
     completion.text += output.text + output.final_text
     completion.token_ids += output.token_ids
     if output.logprobs:
@@ -249,12 +251,15 @@ def _update(request: RequestOutput, output: SeqOutput) -> None:
     if output.finish_reason is None:
         return
     completion.finish_reason, completion.stop_reason = output.finish_reason, output.stop_reason
+    if output.index == 0:  # later choices find the prompt that it has computed
+        request.num_cached_tokens = output.num_cached_tokens
+    if output.others_run:
+        return
     request.finished = True
-    request.num_cached_tokens = output.num_cached_tokens
     request.usage = {
         "num_prompt_tokens": output.num_prompt_tokens,
-        "num_cached_tokens": output.num_cached_tokens,
-        "num_output_tokens": output.position,
+        "num_cached_tokens": request.num_cached_tokens,
+        "num_output_tokens": sum(len(each.token_ids) for each in request.outputs),
     }
     timings.finished_time = time.time()
 

@@ -29,7 +29,7 @@ class SeqOutput:
 
     seq_id: str
     position: int
-    """The number of output tokens so far, including these."""
+    """The number of the sequence's output tokens so far, including these."""
     token_ids: list[int]
     """The new tokens. Empty if the sequence ends without one: aborted, failed, or resumed at its end."""
     text: str
@@ -51,6 +51,15 @@ class SeqOutput:
     """Once finished, the text that was held back: an unfinished character or the start of a stop string."""
     error_code: ErrorCode | None = None
     """The kind of error if `finish_reason` is ERROR; None if it is the engine's."""
+    index: int = 0
+    """The choice that the sequence is, from 0 to n - 1."""
+    others_run: bool = False
+    """Once finished: whether other choices of the request have not finished yet."""
+
+    @property
+    def ends_request(self) -> bool:
+        """Whether this is the last output of its request."""
+        return self.finish_reason is not None and not self.others_run
 
     def followed_by(self, later: "SeqOutput") -> "SeqOutput":
         """Merge this output with the sequence's next one, as if one step had made both."""
@@ -67,6 +76,8 @@ class SeqOutput:
             later.stop_reason,
             later.final_text,
             later.error_code,
+            later.index,
+            later.others_run,
         )
 
 
@@ -123,9 +134,9 @@ class RequestOutput:
     """None if the prompt was given as token ids or as a conversation."""
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
-    """Exactly one."""
+    """One for each choice, in the order of their indices."""
     finished: bool
     num_cached_tokens: int
     usage: dict[str, int]
-    """Keys: num_prompt_tokens, num_cached_tokens, num_output_tokens."""
+    """Keys: num_prompt_tokens, num_cached_tokens, num_output_tokens. The last counts all choices."""
     timings: RequestTimings

@@ -8,10 +8,10 @@ from ingine.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One sequence to generate."""
+    """One sequence to generate, or `params.n` sequences that are choices of one request."""
 
     seq_id: str
-    """The name of the sequence in outputs and errors. Unique until the sequence has ended."""
+    """The name of the request in outputs and errors. Unique until all of its sequences have ended."""
     prompt_token_ids: Tokens[int]
     params: SamplingParams
     """Complete: the engine does not fill in the model's own defaults, see `RequestLimits.with_defaults`."""
@@ -26,3 +26,16 @@ class EngineRequest:
     """The tokens after which the grammar of `params.structured_outputs` begins. () if it begins at once."""
     tenant: str = ""
     """The owner of the request. By default suffix speculation drafts only from the same tenant's outputs."""
+    other_output_token_ids: Tokens[Tokens[int]] = ()
+    """With n > 1: the earlier output of choice 1 and those after it; `output_token_ids` is that of choice 0.
+    Missing ones are empty."""
+    ended_choices: Tokens[int] = ()
+    """With n > 1: the indices of the choices that an earlier attempt has ended. Nothing follows their output,
+    even if this engine would continue it."""
+
+    def output_of(self, index: int) -> Tokens[int]:
+        """The earlier output of a choice."""
+        if index == 0:
+            return self.output_token_ids
+        others = self.other_output_token_ids
+        return others[index - 1] if index <= len(others) else ()

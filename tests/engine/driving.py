@@ -57,7 +57,7 @@ class Result:
 
 
 class Driver:
-    """Steps an engine and keeps the results by sequence id."""
+    """Steps an engine and keeps the results by sequence id. Choice 1 of `a` is `a/1`."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -67,7 +67,8 @@ class Driver:
         outputs = self.engine.step()
         self.engine.check_integrity()
         for output in outputs:
-            self.results.setdefault(output.seq_id, Result()).take(output)
+            name = f"{output.seq_id}/{output.index}" if output.index else output.seq_id
+            self.results.setdefault(name, Result()).take(output)
         return outputs
 
     def finish(self) -> dict[str, Result]:

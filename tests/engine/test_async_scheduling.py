@@ -74,7 +74,7 @@ def test_abort_while_a_step_is_on_its_way(driver, llama):
         driver.engine.add(EngineRequest(seq_id, PROMPT[:4], greedy(9)))
     driver.step()
     driver.step()
-    output = driver.engine.abort("goes")
+    [output] = driver.engine.abort("goes")
     assert (output.position, output.token_ids, output.finish_reason) == (1, [], "abort")
     driver.engine.check_integrity()
     results = driver.finish()

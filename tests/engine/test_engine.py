@@ -90,7 +90,7 @@ def test_abort_at_any_time(llama, num_steps):
     driver.engine.add(EngineRequest("stays", PROMPT[::-1], greedy()))
     for _ in range(num_steps):
         driver.step()
-    output = driver.engine.abort("gone")
+    [output] = driver.engine.abort("gone")
     driver.engine.check_integrity()
     assert (output.finish_reason, output.token_ids) == ("abort", [])
     assert driver.finish()["stays"].token_ids == llama.hf_greedy(PROMPT[::-1], 24)
@@ -102,7 +102,7 @@ def test_abort_while_preempted(llama):
     driver.engine.add(EngineRequest("second", PROMPT[::-1], greedy()))
     while driver.engine.stats().num_preemptions == 0:
         driver.step()
-    output = driver.engine.abort("second")
+    [output] = driver.engine.abort("second")
     assert output.position == len(driver.results["second"].token_ids) > 0
     assert driver.finish()["first"].token_ids == llama.hf_greedy(PROMPT, 24)
 
@@ -114,11 +114,12 @@ def test_abort_returns_the_text_that_was_held_back(llama):
     driver.step()
     driver.step()
     assert driver.results["one"].text == ""
-    assert driver.engine.abort("one").final_text == "xx"
+    [output] = driver.engine.abort("one")
+    assert output.final_text == "xx"
 
 
 def test_abort_of_what_is_not_there(llama):
-    assert make_engine(llama).abort("nobody") is None
+    assert make_engine(llama).abort("nobody") == []
 
 
 # ------------------------------------------------------------------------------------------ failures
@@ -183,7 +184,8 @@ def test_after_a_step_that_fails_its_sequences_can_be_given_up(llama, failing):
     model.fails = False
     given_up = driver.engine.running_seq_ids
     for seq_id in given_up:
-        assert driver.engine.abort(seq_id).finish_reason == "abort"
+        [output] = driver.engine.abort(seq_id)
+        assert output.finish_reason == "abort"
     results = driver.finish()
     assert set(results) == set("abcdef") - set(given_up)
     assert all(result.token_ids == llama.hf_greedy(PROMPT, 24) for result in results.values())

@@ -170,5 +170,6 @@ def test_what_an_aborted_sequence_had_is_drafted_when_it_is_made_again(llama):
     while num_tokens < MAX_TOKENS - 6:
         num_tokens += sum(len(output.token_ids) for output in engine.step())
         steps += 1
-    assert engine.abort("one").finish_reason is FinishReason.ABORT
+    [output] = engine.abort("one")
+    assert output.finish_reason is FinishReason.ABORT
     assert num_steps(engine, "") < steps

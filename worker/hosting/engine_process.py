@@ -132,7 +132,7 @@ class EngineProcess:
                 self.stats = unpack_stats(stats)
                 outputs = unpack_outputs(columns)
                 for output in outputs:
-                    if output.finish_reason is not None:
+                    if output.ends_request:
                         self._held.pop(output.seq_id, None)
                 self._deliver(outputs)
             case ["failure", seq_ids, error, fatal, stats]:

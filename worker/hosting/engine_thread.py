@@ -46,7 +46,7 @@ class EngineThread:
 
     def __init__(self, build: Callable[[], Engine]):
         """Start the thread, and return when the engine is built. Raises what `build` raises."""
-        self._commands: deque[tuple[str, Callable[[], SeqOutput | None]]] = deque()
+        self._commands: deque[tuple[str, Callable[[], list[SeqOutput] | None]]] = deque()
         self._wake = threading.Condition()
         self._credits = threading.Semaphore(MAX_STEPS_AHEAD)
         self._stopping = self._dropping = False
@@ -142,7 +142,7 @@ class EngineThread:
         self._started.set()
         self._thread.join(END_TIMEOUT_S)
 
-    def _enqueue(self, seq_id: str, command: Callable[[], SeqOutput | None]) -> None:
+    def _enqueue(self, seq_id: str, command: Callable[[], list[SeqOutput] | None]) -> None:
         with self._wake:
             self._commands.append((seq_id, command))
             self._wake.notify()
@@ -196,12 +196,12 @@ class EngineThread:
         while self._commands:
             seq_id, command = self._commands.popleft()
             try:
-                output = command()
+                outputs = command()
             except Exception as error:
                 self._send(EngineFailure([seq_id], error))
             else:
-                if output is not None:
-                    self._send([output])
+                if outputs:
+                    self._send(outputs)
 
     def _step(self) -> bool:
         """Run one step. Returns whether the engine can go on."""

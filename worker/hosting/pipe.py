@@ -98,6 +98,7 @@ def pack_request(request: EngineRequest) -> dict[str, Any]:
     packed = {name: getattr(request, name) for name in _REQUEST_FIELDS}
     packed["prompt_token_ids"] = list(request.prompt_token_ids)
     packed["output_token_ids"] = list(request.output_token_ids)
+    packed["other_output_token_ids"] = [list(token_ids) for token_ids in request.other_output_token_ids]
     packed["params"] = request.params.model_dump(by_alias=True, exclude_defaults=True)
     return packed
 

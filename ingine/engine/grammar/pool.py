@@ -30,9 +30,11 @@ class GrammarPool:
         with panics_as_errors():
             return self._compiler().compile(params)
 
-    def begin(self, request: EngineRequest, eos_token_ids: Iterable[int]) -> Future[GrammarState]:
-        """The state of a sequence after its `output_token_ids`. The future raises InvalidRequest as `compile`
-        does, and GRAMMAR_FAILED if the tokens are not of the grammar."""
+    def begin(
+        self, request: EngineRequest, index: int, eos_token_ids: Iterable[int]
+    ) -> Future[GrammarState]:
+        """The state of a choice after its earlier output. The future raises InvalidRequest as `compile` does,
+        and GRAMMAR_FAILED if the tokens are not of the grammar."""
 
         def make() -> GrammarState:
             params = request.params
@@ -42,7 +44,7 @@ class GrammarPool:
                 eos_token_ids=eos_token_ids,
                 begins_after=request.reasoning_end_token_ids,
             )
-            if not state.accept(request.output_token_ids):
+            if not state.accept(request.output_of(index)):
                 raise InvalidRequest(
                     ErrorCode.GRAMMAR_FAILED, f"the output so far is not of its grammar: {state.error}"
                 )

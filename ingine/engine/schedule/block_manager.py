@@ -15,6 +15,9 @@ class BlockManager:
     A full block whose KV is computed is cached under a hash of all tokens up to its end, so that equal
     hashes mean equal prefixes. A free block keeps its hash until the block is allocated again: free blocks
     without a hash are allocated first, then the least recently used.
+
+    Without prefix caching only the choices of one request share blocks: their hashes begin with the group's
+    salt.
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True):
@@ -39,7 +42,7 @@ class BlockManager:
 
         At least one token is left to compute, since its logits are needed.
         """
-        if not self.enable_prefix_caching:
+        if not self._is_shared(seq):
             return []
         blocks = []
         for index in range((seq.num_tokens - 1) // self.block_size):
@@ -79,7 +82,7 @@ class BlockManager:
 
     def cache_full_blocks(self, seq: Sequence, num_tokens: int) -> None:
         """Cache the full blocks among those of the first `num_tokens` tokens of `seq`, all computed."""
-        if not self.enable_prefix_caching:
+        if not self._is_shared(seq):
             return
         for index in range(seq.num_hashed_blocks, num_tokens // self.block_size):
             block, digest = seq.block_table[index], self._hash(seq, index)
@@ -126,6 +129,9 @@ class BlockManager:
             if self.num_missing_blocks(seq, seq.num_computed_tokens):
                 raise EngineError(f"sequence {seq.seq_id} has more tokens computed than its blocks hold")
 
+    def _is_shared(self, seq: Sequence) -> bool:
+        return self.enable_prefix_caching or seq.group is not None
+
     def _forget(self, block: int) -> None:
         if (digest := self._hash_of_block.pop(block, None)) is not None:
             del self._block_of_hash[digest]
@@ -135,7 +141,8 @@ class BlockManager:
         hashes = seq.block_hashes
         while len(hashes) <= index:
             start = len(hashes) * self.block_size
-            digest = blake2b(hashes[-1] if hashes else b"", digest_size=16)
+            before = b"" if self.enable_prefix_caching or seq.group is None else seq.group.salt
+            digest = blake2b(hashes[-1] if hashes else before, digest_size=16)
             digest.update(array("q", seq.token_ids[start : start + self.block_size]))
             hashes.append(digest.digest())
         return hashes[index]

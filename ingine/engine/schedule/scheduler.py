@@ -107,13 +107,21 @@ class Scheduler:
             self._add_drafts(batch)
         return batch
 
-    def schedule_alone(self, seq: Sequence) -> ScheduledBatch:
-        """Schedule one running sequence alone. Sequences after it may be preempted for its blocks."""
-        batch = ScheduledBatch()
-        num_tokens = min(seq.num_uncomputed_tokens, self.max_num_batched_tokens)
-        behind = deque(self.running[self.running.index(seq) + 1 :])
-        if self._allocate(seq, num_tokens, behind, batch):
-            batch.add(seq, num_tokens)
+    def schedule_alone(self, seq_id: str) -> ScheduledBatch:
+        """Schedule one request's running sequences alone. Sequences after them may be preempted for their
+        blocks.
+        """
+        batch, budget = ScheduledBatch(), self.max_num_batched_tokens
+        behind = deque(self.running)
+        while behind:
+            seq = behind.popleft()
+            if seq.seq_id != seq_id:
+                continue
+            num_after = sum(other.seq_id == seq_id for other in behind)
+            num_tokens = min(seq.num_uncomputed_tokens, budget - num_after)
+            if self._allocate(seq, num_tokens, behind, batch):
+                batch.add(seq, num_tokens)
+                budget -= num_tokens
         return batch
 
     def advance(self, batch: ScheduledBatch) -> None:
@@ -204,21 +212,28 @@ class Scheduler:
     def _admit_waiting(self, batch: ScheduledBatch, budget: int) -> None:
         """Admit sequences for which there are free blocks for all of their tokens, and one block more.
 
-        The margin lets the running sequences decode for a while before the new one has to be preempted.
+        The margin lets the running sequences decode for a while before the new one has to be preempted. A
+        choice that waits for its request's prompt is passed over, and holds up no sequence behind it.
         """
         if not self.waiting:
             return
         num_promised = sum(self._num_promised_blocks(seq) for seq in self.running)
         # A sequence that ends with its pending token still has blocks, but takes part in no further step.
         num_places = self.max_num_seqs - sum(not seq.is_at_limit for seq in self.running)
-        while self.waiting and budget and num_places > 0:
-            seq = self.waiting[0]
+        index = 0
+        while index < len(self.waiting) and budget and num_places > 0:
+            seq = self.waiting[index]
+            if seq.group is not None and seq.group.awaits_prompt:
+                index += 1
+                continue
             prefix = self.block_manager.find_prefix(seq)
             if self._num_needed_blocks(seq, prefix) + num_promised > self.block_manager.num_free_blocks:
                 break  # no later one is admitted: it would take the memory that this one waits for
-            del self.waiting[0]
+            del self.waiting[index]
             self.block_manager.share_prefix(seq, prefix)
             self._count_prefix(seq)
+            if seq.group is not None:
+                seq.group.admit(seq)
             num_tokens = min(seq.num_uncomputed_tokens, budget)
             self.block_manager.allocate(seq, seq.num_computed_tokens + num_tokens)
             insort(self.running, seq, key=_sort_key)

@@ -1,15 +1,17 @@
-"""One request inside the engine: its tokens, how far their KV is computed, and in which blocks it lies."""
+"""One sequence inside the engine: its tokens, how far their KV is computed, and in which blocks it lies."""
 
 from array import array
 from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ingine.engine.grammar.state import GrammarState
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.engine.request import EngineRequest
+from ingine.engine.schedule.choice_group import ChoiceGroup
 from ingine.engine.schedule.drafter import Drafter
 from ingine.engine.schedule.suffix_drafter import SuffixDrafter
 from ingine.engine.schedule.token_counts import TokenCounts
@@ -56,13 +58,18 @@ class Sequence:
         max_num_tokens: int,
         eos_token_ids: frozenset[int] = frozenset(),
         tokenizer: TokenBytes | None = None,
+        index: int = 0,
+        group: ChoiceGroup | None = None,
     ):
         """seed: of the random draws, since `request.params.seed` may be None. sort_key: the place in the
         scheduler's order, see `ingine.engine.schedule.scheduler`; unique. max_num_tokens: the most tokens of
-        prompt and output together that the engine can hold.
+        prompt and output together that the engine can hold. index, group: the choice that this is, and the
+        request's choices; None for a request of one.
         """
         params = request.params
         self.seq_id = request.seq_id
+        self.index = index
+        self.group = group
         self.tenant = request.tenant
         self.params = params
         self.seed = seed
@@ -103,7 +110,9 @@ class Sequence:
         self.takes_forced_drafts = True
         """Whether tokens that the grammar forces may be drafted."""
         self.error_code: ErrorCode | None = None
-        self._replay(request.output_token_ids)
+        self._replay(request.output_of(index))
+        if index in request.ended_choices and self.finish_reason is None:
+            self.finish(FinishReason.LENGTH)
 
     @property
     def num_tokens(self) -> int:
@@ -166,7 +175,14 @@ class Sequence:
         self.stop_reason = stop_reason
         self.error_code = error_code
 
-    def output(self, token_ids: list[int], text: str = "", logprobs: list[dict] | None = None) -> SeqOutput:
+    def output(
+        self,
+        token_ids: list[int],
+        text: str = "",
+        logprobs: list[dict] | None = None,
+        *,
+        others_run: bool = False,
+    ) -> SeqOutput:
         """The output of a step; with the rest of the text, if the sequence has finished."""
         return SeqOutput(
             seq_id=self.seq_id,
@@ -180,6 +196,8 @@ class Sequence:
             stop_reason=self.stop_reason,
             final_text="" if self.finish_reason is None else self.output_text.flush(),
             error_code=self.error_code,
+            index=self.index,
+            others_run=others_run,
         )
 
     def _is_plain_at(self, position: int) -> bool:
@@ -205,3 +223,29 @@ class SequenceAhead:
     processing: LogitsProcessing
     is_plain: bool
     num_pending_tokens: int = 0
+
+
+def make_choices(
+    request: EngineRequest,
+    block_size: int,
+    *,
+    seed: int,
+    sort_keys: Iterator[tuple[float, int]],
+    **options: Any,
+) -> list[Sequence]:
+    """Return the sequences of a request, one for each choice. Choice i has the seed of a request with
+    `seed` + i. options: arguments of `Sequence`.
+    """
+    num_choices = request.params.n
+    group = ChoiceGroup(len(request.prompt_token_ids), block_size) if num_choices > 1 else None
+    return [
+        Sequence(
+            request,
+            seed=(seed + index) % 2**63,
+            sort_key=next(sort_keys),
+            index=index,
+            group=group,
+            **options,
+        )
+        for index in range(num_choices)
+    ]
