@@ -61,7 +61,7 @@ class Admission:
             return 0
         if self.stopping or self.num_suspects or self._engine.stats.num_waiting or self.is_for_one_alone:
             return 0
-        num_taken = len(self._jobs) + len(self._preparation) + self._num_reserved
+        num_taken = self._jobs.num_choices + len(self._preparation) + self._num_reserved
         return max(0, self._max_num_jobs - num_taken)
 
     @property

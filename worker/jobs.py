@@ -11,6 +11,7 @@ from ingine.contract.calls.begin import Begun
 from ingine.contract.entries import Entry
 from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
+from ingine.worker.choices import Choice
 from ingine.worker.queue import SUSPECT_DEATHS, Queue
 from ingine.worker.sent import Sent
 from ingine.worker.shares import Shares
@@ -54,6 +55,8 @@ class RunningJob:
     began: float = field(default_factory=time.monotonic)
     """When `begin` returned, by `time.monotonic`."""
     sent: Sent = field(init=False)
+    choices: list[Choice] = field(init=False)
+    """Empty in a job of one choice."""
     ending: JobStatus | None = None
     """The status with which a job that is to end early ends, once the engine has delivered its abort."""
     num_rollbacks: int = 0
@@ -70,10 +73,15 @@ class RunningJob:
 
     def __post_init__(self) -> None:
         self.sent = Sent(self.position)
+        self.choices = [Choice() for _ in range(self.num_choices)] if self.num_choices > 1 else []
 
     @property
     def id(self) -> str:
         return self.job.id
+
+    @property
+    def num_choices(self) -> int:
+        return self.job.sampling.n
 
     @property
     def as_begun(self) -> BegunJob:
@@ -125,12 +133,15 @@ class JobTable:
         self._beginning: set[RunningJob] = set()
         self._entries: set[Entry] = set()
         self._shares = Shares()
+        self.num_choices = 0
+        """Choices of all running jobs: the most sequences that they can have in the engine."""
 
     def add(self, job: RunningJob) -> None:
         """Add a job, and set its `arrival`, which depends on the tokens of its tenant's jobs here."""
         weight = job.queue.weights.get(job.tenant, 1.0)
         job.arrival = self._shares.enter(job.share_key, job.num_tokens, job.submitted, weight)
         self._by_seq[job.seq_id] = job
+        self.num_choices += job.num_choices
         self._by_id[job.id] = job
         self._entries.add(job.entry)
 
@@ -139,6 +150,7 @@ class JobTable:
             job.expiry.cancel()
         if self._by_seq.pop(job.seq_id, None):
             self._shares.leave(job.share_key, job.num_tokens)
+            self.num_choices -= job.num_choices
         self._entries.discard(job.entry)
         if self._by_id.get(job.id) is job:
             del self._by_id[job.id]

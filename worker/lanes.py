@@ -3,8 +3,8 @@
 A sequence always has the same lane, which commits one part after the other, so its tokens keep their
 order. With a single lane, the event loop's time for a token and the server's would add up.
 
-Steps that arrive while a lane is busy are committed together, with one event per sequence. So if the engine
-is faster than the commits, events hold more tokens, and a token costs less.
+Steps that arrive while a lane is busy are committed together, with one event per choice of a job. So if the
+engine is faster than the commits, events hold more tokens, and a token costs less.
 """
 
 import asyncio
@@ -92,16 +92,16 @@ class Lanes:
         where they are."""
         if len(parts) == 1:
             return parts
-        joined: dict[str, SeqOutput] = {}
+        joined: dict[tuple[str, int], SeqOutput] = {}
         turns: list[list[SeqOutput]] = [[] for _ in parts]
         for part, turn in zip(parts, turns, strict=True):
             for output in part:
                 if not self._may_join(output.seq_id):
                     turn.append(output)
-                elif earlier := joined.get(output.seq_id):
-                    joined[output.seq_id] = earlier.followed_by(output)
-                else:
-                    joined[output.seq_id] = output
+                    continue
+                choice = output.seq_id, output.index
+                earlier = joined.get(choice)
+                joined[choice] = earlier.followed_by(output) if earlier else output
         turns[0] += joined.values()
         return turns
 

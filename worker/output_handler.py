@@ -81,7 +81,7 @@ class OutputHandler:
             log_event(logger, logging.ERROR, "step not committed", sequences=len(part), error=repr(error))
             logger.debug("step not committed", exc_info=error)
             self._num_failed_commits += 1
-            seq_ids = [output.seq_id for output in part]
+            seq_ids = list(dict.fromkeys(output.seq_id for output in part))
             for seq_id in seq_ids:
                 self._engine.abort(seq_id)
             if self._num_failed_commits >= MAX_FAILED_COMMITS:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from redis.exceptions import RedisError
 
@@ -14,6 +15,7 @@ from ingine.contract.keys import Priority
 from ingine.engine.request import EngineRequest
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
+from ingine.worker.choices import CommittedChoice
 from ingine.worker.faults import burying, ending_faulty
 from ingine.worker.finisher import Finisher
 from ingine.worker.hosting.engine_link import EngineHost
@@ -113,11 +115,15 @@ class Preparation:
         running: RunningJob,
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
-        committed: list[int],
+        committed: list[CommittedChoice],
     ) -> None:
         """Add a job to the running jobs and to the engine."""
-        cost = token_cost(len(prompt_token_ids), running.job.sampling.max_tokens)
-        running.num_tokens = min(cost, self._engine.limits.max_num_tokens)
+        sampling, max_num_tokens = running.job.sampling, self._engine.limits.max_num_tokens
+        cost = token_cost(len(prompt_token_ids), sampling.max_tokens, sampling.n)
+        running.num_tokens = min(cost, sampling.n * max_num_tokens)
+        for choice, of_log in zip(running.choices, committed, strict=False):
+            choice.resume(of_log)
+        first, *others = committed
         if (left_s := _left_s(running)) is not None:
             running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)
         self._jobs.add(running)
@@ -129,7 +135,9 @@ class Preparation:
                 prompt_token_ids,
                 params,
                 priority=ENGINE_PRIORITY[running.entry.priority],
-                output_token_ids=committed,
+                output_token_ids=first.token_ids,
+                other_output_token_ids=[choice.token_ids for choice in others],
+                ended_choices=[index for index, choice in enumerate(committed) if choice.finish_reason],
                 arrival_time=running.arrival,
                 tenant=running.tenant,
             )
@@ -165,19 +173,23 @@ class Preparation:
             return await queue.has_peers()
         return True
 
-    async def _committed(self, running: RunningJob) -> list[int]:
-        """The token ids in a job's log.
+    async def _committed(self, running: RunningJob) -> list[CommittedChoice]:
+        """The token ids in a job's log, by choice.
 
         Raises InvalidRequest unless they are in the model's vocabulary and as many as the job's record says.
         Both are written in one call, so if they disagree another client has written there.
         """
-        position, committed = running.begun.position, []
+        position, num_choices = running.begun.position, running.num_choices
+        committed = [CommittedChoice() for _ in range(num_choices)]
         if position:
-            committed = await until_served("read log", lambda: running.queue.committed(running.id))
-        if len(committed) != position:
-            message = f"its log has {len(committed)} tokens, and its record says {position}"
+            read = partial(running.queue.committed_choices, running.id, num_choices)
+            committed = await until_served("read log", read)
+        num_tokens = sum(len(choice.token_ids) for choice in committed)
+        if num_tokens != position:
+            message = f"its log has {num_tokens} tokens, and its record says {position}"
             raise InvalidRequest(ErrorCode.BAD_RECORD, message)
-        self._engine.limits.validate_output(committed)
+        for choice in committed:
+            self._engine.limits.validate_output(choice.token_ids)
         return committed
 
 

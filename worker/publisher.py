@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from ingine.contract.calls.running import Append, Finish, Refusal
-from ingine.contract.events import TokensEvent
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason, SeqOutput
-from ingine.errors import EngineError, ErrorCode, InvalidRequest
+from ingine.errors import ErrorCode, InvalidRequest
+from ingine.worker.choices import tokens_event
 from ingine.worker.finisher import BAD_RECORD, Finisher
 from ingine.worker.jobs import MAX_ROLLBACKS, JobTable, RunningJob
 from ingine.worker.logs import log_event
@@ -44,7 +44,8 @@ class Publisher:
         return min(list(self._commits_began), default=None)
 
     async def commit(self, outputs: list[SeqOutput]) -> None:
-        """Append a step's tokens, in one call per partition, then end the jobs that it finished.
+        """Append a step's tokens, in one call per partition, then end the jobs that it finished: those whose
+        choices have all ended.
 
         Returns once all of it is in Redis, however long the server is away. Raises EngineError for tokens
         that do not continue the job's earlier ones.
@@ -60,12 +61,11 @@ class Publisher:
         held = [(job, out) for out in outputs if (job := self._jobs.by_seq(out.seq_id))]
         calls: dict[Queue, list[tuple[RunningJob, Append]]] = defaultdict(list)
         for job, output in held:
+            if job.choices and output.finish_reason is not None:
+                job.choices[output.index].last_output = output
             # A cancelled job takes no more tokens; its abort is in flight.
             if output.token_ids and job.ending is not JobStatus.CANCELLED:
-                event = TokensEvent(output.position, output.token_ids, output.text, output.logprobs)
-                append = Append(job.id, job.attempt, event, job.job.stream)
-                if append.start != job.sent.end:
-                    raise EngineError(f"the tokens for {job.id} do not continue its earlier ones")
+                append = Append(job.id, job.attempt, tokens_event(job, output), job.job.stream)
                 job.sent.add(append, job.position)
                 calls[job.queue].append((job, append))
         await asyncio.gather(*(self._append_to(queue, of_queue) for queue, of_queue in calls.items()))
@@ -86,17 +86,27 @@ class Publisher:
         while calls:
             appends = [append for _, append in calls]
             answers = await until_served("append", lambda: queue.append(appends))  # noqa: B023
-            answered = zip(calls, answers, strict=True)
-            calls, written = [], []
-            for (job, append), answer in answered:
-                if answer == append.position:
-                    job.position = answer
+            last = {job: append.position for job, append in calls}
+            refused: dict[RunningJob, bool] = {}
+            """Whether each job with an event that was not written goes on here."""
+            written = []
+            for (job, append), answer in zip(calls, answers, strict=True):
+                if job in refused:
+                    continue
+                # A later event's position: an earlier call has written both, and its reply was lost.
+                if isinstance(answer, int) and append.position <= answer <= last[job]:
+                    job.position = append.position
+                    if job.choices:
+                        job.choices[append.index].wrote(append)
                     written.append((job, append))
-                    goes_on = answer < job.sent.end
                 else:
-                    goes_on = await self._still_ours(job, answer)
-                if goes_on and (following := job.sent.after(job.position)):
-                    calls.append((job, following))
+                    refused[job] = await self._still_ours(job, answer)
+            calls = [
+                (job, append)
+                for job in last
+                if refused.get(job, job.position < job.sent.end)
+                for append in job.sent.all_after(job.position)
+            ]
             self._measure(written)
 
     async def _still_ours(self, job: RunningJob, answer: int | Refusal) -> bool:
@@ -130,6 +140,9 @@ class Publisher:
         log_event(logger, logging.WARNING, "log went back", job_id=job.id, to=position, position=job.position)
         self._metrics.log_rollbacks.inc()
         if position < job.position and job.sent.goes_on_from(position):
+            if job.choices:
+                for append in reversed(job.sent.all_after(position)):
+                    job.choices[append.index].lost(append)
             job.position = position
             return True
         self._abort(job.seq_id)
@@ -152,12 +165,13 @@ class Publisher:
         for job, append in written:
             num_tokens = append.position - append.start
             num_written += num_tokens
-            if job.last_commit is not None:
-                latencies[(now - job.last_commit) / num_tokens] += num_tokens
-            elif not job.begun.first_token_at:
+            of = job.choices[append.index] if job.choices else job
+            if of.last_commit is not None:
+                latencies[(now - of.last_commit) / num_tokens] += num_tokens
+            elif not job.begun.first_token_at and job.first_token_ms is None:
                 job.first_token_ms = job.since_submit_ms
                 self._metrics.first_token(job.first_token_ms / 1000)
-            job.last_commit = now
+            of.last_commit = now
         for seconds, count in latencies.items():
             self._metrics.between_tokens(seconds, count)
         self._metrics.output_tokens.inc(num_written)
@@ -217,14 +231,14 @@ class Publisher:
         ours."""
         if not await self._roll_back(job, position):
             return False
-        if append := job.sent.after(job.position):
-            await self._append_to(job.queue, [(job, append)])
+        if appends := job.sent.all_after(job.position):
+            await self._append_to(job.queue, [(job, append) for append in appends])
         return self._jobs.by_seq(job.seq_id) is job
 
 
 def _is_end(job: RunningJob, output: SeqOutput) -> bool:
     """Whether the job ends with this output. An abort that is neither for a cancel nor for a deadline ends
     only the sequence: the job is about to be released."""
-    if output.finish_reason is FinishReason.ABORT:
-        return job.ending is not None
-    return output.finish_reason is not None
+    if output.finish_reason is FinishReason.ABORT and job.ending is None:
+        return False
+    return output.ends_request

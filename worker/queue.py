@@ -14,6 +14,7 @@ from ingine.connect.script_pipeline import ScriptPipeline
 from ingine.contract.calls import begin, delivery, hand_back, running
 from ingine.contract.calls.begin import Begun
 from ingine.contract.calls.running import Append, Finish, Refusal
+from ingine.contract.choices import ChoicePositions
 from ingine.contract.control import nudge
 from ingine.contract.entries import Entry
 from ingine.contract.events import UNREADABLE, decode_log, encode_event
@@ -21,6 +22,7 @@ from ingine.contract.expiry import expire_due
 from ingine.contract.keys import SILENT_AFTER_S, Keys
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.worker.burial import ending_of
+from ingine.worker.choices import CommittedChoice
 from ingine.worker.grammar_version import LLGUIDANCE_VERSION
 from ingine.worker.heartbeat import last_beat_s
 from ingine.worker.job_streams import DEFAULT_MAX_COST, JobStreams
@@ -231,16 +233,25 @@ class Queue(JobStreams):
 
         Raises InvalidRequest if the log is damaged: a worker that continued it would generate another text.
         """
-        token_ids: list[int] = []
-        start = "-"
+        [choice] = await self.committed_choices(job_id, 1)
+        return choice.token_ids
+
+    async def committed_choices(self, job_id: str, num_choices: int) -> list[CommittedChoice]:
+        """Read what a job's log has of each choice. Like `committed` otherwise."""
+        choices = [CommittedChoice() for _ in range(num_choices)]
+        position, positions, start = 0, ChoicePositions(from_start=True), "-"
         while page := await self._redis.xrange(self.keys.tokens(job_id), min=start, count=LOG_PAGE):
             try:
-                for event in decode_log(job_id, len(token_ids), page):
-                    token_ids += event.token_ids
+                for event in decode_log(job_id, position, page, choices=positions):
+                    if (event.choice_position is None) != (num_choices == 1) or event.index >= num_choices:
+                        raise ValueError(f"an event of another number of choices than {num_choices}")
+                    choice, position = choices[event.index], event.position
+                    choice.token_ids += event.token_ids
+                    choice.finish_reason, choice.stop_reason = event.finish_reason, event.stop_reason
             except UNREADABLE as error:
                 raise InvalidRequest(ErrorCode.BAD_RECORD, f"its token log is damaged: {error!r}") from None
             start = f"({page[-1][0].decode()}"
-        return token_ids
+        return choices
 
     async def cancelled_among(self, job_ids: Iterable[str]) -> list[str]:
         """Return those of `job_ids` whose records say that a client has requested to cancel them."""

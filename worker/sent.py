@@ -44,6 +44,16 @@ class Sent:
             following = append
         return following
 
+    def all_after(self, position: int) -> list[Append]:
+        """The events that end after `position`, in their order."""
+        following = []
+        for append in reversed(self._appends):
+            if append.position <= position:
+                break
+            following.append(append)
+        following.reverse()
+        return following
+
     def goes_on_from(self, position: int) -> bool:
         """Whether the kept events continue a log that ends at `position`."""
         following = self.after(position)

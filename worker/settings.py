@@ -14,6 +14,7 @@ from ingine.contract.jobs import DEFAULT_RESULT_TTL_S, Name
 from ingine.contract.keys import PARKED_PREFIX, QUEUE_NAME
 from ingine.engine.config import EngineConfig
 from ingine.errors import ConfigError
+from ingine.sampling_params import MAX_CHOICES
 from ingine.worker.identity import default_name
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
@@ -70,6 +71,7 @@ class WorkerSettings(BaseSettings):
     enable_prefix_caching: bool = Field(True, description="Reuse the KV of common prefixes.")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model; under torchrun.")
     async_scheduling: bool | None = Field(None, description="Schedule ahead of the device. Unset: on a GPU.")
+    max_choices: int = Field(16, ge=1, le=MAX_CHOICES, description="The most choices, `n`, of a job.")
     speculation: Literal["ngram", "suffix"] | None = Field(
         None, description="ngram: by prompt lookup. suffix: from recent outputs too. Unset: none."
     )

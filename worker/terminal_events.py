@@ -8,6 +8,7 @@ from ingine.contract.faults import MAX_REASON_CHARS
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import ErrorCode
+from ingine.worker.choices import choice_ends
 from ingine.worker.jobs import BegunJob, RunningJob
 
 
@@ -50,21 +51,29 @@ def terminal_event(job: RunningJob, output: SeqOutput) -> TerminalEvent:
     """The terminal event of a running job. `output`: the last one of its sequence."""
     outcome = _outcome(job, output)
     is_finished = outcome.status is JobStatus.FINISHED
+    # Held-back text belongs to the tokens before it; the log of a cancelled job may lack some of them.
+    with_text = outcome.status is not JobStatus.CANCELLED
+    choices = choice_ends(job, with_text=with_text) if job.choices else None
+    finish_reason, num_cached_tokens = output.finish_reason, output.num_cached_tokens
+    if job.choices:
+        finish_reason = choices[0]["finish_reason"]
+        if first := job.choices[0].last_output:  # the others find the prompt that it has computed
+            num_cached_tokens = first.num_cached_tokens
     return TerminalEvent(
         position=job.position,
         status=outcome.status,
         job_id=job.id,
-        # Held-back text belongs to the tokens before it; the log of a cancelled job may lack some of them.
-        text="" if outcome.status is JobStatus.CANCELLED else output.final_text,
-        finish_reason=str(output.finish_reason if is_finished else _early_finish_reason(outcome.status)),
+        text=output.final_text if with_text and not choices else "",
+        finish_reason=str(finish_reason if is_finished else _early_finish_reason(outcome.status)),
         error=outcome.error,
         usage={
             "num_prompt_tokens": output.num_prompt_tokens,
-            "num_cached_tokens": output.num_cached_tokens,
+            "num_cached_tokens": num_cached_tokens,
             "num_output_tokens": job.position,
         },
         timings=_timings(job),
         metadata=job.job.metadata,
+        choices=choices,
     )
 
 
