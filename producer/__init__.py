@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ingine.producer.client import AsyncClient
     from ingine.producer.handle import AsyncJobHandle
     from ingine.producer.replies import Reply
-    from ingine.producer.results import Chunk, DeadLetter, JobInfo, QueuedJob, QueueInfo, Result
+    from ingine.producer.results import Choice, Chunk, DeadLetter, JobInfo, QueuedJob, QueueInfo, Result
     from ingine.producer.sync import Client, JobHandle
     from ingine.sampling_params import SamplingParams
 
@@ -45,6 +45,7 @@ __all__ = [
     "AsyncClient",
     "AsyncJobHandle",
     "BadRecord",
+    "Choice",
     "Chunk",
     "Client",
     "ClientError",
@@ -85,6 +86,7 @@ _HOMES = {
     "AsyncClient": "ingine.producer.client",
     "AsyncJobHandle": "ingine.producer.handle",
     "Reply": "ingine.producer.replies",
+    "Choice": "ingine.producer.results",
     "Chunk": "ingine.producer.results",
     "DeadLetter": "ingine.producer.results",
     "JobInfo": "ingine.producer.results",

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from ingine.contract.events import Event, TokensEvent
 from ingine.errors import BadRecord, ResultTimeout
 from ingine.producer import arguments
+from ingine.producer.choices import LogWentBack, choices_of
 from ingine.producer.results import Chunk, JobInfo, Result, raise_unless_finished
 from ingine.producer.sessions import Session
-from ingine.producer.streams import LogWentBack
 
 
 class Jobs(Protocol):
@@ -49,6 +49,9 @@ class AsyncJobHandle:
         chunk that you have. After any other number, too, the first chunk's token ids begin right after it,
         but its text is that of the whole log entry, since text cannot be divided by token.
 
+        In a job of several choices each chunk belongs to one, its `index`. A position counts the tokens of
+        all of them.
+
         Text that was held back until the end comes as a last chunk without token ids. Then the iterator ends
         if the job finished, and raises JobFailed, JobCancelled or JobExpired otherwise. JobNotFound: the id
         is unknown. ServerUnavailable: the server was away for 30 s; the iterator waits out a shorter outage.
@@ -60,11 +63,22 @@ class AsyncJobHandle:
         async with aclosing(self._events(position, timeout, _deadline(timeout))) as events:
             async for event in events:
                 if isinstance(event, TokensEvent):
-                    yield Chunk(event.text, event.token_ids, event.position, event.logprobs)
+                    yield Chunk(
+                        event.text,
+                        event.token_ids,
+                        event.position,
+                        event.logprobs,
+                        event.index,
+                        event.choice_position,
+                        event.finish_reason,
+                    )
                     session.home.check("this stream", f"stream({event.position})")
                 else:
                     if event.text:
                         yield Chunk(event.text, [], event.position)
+                    for choice in event.choices or ():
+                        if choice.get("text"):
+                            yield Chunk(choice["text"], [], event.position, index=choice["index"])
                     raise_unless_finished(event)
 
     async def result(self, timeout: float | timedelta | None = None, *, cancel: bool = False) -> Result:  # noqa: ASYNC109
@@ -141,15 +155,16 @@ def _result(events: list[Event]) -> Result:
     """Join all events of one job; the last one is its terminal event."""
     *tokens, end = events
     raise_unless_finished(end)
-    logprobs = [entry for event in tokens for entry in event.logprobs or ()]
+    choices = choices_of(tokens, end)
     return Result(
         job_id=end.job_id,
-        text="".join(event.text for event in events),
-        token_ids=[token_id for event in tokens for token_id in event.token_ids],
+        text=choices[0].text,
+        token_ids=choices[0].token_ids,
         finish_reason=end.finish_reason,
         usage=end.usage,
         timings=end.timings,
         metadata=end.metadata,
         status=end.status,
-        logprobs=logprobs or None,
+        logprobs=choices[0].logprobs,
+        choices=choices,
     )

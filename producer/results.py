@@ -15,22 +15,44 @@ NO_WORKER = "no worker serves queue %s: jobs wait until one does (start one with
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a job's output."""
+    """A part of one choice of a job's output."""
 
     text: str
     """Text that it adds. It may be empty: half characters and possible stop strings are held back."""
     token_ids: list[int]
     """Empty in the last chunk if that only adds text which was held back."""
     position: int
-    """Output tokens up to the end of this chunk. Pass it to `attach` or `stream` to continue after it."""
+    """Output tokens, of all choices, up to the end of this chunk. Pass it to `attach` or `stream` to continue
+    after it."""
     logprobs: list[dict[str, Any]] | None = None
     """If requested, one a token: {token_id, logprob, top: [[token_id, logprob], ...], bytes, top_bytes}.
     Bytes are lists of ints, in UTF-8: a character may have several tokens. Older workers send none."""
+    index: int = 0
+    """The choice that it belongs to."""
+    choice_position: int | None = None
+    """Tokens of that choice up to the end of this chunk. None in a job of one choice, and in a chunk without
+    tokens."""
+    finish_reason: str | None = None
+    """`stop` or `length` if the choice ends with this chunk. None in a job of one choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the outputs of a finished job."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    """`stop` or `length`."""
+    stop_reason: int | str | None = None
+    """The stop string or stop token that ended it, in a job of several choices."""
+    logprobs: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished job."""
+    """A finished job. `text`, `token_ids`, `finish_reason` and `logprobs` are those of choice 0."""
 
     job_id: str
     text: str
@@ -38,12 +60,14 @@ class Result:
     finish_reason: str
     """`stop` or `length`."""
     usage: dict[str, int]
-    """num_prompt_tokens, num_cached_tokens, num_output_tokens."""
+    """num_prompt_tokens, num_cached_tokens, num_output_tokens. The last counts all choices."""
     timings: dict[str, float]
     """queue_ms, first_token_ms, total_ms from submission; attempts."""
     metadata: dict[str, Any] | None
     status: JobStatus
     logprobs: list[dict[str, Any]] | None = None
+    choices: list[Choice] = field(default_factory=list)
+    """One for each of the job's `n`, in the order of their indices."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 
 from ingine.contract.events import Event, TerminalEvent, TokensEvent
@@ -23,6 +22,7 @@ from ingine.contract.record import JobStatus, unknown_status
 from ingine.errors import BadRecord, ClientError, JobNotFound
 from ingine.producer import arguments
 from ingine.producer.channels import ChannelHub, Subscription
+from ingine.producer.choices import LogWentBack, YieldedChoices
 from ingine.producer.connection import Server
 from ingine.producer.home import Home
 from ingine.producer.partitions import MAX_MOVES, Partition, Partitions
@@ -37,13 +37,11 @@ NO_WORKER_AFTER_S = 3.0
 """A stream that receives nothing for this long checks whether any worker serves its partition."""
 FIRST_SPACING_S, LONGEST_SPACING_S = 0.001, 0.1
 """Time between the starts of two reads of one log after a read that brought nothing; doubles each time."""
+MAX_READS = 10
+"""How often a stream reads a log from its first event again, after the server has lost some of it."""
 _NOT_ENDED = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 log = logging.getLogger(__name__)
-
-
-class LogWentBack(Exception):
-    """The server has lost events that were already read, and now has the tokens in other events."""
 
 
 class Streams:
@@ -98,6 +96,7 @@ class Streams:
         channel, home = partition.keys.channel(job_id), Home()
         subscription = hub.subscribe(channel, ends_only=at_end)
         reads, lacked, went_back = _ReadTimer(subscription), False, False
+        choices, num_read_again = YieldedChoices(from_start=position == 0), 0
         try:
             while True:
                 with_record = await reads.next()
@@ -111,8 +110,21 @@ class Streams:
                     if at_end and event.start < position:
                         raise LogWentBack
                     if isinstance(event, TokensEvent):
-                        yield _after(event, position)
+                        try:
+                            part = choices.new_part(event, position)
+                        except LogWentBack as error:
+                            num_read_again += 1
+                            if at_end:
+                                raise
+                            if not choices.from_start or num_read_again > MAX_READS:
+                                raise BadRecord(f"the log of job {job_id} has changed: {error}") from None
+                            choices.read_again()
+                            position = 0
+                            subscription.mark_stale()
+                            break
                         position = event.position
+                        if part is not None:
+                            yield part
                     elif with_record:  # else it is read once more, with the record
                         _check_end(event, page)
                         yield event
@@ -228,12 +240,3 @@ def _check_status(job_id: str, status: JobStatus | str) -> None:
     """Raise UnknownStatus for a status that only a newer version understands."""
     if not isinstance(status, JobStatus):
         raise unknown_status(job_id, status)
-
-
-def _after(event: TokensEvent, position: int) -> TokensEvent:
-    """`event` without the tokens up to `position`. Its text cannot be divided, and stays whole."""
-    if event.start >= position:
-        return event
-    num_new = event.position - position
-    logprobs = event.logprobs and event.logprobs[-num_new:]
-    return replace(event, token_ids=event.token_ids[-num_new:], logprobs=logprobs)

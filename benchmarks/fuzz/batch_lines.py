@@ -9,7 +9,7 @@ from ingine.contract.keys import Priority
 from ingine.contract.record import JobStatus
 from ingine.errors import InvalidJob
 from ingine.producer.openai.batch_format import CHAT_URL, COMPLETIONS_URL, error_row, output_row, parse_line
-from ingine.producer.results import Result
+from ingine.producer.results import Choice, Result
 from ingine.producer.submission import build_submission
 
 SAMPLING = {
@@ -29,7 +29,9 @@ LINES = (
     {"custom_id": "a", "url": COMPLETIONS_URL, "body": {"prompt": [[1, 2, 3]], "max_completion_tokens": 4}},
 )
 WORDS = (b"\\ud800", b"1e999", b"NaN", b"9" * 5000, b'"', b"{", b"[" * 2000, b"\x00", b"\xff", b"\xfe\xff")
-RESULT = Result("a", "x", [1], "stop", {}, {}, None, JobStatus.FINISHED)
+RESULT = Result(
+    "a", "x", [1], "stop", {}, {}, None, JobStatus.FINISHED, choices=[Choice(0, "x", [1], "stop")]
+)
 
 
 def cases(rng: Random) -> bytes:

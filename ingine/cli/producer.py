@@ -37,6 +37,12 @@ def submit(
         bool,
         typer.Option("--chat/--raw", help="Apply the model's chat template to the prompt, or use it as is."),
     ] = True,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of outputs. --stream prints several when all have ended, or chunks with --json."
+        ),
+    ] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(help="Maximum number of output tokens. Default: the rest of the model's length."),
@@ -68,6 +74,7 @@ def submit(
     """
     prompt = _from_stdin() if prompt is None else prompt
     sampling = {
+        "n": n,
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
@@ -203,7 +210,7 @@ def _print_stream(job: "producer.JobHandle", as_json: bool) -> None:
             position = chunk.position
             if as_json:
                 print_json(_chunk_fields(chunk))
-            elif chunk.text:
+            elif chunk.text and chunk.choice_position is None:
                 ends_line = chunk.text.endswith("\n")
                 echo(chunk.text, end="", keep_lines=True)
         result = job.result()
@@ -218,11 +225,20 @@ def _print_stream(job: "producer.JobHandle", as_json: bool) -> None:
     finally:
         if not ends_line:
             echo()
-    if result.finish_reason == FINISH_LENGTH:
-        num_tokens = len(result.token_ids)
-        echo(f"ingine: the output was cut at {num_tokens} tokens (finish_reason: length)", err=True)
+    if len(result.choices) > 1 and not as_json:
+        for choice in result.choices:
+            echo(f"[{choice.index}]")
+            echo(choice.text, keep_lines=True)
+    for choice in result.choices:
+        if choice.finish_reason == FINISH_LENGTH:
+            which = f"output {choice.index}" if len(result.choices) > 1 else "the output"
+            num_tokens = len(choice.token_ids)
+            echo(f"ingine: {which} was cut at {num_tokens} tokens (finish_reason: length)", err=True)
 
 
 def _chunk_fields(chunk: "producer.Chunk") -> dict[str, Any]:
-    fields = {name: getattr(chunk, name) for name in ("position", "token_ids", "text", "logprobs")}
+    names = ["position", "token_ids", "text", "logprobs"]
+    if chunk.choice_position is not None or chunk.index:
+        names += ["index", "choice_position", "finish_reason"]
+    fields = {name: getattr(chunk, name) for name in names}
     return {name: value for name, value in fields.items() if value is not None}

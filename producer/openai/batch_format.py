@@ -22,7 +22,7 @@ from ingine.errors import (
     JobExpired,
     JobFailed,
 )
-from ingine.producer.results import Result
+from ingine.producer.results import Choice, Result
 from ingine.sampling_params import NEUTRAL_PARAMS, SamplingParams, is_neutral
 
 CHAT_URL, COMPLETIONS_URL = "/v1/chat/completions", "/v1/completions"
@@ -189,6 +189,8 @@ def _sampling(body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
         elif num_top:
             raise LineRefused("invalid_parameter", "top_logprobs needs logprobs: true", "top_logprobs")
     for name, value in body.items():
+        if name == "n" and is_neutral(value, (1,)):
+            continue
         if _RENAMED.get(name, name) in SamplingParams.model_fields:
             sampling[_RENAMED.get(name, name)] = _bias(value) if name == "logit_bias" else value
         elif name not in _IGNORED and not is_neutral(value, neutral.get(name, ())):
@@ -210,22 +212,13 @@ def _bias(bias: Any) -> Any:
 def output_row(line: Line, result: Result) -> dict[str, Any]:
     """Build a row of the output file."""
     chat = line.url == CHAT_URL
-    choice: dict[str, Any] = {"index": 0, "finish_reason": result.finish_reason, "logprobs": None}
-    if chat:
-        choice["message"] = {"role": "assistant", "content": result.text, "refusal": None}
-    else:
-        choice["text"] = result.text
-    if result.logprobs:
-        choice["logprobs"] = (
-            _chat_logprobs(result.logprobs) if chat else _completion_logprobs(result.logprobs)
-        )
     num_prompt, num_output = (result.usage.get(f"num_{side}_tokens", 0) for side in ("prompt", "output"))
     body = {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{result.job_id}",
         "object": "chat.completion" if chat else "text_completion",
         "created": int(time.time()),
         "model": line.arguments["model"],
-        "choices": [choice],
+        "choices": [_choice_fields(choice, chat=chat) for choice in result.choices],
         "usage": {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
@@ -236,10 +229,26 @@ def output_row(line: Line, result: Result) -> dict[str, Any]:
     return _row(line, {"status_code": 200, "request_id": result.job_id, "body": body}, None)
 
 
+def _choice_fields(choice: Choice, *, chat: bool) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "index": choice.index,
+        "finish_reason": choice.finish_reason,
+        "logprobs": None,
+    }
+    if chat:
+        fields["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+    else:
+        fields["text"] = choice.text
+    if choice.logprobs:
+        fields["logprobs"] = (_chat_logprobs if chat else _completion_logprobs)(choice.logprobs)
+    return fields
+
+
 def is_cut(row: dict[str, Any]) -> bool:
-    """True if the output in a row of the output file was cut by length. Accepts rows of any origin."""
+    """True if a choice in a row of the output file was cut by length. Accepts rows of any origin."""
     try:
-        return row["response"]["body"]["choices"][0]["finish_reason"] == FINISH_LENGTH
+        choices = row["response"]["body"]["choices"]
+        return any(choice["finish_reason"] == FINISH_LENGTH for choice in choices)
     except (KeyError, TypeError, IndexError):
         return False
 

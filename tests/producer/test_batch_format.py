@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ingine.contract.record import JobStatus
-from ingine.producer import InvalidJob, JobCancelled, JobExpired, JobFailed, Result
+from ingine.producer import Choice, InvalidJob, JobCancelled, JobExpired, JobFailed, Result
 from ingine.producer.openai.batch_format import Line, error_row, output_row, parse_line
 from ingine.producer.submission import build_submission
 
@@ -23,7 +23,9 @@ def parse(body: object, url: str = CHAT, **fields) -> Line:
 def result(**fields) -> Result:
     usage = {"num_prompt_tokens": 4, "num_output_tokens": 2, "num_cached_tokens": 1}
     defaults = {"job_id": "j", "text": "out", "token_ids": [7, 8], "finish_reason": "stop", "usage": usage}
-    return Result(**defaults | {"timings": {}, "metadata": None, "status": JobStatus.FINISHED} | fields)
+    fields = defaults | {"timings": {}, "metadata": None, "status": JobStatus.FINISHED} | fields
+    choice = {name: fields.get(name) for name in ("text", "token_ids", "finish_reason", "logprobs")}
+    return Result(**{"choices": [Choice(0, **choice)]} | fields)
 
 
 def test_a_chat_line_is_a_job():
@@ -61,6 +63,7 @@ def test_text_parts_are_joined():
             {"top_k": 4, "min_p": 0.1, "repetition_penalty": 1.1},
         ),
         ({"ignore_eos": True, "min_tokens": 2, "stop_token_ids": [1]},) * 2,
+        ({"n": 3}, {"n": 3}),
         ({"n": 1, "stream": False, "tools": [], "response_format": {"type": "text"}, "user": "me"}, {}),
         ({"temperature": None, "tools": None}, {}),
         ({"max_tokens": None}, {}),
@@ -85,7 +88,7 @@ def test_parameters(body, sampling):
 @pytest.mark.parametrize(
     ("line", "code", "param"),
     [
-        (parse({"messages": HI, "n": 2}), "unsupported_parameter", "n"),
+        (parse({"messages": HI, "best_of": 2}), "unsupported_parameter", "best_of"),
         (parse({"messages": HI, "tools": [{"type": "function"}]}), "unsupported_parameter", "tools"),
         (
             parse({"messages": HI, "response_format": {"type": "json_object"}}),
@@ -93,7 +96,6 @@ def test_parameters(body, sampling):
             "response_format",
         ),
         (parse({"messages": HI, "stream": True}), "unsupported_parameter", "stream"),
-        (parse({"messages": HI, "n": True}), "unsupported_parameter", "n"),
         (parse({"messages": HI, "stream": 0}), "unsupported_parameter", "stream"),
         (parse({"messages": HI, "tool_choice": "required"}), "unsupported_parameter", "tool_choice"),
         (parse({"messages": HI, "reasoning_effort": "high"}), "unsupported_parameter", "reasoning_effort"),

@@ -1,0 +1,75 @@
+"""Choices as a consumer receives them: which tokens of each choice a stream has yielded."""
+
+from dataclasses import replace
+
+from ingine.contract.choices import ChoicePositions
+from ingine.contract.events import Event, TerminalEvent, TokensEvent
+from ingine.producer.results import Choice
+
+
+class LogWentBack(Exception):
+    """The server has lost events that were already read, and now has the tokens in other events."""
+
+
+class YieldedChoices:
+    """The tokens of each choice that a stream has yielded, over several reads of the log from its start.
+
+    A server that crashes may lose events that a stream has yielded. The next attempt generates the same
+    tokens of each choice, but the events of the choices may then follow each other in another order, so the
+    position in the log does not show which tokens are new. The position in each choice does.
+    """
+
+    def __init__(self, *, from_start: bool):
+        """from_start: the stream begins at the log's first event."""
+        self.from_start = from_start
+        self._yielded: dict[int, int] = {}
+        self._read = ChoicePositions(from_start=from_start)
+
+    def read_again(self) -> None:
+        """Begin to read the log from its first event again."""
+        self._read = ChoicePositions(from_start=True)
+
+    def new_part(self, event: TokensEvent, position: int) -> TokensEvent | None:
+        """Return the part of the log's next event that was not yielded. None if all of it was.
+
+        position: what was read of the log before. Raises LogWentBack if the event does not continue its
+        choice.
+        """
+        try:
+            self._read.add(event)
+        except ValueError as error:
+            raise LogWentBack(str(error)) from None
+        if event.choice_position is None:
+            return without_first(event, position - event.start)
+        start = event.choice_position - len(event.token_ids)
+        yielded = self._yielded.get(event.index, start + max(0, position - event.start))
+        self._yielded[event.index] = max(yielded, event.choice_position)
+        return without_first(event, yielded - start) if yielded < event.choice_position else None
+
+
+def without_first(event: TokensEvent, number: int) -> TokensEvent:
+    """`event` without its first tokens. Its text cannot be divided, and stays whole."""
+    if number <= 0:
+        return event
+    logprobs = event.logprobs and event.logprobs[number:]
+    return replace(event, token_ids=event.token_ids[number:], logprobs=logprobs)
+
+
+def choices_of(events: list[Event], end: TerminalEvent) -> list[Choice]:
+    """Join the tokens events of a finished job, by choice. end: its terminal event."""
+    ends = end.choices
+    if ends is None:
+        ends = [{"finish_reason": end.finish_reason, "text": end.text}]
+    return [_choice(index, [e for e in events if e.index == index], of) for index, of in enumerate(ends)]
+
+
+def _choice(index: int, events: list[TokensEvent], end: dict) -> Choice:
+    logprobs = [entry for event in events for entry in event.logprobs or ()]
+    return Choice(
+        index=index,
+        text="".join(event.text for event in events) + end.get("text", ""),
+        token_ids=[token_id for event in events for token_id in event.token_ids],
+        finish_reason=end["finish_reason"],
+        stop_reason=end.get("stop_reason"),
+        logprobs=logprobs or None,
+    )
