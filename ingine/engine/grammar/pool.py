@@ -30,9 +30,7 @@ class GrammarPool:
         with panics_as_errors():
             return self._compiler().compile(params)
 
-    def begin(
-        self, request: EngineRequest, index: int, eos_token_ids: Iterable[int]
-    ) -> Future[GrammarState]:
+    def begin(self, request: EngineRequest, index: int, eos_token_ids: Iterable[int]) -> Future[GrammarState]:
         """The state of a choice after its earlier output. The future raises InvalidRequest as `compile` does,
         and GRAMMAR_FAILED if the tokens are not of the grammar."""
 
