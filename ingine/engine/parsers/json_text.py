@@ -85,7 +85,7 @@ def _escape(reader: Reader) -> Parsing[str]:
 
 
 def _code_unit(reader: Reader) -> Parsing[int | None]:
-    r"""The value of \uXXXX, if that comes next. It stays."""
+    r"""Return the value of the \uXXXX that comes next, without taking it; None if something else comes."""
     if not (yield from reader.starts_with(r"\u")):
         return None
     written = _CODE_UNIT.fullmatch((yield from reader.look(6)))

@@ -34,7 +34,7 @@ class ControlTokens:
         self._longest = max(map(len, both), default=0)
 
     def marks(self, written: str) -> "Marks":
-        """For one conversation, all of whose texts are in `written`."""
+        """Return marks for a conversation whose texts are all in `written`."""
         return Marks(self, written)
 
     def wrap(self, text: str, opening: str, closing: str, *, by_assistant: bool = False) -> str:
