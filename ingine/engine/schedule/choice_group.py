@@ -1,12 +1,17 @@
 """The choices of one request: sequences with one prompt, which the first of them computes for all."""
 
+from array import array
 from itertools import count
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ingine.engine.schedule.sequence import Sequence
+from typing import Protocol
 
 _numbers = count()
+
+
+class Choice(Protocol):
+    """What a group needs to know of a sequence."""
+
+    block_table: array
+    num_hashed_blocks: int
 
 
 class ChoiceGroup:
@@ -19,7 +24,7 @@ class ChoiceGroup:
 
     def __init__(self, num_prompt_tokens: int, block_size: int):
         self._num_shared_blocks = (num_prompt_tokens - 1) // block_size
-        self._computing: Sequence | None = None
+        self._computing: Choice | None = None
         self.salt = next(_numbers).to_bytes(16)
         """Begins the hashes of the choices' blocks if only they may share them."""
 
@@ -29,10 +34,10 @@ class ChoiceGroup:
         seq = self._computing
         return seq is not None and bool(seq.block_table) and not self._has_prompt(seq)
 
-    def admit(self, seq: "Sequence") -> None:
+    def admit(self, seq: Choice) -> None:
         """Note that `seq` has been admitted, with the cached blocks that it begins with."""
         if not self._has_prompt(seq):
             self._computing = seq
 
-    def _has_prompt(self, seq: "Sequence") -> bool:
+    def _has_prompt(self, seq: Choice) -> bool:
         return seq.num_hashed_blocks >= self._num_shared_blocks
