@@ -10,7 +10,7 @@ from ingine.contract.calls.running import Append, Finish, Refusal
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import ErrorCode, InvalidRequest
-from ingine.worker.choices import tokens_event
+from ingine.worker.choice_events import tokens_event
 from ingine.worker.finisher import BAD_RECORD, Finisher
 from ingine.worker.jobs import MAX_ROLLBACKS, JobTable, RunningJob
 from ingine.worker.logs import log_event

@@ -8,7 +8,7 @@ from ingine.contract.faults import MAX_REASON_CHARS
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import ErrorCode
-from ingine.worker.choices import choice_ends
+from ingine.worker.choice_events import choice_ends
 from ingine.worker.jobs import BegunJob, RunningJob
 
 
