@@ -227,6 +227,31 @@ def test_the_grammar_begins_where_the_reasoning_ends(llama):
     assert rest.text in ("left", "right") and rest.finish_reason is FinishReason.STOP
 
 
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+def test_each_of_several_choices_has_a_state_of_its_own(llama, options):
+    params = SamplingParams(temperature=1.0, seed=5, n=3, max_tokens=90, structured_outputs=ASKED["json"])
+
+    def choices(engine: Engine, **more) -> list[list[int]]:
+        engine.add(EngineRequest("one", PROMPT, params, **more))
+        engine.add(EngineRequest("free", PROMPT, FREE))
+        found: list[list[int]] = [[], [], []]
+        while engine.has_unfinished:
+            for output in engine.step():
+                if output.seq_id == "one":
+                    found[output.index] += output.token_ids
+        return found
+
+    expected = choices(without_forced_drafts(make_engine(llama)))
+    for token_ids in expected:
+        jsonschema.validate(json.loads(llama.tokenizer.decode(token_ids)), SCHEMA)
+    assert choices(make_engine(llama, **options)) == expected
+    so_far = [token_ids[:7] for token_ids in expected]
+    rest = choices(
+        make_engine(llama, **options), output_token_ids=so_far[0], other_output_token_ids=so_far[1:]
+    )
+    assert [[*first, *more] for first, more in zip(so_far, rest, strict=True)] == expected
+
+
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return LLM("smollm2", max_model_len=512, kv_cache_bytes="64MiB")

@@ -281,9 +281,22 @@ def through_the_pipe(packed):
 
 
 def test_a_request_comes_back_as_it_was():
-    params = SamplingParams(seed=7, stop=("\n",), stop_token_ids=(3,), logit_bias={65: 100.0})
+    params = SamplingParams(
+        seed=7,
+        stop=("\n",),
+        stop_token_ids=(3,),
+        logit_bias={65: 100.0},
+        structured_outputs={"json": {"type": "object"}},
+    )
     request = EngineRequest(
-        "a#1", [1, 2], params, priority=-1, output_token_ids=[3], arrival_time=1.5, tenant="t"
+        "a#1",
+        [1, 2],
+        params,
+        priority=-1,
+        output_token_ids=[3],
+        arrival_time=1.5,
+        reasoning_end_token_ids=(4, 5),
+        tenant="t",
     )
     assert unpack_request(through_the_pipe(pack_request(request))) == request
 

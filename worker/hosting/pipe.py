@@ -38,6 +38,7 @@ Message = list[Any]
 
 _ERRORS = {kind.__name__: kind for kind in (ConfigError, ModelNotFound, UnsupportedModel, EngineError)}
 _REQUEST_FIELDS = tuple(field.name for field in fields(EngineRequest))
+_TUPLES = ("reasoning_end_token_ids", "other_output_token_ids", "ended_choices")
 _OUTPUT_FIELDS = tuple(field.name for field in fields(SeqOutput))
 _STATS_FIELDS = tuple(field.name for field in fields(EngineStats))
 _output_values = attrgetter(*_OUTPUT_FIELDS)
@@ -105,7 +106,8 @@ def pack_request(request: EngineRequest) -> dict[str, Any]:
 
 def unpack_request(packed: dict[str, Any]) -> EngineRequest:
     """The request of `pack_request`. Raises pydantic's ValidationError for invalid sampling parameters."""
-    return EngineRequest(**packed | {"params": SamplingParams(**packed["params"])})
+    tuples = {name: tuple(packed[name]) for name in _TUPLES}
+    return EngineRequest(**packed | tuples | {"params": SamplingParams(**packed["params"])})
 
 
 def pack_outputs(outputs: list[SeqOutput]) -> dict[str, tuple]:
