@@ -28,10 +28,6 @@ NEUTRAL_PARAMS: dict[str, tuple[Any, ...]] = {
     "prompt_logprob_start": (),
     "logprob_token_ids": (),
     "flat_logprobs": (False,),
-    "detokenize": (True,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "include_stop_str_in_output": (False,),
     "output_kind": (0, 2),  # CUMULATIVE, FINAL_ONLY: `LLM.generate` returns once, at the end
     "stream_interval": (),
     "skip_clone": (False, True),
@@ -110,6 +106,16 @@ class SamplingParams(BaseModel):
     structured_outputs: StructuredOutputsParams | None = Field(
         default=None, description="What the output has to look like."
     )
+    include_stop_str_in_output: bool = Field(
+        default=False, description="The text ends behind the stop string or stop token, not before it."
+    )
+    skip_special_tokens: bool = Field(default=True, description="Special tokens add nothing to the text.")
+    spaces_between_special_tokens: bool = Field(
+        default=True,
+        description="False: no space between special tokens that follow each other. Only some tokenizers put "
+        "one there.",
+    )
+    detokenize: bool = Field(default=True, description="False: the output has no text, only token ids.")
 
     if TYPE_CHECKING:  # more types are accepted than stored: None, a single stop string, lists
 
@@ -133,6 +139,10 @@ class SamplingParams(BaseModel):
             logit_bias: dict[int, float] | None = None,
             logprobs: int | None = None,
             structured_outputs: StructuredOutputsParams | dict[str, Any] | None = None,
+            include_stop_str_in_output: bool | None = False,
+            skip_special_tokens: bool | None = True,
+            spaces_between_special_tokens: bool | None = True,
+            detokenize: bool | None = True,
         ): ...
 
     @model_validator(mode="before")
@@ -190,6 +200,14 @@ class SamplingParams(BaseModel):
     def _min_below_max(self):
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) is over max_tokens ({self.max_tokens})")
+        return self
+
+    @model_validator(mode="after")
+    def _stop_strings_need_text(self):
+        if self.stop and not self.detokenize:
+            raise ValueError(
+                "stop needs the output's text: leave out detokenize=False, or use stop_token_ids"
+            )
         return self
 
     def given(self) -> dict[str, Any]:

@@ -80,10 +80,6 @@ def test_none_is_as_if_not_given(name):
     [
         ("best_of", 3),
         ("use_beam_search", True),
-        ("skip_special_tokens", False),
-        ("spaces_between_special_tokens", False),
-        ("detokenize", False),
-        ("include_stop_str_in_output", True),
         ("prompt_logprobs", 1),
         ("bad_words", ["x"]),
         ("allowed_token_ids", [1]),
@@ -135,3 +131,9 @@ def test_min_tokens_is_compared_with_max_tokens_only_where_there_is_one():
     assert SamplingParams(min_tokens=5).max_tokens is None
     with pytest.raises(ValidationError, match=r"min_tokens \(5\) is over max_tokens \(4\)"):
         SamplingParams(min_tokens=5, max_tokens=4)
+
+
+def test_a_stop_string_needs_text():
+    with pytest.raises(ValidationError, match="leave out detokenize=False"):
+        SamplingParams(stop="x", detokenize=False)
+    assert not SamplingParams(stop_token_ids=[7], detokenize=False).detokenize

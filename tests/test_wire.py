@@ -245,7 +245,7 @@ def test_a_job_carries_what_was_set_and_nothing_else(given):
 
 
 def test_what_means_nothing_may_be_on_the_wire():
-    sampling = {"n": 1, "stop": None, "max_tokens": None, "skip_special_tokens": True, "temperature": 0}
+    sampling = {"n": 1, "stop": None, "max_tokens": None, "use_beam_search": False, "temperature": 0}
     assert decode_job(job(sampling=sampling)).sampling.given() == {"temperature": 0.0}
 
 

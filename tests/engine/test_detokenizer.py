@@ -100,3 +100,40 @@ def test_with_byte_fallback_only_the_very_first_space_goes(byte_fallback, seed):
 def test_a_lone_space_at_the_start_leaves_the_next_word_its_own(byte_fallback):
     space, hello = 261, 258
     assert pieces(byte_fallback, [space, hello]) == ["", " Hello", ""]
+
+
+# ---------------------------------------------------------------------- special tokens in the text
+
+
+def shown(tokenizer: Tokenizer, token_ids: list[int], **options) -> str:
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=False, **options)
+    return "".join(map(detokenizer.append, token_ids)) + detokenizer.flush()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_shown_special_tokens_are_where_decoding_all_tokens_together_has_them(byte_fallback, seed):
+    rng = random.Random(seed)
+    space, *words = 261, 258, 259, 260, 262, 0x20 + 2, 0x41 + 2
+    token_ids = [rng.choice((0, 1, space, *words)) for _ in range(5)]
+    whole = byte_fallback._core.decode(token_ids, skip_special_tokens=False)
+    assert shown(byte_fallback, token_ids) == whole
+
+
+def test_shown_special_tokens_of_a_byte_level_tokenizer(tokenizer):
+    token_ids = tokenizer.encode("<|im_start|>a é<|im_end|><|im_start|>") + tokenizer.encode("𓃰")[:1]
+    whole = tokenizer._core.decode(token_ids, skip_special_tokens=False)
+    assert shown(tokenizer, token_ids) == whole == "<|im_start|>a é<|im_end|><|im_start|>\ufffd"
+    assert shown(tokenizer, token_ids, spaces_between_special_tokens=False) == whole
+    assert shown(tokenizer, [*token_ids, 10**6]) == whole
+
+
+def test_spaces_between_special_tokens_are_left_out_on_request():
+    """A WordPiece decoder puts a space before every word, and a special token is one."""
+    core = CoreTokenizer(models.WordLevel({"a": 0, "<x>": 1, "<y>": 2}, unk_token="a"))
+    core.decoder = decoders.WordPiece(cleanup=False)
+    core.add_special_tokens(["<x>", "<y>"])
+    tokenizer = Tokenizer(core)
+    token_ids = [1, 2, 0, 1, 1]
+    assert shown(tokenizer, token_ids) == "<x> <y> a <x> <x>"
+    assert shown(tokenizer, token_ids) == core.decode(token_ids, skip_special_tokens=False)
+    assert shown(tokenizer, token_ids, spaces_between_special_tokens=False) == "<x><y> a <x><x>"

@@ -26,6 +26,9 @@ class Tokenizer:
     def special_token(self, token_id: int) -> str:
         return PIECES[token_id].decode()
 
+    def special_token_bytes(self, token_id: int, *, first: bool) -> bytes | None:
+        return PIECES[token_id] if token_id == EOS else None
+
 
 @dataclass
 class Outcome:
@@ -57,37 +60,46 @@ def feed(output_text: OutputText, token_ids: list[int]) -> Outcome:
     return Outcome(texts, output_text.flush(), output_text.finish_reason, output_text.stop_reason)
 
 
-def text_of(token_ids: list[int], *, final: bool) -> str:
+def text_of(token_ids: list[int], params: SamplingParams, *, final: bool) -> str:
+    if not params.detokenize:
+        return ""
+    shown = [token_id for token_id in token_ids if token_id != EOS or not params.skip_special_tokens]
     utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-    return utf8.decode(b"".join(PIECES[token_id] for token_id in token_ids if token_id != EOS), final=final)
+    return utf8.decode(b"".join(PIECES[token_id] for token_id in shown), final=final)
 
 
 def by_definition(params: SamplingParams, token_ids: list[int]) -> tuple[str, str | None, int | str | None]:
     """The whole text, finish reason and stop reason."""
     ends = {*params.stop_token_ids} | (set() if params.ignore_eos else {EOS})
-    not_searched = text_of(token_ids[: params.min_tokens], final=False)
+    includes_stop = params.include_stop_str_in_output
+    not_searched = text_of(token_ids[: params.min_tokens], params, final=False)
     searched = ""
     for position, token_id in enumerate(token_ids, start=1):
         if token_id in ends:
-            text = text_of(token_ids[: position - 1], final=True)
+            text = text_of(token_ids[: position - (not includes_stop)], params, final=True)
             return text, "stop", token_id if token_id in params.stop_token_ids else None
         if position > params.min_tokens:
-            whole = text_of(token_ids[:position], final=False)[len(not_searched) :]
+            whole = text_of(token_ids[:position], params, final=False)[len(not_searched) :]
             for end in range(len(searched) + 1, len(whole) + 1):
                 if found := [stop for stop in params.stop if whole[:end].endswith(stop)]:
                     stop = max(found, key=len)
-                    return not_searched + whole[: end - len(stop)], "stop", stop
+                    length = end if includes_stop else end - len(stop)
+                    return not_searched + whole[:length], "stop", stop
             searched = whole
         if position == params.max_tokens:
-            return text_of(token_ids[:position], final=True), "length", None
-    return text_of(token_ids, final=True), None, None
+            return text_of(token_ids[:position], params, final=True), "length", None
+    return text_of(token_ids, params, final=True), None, None
 
 
 @st.composite
 def some_params(draw) -> SamplingParams:
     min_tokens = draw(st.integers(0, 6))
+    stop = draw(st.lists(st.text("abé", min_size=1, max_size=4), max_size=3))
     return SamplingParams(
-        stop=draw(st.lists(st.text("abé", min_size=1, max_size=4), max_size=3)),
+        stop=stop,
+        detokenize=bool(stop) or draw(st.booleans()),
+        skip_special_tokens=draw(st.booleans()),
+        include_stop_str_in_output=draw(st.booleans()),
         stop_token_ids=draw(st.lists(st.sampled_from([EOS, 4]), max_size=2)),
         ignore_eos=draw(st.booleans()),
         min_tokens=min_tokens,
@@ -130,6 +142,20 @@ def test_a_stop_string_is_found_over_the_seam_of_two_tokens():
     outcome = feed(make(SamplingParams(stop="baab")), [1, 4, 3, 1])  # a, ba, ab
     assert (outcome.texts, outcome.final_text) == (["a", "", ""], "")
     assert (outcome.finish_reason, outcome.stop_reason) == ("stop", "baab")
+
+
+def test_a_stop_string_that_is_included_holds_nothing_back():
+    outcome = feed(make(SamplingParams(stop="baab", include_stop_str_in_output=True)), [1, 4, 3, 1])
+    assert (outcome.texts, outcome.final_text) == (["a", "ba", "ab"], "")
+    outcome = feed(make(SamplingParams(stop="b", include_stop_str_in_output=True)), [4])  # ba: not the a
+    assert (outcome.text, outcome.stop_reason) == ("b", "b")
+
+
+def test_an_included_stop_token_is_shown_unless_special_tokens_are_skipped():
+    params = {"stop_token_ids": [4], "include_stop_str_in_output": True}
+    assert feed(make(SamplingParams(**params)), [1, 4]).text == "aba"
+    assert feed(make(SamplingParams(**params)), [1, EOS]).text == "a"
+    assert feed(make(SamplingParams(**params, skip_special_tokens=False)), [1, EOS]).text == "a</s>"
 
 
 def test_half_a_character_after_a_stop_string_is_not_part_of_the_text():

@@ -13,6 +13,9 @@ class TokenBytes(Protocol):
     def special_token(self, token_id: int) -> str:
         """The name of a special token; "" for an unknown id."""
 
+    def special_token_bytes(self, token_id: int, *, first: bool) -> bytes | None:
+        """The UTF-8 bytes of a special token in a text that shows such tokens; None for another token."""
+
 
 class Detokenizer:
     """Decodes one sequence's output. The concatenated deltas and the flush equal the text of all tokens.
@@ -21,26 +24,48 @@ class Detokenizer:
     unfinished character back, and replaces invalid bytes.
     """
 
-    def __init__(self, tokenizer: TokenBytes):
+    def __init__(
+        self,
+        tokenizer: TokenBytes,
+        *,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ):
+        """The options are vLLM's, see `SamplingParams`."""
         self._tokenizer = tokenizer
+        self._skips_special_tokens = skip_special_tokens
+        self._has_spaces = spaces_between_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._first = True
+        self._is_after_special = False
 
     def append(self, token_id: int) -> str:
         """Take the next token. Returns the text that it completes."""
-        token = self._tokenizer.token_bytes(token_id, first=self._first)
+        token, self._is_after_special = self._bytes_and_kind(token_id)
         if token is None:
             return ""
         self._first = False  # also if it has no bytes, like a lone space at the beginning of a text
         return self._utf8.decode(token)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that this token would add to the text now. For a special token its name, which the text
-        does not contain.
+        """The bytes that this token would add to the text now. For a special token that the text does not
+        contain, its name.
         """
-        token = self._tokenizer.token_bytes(token_id, first=self._first)
+        token, _ = self._bytes_and_kind(token_id)
         return self._tokenizer.special_token(token_id).encode() if token is None else token
 
     def flush(self) -> str:
         """Return the replacement character if an unfinished character is held back, else ""."""
         return self._utf8.decode(b"", final=True)
+
+    def _bytes_and_kind(self, token_id: int) -> tuple[bytes | None, bool]:
+        """The bytes that this token adds to the text, None if it adds nothing; and whether it is a special
+        token that the text shows.
+        """
+        token = self._tokenizer.token_bytes(token_id, first=self._first)
+        if token is not None or self._skips_special_tokens:
+            return token, False
+        token = self._tokenizer.special_token_bytes(token_id, first=self._first)
+        if token is not None and self._is_after_special and not self._has_spaces:
+            token = self._tokenizer.special_token(token_id).encode()
+        return token, token is not None

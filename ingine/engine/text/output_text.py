@@ -38,18 +38,26 @@ class OutputText:
         self.end_token_ids = self._stop_token_ids | (frozenset() if ignores_eos else eos_token_ids)
         """Tokens that end the output."""
         self._min_tokens = params.min_tokens
-        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
-        self._stop_strings = StopStrings(params.stop)
+        self._detokenizer = None
+        if tokenizer is not None and params.detokenize:
+            self._detokenizer = Detokenizer(
+                tokenizer,
+                skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
+            )
+        self._includes_stop = params.include_stop_str_in_output
+        self._stop_strings = StopStrings(params.stop, is_included=self._includes_stop)
 
     def append(self, token_id: int) -> str:
         """Take the next output token. Returns the text that is now certain, and sets `finish_reason` if the
         token ends the output.
         """
         self.num_tokens += 1
-        if token_id in self.end_token_ids:  # as in vLLM, such a token is in the ids and not in the text
+        if token_id in self.end_token_ids:
             self._finish(FinishReason.STOP, token_id if token_id in self._stop_token_ids else None)
-            return ""
-        text, stop = self._detokenizer.append(token_id) if self._detokenizer else "", None
+            # As in vLLM, such a token is in the ids, and in the text only on request.
+            return self._detokenize(token_id) if self._includes_stop else ""
+        text, stop = self._detokenize(token_id), None
         # The text of the first `min_tokens` tokens is not searched: it may not end the output.
         if self.num_tokens > self._min_tokens:
             text, stop = self._stop_strings.append(text)
@@ -74,6 +82,9 @@ class OutputText:
         replacement for an unfinished character.
         """
         return self._stop_strings.flush() + (self._detokenizer.flush() if self._detokenizer else "")
+
+    def _detokenize(self, token_id: int) -> str:
+        return self._detokenizer.append(token_id) if self._detokenizer else ""
 
     def _finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         self.finish_reason, self.stop_reason = reason, stop_reason

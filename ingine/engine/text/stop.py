@@ -10,8 +10,10 @@ class StopStrings:
     examined once for each stop string, however long these are.
     """
 
-    def __init__(self, stops: tuple[str, ...]):
+    def __init__(self, stops: tuple[str, ...], *, is_included: bool = False):
+        """is_included: the text ends behind the stop string, so none of it is held back."""
         self._matches = [_Match(stop) for stop in stops]
+        self._is_included = is_included
         self._held = ""
 
     def append(self, text: str) -> tuple[str, str | None]:
@@ -26,9 +28,11 @@ class StopStrings:
         ]
         if ends:
             end, _, stop = min(ends)  # the first to end; of those, the longest
-            start = len(self._held) + end - len(stop)
+            num_chars = len(self._held) + end - (0 if self._is_included else len(stop))
             self._held = ""
-            return pending[:start], stop
+            return pending[:num_chars], stop
+        if self._is_included:
+            return text, None
         num_certain = len(pending) - max(match.length for match in self._matches)
         self._held = pending[num_certain:]
         return pending[:num_certain], None

@@ -237,6 +237,21 @@ class Tokenizer:
         with panics_as_errors():
             return self._core.id_to_token(token_id) or ""
 
+    def special_token_bytes(self, token_id: int, *, first: bool) -> bytes | None:
+        """Return the UTF-8 bytes that a special token adds to a text which shows special tokens; None for any
+        other token. `first`: as in `token_bytes`.
+        """
+        if token_id not in self._special_ids:
+            return None
+        if self._is_byte_level:
+            return self.special_token(token_id).encode()
+        with panics_as_errors():
+            if first:
+                return self._core.decode([token_id], skip_special_tokens=False).encode()
+            before = self._core.decode([self._anchor])
+            whole = self._core.decode([self._anchor, token_id], skip_special_tokens=False)
+            return whole.removeprefix(before).encode()
+
     def _compute_token_bytes(self, token_id: int, first: bool) -> bytes | None:
         token = self._core.id_to_token(token_id)
         if token is None or token_id in self._special_ids:
