@@ -135,6 +135,7 @@ class PromptReader:
         return token_ids
 
     async def _read_chat(self, job: Job, submitted_at: datetime) -> list[int]:
+        refuse_enforced_tools(job)
         conversation = conversation_of(job)
         if self._tokenises_at_once(job):  # there is no chat template: this raises
             return self._encoder.encode_chat(conversation)
@@ -161,6 +162,18 @@ class PromptReader:
         said = fault if self._log_prompts else kind
         log_event(logger, logging.WARNING, "prompt not read", job_id=job.id, error=said)
         return InvalidRequest(ErrorCode.ENGINE_ERROR, f"the prompt cannot be tokenised: {kind}")
+
+
+def refuse_enforced_tools(job: Job) -> None:
+    """Raise InvalidRequest for a job that relies on the model calling tools in a way that is not enforced."""
+    if job.tool_choice not in (None, "none", "auto"):
+        field = "tool_choice"
+    elif not job.parallel_tool_calls:
+        field = "parallel_tool_calls"
+    else:
+        return
+    message = f"{field}: which tools the model calls cannot be enforced; structured_outputs can"
+    raise InvalidRequest(ErrorCode.INVALID_PARAMETER, message)
 
 
 def conversation_of(job: Job) -> Conversation:
