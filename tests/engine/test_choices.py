@@ -149,7 +149,7 @@ def test_choices_that_wait_for_the_prompt_hold_up_no_other_request(llama):
 @ASYNC
 @pytest.mark.parametrize("name", ["random", "ends at different times"])
 def test_resumes_at_every_position(llama, name, is_async):
-    params = PARAMS[name]
+    params = PARAMS[name].model_copy(update={"max_tokens": 7})
     whole = Driver(make_engine(llama, async_scheduling=is_async))
     order: list[tuple[int, int]] = []
     whole.engine.add(EngineRequest("a", PROMPT, params))
