@@ -39,7 +39,7 @@ class GrammarChecks:
 
     @property
     def start_error(self) -> str | None:
-        """As `PromptProcess.start_error`."""
+        """The reason why the process cannot be started, see `PromptProcess.start_error`."""
         return self._process.start_error
 
     async def close(self) -> None:

@@ -119,8 +119,8 @@ def _checked(source: str, kind: str, vocabulary: GrammarVocabulary) -> LLMatcher
 
 
 def _try_first_masks(matcher: LLMatcher, kind: str, vocabulary: GrammarVocabulary) -> None:
-    """Of the beginning, and of that of an object's first key: there each of thousands of properties that may
-    be left out is a way to go on, which is over the limits of a step."""
+    """Compute the masks at the beginning of the output and of an object's first key, to find a grammar that
+    exceeds the limits of a step there: each of its optional properties is a possible continuation."""
     for text in ("", "{", '"'):
         goes_on = not text or matcher.try_consume_tokens(vocabulary.ll_tokenizer.greedy_tokenize(text))
         if goes_on:

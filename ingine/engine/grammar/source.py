@@ -101,8 +101,8 @@ def _of_grammar(grammar: str) -> str:
 
 
 def _of_structural_tag(text: str, vocabulary: GrammarVocabulary) -> str:
-    """As `llguidance.StructTag.to_grammar`, which takes either all triggers of the form <...> for special
-    tokens or none."""
+    """Return the grammar of a structural tag, like `llguidance.StructTag.to_grammar`, which however takes
+    either all triggers of the form <...> for special tokens or none."""
     structures, triggers = _read_structural_tag(text)
     rules = []
     for index, structure in enumerate(structures):

@@ -70,7 +70,7 @@ class _Match:
 
 
 def _borders(stop: str) -> array:
-    """For each prefix of `stop`, the length of its longest proper prefix that is also its suffix."""
+    """Return, for each prefix of `stop`, the length of its longest proper prefix that is also its suffix."""
     borders, length = array("H", [0]), 0
     for char in stop[1:]:
         while length and stop[length] != char:
