@@ -282,6 +282,7 @@ def through_the_pipe(packed):
 
 def test_a_request_comes_back_as_it_was():
     params = SamplingParams(
+        n=2,
         seed=7,
         stop=("\n",),
         stop_token_ids=(3,),
@@ -297,6 +298,8 @@ def test_a_request_comes_back_as_it_was():
         arrival_time=1.5,
         reasoning_end_token_ids=(4, 5),
         tenant="t",
+        other_output_token_ids=[[4, 5]],
+        ended_choices=[1],
     )
     assert unpack_request(through_the_pipe(pack_request(request))) == request
 
@@ -306,6 +309,7 @@ def test_outputs_come_back_as_they_were():
     outputs = [
         SeqOutput("a#1", 7, [5], "é", 3, 0, logprobs=logprobs),
         SeqOutput("b#2", 9, [], "", 3, 2, finish_reason=FinishReason.STOP, stop_reason="\n", final_text="�"),
+        SeqOutput("b#2", 9, [5], "", 3, 2, None, FinishReason.LENGTH, None, "", index=3, others_run=True),
     ]
     back = unpack_outputs(through_the_pipe(pack_outputs(outputs)))
     assert back == outputs
