@@ -78,7 +78,13 @@ class AsyncJobHandle:
                         yield Chunk(event.text, [], event.position)
                     for choice in event.choices or ():
                         if choice.get("text"):
-                            yield Chunk(choice["text"], [], event.position, index=choice["index"])
+                            yield Chunk(
+                                choice["text"],
+                                [],
+                                event.position,
+                                index=choice["index"],
+                                choice_position=choice["num_output_tokens"],
+                            )
                     raise_unless_finished(event)
 
     async def result(self, timeout: float | timedelta | None = None, *, cancel: bool = False) -> Result:  # noqa: ASYNC109

@@ -30,8 +30,7 @@ class Chunk:
     index: int = 0
     """The choice that it belongs to."""
     choice_position: int | None = None
-    """Tokens of that choice up to the end of this chunk. None in a job of one choice, and in a chunk without
-    tokens."""
+    """Tokens of that choice up to the end of this chunk. None in a job of one choice."""
     finish_reason: str | None = None
     """`stop` or `length` if the choice ends with this chunk. None in a job of one choice."""
 

@@ -238,7 +238,7 @@ def _print_stream(job: "producer.JobHandle", as_json: bool) -> None:
 
 def _chunk_fields(chunk: "producer.Chunk") -> dict[str, Any]:
     names = ["position", "token_ids", "text", "logprobs"]
-    if chunk.choice_position is not None or chunk.index:
+    if chunk.choice_position is not None:
         names += ["index", "choice_position", "finish_reason"]
     fields = {name: getattr(chunk, name) for name in names}
     return {name: value for name, value in fields.items() if value is not None}

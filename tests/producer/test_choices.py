@@ -60,7 +60,7 @@ async def test_chunks_and_results_name_their_choices(face: Face, worker: FakeWor
         (1, 1, 2),
         (1, 2, 3),
         (0, 2, 4),
-        (1, None, 4),
+        (1, 2, 4),
     ]
     assert [chunk.finish_reason for chunk in chunks] == [None, None, None, "length", None]
     assert chunks[-1].text == "held"

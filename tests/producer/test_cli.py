@@ -19,6 +19,7 @@ from ingine.contract.keys import Keys
 from ingine.contract.record import JobStatus
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
+from tests.producer.test_choices import ENDS, commit
 
 
 class Finished(NamedTuple):
@@ -286,3 +287,23 @@ def test_every_command_explains_itself(command: str):
             assert option in shown.output
     for name, subcommand in getattr(found, "commands", {}).items():
         assert name in shown.output and subcommand.help
+
+
+async def test_several_outputs_are_printed_when_all_have_ended(ingine: Ingine, worker: FakeWorker):
+    finished = await ingine("submit", "hi", "--n", "2", "--job-id", "two")
+    assert finished == (0, "two\n", "")
+    assert (await worker.take()).sampling.n == 2
+    await commit(worker, "two", [0, 1, 1, 0])
+    await worker.end("two", 4, choices=ENDS)
+    finished = await ingine("stream", "two")
+    assert finished.stdout == "[0]\n<1><2>\n[1]\n<11><12>held\n"
+    assert finished.stderr == "ingine: output 0 was cut at 2 tokens (finish_reason: length)\n"
+    finished = await ingine("stream", "two", "--json")
+    chunks = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert [(chunk["index"], chunk.get("choice_position")) for chunk in chunks] == [
+        (0, 1),
+        (1, 1),
+        (1, 2),
+        (0, 2),
+        (1, 2),
+    ]
