@@ -228,5 +228,18 @@ def test_the_grammar_begins_after_the_reasoning():
     assert resumed.accept([end[-1], a, b]) and resumed.is_terminated
 
 
+def test_a_copy_that_goes_ahead_past_the_reasoning_changes_nothing():
+    tokenizer = smollm2_tokenizer()
+    [a], end = tokenizer.encode("a"), tokenizer.encode("</think>")
+    compiler, params = smollm2_compiler(), params_of()
+    grammar = compiler.compile(params.structured_outputs)
+    state = GrammarState(grammar, params, eos_token_ids={0, 2}, begins_after=end)
+    assert state.ahead().accept([*end, a])
+    assert not state.has_begun and state.accept(end)
+    np.testing.assert_array_equal(
+        mask_of(state, VOCABULARY_WORDS), mask_of(state_of(compiler, params), VOCABULARY_WORDS)
+    )
+
+
 def ends_allowed(state: GrammarState) -> bool:
     return bool({0, 2} & {*allowed(mask_of(state, VOCABULARY_WORDS))})

@@ -122,7 +122,7 @@ class GrammarState:
         """A copy, to go on from here by tokens that may never come. It takes ten microseconds."""
         other = copy(self)
         other._token_ids = self._token_ids[:]
-        if self.matcher is not None:
+        if self.error is None:  # a failed state consumes nothing more
             other._matcher = self._matcher.deep_copy()
         return other
 
