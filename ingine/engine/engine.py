@@ -358,7 +358,9 @@ class Engine:
         if seq.grammar is not None and seq.grammar.error is not None:
             seq.finish(FinishReason.ERROR, seq.grammar.error, ErrorCode.GRAMMAR_FAILED)
             return
-        if seq.drafter is not None or (seq.grammar is not None and seq.takes_forced_drafts):
+        # With asynchronous scheduling nothing is drafted, and the step in flight has gone on from this one.
+        has_forced_drafts = seq.grammar is not None and seq.takes_forced_drafts
+        if seq.drafter is not None or (has_forced_drafts and self._scheduler.max_forced_draft):
             self._scheduler.start_over_without_drafts(seq)
             return
         seq.finish(FinishReason.ERROR, "the model's logits are not finite")

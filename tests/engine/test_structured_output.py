@@ -6,6 +6,7 @@ from threading import Event
 
 import jsonschema
 import pytest
+import torch
 
 from ingine import LLM
 from ingine.engine.engine import Engine
@@ -211,6 +212,32 @@ def test_what_compiles_holds_nobody_up_and_can_be_aborted(llama):
     while engine.has_unfinished and time.monotonic() < deadline:
         driver.step()
     assert driver.results["constrained"].finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_transient", [False, True])
+def test_logits_of_nan_never_let_a_token_of_another_place_through(
+    llama, alone, monkeypatch, is_async, is_transient
+):
+    """With a step ahead, the next step has computed on from a token that could not be chosen."""
+    engine = make_engine(llama, async_scheduling=is_async)
+    driver, compute_logits, num_calls = Driver(engine), llama.decoder.compute_logits, 0
+
+    def poisoned(hidden):
+        nonlocal num_calls
+        logits, before = compute_logits(hidden), num_calls
+        num_calls += 1
+        return logits.fill_(torch.nan) if before == 3 or (before > 3 and not is_transient) else logits
+
+    monkeypatch.setattr(llama.decoder, "compute_logits", poisoned)
+    engine.add(EngineRequest("one", PROMPT, PARAMS["regex random"]))
+    result = driver.finish()["one"]
+    expected = alone["regex random"].token_ids
+    assert result.token_ids == expected[: len(result.token_ids)]
+    if is_transient and not is_async:
+        assert same(result, alone["regex random"])
+    else:
+        assert (result.finish_reason, result.stop_reason) == ("error", "the model's logits are not finite")
 
 
 def test_the_grammar_begins_where_the_reasoning_ends(llama):
