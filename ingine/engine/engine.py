@@ -256,7 +256,7 @@ class Engine:
             self._launch_error = error
             return outputs + self.drain()
         before, self._in_flight = self._in_flight, _StepInFlight(batch, result, launched_at)
-        return self._report_ended_at_add() + outputs + self._settle(before)
+        return outputs + self._report_ended_at_add() + self._settle(before)
 
     def _settle(self, step: _StepInFlight | None) -> list[SeqOutput]:
         """Wait for a step, if there is one, and append its tokens to their sequences. Returns its outputs."""

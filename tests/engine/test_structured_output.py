@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import Future
 from threading import Event
 
 import jsonschema
@@ -277,6 +278,23 @@ def test_each_of_several_choices_has_a_state_of_its_own(llama, options):
         make_engine(llama, **options), output_token_ids=so_far[0], other_output_token_ids=so_far[1:]
     )
     assert [[*first, *more] for first, more in zip(so_far, rest, strict=True)] == expected
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_choice_whose_grammar_fails_late_ends_the_request_after_all_tokens(llama, is_async):
+    engine = make_engine(llama, async_scheduling=is_async)
+    begin, late = engine.grammars.begin, Future()
+    engine.grammars.begin = lambda request, index, eos: late if index == 1 else begin(request, index, eos)
+    params = SamplingParams(temperature=1.0, seed=5, n=2, max_tokens=90, structured_outputs=ASKED["json"])
+    engine.add(EngineRequest("one", PROMPT, params))
+    driver, outputs = Driver(engine), []
+    while len(driver.results["one"].token_ids if driver.results else ()) < 3:
+        driver.step()
+    late.set_exception(InvalidRequest(ErrorCode.GRAMMAR_FAILED, "not of its grammar"))
+    while engine.has_unfinished:
+        outputs += driver.step()
+    assert [output.ends_request for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    assert (outputs[-1].index, outputs[-1].error_code) == (1, ErrorCode.GRAMMAR_FAILED)
 
 
 @pytest.fixture(scope="module")
