@@ -3,7 +3,7 @@
 # fmt: off
 WORKER_EXTRA = {
     "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub",
-    "gguf", "numpy", "jinja2", "filelock", "prometheus_client",
+    "gguf", "numpy", "jinja2", "filelock", "prometheus_client", "llguidance",
 }
 # fmt: on
 

@@ -298,8 +298,8 @@ def test_a_request_comes_back_as_it_was():
         arrival_time=1.5,
         reasoning_end_token_ids=(4, 5),
         tenant="t",
-        other_output_token_ids=[[4, 5]],
-        ended_choices=[1],
+        other_output_token_ids=([4, 5],),
+        ended_choices=(1,),
     )
     assert unpack_request(through_the_pipe(pack_request(request))) == request
 
