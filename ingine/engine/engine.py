@@ -78,7 +78,7 @@ class Engine:
             vocab_size=model.config.vocab_size,
             sampling_defaults=sampling_defaults,
             has_text=tokenizer is not None,
-            eos_token_ids=tuple(sorted(self._eos_token_ids)),
+            eos_token_ids=sorted(self._eos_token_ids),
             max_choices=config.max_choices,
         )
         self.grammars = GrammarPool(self._make_vocabulary)

@@ -28,7 +28,7 @@ class RequestLimits:
     """The model's own defaults, see `ingine.engine.store.generation_config`."""
     has_text: bool = True
     """Whether the model has a tokenizer. Without one no stop string can be found."""
-    eos_token_ids: tuple[int, ...] = ()
+    eos_token_ids: list[int] = field(default_factory=list)
     """The model's end-of-sequence tokens."""
     max_choices: int = MAX_CHOICES
     """The config's `max_choices`."""

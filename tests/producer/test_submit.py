@@ -74,7 +74,7 @@ async def test_what_was_set_is_sent_and_nothing_else(client: AsyncClient, redis:
     """Fields are sent even at their default, however they were given. The model decides the others."""
     for sampling in ({"temperature": 1.0, "n": 1, "stop": None}, SamplingParams(temperature=1.0, n=1)):
         await client.submit("hi", sampling=sampling)
-    await client.submit("hi", temperature=1.0, n=1, max_tokens=None, skip_special_tokens=True)
+    await client.submit("hi", temperature=1.0, n=1, max_tokens=None, best_of=1)
     await client.submit("hi")
     given = [job.sampling.given() for job in await queued_jobs(redis, keys)]
     assert given == [{"temperature": 1.0}] * 3 + [{}]
