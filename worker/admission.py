@@ -55,11 +55,13 @@ class Admission:
 
     @property
     def room(self) -> int:
-        """Number of jobs to take now. 0 while sequences wait in the engine, or just after a prompt could not
-        be read here, since another worker may be idle."""
+        """Number of jobs to take now. 0 while sequences wait for room in the engine, or just after a prompt
+        could not be read here, since another worker may be idle."""
         if self._preparation.rests:
             return 0
-        if self.stopping or self.num_suspects or self._engine.stats.num_waiting or self.is_for_one_alone:
+        stats = self._engine.stats
+        is_full = stats.num_waiting > stats.num_compiling
+        if self.stopping or self.num_suspects or is_full or self.is_for_one_alone:
             return 0
         num_taken = self._jobs.num_choices + len(self._preparation) + self._num_reserved
         return max(0, self._max_num_jobs - num_taken)

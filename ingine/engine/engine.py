@@ -213,6 +213,7 @@ class Engine:
             num_output_tokens=self._num_output_tokens,
             num_draft_tokens=self._num_draft_tokens,
             num_accepted_tokens=self._num_accepted_tokens,
+            num_compiling=len(self._compiling),
         )
 
     def check_integrity(self) -> None:

@@ -103,6 +103,8 @@ class EngineStats:
     """Tokens that speculation drafted."""
     num_accepted_tokens: int = 0
     """Draft tokens that became output."""
+    num_compiling: int = 0
+    """Those of `num_waiting` whose grammars are being compiled. They wait for no room."""
 
 
 @dataclass(slots=True)

@@ -31,7 +31,7 @@ class Door(Admission):
     """An admission that notes what comes through it. `broken`: entries at which the server is away."""
 
     def __init__(self, room: int):
-        self.stats = SimpleNamespace(num_waiting=0)
+        self.stats = SimpleNamespace(num_waiting=0, num_compiling=0)
         engine = SimpleNamespace(stats=self.stats, limits=SimpleNamespace(max_num_tokens=512))
         jobs = JobTable()
         preparation = Preparation(jobs, engine, None, None, None, expire=lambda job: None)

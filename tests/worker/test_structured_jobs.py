@@ -1,6 +1,7 @@
 """Jobs whose output has to have a shape: from a bare XADD to the terminal event, and after a hand-over."""
 
 import json
+from threading import Event
 
 import jsonschema
 import msgpack
@@ -12,7 +13,7 @@ from ingine.engine.request import EngineRequest
 from ingine.errors import ErrorCode
 from ingine.worker.grammar_version import LLGUIDANCE_VERSION
 from tests.tiny_models import EOS_TOKEN_ID
-from tests.waiting import wait_until_async
+from tests.waiting import HANGS_S, wait_until_async
 
 SCHEMA = {
     "type": "object",
@@ -76,6 +77,22 @@ async def test_what_cannot_be_enforced_fails_with_a_code_and_others_go_on(harnes
     end = await worker.end("bad")
     assert (end.status, end.error["code"], says in end.error["message"]) == (JobStatus.FAILED, code, True)
     assert (await worker.end("good")).status is JobStatus.FINISHED
+
+
+async def test_a_grammar_that_compiles_in_the_engine_holds_up_no_other_job(harness, tiny_engine):
+    engine, release = tiny_engine(), Event()
+    compile_now = engine.grammars.compile
+    engine.grammars.compile = lambda params: release.wait(HANGS_S) and compile_now(params)
+    worker = await harness(engine)
+    try:
+        await worker.push(job("slow", {"choice": ["left", "right"]}))
+        await wait_until_async(lambda: engine.stats().num_waiting == 1, what="a sequence that compiles")
+        for number in range(3):
+            await worker.push(Job(id=f"free-{number}", prompt="Say it: ", sampling={"max_tokens": 3}))
+            assert (await worker.end(f"free-{number}")).status is JobStatus.FINISHED
+    finally:
+        release.set()
+    assert (await worker.end("slow")).status is JobStatus.FINISHED
 
 
 async def test_an_empty_mask_fails_the_job_with_its_code(harness):
