@@ -280,6 +280,20 @@ def test_each_of_several_choices_has_a_state_of_its_own(llama, options):
     assert [[*first, *more] for first, more in zip(so_far, rest, strict=True)] == expected
 
 
+def test_a_panic_in_a_compiler_thread_ends_its_sequence_alone(llama, monkeypatch):
+    class Panic(BaseException):
+        """As pyo3 raises it."""
+
+    def panic(*_, **__):
+        raise Panic("assertion failed")
+
+    monkeypatch.setattr("ingine.engine.grammar.pool.GrammarState", panic)
+    engine = make_engine(llama)
+    engine.add(EngineRequest("bad", PROMPT, PARAMS["json greedy"]))
+    engine.add(EngineRequest("free", PROMPT, FREE))
+    assert finish_with_codes(engine) == {"bad": ErrorCode.GRAMMAR_FAILED, "free": None}
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_choice_whose_grammar_fails_late_ends_the_request_after_all_tokens(llama, is_async):
     engine = make_engine(llama, async_scheduling=is_async)

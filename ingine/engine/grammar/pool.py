@@ -48,7 +48,7 @@ class GrammarPool:
                 )
             return state
 
-        return self._threads.submit(make)
+        return self._threads.submit(panics_as_errors()(make))
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
