@@ -11,6 +11,7 @@ import torch
 
 from ingine import LLM
 from ingine.engine.engine import Engine
+from ingine.engine.grammar.masks import MaskFiller
 from ingine.engine.outputs import FinishReason
 from ingine.engine.request import EngineRequest
 from ingine.errors import ErrorCode, InvalidRequest
@@ -292,6 +293,34 @@ def test_a_panic_in_a_compiler_thread_ends_its_sequence_alone(llama, monkeypatch
     engine.add(EngineRequest("bad", PROMPT, PARAMS["json greedy"]))
     engine.add(EngineRequest("free", PROMPT, FREE))
     assert finish_with_codes(engine) == {"bad": ErrorCode.GRAMMAR_FAILED, "free": None}
+
+
+def test_a_step_whose_sampling_fails_waits_for_its_masks(llama, alone, monkeypatch):
+    engine, raised, has_returned, overtaken = make_engine(llama), Event(), Event(), []
+    fill, compute_logits = MaskFiller.fill, llama.decoder.compute_logits
+
+    def fill_late(self, constrained):
+        if not raised.is_set():
+            assert raised.wait(HANGS_S)
+            overtaken.append(has_returned.wait(0.1))  # its states may be read by nobody until it is done
+        return fill(self, constrained)
+
+    def fail_once(hidden):
+        if not raised.is_set():
+            raised.set()
+            raise RuntimeError("no logits")
+        return compute_logits(hidden)
+
+    monkeypatch.setattr(MaskFiller, "fill", fill_late)
+    monkeypatch.setattr(llama.decoder, "compute_logits", fail_once)
+    engine.add(EngineRequest("one", PROMPT, PARAMS["regex random"]))
+    driver = Driver(engine)
+    with pytest.raises(RuntimeError, match="no logits"):
+        while True:
+            driver.step()
+    has_returned.set()
+    assert same(driver.finish()["one"], alone["regex random"])
+    assert overtaken == [False]
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -118,8 +118,7 @@ class ModelRunner:
             hidden = self._forward(inputs)
         except Exception:
             self._parallel.abort()
-            if masks is not None:
-                masks.exception()  # wait: the states are the filler's until then
+            _wait_for(masks)
             raise
         return ForwardPass(inputs, choice, caught_up, rows, hidden, constrained, masks)
 
@@ -130,6 +129,7 @@ class ModelRunner:
             sampled = self._sample(forward_pass)
         except Exception:
             self._parallel.abort()
+            _wait_for(forward_pass.masks)
             raise
         self._rows_of_last_step = {one.seq: row for row, one in enumerate(forward_pass.caught_up)}
         return StepResult(sampled, forward_pass.caught_up)
@@ -210,6 +210,12 @@ class ModelRunner:
         last_tokens = np.cumsum(inputs.query_lens) - 1
         carried = to_device(carried[np.searchsorted(last_tokens, inputs.logits_rows)], self._tokens.device)
         return torch.where(carried >= 0, self._tokens[carried.clamp(min=0)], -1)
+
+
+def _wait_for(masks: Future[StepMasks] | None) -> None:
+    """Wait until the masks of a failed step are filled: until then the filler's thread uses the states."""
+    if masks is not None:
+        masks.exception()
 
 
 def _choice(rows: Rows) -> Choice | None:
