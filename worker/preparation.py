@@ -99,7 +99,8 @@ class Preparation:
         submitted_at = datetime.fromtimestamp(running.begun.submitted_at / 1000, UTC)
         try:
             async with asyncio.timeout(_left_s(running)):
-                prompt_token_ids, params = await self._prompts.read(job, submitted_at)
+                resumes = running.begun.position > 0
+                prompt_token_ids, params = await self._prompts.read(job, submitted_at, resumes)
             committed = await self._committed(running)
         except InvalidRequest as fault:
             await self._finisher.reject(running.as_begun, Outcome.failed(fault.code, str(fault)))

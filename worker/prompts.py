@@ -85,8 +85,12 @@ class PromptReader:
         )
         return is_short and self._encoder.tokenizer.takes_linear_time
 
-    async def read(self, job: Job, submitted_at: datetime) -> tuple[Sequence[int], SamplingParams]:
+    async def read(
+        self, job: Job, submitted_at: datetime, resumes: bool = False
+    ) -> tuple[Sequence[int], SamplingParams]:
         """The prompt's token ids and complete sampling parameters. Raises InvalidRequest or NoPromptProcess.
+
+        resumes: the job's log has tokens, see `RequestLimits.validate`.
 
         A chat template that asks for the date gets `submitted_at`, so that every attempt sees the same
         prompt, also after midnight.
@@ -108,7 +112,7 @@ class PromptReader:
             # Derived from the job's id, so that every attempt draws the same random numbers.
             digest = hashlib.blake2b(job.id.encode(), digest_size=8).digest()
             params = params.model_copy(update={"seed": int.from_bytes(digest, "little") >> 1})
-        self._engine.limits.validate(prompt_token_ids, params)
+        self._engine.limits.validate(prompt_token_ids, params, resumes=resumes)
         if params.structured_outputs is not None:
             await self._grammars.check(job.tenant or "", params.structured_outputs)
         return prompt_token_ids, params

@@ -50,8 +50,14 @@ class RequestLimits:
             del missing["max_tokens"]
         return params.model_copy(update=missing) if missing else params
 
-    def validate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> None:
-        """Raise InvalidRequest if this engine can never run the request."""
+    def validate(
+        self, prompt_token_ids: Tokens[int], params: SamplingParams, *, resumes: bool = False
+    ) -> None:
+        """Raise InvalidRequest if this engine can never run the request, or is not to.
+
+        resumes: an engine has generated a part of the output. `max_choices` limits what is begun, and such a
+        request can go on: its choices take turns where there is no room for all.
+        """
         if not isinstance(params, SamplingParams):
             raise InvalidRequest(
                 ErrorCode.INVALID_TYPE, f"params must be SamplingParams, not {type(params).__name__}"
@@ -66,7 +72,7 @@ class RequestLimits:
                 ErrorCode.INVALID_PARAMETER,
                 "structured_outputs: this model has no tokenizer, so its output has no text",
             )
-        if params.n > self.max_choices:
+        if params.n > self.max_choices and not resumes:
             raise InvalidRequest(
                 ErrorCode.INVALID_PARAMETER,
                 f"n: {params.n} is over max_choices, which is {self.max_choices}",

@@ -77,7 +77,7 @@ async def test_the_loop_comes_round_while_a_long_log_is_read(harness, tiny_engin
 
 
 async def test_what_an_error_quotes_is_cut(harness, monkeypatch):
-    async def read(job, submitted_at):
+    async def read(*_):
         raise InvalidRequest(ErrorCode.INVALID_MESSAGES, "x" * (1 << 20))
 
     loser = await harness()

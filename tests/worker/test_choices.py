@@ -121,6 +121,18 @@ async def test_a_wrong_number_of_choices_ends_the_job_with_a_code(harness, tiny_
     assert (await worker.end("good")).status is JobStatus.FINISHED
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+async def test_a_lower_limit_of_choices_ends_no_job_that_has_tokens(harness, tiny_engine, share):
+    job = Job(id="whole", prompt="Once", sampling=DICE)
+    worker = await harness()
+    await worker.push(job)
+    right, events = await choices(worker, "whole"), (await worker.events("whole"))[:-1]
+    await worker.stop()
+    worker = await harness(tiny_engine(max_choices=N - 1))
+    await leave_behind(worker, job.model_copy(update={"id": "rest"}), events[: int(share * len(events))])
+    assert await choices(worker, "rest") == right
+
+
 async def test_the_bare_wire(harness, tiny_engine):
     worker = await harness()
     sampling = {"n": 2, "temperature": 1.5, "seed": 3, "max_tokens": 8, "ignore_eos": True}
