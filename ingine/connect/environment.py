@@ -19,8 +19,8 @@ ENV_FILE = ".env"
 KNOWN_SETTINGS = frozenset({
     # A worker's settings; a producer has the first two as well.
     "redis_url", "queue", "worker_id",
-    "model", "dtype", "quantization", "kv_cache_dtype", "device", "max_model_len", "max_num_seqs", "max_choices",
-    "max_num_batched_tokens", "block_size", "kv_cache_bytes", "gpu_memory_utilization",
+    "model", "dtype", "quantization", "kv_cache_dtype", "device", "max_model_len", "max_num_seqs",
+    "max_choices", "max_num_batched_tokens", "block_size", "kv_cache_bytes", "gpu_memory_utilization",
     "enable_prefix_caching", "tensor_parallel_size", "async_scheduling", "speculation",
     "num_speculative_tokens", "suffix_decoding_max_cached_tokens", "suffix_decoding_across_tenants",
     "priority_ageing_s", "generation_config", "mixed_models", "model_wait_s", "lease_s",
