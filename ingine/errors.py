@@ -52,6 +52,7 @@ class ErrorCode(StrEnum):
     UNSUPPORTED_GRAMMAR = "unsupported_grammar"
     GRAMMAR_TOO_COSTLY = "grammar_too_costly"
     GRAMMAR_FAILED = "grammar_failed"
+    NO_ALLOWED_TOKEN = "no_allowed_token"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     WORKER_LOST = "worker_lost"
     ENGINE_ERROR = "engine_error"

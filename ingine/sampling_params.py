@@ -17,6 +17,10 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
 MAX_CHOICES = 128
 """The most choices of any request. A worker accepts `max_choices` of them."""
+MAX_ALLOWED_TOKEN_IDS = 4096
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_CHARS = 64
+"""Limit for the characters of one of `bad_words`. Each word is tokenised at admission."""
 
 NEUTRAL_PARAMS: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -32,8 +36,6 @@ NEUTRAL_PARAMS: dict[str, tuple[Any, ...]] = {
     "stream_interval": (),
     "skip_clone": (False, True),
     "guided_decoding": (),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
     "logits_processors": ([],),
     "truncate_prompt_tokens": (),
     "skip_reading_prefix_cache": (False,),
@@ -106,6 +108,12 @@ class SamplingParams(BaseModel):
     structured_outputs: StructuredOutputsParams | None = Field(
         default=None, description="What the output has to look like."
     )
+    bad_words: tuple[str, ...] = Field(
+        default=(), fail_fast=True, description="Words that are never generated, whatever precedes them."
+    )
+    allowed_token_ids: tuple[TokenId, ...] | None = Field(
+        default=None, description="Only these tokens are generated. None: all."
+    )
     include_stop_str_in_output: bool = Field(
         default=False, description="The text ends behind the stop string or stop token, not before it."
     )
@@ -139,6 +147,8 @@ class SamplingParams(BaseModel):
             logit_bias: dict[int, float] | None = None,
             logprobs: int | None = None,
             structured_outputs: StructuredOutputsParams | dict[str, Any] | None = None,
+            bad_words: list[str] | tuple[str, ...] | None = (),
+            allowed_token_ids: list[int] | tuple[int, ...] | None = None,
             include_stop_str_in_output: bool | None = False,
             skip_special_tokens: bool | None = True,
             spaces_between_special_tokens: bool | None = True,
@@ -179,6 +189,28 @@ class SamplingParams(BaseModel):
             raise ValueError("a stop string must not be empty")
         if value and (longest := max(map(len, value))) > MAX_STOP_CHARS:
             raise ValueError(f"a stop string has at most {MAX_STOP_CHARS} characters, not {longest}")
+        return value
+
+    @field_validator("allowed_token_ids", mode="before")
+    @classmethod
+    def _allowed_token_ids(cls, value: Any) -> Any:
+        value = _bounded(value, MAX_ALLOWED_TOKEN_IDS, "allowed token ids")
+        if value == ():
+            raise ValueError("allowed_token_ids must not be empty: no token could be generated")
+        return value
+
+    @field_validator("bad_words", mode="before")
+    @classmethod
+    def _bad_words(cls, value: Any) -> Any:
+        return _bounded(value, MAX_BAD_WORDS, "bad words")
+
+    @field_validator("bad_words")
+    @classmethod
+    def _bad_word_lengths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(str.strip, value)):
+            raise ValueError("a bad word must have a character that is no space")
+        if value and (longest := max(map(len, value))) > MAX_BAD_WORD_CHARS:
+            raise ValueError(f"a bad word has at most {MAX_BAD_WORD_CHARS} characters, not {longest}")
         return value
 
     @field_validator("logit_bias", mode="before")

@@ -6,6 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from ingine.sampling_params import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_WORD_CHARS,
+    MAX_BAD_WORDS,
     MAX_LOGIT_BIASES,
     MAX_STOP_CHARS,
     MAX_STOP_STRINGS,
@@ -81,8 +84,6 @@ def test_none_is_as_if_not_given(name):
         ("best_of", 3),
         ("use_beam_search", True),
         ("prompt_logprobs", 1),
-        ("bad_words", ["x"]),
-        ("allowed_token_ids", [1]),
         ("logits_processors", [len]),
         ("truncate_prompt_tokens", 5),
         ("guided_decoding", {"regex": "x"}),
@@ -112,6 +113,12 @@ def test_what_was_set_is_known_even_where_it_is_the_default():
         ({"stop_token_ids": [1] * (MAX_STOP_TOKEN_IDS + 1)}, f"at most {MAX_STOP_TOKEN_IDS} stop token ids"),
         ({"stop": ["x"] * (MAX_STOP_STRINGS + 1)}, f"at most {MAX_STOP_STRINGS} stop strings"),
         ({"stop": "x" * (MAX_STOP_CHARS + 1)}, f"at most {MAX_STOP_CHARS} characters"),
+        ({"bad_words": ["x"] * (MAX_BAD_WORDS + 1)}, f"at most {MAX_BAD_WORDS} bad words"),
+        ({"bad_words": ["x" * (MAX_BAD_WORD_CHARS + 1)]}, f"at most {MAX_BAD_WORD_CHARS} characters"),
+        (
+            {"allowed_token_ids": [1] * (MAX_ALLOWED_TOKEN_IDS + 1)},
+            f"at most {MAX_ALLOWED_TOKEN_IDS} allowed token ids",
+        ),
         ({"logit_bias": dict.fromkeys(range(MAX_LOGIT_BIASES + 1), 1.0)}, f"at most {MAX_LOGIT_BIASES}"),
     ],
 )
@@ -120,9 +127,29 @@ def test_every_list_is_bounded(fields, says):
         SamplingParams(**fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"allowed_token_ids": []}, "must not be empty"),
+        ({"allowed_token_ids": [-1]}, "greater than or equal to 0"),
+        ({"allowed_token_ids": 7}, "valid tuple"),
+        ({"bad_words": [""]}, "a character that is no space"),
+        ({"bad_words": ["x", " \t"]}, "a character that is no space"),
+        ({"bad_words": "x"}, "valid tuple"),
+        ({"bad_words": [7]}, "valid string"),
+    ],
+)
+def test_what_restricts_the_tokens_is_checked(fields, says):
+    with pytest.raises(ValidationError, match=says):
+        SamplingParams(**fields)
+
+
 def test_at_the_bounds_they_are_taken():
     params = SamplingParams(
-        stop_token_ids=[*range(MAX_STOP_TOKEN_IDS)], stop=["x" * MAX_STOP_CHARS] * MAX_STOP_STRINGS
+        bad_words=["x" * MAX_BAD_WORD_CHARS] * MAX_BAD_WORDS,
+        allowed_token_ids=[*range(MAX_ALLOWED_TOKEN_IDS)],
+        stop_token_ids=[*range(MAX_STOP_TOKEN_IDS)],
+        stop=["x" * MAX_STOP_CHARS] * MAX_STOP_STRINGS,
     )
     assert len(params.stop_token_ids) == MAX_STOP_TOKEN_IDS
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from ingine.engine.limits import RequestLimits
 from ingine.engine.text.tokenizer import Definition
 from ingine.structured_outputs import StructuredOutputsParams
-from ingine.worker.hosting.prompt_process import PromptProcess
+from ingine.worker.hosting.prompt_process import Kind, PromptProcess
 
 CPU_S, CPU_S_PER_BYTE = 2.0, 20e-6
 """Processor time that compiling a grammar may take. Usual ones take milliseconds."""
@@ -31,7 +31,8 @@ class GrammarChecks:
         digest, given = _digest(params), params.given()
         if digest not in self._known:
             num_bytes = sum(len(text) for value in given.values() for text in _texts(value))
-            await self._process.read(tenant, CPU_S + CPU_S_PER_BYTE * num_bytes, given)
+            cpu_s = CPU_S + CPU_S_PER_BYTE * num_bytes
+            await self._process.read(tenant, cpu_s, given, kind=Kind.GRAMMAR)
         self._known[digest] = None
         self._known.move_to_end(digest)
         if len(self._known) > MAX_KNOWN:

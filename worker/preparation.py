@@ -101,6 +101,7 @@ class Preparation:
             async with asyncio.timeout(_left_s(running)):
                 resumes = running.begun.position > 0
                 prompt_token_ids, params = await self._prompts.read(job, submitted_at, resumes)
+                bad_words = await self._prompts.read_bad_words(job)
             committed = await self._committed(running)
         except InvalidRequest as fault:
             await self._finisher.reject(running.as_begun, Outcome.failed(fault.code, str(fault)))
@@ -109,7 +110,7 @@ class Preparation:
         except NoPromptProcess as fault:
             await self._put_off(running, fault)
         else:
-            self._add(running, prompt_token_ids, params, committed)
+            self._add(running, prompt_token_ids, params, committed, bad_words)
 
     def _add(
         self,
@@ -117,6 +118,7 @@ class Preparation:
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         committed: list[CommittedChoice],
+        bad_words: list[list[int]],
     ) -> None:
         """Add a job to the running jobs and to the engine."""
         sampling, max_num_tokens = running.job.sampling, self._engine.limits.max_num_tokens
@@ -139,6 +141,7 @@ class Preparation:
                 output_token_ids=first.token_ids,
                 other_output_token_ids=[choice.token_ids for choice in others],
                 ended_choices=[index for index, choice in enumerate(committed) if choice.finish_reason],
+                bad_words_token_ids=bad_words,
                 arrival_time=running.arrival,
                 tenant=running.tenant,
             )

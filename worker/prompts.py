@@ -4,10 +4,12 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from ingine.contract.jobs import Job
+from ingine.engine.text.bad_words import encode_bad_words
 from ingine.engine.text.conversation import Conversation
 from ingine.engine.text.prompt_encoder import PromptEncoder
 from ingine.engine.text.tokenizer import required
@@ -15,14 +17,18 @@ from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
 from ingine.worker.grammar_checks import GrammarChecks
 from ingine.worker.hosting.engine_link import EngineHost
-from ingine.worker.hosting.prompt_process import NoPromptProcess, PromptProcess
+from ingine.worker.hosting.prompt_process import Kind, NoPromptProcess, PromptProcess
 from ingine.worker.logs import log_event
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 INLINE_BYTES = 2048
 """Size up to which texts are tokenised in the event loop, if the tokenizer's worst case is known: at most a
 few ms, see `benchmarks/prompt_cost.py`."""
+INLINE_WORDS = 32
+"""The most of a job's `bad_words` that are tokenised in the event loop: a word takes about 20 us."""
 SLOW_S = 0.001
 """After a text that took longer than this, other tasks of the loop run before the next text."""
 
@@ -70,10 +76,11 @@ class PromptReader:
         )
 
     def reads_at_once(self, job: Job) -> bool:
-        """Whether `read` takes a few ms at most, and no process."""
+        """Whether `read` and `read_bad_words` take a few ms at most, and no process."""
         asked = job.sampling.structured_outputs
         knows_grammar = asked is None or self._encoder is None or self._grammars.knows(asked)
-        return knows_grammar and self._tokenises_at_once(job)
+        reads_words = self._reads_words_at_once(job.sampling.bad_words)
+        return knows_grammar and reads_words and self._tokenises_at_once(job)
 
     def _tokenises_at_once(self, job: Job) -> bool:
         if self._encoder is None or isinstance(job.prompt, tuple):
@@ -97,16 +104,7 @@ class PromptReader:
         """
         if self._log_prompts:
             log_event(logger, logging.INFO, "prompt", job_id=job.id, prompt=job.prompt or job.messages)
-        try:
-            prompt_token_ids = await self._token_ids(job, submitted_at)
-        except InvalidRequest as error:
-            if error.code != ErrorCode.ENGINE_ERROR:
-                raise
-            raise self._unreadable(job, str(error)) from error
-        except NoPromptProcess:
-            raise
-        except Exception as error:  # a tokenizer may raise anything
-            raise self._unreadable(job, f"{type(error).__name__}: {error}") from error
+        prompt_token_ids = await self._reading(job, self._token_ids(job, submitted_at))
         params = self._engine.limits.with_defaults(job.sampling)
         if params.seed is None:
             # Derived from the job's id, so that every attempt draws the same random numbers.
@@ -116,6 +114,39 @@ class PromptReader:
         if params.structured_outputs is not None:
             await self._grammars.check(job.tenant or "", params.structured_outputs)
         return prompt_token_ids, params
+
+    async def read_bad_words(self, job: Job) -> list[list[int]]:
+        """The token ids of the job's `bad_words`, in each spelling. `read` has validated the job. Raises
+        InvalidRequest or NoPromptProcess.
+        """
+        if not (words := job.sampling.bad_words):
+            return []
+        if self._reads_words_at_once(words):
+            return await self._reading(job, self._read_words_here(words))
+        reading = self._read_beside(job, sum(map(len, words)), len(words), *words, kind=Kind.BAD_WORDS)
+        return await self._reading(job, reading)
+
+    async def _reading(self, job: Job, reading: Awaitable[T]) -> T:
+        """Return what `reading` does. Raises InvalidRequest for any exception but NoPromptProcess."""
+        try:
+            return await reading
+        except InvalidRequest as error:
+            if error.code != ErrorCode.ENGINE_ERROR:
+                raise
+            raise self._unreadable(job, str(error)) from error
+        except NoPromptProcess:
+            raise
+        except Exception as error:  # a tokenizer may raise anything
+            raise self._unreadable(job, f"{type(error).__name__}: {error}") from error
+
+    def _reads_words_at_once(self, words: Sequence[str]) -> bool:
+        if not words or self._encoder is None:
+            return True
+        return len(words) <= INLINE_WORDS and self._encoder.tokenizer.takes_linear_time
+
+    async def _read_words_here(self, words: Sequence[str]) -> list[list[int]]:
+        async with self._turn:
+            return encode_bad_words(self._encoder.tokenizer, words)
 
     async def _token_ids(self, job: Job, submitted_at: datetime) -> Sequence[int]:
         if isinstance(job.prompt, tuple):
@@ -148,10 +179,13 @@ class PromptReader:
         prompt = conversation.fields(), submitted_at.timestamp()
         return await self._read_beside(job, num_chars, num_messages, *prompt)
 
-    async def _read_beside(self, job: Job, num_chars: int, num_messages: int, *prompt: object) -> list[int]:
+    async def _read_beside(
+        self, job: Job, num_chars: int, num_messages: int, *prompt: object, kind: Kind = Kind.PROMPT
+    ) -> list:
         is_short = num_chars <= SHORT_CHARS and num_messages <= SHORT_MESSAGES
         process = self._short if is_short else self._long
-        answer = await process.read(job.tenant or "", CPU_S + CPU_S_PER_CHAR * num_chars, *prompt)
+        cpu_s = CPU_S + CPU_S_PER_CHAR * num_chars
+        answer = await process.read(job.tenant or "", cpu_s, *prompt, kind=kind)
         if isinstance(answer, int):
             self._engine.limits.validate_length(answer)  # raises: the prompt is too long
         return answer

@@ -18,7 +18,7 @@ MAX_CONTAINERS = 8192
 MAX_ENTRIES = 32_768
 """Limit for the entries of all maps of a job together."""
 MAX_FIELD_BYTES = 256 << 10
-"""Limit for each field but `prompt` and `messages`. The largest valid `sampling` has 90 kB and a grammar."""
+"""Limit for each field but `prompt` and `messages`. The largest valid `sampling` has 180 kB and a grammar."""
 MAX_REASON_CHARS = 500
 _CONTAINERS = frozenset({dict, list})
 PROMPT, MESSAGES = msgpack.packb("prompt"), msgpack.packb("messages")

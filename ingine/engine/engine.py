@@ -3,7 +3,7 @@
 import logging
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -24,6 +24,7 @@ from ingine.engine.schedule.scheduler import MAX_FORCED_DRAFT, ScheduledBatch, S
 from ingine.engine.schedule.sequence import Sequence, make_choices
 from ingine.engine.schedule.speculation import Speculator
 from ingine.engine.step_trace import log_step
+from ingine.engine.text.bad_words import encode_bad_words
 from ingine.engine.text.tokenizer import Tokenizer, required
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
 
@@ -120,11 +121,14 @@ class Engine:
         """Queue a request, as one sequence for each choice. The caller has validated it with `limits`.
 
         If its `output_token_ids` have already reached the end of the output, the next `step` returns that
-        end. Raises InvalidRequest for a `seq_id` that is in use.
+        end. Raises InvalidRequest for a `seq_id` that is in use, and for a bad word without tokens.
         """
         seq_id, params = request.seq_id, request.params
         if seq_id in self._seqs:
             raise InvalidRequest(ErrorCode.DUPLICATE_ID, f"a sequence {seq_id!r} exists already")
+        if params.bad_words and not request.bad_words_token_ids:
+            words = encode_bad_words(required(self.tokenizer), params.bad_words)
+            request = replace(request, bad_words_token_ids=words)
         arrival_time = time.time() if request.arrival_time is None else request.arrival_time
         priority_s = request.priority * self.config.priority_ageing_s
         seqs = self._seqs[seq_id] = make_choices(
@@ -319,7 +323,7 @@ class Engine:
         self._num_output_tokens += len(token_ids)
         # After an accepted draft the next step finds whether there really is nothing to choose from.
         if token.token_id is None and not (token_ids and seq.grammar is not None):
-            self._handle_no_choice(seq)
+            self._handle_no_token(seq)
         elif len(token_ids) > 1:
             self._num_accepted_tokens += len(token_ids) - 1
             self._scheduler.accept(seq)
@@ -352,19 +356,29 @@ class Engine:
             del self._seqs[seq.seq_id]
         return seq.output(*(new or ([],)), others_run=bool(seqs))
 
-    def _handle_no_choice(self, seq: Sequence) -> None:
-        """End a sequence whose grammar allows no token, or whose logits are not finite. If drafts may be the
-        cause of that, restart it without them.
+    def _handle_no_token(self, seq: Sequence) -> None:
+        """End a sequence for which no token could be chosen: its grammar or its parameters forbid all, or its
+        logits are not finite. If drafts may be the cause of the latter, restart it without them.
         """
         if seq.grammar is not None and seq.grammar.error is not None:
             seq.finish(FinishReason.ERROR, seq.grammar.error, ErrorCode.GRAMMAR_FAILED)
+            return
+        if seq.allows_no_token(self.limits.vocab_size):
+            restrictions = "bad_words, allowed_token_ids and min_tokens"
+            if seq.grammar is not None:
+                restrictions = "structured_outputs, " + restrictions
+            seq.finish(
+                FinishReason.ERROR,
+                f"{restrictions} leave no token to choose after output token {seq.num_output_tokens}",
+                ErrorCode.NO_ALLOWED_TOKEN,
+            )
             return
         # With asynchronous scheduling nothing is drafted, and the step in flight has gone on from this one.
         has_forced_drafts = seq.grammar is not None and seq.takes_forced_drafts
         if seq.drafter is not None or (has_forced_drafts and self._scheduler.max_forced_draft):
             self._scheduler.start_over_without_drafts(seq)
             return
-        seq.finish(FinishReason.ERROR, "the model's logits are not finite")
+        seq.finish(FinishReason.ERROR, "the model's logits are not finite", ErrorCode.ENGINE_ERROR)
         self._blocks.uncache(seq)
 
     def _take_compiled(self) -> None:

@@ -77,9 +77,17 @@ class RequestLimits:
                 ErrorCode.INVALID_PARAMETER,
                 f"n: {params.n} is over max_choices, which is {self.max_choices}",
             )
+        if params.bad_words and not self.has_text:
+            raise InvalidRequest(
+                ErrorCode.INVALID_PARAMETER,
+                "bad_words: this model has no tokenizer; use logit_bias or allowed_token_ids",
+            )
         self.validate_length(len(prompt_token_ids))
         self.validate_token_ids(prompt_token_ids, "the prompt", ErrorCode.INVALID_TOKEN_ID)
         self.validate_token_ids(params.stop_token_ids, "stop_token_ids", ErrorCode.INVALID_PARAMETER)
+        self.validate_token_ids(
+            params.allowed_token_ids or (), "allowed_token_ids", ErrorCode.INVALID_PARAMETER
+        )
         self.validate_token_ids(params.logit_bias or (), "logit_bias", ErrorCode.INVALID_PARAMETER)
 
     def validate_output(self, output_token_ids: Tokens[int]) -> None:

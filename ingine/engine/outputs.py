@@ -14,8 +14,9 @@ class FinishReason(StrEnum):
     ABORT = "abort"
     """`Engine.abort`."""
     ERROR = "error"
-    """No token can be chosen: the model's logits are not finite, or its grammar allows none. `stop_reason` is
-    the error message."""
+    """No token can be chosen: the model's logits are not finite, or the request's grammar or its other
+    parameters forbid every token. `SeqOutput.error_code` says which, and `stop_reason` is the error
+    message."""
 
 
 @dataclass(slots=True)
@@ -38,10 +39,13 @@ class SeqOutput:
     num_cached_tokens: int
     """Tokens whose KV the prefix cache had when the sequence was first admitted, resumed output included."""
     logprobs: list[dict] | None = None
-    """One for each new token: {token_id, logprob, top: [[token_id, logprob], ...], bytes, top_bytes}.
+    """One for each new token: {token_id, logprob, rank, top: [[token_id, logprob], ...], bytes,
+    decoded_token, top_bytes, top_decoded_tokens}.
 
-    `bytes` are the token's UTF-8 bytes as ints, `top_bytes` those of each token of `top`. Both are missing if
-    the model has no tokenizer.
+    `rank` is the number of tokens that are at least as likely: 1 for the likeliest. `bytes` are the token's
+    UTF-8 bytes as ints, `decoded_token` is the same as text, with U+FFFD for half a character; `top_bytes`
+    and `top_decoded_tokens` are those of each token of `top`. These four are missing if the output has no
+    text: the model has no tokenizer, or the request has detokenize=False.
     """
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -50,7 +54,7 @@ class SeqOutput:
     final_text: str = ""
     """Once finished, the text that was held back: an unfinished character or the start of a stop string."""
     error_code: ErrorCode | None = None
-    """The kind of error if `finish_reason` is ERROR; None if it is the engine's."""
+    """The kind of error if `finish_reason` is ERROR."""
     index: int = 0
     """The choice that the sequence is, from 0 to n - 1."""
     others_run: bool = False

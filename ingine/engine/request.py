@@ -22,6 +22,8 @@ class EngineRequest:
     been interrupted; their text is not returned again."""
     arrival_time: float | None = None
     """Seconds since the epoch. None is the time at which the request is added."""
+    bad_words_token_ids: Tokens[Tokens[int]] = ()
+    """The result of `encode_bad_words` for `params.bad_words`. Without it the engine tokenises them."""
     reasoning_end_token_ids: Tokens[int] = ()
     """The tokens after which the grammar of `params.structured_outputs` begins. () if it begins at once."""
     tenant: str = ""

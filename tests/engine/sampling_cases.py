@@ -34,10 +34,13 @@ TRUNCATIONS = [
 """The kinds of cuts. A top_p of 0.9999999999 is 1 in float32, so it cuts nothing."""
 
 
-def make_sequence(output: list[int] = (), prompt: list[int] = (1, 2, 3), **params) -> Sequence:
+def make_sequence(
+    output: list[int] = (), prompt: list[int] = (1, 2, 3), words: list[list[int]] = (), **params
+) -> Sequence:
+    """words: the token ids of `bad_words`."""
     params = SamplingParams(**{"temperature": 0.0, "max_tokens": 1000, **params})
     return Sequence(
-        EngineRequest("seq", prompt, params, output_token_ids=output),
+        EngineRequest("seq", prompt, params, output_token_ids=output, bad_words_token_ids=words),
         seed=params.seed or 0,
         sort_key=(0, 0),
         max_num_tokens=10_000,

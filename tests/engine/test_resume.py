@@ -25,6 +25,13 @@ PARAMS = {
     "min_tokens": SamplingParams(
         temperature=1.5, seed=4, min_tokens=18, stop_token_ids=tuple(range(128)), max_tokens=N
     ),
+    "restricted": SamplingParams(
+        temperature=1.5,
+        seed=6,
+        allowed_token_ids=tuple(range(64, 69)),  # a to e
+        bad_words=("ab", "abc", "bcd", "ca", "e", "ded"),
+        max_tokens=N,
+    ),
     "bias and logprobs": SamplingParams(
         temperature=1, seed=5, logit_bias={66: 8.0, 67: 8.0, 68: 8.0}, logprobs=3, max_tokens=N
     ),

@@ -77,6 +77,7 @@ TEXTS = [
 VALID = {
     **{path: [CANARY] for path in TEXTS},
     ("sampling", "stop"): [CANARY, [CANARY]],
+    ("sampling", "bad_words"): [[CANARY]],
     ("metadata",): [{"name": CANARY}],
     ("metadata", "key"): [CANARY, [CANARY], {"name": CANARY}, CANARY.encode()],
 }

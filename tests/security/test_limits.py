@@ -30,6 +30,9 @@ IN_CODE = {
     "stop strings": sampling_params.MAX_STOP_STRINGS,
     "characters of a stop string": sampling_params.MAX_STOP_CHARS,
     "stop token ids": sampling_params.MAX_STOP_TOKEN_IDS,
+    "allowed token ids": sampling_params.MAX_ALLOWED_TOKEN_IDS,
+    "bad words": sampling_params.MAX_BAD_WORDS,
+    "characters of a bad word": sampling_params.MAX_BAD_WORD_CHARS,
     "biases": sampling_params.MAX_LOGIT_BIASES,
     "logprobs": sampling_params.MAX_LOGPROBS,
     "bytes of a schema, regex, grammar or all choices": structured_outputs.MAX_GRAMMAR_BYTES,
@@ -92,6 +95,21 @@ AT_MOST = {
     "stop token ids": (
         lambda n: sampling(stop_token_ids=[0] * n),
         sampling_params.MAX_STOP_TOKEN_IDS,
+        ErrorCode.INVALID_PARAMETER,
+    ),
+    "allowed token ids": (
+        lambda n: sampling(allowed_token_ids=[0] * n),
+        sampling_params.MAX_ALLOWED_TOKEN_IDS,
+        ErrorCode.INVALID_PARAMETER,
+    ),
+    "bad words": (
+        lambda n: sampling(bad_words=["x"] * n),
+        sampling_params.MAX_BAD_WORDS,
+        ErrorCode.INVALID_PARAMETER,
+    ),
+    "characters of a bad word": (
+        lambda n: sampling(bad_words=["x" * n]),
+        sampling_params.MAX_BAD_WORD_CHARS,
         ErrorCode.INVALID_PARAMETER,
     ),
     "biases": (

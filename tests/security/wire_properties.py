@@ -40,6 +40,8 @@ FULL_JOB: dict[str, Any] = {
         "logit_bias": {7: 1.5},
         "logprobs": 2,
         "structured_outputs": {"json": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+        "bad_words": ["bad"],
+        "allowed_token_ids": [7, 8],
         "include_stop_str_in_output": True,
         "skip_special_tokens": False,
         "spaces_between_special_tokens": False,

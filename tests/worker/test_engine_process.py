@@ -296,6 +296,7 @@ def test_a_request_comes_back_as_it_was():
         priority=-1,
         output_token_ids=[3],
         arrival_time=1.5,
+        bad_words_token_ids=[[5, 6], [7]],
         reasoning_end_token_ids=(4, 5),
         tenant="t",
         other_output_token_ids=([4, 5],),
@@ -308,12 +309,13 @@ def test_outputs_come_back_as_they_were():
     logprobs = [{"token_id": 5, "logprob": -0.5, "top": [[5, -0.5]]}]
     outputs = [
         SeqOutput("a#1", 7, [5], "é", 3, 0, logprobs=logprobs),
+        SeqOutput("c#1", 0, [], "", 3, 0, error_code=ErrorCode.NO_ALLOWED_TOKEN),
         SeqOutput("b#2", 9, [], "", 3, 2, finish_reason=FinishReason.STOP, stop_reason="\n", final_text="�"),
         SeqOutput("b#2", 9, [5], "", 3, 2, None, FinishReason.LENGTH, None, "", index=3, others_run=True),
     ]
     back = unpack_outputs(through_the_pipe(pack_outputs(outputs)))
     assert back == outputs
-    assert back[1].finish_reason is FinishReason.STOP
+    assert back[2].finish_reason is FinishReason.STOP
 
 
 @pytest.mark.parametrize(

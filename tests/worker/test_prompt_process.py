@@ -15,7 +15,7 @@ from ingine.engine.limits import RequestLimits
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.structured_outputs import StructuredOutputsParams
-from ingine.worker.hosting.prompt_process import NoPromptProcess, PromptProcess
+from ingine.worker.hosting.prompt_process import Kind, NoPromptProcess, PromptProcess
 from tests.tiny_models import CHAT_TEMPLATE, EOS_TOKEN_ID, VOCAB_SIZE, make_tokenizer
 from tests.waiting import HANGS_S, wait_until, wait_until_async
 
@@ -356,8 +356,8 @@ async def test_a_grammar_is_compiled_there_whatever_it_costs(start_process, name
     process = start_process(CHAT_TEMPLATE)
     given = StructuredOutputsParams(**asked).given()
     if code is None:
-        assert await process.read("", 60, given) == []
+        assert await process.read("", 60, given, kind=Kind.GRAMMAR) == []
     else:
-        assert (await code_of(process.read("", 1.0, given)))[0] == code
+        assert (await code_of(process.read("", 1.0, given, kind=Kind.GRAMMAR)))[0] == code
     assert await process.read("", 60, "ab") == [65 + 32 - 33, 66 + 32 - 33]  # others go on
     await process.close()

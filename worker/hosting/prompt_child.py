@@ -10,14 +10,16 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
+from ingine.engine.text.bad_words import encode_bad_words
 from ingine.engine.text.conversation import Conversation
 from ingine.engine.text.panics import panics_as_errors
 from ingine.engine.text.prompt_encoder import PromptEncoder
@@ -32,6 +34,14 @@ MEMORY_BYTES = 1 << 30
 MAX_REASON_CHARS = 500
 EXIT_OUT_OF_MEMORY = 3
 """Exit status after a prompt ran out of memory: the next one is read by a fresh process."""
+
+
+class Kind(StrEnum):
+    """What a request to the process is."""
+
+    PROMPT = "prompt"
+    BAD_WORDS = "bad_words"
+    GRAMMAR = "grammar"
 
 
 def command() -> list[str]:
@@ -58,29 +68,28 @@ def main() -> None:
         _point_at_nothing(2)
         _limit_memory()
         connection.sendall(msgpack.packb(["ready"]))
-        for cpu_s, *prompt in messages:
+        for cpu_s, kind, *prompt in messages:
             connection.sendall(msgpack.packb(["begun"]))
-            if is_grammar(prompt):
+            if kind == Kind.GRAMMAR:
                 compiler()  # made once, which costs no grammar its time
             signal.setitimer(signal.ITIMER_PROF, cpu_s)  # SIGPROF ends the process
-            answer = _compile(compiler(), *prompt) if is_grammar(prompt) else _read(encoder, prompt)
+            answer = _compile(compiler(), *prompt) if kind == Kind.GRAMMAR else _read(encoder, kind, prompt)
             signal.setitimer(signal.ITIMER_PROF, 0)
             connection.sendall(msgpack.packb(answer))
     except (ConnectionError, StopIteration):
         pass  # the worker has ended
 
 
-def is_grammar(prompt: Sequence[Any]) -> bool:
-    """Whether this is a grammar to compile, a single map. A conversation, also a map, comes with a time."""
-    return len(prompt) == 1 and isinstance(prompt[0], dict)
+def _read(encoder: PromptEncoder, kind: str, prompt: list[Any]) -> list[Any]:
+    """Read a prompt: a text, or a conversation and the time (seconds since the epoch) when it was submitted.
+    Or read bad words.
 
-
-def _read(encoder: PromptEncoder, prompt: list[Any]) -> list[Any]:
-    """Read a prompt: a text, or messages and the time (seconds since the epoch) when they were submitted.
-
-    Returns ["read", token ids], ["too long", number of tokens], or ["refused", error code, message].
+    Returns ["read", token ids, or a list of them], ["too long", number of tokens], or ["refused", error code,
+    message].
     """
     try:
+        if kind == Kind.BAD_WORDS:
+            return ["read", encode_bad_words(encoder.tokenizer, prompt)]
         match prompt:
             case [text]:
                 token_ids = encoder.encode(text)

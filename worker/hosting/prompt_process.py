@@ -19,7 +19,7 @@ from ingine.engine.limits import RequestLimits
 from ingine.engine.text.tokenizer import Definition
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
 from ingine.worker.hosting.pipe import Message, Pipe, pack
-from ingine.worker.hosting.prompt_child import EXIT_OUT_OF_MEMORY, MEMORY_BYTES, command, is_grammar
+from ingine.worker.hosting.prompt_child import EXIT_OUT_OF_MEMORY, MEMORY_BYTES, Kind, command
 from ingine.worker.logs import log_event
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class _Request:
     cpu_s: float
     message: bytes
     answer: asyncio.Future[list[int] | int]
-    is_grammar: bool
+    kind: Kind
     is_last_try: bool = False
     """The request is refused if a process is killed again while it reads it."""
 
@@ -84,17 +84,19 @@ class PromptProcess:
         self.start_error: str | None = None
         """Why the last `MAX_FAILED_STARTS` or more starts failed. Until one succeeds, `read` raises."""
 
-    async def read(self, tenant: str, cpu_s: float, *prompt: Any) -> list[int] | int:
-        """Token ids of a text, or of messages and the time of their submission in seconds since the epoch.
-        Only their number if there are too many. A grammar to compile is a map as in `structured_outputs`, and
-        its answer is [].
+    async def read(
+        self, tenant: str, cpu_s: float, *prompt: Any, kind: Kind = Kind.PROMPT
+    ) -> list[int] | list[list[int]] | int:
+        """Return what `kind` asks for. PROMPT: token ids of a text, or of a conversation and the time of its
+        submission in seconds since the epoch; only their number if there are too many. BAD_WORDS: those of
+        each word, see `encode_bad_words`. GRAMMAR: [] if it compiles, a map as in `structured_outputs`.
 
         Raises InvalidRequest, with PROMPT_TOO_COSTLY after `cpu_s` of processor time, or NoPromptProcess.
         """
         if self.start_error:
             raise NoPromptProcess(self.start_error)
         answer = asyncio.get_running_loop().create_future()
-        request = _Request(tenant, cpu_s, pack(cpu_s, *prompt), answer, is_grammar(prompt))
+        request = _Request(tenant, cpu_s, pack(cpu_s, kind, *prompt), answer, kind)
         self._waiting.setdefault(tenant, deque()).append(request)
         self.start()
         self._send()
@@ -258,8 +260,9 @@ class PromptProcess:
             request.is_last_try = True
             self._put_back(request)
         else:
-            code = ErrorCode.GRAMMAR_TOO_COSTLY if request.is_grammar else ErrorCode.PROMPT_TOO_COSTLY
-            work = "compiling the grammar" if request.is_grammar else "reading the prompt"
+            is_grammar = request.kind is Kind.GRAMMAR
+            code = ErrorCode.GRAMMAR_TOO_COSTLY if is_grammar else ErrorCode.PROMPT_TOO_COSTLY
+            work = "compiling the grammar" if is_grammar else "reading the prompt"
             _answer(request, InvalidRequest(code, _reason(status, request.cpu_s, work)))
 
     async def _recover_start(self, num_failed: int, fault: str) -> None:

@@ -133,6 +133,13 @@ class GrammarState:
             self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         return self.complete(row)
 
+    def allowed(self, vocab_size: int) -> np.ndarray:
+        """[vocab_size] bool: what `fill` writes, a token at a time; all False where it returns False."""
+        row = np.empty(self.num_words, dtype=np.int32)
+        if not self.fill(row):
+            return np.zeros(vocab_size, dtype=bool)
+        return np.unpackbits(row.view(np.uint8), count=vocab_size, bitorder="little").astype(bool)
+
     def complete(self, row: np.ndarray) -> bool:
         """The rest of `fill`, for a row that `matcher` has written."""
         if self.error is not None:

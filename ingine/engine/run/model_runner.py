@@ -177,8 +177,10 @@ class ModelRunner:
         logits, rows = self._model.compute_logits(forward_pass.hidden), forward_pass.rows
         tokens, sampled = self._tokens[: len(logits)], None
         if rows:
-            has_penalties = any(row.token_counts is not None for row in rows)
-            pending = self._pending(forward_pass.inputs) if has_penalties else None
+            needs_pending = any(
+                row.token_counts is not None or row.processing.bad_words is not None for row in rows
+            )
+            pending = self._pending(forward_pass.inputs) if needs_pending else None
             masks = self._filled(forward_pass)
             sampled = sample(logits, rows, self._model.kernels.sampling, pending=pending, masks=masks)
             tokens.copy_(sampled.token_ids)

@@ -1,4 +1,5 @@
-"""Changes logits before a token is chosen: `min_tokens`, `logit_bias` and the penalties.
+"""Changes logits before a token is chosen: `allowed_token_ids`, `bad_words`, `min_tokens`, `logit_bias` and
+the penalties.
 
 Each processor changes only the affected entries, of all sequences of the batch in one indexed operation, and
 does not wait for the device. So it also works for sequences whose last token only the device knows yet.
@@ -22,8 +23,10 @@ def process(logits: Tensor, seqs: Seqs, pending: Tensor | None = None) -> Tensor
 
     pending: [num_seqs] int64 on the device: the sampled token that the host has not read, of each sequence
     whose `num_pending_tokens` is 1. It is -1 for other sequences, and where no token could be chosen; the
-    logits of such a row are arbitrary. Needed only for penalised sequences with a pending token.
+    logits of such a row are arbitrary. Needed only for sequences with a pending token and with penalties or
+    `bad_words`.
     """
+    restricted = [row for row, seq in enumerate(seqs) if seq.processing.restricts]
     masked = [
         row
         for row, seq in enumerate(seqs)
@@ -33,9 +36,11 @@ def process(logits: Tensor, seqs: Seqs, pending: Tensor | None = None) -> Tensor
     ]
     biased = [row for row, seq in enumerate(seqs) if len(seq.processing.biases)]
     penalised = [row for row, seq in enumerate(seqs) if seq.token_counts is not None]
-    if not (masked or biased or penalised):
+    if not (restricted or masked or biased or penalised):
         return logits
     logits = logits.float()
+    if restricted:
+        _restrict(logits, seqs, restricted, pending)
     if masked:
         _mask(logits, seqs, masked)
     if biased:
@@ -43,6 +48,46 @@ def process(logits: Tensor, seqs: Seqs, pending: Tensor | None = None) -> Tensor
     if penalised:
         _penalise(logits, seqs, penalised, pending)
     return logits
+
+
+def _restrict(logits: Tensor, seqs: Seqs, rows: list[int], pending: Tensor | None) -> None:
+    """Set the logits of all tokens but `allowed_token_ids`, and of those that complete a bad word, to
+    -inf.
+    """
+    if allowed := [row for row in rows if seqs[row].processing.allowed_token_ids is not None]:
+        token_ids = [seqs[row].processing.allowed_token_ids for row in allowed]
+        entries = _entries(logits, allowed, token_ids)
+        kept = logits.view(-1).index_select(0, entries)
+        logits.index_fill_(0, to_device(np.array(allowed), logits.device), -torch.inf)
+        logits.view(-1).index_copy_(0, entries, kept)
+    if with_words := [row for row in rows if seqs[row].processing.bad_words is not None]:
+        token_ids = [_forbidden(seqs[row]) for row in with_words]
+        token_ids = [of_row[of_row < logits.shape[1]] for of_row in token_ids]
+        logits.view(-1).index_fill_(0, _entries(logits, with_words, token_ids), -torch.inf)
+    if behind := [row for row in with_words if seqs[row].num_pending_tokens]:
+        _forbid_after_pending(logits, seqs, behind, pending)
+
+
+def _forbidden(seq: Sequence | SequenceAhead) -> np.ndarray:
+    """The last tokens of the bad words that are certain to be forbidden next."""
+    bad_words = seq.processing.bad_words
+    return bad_words.single if seq.num_pending_tokens else bad_words.forbidden(seq.output_tail)
+
+
+def _forbid_after_pending(logits: Tensor, seqs: Seqs, rows: list[int], pending: Tensor) -> None:
+    """Forbid the last tokens of bad words whose last but one is the pending token, which only the device
+    knows.
+    """
+    pairs = [seqs[row].processing.bad_words.forbidden_after_pending(seqs[row].output_tail) for row in rows]
+    in_vocabulary = [last < logits.shape[1] for _, last in pairs]
+    last = [of_row[is_in] for (_, of_row), is_in in zip(pairs, in_vocabulary, strict=True)]
+    before = [of_row[is_in] for (of_row, _), is_in in zip(pairs, in_vocabulary, strict=True)]
+    entries = _entries(logits, rows, last)
+    expected = to_device(np.concatenate(before), logits.device)
+    is_forbidden = pending[entries // logits.shape[1]] == expected
+    # An entry may occur several times, after different tokens, so values are added instead of assigned.
+    added = torch.zeros(len(entries), device=logits.device).masked_fill_(is_forbidden, -torch.inf)
+    logits.view(-1).index_add_(0, entries, added)
 
 
 def _mask(logits: Tensor, seqs: Seqs, rows: list[int]) -> None:
@@ -102,6 +147,8 @@ def _count_pending(
 
 
 def _entries(logits: Tensor, rows: list[int], token_ids: list[np.ndarray]) -> Tensor:
-    """Return flat indices into `logits` of the given tokens of each of `rows`. No index may occur twice."""
+    """Return flat indices into `logits` of the given tokens of each of `rows`. Where values are assigned or
+    added that differ, no index may occur twice.
+    """
     entries = [row * logits.shape[1] + of_row for row, of_row in zip(rows, token_ids, strict=True)]
     return to_device(np.concatenate(entries), logits.device)

@@ -11,6 +11,7 @@ import numpy as np
 from ingine.engine.grammar.state import GrammarState
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.engine.request import EngineRequest
+from ingine.engine.schedule.bad_words import BadWords
 from ingine.engine.schedule.choice_group import ChoiceGroup
 from ingine.engine.schedule.drafter import Drafter
 from ingine.engine.schedule.suffix_drafter import SuffixDrafter
@@ -31,15 +32,27 @@ class LogitsProcessing:
     """[num_biases] int64."""
     biases: np.ndarray
     """[num_biases] float32."""
+    allowed_token_ids: np.ndarray | None
+    """[num_allowed] int64, each once; None: all."""
+    bad_words: BadWords | None
 
     @classmethod
-    def of(cls, params: SamplingParams, end_token_ids: frozenset[int]) -> "LogitsProcessing":
-        bias = params.logit_bias or {}
+    def of(
+        cls, params: SamplingParams, end_token_ids: frozenset[int], bad_words: Tokens[Tokens[int]] = ()
+    ) -> "LogitsProcessing":
+        bias, allowed = params.logit_bias or {}, params.allowed_token_ids
         return cls(
             np.array(list(end_token_ids), dtype=np.int64),
             np.array(list(bias), dtype=np.int64),
             np.array(list(bias.values()), dtype=np.float32),
+            None if allowed is None else np.unique(np.array(allowed, dtype=np.int64)),
+            BadWords(bad_words) if bad_words else None,
         )
+
+    @property
+    def restricts(self) -> bool:
+        """Whether some tokens are forbidden, beside those that `min_tokens` forbids."""
+        return self.allowed_token_ids is not None or self.bad_words is not None
 
 
 class Sequence:
@@ -94,7 +107,10 @@ class Sequence:
 
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
-        self.processing = LogitsProcessing.of(params, self.output_text.end_token_ids)
+        self.error_code: ErrorCode | None = None
+        self.processing = LogitsProcessing.of(
+            params, self.output_text.end_token_ids, request.bad_words_token_ids
+        )
         penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
         has_penalties = penalties != (1, 0, 0)
         self.token_counts = TokenCounts(self.token_ids) if has_penalties else None
@@ -103,13 +119,13 @@ class Sequence:
             or params.logit_bias
             or params.logprobs is not None
             or params.structured_outputs is not None
+            or self.processing.restricts
         )
         self.drafter: Drafter | SuffixDrafter | None = None
         self.grammar: GrammarState | None = None
         """The state of a constrained sequence after its output tokens, once its grammar is compiled."""
         self.takes_forced_drafts = True
         """Whether tokens that the grammar forces may be drafted."""
-        self.error_code: ErrorCode | None = None
         self._replay(request.output_of(index))
         if index in request.ended_choices and self.finish_reason is None:
             self.finish(FinishReason.LENGTH)
@@ -136,6 +152,28 @@ class Sequence:
         """Whether the next token depends only on logits, temperature, min_p, top_k and top_p."""
         return self._is_plain_at(self.num_output_tokens + self.num_pending_tokens)
 
+    @property
+    def output_tail(self) -> list[int]:
+        """The last output tokens, as many as decide what `bad_words` forbids. Without the pending token."""
+        bad_words = self.processing.bad_words
+        if bad_words is None:
+            return []
+        return self.token_ids[max(self.num_prompt_tokens, self.num_tokens - bad_words.max_prefix_len) :]
+
+    def allows_no_token(self, vocab_size: int) -> bool:
+        """Whether the request's own parameters forbid every next token, with no token pending."""
+        processing, forbidden = self.processing, np.zeros(vocab_size, dtype=bool)
+        if processing.allowed_token_ids is not None:
+            forbidden[:] = True
+            forbidden[processing.allowed_token_ids] = False
+        if processing.bad_words is not None:
+            _forbid(forbidden, processing.bad_words.forbidden(self.output_tail))
+        if self.grammar is not None:
+            forbidden[~self.grammar.allowed(vocab_size)] = True
+        elif self.num_output_tokens < self.params.min_tokens:
+            _forbid(forbidden, processing.end_token_ids)
+        return bool(forbidden.all())
+
     def append(self, token_id: int) -> str:
         """Take the next output token, and finish if it ends the output. Returns the text now certain."""
         self.token_ids.append(token_id)
@@ -151,8 +189,10 @@ class Sequence:
 
     def ahead(self, draft_token_ids: Tokens[int]) -> "Iterator[SequenceAhead]":
         """Yield the sequence's state with the first token of the draft, the first two, and so on."""
-        counts = self.token_counts
+        counts, tail = self.token_counts, self.output_tail
         for index, token_id in enumerate(draft_token_ids, start=1):
+            if self.processing.bad_words is not None:
+                tail = [*tail, token_id]
             if counts is not None:
                 counts = counts.copy()
                 counts.add(token_id)
@@ -163,6 +203,7 @@ class Sequence:
                 token_counts=counts,
                 processing=self.processing,
                 is_plain=self._is_plain_at(self.num_output_tokens + index),
+                output_tail=tail,
             )
 
     def finish(
@@ -212,6 +253,10 @@ class Sequence:
         self.token_ids.extend(output_token_ids[self.num_output_tokens :])
 
 
+def _forbid(forbidden: np.ndarray, token_ids: np.ndarray) -> None:
+    forbidden[token_ids[token_ids < len(forbidden)]] = True
+
+
 @dataclass(slots=True)
 class SequenceAhead:
     """The state of a sequence after a draft token, as far as sampling needs it."""
@@ -222,6 +267,7 @@ class SequenceAhead:
     token_counts: TokenCounts | None
     processing: LogitsProcessing
     is_plain: bool
+    output_tail: list[int]
     num_pending_tokens: int = 0
 
 

@@ -137,6 +137,10 @@ class Tokenizer:
         """Return token ids, with the special tokens that the model's tokenizer adds to a prompt."""
         return self._encode(text, add_special_tokens=True)
 
+    def encode_word(self, text: str) -> list[int]:
+        """Return token ids of a part of a text, without the special tokens that begin or end a prompt."""
+        return self._encode(text, add_special_tokens=False)
+
     def encode_chat(self, messages: Messages, *, now: datetime | None = None) -> list[int]:
         """Return the token ids of the conversation in the model's chat template.
 
