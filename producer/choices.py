@@ -59,7 +59,7 @@ def choices_of(events: list[Event], end: TerminalEvent) -> list[Choice]:
     """Join the tokens events of a finished job, by choice. end: its terminal event."""
     ends = end.choices
     if ends is None:
-        ends = [{"finish_reason": end.finish_reason, "text": end.text}]
+        ends = [{"finish_reason": end.finish_reason, "stop_reason": end.stop_reason, "text": end.text}]
     return [_choice(index, [e for e in events if e.index == index], of) for index, of in enumerate(ends)]
 
 

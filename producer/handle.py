@@ -172,5 +172,6 @@ def _result(events: list[Event]) -> Result:
         metadata=end.metadata,
         status=end.status,
         logprobs=choices[0].logprobs,
+        stop_reason=choices[0].stop_reason,
         choices=choices,
     )

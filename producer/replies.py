@@ -42,6 +42,10 @@ class Reply:
     metadata: dict[str, Any] | None
     position: str
     """Pass it to `replies` to continue after this reply."""
+    stop_reason: int | str | None = None
+    """The stop string or the id of the stop token that ended the output; None for any other end, and for a
+    job of several choices.
+    """
 
 
 class _Positions:
@@ -195,6 +199,7 @@ def _reply(fields: dict[bytes, bytes], position: str) -> Reply:
             job_id=end.job_id,
             status=end.status,
             finish_reason=end.finish_reason,
+            stop_reason=end.stop_reason,
             error=end.error,
             usage=end.usage,
             metadata=end.metadata,

@@ -25,8 +25,9 @@ class Chunk:
     """Output tokens, of all choices, up to the end of this chunk. Pass it to `attach` or `stream` to continue
     after it."""
     logprobs: list[dict[str, Any]] | None = None
-    """If requested, one a token: {token_id, logprob, top: [[token_id, logprob], ...], bytes, top_bytes}.
-    Bytes are lists of ints, in UTF-8: a character may have several tokens. Older workers send none."""
+    """If requested, one a token: {token_id, logprob, rank, top: [[token_id, logprob], ...], bytes,
+    decoded_token, top_bytes, top_decoded_tokens}. Bytes are lists of ints, in UTF-8: a character may have
+    several tokens. `decoded_token` has U+FFFD for half a character. Older workers send fewer of them."""
     index: int = 0
     """The choice that it belongs to."""
     choice_position: int | None = None
@@ -45,13 +46,14 @@ class Choice:
     finish_reason: str
     """`stop` or `length`."""
     stop_reason: int | str | None = None
-    """The stop string or stop token that ended it, in a job of several choices."""
+    """The stop string or the id of the stop token that ended it; None for any other end."""
     logprobs: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished job. `text`, `token_ids`, `finish_reason` and `logprobs` are those of choice 0."""
+    """A finished job. `text`, `token_ids`, `finish_reason`, `stop_reason` and `logprobs` are
+    those of choice 0."""
 
     job_id: str
     text: str
@@ -65,6 +67,8 @@ class Result:
     metadata: dict[str, Any] | None
     status: JobStatus
     logprobs: list[dict[str, Any]] | None = None
+    stop_reason: int | str | None = None
+    """The stop string or the id of the stop token that ended the output; None for any other end."""
     choices: list[Choice] = field(default_factory=list)
     """One for each of the job's `n`, in the order of their indices."""
 

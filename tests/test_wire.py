@@ -267,6 +267,8 @@ def test_the_cost_of_a_job_stays_sane():
         TokensEvent(3, [1, 2], "ab"),
         TokensEvent(1, [1], "", [{"token_id": 1, "logprob": -0.5, "top": [[1, -0.5]]}]),
         TerminalEvent(3, JobStatus.FINISHED, "a", "tail", "stop", usage={"num_output_tokens": 3}),
+        TerminalEvent(1, JobStatus.FINISHED, "a", finish_reason="stop", stop_reason=0),
+        TerminalEvent(1, JobStatus.FINISHED, "a", finish_reason="stop", stop_reason="x"),
         TerminalEvent(0, JobStatus.FAILED, "a", finish_reason="error", error={"code": "x", "message": "y"}),
     ],
 )
@@ -299,6 +301,9 @@ LOGPROBS = {"token_id": 5, "logprob": -0.5, "top": [[5, -0.5]]}
         msgpack.packb(TOKENS | {"token_ids": nested(500)}),
         msgpack.packb(TOKENS | {"logprobs": [LOGPROBS | {"top_bytes": None}]}),
         msgpack.packb(TOKENS | {"logprobs": [LOGPROBS | {"top_bytes": {}}]}),
+        msgpack.packb(TOKENS | {"logprobs": [LOGPROBS | {"rank": "1"}]}),
+        msgpack.packb(TOKENS | {"logprobs": [LOGPROBS | {"decoded_token": 7}]}),
+        msgpack.packb(TOKENS | {"logprobs": [LOGPROBS | {"top_decoded_tokens": [7]}]}),
     ],
     ids=[
         "nested type",
@@ -307,6 +312,9 @@ LOGPROBS = {"token_id": 5, "logprob": -0.5, "top": [[5, -0.5]]}
         "nested ids",
         "no top_bytes",
         "map top_bytes",
+        "text rank",
+        "number decoded_token",
+        "number top_decoded_token",
     ],
 )
 def test_what_is_no_event_is_refused_with_an_error_that_can_be_quoted(raw):

@@ -65,6 +65,7 @@ def terminal_event(job: RunningJob, output: SeqOutput) -> TerminalEvent:
         job_id=job.id,
         text=output.final_text if with_text and not choices else "",
         finish_reason=str(finish_reason if is_finished else _early_finish_reason(outcome.status)),
+        stop_reason=output.stop_reason if is_finished and not choices else None,
         error=outcome.error,
         usage={
             "num_prompt_tokens": output.num_prompt_tokens,

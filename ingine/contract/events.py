@@ -24,8 +24,9 @@ class TokensEvent:
     text: str
     """Text that the event adds. It may have less or more than its tokens' text, see `TerminalEvent.text`."""
     logprobs: list[dict] | None = None
-    """One for each token: {token_id, logprob, top: [[token_id, logprob], ...], bytes: [...], top_bytes:
-    [[...]]}. Without bytes from an older worker, or from a model without a tokenizer.
+    """One for each token: {token_id, logprob, rank, top: [[token_id, logprob], ...], bytes: [...],
+    decoded_token, top_bytes: [[...]], top_decoded_tokens: [...]}. An older worker sends no rank and no
+    decoded tokens, or no bytes either; a job whose output has no text has neither bytes nor decoded tokens.
     """
     index: int = 0
     """The choice that the tokens belong to."""
@@ -55,6 +56,10 @@ class TerminalEvent:
     """The end of the text, if it was held back until now (a half character, the start of a stop string)."""
     finish_reason: str | None = None
     """stop, length, abort or error."""
+    stop_reason: int | str | None = None
+    """The stop string or the id of the stop token that ended the output; None for any other end, and for
+    several choices, which have their own.
+    """
     error: dict | None = None
     """{code, message} where status is failed or expired."""
     usage: dict = field(default_factory=dict)
@@ -108,6 +113,7 @@ _TERMINAL_TYPES = {
     "job_id": str,
     "text": str,
     "finish_reason": str | None,
+    "stop_reason": int | str | None,
     "error": dict | None,
     "usage": dict,
     "timings": dict,
@@ -179,6 +185,11 @@ def _are_logprobs(logprobs: Any, number: int) -> bool:
         for named in (of_token.get("bytes"), *top_bytes):
             if named is not None and (type(named) is not list or bytes(named) is None):  # which may raise
                 return False
+        top_texts = of_token.get("top_decoded_tokens", [])
+        if type(of_token.get("rank", 1)) is not int or type(top_texts) is not list:
+            return False
+        if not all(type(text) is str for text in (of_token.get("decoded_token", ""), *top_texts)):
+            return False
     return True
 
 

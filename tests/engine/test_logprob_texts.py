@@ -24,6 +24,9 @@ def test_the_bytes_of_the_tokens_are_the_text(llama):
     for entry in entries:
         assert len(entry["top_bytes"]) == len(entry["top"]) == 3
         assert entry["top_bytes"][0] == entry["bytes"]  # the likeliest is the one that was chosen
+        assert entry["decoded_token"] == bytes(entry["bytes"]).decode(errors="replace")
+        texts = [bytes(of_token).decode(errors="replace") for of_token in entry["top_bytes"]]
+        assert (entry["top_decoded_tokens"], entry["rank"]) == (texts, 1)
 
 
 def test_a_special_token_has_its_name(llama):
@@ -44,6 +47,9 @@ def test_without_a_tokenizer_there_are_none(llama):
     engine = make_engine(llama)
     engine.tokenizer = None
     assert all("bytes" not in entry for entry in run_one(engine, PROMPT, SOME).logprobs)
+    without_text = run_one(make_engine(llama), PROMPT, SOME.model_copy(update={"detokenize": False}))
+    assert without_text.text == ""
+    assert all(entry.keys() == {"token_id", "logprob", "rank", "top"} for entry in without_text.logprobs)
 
 
 def test_who_asks_for_no_logprobs_pays_nothing(llama, monkeypatch):

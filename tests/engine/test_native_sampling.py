@@ -96,9 +96,10 @@ def test_native_log_probabilities_are_the_reference_s(compiled, num_top, spread,
     token_ids = native_sampling.choose(logits, [SamplingParams()] * 40, uniforms(range(40), range(40)))
     assert token_ids[3] == -1
     well = [row for row in range(40) if row != 3]
-    chosen, top_ids, top = native_sampling.logprobs(logits, token_ids, num_top)
-    expected, _, expected_top = torch_logprobs(logits, token_ids, num_top)
+    chosen, ranks, top_ids, top = native_sampling.logprobs(logits, token_ids, num_top)
+    expected, expected_ranks, _, expected_top = torch_logprobs(logits, token_ids, num_top)
     torch.testing.assert_close(chosen, expected, equal_nan=True)
+    assert ranks.tolist() == expected_ranks.tolist()
     torch.testing.assert_close(top[well], expected_top[well])
     # In bfloat16 many are alike, and the reference has them in any order.
     of_ids = logits.float().log_softmax(dim=-1).gather(1, top_ids)
@@ -111,9 +112,16 @@ def test_native_log_probabilities_are_the_reference_s(compiled, num_top, spread,
 def test_tokens_too_unlikely_for_a_weight_have_a_log_probability(compiled, dtype):
     logits = torch.tensor([[0, -100, -200, -50, -torch.inf, -200]], dtype=dtype)
     for num_top in range(1, 7):
-        _, top_ids, top = native_sampling.logprobs(logits, torch.tensor([0]), num_top)
+        _, _, top_ids, top = native_sampling.logprobs(logits, torch.tensor([0]), num_top)
         assert top_ids[0].tolist() == [0, 3, 1, 2, 5, 4][:num_top]
         assert top[0].tolist() == [0, -50, -100, -200, -200, -torch.inf][:num_top]
+
+
+@pytest.mark.parametrize("logprobs", [torch_logprobs, native_sampling.logprobs], ids=["torch", "native"])
+def test_the_rank_is_the_number_of_tokens_at_least_as_likely(compiled, logprobs):
+    logits = torch.tensor([[2.0, 5.0, 5.0, -torch.inf, 3.0] + [-1.0] * 200]).repeat(5, 1)
+    _, ranks, _, _ = logprobs(logits, torch.tensor([0, 1, 2, 3, -1]), 1)
+    assert ranks.tolist() == [4, 2, 2, 205, 0]
 
 
 @pytest.mark.parametrize(

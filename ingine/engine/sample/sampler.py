@@ -32,7 +32,8 @@ class SampledToken(NamedTuple):
     token_id: int | None
     """None if no token could be chosen, since the largest logit is not finite."""
     logprobs: dict | None
-    """{token_id, logprob, top: [[token_id, logprob], ...]}; None if the sequence does not ask for it."""
+    """{token_id, logprob, rank, top: [[token_id, logprob], ...]}; None if the sequence does not
+    ask for it."""
 
 
 class Sampled:
@@ -58,15 +59,16 @@ class _Reports(NamedTuple):
 
     rows: list[int]
     num_top: list[int]
-    values: tuple[Tensor, Tensor, Tensor]
+    values: tuple[Tensor, Tensor, Tensor, Tensor]
     """The result of `ingine.engine.kernels.sampling.logprobs.logprobs` for these rows."""
 
     def read(self, token_ids: list[int], values: list[list]) -> dict[int, dict]:
         """Return each row's report, by row, from `values` on the host."""
         found = {}
-        for row, num_top, logprob, top_ids, top in zip(self.rows, self.num_top, *values, strict=True):
+        for row, num_top, logprob, rank, top_ids, top in zip(self.rows, self.num_top, *values, strict=True):
             pairs = [[top_id, value] for top_id, value in zip(top_ids, top, strict=True) if value > -math.inf]
-            found[row] = {"token_id": token_ids[row], "logprob": logprob, "top": pairs[:num_top]}
+            chosen = {"token_id": token_ids[row], "logprob": logprob, "rank": rank}
+            found[row] = chosen | {"top": pairs[:num_top]}
         return found
 
 

@@ -69,13 +69,16 @@ class OutputText:
         return text
 
     def add_token_bytes(self, logprobs: dict) -> None:
-        """Add `bytes` and `top_bytes` (see `SeqOutput.logprobs`) to the logprobs of the next token, before it
-        is appended. Adds nothing without a tokenizer.
+        """Add the texts of `SeqOutput.logprobs`, in bytes and decoded, to the logprobs of the next token,
+        before it is appended. Adds nothing if the output has no text.
         """
         if self._detokenizer is not None:
             token_bytes = self._detokenizer.token_bytes
-            logprobs["bytes"] = list(token_bytes(logprobs["token_id"]))
-            logprobs["top_bytes"] = [list(token_bytes(token_id)) for token_id, _ in logprobs["top"]]
+            chosen = token_bytes(logprobs["token_id"])
+            top = [token_bytes(token_id) for token_id, _ in logprobs["top"]]
+            logprobs["bytes"], logprobs["decoded_token"] = list(chosen), chosen.decode(errors="replace")
+            logprobs["top_bytes"] = [list(token) for token in top]
+            logprobs["top_decoded_tokens"] = [token.decode(errors="replace") for token in top]
 
     def flush(self) -> str:
         """Return the text that was held back, once no more tokens come: the start of a stop string, or the

@@ -45,19 +45,20 @@ def choose(logits: Tensor, params: list[SamplingParams], uniform: np.ndarray) ->
     return token_ids
 
 
-def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return what `kernels.sampling.logprobs` defines. Of tokens with equal logits the lowest id comes first.
     Ids of tokens with probability 0, and all ids of a row of NaN, are arbitrary.
     """
     logits = logits.contiguous()
     num_rows, vocab_size = logits.shape
-    chosen = torch.empty(num_rows)
+    chosen, ranks = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
     top_ids = torch.empty((num_rows, num_top), dtype=torch.int64)
     top = torch.empty((num_rows, num_top))
     _library().ingine_logprobs(
         logits.data_ptr(),
         token_ids.data_ptr(),
         chosen.data_ptr(),
+        ranks.data_ptr(),
         top_ids.data_ptr(),
         top.data_ptr(),
         num_rows,
@@ -65,7 +66,7 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
         num_top,
         native.DTYPES[logits.dtype],
     )
-    return chosen, top_ids, top
+    return chosen, ranks, top_ids, top
 
 
 def mask(logits: Tensor, rows: np.ndarray, masks: np.ndarray) -> None:
@@ -90,7 +91,7 @@ NATIVE_SAMPLING = Sampling("native", choose, logprobs, mask)
 def _library() -> ctypes.CDLL:
     library = native.library()
     library.ingine_sample.argtypes = 3 * [ctypes.c_void_p] + 2 * [ctypes.c_int64] + [ctypes.c_int32]
-    library.ingine_logprobs.argtypes = 5 * [ctypes.c_void_p] + 3 * [ctypes.c_int64] + [ctypes.c_int32]
+    library.ingine_logprobs.argtypes = 6 * [ctypes.c_void_p] + 3 * [ctypes.c_int64] + [ctypes.c_int32]
     library.ingine_mask.argtypes = 3 * [ctypes.c_void_p] + 3 * [ctypes.c_int64] + [ctypes.c_int32]
     library.ingine_mask.restype = None
     library.ingine_sample.restype = library.ingine_logprobs.restype = None

@@ -17,7 +17,7 @@ class Sampling:
     name: str
     choose: Callable[[Tensor, list[SamplingParams], np.ndarray], Tensor]
     """A function like `ingine.engine.kernels.sampling.reference.choose`, which defines it."""
-    logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
+    logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor]]
     """A function like `ingine.engine.kernels.sampling.logprobs.logprobs`, which defines it."""
     mask: Callable[[Tensor, np.ndarray, np.ndarray], None]
     """A function like `ingine.engine.kernels.sampling.masks.mask`, which defines it."""
