@@ -120,6 +120,11 @@ class CompletionOutput:
     stop_reason: int | str | None
     logprobs: list[dict] | None
     """The entries of `SeqOutput.logprobs`, for all tokens."""
+    cumulative_logprob: float | None = None
+    """The sum of the tokens' log probabilities, if they were requested."""
+
+    def finished(self) -> bool:
+        return self.finish_reason is not None
 
 
 @dataclass(slots=True)
@@ -146,3 +151,8 @@ class RequestOutput:
     usage: dict[str, int]
     """Keys: num_prompt_tokens, num_cached_tokens, num_output_tokens. The last counts all choices."""
     timings: RequestTimings
+
+    @property
+    def metrics(self) -> RequestTimings:
+        """vLLM's name of `timings`."""
+        return self.timings
