@@ -37,10 +37,11 @@ NEUTRAL_PARAMS: dict[str, tuple[Any, ...]] = {
     "skip_clone": (False, True),
     "guided_decoding": (),
     "logits_processors": ([],),
-    "truncate_prompt_tokens": (),
     "skip_reading_prefix_cache": (False,),
     "thinking_token_budget": (-1,),
     "repetition_detection": (),
+    "routed_experts_prompt_start": (0,),
+    "trace_decode_token_ids": (),
     "extra_args": ({},),
 }
 """Parameters of vLLM that are not supported here, with the values at which each changes nothing. None is
@@ -124,6 +125,13 @@ class SamplingParams(BaseModel):
         "one there.",
     )
     detokenize: bool = Field(default=True, description="False: the output has no text, only token ids.")
+    truncate_prompt_tokens: int | None = Field(
+        default=None,
+        ge=-1,
+        lt=2**31,
+        description="Keep only this many tokens of the prompt, the last ones. -1: as many as the model's "
+        "length leaves beside max_tokens.",
+    )
 
     if TYPE_CHECKING:  # more types are accepted than stored: None, a single stop string, lists
 
@@ -153,6 +161,7 @@ class SamplingParams(BaseModel):
             skip_special_tokens: bool | None = True,
             spaces_between_special_tokens: bool | None = True,
             detokenize: bool | None = True,
+            truncate_prompt_tokens: int | None = None,
         ): ...
 
     @model_validator(mode="before")
@@ -211,6 +220,13 @@ class SamplingParams(BaseModel):
             raise ValueError("a bad word must have a character that is no space")
         if value and (longest := max(map(len, value))) > MAX_BAD_WORD_CHARS:
             raise ValueError(f"a bad word has at most {MAX_BAD_WORD_CHARS} characters, not {longest}")
+        return value
+
+    @field_validator("truncate_prompt_tokens")
+    @classmethod
+    def _keeps_a_token(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise ValueError("truncate_prompt_tokens must keep a token, or be -1: no prompt is empty")
         return value
 
     @field_validator("logit_bias", mode="before")

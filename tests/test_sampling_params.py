@@ -85,7 +85,6 @@ def test_none_is_as_if_not_given(name):
         ("use_beam_search", True),
         ("prompt_logprobs", 1),
         ("logits_processors", [len]),
-        ("truncate_prompt_tokens", 5),
         ("guided_decoding", {"regex": "x"}),
         ("output_kind", RequestOutputKind.DELTA),
     ],
@@ -131,6 +130,8 @@ def test_every_list_is_bounded(fields, says):
     ("fields", "says"),
     [
         ({"allowed_token_ids": []}, "must not be empty"),
+        ({"truncate_prompt_tokens": 0}, "must keep a token"),
+        ({"truncate_prompt_tokens": -2}, "greater than or equal to -1"),
         ({"allowed_token_ids": [-1]}, "greater than or equal to 0"),
         ({"allowed_token_ids": 7}, "valid tuple"),
         ({"bad_words": [""]}, "a character that is no space"),

@@ -104,8 +104,10 @@ class PromptReader:
         """
         if self._log_prompts:
             log_event(logger, logging.INFO, "prompt", job_id=job.id, prompt=job.prompt or job.messages)
-        prompt_token_ids = await self._reading(job, self._token_ids(job, submitted_at))
         params = self._engine.limits.with_defaults(job.sampling)
+        num_kept = self._engine.limits.num_kept_prompt_tokens(params)
+        prompt_token_ids = await self._reading(job, self._token_ids(job, submitted_at, num_kept))
+        prompt_token_ids = self._engine.limits.truncate(prompt_token_ids, params)
         if params.seed is None:
             # Derived from the job's id, so that every attempt draws the same random numbers.
             digest = hashlib.blake2b(job.id.encode(), digest_size=8).digest()
@@ -148,44 +150,54 @@ class PromptReader:
         async with self._turn:
             return encode_bad_words(self._encoder.tokenizer, words)
 
-    async def _token_ids(self, job: Job, submitted_at: datetime) -> Sequence[int]:
+    async def _token_ids(self, job: Job, submitted_at: datetime, num_kept: int | None) -> Sequence[int]:
+        """The prompt's token ids, of which only the last `num_kept` are needed; None: all are."""
         if isinstance(job.prompt, tuple):
             return job.prompt
         required(self._engine.tokenizer)
         if job.messages is not None:
-            return await self._read_chat(job, submitted_at)
+            return await self._read_chat(job, submitted_at, num_kept)
         if not job.prompt:
             raise InvalidRequest(ErrorCode.EMPTY_PROMPT, "the prompt is empty")
         if self._tokenises_at_once(job):
-            return await self._read_here(job.prompt)
-        self._encoder.check_length(len(job.prompt))
-        return await self._read_beside(job, len(job.prompt), 1, job.prompt)
+            return await self._read_here(job.prompt, num_kept)
+        if num_kept is None:
+            self._encoder.check_length(len(job.prompt))
+        return await self._read_beside(job, len(job.prompt), 1, job.prompt, num_kept=num_kept)
 
-    async def _read_here(self, text: str) -> list[int]:
+    async def _read_here(self, text: str, num_kept: int | None) -> list[int]:
+        encoder = self._encoder if num_kept is None else self._encoder.untruncated()
         async with self._turn:
             began = time.monotonic()
-            token_ids = self._encoder.encode(text)
+            token_ids = encoder.encode(text)
             if time.monotonic() - began > SLOW_S:
                 await asyncio.sleep(0)
         return token_ids
 
-    async def _read_chat(self, job: Job, submitted_at: datetime) -> list[int]:
+    async def _read_chat(self, job: Job, submitted_at: datetime, num_kept: int | None) -> list[int]:
         refuse_enforced_tools(job)
         conversation = conversation_of(job)
         if self._tokenises_at_once(job):  # there is no chat template: this raises
             return self._encoder.encode_chat(conversation)
         num_chars, num_messages = conversation.num_chars, len(conversation.messages)
-        self._encoder.check_chat(num_messages, num_chars)
+        if num_kept is None:
+            self._encoder.check_chat(num_messages, num_chars)
         prompt = conversation.fields(), submitted_at.timestamp()
-        return await self._read_beside(job, num_chars, num_messages, *prompt)
+        return await self._read_beside(job, num_chars, num_messages, *prompt, num_kept=num_kept)
 
     async def _read_beside(
-        self, job: Job, num_chars: int, num_messages: int, *prompt: object, kind: Kind = Kind.PROMPT
+        self,
+        job: Job,
+        num_chars: int,
+        num_messages: int,
+        *prompt: object,
+        kind: Kind = Kind.PROMPT,
+        num_kept: int | None = None,
     ) -> list:
         is_short = num_chars <= SHORT_CHARS and num_messages <= SHORT_MESSAGES
         process = self._short if is_short else self._long
         cpu_s = CPU_S + CPU_S_PER_CHAR * num_chars
-        answer = await process.read(job.tenant or "", cpu_s, *prompt, kind=kind)
+        answer = await process.read(job.tenant or "", cpu_s, *prompt, kind=kind, num_kept=num_kept)
         if isinstance(answer, int):
             self._engine.limits.validate_length(answer)  # raises: the prompt is too long
         return answer

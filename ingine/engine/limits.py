@@ -50,6 +50,22 @@ class RequestLimits:
             del missing["max_tokens"]
         return params.model_copy(update=missing) if missing else params
 
+    def num_kept_prompt_tokens(self, params: SamplingParams) -> int | None:
+        """Return how many of a prompt's last tokens `truncate_prompt_tokens` keeps; None: it keeps all.
+
+        A `max_tokens` over the model's length means no limit, so -1 leaves room for one output token then.
+        """
+        kept = params.truncate_prompt_tokens
+        if kept != -1:
+            return kept
+        max_tokens = params.max_tokens or 1
+        return self.max_num_tokens - (max_tokens if max_tokens < self.max_num_tokens else 1)
+
+    def truncate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> Tokens[int]:
+        """Return the tokens of a prompt that `truncate_prompt_tokens` keeps."""
+        kept = self.num_kept_prompt_tokens(params) if isinstance(params, SamplingParams) else None
+        return prompt_token_ids if kept is None else prompt_token_ids[-kept:]
+
     def validate(
         self, prompt_token_ids: Tokens[int], params: SamplingParams, *, resumes: bool = False
     ) -> None:

@@ -99,7 +99,9 @@ class LLM:
         """
         _refuse_unsupported("generate", neutral)
         prompts = [prompts] if _is_one_prompt(prompts) else _as_list(prompts, "prompts")
-        return self._run([self._tokenize(prompt) for prompt in prompts], sampling_params, use_tqdm)
+        params = self._one_each(sampling_params, len(prompts))
+        tokenized = [self._tokenize(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
+        return self._run(tokenized, params, use_tqdm)
 
     def chat(
         self,
@@ -125,8 +127,9 @@ class LLM:
         conversations = _as_list(messages, "messages")
         if conversations and isinstance(conversations[0], Mapping):
             conversations = [conversations]
+        params = self._one_each(sampling_params, len(conversations))
         encoded = [
-            self.encoder.encode_chat(
+            self.encoder_for(each).encode_chat(
                 Conversation(
                     _checked(messages),
                     tools and _as_list(tools, "tools"),
@@ -136,20 +139,30 @@ class LLM:
                     allow_special_tokens=allow_special_tokens,
                 )
             )
-            for messages in conversations
+            for messages, each in zip(conversations, params, strict=True)
         ]
-        return self._run([(None, token_ids) for token_ids in encoded], sampling_params, use_tqdm)
+        return self._run([(None, token_ids) for token_ids in encoded], params, use_tqdm)
 
     @property
     def encoder(self) -> PromptEncoder:
         """The encoder of prompts. Raises InvalidRequest if the model has no tokenizer."""
         return PromptEncoder(required(self.engine.tokenizer), self.engine.limits.max_num_tokens)
 
+    def encoder_for(self, params: SamplingParams) -> PromptEncoder:
+        """The encoder of prompts that `params` may truncate, see `RequestLimits.num_kept_prompt_tokens`."""
+        is_truncated = isinstance(params, SamplingParams) and params.truncate_prompt_tokens is not None
+        return self.encoder.untruncated() if is_truncated else self.encoder
+
     def get_default_sampling_params(self) -> SamplingParams:
         """The model's parameters from its generation_config.json, with neutral values for those it lacks."""
         return self.engine.limits.with_defaults(SamplingParams())
 
-    def _tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+    def _one_each(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+    ) -> list[SamplingParams]:
+        return _one_each(self.get_default_sampling_params() if params is None else params, num_prompts)
+
+    def _tokenize(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]:
         text, token_ids = prompt, None
         if isinstance(prompt, Mapping):
             given = {name: value for name, value in prompt.items() if value is not None}
@@ -163,7 +176,7 @@ class LLM:
         if token_ids is not None:
             return text, _as_list(token_ids, "prompt_token_ids")
         if isinstance(text, str):
-            return text, self.encoder.encode(text)
+            return text, self.encoder_for(params).encode(text)
         raise InvalidRequest(
             ErrorCode.INVALID_TYPE,
             'a prompt is a str, a list of token ids, {"prompt": "..."} or {"prompt_token_ids": [...]}, '
@@ -173,20 +186,16 @@ class LLM:
     def _run(
         self,
         prompts: list[tuple[str | None, list[int]]],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        params: list[SamplingParams],
         shows_progress: bool,
     ) -> list[RequestOutput]:
-        if sampling_params is None:
-            sampling_params = self.get_default_sampling_params()
-        params = _one_each(sampling_params, len(prompts))
-        for (_, prompt_token_ids), each in zip(prompts, params, strict=True):
-            self.engine.limits.validate(prompt_token_ids, each)
+        requests = []
+        for (prompt, prompt_token_ids), each in zip(prompts, params, strict=True):
+            kept = self.engine.limits.truncate(prompt_token_ids, each)
+            self.engine.limits.validate(kept, each)
             if each.structured_outputs is not None:
                 self.engine.grammars.compile(each.structured_outputs)
-        requests = [
-            _new_output(str(next(self._request_ids)), prompt, prompt_token_ids, each.n)
-            for (prompt, prompt_token_ids), each in zip(prompts, params, strict=True)
-        ]
+            requests.append(_new_output(str(next(self._request_ids)), prompt, kept, each.n))
         try:
             for request, each in zip(requests, params, strict=True):
                 self.engine.add(EngineRequest(request.request_id, request.prompt_token_ids, each))
@@ -246,6 +255,8 @@ def _update(request: RequestOutput, output: SeqOutput) -> None:
     completion.token_ids += output.token_ids
     if output.logprobs:
         completion.logprobs = (completion.logprobs or []) + output.logprobs
+        added = sum(entry["logprob"] for entry in output.logprobs)
+        completion.cumulative_logprob = (completion.cumulative_logprob or 0.0) + added
     if output.token_ids and timings.first_token_time is None:
         timings.first_token_time = time.time()
     if output.finish_reason is None:

@@ -214,3 +214,28 @@ def test_an_interrupted_call_leaves_the_engine_usable(llm, llama, monkeypatch):
     llm.engine.check_integrity()
     [output] = llm.generate({"prompt_token_ids": PROMPT}, greedy(8))
     assert output.outputs[0].token_ids == llama.hf_greedy(PROMPT, 8)
+
+
+def test_a_truncated_prompt_has_its_last_tokens(llm, llama):
+    long = "abcdefghij" * 1000
+    outputs = llm.generate([long, "Hi"], [greedy(3, truncate_prompt_tokens=5), greedy(3)])
+    assert [output.prompt_token_ids for output in outputs] == [
+        llama.tokenizer.encode("fghij"),
+        llama.tokenizer.encode("Hi"),
+    ]
+    [chat] = llm.chat([{"role": "user", "content": long}], greedy(3, truncate_prompt_tokens=-1))
+    assert len(chat.prompt_token_ids) == llm.engine.max_model_len - 3
+    with pytest.raises(InvalidRequest) as refused:
+        llm.generate(long, greedy(3))
+    assert refused.value.code == "prompt_too_long"
+
+
+def test_vllm_s_names_of_an_output(llm):
+    [output] = llm.generate({"prompt_token_ids": PROMPT}, greedy(8, logprobs=0))
+    [completion] = output.outputs
+    assert completion.finished() and output.metrics is output.timings
+    assert completion.cumulative_logprob == pytest.approx(
+        sum(entry["logprob"] for entry in completion.logprobs)
+    )
+    [plain] = llm.generate({"prompt_token_ids": PROMPT}, greedy(8))
+    assert plain.outputs[0].cumulative_logprob is None

@@ -46,6 +46,7 @@ FULL_JOB: dict[str, Any] = {
         "skip_special_tokens": False,
         "spaces_between_special_tokens": False,
         "detokenize": True,
+        "truncate_prompt_tokens": 100,
     },
     "priority": "low",
     "tenant": "t",

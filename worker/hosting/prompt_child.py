@@ -68,21 +68,24 @@ def main() -> None:
         _point_at_nothing(2)
         _limit_memory()
         connection.sendall(msgpack.packb(["ready"]))
-        for cpu_s, kind, *prompt in messages:
+        for cpu_s, kind, num_kept, *prompt in messages:
             connection.sendall(msgpack.packb(["begun"]))
             if kind == Kind.GRAMMAR:
                 compiler()  # made once, which costs no grammar its time
             signal.setitimer(signal.ITIMER_PROF, cpu_s)  # SIGPROF ends the process
-            answer = _compile(compiler(), *prompt) if kind == Kind.GRAMMAR else _read(encoder, kind, prompt)
+            if kind == Kind.GRAMMAR:
+                answer = _compile(compiler(), *prompt)
+            else:
+                answer = _read(encoder, kind, num_kept, prompt)
             signal.setitimer(signal.ITIMER_PROF, 0)
             connection.sendall(msgpack.packb(answer))
     except (ConnectionError, StopIteration):
         pass  # the worker has ended
 
 
-def _read(encoder: PromptEncoder, kind: str, prompt: list[Any]) -> list[Any]:
+def _read(encoder: PromptEncoder, kind: str, num_kept: int | None, prompt: list[Any]) -> list[Any]:
     """Read a prompt: a text, or a conversation and the time (seconds since the epoch) when it was submitted.
-    Or read bad words.
+    Or read bad words. num_kept: how many of a prompt's last tokens are wanted; None: all.
 
     Returns ["read", token ids, or a list of them], ["too long", number of tokens], or ["refused", error code,
     message].
@@ -90,6 +93,9 @@ def _read(encoder: PromptEncoder, kind: str, prompt: list[Any]) -> list[Any]:
     try:
         if kind == Kind.BAD_WORDS:
             return ["read", encode_bad_words(encoder.tokenizer, prompt)]
+        max_num_tokens = encoder.max_num_tokens
+        if num_kept is not None:
+            encoder = encoder.untruncated()
         match prompt:
             case [text]:
                 token_ids = encoder.encode(text)
@@ -97,7 +103,9 @@ def _read(encoder: PromptEncoder, kind: str, prompt: list[Any]) -> list[Any]:
                 token_ids = encoder.encode_chat(
                     Conversation(**conversation), now=datetime.fromtimestamp(submitted_at, UTC)
                 )
-        if len(token_ids) >= encoder.max_num_tokens:
+        if num_kept is not None:
+            token_ids = token_ids[-num_kept:]
+        if len(token_ids) >= max_num_tokens:
             return ["too long", len(token_ids)]
         return ["read", token_ids]
     except MemoryError:

@@ -85,18 +85,25 @@ class PromptProcess:
         """Why the last `MAX_FAILED_STARTS` or more starts failed. Until one succeeds, `read` raises."""
 
     async def read(
-        self, tenant: str, cpu_s: float, *prompt: Any, kind: Kind = Kind.PROMPT
+        self,
+        tenant: str,
+        cpu_s: float,
+        *prompt: Any,
+        kind: Kind = Kind.PROMPT,
+        num_kept: int | None = None,
     ) -> list[int] | list[list[int]] | int:
         """Return what `kind` asks for. PROMPT: token ids of a text, or of a conversation and the time of its
         submission in seconds since the epoch; only their number if there are too many. BAD_WORDS: those of
         each word, see `encode_bad_words`. GRAMMAR: [] if it compiles, a map as in `structured_outputs`.
+
+        num_kept: only so many of a prompt's last tokens are wanted.
 
         Raises InvalidRequest, with PROMPT_TOO_COSTLY after `cpu_s` of processor time, or NoPromptProcess.
         """
         if self.start_error:
             raise NoPromptProcess(self.start_error)
         answer = asyncio.get_running_loop().create_future()
-        request = _Request(tenant, cpu_s, pack(cpu_s, kind, *prompt), answer, kind)
+        request = _Request(tenant, cpu_s, pack(cpu_s, kind, num_kept, *prompt), answer, kind)
         self._waiting.setdefault(tenant, deque()).append(request)
         self.start()
         self._send()

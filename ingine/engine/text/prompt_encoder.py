@@ -11,6 +11,10 @@ FEWEST_CHARS_PER_TOKEN = 8
 """More than usual texts have. If a text has more for each allowed token, a part of it is encoded first."""
 
 
+MAX_UNTRUNCATED_TOKENS = 8 << 20
+"""More tokens than the largest job has bytes."""
+
+
 class PromptEncoder:
     """Encodes prompts for an engine whose sequences have at most `max_num_tokens` tokens."""
 
@@ -41,6 +45,12 @@ class PromptEncoder:
     def encode_rendered(self, prompt: ChatPrompt) -> list[int]:
         """Return the token ids of a rendered conversation. Raises as `encode_chat` does."""
         return self._encode(prompt.text, lambda text: self.tokenizer.encode_rendered(text, prompt.stand_ins))
+
+    def untruncated(self) -> "PromptEncoder":
+        """Return an encoder for prompts of which only the last tokens are kept: it refuses none for its
+        length.
+        """
+        return PromptEncoder(self.tokenizer, MAX_UNTRUNCATED_TOKENS)
 
     def check_length(self, num_chars: int) -> None:
         """Raise InvalidRequest for a text that is too long whatever its content."""
