@@ -77,6 +77,8 @@ class Line:
     url: str | None = None
     arguments: dict[str, Any] | None = None
     """Arguments of `submit`. None if the line is refused."""
+    echo: bool = False
+    """The text of the row begins with the prompt."""
     refusal: LineRefused | None = None
 
     @property
@@ -102,7 +104,8 @@ def parse_line(number: int, raw: bytes, *, model: str | None, known_ids: set[str
             raise LineRefused("duplicate_custom_id", f"custom_id {custom_id!r} was used before", "custom_id")
         known_ids.add(custom_id)
         digest = _digest(custom_id, *(fields.get(name) for name in ("method", "url", "body")), model)
-        return Line(number, digest, custom_id, fields.get("url"), _arguments(fields, model))
+        arguments = _arguments(fields, model)
+        return Line(number, digest, custom_id, fields["url"], arguments, _echoes(fields, arguments))
     except LineRefused as error:
         refusal = LineRefused(error.code, f"line {number}: {error}", error.param)
     except RecursionError:
@@ -146,6 +149,7 @@ def _arguments(fields: dict[str, Any], model: str | None) -> dict[str, Any]:
         arguments["messages"] = _messages(body.pop("messages", None))
     else:
         arguments["prompt"] = _prompt(body.pop("prompt", None))
+        body.pop("echo", None)
     arguments["sampling"] = _sampling(body, chat=url == CHAT_URL)
     return arguments
 
@@ -175,6 +179,21 @@ def _prompt(prompt: Any) -> Any:
             raise LineRefused("unsupported_parameter", "prompt: one prompt a line, not several", "prompt")
         return prompt[0]
     return prompt
+
+
+def _echoes(fields: dict[str, Any], arguments: dict[str, Any]) -> bool:
+    """Whether the row is to begin with the prompt, whose text only this side has."""
+    echo, sampling = fields["body"].get("echo"), arguments["sampling"]
+    if fields["url"] != COMPLETIONS_URL or not echo:
+        return False
+    if echo is not True:
+        raise LineRefused("invalid_parameter", "echo must be true or false", "echo")
+    if not isinstance(arguments["prompt"], str):
+        raise LineRefused("unsupported_parameter", "echo: the prompt must be text, not token ids", "echo")
+    for name in ("logprobs", "truncate_prompt_tokens"):
+        if sampling.get(name) is not None:
+            raise LineRefused("unsupported_parameter", f"echo is not supported with {name}", "echo")
+    return True
 
 
 def _sampling(body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
@@ -212,13 +231,14 @@ def _bias(bias: Any) -> Any:
 def output_row(line: Line, result: Result) -> dict[str, Any]:
     """Build a row of the output file."""
     chat = line.url == CHAT_URL
+    prefix = line.arguments["prompt"] if line.echo else ""
     num_prompt, num_output = (result.usage.get(f"num_{side}_tokens", 0) for side in ("prompt", "output"))
     body = {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{result.job_id}",
         "object": "chat.completion" if chat else "text_completion",
         "created": int(time.time()),
         "model": line.arguments["model"],
-        "choices": [_choice_fields(choice, chat=chat) for choice in result.choices],
+        "choices": [_choice_fields(choice, prefix, chat=chat) for choice in result.choices],
         "usage": {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
@@ -229,16 +249,19 @@ def output_row(line: Line, result: Result) -> dict[str, Any]:
     return _row(line, {"status_code": 200, "request_id": result.job_id, "body": body}, None)
 
 
-def _choice_fields(choice: Choice, *, chat: bool) -> dict[str, Any]:
+def _choice_fields(choice: Choice, prefix: str, *, chat: bool) -> dict[str, Any]:
+    """Return one of a row's `choices`. prefix: the text before a completion's own, see `Line.echo`."""
     fields: dict[str, Any] = {
         "index": choice.index,
         "finish_reason": choice.finish_reason,
         "logprobs": None,
     }
+    if choice.stop_reason is not None:  # vLLM's
+        fields["stop_reason"] = choice.stop_reason
     if chat:
         fields["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
     else:
-        fields["text"] = choice.text
+        fields["text"] = prefix + choice.text
     if choice.logprobs:
         fields["logprobs"] = (_chat_logprobs if chat else _completion_logprobs)(choice.logprobs)
     return fields

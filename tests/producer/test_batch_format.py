@@ -24,7 +24,8 @@ def result(**fields) -> Result:
     usage = {"num_prompt_tokens": 4, "num_output_tokens": 2, "num_cached_tokens": 1}
     defaults = {"job_id": "j", "text": "out", "token_ids": [7, 8], "finish_reason": "stop", "usage": usage}
     fields = defaults | {"timings": {}, "metadata": None, "status": JobStatus.FINISHED} | fields
-    choice = {name: fields.get(name) for name in ("text", "token_ids", "finish_reason", "logprobs")}
+    names = ("text", "token_ids", "finish_reason", "stop_reason", "logprobs")
+    choice = {name: fields.get(name) for name in names}
     return Result(**{"choices": [Choice(0, **choice)]} | fields)
 
 
@@ -103,7 +104,15 @@ def test_parameters(body, sampling):
         (parse({"messages": HI, "reasoning_effort": "high"}), "unsupported_parameter", "reasoning_effort"),
         (parse({"messages": HI, "add_special_tokens": True}), "unsupported_parameter", "add_special_tokens"),
         (parse({"messages": HI, "guided_json": {}}), "unsupported_parameter", "guided_json"),
-        (parse({"prompt": "a", "echo": True}, COMPLETIONS), "unsupported_parameter", "echo"),
+        (parse({"messages": HI, "echo": True}), "unsupported_parameter", "echo"),
+        (parse({"prompt": "a", "echo": 1}, COMPLETIONS), "invalid_parameter", "echo"),
+        (parse({"prompt": [1], "echo": True}, COMPLETIONS), "unsupported_parameter", "echo"),
+        (parse({"prompt": "a", "echo": True, "logprobs": 0}, COMPLETIONS), "unsupported_parameter", "echo"),
+        (
+            parse({"prompt": "a", "echo": True, "truncate_prompt_tokens": 2}, COMPLETIONS),
+            "unsupported_parameter",
+            "echo",
+        ),
         (
             parse({"prompt": "a", "add_special_tokens": False}, COMPLETIONS),
             "unsupported_parameter",
@@ -278,3 +287,21 @@ def test_a_job_that_was_refused_or_failed_has_a_response(error, status_code, cod
 def test_a_job_that_did_not_run_to_its_end_has_none(error, code):
     row = error_row(parse({"messages": HI}), error)
     assert (row["response"], row["error"]) == (None, {"code": code, "message": "why"})
+
+
+@pytest.mark.parametrize("prompt", ["Once ", ["Once "]])
+def test_an_echo_is_the_prompt_before_the_text(prompt):
+    line = parse({"prompt": prompt, "echo": True, "max_tokens": 3}, COMPLETIONS)
+    assert line.arguments["sampling"] == {"max_tokens": 3}
+    build_submission(**line.arguments)
+    assert output_row(line, result())["response"]["body"]["choices"][0]["text"] == "Once out"
+    silent = parse({"prompt": prompt, "echo": False}, COMPLETIONS)
+    assert output_row(silent, result())["response"]["body"]["choices"][0]["text"] == "out"
+
+
+def test_a_row_has_the_stop_reason_if_there_is_one():
+    line = parse({"messages": HI})
+    for reason in ("###", 7):
+        [choice] = output_row(line, result(stop_reason=reason))["response"]["body"]["choices"]
+        assert choice["stop_reason"] == reason
+    assert "stop_reason" not in output_row(line, result())["response"]["body"]["choices"][0]
