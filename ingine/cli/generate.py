@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ingine.cli.options import Sampling, sampling_fields
 from ingine.engine.store.model_store import DEFAULT_MODEL
 from ingine.terminal import echo
 from ingine.worker.frozen_imports import frozen_imports
@@ -40,6 +41,7 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text. May be repeated.")] = None,
+    sampling: Sampling = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole result as one JSON object at the end.")
     ] = False,
@@ -55,17 +57,19 @@ def generate(
 
     from ingine.sampling_params import SamplingParams
 
+    fields = sampling_fields(
+        sampling,
+        n=n,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop or None,
+    )
     prompt = _prompt_or_stdin(prompt)
     try:
-        params = SamplingParams(
-            n=n,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop or None,
-        )
+        params = SamplingParams(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -87,7 +91,7 @@ def generate(
         cut = [choice for choice in output.outputs if choice.finish_reason == "length"]
         is_cut, num_tokens = bool(cut), max((len(choice.token_ids) for choice in cut), default=0)
     else:
-        encoder = llm.encoder
+        encoder = llm.encoder_for(params)
         last = _stream(llm, encoder.encode_chat(messages) if chat else encoder.encode(prompt), params)
         is_cut, num_tokens = last.finish_reason == "length", last.position
     if is_cut:
@@ -107,7 +111,10 @@ def _stream(llm: "LLM", prompt_token_ids: list[int], params: "SamplingParams") -
     from ingine.engine.request import EngineRequest
 
     engine = llm.engine
+    prompt_token_ids = engine.limits.truncate(prompt_token_ids, params)
     engine.limits.validate(prompt_token_ids, params)
+    if params.structured_outputs is not None:
+        engine.grammars.compile(params.structured_outputs)
     engine.add(EngineRequest("generate", prompt_token_ids, params))
     while engine.has_unfinished:
         for output in engine.step():

@@ -14,7 +14,28 @@ RedisUrl = Annotated[
 QueueName = Annotated[
     str | None, typer.Option("--queue", help="The queue.", show_default="$INGINE_QUEUE or default")
 ]
+Sampling = Annotated[
+    str | None,
+    typer.Option(
+        "--sampling",
+        metavar="JSON",
+        help='More sampling parameters, as in {"bad_words": ["um"]}. See docs/reference/request-fields.md.',
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def sampling_fields(text: str | None, **options: Any) -> dict[str, Any]:
+    """Return the sampling parameters of `--sampling`, and over them the options that were given."""
+    try:
+        fields = json.loads(text or "{}")
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--sampling") from None
+    if not isinstance(fields, dict):
+        raise typer.BadParameter('must be an object, as in {"top_p": 0.9}', param_hint="--sampling")
+    if isinstance(bias := fields.get("logit_bias"), dict):  # JSON has no keys that are numbers
+        fields["logit_bias"] = {int(i) if i.isdecimal() else i: value for i, value in bias.items()}
+    return fields | {name: value for name, value in options.items() if value is not None}
 
 
 def print_json(fields: Any) -> None:

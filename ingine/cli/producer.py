@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ingine import producer
-from ingine.cli.options import AsJson, QueueName, RedisUrl, print_fields, print_json
+from ingine.cli.options import (
+    AsJson,
+    QueueName,
+    RedisUrl,
+    Sampling,
+    print_fields,
+    print_json,
+    sampling_fields,
+)
 from ingine.cli.queue import dead_app, queue_app
 from ingine.contract.keys import Priority
 from ingine.terminal import echo
@@ -52,6 +60,7 @@ def submit(
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same output.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text. May be repeated.")] = None,
+    sampling: Sampling = None,
     priority: Annotated[Priority, typer.Option(help="Jobs of higher priority go first.")] = Priority.NORMAL,
     deadline_s: Annotated[float | None, typer.Option(help="Expire unless finished by then.")] = None,
     not_before_s: Annotated[float | None, typer.Option(help="Start the job no earlier.")] = None,
@@ -73,20 +82,21 @@ def submit(
     2 wrong usage or invalid job, 3 server unavailable.
     """
     prompt = _from_stdin() if prompt is None else prompt
-    sampling = {
-        "n": n,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-        "stop": stop or None,
-    }
+    fields = sampling_fields(
+        sampling,
+        n=n,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=stop or None,
+    )
     with producer.Client(redis_url, queue=queue) as client:
         job = client.submit(
             None if chat else prompt,
             messages=[{"role": "user", "content": prompt}] if chat else None,
-            sampling={name: value for name, value in sampling.items() if value is not None},
+            sampling=fields,
             priority=priority,
             deadline_s=deadline_s,
             not_before_s=not_before_s,

@@ -86,3 +86,22 @@ def test_a_prompt_that_is_too_long_is_refused(generate, form):
 def test_an_unknown_model_is_a_sentence(generate):
     run = generate("Hi", model="no-such-model")
     assert "no-such-model is no packaged model" in str(run.exception)
+
+
+def test_any_sampling_parameter_can_be_given_as_json(generate):
+    expected = result_of(generate("Hi", "--raw", "--json"))
+    fields = json.dumps({"truncate_prompt_tokens": 1, "logit_bias": {"70": 100}, "max_tokens": 99})
+    result = result_of(generate("Hi", "--raw", "--json", "--sampling", fields))
+    assert result["prompt_token_ids"] == expected["prompt_token_ids"][-1:]
+    assert result["outputs"][0]["token_ids"] == [70] * 6  # the option is over the object
+    streamed = generate("Hi", "--raw", "--sampling", fields)
+    assert streamed.stdout == result["outputs"][0]["text"] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "not JSON"), ("[]", "must be an object"), ('{"top": 1}', "top"), ('{"best_of": 3}', "not supported")],
+)
+def test_wrong_json_is_wrong_usage(generate, text, says):
+    run = generate("Hi", "--sampling", text)
+    assert run.exit_code == 2 and says in run.stderr
