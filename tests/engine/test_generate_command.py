@@ -100,7 +100,12 @@ def test_any_sampling_parameter_can_be_given_as_json(generate):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "not JSON"), ("[]", "must be an object"), ('{"top": 1}', "top"), ('{"best_of": 3}', "not supported")],
+    [
+        ("{", "not JSON"),
+        ("[]", "must be an object"),
+        ('{"top": 1}', "top"),
+        ('{"best_of": 3}', "not supported"),
+    ],
 )
 def test_wrong_json_is_wrong_usage(generate, text, says):
     run = generate("Hi", "--sampling", text)
