@@ -14,6 +14,8 @@ MAX_STOP_CHARS = 1024
 """The most characters of one stop string. As much text may be held back as a possible start of one."""
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
+MAX_PROMPT_LOGPROBS = 32_768
+"""Limit for the log probabilities of a prompt: its tokens, times 1 + `prompt_logprobs`."""
 MAX_LOGIT_BIASES = 1024
 MAX_CHOICES = 128
 """The most choices of any request. A worker accepts `max_choices` of them."""
@@ -27,7 +29,6 @@ NEUTRAL_PARAMS: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "length_penalty": (1.0,),
     "early_stopping": (False,),
-    "prompt_logprobs": (),
     "prompt_logprob_token_ids": (),
     "prompt_logprob_start": (),
     "logprob_token_ids": (),
@@ -109,6 +110,12 @@ class SamplingParams(BaseModel):
     structured_outputs: StructuredOutputsParams | None = Field(
         default=None, description="What the output has to look like."
     )
+    prompt_logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Report the logprob of each prompt token but the first, and this many top ones.",
+    )
     bad_words: tuple[str, ...] = Field(
         default=(), fail_fast=True, description="Words that are never generated, whatever precedes them."
     )
@@ -155,6 +162,7 @@ class SamplingParams(BaseModel):
             logit_bias: dict[int, float] | None = None,
             logprobs: int | None = None,
             structured_outputs: StructuredOutputsParams | dict[str, Any] | None = None,
+            prompt_logprobs: int | None = None,
             bad_words: list[str] | tuple[str, ...] | None = (),
             allowed_token_ids: list[int] | tuple[int, ...] | None = None,
             include_stop_str_in_output: bool | None = False,

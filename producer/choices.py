@@ -52,7 +52,7 @@ def without_first(event: TokensEvent, number: int) -> TokensEvent:
     if number <= 0:
         return event
     logprobs = event.logprobs and event.logprobs[number:]
-    return replace(event, token_ids=event.token_ids[number:], logprobs=logprobs)
+    return replace(event, token_ids=event.token_ids[number:], logprobs=logprobs, prompt_logprobs=None)
 
 
 def choices_of(events: list[Event], end: TerminalEvent) -> list[Choice]:

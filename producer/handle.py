@@ -71,6 +71,7 @@ class AsyncJobHandle:
                         event.index,
                         event.choice_position,
                         event.finish_reason,
+                        event.prompt_logprobs,
                     )
                     session.home.check("this stream", f"stream({event.position})")
                 else:
@@ -172,6 +173,7 @@ def _result(events: list[Event]) -> Result:
         metadata=end.metadata,
         status=end.status,
         logprobs=choices[0].logprobs,
+        prompt_logprobs=next((e.prompt_logprobs for e in tokens if e.prompt_logprobs is not None), None),
         stop_reason=choices[0].stop_reason,
         choices=choices,
     )

@@ -34,6 +34,9 @@ class Chunk:
     """Tokens of that choice up to the end of this chunk. None in a job of one choice."""
     finish_reason: str | None = None
     """`stop` or `length` if the choice ends with this chunk. None in a job of one choice."""
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    """In the chunk with the first token of choice 0, if requested: one a token of the prompt, None for the
+    first one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class Result:
     metadata: dict[str, Any] | None
     status: JobStatus
     logprobs: list[dict[str, Any]] | None = None
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    """If requested, one a token of the prompt as in `Chunk.logprobs`, None for the first one."""
     stop_reason: int | str | None = None
     """The stop string or the id of the stop token that ended the output; None for any other end."""
     choices: list[Choice] = field(default_factory=list)

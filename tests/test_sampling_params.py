@@ -83,7 +83,6 @@ def test_none_is_as_if_not_given(name):
     [
         ("best_of", 3),
         ("use_beam_search", True),
-        ("prompt_logprobs", 1),
         ("logits_processors", [len]),
         ("guided_decoding", {"regex": "x"}),
         ("output_kind", RequestOutputKind.DELTA),

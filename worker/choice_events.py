@@ -16,7 +16,13 @@ def tokens_event(job: RunningJob, output: SeqOutput) -> TokensEvent:
     """
     start, begins = job.sent.end, output.position - len(output.token_ids)
     if not job.choices:
-        event = TokensEvent(output.position, output.token_ids, output.text, output.logprobs)
+        event = TokensEvent(
+            output.position,
+            output.token_ids,
+            output.text,
+            output.logprobs,
+            prompt_logprobs=output.prompt_logprobs,
+        )
         expected = start
     else:
         choice = job.choices[output.index]
@@ -28,6 +34,7 @@ def tokens_event(job: RunningJob, output: SeqOutput) -> TokensEvent:
             output.logprobs,
             index=output.index,
             choice_position=output.position,
+            prompt_logprobs=output.prompt_logprobs,
         )
         if output.finish_reason in _COMPLETE:
             event.text += output.final_text

@@ -247,7 +247,7 @@ def _print_stream(job: "producer.JobHandle", as_json: bool) -> None:
 
 
 def _chunk_fields(chunk: "producer.Chunk") -> dict[str, Any]:
-    names = ["position", "token_ids", "text", "logprobs"]
+    names = ["position", "token_ids", "text", "logprobs", "prompt_logprobs"]
     if chunk.choice_position is not None:
         names += ["index", "choice_position", "finish_reason"]
     fields = {name: getattr(chunk, name) for name in names}

@@ -37,6 +37,10 @@ class TokensEvent:
     finish_reason: str | None = None
     """stop or length: the choice ends with this event. `text` then has all text that was held back."""
     stop_reason: int | str | None = None
+    prompt_logprobs: list[dict | None] | None = None
+    """In choice 0's first event, if requested: the same as `logprobs` for each prompt token, None for the
+    first of them.
+    """
 
     @property
     def start(self) -> int:
@@ -93,6 +97,8 @@ def encode_event(event: Event) -> bytes:
         }
         if event.logprobs is not None:
             fields["logprobs"] = event.logprobs
+        if event.prompt_logprobs is not None:
+            fields["prompt_logprobs"] = event.prompt_logprobs
         if event.choice_position is not None:
             fields |= {"index": event.index, "choice_position": event.choice_position}
             for name in ("finish_reason", "stop_reason"):
@@ -119,7 +125,10 @@ _TERMINAL_TYPES = {
     "timings": dict,
     "metadata": dict | None,
 }
-_OPTIONAL_FIELDS = ("logprobs", "index", "choice_position", "finish_reason", "stop_reason")
+_OPTIONAL_FIELDS = (
+    *("logprobs", "prompt_logprobs"),
+    *("index", "choice_position", "finish_reason", "stop_reason"),
+)
 _USAGE = ("num_prompt_tokens", "num_cached_tokens", "num_output_tokens")
 
 
@@ -151,6 +160,7 @@ def decode_event(raw: bytes) -> Event:
             and event.start >= 0
             and is_choice_of_event(event)
             and (event.logprobs is None or _are_logprobs(event.logprobs, len(event.token_ids)))
+            and (event.prompt_logprobs is None or _are_prompt_logprobs(event.prompt_logprobs))
         )
     else:
         known = {name: value for name, value in fields.items() if name in TerminalEvent.__slots__}
@@ -191,6 +201,13 @@ def _are_logprobs(logprobs: Any, number: int) -> bool:
         if not all(type(text) is str for text in (of_token.get("decoded_token", ""), *top_texts)):
             return False
     return True
+
+
+def _are_prompt_logprobs(logprobs: Any) -> bool:
+    """Return True if they have the shape of `TokensEvent.prompt_logprobs`."""
+    return (
+        type(logprobs) is list and logprobs[:1] == [None] and _are_logprobs(logprobs[1:], len(logprobs) - 1)
+    )
 
 
 def decode_log(

@@ -268,6 +268,8 @@ class Engine:
         if step is None:
             return []
         sampled = self._wait(step)
+        for seq, first, entries in step.result.prompt_logprobs():
+            seq.add_prompt_logprobs(first, entries)
         self._observe(step)
         self._scheduler.settle(step.batch)
         outputs = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ingine.errors import ErrorCode, InvalidRequest
-from ingine.sampling_params import MAX_CHOICES, SamplingParams
+from ingine.sampling_params import MAX_CHOICES, MAX_PROMPT_LOGPROBS, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,12 @@ class RequestLimits:
             )
         self.validate_length(len(prompt_token_ids))
         self.validate_token_ids(prompt_token_ids, "the prompt", ErrorCode.INVALID_TOKEN_ID)
+        num_reported = len(prompt_token_ids) * (1 + (params.prompt_logprobs or 0))
+        if params.prompt_logprobs is not None and num_reported > MAX_PROMPT_LOGPROBS:
+            raise InvalidRequest(
+                ErrorCode.INVALID_PARAMETER,
+                f"prompt_logprobs: {num_reported} for this prompt, the most is {MAX_PROMPT_LOGPROBS}",
+            )
         self.validate_token_ids(params.stop_token_ids, "stop_token_ids", ErrorCode.INVALID_PARAMETER)
         self.validate_token_ids(
             params.allowed_token_ids or (), "allowed_token_ids", ErrorCode.INVALID_PARAMETER

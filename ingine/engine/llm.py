@@ -253,6 +253,8 @@ def _update(request: RequestOutput, output: SeqOutput) -> None:
     completion, timings = request.outputs[output.index], request.timings
     completion.text += output.text + output.final_text
     completion.token_ids += output.token_ids
+    if output.prompt_logprobs is not None:
+        request.prompt_logprobs = output.prompt_logprobs
     if output.logprobs:
         completion.logprobs = (completion.logprobs or []) + output.logprobs
         added = sum(entry["logprob"] for entry in output.logprobs)

@@ -59,6 +59,9 @@ class SeqOutput:
     """The choice that the sequence is, from 0 to n - 1."""
     others_run: bool = False
     """Once finished: whether other choices of the request have not finished yet."""
+    prompt_logprobs: list[dict | None] | None = None
+    """With the first output token of choice 0, if requested: an entry as in `logprobs` for each prompt token,
+    None for the first one. A resumed choice 0 that has output tokens already does not repeat them."""
 
     @property
     def ends_request(self) -> bool:
@@ -82,6 +85,7 @@ class SeqOutput:
             later.error_code,
             later.index,
             later.others_run,
+            later.prompt_logprobs if self.prompt_logprobs is None else self.prompt_logprobs,
         )
 
 
@@ -151,6 +155,8 @@ class RequestOutput:
     usage: dict[str, int]
     """Keys: num_prompt_tokens, num_cached_tokens, num_output_tokens. The last counts all choices."""
     timings: RequestTimings
+    prompt_logprobs: list[dict | None] | None = None
+    """If requested, an entry of `SeqOutput.logprobs` for each prompt token, None for the first one."""
 
     @property
     def metrics(self) -> RequestTimings:

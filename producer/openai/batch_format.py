@@ -232,13 +232,17 @@ def output_row(line: Line, result: Result) -> dict[str, Any]:
     """Build a row of the output file."""
     chat = line.url == CHAT_URL
     prefix = line.arguments["prompt"] if line.echo else ""
+    choices = [_choice_fields(choice, prefix, chat=chat) for choice in result.choices]
+    if result.prompt_logprobs and not chat:  # vLLM's, in its places
+        for choice in choices:
+            choice["prompt_logprobs"] = result.prompt_logprobs
     num_prompt, num_output = (result.usage.get(f"num_{side}_tokens", 0) for side in ("prompt", "output"))
     body = {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{result.job_id}",
         "object": "chat.completion" if chat else "text_completion",
         "created": int(time.time()),
         "model": line.arguments["model"],
-        "choices": [_choice_fields(choice, prefix, chat=chat) for choice in result.choices],
+        "choices": choices,
         "usage": {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
@@ -246,6 +250,8 @@ def output_row(line: Line, result: Result) -> dict[str, Any]:
             "prompt_tokens_details": {"cached_tokens": result.usage.get("num_cached_tokens", 0)},
         },
     }
+    if result.prompt_logprobs and chat:
+        body["prompt_logprobs"] = result.prompt_logprobs
     return _row(line, {"status_code": 200, "request_id": result.job_id, "body": body}, None)
 
 

@@ -35,6 +35,7 @@ IN_CODE = {
     "characters of a bad word": sampling_params.MAX_BAD_WORD_CHARS,
     "biases": sampling_params.MAX_LOGIT_BIASES,
     "logprobs": sampling_params.MAX_LOGPROBS,
+    "log probabilities of a prompt": sampling_params.MAX_PROMPT_LOGPROBS,
     "bytes of a schema, regex, grammar or all choices": structured_outputs.MAX_GRAMMAR_BYTES,
     "choices": structured_outputs.MAX_CHOICES,
     "characters of an id, tenant or reply_to": 128,

@@ -40,6 +40,7 @@ FULL_JOB: dict[str, Any] = {
         "logit_bias": {7: 1.5},
         "logprobs": 2,
         "structured_outputs": {"json": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+        "prompt_logprobs": 2,
         "bad_words": ["bad"],
         "allowed_token_ids": [7, 8],
         "include_stop_str_in_output": True,

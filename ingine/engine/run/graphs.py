@@ -80,8 +80,11 @@ class DecodeGraphs:
         logger.info("captured CUDA graphs of %d batch sizes in %.1f s", len(self._sizes), seconds)
 
     def cover(self, inputs: StepInputs) -> bool:
-        """Return whether a graph can run the step."""
-        return inputs.is_decode and len(inputs.query_lens) <= self._sizes[-1]
+        """Return whether a graph can run the step: it only returns the hidden states after which a token is
+        sampled.
+        """
+        is_scored = inputs.scored_rows is not None
+        return inputs.is_decode and not is_scored and len(inputs.query_lens) <= self._sizes[-1]
 
     def run_model(self, inputs: StepInputs) -> Tensor:
         """Enqueue the model on a step that the graphs `cover`. Returns the final hidden states [num_seqs,

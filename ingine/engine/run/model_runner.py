@@ -18,6 +18,7 @@ from ingine.engine.grammar.masks import ConstrainedRows, MaskFiller, StepMasks
 from ingine.engine.kernels.attention import KVCache
 from ingine.engine.models.interface import Model
 from ingine.engine.run.graphs import Choice, DecodeGraphs, carry_over
+from ingine.engine.run.prompt_scores import PromptScores, Scored, score_prompts
 from ingine.engine.run.step_inputs import StepInputs, Work, in_order, pack
 from ingine.engine.sample.sampler import Sampled, SampledToken, sample, sampling_rows
 from ingine.engine.schedule.scheduler import ScheduledBatch
@@ -44,6 +45,10 @@ class ForwardPass:
     """The rows whose sequences have a grammar."""
     masks: Future[StepMasks] | None
     """Their masks, being filled since before the model was launched. None: `sample` fills them."""
+    scored: Scored
+    """The prompt tokens whose log probabilities are requested. Empty on ranks other than 0."""
+    scored_hidden: Tensor | None
+    """[num_scored, hidden_size]: final hidden states of the tokens before those; None if there are none."""
 
     @property
     def needs_last_tokens(self) -> bool:
@@ -57,8 +62,12 @@ class ForwardPass:
 class StepResult:
     """A step in flight."""
 
-    def __init__(self, sampled: Sampled | None, caught_up: list[Work]):
-        self._sampled, self._caught_up = sampled, caught_up
+    def __init__(self, sampled: Sampled | None, caught_up: list[Work], scores: PromptScores | None = None):
+        self._sampled, self._caught_up, self._scores = sampled, caught_up, scores
+
+    def prompt_logprobs(self) -> list[tuple[Sequence, int, list[dict]]]:
+        """Wait for the log probabilities of prompt tokens, see `PromptScores.wait`."""
+        return self._scores.wait() if self._scores else []
 
     def wait(self) -> list[tuple[Sequence, list[SampledToken]]]:
         """Wait for the sampled tokens. Returns the next token of each sequence that has caught up; with a
@@ -109,44 +118,49 @@ class ModelRunner:
             if one.seq.grammar is not None:
                 constrained.append(ConstrainedRows(len(rows), one.seq.grammar, one.draft))
             rows += [one.seq, *one.seq.ahead(one.draft)]
+        scored = [(one.seq, one.scored) for one in work if one.scored]
         choice = _choice(rows)
         self._parallel.send((inputs, choice))
         masks = None
         if constrained and not any(one.seq.num_pending_tokens for one in caught_up):
             masks = self._masks().start(constrained)
         try:
-            hidden = self._forward(inputs)
+            hidden, scored_hidden = self._forward(inputs)
         except Exception:
             self._parallel.abort()
             _wait_for(masks)
             raise
-        return ForwardPass(inputs, choice, caught_up, rows, hidden, constrained, masks)
+        return ForwardPass(inputs, choice, caught_up, rows, hidden, constrained, masks, scored, scored_hidden)
 
     @torch.inference_mode()
     def sample(self, forward_pass: ForwardPass) -> StepResult:
         """Enqueue sampling of the next tokens of the sequences that have caught up."""
         try:
+            scores = self._score(forward_pass)
             sampled = self._sample(forward_pass)
         except Exception:
             self._parallel.abort()
             _wait_for(forward_pass.masks)
             raise
         self._rows_of_last_step = {one.seq: row for row, one in enumerate(forward_pass.caught_up)}
-        return StepResult(sampled, forward_pass.caught_up)
+        return StepResult(sampled, forward_pass.caught_up, scores)
 
     @torch.inference_mode()
     def follow(self) -> None:
         """Take part in the steps of rank 0 until it closes."""
         while (message := self._parallel.receive()) is not None:
             inputs, choice = message
-            self._sample(ForwardPass(inputs, choice, [], [], self._forward(inputs), [], None))
+            hidden, scored_hidden = self._forward(inputs)
+            forward_pass = ForwardPass(inputs, choice, [], [], hidden, [], None, [], scored_hidden)
+            self._score(forward_pass)
+            self._sample(forward_pass)
 
     # The steps below run on every rank.
 
-    def _forward(self, inputs: StepInputs) -> Tensor | None:
-        """Enqueue the model. Returns `ForwardPass.hidden`."""
+    def _forward(self, inputs: StepInputs) -> tuple[Tensor | None, Tensor | None]:
+        """Enqueue the model. Returns `ForwardPass.hidden` and `ForwardPass.scored_hidden`."""
         if self._is_replayed(inputs):
-            return self._graphs.run_model(inputs)
+            return self._graphs.run_model(inputs), None
         device = self._model.device
         input_ids = to_device(inputs.input_ids, device)
         if inputs.carried is not None:
@@ -154,7 +168,15 @@ class ModelRunner:
             decodes.copy_(carry_over(decodes, to_device(inputs.carried, device), self._tokens))
         positions = to_device(inputs.positions, device)
         hidden = self._model.forward(input_ids, positions, self._kv_caches, inputs.metadata(device))
-        return hidden[to_device(inputs.logits_rows, device)] if len(inputs.logits_rows) else None
+        scored = None if inputs.scored_rows is None else hidden[to_device(inputs.scored_rows, device)]
+        return hidden[to_device(inputs.logits_rows, device)] if len(inputs.logits_rows) else None, scored
+
+    def _score(self, forward_pass: ForwardPass) -> PromptScores | None:
+        """Enqueue the log probabilities of prompt tokens. Returns None if none are requested."""
+        if forward_pass.scored_hidden is None:
+            return None
+        sampling = self._model.kernels.sampling
+        return score_prompts(self._model, sampling, forward_pass.scored_hidden, forward_pass.scored)
 
     def _sample(self, forward_pass: ForwardPass) -> Sampled | None:
         """Enqueue sampling. Returns None if nothing is sampled, and on ranks other than 0."""

@@ -26,6 +26,15 @@ class Work:
     """Whether these are the sequence's last tokens. If so, one token is sampled after them and one after each
     token of the draft."""
 
+    @property
+    def scored(self) -> range:
+        """The positions of the prompt tokens whose log probabilities follow from the computed tokens."""
+        seq = self.seq
+        if not seq.needs_prompt_logprobs:
+            return range(0)
+        first = seq.num_computed_tokens + 1
+        return range(first, min(first + self.num_tokens, seq.num_prompt_tokens))
+
 
 @dataclass(slots=True)
 class StepInputs:
@@ -46,6 +55,8 @@ class StepInputs:
     kv_lens: list[int]
     logits_rows: np.ndarray
     """[num_rows] int64: indices of the tokens after which one is sampled."""
+    scored_rows: np.ndarray | None = None
+    """[num_scored] int64: indices of the tokens before each scored prompt token; None: none is scored."""
 
     @property
     def num_decodes(self) -> int:
@@ -91,6 +102,7 @@ def pack(work: list[Work], block_size: int, rows_of_last_step: Mapping[Sequence,
     token_ids: list[int] = []
     carried: list[int] = []
     logits_rows: list[int] = []
+    scored_rows: list[int] = []
     for one, start, query_len, end in zip(work, computed, query_lens, query_start[1:], strict=True):
         tokens = one.seq.token_ids[start : start + one.num_tokens]
         is_pending = len(tokens) < one.num_tokens  # then the pending token is the only one to compute
@@ -98,6 +110,7 @@ def pack(work: list[Work], block_size: int, rows_of_last_step: Mapping[Sequence,
             carried.append(rows_of_last_step[one.seq] if is_pending else -1)
         token_ids += [0] if is_pending else tokens
         token_ids += one.draft
+        scored_rows += [end - query_len + position - 1 - start for position in one.scored]
         if one.catches_up:
             logits_rows += range(end - len(one.draft) - 1, end)
 
@@ -114,6 +127,7 @@ def pack(work: list[Work], block_size: int, rows_of_last_step: Mapping[Sequence,
         query_lens=query_lens,
         kv_lens=[done + new for done, new in zip(computed, query_lens, strict=True)],
         logits_rows=np.array(logits_rows, dtype=np.int64),
+        scored_rows=np.array(scored_rows, dtype=np.int64) if scored_rows else None,
     )
 
 

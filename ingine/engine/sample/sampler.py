@@ -66,10 +66,16 @@ class _Reports(NamedTuple):
         """Return each row's report, by row, from `values` on the host."""
         found = {}
         for row, num_top, logprob, rank, top_ids, top in zip(self.rows, self.num_top, *values, strict=True):
-            pairs = [[top_id, value] for top_id, value in zip(top_ids, top, strict=True) if value > -math.inf]
-            chosen = {"token_id": token_ids[row], "logprob": logprob, "rank": rank}
-            found[row] = chosen | {"top": pairs[:num_top]}
+            found[row] = report(token_ids[row], num_top, logprob, rank, top_ids, top)
         return found
+
+
+def report(
+    token_id: int, num_top: int, logprob: float, rank: int, top_ids: list[int], top: list[float]
+) -> dict:
+    """Return `SampledToken.logprobs` from a row of the values of `Sampling.logprobs`."""
+    pairs = [[top_id, value] for top_id, value in zip(top_ids, top, strict=True) if value > -math.inf]
+    return {"token_id": token_id, "logprob": logprob, "rank": rank, "top": pairs[:num_top]}
 
 
 def sample(

@@ -226,7 +226,8 @@ class Scheduler:
             if seq.group is not None and seq.group.awaits_prompt:
                 index += 1
                 continue
-            prefix = self.block_manager.find_prefix(seq)
+            # Only tokens that are computed have log probabilities.
+            prefix = [] if seq.needs_prompt_logprobs else self.block_manager.find_prefix(seq)
             if self._num_needed_blocks(seq, prefix) + num_promised > self.block_manager.num_free_blocks:
                 break  # no later one is admitted: it would take the memory that this one waits for
             del self.waiting[index]

@@ -121,6 +121,11 @@ class Sequence:
             or params.structured_outputs is not None
             or self.processing.restricts
         )
+        self.prompt_logprobs: list[dict | None] | None = None
+        """Those of the first prompt tokens, until the first output token takes them along. Only choice 0 has
+        them."""
+        if params.prompt_logprobs is not None and index == 0 and not request.output_token_ids:
+            self.prompt_logprobs = [None]
         self.drafter: Drafter | SuffixDrafter | None = None
         self.grammar: GrammarState | None = None
         """The state of a constrained sequence after its output tokens, once its grammar is compiled."""
@@ -151,6 +156,21 @@ class Sequence:
     def is_plain(self) -> bool:
         """Whether the next token depends only on logits, temperature, min_p, top_k and top_p."""
         return self._is_plain_at(self.num_output_tokens + self.num_pending_tokens)
+
+    @property
+    def needs_prompt_logprobs(self) -> bool:
+        """Whether there are prompt tokens whose requested log probabilities are not known yet."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens
+
+    def add_prompt_logprobs(self, first: int, entries: list[dict]) -> None:
+        """Take the log probabilities of the prompt tokens from position `first` on. Some may be known: a
+        preempted sequence computes its prompt again.
+        """
+        if self.prompt_logprobs is None:
+            return
+        for entry in entries[len(self.prompt_logprobs) - first :]:
+            self.output_text.add_prompt_token_bytes(entry)
+            self.prompt_logprobs.append(entry)
 
     @property
     def output_tail(self) -> list[int]:
@@ -225,6 +245,9 @@ class Sequence:
         others_run: bool = False,
     ) -> SeqOutput:
         """The output of a step; with the rest of the text, if the sequence has finished."""
+        prompt_logprobs = None
+        if token_ids:
+            prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
         return SeqOutput(
             seq_id=self.seq_id,
             position=self.num_output_tokens,
@@ -239,6 +262,7 @@ class Sequence:
             error_code=self.error_code,
             index=self.index,
             others_run=others_run,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _is_plain_at(self, position: int) -> bool:

@@ -54,6 +54,11 @@ class Detokenizer:
         token, _ = self._bytes_and_kind(token_id)
         return self._tokenizer.special_token(token_id).encode() if token is None else token
 
+    def token_bytes_inside(self, token_id: int) -> bytes:
+        """The bytes that this token adds to a text that it does not begin. For a special token its name."""
+        token = self._tokenizer.token_bytes(token_id, first=False)
+        return self._tokenizer.special_token(token_id).encode() if token is None else token
+
     def flush(self) -> str:
         """Return the replacement character if an unfinished character is held back, else ""."""
         return self._utf8.decode(b"", final=True)

@@ -1,5 +1,7 @@
 """One request's output as text, and where and why the output ends."""
 
+from collections.abc import Callable
+
 from ingine.engine.outputs import FinishReason
 from ingine.engine.text.detokenizer import Detokenizer, TokenBytes
 from ingine.engine.text.stop import StopStrings
@@ -73,12 +75,12 @@ class OutputText:
         before it is appended. Adds nothing if the output has no text.
         """
         if self._detokenizer is not None:
-            token_bytes = self._detokenizer.token_bytes
-            chosen = token_bytes(logprobs["token_id"])
-            top = [token_bytes(token_id) for token_id, _ in logprobs["top"]]
-            logprobs["bytes"], logprobs["decoded_token"] = list(chosen), chosen.decode(errors="replace")
-            logprobs["top_bytes"] = [list(token) for token in top]
-            logprobs["top_decoded_tokens"] = [token.decode(errors="replace") for token in top]
+            _add_texts(logprobs, self._detokenizer.token_bytes)
+
+    def add_prompt_token_bytes(self, logprobs: dict) -> None:
+        """Add the same to the logprobs of a prompt token, before the first output token is appended."""
+        if self._detokenizer is not None:
+            _add_texts(logprobs, self._detokenizer.token_bytes_inside)
 
     def flush(self) -> str:
         """Return the text that was held back, once no more tokens come: the start of a stop string, or the
@@ -91,3 +93,11 @@ class OutputText:
 
     def _finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         self.finish_reason, self.stop_reason = reason, stop_reason
+
+
+def _add_texts(logprobs: dict, token_bytes: Callable[[int], bytes]) -> None:
+    chosen = token_bytes(logprobs["token_id"])
+    top = [token_bytes(token_id) for token_id, _ in logprobs["top"]]
+    logprobs["bytes"], logprobs["decoded_token"] = list(chosen), chosen.decode(errors="replace")
+    logprobs["top_bytes"] = [list(token) for token in top]
+    logprobs["top_decoded_tokens"] = [token.decode(errors="replace") for token in top]
