@@ -28,7 +28,7 @@ INLINE_BYTES = 2048
 """Size up to which texts are tokenised in the event loop, if the tokenizer's worst case is known: at most a
 few ms, see `benchmarks/prompt_cost.py`."""
 INLINE_WORDS = 32
-"""The most of a job's `bad_words` that are tokenised in the event loop: a word takes about 20 us."""
+"""The most of a job's `bad_words` that are tokenised in the event loop: a word takes up to 40 us."""
 SLOW_S = 0.001
 """After a text that took longer than this, other tasks of the loop run before the next text."""
 

@@ -216,12 +216,14 @@ def capture(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def requests() -> list[Request]:
-    """Greedy, at random and with penalties in turns. The last four begin alike."""
+    """Greedy with log probabilities of the prompt, at random and with penalties in turns. The last four begin
+    alike.
+    """
     rng = random.Random(7)
     some = [[rng.randrange(256) for _ in range(length)] for length in (1, 33, 4)]
     shared = [rng.randrange(256) for _ in range(40)]
     kinds = [
-        {"temperature": 0.0},
+        {"temperature": 0.0, "prompt_logprobs": 2},
         {"temperature": 0.8, "top_p": 0.9, "seed": 3},
         {"temperature": 1.0, "seed": 4, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
     ]
