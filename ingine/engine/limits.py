@@ -54,12 +54,13 @@ class RequestLimits:
         """Return how many of a prompt's last tokens `truncate_prompt_tokens` keeps; None: it keeps all.
 
         A `max_tokens` over the model's length means no limit, so -1 leaves room for one output token then.
+        The memory for KV does not count: a request that goes on elsewhere needs the same prompt there.
         """
         kept = params.truncate_prompt_tokens
         if kept != -1:
             return kept
         max_tokens = params.max_tokens or 1
-        return self.max_num_tokens - (max_tokens if max_tokens < self.max_num_tokens else 1)
+        return self.max_model_len - (max_tokens if max_tokens < self.max_model_len else 1)
 
     def truncate(self, prompt_token_ids: Tokens[int], params: SamplingParams) -> Tokens[int]:
         """Return the tokens of a prompt that `truncate_prompt_tokens` keeps."""

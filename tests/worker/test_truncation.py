@@ -60,3 +60,12 @@ async def test_what_is_kept_must_fit(here):
         assert end.error["code"] == ErrorCode.PROMPT_TOO_LONG
     _, end = await run(here, Job(id="fits", prompt="abc", sampling=params(10**6)))
     assert end.usage["num_prompt_tokens"] == 3
+
+
+async def test_what_minus_one_keeps_does_not_depend_on_a_worker_s_memory(harness, tiny_engine):
+    """A job that goes on elsewhere must have the same prompt there, or none."""
+    small = tiny_engine(max_model_len=LENGTH, kv_cache_bytes=3 * 8192)  # 48 tokens
+    assert small.limits.max_num_tokens < LENGTH
+    here = await harness(small)
+    _, end = await run(here, Job(id="a", prompt=LONG, sampling=params(-1)))
+    assert end.error["code"] == ErrorCode.PROMPT_TOO_LONG
