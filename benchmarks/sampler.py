@@ -36,7 +36,12 @@ KINDS = {
     "greedy, all penalties": SamplingParams(temperature=0, **PENALTIES),
     "top_p 0.9, all penalties": SamplingParams(top_p=0.9, **PENALTIES),
     "greedy, 5 logprobs": SamplingParams(temperature=0, logprobs=5),
+    "temperature 0.8, bias": SamplingParams(temperature=0.8, logit_bias={7: 1.0}),
+    "temperature 0.8, 256 bad words": SamplingParams(temperature=0.8, bad_words=("see BAD_WORDS",)),
+    "temperature 0.8, 4096 allowed": SamplingParams(temperature=0.8, allowed_token_ids=tuple(range(4096))),
 }
+BAD_WORDS = [[1000 + 3 * word, 1001 + 3 * word, 1002 + 3 * word][: 1 + word % 3] for word in range(256)]
+"""Token ids of words of one to three tokens."""
 
 
 def make_logits(num_rows: int, device: torch.device) -> torch.Tensor:
@@ -50,7 +55,11 @@ def make_sequences(params: SamplingParams, num_seqs: int) -> list[Sequence]:
     return [
         Sequence(
             EngineRequest(
-                str(index), range(index, index + NUM_TOKENS), params, output_token_ids=range(NUM_TOKENS)
+                str(index),
+                range(index, index + NUM_TOKENS),
+                params,
+                output_token_ids=range(NUM_TOKENS),
+                bad_words_token_ids=BAD_WORDS if params.bad_words else (),
             ),
             seed=index,
             sort_key=(0, index),
@@ -81,12 +90,12 @@ def main(all_num_seqs: list[int], num_rounds: int, device: torch.device) -> None
     selected = select_kernels(device, torch.bfloat16).sampling
     print(f"vocabulary of {VOCAB_SIZE}, {machine}, least of {num_rounds}: ms a step")
     for num_seqs in all_num_seqs:
-        print(f"\n{num_seqs:3} sequences{selected.name:>24}     torch")
+        print(f"\n{num_seqs:3} sequences{selected.name:>28}     torch")
         logits = make_logits(num_seqs, device)
         for name, params in KINDS.items():
             seqs = make_sequences(params, num_seqs)
             calls = [partial(sample, logits, seqs, sampling) for sampling in (selected, TORCH_SAMPLING)]
-            print(f"{name:28}" + "".join(f"{ms:10.2f}" for ms in best_ms(calls, num_rounds)), flush=True)
+            print(f"{name:32}" + "".join(f"{ms:10.2f}" for ms in best_ms(calls, num_rounds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,19 @@ def test_how_many_candidates_there_are_does_not_matter(num_candidates, dtype, mo
     assert_as_defined(logits, params, uniforms(range(len(params)), range(len(params))))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_that_is_nearly_all_masked_draws_what_is_left(dtype):
+    """As `allowed_token_ids` leaves it: there are fewer tokens than top_k or the candidates have room for."""
+    params = [*params_of_all_kinds(2.0), SamplingParams(temperature=0)]
+    logits = make_logits(len(params), seed=6, vocab_size=2500)
+    allowed = torch.tensor([3, 700, 701, 2499])
+    masked = torch.full_like(logits, -torch.inf)
+    masked[:, allowed] = logits[:, allowed]
+    numbers = uniforms(range(len(params)), range(len(params)))
+    assert_as_defined(masked.to(dtype), params, numbers)
+    assert set(choose(masked.to(dtype), params, numbers).tolist()) <= set(allowed.tolist())
+
+
 @pytest.mark.parametrize("vocab_size", [1, 2, 17, 64])
 def test_small_vocabularies(vocab_size):
     params = [*params_of_all_kinds(1.0), SamplingParams(temperature=0)]
