@@ -98,6 +98,19 @@ def test_all_kinds_of_sampling_in_replayed_steps(captured, llama, replays):
     assert {name: result.token_ids for name, result in driver.finish().items()} == expected
 
 
+def test_a_step_that_scores_a_prompt_token_is_not_replayed(captured, llama, replays):
+    """A prompt computed token by token, in steps that a graph could run."""
+    params = SamplingParams(temperature=0, max_tokens=3, prompt_logprobs=1)
+    engine = make_engine(captured("llama"), max_num_seqs=1, max_num_batched_tokens=1)
+    engine.add(EngineRequest("a", PROMPT[:5], params))
+    outputs = []
+    while engine.has_unfinished:
+        outputs += engine.step()
+    _, *entries = outputs[0].prompt_logprobs
+    assert [entry["token_id"] for entry in entries] == PROMPT[1:5]
+    assert replays
+
+
 def test_random_rows_of_one_graph_have_each_its_own_numbers(captured, llama, replays):
     """Three in the bucket of four, one of them greedy."""
     kinds = [
