@@ -118,3 +118,17 @@ def test_their_number_is_limited(llama):
     with pytest.raises(InvalidRequest, match=f"the most is {MAX_PROMPT_LOGPROBS}") as refused:
         limits.validate([1] * (most + 1), SamplingParams(prompt_logprobs=20))
     assert refused.value.code == "invalid_parameter"
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS.keys())
+def test_several_choices_report_them_once(llama, options):
+    """With the first token of choice 0, also if the prompt is in the cache."""
+    engine = make_engine(llama, **options)
+    run_one(engine, PROMPT, greedy(2))
+    engine.add(EngineRequest("a", PROMPT, scored(n=3)))
+    reporting = []
+    while engine.has_unfinished:
+        reporting += [output for output in engine.step() if output.prompt_logprobs is not None]
+    [output] = reporting
+    assert (output.index, output.position) == (0, len(output.token_ids))
+    assert_are_expected(output.prompt_logprobs, PROMPT, expected(llama, PROMPT))
