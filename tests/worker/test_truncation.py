@@ -2,8 +2,9 @@
 
 import pytest
 
+from ingine.contract.chat import Message
 from ingine.contract.events import TerminalEvent
-from ingine.contract.jobs import Job, Message
+from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode
 from ingine.sampling_params import SamplingParams
