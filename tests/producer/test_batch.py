@@ -98,7 +98,13 @@ async def run(client: AsyncClient, files: Files, *, window: int = 256, **options
 async def test_every_line_ends_in_one_of_the_files(client: AsyncClient, worker: FakeWorker, files: Files):
     good = [request(n) for n in range(20)]
     files.write(
-        *good, "not json", "", request(3), request(20, prompt="fail"), request(21, best_of=2), request(22, top_p=7)
+        *good,
+        "not json",
+        "",
+        request(3),
+        request(20, prompt="fail"),
+        request(21, best_of=2),
+        request(22, top_p=7),
     )
     async with serving(worker) as jobs:
         summary = await run(client, files, window=4)

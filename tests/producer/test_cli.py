@@ -85,7 +85,9 @@ async def test_a_prompt_can_be_piped_in(ingine: Ingine, redis: Redis, keys: Keys
     finished = await ingine("submit", "--json", stdin="two\nlines\n")
     job = await queued(redis, keys)
     assert json.loads(finished.stdout) == {"job_id": job.id}
-    assert [message.model_dump(exclude_none=True) for message in job.messages] == [{"role": "user", "content": "two\nlines"}]
+    assert [message.model_dump(exclude_none=True) for message in job.messages] == [
+        {"role": "user", "content": "two\nlines"}
+    ]
 
 
 async def test_an_empty_input_is_no_prompt(ingine: Ingine, redis: Redis, keys: Keys):

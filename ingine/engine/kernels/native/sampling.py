@@ -70,7 +70,7 @@ def logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> tuple[Tensor, T
 
 
 def mask(logits: Tensor, rows: np.ndarray, masks: np.ndarray) -> None:
-    """As `kernels.sampling.masks.mask`, for contiguous logits."""
+    """Do what `kernels.sampling.masks.mask` does, for contiguous logits."""
     rows, masks = np.ascontiguousarray(rows, dtype=np.int64), np.ascontiguousarray(masks)
     _library().ingine_mask(
         logits.data_ptr(),

@@ -95,7 +95,7 @@ def _choose_for(logits: Tensor, params: list[SamplingParams], uniform: np.ndarra
 
 
 def mask(logits: Tensor, rows: np.ndarray, masks: np.ndarray) -> None:
-    """As `ingine.engine.kernels.sampling.masks.mask`, for contiguous logits, in one launch."""
+    """Do what `kernels.sampling.masks.mask` does, for contiguous logits, in one launch."""
     from ingine.engine.kernels.triton.mask import mask_kernel
 
     vocab_size, device = logits.shape[1], logits.device
