@@ -3,23 +3,25 @@
 import logging
 import random
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
-from typing import Any
 
 from ingine.engine.build import join_others, load, make_runner
 from ingine.engine.config import EngineConfig, numerics
 from ingine.engine.grammar.pool import GrammarPool
+from ingine.engine.grammar.state import GrammarState
 from ingine.engine.grammar.vocabulary import GrammarVocabulary
 from ingine.engine.limits import RequestLimits
 from ingine.engine.models.interface import Model
 from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.engine.request import EngineRequest
+from ingine.engine.request_table import RequestTable
 from ingine.engine.run.device import resolve_limits
 from ingine.engine.run.model_runner import StepResult
 from ingine.engine.sample.sampler import SampledToken
 from ingine.engine.schedule.block_manager import BlockManager
-from ingine.engine.schedule.compiling import CompilingSequences
 from ingine.engine.schedule.scheduler import MAX_FORCED_DRAFT, ScheduledBatch, Scheduler
 from ingine.engine.schedule.sequence import Sequence, make_choices
 from ingine.engine.schedule.speculation import Speculator
@@ -100,10 +102,7 @@ class Engine:
             max_forced_draft=0 if config.async_scheduling else MAX_FORCED_DRAFT,
         )
         self.numerics = numerics(config, model.dtype, model.numerics())
-        self._seqs: dict[str, list[Sequence]] = {}
-        """The unfinished sequences of each request."""
-        self._ended_at_add: list[Sequence] = []
-        self._compiling = CompilingSequences()
+        self._requests = RequestTable(self._scheduler, self._end_drafting)
         self._in_flight: _StepInFlight | None = None
         self._settled_at = 0.0
         """When the last step was settled, by `time.perf_counter`."""
@@ -124,14 +123,14 @@ class Engine:
         end. Raises InvalidRequest for a `seq_id` that is in use, and for a bad word without tokens.
         """
         seq_id, params = request.seq_id, request.params
-        if seq_id in self._seqs:
+        if seq_id in self._requests:
             raise InvalidRequest(ErrorCode.DUPLICATE_ID, f"a sequence {seq_id!r} exists already")
         if params.bad_words and not request.bad_words_token_ids:
             words = encode_bad_words(required(self.tokenizer), params.bad_words)
             request = replace(request, bad_words_token_ids=words)
         arrival_time = time.time() if request.arrival_time is None else request.arrival_time
         priority_s = request.priority * self.config.priority_ageing_s
-        seqs = self._seqs[seq_id] = make_choices(
+        seqs = make_choices(
             request,
             self.config.block_size,
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
@@ -141,21 +140,19 @@ class Engine:
             tokenizer=self.tokenizer,
         )
         self._num_prompt_tokens += len(request.prompt_token_ids)
-        for seq in seqs:
-            if self._speculator is not None:
+        if self._speculator is not None:
+            for seq in seqs:
                 self._speculator.begin(seq)
-            if seq.finish_reason is not None:
-                self._ended_at_add.append(seq)
-            elif params.structured_outputs is not None:
-                self._compiling.add(seq, self.grammars.begin(request, seq.index, self._eos_token_ids))
-            else:
-                self._scheduler.add(seq)
+        begin_grammar = None
+        if params.structured_outputs is not None:
+            begin_grammar = partial(self._begin_grammar, request)
+        self._requests.add(seqs, begin_grammar)
 
     def abort(self, seq_id: str) -> list[SeqOutput]:
         """End a request, whatever its state. Returns the last output of each unfinished sequence; none if
         there is no such request.
         """
-        return [self._abort(seq) for seq in list(self._seqs.get(seq_id, ()))]
+        return self._requests.abort(seq_id)
 
     def step(self, *, alone: str | None = None) -> list[SeqOutput]:
         """Compute one batch. Returns the new output of each sequence that has any; a sequence whose prefill
@@ -168,12 +165,12 @@ class Engine:
         if alone is not None and self._in_flight is not None:
             return self.drain()
         scheduler = self._scheduler
-        self._take_compiled()
+        self._requests.take_compiled()
         batch = scheduler.schedule() if alone is None else scheduler.schedule_alone(alone)
         if not batch.seqs:
-            outputs = self._report_ended_at_add() + self.drain()
+            outputs = self._requests.report_ended_without_step() + self.drain()
             if not outputs:
-                self._compiling.wait()
+                self._requests.compiling.wait()
             return outputs
         if self.config.async_scheduling and alone is None:
             return self._step_ahead(batch)
@@ -195,7 +192,7 @@ class Engine:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._seqs)
+        return len(self._requests) > 0
 
     @property
     def running_seq_ids(self) -> list[str]:
@@ -203,10 +200,10 @@ class Engine:
         return list(dict.fromkeys(seq.seq_id for seq in self._scheduler.running))
 
     def stats(self) -> EngineStats:
-        scheduler, blocks = self._scheduler, self._blocks
+        scheduler, blocks, num_compiling = self._scheduler, self._blocks, len(self._requests.compiling)
         return EngineStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting) + len(self._compiling),
+            num_waiting=len(scheduler.waiting) + num_compiling,
             num_blocks=blocks.num_blocks,
             num_free_blocks=blocks.num_free_blocks,
             kv_usage=1 - blocks.num_free_blocks / blocks.num_blocks,
@@ -217,19 +214,13 @@ class Engine:
             num_output_tokens=self._num_output_tokens,
             num_draft_tokens=self._num_draft_tokens,
             num_accepted_tokens=self._num_accepted_tokens,
-            num_compiling=len(self._compiling),
+            num_compiling=num_compiling,
         )
 
     def check_integrity(self) -> None:
         """Raise EngineError unless every sequence is in exactly one queue and every block accounted for."""
-        scheduler = self._scheduler
-        places = [*scheduler.running, *scheduler.waiting, *self._ended_at_add, *self._compiling]
-        seqs = [seq for seqs in self._seqs.values() for seq in seqs]
-        if sorted(map(id, places)) != sorted(map(id, seqs)):
-            raise EngineError("a sequence is in no queue, or in two")
-        if stray := [seq.seq_id for seq in places if seq.block_table and seq not in scheduler.running]:
-            raise EngineError(f"sequences {stray} hold blocks, but are not running")
-        self._blocks.check_integrity(scheduler.running)
+        self._requests.check_integrity()
+        self._blocks.check_integrity(self._scheduler.running)
 
     def _step_at_a_time(self, batch: ScheduledBatch) -> list[SeqOutput]:
         """Compute a batch. Returns its outputs."""
@@ -237,7 +228,8 @@ class Engine:
         forward_pass = self._runner.forward(batch)
         result = self._runner.sample(forward_pass)
         self._scheduler.advance(batch)
-        return self._report_ended_at_add() + self._settle(_StepInFlight(batch, result, launched_at))
+        step = _StepInFlight(batch, result, launched_at)
+        return self._requests.report_ended_without_step() + self._settle(step)
 
     def _step_ahead(self, batch: ScheduledBatch) -> list[SeqOutput]:
         """Launch a batch behind the step in flight, if there is one. Returns the outputs of that step.
@@ -261,7 +253,7 @@ class Engine:
             self._launch_error = error
             return outputs + self.drain()
         before, self._in_flight = self._in_flight, _StepInFlight(batch, result, launched_at)
-        return outputs + self._report_ended_at_add() + self._settle(before)
+        return outputs + self._requests.report_ended_without_step() + self._settle(before)
 
     def _settle(self, step: _StepInFlight | None) -> list[SeqOutput]:
         """Wait for a step, if there is one, and append its tokens to their sequences. Returns its outputs."""
@@ -330,33 +322,8 @@ class Engine:
             self._num_accepted_tokens += len(token_ids) - 1
             self._scheduler.accept(seq)
         if seq.finish_reason is not None:
-            self._scheduler.remove(seq)
-            self._end_drafting(seq)
-            return [*self._abort_others(seq), self._last_output(seq, token_ids, text, logprobs or None)]
+            return self._requests.end(seq, token_ids, text, logprobs or None)
         return [seq.output(token_ids, text, logprobs or None)] if token_ids else []
-
-    def _abort(self, seq: Sequence) -> SeqOutput:
-        if seq in self._ended_at_add:
-            self._ended_at_add.remove(seq)
-        elif not self._compiling.remove(seq):
-            self._scheduler.remove(seq)
-        seq.finish(FinishReason.ABORT)
-        self._end_drafting(seq)
-        return self._last_output(seq)
-
-    def _abort_others(self, seq: Sequence) -> list[SeqOutput]:
-        """Abort the other choices of the request of `seq`, which has finished, if it failed."""
-        if seq.finish_reason is not FinishReason.ERROR:
-            return []
-        return [self._abort(other) for other in list(self._seqs[seq.seq_id]) if other is not seq]
-
-    def _last_output(self, seq: Sequence, *new: Any) -> SeqOutput:
-        """Remove a finished sequence from its request. Returns its output, with what is new in it."""
-        seqs = self._seqs[seq.seq_id]
-        seqs.remove(seq)
-        if not seqs:
-            del self._seqs[seq.seq_id]
-        return seq.output(*(new or ([],)), others_run=bool(seqs))
 
     def _handle_no_token(self, seq: Sequence) -> None:
         """End a sequence for which no token could be chosen: its grammar or its parameters forbid all, or its
@@ -383,14 +350,8 @@ class Engine:
         seq.finish(FinishReason.ERROR, "the model's logits are not finite", ErrorCode.ENGINE_ERROR)
         self._blocks.uncache(seq)
 
-    def _take_compiled(self) -> None:
-        """Queue the sequences whose grammars have been compiled, and end those whose have not."""
-        for seq, error in self._compiling.take_done():
-            if error is None:
-                self._scheduler.add(seq)
-            else:
-                seq.finish(FinishReason.ERROR, str(error), error.code)
-                self._ended_at_add.append(seq)
+    def _begin_grammar(self, request: EngineRequest, seq: Sequence) -> Future[GrammarState]:
+        return self.grammars.begin(request, seq.index, self._eos_token_ids)
 
     def _make_vocabulary(self) -> GrammarVocabulary:
         return GrammarVocabulary(
@@ -398,10 +359,3 @@ class Engine:
             vocab_size=self.model_config.vocab_size,
             eos_token_ids=self._eos_token_ids,
         )
-
-    def _report_ended_at_add(self) -> list[SeqOutput]:
-        outputs: list[SeqOutput] = []
-        while self._ended_at_add:
-            seq = self._ended_at_add.pop(0)
-            outputs += [*self._abort_others(seq), self._last_output(seq)]
-        return outputs

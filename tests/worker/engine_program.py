@@ -37,7 +37,7 @@ def build(model: str):
             raise RuntimeError("the model broke")
         for seq_id in [alone] if alone else engine.running_seq_ids:
             fail_as_told(seq_id)
-            fail_as_told(engine._seqs[seq_id][0].tenant)
+            fail_as_told(engine._requests.seqs_of(seq_id)[0].tenant)
         return step(alone=alone)
 
     engine.step = step_or_fail
