@@ -26,7 +26,7 @@ LIMITS = {
     "verbose_errors": False,
 }
 """llguidance's own defaults, but for states (a kilobyte or two each, 250,000 by default) and errors, which
-would quote the grammar and the output. A mask takes some 15 ms at most."""
+would quote the grammar and the output."""
 
 MAX_CACHED_GRAMMARS = 64
 MAX_CACHED_BYTES = 4 << 20
