@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ingine.errors import ErrorCode
+from ingine.message import Message, MessageDelta
 
 
 class FinishReason(StrEnum):
     STOP = "stop"
     """An end-of-sequence token, a stop token or a stop string."""
+    TOOL_CALLS = "tool_calls"
+    """As STOP, where the output is a message in which the model has chosen to call functions."""
     LENGTH = "length"
     """`max_tokens`, or the length of the longest sequence that the engine can hold."""
     ABORT = "abort"
@@ -62,6 +65,12 @@ class SeqOutput:
     prompt_logprobs: list[dict | None] | None = None
     """With the first output token of choice 0, if requested: an entry as in `logprobs` for each prompt token,
     None for the first one. A resumed choice 0 that has output tokens already does not repeat them."""
+    delta: MessageDelta | None = None
+    """What `text` adds to the assistant message, if `EngineRequest.message` asks for one. None: nothing."""
+    final_delta: MessageDelta | None = None
+    """Once finished, what was held back of the message. All deltas put together are the message."""
+    message: Message | None = None
+    """The whole message, once the output has ended by itself: with STOP, TOOL_CALLS or LENGTH."""
 
     @property
     def ends_request(self) -> bool:
@@ -86,7 +95,16 @@ class SeqOutput:
             later.index,
             later.others_run,
             later.prompt_logprobs if self.prompt_logprobs is None else self.prompt_logprobs,
+            _joined(self.delta, later.delta),
+            later.final_delta,
+            later.message,
         )
+
+
+def _joined(delta: MessageDelta | None, later: MessageDelta | None) -> MessageDelta | None:
+    if delta is None or later is None:
+        return delta or later
+    return delta.followed_by(later)
 
 
 @dataclass(slots=True)

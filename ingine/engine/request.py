@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 
+from ingine.engine.message_format import MessageFormat
 from ingine.sampling_params import SamplingParams
 
 
@@ -34,6 +35,9 @@ class EngineRequest:
     ended_choices: Tokens[int] = ()
     """With n > 1: the indices of the choices that an earlier attempt has ended. Nothing follows their output,
     even if this engine would continue it."""
+
+    message: MessageFormat | None = None
+    """How the output is read as an assistant message. None: the output is text alone."""
 
     def output_of(self, index: int) -> Tokens[int]:
         """The earlier output of a choice."""

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from ingine.engine.parsers.message_parser import MessageParser, NamedFunction, ToolChoice
+from ingine.engine.message_format import NamedFunction, ToolChoice
+from ingine.engine.parsers.message_parser import MessageParser
 from ingine.engine.parsers.reasoning import REASONING_TAGS
 
 FUNCTIONS = {

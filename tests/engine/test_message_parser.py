@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingine.engine.parsers.message import Message, MessageAssembly, MessageDelta, ToolCallDelta
-from ingine.engine.parsers.message_parser import MessageParser, NamedFunction
+from ingine.engine.message_format import NamedFunction
+from ingine.engine.parsers.message_parser import MessageParser
 from ingine.engine.parsers.reader import Reader
 from ingine.engine.parsers.tool_formats import TOOL_FORMATS
+from ingine.message import Message, MessageAssembly, MessageDelta, ToolCallDelta
 from tests.engine.model_outputs import FUNCTIONS, NOW, OUTPUTS, WEATHER, Output, tagged
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from ingine.engine.parsers.message import Message, MessageAssembly, MessageDelta, ToolCall, ToolCallDelta
 from ingine.engine.parsers.message_parser import MessageParser
 from ingine.engine.text.detokenizer import Detokenizer
 from ingine.engine.text.message_text import MessageText
 from ingine.engine.text.stop import StopStrings
 from ingine.engine.text.tokenizer import Tokenizer
+from ingine.message import Message, MessageAssembly, MessageDelta, ToolCall, ToolCallDelta
 from tests.engine.chat_families import byte_level
 
 TOKENIZER = Tokenizer.from_transformers(byte_level("x"))

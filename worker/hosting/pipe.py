@@ -28,6 +28,7 @@ from typing import Any, Self
 
 import msgpack
 
+from ingine.engine.message_format import MessageFormat
 from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.engine.request import EngineRequest
 from ingine.errors import ConfigError, EngineError, ErrorCode, InvalidRequest, ModelNotFound, UnsupportedModel
@@ -100,6 +101,7 @@ def pack_request(request: EngineRequest) -> dict[str, Any]:
     packed["prompt_token_ids"] = list(request.prompt_token_ids)
     packed["output_token_ids"] = list(request.output_token_ids)
     packed["other_output_token_ids"] = [list(token_ids) for token_ids in request.other_output_token_ids]
+    packed["message"] = request.message and request.message.to_map()
     packed["params"] = request.params.model_dump(by_alias=True, exclude_defaults=True)
     return packed
 
@@ -107,7 +109,9 @@ def pack_request(request: EngineRequest) -> dict[str, Any]:
 def unpack_request(packed: dict[str, Any]) -> EngineRequest:
     """The request of `pack_request`. Raises pydantic's ValidationError for invalid sampling parameters."""
     tuples = {name: tuple(packed[name]) for name in _TUPLES}
-    return EngineRequest(**packed | tuples | {"params": SamplingParams(**packed["params"])})
+    message = packed["message"] and MessageFormat.from_map(packed["message"])
+    params = SamplingParams(**packed["params"])
+    return EngineRequest(**packed | tuples | {"params": params, "message": message})
 
 
 def pack_outputs(outputs: list[SeqOutput]) -> dict[str, tuple]:

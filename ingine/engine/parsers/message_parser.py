@@ -2,25 +2,17 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
+from ingine.engine.message_format import MessageFormat, NamedFunction, ReasoningTags, ToolChoice
 from ingine.engine.parsers.json_calls import Functions
-from ingine.engine.parsers.message import Message, MessageAssembly, MessageDelta
 from ingine.engine.parsers.reader import Parsing, Reader
-from ingine.engine.parsers.reasoning import ReasoningTags, parse_reasoning
+from ingine.engine.parsers.reasoning import parse_reasoning
 from ingine.engine.parsers.tool_formats import REQUIRED, TOOL_FORMATS
 from ingine.engine.parsers.writer import Writer
+from ingine.message import Message, MessageAssembly, MessageDelta
 
 _SHORT_ID_LENGTH = 9
-
-
-class NamedFunction(NamedTuple):
-    """A tool choice: this function has to be called."""
-
-    name: str
-
-
-ToolChoice = Literal["none", "auto", "required"] | NamedFunction
 
 
 class MessageParser:
@@ -97,6 +89,18 @@ class MessageParser:
             yield from self._tool_format.parse(reader, writer, self._functions)
         else:
             yield from reader.rest(writer.content)
+
+
+def parser_of(format: MessageFormat, index: int = 0) -> MessageParser:
+    """A parser for the output of one choice."""
+    return MessageParser(
+        tool_format=format.tool_format,
+        functions=format.functions,
+        tool_choice=format.tool_choice,
+        reasoning=format.reasoning,
+        starts_in_reasoning=format.starts_in_reasoning,
+        key=f"{format.key}/{index}",
+    )
 
 
 def _named_call(reader: Reader, writer: Writer, name: str) -> Parsing[None]:

@@ -1,15 +1,8 @@
 """Reasoning that a model writes before its answer, between tags."""
 
-from typing import NamedTuple
-
+from ingine.engine.message_format import ReasoningTags
 from ingine.engine.parsers.reader import Parsing, Reader
 from ingine.engine.parsers.writer import Writer
-
-
-class ReasoningTags(NamedTuple):
-    opening: str
-    closing: str
-
 
 REASONING_TAGS = {
     "think": ReasoningTags("<think>", "</think>"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ingine.engine.parsers.message import MessageDelta, ToolCallDelta
+from ingine.message import MessageDelta, ToolCallDelta
 
 _SPACE = " \t\r\n"
 

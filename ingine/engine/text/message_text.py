@@ -2,8 +2,8 @@
 
 from collections import deque
 
-from ingine.engine.parsers.message import Message, MessageDelta
 from ingine.engine.parsers.message_parser import MessageParser
+from ingine.message import Message, MessageDelta
 
 
 class MessageText:

@@ -1,7 +1,7 @@
-"""An assistant message, and the pieces in which it is streamed."""
+"""An assistant message, and the deltas in which it is streamed. Both have the shape of OpenAI's API."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(slots=True)
@@ -14,6 +14,20 @@ class ToolCallDelta:
     name: str | None = None
     arguments: str = ""
     """A piece of the arguments' JSON text."""
+
+    def to_openai(self) -> dict[str, Any]:
+        """The entry of `delta.tool_calls`, without what has not changed."""
+        function = {} if self.name is None else {"name": self.name}
+        function["arguments"] = self.arguments
+        if self.id is None:
+            return {"index": self.index, "function": function}
+        return {"index": self.index, "id": self.id, "type": "function", "function": function}
+
+    @classmethod
+    def from_openai(cls, entry: dict[str, Any]) -> Self:
+        """The inverse of `to_openai`. Raises KeyError or TypeError for another shape."""
+        function = entry["function"]
+        return cls(entry["index"], entry.get("id"), function.get("name"), function.get("arguments", ""))
 
 
 @dataclass(slots=True)
@@ -38,6 +52,23 @@ class MessageDelta:
         return MessageDelta(
             self.content + later.content, self.reasoning + later.reasoning, list(calls.values())
         )
+
+    def to_openai(self) -> dict[str, Any]:
+        """The `delta` of a chat completion chunk: the fields that have changed, {} if none has."""
+        fields: dict[str, Any] = {}
+        if self.content:
+            fields["content"] = self.content
+        if self.reasoning:
+            fields["reasoning"] = self.reasoning
+        if self.tool_calls:
+            fields["tool_calls"] = [call.to_openai() for call in self.tool_calls]
+        return fields
+
+    @classmethod
+    def from_openai(cls, fields: dict[str, Any]) -> Self:
+        """The inverse of `to_openai`. Raises KeyError or TypeError for another shape."""
+        calls = [ToolCallDelta.from_openai(entry) for entry in fields.get("tool_calls", ())]
+        return cls(fields.get("content", ""), fields.get("reasoning", ""), calls)
 
 
 @dataclass(slots=True)
