@@ -7,7 +7,7 @@ from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import EngineError
 from ingine.worker.jobs import RunningJob
 
-_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
+_COMPLETE = tuple(reason for reason in FinishReason if reason.is_complete)
 
 
 def tokens_event(job: RunningJob, output: SeqOutput) -> TokensEvent:

@@ -21,6 +21,11 @@ class FinishReason(StrEnum):
     parameters forbid every token. `SeqOutput.error_code` says which, and `stop_reason` is the error
     message."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the output has ended by itself: nothing was cut off from outside."""
+        return self in (FinishReason.STOP, FinishReason.TOOL_CALLS, FinishReason.LENGTH)
+
 
 @dataclass(slots=True)
 class SeqOutput:

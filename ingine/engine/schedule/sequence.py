@@ -17,6 +17,7 @@ from ingine.engine.schedule.drafter import Drafter
 from ingine.engine.schedule.suffix_drafter import SuffixDrafter
 from ingine.engine.schedule.token_counts import TokenCounts
 from ingine.engine.text.detokenizer import TokenBytes
+from ingine.engine.text.message_text import MessageText
 from ingine.engine.text.output_text import OutputText
 from ingine.errors import ErrorCode
 from ingine.sampling_params import SamplingParams
@@ -94,6 +95,7 @@ class Sequence:
             max_tokens=max_num_tokens - self.num_prompt_tokens,
             eos_token_ids=eos_token_ids,
             tokenizer=tokenizer,
+            message_text=MessageText.of(request.message, index, tokenizer, params),
         )
         self.max_num_tokens = self.num_prompt_tokens + self.output_text.max_tokens
 
@@ -244,11 +246,11 @@ class Sequence:
         *,
         others_run: bool = False,
     ) -> SeqOutput:
-        """The output of a step; with the rest of the text, if the sequence has finished."""
+        """The output of a step; once the sequence has finished, with the rest of text and message."""
         prompt_logprobs = None
         if token_ids:
             prompt_logprobs, self.prompt_logprobs = self.prompt_logprobs, None
-        return SeqOutput(
+        output = SeqOutput(
             seq_id=self.seq_id,
             position=self.num_output_tokens,
             token_ids=token_ids,
@@ -258,12 +260,23 @@ class Sequence:
             logprobs=logprobs,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
-            final_text="" if self.finish_reason is None else self.output_text.flush(),
             error_code=self.error_code,
             index=self.index,
             others_run=others_run,
             prompt_logprobs=prompt_logprobs,
         )
+        message_text = self.output_text.message_text
+        if message_text is not None:
+            output.delta = message_text.take_delta()
+        if self.finish_reason is None:
+            return output
+        output.final_text = self.output_text.flush()
+        if message_text is not None:
+            output.final_delta = message_text.take_delta()
+            if self.finish_reason.is_complete:
+                output.message = message_text.message()
+                output.finish_reason = FinishReason(message_text.finish_reason(self.finish_reason))
+        return output
 
     def _is_plain_at(self, position: int) -> bool:
         return self._has_plain_params and position >= self.params.min_tokens
@@ -273,6 +286,8 @@ class Sequence:
             if self.finish_reason is not None:
                 break
             self.append(token_id)
+        if self.output_text.message_text is not None:
+            self.output_text.message_text.take_delta()  # the earlier attempt has returned it
         # An engine with a lower limit may end the output before the last of them. All stay part of it.
         self.token_ids.extend(output_token_ids[self.num_output_tokens :])
 

@@ -1,19 +1,23 @@
 """One request's output as text, and where and why the output ends."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ingine.engine.outputs import FinishReason
 from ingine.engine.text.detokenizer import Detokenizer, TokenBytes
 from ingine.engine.text.stop import StopStrings
 from ingine.sampling_params import SamplingParams
 
+if TYPE_CHECKING:
+    from ingine.engine.text.message_text import MessageText
+
 
 class OutputText:
     """Turns the output tokens of one request into text, and finds the end of the output.
 
     The text returned up to a token, and the end, are a pure function of the constructor's arguments and of
-    the tokens up to it. A request is therefore resumed by appending its earlier tokens again. Nothing here
-    depends on how tokens are batched or computed.
+    the tokens up to it. So is the assistant message, if there is one. A request is therefore resumed by
+    appending its earlier tokens again. Nothing here depends on how tokens are batched or computed.
     """
 
     def __init__(
@@ -23,10 +27,11 @@ class OutputText:
         max_tokens: int,
         eos_token_ids: frozenset[int] = frozenset(),
         tokenizer: TokenBytes | None = None,
+        message_text: "MessageText | None" = None,
     ):
         """max_tokens: the most output tokens that the engine allows; `params.max_tokens` may lower it.
         eos_token_ids: the model's end-of-sequence tokens. tokenizer: without one the text is always "", and
-        no stop string is found.
+        no stop string is found. message_text: takes the output as an assistant message too.
         """
         self.max_tokens = max_tokens if params.max_tokens is None else min(max_tokens, params.max_tokens)
         self.num_tokens = 0
@@ -41,6 +46,7 @@ class OutputText:
         """Tokens that end the output."""
         self._min_tokens = params.min_tokens
         self._detokenizer = None
+        self.message_text = message_text
         if tokenizer is not None and params.detokenize:
             self._detokenizer = Detokenizer(
                 tokenizer,
@@ -49,6 +55,8 @@ class OutputText:
             )
         self._includes_stop = params.include_stop_str_in_output
         self._stop_strings = StopStrings(params.stop, is_included=self._includes_stop)
+        self._num_chars = 0
+        """Characters of the text so far. Counted only for a message."""
 
     def append(self, token_id: int) -> str:
         """Take the next output token. Returns the text that is now certain, and sets `finish_reason` if the
@@ -59,12 +67,18 @@ class OutputText:
             self._finish(FinishReason.STOP, token_id if token_id in self._stop_token_ids else None)
             # As in vLLM, such a token is in the ids, and in the text only on request.
             return self._detokenize(token_id) if self._includes_stop else ""
-        text, stop = self._detokenize(token_id), None
+        decoded, stop = self._detokenize(token_id), None
+        text = decoded
         # The text of the first `min_tokens` tokens is not searched: it may not end the output.
         if self.num_tokens > self._min_tokens:
-            text, stop = self._stop_strings.append(text)
+            text, stop = self._stop_strings.append(decoded)
+        if self.message_text is not None:
+            self._num_chars += len(text)
+            self.message_text.append(token_id, decoded, self._num_chars - self._stop_strings.num_doubtful)
         if stop is not None:
             self._detokenizer = None  # an unfinished character that it holds comes after the end
+            if self.message_text is not None:
+                self.message_text.cut()
             self._finish(FinishReason.STOP, stop)
         elif self.num_tokens >= self.max_tokens:
             self._finish(FinishReason.LENGTH)
@@ -84,9 +98,12 @@ class OutputText:
 
     def flush(self) -> str:
         """Return the text that was held back, once no more tokens come: the start of a stop string, or the
-        replacement for an unfinished character.
+        replacement for an unfinished character. What was held back of the message is then its next delta.
         """
-        return self._stop_strings.flush() + (self._detokenizer.flush() if self._detokenizer else "")
+        unfinished = self._detokenizer.flush() if self._detokenizer else ""
+        if self.message_text is not None:
+            self.message_text.end(unfinished)
+        return self._stop_strings.flush() + unfinished
 
     def _detokenize(self, token_id: int) -> str:
         return self._detokenizer.append(token_id) if self._detokenizer else ""

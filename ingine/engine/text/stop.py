@@ -15,6 +15,8 @@ class StopStrings:
         self._matches = [_Match(stop) for stop in stops]
         self._is_included = is_included
         self._held = ""
+        self.num_doubtful = 0
+        """Characters at the end of the returned text that are a stop string, or may be the start of one."""
 
     def append(self, text: str) -> tuple[str, str | None]:
         """Take the next text. Returns the text now certain, and the stop string that ended it or None."""
@@ -28,12 +30,15 @@ class StopStrings:
         ]
         if ends:
             end, _, stop = min(ends)  # the first to end; of those, the longest
+            self.num_doubtful = len(stop) if self._is_included else 0
             num_chars = len(self._held) + end - (0 if self._is_included else len(stop))
             self._held = ""
             return pending[:num_chars], stop
+        longest = max(match.length for match in self._matches)
         if self._is_included:
+            self.num_doubtful = longest
             return text, None
-        num_certain = len(pending) - max(match.length for match in self._matches)
+        num_certain = len(pending) - longest
         self._held = pending[num_certain:]
         return pending[:num_certain], None
 
