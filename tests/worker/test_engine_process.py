@@ -18,6 +18,7 @@ from ingine.engine.engine import Engine
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.engine.request import EngineRequest
 from ingine.errors import EngineError, ErrorCode, InvalidRequest, ModelNotFound
+from ingine.message import Message, MessageDelta, ToolCall, ToolCallDelta
 from ingine.sampling_params import SamplingParams
 from ingine.worker.child import Child
 from ingine.worker.hosting.engine_child import EXIT_ORPHANED, command
@@ -316,6 +317,25 @@ def test_outputs_come_back_as_they_were():
     back = unpack_outputs(through_the_pipe(pack_outputs(outputs)))
     assert back == outputs
     assert back[2].finish_reason is FinishReason.STOP
+
+
+def test_messages_come_back_as_they_were():
+    calls = [ToolCallDelta(1, arguments="}"), ToolCallDelta(2, "call_2", "f", '{"a": "é')]
+    whole = Message("x\0", "hm", [ToolCall("call_1", "f", "{}"), ToolCall("call_2", "f", "")])
+    outputs = [
+        SeqOutput("a#1", 9, [1], "h", 3, 0),
+        SeqOutput("a#1", 9, [1], "h", 3, 0, delta=MessageDelta("h")),
+        SeqOutput(
+            "b#1", 9, [1], "", 3, 0, delta=MessageDelta("", "hm", calls), final_delta=MessageDelta("x")
+        ),
+        SeqOutput(
+            "c#1", 9, [], "", 3, 0, finish_reason=FinishReason.TOOL_CALLS, message=whole, others_run=True
+        ),
+        SeqOutput("d#1", 9, [], "", 3, 0, finish_reason=FinishReason.LENGTH, message=Message()),
+    ]
+    back = unpack_outputs(through_the_pipe(pack_outputs(outputs)))
+    assert back == outputs
+    assert back[3].finish_reason is FinishReason.TOOL_CALLS
 
 
 @pytest.mark.parametrize(

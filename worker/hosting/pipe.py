@@ -32,6 +32,8 @@ from ingine.engine.message_format import MessageFormat
 from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.engine.request import EngineRequest
 from ingine.errors import ConfigError, EngineError, ErrorCode, InvalidRequest, ModelNotFound, UnsupportedModel
+from ingine.message import Message as AssistantMessage
+from ingine.message import MessageDelta, ToolCall, ToolCallDelta
 from ingine.sampling_params import SamplingParams
 
 Message = list[Any]
@@ -41,8 +43,12 @@ _ERRORS = {kind.__name__: kind for kind in (ConfigError, ModelNotFound, Unsuppor
 _REQUEST_FIELDS = tuple(field.name for field in fields(EngineRequest))
 _TUPLES = ("reasoning_end_token_ids", "other_output_token_ids", "ended_choices")
 _OUTPUT_FIELDS = tuple(field.name for field in fields(SeqOutput))
+_MESSAGE_FIELDS = ("delta", "final_delta", "message")
+"""Those of `SeqOutput` that msgpack does not take. They are sent as lists of their own fields' values."""
 _STATS_FIELDS = tuple(field.name for field in fields(EngineStats))
 _output_values = attrgetter(*_OUTPUT_FIELDS)
+_call_values = attrgetter(*(field.name for field in fields(ToolCall)))
+_call_delta_values = attrgetter(*(field.name for field in fields(ToolCallDelta)))
 _stats_values = attrgetter(*_STATS_FIELDS)
 
 
@@ -116,8 +122,12 @@ def unpack_request(packed: dict[str, Any]) -> EngineRequest:
 
 def pack_outputs(outputs: list[SeqOutput]) -> dict[str, tuple]:
     """Pack outputs as a list per field, so that each field's name is sent once per step."""
-    columns = zip(*map(_output_values, outputs), strict=True)  # no columns without outputs
-    return dict(zip(_OUTPUT_FIELDS, columns, strict=bool(outputs)))
+    if not outputs:
+        return {}
+    columns = dict(zip(_OUTPUT_FIELDS, zip(*map(_output_values, outputs), strict=True), strict=True))
+    for name in _MESSAGE_FIELDS:
+        columns[name] = tuple(None if value is None else _pack_message(value) for value in columns[name])
+    return columns
 
 
 def unpack_outputs(columns: dict[str, list]) -> list[SeqOutput]:
@@ -130,7 +140,24 @@ def unpack_outputs(columns: dict[str, list]) -> list[SeqOutput]:
             output.finish_reason = FinishReason(output.finish_reason)
         if output.error_code is not None:
             output.error_code = ErrorCode(output.error_code)
+        if output.delta is not None:
+            output.delta = _unpack_delta(output.delta)
+        if output.final_delta is not None:
+            output.final_delta = _unpack_delta(output.final_delta)
+        if output.message is not None:
+            content, reasoning, calls = output.message
+            output.message = AssistantMessage(content, reasoning, [ToolCall(*call) for call in calls])
     return outputs
+
+
+def _pack_message(message: AssistantMessage | MessageDelta) -> tuple:
+    values = _call_values if isinstance(message, AssistantMessage) else _call_delta_values
+    return message.content, message.reasoning, list(map(values, message.tool_calls))
+
+
+def _unpack_delta(packed: list) -> MessageDelta:
+    content, reasoning, calls = packed
+    return MessageDelta(content, reasoning, [ToolCallDelta(*call) for call in calls])
 
 
 def pack_stats(stats: EngineStats) -> dict[str, int | float]:
