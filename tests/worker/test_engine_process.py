@@ -74,6 +74,7 @@ async def test_what_comes_out_is_what_the_engine_makes(harness, tiny_engine, tin
         WorkerSettings(_env_file=None, model=str(tiny_model), **options)
     )
     os.kill(engine.pid, signal.SIGTERM)  # as a service manager may: it is the worker's to answer
+    assert engine.model_type == tiny_engine().model_config.model_type == "llama"
     here = await harness(engine)
     jobs = {
         "greedy": SamplingParams(temperature=0, max_tokens=24, ignore_eos=True),

@@ -85,8 +85,9 @@ class _Server:
             raise  # its traceback is for the log
         gc.collect()
         gc.freeze()  # the model stays loaded: exclude its objects from all later collections
-        limits = asdict(self._thread.limits)
-        self._send("built", self._thread.max_num_seqs, self._thread.numerics, limits, self._stats)
+        thread = self._thread
+        limits = asdict(thread.limits)
+        self._send("built", thread.max_num_seqs, thread.numerics, thread.model_type, limits, self._stats)
         while not self._ended.wait(PULSE_S):
             if self._is_running:
                 self._send("pulse", self._thread.step_age_s, self._stats)

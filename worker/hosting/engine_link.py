@@ -33,6 +33,10 @@ class EngineHost(Protocol):
     def tokenizer(self) -> Tokenizer | None: ...
 
     @property
+    def model_type(self) -> str:
+        """`ModelConfig.model_type`: the model's family."""
+
+    @property
     def max_num_seqs(self) -> int: ...
 
     @property

@@ -55,7 +55,7 @@ class EngineProcess:
         self._broken = False
         self._step_age_s = 0.0
         try:
-            self.max_num_seqs, self.numerics, limits, stats = self._wait_until_built()
+            self.max_num_seqs, self.numerics, self.model_type, limits, stats = self._wait_until_built()
             self.limits = RequestLimits(**limits)
             self.stats: EngineStats = unpack_stats(stats)
             self.tokenizer = load_tokenizer()
@@ -113,7 +113,7 @@ class EngineProcess:
             self._popen.kill()
             self._popen.wait()
 
-    def _wait_until_built(self) -> tuple[int, str, dict, dict]:
+    def _wait_until_built(self) -> tuple[int, str, str, dict, dict]:
         unpacker = make_unpacker()
         while received := self._connection.recv(1 << 16):
             unpacker.feed(received)

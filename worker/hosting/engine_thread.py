@@ -72,6 +72,10 @@ class EngineThread:
         return self._engine.tokenizer
 
     @property
+    def model_type(self) -> str:
+        return self._engine.model_config.model_type
+
+    @property
     def max_num_seqs(self) -> int:
         return self._engine.config.max_num_seqs
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ingine.engine.files.model_files import read_json
 from ingine.engine.models.config_keys import refuse_unsupported
 from ingine.engine.models.quantization import Quantization, read_quantization
-from ingine.engine.models.registry import ArchitectureOptions, find_architecture
+from ingine.engine.models.registry import ARCHITECTURES, ArchitectureOptions, find_architecture
 from ingine.engine.models.rope import rope_frequencies, rope_parameters, yarn_frequencies
 from ingine.errors import ConfigError, UnsupportedModel
 
@@ -96,6 +96,11 @@ class ModelConfig:
     """The dtype of the checkpoint."""
     quantization: Quantization | None = None
     """How another tool has quantised the checkpoint's weights; None: they are plain, or in a GGUF file."""
+
+    @property
+    def model_type(self) -> str:
+        """The name of the architecture in transformers: `model_type` of config.json."""
+        return ARCHITECTURES[self.architecture].model_type
 
     @classmethod
     def from_folder(cls, path: Path) -> "ModelConfig":

@@ -119,6 +119,12 @@ class Tokenizer:
         return bool(self._chats)
 
     @property
+    def chat_template(self) -> str | None:
+        """The sources of all chat templates, one behind the other. None if the model has none."""
+        templates = self._chat_templates
+        return "\n".join(templates.values()) if isinstance(templates, Mapping) else templates
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of the vocabulary, the added ones among them."""
         return self._core.get_vocab_size(with_added_tokens=True)
