@@ -50,6 +50,15 @@ def with_atheris(minutes: float, seed: int, counts: dict[str, int]) -> None:
     seeds = [packed(FULL_JOB), packed(at(FULL_JOB, ("messages",), [{"role": "user", "content": "x"}]))]
     seeds += [packed({"type": "tokens", "position": 2, "token_ids": [1, 2], "text": "x"})]
     seeds += [packed({"type": "finished", "position": 2, "job_id": "a", "metadata": {"k": 1}})]
+    function = {"name": "f", "arguments": "{}"}
+    calls = [{"index": 0, "id": "c", "type": "function", "function": function}]
+    message = {"role": "assistant", "content": None, "reasoning": "r", "tool_calls": calls}
+    seeds += [
+        packed(
+            {"type": "tokens", "position": 1, "token_ids": [1], "text": "x", "delta": {"tool_calls": calls}}
+        ),
+        packed({"type": "finished", "position": 2, "job_id": "a", "delta": message, "message": message}),
+    ]
     started, dice = time.monotonic(), random.Random(seed)
     mutators = Values(dice, seeds)
 

@@ -2,6 +2,8 @@
 
 from typing import Any, Protocol
 
+from ingine.contract.messages import is_delta, is_message
+
 
 class ChoiceEvent(Protocol):
     """The part of a `TokensEvent` that names a choice."""
@@ -77,5 +79,9 @@ def are_choice_ends(choices: Any) -> bool:
         if type(choice.get("finish_reason")) is not str or choice["num_output_tokens"] < 0:
             return False
         if type(choice.get("stop_reason")) not in (int, str, type(None)):
+            return False
+        if "delta" in choice and not is_delta(choice["delta"]):
+            return False
+        if "message" in choice and not is_message(choice["message"]):
             return False
     return True

@@ -9,6 +9,7 @@ import msgpack
 from ingine.contract.choices import ChoicePositions, are_choice_ends, is_choice_of_event
 from ingine.contract.faults import MAX_MAP_ENTRIES
 from ingine.contract.keys import EVENT_FIELD, log_id
+from ingine.contract.messages import is_delta, is_message
 from ingine.contract.record import STATUS_NAME, JobStatus
 
 
@@ -35,11 +36,22 @@ class TokensEvent:
     job of one choice, as are the fields below.
     """
     finish_reason: str | None = None
-    """stop or length: the choice ends with this event. `text` then has all text that was held back."""
+    """stop, tool_calls or length: the choice ends with this event. `text` and `delta` then have all that was
+    held back.
+    """
     stop_reason: int | str | None = None
     prompt_logprobs: list[dict | None] | None = None
     """In choice 0's first event, if requested: the same as `logprobs` for each prompt token, None for the
     first of them.
+    """
+    delta: dict | None = None
+    """What the event adds to the assistant message, as the `delta` of an OpenAI chunk: {content, reasoning,
+    tool_calls: [{index, id, type, function: {name, arguments}}]}, without what adds nothing. None if all of
+    it adds nothing, and in a job whose message is not parsed.
+    """
+    message: dict | None = None
+    """The whole assistant message of a choice that ends with this event, as OpenAI has it: {role, content,
+    reasoning, tool_calls}. Only in a job whose message is parsed.
     """
 
     @property
@@ -59,7 +71,7 @@ class TerminalEvent:
     text: str = ""
     """The end of the text, if it was held back until now (a half character, the start of a stop string)."""
     finish_reason: str | None = None
-    """stop, length, abort or error."""
+    """stop, tool_calls, length, abort or error."""
     stop_reason: int | str | None = None
     """The stop string or the id of the stop token that ended the output; None for any other end, and for
     several choices, which have their own.
@@ -73,8 +85,14 @@ class TerminalEvent:
     metadata: dict | None = None
     choices: list[dict] | None = None
     """For a job of several choices, one for each: {index, finish_reason, num_output_tokens}; stop_reason, if
-    it has one; and text, if some was held back until now since no tokens event ended the choice.
+    it has one; and text, delta and message, as below, if no tokens event ended the choice.
     """
+    delta: dict | None = None
+    """The end of the assistant message, if it was held back until now. It follows the deltas of the tokens
+    events, and has their shape.
+    """
+    message: dict | None = None
+    """The whole assistant message of a job of one choice that has finished, as in `TokensEvent.message`."""
 
     @property
     def start(self) -> int:
@@ -104,6 +122,10 @@ def encode_event(event: Event) -> bytes:
             for name in ("finish_reason", "stop_reason"):
                 if (value := getattr(event, name)) is not None:
                     fields[name] = value
+        if event.delta:
+            fields["delta"] = event.delta
+        if event.message:
+            fields["message"] = event.message
         return _TOKENS_PACKER.pack(fields)
     fields = {"type": str(event.status)}
     for name in TerminalEvent.__slots__:
@@ -128,6 +150,7 @@ _TERMINAL_TYPES = {
 _OPTIONAL_FIELDS = (
     *("logprobs", "prompt_logprobs"),
     *("index", "choice_position", "finish_reason", "stop_reason"),
+    *("delta", "message"),
 )
 _USAGE = ("num_prompt_tokens", "num_cached_tokens", "num_output_tokens")
 
@@ -161,6 +184,8 @@ def decode_event(raw: bytes) -> Event:
             and is_choice_of_event(event)
             and (event.logprobs is None or _are_logprobs(event.logprobs, len(event.token_ids)))
             and (event.prompt_logprobs is None or _are_prompt_logprobs(event.prompt_logprobs))
+            and (event.message is None or event.finish_reason is not None)
+            and _has_message_fields(event)
         )
     else:
         known = {name: value for name, value in fields.items() if name in TerminalEvent.__slots__}
@@ -175,10 +200,17 @@ def decode_event(raw: bytes) -> Event:
             and all(type((event.error or {}).get(name, "")) is str for name in ("code", "message"))
             and all(type(event.usage.get(name, 0)) is int for name in _USAGE)
             and are_choice_ends(event.choices)
+            and _has_message_fields(event)
         )
     if not well_formed:
         raise ValueError(f"not the shape of a {kind} event")
     return event
+
+
+def _has_message_fields(event: Event) -> bool:
+    return (event.delta is None or is_delta(event.delta)) and (
+        event.message is None or is_message(event.message)
+    )
 
 
 def _are_logprobs(logprobs: Any, number: int) -> bool:

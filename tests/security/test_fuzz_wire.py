@@ -172,6 +172,13 @@ def test_an_event_comes_back_as_it_went(event):
     assert properties.check_event(encode_event(event)) == event
 
 
+@given(values, st.sampled_from(["delta", "message"]), st.sampled_from([(), ("tool_calls",), ("content",)]))
+def test_no_value_of_a_message_gets_anything_else_out_of_the_decoder(value, name, path):
+    for step in reversed(path):
+        value = {"role": "assistant", step: value}
+    properties.check_event(packed({"type": "finished", "position": 1, "job_id": "a", name: value}))
+
+
 @pytest.mark.parametrize(
     "fields",
     [

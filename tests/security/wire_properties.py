@@ -12,6 +12,7 @@ from ingine.contract.faults import MAX_REASON_CHARS
 from ingine.contract.jobs import Job, decode_job, encode_job
 from ingine.contract.record import JobStatus
 from ingine.errors import ErrorCode, InvalidJob
+from ingine.message import Message, MessageDelta
 from ingine.producer.channels import ANYWHERE, place_of
 
 PEAK_PER_BYTE = 160
@@ -126,11 +127,13 @@ def _traced(raw: bytes) -> tuple[Job | None, int]:
 
 def events() -> st.SearchStrategy[Event]:
     token_ids = st.lists(st.integers(0, 2**31 - 1), max_size=5)
+    delta = st.none() | st.text(min_size=1).map(lambda text: MessageDelta(text, text).to_openai())
     tokens = st.builds(
-        lambda ids, before, text: TokensEvent(before + len(ids), ids, text),
+        lambda ids, before, text, delta: TokensEvent(before + len(ids), ids, text, delta=delta),
         token_ids,
         st.integers(0, 2**40),
         st.text(),
+        delta,
     )
     terminal = st.builds(
         TerminalEvent,
@@ -140,5 +143,7 @@ def events() -> st.SearchStrategy[Event]:
         text=st.text(),
         error=st.none() | st.just({"code": "x", "message": "y"}),
         metadata=st.none() | st.dictionaries(st.text() | st.integers(0, 9), st.text(), min_size=1),
+        delta=delta,
+        message=st.none() | st.text().map(lambda text: Message(text, text).to_openai()),
     )
     return tokens | terminal
