@@ -5,6 +5,7 @@ from typing import Any
 from ingine.contract.events import TokensEvent
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import EngineError
+from ingine.message import MessageDelta
 from ingine.worker.jobs import RunningJob
 
 _COMPLETE = tuple(reason for reason in FinishReason if reason.is_complete)
@@ -15,6 +16,7 @@ def tokens_event(job: RunningJob, output: SeqOutput) -> TokensEvent:
     continue the earlier ones.
     """
     start, begins = job.sent.end, output.position - len(output.token_ids)
+    delta = output.delta
     if not job.choices:
         event = TokensEvent(
             output.position,
@@ -38,28 +40,46 @@ def tokens_event(job: RunningJob, output: SeqOutput) -> TokensEvent:
         )
         if output.finish_reason in _COMPLETE:
             event.text += output.final_text
+            delta = _joined(delta, output.final_delta)
+            event.message = output.message and output.message.to_openai()
             event.finish_reason, event.stop_reason = str(output.finish_reason), output.stop_reason
+    if delta is not None:
+        event.delta = delta.to_openai()
     if begins != expected:
         raise EngineError(f"the tokens for {job.id} do not continue its earlier ones")
     return event
 
 
 def choice_ends(job: RunningJob, *, with_text: bool) -> list[dict[str, Any]]:
-    """Return `TerminalEvent.choices`. with_text: the log has all tokens to which held-back text belongs."""
+    """Return `TerminalEvent.choices`. with_text: the log has all tokens to which held-back text and deltas
+    belong.
+    """
     ends = []
     for index, choice in enumerate(job.choices):
         end = {"index": index, "num_output_tokens": choice.committed}
         last = choice.last_output
-        reason, stop_reason, text = choice.finish_reason, choice.stop_reason, ""
+        reason, stop_reason, more = choice.finish_reason, choice.stop_reason, {}
         if reason is None:
             reason = str(FinishReason.ABORT)
             if with_text and last is not None:
-                reason, text = str(last.finish_reason), last.final_text
+                reason, more = str(last.finish_reason), _held_back(last)
                 stop_reason = last.stop_reason if last.finish_reason in _COMPLETE else None
         end["finish_reason"] = reason
         if stop_reason is not None:
             end["stop_reason"] = stop_reason
-        if text:
-            end["text"] = text
-        ends.append(end)
+        ends.append(end | more)
     return ends
+
+
+def _joined(delta: MessageDelta | None, later: MessageDelta | None) -> MessageDelta | None:
+    return delta.followed_by(later) if delta and later else delta or later
+
+
+def _held_back(output: SeqOutput) -> dict[str, Any]:
+    """The fields of `TerminalEvent.choices` for what no tokens event of the choice has."""
+    fields = {
+        "text": output.final_text,
+        "delta": output.final_delta and output.final_delta.to_openai(),
+        "message": output.message and output.message.to_openai(),
+    }
+    return {name: value for name, value in fields.items() if value}

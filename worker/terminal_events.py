@@ -51,7 +51,7 @@ def terminal_event(job: RunningJob, output: SeqOutput) -> TerminalEvent:
     """The terminal event of a running job. `output`: the last one of its sequence."""
     outcome = _outcome(job, output)
     is_finished = outcome.status is JobStatus.FINISHED
-    # Held-back text belongs to the tokens before it; the log of a cancelled job may lack some of them.
+    # What was held back belongs to the tokens before it; the log of a cancelled job may lack some of them.
     with_text = outcome.status is not JobStatus.CANCELLED
     choices = choice_ends(job, with_text=with_text) if job.choices else None
     finish_reason, num_cached_tokens = output.finish_reason, output.num_cached_tokens
@@ -75,6 +75,8 @@ def terminal_event(job: RunningJob, output: SeqOutput) -> TerminalEvent:
         timings=_timings(job),
         metadata=job.job.metadata,
         choices=choices,
+        delta=output.final_delta.to_openai() if output.final_delta and with_text and not choices else None,
+        message=output.message.to_openai() if output.message and is_finished and not choices else None,
     )
 
 
