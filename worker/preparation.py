@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from ingine.contract.jobs import token_cost
 from ingine.contract.keys import Priority
+from ingine.engine.message_format import MessageFormat
 from ingine.engine.request import EngineRequest
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
@@ -102,6 +103,7 @@ class Preparation:
                 resumes = running.begun.position > 0
                 prompt_token_ids, params = await self._prompts.read(job, submitted_at, resumes)
                 bad_words = await self._prompts.read_bad_words(job)
+                message = self._prompts.message_format(job, prompt_token_ids)
             committed = await self._committed(running)
         except InvalidRequest as fault:
             await self._finisher.reject(running.as_begun, Outcome.failed(fault.code, str(fault)))
@@ -110,7 +112,7 @@ class Preparation:
         except NoPromptProcess as fault:
             await self._put_off(running, fault)
         else:
-            self._add(running, prompt_token_ids, params, committed, bad_words)
+            self._add(running, prompt_token_ids, params, committed, bad_words, message)
 
     def _add(
         self,
@@ -119,6 +121,7 @@ class Preparation:
         params: SamplingParams,
         committed: list[CommittedChoice],
         bad_words: list[list[int]],
+        message: MessageFormat | None,
     ) -> None:
         """Add a job to the running jobs and to the engine."""
         sampling, max_num_tokens = running.job.sampling, self._engine.limits.max_num_tokens
@@ -144,6 +147,7 @@ class Preparation:
                 bad_words_token_ids=bad_words,
                 arrival_time=running.arrival,
                 tenant=running.tenant,
+                message=message,
             )
         )
 

@@ -1,4 +1,6 @@
-"""Turn a job into what the engine takes: validated token ids and complete sampling parameters."""
+"""Turn a job into what the engine takes: validated token ids, complete sampling parameters, and how its
+output is read as a message.
+"""
 
 import asyncio
 import hashlib
@@ -9,6 +11,8 @@ from datetime import datetime
 from typing import TypeVar
 
 from ingine.contract.jobs import Job
+from ingine.engine.message_format import MessageFormat
+from ingine.engine.parsers.choice import ModelFormats
 from ingine.engine.text.bad_words import encode_bad_words
 from ingine.engine.text.conversation import Conversation
 from ingine.engine.text.prompt_encoder import PromptEncoder
@@ -19,6 +23,7 @@ from ingine.worker.grammar_checks import GrammarChecks
 from ingine.worker.hosting.engine_link import EngineHost
 from ingine.worker.hosting.prompt_process import Kind, NoPromptProcess, PromptProcess
 from ingine.worker.logs import log_event
+from ingine.worker.message_formats import job_format
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +48,10 @@ CPU_S, CPU_S_PER_CHAR = 1.0, 20e-6
 class PromptReader:
     """Reads short texts in the event loop, and all other prompts in processes that can be killed."""
 
-    def __init__(self, engine: EngineHost, *, log_prompts: bool):
+    def __init__(self, engine: EngineHost, formats: ModelFormats | None, *, log_prompts: bool):
+        """formats: what the model writes messages in; None only if it has no tokenizer."""
         self._engine = engine
+        self._formats = formats
         self._log_prompts = log_prompts
         self._encoder = None
         self._turn = asyncio.Lock()
@@ -127,6 +134,14 @@ class PromptReader:
             return await self._reading(job, self._read_words_here(words))
         reading = self._read_beside(job, sum(map(len, words)), len(words), *words, kind=Kind.BAD_WORDS)
         return await self._reading(job, reading)
+
+    def message_format(self, job: Job, prompt_token_ids: Sequence[int]) -> MessageFormat | None:
+        """How the job's output is read as an assistant message; None: it is text alone. `read` has returned
+        `prompt_token_ids`. Raises InvalidRequest.
+        """
+        if job.messages is None or not (job.tools or self._formats.reasoning):
+            return None
+        return job_format(self._formats, job, conversation_of(job), prompt_token_ids, self._engine.tokenizer)
 
     async def _reading(self, job: Job, reading: Awaitable[T]) -> T:
         """Return what `reading` does. Raises InvalidRequest for any exception but NoPromptProcess."""

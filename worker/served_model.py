@@ -1,4 +1,4 @@
-"""The model that a worker serves: its names, and the fingerprint of all that determines its tokens."""
+"""The model that a worker serves: its names, and the fingerprint of all that determines a job's events."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,9 @@ class ServedModel:
     weights: str
     """The `ingine.engine.store.fingerprint.model_fingerprint` of its folder."""
     numerics: str
-    """`EngineHost.numerics`: the number formats that it computes in."""
+    """`EngineHost.numerics`, the number formats that it computes in, and the parsers of messages that the
+    worker's settings name.
+    """
 
     @property
     def name(self) -> str:

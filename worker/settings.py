@@ -85,6 +85,12 @@ class WorkerSettings(BaseSettings):
     generation_config: Literal["auto", "vllm"] = Field(
         "auto", description="Sampling defaults. auto: the model's own. vllm: neutral values."
     )
+    tool_parser: Literal["hermes", "llama3_json", "mistral", "qwen3_coder", "generic"] | None = Field(
+        None, description="The format of tool calls in the output. Unset: chosen by the model."
+    )
+    reasoning_parser: Literal["think", "mistral", "none"] | None = Field(
+        None, description="The tags around reasoning. Unset: chosen by the model. none: no reasoning."
+    )
 
     lease_s: float = Field(15.0, ge=0.5, description="A worker silent for this long loses its jobs.")
     result_ttl_s: float = Field(DEFAULT_RESULT_TTL_S, gt=0, description="How long an ended job can be read.")

@@ -23,6 +23,7 @@ from ingine.worker.identity import new_worker_id
 from ingine.worker.jobs import JobTable, RunningJob
 from ingine.worker.leases import LeaseThread
 from ingine.worker.logs import log_event
+from ingine.worker.message_formats import worker_formats
 from ingine.worker.metrics import Metrics
 from ingine.worker.output_handler import OutputHandler
 from ingine.worker.partition import Partition, watch_number
@@ -65,7 +66,8 @@ class Worker:
         self._engine = engine
         finisher = Finisher(metrics)
         self._publisher = Publisher(self._jobs, finisher, metrics, engine.abort)
-        self.prompts = PromptReader(engine, log_prompts=settings.log_prompts)
+        formats = worker_formats(engine, settings)
+        self.prompts = PromptReader(engine, formats, log_prompts=settings.log_prompts)
         preparation = Preparation(self._jobs, engine, finisher, self.prompts, metrics, expire=self._expire)
         self._admission = Admission(
             self._jobs,

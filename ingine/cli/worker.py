@@ -136,20 +136,22 @@ def build_engine(settings: "WorkerSettings") -> "tuple[EngineHost, ServedModel]"
 
         program = command(config, log_level=settings.log_level, log_json=settings.log_json)
         engine = EngineProcess(program, lambda: _load_tokenizer(config.model))
-        return engine, _served_model(config.model, engine.numerics)
+        return engine, _served_model(settings, config.model, engine.numerics)
     with frozen_imports():
         from ingine.engine.engine import Engine
         from ingine.worker.hosting.engine_thread import EngineThread
     engine = EngineThread(lambda: Engine(config))
-    return engine, _served_model(config.model, engine.numerics)
+    return engine, _served_model(settings, config.model, engine.numerics)
 
 
-def _served_model(model: str, numerics: str) -> "ServedModel":
+def _served_model(settings: "WorkerSettings", model: str, numerics: str) -> "ServedModel":
     from ingine.engine.store.fingerprint import model_fingerprint
     from ingine.engine.store.model_store import names_of, resolve_model
+    from ingine.worker.message_formats import format_names
     from ingine.worker.served_model import ServedModel
 
-    return ServedModel(names_of(model), model_fingerprint(resolve_model(model)), numerics)
+    decides = ",".join([numerics, *format_names(settings)])
+    return ServedModel(names_of(model), model_fingerprint(resolve_model(model)), decides)
 
 
 def _may_be_gpu(device: str) -> bool:

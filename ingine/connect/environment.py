@@ -23,9 +23,10 @@ KNOWN_SETTINGS = frozenset({
     "max_choices", "max_num_batched_tokens", "block_size", "kv_cache_bytes", "gpu_memory_utilization",
     "enable_prefix_caching", "tensor_parallel_size", "async_scheduling", "speculation",
     "num_speculative_tokens", "suffix_decoding_max_cached_tokens", "suffix_decoding_across_tenants",
-    "priority_ageing_s", "generation_config", "mixed_models", "model_wait_s", "lease_s",
-    "result_ttl_s", "max_jobs", "max_job_bytes", "max_bytes", "max_jobs_per_s", "max_deaths",
-    "step_timeout_s", "drain_timeout_s", "http_host", "http_port", "log_level", "log_json", "log_prompts",
+    "priority_ageing_s", "generation_config", "tool_parser", "reasoning_parser", "mixed_models",
+    "model_wait_s", "lease_s", "result_ttl_s", "max_jobs", "max_job_bytes", "max_bytes", "max_jobs_per_s",
+    "max_deaths", "step_timeout_s", "drain_timeout_s", "http_host", "http_port", "log_level", "log_json",
+    "log_prompts",
     # Read from the environment alone.
     "cache_dir", "data_dir", "secrets_dir",
 })

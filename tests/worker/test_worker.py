@@ -378,15 +378,20 @@ async def test_stop_hands_running_jobs_to_a_peer_mid_generation(harness, tiny_en
     assert await second.redis.hget(second.keys.job("a"), "deaths") == b"0"
 
 
-async def leave_behind(worker: Harness, job: Job, log: list[TokensEvent], *, deaths: int = 0) -> None:
-    """Write the state of a worker that died after `log`: the job's entry, its record and its log."""
-    keys, position = worker.keys, log[-1].position if log else 0
+async def leave_behind(
+    worker: Harness, job: Job, log: list[TokensEvent], *, deaths: int = 0, number: int = 0
+) -> None:
+    """Write the state of a worker that died after `log`: the job's entry, its record and its log.
+
+    number: counts the jobs that are left behind in a queue.
+    """
+    keys, position, entry = worker.keys, log[-1].position if log else 0, f"9999999999999-{number}"
     record = {"status": "running", "worker": "dead", "attempt": 1, "position": position, "deaths": deaths}
     async with worker.redis.pipeline(transaction=True) as pipe:
         for event in log:
             pipe.xadd(keys.tokens(job.id), {"event": encode_event(event)}, id=f"{event.position}-0")
-        pipe.xadd(keys.jobs("normal"), {"job": encode_job(job)}, id="9999999999999-0")
-        pipe.hset(keys.job(job.id), mapping=record | {"entry": "9999999999999-0", "submitted_at": 1})
+        pipe.xadd(keys.jobs("normal"), {"job": encode_job(job)}, id=entry)
+        pipe.hset(keys.job(job.id), mapping=record | {"entry": entry, "submitted_at": 1})
         await pipe.execute()
 
 
