@@ -93,7 +93,7 @@ class OutputHandler:
         """Whether several steps of a sequence may become one event: only in a job's first attempt.
 
         In a later one the server may have lost events that a consumer has read. An event must then begin
-        where the consumer's last one ended, since the text of an event cannot be divided.
+        where the consumer's last one ended, since text and delta of an event cannot be divided.
         """
         job = self._jobs.by_seq(seq_id)
         return job is None or job.attempt == 1

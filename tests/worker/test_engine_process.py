@@ -39,6 +39,7 @@ from ingine.worker.settings import WorkerSettings
 from tests.waiting import HANGS_S, wait_until, wait_until_async
 from tests.worker import engine_program
 from tests.worker.test_failures import status
+from tests.worker.test_message_jobs import PARSERS, WHOLE, check_choices, check_one, said
 from tests.worker.test_worker import ENDLESS, GREEDY, alone
 
 
@@ -75,7 +76,7 @@ async def test_what_comes_out_is_what_the_engine_makes(harness, tiny_engine, tin
     )
     os.kill(engine.pid, signal.SIGTERM)  # as a service manager may: it is the worker's to answer
     assert engine.model_type == tiny_engine().model_config.model_type == "llama"
-    here = await harness(engine)
+    here = await harness(engine, **PARSERS)
     jobs = {
         "greedy": SamplingParams(temperature=0, max_tokens=24, ignore_eos=True),
         "dice": SamplingParams(seed=7, top_p=0.9, max_tokens=24, stop_token_ids=(3,), logprobs=2),
@@ -84,6 +85,11 @@ async def test_what_comes_out_is_what_the_engine_makes(harness, tiny_engine, tin
     for job_id, sampling in jobs.items():
         await here.push(Job(id=job_id, prompt="Once", sampling=sampling))
     await here.push(Job(id="too-long", prompt="x" * 600))
+    chat, chats = said(WHOLE, job_id="chat"), said(WHOLE, job_id="chats", sampling={"n": 2})
+    await here.push(chat)
+    await here.push(chats)
+    check_one(chat, await here.events("chat"), WHOLE)
+    assert [message["content"] for message in check_choices(chats, await here.events("chats"))] == ["So"] * 2
     for job_id, sampling in jobs.items():
         token_ids, text = alone(tiny_engine(), Job(id=job_id, prompt="Once", sampling=sampling))
         events = await here.events(job_id)
