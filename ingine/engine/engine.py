@@ -264,11 +264,12 @@ class Engine:
             seq.add_prompt_logprobs(first, entries)
         self._observe(step)
         self._scheduler.settle(step.batch)
+        caught_up = {*step.batch.caught_up}
         outputs = [
             output
             for seq, tokens in sampled
-            # A sequence that was aborted or ended meanwhile gets nothing from this step.
-            if seq.finish_reason is None
+            # A sequence that was aborted, has ended or was removed meanwhile gets nothing from this step.
+            if seq.finish_reason is None and seq in caught_up
             for output in self._append(seq, tokens)
         ]
         log_step(step.batch, outputs, self.stats, max(step.launched_at, self._settled_at))
@@ -329,6 +330,9 @@ class Engine:
         """End a sequence for which no token could be chosen: its grammar or its parameters forbid all, or its
         logits are not finite. If drafts may be the cause of the latter, restart it without them.
         """
+        if seq.grammar is not None and seq.grammar.is_in_doubt:
+            self._requests.compile_again(seq, self.grammars.decide(seq.grammar))
+            return
         if seq.grammar is not None and seq.grammar.error is not None:
             seq.finish(FinishReason.ERROR, seq.grammar.error, ErrorCode.GRAMMAR_FAILED)
             return

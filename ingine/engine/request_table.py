@@ -51,6 +51,11 @@ class RequestTable:
             else:
                 self._scheduler.add(seq)
 
+    def compile_again(self, seq: Sequence, state: Future[GrammarState]) -> None:
+        """Take a sequence out of the batch until `state` is there. It is then queued as if preempted."""
+        self._scheduler.remove(seq)
+        self.compiling.add(seq, state)
+
     def take_compiled(self) -> None:
         """Queue the sequences whose grammars have been compiled, and end those whose have not."""
         for seq, error in self.compiling.take_done():

@@ -61,7 +61,7 @@ class CompiledGrammar:
 
     def matcher_of_its_own(self) -> LLMatcher:
         """A matcher that shares nothing: what it may cost depends on what it reads alone. Slow: it
-        compiles."""
+        compiles, so never call this within a step."""
         return _matcher(self.source, self.vocabulary)
 
 
@@ -93,6 +93,16 @@ class GrammarCompiler:
         grammar = CompiledGrammar(self.vocabulary, source, start, threading.Lock())
         self._keep(params, grammar)
         return grammar
+
+    def forget(self, grammar: CompiledGrammar) -> None:
+        """Remove a grammar from the cache. An error in the lexer that its matchers share stays there, and
+        would be one of each new matcher."""
+        with self._lock:
+            for params, (kept, num_bytes) in self._cached.items():
+                if kept is grammar:
+                    del self._cached[params]
+                    self._num_bytes -= num_bytes
+                    return
 
     def _keep(self, params: StructuredOutputsParams, grammar: CompiledGrammar) -> None:
         num_bytes = len(grammar.source)

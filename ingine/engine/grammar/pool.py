@@ -43,10 +43,26 @@ class GrammarPool:
                 begins_after=request.reasoning_end_token_ids,
             )
             if not state.accept(request.output_of(index)):
+                self._compiler().forget(state.grammar)
+                state = state.decide()
+            if state.error is not None:
                 raise InvalidRequest(
                     ErrorCode.GRAMMAR_FAILED, f"the output so far is not of its grammar: {state.error}"
                 )
             return state
+
+        return self._threads.submit(panics_as_errors()(make))
+
+    def decide(self, state: GrammarState) -> Future[GrammarState]:
+        """Call `GrammarState.decide`, and let new sequences share a lexer that is without errors. The future
+        raises GRAMMAR_FAILED if the tokens are not of the grammar."""
+        self._compiler().forget(state.grammar)
+
+        def make() -> GrammarState:
+            decided = state.decide()
+            if decided.error is not None:
+                raise InvalidRequest(ErrorCode.GRAMMAR_FAILED, decided.error)
+            return decided
 
         return self._threads.submit(panics_as_errors()(make))
 

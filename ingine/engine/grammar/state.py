@@ -56,7 +56,7 @@ class GrammarState:
         begins_after: token ids that end the reasoning. Up to and including their first occurrence in the
         output everything is allowed but an end. () for a grammar that begins with the output.
         """
-        self._grammar = grammar
+        self.grammar = grammar
         vocabulary = grammar.vocabulary
         eos_token_ids = {id for id in eos_token_ids if id < vocabulary.vocab_size}
         stop_token_ids = {id for id in params.stop_token_ids if id < vocabulary.vocab_size}
@@ -79,7 +79,12 @@ class GrammarState:
         self._begin: int | None = None if self._begins_after else 0
         """Where in `_token_ids` the grammar begins, once that is known."""
         self._matcher = grammar.matcher()
+        self._num_read_alone: int | None = None
+        """How many tokens a matcher of its own has read at once; None for a matcher that shares."""
         self.error: str | None = None
+        self.is_in_doubt = False
+        """Whether `error` may come from what other sequences, or earlier masks of this one, have explored.
+        `decide` finds out."""
 
     @property
     def num_tokens(self) -> int:
@@ -116,7 +121,8 @@ class GrammarState:
             self._begin = None
         # The library's own rollback is wrong for grammars with special tokens. To read the rest again takes a
         # microsecond a token.
-        self._rebuild()
+        self._num_read_alone = None
+        self._read_again(self.grammar.matcher())
 
     def ahead(self) -> "GrammarState":
         """A copy, to go on from here by tokens that may never come. It takes ten microseconds."""
@@ -124,6 +130,15 @@ class GrammarState:
         other._token_ids = self._token_ids[:]
         if self.error is None:  # a failed state consumes nothing more
             other._matcher = self._matcher.deep_copy()
+        return other
+
+    def decide(self) -> "GrammarState":
+        """Return a state after the same tokens, of a matcher that shares nothing. If it fails before it
+        accepts another token, that error is not in doubt. Slow: it compiles the grammar."""
+        other = copy(self)
+        other._token_ids = self._token_ids[:]
+        other._num_read_alone = len(self._token_ids)
+        other._read_again(self.grammar.matcher_of_its_own())
         return other
 
     def fill(self, row: np.ndarray) -> bool:
@@ -148,8 +163,8 @@ class GrammarState:
             row.fill(-1)
             self._ends.clear(row)
             return True
-        if self._matcher.is_error() and not self._fill_alone(row):
-            return False
+        if self._matcher.is_error():
+            return self._fail()
         if not (self._ends_are_the_grammars and len(self._token_ids) >= self._min_tokens):
             self._gate(row)
         return self.error is None
@@ -183,29 +198,18 @@ class GrammarState:
         if token_ids and token_ids[-1] in self.end_token_ids:
             token_ids = token_ids[:-1]
         if self.error is None and not self._matcher.consume_tokens(token_ids):
-            self._read_alone()
+            return self._fail()
         return self.error is None
 
-    def _rebuild(self) -> None:
-        self.error = None
-        self._matcher = self._grammar.matcher()
-        if self.has_begun and not self._matcher.consume_tokens(self._tokens_of_the_grammar()):
-            self._read_alone()
+    def _read_again(self, matcher: LLMatcher) -> None:
+        self.error, self.is_in_doubt, self._matcher = None, False, matcher
+        if self.has_begun and not matcher.consume_tokens(self._tokens_of_the_grammar()):
+            self._fail()
 
-    def _read_alone(self) -> None:
-        """Read the tokens with a matcher that shares nothing: another sequence's error may be in the lexer
-        that is shared, and what this one may explore does not depend on others."""
-        self._matcher = self._grammar.matcher_of_its_own()
-        if not self._matcher.consume_tokens(self._tokens_of_the_grammar()):
-            self.error = one_line(self._matcher.get_error())
-
-    def _fill_alone(self, row: np.ndarray) -> bool:
-        self._read_alone()
-        if self.error is None:
-            self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-            if self._matcher.is_error():
-                self.error = one_line(self._matcher.get_error())
-        return self.error is None
+    def _fail(self) -> bool:
+        self.error = one_line(self._matcher.get_error())
+        self.is_in_doubt = self._num_read_alone != len(self._token_ids)
+        return False
 
     def _gate(self, row: np.ndarray) -> None:
         """Allow ends where the grammar may end, and only there."""

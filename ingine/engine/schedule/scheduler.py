@@ -127,7 +127,7 @@ class Scheduler:
     def advance(self, batch: ScheduledBatch) -> None:
         """Count a batch that has been launched. Without this call the next `schedule` repeats the batch."""
         for seq, num_tokens in zip(batch.seqs, batch.num_tokens, strict=True):
-            if seq.finish_reason is not None:  # it has ended since, and has no blocks: see `settle`
+            if not seq.block_table:  # it has ended or was removed since: see `settle`
                 batch.num_computed.append(seq.num_computed_tokens + 1)
                 continue
             seq.num_computed_tokens += num_tokens
