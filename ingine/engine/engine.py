@@ -186,8 +186,11 @@ class Engine:
         self._runner.follow()
 
     def close(self) -> None:
-        """Release the other ranks, if there are any. The engine cannot compute after that."""
+        """Release the other ranks, if there are any, and end the threads. The engine cannot compute after
+        that.
+        """
         self.grammars.close()
+        self._runner.close()
         self._parallel.close()
 
     @property

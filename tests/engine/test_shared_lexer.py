@@ -120,3 +120,15 @@ def test_a_new_sequence_shares_a_lexer_without_errors(llama, fuel, compiled_in):
     add_cheap(engine, "cheap")
     assert finish(engine)[1] == {"cheap": None}
     assert len(compiled_in) == num_compiled == 1
+
+
+def test_a_closed_engine_leaves_no_thread_behind(llama):
+    before = {*threading.enumerate()}
+    engine = make_engine(llama)
+    run_one(engine, PROMPT, SamplingParams(max_tokens=4, structured_outputs={"regex": "[a-z]{30}"}))
+    started = {*threading.enumerate()} - before
+    assert {thread.name.partition("_")[0] for thread in started} == {"grammar", "masks"}
+    engine.close()
+    for thread in started:
+        thread.join(HANGS_S)
+    assert not [thread.name for thread in started if thread.is_alive()]

@@ -145,6 +145,12 @@ class ModelRunner:
         self._rows_of_last_step = {one.seq: row for row, one in enumerate(forward_pass.caught_up)}
         return StepResult(sampled, forward_pass.caught_up, scores)
 
+    def close(self) -> None:
+        """End the thread that fills masks, if there is one. The next step with a mask starts another."""
+        if self._mask_filler is not None:
+            self._mask_filler.close()
+            self._mask_filler = None
+
     @torch.inference_mode()
     def follow(self) -> None:
         """Take part in the steps of rank 0 until it closes."""
