@@ -1,113 +1,127 @@
-"""`kill -9` at every commit of jobs with several choices: each choice goes on as if nothing had happened."""
+"""`kill -9` at every commit of jobs with several choices, grammars, stop strings and log probabilities."""
 
-import signal
+import asyncio
 from collections.abc import AsyncIterator
-from functools import partial
-from itertools import product
+from itertools import count, product
 
 import pytest
-import redis.asyncio
+import pytest_asyncio
 
-from ingine.contract.events import decode_log
-from ingine.contract.keys import Keys
-from ingine.contract.record import JobStatus
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
-from ingine.engine.request import EngineRequest
-from ingine.producer import AsyncClient
-from ingine.sampling_params import SamplingParams
 from ingine.worker.hosting.engine_thread import MAX_STEPS_AHEAD
 from tests.chaos.zygote import Zygote
-from tests.waiting import HANGS_S, wait_until_async
+from tests.crash import killing
+from tests.crash.killing import Killing, assert_uninterrupted
+from tests.servers import durable_server
+from tests.waiting import HANGS_S
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROMPT = "Once upon a time, "
-N, NUM_TOKENS = 4, 6
-MAX_COMMITS = NUM_TOKENS + 1
-"""A step has one token of each choice, except the first one, which computes the prompt for choice 0. Up to
-MAX_STEPS_AHEAD steps that wait for the server are one commit."""
 STEP_S = 0.03
-"""Additional time of a step, so that mostly no step waits."""
+"""Additional time of a step, so that mostly no step waits. Up to MAX_STEPS_AHEAD steps that wait for the
+server are one commit."""
+NUM_ROUNDS_AT_ONCE = 3
+"""A round waits for a lease for most of its time."""
+SCHEMA = {
+    "type": "array", "items": {"enum": ["x", "yes", 1]}, "minItems": 1, "maxItems": 2,
+    "x-guidance": {"whitespace_flexible": False},
+}  # fmt: skip
+REGEX = "[a-f]{2,4}(-[0-9]{2}){1,2}[g-k]*!"
 SAMPLINGS = {
-    "greedy": {"temperature": 0, "max_tokens": NUM_TOKENS, "ignore_eos": True, "n": N},
-    "sampled": {"temperature": 1.5, "seed": 5, "max_tokens": NUM_TOKENS, "ignore_eos": True, "n": N},
-    "uneven": {
-        "temperature": 1.5, "seed": 4, "max_tokens": NUM_TOKENS, "stop_token_ids": list(range(60)), "n": N,
+    "greedy": {"temperature": 0, "max_tokens": 6, "ignore_eos": True, "n": 4},
+    "sampled": {"temperature": 1.5, "seed": 5, "max_tokens": 6, "ignore_eos": True, "n": 4},
+    "uneven": {"temperature": 1.5, "seed": 4, "max_tokens": 6, "stop_token_ids": list(range(60)), "n": 4},
+    "json": {
+        "temperature": 3.0, "seed": 76, "max_tokens": 12, "n": 4, "structured_outputs": {"json": SCHEMA},
+    },
+    "regex": {
+        "temperature": 0, "max_tokens": 12, "structured_outputs": {"regex": REGEX}, "logprobs": 2,
+        "prompt_logprobs": 1, "stop": ["kk", "-9"], "include_stop_str_in_output": True, "bad_words": ["a"],
     },
 }  # fmt: skip
+CONSTRAINED = [name for name, sampling in SAMPLINGS.items() if "structured_outputs" in sampling]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tiny_model) -> dict[str, list[tuple[list[int], str, str]]]:
-    """Token ids, text and finish reason of each choice, from lone requests to the engine."""
-    engine = Engine(EngineConfig(model=str(tiny_model), dtype="float32", device="cpu"))
-    prompt = engine.tokenizer.encode(PROMPT)
-    found = {}
-    for name, sampling in SAMPLINGS.items():
-        found[name] = []
-        for index in range(N):
-            params = SamplingParams(**sampling | {"n": 1, "seed": sampling.get("seed", 0) + index})
-            engine.add(EngineRequest("one", prompt, params))
-            token_ids, text = [], ""
-            while engine.has_unfinished:
-                for output in engine.step():
-                    token_ids += output.token_ids
-                    text += output.text + output.final_text
-            found[name].append((token_ids, text, str(output.finish_reason)))
-    return found
+def engine(tiny_model) -> Engine:
+    return Engine(EngineConfig(model=str(tiny_model), dtype="float32", device="cpu"))
 
 
-@pytest.fixture
-async def zygote(tmp_path) -> AsyncIterator[tuple[Zygote, dict[str, int]]]:
-    ended: dict[str, int] = {}
-    zygote = await Zygote(tmp_path, ended.__setitem__).start()
-    yield zygote, ended
+@pytest.fixture(scope="module")
+def uninterrupted(engine) -> dict[str, killing.Uninterrupted]:
+    return {name: killing.uninterrupted(engine, PROMPT, sampling) for name, sampling in SAMPLINGS.items()}
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def kills(tmp_path_factory, tiny_model) -> AsyncIterator[Killing]:
+    folder, ended = tmp_path_factory.mktemp("kills"), {}
+    zygote = await Zygote(folder, ended.__setitem__).start()
+    with durable_server(folder / "valkey") as server:
+        yield Killing(zygote, ended, server.url, tiny_model)
     await zygote.stop()
 
 
-async def is_over(
-    connection: redis.asyncio.Redis, keys: Keys, job_id: str, process: str, ended: dict[str, int]
-) -> bool:
-    """Whether a process or its job has ended."""
-    if process in ended:
-        return True
-    status = await connection.hget(keys.job(job_id), "status")
-    return status is not None and JobStatus(status.decode()).terminal
+async def one_round(kills: Killing, name: str, number: int, when: str, expected) -> bool:
+    """Kill a worker at a commit, and let another one end the job. Returns whether the first one died."""
+    queue = f"{name}-{number}-{when}"
+    async with kills.client(queue) as client:
+        job = await client.submit(PROMPT, sampling=SAMPLINGS[name])
+        live, parts = (asyncio.create_task(each(job)) for each in (killing.stream, killing.stream_in_parts))
+        fate = {"crash": ("append", number, when), "step_s": STEP_S}
+        victim = await kills.worker(queue, "victim", fate=fate, async_scheduling=True)
+        died = await kills.ended_first(victim, job)  # the job may have fewer commits
+        heir = await kills.worker(queue, "heir", fate={})
+        early = {"live": await live, "in parts": await parts}
+        received = await killing.received(job, early, HANGS_S)
+    kills.end(victim, heir)
+    assert_uninterrupted(received, expected, f"killed {when} commit {number}")
+    await kills.check_log(queue, job.job_id)
+    return died
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
-async def test_kill_9_at_every_commit(zygote, server, tiny_model, uninterrupted, name):
-    forked, ended = zygote
-    num_killed = 0
-    connection = redis.asyncio.Redis.from_url(server.url)
-    for number, when in product(range(1, MAX_COMMITS + 1), ("amid", "after")):
-        queue = f"{name}-{number}-{when}"
-        keys = Keys(queue)
-        settings = {
-            "queue": queue, "redis_url": server.url, "model": str(tiny_model), "dtype": "float32",
-            "device": "cpu", "http_port": -1, "lease_s": 0.5, "max_num_seqs": 8,
-        }  # fmt: skip
-        async with AsyncClient(server.url, queue=queue) as client:
-            job = await client.submit(PROMPT, sampling=SAMPLINGS[name])
-            victim = f"{queue}-victim"
-            await forked.spawn(
-                victim,
-                "worker",
-                settings=settings | {"worker_id": "victim"},
-                fate={"crash": ("append", number, when), "step_s": STEP_S},
+async def test_kill_9_at_every_commit(kills, uninterrupted, name):
+    expected = uninterrupted[name]
+    slots = asyncio.Semaphore(NUM_ROUNDS_AT_ONCE)
+
+    async def in_turn(number: int, when: str) -> bool:
+        async with slots:
+            return await one_round(kills, name, number, when, expected)
+
+    # A step has one token of each choice, except the first one, which computes the prompt for choice 0.
+    rounds = list(product(range(1, expected.num_tokens + 2), ("amid", "after")))
+    if name in CONSTRAINED:  # each round starts processes that compile grammars
+        rounds = [(number, when) for number, when in rounds if (number % 2 == 0) == (when == "amid")]
+    died = await asyncio.gather(*(in_turn(*each) for each in rounds))
+    assert sum(died) >= len(rounds) // MAX_STEPS_AHEAD
+
+
+async def test_kill_9_after_every_token_of_one_job(kills, uninterrupted):
+    await asyncio.gather(
+        *(killed_after_every_token(kills, name, uninterrupted[name]) for name in CONSTRAINED)
+    )
+
+
+async def killed_after_every_token(kills: Killing, name: str, expected: killing.Uninterrupted) -> None:
+    """Each worker goes on with what all before it have committed, and dies at its own first commit."""
+    queue = f"{name}-again"
+    async with kills.client(queue) as client:
+        job = await client.submit(PROMPT, sampling=SAMPLINGS[name])
+        live, parts = (asyncio.create_task(each(job)) for each in (killing.stream, killing.stream_in_parts))
+        for number in count(1):
+            fate = {"crash": ("append", 1, "amid" if number % 3 == 0 else "after"), "step_s": STEP_S}
+            worker = await kills.worker(
+                queue, f"worker-{number}", fate=fate, async_scheduling=True, max_deaths=1000
             )
-            # The job may have fewer commits.
-            over = partial(is_over, connection, keys, job.job_id, victim, ended)
-            await wait_until_async(over, what="the end of the victim or of its job")
-            num_killed += victim in ended
-            heir = f"{queue}-heir"
-            await forked.spawn(heir, "worker", settings=settings | {"worker_id": "heir"}, fate={})
-            result = await job.result(HANGS_S)
-            entries = await connection.xrange(keys.tokens(job.job_id))
-        for process in (victim, heir):
-            forked.signal(process, signal.SIGKILL)
-        found = [(each.token_ids, each.text, each.finish_reason) for each in result.choices]
-        assert found == uninterrupted[name], f"killed {when} commit {number}"
-        assert result.usage["num_output_tokens"] == sum(len(token_ids) for token_ids, _, _ in found)
-        decode_log(job.job_id, 0, entries)
-    assert num_killed >= (2 if name == "uneven" else 2 * (NUM_TOKENS // MAX_STEPS_AHEAD + 1))
-    await connection.aclose()
+            if not await kills.ended_first(worker, job):
+                break
+        early = {"live": await live, "in parts": await parts}
+        received = await killing.received(job, early, HANGS_S)
+        info = await job.status()
+    kills.end(worker)
+    assert_uninterrupted(received, expected, f"killed {number} times")
+    await kills.check_log(queue, job.job_id)
+    # Only the first worker may have committed several steps at once.
+    assert info.deaths >= expected.num_tokens - MAX_STEPS_AHEAD
