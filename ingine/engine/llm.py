@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from itertools import count
@@ -10,6 +10,17 @@ from typing import Any
 
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
+from ingine.engine.llm_arguments import (
+    NEUTRAL_OPTIONS,
+    Message,
+    Prompt,
+    as_list,
+    checked_messages,
+    is_one_prompt,
+    is_token_ids,
+    one_each,
+    refuse_unsupported,
+)
 from ingine.engine.outputs import CompletionOutput, RequestOutput, RequestTimings, SeqOutput
 from ingine.engine.request import EngineRequest
 from ingine.engine.store.model_store import DEFAULT_MODEL
@@ -20,37 +31,6 @@ from ingine.errors import ConfigError, ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams, is_neutral
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput"]
-
-Prompt = str | Sequence[int] | Mapping[str, Any]
-"""A text, token ids, {"prompt": "..."} or {"prompt_token_ids": [...]}."""
-Message = Mapping[str, Any]
-"""OpenAI's: {"role": ..., "content": ...}, and `tool_calls` and others."""
-
-_NEUTRAL_OPTIONS: dict[str, tuple[Any, ...]] = {
-    "tokenizer": (),
-    "tokenizer_mode": ("auto",),
-    "skip_tokenizer_init": (False,),
-    "trust_remote_code": (False, True),  # there is no remote code that could be run
-    "revision": (),
-    "tokenizer_revision": (),
-    "load_format": ("auto",),
-    "enforce_eager": (False,),
-    "enable_lora": (False,),
-    "disable_log_stats": (False, True),
-}
-_NEUTRAL_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "lora_request": (),
-    "priority": (),
-    "prompt_adapter_request": (),
-    "tokenization_kwargs": ({},),
-    "guided_options_request": (),
-    # Of `chat`:
-    "chat_template": (),
-    "chat_template_content_format": ("auto",),
-    "mm_processor_kwargs": ({},),
-}
-"""Options of vLLM's constructor and arguments of its methods that are not supported here, with the values
-at which each changes nothing; like `ingine.sampling_params.NEUTRAL_PARAMS`."""
 
 
 class LLM:
@@ -66,8 +46,8 @@ class LLM:
 
         Raises ConfigError for an unknown option or a wrong value.
         """
-        for name in options.keys() & _NEUTRAL_OPTIONS.keys():
-            if not is_neutral(options.pop(name), _NEUTRAL_OPTIONS[name]):
+        for name in options.keys() & NEUTRAL_OPTIONS.keys():
+            if not is_neutral(options.pop(name), NEUTRAL_OPTIONS[name]):
                 raise ConfigError(f"{name} is not supported: leave it out")
         known = {field.name for field in fields(EngineConfig)}
         if unknown := sorted(options.keys() - known):
@@ -97,8 +77,8 @@ class LLM:
         Raises InvalidRequest before anything runs, if a prompt or parameter is wrong. If the call is
         interrupted, its requests are aborted, and the engine remains usable.
         """
-        _refuse_unsupported("generate", neutral)
-        prompts = [prompts] if _is_one_prompt(prompts) else _as_list(prompts, "prompts")
+        refuse_unsupported("generate", neutral)
+        prompts = [prompts] if is_one_prompt(prompts) else as_list(prompts, "prompts")
         params = self._one_each(sampling_params, len(prompts))
         tokenized = [self._tokenize(prompt, each) for prompt, each in zip(prompts, params, strict=True)]
         return self._run(tokenized, params, use_tqdm)
@@ -123,16 +103,16 @@ class LLM:
         allow_special_tokens: special tokens in the texts of messages, tools and chat_template_kwargs are
             special tokens, as in vLLM and transformers. Otherwise they are text.
         """
-        _refuse_unsupported("chat", neutral)
-        conversations = _as_list(messages, "messages")
+        refuse_unsupported("chat", neutral)
+        conversations = as_list(messages, "messages")
         if conversations and isinstance(conversations[0], Mapping):
             conversations = [conversations]
         params = self._one_each(sampling_params, len(conversations))
         encoded = [
             self.encoder_for(each).encode_chat(
                 Conversation(
-                    _checked(messages),
-                    tools and _as_list(tools, "tools"),
+                    checked_messages(messages),
+                    tools and as_list(tools, "tools"),
                     chat_template_kwargs or {},
                     add_generation_prompt=add_generation_prompt,
                     continue_final_message=continue_final_message,
@@ -160,7 +140,7 @@ class LLM:
     def _one_each(
         self, params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
     ) -> list[SamplingParams]:
-        return _one_each(self.get_default_sampling_params() if params is None else params, num_prompts)
+        return one_each(self.get_default_sampling_params() if params is None else params, num_prompts)
 
     def _tokenize(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]:
         text, token_ids = prompt, None
@@ -171,10 +151,10 @@ class LLM:
                 raise InvalidRequest(
                     ErrorCode.INVALID_PARAMETER, f"a prompt's {', '.join(map(str, given))} is not supported"
                 )
-        elif _is_token_ids(prompt):
+        elif is_token_ids(prompt):
             text, token_ids = None, prompt
         if token_ids is not None:
-            return text, _as_list(token_ids, "prompt_token_ids")
+            return text, as_list(token_ids, "prompt_token_ids")
         if isinstance(text, str):
             return text, self.encoder_for(params).encode(text)
         raise InvalidRequest(
@@ -275,58 +255,3 @@ def _update(request: RequestOutput, output: SeqOutput) -> None:
         "num_output_tokens": sum(len(each.token_ids) for each in request.outputs),
     }
     timings.finished_time = time.time()
-
-
-def _refuse_unsupported(method: str, arguments: dict[str, Any]) -> None:
-    for name, value in arguments.items():
-        if name not in _NEUTRAL_ARGUMENTS:
-            raise TypeError(f"{method}() got an unexpected keyword argument {name!r}")
-        if not is_neutral(value, _NEUTRAL_ARGUMENTS[name]):
-            raise InvalidRequest(ErrorCode.INVALID_PARAMETER, f"{name} is not supported: leave it out")
-
-
-def _is_token_ids(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], int)
-
-
-def _is_one_prompt(prompts: Any) -> bool:
-    return isinstance(prompts, (str, Mapping)) or _is_token_ids(prompts)
-
-
-def _as_list(value: Any, name: str) -> list:
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise InvalidRequest(ErrorCode.INVALID_TYPE, f"{name} must be a list, not {type(value).__name__}")
-    return list(value)
-
-
-def _checked(messages: Any) -> list[Message]:
-    messages = _as_list(messages, "a conversation")
-    for message in messages:
-        if not (
-            isinstance(message, Mapping)
-            and isinstance(message.get("role"), str)
-            and (_is_content(message.get("content")) or message.get("tool_calls"))
-        ):
-            raise InvalidRequest(
-                ErrorCode.INVALID_MESSAGES,
-                f'a message is {{"role": str, "content": str or text parts}}, not {message!r:.100}',
-            )
-    return messages
-
-
-def _is_content(content: Any) -> bool:
-    """Whether it is text, or a list of text parts."""
-    parts = [{"text": content}] if not isinstance(content, list | tuple) else content
-    return all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts)
-
-
-def _one_each(params: Any, num_prompts: int) -> list[SamplingParams]:
-    if isinstance(params, SamplingParams):
-        return [params] * num_prompts
-    params = _as_list(params, "sampling_params")
-    if len(params) != num_prompts:
-        raise InvalidRequest(
-            ErrorCode.INVALID_PARAMETER,
-            f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one each",
-        )
-    return params
