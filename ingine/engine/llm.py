@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
@@ -21,10 +22,13 @@ from ingine.engine.llm_arguments import (
     one_each,
     refuse_unsupported,
 )
+from ingine.engine.message_format import MessageFormat
 from ingine.engine.outputs import CompletionOutput, RequestOutput, RequestTimings, SeqOutput
+from ingine.engine.parsers.choice import formats_of
 from ingine.engine.request import EngineRequest
 from ingine.engine.store.model_store import DEFAULT_MODEL
 from ingine.engine.text.conversation import Conversation
+from ingine.engine.text.message_request import message_format
 from ingine.engine.text.prompt_encoder import PromptEncoder
 from ingine.engine.text.tokenizer import required
 from ingine.errors import ConfigError, ErrorCode, InvalidRequest
@@ -90,6 +94,7 @@ class LLM:
         *,
         use_tqdm: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -99,7 +104,12 @@ class LLM:
         """Generate the reply to a conversation, or to each of a list of conversations, using the model's chat
         template. Otherwise like `generate`.
 
+        The reply is also a message: `CompletionOutput.message`, with the reasoning and the tool calls of the
+        model's own format.
+
         tools, chat_template_kwargs, add_generation_prompt, continue_final_message: as in vLLM.
+        tool_choice: `auto` (None is the same) or `none`. With `none` tools are shown to the model, and what
+            it writes is content.
         allow_special_tokens: special tokens in the texts of messages, tools and chat_template_kwargs are
             special tokens, as in vLLM and transformers. Otherwise they are text.
         """
@@ -108,8 +118,8 @@ class LLM:
         if conversations and isinstance(conversations[0], Mapping):
             conversations = [conversations]
         params = self._one_each(sampling_params, len(conversations))
-        encoded = [
-            self.encoder_for(each).encode_chat(
+        prompts = [
+            self._chat_prompt(
                 Conversation(
                     checked_messages(messages),
                     tools and as_list(tools, "tools"),
@@ -117,11 +127,17 @@ class LLM:
                     add_generation_prompt=add_generation_prompt,
                     continue_final_message=continue_final_message,
                     allow_special_tokens=allow_special_tokens,
-                )
+                ),
+                each,
+                tool_choice,
             )
             for messages, each in zip(conversations, params, strict=True)
         ]
-        return self._run([(None, token_ids) for token_ids in encoded], params, use_tqdm)
+        replies = self._run(prompts, params, use_tqdm)
+        for reply, prompt, each in zip(replies, prompts, params, strict=True):
+            if prompt.format is None and each.detokenize:
+                _take_text_as_message(reply)
+        return replies
 
     @property
     def encoder(self) -> PromptEncoder:
@@ -142,7 +158,27 @@ class LLM:
     ) -> list[SamplingParams]:
         return one_each(self.get_default_sampling_params() if params is None else params, num_prompts)
 
-    def _tokenize(self, prompt: Prompt, params: SamplingParams) -> tuple[str | None, list[int]]:
+    def _chat_prompt(
+        self, conversation: Conversation, params: SamplingParams, tool_choice: str | None
+    ) -> "_Prompt":
+        if tool_choice not in (None, "auto", "none"):
+            raise InvalidRequest(
+                ErrorCode.INVALID_PARAMETER,
+                f"tool_choice is auto or none, not {tool_choice!r:.100}: structured_outputs force a call",
+            )
+        token_ids = self.encoder_for(params).encode_chat(conversation)
+        tokenizer = required(self.engine.tokenizer)
+        format = message_format(
+            formats_of(self.engine.model_config.model_type, tokenizer.chat_template),
+            conversation,
+            token_ids,
+            tokenizer,
+            tool_choice=tool_choice,
+            key=uuid4().hex,  # no two calls of a conversation have the same id, whoever has made them
+        )
+        return _Prompt(None, token_ids, format)
+
+    def _tokenize(self, prompt: Prompt, params: SamplingParams) -> "_Prompt":
         text, token_ids = prompt, None
         if isinstance(prompt, Mapping):
             given = {name: value for name, value in prompt.items() if value is not None}
@@ -154,9 +190,9 @@ class LLM:
         elif is_token_ids(prompt):
             text, token_ids = None, prompt
         if token_ids is not None:
-            return text, as_list(token_ids, "prompt_token_ids")
+            return _Prompt(text, as_list(token_ids, "prompt_token_ids"))
         if isinstance(text, str):
-            return text, self.encoder_for(params).encode(text)
+            return _Prompt(text, self.encoder_for(params).encode(text))
         raise InvalidRequest(
             ErrorCode.INVALID_TYPE,
             'a prompt is a str, a list of token ids, {"prompt": "..."} or {"prompt_token_ids": [...]}, '
@@ -164,21 +200,19 @@ class LLM:
         )
 
     def _run(
-        self,
-        prompts: list[tuple[str | None, list[int]]],
-        params: list[SamplingParams],
-        shows_progress: bool,
+        self, prompts: list["_Prompt"], params: list[SamplingParams], shows_progress: bool
     ) -> list[RequestOutput]:
         requests = []
-        for (prompt, prompt_token_ids), each in zip(prompts, params, strict=True):
-            kept = self.engine.limits.truncate(prompt_token_ids, each)
+        for prompt, each in zip(prompts, params, strict=True):
+            kept = self.engine.limits.truncate(prompt.token_ids, each)
             self.engine.limits.validate(kept, each)
             if each.structured_outputs is not None:
                 self.engine.grammars.compile(each.structured_outputs)
-            requests.append(_new_output(str(next(self._request_ids)), prompt, kept, each.n))
+            requests.append(_new_output(str(next(self._request_ids)), prompt.text, kept, each.n))
         try:
-            for request, each in zip(requests, params, strict=True):
-                self.engine.add(EngineRequest(request.request_id, request.prompt_token_ids, each))
+            for request, prompt, each in zip(requests, prompts, params, strict=True):
+                token_ids = request.prompt_token_ids
+                self.engine.add(EngineRequest(request.request_id, token_ids, each, message=prompt.format))
             self._finish({request.request_id: request for request in requests}, shows_progress)
         except BaseException:  # Ctrl-C above all
             for request in requests:
@@ -195,6 +229,13 @@ class LLM:
                     _update(requests[output.seq_id], output)
                     num_finished += output.ends_request
                 show_finished(num_finished)
+
+
+class _Prompt(NamedTuple):
+    text: str | None
+    token_ids: list[int]
+    format: MessageFormat | None = None
+    """How the output is read as a message."""
 
 
 @contextmanager
@@ -228,6 +269,12 @@ def _new_output(
     )
 
 
+def _take_text_as_message(reply: RequestOutput) -> None:
+    for completion in reply.outputs:
+        if completion.finish_reason is not None and completion.finish_reason.is_complete:
+            completion.message = {"role": "assistant", "content": completion.text}
+
+
 def _update(request: RequestOutput, output: SeqOutput) -> None:
     """Add the output of a step to its request."""
     completion, timings = request.outputs[output.index], request.timings
@@ -244,6 +291,7 @@ def _update(request: RequestOutput, output: SeqOutput) -> None:
     if output.finish_reason is None:
         return
     completion.finish_reason, completion.stop_reason = output.finish_reason, output.stop_reason
+    completion.message = output.message and output.message.to_openai()
     if output.index == 0:  # later choices find the prompt that it has computed
         request.num_cached_tokens = output.num_cached_tokens
     if output.others_run:

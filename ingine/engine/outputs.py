@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from ingine.errors import ErrorCode
 from ingine.message import Message, MessageDelta
@@ -149,6 +150,9 @@ class CompletionOutput:
     """The entries of `SeqOutput.logprobs`, for all tokens."""
     cumulative_logprob: float | None = None
     """The sum of the tokens' log probabilities, if they were requested."""
+    message: dict[str, Any] | None = None
+    """The reply of `LLM.chat` as OpenAI's assistant message: {role, content, reasoning, tool_calls}. None for
+    `LLM.generate`, with detokenize=False, and if the output has failed."""
 
     def finished(self) -> bool:
         return self.finish_reason is not None
