@@ -30,13 +30,14 @@ from ingine.errors import (
 from ingine.producer.batch_files import RowFile
 from ingine.producer.client import AsyncClient
 from ingine.producer.handle import AsyncJobHandle
-from ingine.producer.openai.batch_format import Line, LineRefused, error_row, is_cut, output_row, parse_line
+from ingine.producer.openai.batch_format import Line, error_row, is_cut, output_row, parse_line
+from ingine.producer.openai.requests import RequestRefused
 from ingine.producer.results import Result
 
 MAX_FULL_QUEUE_WAIT_S = 5.0
 MAX_LOST = 10
 """Lost jobs of one line in one run, after which it gives up: something keeps removing them."""
-_LINE_ERRORS = (LineRefused, InvalidJob, JobFailed, JobCancelled, JobExpired, BadRecord)
+_LINE_ERRORS = (RequestRefused, InvalidJob, JobFailed, JobCancelled, JobExpired, BadRecord)
 _ENDED_OTHERWISE = (JobFailed, JobCancelled, JobExpired, BadRecord)
 
 

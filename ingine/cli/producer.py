@@ -214,7 +214,7 @@ def _print_stream(job: "producer.JobHandle", as_json: bool) -> None:
     position = job.from_position
     ends_line = True
     try:
-        from ingine.producer.openai.batch_format import FINISH_LENGTH
+        from ingine.producer.openai.responses import FINISH_LENGTH
 
         for chunk in job.stream():
             position = chunk.position
