@@ -13,6 +13,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 JSON_MODE = {"type": "json_object"}
 AN_IMAGE = {"role": "user", "content": [{"type": "image_url"}]}
 HI = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": True}}
 
 
 def parse(body: object, url: str = CHAT, **fields) -> Line:
@@ -92,15 +93,16 @@ def test_parameters(body, sampling):
     ("line", "code", "param"),
     [
         (parse({"messages": HI, "best_of": 2}), "unsupported_parameter", "best_of"),
-        (parse({"messages": HI, "tools": [{"type": "function"}]}), "unsupported_parameter", "tools"),
+        (parse({"messages": HI, "functions": [{"name": "f"}]}), "unsupported_parameter", "functions"),
         (
-            parse({"messages": HI, "response_format": {"type": "json_object"}}),
+            parse({"messages": HI, "tool_choice": {"type": "allowed_tools"}}),
             "unsupported_parameter",
-            "response_format",
+            "tool_choice",
         ),
+        (parse({"prompt": "a", "tools": [TOOL]}, COMPLETIONS), "unsupported_parameter", "tools"),
+        (parse({"messages": HI, "logprobs": 2}), "invalid_parameter", "logprobs"),
         (parse({"messages": HI, "stream": True}), "unsupported_parameter", "stream"),
         (parse({"messages": HI, "stream": 0}), "unsupported_parameter", "stream"),
-        (parse({"messages": HI, "tool_choice": "required"}), "unsupported_parameter", "tool_choice"),
         (parse({"messages": HI, "reasoning_effort": "high"}), "unsupported_parameter", "reasoning_effort"),
         (parse({"messages": HI, "add_special_tokens": True}), "unsupported_parameter", "add_special_tokens"),
         (parse({"messages": HI, "guided_json": {}}), "unsupported_parameter", "guided_json"),
