@@ -72,7 +72,9 @@ def choice_ends(job: RunningJob, *, with_text: bool) -> list[dict[str, Any]]:
 
 
 def _joined(delta: MessageDelta | None, later: MessageDelta | None) -> MessageDelta | None:
-    return delta.followed_by(later) if delta and later else delta or later
+    if delta is None or later is None:
+        return later if delta is None else delta
+    return delta.followed_by(later)
 
 
 def _held_back(output: SeqOutput) -> dict[str, Any]:

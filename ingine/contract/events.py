@@ -46,8 +46,8 @@ class TokensEvent:
     """
     delta: dict | None = None
     """What the event adds to the assistant message, as the `delta` of an OpenAI chunk: {content, reasoning,
-    tool_calls: [{index, id, type, function: {name, arguments}}]}, without what adds nothing. None if all of
-    it adds nothing, and in a job whose message is not parsed.
+    tool_calls: [{index, id, type, function: {name, arguments}}]}, without what adds nothing. Empty if all of
+    it adds nothing; None in a job whose message is not parsed, where the text is the content.
     """
     message: dict | None = None
     """The whole assistant message of a choice that ends with this event, as OpenAI has it: {role, content,
@@ -122,7 +122,7 @@ def encode_event(event: Event) -> bytes:
             for name in ("finish_reason", "stop_reason"):
                 if (value := getattr(event, name)) is not None:
                     fields[name] = value
-        if event.delta:
+        if event.delta is not None:
             fields["delta"] = event.delta
         if event.message:
             fields["message"] = event.message

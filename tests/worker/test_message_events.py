@@ -139,6 +139,13 @@ def test_a_job_that_is_cancelled_as_it_completes_has_no_message(n):
 
 
 @pytest.mark.parametrize("n", [1, 2])
+def test_an_output_that_adds_nothing_has_an_empty_delta(n):
+    """So a reader that has seen no other event knows that the text is not the content."""
+    job, final = running(n), last(2, delta=MessageDelta(), final_delta=None, message=Message())
+    assert [event.delta for event in commit(job, output(1, delta=MessageDelta()), final)] == [{}, {}]
+
+
+@pytest.mark.parametrize("n", [1, 2])
 def test_a_job_without_a_message_has_none_of_the_fields(n):
     job, final = running(n), last(2, delta=None, final_delta=None, message=None, reason=FinishReason.STOP)
     events = [*commit(job, output(1), final), end_of(job, final)]
