@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ingine.contract.choices import ChoicePositions
 from ingine.contract.events import Event, TerminalEvent, TokensEvent
-from ingine.producer.results import Choice
+from ingine.producer.results import Choice, Chunk
 
 
 class LogWentBack(Exception):
@@ -48,18 +48,44 @@ class YieldedChoices:
 
 
 def without_first(event: TokensEvent, number: int) -> TokensEvent:
-    """`event` without its first tokens. Its text cannot be divided, and stays whole."""
+    """`event` without its first tokens. Its text and its delta cannot be divided, and stay whole."""
     if number <= 0:
         return event
     logprobs = event.logprobs and event.logprobs[number:]
     return replace(event, token_ids=event.token_ids[number:], logprobs=logprobs, prompt_logprobs=None)
 
 
+def last_chunks(end: TerminalEvent, *, is_parsed: bool) -> list[Chunk]:
+    """Return what was held back of each choice until the job's end, as chunks without token ids.
+
+    is_parsed: an event before it has a delta, so the job's output is parsed as a message.
+    """
+    chunks = []
+    for choice in end.choices or [{"text": end.text, "delta": end.delta, "message": end.message}]:
+        text, delta = choice.get("text", ""), choice.get("delta")
+        if delta is None and (is_parsed or choice.get("message")):
+            delta = {}
+        if text or delta:
+            index, choice_position = choice.get("index", 0), choice.get("num_output_tokens")
+            chunks.append(
+                Chunk(
+                    text,
+                    [],
+                    end.position,
+                    index=index,
+                    choice_position=choice_position,
+                    parsed=delta,
+                )
+            )
+    return chunks
+
+
 def choices_of(events: list[Event], end: TerminalEvent) -> list[Choice]:
     """Join the tokens events of a finished job, by choice. end: its terminal event."""
     ends = end.choices
     if ends is None:
-        ends = [{"finish_reason": end.finish_reason, "stop_reason": end.stop_reason, "text": end.text}]
+        names = ("finish_reason", "stop_reason", "text", "message")
+        ends = [{name: getattr(end, name) for name in names}]
     return [_choice(index, [e for e in events if e.index == index], of) for index, of in enumerate(ends)]
 
 
@@ -72,4 +98,5 @@ def _choice(index: int, events: list[TokensEvent], end: dict) -> Choice:
         finish_reason=end["finish_reason"],
         stop_reason=end.get("stop_reason"),
         logprobs=logprobs or None,
+        parsed=end.get("message") or next((event.message for event in events if event.message), None),
     )

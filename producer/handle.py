@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ingine.contract.events import Event, TokensEvent
 from ingine.errors import BadRecord, ResultTimeout
 from ingine.producer import arguments
-from ingine.producer.choices import LogWentBack, choices_of
+from ingine.producer.choices import LogWentBack, choices_of, last_chunks
 from ingine.producer.results import Chunk, JobInfo, Result, raise_unless_finished
 from ingine.producer.sessions import Session
 
@@ -47,22 +47,23 @@ class AsyncJobHandle:
 
         `from_position` (default: what the handle was attached with, else 0) is the `position` of the last
         chunk that you have. After any other number, too, the first chunk's token ids begin right after it,
-        but its text is that of the whole log entry, since text cannot be divided by token.
+        but its text and delta are those of the whole log entry, since they cannot be divided by token.
 
         In a job of several choices each chunk belongs to one, its `index`. A position counts the tokens of
         all of them.
 
-        Text that was held back until the end comes as a last chunk without token ids. Then the iterator ends
+        What was held back until the end comes as a last chunk without token ids. Then the iterator ends
         if the job finished, and raises JobFailed, JobCancelled or JobExpired otherwise. JobNotFound: the id
         is unknown. ServerUnavailable: the server was away for 30 s; the iterator waits out a shorter outage.
         BadRecord: no worker wrote the job's log or record.
         ResultTimeout: the job has not ended within `timeout` seconds of the first step, and goes on.
         """
         position = self.from_position if from_position is None else from_position
-        session = self._client._session
+        session, is_parsed = self._client._session, False
         async with aclosing(self._events(position, timeout, _deadline(timeout))) as events:
             async for event in events:
                 if isinstance(event, TokensEvent):
+                    is_parsed = is_parsed or event.delta is not None
                     yield Chunk(
                         event.text,
                         event.token_ids,
@@ -72,20 +73,12 @@ class AsyncJobHandle:
                         event.choice_position,
                         event.finish_reason,
                         event.prompt_logprobs,
+                        event.delta,
                     )
                     session.home.check("this stream", f"stream({event.position})")
                 else:
-                    if event.text:
-                        yield Chunk(event.text, [], event.position)
-                    for choice in event.choices or ():
-                        if choice.get("text"):
-                            yield Chunk(
-                                choice["text"],
-                                [],
-                                event.position,
-                                index=choice["index"],
-                                choice_position=choice["num_output_tokens"],
-                            )
+                    for chunk in last_chunks(event, is_parsed=is_parsed):
+                        yield chunk
                     raise_unless_finished(event)
 
     async def result(self, timeout: float | timedelta | None = None, *, cancel: bool = False) -> Result:  # noqa: ASYNC109

@@ -33,10 +33,24 @@ class Chunk:
     choice_position: int | None = None
     """Tokens of that choice up to the end of this chunk. None in a job of one choice."""
     finish_reason: str | None = None
-    """`stop` or `length` if the choice ends with this chunk. None in a job of one choice."""
+    """`stop`, `length` or `tool_calls` if the choice ends with this chunk. None in a job of one choice."""
     prompt_logprobs: list[dict[str, Any] | None] | None = None
     """In the chunk with the first token of choice 0, if requested: one a token of the prompt, None for the
     first one."""
+    parsed: dict[str, Any] | None = None
+    """The `delta`, if the worker parses the job's output as a message: the job has tools, or the model
+    reasons. None otherwise."""
+
+    @property
+    def delta(self) -> dict[str, Any]:
+        """What it adds to the assistant message, as the `delta` of OpenAI's chunks.
+
+        {content, reasoning, tool_calls: [{index, id, type, function: {name, arguments}}]}, each only where it
+        adds something. In a job whose output is not parsed, `content` is the text.
+        """
+        if self.parsed is not None:
+            return self.parsed
+        return {"content": self.text} if self.text else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +61,34 @@ class Choice:
     text: str
     token_ids: list[int]
     finish_reason: str
-    """`stop` or `length`."""
+    """`stop` or `length`; `tool_calls` if the model has chosen to call functions, and has stopped."""
     stop_reason: int | str | None = None
     """The stop string or the id of the stop token that ended it; None for any other end."""
     logprobs: list[dict[str, Any]] | None = None
+    parsed: dict[str, Any] | None = None
+    """The `message`, if the worker parses the job's output as one: the job has tools, or the model reasons.
+    None otherwise."""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The assistant message as OpenAI has it: {role, content, reasoning, tool_calls}, the last two only
+        where there are any. `content` is None in a message of tool calls alone.
+
+        In a job whose output is not parsed, `content` is the text.
+        """
+        return {"role": "assistant", "content": self.text} if self.parsed is None else self.parsed
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished job. `text`, `token_ids`, `finish_reason`, `stop_reason` and `logprobs` are
-    those of choice 0."""
+    """A finished job. `text`, `message`, `token_ids`, `finish_reason`, `stop_reason` and `logprobs` are those
+    of choice 0."""
 
     job_id: str
     text: str
     token_ids: list[int]
     finish_reason: str
-    """`stop` or `length`."""
+    """`stop`, `length` or `tool_calls`."""
     usage: dict[str, int]
     """num_prompt_tokens, num_cached_tokens, num_output_tokens. The last counts all choices."""
     timings: dict[str, float]
@@ -76,6 +102,11 @@ class Result:
     """The stop string or the id of the stop token that ended the output; None for any other end."""
     choices: list[Choice] = field(default_factory=list)
     """One for each of the job's `n`, in the order of their indices."""
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """See `Choice.message`."""
+        return self.choices[0].message
 
 
 @dataclass(frozen=True, slots=True)

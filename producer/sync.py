@@ -92,12 +92,12 @@ class JobHandle:
 
         `from_position` (default: what the handle was attached with, else 0) is the `position` of the last
         chunk that you have. After any other number, too, the first chunk's token ids begin right after it,
-        but its text is that of the whole log entry, since text cannot be divided by token.
+        but its text and delta are those of the whole log entry, since they cannot be divided by token.
 
         In a job of several choices each chunk belongs to one, its `index`. A position counts the tokens of
         all of them.
 
-        Text that was held back until the end comes as a last chunk without token ids. Then the iterator ends
+        What was held back until the end comes as a last chunk without token ids. Then the iterator ends
         if the job finished, and raises JobFailed, JobCancelled or JobExpired otherwise. JobNotFound: the id
         is unknown. ServerUnavailable: the server was away for 30 s; the iterator waits out a shorter outage.
         BadRecord: no worker wrote the job's log or record.

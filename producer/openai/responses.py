@@ -62,9 +62,8 @@ def _usage(result: Result) -> dict[str, Any]:
 
 
 def _chat_choice(choice: Choice) -> dict[str, Any]:
-    message = {"role": "assistant", "content": choice.text, "refusal": None}
     return _choice(choice) | {
-        "message": message,
+        "message": choice.message | {"refusal": None},
         "logprobs": _chat_logprobs(choice.logprobs) if choice.logprobs else None,
     }
 
