@@ -18,7 +18,7 @@ def chat_completion(result: Result, *, model: str | None, created: int) -> dict[
         "id": f"chatcmpl-{result.job_id}",
         "object": "chat.completion",
         "created": created,
-        "model": model,
+        "model": model or "",
         "choices": [_chat_choice(choice) for choice in result.choices],
         "usage": _usage(result),
     }
@@ -33,7 +33,7 @@ def text_completion(result: Result, *, model: str | None, created: int, prompt: 
         "id": f"cmpl-{result.job_id}",
         "object": "text_completion",
         "created": created,
-        "model": model,
+        "model": model or "",
         "choices": [_text_choice(choice, prompt, result.prompt_logprobs) for choice in result.choices],
         "usage": _usage(result),
     }
