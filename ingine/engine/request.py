@@ -25,8 +25,6 @@ class EngineRequest:
     """Seconds since the epoch. None is the time at which the request is added."""
     bad_words_token_ids: Tokens[Tokens[int]] = ()
     """The result of `encode_bad_words` for `params.bad_words`. Without it the engine tokenises them."""
-    reasoning_end_token_ids: Tokens[int] = ()
-    """The tokens after which the grammar of `params.structured_outputs` begins. () if it begins at once."""
     tenant: str = ""
     """The owner of the request. By default suffix speculation drafts only from the same tenant's outputs."""
     other_output_token_ids: Tokens[Tokens[int]] = ()
@@ -37,7 +35,11 @@ class EngineRequest:
     even if this engine would continue it."""
 
     message: MessageFormat | None = None
-    """How the output is read as an assistant message. None: the output is text alone."""
+    """How the output is read as an assistant message. None: the output is text alone.
+
+    The grammar of `params.structured_outputs` begins after the reasoning that it names, see
+    `ingine.engine.grammar.reasoning`.
+    """
 
     def output_of(self, index: int) -> Tokens[int]:
         """The earlier output of a choice."""

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingine.engine.grammar.state import GrammarState
 from ingine.sampling_params import SamplingParams
 from ingine.structured_outputs import StructuredOutputsParams
 from tests.engine.grammars import allowed, mask_of, smollm2_compiler, smollm2_tokenizer, state_of, walk
@@ -197,49 +196,3 @@ def test_a_sequence_that_fails_leaves_others_of_the_same_grammar_alone():
     first, second = (state_of(smollm2_compiler(), params_of()) for _ in range(2))
     assert not first.accept([b])
     assert second.accept([a]) and b in allowed(mask_of(second, VOCABULARY_WORDS))
-
-
-def test_the_grammar_begins_after_the_reasoning():
-    tokenizer = smollm2_tokenizer()
-    [a], [b] = (tokenizer.encode(text) for text in "ab")
-    end = tokenizer.encode("</think>")
-    assert len(end) > 1
-    compiler = smollm2_compiler()
-    params = params_of()
-    grammar = compiler.compile(params.structured_outputs)
-
-    def make() -> GrammarState:
-        return GrammarState(grammar, params, eos_token_ids={0, 2}, begins_after=end)
-
-    state = make()
-    reasoning = [b, *end[:-1], b, *end]
-    for index, token_id in enumerate(reasoning):
-        assert not state.has_begun and state.forced_tokens() == []
-        assert len(allowed(mask_of(state, VOCABULARY_WORDS))) == 49_152 - 2  # all but the ends
-        assert state.accept([token_id]), index
-    assert state.has_begun and a in allowed(mask_of(state, VOCABULARY_WORDS))
-    after = mask_of(state, VOCABULARY_WORDS)
-    resumed = make()
-    assert resumed.accept([*reasoning, a]) and ends_allowed(resumed)
-    resumed.rollback(1)
-    np.testing.assert_array_equal(mask_of(resumed, VOCABULARY_WORDS), after)
-    resumed.rollback(1)
-    assert not resumed.has_begun
-    assert resumed.accept([end[-1], a, b]) and resumed.is_terminated
-
-
-def test_a_copy_that_goes_ahead_past_the_reasoning_changes_nothing():
-    tokenizer = smollm2_tokenizer()
-    [a], end = tokenizer.encode("a"), tokenizer.encode("</think>")
-    compiler, params = smollm2_compiler(), params_of()
-    grammar = compiler.compile(params.structured_outputs)
-    state = GrammarState(grammar, params, eos_token_ids={0, 2}, begins_after=end)
-    assert state.ahead().accept([*end, a])
-    assert not state.has_begun and state.accept(end)
-    np.testing.assert_array_equal(
-        mask_of(state, VOCABULARY_WORDS), mask_of(state_of(compiler, params), VOCABULARY_WORDS)
-    )
-
-
-def ends_allowed(state: GrammarState) -> bool:
-    return bool({0, 2} & {*allowed(mask_of(state, VOCABULARY_WORDS))})

@@ -245,20 +245,6 @@ def test_logits_of_nan_never_let_a_token_of_another_place_through(
         assert (result.finish_reason, result.stop_reason) == ("error", "the model's logits are not finite")
 
 
-def test_the_grammar_begins_where_the_reasoning_ends(llama):
-    params = SamplingParams(
-        temperature=1.0, seed=2, max_tokens=100, structured_outputs={"choice": ["left", "right"]}
-    )
-    [end] = llama.tokenizer.encode("<|im_start|>")
-    whole = run_one(make_engine(llama), PROMPT, params, reasoning_end_token_ids=(end,))
-    # Whether this model ever ends its reasoning is its own affair: so it is ended by hand.
-    reasoning = [*whole.token_ids[:5], end]
-    rest = run_one(
-        make_engine(llama), PROMPT, params, reasoning_end_token_ids=(end,), output_token_ids=reasoning
-    )
-    assert rest.text in ("left", "right") and rest.finish_reason is FinishReason.STOP
-
-
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)
 def test_each_of_several_choices_has_a_state_of_its_own(llama, options):
     params = SamplingParams(temperature=1.0, seed=5, n=3, max_tokens=90, structured_outputs=ASKED["json"])

@@ -305,7 +305,6 @@ def test_a_request_comes_back_as_it_was():
         output_token_ids=[3],
         arrival_time=1.5,
         bad_words_token_ids=[[5, 6], [7]],
-        reasoning_end_token_ids=(4, 5),
         tenant="t",
         other_output_token_ids=([4, 5],),
         ended_choices=(1,),

@@ -41,7 +41,7 @@ Message = list[Any]
 
 _ERRORS = {kind.__name__: kind for kind in (ConfigError, ModelNotFound, UnsupportedModel, EngineError)}
 _REQUEST_FIELDS = tuple(field.name for field in fields(EngineRequest))
-_TUPLES = ("reasoning_end_token_ids", "other_output_token_ids", "ended_choices")
+_TUPLES = ("other_output_token_ids", "ended_choices")
 _OUTPUT_FIELDS = tuple(field.name for field in fields(SeqOutput))
 _MESSAGE_FIELDS = ("delta", "final_delta", "message")
 """Those of `SeqOutput` that msgpack does not take. They are sent as lists of their own fields' values."""

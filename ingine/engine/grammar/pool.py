@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 
 from ingine.engine.grammar.compiler import CompiledGrammar, GrammarCompiler
+from ingine.engine.grammar.reasoning import reasoning_tokens
 from ingine.engine.grammar.state import GrammarState
 from ingine.engine.grammar.vocabulary import GrammarVocabulary
 from ingine.engine.request import EngineRequest
@@ -31,18 +32,15 @@ class GrammarPool:
             return self._compiler().compile(params)
 
     def begin(self, request: EngineRequest, index: int, eos_token_ids: Iterable[int]) -> Future[GrammarState]:
-        """The state of a choice after its earlier output. The future raises InvalidRequest as `compile` does,
-        and GRAMMAR_FAILED if the tokens are not of the grammar."""
+        """The state of a choice after its earlier output. The future raises InvalidRequest as `compile` and
+        `reasoning_tokens` do, and GRAMMAR_FAILED if the tokens are not of the grammar."""
 
         def make() -> GrammarState:
             params = request.params
-            state = GrammarState(
-                self.compile(params.structured_outputs),
-                params,
-                eos_token_ids=eos_token_ids,
-                begins_after=request.reasoning_end_token_ids,
-            )
-            if not state.accept(request.output_of(index)):
+            grammar = self.compile(params.structured_outputs)
+            reasoning = reasoning_tokens(request.message, grammar.vocabulary)
+            state = GrammarState(grammar, params, eos_token_ids=eos_token_ids, reasoning=reasoning)
+            if not state.accept(request.output_of(index)) and state.is_in_doubt:
                 self._compiler().forget(state.grammar)
                 state = state.decide()
             if state.error is not None:

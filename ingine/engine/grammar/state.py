@@ -8,6 +8,7 @@ import numpy as np
 from llguidance import LLMatcher
 
 from ingine.engine.grammar.compiler import CompiledGrammar, one_line
+from ingine.engine.grammar.reasoning import ReasoningTokens
 from ingine.sampling_params import SamplingParams
 
 
@@ -48,13 +49,13 @@ class GrammarState:
         params: SamplingParams,
         *,
         eos_token_ids: Iterable[int] = (),
-        begins_after: Tokens[int] = (),
+        reasoning: ReasoningTokens | None = None,
     ):
         """eos_token_ids: all that the engine knows for this model; those beyond the model's logits are
         ignored.
 
-        begins_after: token ids that end the reasoning. Up to and including their first occurrence in the
-        output everything is allowed but an end. () for a grammar that begins with the output.
+        reasoning: the grammar begins after it. Within it everything is allowed but an end, and tokens that
+        write its closing tag in pieces. None: the grammar begins with the output.
         """
         self.grammar = grammar
         vocabulary = grammar.vocabulary
@@ -74,10 +75,18 @@ class GrammarState:
         self._ends_are_the_grammars = (
             self.end_token_ids == {*vocabulary.eos_token_ids} and not params.ignore_eos
         )
-        self._begins_after = tuple(begins_after)
+        self._reasoning = reasoning
+        self._opening: _Bits | None = None
+        """The token with which an output may begin its reasoning."""
+        if reasoning is not None:
+            self._spellings = vocabulary.spellings(reasoning.closing)
+            if reasoning.opening is not None and reasoning.opening not in self.end_token_ids:
+                self._opening = _Bits([reasoning.opening], vocabulary.num_words)
         self._token_ids: list[int] = []
-        self._begin: int | None = None if self._begins_after else 0
-        """Where in `_token_ids` the grammar begins, once that is known."""
+        self._begin: int | None = None if reasoning is not None and reasoning.has_begun else 0
+        """Where in `_token_ids` the grammar begins. None within the reasoning."""
+        self._tail = b""
+        """The end of the reasoning's text: as much as may begin its closing tag."""
         self._matcher = grammar.matcher()
         self._num_read_alone: int | None = None
         """How many tokens a matcher of its own has read at once; None for a matcher that shares."""
@@ -103,26 +112,25 @@ class GrammarState:
         """Go on by these tokens, an end aside, which only the last of them may be. False, with `error`, if
         they are not of the grammar."""
         for index, token_id in enumerate(token_ids):
+            if self._may_open and token_id == self._reasoning.opening:
+                self._begin = None
             if self.has_begun:
                 return self._consume([*token_ids[index:]])
-            self._token_ids.append(token_id)
-            if tuple(self._token_ids[-len(self._begins_after) :]) == self._begins_after:
-                self._begin = len(self._token_ids)
+            self._reason(token_id)
         return self.error is None
 
     def rollback(self, num_tokens: int) -> None:
         """Take back the last `num_tokens` accepted tokens."""
         if num_tokens == 0:
             return
-        del self._token_ids[-num_tokens:]
-        if self._begin is None:
-            return
-        if self._begin > len(self._token_ids):
-            self._begin = None
+        token_ids = self._token_ids[:-num_tokens]
         # The library's own rollback is wrong for grammars with special tokens. To read the rest again takes a
         # microsecond a token.
-        self._num_read_alone = None
-        self._read_again(self.grammar.matcher())
+        self._token_ids, self._tail = [], b""
+        self.error, self.is_in_doubt, self._num_read_alone = None, False, None
+        self._begin = None if self._reasoning is not None and self._reasoning.has_begun else 0
+        self._matcher = self.grammar.matcher()
+        self.accept(token_ids)
 
     def ahead(self) -> "GrammarState":
         """A copy, to go on from here by tokens that may never come. It takes ten microseconds."""
@@ -160,33 +168,63 @@ class GrammarState:
         if self.error is not None:
             return False
         if not self.has_begun:
-            row.fill(-1)
-            self._ends.clear(row)
+            self._fill_within_reasoning(row)
             return True
         if self._matcher.is_error():
             return self._fail()
         if not (self._ends_are_the_grammars and len(self._token_ids) >= self._min_tokens):
             self._gate(row)
+        if self._may_open:
+            self._opening.set(row)
         return self.error is None
 
     def forced_tokens(self) -> list[int]:
         """Tokens that the grammar allows nothing but: each is the only one that the mask at its place allows.
         [] where there is a choice."""
-        if not self.has_begun or self.error is not None:
+        if not self.has_begun or self._may_open or self.error is not None:
             return []
         return self._matcher.compute_ff_tokens()
 
     def num_allowed(self, draft: Tokens[int]) -> int:
-        """How many tokens of a draft the grammar allows, or all of them before it has begun."""
-        if not self.has_begun or self.error is not None or not draft:
+        """How many tokens of a draft the grammar allows. Those of the reasoning are all counted."""
+        if self.error is not None or not draft:
             return len(draft)
-        return self._matcher.validate_tokens([*draft])
+        num_free = 0
+        if not self.has_begun or (self._may_open and draft[0] == self._reasoning.opening):
+            if self._reasoning.closing not in draft:
+                return len(draft)
+            num_free = [*draft].index(self._reasoning.closing) + 1
+        rest = [*draft[num_free:]]
+        return num_free + (self._matcher.validate_tokens(rest) if rest else 0)
 
     @property
     def matcher(self) -> LLMatcher | None:
         """What writes the mask, for those that fill many rows at a time and then `complete` each. None: there
         is nothing to write."""
         return self._matcher if self.has_begun and self.error is None else None
+
+    @property
+    def _may_open(self) -> bool:
+        """Whether the next token may begin the reasoning."""
+        return self._opening is not None and not self._token_ids and self.has_begun
+
+    def _reason(self, token_id: int) -> None:
+        """Go on by a token within the reasoning."""
+        tail = self._tail
+        self._token_ids.append(token_id)
+        self._tail = self._spellings.tail(tail, self.grammar.vocabulary.token_bytes(token_id))
+        if token_id in self.end_token_ids:
+            self.error = "the output ends within the reasoning"
+        elif token_id in self._spellings.completed_by(tail):
+            self.error = "the reasoning's closing tag is written in pieces"
+        elif token_id == self._reasoning.closing:
+            self._begin = len(self._token_ids)
+
+    def _fill_within_reasoning(self, row: np.ndarray) -> None:
+        row.fill(-1)
+        self._ends.clear(row)
+        if token_ids := self._spellings.completed_by(self._tail):
+            _Bits(token_ids, self.num_words).clear(row)
 
     def _tokens_of_the_grammar(self) -> list[int]:
         """An end is not for the matcher: it may be a token that is not of its vocabulary's ends."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from llguidance import LLTokenizer
 
+from ingine.engine.grammar.tag_spellings import TagSpellings
 from ingine.engine.text.panics import panics_as_errors
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
@@ -22,7 +23,7 @@ class GrammarVocabulary:
         Raises InvalidRequest for a tokenizer whose tokens have no bytes, or a model that has no
         end-of-sequence token among them: no output of such a model can be constrained.
         """
-        num_tokens = tokenizer.num_tokens
+        self._num_tokens = num_tokens = tokenizer.num_tokens
         self.eos_token_ids = tuple(sorted(id for id in eos_token_ids if id < num_tokens))
         if not self.eos_token_ids:
             raise _unsupported("it has no end-of-sequence token")
@@ -31,6 +32,7 @@ class GrammarVocabulary:
         self.vocab_size = max(vocab_size, num_tokens)
         self.num_words = -(-self.vocab_size // 32)
         """int32s of a mask."""
+        self._spellings: dict[int, TagSpellings] = {}
         core, *_ = tokenizer.definition()
         try:
             with panics_as_errors():
@@ -39,6 +41,23 @@ class GrammarVocabulary:
                 )
         except (ValueError, RuntimeError) as error:
             raise _unsupported(f"its tokenizer has no bytes for its tokens ({error!s:.200})") from None
+
+    def token_id(self, text: str) -> int | None:
+        """Return the id of the token that is exactly `text`; None if that takes several."""
+        token_ids = self.ll_tokenizer.tokenize_str(text, parse_special=True)
+        is_one = len(token_ids) == 1 and self.token_bytes(token_ids[0]) == text.encode()
+        return token_ids[0] if is_one else None
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token adds to a text that shows special tokens; b"" for an unknown id."""
+        return self.ll_tokenizer.decode_bytes([token_id]) if token_id < self._num_tokens else b""
+
+    def spellings(self, token_id: int) -> TagSpellings:
+        """Return what else writes the tag that is this token. Made once for each tag."""
+        if token_id not in self._spellings:
+            texts = map(self.token_bytes, range(self._num_tokens))
+            self._spellings[token_id] = TagSpellings(self.token_bytes(token_id), token_id, texts)
+        return self._spellings[token_id]
 
     def is_special(self, text: str) -> bool:
         """Whether `text` is the name of one special token."""
