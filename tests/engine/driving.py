@@ -6,6 +6,7 @@ from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.engine.request import EngineRequest
+from ingine.message import Message, MessageAssembly, MessageDelta
 from ingine.sampling_params import SamplingParams
 from tests.engine.conftest import LoadedModel
 
@@ -37,6 +38,9 @@ class Result:
     """One an output; the text so far at each of `positions`."""
     positions: list[int] = field(default_factory=list)
     final_text: str = ""
+    deltas: list[MessageDelta | None] = field(default_factory=list)
+    """One an output, and what was held back."""
+    message: Message | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     num_cached_tokens: int = 0
@@ -48,12 +52,22 @@ class Result:
         self.texts.append(output.text)
         self.positions.append(output.position)
         self.final_text = output.final_text
+        self.deltas += [output.delta] if output.finish_reason is None else [output.delta, output.final_delta]
+        self.message = output.message
         self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
         self.num_cached_tokens = output.num_cached_tokens
 
     @property
     def text(self) -> str:
         return "".join(self.texts) + self.final_text
+
+    def assembled(self, *earlier: MessageDelta | None) -> Message:
+        """All deltas put together, behind earlier ones."""
+        assembly = MessageAssembly()
+        for delta in (*earlier, *self.deltas):
+            assert delta is None or delta, "an empty delta is None"
+            assembly.add(delta or MessageDelta())
+        return assembly.message()
 
 
 class Driver:
