@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ingine import producer
+from ingine.cli.chat_options import Schema, ToolChoice, Tools, chat_fields, with_schema
+from ingine.cli.message_output import MessagePrinter, print_choice, print_tool_calls
 from ingine.cli.options import (
     AsJson,
     QueueName,
@@ -61,6 +63,9 @@ def submit(
     seed: Annotated[int | None, typer.Option(help="Same seed, same output.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text. May be repeated.")] = None,
     sampling: Sampling = None,
+    schema: Schema = None,
+    tools: Tools = None,
+    tool_choice: ToolChoice = None,
     priority: Annotated[Priority, typer.Option(help="Jobs of higher priority go first.")] = Priority.NORMAL,
     deadline_s: Annotated[float | None, typer.Option(help="Expire unless finished by then.")] = None,
     not_before_s: Annotated[float | None, typer.Option(help="Start the job no earlier.")] = None,
@@ -74,6 +79,9 @@ def submit(
     queue: QueueName = None,
 ) -> None:
     """Submit one job, and print its id; with --stream, its output.
+
+    Content is printed on standard output, behind it each call of a function as a line of JSON, and reasoning
+    on standard error. With --json each chunk is a line, and has the delta of the message where there is one.
 
     Sampling options that are not given come from the model's generation_config.json, else they have vLLM's
     neutral values, such as temperature 1.
@@ -92,10 +100,13 @@ def submit(
         seed=seed,
         stop=stop or None,
     )
+    fields = with_schema(fields, schema)
+    of_chat = chat_fields(tools, tool_choice, chat=chat)
     with producer.Client(redis_url, queue=queue) as client:
         job = client.submit(
             None if chat else prompt,
             messages=[{"role": "user", "content": prompt}] if chat else None,
+            **of_chat,
             sampling=fields,
             priority=priority,
             deadline_s=deadline_s,
@@ -211,8 +222,7 @@ def _from_stdin() -> str:
 
 
 def _print_stream(job: "producer.JobHandle", as_json: bool) -> None:
-    position = job.from_position
-    ends_line = True
+    position, printer = job.from_position, MessagePrinter()
     try:
         from ingine.producer.openai.responses import FINISH_LENGTH
 
@@ -220,9 +230,8 @@ def _print_stream(job: "producer.JobHandle", as_json: bool) -> None:
             position = chunk.position
             if as_json:
                 print_json(_chunk_fields(chunk))
-            elif chunk.text and chunk.choice_position is None:
-                ends_line = chunk.text.endswith("\n")
-                echo(chunk.text, end="", keep_lines=True)
+            elif chunk.choice_position is None:
+                printer.add(chunk.delta)
         result = job.result()
     except KeyboardInterrupt:
         echo(err=True)
@@ -233,12 +242,12 @@ def _print_stream(job: "producer.JobHandle", as_json: bool) -> None:
         )
         raise typer.Exit(INTERRUPTED) from None
     finally:
-        if not ends_line:
-            echo()
-    if len(result.choices) > 1 and not as_json:
+        printer.end_line()
+    if len(result.choices) == 1 and not as_json:
+        print_tool_calls(result.message)
+    elif not as_json:
         for choice in result.choices:
-            echo(f"[{choice.index}]")
-            echo(choice.text, keep_lines=True)
+            print_choice(choice.index, choice.message)
     for choice in result.choices:
         if choice.finish_reason == FINISH_LENGTH:
             which = f"output {choice.index}" if len(result.choices) > 1 else "the output"
@@ -250,5 +259,5 @@ def _chunk_fields(chunk: "producer.Chunk") -> dict[str, Any]:
     names = ["position", "token_ids", "text", "logprobs", "prompt_logprobs"]
     if chunk.choice_position is not None:
         names += ["index", "choice_position", "finish_reason"]
-    fields = {name: getattr(chunk, name) for name in names}
+    fields = {name: getattr(chunk, name) for name in names} | {"delta": chunk.parsed}
     return {name: value for name, value in fields.items() if value is not None}

@@ -1,10 +1,11 @@
 """Contract tests run on fakeredis and on a real Valkey server, and on both faces of the client."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import fakeredis
 import pytest
@@ -123,3 +124,35 @@ async def face(request: pytest.FixtureRequest, server: Server, queue: str) -> As
     else:
         with Client(server.url, queue=queue) as client:
             yield Face(client)
+
+
+class Finished(NamedTuple):
+    exit_status: int
+    stdout: str
+    stderr: str
+
+
+Ingine = Callable[..., Awaitable[Finished]]
+
+
+async def start(*arguments: str) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    command = [sys.executable, "-m", "ingine.cli.main", *arguments]
+    return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+
+
+@pytest.fixture
+def where(valkey: Server, queue: str) -> list[str]:
+    return ["--redis-url", valkey.url, "--queue", queue]
+
+
+@pytest.fixture
+def ingine(where: list[str]) -> Ingine:
+    """`await ingine("submit", "hi")` runs `ingine submit hi` on the test's queue."""
+
+    async def run(*arguments: str, stdin: str = "") -> Finished:
+        process = await start(*arguments, *where)
+        stdout, stderr = await process.communicate(stdin.encode())
+        return Finished(process.returncode, stdout.decode(), stderr.decode())
+
+    return run

@@ -3,9 +3,7 @@
 import asyncio
 import json
 import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import AsyncIterator
 
 import msgpack
 import pytest
@@ -17,52 +15,15 @@ from ingine.cli.main import app
 from ingine.contract.jobs import Job, decode_job
 from ingine.contract.keys import Keys
 from ingine.contract.record import JobStatus
-from tests.producer.conftest import Server
+from tests.producer.conftest import Ingine, Server, start
 from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_choices import ENDS, commit
-
-
-class Finished(NamedTuple):
-    exit_status: int
-    stdout: str
-    stderr: str
-
-
-Ingine = Callable[..., Awaitable[Finished]]
-
-
-async def start(*arguments: str) -> asyncio.subprocess.Process:
-    pipe = asyncio.subprocess.PIPE
-    command = [sys.executable, "-m", "ingine.cli.main", *arguments]
-    return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
-
-
-@pytest.fixture
-def where(valkey: Server, queue: str) -> list[str]:
-    return ["--redis-url", valkey.url, "--queue", queue]
-
-
-@pytest.fixture
-def ingine(where: list[str]) -> Ingine:
-    """`await ingine("submit", "hi")` runs `ingine submit hi` on the test's queue."""
-
-    async def run(*arguments: str, stdin: str = "") -> Finished:
-        process = await start(*arguments, *where)
-        stdout, stderr = await process.communicate(stdin.encode())
-        return Finished(process.returncode, stdout.decode(), stderr.decode())
-
-    return run
 
 
 @pytest.fixture
 async def redis(valkey: Server) -> AsyncIterator[Redis]:
     async with valkey.connect() as connection:
         yield connection
-
-
-@pytest.fixture
-def worker(redis: Redis, keys: Keys) -> FakeWorker:
-    return FakeWorker(redis, keys)
 
 
 async def queued(redis: Redis, keys: Keys, priority: str = "normal") -> Job:
