@@ -4,7 +4,6 @@ A grammar forces what the model writes.
 """
 
 from copy import deepcopy
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,14 +12,10 @@ from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
 from ingine.engine.engine import Engine
 from ingine.engine.message_format import MessageFormat
-from ingine.engine.parsers.choice import ModelFormats
 from ingine.engine.parsers.message_parser import parser_of
 from ingine.engine.parsers.reasoning import REASONING_TAGS
-from ingine.errors import ConfigError
 from ingine.message import MessageAssembly, MessageDelta
 from ingine.sampling_params import SamplingParams
-from ingine.worker.message_formats import format_names, worker_formats
-from ingine.worker.settings import WorkerSettings, load_settings
 from tests.waiting import wait_until_async
 from tests.worker.test_publisher import LOSE_TAIL
 from tests.worker.test_worker import alone, ask_to_cancel, leave_behind
@@ -316,43 +311,3 @@ async def test_a_job_without_text_has_no_message(harness):
     events = await worker.events("a")
     assert events[-1].status is JobStatus.FINISHED
     assert all((event.delta, event.message, event.text) == (None, None, "") for event in events)
-
-
-async def test_reasoning_is_content_where_the_settings_say_so(harness):
-    worker = await harness(tool_parser="hermes", reasoning_parser="none")
-    await worker.push(said(WHOLE))
-    end = await worker.end("a")
-    assert end.message["content"] == "<think>hm</think>So" and "reasoning" not in end.message
-
-
-HOST = SimpleNamespace(model_type="qwen3", tokenizer=SimpleNamespace(chat_template="{{ '</think>' }}"))
-PLAIN_HOST = SimpleNamespace(model_type="llama", tokenizer=SimpleNamespace(chat_template=None))
-
-
-@pytest.mark.parametrize(
-    ("host", "given", "expected"),
-    [
-        (HOST, {}, ModelFormats("hermes", "think")),
-        (HOST, {"tool_parser": "mistral"}, ModelFormats("mistral", "think")),
-        (HOST, {"reasoning_parser": "mistral"}, ModelFormats("hermes", "mistral")),
-        (HOST, {"reasoning_parser": "none"}, ModelFormats("hermes", None)),
-        (PLAIN_HOST, {}, ModelFormats("generic", None)),
-        (PLAIN_HOST, {"reasoning_parser": "think"}, ModelFormats("generic", "think")),
-        (SimpleNamespace(tokenizer=None), PARSERS, None),
-    ],
-)
-def test_settings_come_before_the_formats_of_the_model(host, given, expected):
-    assert worker_formats(host, WorkerSettings(_env_file=None, **given)) == expected
-
-
-def test_named_parsers_are_in_the_fingerprint():
-    assert format_names(load_settings()) == []
-    assert format_names(load_settings(**PARSERS)) == ["tools-hermes", "reasoning-think"]
-
-
-@pytest.mark.parametrize("name", ["tool_parser", "reasoning_parser"])
-def test_an_unknown_parser_is_named_with_those_that_there_are(name):
-    with pytest.raises(
-        ConfigError, match=rf"INGINE_{name.upper()} \(--{name.replace('_', '-')}\).*'mistral'"
-    ):
-        load_settings(**{name: "gpt"})
