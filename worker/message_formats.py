@@ -38,17 +38,18 @@ def format_names(settings: WorkerSettings) -> list[str]:
 
 
 def job_format(
-    formats: ModelFormats,
-    job: Job,
-    conversation: Conversation,
-    prompt_token_ids: Sequence[int],
-    tokenizer: Tokenizer,
+    formats: ModelFormats, job: Job, prompt_token_ids: Sequence[int], tokenizer: Tokenizer
 ) -> MessageFormat | None:
     """Return how the output of a job with messages is read. None: it is text alone.
 
     It is the same in every attempt. Raises InvalidRequest for tools that cannot be called.
     """
-    choice = job.tool_choice
+    choice, last = job.tool_choice, job.messages[-1]
+    conversation = Conversation(
+        [last.model_dump(exclude_none=True)],  # the others say nothing about the output, and may be many
+        job.tools,
+        continue_final_message=job.continue_final_message,
+    )
     return message_format(
         formats,
         conversation,

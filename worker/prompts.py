@@ -141,7 +141,7 @@ class PromptReader:
         """
         if job.messages is None or not (job.tools or self._formats.reasoning):
             return None
-        return job_format(self._formats, job, conversation_of(job), prompt_token_ids, self._engine.tokenizer)
+        return job_format(self._formats, job, prompt_token_ids, self._engine.tokenizer)
 
     async def _reading(self, job: Job, reading: Awaitable[T]) -> T:
         """Return what `reading` does. Raises InvalidRequest for any exception but NoPromptProcess."""
