@@ -35,7 +35,7 @@ class Reply:
     job_id: str
     status: JobStatus
     finish_reason: str | None
-    """stop, length, abort or error."""
+    """stop, tool_calls, length, abort or error."""
     error: dict[str, Any] | None
     """{code, message} where status is failed or expired."""
     usage: dict[str, int]

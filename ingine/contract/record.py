@@ -20,7 +20,7 @@ class JobStatus(StrEnum):
     RUNNING = "running"
     """A worker holds the lease, under the attempt number in the job's hash."""
     FINISHED = "finished"
-    """All tokens are in the log; `finish_reason` is `stop` or `length`."""
+    """All tokens are in the log; `finish_reason` is `stop`, `tool_calls` or `length`."""
     FAILED = "failed"
     """It cannot run, or failed. `error` in the terminal event says why."""
     CANCELLED = "cancelled"
