@@ -15,21 +15,24 @@ from ingine.message import Message
 from ingine.worker.message_formats import worker_formats
 from ingine.worker.settings import WorkerSettings, load_settings
 from tests.tiny_models import CHAT_TEMPLATE, make_tiny_model
-from tests.worker.test_message_jobs import CALL_F, PARSERS, WHOLE, said
+from tests.worker.test_message_jobs import PARSERS, WHOLE, chat, said
 
-SHOWS_FORMATS = "{# </think> <tool_call> #}"
+SHOWS_REASONING = "{# </think> #}"
 
 
-async def test_a_chat_template_shows_the_formats_and_that_reasoning_has_begun(harness, tmp_path):
-    template = CHAT_TEMPLATE.replace("assistant\n", "assistant\n<think>\n") + SHOWS_FORMATS
+async def test_a_chat_template_shows_the_tags_and_that_reasoning_has_begun(harness, tmp_path):
+    template = CHAT_TEMPLATE.replace("assistant\n", "assistant\n<think>\n") + SHOWS_REASONING
     model = make_tiny_model(tmp_path, chat_template=template)
     options = {"dtype": "float32", "device": "cpu", "max_num_seqs": 4, "kv_cache_bytes": 8 << 20}
-    worker = await harness(Engine(EngineConfig(str(model), **options)))
-    await worker.push(said("hm</think>So" + CALL_F))
-    await worker.push(said("hm</think>So", job_id="b", tools=None))
-    message = (await worker.end("a")).message
-    assert (message["reasoning"], message["content"], len(message["tool_calls"])) == ("hm", "So", 1)
-    assert (await worker.end("b")).message == Message("So", "hm").to_openai()
+    engine = Engine(EngineConfig(str(model), **options))
+    worker = await harness(engine)
+    letters = tuple(engine.tokenizer.encode("abcdefgh"))
+    sampling = {"allowed_token_ids": letters, "max_tokens": 24}
+    await worker.push(chat(sampling=sampling))
+    await worker.push(chat("b", tools=None, sampling=sampling))
+    for job_id in ("a", "b"):
+        text, end = await worker.text(job_id), await worker.end(job_id)
+        assert len(text) == 24 and end.message == Message("", text).to_openai()
 
 
 async def test_reasoning_is_content_where_the_settings_say_so(harness):
