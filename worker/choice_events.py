@@ -43,8 +43,8 @@ def tokens_event(job: RunningJob, output: SeqOutput) -> TokensEvent:
             delta = _joined(delta, output.final_delta)
             event.message = output.message and output.message.to_openai()
             event.finish_reason, event.stop_reason = str(output.finish_reason), output.stop_reason
-    if delta is not None:
-        event.delta = delta.to_openai()
+    if job.parses_message:
+        event.delta = {} if delta is None else delta.to_openai()
     if begins != expected:
         raise EngineError(f"the tokens for {job.id} do not continue its earlier ones")
     return event
@@ -72,9 +72,7 @@ def choice_ends(job: RunningJob, *, with_text: bool) -> list[dict[str, Any]]:
 
 
 def _joined(delta: MessageDelta | None, later: MessageDelta | None) -> MessageDelta | None:
-    if delta is None or later is None:
-        return later if delta is None else delta
-    return delta.followed_by(later)
+    return delta.followed_by(later) if delta and later else delta or later
 
 
 def _held_back(output: SeqOutput) -> dict[str, Any]:

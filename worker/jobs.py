@@ -47,6 +47,8 @@ class RunningJob:
     begun: Begun
     position: int
     """Number of output tokens committed in the log."""
+    parses_message: bool = False
+    """Its output is read as an assistant message."""
     num_tokens: int = 0
     """Tokens that it counts for in its tenant's fair share."""
     arrival: float = 0.0

@@ -129,6 +129,7 @@ class Preparation:
         running.num_tokens = min(cost, sampling.n * max_num_tokens)
         for choice, of_log in zip(running.choices, committed, strict=False):
             choice.resume(of_log)
+        running.parses_message = message is not None and params.detokenize
         first, *others = committed
         if (left_s := _left_s(running)) is not None:
             running.expiry = asyncio.get_running_loop().call_later(left_s, self._expire, running)

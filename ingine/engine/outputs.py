@@ -72,9 +72,7 @@ class SeqOutput:
     """With the first output token of choice 0, if requested: an entry as in `logprobs` for each prompt token,
     None for the first one. A resumed choice 0 that has output tokens already does not repeat them."""
     delta: MessageDelta | None = None
-    """What `text` adds to the assistant message; empty where it adds nothing. None if `EngineRequest.message`
-    asks for no message.
-    """
+    """What `text` adds to the assistant message, if `EngineRequest.message` asks for one. None: nothing."""
     final_delta: MessageDelta | None = None
     """Once finished, what was held back of the message. All deltas put together are the message."""
     message: Message | None = None

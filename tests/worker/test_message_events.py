@@ -22,10 +22,10 @@ HELD = MessageDelta(" ", tool_calls=[ToolCallDelta(1, "c1", "g", "{}")])
 WHOLE = Message(" ", "hm", [ToolCall("c0", "f", '{"a": 1}'), ToolCall("c1", "g", "{}")])
 
 
-def running(n: int = 1, ending: JobStatus | None = None) -> RunningJob:
+def running(n: int = 1, ending: JobStatus | None = None, *, parses_message: bool = True) -> RunningJob:
     job = Job(id="a", prompt="x", sampling=SamplingParams(n=n))
     made = RunningJob(None, job, Entry(Priority.NORMAL, "1-0", b""), Begun("run", attempt=1), position=0)
-    made.ending = ending
+    made.ending, made.parses_message = ending, parses_message
     return made
 
 
@@ -70,7 +70,7 @@ def put_together(*deltas: dict | None) -> dict:
 def test_the_terminal_event_of_one_choice_has_what_was_held_back_and_the_message():
     job, final = running(), last(3, delta=GOES_ON)
     events = commit(job, output(1, delta=BEGINS), output(2), final)
-    assert [event.delta for event in events] == [BEGINS.to_openai(), None, GOES_ON.to_openai()]
+    assert [event.delta for event in events] == [BEGINS.to_openai(), {}, GOES_ON.to_openai()]
     assert all(event.message is None for event in events)
     end = end_of(job, final)
     assert (end.status, end.finish_reason, end.text) == ("finished", "tool_calls", " ")
@@ -83,7 +83,7 @@ def test_the_event_that_ends_a_choice_has_the_same(reason):
     job, other = running(n=2), output(1, index=1)
     final = last(2, reason=reason, delta=GOES_ON, others_run=True)
     events = commit(job, output(1, delta=BEGINS), other, final)
-    assert [event.delta for event in events[:2]] == [BEGINS.to_openai(), None]
+    assert [event.delta for event in events[:2]] == [BEGINS.to_openai(), {}]
     assert (events[2].finish_reason, events[2].text) == (reason, "x ")
     assert events[2].delta == GOES_ON.followed_by(HELD).to_openai()
     assert events[2].message == WHOLE.to_openai()
@@ -141,13 +141,14 @@ def test_a_job_that_is_cancelled_as_it_completes_has_no_message(n):
 @pytest.mark.parametrize("n", [1, 2])
 def test_an_output_that_adds_nothing_has_an_empty_delta(n):
     """So a reader that has seen no other event knows that the text is not the content."""
-    job, final = running(n), last(2, delta=MessageDelta(), final_delta=None, message=Message())
-    assert [event.delta for event in commit(job, output(1, delta=MessageDelta()), final)] == [{}, {}]
+    job, final = running(n), last(2, final_delta=None, message=Message())
+    assert [event.delta for event in commit(job, output(1), final)] == [{}, {}]
 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_job_without_a_message_has_none_of_the_fields(n):
-    job, final = running(n), last(2, delta=None, final_delta=None, message=None, reason=FinishReason.STOP)
+    final = last(2, delta=None, final_delta=None, message=None, reason=FinishReason.STOP)
+    job = running(n, parses_message=False)
     events = [*commit(job, output(1), final), end_of(job, final)]
     assert all(event.delta is None and event.message is None for event in events)
     assert n == 1 or {"delta", "message"}.isdisjoint(events[-1].choices[0])

@@ -20,7 +20,6 @@ from ingine.engine.text.detokenizer import TokenBytes
 from ingine.engine.text.message_text import MessageText
 from ingine.engine.text.output_text import OutputText
 from ingine.errors import ErrorCode
-from ingine.message import MessageDelta
 from ingine.sampling_params import SamplingParams
 
 
@@ -268,7 +267,7 @@ class Sequence:
         )
         message_text = self.output_text.message_text
         if message_text is not None:
-            output.delta = message_text.take_delta() or MessageDelta()
+            output.delta = message_text.take_delta()
         if self.finish_reason is None:
             return output
         output.final_text = self.output_text.flush()
