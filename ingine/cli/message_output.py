@@ -40,6 +40,14 @@ def print_tool_calls(message: Mapping[str, Any]) -> None:
         echo(json.dumps(call, ensure_ascii=False))
 
 
+def print_message(message: Mapping[str, Any]) -> None:
+    """Print a whole message as `MessagePrinter` prints its deltas, and then its tool calls."""
+    printer = MessagePrinter()
+    printer.add({name: message.get(name) for name in ("reasoning", "content")})
+    printer.end_line()
+    print_tool_calls(message)
+
+
 def print_choice(index: int, message: Mapping[str, Any]) -> None:
     """Print one of several messages, under a line with its index. Content that is empty has a line too."""
     echo(f"[{index}]")
