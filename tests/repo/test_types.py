@@ -26,7 +26,7 @@ EXAMPLES = {f"example_{path.stem}": path.read_text() for path in sorted((ROOT / 
 EXACT = """
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
-from typing import assert_type
+from typing import Any, assert_type
 
 from ingine import LLM, AsyncClient, Client, RequestOutput, SamplingParams
 from ingine.producer import AsyncJobHandle, Chunk, JobHandle, JobInfo, QueuedJob, QueueInfo, Reply, Result
@@ -40,6 +40,7 @@ def blocking(client: Client) -> None:
     with closing(job.stream(from_position=3)) as chunks:
         assert_type(next(chunks).token_ids, list[int])
     assert_type(job.result(timeout=3, cancel=True), Result)
+    assert_type(job.result().choices[0].message, dict[str, Any])
     assert_type(job.cancel(), str)
     assert_type(job.status(), JobInfo)
     assert_type(client.submit_many([{"prompt": "hi"}, {"prompt": [1, 2]}]), list[JobHandle])
@@ -52,12 +53,16 @@ def blocking(client: Client) -> None:
 
 
 async def asynchronous(client: AsyncClient) -> None:
-    job = await client.submit(messages=[{"role": "user", "content": "hi"}], max_tokens=8)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    job = await client.submit(
+        messages=[{"role": "user", "content": "hi"}], tools=tools, tool_choice="required", max_tokens=8
+    )
     assert_type(job, AsyncJobHandle)
     assert_type(job.stream(), AsyncGenerator[Chunk, None])
     async with aclosing(job.stream()) as chunks:
         async for chunk in chunks:
             assert_type(chunk.text, str)
+            assert_type(chunk.delta, dict[str, Any])
     assert_type(await job.result(timeout=3, cancel=True), Result)
     assert_type(await job.cancel(), str)
     assert_type(await client.submit_many([{"prompt": "hi"}]), list[AsyncJobHandle])
