@@ -247,6 +247,15 @@ class Tokenizer:
         with panics_as_errors():
             return self._core.id_to_token(token_id) or ""
 
+    def control_token_id(self, name: str) -> int | None:
+        """Return the id of a token that is no text in a grammar: a special one, or an added one of the form
+        <...>. None for any other name.
+        """
+        token_id = self._core.token_to_id(name)
+        added = self._added_tokens.get(token_id)
+        is_tag = name.startswith("<") and name.endswith(">")
+        return token_id if added is not None and (added.special or is_tag) else None
+
     def special_token_bytes(self, token_id: int, *, first: bool) -> bytes | None:
         """Return the UTF-8 bytes that a special token adds to a text which shows special tokens; None for any
         other token. `first`: as in `token_bytes`.
