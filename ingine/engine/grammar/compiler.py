@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from llguidance import LLMatcher, LLParserLimits
 
+from ingine.engine.grammar.schemas import enforced
 from ingine.engine.grammar.source import grammar_source, refused
 from ingine.engine.grammar.vocabulary import GrammarVocabulary
 from ingine.errors import ErrorCode, InvalidRequest
@@ -38,7 +39,7 @@ _TOO_COSTLY = re.compile(
 )
 _UNSUPPORTED = re.compile(
     r"unimplemented|unsupported|not (fully )?supported|unknown (format|keyword)|can't determine|not disjoint"
-    r"|not present in a registry",
+    r"|not present in a registry|only supported|unable to determine|failed to generate regex",
     re.I,
 )
 _REGEX_FAULT = re.compile(r"regex parse error: .* error: (.*?)(?: \d+ \| .*)?$")
@@ -89,6 +90,8 @@ class GrammarCompiler:
                 self._cached.move_to_end(params)
                 return self._cached[params][0]
         source = grammar_source(params, self.vocabulary)
+        if params.kind not in ("regex", "choice"):
+            source = enforced(source, params.kind, self._is_satisfiable)
         start = _checked(source, params.kind, self.vocabulary)
         grammar = CompiledGrammar(self.vocabulary, source, start, threading.Lock())
         self._keep(params, grammar)
@@ -103,6 +106,9 @@ class GrammarCompiler:
                     del self._cached[params]
                     self._num_bytes -= num_bytes
                     return
+
+    def _is_satisfiable(self, source: str) -> bool:
+        return not _matcher(source, self.vocabulary).is_error()
 
     def _keep(self, params: StructuredOutputsParams, grammar: CompiledGrammar) -> None:
         num_bytes = len(grammar.source)
