@@ -2,12 +2,15 @@
 bounded."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from ingine.engine.grammar import compiler as compiler_module
 from ingine.engine.grammar.compiler import GrammarCompiler
+from ingine.engine.grammar.source import grammar_source
 from ingine.engine.grammar.vocabulary import GrammarVocabulary
 from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
@@ -123,6 +126,45 @@ def test_a_schema_is_compiled_once():
         is first
     )
     assert compiler.compile(StructuredOutputsParams(json={"type": "string"})) is not first
+
+
+@pytest.mark.parametrize("code", [None, INVALID])
+def test_threads_that_ask_for_the_same_grammar_compile_it_once(monkeypatch, code):
+    compiler = GrammarCompiler(tiny_compiler().vocabulary)
+    params = StructuredOutputsParams(json={"type": "integer"} if code is None else {"type": "strin"})
+    begun, goes_on, num_compiled = threading.Event(), threading.Event(), 0
+
+    def slow_source(*given):
+        nonlocal num_compiled
+        num_compiled += 1
+        begun.set()
+        assert goes_on.wait(30)
+        return grammar_source(*given)
+
+    monkeypatch.setattr(compiler_module, "grammar_source", slow_source)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(compiler.compile, params)
+        assert begun.wait(30)
+        monkeypatch.setattr(compiler, "_compiling", Watched(compiler._compiling, goes_on))
+        second = threads.submit(compiler.compile, params)
+        if code is None:
+            assert second.result(30) is first.result(30)
+        else:
+            assert {one.exception(30).code for one in (first, second)} == {code}
+    assert num_compiled == 1
+
+
+class Watched(dict):
+    """Sets an event once it has been looked into."""
+
+    def __init__(self, content: dict, event: threading.Event):
+        super().__init__(content)
+        self._event = event
+
+    def get(self, key):
+        found = super().get(key)
+        self._event.set()
+        return found
 
 
 def test_the_cache_is_bounded_in_entries_and_bytes():

@@ -7,6 +7,7 @@ is accepted on one machine is accepted on every other, and a busy one enforces t
 import re
 import threading
 from collections import OrderedDict
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from llguidance import LLMatcher, LLParserLimits
@@ -80,22 +81,44 @@ class GrammarCompiler:
         self._max_grammars, self._max_bytes = max_grammars, max_bytes
         self._cached: OrderedDict[StructuredOutputsParams, tuple[CompiledGrammar, int]] = OrderedDict()
         self._num_bytes = 0
+        self._compiling: dict[StructuredOutputsParams, Future[CompiledGrammar]] = {}
         self._lock = threading.Lock()
 
     def compile(self, params: StructuredOutputsParams) -> CompiledGrammar:
-        """Raises InvalidRequest: INVALID_GRAMMAR, UNSUPPORTED_GRAMMAR naming what cannot be enforced, or
-        GRAMMAR_TOO_COSTLY. What raises is not cached."""
+        """Return the grammar. A second thread that asks for the same one waits for the first.
+
+        Raises InvalidRequest: INVALID_GRAMMAR, UNSUPPORTED_GRAMMAR naming what cannot be enforced, or
+        GRAMMAR_TOO_COSTLY. What raises is not cached.
+        """
         with self._lock:
             if params in self._cached:
                 self._cached.move_to_end(params)
                 return self._cached[params][0]
+            other, ours = self._compiling.get(params), Future()
+            if other is None:
+                self._compiling[params] = ours
+        return self._compile(params, ours) if other is None else other.result()
+
+    def _compile(self, params: StructuredOutputsParams, result: Future[CompiledGrammar]) -> CompiledGrammar:
+        try:
+            grammar = self._compiled(params)
+            self._keep(params, grammar)
+        except BaseException as error:  # a panic of the library's among them
+            result.set_exception(error)
+            raise
+        else:
+            result.set_result(grammar)
+        finally:
+            with self._lock:
+                del self._compiling[params]
+        return grammar
+
+    def _compiled(self, params: StructuredOutputsParams) -> CompiledGrammar:
         source = grammar_source(params, self.vocabulary)
         if params.kind not in ("regex", "choice"):
             source = enforced(source, params.kind, self._is_satisfiable)
         start = _checked(source, params.kind, self.vocabulary)
-        grammar = CompiledGrammar(self.vocabulary, source, start, threading.Lock())
-        self._keep(params, grammar)
-        return grammar
+        return CompiledGrammar(self.vocabulary, source, start, threading.Lock())
 
     def forget(self, grammar: CompiledGrammar) -> None:
         """Remove a grammar from the cache. An error in the lexer that its matchers share stays there, and
@@ -113,8 +136,6 @@ class GrammarCompiler:
     def _keep(self, params: StructuredOutputsParams, grammar: CompiledGrammar) -> None:
         num_bytes = len(grammar.source)
         with self._lock:
-            if params in self._cached:  # another thread was faster
-                return
             self._cached[params] = (grammar, num_bytes)
             self._num_bytes += num_bytes
             while len(self._cached) > self._max_grammars or self._num_bytes > self._max_bytes:
