@@ -6,21 +6,22 @@ Each violation is counted under one of `KINDS` and described in a sentence.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgpack
 
 from ingine.contract.events import TerminalEvent
 from ingine.contract.record import JobStatus
 from tests.chaos.jobs import JobSpec
+from tests.chaos.outputs import Answer, Output, faults_of_choices, faults_of_outputs, outputs_of
+from tests.chaos.seen import Seen, faults_of_seen
 from tests.chaos.snapshot import Log, Snapshot
 
 KINDS = {
-    "lost": "acknowledged jobs without a terminal event, replies or dead letters that are not there",
-    "repeated": "positions, terminal events, replies or jobs that are there twice",
-    "gaps": "positions that are missing in a log or in what a consumer saw",
+    "lost": "acknowledged jobs or choices without an end, replies or dead letters that are not there",
+    "repeated": "positions of jobs or choices, ends, replies or jobs that are there twice",
+    "gaps": "positions of jobs or choices that are missing in a log or in what a consumer saw",
     "mismatched": "consumers that saw something else than the log has",
-    "wrong": "outputs that differ from an uninterrupted run's",
+    "wrong": "choices that differ from an uninterrupted run's",
     "unfair": "jobs that began or ended as nobody asked for",
     "orphans": "keys without a TTL, entries and pending entries that nobody will ever touch",
 }
@@ -29,48 +30,13 @@ MS = 0.001
 
 
 @dataclass
-class Seen:
-    """The records of one job by its consumers, in order."""
-
-    token_ids: dict[int, int] = field(default_factory=dict)
-    """Token ids by position, starting at 1."""
-    text: str = ""
-    last_text: str = ""
-    end: str | None = None
-    num_attached: int = 0
-    faults: list[str] = field(default_factory=list)
-
-    def take(self, record: dict[str, Any]) -> None:
-        if "attached" in record:
-            self.num_attached += 1
-            if record["attached"] != len(self.token_ids):
-                self.faults.append(f"came back at {record['attached']} after {len(self.token_ids)}")
-        elif "ids" in record:
-            self._take_chunk(record["position"], record["ids"], record["text"])
-        elif "end" in record:
-            self.end = record["end"]
-
-    def _take_chunk(self, position: int, token_ids: list[int], text: str) -> None:
-        if not token_ids:
-            # The end of the text, repeated for a consumer that was killed before it recorded the end.
-            self.last_text = text
-            return
-        start = position - len(token_ids) + 1
-        for at, token_id in enumerate(token_ids, start):
-            if at in self.token_ids:
-                self.faults.append(f"repeat at {at}")
-            elif at != len(self.token_ids) + 1:
-                self.faults.append(f"gap before {at}")
-            self.token_ids[at] = token_id
-        self.text += text
-
-
-@dataclass
 class Findings:
     counts: Counter = field(default_factory=lambda: Counter(dict.fromkeys(KINDS, 0)))
     violations: list[str] = field(default_factory=list)
     endings: Counter = field(default_factory=Counter)
     num_tokens: int = 0
+    num_choices: int = 0
+    """Choices of the jobs that have ended."""
     num_resumes: int = 0
     """Number of streams that a consumer resumed."""
     num_deaths: int = 0
@@ -85,14 +51,14 @@ def audit(
     spec_of: Callable[[int], JobSpec],
     snapshot: Snapshot,
     seen: dict[str, Seen],
-    answers: list[tuple[list[int], str]],
+    answers: list[Answer],
     *,
     cancelled: Container[int] = (),
 ) -> Findings:
     """Check all promises.
 
     accepted: (job number, job id) of each answer to a submission; a job may occur twice. answers: those of
-    the uninterrupted run, one for each greedy request. cancelled: jobs for which `cancel` returned so.
+    the uninterrupted run, one for each request. cancelled: jobs for which `cancel` returned so.
     """
     findings = Findings()
     ids: dict[int, str] = {}
@@ -111,10 +77,15 @@ def audit(
             findings.add("lost", f"job {number} ({job_id}) has no terminal event, its status is {log.status}")
             continue
         spec = spec_of(number)
-        _check_ending(findings, spec, log, end, cancelled)
-        if spec.greedy is not None:
-            _check_output(findings, number, log, end, answers[spec.greedy])
-        _check_seen(findings, number, log, end, seen.get(job_id, Seen()))
+        answer = None if spec.request is None else answers[spec.request]
+        _check_ending(findings, spec, log, end, cancelled, answer and answer.error)
+        outputs = outputs_of(log)
+        if answer is not None:
+            _check_outputs(findings, spec, log, end, outputs, answer)
+        of_job = seen.get(job_id, Seen())
+        findings.num_resumes += max(0, of_job.num_attached - 1)
+        for kind, sentence in faults_of_seen(of_job, outputs, end):
+            findings.add(kind, f"job {number} ({job_id}): {sentence}")
     for job_id in snapshot.logs.keys() - number_of.keys():
         _check_unacknowledged(findings, job_id, snapshot.logs[job_id], ids)
     _check_replies(findings, ids, spec_of, snapshot)
@@ -152,14 +123,20 @@ def _check_log(findings: Findings, job_id: str, log: Log) -> TerminalEvent | Non
 
 
 def _check_ending(
-    findings: Findings, spec: JobSpec, log: Log, end: TerminalEvent, cancelled: Container[int]
+    findings: Findings,
+    spec: JobSpec,
+    log: Log,
+    end: TerminalEvent,
+    cancelled: Container[int],
+    error: str | None,
 ) -> None:
+    """error: the code of the error in which the job ends without any fault."""
     findings.endings[str(end.status)] += 1
     findings.num_deaths += log.deaths
     code = (end.error or {}).get("code")
     expected = {
-        JobStatus.FINISHED: not spec.poison,
-        JobStatus.FAILED: spec.poison and code == "worker_lost",
+        JobStatus.FINISHED: not spec.poison and error is None,
+        JobStatus.FAILED: code == ("worker_lost" if spec.poison else error or "none"),
         JobStatus.CANCELLED: spec.cancel_after_s is not None,
         JobStatus.EXPIRED: spec.deadline_s is not None,
     }
@@ -177,37 +154,26 @@ def _check_ending(
         findings.add("wrong", f"job {spec.number} has another's metadata: {end.metadata}")
 
 
-def _output(log: Log) -> tuple[list[int], str]:
-    token_ids, text = [], ""
-    for _, event in log.entries:
-        token_ids += getattr(event, "token_ids", [])
-        text += event.text
-    return token_ids, text
-
-
-def _check_output(findings: Findings, number: int, log: Log, end, answer: tuple[list[int], str]) -> None:
-    """Check that the output is whole if the job finished, else a prefix of it."""
-    token_ids, text = _output(log)
-    right_ids, right_text = answer
-    if end.status is JobStatus.FINISHED:
-        right = (token_ids, text) == (right_ids, right_text)
-    else:
-        # The text of a prefix may end in half a character, and so differ from the whole there.
-        right = token_ids == right_ids[: len(token_ids)] and right_text.startswith(text.rstrip("\ufffd"))
-    if not right:
-        findings.add("wrong", f"job {number} ({end.job_id}, {end.status}): {token_ids} for {right_ids}")
-
-
-def _check_seen(findings: Findings, number: int, log: Log, end: TerminalEvent, seen: Seen) -> None:
-    findings.num_resumes += max(0, seen.num_attached - 1)
-    for fault in seen.faults:
-        kind = "repeated" if fault.startswith("repeat") else "gaps"
-        findings.add(kind, f"job {number} ({end.job_id}): its consumer saw a {fault}")
-    token_ids, text = _output(log)
-    if list(seen.token_ids.values()) != token_ids or seen.text + seen.last_text != text:
-        findings.add("mismatched", f"job {number} ({end.job_id}): its consumer saw {seen}, not the log")
-    if seen.end != end.status:
-        findings.add("mismatched", f"job {number} ({end.job_id}): its consumer saw end {seen.end}")
+def _check_outputs(
+    findings: Findings,
+    spec: JobSpec,
+    log: Log,
+    end: TerminalEvent,
+    outputs: dict[int, Output],
+    answer: Answer,
+) -> None:
+    """Check each choice: it is whole if the job has ended by itself, else a beginning."""
+    name = f"job {spec.number} ({end.job_id}, {end.status})"
+    num_choices = len(answer.outputs)
+    findings.num_choices += num_choices
+    for kind, sentence in faults_of_choices(log, num_choices):
+        findings.add(kind, f"{name}: {sentence}")
+    is_whole = end.status in (JobStatus.FINISHED, JobStatus.FAILED)
+    for index, sentence in faults_of_outputs(outputs, answer, is_whole=is_whole):
+        findings.add("wrong", f"{name}, choice {index}: {sentence}")
+    num_tokens = sum(len(output.token_ids) for output in outputs.values())
+    if end.usage.get("num_output_tokens", num_tokens) != num_tokens:
+        findings.add("wrong", f"{name} has {num_tokens} tokens, and its usage says {end.usage}")
 
 
 def _check_unacknowledged(findings: Findings, job_id: str, log: Log, ids: dict[int, str]) -> None:

@@ -7,9 +7,10 @@ import asyncio
 import hashlib
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 from ingine.errors import ClientError, JobCancelled, JobExpired, JobFailed, JobNotFound
-from ingine.producer import AsyncClient
+from ingine.producer import AsyncClient, Chunk
 from tests.chaos.journal import Journal, Tail, read
 
 POLL_S = 0.1
@@ -72,7 +73,7 @@ class _Consumer:
         pause_s = 0.05 if habit[0] % 8 == 3 else 0.0
         while True:
             try:
-                if await self._stream(job_id, drop_after, pause_s):
+                if await self._stream(job_id, drop_after, pause_s, ask_again=habit[1] % 3 == 0):
                     return
             except JobNotFound as error:
                 return self._journal.write(job_id=job_id, end="unknown", error=str(error))
@@ -83,15 +84,23 @@ class _Consumer:
                 self._journal.write(job_id=job_id, unavailable=str(error))
                 await asyncio.sleep(0.2)
 
-    async def _stream(self, job_id: str, drop_after: int | None, pause_s: float) -> bool:
-        """Read the stream, and drop it after so many chunks. Returns True if it reached the end."""
+    async def _stream(self, job_id: str, drop_after: int | None, pause_s: float, *, ask_again: bool) -> bool:
+        """Read the stream, and drop it after so many chunks. Returns True if it reached the end.
+
+        ask_again: ask for the whole result of a finished job, too.
+        """
         start = self._seen.get(job_id, 0)
         self._journal.write(job_id=job_id, attached=start)
         num_chunks = 0
         async with aclosing(self._client.attach(job_id, start).stream()) as chunks:
             async for chunk in chunks:
+                of_choice = {} if chunk.choice_position is None else _choice_of(chunk)
                 self._journal.write(
-                    job_id=job_id, position=chunk.position, ids=chunk.token_ids, text=chunk.text
+                    job_id=job_id,
+                    position=chunk.position,
+                    ids=chunk.token_ids,
+                    text=chunk.text,
+                    **of_choice,
                 )
                 self._seen[job_id] = chunk.position
                 num_chunks += 1
@@ -99,5 +108,17 @@ class _Consumer:
                     return False
                 if pause_s:
                     await asyncio.sleep(pause_s)
+        if ask_again:
+            choices = (await self._client.attach(job_id).result()).choices
+            result = [[each.token_ids, each.text, each.finish_reason, each.stop_reason] for each in choices]
+            self._journal.write(job_id=job_id, result=result)
         self._journal.write(job_id=job_id, end="finished")
         return True
+
+
+def _choice_of(chunk: Chunk) -> dict[str, Any]:
+    return {
+        "index": chunk.index,
+        "choice_position": chunk.choice_position,
+        "finish_reason": chunk.finish_reason,
+    }

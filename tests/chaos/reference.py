@@ -1,47 +1,72 @@
-"""The uninterrupted run: makes the model, and its answer to each greedy request without faults."""
+"""The uninterrupted run: makes the model, and its answer to each request without faults."""
 
-import json
 from pathlib import Path
 
-from ingine.engine.request import EngineRequest
-from ingine.sampling_params import SamplingParams
-from tests.chaos.jobs import greedy_requests
+from tests.chaos.outputs import Answer, Output, write_answers
+from tests.chaos.requests import Request, requests
 
 MIN_MARGIN = 1e-4
 """Minimum lead of the best token's logprob. Batches differ by some 1e-6, so they cannot change the choice."""
 
 
 def run(*, model: str, answers: str) -> None:
-    """Make the model, and write [token ids, text] of each request."""
+    """Make the model, and write the answers."""
     import torch  # not at the top: the harness, which only reads the answers, needs none
 
     from tests.tiny_models import make_tiny_model
 
     torch.set_num_threads(1)
     make_tiny_model(Path(model))
-    Path(answers).write_text(json.dumps(uninterrupted(model)))
+    write_answers(Path(answers), uninterrupted(model))
 
 
-def uninterrupted(model: str) -> list[tuple[list[int], str]]:
-    """Generate the answers. Raises ValueError if a choice is so close that two batches could differ."""
+def uninterrupted(model: str) -> list[Answer]:
+    """Generate the answers: each choice by a request of its own, with its own seed. Raises ValueError if a
+    greedy choice is so close that two batches could differ."""
     from ingine.engine.config import EngineConfig
     from ingine.engine.engine import Engine
 
     engine = Engine(EngineConfig(model=model, dtype="float32", device="cpu", kv_cache_bytes=16 << 20))
-    for index, (prompt, sampling) in enumerate(greedy_requests()):
-        params = SamplingParams(**sampling | {"logprobs": 2})
-        engine.add(EngineRequest(str(index), engine.tokenizer.encode(prompt), params))
-    answers: list[tuple[list[int], str]] = [([], "") for _ in greedy_requests()]
+    asked = requests()
+    answers = [Answer([Output() for _ in range(request.num_choices)]) for request in asked]
+    for number, request in enumerate(asked):
+        for index in range(request.num_choices):
+            _add(engine, f"{number}:{index}", request, index)
     while engine.has_unfinished:
         for out in engine.step():
-            for entry in out.logprobs or ():
-                (_, best), (_, second), *_ = entry["top"]
-                if best - second < MIN_MARGIN:
-                    raise ValueError(f"request {out.seq_id} has a tie at {out.position}: change its prompt")
-            token_ids, text = answers[int(out.seq_id)]
-            answers[int(out.seq_id)] = (token_ids + out.token_ids, text + out.text + out.final_text)
+            number, index = map(int, out.seq_id.split(":"))
+            _take(answers[number], index, out, with_margin=asked[number].is_plainly_greedy)
     return answers
 
 
-def read_answers(path: Path) -> list[tuple[list[int], str]]:
-    return [(token_ids, text) for token_ids, text in json.loads(path.read_text())]
+def _add(engine, name: str, request: Request, index: int) -> None:
+    from ingine.contract.jobs import Job
+    from ingine.engine.request import EngineRequest
+    from ingine.engine.text.prompt_encoder import PromptEncoder
+    from ingine.worker.prompts import conversation_of
+
+    job = Job(id="reference", sampling=request.sampling, **request.input)
+    more = {"n": 1, "seed": request.sampling.get("seed", 0) + index}
+    if request.is_plainly_greedy:
+        more["logprobs"] = 2
+    if index:  # choice 0 alone has those of the prompt
+        more["prompt_logprobs"] = None
+    params = job.sampling.model_copy(update=more)
+    encoder = PromptEncoder(engine.tokenizer, engine.limits.max_num_tokens)
+    prompt = encoder.encode_chat(conversation_of(job)) if job.messages else encoder.encode(job.prompt)
+    engine.add(EngineRequest(name, engine.limits.truncate(prompt, params), params))
+
+
+def _take(answer: Answer, index: int, out, *, with_margin: bool) -> None:
+    for entry in out.logprobs or () if with_margin else ():
+        (_, best), (_, second), *_ = entry["top"]
+        if best - second < MIN_MARGIN:
+            raise ValueError(f"request {out.seq_id} has a tie at {out.position}: change its prompt")
+    output = answer.outputs[index]
+    output.token_ids += out.token_ids
+    output.text += out.text + out.final_text
+    output.num_prompt_logprobs += out.prompt_logprobs is not None
+    if out.finish_reason is not None:
+        output.finish_reason, output.stop_reason = str(out.finish_reason), out.stop_reason
+    if out.error_code is not None:
+        answer.error, output.stop_reason = str(out.error_code), None

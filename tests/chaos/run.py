@@ -14,12 +14,13 @@ from redis.exceptions import RedisError
 
 from ingine.contract.keys import Keys, all_partitions
 from tests.chaos import forgers, jobs
-from tests.chaos.audit import Seen, audit
+from tests.chaos.audit import audit
 from tests.chaos.journal import read
+from tests.chaos.outputs import read_answers
 from tests.chaos.proxy import FAULTS as WIRE_FAULTS
 from tests.chaos.proxy import ProxyProcess
-from tests.chaos.reference import read_answers
 from tests.chaos.schedule import Fault, fate, kinds, schedule
+from tests.chaos.seen import Seen
 from tests.chaos.servers import Cluster, Pair
 from tests.chaos.snapshot import Snapshot, take
 from tests.chaos.table import Report
@@ -224,23 +225,34 @@ class Run:
             await self._signal(action, kind, fault)
 
     async def _signal(self, action: str, kind: str, fault: Fault) -> None:
-        living = sorted(name for name in self._zygote.pids if name.startswith(kind))
-        if not living:
+        victim = self._victim(kind, fault)
+        if victim is None:
             return
-        victim = living[int(fault.draw * len(living))]
         if action == "freeze":
-            self._zygote.signal(victim, signal.SIGSTOP)
-            if kind == "consumer":
-                await self._servers.flood()
-            await asyncio.sleep(fault.options["for_s"])
-            if self._zygote.signal(victim, signal.SIGCONT):
-                self._report.counts[f"{kind} frozen"] += 1
+            await self._freeze(victim, kind, fault)
         elif action == "kill":
             self._killed.add(victim)
             self._zygote.signal(victim, signal.SIGKILL)
         else:
             self._told_to_stop.add(victim)
             self._zygote.signal(victim, signal.SIGTERM)
+
+    def _victim(self, kind: str, fault: Fault) -> str | None:
+        living = sorted(name for name in self._zygote.pids if name.startswith(kind))
+        return living[int(fault.draw * len(living))] if living else None
+
+    async def _freeze(self, victim: str | None, kind: str, fault: Fault) -> None:
+        """Freeze a process and wake it. If another fault kills it meanwhile, freeze another one."""
+        for _ in range(3):
+            if victim is None or not self._zygote.signal(victim, signal.SIGSTOP):
+                return
+            if kind == "consumer":
+                await self._servers.flood()
+            await asyncio.sleep(fault.options["for_s"])
+            if self._zygote.signal(victim, signal.SIGCONT):
+                self._report.counts[f"{kind} frozen"] += 1
+                return
+            victim = self._victim(kind, fault)
 
     async def _watch_the_limit(self, over: asyncio.Event) -> None:
         while not over.is_set():

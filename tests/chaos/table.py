@@ -37,6 +37,7 @@ def show(report: Report, console: Console) -> None:
     table.add_row("jobs accepted", f"{report.num_accepted:,}")
     for ending, number in sorted(findings.endings.items()):
         table.add_row(f"  {ending}", f"{number:,}")
+    table.add_row("choices", f"{findings.num_choices:,}")
     table.add_row("tokens in the logs", f"{findings.num_tokens:,}")
     table.add_row("streams taken up again", f"{findings.num_resumes:,}")
     table.add_row("deaths that jobs lived through", f"{findings.num_deaths:,}", end_section=True)

@@ -5,16 +5,24 @@ import pytest
 
 from ingine.contract.events import TerminalEvent, TokensEvent
 from ingine.contract.record import JobStatus
-from tests.chaos.audit import KINDS, Findings, Seen, audit
+from tests.chaos.audit import KINDS, Findings, audit
 from tests.chaos.jobs import JobSpec
+from tests.chaos.outputs import Answer, Output
+from tests.chaos.requests import Request
+from tests.chaos.seen import Seen
 from tests.chaos.snapshot import Log, Snapshot
 
 TOKEN_IDS, TEXT = [7, 8, 9], "abc!"
 SPECS = [
-    JobSpec(0, "hello", {}, greedy=0, reply_to="audit", not_before_s=1.0, deadline_s=5.0),
-    JobSpec(1, "POISON", {}, greedy=None, poison=True),
+    JobSpec(0, Request({}), request=0, reply_to="audit", not_before_s=1.0, deadline_s=5.0),
+    JobSpec(1, Request({}), request=None, poison=True),
+    JobSpec(2, Request({"n": 2}), request=1),
 ]
-ACCEPTED = [(0, "good"), (1, "bad")]
+ACCEPTED = [(0, "good"), (1, "bad"), (2, "pair")]
+ANSWERS = [
+    Answer([Output(TOKEN_IDS, TEXT, "stop")]),
+    Answer([Output([1, 2], "xy", "length"), Output([1], "z", "stop", "Z")]),
+]
 
 
 def log_of(job_id: str, number: int, token_ids: list[int], **ending) -> Log:
@@ -26,17 +34,34 @@ def log_of(job_id: str, number: int, token_ids: list[int], **ending) -> Log:
     return log
 
 
+def pair_log() -> Log:
+    """The log of a job of two choices. The end of the second choice is in the terminal event."""
+    events = [
+        TokensEvent(1, [1], "x", index=0, choice_position=1),
+        TokensEvent(2, [1], "", index=1, choice_position=1),
+        TokensEvent(3, [2], "y", index=0, choice_position=2, finish_reason="length"),
+    ]
+    choices = [
+        {"index": 0, "finish_reason": "length", "num_output_tokens": 2},
+        {"index": 1, "finish_reason": "stop", "num_output_tokens": 1, "stop_reason": "Z", "text": "z"},
+    ]
+    end = TerminalEvent(3, JobStatus.FINISHED, "pair", metadata={"number": 2}, choices=choices)
+    entries = [(f"{event.position}-0", event) for event in events]
+    return Log(status="finished", position=3, entries=[*entries, ("3-1", end)])
+
+
 class World:
-    """A clean run of two jobs, to be broken."""
+    """A clean run of three jobs, to be broken."""
 
     def __init__(self):
         error = {"code": "worker_lost", "message": "it died"}
-        good = log_of("good", 0, TOKEN_IDS, status=JobStatus.FINISHED, text="!")
+        good = log_of("good", 0, TOKEN_IDS, status=JobStatus.FINISHED, text="!", finish_reason="stop")
         bad = log_of("bad", 1, [], status=JobStatus.FAILED, error=error)
         letter = {"job": msgpack.packb({"id": "bad"}), "code": b"worker_lost", "reason": b"it died"}
-        self.snapshot = Snapshot({"good": good, "bad": bad}, replies=[good.entries[-1][1]], dead=[letter])
+        logs = {"good": good, "bad": bad, "pair": pair_log()}
+        self.snapshot = Snapshot(logs, replies=[good.entries[-1][1]], dead=[letter])
         good.waited_s = 1.0
-        self.accepted, self.cancelled = list(ACCEPTED), set()
+        self.accepted, self.cancelled, self.answers = list(ACCEPTED), set(), list(ANSWERS)
         self.seen_records = {
             "good": [
                 {"attached": 0},
@@ -47,11 +72,25 @@ class World:
                 {"end": "finished"},
             ],
             "bad": [{"attached": 0}, {"end": "failed"}],
-        }
+            "pair": [
+                {"attached": 0},
+                {"position": 1, "ids": [1], "text": "x", "index": 0, "choice_position": 1},
+                {"position": 2, "ids": [1], "text": "", "index": 1, "choice_position": 1},
+                {"position": 3, "ids": [2], "text": "y", "index": 0, "choice_position": 2,
+                 "finish_reason": "length"},
+                {"position": 3, "ids": [], "text": "z", "index": 1, "choice_position": 1},
+                {"result": [[[1, 2], "xy", "length", None], [[1], "z", "stop", "Z"]]},
+                {"end": "finished"},
+            ],
+        }  # fmt: skip
 
     @property
     def good(self) -> Log:
         return self.snapshot.logs["good"]
+
+    @property
+    def pair(self) -> Log:
+        return self.snapshot.logs["pair"]
 
     def audit(self) -> Findings:
         seen: dict[str, Seen] = {}
@@ -63,7 +102,7 @@ class World:
             SPECS.__getitem__,
             self.snapshot,
             seen,
-            [(TOKEN_IDS, TEXT)],
+            self.answers,
             cancelled=self.cancelled,
         )
 
@@ -76,8 +115,26 @@ def world() -> World:
 def test_a_clean_run_is_clean(world):
     findings = world.audit()
     assert findings.violations == []
-    assert findings.endings == {"finished": 1, "failed": 1}
-    assert (findings.num_tokens, findings.num_resumes) == (3, 1)
+    assert findings.endings == {"finished": 2, "failed": 1}
+    assert (findings.num_tokens, findings.num_choices, findings.num_resumes) == (6, 3, 1)
+
+
+def test_a_job_may_fail_as_it_does_without_faults(world):
+    world.snapshot.logs["good"] = log_of(
+        "good",
+        0,
+        TOKEN_IDS,
+        status=JobStatus.FAILED,
+        text="!",
+        finish_reason="stop",
+        error={"code": "grammar_failed"},
+    )
+    world.snapshot.replies[0] = world.good.entries[-1][1]
+    world.seen_records["good"][-1] = {"end": "failed"}
+    assert world.audit().counts["unfair"] == 1
+    world.answers[0] = Answer(ANSWERS[0].outputs, "grammar_failed")
+    world.good.waited_s = 1.0
+    assert world.audit().violations == []
 
 
 def lose_the_job(world):
@@ -197,6 +254,74 @@ def forget_a_consumer(world):
     del world.seen_records["good"]
 
 
+def lose_a_choice(world):
+    del world.pair.entries[-1][1].choices[1]
+
+
+def lose_all_choices(world):
+    world.pair.entries[-1][1].choices = None
+
+
+def lose_a_token_of_a_choice(world):
+    world.pair.entries[2][1].choice_position = 3
+
+
+def repeat_a_token_of_a_choice(world):
+    world.pair.entries[2][1].choice_position = 1
+
+
+def count_a_choice_wrong(world):
+    world.pair.entries[-1][1].choices[1]["num_output_tokens"] = 2
+
+
+def continue_a_choice_after_its_end(world):
+    world.pair.entries[0][1].finish_reason = "length"
+
+
+def swap_choices(world):
+    world.pair.entries[1][1].index, world.pair.entries[2][1].index = 0, 1
+
+
+def end_a_choice_otherwise(world):
+    world.pair.entries[-1][1].choices[1]["finish_reason"] = "length"
+
+
+def forget_what_stopped_a_choice(world):
+    del world.pair.entries[-1][1].choices[1]["stop_reason"]
+
+
+def add_a_choice(world):
+    world.pair.entries[1][1].index = 2
+
+
+def name_no_choice(world):
+    world.pair.entries[0][1].choice_position = None
+
+
+def report_prompt_logprobs_that_nobody_wanted(world):
+    world.pair.entries[0][1].prompt_logprobs = [None]
+
+
+def count_usage_wrong(world):
+    world.pair.entries[-1][1].usage = {"num_output_tokens": 2}
+
+
+def show_a_consumer_another_choice(world):
+    world.seen_records["pair"][2]["index"] = 0
+
+
+def show_a_consumer_a_choice_twice(world):
+    world.seen_records["pair"].insert(3, world.seen_records["pair"][2])
+
+
+def show_a_consumer_another_end_of_a_choice(world):
+    world.seen_records["pair"][3]["finish_reason"] = "stop"
+
+
+def give_a_consumer_another_result(world):
+    world.seen_records["pair"][5]["result"][1][1] = "zz"
+
+
 def leave_a_key(world):
     world.snapshot.orphans.append("ingine:{q}:job:x has no TTL")
 
@@ -232,6 +357,23 @@ def leave_a_key(world):
         (show_a_consumer_another_text, "mismatched"),
         (never_tell_a_consumer_the_end, "mismatched"),
         (forget_a_consumer, "mismatched"),
+        (lose_a_choice, "lost"),
+        (lose_all_choices, "lost"),
+        (lose_a_token_of_a_choice, "gaps"),
+        (count_a_choice_wrong, "gaps"),
+        (repeat_a_token_of_a_choice, "repeated"),
+        (continue_a_choice_after_its_end, "repeated"),
+        (swap_choices, "wrong"),
+        (end_a_choice_otherwise, "wrong"),
+        (forget_what_stopped_a_choice, "wrong"),
+        (add_a_choice, "wrong"),
+        (name_no_choice, "wrong"),
+        (report_prompt_logprobs_that_nobody_wanted, "wrong"),
+        (count_usage_wrong, "wrong"),
+        (show_a_consumer_another_choice, "mismatched"),
+        (show_a_consumer_a_choice_twice, "repeated"),
+        (show_a_consumer_another_end_of_a_choice, "mismatched"),
+        (give_a_consumer_another_result, "mismatched"),
         (leave_a_key, "orphans"),
     ],
     ids=lambda value: value.__name__ if callable(value) else value,

@@ -13,12 +13,12 @@ import pytest_asyncio
 
 from ingine.errors import JobFailed, JobNotFound, ServerUnavailable
 from ingine.producer import AsyncClient
-from tests.chaos import jobs
-from tests.chaos.audit import Seen
+from tests.chaos import jobs, requests
 from tests.chaos.journal import Journal, read
+from tests.chaos.outputs import read_answers
 from tests.chaos.proxy import HOST
-from tests.chaos.reference import read_answers
 from tests.chaos.run import WORKER
+from tests.chaos.seen import Seen
 from tests.chaos.servers import Node, Servers
 from tests.chaos.zygote import Zygote
 from tests.waiting import HANGS_S, wait_until_async
@@ -101,9 +101,10 @@ async def test_a_server_that_comes_back_empty(programs, server):
         await server.kill_and_restart(before_start=lambda: shutil.rmtree(server.folder / "appendonlydir"))
         with pytest.raises(JobNotFound):
             await waiting
-        prompt, sampling = jobs.greedy_requests()[0]
-        result = await (await client.submit(prompt, sampling=sampling)).result(timeout=HANGS_S)
-    assert (result.token_ids, result.text) == read_answers(programs.folder / "answers")[0]
+        asked = requests.greedy()[0]
+        result = await (await client.submit(sampling=asked.sampling, **asked.input)).result(timeout=HANGS_S)
+    (output,) = read_answers(programs.folder / "answers")[0].outputs
+    assert (result.token_ids, result.text) == (output.token_ids, output.text)
     assert worker in programs.zygote.pids
 
 
@@ -128,9 +129,9 @@ async def test_poison_ends_in_the_dead_letters_and_innocents_finish(programs, se
     programs.ended.clear()  # processes that earlier tests stopped
     for _ in range(2):
         await programs.worker(url_of(server), replaced=True, max_deaths=3, fate=SLOW)
-    requests = jobs.greedy_requests()[:6]
+    asked = requests.greedy()[:6]
     async with AsyncClient(url_of(server), queue=WORKER["queue"]) as client:
-        first, *others = [{"prompt": prompt, "sampling": sampling} for prompt, sampling in requests]
+        first, *others = [each.input | {"sampling": each.sampling} for each in asked]
         poison = {"prompt": jobs.POISON, "max_tokens": 8, "metadata": {"from": "a test"}}
         handles = await client.submit_many([first, poison, *others])
         bad = handles.pop(1)
@@ -140,7 +141,10 @@ async def test_poison_ends_in_the_dead_letters_and_innocents_finish(programs, se
         letters = await client.dead_letters()
     assert failed.value.code == "worker_lost"
     answers = read_answers(programs.folder / "answers")
-    assert [(result.token_ids, result.text) for result in results] == answers[: len(requests)]
+    right = [answer.outputs[0] for answer in answers[: len(asked)]]
+    assert [(each.token_ids, each.text) for each in results] == [
+        (each.token_ids, each.text) for each in right
+    ]
     (letter,) = letters
     assert (letter.job_id, letter.code) == (bad.job_id, "worker_lost")
     assert "3 workers" in letter.reason
@@ -173,5 +177,6 @@ async def test_a_consumer_that_does_not_read_is_cut_off_and_misses_nothing(progr
     seen = Seen()
     for record in read(journal):
         seen.take(record)
-    assert list(seen.token_ids.values()) == result.token_ids and not seen.faults
-    assert seen.text + seen.last_text == result.text
+    choice = seen.choices[0]
+    assert list(choice.token_ids.values()) == result.token_ids and not seen.faults
+    assert choice.text + choice.last_text == result.text
