@@ -273,7 +273,7 @@ class Engine:
             for seq, tokens in sampled
             # A sequence that was aborted, has ended or was removed meanwhile gets nothing from this step.
             if seq.finish_reason is None and seq in caught_up
-            for output in self._append(seq, tokens)
+            for output in self._append(seq, tokens, is_guessed=seq not in step.batch.forced)
         ]
         log_step(step.batch, outputs, self.stats, max(step.launched_at, self._settled_at))
         self._settled_at = time.perf_counter()
@@ -297,15 +297,15 @@ class Engine:
         if self._speculator is not None and step.batch.is_decode:
             seconds = time.perf_counter() - step.launched_at
             self._speculator.observe(len(step.batch.seqs), step.batch.num_draft_tokens, seconds)
-        self._num_draft_tokens += step.batch.num_draft_tokens
+        self._num_draft_tokens += step.batch.num_guessed_tokens
 
     def _end_drafting(self, seq: Sequence) -> None:
         if self._speculator is not None:
             self._speculator.end(seq)
 
-    def _append(self, seq: Sequence, sampled: list[SampledToken]) -> list[SeqOutput]:
+    def _append(self, seq: Sequence, sampled: list[SampledToken], *, is_guessed: bool) -> list[SeqOutput]:
         """Append sampled tokens to their sequence, up to its end. Returns its output, if there is anything
-        new, after those of other choices that end with it.
+        new, after those of other choices that end with it. is_guessed: speculation made the draft, if any.
         """
         token_ids, text, logprobs = [], "", []
         for token in sampled:
@@ -323,7 +323,7 @@ class Engine:
         if token.token_id is None and not (token_ids and seq.grammar is not None):
             self._handle_no_token(seq)
         elif len(token_ids) > 1:
-            self._num_accepted_tokens += len(token_ids) - 1
+            self._num_accepted_tokens += is_guessed * (len(token_ids) - 1)
             self._scheduler.accept(seq)
         if seq.finish_reason is not None:
             return self._requests.end(seq, token_ids, text, logprobs or None)

@@ -132,9 +132,10 @@ class EngineStats:
     num_output_tokens: int
     """Tokens sampled by this engine. The earlier output of a resumed sequence does not count."""
     num_draft_tokens: int = 0
-    """Tokens that speculation drafted."""
+    """Tokens that speculation drafted. Those that grammars force are drafts too, and not counted: they cannot
+    be wrong."""
     num_accepted_tokens: int = 0
-    """Draft tokens that became output."""
+    """Of these, the tokens that became output."""
     num_compiling: int = 0
     """Those of `num_waiting` whose grammars are being compiled. They wait for no room."""
 

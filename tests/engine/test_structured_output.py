@@ -161,6 +161,26 @@ def test_forced_tokens_take_fewer_steps_and_change_nothing(llama, alone, options
     assert num_steps < num_without - 20
 
 
+def test_forced_tokens_are_no_guesses(llama):
+    """Else the acceptance rate of speculation would be that of grammars."""
+    engine = make_engine(llama)
+    run_one(engine, PROMPT, PARAMS["json random"])
+    assert (engine.stats().num_draft_tokens, engine.stats().num_accepted_tokens) == (0, 0)
+    engine, num_guessed = make_engine(llama, speculation="ngram"), 0
+
+    def guess(seqs, max_num_tokens):
+        nonlocal num_guessed
+        drafts = [[1] * (seq.grammar is None and max_num_tokens > 0) for seq in seqs]
+        num_guessed += sum(map(len, drafts))
+        return drafts
+
+    engine._speculator.draft = guess
+    for name, params in {"json": PARAMS["json random"], "free": FREE}.items():
+        engine.add(EngineRequest(name, PROMPT, params))
+    Driver(engine).finish()
+    assert engine.stats().num_draft_tokens == num_guessed > engine.stats().num_accepted_tokens
+
+
 @pytest.mark.parametrize("options", MODES.values(), ids=MODES)
 def test_an_empty_mask_ends_that_sequence_alone_with_a_code(llama, alone, options):
     stopped = SamplingParams(

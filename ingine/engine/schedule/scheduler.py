@@ -38,6 +38,8 @@ class ScheduledBatch:
     seqs: list[Sequence] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     drafts: list[list[int]] = field(default_factory=list)
+    forced: set[Sequence] = field(default_factory=set)
+    """The sequences whose drafts their grammars force. The drafts of the others are guesses."""
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
     num_computed: list[int] = field(default_factory=list)
@@ -59,6 +61,12 @@ class ScheduledBatch:
     @property
     def num_draft_tokens(self) -> int:
         return sum(map(len, self.drafts))
+
+    @property
+    def num_guessed_tokens(self) -> int:
+        """The draft tokens that speculation has guessed."""
+        guesses = (draft for seq, draft in zip(self.seqs, self.drafts, strict=True) if seq not in self.forced)
+        return sum(map(len, guesses))
 
 
 class Scheduler:
@@ -255,7 +263,7 @@ class Scheduler:
             return
         budget = self.max_num_batched_tokens - len(batch.seqs)
         blocks = self.block_manager
-        for index, draft in enumerate(self._draft(batch.seqs, budget)):
+        for index, (draft, is_forced) in enumerate(self._draft(batch.seqs, budget)):
             seq = batch.seqs[index]
             num_tokens = seq.num_tokens + len(draft)
             num_missing = blocks.num_missing_blocks(seq, num_tokens)
@@ -263,10 +271,12 @@ class Scheduler:
                 continue
             blocks.allocate(seq, num_tokens)
             batch.drafts[index] = draft
+            if is_forced:
+                batch.forced.add(seq)
 
-    def _draft(self, seqs: list[Sequence], budget: int) -> list[list[int]]:
+    def _draft(self, seqs: list[Sequence], budget: int) -> list[tuple[list[int], bool]]:
         """Tokens that may follow each of `seqs`, at most `budget` in all: those that a grammar forces, which
-        cannot be wrong, else those that the speculator guesses.
+        cannot be wrong, else those that the speculator guesses; and which of the two.
         """
         forced: list[list[int]] = []
         for seq in seqs:
@@ -277,12 +287,12 @@ class Scheduler:
             forced.append(draft)
             budget -= len(draft)
         if self._speculator is None:
-            return forced
+            return [(draft, True) for draft in forced]
         guessed = self._speculator.draft(seqs, budget)
         for seq, draft in zip(seqs, guessed, strict=True):
             if seq.grammar is not None:
                 del draft[seq.grammar.num_allowed(draft) :]
-        return [sure or guess for sure, guess in zip(forced, guessed, strict=True)]
+        return [(sure or guess, bool(sure)) for sure, guess in zip(forced, guessed, strict=True)]
 
     def _num_promised_blocks(self, seq: Sequence) -> int:
         """The blocks that are kept free for a running sequence."""
