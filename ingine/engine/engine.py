@@ -19,7 +19,7 @@ from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
 from ingine.engine.request import EngineRequest
 from ingine.engine.request_table import RequestTable
 from ingine.engine.run.device import resolve_limits
-from ingine.engine.run.model_runner import StepResult
+from ingine.engine.run.model_runner import ForwardPass, StepResult
 from ingine.engine.sample.sampler import SampledToken
 from ingine.engine.schedule.block_manager import BlockManager
 from ingine.engine.schedule.scheduler import MAX_FORCED_DRAFT, ScheduledBatch, Scheduler
@@ -246,7 +246,7 @@ class Engine:
         try:
             forward_pass = self._runner.forward(batch)
             if forward_pass.needs_last_tokens:
-                outputs = self.drain()
+                outputs = self._drain_before_sampling(forward_pass)
             result = self._runner.sample(forward_pass)
             self._scheduler.advance(batch)
         except Exception as error:
@@ -257,6 +257,13 @@ class Engine:
             return outputs + self.drain()
         before, self._in_flight = self._in_flight, _StepInFlight(batch, result, launched_at)
         return outputs + self._requests.report_ended_without_step() + self._settle(before)
+
+    def _drain_before_sampling(self, forward_pass: ForwardPass) -> list[SeqOutput]:
+        try:
+            return self.drain()
+        except Exception:
+            self._runner.abandon(forward_pass)
+            raise
 
     def _settle(self, step: _StepInFlight | None) -> list[SeqOutput]:
         """Wait for a step, if there is one, and append its tokens to their sequences. Returns its outputs."""

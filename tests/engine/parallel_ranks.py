@@ -27,10 +27,12 @@ from ingine.engine.kernels.sampling import cuda as device_sampling
 from ingine.engine.kernels.select import REFERENCE, Kernels
 from ingine.engine.models.loader import load_model
 from ingine.engine.request import EngineRequest
+from ingine.engine.text.tokenizer import Tokenizer
 from ingine.sampling_params import SamplingParams
 from tests.engine import tape
 from tests.engine.packed import PackedModel, PagedSequence
 from tests.paths import HAS_TRITON
+from tests.tiny_models import make_tokenizer
 from tests.waiting import wait_until
 
 SIZE = 2
@@ -48,6 +50,8 @@ all."""
 Request = tuple[list[int], SamplingParams]
 LONGEST_LIFE_S = 900
 """Lifetime of a rank whose parent program has failed to end it."""
+REGEX = "[abc]{3,6}-(foo|bar)+[0-9]{2}"
+ONLY_CHOICE = "a long answer that is forced"
 MESSAGES = ["small", {"positions": np.arange(7), "more": [1, None, "x"]}, np.arange(50_000)]
 """The last one is longer than one broadcast."""
 
@@ -58,6 +62,7 @@ def main(folder: Path) -> None:
     kill_rank_0(folder)
     kill_a_follower(folder)
     fail_a_step(folder)
+    lose_a_step_before_sampling(folder)
 
 
 # --------------------------------------------------------------------------------------------- what ranks do
@@ -75,6 +80,10 @@ def compute(folder: Path, parallel: TensorParallel) -> None:
         found["logits"][path.name] = greedy_logits(path, parallel)
     for name, options in ENGINES.items():
         found["engines"][name] = generate(folder / "models" / name, parallel, requests(), **options)
+    found["constrained"] = {
+        is_async: generate_constrained(folder / "models" / "llama", parallel, async_scheduling=is_async)
+        for is_async in (False, True)
+    }
     found["replayed"] = generate_replayed(folder / "models" / "llama", parallel)
     torch.save(found, folder / f"rank-{parallel.rank}.pt")
     parallel.close()
@@ -120,6 +129,7 @@ def make_engine(
     num_blocks: int = 200,
     block_size: int = 4,
     kernels: Kernels = REFERENCE,
+    tokenizer: Tokenizer | None = None,
     **options,
 ) -> Engine:
     decoder = load_model(path, dtype=torch.float32, device=CPU, kernels=kernels, parallel=parallel)
@@ -132,7 +142,7 @@ def make_engine(
         tensor_parallel_size=parallel.size,
         **options,
     )
-    return Engine(config, model=decoder)
+    return Engine(config, model=decoder, tokenizer=tokenizer)
 
 
 def generate(
@@ -157,6 +167,39 @@ def generate(
     engine.check_integrity()
     parallel.send(None)  # the end of `follow`; the ranks stay together for the next engine
     return made, engine.stats().num_preemptions
+
+
+def generate_constrained(path: Path, parallel: TensorParallel, **options) -> dict[tuple[str, int], tuple]:
+    """On rank 0: tokens, text and log probabilities of each choice of `constrained_requests`."""
+    tokenizer = Tokenizer.from_transformers(make_tokenizer())
+    engine = make_engine(path, parallel, tokenizer=tokenizer, max_num_seqs=8, **options)
+    if parallel.rank > 0:
+        engine.follow()
+        return {}
+    for name, (prompt, params) in constrained_requests().items():
+        engine.add(EngineRequest(name, prompt, params))
+    made: dict[tuple[str, int], tuple] = {}
+    while engine.has_unfinished:
+        for output in engine.step():
+            token_ids, texts, logprobs = made.setdefault((output.seq_id, output.index), ([], [], []))
+            token_ids += output.token_ids
+            texts += [output.text, output.final_text]
+            logprobs += [entry["logprob"] for entry in output.logprobs or ()]
+    engine.check_integrity()
+    parallel.send(None)
+    return {key: (ids, "".join(texts), logprobs) for key, (ids, texts, logprobs) in made.items()}
+
+
+def constrained_requests() -> dict[str, Request]:
+    """Two choices of a grammar, with log probabilities and without a word; a word alone; and none of it."""
+    some = {"temperature": 1.0, "seed": 11, "max_tokens": 30, "logprobs": 2}
+    grammar = {"structured_outputs": {"regex": REGEX}}
+    return {
+        "grammar": (PROMPT, SamplingParams(n=2, bad_words=["b"], **grammar, **some)),
+        "forced": (PROMPT[:9], SamplingParams(temperature=0, structured_outputs={"choice": [ONLY_CHOICE]})),
+        "word": (PROMPT[:5], SamplingParams(bad_words=["a", "zz"], ignore_eos=True, **some)),
+        "free": (PROMPT, SamplingParams(ignore_eos=True, **some)),
+    }
 
 
 def generate_replayed(path: Path, parallel: TensorParallel) -> tuple[list[list[list[int]]], int]:
@@ -304,6 +347,31 @@ def fail_a_step(folder: Path) -> None:
         parallel.all_gather = out_of_memory
         errors = [error_of(engine.step) for _ in range(2)]
         (folder / "errors.json").write_text(json.dumps(errors))
+
+    ended = [end_of(pid) for pid in fork_ranks(folder, live)]
+    (folder / "ended.json").write_text(json.dumps(ended))
+
+
+def lose_a_step_before_sampling(folder: Path) -> None:
+    """A step is lost whose tokens the masks of the next one need: the other rank has begun to sample that."""
+    model, folder = folder / "models" / "llama", folder / "lose-a-step"
+    folder.mkdir()
+
+    def lost() -> list:
+        raise RuntimeError("the device is gone")
+
+    def live(folder: Path, parallel: TensorParallel) -> None:
+        tokenizer = Tokenizer.from_transformers(make_tokenizer())
+        engine = make_engine(model, parallel, tokenizer=tokenizer, async_scheduling=True)
+        if parallel.rank > 0:
+            return engine.follow()
+        engine.add(EngineRequest("one", *constrained_requests()["grammar"]))
+        while engine._in_flight is None:
+            engine.step()
+        engine._in_flight.result.wait = lost
+        errors = [error_of(engine.step), error_of(lambda: parallel.send("more"))]
+        (folder / "errors.json").write_text(json.dumps(errors))
+        engine.close()
 
     ended = [end_of(pid) for pid in fork_ranks(folder, live)]
     (folder / "ended.json").write_text(json.dumps(ended))

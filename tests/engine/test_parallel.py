@@ -3,6 +3,7 @@ other when one is killed.
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,12 @@ from tests.engine.parallel_ranks import (
     ENGINES,
     MESSAGES,
     NUM_TOKENS,
+    ONLY_CHOICE,
     PROMPT,
+    REGEX,
     few_requests,
     generate,
+    generate_constrained,
     requests,
 )
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model
@@ -136,6 +140,28 @@ def test_an_engine_of_two_ranks_generates_what_one_of_one_does(folder, ranks, na
         assert len(token_ids) == params.max_tokens
         if params.temperature == 0:
             assert token_ids == hf_greedy(folder / "models" / name, prompt)[0]
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["a step at a time", "a step ahead"])
+def test_two_ranks_obey_grammars_and_bad_words_as_one_does(folder, ranks, is_async):
+    """Rank 0 alone has the masks. Tokens that it chooses by them reach the other rank, or the next ones of
+    the free request would differ too."""
+    made = ranks[0]["constrained"][is_async]
+    alone = generate_constrained(folder / "models" / "llama", SINGLE, async_scheduling=is_async)
+    assert (
+        made.keys()
+        == alone.keys()
+        == {("grammar", 0), ("grammar", 1), ("forced", 0), ("word", 0), ("free", 0)}
+    )
+    for key, (token_ids, text, logprobs) in made.items():
+        assert (token_ids, text) == alone[key][:2], key
+        assert len(logprobs) == len(token_ids) * (key[0] != "forced")
+        np.testing.assert_allclose(logprobs, alone[key][2], atol=1e-4)
+    choices = [made["grammar", index][1] for index in range(2)]
+    assert choices[0] != choices[1]
+    assert all(re.fullmatch(REGEX, text) and "b" not in text for text in choices)
+    assert made["forced", 0][1] == ONLY_CHOICE
+    assert "a" not in made["word", 0][1] and "zz" not in made["word", 0][1]
 
 
 @needs_interpreter
@@ -271,4 +297,12 @@ def test_no_step_follows_one_that_failed_on_rank_0(folder):
     first, second = json.loads((folder / "errors.json").read_text())
     assert first == "RuntimeError('out of memory')"
     assert second.startswith("EngineError('an earlier step failed")
+    assert json.loads((folder / "ended.json").read_text()) == [0, 1]
+
+
+def test_no_step_follows_one_that_was_lost_before_the_next_was_sampled(folder):
+    folder = folder / "lose-a-step"
+    lost, sent = json.loads((folder / "errors.json").read_text())
+    assert "a step was lost in flight" in lost
+    assert sent.startswith("EngineError('an earlier step failed")
     assert json.loads((folder / "ended.json").read_text()) == [0, 1]

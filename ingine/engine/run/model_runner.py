@@ -139,11 +139,15 @@ class ModelRunner:
             scores = self._score(forward_pass)
             sampled = self._sample(forward_pass)
         except Exception:
-            self._parallel.abort()
-            _wait_for(forward_pass.masks)
+            self.abandon(forward_pass)
             raise
         self._rows_of_last_step = {one.seq: row for row, one in enumerate(forward_pass.caught_up)}
         return StepResult(sampled, forward_pass.caught_up, scores)
+
+    def abandon(self, forward_pass: ForwardPass) -> None:
+        """Give up a step between its halves. Other ranks wait for the second, so no step may follow."""
+        self._parallel.abort()
+        _wait_for(forward_pass.masks)
 
     def close(self) -> None:
         """End the thread that fills masks, if there is one. The next step with a mask starts another."""
