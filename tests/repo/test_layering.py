@@ -43,7 +43,7 @@ ENGINE_FOLDERS = {
     "files": set(),
     "parsers": set(),
     "text": {"files", "parsers"},
-    "grammar": {"text"},
+    "grammar": {"parsers", "text"},
     "kernels": {"communication"},
     "models": {"communication", "files", "text", "kernels"},
     "store": {"files", "models"},
