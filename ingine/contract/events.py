@@ -184,8 +184,8 @@ def decode_event(raw: bytes) -> Event:
             and is_choice_of_event(event)
             and (event.logprobs is None or _are_logprobs(event.logprobs, len(event.token_ids)))
             and (event.prompt_logprobs is None or _are_prompt_logprobs(event.prompt_logprobs))
-            and (event.message is None or event.finish_reason is not None)
-            and _has_message_fields(event)
+            and (event.delta is None or is_delta(event.delta))
+            and (event.message is None or (event.finish_reason is not None and is_message(event.message)))
         )
     else:
         known = {name: value for name, value in fields.items() if name in TerminalEvent.__slots__}
@@ -200,17 +200,12 @@ def decode_event(raw: bytes) -> Event:
             and all(type((event.error or {}).get(name, "")) is str for name in ("code", "message"))
             and all(type(event.usage.get(name, 0)) is int for name in _USAGE)
             and are_choice_ends(event.choices)
-            and _has_message_fields(event)
+            and (event.delta is None or is_delta(event.delta))
+            and (event.message is None or is_message(event.message))
         )
     if not well_formed:
         raise ValueError(f"not the shape of a {kind} event")
     return event
-
-
-def _has_message_fields(event: Event) -> bool:
-    return (event.delta is None or is_delta(event.delta)) and (
-        event.message is None or is_message(event.message)
-    )
 
 
 def _are_logprobs(logprobs: Any, number: int) -> bool:
