@@ -52,6 +52,8 @@ TOOLS = [
         "type": "function",
     },
 ]
+CONCATENATES = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}{% endfor %}"
+"""As SmolLM2's, which knows no tools."""
 PARTS = [{"type": "text", "text": "Look"}, {"type": "text", "text": " here"}]
 
 CONVERSATIONS = {
@@ -197,3 +199,11 @@ def test_characters_of_all_texts_count():
         template_kwargs={"k": ["v", 1, None]},
     )
     assert conversation.num_chars == len("roleucontenttypetexttextabcnamefkv")
+
+
+@pytest.mark.parametrize("calls", [CALLS, {name: CALLS[name] for name in ("role", "tool_calls")}])
+def test_a_call_has_empty_content_where_the_template_cannot_do_without(calls):
+    conversation = [QUESTION, calls, RESULT]
+    assert ChatMessages(ChatTemplate(CONCATENATES, {})).prepare(conversation)[1]["content"] == ""
+    for template in FAMILIES.values():
+        assert ChatMessages(ChatTemplate(template, {})).prepare(conversation)[1].get("content") is None

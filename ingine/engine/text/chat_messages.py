@@ -25,7 +25,8 @@ class ChatMessages:
 
     def prepare(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Messages with parts joined unless the template reads parts, and with arguments as objects unless it
-        writes them as text. Arguments that are no JSON object stay text.
+        writes them as text. Arguments that are no JSON object stay text. A message of tool calls alone has
+        empty content if the template fails without.
         """
         return [self._prepare(message) for message in messages]
 
@@ -35,6 +36,8 @@ class ChatMessages:
         if isinstance(content, list | tuple) and not self.reads_parts:
             prepared["content"] = "".join(part["text"] for part in content)
         if prepared.get("tool_calls"):
+            if content is None and self.requires_content:
+                prepared["content"] = ""
             prepared["tool_calls"] = [self._prepare_call(call) for call in prepared["tool_calls"]]
         return prepared
 
@@ -64,6 +67,16 @@ class ChatMessages:
             for arguments in (_ARGUMENTS, json.dumps(_ARGUMENTS))
         )
         return as_text is not None and (as_object is None or str(_ARGUMENTS) in as_object)
+
+    @cached_property
+    def requires_content(self) -> bool:
+        """Whether the template fails at a message of tool calls alone, and not if its content is empty."""
+        arguments = json.dumps(_ARGUMENTS) if self.writes_arguments_as_text else _ARGUMENTS
+        question, call, answer = _conversation_with_call(arguments)
+        if self._try([question, call, answer]) is None:
+            return False
+        del call["content"]
+        return self._try([question, call, answer]) is None
 
     def _try(self, messages: list[dict[str, Any]]) -> str | None:
         tools = [{"type": "function", "function": _FUNCTION}]
