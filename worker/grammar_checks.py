@@ -3,9 +3,11 @@
 import hashlib
 from collections import OrderedDict
 
+from ingine.engine.grammar.tools import ToolConstraint
 from ingine.engine.limits import RequestLimits
 from ingine.engine.text.tokenizer import Definition
 from ingine.structured_outputs import StructuredOutputsParams
+from ingine.worker.hosting.pipe import pack
 from ingine.worker.hosting.prompt_process import Kind, PromptProcess
 
 CPU_S, CPU_S_PER_BYTE = 2.0, 20e-6
@@ -26,13 +28,20 @@ class GrammarChecks:
         """Whether `check` would return at once."""
         return _digest(params) in self._known
 
-    async def check(self, tenant: str, params: StructuredOutputsParams) -> None:
-        """Raises InvalidRequest as `GrammarCompiler.compile` does, or NoPromptProcess."""
+    async def check(
+        self, tenant: str, params: StructuredOutputsParams, constraint: ToolConstraint | None = None
+    ) -> None:
+        """Compile a grammar. Raises InvalidRequest as `GrammarCompiler.compile` does, or NoPromptProcess.
+
+        constraint: the one that `params` are of, whose functions are named in errors.
+        """
         digest, given = _digest(params), params.given()
         if digest not in self._known:
-            num_bytes = sum(len(text) for value in given.values() for text in _texts(value))
-            cpu_s = CPU_S + CPU_S_PER_BYTE * num_bytes
-            await self._process.read(tenant, cpu_s, given, kind=Kind.GRAMMAR)
+            asked: list[dict] = [given]
+            if constraint is not None:
+                asked.append({name: schema.given() for name, schema in constraint.schemas.items()})
+            cpu_s = CPU_S + CPU_S_PER_BYTE * len(pack(*asked))
+            await self._process.read(tenant, cpu_s, *asked, kind=Kind.GRAMMAR)
         self._known[digest] = None
         self._known.move_to_end(digest)
         if len(self._known) > MAX_KNOWN:
@@ -46,10 +55,6 @@ class GrammarChecks:
     async def close(self) -> None:
         """What is not checked by now is never answered."""
         await self._process.close()
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ()
 
 
 def _digest(params: StructuredOutputsParams) -> bytes:

@@ -10,13 +10,15 @@ from collections.abc import Awaitable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
+from ingine.contract.chat import NamedToolChoice
 from ingine.contract.jobs import Job
-from ingine.engine.message_format import MessageFormat
+from ingine.engine.grammar.tools import ToolConstraint, tool_constraint
+from ingine.engine.message_format import MessageFormat, NamedFunction
 from ingine.engine.parsers.choice import ModelFormats
 from ingine.engine.text.bad_words import encode_bad_words
 from ingine.engine.text.conversation import Conversation
 from ingine.engine.text.prompt_encoder import PromptEncoder
-from ingine.engine.text.tokenizer import required
+from ingine.engine.text.tokenizer import Tokenizer, required
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.sampling_params import SamplingParams
 from ingine.worker.grammar_checks import GrammarChecks
@@ -111,7 +113,11 @@ class PromptReader:
         """
         if self._log_prompts:
             log_event(logger, logging.INFO, "prompt", job_id=job.id, prompt=job.prompt or job.messages)
-        params = self._engine.limits.with_defaults(job.sampling)
+        params, constraint = self._engine.limits.with_defaults(job.sampling), None
+        if self._encoder is not None:
+            constraint = constraint_of(job, self._formats, self._encoder.tokenizer)
+        if constraint is not None:
+            params = constraint.added_to(params)
         num_kept = self._engine.limits.num_kept_prompt_tokens(params)
         prompt_token_ids = await self._reading(job, self._token_ids(job, submitted_at, num_kept))
         prompt_token_ids = self._engine.limits.truncate(prompt_token_ids, params)
@@ -121,7 +127,7 @@ class PromptReader:
             params = params.model_copy(update={"seed": int.from_bytes(digest, "little") >> 1})
         self._engine.limits.validate(prompt_token_ids, params, resumes=resumes)
         if params.structured_outputs is not None:
-            await self._grammars.check(job.tenant or "", params.structured_outputs)
+            await self._grammars.check(job.tenant or "", params.structured_outputs, constraint)
         return prompt_token_ids, params
 
     async def read_bad_words(self, job: Job) -> list[list[int]]:
@@ -190,7 +196,6 @@ class PromptReader:
         return token_ids
 
     async def _read_chat(self, job: Job, submitted_at: datetime, num_kept: int | None) -> list[int]:
-        refuse_enforced_tools(job)
         conversation = conversation_of(job)
         if self._tokenises_at_once(job):  # there is no chat template: this raises
             return self._encoder.encode_chat(conversation)
@@ -229,16 +234,16 @@ class PromptReader:
         return InvalidRequest(ErrorCode.ENGINE_ERROR, f"the prompt cannot be tokenised: {kind}")
 
 
-def refuse_enforced_tools(job: Job) -> None:
-    """Raise InvalidRequest for a job that relies on the model calling tools in a way that is not enforced."""
-    if job.tool_choice not in (None, "none", "auto"):
-        field = "tool_choice"
-    elif not job.parallel_tool_calls:
-        field = "parallel_tool_calls"
-    else:
-        return
-    message = f"{field}: which tools the model calls cannot be enforced; structured_outputs can"
-    raise InvalidRequest(ErrorCode.INVALID_PARAMETER, message)
+def constraint_of(job: Job, formats: ModelFormats, tokenizer: Tokenizer) -> ToolConstraint | None:
+    """What enforces the job's choice of tools; None if the model is free. Raises InvalidRequest."""
+    choice = job.tool_choice
+    return tool_constraint(
+        job.tools,
+        NamedFunction(choice.function.name) if isinstance(choice, NamedToolChoice) else choice,
+        parallel_tool_calls=job.parallel_tool_calls,
+        tool_format=formats.tool_format,
+        token_id=tokenizer.control_token_id,
+    )
 
 
 def conversation_of(job: Job) -> Conversation:

@@ -14,7 +14,7 @@ import ingine.worker.preparation
 import ingine.worker.prompts
 from ingine.contract.chat import Message
 from ingine.contract.events import TokensEvent
-from ingine.contract.jobs import Job, decode_job
+from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
 from ingine.engine.text.conversation import Conversation
 from ingine.engine.text.tokenizer import Tokenizer
@@ -55,26 +55,6 @@ async def test_a_worker_outlives_what_a_template_does(harness, hostile_engine):
     for job_id in ("text", "chat"):
         assert (await here.end(job_id)).status is JobStatus.FINISHED
     assert not here.running.done()
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"tool_choice": "required"},
-        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
-        {"parallel_tool_calls": False},
-    ],
-)
-async def test_what_no_grammar_enforces_of_tools_is_refused(harness, fields):
-    here = await harness()
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    raw = {"id": "a", "messages": [{"role": "user", "content": "hi"}], "tools": [tool], **fields}
-    await here.push(decode_job(msgpack.packb(raw)))
-    end = await here.end("a")
-    assert (end.error["code"], next(iter(fields)) in end.error["message"]) == (
-        ErrorCode.INVALID_PARAMETER,
-        True,
-    )
 
 
 async def test_all_of_a_chat_reaches_the_template(harness, tiny_engine):

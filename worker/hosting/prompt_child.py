@@ -19,6 +19,7 @@ from typing import Any
 
 import msgpack
 
+from ingine.engine.grammar.tools import ToolConstraint
 from ingine.engine.text.bad_words import encode_bad_words
 from ingine.engine.text.conversation import Conversation
 from ingine.engine.text.panics import panics_as_errors
@@ -137,13 +138,22 @@ def _make_compiler(
     return GrammarCompiler(vocabulary, max_grammars=0).compile
 
 
-def _compile(compile: Callable[[StructuredOutputsParams], object], asked: dict[str, Any]) -> list[Any]:
+def _compile(
+    compile: Callable[[StructuredOutputsParams], object],
+    asked: dict[str, Any],
+    schemas: dict[str, dict[str, Any]] | None = None,
+) -> list[Any]:
     """Return ["read", []] if the grammar that `structured_outputs` asks for can be enforced, otherwise
-    ["refused", error code, message].
+    ["refused", error code, message]. schemas: of a `ToolConstraint`.
     """
     try:
         with panics_as_errors():
-            compile(StructuredOutputsParams(**asked))
+            params = StructuredOutputsParams(**asked)
+            if schemas is None:
+                compile(params)
+            else:
+                alone = {name: StructuredOutputsParams(**schema) for name, schema in schemas.items()}
+                ToolConstraint(params, alone).compile(compile)
     except MemoryError:
         os._exit(EXIT_OUT_OF_MEMORY)
     except InvalidRequest as error:

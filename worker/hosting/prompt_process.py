@@ -94,7 +94,8 @@ class PromptProcess:
     ) -> list[int] | list[list[int]] | int:
         """Return what `kind` asks for. PROMPT: token ids of a text, or of a conversation and the time of its
         submission in seconds since the epoch; only their number if there are too many. BAD_WORDS: those of
-        each word, see `encode_bad_words`. GRAMMAR: [] if it compiles, a map as in `structured_outputs`.
+        each word, see `encode_bad_words`. GRAMMAR: [] if it compiles, a map as in `structured_outputs`;
+        behind it those of the functions of a `ToolConstraint`, if it is one.
 
         num_kept: only so many of a prompt's last tokens are wanted.
 
