@@ -32,7 +32,8 @@ def assert_are_expected(entries: list, prompt: list[int], of_all: torch.Tensor) 
         assert entry["logprob"] == pytest.approx(row[token_id].item(), abs=1e-3)
         top = row.topk(NUM_TOP)
         assert [value for _, value in entry["top"]] == pytest.approx(top.values.tolist(), abs=1e-3)
-        assert 1 <= entry["rank"] <= len(row)
+        best, worst = (1 + int((row > row[token_id] + margin).sum()) for margin in (1e-3, -1e-3))
+        assert best <= entry["rank"] <= worst
         assert (entry["rank"] == 1) == (entry["top"][0][0] == token_id)
 
 
@@ -84,6 +85,20 @@ def test_a_prompt_in_the_cache_is_computed_again(llama):
     assert_are_expected(reports(driver)["again"], PROMPT, expected(llama, PROMPT))
     assert driver.results["again"].num_cached_tokens == 0
     assert run_one(engine, PROMPT, greedy(2)).num_cached_tokens > 0
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+def test_preempted_between_two_chunks_a_prompt_has_all_of_them(llama, n, is_async):
+    engine = make_engine(llama, async_scheduling=is_async)
+    driver = Driver(engine)
+    engine.add(EngineRequest("a", PROMPT, scored(n=n)))
+    for _ in range(2):
+        driver.step()
+    [seq] = engine._scheduler.running
+    assert 1 < len(seq.prompt_logprobs) < len(PROMPT)
+    engine._scheduler._preempt(seq)
+    assert_are_expected(reports(driver)["a"], PROMPT, expected(llama, PROMPT))
 
 
 def test_a_prompt_of_one_token_has_none(llama):
