@@ -21,11 +21,26 @@ MESSAGES = [
     {"role": "system", "content": "x"},
     {"role": "user", "content": [{"type": "text", "text": "y"}, {"type": "text", "text": "z"}]},
 ]
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+ASKED = [
+    {"role": "user", "content": "x"},
+    {"role": "assistant", "content": None, "refusal": None, "annotations": [], "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "c", "content": "5"},
+]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": True}}]
+SCHEMA = {"name": "s", "strict": True, "schema": {"type": "object", "properties": {"a": {"enum": [1, 2]}}}}
+WITH_TOOLS = {
+    "messages": ASKED, "tools": TOOLS, "parallel_tool_calls": False, "n": 2,
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "response_format": {"type": "json_schema", "json_schema": SCHEMA},
+    "chat_template_kwargs": {"enable_thinking": False},
+}  # fmt: skip
 CHAT = {"model": "m", "messages": MESSAGES, "logprobs": True, "top_logprobs": 2} | SAMPLING
 COMPLETION = {"model": "m", "prompt": "x", "logprobs": 2} | SAMPLING
 LINES = (
     {"custom_id": "a", "method": "POST", "url": CHAT_URL, "body": CHAT},
     {"custom_id": "a", "method": "POST", "url": COMPLETIONS_URL, "body": COMPLETION},
+    {"custom_id": "a", "url": CHAT_URL, "body": WITH_TOOLS},
     {"custom_id": "a", "url": COMPLETIONS_URL, "body": {"prompt": [[1, 2, 3]], "max_completion_tokens": 4}},
 )
 WORDS = (b"\\ud800", b"1e999", b"NaN", b"9" * 5000, b'"', b"{", b"[" * 2000, b"\x00", b"\xff", b"\xfe\xff")

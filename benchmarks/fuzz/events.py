@@ -16,7 +16,15 @@ LOGPROBS = [
     {"token_id": 5, "logprob": -0.5, "top": [[5, -0.5], [6, -1.5]], "bytes": [97], "top_bytes": [[97], [98]]},
     {"token_id": 6, "logprob": -1.5, "top": []},
 ]
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+DELTA = {"content": "x", "reasoning": "y", "tool_calls": [{"index": 0} | CALL]}
 VALID = (
+    {"type": "tokens", "position": 1, "token_ids": [5], "text": "a", "delta": DELTA},
+    {"type": "tokens", "position": 1, "token_ids": [5], "text": "a", "prompt_logprobs": [None, *LOGPROBS]},
+    {
+        "type": "finished", "position": 2, "job_id": "a", "text": "x", "finish_reason": "tool_calls",
+        "delta": {"content": "x"}, "message": {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    },
     {"type": "tokens", "position": 4, "token_ids": [5, 6], "text": "ab", "logprobs": LOGPROBS},
     {"type": "tokens", "position": 2, "token_ids": [5, 6], "text": "ab"},
     {

@@ -9,6 +9,10 @@ from ingine.producer.openai.requests import RequestRefused
 from ingine.producer.results import Choice, Result
 
 FINISH_LENGTH = "length"
+_LOGPROBS_FIELDS = (
+    *("token_id", "logprob", "rank", "bytes", "decoded_token"),
+    *("top", "top_bytes", "top_decoded_tokens"),
+)
 _SERVER_ERRORS = (ErrorCode.ENGINE_ERROR, ErrorCode.WORKER_LOST, ErrorCode.BAD_RECORD)
 
 
@@ -23,7 +27,7 @@ def chat_completion(result: Result, *, model: str | None, created: int) -> dict[
         "usage": _usage(result),
     }
     if result.prompt_logprobs:  # vLLM's, in its place
-        body["prompt_logprobs"] = result.prompt_logprobs
+        body["prompt_logprobs"] = _prompt_logprobs(result.prompt_logprobs)
     return body
 
 
@@ -63,7 +67,7 @@ def _usage(result: Result) -> dict[str, Any]:
 
 def _chat_choice(choice: Choice) -> dict[str, Any]:
     return _choice(choice) | {
-        "message": choice.message | {"refusal": None},
+        "message": _message(choice.message),
         "logprobs": _chat_logprobs(choice.logprobs) if choice.logprobs else None,
     }
 
@@ -74,8 +78,31 @@ def _text_choice(choice: Choice, prompt: str, prompt_logprobs: list[dict | None]
         "logprobs": _completion_logprobs(choice.logprobs) if choice.logprobs else None,
     }
     if prompt_logprobs:  # vLLM's, in its place
-        fields["prompt_logprobs"] = prompt_logprobs
+        fields["prompt_logprobs"] = _prompt_logprobs(prompt_logprobs)
     return fields
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    """The known fields of a message. A log may have others in it, and those need not be JSON."""
+    fields = {"role": "assistant", "content": message["content"], "refusal": None}
+    if "reasoning" in message:
+        fields["reasoning"] = message["reasoning"]
+    if "tool_calls" in message:
+        fields["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
+    return fields
+
+
+def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = {name: call["function"][name] for name in ("name", "arguments")}
+    return {"id": call["id"], "type": "function", "function": function}
+
+
+def _prompt_logprobs(prompt_logprobs: list[dict | None]) -> list[dict | None]:
+    """The known fields of each entry, as in `_message`."""
+    return [
+        entry and {name: entry[name] for name in _LOGPROBS_FIELDS if name in entry}
+        for entry in prompt_logprobs
+    ]
 
 
 def _choice(choice: Choice) -> dict[str, Any]:

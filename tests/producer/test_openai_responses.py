@@ -90,3 +90,17 @@ def test_a_request_that_names_no_model_has_a_response_all_the_same():
 def test_an_error_has_a_status_and_openais_fields(error, status, kind, param):
     fields = {"message": "x", "type": kind, "param": param, "code": str(error.code)}
     assert error_response(error) == (status, {"error": fields})
+
+
+def test_what_a_newer_worker_adds_is_left_out():
+    """A body has known fields alone: others need not be JSON, since whoever writes the log can write them."""
+    extra = {"more": b"\xff"}
+    call = CALLS["tool_calls"][0] | {"function": CALLS["tool_calls"][0]["function"] | extra} | extra
+    choice = Choice(0, "", [7], "tool_calls", parsed=CALLS | {"tool_calls": [call]} | extra)
+    found = result([choice], prompt_logprobs=[None, LOGPROBS[0] | extra])
+    body = chat_completion(found, model="m", created=5)
+    check_body(body)
+    assert body["choices"][0]["message"] == CALLS | {"refusal": None}
+    assert body["prompt_logprobs"] == [None, LOGPROBS[0]]
+    body = text_completion(found, model="m", created=5)
+    assert body["choices"][0]["prompt_logprobs"] == [None, LOGPROBS[0]]
