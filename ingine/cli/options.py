@@ -39,8 +39,15 @@ def sampling_fields(text: str | None, **options: Any) -> dict[str, Any]:
 
 
 def print_json(fields: Any) -> None:
-    """Print one line of JSON, flushed so that a pipe gets it at once."""
-    echo(json.dumps(fields, default=_printable))
+    """Print one line of JSON, flushed so that a pipe gets it at once.
+
+    Values that JSON does not have, which any client may have written into a log, are printed as text.
+    """
+    try:
+        text = json.dumps(fields, default=_printable)
+    except TypeError:  # a key
+        text = json.dumps(_with_text_as_keys(fields), default=_printable)
+    echo(text)
 
 
 def print_fields(fields: dict[str, Any], as_json: bool) -> None:
@@ -52,5 +59,14 @@ def print_fields(fields: dict[str, Any], as_json: bool) -> None:
             echo(f"{name + ':':<18} {_printable(value) if isinstance(value, bytes) else value}")
 
 
-def _printable(value: bytes) -> str:
-    return value.decode(errors="backslashreplace")
+def _printable(value: Any) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _with_text_as_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key if isinstance(key, str | int) else _printable(key): _with_text_as_keys(each)
+            for key, each in value.items()
+        }
+    return [_with_text_as_keys(each) for each in value] if isinstance(value, list | tuple) else value

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgpack import Timestamp
 from redis.asyncio import Redis
 
 from ingine.contract.events import TokensEvent
@@ -79,6 +80,19 @@ async def test_content_calls_and_reasoning_are_printed_apart(ingine: Ingine, wor
     chunks = [json.loads(line) for line in finished.stdout.splitlines()]
     assert [chunk["delta"] for chunk in chunks] == [delta.to_openai() for delta in DELTAS[1:]]
     assert [chunk["text"] for chunk in chunks] == ["<2>", "<3>", "<4>", "<5>"]
+
+
+async def test_what_is_not_json_in_a_log_is_printed_as_text(ingine: Ingine, worker: FakeWorker):
+    await ingine("submit", "hi", "--job-id", "mine")
+    await worker.take()
+    delta = {"content": "x", b"k\xff": [{b"\xfe": 1}], "time": Timestamp(5), 7: b"\xff"}
+    await commit(worker, "mine", TokensEvent(1, [7], "x", delta=delta))
+    await worker.end("mine", 1, finish_reason="stop", message=Message("x").to_openai())
+    finished = await ingine("stream", "mine", "--json")
+    assert (finished.exit_status, finished.stderr) == (0, "")
+    [chunk] = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert chunk["delta"]["content"] == "x" and chunk["delta"]["7"] == "\\xff"
+    assert chunk["delta"]["k\\xff"] == [{"\\xfe": 1}]
 
 
 async def test_several_messages_are_printed_under_their_indices(ingine: Ingine, worker: FakeWorker):
