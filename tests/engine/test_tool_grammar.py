@@ -19,6 +19,7 @@ from ingine.engine.text.tokenizer import Tokenizer
 from ingine.errors import ErrorCode, InvalidRequest
 from ingine.message import Message
 from ingine.sampling_params import SamplingParams
+from ingine.structured_outputs import StructuredOutputsParams
 from tests.engine.chat_families import byte_level, sentencepiece
 from tests.engine.grammars import allowed, mask_of, smollm2_compiler, smollm2_tokenizer
 from tests.tiny_models import make_tokenizer
@@ -418,3 +419,15 @@ def test_schemas_of_the_same_names_do_not_mix():
     calls = '[{"name": "a", "parameters": {"v":"a"}}, {"name": "b", "parameters": {"v":2}}, %s]'
     assert accepts(constraint, calls % '{"name": "c", "parameters": {"v":3}}', "plain")
     assert not accepts(constraint, calls % '{"name": "c", "parameters": {"v":2}}', "plain")
+
+
+@pytest.mark.parametrize("tokenizer", ["plain", "byte level"])
+@pytest.mark.parametrize("trigger", ["<tool_call>", "[TOOL_CALLS]"])
+def test_a_structural_tags_trigger_binds_the_model_in_one_token_and_in_pieces(tokenizer, trigger):
+    structure = {"begin": f"{trigger}f", "schema": LABELLED["$defs"]["label"], "end": "!"}
+    tag = {"structures": [structure], "triggers": [trigger]}
+    asked = ToolConstraint(StructuredOutputsParams(structural_tag=tag), {})
+    vocabulary = compiler(tokenizer).vocabulary
+    for text, is_allowed in ((f"a {trigger}f{{}}! b", True), (f"a {trigger}hm", False), ("a <b", True)):
+        assert accepts(asked, text, tokenizer) == is_allowed
+        assert accepts(asked, [vocabulary.token_id(char) for char in text], tokenizer) == is_allowed

@@ -111,11 +111,11 @@ def _of_structural_tag(text: str, vocabulary: GrammarVocabulary) -> str:
         if trigger is None:
             raise refused(f"structural_tag: no trigger begins {begin!r:.100}")
         body = f"{_literal(begin[len(trigger) :])} %json {json.dumps(structure['schema'])} {_literal(end)}"
-        if vocabulary.is_special(trigger):
-            rules.append(f"tag_{index}: TAG_TEXT {trigger} {body}")
-        else:
-            rules.append(f"tag_{index}_trigger[lazy]: TAG_TEXT {_literal(trigger)}")
-            rules.append(f"tag_{index}: tag_{index}_trigger {body}")
+        rules.append(f"tag_{index}_spelled[lazy]: TAG_TEXT {_literal(trigger)}")
+        begins = f"tag_{index}_spelled"
+        if vocabulary.is_special(trigger):  # a special token is not text, but its name may be spelled
+            begins = f"({begins} | TAG_TEXT <[{vocabulary.token_id(trigger)}]>)"
+        rules.append(f"tag_{index}: {begins} {body}")
     tags = " | ".join(f"tag_{index}" for index in range(len(structures)))
     head = ["%llguidance {}", f"start: ({tags})* tag_end", "tag_end: TAG_TEXT", r"TAG_TEXT: /(.|\n)*/"]
     return json.dumps({"grammars": [{"lark_grammar": "\n".join([*head, *rules])}]})
