@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
+from ingine.engine.grammar.tools import ToolConstraint, tool_constraint
 from ingine.engine.llm_arguments import (
     NEUTRAL_OPTIONS,
     Message,
@@ -94,7 +95,7 @@ class LLM:
         *,
         use_tqdm: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -108,8 +109,9 @@ class LLM:
         model's own format.
 
         tools, chat_template_kwargs, add_generation_prompt, continue_final_message: as in vLLM.
-        tool_choice: `auto` (None is the same) or `none`. With `none` tools are shown to the model, and what
-            it writes is content.
+        tool_choice: OpenAI's; None is `auto`. With `none` tools are shown to the model, and what it writes is
+            content. `required`, a named function, and functions that are `strict` constrain the output as
+            `SamplingParams.structured_outputs` does, which may not be given beside them.
         allow_special_tokens: special tokens in the texts of messages, tools and chat_template_kwargs are
             special tokens, as in vLLM and transformers. Otherwise they are text.
         """
@@ -132,6 +134,10 @@ class LLM:
                 tool_choice,
             )
             for messages, each in zip(conversations, params, strict=True)
+        ]
+        params = [
+            each if prompt.constraint is None else prompt.constraint.added_to(each)
+            for prompt, each in zip(prompts, params, strict=True)
         ]
         replies = self._run(prompts, params, use_tqdm)
         for reply, prompt, each in zip(replies, prompts, params, strict=True):
@@ -159,24 +165,30 @@ class LLM:
         return one_each(self.get_default_sampling_params() if params is None else params, num_prompts)
 
     def _chat_prompt(
-        self, conversation: Conversation, params: SamplingParams, tool_choice: str | None
+        self,
+        conversation: Conversation,
+        params: SamplingParams,
+        tool_choice: str | Mapping[str, Any] | None,
     ) -> "_Prompt":
-        if tool_choice not in (None, "auto", "none"):
-            raise InvalidRequest(
-                ErrorCode.INVALID_PARAMETER,
-                f"tool_choice is auto or none, not {tool_choice!r:.100}: structured_outputs force a call",
-            )
         token_ids = self.encoder_for(params).encode_chat(conversation)
         tokenizer = required(self.engine.tokenizer)
+        formats = formats_of(self.engine.model_config.model_type, tokenizer.chat_template)
         format = message_format(
-            formats_of(self.engine.model_config.model_type, tokenizer.chat_template),
+            formats,
             conversation,
             token_ids,
             tokenizer,
             tool_choice=tool_choice,
             key=uuid4().hex,  # no two calls of a conversation have the same id, whoever has made them
         )
-        return _Prompt(None, token_ids, format)
+        constraint = tool_constraint(
+            conversation.tools,
+            "none" if format is None else format.tool_choice,
+            parallel_tool_calls=True,
+            tool_format=formats.tool_format,
+            token_id=tokenizer.control_token_id,
+        )
+        return _Prompt(None, token_ids, format, constraint)
 
     def _tokenize(self, prompt: Prompt, params: SamplingParams) -> "_Prompt":
         text, token_ids = prompt, None
@@ -206,7 +218,9 @@ class LLM:
         for prompt, each in zip(prompts, params, strict=True):
             kept = self.engine.limits.truncate(prompt.token_ids, each)
             self.engine.limits.validate(kept, each)
-            if each.structured_outputs is not None:
+            if prompt.constraint is not None:
+                prompt.constraint.compile(self.engine.grammars.compile)
+            elif each.structured_outputs is not None:
                 self.engine.grammars.compile(each.structured_outputs)
             requests.append(_new_output(str(next(self._request_ids)), prompt.text, kept, each.n))
         try:
@@ -236,6 +250,8 @@ class _Prompt(NamedTuple):
     token_ids: list[int]
     format: MessageFormat | None = None
     """How the output is read as a message."""
+    constraint: ToolConstraint | None = None
+    """What enforces the choice of tools. The request's parameters have it too."""
 
 
 @contextmanager
