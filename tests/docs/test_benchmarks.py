@@ -8,6 +8,7 @@ PARTS = {
     "first_token.py",
     "four_bits.py",
     "machine.py",
+    "schema_walks.py",
     "speculation_texts.py",
     "stand_in.py",
     "watched_worker.py",

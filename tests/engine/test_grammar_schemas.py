@@ -13,7 +13,18 @@ from tests.engine.grammars import allowed, mask_of, state_of, tiny_compiler
 DRAFT_4 = "http://json-schema.org/draft-04/schema#"
 OPEN = {"properties": {"a": {"type": "integer"}, "\n": {"type": "integer"}}, "additionalProperties": True}
 EX_4 = {"$schema": DRAFT_4, "minimum": 5, "allOf": [{"type": "integer"}], "exclusiveMinimum": True}
+NUMBER = {"type": "number"}
 TUPLE = {"items": [{"type": "integer"}], "anyOf": [{"type": "array"}], "additionalItems": False}
+SHAPES = {
+    name: {
+        "type": "object",
+        "properties": {"kind": {"const": name}, size: {"type": "integer"}},
+        "required": ["kind", size],
+    }
+    for name, size in (("circle", "radius"), ("square", "side"))
+}
+UNION = {"oneOf": [{"$ref": f"#/$defs/{name}"} for name in SHAPES] + [{"type": "null"}], "$defs": SHAPES}
+SAME = {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}], "$defs": {"a": NUMBER, "b": NUMBER}}
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["next"]}
 ENDLESS = "nothing finite satisfies"
 
@@ -24,6 +35,7 @@ INVALID = {
         r'{"\u0061":"x"}',
     ),
     "an escaped key of a line feed": ({"type": "object", **OPEN}, r'{"\u000a":"x"}'),
+    "a oneOf reference to another": (UNION, '{"kind":"square","radius":1}'),
     "an escaped key of a pattern": (
         {"type": "object", "patternProperties": {"^b": {"type": "integer"}}},
         r'{"\u0062":"x"}',
@@ -57,6 +69,8 @@ UNSUPPORTED = {
     "&& in a negated class": {"type": "string", "pattern": "^[^a&&b]$"},
     r"pattern: \W": {"type": "string", "pattern": r"^\W$"},
     r"pattern: \w in a negated class": {"patternProperties": {r"^[^\w]$": {}}},
+    "oneOf": SAME,
+    "oneOf ": UNION | {"$defs": SHAPES | {"square": {"$id": "http://example.com/y", **SHAPES["square"]}}},
     "multipleOf: 0.01": {"type": "number", "multipleOf": 0.01},
     "enum: 9007199254740993": {"enum": [1, [9007199254740993]]},
     "const: 0.30000000000000004": {"const": 0.30000000000000004},
@@ -82,6 +96,9 @@ VALID = {
     "a class with an escaped bracket": ({"type": "string", "pattern": r"^[\[\]&]+$"}, '"[&]"'),
     "a class of bytes": ({"type": "string", "pattern": r"^[\x00-\x7f]*$"}, '"a"'),
     "backslash-a in a constant": ({"const": r"C:\a"}, r'"C:\\a"'),
+    "if alone": ({"if": {"type": "string"}}, "1"),
+    "oneOf references that exclude one another": (UNION, '{"kind":"square","side":1}'),
+    "oneOf null": (UNION, "null"),
     "multipleOf 0.25": ({"type": "number", "multipleOf": 0.25}, "1.75"),
     "an unused definition": ({"type": "integer", "$defs": {"x": {"pattern": "[[a]]"}}}, "1"),
     "a list": (

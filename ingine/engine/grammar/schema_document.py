@@ -43,7 +43,7 @@ class SchemaDocument:
             found[id(schema)] = schema
             waiting += subschemas(schema)
             if isinstance(reference := schema.get("$ref"), str):
-                target = self._target(reference)
+                target = self.target(reference)
                 if target is None:  # by an anchor or another base: it may be any of them
                     waiting += (each for name in _DEFINITIONS for each in _map(self._root, name).values())
                     waiting += (each for name in _DEFINITIONS for each in _map(schema, name).values())
@@ -58,7 +58,7 @@ class SchemaDocument:
             reference: target
             for schema in self.reachable()
             if isinstance(reference := schema.get("$ref"), str)
-            and (target := self._target(reference)) is not None
+            and (target := self.target(reference)) is not None
         }
         finite: set[str] = set()
         while grown := [
@@ -107,8 +107,10 @@ class SchemaDocument:
 
         return ends(schema)
 
-    def _target(self, reference: str) -> Any:
-        """What a JSON pointer of this document points to, None if it is no such pointer or leads nowhere."""
+    def target(self, reference: Any) -> Any:
+        """What a JSON pointer of this document points to, None if it is none or leads nowhere."""
+        if not isinstance(reference, str):
+            return None
         base, _, fragment = reference.partition("#")
         if base not in ("", self._base) or (fragment and not fragment.startswith("/")):
             return None

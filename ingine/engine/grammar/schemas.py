@@ -94,10 +94,15 @@ class _Rewriter:
             return root
         root["x-guidance"] = self._options(root.get("x-guidance", {}))
         document = SchemaDocument(root)
-        for schema in document.reachable():
+        schemas = document.reachable()
+        # A base within the document may lead the library's references elsewhere.
+        has_one_base = not any(isinstance(one.get("$id", one.get("id")), str) for one in schemas[1:])
+        for schema in schemas:
             self._check(schema)
             _drop_neutral(schema)
             _order(schema)
+            if has_one_base:
+                _type_references(schema, document)
             for bound in _BOUNDS:
                 _narrow(schema, *bound)
         if endless := document.endless():
@@ -171,6 +176,8 @@ def _drop_neutral(schema: dict[str, Any]) -> None:
     for name, values in _NEUTRAL.items():
         if any(schema.get(name) is value or schema.get(name) == value == {} for value in values):
             del schema[name]
+    if "if" in schema and not {"then", "else"} & schema.keys():
+        del schema["if"]
 
 
 def _order(schema: dict[str, Any]) -> None:
@@ -182,6 +189,17 @@ def _order(schema: dict[str, Any]) -> None:
             schema[name] = value
             if name == "items":
                 schema["additionalItems"] = following
+
+
+def _type_references(schema: dict[str, Any], document: SchemaDocument) -> None:
+    """Say of each reference in `oneOf` which type it has: the library then looks behind it, and can tell
+    whether the options exclude one another."""
+    options = schema.get("oneOf")
+    for option in options if isinstance(options, list) else ():
+        target = document.target(option.get("$ref")) if isinstance(option, dict) else None
+        if isinstance(target, dict) and "type" in target and "type" not in option:
+            rest = {name: option.pop(name) for name in list(option)}
+            option.update({"type": target["type"], **rest})
 
 
 def _narrow(
