@@ -61,12 +61,16 @@ class SchemaDocument:
             and (target := self.target(reference)) is not None
         }
         finite: set[str] = set()
-        while grown := [
-            reference
-            for reference, target in references.items()
-            if reference not in finite and self._is_finite(target, finite, references)
-        ]:
-            finite.update(grown)
+        users: dict[str, list[str]] = {reference: [] for reference in references}
+        for reference, target in references.items():
+            for used in _references_within(target) & references.keys():
+                users[used].append(reference)
+        waiting = [*references]
+        while waiting:
+            reference = waiting.pop()
+            if reference not in finite and self._is_finite(references[reference], finite, references):
+                finite.add(reference)
+                waiting += users[reference]
         return next((f"$ref {name:.100}" for name in references if name not in finite), None)
 
     def _is_finite(self, schema: Any, finite: set[str], references: dict[str, Any]) -> bool:
@@ -124,6 +128,18 @@ class SchemaDocument:
             else:
                 return None
         return found
+
+
+def _references_within(schema: Any) -> set[str]:
+    found: set[str] = set()
+    waiting = [schema]
+    while waiting:
+        schema = waiting.pop()
+        if isinstance(schema, dict):
+            if isinstance(reference := schema.get("$ref"), str):
+                found.add(reference)
+            waiting += subschemas(schema)
+    return found
 
 
 def _list(schema: Schema, name: str) -> list[Any]:

@@ -60,7 +60,7 @@ def enforced(source: str, kind: str, is_satisfiable: Callable[[str], bool]) -> s
         for grammar in written["grammars"]:
             if "json_schema" in grammar:
                 grammar["json_schema"] = rewriter.rewritten(grammar["json_schema"])
-            if grammar.get("lark_grammar"):
+            if "%json" in (grammar.get("lark_grammar") or ""):
                 grammar["lark_grammar"] = _with_schemas(grammar["lark_grammar"], rewriter.rewritten)
     except RecursionError:
         raise refused(f"{kind}: nested too deep", ErrorCode.GRAMMAR_TOO_COSTLY) from None
