@@ -185,9 +185,9 @@ def _refused(kind: str, error: str) -> InvalidRequest:
 
 
 def one_line(error: str) -> str:
-    """An error of the library's, without the regular expression that it quotes, which may be long, and what
-    it appends about its state."""
-    text = " ".join(error.partition("\n<")[0].split())
+    """An error of the library's, without the regular expression that it quotes, which may be long, what it
+    appends about its state, and advice that leads to another refusal."""
+    text = " ".join(error.partition("\n<")[0].split()).partition(". Enable 'coerce_one_of'")[0]
     if fault := _REGEX_FAULT.search(text):
         return f"invalid regex: {fault[1]}"
     return text
