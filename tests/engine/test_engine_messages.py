@@ -18,15 +18,19 @@ from tests.engine.test_sequence_messages import format_of
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model, make_tokenizer
 
 PROMPT = list(range(60, 70))
-MARKERS = ["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]", "<|python_tag|>"]
-"""Special tokens: they are in no text."""
+MARKERS = ["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>"]
+"""Special tokens: they are in no text. Tags of reasoning are none, so that a grammar holds within it too."""
 MODES = {
     "a step at a time": {},
     "a step ahead": {"async_scheduling": True},
     "drafts": {"speculation": "ngram"},
     "preempted": {"num_blocks": 40},
 }
-SAID = [name for name, output in OUTPUTS.items() if 0 < len(output.text) <= 50]
+SAID = [
+    name
+    for name, output in OUTPUTS.items()
+    if 0 < len(output.text) <= 50 and not output.starts_in_reasoning  # no grammar can force the latter
+]
 SHORT = ["mistral, reasoning", "no tools"]
 
 
@@ -173,7 +177,7 @@ def test_what_the_text_shows_changes_no_message(model):
     output = OUTPUTS["mistral, reasoning"]
     hidden = says(model, output)
     shown = says(model, output, skip_special_tokens=False)
-    assert hidden.text == "Hmnow{}" and shown.text.startswith("[THINK]")
+    assert (hidden.text, shown.text) == ("[THINK]Hm[/THINK]now{}", output.text)
     assert hidden.message == shown.message == read_at_once(output)
     silent = says(model, output, detokenize=False)
     assert (silent.message, set(silent.deltas), silent.finish_reason) == (None, {None}, "stop")
