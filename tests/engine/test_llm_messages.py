@@ -65,8 +65,10 @@ def test_the_prompt_may_begin_the_reasoning(qwen, monkeypatch):
     template = FAMILIES["qwen3"].replace("assistant\\n' }}", "assistant\\n<think>\\n' }}")
     begins = make_tokenizer(template)
     monkeypatch.setattr(qwen.engine, "tokenizer", Tokenizer.from_transformers(begins))
-    [output] = qwen.chat(ASKED, says("Hm.\n</think>\n\nYes."))[0].outputs
-    assert output.message == {"role": "assistant", "content": "Yes.", "reasoning": "Hm."}
+    [a] = qwen.engine.tokenizer.encode("a")
+    params = SamplingParams(temperature=0, logit_bias={a: 100.0}, max_tokens=3)
+    [output] = qwen.chat(ASKED, params)[0].outputs
+    assert output.message == {"role": "assistant", "content": "", "reasoning": "aaa"}
 
 
 def test_with_tool_choice_none_all_is_content(qwen):
