@@ -1,11 +1,13 @@
 """Tiny random models in Hugging Face folders: real files for the real loader, made in a second."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -77,6 +79,14 @@ def make_tiny_model(
     model.save_pretrained(path, max_shard_size=max_shard_size)
     make_tokenizer(chat_template).save_pretrained(path)
     return path
+
+
+def add_tokens(path: Path, texts: Sequence[str], special_texts: Sequence[str] = ()) -> None:
+    """Give the tokenizer in `path` tokens of these texts, behind its others. The model has to have room."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens(list(texts))
+    tokenizer.add_tokens(list(special_texts), special_tokens=True)
+    tokenizer.save_pretrained(path)
 
 
 def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:

@@ -32,7 +32,25 @@ def grammar_source(params: StructuredOutputsParams, vocabulary: GrammarVocabular
     cannot be read.
     """
     source = _source(params, vocabulary)
-    return source if _most_repetitions(params) <= MAX_FORCED else _without_look_ahead(source)
+    looks_ahead = _most_repetitions(params) <= MAX_FORCED and not vocabulary.names_special(
+        _literals(params, source)
+    )
+    return source if looks_ahead else _without_look_ahead(source)
+
+
+def _literals(params: StructuredOutputsParams, source: str) -> str:
+    """Text that contains what the grammar writes out, without the names of special tokens that it asks for.
+    In `grammar` the two are not told apart.
+    """
+    match params.kind:
+        case "choice":
+            return "\n".join(params.choice)
+        case "structural_tag":
+            grammars = json.loads(source)["grammars"]
+            return "\n".join(_JSON_TEXT.findall(grammars[0]["lark_grammar"]))
+        case _:
+            text = params.json_schema or params.regex or params.grammar or ""
+            return text.replace("\\", "")
 
 
 def _source(params: StructuredOutputsParams, vocabulary: GrammarVocabulary) -> str:

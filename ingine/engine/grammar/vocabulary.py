@@ -41,6 +41,12 @@ class GrammarVocabulary:
                 )
         except (ValueError, RuntimeError) as error:
             raise _unsupported(f"its tokenizer has no bytes for its tokens ({error!s:.200})") from None
+        # These are more than the tokenizer's own special tokens: `<tool_call>` is one for the library.
+        self._special_names = [
+            (token_id, name)
+            for token_id, name in tokenizer.added_texts.items()
+            if self.ll_tokenizer.is_special_token(token_id)
+        ]
 
     def token_id(self, text: str) -> int | None:
         """Return the id of the token that is exactly `text`; None if that takes several."""
@@ -58,6 +64,14 @@ class GrammarVocabulary:
             texts = map(self.token_bytes, range(self._num_tokens))
             self._spellings[token_id] = TagSpellings(self.token_bytes(token_id), token_id, texts)
         return self._spellings[token_id]
+
+    def names_special(self, text: str) -> bool:
+        """Whether a grammar that contains `text` may force the name of a token that the library takes for
+        special. A token that `text` also asks for by its id, `<[id]>`, does not count: nothing is forced.
+
+        Where such a name is forced, the library allows the special token in its place, and then refuses it.
+        """
+        return any(name in text and f"<[{token_id}]>" not in text for token_id, name in self._special_names)
 
     def is_special(self, text: str) -> bool:
         """Whether `text` is the name of one special token."""

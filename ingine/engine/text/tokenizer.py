@@ -125,6 +125,11 @@ class Tokenizer:
         return "\n".join(templates.values()) if isinstance(templates, Mapping) else templates
 
     @property
+    def added_texts(self) -> dict[int, str]:
+        """The text of each token that is a whole text, special or not, by its id."""
+        return {token_id: token.content for token_id, token in self._added_tokens.items()}
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of the vocabulary, the added ones among them."""
         return self._core.get_vocab_size(with_added_tokens=True)
