@@ -42,8 +42,6 @@ def uninterrupted(model: str) -> list[Answer]:
 def _add(engine, name: str, request: Request, index: int) -> None:
     from ingine.contract.jobs import Job
     from ingine.engine.request import EngineRequest
-    from ingine.engine.text.prompt_encoder import PromptEncoder
-    from ingine.worker.prompts import conversation_of
 
     job = Job(id="reference", sampling=request.sampling, **request.input)
     more = {"n": 1, "seed": request.sampling.get("seed", 0) + index}
@@ -52,9 +50,16 @@ def _add(engine, name: str, request: Request, index: int) -> None:
     if index:  # choice 0 alone has those of the prompt
         more["prompt_logprobs"] = None
     params = job.sampling.model_copy(update=more)
+    engine.add(EngineRequest(name, engine.limits.truncate(prompt_of(engine, job), params), params))
+
+
+def prompt_of(engine, job) -> list[int]:
+    """The token ids of a job's prompt or chat."""
+    from ingine.engine.text.prompt_encoder import PromptEncoder
+    from ingine.worker.prompts import conversation_of
+
     encoder = PromptEncoder(engine.tokenizer, engine.limits.max_num_tokens)
-    prompt = encoder.encode_chat(conversation_of(job)) if job.messages else encoder.encode(job.prompt)
-    engine.add(EngineRequest(name, engine.limits.truncate(prompt, params), params))
+    return encoder.encode(job.prompt) if job.messages is None else encoder.encode_chat(conversation_of(job))
 
 
 def _take(answer: Answer, index: int, out, *, with_margin: bool) -> None:

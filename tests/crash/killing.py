@@ -4,7 +4,7 @@ import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,27 @@ import pytest
 import redis.asyncio
 
 from ingine.contract.events import decode_log
+from ingine.contract.jobs import Job
 from ingine.contract.keys import Keys
 from ingine.contract.record import JobStatus
 from ingine.engine.engine import Engine
+from ingine.engine.message_format import MessageFormat
+from ingine.engine.outputs import SeqOutput
+from ingine.engine.parsers.message_parser import functions_of, parser_of
+from ingine.engine.parsers.reasoning import REASONING_TAGS
 from ingine.engine.request import EngineRequest
+from ingine.message import MessageAssembly, MessageDelta
 from ingine.producer import AsyncClient, AsyncJobHandle, Chunk, Result
-from ingine.sampling_params import SamplingParams
+from tests.chaos.reference import prompt_of
 from tests.chaos.zygote import Zygote
 from tests.waiting import wait_until_async
 
 LEASE_S = 0.5
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("f", "g")
+]
+FORMAT = MessageFormat("hermes", functions_of(TOOLS), reasoning=REASONING_TAGS["think"])
+"""How the outputs of chats are read."""
 
 
 @dataclass
@@ -32,6 +43,7 @@ class Output:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[dict[str, Any]] = field(default_factory=list)
+    message: dict[str, Any] | None = None
 
     def add(self, token_ids: list[int], text: str, logprobs: list[dict[str, Any]] | None) -> None:
         self.token_ids += token_ids
@@ -44,6 +56,9 @@ class Uninterrupted:
     """What a job generates that is never interrupted."""
 
     outputs: dict[int, Output]
+    """Without the messages, since the ids of their calls depend on the job's."""
+    marked_texts: list[str]
+    """The text of each choice with that of special tokens, of which its message is made."""
     finish_reasons: list[str]
     stop_reasons: list[int | str | None]
     prompt_logprobs: list[dict[str, Any] | None] | None
@@ -54,20 +69,31 @@ class Uninterrupted:
         return max(len(output.token_ids) for output in self.outputs.values())
 
 
-def uninterrupted(engine: Engine, prompt: str, sampling: dict[str, Any]) -> Uninterrupted:
-    """Generate each choice of a job by a lone request of its own."""
-    made = Uninterrupted({}, [], [], None)
-    for index in range(sampling.get("n", 1)):
-        params = SamplingParams(**sampling | {"n": 1, "seed": sampling.get("seed", 0) + index})
-        engine.add(EngineRequest("one", engine.tokenizer.encode(prompt), params))
-        output = made.outputs[index] = Output()
-        while engine.has_unfinished:
-            for step in engine.step():
-                output.add(step.token_ids, step.text + step.final_text, step.logprobs)
-                made.prompt_logprobs = made.prompt_logprobs or step.prompt_logprobs
-        made.finish_reasons.append(str(step.finish_reason))
-        made.stop_reasons.append(step.stop_reason)
+def uninterrupted(engine: Engine, job: dict[str, Any]) -> Uninterrupted:
+    """Generate each choice of a job by a lone request of its own. job: arguments of `submit`."""
+    job = Job(id="one", **job)
+    made = Uninterrupted({}, [], [], [], None)
+    for index in range(job.sampling.n):
+        more = {"n": 1, "seed": (job.sampling.seed or 0) + index}
+        params = job.sampling.model_copy(update=more)
+        output, last = _generate(engine, EngineRequest("one", prompt_of(engine, job), params), made)
+        made.outputs[index] = output
+        made.finish_reasons.append(str(last.finish_reason))
+        made.stop_reasons.append(last.stop_reason)
+        params = params.model_copy(update={"skip_special_tokens": False, "prompt_logprobs": None})
+        marked, _ = _generate(engine, EngineRequest("one", prompt_of(engine, job), params), made)
+        made.marked_texts.append(marked.text)
     return made
+
+
+def _generate(engine: Engine, request: EngineRequest, made: Uninterrupted) -> tuple[Output, SeqOutput]:
+    engine.add(request)
+    output = Output()
+    while engine.has_unfinished:
+        for step in engine.step():
+            output.add(step.token_ids, step.text + step.final_text, step.logprobs)
+            made.prompt_logprobs = made.prompt_logprobs or step.prompt_logprobs
+    return output, step
 
 
 @dataclass
@@ -95,6 +121,7 @@ class Killing:
         given = {
             "queue": queue, "redis_url": self._url, "model": str(self._model), "dtype": "float32",
             "device": "cpu", "http_port": -1, "lease_s": LEASE_S, "max_num_seqs": 8, "worker_id": name,
+            "tool_parser": FORMAT.tool_format, "reasoning_parser": "think",
         }  # fmt: skip
         await self.zygote.spawn(process, "worker", settings=given | settings, fate=fate)
         return process
@@ -133,8 +160,12 @@ async def received(job: AsyncJobHandle, early: dict[str, dict[int, Output]], tim
 
 def joined(chunks: list[Chunk]) -> dict[int, Output]:
     outputs: dict[int, Output] = defaultdict(Output)
+    messages: dict[int, MessageAssembly] = defaultdict(MessageAssembly)
     for chunk in chunks:
         outputs[chunk.index].add(chunk.token_ids, chunk.text, chunk.logprobs)
+        messages[chunk.index].add(MessageDelta.from_openai(chunk.delta))
+    for index, output in outputs.items():
+        output.message = messages[index].message().to_openai()
     return dict(sorted(outputs.items()))
 
 
@@ -162,12 +193,22 @@ async def _first(job: AsyncJobHandle, position: int, number: int) -> AsyncIterat
                 return
 
 
-def assert_uninterrupted(received: Received, expected: Uninterrupted, what: str) -> None:
+def assert_uninterrupted(received: Received, expected: Uninterrupted, *, is_chat: bool, what: str) -> None:
     result = received.result
-    choices = {each.index: Output(each.token_ids, each.text, each.logprobs or []) for each in result.choices}
+    choices = {
+        each.index: Output(each.token_ids, each.text, each.logprobs or [], each.message)
+        for each in result.choices
+    }
+    right, reasons = {}, []
+    for index, output in expected.outputs.items():
+        message, reason = {"role": "assistant", "content": output.text}, expected.finish_reasons[index]
+        if is_chat:
+            message, reason = _read(result.job_id, index, expected.marked_texts[index], reason)
+        right[index] = replace(output, message=message)
+        reasons.append(reason)
     for name, outputs in (received.streams | {"result": choices}).items():
-        assert _plain(outputs) == _plain(expected.outputs, about=True), f"{name}, {what}"
-    assert [each.finish_reason for each in result.choices] == expected.finish_reasons, what
+        assert _plain(outputs) == _plain(right, about=True), f"{name}, {what}"
+    assert [each.finish_reason for each in result.choices] == reasons, what
     assert [each.stop_reason for each in result.choices] == expected.stop_reasons, what
     num_tokens = sum(len(output.token_ids) for output in expected.outputs.values())
     assert result.usage["num_output_tokens"] == num_tokens, what
@@ -175,9 +216,17 @@ def assert_uninterrupted(received: Received, expected: Uninterrupted, what: str)
     assert [_entries(each) for each in received.prompt_logprobs] == wanted, what
 
 
+def _read(job_id: str, index: int, text: str, reason: str) -> tuple[dict[str, Any], str]:
+    """The message of a choice, and its finish reason: of its whole text at once."""
+    parser = parser_of(replace(FORMAT, key=job_id), index)
+    parser.feed(text)
+    parser.flush()
+    return parser.message().to_openai(), parser.finish_reason(reason)
+
+
 def _plain(outputs: dict[int, Output], *, about: bool = False) -> dict[int, tuple]:
     return {
-        index: (output.token_ids, output.text, _entries(output.logprobs, about=about))
+        index: (output.token_ids, output.text, output.message, _entries(output.logprobs, about=about))
         for index, output in outputs.items()
     }
 
