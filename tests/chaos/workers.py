@@ -5,9 +5,9 @@ import asyncio
 import functools
 import itertools
 import os
+import random
 import signal
 import time
-from collections.abc import Iterator
 
 import torch
 from redis.exceptions import ConnectionError
@@ -31,7 +31,7 @@ def run(*, settings: dict, fate: dict) -> None:
     settings = WorkerSettings(_env_file=None, **settings)
     setup_logging(settings.log_level, as_json=False)
     engine, model = build_engine(settings)
-    meet(engine.engine.tokenizer.encode(POISON), **fate)
+    meet(engine.engine.tokenizer.encode(POISON), name=settings.worker_id, **fate)
     asyncio.run(_serve(settings, settings.redis_url, engine, model))
     engine.engine.check_integrity()
 
@@ -39,6 +39,7 @@ def run(*, settings: dict, fate: dict) -> None:
 def meet(
     poison: list[int],
     *,
+    name: str = "",
     clock_offset_s: float = 0.0,
     crash: tuple[str, int, str] | None = None,
     lose_every: int | None = None,
@@ -49,16 +50,18 @@ def meet(
     """Inject the faults of a fate.
 
     crash: (call, its number, before, amid or after), where it gets `kill -9`. raise_at_step, hang_at_step:
-    the runner raises or hangs. lose_every: every so many calls of its queue, a reply is lost. step_s:
-    additional time of each step. A batch with a prompt that begins with POISON kills any worker.
+    the runner raises or hangs. lose_every: of so many calls of its queue, one loses its reply on average;
+    `name` decides which. step_s: additional time of each step. A batch with a prompt that begins with POISON
+    kills any worker.
     """
     if clock_offset_s:
         right = time.time
         time.time = lambda: right() + clock_offset_s
     if lose_every:
-        numbers = itertools.count(1)
+        # Drawn, not counted: a loop of three calls would lose the same one's reply for ever.
+        draw = random.Random(f"{name}:lost")
         for call in CRASH_CALLS:
-            setattr(Queue, call, _losing(getattr(Queue, call), numbers, lose_every))
+            setattr(Queue, call, _losing(getattr(Queue, call), draw, lose_every))
     if crash:
         call, number, when = crash
         setattr(Queue, call, _crashing(getattr(Queue, call), number, when))
@@ -70,11 +73,11 @@ def die(why: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _losing(call, numbers: Iterator[int], lose_every: int):
+def _losing(call, draw: random.Random, lose_every: int):
     @functools.wraps(call)
     async def losing(*args, **options):
         answer = await call(*args, **options)
-        if next(numbers) % lose_every == 0:
+        if draw.random() * lose_every < 1:
             os.write(2, b"chaos: reply lost\n")
             raise ConnectionError("chaos: the reply is lost")
         return answer
