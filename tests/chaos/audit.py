@@ -12,6 +12,7 @@ import msgpack
 from ingine.contract.events import TerminalEvent
 from ingine.contract.record import JobStatus
 from tests.chaos.jobs import JobSpec
+from tests.chaos.messages import faults_of_messages
 from tests.chaos.outputs import Answer, Output, faults_of_choices, faults_of_outputs, outputs_of
 from tests.chaos.seen import Seen, faults_of_seen
 from tests.chaos.snapshot import Log, Snapshot
@@ -171,6 +172,9 @@ def _check_outputs(
     is_whole = end.status in (JobStatus.FINISHED, JobStatus.FAILED)
     for index, sentence in faults_of_outputs(outputs, answer, is_whole=is_whole):
         findings.add("wrong", f"{name}, choice {index}: {sentence}")
+    if end.status is JobStatus.FINISHED:
+        for index, sentence in faults_of_messages(outputs, answer, spec.asks, end.job_id):
+            findings.add("wrong", f"{name}, choice {index}: {sentence}")
     num_tokens = sum(len(output.token_ids) for output in outputs.values())
     if end.usage.get("num_output_tokens", num_tokens) != num_tokens:
         findings.add("wrong", f"{name} has {num_tokens} tokens, and its usage says {end.usage}")

@@ -94,13 +94,15 @@ class _Consumer:
         num_chunks = 0
         async with aclosing(self._client.attach(job_id, start).stream()) as chunks:
             async for chunk in chunks:
-                of_choice = {} if chunk.choice_position is None else _choice_of(chunk)
+                more = {} if chunk.choice_position is None else _choice_of(chunk)
+                if chunk.parsed is not None:
+                    more["delta"] = chunk.parsed
                 self._journal.write(
                     job_id=job_id,
                     position=chunk.position,
                     ids=chunk.token_ids,
                     text=chunk.text,
-                    **of_choice,
+                    **more,
                 )
                 self._seen[job_id] = chunk.position
                 num_chunks += 1
@@ -110,7 +112,10 @@ class _Consumer:
                     await asyncio.sleep(pause_s)
         if ask_again:
             choices = (await self._client.attach(job_id).result()).choices
-            result = [[each.token_ids, each.text, each.finish_reason, each.stop_reason] for each in choices]
+            result = [
+                [each.token_ids, each.text, each.finish_reason, each.stop_reason, each.parsed]
+                for each in choices
+            ]
             self._journal.write(job_id=job_id, result=result)
         self._journal.write(job_id=job_id, end="finished")
         return True

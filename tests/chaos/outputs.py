@@ -5,12 +5,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ingine.contract.events import TerminalEvent, TokensEvent
 from ingine.contract.record import JobStatus
 from tests.chaos.snapshot import Log
-
-COMPLETE = ("stop", "length")
 
 
 @dataclass
@@ -23,6 +22,10 @@ class Output:
     stop_reason: int | str | None = None
     num_prompt_logprobs: int = 0
     """Events with log probabilities of the prompt."""
+    deltas: list[dict[str, Any]] = field(default_factory=list, compare=False)
+    message: dict[str, Any] | None = field(default=None, compare=False)
+    marked_text: str = field(default="", compare=False)
+    """Of an answer to a chat: the text with that of special tokens."""
 
     def begins(self, whole: "Output") -> bool:
         """Whether this is a beginning of `whole`, however it ended."""
@@ -63,6 +66,7 @@ def outputs_of(log: Log) -> dict[int, Output]:
         output.text += event.text
         output.num_prompt_logprobs += event.prompt_logprobs is not None
         output.finish_reason, output.stop_reason = event.finish_reason, event.stop_reason
+        _take_message(output, event.delta, event.message)
     return dict(outputs)
 
 
@@ -71,10 +75,18 @@ def _end(outputs: dict[int, Output], end: TerminalEvent) -> None:
         output = outputs[0]
         output.text += end.text
         output.finish_reason, output.stop_reason = end.finish_reason, end.stop_reason
+        _take_message(output, end.delta, end.message)
     for choice in end.choices or ():
         output = outputs[choice["index"]]
         output.text += choice.get("text", "")
         output.finish_reason, output.stop_reason = choice["finish_reason"], choice.get("stop_reason")
+        _take_message(output, choice.get("delta"), choice.get("message"))
+
+
+def _take_message(output: Output, delta: dict | None, message: dict | None) -> None:
+    if delta is not None:
+        output.deltas.append(delta)
+    output.message = message or output.message
 
 
 def faults_of_choices(log: Log, num_choices: int) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tests.chaos.messages import finish_reason
 from tests.chaos.outputs import Answer, Output, write_answers
 from tests.chaos.requests import Request, requests
 
@@ -32,19 +33,28 @@ def uninterrupted(model: str) -> list[Answer]:
     for number, request in enumerate(asked):
         for index in range(request.num_choices):
             _add(engine, f"{number}:{index}", request, index)
+            if request.is_chat:
+                _add(engine, f"{number}:{index}:marked", request, index, skip_special_tokens=False)
     while engine.has_unfinished:
         for out in engine.step():
-            number, index = map(int, out.seq_id.split(":"))
-            _take(answers[number], index, out, with_margin=asked[number].is_plainly_greedy)
+            number, index, *marked = out.seq_id.split(":")
+            request, answer = asked[int(number)], answers[int(number)]
+            if marked:
+                answer.outputs[int(index)].marked_text += out.text + out.final_text
+            else:
+                _take(answer, int(index), out, with_margin=request.is_plainly_greedy)
+    for request, answer in zip(asked, answers, strict=True):
+        for output in answer.outputs if request.is_chat else ():
+            output.finish_reason = finish_reason(request, output.marked_text, output.finish_reason)
     return answers
 
 
-def _add(engine, name: str, request: Request, index: int) -> None:
+def _add(engine, name: str, request: Request, index: int, **more) -> None:
     from ingine.contract.jobs import Job
     from ingine.engine.request import EngineRequest
 
     job = Job(id="reference", sampling=request.sampling, **request.input)
-    more = {"n": 1, "seed": request.sampling.get("seed", 0) + index}
+    more |= {"n": 1, "seed": request.sampling.get("seed", 0) + index}
     if request.is_plainly_greedy:
         more["logprobs"] = 2
     if index:  # choice 0 alone has those of the prompt

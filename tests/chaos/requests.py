@@ -54,6 +54,14 @@ CHATS = (
         "add_generation_prompt": False,
     },
 )
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("f", "g")
+]
+CALLS = (
+    "<think>[a-c ]{0,6}</think>[a-e]{0,4}"
+    r'(<tool_call>\{"name": "[fgh]", "arguments": \{"a": [0-9]{1,3}\}\}</tool_call>){1,2}'
+)
+"""Reasoning, content and calls, some of them of a function that is not offered."""
 FAILS = {"structured_outputs": {"regex": "[a-f]{6}b"}, "stop_token_ids": [ord("b") - 33], "temperature": 0}
 """A request that fails behind its first tokens, always with the same code: the grammar allows nothing but a
 token that would end the output where it may not end."""
@@ -70,6 +78,10 @@ class Request:
         return self.sampling.get("n", 1)
 
     @property
+    def is_chat(self) -> bool:
+        return "messages" in self.input
+
+    @property
     def is_plainly_greedy(self) -> bool:
         """True if each token is the likeliest of all."""
         return self.sampling["temperature"] == 0 and self.sampling.keys() <= {
@@ -79,7 +91,10 @@ class Request:
 
 def requests() -> list[Request]:
     """All requests. The greedy ones come first."""
-    return [*greedy(), *sampled(), *constrained(), *restricted(), *chats(), Request(FAILS, _story(0))]
+    return [
+        *(*greedy(), *sampled(), *constrained(), *restricted()),
+        *(*chats(), *tool_calls(), Request(FAILS, _story(0))),
+    ]
 
 
 def greedy() -> list[Request]:
@@ -132,6 +147,16 @@ def chats() -> list[Request]:
     for index, chat in enumerate(CHATS):
         sampling = {"temperature": 1.0, "max_tokens": 40}
         made.append(Request(_seeded(sampling, index, 1 + index % 2), chat))
+    return made
+
+
+def tool_calls() -> list[Request]:
+    """The last one is cut off."""
+    made = []
+    for index, length in enumerate((200, 200, 200, 200, 70)):
+        sampling = {"temperature": 1.3, "max_tokens": length, "structured_outputs": {"regex": CALLS}}
+        chat = {"messages": [{"role": "user", "content": f"Call {index}"}], "tools": TOOLS}
+        made.append(Request(_seeded(sampling, index, 1 + index % 3), chat))
     return made
 
 

@@ -16,6 +16,7 @@ from ingine.contract.keys import Keys, all_partitions
 from tests.chaos import forgers, jobs
 from tests.chaos.audit import audit
 from tests.chaos.journal import read
+from tests.chaos.messages import PARSERS
 from tests.chaos.outputs import read_answers
 from tests.chaos.proxy import FAULTS as WIRE_FAULTS
 from tests.chaos.proxy import ProxyProcess
@@ -43,7 +44,7 @@ WORKER = {
     "max_deaths": MAX_DEATHS,
     "drain_timeout_s": 5.0,
     "step_timeout_s": 6.0,  # longer than a worker is frozen
-}
+} | PARSERS
 CALM_TIMEOUT_S = 600.0
 SEEN_AS = {
     "kill_worker": "worker killed: kill -9",

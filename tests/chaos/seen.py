@@ -17,6 +17,9 @@ class SeenChoice:
     last_text: str = ""
     """Text that came without tokens."""
     finish_reason: str | None = None
+    deltas: list[dict[str, Any]] = field(default_factory=list)
+    last_deltas: list[dict[str, Any]] = field(default_factory=list)
+    """The delta that came without tokens."""
 
 
 @dataclass
@@ -26,7 +29,8 @@ class Seen:
     choices: dict[int, SeenChoice] = field(default_factory=lambda: defaultdict(SeenChoice))
     end: str | None = None
     results: list[list[list[Any]]] = field(default_factory=list)
-    """The choices of each result that a consumer asked for: [token ids, text, finish reason, stop reason]."""
+    """The choices of each result that a consumer asked for: [token ids, text, finish reason, stop reason,
+    message]."""
     num_attached: int = 0
     faults: list[str] = field(default_factory=list)
 
@@ -48,10 +52,11 @@ class Seen:
 
     def _take_chunk(self, record: dict[str, Any]) -> None:
         token_ids, index = record["ids"], record.get("index", 0)
+        deltas = [record["delta"]] if "delta" in record else []
         choice = self.choices[index]
         if not token_ids:
             # The end of the text, repeated for a consumer that was killed before it recorded the end.
-            choice.last_text = record["text"]
+            choice.last_text, choice.last_deltas = record["text"], deltas
             return
         if record["position"] - len(token_ids) != self.num_tokens:
             self.faults.append(f"step from {self.num_tokens} to {record['position']}")
@@ -65,6 +70,7 @@ class Seen:
         if choice.finish_reason is not None:
             self.faults.append(f"repeat of choice {index} after its end")
         choice.text += record["text"]
+        choice.deltas += deltas
         choice.finish_reason = record.get("finish_reason")
 
 
@@ -77,13 +83,17 @@ def faults_of_seen(seen: Seen, outputs: dict[int, Output], end: TerminalEvent) -
         token_ids, text = list(choice.token_ids.values()), choice.text + choice.last_text
         if (token_ids, text) != (output.token_ids, output.text):
             yield "mismatched", f"its consumer saw {token_ids}, {text!r} of choice {index}, not {output}"
+        # A stream that came back for the last text of a chat has an empty delta where the log has none.
+        deltas = [delta for delta in choice.deltas + choice.last_deltas if delta]
+        if deltas != [delta for delta in output.deltas if delta]:
+            yield "mismatched", f"its consumer saw deltas {deltas} of choice {index}, not {output.deltas}"
         if choice.finish_reason not in (None, output.finish_reason):
             yield "mismatched", f"its consumer saw choice {index} end with {choice.finish_reason}"
     if seen.end != end.status:
         yield "mismatched", f"its consumer saw end {seen.end}"
     for result in seen.results:
         right = [
-            [output.token_ids, output.text, output.finish_reason, output.stop_reason]
+            [output.token_ids, output.text, output.finish_reason, output.stop_reason, output.message]
             for _, output in sorted(outputs.items())
         ]
         if result != right:

@@ -17,12 +17,15 @@ SPECS = [
     JobSpec(0, Request({}), request=0, reply_to="audit", not_before_s=1.0, deadline_s=5.0),
     JobSpec(1, Request({}), request=None, poison=True),
     JobSpec(2, Request({"n": 2}), request=1),
+    JobSpec(3, Request({}, {"messages": []}), request=2),
 ]
-ACCEPTED = [(0, "good"), (1, "bad"), (2, "pair")]
+ACCEPTED = [(0, "good"), (1, "bad"), (2, "pair"), (3, "chat")]
 ANSWERS = [
     Answer([Output(TOKEN_IDS, TEXT, "stop")]),
     Answer([Output([1, 2], "xy", "length"), Output([1], "z", "stop", "Z")]),
+    Answer([Output([5], "<think>hm</think>yes", "stop", marked_text="<think>hm</think>yes")]),
 ]
+DELTA, MESSAGE = {"reasoning": "hm"}, {"role": "assistant", "content": "yes", "reasoning": "hm"}
 
 
 def log_of(job_id: str, number: int, token_ids: list[int], **ending) -> Log:
@@ -50,15 +53,23 @@ def pair_log() -> Log:
     return Log(status="finished", position=3, entries=[*entries, ("3-1", end)])
 
 
+def chat_log() -> Log:
+    """The log of a chat whose output is reasoning and content."""
+    tokens = TokensEvent(1, [5], "<think>hm</think>", delta=DELTA)
+    end = TerminalEvent(1, JobStatus.FINISHED, "chat", "yes", "stop", metadata={"number": 3}, message=MESSAGE)
+    end.delta = {"content": "yes"}
+    return Log(status="finished", position=1, entries=[("1-0", tokens), ("1-1", end)])
+
+
 class World:
-    """A clean run of three jobs, to be broken."""
+    """A clean run of four jobs, to be broken."""
 
     def __init__(self):
         error = {"code": "worker_lost", "message": "it died"}
         good = log_of("good", 0, TOKEN_IDS, status=JobStatus.FINISHED, text="!", finish_reason="stop")
         bad = log_of("bad", 1, [], status=JobStatus.FAILED, error=error)
         letter = {"job": msgpack.packb({"id": "bad"}), "code": b"worker_lost", "reason": b"it died"}
-        logs = {"good": good, "bad": bad, "pair": pair_log()}
+        logs = {"good": good, "bad": bad, "pair": pair_log(), "chat": chat_log()}
         self.snapshot = Snapshot(logs, replies=[good.entries[-1][1]], dead=[letter])
         good.waited_s = 1.0
         self.accepted, self.cancelled, self.answers = list(ACCEPTED), set(), list(ANSWERS)
@@ -79,7 +90,14 @@ class World:
                 {"position": 3, "ids": [2], "text": "y", "index": 0, "choice_position": 2,
                  "finish_reason": "length"},
                 {"position": 3, "ids": [], "text": "z", "index": 1, "choice_position": 1},
-                {"result": [[[1, 2], "xy", "length", None], [[1], "z", "stop", "Z"]]},
+                {"result": [[[1, 2], "xy", "length", None, None], [[1], "z", "stop", "Z", None]]},
+                {"end": "finished"},
+            ],
+            "chat": [
+                {"position": 1, "ids": [5], "text": "<think>hm</think>", "delta": DELTA},
+                {"position": 1, "ids": [], "text": "yes", "delta": {"content": "yes"}},
+                {"position": 1, "ids": [], "text": "yes", "delta": {"content": "yes"}},
+                {"result": [[[5], "<think>hm</think>yes", "stop", None, MESSAGE]]},
                 {"end": "finished"},
             ],
         }  # fmt: skip
@@ -87,6 +105,10 @@ class World:
     @property
     def good(self) -> Log:
         return self.snapshot.logs["good"]
+
+    @property
+    def chat(self) -> Log:
+        return self.snapshot.logs["chat"]
 
     @property
     def pair(self) -> Log:
@@ -115,8 +137,8 @@ def world() -> World:
 def test_a_clean_run_is_clean(world):
     findings = world.audit()
     assert findings.violations == []
-    assert findings.endings == {"finished": 2, "failed": 1}
-    assert (findings.num_tokens, findings.num_choices, findings.num_resumes) == (6, 3, 1)
+    assert findings.endings == {"finished": 3, "failed": 1}
+    assert (findings.num_tokens, findings.num_choices, findings.num_resumes) == (7, 4, 1)
 
 
 def test_a_job_may_fail_as_it_does_without_faults(world):
@@ -322,6 +344,34 @@ def give_a_consumer_another_result(world):
     world.seen_records["pair"][5]["result"][1][1] = "zz"
 
 
+def lose_a_delta(world):
+    world.chat.entries[-1][1].delta = None
+
+
+def repeat_a_delta(world):
+    world.chat.entries[-1][1].delta = {"reasoning": "hm", "content": "yes"}
+
+
+def end_with_another_message(world):
+    world.chat.entries[-1][1].message = MESSAGE | {"content": "no"}
+
+
+def end_without_a_message(world):
+    world.chat.entries[-1][1].message = None
+
+
+def give_a_message_to_a_prompt(world):
+    world.pair.entries[-1][1].choices[0]["message"] = MESSAGE
+
+
+def show_a_consumer_another_delta(world):
+    world.seen_records["chat"][0]["delta"] = {"content": "hm"}
+
+
+def give_a_consumer_another_message(world):
+    world.seen_records["chat"][3]["result"][0][4] = None
+
+
 def leave_a_key(world):
     world.snapshot.orphans.append("ingine:{q}:job:x has no TTL")
 
@@ -374,6 +424,13 @@ def leave_a_key(world):
         (show_a_consumer_a_choice_twice, "repeated"),
         (show_a_consumer_another_end_of_a_choice, "mismatched"),
         (give_a_consumer_another_result, "mismatched"),
+        (lose_a_delta, "wrong"),
+        (repeat_a_delta, "wrong"),
+        (end_with_another_message, "wrong"),
+        (end_without_a_message, "wrong"),
+        (give_a_message_to_a_prompt, "wrong"),
+        (show_a_consumer_another_delta, "mismatched"),
+        (give_a_consumer_another_message, "mismatched"),
         (leave_a_key, "orphans"),
     ],
     ids=lambda value: value.__name__ if callable(value) else value,
