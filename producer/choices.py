@@ -19,15 +19,27 @@ class YieldedChoices:
     position in the log does not show which tokens are new. The position in each choice does.
     """
 
-    def __init__(self, *, from_start: bool):
-        """from_start: the stream begins at the log's first event."""
-        self.from_start = from_start
+    def __init__(self, begin: int):
+        """begin: the position after which the stream begins. What the log has up to there when it is first
+        read counts as yielded.
+        """
+        self._begin = begin
         self._yielded: dict[int, int] = {}
-        self._read = ChoicePositions(from_start=from_start)
+        self._read = ChoicePositions(from_start=begin == 0)
+        self._read_from_start = begin == 0
+
+    def needs_start(self, event: TokensEvent) -> bool:
+        """Whether the log is to be read from its first event, since `event` is of several choices and what
+        came before it is not known."""
+        return event.choice_position is not None and not self._read_from_start
 
     def read_again(self) -> None:
         """Begin to read the log from its first event again."""
-        self._read = ChoicePositions(from_start=True)
+        self._read, self._read_from_start = ChoicePositions(from_start=True), True
+
+    def moved(self) -> None:
+        """Begin to read the log at another place, from the stream's position."""
+        self._read, self._read_from_start = ChoicePositions(from_start=False), False
 
     def new_part(self, event: TokensEvent, position: int) -> TokensEvent | None:
         """Return the part of the log's next event that was not yielded. None if all of it was.
@@ -42,7 +54,11 @@ class YieldedChoices:
         if event.choice_position is None:
             return without_first(event, position - event.start)
         start = event.choice_position - len(event.token_ids)
-        yielded = self._yielded.get(event.index, start + max(0, position - event.start))
+        yielded = self._yielded.get(event.index, 0)
+        if self._begin > event.start:
+            yielded = max(yielded, start + min(self._begin - event.start, len(event.token_ids)))
+        else:
+            self._begin = 0
         self._yielded[event.index] = max(yielded, event.choice_position)
         return without_first(event, yielded - start) if yielded < event.choice_position else None
 

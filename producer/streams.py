@@ -67,11 +67,12 @@ class Streams:
         stays away, and InvalidArgument for a negative position.
         """
         position = arguments.integer("from_position", position, at_least=0)
+        choices = YieldedChoices(position)
         num_moves = 0  # since the last event
         while num_moves < MAX_MOVES:
             partition = await self._retry(lambda: self._partitions.of(job_id))
             try:
-                async with aclosing(self._follow(partition, job_id, position, at_end)) as events:
+                async with aclosing(self._follow(partition, job_id, position, choices, at_end)) as events:
                     async for event in events:
                         position, num_moves = event.position, 0
                         yield event
@@ -79,6 +80,7 @@ class Streams:
             except JobNotFound:
                 if not await self._retry(partial(self._partitions.moved, job_id, partition)):
                     raise
+            choices.moved()
             num_moves += 1
         raise self._partitions.unsettled()
 
@@ -90,13 +92,13 @@ class Streams:
         return self._readers[server]
 
     async def _follow(
-        self, partition: Partition, job_id: str, position: int, at_end: bool
+        self, partition: Partition, job_id: str, position: int, choices: YieldedChoices, at_end: bool
     ) -> AsyncIterator[Event]:
         hub, reader = self._readers_at(partition.server)
         channel, home = partition.keys.channel(job_id), Home()
         subscription = hub.subscribe(channel, ends_only=at_end)
         reads, lacked, went_back = _ReadTimer(subscription), False, False
-        choices, num_read_again = YieldedChoices(from_start=position == 0), 0
+        num_read_again = 0
         try:
             while True:
                 with_record = await reads.next()
@@ -110,13 +112,18 @@ class Streams:
                     if at_end and event.start < position:
                         raise LogWentBack
                     if isinstance(event, TokensEvent):
+                        if choices.needs_start(event):
+                            choices.read_again()
+                            position = 0
+                            subscription.mark_stale()
+                            break
                         try:
                             part = choices.new_part(event, position)
                         except LogWentBack as error:
                             num_read_again += 1
                             if at_end:
                                 raise
-                            if not choices.from_start or num_read_again > MAX_READS:
+                            if num_read_again > MAX_READS:
                                 raise BadRecord(f"the log of job {job_id} has changed: {error}") from None
                             choices.read_again()
                             position = 0

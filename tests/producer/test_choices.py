@@ -7,8 +7,11 @@ from redis.asyncio import Redis
 
 from ingine.contract.events import TokensEvent, encode_event
 from ingine.contract.keys import EVENT_FIELD, Keys, log_id
-from ingine.producer import BadRecord, Choice, Chunk
+from ingine.errors import JobNotFound
+from ingine.producer import AsyncClient, BadRecord, Choice, Chunk
 from ingine.producer.openai.batch_format import COMPLETIONS_URL, is_cut, output_row
+from ingine.producer.partitions import Partitions
+from ingine.producer.token_log import LogReader
 from tests.producer.conftest import Face
 from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_batch_format import parse, result
@@ -116,6 +119,63 @@ async def test_a_log_that_was_lost_and_written_in_another_order(
     assert by_choice(chunks) == {0: [1, 2, 3], 1: [11, 12, 13]}
     assert "".join(chunk.text for chunk in chunks if chunk.index == 1) == "<11><12><13>"
     assert [choice.token_ids for choice in (await face.result(job_id)).choices] == [[1, 2, 3], [11, 12, 13]]
+
+
+@pytest.mark.parametrize("order", [[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0], [0, 1, 0, 1, 0, 1]], ids=str)
+@pytest.mark.parametrize("begin", [1, 2, 3])
+async def test_a_stream_that_began_later_reads_a_log_in_another_order(
+    face: Face, worker: FakeWorker, job_id: str, order, begin, monkeypatch
+):
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
+    chunks: list[Chunk] = []
+    await commit(worker, job_id, [0, 1, 0, 1], has_end=False)
+    consumer = asyncio.create_task(face.stream(job_id, begin, into=chunks))
+    await has(chunks, 4 - begin)
+    await lose(worker.redis, worker.keys, job_id, 1)
+    await commit(worker, job_id, order, 1, has_end=False)
+    ends = [{"index": index, "finish_reason": "length", "num_output_tokens": 3} for index in range(2)]
+    await worker.end(job_id, 6, choices=ends)
+    await consumer
+    before = {0: [1], 1: [11]} if begin > 1 else {0: [1], 1: []}
+    before[0] = [1, 2] if begin == 3 else [1]
+    found = by_choice(chunks)
+    assert {index: before[index] + found[index] for index in found} == {0: [1, 2, 3], 1: [11, 12, 13]}
+
+
+@pytest.mark.parametrize("begin", [0, 1])
+async def test_a_stream_goes_on_after_a_move_and_reads_another_order(
+    client: AsyncClient, worker: FakeWorker, begin, monkeypatch
+):
+    """The number of partitions changes while the stream runs, and the server loses events meanwhile."""
+    monkeypatch.setattr("ingine.producer.streams.SILENCE_S", 0.05)
+    job, moving, chunks = await client.submit("hi", n=2), asyncio.Event(), []
+    job_id, read = (await worker.take()).id, LogReader.read
+
+    async def read_or_move(reader, *args, **options):
+        if moving.is_set():
+            moving.clear()
+            raise JobNotFound("the job has moved")
+        return await read(reader, *args, **options)
+
+    async def moved(*_) -> bool:
+        await lose(worker.redis, worker.keys, job_id, 1)
+        await commit(worker, job_id, [0, 0, 0, 1, 1, 1], 1, has_end=False)
+        ends = [{"index": index, "finish_reason": "length", "num_output_tokens": 3} for index in range(2)]
+        await worker.end(job_id, 6, choices=ends)
+        return True
+
+    async def follow() -> None:
+        async for chunk in job.stream(begin):
+            chunks.append(chunk)
+
+    monkeypatch.setattr(LogReader, "read", read_or_move)
+    monkeypatch.setattr(Partitions, "moved", moved)
+    await commit(worker, job_id, [0, 1, 0, 1], has_end=False)
+    consumer = asyncio.create_task(follow())
+    await has(chunks, 4 - begin)
+    moving.set()
+    await consumer
+    assert by_choice(chunks) == {0: [1, 2, 3][begin:], 1: [11, 12, 13]}
 
 
 async def test_a_log_whose_choices_have_gaps_is_refused(face: Face, worker: FakeWorker, job_id: str):

@@ -433,7 +433,7 @@ async def test_a_long_stream_may_move_as_often_as_it_has_events(
     """After each move its events are found again, so the limit of moves does not apply."""
     monkeypatch.setattr("ingine.producer.streams.MAX_MOVES", 2)
 
-    async def one_event_then_gone(self, partition, job_id, position, at_end):
+    async def one_event_then_gone(self, partition, job_id, position, choices, at_end):
         yield TokensEvent(position + 1, [1], "x")
         raise JobNotFound(job_id)
 
