@@ -21,7 +21,7 @@ def deltas_of(
     """As a sequence makes them, token by token."""
     parser = MessageParser(tool_format="mistral", functions=FUNCTIONS)
     params = SamplingParams(stop=stop, **params)
-    message, deltas = MessageText(parser, tokenizer, params), []
+    message, deltas = MessageText(parser, tokenizer), []
     output = OutputText(
         params, max_tokens=1000, eos_token_ids={END}, tokenizer=tokenizer, message_text=message
     )
@@ -122,3 +122,17 @@ def test_a_token_that_ends_the_output_is_in_no_message():
         assert message.message() == Message("Say")
         _, message = deltas_of("Say</s>x", **shows)
         assert message.message() == Message("Say")
+
+
+@pytest.mark.parametrize("shows", [{}, *SHOWS], ids=str)
+def test_a_special_token_ends_an_unfinished_character(shows):
+    """What is behind it begins anew: in the text the halves of a character go together."""
+    replaced = "\N{REPLACEMENT CHARACTER}"
+    half, *rest = TOKENIZER.encode_word("é")
+    marker, call = TOKENIZER.encode_word("[TOOL_CALLS]"), TOKENIZER.encode_word("f{}")
+    deltas, message = deltas_of([half, *marker, *call], **shows)
+    assert put_together(deltas) == message.message()
+    assert message.message().content == replaced
+    assert [(call.name, call.arguments) for call in message.message().tool_calls] == [("f", "{}")]
+    _, message = deltas_of([half, *marker, *rest, *call], **shows)
+    assert message.message() == Message(f"{replaced}[TOOL_CALLS]{replaced}f{{}}")

@@ -47,6 +47,16 @@ class Detokenizer:
         self._first = False  # also if it has no bytes, like a lone space at the beginning of a text
         return self._utf8.decode(token)
 
+    def append_named(self, token_id: int) -> tuple[str, bool]:
+        """Take the next token. Returns the text that it completes, and False; or the name of a special token,
+        behind the replacement for a character that it leaves unfinished, and True.
+        """
+        token = self._tokenizer.token_bytes(token_id, first=self._first)
+        if token is None:
+            return self.flush() + self._tokenizer.special_token(token_id), True
+        self._first = False
+        return self._utf8.decode(token), False
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that this token would add to the text now. For a special token that the text does not
         contain, its name.

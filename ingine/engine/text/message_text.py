@@ -15,20 +15,17 @@ class MessageText:
 
     Special tokens such as `[TOOL_CALLS]` say what the text is, so the parser reads their names where they
     came. The message is a pure function of the tokens, like the text of `OutputText`: a request is resumed by
-    appending its earlier tokens again.
+    appending its earlier tokens again. A special token ends an unfinished character, as any other text does,
+    so nothing of the reasoning gets behind its closing tag, nor text behind the marker of a tool call.
 
     A stop string cuts the message where it cuts the output's text. Otherwise the message does not depend on
     what that text shows: it is the same with other `skip_special_tokens`, `spaces_between_special_tokens` and
     `include_stop_str_in_output`.
     """
 
-    def __init__(self, parser: MessageParser, tokenizer: TokenBytes, params: SamplingParams):
+    def __init__(self, parser: MessageParser, tokenizer: TokenBytes):
         self._parser = parser
-        self._tokenizer = tokenizer
-        self._detokenizer = None
-        """None: the output's text is the same."""
-        if not params.skip_special_tokens or params.include_stop_str_in_output:
-            self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer)
         self._num_shown = 0
         """Characters of the output's text, those included that a stop string may still cut off."""
         self._uncertain: deque[tuple[int, str, bool]] = deque()
@@ -47,31 +44,26 @@ class MessageText:
         """
         if format is None or tokenizer is None or not params.detokenize:
             return None
-        return cls(parser_of(format, index), tokenizer, params)
+        return cls(parser_of(format, index), tokenizer)
 
     def append(self, token_id: int, shown: str, num_certain: int) -> None:
         """Take a token that does not end the output. shown: what it adds to the output's text. num_certain:
         the first characters of that text, as many as no stop string can cut off any more.
         """
-        text = shown if self._detokenizer is None else self._detokenizer.append(token_id)
-        is_special = self._tokenizer.token_bytes(token_id, first=False) is None
-        if is_special:
-            text = self._tokenizer.special_token(token_id)
+        text, is_special = self._detokenizer.append_named(token_id)
         self._num_shown += len(shown)
         self._uncertain.append((self._num_shown, text, is_special))
         self._settle(num_certain)
 
     def cut(self) -> None:
-        """Drop what is not certain: a stop string has ended the output."""
+        """Drop what is not certain, and an unfinished character: a stop string has ended the output."""
         self._uncertain.clear()
-        self._detokenizer = None
+        self._detokenizer.flush()
 
-    def end(self, unfinished: str) -> None:
-        """Take all that was held back, once no more tokens come. unfinished: what the output's text has for
-        an unfinished character at its end.
-        """
+    def end(self) -> None:
+        """Take all that was held back, once no more tokens come."""
         self._settle(self._num_shown)
-        self._certain.append(unfinished if self._detokenizer is None else self._detokenizer.flush())
+        self._certain.append(self._detokenizer.flush())
         self._has_ended = True
 
     def take_delta(self) -> MessageDelta | None:

@@ -102,7 +102,7 @@ class OutputText:
         """
         unfinished = self._detokenizer.flush() if self._detokenizer else ""
         if self.message_text is not None:
-            self.message_text.end(unfinished)
+            self.message_text.end()
         return self._stop_strings.flush() + unfinished
 
     def _detokenize(self, token_id: int) -> str:
