@@ -47,6 +47,7 @@ def make(
     index: int = 0,
     so_far: list[int] | None = None,
     ended: tuple[int, ...] = (),
+    max_num_tokens: int = 10_000,
     **params,
 ) -> Sequence:
     """A sequence of which `so_far` is committed."""
@@ -64,7 +65,7 @@ def make(
         request,
         seed=0,
         sort_key=(0, 0),
-        max_num_tokens=10_000,
+        max_num_tokens=max_num_tokens,
         eos_token_ids=frozenset({end_of(tokenizer)}),
         tokenizer=tokenizer,
         index=index,
@@ -281,3 +282,18 @@ def test_without_a_format_or_text_there_is_no_message():
         assert outputs[-1].finish_reason == reason
         for output in outputs:
             assert (output.delta, output.final_delta, output.message) == (None, None, None)
+
+
+@pytest.mark.parametrize("num_more", [0, 3])
+def test_an_engine_of_a_lower_limit_has_the_message_of_all_that_is_committed(num_more):
+    """The text that was held back where its own limit lies has been committed since."""
+    output, tokenizer = OUTPUTS["text around calls"], TOKENIZERS["byte level"]
+    tokens = tokens_of(tokenizer, output.text)[:-1]
+    stop = output.text[10:30] + "never"
+    before = run(make(tokenizer, output, stop=(stop,)), *each_alone(tokens))
+    at = next(position for position in range(len(tokens)) if not before[position].text) + num_more
+    resumed = make(tokenizer, output, so_far=tokens, stop=(stop,), max_num_tokens=len(PROMPT) + at)
+    [last] = run(resumed)
+    assert (last.finish_reason, last.position) == (FinishReason.LENGTH, len(tokens))
+    assert last.message == put_together([*before, last])
+    assert "".join(each.text for each in before) + last.final_text == output.text

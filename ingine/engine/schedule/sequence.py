@@ -90,9 +90,11 @@ class Sequence:
         self.sort_key = sort_key
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
+        committed = request.output_of(index)
         self.output_text = OutputText(
             params,
-            max_tokens=max_num_tokens - self.num_prompt_tokens,
+            # An engine with a higher limit may have generated more: all of it is part of text and message.
+            max_tokens=max(max_num_tokens - self.num_prompt_tokens, len(committed)),
             eos_token_ids=eos_token_ids,
             tokenizer=tokenizer,
             message_text=MessageText.of(request.message, index, tokenizer, params),
@@ -133,7 +135,7 @@ class Sequence:
         """The state of a constrained sequence after its output tokens, once its grammar is compiled."""
         self.takes_forced_drafts = True
         """Whether tokens that the grammar forces may be drafted."""
-        self._replay(request.output_of(index))
+        self._replay(committed)
         if index in request.ended_choices and self.finish_reason is None:
             self.finish(FinishReason.LENGTH)
 
@@ -288,7 +290,7 @@ class Sequence:
             self.append(token_id)
         if self.output_text.message_text is not None:
             self.output_text.message_text.take_delta()  # the earlier attempt has returned it
-        # An engine with a lower limit may end the output before the last of them. All stay part of it.
+        # Another version may have gone on behind what ends the output here. All stay part of it.
         self.token_ids.extend(output_token_ids[self.num_output_tokens :])
 
 
