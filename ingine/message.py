@@ -78,6 +78,17 @@ class ToolCall:
     arguments: str
     """JSON text as the model wrote it; not valid JSON where the model's is not, or where it was cut off."""
 
+    def to_openai(self) -> dict[str, Any]:
+        """The entry of a message's `tool_calls`."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+    @classmethod
+    def from_openai(cls, entry: dict[str, Any]) -> Self:
+        """The inverse of `to_openai`, which ignores unknown fields."""
+        function = entry["function"]
+        return cls(entry["id"], function["name"], function["arguments"])
+
 
 @dataclass(slots=True)
 class Message:
@@ -92,14 +103,7 @@ class Message:
             fields["reasoning"] = self.reasoning
         if self.tool_calls:
             fields["content"] = self.content or None
-            fields["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in self.tool_calls
-            ]
+            fields["tool_calls"] = [call.to_openai() for call in self.tool_calls]
         return fields
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ingine.message import ToolCall
 from ingine.terminal import echo
 
 
@@ -35,9 +36,9 @@ class MessagePrinter:
 
 
 def print_tool_calls(message: Mapping[str, Any]) -> None:
-    """Print a line of JSON for each tool call."""
+    """Print a line of JSON for each tool call: its known fields, since the others need not be JSON."""
     for call in message.get("tool_calls") or ():
-        echo(json.dumps(call, ensure_ascii=False))
+        echo(json.dumps(ToolCall.from_openai(call).to_openai(), ensure_ascii=False))
 
 
 def print_message(message: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from itertools import accumulate, chain, repeat
 from typing import Any
 
 from ingine.errors import BadRecord, ErrorCode, InvalidJob, JobFailed
+from ingine.message import ToolCall
 from ingine.producer.openai.requests import RequestRefused
 from ingine.producer.results import Choice, Result
 
@@ -88,13 +89,8 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
     if "reasoning" in message:
         fields["reasoning"] = message["reasoning"]
     if "tool_calls" in message:
-        fields["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
+        fields["tool_calls"] = [ToolCall.from_openai(call).to_openai() for call in message["tool_calls"]]
     return fields
-
-
-def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
-    function = {name: call["function"][name] for name in ("name", "arguments")}
-    return {"id": call["id"], "type": "function", "function": function}
 
 
 def _prompt_logprobs(prompt_logprobs: list[dict | None]) -> list[dict | None]:

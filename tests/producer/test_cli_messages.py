@@ -95,6 +95,22 @@ async def test_what_is_not_json_in_a_log_is_printed_as_text(ingine: Ingine, work
     assert chunk["delta"]["k\\xff"] == [{"\\xfe": 1}]
 
 
+async def test_unknown_fields_of_a_call_are_not_printed(ingine: Ingine, worker: FakeWorker):
+    """They need not be JSON: a newer version or any other client has written them."""
+    await ingine("submit", "hi", "--job-id", "mine")
+    await worker.take()
+    message = Message("x", "", [ToolCall("call_1", "f", "{}")]).to_openai()
+    [call] = message["tool_calls"]
+    more = {"time": Timestamp(5), b"k\xff": b"\xff"}
+    forged = call | more | {"function": call["function"] | more}
+    await commit(worker, "mine", TokensEvent(1, [7], "x", delta={"content": "x"}))
+    await worker.end("mine", 1, finish_reason="tool_calls", message=message | {"tool_calls": [forged]} | more)
+    finished = await ingine("stream", "mine")
+    assert (finished.exit_status, finished.stderr) == (0, "")
+    content, printed = finished.stdout.splitlines()
+    assert (content, json.loads(printed)) == ("x", call)
+
+
 async def test_several_messages_are_printed_under_their_indices(ingine: Ingine, worker: FakeWorker):
     await ingine("submit", "hi", "--job-id", "two", "--n", "2")
     await worker.take()
