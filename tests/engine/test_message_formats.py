@@ -5,8 +5,9 @@ import json
 import pytest
 
 from ingine.engine.parsers.choice import ModelFormats, checked_formats, formats_of
+from ingine.engine.parsers.functions import types_of
 from ingine.engine.parsers.message_parser import functions_of
-from ingine.engine.parsers.qwen3_coder import as_json, types_of
+from ingine.engine.parsers.qwen3_coder import as_json
 from ingine.errors import ConfigError
 
 

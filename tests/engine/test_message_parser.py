@@ -147,6 +147,23 @@ def test_arguments_are_streamed_as_they_come():
     assert parser.feed("r").tool_calls == [ToolCallDelta(0, arguments="r")]
 
 
+def test_a_schema_is_read_once_however_often_a_parameter_comes():
+    class Values(list):
+        num_reads = 0
+
+        def __iter__(self):
+            self.num_reads += 1
+            return super().__iter__()
+
+    values = Values([1, 2])
+    functions = {"f": {"properties": {"a": {"enum": values}}}}
+    parser = MessageParser(tool_format="qwen3_coder", functions=functions)
+    call = "<function=f><parameter=a>1</parameter><parameter=a>2</parameter></function>"
+    parser.feed(call * 3)
+    assert [call.arguments for call in parser.message().tool_calls] == ['{"a": 1, "a": 2}'] * 3
+    assert values.num_reads == 1
+
+
 def test_values_of_qwen3_coder_that_are_strings_are_streamed():
     parser = Output("qwen3_coder", "").parser()
     parser.feed("<function=get_weather>\n<parameter=city>\nPa")

@@ -1,14 +1,9 @@
 """Tool calls that are JSON: {"name": ..., "arguments": {...}}, alone or several."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from ingine.engine.parsers.functions import Functions
 from ingine.engine.parsers.json_text import Emit, container, scalar, skip_value, string, text
 from ingine.engine.parsers.reader import Parsing, Reader
 from ingine.engine.parsers.writer import Writer
-
-Functions = Mapping[str, Mapping[str, Any]]
-"""Functions that may be called: name -> JSON schema of the parameters."""
 
 _ARGUMENTS = ("arguments", "parameters")
 _KEYS = ("name", "type", "id", *_ARGUMENTS)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ingine.engine.message_format import MessageFormat, NamedFunction, ReasoningTags, ToolChoice
-from ingine.engine.parsers.json_calls import Functions
+from ingine.engine.parsers.functions import Functions
 from ingine.engine.parsers.reader import Parsing, Reader
 from ingine.engine.parsers.reasoning import parse_reasoning
 from ingine.engine.parsers.tool_formats import REQUIRED, TOOL_FORMATS
@@ -26,7 +26,7 @@ class MessageParser:
         self,
         *,
         tool_format: str | None = None,
-        functions: Functions | None = None,
+        functions: Mapping[str, Mapping[str, Any]] | None = None,
         tool_choice: ToolChoice = "auto",
         reasoning: ReasoningTags | None = None,
         starts_in_reasoning: bool = False,
@@ -40,7 +40,7 @@ class MessageParser:
         key: makes the ids of tool calls. The same key gives the same ids.
         """
         self._tool_format = TOOL_FORMATS[tool_format] if tool_format else None
-        self._functions = functions or {}
+        self._functions = Functions(functions or {})
         self._tool_choice = tool_choice
         self._reader = Reader()
         self._writer = Writer(

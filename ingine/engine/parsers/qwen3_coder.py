@@ -6,10 +6,9 @@ of another type is checked when it is complete: it becomes a string unless it is
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from ingine.engine.parsers.json_calls import Functions
+from ingine.engine.parsers.functions import Functions, type_of
 from ingine.engine.parsers.reader import Parsing, Reader
 from ingine.engine.parsers.writer import Writer
 
@@ -22,7 +21,6 @@ _VALUE_ENDS = ("\n" + _PARAMETER_END, _PARAMETER_END)
 _NAME = re.compile(r"[^<>\r\n]*")
 
 _PYTHON_CONSTANTS = {"True": "true", "False": "false", "None": "null"}
-_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", dict: "object", list: "array"}
 
 
 def function(reader: Reader, writer: Writer, functions: Functions) -> Parsing[None]:
@@ -33,14 +31,14 @@ def function(reader: Reader, writer: Writer, functions: Functions) -> Parsing[No
     reader.forget()
     writer.begin_call(name)
     writer.arguments("{")
-    yield from _parameters(reader, writer, _properties(functions[name]))
+    yield from _parameters(reader, writer, functions, name)
     reader.record()
     yield from reader.skip_space()
     if (yield from reader.accept(_CALL_END)):
         reader.forget()
 
 
-def _parameters(reader: Reader, writer: Writer, properties: Mapping[str, Any]) -> Parsing[None]:
+def _parameters(reader: Reader, writer: Writer, functions: Functions, name: str) -> Parsing[None]:
     """To the end of the function, or of the text. What else there is between the tags is content."""
     separator = ""
     while True:
@@ -57,7 +55,7 @@ def _parameters(reader: Reader, writer: Writer, properties: Mapping[str, Any]) -
         writer.end_tag()
         writer.arguments(f"{separator}{_quoted(key)}: ")
         separator = ", "
-        types = types_of(properties[key]) if key in properties else {"string"}
+        types = functions.types_of(name, key)
         read = _read_text if types == {"string"} else _read_value
         if not (yield from read(reader, writer, types)):
             return
@@ -88,29 +86,6 @@ def _read_value(reader: Reader, writer: Writer, types: set[str]) -> Parsing[bool
     return bool(end)
 
 
-def _properties(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    properties = parameters.get("properties")
-    return properties if isinstance(properties, Mapping) else {}
-
-
-def types_of(schema: Any) -> set[str]:
-    """JSON types that the schema of a parameter names, by type, enum, anyOf or oneOf. Empty for any."""
-    if not isinstance(schema, Mapping):
-        return set()
-    named = schema.get("type")
-    if isinstance(named, str):
-        return {named}
-    if isinstance(named, list):
-        return {each for each in named if isinstance(each, str)}
-    if isinstance(values := schema.get("enum"), list):
-        return {_type_of(value) for value in values}
-    choices = schema.get("anyOf") or schema.get("oneOf")
-    if not isinstance(choices, list):
-        return set()
-    types = [choice.get("type") if isinstance(choice, Mapping) else None for choice in choices]
-    return {*types} if all(isinstance(each, str) for each in types) else set()
-
-
 def as_json(text: str, types: set[str]) -> str:
     """The value as JSON text: as written if it is JSON of one of `types`, or null; else it is a string."""
     written = text.strip()
@@ -119,15 +94,9 @@ def as_json(text: str, types: set[str]) -> str:
         value = json.loads(written, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return _quoted(text)
-    kind = _type_of(value)
+    kind = type_of(value)
     fits = not types or kind in types or kind == "null" or (kind == "integer" and "number" in types)
     return written if fits and kind != "string" else _quoted(text)
-
-
-def _type_of(value: Any) -> str:
-    if value is None:
-        return "null"
-    return _JSON_TYPES.get(type(value), "string")
 
 
 def _quoted(text: str) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ingine.engine.parsers import qwen3_coder
-from ingine.engine.parsers.json_calls import Functions, call_array, call_object, call_objects
+from ingine.engine.parsers.functions import Functions
+from ingine.engine.parsers.json_calls import call_array, call_object, call_objects
 from ingine.engine.parsers.json_text import container
 from ingine.engine.parsers.reader import Parsing, Reader
 from ingine.engine.parsers.writer import Writer
