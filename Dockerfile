@@ -11,6 +11,7 @@ ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY ingine ingine
+COPY gateway gateway
 COPY producer producer
 COPY worker worker
 RUN pip install --constraint constraints.txt . && useradd --create-home ingine

@@ -88,7 +88,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "ingine needs Python >= 3.11, and $(PYTHON) is older: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Setting up $(VENV): a few minutes the first time (most of it is torch)."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,embedded,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,gateway,embedded,dev]'
 	@touch $@
 
 $(VENV)/.docs-installed: $(STAMP)

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if not os.path.isdir(os.path.join(__path__[0], "worker")):
-    # A checkout: worker/ and producer/ lie beside this folder and belong to it, wherever it was found. In an
-    # environment that is installed for another checkout, they would otherwise be imported from there.
+    # A checkout: gateway/, producer/ and worker/ lie beside this folder and belong to it, wherever it was
+    # found. In an environment that is installed for another checkout, they would otherwise be imported from
+    # there.
     __path__.append(os.path.dirname(__path__[0]))
 
 if TYPE_CHECKING:

@@ -6,9 +6,11 @@ WORKER_EXTRA = {
     "gguf", "numpy", "jinja2", "filelock", "prometheus_client", "llguidance",
 }
 # fmt: on
+GATEWAY_EXTRA = {"starlette", "uvicorn"}
 
 
 def missing_extra(error: ModuleNotFoundError, wanted: str) -> str | None:
     """Return a message that says how to install what `wanted` needs; None if another module is missing."""
     name = (error.name or "").partition(".")[0]
-    return f"{wanted} needs {name}: pip install 'ingine-llm[worker]'" if name in WORKER_EXTRA else None
+    extra = "worker" if name in WORKER_EXTRA else "gateway" if name in GATEWAY_EXTRA else None
+    return f"{wanted} needs {name}: pip install 'ingine-llm[{extra}]'" if extra else None

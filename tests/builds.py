@@ -8,7 +8,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("ingine", "producer", "worker")
+SOURCES = ("ingine", "gateway", "producer", "worker")
 BESIDE_THEM = ("pyproject.toml", "README.md", "LICENSE")
 ALONE = ("--no-index", "--no-deps", "--no-build-isolation")
 """Options of pip: no other package, and a build with the installed tools."""

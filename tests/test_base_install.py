@@ -39,9 +39,9 @@ def run(python: str, *arguments: str, cwd) -> subprocess.CompletedProcess:
 
 def test_every_command_that_needs_an_extra_says_so(base_python, tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    needy = ["worker", "bench", "generate hi", "pull", "pull a/b", "pull model.gguf", "demo"]
+    needy = ["worker", "gateway", "bench", "generate hi", "pull", "pull a/b", "pull model.gguf", "demo"]
     needy += ["worker --device cuda", "worker --model model.gguf", "generate hi --model model.gguf"]
-    others = ["--version", "--help", "worker --help", "submit --help", "queue --help"]
+    others = ["--version", "--help", "worker --help", "gateway --help", "submit --help", "queue --help"]
     done = run(base_python, "-c", PROGRAM, json.dumps(needy + others), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -49,7 +49,8 @@ def test_every_command_that_needs_an_extra_says_so(base_python, tmp_path):
         status, text = said[line]
         assert status == 2, (line, text)
         assert text.startswith("ingine: "), (line, text)
-        assert text.endswith("pip install 'ingine-llm[worker]'\n"), (line, text)
+        extra = "gateway" if line == "gateway" else "worker"
+        assert text.endswith(f"pip install 'ingine-llm[{extra}]'\n"), (line, text)
         assert len(text.splitlines()) == 1
     assert all(said[line][0] == 0 for line in others)
 

@@ -6,7 +6,7 @@ import pytest
 
 from ingine.connect.environment import KNOWN_SETTINGS, check_variables
 from ingine.errors import ConfigError
-from ingine.producer.settings import ProducerSettings
+from ingine.gateway.settings import GatewaySettings
 from ingine.producer.settings import load_settings as load_producer_settings
 from ingine.worker.settings import WorkerSettings, load_settings
 from tests.docs.tables import ROOT
@@ -21,14 +21,14 @@ def empty_folder(tmp_path, monkeypatch):
 def test_the_list_has_all_settings_and_every_variable_that_is_read():
     code = "".join(
         path.read_text()
-        for package in ("ingine", "worker", "producer")
+        for package in ("ingine", "gateway", "worker", "producer")
         for path in (ROOT / package).rglob("*.py")
     )
     read = {
         name.lower()
         for name in re.findall(r'(?:environ\.get\(|environ\[|user_folder\()"INGINE_([A-Z_]+)"', code)
     }
-    assert WorkerSettings.model_fields.keys() | ProducerSettings.model_fields.keys() | read == KNOWN_SETTINGS
+    assert WorkerSettings.model_fields.keys() | GatewaySettings.model_fields.keys() | read == KNOWN_SETTINGS
 
 
 @pytest.mark.parametrize("load", [load_settings, load_producer_settings], ids=["worker", "producer"])

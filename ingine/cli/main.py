@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+import ingine.cli.gateway
 import ingine.cli.producer
 import ingine.cli.worker
 from ingine import __version__
@@ -47,6 +48,7 @@ app = typer.Typer(
 ingine.cli.worker.register(app)
 app.command()(generate)
 ingine.cli.producer.register(app)
+ingine.cli.gateway.register(app)
 app.command()(pull)
 app.command()(acl)
 app.command()(bench)

@@ -35,10 +35,11 @@ class WorkerCommand(typer.core.TyperCommand):
 
     @cached_property
     def _with_flags(self) -> typer.core.TyperCommand:
-        from ingine.cli.worker_flags import with_flags
+        from ingine.cli.settings_flags import with_flags
+        from ingine.worker.settings import WorkerSettings
 
         app = typer.Typer(add_completion=False)
-        app.command()(with_flags(worker))
+        app.command()(with_flags(worker, WorkerSettings))
         return typer.main.get_command(app)
 
     def get_params(self, context: typer.Context) -> list:

@@ -27,6 +27,10 @@ KNOWN_SETTINGS = frozenset({
     "model_wait_s", "lease_s", "result_ttl_s", "max_jobs", "max_job_bytes", "max_bytes", "max_jobs_per_s",
     "max_deaths", "step_timeout_s", "drain_timeout_s", "http_host", "http_port", "log_level", "log_json",
     "log_prompts",
+    # A gateway's settings.
+    "gateway_host", "gateway_port", "gateway_keys", "gateway_without_keys", "gateway_max_body_bytes",
+    "gateway_body_timeout_s", "gateway_timeout_s", "gateway_send_timeout_s", "gateway_ping_s",
+    "gateway_max_requests",
     # Read from the environment alone.
     "cache_dir", "data_dir", "secrets_dir",
 })

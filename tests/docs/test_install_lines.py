@@ -10,7 +10,7 @@ import pytest
 from tests.docs.tables import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FOLDERS = ("benchmarks", "deploy", "docs", "examples", "ingine", "producer", "tests", "worker")
+FOLDERS = ("benchmarks", "deploy", "docs", "examples", "gateway", "ingine", "producer", "tests", "worker")
 SUFFIXES = ("", ".js", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml")
 
 COMMAND = re.compile(

@@ -8,6 +8,7 @@ import pytest
 
 from ingine.connect.local_server import DEFAULT_URL
 from ingine.contract.record import JobStatus
+from ingine.gateway.settings import GatewaySettings
 from ingine.producer.settings import ProducerSettings
 from ingine.worker.metrics import Metrics
 from ingine.worker.settings import ENV_PREFIX, WorkerSettings
@@ -34,6 +35,15 @@ def test_every_setting_is_there_with_its_default():
     assert documented == expected
 
 
+def test_every_setting_of_a_gateway_is_there_with_its_default():
+    documented = {row["variable"]: row["default"] for row in table(OPERATIONS, "Settings of a gateway")}
+    own = GatewaySettings.model_fields.keys() - ProducerSettings.model_fields.keys()
+    expected = {
+        f"{ENV_PREFIX}{name.upper()}": shown(GatewaySettings.model_fields[name].default) for name in own
+    }
+    assert documented == expected
+
+
 def test_a_producers_settings_are_marked():
     marked = {row["variable"] for row in table(OPERATIONS, "Settings") if row["who"] == "both"}
     assert marked == {f"{ENV_PREFIX}{name.upper()}" for name in ProducerSettings.model_fields}
@@ -43,7 +53,7 @@ def test_a_producers_settings_are_marked():
 def test_every_other_variable_that_the_code_reads_is_named():
     code = "".join(
         path.read_text()
-        for package in ("ingine", "worker", "producer")
+        for package in ("ingine", "gateway", "worker", "producer")
         for path in (ROOT / package).rglob("*.py")
     )
     read = set(re.findall(r'(?:environ\.get\(|environ\[|user_folder\()"(INGINE_[A-Z_]+)"', code))

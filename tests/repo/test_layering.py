@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+BESIDE = ("gateway", "producer", "worker")
+"""Packages whose folders lie beside ingine/."""
 NOT_IN_BASE = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf", "llguidance"}
 
 SHARED = "shared"
@@ -19,10 +21,11 @@ LAYERS = {
     "connect": {SHARED, "contract"},
     "engine": {SHARED},
     "producer": {SHARED, "contract", "connect"},
+    "gateway": {SHARED, "contract", "connect", "producer"},
     "worker": {SHARED, "contract", "connect", "engine"},
     "bench": {SHARED, "contract", "connect", "engine", "producer", "worker"},
     "demo": {SHARED, "contract", "connect", "engine", "producer", "worker", "bench"},
-    "cli": {SHARED, "contract", "connect", "engine", "producer", "worker", "bench", "demo"},
+    "cli": {SHARED, "contract", "connect", "engine", "producer", "worker", "bench", "demo", "gateway"},
 }
 """Folders that the files of each folder may import beside their own."""
 FACES = ("ingine/__init__.py", "ingine/__main__.py")
@@ -33,6 +36,7 @@ NEVER = {
     "connect": NOT_IN_BASE,
     "engine": {"redis"},
     "producer": NOT_IN_BASE,
+    "gateway": {"redis", *NOT_IN_BASE},
 }
 """Third-party packages that each folder must not import."""
 ENGINE_VALUES = {"config", "outputs", "message_format", "request", "limits"}
@@ -84,7 +88,7 @@ def layer_of(module: str) -> str:
 def sources() -> dict[str, list[Path]]:
     """The files of each layer."""
     found = {layer: [] for layer in LAYERS}
-    for top in ("ingine", "producer", "worker"):
+    for top in ("ingine", *BESIDE):
         for path in sorted((ROOT / top).rglob("*.py")):
             inside = path.relative_to(ROOT).parts
             name = inside[1] if top == "ingine" and len(inside) > 2 else top
@@ -195,7 +199,7 @@ def named_by(path: Path) -> Iterator[str]:
 
 def is_ours(module: str) -> bool:
     parts = module.split(".")
-    path = ROOT.joinpath(*(parts[1:] if parts[1] in ("producer", "worker") else parts))
+    path = ROOT.joinpath(*(parts[1:] if parts[1] in BESIDE else parts))
     return path.is_dir() or path.with_suffix(".py").is_file()
 
 

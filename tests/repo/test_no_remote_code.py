@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("ingine", "worker", "producer", "benchmarks")
+PACKAGES = ("ingine", "gateway", "worker", "producer", "benchmarks")
 
 
 def calls(path: Path) -> list[ast.Call]:

@@ -11,12 +11,14 @@ from zipfile import ZipFile
 
 import pytest
 
+import ingine.gateway
 import ingine.producer
 import ingine.worker
 from tests.builds import build_wheel, copy_sources, install, make_environment
 from tests.waiting import HANGS_S
 
 ROOT = Path(__file__).resolve().parents[2]
+TOPS = ("ingine", "gateway", "producer", "worker")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 
 
@@ -28,7 +30,7 @@ def folder_of(package: str) -> Path:
 
 
 def test_every_package_is_listed():
-    folders = {path.parent for top in ("ingine", "producer", "worker") for path in (ROOT / top).rglob("*.py")}
+    folders = {path.parent for top in TOPS for path in (ROOT / top).rglob("*.py")}
     assert {folder_of(package) for package in SETTINGS["packages"]} == folders
 
 
@@ -41,7 +43,7 @@ def test_every_other_file_is_listed():
     }
     there = {
         path
-        for top in ("ingine", "producer", "worker")
+        for top in TOPS
         for path in (ROOT / top).rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
@@ -52,6 +54,7 @@ def test_this_checkout_is_what_is_tested():
     assert Path(ingine.__file__).parent == ROOT / "ingine"
     assert Path(ingine.worker.__file__).parent == ROOT / "worker"
     assert Path(ingine.producer.__file__).parent == ROOT / "producer"
+    assert Path(ingine.gateway.__file__).parent == ROOT / "gateway"
 
 
 FROM_ELSEWHERE = """
@@ -84,7 +87,7 @@ def test_a_wheel_has_the_package_and_nothing_else(wheel):
     metadata = f"{wheel.name.removesuffix('-py3-none-any.whl')}.dist-info"
     there = {
         Path("ingine", path.relative_to(beside))
-        for top, beside in (("ingine", ROOT / "ingine"), ("producer", ROOT), ("worker", ROOT))
+        for top, beside in (("ingine", ROOT / "ingine"), *((top, ROOT) for top in TOPS[1:]))
         for path in (ROOT / top).rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
@@ -168,6 +171,6 @@ def test_commands_work_in_such_a_project(installation, project):
 
 def test_it_offers_no_top_level_module_but_ingine(installation, tmp_path):
     python, _ = installation
-    names = ("ingine", "worker", "producer")
+    names = ("ingine", "worker", "producer", "gateway")
     program = f"from importlib.util import find_spec; print([name for name in {names} if find_spec(name)])"
     assert run(python, "-c", program, cwd=tmp_path) == "['ingine']\n"

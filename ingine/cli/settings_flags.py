@@ -1,4 +1,4 @@
-"""The flags of `ingine worker`, made from `WorkerSettings`, so that none can be missing."""
+"""The flags of `ingine worker` and `ingine gateway`, made from their settings, so that none is missing."""
 
 import inspect
 from collections.abc import Callable
@@ -6,15 +6,20 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from ingine.worker.settings import Bytes, WorkerSettings
+from ingine.byte_sizes import parse_bytes
 
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+"""The type of settings that are sizes."""
 METAVARS = {str: "TEXT", int: "NUMBER", float: "NUMBER", Bytes: "BYTES"}
 
 
-def with_flags(run: Callable[..., None]) -> Callable[..., None]:
-    """Return `run` as a command whose options are the settings.
+def with_flags(
+    run: Callable[..., None], settings: type[BaseModel], *, without_prefix: str = ""
+) -> Callable[..., None]:
+    """Return `run` as a command whose options are the settings, named without that prefix.
 
     `run` gets the given options as text or bool: the settings class validates them, as it does variables.
     """
@@ -24,7 +29,8 @@ def with_flags(run: Callable[..., None]) -> Callable[..., None]:
 
     command.__doc__ = run.__doc__
     command.__annotations__ = {
-        name: _option(name, field) for name, field in WorkerSettings.model_fields.items()
+        name: _option(name.removeprefix(without_prefix), field)
+        for name, field in settings.model_fields.items()
     }
     command.__signature__ = inspect.Signature(
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
