@@ -1,33 +1,40 @@
 """The gateway's application: which path is served by which function, and what every error looks like."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ingine.errors import IngineError
+from ingine.gateway import models
 from ingine.gateway.errors import fault_of, fault_of_status, internal_error
+from ingine.gateway.gateway import Gateway
 from ingine.gateway.requests import Requests, error_response
 from ingine.gateway.settings import GatewaySettings
-from ingine.producer.client import AsyncClient
 
 
 def make_app(settings: GatewaySettings) -> Starlette:
-    """Make the application. Its client connects at the first request."""
+    """Make the application. Raises ConfigError if the file of keys cannot be read. Connects at the first
+    request."""
+    gateway = Gateway(settings)
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with AsyncClient(settings.redis_url, queue=settings.queue) as client:
-            app.state.client, app.state.settings = client, settings
-            yield
+    async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
+        async with gateway.client:
+            yield {"gateway": gateway}
 
     return Starlette(
-        routes=[Route("/health", health)],
+        routes=[
+            Route("/health", health),
+            Route("/v1/models", models.list_models),
+            Route("/v1/models/{model:path}", models.get_model),
+        ],
         lifespan=lifespan,
         middleware=[
             Middleware(
@@ -39,6 +46,7 @@ def make_app(settings: GatewaySettings) -> Starlette:
         exception_handlers={
             IngineError: _on_error,
             HTTPException: _on_http_exception,
+            ClientDisconnect: _on_disconnect,
             Exception: _on_crash,
         },
     )
@@ -53,10 +61,15 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return error_response(fault_of(error))
 
 
-async def _on_http_exception(request: Request, error: HTTPException) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
     response = error_response(fault_of_status(error.status_code))
     response.headers.update(error.headers or {})
     return response
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # which no client reads
 
 
 async def _on_crash(request: Request, error: Exception) -> Response:

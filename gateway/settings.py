@@ -54,19 +54,25 @@ class GatewaySettings(ProducerSettings):
             return self.gateway_host == "localhost"
 
 
-def load_settings(**flags: object) -> GatewaySettings:
+def read_settings(**flags: object) -> GatewaySettings:
     """Settings from `flags`, then the environment, then `.env`, then the files in INGINE_SECRETS_DIR.
 
-    Raises ConfigError, which names each invalid variable with its valid values, and each misspelled one; and
-    for a gateway without keys that other machines could reach.
+    Raises ConfigError, which names each invalid variable with its valid values, and each misspelled one.
     """
     check_variables()
     try:
-        settings = GatewaySettings(_secrets_dir=secrets_dir(), **flags)
+        return GatewaySettings(_secrets_dir=secrets_dir(), **flags)
     except SettingsError as error:
         raise ConfigError(unreadable(error)) from None
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(fault) for fault in error.errors(include_url=False))) from None
+
+
+def load_settings(**flags: object) -> GatewaySettings:
+    """`read_settings` of a gateway that is to serve. Raises ConfigError also if other machines could reach it
+    without keys.
+    """
+    settings = read_settings(**flags)
     if not (settings.gateway_keys or settings.gateway_without_keys or settings.is_on_loopback):
         raise ConfigError(
             f"INGINE_GATEWAY_HOST (--host): {settings.gateway_host} may be reachable from other machines, "

@@ -20,6 +20,7 @@ from ingine.cli.acl import acl
 from ingine.cli.bench import bench
 from ingine.cli.demo import demo
 from ingine.cli.generate import generate
+from ingine.cli.keys import keys_app
 from ingine.cli.pull import pull
 from ingine.errors import ConfigError, IngineError, InvalidRequest, ServerUnavailable
 from ingine.extras import missing_extra
@@ -49,6 +50,7 @@ ingine.cli.worker.register(app)
 app.command()(generate)
 ingine.cli.producer.register(app)
 ingine.cli.gateway.register(app)
+app.add_typer(keys_app, name="keys")
 app.command()(pull)
 app.command()(acl)
 app.command()(bench)

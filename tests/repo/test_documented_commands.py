@@ -17,7 +17,7 @@ DOCUMENTS = sorted(
 COMMAND = typer.main.get_command(app)
 EXPECTED = {
     *("worker", "generate", "submit", "stream", "batch", "status", "cancel", "queue", "dead", "pull"),
-    *("acl", "bench", "demo", "gateway"),
+    *("acl", "bench", "demo", "gateway", "keys"),
 }
 
 IN_CODE = re.compile(r"```[a-z]*\n(.*?)```|`([^`\n]+)`", re.DOTALL)
@@ -79,7 +79,7 @@ def test_every_command_explains_itself(name):
             assert getattr(parameter, "help", None), f"ingine {name}: {parameter.name} has no help"
 
 
-@pytest.mark.parametrize("group", [(), ("queue",), ("dead",)])
+@pytest.mark.parametrize("group", [(), ("queue",), ("dead",), ("keys",)])
 def test_a_list_of_commands_cuts_no_sentence_at_80_columns(group):
     shown = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"}).output
     assert "Commands:" in shown and "..." not in shown.partition("Commands:")[2]

@@ -1,0 +1,68 @@
+"""`/v1/models`: the models that workers serve now, from their heartbeats."""
+
+import asyncio
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ingine.errors import NoWorker
+from ingine.gateway.errors import Refused
+from ingine.producer.client import AsyncClient
+from ingine.producer.results import is_serving
+
+FRESH_S = 1.0
+"""How long what was read of the workers is used. A worker beats each second."""
+
+
+class Workers:
+    """The workers of the queue, read at most once in FRESH_S for all requests."""
+
+    def __init__(self, client: AsyncClient):
+        self._client = client
+        self._models: dict[str, int] = {}
+        self._read_at = -FRESH_S
+        self._lock = asyncio.Lock()
+
+    async def models(self) -> dict[str, int]:
+        """Return the name of each model that a worker serves -> when the gateway first saw it, in Unix time.
+
+        Raises ServerUnavailable.
+        """
+        async with self._lock:
+            if time.monotonic() - self._read_at >= FRESH_S:
+                workers = (await self._client.queue_info()).workers.values()
+                names = {str(beat["model"]) for beat in workers if is_serving(beat) and beat.get("model")}
+                now_s = int(time.time())
+                self._models = {name: self._models.get(name, now_s) for name in sorted(names)}
+                self._read_at = time.monotonic()
+            return self._models
+
+    async def require(self) -> None:
+        """Raise NoWorker if no worker serves the queue."""
+        if not await self.models():
+            raise NoWorker("no worker serves this queue at the moment, nothing was accepted: try again later")
+
+
+async def list_models(request: Request) -> Response:
+    return JSONResponse({"object": "list", "data": await _visible(request)})
+
+
+async def get_model(request: Request) -> Response:
+    name = request.path_params["model"]
+    for model in await _visible(request):
+        if model["id"] == name:
+            return JSONResponse(model)
+    raise Refused(404, "model_not_found", f"no worker serves a model {name!r}", param="model")
+
+
+async def _visible(request: Request) -> list[dict[str, Any]]:
+    """Return the models that the caller may use."""
+    gateway = request.state.gateway
+    caller = gateway.access.caller(request)
+    return [
+        {"id": name, "object": "model", "created": created, "owned_by": "ingine"}
+        for name, created in (await gateway.workers.models()).items()
+        if caller.key is None or caller.key.allows(name)
+    ]
