@@ -25,7 +25,7 @@ def chat_completion(result: Result, *, model: str | None, created: int) -> dict[
         "created": created,
         "model": model or "",
         "choices": [_chat_choice(choice) for choice in result.choices],
-        "usage": _usage(result),
+        "usage": usage_fields(result.usage),
     }
     if result.prompt_logprobs:  # vLLM's, in its place
         body["prompt_logprobs"] = _prompt_logprobs(result.prompt_logprobs)
@@ -40,7 +40,7 @@ def text_completion(result: Result, *, model: str | None, created: int, prompt: 
         "created": created,
         "model": model or "",
         "choices": [_text_choice(choice, prompt, result.prompt_logprobs) for choice in result.choices],
-        "usage": _usage(result),
+        "usage": usage_fields(result.usage),
     }
 
 
@@ -56,27 +56,28 @@ def error_response(error: RequestRefused | InvalidJob | JobFailed | BadRecord) -
     return status_code, {"error": fault}
 
 
-def _usage(result: Result) -> dict[str, Any]:
-    num_prompt, num_output = (result.usage.get(f"num_{side}_tokens", 0) for side in ("prompt", "output"))
+def usage_fields(usage: dict[str, int]) -> dict[str, Any]:
+    """Convert the usage of a result or of a terminal event."""
+    num_prompt, num_output = (usage.get(f"num_{side}_tokens", 0) for side in ("prompt", "output"))
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_output,
         "total_tokens": num_prompt + num_output,
-        "prompt_tokens_details": {"cached_tokens": result.usage.get("num_cached_tokens", 0)},
+        "prompt_tokens_details": {"cached_tokens": usage.get("num_cached_tokens", 0)},
     }
 
 
 def _chat_choice(choice: Choice) -> dict[str, Any]:
     return _choice(choice) | {
         "message": _message(choice.message),
-        "logprobs": _chat_logprobs(choice.logprobs) if choice.logprobs else None,
+        "logprobs": chat_logprobs(choice.logprobs) if choice.logprobs else None,
     }
 
 
 def _text_choice(choice: Choice, prompt: str, prompt_logprobs: list[dict | None] | None) -> dict[str, Any]:
     fields = _choice(choice) | {
         "text": prompt + choice.text,
-        "logprobs": _completion_logprobs(choice.logprobs) if choice.logprobs else None,
+        "logprobs": completion_logprobs(choice.logprobs) if choice.logprobs else None,
     }
     if prompt_logprobs:  # vLLM's, in its place
         fields["prompt_logprobs"] = _prompt_logprobs(prompt_logprobs)
@@ -120,7 +121,8 @@ def _tokens(logprobs: dict) -> Iterator[tuple[str, float, list[int] | None]]:
         yield text, logprob, named
 
 
-def _chat_logprobs(logprobs: list[dict]) -> dict[str, Any]:
+def chat_logprobs(logprobs: list[dict]) -> dict[str, Any]:
+    """Convert logprobs of tokens to those of a chat completion, or of a chunk of one."""
     content = []
     for of_token in logprobs:
         chosen, *top = (
@@ -130,7 +132,8 @@ def _chat_logprobs(logprobs: list[dict]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def _completion_logprobs(logprobs: list[dict]) -> dict[str, Any]:
+def completion_logprobs(logprobs: list[dict]) -> dict[str, Any]:
+    """Convert logprobs of tokens to those of a text completion, or of a chunk of one."""
     of_tokens = [list(_tokens(of_token)) for of_token in logprobs]
     texts = [text for (text, _, _), *_ in of_tokens]
     return {
