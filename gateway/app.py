@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ingine.errors import IngineError
-from ingine.gateway import models
+from ingine.gateway import completions, models
 from ingine.gateway.errors import fault_of, fault_of_status, internal_error
 from ingine.gateway.gateway import Gateway
 from ingine.gateway.requests import Requests, error_response
@@ -32,6 +32,8 @@ def make_app(settings: GatewaySettings) -> Starlette:
     return Starlette(
         routes=[
             Route("/health", health),
+            Route("/v1/chat/completions", completions.create_chat_completion, methods=["POST"]),
+            Route("/v1/completions", completions.create_completion, methods=["POST"]),
             Route("/v1/models", models.list_models),
             Route("/v1/models/{model:path}", models.get_model),
         ],

@@ -22,6 +22,7 @@ from ingine.errors import (
     RateLimited,
     ServerUnavailable,
 )
+from ingine.producer.openai.requests import RequestRefused
 
 logger = logging.getLogger("gateway")
 
@@ -109,8 +110,7 @@ def fault_of(error: Exception) -> Fault:
             return Fault(status, SERVER if status >= 500 else INVALID, str(code), message, param)
         case InvalidArgument():
             return Fault(400, INVALID, str(ErrorCode.INVALID_PARAMETER), message)
-        case ClientError() if isinstance(getattr(error, "code", None), str):
-            # A body that the producer's formats refuse.
+        case RequestRefused():
             return Fault(400, INVALID, error.code, message, param)
         case IngineError():
             logger.error("request failed: %s", error)

@@ -23,7 +23,7 @@ def serve(settings: GatewaySettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError if it cannot listen."""
     logger.setLevel(logging.INFO)
     uvicorn_log = logging.getLogger("uvicorn.error")
-    uvicorn_log.addFilter(lambda record: record.getMessage() != _CUT_OFF)  # see `ingine.gateway.sse`
+    uvicorn_log.addFilter(lambda record: record.getMessage() != _CUT_OFF)  # see `EventStream`
     listener = listen(settings)
     server = uvicorn.Server(uvicorn_config(settings))
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 import httpx2
+import msgpack
 import pytest
 from redis.asyncio import Redis
 
@@ -35,5 +36,9 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def worker(redis: Redis, keys: Keys) -> FakeWorker:
+async def worker(redis: Redis, keys: Keys) -> FakeWorker:
+    """A worker that the test drives. To the gateway it serves the model `tiny`."""
+    await redis.hset(
+        keys.workers, "fake", msgpack.packb({"at_s": 2**40, "state": "serving", "model": "tiny"})
+    )
     return FakeWorker(redis, keys)

@@ -1,0 +1,25 @@
+"""The bytes of server-sent events.
+
+A comment that ends an event makes a client that is in wide use parse an empty event once the stream has had
+an `id:` line. PING therefore is a line of the next event.
+"""
+
+import json
+from typing import Any
+
+PING = b": ping\n"
+DONE = b"data: [DONE]\n\n"
+HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # or nginx would collect events
+}
+
+
+def event(fields: dict[str, Any], *, position: str | None = None, kind: str | None = None) -> bytes:
+    """Return one event. position: for its `id:` line. kind: for its `event:` line."""
+    data = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+    lines = [f"id: {position}\n"] if position is not None else []
+    if kind is not None:
+        lines.append(f"event: {kind}\n")
+    return "".join((*lines, "data: ", data, "\n\n")).encode()
