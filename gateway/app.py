@@ -15,8 +15,24 @@ from ingine.errors import IngineError
 from ingine.gateway import completions, models
 from ingine.gateway.errors import fault_of, fault_of_status, internal_error
 from ingine.gateway.gateway import Gateway
+from ingine.gateway.metrics import show_metrics
 from ingine.gateway.requests import Requests, error_response
 from ingine.gateway.settings import GatewaySettings
+
+
+async def health(request: Request) -> Response:
+    """Say that the gateway runs. Its server and its workers have health checks of their own."""
+    return JSONResponse({"status": "ok"})
+
+
+ROUTES = [
+    Route("/health", health),
+    Route("/metrics", show_metrics),
+    Route("/v1/chat/completions", completions.create_chat_completion, methods=["POST"]),
+    Route("/v1/completions", completions.create_completion, methods=["POST"]),
+    Route("/v1/models", models.list_models),
+    Route("/v1/models/{model:path}", models.get_model),
+]
 
 
 def make_app(settings: GatewaySettings) -> Starlette:
@@ -30,17 +46,13 @@ def make_app(settings: GatewaySettings) -> Starlette:
             yield {"gateway": gateway}
 
     return Starlette(
-        routes=[
-            Route("/health", health),
-            Route("/v1/chat/completions", completions.create_chat_completion, methods=["POST"]),
-            Route("/v1/completions", completions.create_completion, methods=["POST"]),
-            Route("/v1/models", models.list_models),
-            Route("/v1/models/{model:path}", models.get_model),
-        ],
+        routes=ROUTES,
         lifespan=lifespan,
         middleware=[
             Middleware(
                 Requests,
+                metrics=gateway.metrics,
+                paths={route.endpoint: route.path for route in ROUTES},
                 max_requests=settings.gateway_max_requests,
                 local_only=settings.gateway_keys is None and not settings.gateway_without_keys,
             )
@@ -52,11 +64,6 @@ def make_app(settings: GatewaySettings) -> Starlette:
             Exception: _on_crash,
         },
     )
-
-
-async def health(request: Request) -> Response:
-    """Say that the gateway runs. Its server and its workers have health checks of their own."""
-    return JSONResponse({"status": "ok"})
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

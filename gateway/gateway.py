@@ -7,6 +7,7 @@ from starlette.requests import Request
 from ingine.gateway.access import Access
 from ingine.gateway.body import read_object
 from ingine.gateway.keys import KeyFile
+from ingine.gateway.metrics import Metrics
 from ingine.gateway.models import Workers
 from ingine.gateway.settings import GatewaySettings
 from ingine.producer.client import AsyncClient
@@ -19,6 +20,7 @@ class Gateway:
         self.access = Access(KeyFile(settings.gateway_keys) if settings.gateway_keys else None)
         self.client = AsyncClient(settings.redis_url, queue=settings.queue)
         self.workers = Workers(self.client)
+        self.metrics = Metrics()
 
     async def read_body(self, request: Request) -> dict[str, Any]:
         """Return the body as an object. Raises Refused, and ClientDisconnect."""

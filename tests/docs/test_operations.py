@@ -8,6 +8,7 @@ import pytest
 
 from ingine.connect.local_server import DEFAULT_URL
 from ingine.contract.record import JobStatus
+from ingine.gateway.metrics import Metrics as GatewayMetrics
 from ingine.gateway.settings import GatewaySettings
 from ingine.producer.settings import ProducerSettings
 from ingine.worker.metrics import Metrics
@@ -62,10 +63,13 @@ def test_every_other_variable_that_the_code_reads_is_named():
     assert all(f"`{name}`" in text for name in read)
 
 
-def test_every_metric_is_there_with_its_type_and_labels():
-    documented = {row["metric"]: (row["type"], row["labels"]) for row in table(OPERATIONS, "Metrics")}
+@pytest.mark.parametrize(
+    ("metrics", "heading"), [(Metrics, "Metrics"), (GatewayMetrics, "Metrics of a gateway")]
+)
+def test_every_metric_is_there_with_its_type_and_labels(metrics, heading):
+    documented = {row["metric"]: (row["type"], row["labels"]) for row in table(OPERATIONS, heading)}
     expected = {}
-    for collector in Metrics().registry._collector_to_names:
+    for collector in metrics().registry._collector_to_names:
         (family,) = collector.describe()
         name = f"{family.name}_total" if family.type == "counter" else family.name
         expected[name] = (family.type, ", ".join(getattr(collector, "_labelnames", ())))
