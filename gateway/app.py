@@ -17,6 +17,7 @@ from ingine.gateway.errors import fault_of, fault_of_status, internal_error
 from ingine.gateway.gateway import Gateway
 from ingine.gateway.metrics import show_metrics
 from ingine.gateway.requests import Requests, error_response
+from ingine.gateway.responses import endpoints as responses
 from ingine.gateway.settings import GatewaySettings
 
 
@@ -30,6 +31,9 @@ ROUTES = [
     Route("/metrics", show_metrics),
     Route("/v1/chat/completions", completions.create_chat_completion, methods=["POST"]),
     Route("/v1/completions", completions.create_completion, methods=["POST"]),
+    Route("/v1/responses", responses.create_response, methods=["POST"]),
+    Route("/v1/responses/{response_id}", responses.get_response),
+    Route("/v1/responses/{response_id}/cancel", responses.cancel_response, methods=["POST"]),
     Route("/v1/models", models.list_models),
     Route("/v1/models/{model:path}", models.get_model),
 ]

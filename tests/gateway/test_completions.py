@@ -47,7 +47,7 @@ def without_time(text: str) -> str:
 async def answer(worker, num_tokens: int = 2, **fields):
     """Run the next job. Returns it."""
     job = await worker.take()
-    await worker.run(job.id, num_tokens, usage=USAGE, **fields)
+    await worker.run(job.id, num_tokens, usage=USAGE, metadata=job.metadata, **fields)
     return job
 
 

@@ -1,0 +1,1 @@
+"""`/v1/responses`: answers whose log outlives connections, gateways and workers."""
