@@ -11,7 +11,7 @@ import openai
 base_url, api_key, model = sys.argv[1:]
 client = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0)
 MESSAGES = [{"role": "user", "content": "hi"}]
-GREEDY = {"model": model, "temperature": 0, "seed": 1}
+GREEDY = {"model": model, "temperature": 0}
 found: dict[str, object] = {"version": openai.__version__}
 
 found["models"] = [each.id for each in client.models.list()]
@@ -54,6 +54,25 @@ found["completion_stream"] = "".join(
     chunk.choices[0].text
     for chunk in client.completions.create(prompt="hi", max_tokens=8, stream=True, **GREEDY)
 )
+
+ASKED = {"input": "hi", "max_output_tokens": 24, **GREEDY}
+whole = client.responses.create(**ASKED)
+found["response_text"], found["response_status"] = whole.output_text, whole.status
+streamed = list(client.responses.create(stream=True, **ASKED))
+found["response_stream"] = "".join(e.delta for e in streamed if e.type == "response.output_text.delta")
+with client.responses.stream(**ASKED) as helper:
+    found["response_helper"] = helper.get_final_response().output_text
+
+background = client.responses.create(background=True, **ASKED)
+events = list(client.responses.retrieve(background.id, stream=True))
+found["background_text"] = events[-1].response.output_text
+found["background_whole"] = client.responses.retrieve(background.id).output_text
+half = events[len(events) // 2].sequence_number
+rest = client.responses.retrieve(background.id, stream=True, starting_after=half)
+found["rest"] = [event.sequence_number for event in rest]
+found["expected_rest"] = [each.sequence_number for each in events if each.sequence_number > half]
+long = client.responses.create(background=True, input="hi", model=model)
+found["cancelled"] = client.responses.cancel(long.id).status
 
 
 def error_of(call) -> dict:

@@ -74,6 +74,15 @@ def test_no_choice_of_a_stream_is_lost(found):
     assert len(set(found["choices_whole"])) == 3
 
 
+def test_responses(found):
+    assert found["response_text"] == found["response_stream"] == found["response_helper"] == found["text"]
+    assert found["response_status"] in ("completed", "incomplete")
+    assert found["background_text"] == found["background_whole"] == found["text"]
+    assert found["rest"] == found["expected_rest"] != []
+    # The tiny model may have filled its whole length before the cancellation came.
+    assert found["cancelled"] in ("cancelled", "incomplete", "completed")
+
+
 def test_errors_are_those_that_programs_look_for(found):
     errors = found["errors"]
     assert errors["model"]["kind"] == "NotFoundError" and errors["model"]["code"] == "model_not_found"
