@@ -16,6 +16,7 @@ from ingine.gateway import completions, models
 from ingine.gateway.errors import fault_of, fault_of_status, internal_error
 from ingine.gateway.gateway import Gateway
 from ingine.gateway.metrics import show_metrics
+from ingine.gateway.openapi import show_description
 from ingine.gateway.requests import Requests, error_response
 from ingine.gateway.responses import endpoints as responses
 from ingine.gateway.settings import GatewaySettings
@@ -29,6 +30,7 @@ async def health(request: Request) -> Response:
 ROUTES = [
     Route("/health", health),
     Route("/metrics", show_metrics),
+    Route("/openapi.json", show_description),
     Route("/v1/chat/completions", completions.create_chat_completion, methods=["POST"]),
     Route("/v1/completions", completions.create_completion, methods=["POST"]),
     Route("/v1/responses", responses.create_response, methods=["POST"]),
