@@ -50,6 +50,7 @@ def make_app(settings: GatewaySettings) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         async with gateway.client:
             yield {"gateway": gateway}
+            await gateway.workers.aclose()
 
     return Starlette(
         routes=ROUTES,

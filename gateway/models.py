@@ -1,13 +1,16 @@
 """`/v1/models`: the models that workers serve now, from their heartbeats."""
 
 import asyncio
+import math
 import time
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ingine.errors import NoWorker
+from ingine.contract.keys import SILENT_AFTER_S
+from ingine.errors import ClientError, NoWorker
 from ingine.gateway.errors import Refused
 from ingine.producer.client import AsyncClient
 from ingine.producer.results import is_serving
@@ -22,8 +25,9 @@ class Workers:
     def __init__(self, client: AsyncClient):
         self._client = client
         self._models: dict[str, int] = {}
-        self._read_at = -FRESH_S
+        self._read_at = -math.inf
         self._lock = asyncio.Lock()
+        self._refreshing: asyncio.Task | None = None
 
     async def models(self) -> dict[str, int]:
         """Return the name of each model that a worker serves -> when the gateway first saw it, in Unix time.
@@ -31,7 +35,7 @@ class Workers:
         Raises ServerUnavailable.
         """
         async with self._lock:
-            if time.monotonic() - self._read_at >= FRESH_S:
+            if self._age_s >= FRESH_S:
                 workers = (await self._client.queue_info()).workers.values()
                 names = {str(beat["model"]) for beat in workers if is_serving(beat) and beat.get("model")}
                 now_s = int(time.time())
@@ -40,9 +44,28 @@ class Workers:
             return self._models
 
     async def require(self) -> None:
-        """Raise NoWorker if no worker serves the queue."""
+        """Raise NoWorker if no worker serves the queue.
+
+        Does not wait for the server if some worker served it lately: it is read beside the request then.
+        """
+        if self._models and self._age_s < SILENT_AFTER_S:
+            if self._age_s >= FRESH_S and (self._refreshing is None or self._refreshing.done()):
+                self._refreshing = asyncio.create_task(self._refresh())
+            return
         if not await self.models():
             raise NoWorker("no worker serves this queue at the moment, nothing was accepted: try again later")
+
+    async def _refresh(self) -> None:
+        with suppress(ClientError):  # the request itself will say what is wrong
+            await self.models()
+
+    async def aclose(self) -> None:
+        if self._refreshing is not None:
+            await self._refreshing
+
+    @property
+    def _age_s(self) -> float:
+        return time.monotonic() - self._read_at
 
 
 async def list_models(request: Request) -> Response:

@@ -5,9 +5,13 @@ import time
 import msgpack
 import pytest
 
+from ingine.errors import NoWorker
 from ingine.gateway.keys import create_key
+from ingine.gateway.models import Workers
+from ingine.producer import AsyncClient
 from tests.gateway.serving import serving
 from tests.gateway.test_errors import assert_error
+from tests.waiting import wait_until_async
 
 
 async def beat(redis, keys, worker: str, **fields) -> None:
@@ -58,3 +62,22 @@ async def test_a_server_that_is_away_is_no_fault_of_the_client(settings):
         response = await http.get("/v1/models")
         error = assert_error(response, 503, "server_unavailable")
         assert "127.0.0.1" not in error["message"] and response.headers["retry-after"] == "1"
+
+
+async def test_a_worker_that_has_gone_is_noticed(redis, keys, settings):
+    """Also where each request finds a worker that served lately: one of them reads the workers again."""
+    await beat(redis, keys, "a", at_s=2**40)
+    async with AsyncClient(settings.redis_url, queue=settings.queue) as client:
+        workers = Workers(client)
+        await workers.require()
+        await redis.delete(keys.workers)
+
+        async def is_refused() -> bool:
+            try:
+                await workers.require()
+            except NoWorker:
+                return True
+            return False
+
+        await wait_until_async(is_refused)
+        await workers.aclose()
