@@ -35,6 +35,7 @@ ROUTES = [
     Route("/v1/completions", completions.create_completion, methods=["POST"]),
     Route("/v1/responses", responses.create_response, methods=["POST"]),
     Route("/v1/responses/{response_id}", responses.get_response),
+    Route("/v1/responses/{response_id}", responses.delete_response, methods=["DELETE"]),
     Route("/v1/responses/{response_id}/cancel", responses.cancel_response, methods=["POST"]),
     Route("/v1/models", models.list_models),
     Route("/v1/models/{model:path}", models.get_model),

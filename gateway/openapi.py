@@ -75,7 +75,10 @@ def describe() -> dict[str, Any]:
         {"name": "stream", "in": "query", "schema": {"type": "boolean"}},
         {"name": "starting_after", "in": "query", "schema": {"type": "integer"}},
     ]
-    paths["/v1/responses/{response_id}"] = {"get": _operation("Read", parameters=reading, streams=True)}
+    paths["/v1/responses/{response_id}"] = {
+        "get": _operation("Read", parameters=reading, streams=True),
+        "delete": _operation("Delete", parameters=[_RESPONSE_ID]),
+    }
     paths["/v1/responses/{response_id}/cancel"] = {"post": _operation("Cancel", parameters=[_RESPONSE_ID])}
     return {
         "openapi": "3.1.0",

@@ -1,8 +1,10 @@
-"""The events of one job's log, for programs that pass them on in another form."""
+"""One job as a whole: its events, as it was submitted, and its deletion. For gateways to other protocols."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from ingine.connect.scripts import run_script
+from ingine.contract.calls.producing import delete
 from ingine.contract.events import Event
 from ingine.contract.jobs import MAX_JOB_BYTES, Job, decode_job
 from ingine.contract.keys import JOB_FIELD, Priority
@@ -41,3 +43,13 @@ async def submitted_job(client: AsyncClient, job_id: str) -> Job | None:
         return decode_job(raw, max_bytes=MAX_JOB_BYTES) if raw else None
     except InvalidJob:
         return None
+
+
+async def delete_job(client: AsyncClient, job_id: str) -> str:
+    """Delete the record and the log of a job that has ended, before its result's TTL.
+
+    Returns `deleted`, or the status of a job that has not ended, which stays as it is. Raises JobNotFound.
+    """
+    partition, _ = await client._find(job_id)
+    outcome = await partition.call(lambda redis, keys: run_script(redis, delete(keys, job_id)))
+    return "deleted" if outcome == "unknown" else outcome  # it was there: the reply of a first call was lost

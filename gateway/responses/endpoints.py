@@ -27,7 +27,7 @@ from ingine.gateway.responses.events import ResponseLog
 from ingine.gateway.responses.fields import fields_of, metadata_of, response_fields
 from ingine.gateway.responses.request import chat_body
 from ingine.gateway.streaming import stream_response
-from ingine.producer.events import follow_events, submitted_job
+from ingine.producer.events import delete_job, follow_events, submitted_job
 from ingine.producer.openai.requests import chat_arguments
 from ingine.producer.results import raise_unless_finished
 
@@ -95,11 +95,27 @@ async def get_response(request: Request) -> Response:
 async def cancel_response(request: Request) -> Response:
     """Cancel the job, and return the response as it ends. One that has ended stays as it is."""
     gateway, job_id = _known(request)
+    await _cancel(gateway, job_id)
+    return JSONResponse(await _read(gateway, job_id))
+
+
+async def delete_response(request: Request) -> Response:
+    """Delete a response, and cancel it before if it has not ended."""
+    gateway, job_id = _known(request)
+    if not (await gateway.client.status(job_id)).status.terminal:
+        await _cancel(gateway, job_id)
+    if (outcome := await delete_job(gateway.client, job_id)) != "deleted":
+        message = f"the response is still {outcome}, although it was cancelled: try again"
+        raise Refused(409, "not_ended", message)
+    return JSONResponse({"id": job_id, "object": "response", "deleted": True})
+
+
+async def _cancel(gateway: Gateway, job_id: str) -> None:
+    """Cancel a job, and wait until it has ended, but no longer than CANCEL_WAIT_S."""
     handle = gateway.client.attach(job_id)
     if await handle.cancel() == "requested":
         with suppress(JobCancelled, JobFailed, JobExpired, ResultTimeout):
             await handle.result(CANCEL_WAIT_S)
-    return JSONResponse(await _read(gateway, job_id))
 
 
 def _known(request: Request) -> tuple[Gateway, str]:

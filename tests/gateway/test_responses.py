@@ -233,3 +233,25 @@ async def test_a_response_is_read_on_at_another_gateway_after_kill_9(tmp_path, r
             whole = events_in((await http.get(f"{other.url}{PATH}/{job.id}?stream=true")).text)
     assert before + rest == whole and whole[-1]["type"] == "response.incomplete"
     assert "".join(event.get("delta", "") for event in whole) == "<1><2><3><4>"
+
+
+async def test_delete_after_its_end(http, worker, redis, keys):
+    job_id = await begin(http)
+    await answer(worker)
+    body = (await http.delete(f"{PATH}/{job_id}")).json()
+    assert body == {"id": job_id, "object": "response", "deleted": True}
+    assert await redis.exists(keys.job(job_id), keys.tokens(job_id)) == 0
+    assert_error(await read(http, job_id), 404, "not_found")
+    assert_error(await http.delete(f"{PATH}/{job_id}"), 404, "not_found")
+
+
+async def test_delete_cancels_first(http, worker, redis, keys):
+    job_id = await begin(http)
+    assert (await http.delete(f"{PATH}/{job_id}")).json()["deleted"] is True
+    assert await redis.xlen(keys.jobs("normal")) == 0
+    job_id = await begin(http)
+    job = await worker.take()
+    deleting = asyncio.ensure_future(http.delete(f"{PATH}/{job_id}"))
+    await wait_until_async(lambda: redis.hget(keys.job(job_id), "cancel"))
+    await worker.end(job_id, 0, JobStatus.CANCELLED, metadata=job.metadata)
+    assert (await deleting).json()["deleted"] is True

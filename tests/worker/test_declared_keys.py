@@ -16,6 +16,7 @@ from ingine.contract.keys import GROUP, Keys, all_partitions, partition_of
 from ingine.contract.record import JobStatus
 from ingine.errors import ClientError
 from ingine.producer import AsyncClient
+from ingine.producer.events import delete_job
 from ingine.worker.last_ids import LAST_MS
 from ingine.worker.queue import Queue
 from tests.served_models import OTHER, TINY
@@ -42,7 +43,8 @@ class Walk:
     async def run(self) -> None:
         await self.queue.create_groups()
         entry = await self.runs_until_it_is_buried(await self.submit())
-        assert await self.producer.cancel(await self.submit()) == "cancelled"
+        assert await self.producer.cancel(job_id := await self.submit()) == "cancelled"
+        assert await delete_job(self.producer, job_id) == "deleted"
         overdue = [await self.submit(), await self.submit(not_before_s=1800)]
         for job_id in overdue:
             await self.redis.hset(self.keys.job(job_id), "deadline_at", 1)

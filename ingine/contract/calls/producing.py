@@ -1,4 +1,4 @@
-"""Calls of producers and operators: `submit.lua`, `cancel.lua`, `requeue.lua` and `partition.lua`."""
+"""Calls of producers and operators: scripts that submit, cancel, delete and requeue, and `partition.lua`."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -65,7 +65,7 @@ class RequeueReply:
 
 def sources() -> list[str]:
     """Return the source of each of these scripts: servers report errors by the line of a script."""
-    return [read_script(name) for name in ("submit", "cancel", "requeue", "partition")]
+    return [read_script(name) for name in ("submit", "cancel", "delete", "requeue", "partition")]
 
 
 def submit(
@@ -162,6 +162,11 @@ def cancel(
         *(bare or ()),
     ]
     return ScriptCall(read_script("cancel"), touched, args, bytes.decode)
+
+
+def delete(keys: Keys, job_id: str) -> ScriptCall[str]:
+    """Delete a job that has ended. Returns `deleted`, `unknown`, or the status of one that has not."""
+    return ScriptCall(read_script("delete"), [keys.job(job_id), keys.tokens(job_id)], [], bytes.decode)
 
 
 def requeue(keys: Keys, letter_id: str, *, stream: str, job_id: str | None) -> ScriptCall[RequeueReply]:
