@@ -1,6 +1,7 @@
-# Two images from one file: `producer` (small: no torch) and `worker`.
+# Three images from one file: `producer` and `gateway` (small: no torch), and `worker`.
 #
 #   docker build --target producer -t ingine-producer .
+#   docker build --target gateway -t ingine-gateway .
 #   docker build --target worker -t ingine-worker .
 #
 # On Linux the torch of the default index brings CUDA, some gigabytes. For a CPU-only worker give the index of
@@ -17,6 +18,15 @@ COPY worker worker
 RUN pip install --constraint constraints.txt . && useradd --create-home ingine
 USER ingine
 ENTRYPOINT ["ingine"]
+
+FROM producer AS gateway
+USER root
+RUN pip install --constraint constraints.txt '.[gateway]'
+USER ingine
+# It starts only with INGINE_GATEWAY_KEYS, or with INGINE_GATEWAY_WITHOUT_KEYS=true.
+ENV INGINE_GATEWAY_HOST=0.0.0.0
+EXPOSE 8000
+CMD ["gateway"]
 
 FROM producer AS worker
 ARG PIP_EXTRA_INDEX_URL

@@ -15,13 +15,19 @@ IS_ZEN := $(shell grep -q AuthenticAMD /proc/cpuinfo 2>/dev/null && grep -q avx5
 RIVALS += $(if $(IS_ZEN),vllm-zen)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-redis chaos bench bench-rivals gpu-check gpu-wheels dist docs lint format clean
+.PHONY: help venv demo gateway test test-all test-redis chaos bench bench-rivals gpu-check gpu-wheels dist docs lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## The main job end to end: server, two workers, one killed, no token lost
 	@$(BIN)/ingine demo $(ARGS)
+
+gateway: $(STAMP) ## OpenAI's HTTP API on port 8000, with a worker and a server; ARGS="--port 8001"
+	@echo "Once the worker is ready:" && \
+	echo "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\" && \
+	echo "  -d '{\"model\": \"SmolLM2-135M-Instruct\", \"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'"
+	@$(BIN)/ingine worker & worker=$$!; trap "kill $$worker; wait" EXIT; $(BIN)/ingine gateway $(ARGS)
 
 test: $(STAMP) ## Every promise and every kind of test; ARGS="-k name" for a part of it
 	@$(PYTEST) $(ARGS)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ingine.gateway.settings import GatewaySettings
 from ingine.worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,14 @@ def test_a_worker_for_each_profile_has_time_to_hand_over(service, profile):
     assert f":{port}/readyz" in worker["healthcheck"]["test"][-1]
 
 
+def test_a_gateway_without_keys_is_published_on_loopback_only():
+    gateway = SERVICES["gateway"]
+    assert gateway["environment"]["INGINE_GATEWAY_WITHOUT_KEYS"] == "true"
+    port = GatewaySettings.model_fields["gateway_port"].default
+    assert gateway["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert f":{port}/health" in gateway["healthcheck"]["test"][-1]
+
+
 @pytest.mark.parametrize("name", sorted(SERVICES))
 def test_every_reference_of_a_service_is_defined(name):
     service = SERVICES[name]
@@ -43,7 +52,8 @@ def test_every_reference_of_a_service_is_defined(name):
     if "build" in service:
         assert f" AS {service['build']['target']}\n" in DOCKERFILE
     for variable in service.get("environment", {}):
-        assert variable.removeprefix("INGINE_").lower() in WorkerSettings.model_fields
+        settings = GatewaySettings if name == "gateway" else WorkerSettings
+        assert variable.removeprefix("INGINE_").lower() in settings.model_fields
 
 
 def test_what_the_image_copies_is_there_and_not_ignored():
