@@ -90,15 +90,17 @@ async def _create(request: Request, read: Callable[[dict[str, Any]], Asked]) -> 
         job_id, position, ended = await _submit(gateway, request, caller, asked), 0, False
         created = int(time.time())
     request.state.request_id = job_id
+    cancel = not ids.may_return(request)
     if asked.stream:
         parts = _parts(gateway, job_id, position, asked.chunks(job_id, created), ended=ended)
-        return await stream_response(gateway, request, job_id, parts)
+        return await stream_response(gateway, request, job_id, parts, cancel=cancel)
     handle = gateway.client.attach(job_id)
     try:
         result = await while_connected(request.receive, handle.result())
     except ClientDisconnect:
-        with suppress(ClientError):
-            await handle.cancel()
+        if cancel:
+            with suppress(ClientError):
+                await handle.cancel()
         raise
     return JSONResponse(asked.body(result, created))
 
@@ -106,7 +108,7 @@ async def _create(request: Request, read: Callable[[dict[str, Any]], Asked]) -> 
 async def _submit(gateway: Gateway, request: Request, caller: Caller, asked: Asked) -> str:
     """Submit the job, and return its id. The same Idempotency-Key finds the same job again."""
     await gateway.workers.require()
-    key = request.headers.get("idempotency-key")
+    key = request.headers.get(ids.IDEMPOTENCY_KEY)
     job_id = ids.new_id(asked.kind, caller, key)
     try:
         await gateway.client.submit(

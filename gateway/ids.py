@@ -7,6 +7,8 @@ import hashlib
 import re
 import secrets
 
+from starlette.requests import Request
+
 from ingine.contract.keys import log_id
 from ingine.errors import JobNotFound
 from ingine.gateway.access import OWNER_CHARS, Caller
@@ -14,6 +16,7 @@ from ingine.gateway.errors import Refused
 
 CHAT, COMPLETION, RESPONSE = "chatcmpl-", "cmpl-", "resp_"
 RANDOM_CHARS = 32 - OWNER_CHARS
+IDEMPOTENCY_KEY = "idempotency-key"
 MAX_IDEMPOTENCY_KEY = 256
 _POSITION = re.compile(r"(.{1,128})/(\d{1,15})-([01])", re.ASCII)
 
@@ -30,6 +33,12 @@ def new_id(kind: str, caller: Caller, idempotency_key: str | None = None) -> str
         raise Refused(400, "invalid_idempotency_key", message)
     digest = hashlib.sha256(f"{caller.owner}{kind}{idempotency_key}".encode()).hexdigest()
     return f"{kind}{caller.owner}{digest[:RANDOM_CHARS]}"
+
+
+def may_return(request: Request) -> bool:
+    """Return True if the client may come back for the job: it has a key that finds it again. Such a job is
+    not cancelled when the connection ends."""
+    return IDEMPOTENCY_KEY in request.headers
 
 
 def check_owner(job_id: str, kind: str, caller: Caller) -> None:

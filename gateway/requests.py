@@ -13,6 +13,7 @@ from ingine.gateway.metrics import OTHER, Metrics
 
 LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
 BUSY_RETRY_S = 1.0
+METHODS = ("DELETE", "GET", "HEAD", "POST")
 ID_HEADERS = ("x-request-id", "openai-request-id")
 
 
@@ -65,7 +66,7 @@ class Requests:
 
     def _observe(self, scope: dict, answer: "_Answer") -> None:
         path = self._paths.get(scope.get("endpoint"), OTHER)
-        method = scope["method"] if path != OTHER else OTHER
+        method = scope["method"] if path != OTHER and scope["method"] in METHODS else OTHER
         self._metrics.requests.labels(method, path, answer.status).inc()
         self._metrics.seconds.labels(method, path).observe(time.monotonic() - answer.began)
         if answer.first_byte is not None:

@@ -18,7 +18,7 @@ async def stream_response(
     job_id: str,
     parts: AsyncGenerator[bytes, None],
     *,
-    cancel: bool = True,
+    cancel: bool,
 ) -> Response:
     """Begin a stream of `parts`. cancel: the job is cancelled if the client leaves before the end.
 

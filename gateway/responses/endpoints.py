@@ -48,7 +48,8 @@ async def create_response(request: Request) -> Response:
         raise Refused(400, "missing_parameter", "name a model: /v1/models lists them", param="model")
     caller.require(model)
     await gateway.workers.require()
-    key = request.headers.get("idempotency-key")
+    key = request.headers.get(ids.IDEMPOTENCY_KEY)
+    cancel = not (background or ids.may_return(request))
     job_id = ids.new_id(ids.RESPONSE, caller, key)
     fields = response_fields(body, job_id, created_at=int(time.time()), background=background)
     try:
@@ -66,14 +67,15 @@ async def create_response(request: Request) -> Response:
     request.state.request_id = job_id
     if stream:
         parts = _parts(gateway, job_id, fields, after=-1, at_once=background)
-        return await stream_response(gateway, request, job_id, parts, cancel=not background)
+        return await stream_response(gateway, request, job_id, parts, cancel=cancel)
     if background:
         return JSONResponse(ResponseLog(fields).response() | {"status": "queued"})
     try:
         log, end = await while_connected(request.receive, _whole(gateway, job_id))
     except ClientDisconnect:
-        with suppress(ClientError):
-            await gateway.client.cancel(job_id)
+        if cancel:
+            with suppress(ClientError):
+                await gateway.client.cancel(job_id)
         raise
     raise_unless_finished(end)
     return JSONResponse(log.response())

@@ -244,6 +244,20 @@ async def test_a_client_that_leaves_cancels_its_job(http, worker, redis, keys, s
     assert await redis.hget(keys.job(job.id), "cancel") == b"1"
 
 
+async def test_a_job_that_its_client_can_find_again_goes_on_without_it(http, worker, redis, keys):
+    asked, headers = ASKED | {"stream": True}, {"idempotency-key": "order-1"}
+    async with http.stream("POST", CHAT, json=asked, headers=headers) as response:
+        job = await worker.take()
+        await worker.commit(job.id, 0, 1)
+        first = await anext(response.aiter_text())
+    await worker.run_from(job.id, 1, 3)
+    assert await redis.hget(keys.job(job.id), "cancel") in (None, b"0")
+    again = await http.post(CHAT, json=asked, headers=headers)
+    assert without_time(again.text).startswith(without_time(first)) and len(chunks_in(again.text)) == 5
+    rest = await http.post(CHAT, json=asked, headers=headers | {"last-event-id": f"{job.id}/1-0"})
+    assert len(chunks_in(rest.text)) == 3
+
+
 async def test_a_client_that_leaves_before_its_job_begins(http, worker, settings, queue):
     asking = asyncio.ensure_future(http.post(CHAT, json=ASKED | {"stream": True}))
     async with AsyncClient(settings.redis_url, queue=queue) as client:

@@ -25,6 +25,7 @@ async def test_requests_are_counted_by_path_and_status(http, worker):
     await http.post(CHAT, json={})
     for name in ("/a", "/b"):
         await http.get(name)
+        await http.request(name.removeprefix("/"), CHAT)
     found = await samples(http)
 
     def number(path: str, status: str, method: str) -> float:
@@ -32,7 +33,7 @@ async def test_requests_are_counted_by_path_and_status(http, worker):
         return found["ingine_gateway_requests_total", *labels]
 
     assert number(CHAT, "200", "POST") == number(CHAT, "400", "POST") == 1
-    assert number("other", "404", "other") == 2
+    assert number("other", "404", "other") == number(CHAT, "405", "other") == 2
     chat = (("method", "POST"), ("path", CHAT))
     assert found["ingine_gateway_first_byte_seconds_count", *chat] == 2
     assert found["ingine_gateway_request_seconds_sum", *chat] > 0

@@ -13,6 +13,7 @@ from ingine.contract.jobs import Job, encode_job
 from ingine.contract.keys import GROUP, Keys
 from ingine.contract.roles import RIGHTS, Role
 from ingine.producer import AsyncClient, ClientError, JobCancelled, ServerUnavailable
+from ingine.producer.events import delete_job, submitted_job
 from ingine.worker.identity import name_of
 from tests.security.acl_server import ROLES, USERS_FILE, AclServer, CommandLog
 from tests.waiting import wait_until_async
@@ -68,9 +69,11 @@ async def produce(server: AclServer, queue: str) -> str:
         assert await client.purge_jobs() == {"cancelled": 1, "requested": 0}
         long = await client.submit("long", **LONG)
         await anext(long.stream())
+        assert (await submitted_job(client, long.job_id)).prompt == "long"
         await client.cancel(long.job_id)
         with pytest.raises(JobCancelled):
             await long.result()
+        assert await delete_job(client, long.job_id) == "deleted"
         assert (await client.queue_info()).num_dead == 0
         server.look()
     job_id = (await cli(server, "producer", queue, "submit", "hello", "--max-tokens", "2")).strip()
