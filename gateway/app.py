@@ -8,11 +8,12 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from ingine.errors import IngineError
 from ingine.gateway import completions, models
+from ingine.gateway.encoding import Json
 from ingine.gateway.errors import fault_of, fault_of_status, internal_error
 from ingine.gateway.gateway import Gateway
 from ingine.gateway.metrics import show_metrics
@@ -24,7 +25,7 @@ from ingine.gateway.settings import GatewaySettings
 
 async def health(request: Request) -> Response:
     """Say that the gateway runs. Its server and its workers have health checks of their own."""
-    return JSONResponse({"status": "ok"})
+    return Json({"status": "ok"})
 
 
 ROUTES = [

@@ -6,8 +6,14 @@ from typing import Any
 from ingine.contract.events import TerminalEvent, TokensEvent
 from ingine.gateway import sse
 from ingine.gateway.ids import position_id
+from ingine.message import MessageDelta
 from ingine.producer.choices import last_chunks
-from ingine.producer.openai.responses import chat_logprobs, completion_logprobs, usage_fields
+from ingine.producer.openai.responses import (
+    chat_logprobs,
+    completion_logprobs,
+    prompt_logprobs_fields,
+    usage_fields,
+)
 from ingine.producer.results import Chunk, raise_unless_finished
 
 
@@ -39,7 +45,9 @@ class Chunks:
             event.text, event.token_ids, event.position, event.logprobs, event.index, parsed=event.delta
         )
         choices += self._choices(chunk)
-        extra = {} if event.prompt_logprobs is None else {"prompt_logprobs": event.prompt_logprobs}
+        extra = {}
+        if event.prompt_logprobs is not None:  # vLLM's
+            extra["prompt_logprobs"] = prompt_logprobs_fields(event.prompt_logprobs)
         return self._bytes(
             [self._chunk([choice], **extra) for choice in choices],
             position_id(self._job_id, event.position),
@@ -95,7 +103,9 @@ class ChatChunks(Chunks):
     def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         if chunk.delta or chunk.logprobs:
             logprobs = chat_logprobs(chunk.logprobs) if chunk.logprobs else None
-            yield _chat_choice(chunk.index, with_alias(chunk.delta), logprobs=logprobs)
+            yield _chat_choice(
+                chunk.index, with_alias(MessageDelta.from_openai(chunk.delta).to_openai()), logprobs=logprobs
+            )
 
     def _ending(self, choice: dict[str, Any]) -> dict[str, Any]:
         return _chat_choice(choice["index"], {}, finish_reason=choice["finish_reason"]) | _stop_reason(choice)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ingine.contract.events import TokensEvent
 from ingine.errors import ClientError, DuplicateJob
@@ -15,6 +15,7 @@ from ingine.gateway import ids
 from ingine.gateway.access import Caller
 from ingine.gateway.chunks import ChatChunks, Chunks, TextChunks, with_alias
 from ingine.gateway.connection import while_connected
+from ingine.gateway.encoding import Json
 from ingine.gateway.errors import Refused
 from ingine.gateway.gateway import Gateway
 from ingine.gateway.sse import DONE
@@ -102,7 +103,7 @@ async def _create(request: Request, read: Callable[[dict[str, Any]], Asked]) -> 
             with suppress(ClientError):
                 await handle.cancel()
         raise
-    return JSONResponse(asked.body(result, created))
+    return Json(asked.body(result, created))
 
 
 async def _submit(gateway: Gateway, request: Request, caller: Caller, asked: Asked) -> str:

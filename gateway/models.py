@@ -7,10 +7,11 @@ from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ingine.contract.keys import SILENT_AFTER_S
 from ingine.errors import ClientError, NoWorker
+from ingine.gateway.encoding import Json
 from ingine.gateway.errors import Refused
 from ingine.producer.client import AsyncClient
 from ingine.producer.results import is_serving
@@ -69,14 +70,14 @@ class Workers:
 
 
 async def list_models(request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": await _visible(request)})
+    return Json({"object": "list", "data": await _visible(request)})
 
 
 async def get_model(request: Request) -> Response:
     name = request.path_params["model"]
     for model in await _visible(request):
         if model["id"] == name:
-            return JSONResponse(model)
+            return Json(model)
     raise Refused(404, "model_not_found", f"no worker serves a model {name!r}", param="model")
 
 

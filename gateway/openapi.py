@@ -4,10 +4,11 @@ from functools import cache
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ingine import __version__
 from ingine.contract.chat import ChatFields
+from ingine.gateway.encoding import Json
 from ingine.sampling_params import SamplingParams
 
 Schema = dict[str, Any]
@@ -40,7 +41,7 @@ _RESPONSE_ID = {"name": "response_id", "in": "path", "required": True, "schema":
 
 async def show_description(request: Request) -> Response:
     request.state.gateway.access.caller(request)
-    return JSONResponse(describe())
+    return Json(describe())
 
 
 @cache

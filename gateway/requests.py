@@ -6,8 +6,8 @@ import uuid
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 
+from ingine.gateway.encoding import Json
 from ingine.gateway.errors import Fault, Refused, fault_of, retry_after
 from ingine.gateway.metrics import OTHER, Metrics
 
@@ -17,8 +17,8 @@ METHODS = ("DELETE", "GET", "HEAD", "POST")
 ID_HEADERS = ("x-request-id", "openai-request-id")
 
 
-def error_response(fault: Fault) -> JSONResponse:
-    return JSONResponse(fault.body(), fault.status, fault.headers)
+def error_response(fault: Fault) -> Json:
+    return Json(fault.body(), fault.status, fault.headers)
 
 
 class Requests:

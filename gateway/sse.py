@@ -4,8 +4,9 @@ A comment that ends an event makes a client that is in wide use parse an empty e
 an `id:` line. PING therefore is a line of the next event.
 """
 
-import json
 from typing import Any
+
+from ingine.gateway.encoding import encode_json
 
 PING = b": ping\n"
 DONE = b"data: [DONE]\n\n"
@@ -18,8 +19,7 @@ HEADERS = {
 
 def event(fields: dict[str, Any], *, position: str | None = None, kind: str | None = None) -> bytes:
     """Return one event. position: for its `id:` line. kind: for its `event:` line."""
-    data = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
-    lines = [f"id: {position}\n"] if position is not None else []
+    lines = f"id: {position}\n" if position is not None else ""
     if kind is not None:
-        lines.append(f"event: {kind}\n")
-    return "".join((*lines, "data: ", data, "\n\n")).encode()
+        lines += f"event: {kind}\n"
+    return lines.encode() + b"data: " + encode_json(fields) + b"\n\n"

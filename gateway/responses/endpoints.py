@@ -6,7 +6,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ingine.contract.events import TerminalEvent
 from ingine.contract.record import JobStatus
@@ -21,6 +21,7 @@ from ingine.errors import (
 )
 from ingine.gateway import ids, sse
 from ingine.gateway.connection import while_connected
+from ingine.gateway.encoding import Json
 from ingine.gateway.errors import Refused
 from ingine.gateway.gateway import Gateway
 from ingine.gateway.responses.events import ResponseLog
@@ -69,7 +70,7 @@ async def create_response(request: Request) -> Response:
         parts = _parts(gateway, job_id, fields, after=-1, at_once=background)
         return await stream_response(gateway, request, job_id, parts, cancel=cancel)
     if background:
-        return JSONResponse(ResponseLog(fields).response() | {"status": "queued"})
+        return Json(ResponseLog(fields).response() | {"status": "queued"})
     try:
         log, end = await while_connected(request.receive, _whole(gateway, job_id))
     except ClientDisconnect:
@@ -78,14 +79,14 @@ async def create_response(request: Request) -> Response:
                 await gateway.client.cancel(job_id)
         raise
     raise_unless_finished(end)
-    return JSONResponse(log.response())
+    return Json(log.response())
 
 
 async def get_response(request: Request) -> Response:
     gateway, job_id = _known(request)
     query = request.query_params
     if query.get("stream", "false").lower() not in ("true", "1"):
-        return JSONResponse(await _read(gateway, job_id))
+        return Json(await _read(gateway, job_id))
     after = query.get("starting_after", "-1")
     if not (after.removeprefix("-").isdecimal() and after.isascii() and len(after) <= 16):
         raise Refused(400, "invalid_parameter", "starting_after must be a number", param="starting_after")
@@ -98,7 +99,7 @@ async def cancel_response(request: Request) -> Response:
     """Cancel the job, and return the response as it ends. One that has ended stays as it is."""
     gateway, job_id = _known(request)
     await _cancel(gateway, job_id)
-    return JSONResponse(await _read(gateway, job_id))
+    return Json(await _read(gateway, job_id))
 
 
 async def delete_response(request: Request) -> Response:
@@ -109,7 +110,7 @@ async def delete_response(request: Request) -> Response:
     if (outcome := await delete_job(gateway.client, job_id)) != "deleted":
         message = f"the response is still {outcome}, although it was cancelled: try again"
         raise Refused(409, "not_ended", message)
-    return JSONResponse({"id": job_id, "object": "response", "deleted": True})
+    return Json({"id": job_id, "object": "response", "deleted": True})
 
 
 async def _cancel(gateway: Gateway, job_id: str) -> None:

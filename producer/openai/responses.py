@@ -28,7 +28,7 @@ def chat_completion(result: Result, *, model: str | None, created: int) -> dict[
         "usage": usage_fields(result.usage),
     }
     if result.prompt_logprobs:  # vLLM's, in its place
-        body["prompt_logprobs"] = _prompt_logprobs(result.prompt_logprobs)
+        body["prompt_logprobs"] = prompt_logprobs_fields(result.prompt_logprobs)
     return body
 
 
@@ -80,7 +80,7 @@ def _text_choice(choice: Choice, prompt: str, prompt_logprobs: list[dict | None]
         "logprobs": completion_logprobs(choice.logprobs) if choice.logprobs else None,
     }
     if prompt_logprobs:  # vLLM's, in its place
-        fields["prompt_logprobs"] = _prompt_logprobs(prompt_logprobs)
+        fields["prompt_logprobs"] = prompt_logprobs_fields(prompt_logprobs)
     return fields
 
 
@@ -94,8 +94,8 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _prompt_logprobs(prompt_logprobs: list[dict | None]) -> list[dict | None]:
-    """The known fields of each entry, as in `_message`."""
+def prompt_logprobs_fields(prompt_logprobs: list[dict | None]) -> list[dict | None]:
+    """Return the known fields of each entry, as `_message` does."""
     return [
         entry and {name: entry[name] for name in _LOGPROBS_FIELDS if name in entry}
         for entry in prompt_logprobs

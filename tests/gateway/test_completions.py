@@ -180,7 +180,7 @@ async def test_tool_calls_and_reasoning(http, worker):
     async def run() -> None:
         job = await worker.take()
         deltas = [{"reasoning": "hm"}, {}, {"tool_calls": [called]}]
-        deltas.append({"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]})
+        deltas.append({"tool_calls": [{"index": 0, "function": {"arguments": "{}"}, "new": b"no JSON"}]})
         for number, delta in enumerate(deltas, 1):
             await commit(worker, job.id, TokensEvent(number, [number], "?", delta=delta))
         whole = {"role": "assistant", "content": None, "reasoning": "hm"}
