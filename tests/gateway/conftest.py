@@ -35,10 +35,13 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
         yield connection
 
 
+async def serving_worker(redis: Redis, keys: Keys) -> FakeWorker:
+    """Return a worker that the test drives. To gateways it serves the model `tiny`."""
+    heartbeat = {"at_s": 2**40, "state": "serving", "model": "tiny"}
+    await redis.hset(keys.workers, "fake", msgpack.packb(heartbeat))
+    return FakeWorker(redis, keys)
+
+
 @pytest.fixture
 async def worker(redis: Redis, keys: Keys) -> FakeWorker:
-    """A worker that the test drives. To the gateway it serves the model `tiny`."""
-    await redis.hset(
-        keys.workers, "fake", msgpack.packb({"at_s": 2**40, "state": "serving", "model": "tiny"})
-    )
-    return FakeWorker(redis, keys)
+    return await serving_worker(redis, keys)
