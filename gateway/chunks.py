@@ -1,5 +1,6 @@
 """The chunks of chat and text completions, made from the events of a job's log."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ def with_alias(message: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
-class Chunks:
+class Chunks(ABC):
     """The chunks of one stream, as bytes. Which chunks an event becomes depends on the event alone, so that
     any gateway can go on with the stream after any log entry."""
 
@@ -42,16 +43,18 @@ class Chunks:
         is_first = (event.start if event.choice_position is None else _start_in_choice(event)) == 0
         choices = self._opening(event.index) if is_first else []
         chunk = Chunk(
-            event.text, event.token_ids, event.position, event.logprobs, event.index, parsed=event.delta
+            event.text,
+            event.token_ids,
+            event.position,
+            event.logprobs,
+            event.index,
+            prompt_logprobs=event.prompt_logprobs,
+            parsed=event.delta,
         )
-        choices += self._choices(chunk)
-        extra = {}
+        chunks = [self._chunk([choice]) for choice in (*choices, *self._choices(chunk))]
         if event.prompt_logprobs is not None:  # vLLM's
-            extra["prompt_logprobs"] = prompt_logprobs_fields(event.prompt_logprobs)
-        return self._bytes(
-            [self._chunk([choice], **extra) for choice in choices],
-            position_id(self._job_id, event.position),
-        )
+            chunks[-1]["prompt_logprobs"] = prompt_logprobs_fields(event.prompt_logprobs)
+        return self._bytes(chunks, position_id(self._job_id, event.position))
 
     def of_end(self, end: TerminalEvent) -> bytes:
         """Return the last chunks: what was held back, each choice's finish_reason, and the usage if wanted.
@@ -75,23 +78,25 @@ class Chunks:
             chunks.append(self._head | {"choices": [], "usage": usage_fields(end.usage)})
         return self._bytes(chunks, position_id(self._job_id, end.position, terminal=True))
 
-    def _chunk(self, choices: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         usage = {"usage": None} if self._include_usage else {}
-        return self._head | {"choices": choices} | usage | fields
+        return self._head | {"choices": choices} | usage
 
     def _bytes(self, chunks: list[dict[str, Any]], position: str) -> bytes:
         events = [sse.event(chunk) for chunk in chunks[:-1]]
         return b"".join([*events, *(sse.event(chunk, position=position) for chunk in chunks[-1:])])
 
+    @abstractmethod
     def _opening(self, index: int) -> list[dict[str, Any]]:
-        """What comes before a choice's first tokens."""
-        raise NotImplementedError
+        """Return what comes before a choice's first tokens."""
 
+    @abstractmethod
     def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        raise NotImplementedError
+        """Yield what a part of a choice adds, if anything. One with log probabilities adds something."""
 
+    @abstractmethod
     def _ending(self, choice: dict[str, Any]) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return the end of a choice, which has no text."""
 
 
 class ChatChunks(Chunks):
@@ -101,7 +106,7 @@ class ChatChunks(Chunks):
         return [_chat_choice(index, {"role": "assistant", "content": ""})]
 
     def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        if chunk.delta or chunk.logprobs:
+        if chunk.delta or chunk.logprobs or chunk.prompt_logprobs:
             logprobs = chat_logprobs(chunk.logprobs) if chunk.logprobs else None
             yield _chat_choice(
                 chunk.index, with_alias(MessageDelta.from_openai(chunk.delta).to_openai()), logprobs=logprobs
@@ -130,7 +135,7 @@ class TextChunks(Chunks):
             begins = self._num_chars.get(chunk.index, 0)
             self._num_chars[chunk.index] = begins + sum(map(len, logprobs["tokens"]))
             logprobs["text_offset"] = [begins + offset for offset in logprobs["text_offset"]]
-        if chunk.text or logprobs:
+        if chunk.text or logprobs or chunk.prompt_logprobs:
             yield _text_choice(chunk.index, chunk.text, logprobs=logprobs)
 
     def _ending(self, choice: dict[str, Any]) -> dict[str, Any]:

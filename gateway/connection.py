@@ -72,9 +72,9 @@ class EventStream:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         headers = [(name.encode(), value.encode()) for name, value in sse.HEADERS.items()]
-        writing, pinging = asyncio.ensure_future(self._write(send, headers)), None
-        gone = asyncio.ensure_future(_wait_for_disconnect(receive))
+        writing = asyncio.ensure_future(self._write(send, headers))
         pinging = asyncio.ensure_future(self._ping(send))
+        gone = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
             await asyncio.wait({writing, gone}, return_when=asyncio.FIRST_COMPLETED)
             is_gone = not writing.done() or not writing.result()

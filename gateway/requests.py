@@ -1,5 +1,6 @@
 """What every request passes: its id, the limit of requests at a time, the check of its Host, and metrics."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -49,6 +50,10 @@ class Requests:
         self._metrics.in_flight.inc()
         try:
             await app(scope, receive, answer.send)
+        except asyncio.CancelledError:  # the gateway shuts down
+            if not answer.has_begun:
+                error = Refused(503, "shutting_down", "this gateway stops", headers=retry_after(BUSY_RETRY_S))
+                await error_response(fault_of(error))(scope, receive, answer.send)
         finally:
             self._num_requests -= 1
             self._metrics.in_flight.dec()
@@ -81,10 +86,11 @@ class _Answer:
         self.began = time.monotonic()
         self.first_byte: float | None = None
         self.status = 500
+        self.has_begun = False
 
     async def send(self, message: dict) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status, self.has_begun = message["status"], True
             headers = MutableHeaders(scope=message)
             for name in ID_HEADERS:
                 headers[name] = self._scope["state"]["request_id"]

@@ -174,6 +174,32 @@ async def test_several_choices(http, worker):
     assert without_time(again.text) == without_time(rest_after(position, response.text))
 
 
+@pytest.mark.parametrize(("path", "asked"), [(CHAT, ASKED), (COMPLETION, {"model": "tiny", "prompt": "a"})])
+async def test_log_probabilities_of_a_stream(http, worker, path, asked):
+    async def run() -> None:
+        job = await worker.take()
+        of_token = {"token_id": 7, "logprob": -0.5, "rank": 1, "top": [[7, -0.5]], "bytes": [195]}
+        of_token["top_bytes"] = [[195]]
+        of_prompt = [None, of_token]
+        await commit(worker, job.id, TokensEvent(1, [7], "", logprobs=[of_token], prompt_logprobs=of_prompt))
+        await commit(worker, job.id, TokensEvent(2, [8], "é", logprobs=[of_token]))
+        await worker.end(job.id, 2)
+
+    fields = {"logprobs": True, "top_logprobs": 1} if path == CHAT else {"logprobs": 1}
+    response, _ = await asyncio.gather(
+        http.post(path, json=asked | fields | {"prompt_logprobs": 1, "stream": True}), run()
+    )
+    chunks = chunks_in(response.text)
+    assert [len(chunk["prompt_logprobs"]) for chunk in chunks if "prompt_logprobs" in chunk] == [2]
+    logprobs = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["logprobs"]]
+    assert len(logprobs) == 2
+    if path == CHAT:
+        (of_token,) = logprobs[0]["content"]
+        assert (of_token["bytes"], of_token["top_logprobs"][0]["logprob"]) == ([195], -0.5)
+    else:
+        assert [each["text_offset"] for each in logprobs] == [[0], [1]]
+
+
 async def test_tool_calls_and_reasoning(http, worker):
     called = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.gateway.processes import gateway_process
 from tests.gateway.test_completions import ASKED, CHAT, chunks_in
+from tests.gateway.test_errors import assert_error
 from tests.waiting import HANGS_S
 
 ASKED_STREAM = ASKED | {"stream": True}
@@ -56,6 +57,17 @@ async def test_a_gateway_stops_at_a_signal_and_its_jobs_go_on(tmp_path, redis_ur
                     stopping = asyncio.get_running_loop().run_in_executor(None, gateway.child.terminate)
                     await read_until("never", parts)
             assert await stopping == 0
+        assert "Traceback" not in gateway.log_text
+    assert (await worker.redis.hget(worker.keys.job(job.id), "cancel")) in (None, b"0")
+
+
+async def test_a_gateway_that_stops_tells_who_waits_for_a_whole_answer(tmp_path, redis_url, queue, worker):
+    with gateway_process(tmp_path, redis_url, queue) as gateway:
+        async with httpx2.AsyncClient(timeout=HANGS_S) as http:
+            asking = asyncio.ensure_future(http.post(gateway.url + CHAT, json=ASKED))
+            job = await worker.take()
+            assert await asyncio.to_thread(gateway.child.terminate) == 0
+            assert_error(await asking, 503, "shutting_down")
         assert "Traceback" not in gateway.log_text
     assert (await worker.redis.hget(worker.keys.job(job.id), "cancel")) in (None, b"0")
 
