@@ -8,6 +8,7 @@ from ingine.contract.calls.producing import delete
 from ingine.contract.events import Event
 from ingine.contract.jobs import MAX_JOB_BYTES, Job, decode_job
 from ingine.contract.keys import JOB_FIELD, Priority
+from ingine.contract.record import JobStatus
 from ingine.errors import InvalidJob
 from ingine.producer.client import AsyncClient
 
@@ -26,19 +27,20 @@ async def follow_events(client: AsyncClient, job_id: str, position: int = 0) -> 
 
 
 async def submitted_job(client: AsyncClient, job_id: str) -> Job | None:
-    """Return a job as it was submitted, while it waits in its stream or runs. None once it has ended, and for
-    a job that is delayed or that this version cannot read.
+    """Return a job as it was submitted, while it waits or runs. None once it has ended, or moved on between
+    two reads, and for a job that this version cannot read.
 
     Raises JobNotFound, BadRecord and ServerUnavailable.
     """
     partition, info = await client._find(job_id)
-    if info.status.terminal or info.priority not in list(Priority) or not info.entry:
-        return None
-    entry = info.entry
-    entries = await partition.call(
-        lambda redis, keys: redis.xrange(keys.jobs(Priority(info.priority)), min=entry, max=entry)
-    )
-    raw = entries[0][1].get(JOB_FIELD.encode()) if entries else None
+    raw = None
+    if info.status is JobStatus.DELAYED:
+        raw = await partition.call(lambda redis, keys: redis.hget(keys.job(job_id), "raw"))
+    elif not info.status.terminal and info.priority in list(Priority) and (entry := info.entry):
+        entries = await partition.call(
+            lambda redis, keys: redis.xrange(keys.jobs(Priority(info.priority)), min=entry, max=entry)
+        )
+        raw = entries[0][1].get(JOB_FIELD.encode()) if entries else None
     try:
         return decode_job(raw, max_bytes=MAX_JOB_BYTES) if raw else None
     except InvalidJob:

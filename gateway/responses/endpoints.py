@@ -65,12 +65,13 @@ async def create_response(request: Request) -> Response:
     except DuplicateJob:
         if key is None:
             raise
+        fields = await _fields(gateway, job_id)
     request.state.request_id = job_id
     if stream:
         parts = _parts(gateway, job_id, fields, after=-1, at_once=background)
         return await stream_response(gateway, request, job_id, parts, cancel=cancel)
     if background:
-        return Json(ResponseLog(fields).response() | {"status": "queued"})
+        return Json(await _read(gateway, job_id))
     try:
         log, end = await while_connected(request.receive, _whole(gateway, job_id))
     except ClientDisconnect:

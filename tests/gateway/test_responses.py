@@ -34,7 +34,8 @@ async def begin(http, **fields) -> str:
     """Create a response in background, and return its id."""
     response = await http.post(PATH, json=BACKGROUND | fields)
     body = response.json()
-    assert response.status_code == 200 and body["status"] == "queued" and body["background"]
+    assert response.status_code == 200 and body["background"]
+    assert body["status"] in ("queued", "in_progress")
     assert response.headers["x-request-id"] == body["id"]
     return body["id"]
 
@@ -255,3 +256,13 @@ async def test_delete_cancels_first(http, worker, redis, keys):
     await wait_until_async(lambda: redis.hget(keys.job(job_id), "cancel"))
     await worker.end(job_id, 0, JobStatus.CANCELLED, metadata=job.metadata)
     assert (await deleting).json()["deleted"] is True
+
+
+async def test_the_same_idempotency_key_finds_the_same_response(http, worker):
+    headers = {"idempotency-key": "order-1"}
+    first = (await http.post(PATH, json=BACKGROUND, headers=headers)).json()
+    await answer(worker)
+    again = (await http.post(PATH, json=BACKGROUND, headers=headers)).json()
+    assert again == (await read(http, first["id"])).json() and again["created_at"] == first["created_at"]
+    stream = await http.post(PATH, json=BACKGROUND | {"stream": True}, headers=headers)
+    assert events_in(stream.text)[-1]["response"] == again

@@ -19,6 +19,8 @@ async def test_events_are_those_of_the_log(client, worker):
 async def test_a_job_can_be_read_until_it_has_ended(client, worker):
     handle = await client.submit("hi", metadata={"a": 1})
     assert (await submitted_job(client, handle.job_id)).metadata == {"a": 1}
+    later = await client.submit("later", not_before_s=3600)
+    assert (await submitted_job(client, later.job_id)).prompt == "later"
     job = await worker.take()
     assert (await submitted_job(client, job.id)).prompt == "hi"
     await worker.run(job.id, 1)
