@@ -2,24 +2,24 @@
 
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from ingine.contract.events import TokensEvent
-from ingine.errors import ClientError, DuplicateJob
+from ingine.errors import DuplicateJob
 from ingine.gateway import ids
 from ingine.gateway.access import Caller
 from ingine.gateway.chunks import ChatChunks, Chunks, TextChunks, with_alias
-from ingine.gateway.connection import while_connected
 from ingine.gateway.encoding import Json
 from ingine.gateway.errors import Refused
 from ingine.gateway.gateway import Gateway
+from ingine.gateway.models import model_of
 from ingine.gateway.sse import DONE
-from ingine.gateway.streaming import stream_response
+from ingine.gateway.streaming import stream_response, whole_answer
 from ingine.producer.events import follow_events
 from ingine.producer.openai.requests import chat_arguments, completion_arguments, echoes
 from ingine.producer.openai.responses import chat_completion, text_completion
@@ -58,14 +58,14 @@ class Asked:
 
 def read_chat(body: dict[str, Any]) -> Asked:
     fields, stream, include_usage = _without_stream(body)
-    return Asked(ids.CHAT, _model(body), chat_arguments(fields), stream, include_usage)
+    return Asked(ids.CHAT, model_of(body), chat_arguments(fields), stream, include_usage)
 
 
 def read_completion(body: dict[str, Any]) -> Asked:
     fields, stream, include_usage = _without_stream(body)
     arguments = completion_arguments(fields)
     prompt = arguments["prompt"] if echoes(fields, arguments) else ""
-    return Asked(ids.COMPLETION, _model(body), arguments, stream, include_usage, prompt)
+    return Asked(ids.COMPLETION, model_of(body), arguments, stream, include_usage, prompt)
 
 
 async def create_chat_completion(request: Request) -> Response:
@@ -95,14 +95,8 @@ async def _create(request: Request, read: Callable[[dict[str, Any]], Asked]) -> 
     if asked.stream:
         parts = _parts(gateway, job_id, position, asked.chunks(job_id, created), ended=ended)
         return await stream_response(gateway, request, job_id, parts, cancel=cancel)
-    handle = gateway.client.attach(job_id)
-    try:
-        result = await while_connected(request.receive, handle.result())
-    except ClientDisconnect:
-        if cancel:
-            with suppress(ClientError):
-                await handle.cancel()
-        raise
+    work = gateway.client.attach(job_id).result()
+    result = await whole_answer(gateway, request, job_id, work, cancel=cancel)
     return Json(asked.body(result, created))
 
 
@@ -161,10 +155,3 @@ def _without_stream(body: dict[str, Any]) -> tuple[dict[str, Any], bool, bool]:
             message = f"{where} must be true or false" if name in known else f"{where} is not supported"
             raise Refused(400, "unsupported_parameter", message, param="stream_options")
     return fields, True, bool(options.get("include_usage"))
-
-
-def _model(body: dict[str, Any]) -> str:
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
-        raise Refused(400, "missing_parameter", "name a model: /v1/models lists them", param="model")
-    return model

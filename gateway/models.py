@@ -69,6 +69,14 @@ class Workers:
         return time.monotonic() - self._read_at
 
 
+def model_of(body: dict[str, Any]) -> str:
+    """Return the model that a request asks for. Raises Refused if it names none."""
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise Refused(400, "missing_parameter", "name a model: /v1/models lists them", param="model")
+    return model
+
+
 async def list_models(request: Request) -> Response:
     return Json({"object": "list", "data": await _visible(request)})
 

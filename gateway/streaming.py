@@ -1,8 +1,9 @@
-"""Answer with a stream: errors that come before the first event have a status."""
+"""Answer whole or with a stream, for as long as the client is there."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -10,6 +11,19 @@ from starlette.responses import Response
 from ingine.errors import ClientError
 from ingine.gateway.connection import EventStream, while_connected
 from ingine.gateway.gateway import Gateway
+
+T = TypeVar("T")
+
+
+async def whole_answer(
+    gateway: Gateway, request: Request, job_id: str, work: Coroutine[Any, Any, T], *, cancel: bool
+) -> T:
+    """Await `work`. Raises ClientDisconnect if the client leaves before. cancel: cancel the job then."""
+    try:
+        return await while_connected(request.receive, work)
+    except ClientDisconnect:
+        await _leave(gateway, job_id, cancel=cancel)
+        raise
 
 
 async def stream_response(
@@ -27,9 +41,7 @@ async def stream_response(
     """
 
     async def on_gone() -> None:
-        if cancel:
-            with suppress(ClientError):
-                await gateway.client.cancel(job_id)
+        await _leave(gateway, job_id, cancel=cancel)
 
     settings = gateway.settings
     first = asyncio.ensure_future(anext(parts, None))
@@ -51,6 +63,12 @@ async def stream_response(
         send_timeout_s=settings.gateway_send_timeout_s,
         on_gone=on_gone,
     )
+
+
+async def _leave(gateway: Gateway, job_id: str, *, cancel: bool) -> None:
+    if cancel:
+        with suppress(ClientError):  # nobody is there to be told
+            await gateway.client.cancel(job_id)
 
 
 async def _wait(first: asyncio.Future, limit_s: float) -> None:

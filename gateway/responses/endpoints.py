@@ -5,14 +5,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from ingine.contract.events import TerminalEvent
 from ingine.contract.record import JobStatus
 from ingine.errors import (
     BadRecord,
-    ClientError,
     DuplicateJob,
     JobCancelled,
     JobExpired,
@@ -20,14 +19,14 @@ from ingine.errors import (
     ResultTimeout,
 )
 from ingine.gateway import ids, sse
-from ingine.gateway.connection import while_connected
 from ingine.gateway.encoding import Json
 from ingine.gateway.errors import Refused
 from ingine.gateway.gateway import Gateway
+from ingine.gateway.models import model_of
 from ingine.gateway.responses.events import ResponseLog
 from ingine.gateway.responses.fields import fields_of, metadata_of, response_fields
 from ingine.gateway.responses.request import chat_body
-from ingine.gateway.streaming import stream_response
+from ingine.gateway.streaming import stream_response, whole_answer
 from ingine.producer.events import delete_job, follow_events, submitted_job
 from ingine.producer.openai.requests import chat_arguments
 from ingine.producer.results import raise_unless_finished
@@ -43,11 +42,8 @@ async def create_response(request: Request) -> Response:
     caller = gateway.access.caller(request)
     body = await gateway.read_body(request)
     background, stream = _flag(body, "background"), _flag(body, "stream")
+    caller.require(model_of(body))
     arguments = chat_arguments(chat_body(body))
-    model = arguments["model"]
-    if not isinstance(model, str) or not model:
-        raise Refused(400, "missing_parameter", "name a model: /v1/models lists them", param="model")
-    caller.require(model)
     await gateway.workers.require()
     key = request.headers.get(ids.IDEMPOTENCY_KEY)
     cancel = not (background or ids.may_return(request))
@@ -72,13 +68,7 @@ async def create_response(request: Request) -> Response:
         return await stream_response(gateway, request, job_id, parts, cancel=cancel)
     if background:
         return Json(await _read(gateway, job_id))
-    try:
-        log, end = await while_connected(request.receive, _whole(gateway, job_id))
-    except ClientDisconnect:
-        if cancel:
-            with suppress(ClientError):
-                await gateway.client.cancel(job_id)
-        raise
+    log, end = await whole_answer(gateway, request, job_id, _whole(gateway, job_id), cancel=cancel)
     raise_unless_finished(end)
     return Json(log.response())
 
