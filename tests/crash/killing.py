@@ -15,7 +15,6 @@ import redis.asyncio
 from ingine.contract.events import decode_log
 from ingine.contract.jobs import Job
 from ingine.contract.keys import Keys
-from ingine.contract.record import JobStatus
 from ingine.engine.engine import Engine
 from ingine.engine.message_format import MessageFormat
 from ingine.engine.outputs import SeqOutput
@@ -25,6 +24,7 @@ from ingine.engine.request import EngineRequest
 from ingine.message import MessageAssembly, MessageDelta
 from ingine.producer import AsyncClient, AsyncJobHandle, Chunk, Result
 from tests.chaos.reference import prompt_of
+from tests.chaos.snapshot import Log
 from tests.chaos.zygote import Zygote
 from tests.waiting import wait_until_async
 
@@ -142,12 +142,14 @@ class Killing:
         for process in processes:
             self.zygote.signal(process, signal.SIGKILL)
 
-    async def check_log(self, queue: str, job_id: str) -> None:
-        """Raise if the job's log has a gap, a repeat, or tokens behind an end."""
+    async def log(self, queue: str, job_id: str) -> Log:
+        """The job's log. Raises if it has a gap, a repeat, or tokens behind an end."""
         async with redis.asyncio.Redis.from_url(self._url) as connection:
             entries = await connection.xrange(Keys(queue).tokens(job_id))
-        *_, end = decode_log(job_id, 0, entries)
-        assert end.status is JobStatus.FINISHED
+        events = decode_log(job_id, 0, entries)
+        *_, end = events
+        ids = (entry_id.decode() for entry_id, _ in entries)
+        return Log(status=str(end.status), entries=list(zip(ids, events, strict=True)))
 
 
 async def received(job: AsyncJobHandle, early: dict[str, dict[int, Output]], timeout_s: float) -> Received:

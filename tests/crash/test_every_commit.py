@@ -11,13 +11,16 @@ import pytest_asyncio
 
 from ingine.engine.config import EngineConfig
 from ingine.engine.engine import Engine
+from ingine.errors import JobCancelled, JobExpired
 from ingine.worker.hosting.engine_thread import MAX_STEPS_AHEAD
+from tests.chaos.outputs import Output as ChoiceOutput
+from tests.chaos.outputs import faults_of_choices, outputs_of
 from tests.chaos.zygote import Zygote
 from tests.crash import killing
 from tests.crash.killing import Killing, Uninterrupted, assert_uninterrupted
 from tests.servers import durable_server
 from tests.tiny_models import VOCAB_SIZE, add_tokens, make_tiny_model
-from tests.waiting import HANGS_S
+from tests.waiting import HANGS_S, wait_until_async
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -126,7 +129,7 @@ async def one_round(kills: Killing, name: str, number: int, when: str, expected:
     kills.end(victim, heir)
     what = f"killed {when} commit {number}"
     assert_uninterrupted(received, expected, is_chat=name in CHATS, what=what)
-    await kills.check_log(queue, job.job_id)
+    assert (await kills.log(queue, job.job_id)).status == "finished"
     return died
 
 
@@ -171,6 +174,42 @@ async def killed_after_every_token(kills: Killing, name: str, expected: Uninterr
         info = await job.status()
     kills.end(worker)
     assert_uninterrupted(received, expected, is_chat=name in CHATS, what=f"killed {number} times")
-    await kills.check_log(queue, job.job_id)
+    assert (await kills.log(queue, job.job_id)).status == "finished"
     # Only the first worker may have committed several steps at once.
     assert info.deaths >= expected.num_tokens - MAX_STEPS_AHEAD
+
+
+@pytest.mark.parametrize("when", ["cancelled before", "cancelled meanwhile", "expired"])
+async def test_a_job_that_ends_early_after_a_kill_has_beginnings(kills, uninterrupted, when):
+    """Before: no worker runs the job. Meanwhile: the next worker has continued it."""
+    name = "calls"
+    queue, expected = when.replace(" ", "-"), uninterrupted[name]
+    deadline_s = 3.0 if when == "expired" else None
+    async with kills.client(queue) as client:
+        job = await client.submit(**JOBS[name], deadline_s=deadline_s)
+        fate = {"crash": ("append", 2, "after"), "step_s": STEP_S}
+        victim = await kills.worker(queue, "victim", fate=fate, async_scheduling=True)
+        await kills.ended_first(victim, job)
+        if when == "cancelled before":
+            await job.cancel()
+        before = (await job.status()).position
+        heir = await kills.worker(queue, "heir", fate={"step_s": 1.0}, async_scheduling=True)
+        if when == "cancelled meanwhile":
+
+            async def goes_on() -> bool:
+                return (await job.status()).position > before
+
+            await wait_until_async(goes_on, what="a token of the next worker")
+            await job.cancel()
+        with pytest.raises((JobCancelled, JobExpired)):
+            await job.result(HANGS_S)
+    kills.end(victim, heir)
+    log = await kills.log(queue, job.job_id)
+    assert log.status == when.split()[0]
+    num_choices = len(expected.outputs)
+    assert not list(faults_of_choices(log, num_choices))
+    outputs = outputs_of(log)
+    assert sum(len(output.token_ids) for output in outputs.values()) > 0
+    for index, output in outputs.items():
+        right = expected.outputs[index]
+        assert output.begins(ChoiceOutput(right.token_ids, right.text))
