@@ -104,7 +104,7 @@ def walk(state: GrammarState, marker: str, rng: random.Random) -> list[int] | No
 
     None if they are too many.
     """
-    vocabulary, token_ids, wishes = state._grammar.vocabulary, [], []
+    vocabulary, token_ids, wishes = state.grammar.vocabulary, [], []
     ends, closing, size = np.array([*state.end_token_ids]), _closing(vocabulary), vocabulary.vocab_size
     for _ in range(300):
         choices = state.allowed(size)
