@@ -322,7 +322,7 @@ BAD_SCHEMAS = {
     "text": ("a string", ErrorCode.INVALID_GRAMMAR, "object"),
     "list": ([1], ErrorCode.INVALID_GRAMMAR, "object"),
     "array": ({"type": "array"}, ErrorCode.INVALID_GRAMMAR, "object"),
-    "itself": ({"$ref": "#"}, ErrorCode.UNSUPPORTED_GRAMMAR, "circular"),
+    "itself": ({"$ref": "#"}, ErrorCode.INVALID_GRAMMAR, "finite"),
     "never": ({"required": ["a"], "additionalProperties": False}, ErrorCode.INVALID_GRAMMAR, "atisf"),
     "NaN": ({"properties": {"a": {"const": float("nan")}}}, ErrorCode.INVALID_GRAMMAR, "JSON"),
     "bytes": ({"const": b"x"}, ErrorCode.INVALID_GRAMMAR, "JSON"),
