@@ -53,10 +53,15 @@ def test_a_message_comes_back_as_it_went(message):
 
 
 def test_events_without_a_message_have_no_new_fields():
-    for event in (TokensEvent(1, [5], "x"), TerminalEvent(1, "finished", "a", delta={})):
+    for event in (TokensEvent(1, [5], "x"), TerminalEvent(1, "finished", "a")):
         assert {"delta", "message"}.isdisjoint(msgpack.unpackb(encode_event(event)))
         decoded = decode_event(encode_event(event))
         assert decoded.delta is None and decoded.message is None
+
+
+def test_an_empty_delta_is_not_a_missing_one():
+    for event in (TokensEvent(1, [5], "x", delta={}), TerminalEvent(1, "expired", "a", "x", delta={})):
+        assert decode_event(encode_event(event)).delta == {}
 
 
 def test_an_event_that_adds_nothing_shows_that_the_message_is_parsed():

@@ -62,7 +62,7 @@ def choice_ends(job: RunningJob, *, with_text: bool) -> list[dict[str, Any]]:
         if reason is None:
             reason = str(FinishReason.ABORT)
             if with_text and last is not None:
-                reason, more = str(last.finish_reason), _held_back(last)
+                reason, more = str(last.finish_reason), held_back(job, last)
                 stop_reason = last.stop_reason if last.finish_reason in _COMPLETE else None
         end["finish_reason"] = reason
         if stop_reason is not None:
@@ -75,11 +75,16 @@ def _joined(delta: MessageDelta | None, later: MessageDelta | None) -> MessageDe
     return delta.followed_by(later) if delta and later else delta or later
 
 
-def _held_back(output: SeqOutput) -> dict[str, Any]:
-    """The fields of `TerminalEvent.choices` for what no tokens event of the choice has."""
+def held_back(job: RunningJob, output: SeqOutput) -> dict[str, Any]:
+    """Return `text`, `delta` and `message` of the last output of a choice, if no tokens event has ended it:
+    each only if there is any. The delta is empty if what was held back is text alone.
+    """
     fields = {
         "text": output.final_text,
         "delta": output.final_delta and output.final_delta.to_openai(),
         "message": output.message and output.message.to_openai(),
     }
-    return {name: value for name, value in fields.items() if value}
+    held = {name: value for name, value in fields.items() if value}
+    if job.parses_message and "text" in held:
+        held.setdefault("delta", {})
+    return held

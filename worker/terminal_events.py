@@ -8,7 +8,7 @@ from ingine.contract.faults import MAX_REASON_CHARS
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import ErrorCode
-from ingine.worker.choice_events import choice_ends
+from ingine.worker.choice_events import choice_ends, held_back
 from ingine.worker.jobs import BegunJob, RunningJob
 
 
@@ -63,7 +63,6 @@ def terminal_event(job: RunningJob, output: SeqOutput) -> TerminalEvent:
         position=job.position,
         status=outcome.status,
         job_id=job.id,
-        text=output.final_text if with_text and not choices else "",
         finish_reason=str(finish_reason if is_finished else _early_finish_reason(outcome.status)),
         stop_reason=output.stop_reason if is_finished and not choices else None,
         error=outcome.error,
@@ -75,8 +74,7 @@ def terminal_event(job: RunningJob, output: SeqOutput) -> TerminalEvent:
         timings=_timings(job),
         metadata=job.job.metadata,
         choices=choices,
-        delta=output.final_delta.to_openai() if output.final_delta and with_text and not choices else None,
-        message=output.message.to_openai() if output.message and is_finished and not choices else None,
+        **(held_back(job, output) if with_text and not choices else {}),
     )
 
 

@@ -89,7 +89,7 @@ class TerminalEvent:
     """
     delta: dict | None = None
     """The end of the assistant message, if it was held back until now. It follows the deltas of the tokens
-    events, and has their shape.
+    events, and has their shape. Empty if `text` alone was held back, which adds nothing, such as a tag.
     """
     message: dict | None = None
     """The whole assistant message of a job of one choice that has finished, as in `TokensEvent.message`."""
@@ -130,7 +130,7 @@ def encode_event(event: Event) -> bytes:
     fields = {"type": str(event.status)}
     for name in TerminalEvent.__slots__:
         value = getattr(event, name)
-        if name != "status" and value not in (None, "", {}):
+        if name != "status" and (value not in (None, "", {}) or (name == "delta" and value is not None)):
             fields[name] = value
     return msgpack.packb(fields)
 

@@ -11,6 +11,7 @@ from ingine.contract.keys import Priority
 from ingine.contract.record import JobStatus
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.message import Message, MessageAssembly, MessageDelta, ToolCall, ToolCallDelta
+from ingine.producer.choices import last_chunks
 from ingine.sampling_params import SamplingParams
 from ingine.worker.choice_events import tokens_event
 from ingine.worker.jobs import RunningJob
@@ -143,6 +144,18 @@ def test_an_output_that_adds_nothing_has_an_empty_delta(n):
     """So a reader that has seen no other event knows that the text is not the content."""
     job, final = running(n), last(2, final_delta=None, message=Message())
     assert [event.delta for event in commit(job, output(1), final)] == [{}, {}]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR, FinishReason.LENGTH])
+def test_text_alone_that_was_held_back_has_an_empty_delta(n, reason):
+    """A reader that begins at the job's end sees no other event. The text is no content: it may be a tag."""
+    job, final = running(n), last(1, num_tokens=0, reason=reason, final_text="</think>", final_delta=None)
+    commit(job, output(1), final)
+    end = end_of(job, final)
+    [chunk] = last_chunks(end, is_parsed=False)
+    assert (chunk.text, chunk.delta) == ("</think>", {})
+    assert (end.choices[0] if n > 1 else {"delta": end.delta})["delta"] == {}
 
 
 @pytest.mark.parametrize("n", [1, 2])
