@@ -1,9 +1,10 @@
 """Choices as a consumer receives them: which tokens of each choice a stream has yielded."""
 
+from collections import defaultdict
 from dataclasses import replace
 
 from ingine.contract.choices import ChoicePositions
-from ingine.contract.events import Event, TerminalEvent, TokensEvent
+from ingine.contract.events import TerminalEvent, TokensEvent
 from ingine.producer.results import Choice, Chunk
 
 
@@ -96,13 +97,16 @@ def last_chunks(end: TerminalEvent, *, is_parsed: bool) -> list[Chunk]:
     return chunks
 
 
-def choices_of(events: list[Event], end: TerminalEvent) -> list[Choice]:
+def choices_of(events: list[TokensEvent], end: TerminalEvent) -> list[Choice]:
     """Join the tokens events of a finished job, by choice. end: its terminal event."""
     ends = end.choices
     if ends is None:
         names = ("finish_reason", "stop_reason", "text", "message")
         ends = [{name: getattr(end, name) for name in names}]
-    return [_choice(index, [e for e in events if e.index == index], of) for index, of in enumerate(ends)]
+    of_choice: defaultdict[int, list[TokensEvent]] = defaultdict(list)
+    for event in events:
+        of_choice[event.index].append(event)
+    return [_choice(index, of_choice[index], its_end) for index, its_end in enumerate(ends)]
 
 
 def _choice(index: int, events: list[TokensEvent], end: dict) -> Choice:

@@ -5,10 +5,12 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from ingine.contract.events import TokensEvent, encode_event
+from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
 from ingine.contract.keys import EVENT_FIELD, Keys, log_id
+from ingine.contract.record import JobStatus
 from ingine.errors import JobNotFound
 from ingine.producer import AsyncClient, BadRecord, Choice, Chunk
+from ingine.producer.choices import choices_of
 from ingine.producer.openai.batch_format import COMPLETIONS_URL, is_cut, output_row
 from ingine.producer.partitions import Partitions
 from ingine.producer.token_log import LogReader
@@ -201,3 +203,20 @@ def test_a_batch_line_has_all_choices_in_openais_shape():
     line = parse({"messages": [{"role": "user", "content": "x"}], "model": "m", "n": 2})
     bodies = output_row(line, result(choices=choices))["response"]["body"]["choices"]
     assert [each["message"]["content"] for each in bodies] == ["a", "b"]
+
+
+def test_the_events_of_a_job_are_read_once_however_many_choices_it_has():
+    class Events(list):
+        num_reads = 0
+
+        def __iter__(self):
+            self.num_reads += 1
+            return super().__iter__()
+
+    events = Events(
+        TokensEvent(i + 1, [i], f"<{i}>", index=i % 3, choice_position=i // 3 + 1) for i in range(6)
+    )
+    ends = [{"index": i, "finish_reason": "stop", "num_output_tokens": 2} for i in range(4)]
+    found = choices_of(events, TerminalEvent(6, JobStatus.FINISHED, "a", choices=ends))
+    assert [choice.text for choice in found] == ["<0><3>", "<1><4>", "<2><5>", ""]
+    assert events.num_reads == 1
