@@ -71,6 +71,11 @@ class MessageDelta:
         return cls(fields.get("content", ""), fields.get("reasoning", ""), calls)
 
 
+def joined(delta: MessageDelta | None, later: MessageDelta | None) -> MessageDelta | None:
+    """Merge two successive deltas, each of which is None if nothing is new."""
+    return delta.followed_by(later) if delta and later else delta or later
+
+
 @dataclass(slots=True)
 class ToolCall:
     id: str

@@ -5,7 +5,7 @@ from typing import Any
 from ingine.contract.events import TokensEvent
 from ingine.engine.outputs import FinishReason, SeqOutput
 from ingine.errors import EngineError
-from ingine.message import MessageDelta
+from ingine.message import joined
 from ingine.worker.jobs import RunningJob
 
 _COMPLETE = tuple(reason for reason in FinishReason if reason.is_complete)
@@ -40,7 +40,7 @@ def tokens_event(job: RunningJob, output: SeqOutput) -> TokensEvent:
         )
         if output.finish_reason in _COMPLETE:
             event.text += output.final_text
-            delta = _joined(delta, output.final_delta)
+            delta = joined(delta, output.final_delta)
             event.message = output.message and output.message.to_openai()
             event.finish_reason, event.stop_reason = str(output.finish_reason), output.stop_reason
     if job.parses_message:
@@ -69,10 +69,6 @@ def choice_ends(job: RunningJob, *, with_text: bool) -> list[dict[str, Any]]:
             end["stop_reason"] = stop_reason
         ends.append(end | more)
     return ends
-
-
-def _joined(delta: MessageDelta | None, later: MessageDelta | None) -> MessageDelta | None:
-    return delta.followed_by(later) if delta and later else delta or later
 
 
 def held_back(job: RunningJob, output: SeqOutput) -> dict[str, Any]:

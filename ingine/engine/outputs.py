@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Any
 
 from ingine.errors import ErrorCode
-from ingine.message import Message, MessageDelta
+from ingine.message import Message, MessageDelta, joined
 
 
 class FinishReason(StrEnum):
@@ -101,16 +101,10 @@ class SeqOutput:
             later.index,
             later.others_run,
             later.prompt_logprobs if self.prompt_logprobs is None else self.prompt_logprobs,
-            _joined(self.delta, later.delta),
+            joined(self.delta, later.delta),
             later.final_delta,
             later.message,
         )
-
-
-def _joined(delta: MessageDelta | None, later: MessageDelta | None) -> MessageDelta | None:
-    if delta is None or later is None:
-        return delta or later
-    return delta.followed_by(later)
 
 
 @dataclass(slots=True)
