@@ -15,29 +15,21 @@ def tokens_event(job: RunningJob, output: SeqOutput) -> TokensEvent:
     """The next event of a job's log, with the tokens of `output`. Raises EngineError for tokens that do not
     continue the earlier ones.
     """
-    start, begins = job.sent.end, output.position - len(output.token_ids)
+    choice = job.choices[output.index] if job.choices else None
+    begins = output.position - len(output.token_ids)
+    if begins != (job.sent.end if choice is None else choice.sent):
+        raise EngineError(f"the tokens for {job.id} do not continue its earlier ones")
+    event = TokensEvent(
+        job.sent.end + len(output.token_ids),
+        output.token_ids,
+        output.text,
+        output.logprobs,
+        prompt_logprobs=output.prompt_logprobs,
+    )
     delta = output.delta
-    if not job.choices:
-        event = TokensEvent(
-            output.position,
-            output.token_ids,
-            output.text,
-            output.logprobs,
-            prompt_logprobs=output.prompt_logprobs,
-        )
-        expected = start
-    else:
-        choice = job.choices[output.index]
-        expected, choice.sent = choice.sent, output.position
-        event = TokensEvent(
-            start + len(output.token_ids),
-            output.token_ids,
-            output.text,
-            output.logprobs,
-            index=output.index,
-            choice_position=output.position,
-            prompt_logprobs=output.prompt_logprobs,
-        )
+    if choice is not None:
+        event.index, event.choice_position = output.index, output.position
+        choice.sent = output.position
         if output.finish_reason in _COMPLETE:
             event.text += output.final_text
             delta = joined(delta, output.final_delta)
@@ -45,8 +37,6 @@ def tokens_event(job: RunningJob, output: SeqOutput) -> TokensEvent:
             event.finish_reason, event.stop_reason = str(output.finish_reason), output.stop_reason
     if job.parses_message:
         event.delta = {} if delta is None else delta.to_openai()
-    if begins != expected:
-        raise EngineError(f"the tokens for {job.id} do not continue its earlier ones")
     return event
 
 
