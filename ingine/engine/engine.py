@@ -15,7 +15,7 @@ from ingine.engine.grammar.state import GrammarState
 from ingine.engine.grammar.vocabulary import GrammarVocabulary
 from ingine.engine.limits import RequestLimits
 from ingine.engine.models.interface import Model
-from ingine.engine.outputs import EngineStats, FinishReason, SeqOutput
+from ingine.engine.outputs import EngineStats, SeqOutput
 from ingine.engine.request import EngineRequest
 from ingine.engine.request_table import RequestTable
 from ingine.engine.run.device import resolve_limits
@@ -28,6 +28,7 @@ from ingine.engine.schedule.speculation import Speculator
 from ingine.engine.step_trace import log_step
 from ingine.engine.text.bad_words import encode_bad_words
 from ingine.engine.text.tokenizer import Tokenizer, required
+from ingine.engine.token_appender import TokenAppender
 from ingine.errors import EngineError, ErrorCode, InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,9 @@ class Engine:
         )
         self.numerics = numerics(config, model.dtype, model.numerics())
         self._requests = RequestTable(self._scheduler, self._end_drafting)
+        self._appender = TokenAppender(
+            self._requests, self._scheduler, self.grammars, vocab_size=self.limits.vocab_size
+        )
         self._in_flight: _StepInFlight | None = None
         self._settled_at = 0.0
         """When the last step was settled, by `time.perf_counter`."""
@@ -112,9 +116,7 @@ class Engine:
         self._seeds = random.Random(config.seed)
         self._arrivals = count()
         self._num_prompt_tokens = 0
-        self._num_output_tokens = 0
         self._num_draft_tokens = 0
-        self._num_accepted_tokens = 0
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request, as one sequence for each choice. The caller has validated it with `limits`.
@@ -214,9 +216,9 @@ class Engine:
             prefix_cache_query_tokens=scheduler.prefix_cache_query_tokens,
             num_preemptions=scheduler.num_preemptions,
             num_prompt_tokens=self._num_prompt_tokens,
-            num_output_tokens=self._num_output_tokens,
+            num_output_tokens=self._appender.num_output_tokens,
             num_draft_tokens=self._num_draft_tokens,
-            num_accepted_tokens=self._num_accepted_tokens,
+            num_accepted_tokens=self._appender.num_accepted_tokens,
             num_compiling=num_compiling,
         )
 
@@ -280,7 +282,7 @@ class Engine:
             for seq, tokens in sampled
             # A sequence that was aborted, has ended or was removed meanwhile gets nothing from this step.
             if seq.finish_reason is None and seq in caught_up
-            for output in self._append(seq, tokens, is_guessed=seq not in step.batch.forced)
+            for output in self._appender.append(seq, tokens, is_guessed=seq not in step.batch.forced)
         ]
         log_step(step.batch, outputs, self.stats, max(step.launched_at, self._settled_at))
         self._settled_at = time.perf_counter()
@@ -309,60 +311,6 @@ class Engine:
     def _end_drafting(self, seq: Sequence) -> None:
         if self._speculator is not None:
             self._speculator.end(seq)
-
-    def _append(self, seq: Sequence, sampled: list[SampledToken], *, is_guessed: bool) -> list[SeqOutput]:
-        """Append sampled tokens to their sequence, up to its end. Returns its output, if there is anything
-        new, after those of other choices that end with it. is_guessed: speculation made the draft, if any.
-        """
-        token_ids, text, logprobs = [], "", []
-        for token in sampled:
-            if token.token_id is None:
-                break
-            token_ids.append(token.token_id)
-            if token.logprobs is not None:
-                seq.output_text.add_token_bytes(token.logprobs)
-                logprobs.append(token.logprobs)
-            text += seq.append(token.token_id)
-            if seq.finish_reason is not None:
-                break
-        self._num_output_tokens += len(token_ids)
-        # After an accepted draft the next step finds whether there really is nothing to choose from.
-        if token.token_id is None and not (token_ids and seq.grammar is not None):
-            self._handle_no_token(seq)
-        elif len(token_ids) > 1:
-            self._num_accepted_tokens += is_guessed * (len(token_ids) - 1)
-            self._scheduler.accept(seq)
-        if seq.finish_reason is not None:
-            return self._requests.end(seq, token_ids, text, logprobs or None)
-        return [seq.output(token_ids, text, logprobs or None)] if token_ids else []
-
-    def _handle_no_token(self, seq: Sequence) -> None:
-        """End a sequence for which no token could be chosen: its grammar or its parameters forbid all, or its
-        logits are not finite. If drafts may be the cause of the latter, restart it without them.
-        """
-        if seq.grammar is not None and seq.grammar.is_in_doubt:
-            self._requests.compile_again(seq, self.grammars.decide(seq.grammar))
-            return
-        if seq.grammar is not None and seq.grammar.error is not None:
-            seq.finish(FinishReason.ERROR, seq.grammar.error, ErrorCode.GRAMMAR_FAILED)
-            return
-        if seq.allows_no_token(self.limits.vocab_size):
-            restrictions = "bad_words, allowed_token_ids and min_tokens"
-            if seq.grammar is not None:
-                restrictions = "structured_outputs, " + restrictions
-            seq.finish(
-                FinishReason.ERROR,
-                f"{restrictions} leave no token to choose after output token {seq.num_output_tokens}",
-                ErrorCode.NO_ALLOWED_TOKEN,
-            )
-            return
-        # With asynchronous scheduling nothing is drafted, and the step in flight has gone on from this one.
-        has_forced_drafts = seq.grammar is not None and seq.takes_forced_drafts
-        if seq.drafter is not None or (has_forced_drafts and self._scheduler.max_forced_draft):
-            self._scheduler.start_over_without_drafts(seq)
-            return
-        seq.finish(FinishReason.ERROR, "the model's logits are not finite", ErrorCode.ENGINE_ERROR)
-        self._blocks.uncache(seq)
 
     def _begin_grammar(self, request: EngineRequest, seq: Sequence) -> Future[GrammarState]:
         return self.grammars.begin(request, seq.index, self._eos_token_ids)
