@@ -211,7 +211,7 @@ def _schema_params(name: str, schema: Any) -> StructuredOutputsParams:
 
 
 def _json(value: Any) -> str:
-    """As ASCII text in one line."""
+    """Return a value as JSON: ASCII text in one line. Raises InvalidRequest."""
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
