@@ -10,6 +10,7 @@ from ingine.worker.grammar_version import LLGUIDANCE_VERSION
 from ingine.worker.hosting.engine_link import EngineHost
 from ingine.worker.jobs import JobTable
 from ingine.worker.logs import log_event
+from ingine.worker.metrics import Metrics
 from ingine.worker.partition import Partition
 from ingine.worker.served_model import ServedModel
 from ingine.worker.settings import WorkerSettings
@@ -28,6 +29,7 @@ class Status:
         model: ServedModel,
         engine: EngineHost,
         jobs: JobTable,
+        metrics: Metrics,
         partitions: list[Partition],
         stopping: asyncio.Event,
     ):
@@ -36,6 +38,7 @@ class Status:
         self._model = model
         self._engine = engine
         self._jobs = jobs
+        self._metrics = metrics
         self._partitions = partitions
         self._stopping = stopping
 
@@ -59,6 +62,9 @@ class Status:
             "num_running": stats.num_running,
             "num_waiting": stats.num_waiting,
             "kv_usage": round(stats.kv_usage, 4),
+            "num_prompt_tokens": stats.num_prompt_tokens,
+            "num_output_tokens": stats.num_output_tokens,
+            "num_ended": sum(self._metrics.num_ended.values()),
             "llguidance": LLGUIDANCE_VERSION,
         }
 

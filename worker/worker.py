@@ -100,7 +100,7 @@ class Worker:
             limit_s=settings.drain_timeout_s,
         )
         self._status = Status(
-            settings, self.id, model, engine, self._jobs, self._partitions, self._stop_requested
+            settings, self.id, model, engine, self._jobs, metrics, self._partitions, self._stop_requested
         )
         self._health = Health(
             self._engine, self._partitions, self._publisher, self.prompts, self._status.state
