@@ -25,7 +25,8 @@ LAYERS = {
     "worker": {SHARED, "contract", "connect", "engine"},
     "bench": {SHARED, "contract", "connect", "engine", "producer", "worker"},
     "demo": {SHARED, "contract", "connect", "engine", "producer", "worker", "bench"},
-    "cli": {SHARED, "contract", "connect", "engine", "producer", "worker", "bench", "demo", "gateway"},
+    "top": {SHARED, "contract", "connect", "producer"},
+    "cli": {SHARED, "contract", "connect", "engine", "producer", "worker", "gateway", "bench", "demo", "top"},
 }
 """Folders that the files of each folder may import beside their own."""
 FACES = ("ingine/__init__.py", "ingine/__main__.py")
@@ -37,6 +38,7 @@ NEVER = {
     "engine": {"redis"},
     "producer": NOT_IN_BASE,
     "gateway": {"redis", *NOT_IN_BASE},
+    "top": NOT_IN_BASE,
 }
 """Third-party packages that each folder must not import."""
 ENGINE_VALUES = {"config", "outputs", "message_format", "request", "limits"}
