@@ -22,6 +22,7 @@ from ingine.cli.demo import demo
 from ingine.cli.generate import generate
 from ingine.cli.keys import keys_app
 from ingine.cli.pull import pull
+from ingine.cli.top import top
 from ingine.errors import ConfigError, IngineError, InvalidRequest, ServerUnavailable
 from ingine.extras import missing_extra
 from ingine.terminal import EchoHandler, echo
@@ -51,6 +52,7 @@ app.command()(generate)
 ingine.cli.producer.register(app)
 ingine.cli.gateway.register(app)
 app.add_typer(keys_app, name="keys")
+app.command()(top)
 app.command()(pull)
 app.command()(acl)
 app.command()(bench)

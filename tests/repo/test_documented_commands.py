@@ -17,7 +17,7 @@ DOCUMENTS = sorted(
 COMMAND = typer.main.get_command(app)
 EXPECTED = {
     *("worker", "generate", "submit", "stream", "batch", "status", "cancel", "queue", "dead", "pull"),
-    *("acl", "bench", "demo", "gateway", "keys"),
+    *("acl", "bench", "demo", "gateway", "keys", "top"),
 }
 
 IN_CODE = re.compile(r"```[a-z]*\n(.*?)```|`([^`\n]+)`", re.DOTALL)

@@ -54,6 +54,7 @@ def test_a_program_that_imports(program: str, none_of: set[str]):
         # typer itself loads pydantic for a command's options.
         (["status", "--help"], TORCH | {"redis", "asyncio", "rich"}),
         (["queue", "--help"], TORCH | {"redis", "asyncio", "rich"}),
+        (["top", "--help"], TORCH | {"redis", "asyncio", "rich"}),
         (["worker", "--help"], TORCH | {"rich"}),
         (["acl", "--queue", "chat", "worker"], TORCH | {"redis", "asyncio", "rich"}),
         (["generate", "--temperature", "-1", "hi"], TORCH | {"redis", "asyncio", "rich"}),
