@@ -96,6 +96,7 @@ class LLM:
         use_tqdm: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -112,6 +113,7 @@ class LLM:
         tool_choice: OpenAI's; None is `auto`. With `none` tools are shown to the model, and what it writes is
             content. `required`, a named function, and functions that are `strict` constrain the output as
             `SamplingParams.structured_outputs` does, which may not be given beside them.
+        parallel_tool_calls: False allows one call at most, and constrains the output likewise.
         allow_special_tokens: special tokens in the texts of messages, tools and chat_template_kwargs are
             special tokens, as in vLLM and transformers. Otherwise they are text.
         """
@@ -132,6 +134,7 @@ class LLM:
                 ),
                 each,
                 tool_choice,
+                parallel_tool_calls=parallel_tool_calls,
             )
             for messages, each in zip(conversations, params, strict=True)
         ]
@@ -169,6 +172,8 @@ class LLM:
         conversation: Conversation,
         params: SamplingParams,
         tool_choice: str | Mapping[str, Any] | None,
+        *,
+        parallel_tool_calls: bool,
     ) -> "_Prompt":
         token_ids = self.encoder_for(params).encode_chat(conversation)
         tokenizer = required(self.engine.tokenizer)
@@ -184,7 +189,7 @@ class LLM:
         constraint = tool_constraint(
             conversation.tools,
             "none" if format is None else format.tool_choice,
-            parallel_tool_calls=True,
+            parallel_tool_calls=parallel_tool_calls,
             tool_format=formats.tool_format,
             token_id=tokenizer.control_token_id,
         )

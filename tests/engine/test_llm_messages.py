@@ -10,13 +10,16 @@ from ingine.errors import InvalidRequest
 from ingine.sampling_params import SamplingParams
 from tests.engine.chat_families import FAMILIES
 from tests.engine.model_outputs import FUNCTIONS, NOW, PARIS, WEATHER, tagged
-from tests.tiny_models import make_tiny_model, make_tokenizer
+from tests.tiny_models import VOCAB_SIZE, add_tokens, make_tiny_model, make_tokenizer
 
 ASKED = [{"role": "user", "content": "Weather?"}]
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": schema}}
     for name, schema in FUNCTIONS.items()
 ]
+
+
+MARKERS = ["<tool_call>", "</tool_call>"]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,34 @@ def test_a_model_calls_what_it_has_to_call(qwen, temperature):
             assert all(json.loads(function["arguments"])["a"] in ("x", 2) for function in functions)
             num_calls += len(functions)
     assert num_calls or not temperature  # greedily it repeats itself
+
+
+@pytest.fixture(scope="module")
+def marking(tmp_path_factory) -> LLM:
+    """Its tokenizer has tokens for the tags of calls, so that a bias makes it call."""
+    path = tmp_path_factory.mktemp("marking")
+    make_tiny_model(path, "qwen3", chat_template=FAMILIES["qwen3"], vocab_size=VOCAB_SIZE + len(MARKERS))
+    add_tokens(path, MARKERS)
+    return LLM(str(path), dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize("choice", ["required", None])
+def test_a_model_that_may_call_once_calls_once(marking, choice):
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    bias = {token_id: -100.0 for char in " \n\t\r" for token_id in marking.engine.tokenizer.encode(char)}
+    params = SamplingParams(temperature=0, logit_bias=bias | {VOCAB_SIZE: 100.0}, max_tokens=150)
+    options = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": False}
+    [output] = marking.chat(ASKED, params, **options)[0].outputs
+    assert output.finish_reason == "tool_calls"
+    [call] = output.message["tool_calls"]
+    assert call["function"] == {"name": "f", "arguments": "{}"}
+
+
+def test_a_format_without_a_marker_cannot_keep_a_model_from_calling_again(llm):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with pytest.raises(InvalidRequest, match="parallel_tool_calls: false"):
+        llm.chat(ASKED, SamplingParams(max_tokens=1), tools=tools, parallel_tool_calls=False)
 
 
 def test_tools_that_cannot_be_enforced_are_refused_before_anything_runs(qwen):
