@@ -54,6 +54,11 @@ REFUSED = {
     "properties": (
         {"json": {"type": "object", "properties": {f"p{i}": {} for i in range(1200)}}},
         COSTLY,
+        "properties: 1200 optional",
+    ),
+    "items": (
+        {"json": {"type": "object", "properties": {f"p{i}": {} for i in range(500)}}},
+        COSTLY,
         "items",
     ),
     "nested regex": ({"regex": "(" * 5000 + "a" + ")" * 5000}, COSTLY, "nest"),

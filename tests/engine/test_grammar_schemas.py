@@ -174,6 +174,46 @@ def test_a_schema_that_never_ends_is_refused(schema):
     assert refused.value.code == ErrorCode.INVALID_GRAMMAR
 
 
+def optional(number: int, **more) -> dict:
+    return {"type": "object", "properties": {f"p{index}": {} for index in range(number)}, **more}
+
+
+NESTED = {"type": "object", "properties": {"a": optional(501)}, "additionalProperties": False}
+PATTERNS = {"type": "object", "patternProperties": {f"^{index:03}": {} for index in range(257)}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        (optional(501), "501 optional ones in succession"),
+        (optional(9_000, required=["p0", "p8000"]), "7999 optional ones"),
+        (NESTED, "501 optional ones"),
+        ({"anyOf": [{"type": "null"}, {"$ref": "#/$defs/a"}], "$defs": {"a": optional(501)}}, "501 optional"),
+        (PATTERNS, "257 patterns"),
+    ],
+    ids=["properties", "between required ones", "nested", "referred to", "patterns"],
+)
+def test_schemas_that_would_fail_within_the_output_or_take_long_are_refused_by_their_size(schema, says):
+    tag = {"structures": [{"begin": "<f>", "schema": schema, "end": "</f>"}], "triggers": ["<f>"]}
+    for asked in ({"json": schema}, {"structural_tag": tag}):
+        with pytest.raises(InvalidRequest, match=says) as refused:
+            tiny_compiler().compile(StructuredOutputsParams(**asked))
+        assert refused.value.code == ErrorCode.GRAMMAR_TOO_COSTLY
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        optional(1_000, required=["p400", "p800"]),
+        {"allOf": [optional(600), {"required": [f"p{index}" for index in range(600)]}]},
+        {"type": "object", "properties": {f"p{index}": False for index in range(600)}},
+    ],
+    ids=["between required ones", "required elsewhere", "forbidden"],
+)
+def test_objects_of_which_few_properties_are_possible_at_once_may_have_many(schema):
+    tiny_compiler().compile(StructuredOutputsParams(json=schema))
+
+
 def test_schemas_within_other_grammars_are_enforced_too():
     schema = {"type": "object", **OPEN}
     tag = {"structures": [{"begin": "<f>", "schema": schema, "end": "</f>"}], "triggers": ["<f>"]}

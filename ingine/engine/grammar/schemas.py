@@ -13,6 +13,7 @@ from typing import Any
 
 from ingine.engine.grammar.schema_document import APPLICATORS, SchemaDocument
 from ingine.engine.grammar.schema_patterns import WITHOUT_CONTROL, has_control, names_control, pattern_fault
+from ingine.engine.grammar.schema_size import size_fault
 from ingine.engine.grammar.source import refused
 from ingine.errors import ErrorCode
 
@@ -51,8 +52,8 @@ def enforced(source: str, kind: str, is_satisfiable: Callable[[str], bool]) -> s
     """source: as `grammar_source` returns it; kind: the field that it is from.
 
     is_satisfiable: whether any text matches a grammar, given as a source. Returns the source with each of its
-    schemas rewritten. Raises InvalidRequest, UNSUPPORTED_GRAMMAR naming the keyword, or INVALID_GRAMMAR where
-    no text of finite length satisfies a schema.
+    schemas rewritten. Raises InvalidRequest: UNSUPPORTED_GRAMMAR naming the keyword, INVALID_GRAMMAR where no
+    text of finite length satisfies a schema, or GRAMMAR_TOO_COSTLY.
     """
     written = json.loads(source)
     rewriter = _Rewriter(kind, is_satisfiable)
@@ -95,6 +96,8 @@ class _Rewriter:
         root["x-guidance"] = self._options(root.get("x-guidance", {}))
         document = SchemaDocument(root)
         schemas = document.reachable()
+        if fault := size_fault(schemas):
+            raise refused(f"{self._kind}: {fault}", ErrorCode.GRAMMAR_TOO_COSTLY)
         # A base within the document may lead the library's references elsewhere.
         has_one_base = not any(isinstance(one.get("$id", one.get("id")), str) for one in schemas[1:])
         for schema in schemas:
