@@ -7,7 +7,6 @@ submitted is found under the same id instead of being run twice.
 
 import asyncio
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -28,9 +27,10 @@ from ingine.errors import (
     UnknownStatus,
 )
 from ingine.producer.batch_files import RowFile
+from ingine.producer.batch_input import InputFile
 from ingine.producer.client import AsyncClient
 from ingine.producer.handle import AsyncJobHandle
-from ingine.producer.openai.batch_format import Line, error_row, is_cut, output_row, parse_line
+from ingine.producer.openai.batch_format import Line, error_row, is_cut, output_row
 from ingine.producer.openai.requests import RequestRefused
 from ingine.producer.results import Result
 
@@ -86,9 +86,8 @@ class Batch:
         """
         if len({path.resolve() for path in (input_path, output_path, error_path)}) < 3:
             raise ConfigError("input, output and error file must be three different files")
-        if not input_path.is_file():
-            raise ConfigError(f"{input_path} is not a file")
-        self._client, self._input_path, self._model, self._progress = client, input_path, model, progress
+        self._client, self._progress = client, progress
+        self._input = InputFile(input_path, model=model)
         self._output_path, self._error_path = output_path, error_path
         self._slots = asyncio.Semaphore(window)
         self._num_failed = self._num_cut = 0
@@ -107,7 +106,7 @@ class Batch:
             self._progress.start(num_lines, len(done), self._num_failed)
             try:
                 async with asyncio.TaskGroup() as group:
-                    for line in self._lines():
+                    for line in self._input.lines():
                         if line.row_id not in done:
                             await self._slots.acquire()
                             group.create_task(self._run_line(line))
@@ -117,16 +116,6 @@ class Batch:
                 num, have = len(self._unknown), "line has" if len(self._unknown) == 1 else "lines have"
                 raise UnknownStatus(f"{num} {have} no row, until this is run again: {self._unknown[0]}")
             return BatchSummary(num_lines, self._num_failed, len(done), self._num_cut)
-
-    def _lines(self) -> Iterator[Line]:
-        known_ids: set[str] = set()
-        try:
-            with self._input_path.open("rb") as file:
-                for number, raw in enumerate(file, 1):
-                    if raw.strip():
-                        yield parse_line(number, raw, model=self._model, known_ids=known_ids)
-        except OSError as error:
-            raise ConfigError(f"cannot read {self._input_path}: {error.strerror}") from None
 
     def _survey(self) -> tuple[set[str], int]:
         """Row ids of the lines that earlier runs completed, and the number of all lines.
@@ -141,13 +130,13 @@ class Batch:
             rows[row["id"]] = (self._error_path, row["custom_id"])
             self._num_failed += 1
         done, num_lines = set(), 0
-        for line in self._lines():
+        for line in self._input.lines():
             num_lines += 1
             if rows.pop(line.row_id, None):
                 done.add(line.row_id)
         for path, custom_id in rows.values():
             raise ConfigError(
-                f"{path} has a row for custom_id {custom_id!r} that answers no line of {self._input_path}: "
+                f"{path} has a row for custom_id {custom_id!r} that answers no line of {self._input.path}: "
                 "the line or --model has changed since, or the files are of another batch. Remove the row to "
                 "run that line again, or name other files"
             )

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 import ingine.cli.gateway
+import ingine.cli.options
 import ingine.cli.producer
 import ingine.cli.worker
 from ingine import __version__
@@ -34,7 +35,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise typer.Exit(ingine.cli.producer.INTERRUPTED) from None
+            raise typer.Exit(ingine.cli.options.INTERRUPTED) from None
 
 
 app = typer.Typer(

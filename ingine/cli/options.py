@@ -24,6 +24,9 @@ Sampling = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT, as in shells."""
+
 
 def sampling_fields(text: str | None, **options: Any) -> dict[str, Any]:
     """Return the sampling parameters of `--sampling`, and over them the options that were given."""

@@ -2,15 +2,16 @@
 
 import dataclasses
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ingine import producer
+from ingine.cli.batch import batch
 from ingine.cli.chat_options import Schema, ToolChoice, Tools, chat_fields, with_schema
 from ingine.cli.message_output import MessagePrinter, print_choice, print_tool_calls
 from ingine.cli.options import (
+    INTERRUPTED,
     AsJson,
     QueueName,
     RedisUrl,
@@ -22,13 +23,6 @@ from ingine.cli.options import (
 from ingine.cli.queue import dead_app, queue_app
 from ingine.contract.keys import Priority
 from ingine.terminal import echo
-
-if TYPE_CHECKING:
-    from ingine.producer.batch import BatchSummary
-
-DEFAULT_WINDOW = 256
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 + SIGINT, as in shells."""
 
 JobId = Annotated[str, typer.Argument(help="The id that `submit` printed.", show_default=False)]
 
@@ -158,58 +152,6 @@ def cancel(
         print_json({"job_id": job_id, "outcome": outcome})
     else:
         echo(outcome)
-
-
-def batch(
-    input_path: Annotated[Path, typer.Argument(metavar="INPUT", help="JSON lines in OpenAI's Batch format.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File for results, one per line.")],
-    errors: Annotated[
-        Path | None,
-        typer.Option(help="File for failed lines. Default: OUTPUT with .errors before its suffix."),
-    ] = None,
-    window: Annotated[int, typer.Option(min=1, help="Lines in flight at once.")] = DEFAULT_WINDOW,
-    model: Annotated[str | None, typer.Option(help="Override the model that the lines name.")] = None,
-    as_json: AsJson = False,
-    redis_url: RedisUrl = None,
-    queue: QueueName = None,
-) -> None:
-    """Run a file of requests at low priority. They are for /v1/chat/completions or /v1/completions.
-
-    Every line of the input gets a line in the output or the error file. If this is killed or interrupted, run
-    it again to continue. To retry the lines that failed, remove the error file and run it again.
-
-    Exit status: 0 all lines are in the output, 1 some are in the error file or a file cannot be written,
-    2 wrong usage, 3 server unavailable.
-    """
-    import asyncio
-
-    from ingine.cli.batch_progress import make_progress
-    from ingine.producer.batch import Batch
-
-    errors = errors or output.with_suffix(f".errors{output.suffix}")
-    progress = make_progress()
-
-    async def run() -> "BatchSummary":
-        async with producer.AsyncClient(redis_url, queue=queue) as client:
-            job = Batch(client, input_path, output, errors, progress=progress, model=model, window=window)
-            return await job.run()
-
-    try:
-        summary = asyncio.run(run())
-    except KeyboardInterrupt:
-        echo("ingine: interrupted; run the same command again to go on", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        progress.stop()
-    if as_json:
-        print_json(dataclasses.asdict(summary))
-    else:
-        num_ok = summary.num_lines - summary.num_failed
-        echo(f"{num_ok} of {summary.num_lines} lines in {output}, {summary.num_failed} in {errors}")
-    if summary.num_cut:
-        echo(f"ingine: {summary.num_cut} outputs were cut by length (finish_reason: length)", err=True)
-    if summary.num_failed:
-        raise typer.Exit(1)
 
 
 def _from_stdin() -> str:
