@@ -27,6 +27,7 @@ from ingine.errors import (
     UnknownStatus,
 )
 from ingine.producer.batch_files import RowFile
+from ingine.producer.batch_ids import IdSet
 from ingine.producer.batch_input import InputFile
 from ingine.producer.client import AsyncClient
 from ingine.producer.handle import AsyncJobHandle
@@ -117,30 +118,39 @@ class Batch:
                 raise UnknownStatus(f"{num} {have} no row, until this is run again: {self._unknown[0]}")
             return BatchSummary(num_lines, self._num_failed, len(done), self._num_cut)
 
-    def _survey(self) -> tuple[set[str], int]:
+    def _survey(self) -> tuple[IdSet, int]:
         """Row ids of the lines that earlier runs completed, and the number of all lines.
 
         Raises ConfigError if a row belongs to no line of this input: the counts could never add up.
         """
-        rows = {}
+        done = IdSet()
         for row in self._output.rows():
-            rows[row["id"]] = (self._output_path, row["custom_id"])
+            done.add(row["id"])
             self._num_cut += is_cut(row)
         for row in self._errors.rows():
-            rows[row["id"]] = (self._error_path, row["custom_id"])
+            done.add(row["id"])
             self._num_failed += 1
-        done, num_lines = set(), 0
+        num_lines = num_done = 0
         for line in self._input.lines():
             num_lines += 1
-            if rows.pop(line.row_id, None):
-                done.add(line.row_id)
-        for path, custom_id in rows.values():
-            raise ConfigError(
-                f"{path} has a row for custom_id {custom_id!r} that answers no line of {self._input.path}: "
-                "the line or --model has changed since, or the files are of another batch. Remove the row to "
-                "run that line again, or name other files"
-            )
+            num_done += line.row_id in done
+        if num_done < len(done):
+            self._refuse_foreign_row()
         return done, num_lines
+
+    def _refuse_foreign_row(self) -> None:
+        """Raise ConfigError for the first row that belongs to no line."""
+        row_ids = IdSet()
+        for line in self._input.lines():
+            row_ids.add(line.row_id)
+        for file in (self._output, self._errors):
+            for row in file.rows():
+                if row["id"] not in row_ids:
+                    raise ConfigError(
+                        f"{file.path} has a row for custom_id {row['custom_id']!r} that answers no line of "
+                        f"{self._input.path}: the line or --model has changed since, or the files are of "
+                        "another batch. Remove the row to run that line again, or name other files"
+                    )
 
     async def _run_line(self, line: Line) -> None:
         try:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingine.errors import ConfigError
+from ingine.producer.batch_ids import IdSet
 from ingine.producer.openai.batch_format import Line, parse_line
 
 
@@ -18,7 +19,7 @@ class InputFile:
 
     def lines(self) -> Iterator[Line]:
         """Parse all lines but blank ones. Raises ConfigError if the file cannot be read."""
-        known_ids: set[str] = set()
+        known_ids = IdSet()
         try:
             with self.path.open("rb") as file:
                 for number, raw in enumerate(file, 1):

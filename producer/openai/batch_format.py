@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ingine.errors import BadRecord, IngineError, InvalidJob, JobCancelled, JobExpired, JobFailed
 from ingine.producer.openai.requests import RequestRefused, chat_arguments, completion_arguments, echoes
@@ -38,7 +38,14 @@ class Line:
         return f"batch-{self.digest}"
 
 
-def parse_line(number: int, raw: bytes, *, model: str | None, known_ids: set[str]) -> Line:
+class Ids(Protocol):
+    """A set of custom_ids."""
+
+    def __contains__(self, custom_id: str, /) -> bool: ...
+    def add(self, custom_id: str, /) -> None: ...
+
+
+def parse_line(number: int, raw: bytes, *, model: str | None, known_ids: Ids) -> Line:
     """Parse one input line. Never raises: a bad line is refused.
 
     model: overrides the body's. known_ids: the custom_ids so far, to which this line's is added.
