@@ -67,7 +67,7 @@ class Batch:
     """Runs one input file into an output and an error file.
 
     Once `run` returns, output lines + error lines = input lines (blank ones apart). A line with a row in
-    either file is never run again; to retry the failed ones, remove the error file.
+    either file is not run again, unless `retry_errors` is set.
     """
 
     def __init__(
@@ -80,14 +80,18 @@ class Batch:
         progress: Progress,
         model: str | None = None,
         window: int,
+        retry_errors: bool = False,
     ):
         """model: overrides the model that the lines name. window: lines in flight at once.
+        retry_errors: empty the error file first, so that its lines run again. If this run is interrupted, the
+        next one continues without it; with it, lines that have failed again meanwhile are retried once more.
 
         Raises ConfigError for files that cannot be used.
         """
         if len({path.resolve() for path in (input_path, output_path, error_path)}) < 3:
             raise ConfigError("input, output and error file must be three different files")
         self._client, self._progress = client, progress
+        self._retry_errors = retry_errors
         self._input = InputFile(input_path, model=model)
         self._output_path, self._error_path = output_path, error_path
         self._slots = asyncio.Semaphore(window)
@@ -103,12 +107,13 @@ class Batch:
         understands.
         """
         with RowFile(self._output_path) as self._output, RowFile(self._error_path) as self._errors:
-            done, num_lines = self._survey()
-            self._progress.start(num_lines, len(done), self._num_failed)
+            done, failed, num_lines = self._survey()
+            num_resumed = len(done) + len(failed)
+            self._progress.start(num_lines, num_resumed, self._num_failed)
             try:
                 async with asyncio.TaskGroup() as group:
                     for line in self._input.lines():
-                        if line.row_id not in done:
+                        if line.row_id not in done and line.row_id not in failed:
                             await self._slots.acquire()
                             group.create_task(self._run_line(line))
             except ExceptionGroup as errors:  # the first error has stopped all lines
@@ -116,27 +121,30 @@ class Batch:
             if self._unknown:
                 num, have = len(self._unknown), "line has" if len(self._unknown) == 1 else "lines have"
                 raise UnknownStatus(f"{num} {have} no row, until this is run again: {self._unknown[0]}")
-            return BatchSummary(num_lines, self._num_failed, len(done), self._num_cut)
+            return BatchSummary(num_lines, self._num_failed, num_resumed, self._num_cut)
 
-    def _survey(self) -> tuple[IdSet, int]:
-        """Row ids of the lines that earlier runs completed, and the number of all lines.
+    def _survey(self) -> tuple[IdSet, IdSet, int]:
+        """Row ids in the output and in the error file, and the number of all lines.
 
         Raises ConfigError if a row belongs to no line of this input: the counts could never add up.
         """
-        done = IdSet()
+        done, failed = IdSet(), IdSet()
         for row in self._output.rows():
             done.add(row["id"])
             self._num_cut += is_cut(row)
         for row in self._errors.rows():
-            done.add(row["id"])
+            failed.add(row["id"])
             self._num_failed += 1
-        num_lines = num_done = 0
+        num_lines = num_with_row = 0
         for line in self._input.lines():
             num_lines += 1
-            num_done += line.row_id in done
-        if num_done < len(done):
+            num_with_row += (line.row_id in done) + (line.row_id in failed)
+        if num_with_row < len(done) + len(failed):
             self._refuse_foreign_row()
-        return done, num_lines
+        if self._retry_errors:  # only now, when all rows are known to be of this batch
+            self._errors.clear()
+            self._num_failed, failed = 0, IdSet()
+        return done, failed, num_lines
 
     def _refuse_foreign_row(self) -> None:
         """Raise ConfigError for the first row that belongs to no line."""
@@ -191,7 +199,7 @@ class Batch:
             except _ENDED_OTHERWISE:
                 if ours:
                     raise
-                # An earlier run's job failed, and its row was removed to retry it.
+                # An earlier run's job failed, and the line is retried.
         raise AssertionError("unreachable")
 
     async def _submit(self, line: Line, job_id: str) -> AsyncJobHandle:

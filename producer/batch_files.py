@@ -92,6 +92,11 @@ class RowFile:
                 f"{hint}, and run the same command again to go on"
             ) from None
 
+    def clear(self) -> None:
+        """Remove all rows: either all or none, if this process is killed meanwhile."""
+        os.ftruncate(self._fd, 0)
+        self._size = 0
+
     def close(self) -> None:
         """Flush the file to the disk, and release the lock. Raises WriteFailed."""
         try:

@@ -28,6 +28,10 @@ def batch(
     validate: Annotated[
         bool, typer.Option("--validate", help="Check all lines and print their faults. Submit nothing.")
     ] = False,
+    retry_errors: Annotated[
+        bool,
+        typer.Option("--retry-errors", help="Empty the error file first, so that its lines run again."),
+    ] = False,
     window: Annotated[int, typer.Option(min=1, help="Lines in flight at once.")] = DEFAULT_WINDOW,
     model: Annotated[str | None, typer.Option(help="Override the model that the lines name.")] = None,
     as_json: AsJson = False,
@@ -37,8 +41,8 @@ def batch(
     """Run a file of requests at low priority. They are for /v1/chat/completions or /v1/completions.
 
     Every line of the input gets a line in the output or the error file: an invalid line stops no other. If
-    this is killed or interrupted, run it again to continue. To retry the lines that failed, remove the error
-    file and run it again.
+    this is killed or interrupted, run it again to continue: without --retry-errors, unless the lines that
+    have failed meanwhile are to be retried, too.
 
     Exit status: 0 all lines are in the output (with --validate: are valid), 1 some are in the error file (are
     invalid) or a file cannot be written, 2 wrong usage, 3 server unavailable.
@@ -58,8 +62,16 @@ def batch(
 
     async def run() -> "BatchSummary":
         async with producer.AsyncClient(redis_url, queue=queue) as client:
-            job = Batch(client, input_path, output, errors, progress=progress, model=model, window=window)
-            return await job.run()
+            return await Batch(
+                client,
+                input_path,
+                output,
+                errors,
+                progress=progress,
+                model=model,
+                window=window,
+                retry_errors=retry_errors,
+            ).run()
 
     try:
         summary = asyncio.run(run())

@@ -321,11 +321,15 @@ class Command:
         return process.returncode, stdout.decode(), stderr.decode()
 
 
-@pytest.fixture
-def command(files: Files, valkey: Server, queue: str) -> Command:
+def batch_command(files: Files, valkey: Server, queue: str) -> Command:
     paths = [str(files.input), "-o", str(files.output), "--errors", str(files.errors)]
     where = ["--redis-url", valkey.url, "--queue", queue]
     return Command([sys.executable, "-m", "ingine.cli.main", "batch", *paths, *where, "--window", "8"])
+
+
+@pytest.fixture
+def command(files: Files, valkey: Server, queue: str) -> Command:
+    return batch_command(files, valkey, queue)
 
 
 def num_rows(path: Path) -> int:
