@@ -81,17 +81,22 @@ class Batch:
         model: str | None = None,
         window: int,
         retry_errors: bool = False,
+        ordered: bool = False,
     ):
         """model: overrides the model that the lines name. window: lines in flight at once.
+        ordered: write rows in the order of the input. At most `window` lines are in flight or wait for an
+        earlier line's row, so a slow line holds up later ones.
         retry_errors: empty the error file first, so that its lines run again. If this run is interrupted, the
         next one continues without it; with it, lines that have failed again meanwhile are retried once more.
 
-        Raises ConfigError for files that cannot be used.
+        Raises ConfigError for files that cannot be used, and for `ordered` with `retry_errors`.
         """
         if len({path.resolve() for path in (input_path, output_path, error_path)}) < 3:
             raise ConfigError("input, output and error file must be three different files")
         self._client, self._progress = client, progress
-        self._retry_errors = retry_errors
+        if ordered and retry_errors:
+            raise ConfigError("retried lines come after all others: they cannot be retried in order")
+        self._retry_errors, self._ordered = retry_errors, ordered
         self._input = InputFile(input_path, model=model)
         self._output_path, self._error_path = output_path, error_path
         self._slots = asyncio.Semaphore(window)
@@ -112,10 +117,13 @@ class Batch:
             self._progress.start(num_lines, num_resumed, self._num_failed)
             try:
                 async with asyncio.TaskGroup() as group:
+                    before = None
                     for line in self._input.lines():
                         if line.row_id not in done and line.row_id not in failed:
                             await self._slots.acquire()
-                            group.create_task(self._run_line(line))
+                            written = asyncio.Event()
+                            group.create_task(self._run_line(line, before, written))
+                            before = written if self._ordered else None
             except ExceptionGroup as errors:  # the first error has stopped all lines
                 raise errors.exceptions[0] from None
             if self._unknown:
@@ -160,22 +168,26 @@ class Batch:
                         "another batch. Remove the row to run that line again, or name other files"
                     )
 
-    async def _run_line(self, line: Line) -> None:
+    async def _run_line(self, line: Line, before: asyncio.Event | None, written: asyncio.Event) -> None:
+        """Run one line and write its row. before: set once the row that precedes this one is written."""
+        row, file = None, self._output
         try:
             if line.refusal:
                 raise line.refusal
-            row, file = output_row(line, await self._result(line)), self._output
+            row = output_row(line, await self._result(line))
             self._num_cut += is_cut(row)
         except UnknownStatus as error:
             self._unknown.append(error)
-            self._slots.release()
-            return
         except _LINE_ERRORS as error:
             row, file = error_row(line, error), self._errors
             self._num_failed += 1
-        file.write(row)
-        self._slots.release()
-        self._progress.advance(failed=file is self._errors, ran=line.refusal is None)
+        if before:
+            await before.wait()
+        if row:
+            file.write(row)
+            self._progress.advance(failed=file is self._errors, ran=line.refusal is None)
+        written.set()
+        self._slots.release()  # only now: rows that wait for their turn count as in flight, too
 
     async def _result(self, line: Line) -> Result:
         num_lost = 0

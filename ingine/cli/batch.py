@@ -32,6 +32,10 @@ def batch(
         bool,
         typer.Option("--retry-errors", help="Empty the error file first, so that its lines run again."),
     ] = False,
+    ordered: Annotated[
+        bool,
+        typer.Option("--ordered", help="Write rows in the order of INPUT. A slow line holds up later ones."),
+    ] = False,
     window: Annotated[int, typer.Option(min=1, help="Lines in flight at once.")] = DEFAULT_WINDOW,
     model: Annotated[str | None, typer.Option(help="Override the model that the lines name.")] = None,
     as_json: AsJson = False,
@@ -71,6 +75,7 @@ def batch(
                 model=model,
                 window=window,
                 retry_errors=retry_errors,
+                ordered=ordered,
             ).run()
 
     try:
