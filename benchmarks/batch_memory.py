@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from ingine.contract.record import JobStatus
 from ingine.producer.batch import Batch
+from ingine.producer.batch_input import InputFile
 from ingine.producer.results import Choice, Result
 
 RUNS = ("all", "half", "none")
@@ -86,9 +87,11 @@ def _drop_half(path: Path) -> None:
 
 
 async def _run(folder: Path) -> None:
-    paths = (folder / name for name in ("in.jsonl", "out.jsonl", "err.jsonl"))
+    paths = (folder / name for name in ("out.jsonl", "err.jsonl"))
     print(f"  {'started':>16}: {_resident_mib():7.1f} MiB", flush=True)
-    summary = await Batch(AnsweringClient(), *paths, progress=Growth(), window=WINDOW).run()
+    summary = await Batch(
+        AnsweringClient(), InputFile(folder / "in.jsonl"), *paths, progress=Growth(), window=WINDOW
+    ).run()
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     resumed = f"{summary.num_lines} lines, {summary.num_resumed} of them resumed"
     print(f"  {'peak':>16}: {peak_mib:7.1f} MiB; {resumed}")

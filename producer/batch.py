@@ -26,9 +26,9 @@ from ingine.errors import (
     RateLimited,
     UnknownStatus,
 )
-from ingine.producer.batch_files import RowFile
 from ingine.producer.batch_ids import IdSet
-from ingine.producer.batch_input import InputFile
+from ingine.producer.batch_input import STANDARD, InputFile
+from ingine.producer.batch_outputs import open_rows
 from ingine.producer.client import AsyncClient
 from ingine.producer.handle import AsyncJobHandle
 from ingine.producer.openai.batch_format import Line, error_row, is_cut, output_row
@@ -73,17 +73,17 @@ class Batch:
     def __init__(
         self,
         client: AsyncClient,
-        input_path: Path,
+        input_file: InputFile,
         output_path: Path,
         error_path: Path,
         *,
         progress: Progress,
-        model: str | None = None,
         window: int,
         retry_errors: bool = False,
         ordered: bool = False,
     ):
-        """model: overrides the model that the lines name. window: lines in flight at once.
+        """output_path, error_path: files, or `-` for standard output, which can be both. A later run does not
+        know of rows that went there. window: lines in flight at once.
         ordered: write rows in the order of the input. At most `window` lines are in flight or wait for an
         earlier line's row, so a slow line holds up later ones.
         retry_errors: empty the error file first, so that its lines run again. If this run is interrupted, the
@@ -91,13 +91,14 @@ class Batch:
 
         Raises ConfigError for files that cannot be used, and for `ordered` with `retry_errors`.
         """
-        if len({path.resolve() for path in (input_path, output_path, error_path)}) < 3:
+        paths = [path.resolve() for path in (input_file.path, output_path, error_path) if path != STANDARD]
+        if len(set(paths)) < len(paths):
             raise ConfigError("input, output and error file must be three different files")
         self._client, self._progress = client, progress
         if ordered and retry_errors:
             raise ConfigError("retried lines come after all others: they cannot be retried in order")
         self._retry_errors, self._ordered = retry_errors, ordered
-        self._input = InputFile(input_path, model=model)
+        self._input = input_file
         self._output_path, self._error_path = output_path, error_path
         self._slots = asyncio.Semaphore(window)
         self._num_failed = self._num_cut = 0
@@ -111,7 +112,7 @@ class Batch:
         UnknownStatus, once all other lines have rows, if jobs ended in a way that only a newer version
         understands.
         """
-        with RowFile(self._output_path) as self._output, RowFile(self._error_path) as self._errors:
+        with open_rows(self._output_path) as self._output, open_rows(self._error_path) as self._errors:
             done, failed, num_lines = self._survey()
             num_resumed = len(done) + len(failed)
             self._progress.start(num_lines, num_resumed, self._num_failed)

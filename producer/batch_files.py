@@ -15,6 +15,10 @@ FSYNC_EVERY_S = 1.0
 _REPAIR_STEP = 1 << 16
 
 
+def encode_row(row: dict[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
 class WriteFailed(IngineError):
     """A row could not be written: disk full, quota, or a file system that went away."""
 
@@ -73,7 +77,7 @@ class RowFile:
 
         Raises WriteFailed; no part of the row is then in the file.
         """
-        raw = json.dumps(row).encode() + b"\n"
+        raw = encode_row(row)
         try:
             unwritten = memoryview(raw)
             while unwritten:

@@ -1,29 +1,57 @@
-"""The input file of a batch, read line by line."""
+"""The input of a batch, read line by line: a file, or standard input."""
 
+import shutil
+import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
 
 from ingine.errors import ConfigError
 from ingine.producer.batch_ids import IdSet
 from ingine.producer.openai.batch_format import Line, parse_line
+
+STANDARD = Path("-")
+"""Standard input or output."""
 
 
 class InputFile:
     """The lines of a batch. Each call of `lines` reads them from the beginning."""
 
     def __init__(self, path: Path, *, model: str | None = None):
-        """model: overrides the model that the lines name. Raises ConfigError if `path` is not a file."""
-        if not path.is_file():
+        """path: a file, or `-`: standard input is copied to a temporary file up to its end, because a batch
+        reads its input twice. model: overrides the model that the lines name.
+
+        Raises ConfigError if `path` is not a file.
+        """
+        if path != STANDARD and not path.is_file():
             raise ConfigError(f"{path} is not a file")
         self.path, self._model = path, model
+        self._copy = _copy_of_standard_input() if path == STANDARD else None
 
     def lines(self) -> Iterator[Line]:
         """Parse all lines but blank ones. Raises ConfigError if the file cannot be read."""
         known_ids = IdSet()
         try:
-            with self.path.open("rb") as file:
+            with self._open() as file:
                 for number, raw in enumerate(file, 1):
                     if raw.strip():
                         yield parse_line(number, raw, model=self._model, known_ids=known_ids)
         except OSError as error:
             raise ConfigError(f"cannot read {self.path}: {error.strerror}") from None
+
+    def _open(self) -> AbstractContextManager[BinaryIO]:
+        if self._copy is None:
+            return self.path.open("rb")
+        self._copy.seek(0)
+        return nullcontext(self._copy)
+
+
+def _copy_of_standard_input() -> BinaryIO:
+    copy = TemporaryFile()  # noqa: SIM115  it has no name, so nothing is left of it after a kill
+    try:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+    except OSError as error:
+        raise ConfigError(f"cannot copy standard input to a temporary file: {error.strerror}") from None
+    return copy

@@ -1,6 +1,7 @@
 """`ingine batch`: runs a file of requests, or checks it."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,13 +18,16 @@ DEFAULT_WINDOW = 256
 
 
 def batch(
-    input_path: Annotated[Path, typer.Argument(metavar="INPUT", help="JSON lines in OpenAI's Batch format.")],
+    input_path: Annotated[
+        Path,
+        typer.Argument(metavar="INPUT", help="JSON lines in OpenAI's Batch format, or - for standard input."),
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for results, one per line.")
+        Path | None, typer.Option("--output", "-o", help="File for results, one per line, or -.")
     ] = None,
     errors: Annotated[
         Path | None,
-        typer.Option(help="File for failed lines. Default: OUTPUT with .errors before its suffix."),
+        typer.Option(help="File for failed lines, or -. Default: OUTPUT with .errors before its suffix."),
     ] = None,
     validate: Annotated[
         bool, typer.Option("--validate", help="Check all lines and print their faults. Submit nothing.")
@@ -46,7 +50,8 @@ def batch(
 
     Every line of the input gets a line in the output or the error file: an invalid line stops no other. If
     this is killed or interrupted, run it again to continue: without --retry-errors, unless the lines that
-    have failed meanwhile are to be retried, too.
+    have failed meanwhile are to be retried, too. Rows on standard output (-) are not known to the next run,
+    which prints all of them again. A summary then goes to standard error.
 
     Exit status: 0 all lines are in the output (with --validate: are valid), 1 some are in the error file (are
     invalid) or a file cannot be written, 2 wrong usage, 3 server unavailable.
@@ -60,19 +65,22 @@ def batch(
 
     from ingine.cli.batch_progress import make_progress
     from ingine.producer.batch import Batch
+    from ingine.producer.batch_input import STANDARD, InputFile
+    from ingine.producer.batch_outputs import default_error_path
 
-    errors = errors or output.with_suffix(f".errors{output.suffix}")
+    errors = errors or default_error_path(output)
+    prints_rows = STANDARD in (output, errors)
+    input_file = InputFile(input_path, model=model)
     progress = make_progress()
 
     async def run() -> "BatchSummary":
         async with producer.AsyncClient(redis_url, queue=queue) as client:
             return await Batch(
                 client,
-                input_path,
+                input_file,
                 output,
                 errors,
                 progress=progress,
-                model=model,
                 window=window,
                 retry_errors=retry_errors,
                 ordered=ordered,
@@ -81,15 +89,18 @@ def batch(
     try:
         summary = asyncio.run(run())
     except KeyboardInterrupt:
-        echo("ingine: interrupted; run the same command again to go on", err=True)
+        again = "to go on" if not prints_rows else "to print all rows again"
+        echo(f"ingine: interrupted; run the same command again {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         progress.stop()
     if as_json:
-        print_json(dataclasses.asdict(summary))
+        echo(json.dumps(dataclasses.asdict(summary)), err=prints_rows)
     else:
-        num_ok = summary.num_lines - summary.num_failed
-        echo(f"{num_ok} of {summary.num_lines} lines in {output}, {summary.num_failed} in {errors}")
+        num_ok, num_lines = summary.num_lines - summary.num_failed, summary.num_lines
+        where = "on standard output" if output == STANDARD else f"in {output}"
+        where_failed = "on standard output" if errors == STANDARD else f"in {errors}"
+        echo(f"{num_ok} of {num_lines} lines {where}, {summary.num_failed} {where_failed}", err=prints_rows)
     if summary.num_cut:
         echo(f"ingine: {summary.num_cut} outputs were cut by length (finish_reason: length)", err=True)
     if summary.num_failed:

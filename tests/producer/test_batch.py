@@ -20,6 +20,7 @@ from ingine.contract.record import JobStatus
 from ingine.producer import AsyncClient, ConfigError
 from ingine.producer.batch import Batch, BatchSummary
 from ingine.producer.batch_files import RowFile, WriteFailed
+from ingine.producer.batch_input import InputFile
 from tests.producer.conftest import Server
 from tests.producer.fake_worker import FakeWorker
 from tests.waiting import wait_until_async
@@ -89,9 +90,12 @@ async def serving(worker: FakeWorker, how=answer) -> AsyncIterator[list[Job]]:
             worker.stop()
 
 
-async def run(client: AsyncClient, files: Files, *, window: int = 256, **options) -> BatchSummary:
-    paths = (files.input, files.output, files.errors)
-    batch = Batch(client, *paths, progress=Quiet(), window=window, **options)
+async def run(
+    client: AsyncClient, files: Files, *, window: int = 256, model: str | None = None, **options
+) -> BatchSummary:
+    input_file = InputFile(files.input, model=model)
+    paths = (files.output, files.errors)
+    batch = Batch(client, input_file, *paths, progress=Quiet(), window=window, **options)
     return await batch.run()
 
 

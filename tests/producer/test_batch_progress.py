@@ -11,6 +11,7 @@ from ingine.cli.batch_progress import PlainProgress, TerminalProgress
 from ingine.contract.record import JobStatus
 from ingine.producer import AsyncClient
 from ingine.producer.batch import Batch
+from ingine.producer.batch_input import InputFile
 from tests.producer.fake_worker import FakeWorker
 from tests.producer.test_batch import Files, request, serving
 from tests.waiting import wait_until_async
@@ -39,7 +40,9 @@ async def test_a_resumed_run_counts_earlier_failures_too(
 
     async def run() -> None:
         progress = kind(Console(file=said, force_terminal=kind is TerminalProgress, width=120))
-        batch = Batch(client, files.input, files.output, files.errors, progress=progress, window=256)
+        batch = Batch(
+            client, InputFile(files.input), files.output, files.errors, progress=progress, window=256
+        )
         try:
             async with serving(worker, fail):
                 await batch.run()
@@ -65,7 +68,7 @@ async def test_lines_that_are_refused_at_once_say_nothing_of_the_others(client: 
     said = io.StringIO()
     progress = PlainProgress(Console(file=said, width=120))
     batch = asyncio.create_task(
-        Batch(client, files.input, files.output, files.errors, progress=progress, window=256).run()
+        Batch(client, InputFile(files.input), files.output, files.errors, progress=progress, window=256).run()
     )
     await wait_until_async(lambda: "1/11 done" in said.getvalue(), what="the first report")
     assert "batch: 1/11 done, 1 failed, 0.0 lines/s, ETA unknown\n" in said.getvalue()

@@ -15,6 +15,7 @@ from ingine.contract.keys import EVENT_FIELD, Keys
 from ingine.contract.record import JobStatus
 from ingine.producer import AsyncClient, AsyncJobHandle, BadRecord, JobNotFound
 from ingine.producer.batch import Batch
+from ingine.producer.batch_input import InputFile
 from ingine.producer.streams import LONGEST_SPACING_S
 from ingine.producer.token_log import LogReader
 from tests.producer.conftest import Server
@@ -267,7 +268,7 @@ async def test_a_batch_has_an_error_for_the_line_and_goes_on(
     tmp_path.joinpath("in").write_text("\n".join(map(json.dumps, lines)))
     paths = [tmp_path / name for name in ("in", "out", "errors")]
     serving = asyncio.create_task(worker.serve(answer))
-    summary = await Batch(client, *paths, progress=Silent(), window=256).run()
+    summary = await Batch(client, InputFile(paths[0]), *paths[1:], progress=Silent(), window=256).run()
     worker.stop()
     await serving
     assert (summary.num_lines, summary.num_failed) == (3, 1)

@@ -27,6 +27,7 @@ from ingine.producer import (
     Reply,
 )
 from ingine.producer.batch import Batch
+from ingine.producer.batch_input import InputFile
 from ingine.producer.partitions import Partitions
 from ingine.producer.streams import Streams
 from tests.producer.fake_worker import FakeWorker
@@ -462,7 +463,7 @@ async def test_a_batch(client: AsyncClient, place: Place, tmp_path):
     paths = [tmp_path / name for name in ("in.jsonl", "out.jsonl", "errors.jsonl")]
     workers = [place.worker(keys) for keys in place.partitions]
     serving = [asyncio.create_task(worker.serve(lambda w, job: w.run(job.id, 2))) for worker in workers]
-    summary = await Batch(client, *paths, progress=make_progress(), window=256).run()
+    summary = await Batch(client, InputFile(paths[0]), *paths[1:], progress=make_progress(), window=256).run()
     assert (summary.num_lines, summary.num_failed) == (12, 0)
     for worker in workers:
         worker.stop()

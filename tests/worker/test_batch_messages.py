@@ -13,6 +13,7 @@ from jsonschema import validate
 from ingine.message import MessageAssembly, MessageDelta
 from ingine.producer import AsyncClient
 from ingine.producer.batch import Batch, BatchSummary
+from ingine.producer.batch_input import InputFile
 from tests.producer.conftest import start
 from tests.producer.openai_types import check_body
 from tests.producer.test_batch import Files, Quiet
@@ -58,7 +59,7 @@ LINES = [
 
 
 async def run(client: AsyncClient, files: Files) -> BatchSummary:
-    batch = Batch(client, files.input, files.output, files.errors, progress=Quiet(), window=64)
+    batch = Batch(client, InputFile(files.input), files.output, files.errors, progress=Quiet(), window=64)
     return await batch.run()
 
 
