@@ -23,6 +23,22 @@ class WriteFailed(IngineError):
     """A row could not be written: disk full, quota, or a file system that went away."""
 
 
+def open_locked(path: Path, flags: int = 0) -> int:
+    """Open a file to append to, and lock it. Returns its descriptor. Raises ConfigError."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | flags, 0o666)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(fd), os.stat(path)):  # removed or replaced by the run that had it
+            raise FileNotFoundError(path)
+    except OSError:
+        os.close(fd)
+        raise ConfigError(f"{path} is being written by another run") from None
+    return fd
+
+
 class RowFile:
     """One result file of a batch, locked against a second run. Each row is in it either whole or not at all.
 
@@ -32,15 +48,7 @@ class RowFile:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._fd)
-            raise ConfigError(f"{path} is being written by another run") from None
+        self._fd = open_locked(path)
         self._size = self._cut_torn_line()
         self._synced_at = time.monotonic()
 

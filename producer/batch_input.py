@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from ingine.errors import ConfigError
 from ingine.producer.batch_ids import IdSet
+from ingine.producer.compression import READ_ERRORS, is_compressed, open_file
 from ingine.producer.openai.batch_format import Line, parse_line
 
 STANDARD = Path("-")
@@ -20,13 +21,14 @@ class InputFile:
     """The lines of a batch. Each call of `lines` reads them from the beginning."""
 
     def __init__(self, path: Path, *, model: str | None = None):
-        """path: a file, or `-`: standard input is copied to a temporary file up to its end, because a batch
-        reads its input twice. model: overrides the model that the lines name.
+        """path: a file, compressed or not, or `-`: standard input is copied to a temporary file up to its
+        end, because a batch reads its input twice. model: overrides the model that the lines name.
 
-        Raises ConfigError if `path` is not a file.
+        Raises ConfigError if `path` is not a file, or compressed in a way that this Python cannot read.
         """
         if path != STANDARD and not path.is_file():
             raise ConfigError(f"{path} is not a file")
+        is_compressed(path)
         self.path, self._model = path, model
         self._copy = _copy_of_standard_input() if path == STANDARD else None
 
@@ -38,12 +40,13 @@ class InputFile:
                 for number, raw in enumerate(file, 1):
                     if raw.strip():
                         yield parse_line(number, raw, model=self._model, known_ids=known_ids)
-        except OSError as error:
-            raise ConfigError(f"cannot read {self.path}: {error.strerror}") from None
+        except READ_ERRORS as error:
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError(f"cannot read {self.path}: {why}") from None
 
     def _open(self) -> AbstractContextManager[BinaryIO]:
         if self._copy is None:
-            return self.path.open("rb")
+            return open_file(self.path)
         self._copy.seek(0)
         return nullcontext(self._copy)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from ingine.errors import ConfigError
+from ingine.producer.batch_compressed import CompressedRowFile
 from ingine.producer.batch_files import RowFile, WriteFailed, encode_row
 from ingine.producer.batch_input import STANDARD
+from ingine.producer.compression import SUFFIXES, is_compressed
 
 
 class StandardOutput:
@@ -40,11 +42,15 @@ class StandardOutput:
 
 def open_rows(path: Path) -> RowFile | StandardOutput:
     """Open a file of rows, or standard output for `-`. Raises ConfigError."""
-    return StandardOutput() if path == STANDARD else RowFile(path)
+    if path == STANDARD:
+        return StandardOutput()
+    return CompressedRowFile(path) if is_compressed(path) else RowFile(path)
 
 
 def default_error_path(output_path: Path) -> Path:
     """The output path with `.errors` before its suffix; standard output's error rows go there, too."""
     if output_path == STANDARD:
         return STANDARD
-    return output_path.with_suffix(f".errors{output_path.suffix}")
+    plain = output_path.with_suffix("") if output_path.suffix in SUFFIXES else output_path
+    compression = output_path.name.removeprefix(plain.name)
+    return plain.with_name(f"{plain.stem}.errors{plain.suffix}{compression}")

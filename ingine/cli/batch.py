@@ -51,7 +51,8 @@ def batch(
     Every line of the input gets a line in the output or the error file: an invalid line stops no other. If
     this is killed or interrupted, run it again to continue: without --retry-errors, unless the lines that
     have failed meanwhile are to be retried, too. Rows on standard output (-) are not known to the next run,
-    which prints all of them again. A summary then goes to standard error.
+    which prints all of them again. A summary then goes to standard error. Files whose names end in .gz or
+    .zst are compressed, output files at the end of a run: until then their rows are in OUTPUT.partial.
 
     Exit status: 0 all lines are in the output (with --validate: are valid), 1 some are in the error file (are
     invalid) or a file cannot be written, 2 wrong usage, 3 server unavailable.
