@@ -48,8 +48,12 @@ class Progress(Protocol):
     def start(self, total: int, num_done: int, num_failed: int) -> None:
         """Begin. `num_done` of `total` lines have a row of an earlier run; `num_failed` of these failed."""
 
-    def advance(self, *, failed: bool, ran: bool) -> None:
-        """Count one more row. ran: the line was submitted, and not refused by this client."""
+    def advance(
+        self, *, failed: bool, ran: bool, num_prompt_tokens: int = 0, num_cached_tokens: int = 0
+    ) -> None:
+        """Count one more row. ran: the line was submitted, and not refused by this client.
+        num_cached_tokens: prompt tokens that the worker's prefix cache had.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +175,12 @@ class Batch:
 
     async def _run_line(self, line: Line, before: asyncio.Event | None, written: asyncio.Event) -> None:
         """Run one line and write its row. before: set once the row that precedes this one is written."""
-        row, file = None, self._output
+        row, file, usage = None, self._output, {}
         try:
             if line.refusal:
                 raise line.refusal
-            row = output_row(line, await self._result(line))
+            result = await self._result(line)
+            row, usage = output_row(line, result), result.usage
             self._num_cut += is_cut(row)
         except UnknownStatus as error:
             self._unknown.append(error)
@@ -186,7 +191,12 @@ class Batch:
             await before.wait()
         if row:
             file.write(row)
-            self._progress.advance(failed=file is self._errors, ran=line.refusal is None)
+            self._progress.advance(
+                failed=file is self._errors,
+                ran=line.refusal is None,
+                num_prompt_tokens=usage.get("num_prompt_tokens", 0),
+                num_cached_tokens=usage.get("num_cached_tokens", 0),
+            )
         written.set()
         self._slots.release()  # only now: rows that wait for their turn count as in flight, too
 

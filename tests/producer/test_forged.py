@@ -252,7 +252,7 @@ async def test_a_batch_has_an_error_for_the_line_and_goes_on(
         def start(self, total: int, num_done: int, num_failed: int) -> None:
             pass
 
-        def advance(self, *, failed: bool, ran: bool) -> None:
+        def advance(self, **counts: int) -> None:
             pass
 
     async def answer(worker: FakeWorker, job) -> None:
