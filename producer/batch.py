@@ -7,6 +7,7 @@ submitted is found under the same id instead of being run twice.
 
 import asyncio
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -28,6 +29,7 @@ from ingine.errors import (
 )
 from ingine.producer.batch_ids import IdSet
 from ingine.producer.batch_input import STANDARD, InputFile
+from ingine.producer.batch_order import group_by_prefix
 from ingine.producer.batch_outputs import open_rows
 from ingine.producer.client import AsyncClient
 from ingine.producer.handle import AsyncJobHandle
@@ -123,18 +125,22 @@ class Batch:
             try:
                 async with asyncio.TaskGroup() as group:
                     before = None
-                    for line in self._input.lines():
-                        if line.row_id not in done and line.row_id not in failed:
-                            await self._slots.acquire()
-                            written = asyncio.Event()
-                            group.create_task(self._run_line(line, before, written))
-                            before = written if self._ordered else None
+                    for line in self._lines_without(done, failed):
+                        await self._slots.acquire()
+                        written = asyncio.Event()
+                        group.create_task(self._run_line(line, before, written))
+                        before = written if self._ordered else None
             except ExceptionGroup as errors:  # the first error has stopped all lines
                 raise errors.exceptions[0] from None
             if self._unknown:
                 num, have = len(self._unknown), "line has" if len(self._unknown) == 1 else "lines have"
                 raise UnknownStatus(f"{num} {have} no row, until this is run again: {self._unknown[0]}")
             return BatchSummary(num_lines, self._num_failed, num_resumed, self._num_cut)
+
+    def _lines_without(self, *row_ids: IdSet) -> Iterator[Line]:
+        """The lines that have no row, in the order in which they are to be submitted."""
+        lines = (line for line in self._input.lines() if not any(line.row_id in ids for ids in row_ids))
+        return lines if self._ordered else group_by_prefix(lines)
 
     def _survey(self) -> tuple[IdSet, IdSet, int]:
         """Row ids in the output and in the error file, and the number of all lines.
