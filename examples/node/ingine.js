@@ -64,6 +64,7 @@ export async function submitChecked(redis, queue, job, priority = "normal") {
       LARGEST_JOB,
       String(job.deadline_ms ?? 0),
       "", // no earlier job, which only an idempotency key can have
+      String(job.sampling?.n ?? 1),
     ],
   });
   if (String(verdict) !== "accepted") throw new Error(`job ${id} was not accepted: ${verdict} ${detail}`);

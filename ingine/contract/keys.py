@@ -42,7 +42,7 @@ class Keys:
 
     | key                          | type    | holds
     | ---------------------------- | ------- | -----
-    | ingine:{q}:jobs:<priority>   | stream  | jobs that wait or run; the msgpack job, its tenant and cost
+    | ingine:{q}:jobs:<priority>   | stream  | jobs that wait or run; msgpack job, tenant, cost, choices
     | ingine:{q}:fair:<priority>   | zset    | entries that wait -> virtual start, see scripts/take.lua
     | ingine:{q}:ends:<priority>   | zset    | tenants ahead in virtual time -> how far, and the present in it
     | ingine:{q}:aside:<priority>  | stream  | entries that had the last ids there are, see worker/last_ids.py

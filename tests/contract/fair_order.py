@@ -1,6 +1,6 @@
 """One jobs stream of the model: the holder of each entry, and the order in which waiting ones are taken."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ingine.contract.keys import RELEASED, WAITING
 
@@ -17,10 +17,16 @@ class Entry:
     tenant: str = ""
     cost: float | None = None
     """Cost in tokens. None after a bare XADD: it is estimated from the job's bytes."""
+    choices: str = ""
+    """The field `choices`, which any client may have written. Empty if the entry has none."""
     holder: str | None = None
     """The consumer that it is pending with. None if no consumer has read it yet."""
     silent: bool = False
     """True if it was idle for a lease: its holder has died, or released it."""
+
+    def under(self, entry_id: str) -> "Entry":
+        """The same entry, added again under another id."""
+        return replace(self, id=entry_id, holder=None, silent=False)
 
 
 @dataclass

@@ -130,7 +130,8 @@ class Model:
 
     def accept(self, submission, entry_id: str) -> tuple[str, str]:
         job, raw = submission.job, submission.raw
-        entry = Entry(entry_id, job.id, raw, job.tenant or "", submission.cost)
+        choices = "" if job.sampling.n == 1 else str(job.sampling.n)
+        entry = Entry(entry_id, job.id, raw, job.tenant or "", submission.cost, choices)
         status = JobStatus.DELAYED if job.not_before_ms else JobStatus.QUEUED
         record = Record(status, job.priority, job.reply_to or "", nonce=submission.nonce, num_bytes=len(raw))
         record.key, record.has_deadline = submission.idempotency_key, job.deadline_ms is not None
@@ -164,8 +165,7 @@ class Model:
     def requeue(self, letter: Letter, entry_id: str) -> None:
         """Requeue a letter, without a record, as after a bare XADD. Only if its job id is not taken."""
         self.dead.remove(letter)
-        old = letter.entry
-        self.streams[letter.priority].add(Entry(entry_id, old.job_id, old.raw, old.tenant, old.cost))
+        self.streams[letter.priority].add(letter.entry.under(entry_id))
 
     @property
     def empty(self) -> bool:
@@ -267,8 +267,7 @@ class Model:
         """Promote due jobs in the order of their times. entry_ids: their new ids at the server, by job."""
         for job_id in sorted(self.due, key=lambda job_id: (self.due[job_id], job_id)):
             record, entry_id = self.records[job_id], entry_ids[job_id]
-            old = record.delayed
-            self.streams[record.priority].add(Entry(entry_id, job_id, old.raw, old.tenant, old.cost))
+            self.streams[record.priority].add(record.delayed.under(entry_id))
             record.status, record.entry, record.delayed = JobStatus.QUEUED, entry_id, None
         self.due = {}
 

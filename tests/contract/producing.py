@@ -41,9 +41,9 @@ class Producing(Machine):
     @rule(
         target=submissions, job_id=job_ids, priority=priorities, tenant=tenants, reply_to=reply_names,
         size=st.sampled_from([1, 80]), key=st.sampled_from([None, None, None, "k1", "k2"]),
-        delayed=st.sampled_from([False, False, True]), deadline=st.booleans(),
+        delayed=st.sampled_from([False, False, True]), deadline=st.booleans(), n=st.sampled_from([1, 1, 3]),
     )  # fmt: skip
-    def submit(self, job_id, priority, tenant, size, reply_to, key, delayed, deadline=False):
+    def submit(self, job_id, priority, tenant, size, reply_to, key, delayed, deadline=False, n=1):
         submission = build_submission(
             "x" * size,
             job_id=job_id,
@@ -54,6 +54,7 @@ class Producing(Machine):
             not_before_s=1e6 if delayed else None,
             deadline_s=1e7 if deadline else None,
             max_tokens=size,
+            n=n,
         )
         self._submit(submission)
         return submission

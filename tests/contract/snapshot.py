@@ -24,8 +24,8 @@ class Snapshot:
     """Job id -> the fields of its record that belong to the contract."""
     logs: dict[str, list[str]] = field(default_factory=dict)
     """Job id -> ids of its token log."""
-    entries: dict[str, list[tuple[str, str | None, bool]]] = field(default_factory=dict)
-    """Priority -> (entry id, consumer that has it, whether it is silent)."""
+    entries: dict[str, list[tuple[str, str | None, bool, str]]] = field(default_factory=dict)
+    """Priority -> (entry id, consumer that has it, whether it is silent, field `choices`)."""
     order: dict[str, dict[str, float]] = field(default_factory=dict)
     """Priority -> entry id -> virtual start."""
     ends: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -57,7 +57,8 @@ def expected(model: Model, keys: Keys) -> Snapshot:
     for priority, stream in model.streams.items():
         if stream.entries:
             snapshot.entries[priority] = [
-                (e.id, e.holder if e.holder != LOST else None, e.silent) for e in stream.entries.values()
+                (e.id, e.holder if e.holder != LOST else None, e.silent, e.choices)
+                for e in stream.entries.values()
             ]
         if stream.order.starts:
             snapshot.order[priority] = stream.order.starts
@@ -137,11 +138,11 @@ async def take_snapshot(redis: Redis, keys: Keys) -> tuple[Snapshot, dict[str, l
 def _read_stream(snapshot: Snapshot, priority: str, entries: list, pending: list) -> None:
     holders = {p["message_id"]: (p["consumer"].decode(), p["time_since_delivered"]) for p in pending}
     rows = []
-    for entry_id, _ in entries:
+    for entry_id, named in entries:
         holder, idle_ms = holders.pop(entry_id, (None, 0))
-        rows.append((entry_id.decode(), holder, idle_ms >= SILENT_MS))
+        rows.append((entry_id.decode(), holder, idle_ms >= SILENT_MS, named.get(b"choices", b"").decode()))
     rows += [
-        (entry_id.decode(), f"{holder}, but deleted", False) for entry_id, (holder, _) in holders.items()
+        (entry_id.decode(), f"{holder}, but deleted", False, "") for entry_id, (holder, _) in holders.items()
     ]
     if rows:
         snapshot.entries[Priority(priority)] = rows

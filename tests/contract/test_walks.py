@@ -7,6 +7,7 @@ import pytest
 
 from ingine.contract.keys import Priority
 from ingine.contract.record import JobStatus
+from tests.contract.fair_order import Entry
 from tests.contract.machine import DEEDS, Contract
 from tests.contract.model import MAX_DEATHS
 from tests.contract.test_contract import real_contract
@@ -219,3 +220,28 @@ def test_what_a_deleted_consumer_had_is_adopted(walk, consumer):
         machine.adopt()
         machine.renew_one(runs)
         machine.append(runs, 0, 1, twice=False)
+
+
+@pytest.mark.parametrize("delayed", [False, True])
+def test_an_entry_says_how_many_choices_its_job_has_wherever_it_goes(walk, delayed):
+    """Through a delay, a pause after a failed step, a release and the dead letters."""
+
+    def entry() -> Entry:
+        (only,) = machine.model.streams[NORMAL].entries.values()
+        return only
+
+    with walk() as machine:
+        machine.submit("a", NORMAL, "gold", 1, None, None, delayed, n=3)
+        if delayed:
+            machine.promote(0, due=True)
+        attempt = machine._begin(machine._take("w1", 1)[0], alone=False)
+        machine.delay(attempt, None)
+        machine.promote(0, due=True)
+        attempt = machine._begin(machine._take("w1", 1)[0], alone=False)
+        machine.release(attempt)
+        attempt = machine._begin(machine._claim("w2", 1)[0], alone=False)
+        assert entry().choices == "3"
+        machine.finish(attempt, 0, JobStatus.FAILED, twice=False, code="worker_lost")
+        machine.let_the_result_expire(0)
+        machine.requeue(0)
+        assert entry().choices == "3"

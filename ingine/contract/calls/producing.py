@@ -115,6 +115,7 @@ def submit(
         MAX_JOB_BYTES,
         job.deadline_ms or 0,
         same or "",
+        job.sampling.n,
     ]
     return ScriptCall(read_script("submit"), touched, args, _read_submitted)
 

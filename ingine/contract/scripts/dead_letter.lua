@@ -11,7 +11,7 @@ local function copy_to_dead_letters(dead, jobs, entry, why, job)
     local name, value = found[2][i], found[2][i + 1]
     if name == 'job' then
       letter[5] = value
-    elseif name == 'tenant' or name == 'cost' then
+    elseif name == 'tenant' or name == 'cost' or name == 'choices' then
       letter[#letter + 1] = name
       letter[#letter + 1] = value
     end

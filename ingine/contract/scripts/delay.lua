@@ -39,7 +39,7 @@ for i = 1, #entry[2], 2 do
   fields[entry[2][i]] = entry[2][i + 1]
 end
 redis.call('HSET', KEYS[2], 'status', 'delayed', 'worker', '', 'raw', fields.job or '',
-  'tenant', fields.tenant or '', 'cost', fields.cost or '')
+  'tenant', fields.tenant or '', 'cost', fields.cost or '', 'choices', fields.choices or '')
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 redis.call('XDEL', KEYS[1], ARGV[3])
 return 1

@@ -19,12 +19,15 @@ for i, id in ipairs(ARGV) do
   local due, job = redis.call('ZSCORE', KEYS[1], id), KEYS[4 + i]
   if due and tonumber(due) <= now then
     -- Any client may have written the record: a damaged one must not hold up the other jobs.
-    local record = redis.pcall('HMGET', job, 'status', 'raw', 'priority', 'tenant', 'cost')
+    local record = redis.pcall('HMGET', job, 'status', 'raw', 'priority', 'tenant', 'cost', 'choices')
     if record.err or record[1] ~= 'delayed' or not record[2] then
       redis.call('ZREM', KEYS[1], id)
     else
-      local entry = redis.pcall('XADD', streams[record[3]] or streams.normal, '*',
-        'job', record[2], 'tenant', record[4] or '', 'cost', record[5] or '')
+      local fields = {'job', record[2], 'tenant', record[4] or '', 'cost', record[5] or ''}
+      if (record[6] or '') ~= '' then
+        fields[7], fields[8] = 'choices', record[6]
+      end
+      local entry = redis.pcall('XADD', streams[record[3]] or streams.normal, '*', unpack(fields))
       if type(entry) == 'table' and entry.err then
         if not never_passes(entry) then
           return entry

@@ -13,7 +13,7 @@
 -- include: within.lua
 
 local LAST_MS, FIRST_ASIDE = '18446744073709551615', '18446744073709551614-0'
-local MAX_FIELDS = 1000 -- Lua cannot unpack more than some thousands. No job has more than three fields.
+local MAX_FIELDS = 1000 -- Lua cannot unpack more than some thousands. No job has more than four fields.
 
 local function named(list)
   local fields = {}

@@ -22,7 +22,7 @@ if not fields.job then
   return {'no_job', ''}
 end
 local entry = {'XADD', KEYS[2], '*', 'job', fields.job}
-for _, name in ipairs({'tenant', 'cost'}) do
+for _, name in ipairs({'tenant', 'cost', 'choices'}) do
   if fields[name] then
     entry[#entry + 1] = name
     entry[#entry + 1] = fields[name]

@@ -8,6 +8,7 @@
 --       9 default max_bytes  10 number of partitions that the producer knows  11 tenant or ''
 --       12 cost in tokens  13 delay in ms  14 most bytes of a job, whatever the settings say
 --       15 deadline in ms from now, 0: none  16 the job that an earlier `same` named, or ''
+--       17 number of choices (absent: 1)
 -- returns {'accepted', job id} | {'same', job id}       same: that job was submitted before with this idempotency key
 --       | {'partitions', number}                        the present number of partitions: the job belongs elsewhere
 --       | {'duplicate', ''} | {'full', max_jobs} | {'full_bytes', max_bytes} | {'too_large', max_job_bytes}
@@ -38,6 +39,12 @@ local function read(key)
 end
 
 local LONGEST_APART_MS = 1e12
+
+-- A job of one choice has no such field, in its entry or its record.
+local fields = {'tenant', ARGV[11], 'cost', ARGV[12]}
+if (ARGV[17] or '1') ~= '1' then
+  fields[5], fields[6] = 'choices', ARGV[17]
+end
 
 local settings = redis.call('HMGET', KEYS[2],
   'partitions', 'max_jobs', 'max_job_bytes', 'max_bytes', 'max_jobs_per_s')
@@ -100,7 +107,7 @@ local entry
 if tonumber(ARGV[13]) > 0 then
   redis.call('ZADD', KEYS[7], string.format('%d', now + ARGV[13]), ARGV[1])
 else
-  entry = redis.call('XADD', KEYS[3], '*', 'job', ARGV[2], 'tenant', ARGV[11], 'cost', ARGV[12])
+  entry = redis.call('XADD', KEYS[3], '*', 'job', ARGV[2], unpack(fields))
 end
 redis.call('HSET', KEYS[1], 'attempt', 0, 'position', 0, 'deaths', 0, 'priority', ARGV[3],
   'submission', ARGV[4], 'reply_to', ARGV[5], 'submitted_at', now, 'bytes', size)
@@ -112,7 +119,7 @@ end
 if entry then
   redis.call('HSET', KEYS[1], 'status', 'queued', 'entry', entry)
 else
-  redis.call('HSET', KEYS[1], 'status', 'delayed', 'raw', ARGV[2], 'tenant', ARGV[11], 'cost', ARGV[12])
+  redis.call('HSET', KEYS[1], 'status', 'delayed', 'raw', ARGV[2], unpack(fields))
 end
 if type(redis.pcall('INCRBY', KEYS[8], size)) ~= 'number' then
   redis.call('SET', KEYS[8], size)
