@@ -55,8 +55,8 @@ class Admission:
 
     @property
     def room(self) -> int:
-        """Number of jobs to take now. 0 while sequences wait for room in the engine, or just after a prompt
-        could not be read here, since another worker may be idle."""
+        """Number of free places, one for each choice to take now. 0 while sequences wait for room in the
+        engine, or just after a prompt could not be read here, since another worker may be idle."""
         if self._preparation.rests:
             return 0
         stats = self._engine.stats
@@ -81,13 +81,13 @@ class Admission:
         return await self._preparation.interrupt(queue)
 
     @contextlib.contextmanager
-    def reserve(self, num_jobs: int) -> Iterator[int]:
-        """Reserve room for `num_jobs`, from before a read until the entries that it returned are admitted."""
-        self._num_reserved += num_jobs
+    def reserve(self, num_places: int) -> Iterator[int]:
+        """Reserve places, from before a read until the entries that it returned are admitted."""
+        self._num_reserved += num_places
         try:
-            yield num_jobs
+            yield num_places
         finally:
-            self._num_reserved -= num_jobs
+            self._num_reserved -= num_places
 
     @contextlib.contextmanager
     def reserve_all(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
-from ingine.contract.entries import Entry
+from ingine.contract.entries import Entry, count_choices
 from ingine.contract.jobs import DEFAULT_MAX_JOB_BYTES
 from ingine.worker.admission import Admission
 from ingine.worker.leases import RENEWALS_PER_LEASE
@@ -146,7 +146,7 @@ class Intake:
         after = None
         while after is None or after:
             entries, after = await self._queue.own_pending(after)
-            with self._admission.reserve(len(entries)):
+            with self._admission.reserve(count_choices(entries)):
                 await self._admit_all(entries)
         self._lost_delivery = False
 
@@ -162,7 +162,7 @@ class Intake:
             entries = await self._queue.take(room)
             if entries:
                 self._admission.served(self.wake)
-            await self._admit_all(entries)
+            await self._admit_taken(entries, room)
             return bool(entries)
 
     async def _sweep(self) -> None:
@@ -177,16 +177,24 @@ class Intake:
         with self._admission.reserve(self._room) as room:
             if room:
                 entries = await self._queue.claim_idle(lease_s, room)
-                if len(entries) == room:
+                if count_choices(entries) >= room:
                     self._next_sweep = 0.0
-                await self._admit_all(entries)
+                await self._admit_taken(entries, room)
+
+    async def _admit_taken(self, entries: list[Entry], num_reserved: int) -> None:
+        """Admit entries for which `num_reserved` places are reserved. The last may have more choices."""
+        with self._admission.reserve(max(0, count_choices(entries) - num_reserved)):
+            await self._admit_all(entries)
 
     async def _admit_surplus(self, entries: list[Entry]) -> None:
         """Admit what there is room for, and release the rest. A waiting read returns up to one entry of each
         priority, and the other partitions may have taken the room meanwhile."""
-        with self._admission.reserve(min(self._room, len(entries))) as room:
-            await self._admit_all(entries[:room])
-        for surplus in entries[room:]:
+        room, num_admitted = self._room, 0
+        while num_admitted < len(entries) and count_choices(entries[:num_admitted]) < room:
+            num_admitted += 1
+        with self._admission.reserve(count_choices(entries[:num_admitted])):
+            await self._admit_all(entries[:num_admitted])
+        for surplus in entries[num_admitted:]:
             await self._admission.release(self._queue, surplus)
 
     async def _admit_all(self, entries: list[Entry]) -> None:

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from ingine.connect.scripts import run_script
 from ingine.contract.calls import delivery, upkeep
 from ingine.contract.calls.script_call import ScriptCall
-from ingine.contract.entries import Entry, read_entry
+from ingine.contract.entries import Entry, count_choices, read_entry
 from ingine.contract.keys import GROUP, Keys, Priority, parked
 from ingine.worker.contact import Contact
 from ingine.worker.last_ids import renumber
@@ -37,7 +37,8 @@ PENDING_PAGE = 8
 """Entries of each jobs stream in a reply that has no other bound. An entry may have 8 MiB."""
 
 DEFAULT_MAX_COST = 1 << 20
-"""Most tokens that a job counts for: more than any model's longest sequence. A worker passes its engine's."""
+"""Most tokens that a choice counts for: more than any model's longest sequence. A worker passes that of its
+engine."""
 
 
 class JobStreams:
@@ -45,6 +46,9 @@ class JobStreams:
 
     An entry is delivered to one worker, and is pending under its name until the job ends. Entries that wait
     in the fair order, are released, or are parked for a model are pending under names that no worker has.
+
+    Each choice of a job takes one place: `take` and `claim_idle` return entries while one of `num_places` is
+    free, so the last entry may have more choices than are free.
     """
 
     def __init__(
@@ -94,8 +98,8 @@ class JobStreams:
             served.append(priority)
         self._served = served
 
-    async def take(self, count: int) -> list[Entry]:
-        """Take up to `count` entries that no worker has, without waiting.
+    async def take(self, num_places: int) -> list[Entry]:
+        """Take entries that no worker has, without waiting.
 
         The most urgent priority comes first; within one, parked entries, then the fair order.
         """
@@ -104,19 +108,19 @@ class JobStreams:
             order.reverse()
         entries: list[Entry] = []
         for priority in order:
-            if priority in self._may_be_parked and len(entries) < count:
-                entries += await self._unpark(priority, count - len(entries))
-            if len(entries) < count:
-                entries += await self._take(priority, count - len(entries))
+            if priority in self._may_be_parked and (left := num_places - count_choices(entries)) > 0:
+                entries += await self._unpark(priority, left)
+            if (left := num_places - count_choices(entries)) > 0:
+                entries += await self._take(priority, left)
         return entries
 
-    async def _take(self, priority: Priority, count: int) -> list[Entry]:
+    async def _take(self, priority: Priority, num_places: int) -> list[Entry]:
         for calls_left in reversed(range(MAX_ORDERINGS)):
             call = delivery.take(
                 self.keys,
                 priority,
                 worker_id=self.worker_id,
-                count=count,
+                num_places=num_places,
                 max_ordered=MAX_ORDERED,
                 take_anyway=calls_left == 0,
                 max_cost=self._max_cost,
@@ -143,17 +147,17 @@ class JobStreams:
         full = {priority: page for priority, page in read.items() if len(page) == PENDING_PAGE}
         return _present(read), {priority: page[-1][0].decode() for priority, page in full.items()}
 
-    async def claim_idle(self, min_idle_s: float, count: int) -> list[Entry]:
-        """Claim up to `count` entries that are released, or whose holders were silent for `min_idle_s`."""
+    async def claim_idle(self, min_idle_s: float, num_places: int) -> list[Entry]:
+        """Claim entries that are released, or whose holders were silent for `min_idle_s`."""
         entries: list[Entry] = []
         for priority in self._served:
-            if len(entries) < count:
+            if (left := num_places - count_choices(entries)) > 0:
                 call = delivery.claim(
                     self.keys,
                     priority,
                     worker_id=self.worker_id,
                     min_idle_ms=int(min_idle_s * 1000),
-                    count=count - len(entries),
+                    num_places=left,
                 )
                 entries += await self._answered(self._run(call)) or []
         return entries
@@ -162,19 +166,19 @@ class JobStreams:
         """Let `take` ask for parked entries from the next call on, until there are none left."""
         self._may_be_parked = set(Priority)
 
-    async def _unpark(self, priority: Priority, count: int) -> list[Entry]:
-        """Claim up to `count` entries that are parked for our model, or for one that no worker serves."""
+    async def _unpark(self, priority: Priority, num_places: int) -> list[Entry]:
+        """Claim entries that are parked for our model, or for one that no worker serves."""
         call = delivery.unpark(
             self.keys,
             priority,
             worker_id=self.worker_id,
-            count=count,
+            num_places=num_places,
             abandoned_after_ms=int(self.model_wait_s * 1000),
             ours=self.model.parked,
             others=[parked(model) for model in self.served_elsewhere],
         )
         entries = await self._answered(self._run(call)) or []
-        if len(entries) < count:
+        if count_choices(entries) < num_places:
             self._may_be_parked.discard(priority)
         return entries
 

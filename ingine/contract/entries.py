@@ -1,15 +1,20 @@
 """Entries of the jobs streams, as workers read them."""
 
 import itertools
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ingine.contract.jobs import MAX_JOB_BYTES
 from ingine.contract.keys import JOB_FIELD, Priority
+from ingine.sampling_params import MAX_CHOICES
 
 MAX_ENTRY_BYTES = MAX_JOB_BYTES + 1024
 """Limit for all fields of an entry together: a worker never reads a larger one. No setting raises it."""
 
 MAX_FOREIGN_FIELDS = 64
+
+_COUNT = re.compile(rb"[1-9][0-9]{0,14}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,14 @@ class Entry:
     """The first `MAX_FOREIGN_FIELDS` fields of an entry without a field `job`."""
     num_bytes_unread: int = 0
     """Size of an entry of more than MAX_ENTRY_BYTES, which is to be buried. 0 for all others."""
+    num_choices: int = field(default=1, compare=False)
+    """Choices of the job by the entry's field `choices`, from 1 to MAX_CHOICES. Any client may have
+    written it: the job itself has the true number."""
+
+
+def count_choices(entries: Iterable[Entry]) -> int:
+    """Return the number of places that these entries take in a worker."""
+    return sum(entry.num_choices for entry in entries)
 
 
 def read_entries(priority: Priority, reply: list) -> list[Entry]:
@@ -56,4 +69,10 @@ def read_entry(priority: Priority, entry_id: bytes, fields: dict[bytes, bytes]) 
     if raw is None:
         foreign = tuple(itertools.islice(fields.items(), MAX_FOREIGN_FIELDS))
         return Entry(priority, entry_id.decode(), b"", foreign=foreign)
-    return Entry(priority, entry_id.decode(), raw, b"cost" in fields)
+    num_choices = _read_num_choices(fields.get(b"choices", b""))
+    return Entry(priority, entry_id.decode(), raw, b"cost" in fields, num_choices=num_choices)
+
+
+def _read_num_choices(text: bytes) -> int:
+    """Read the field `choices`, as `choices.lua` does."""
+    return min(int(text), MAX_CHOICES) if _COUNT.fullmatch(text) else 1

@@ -19,6 +19,7 @@ from ingine.errors import ClientError, JobNotFound
 from ingine.producer.client import AsyncClient
 from ingine.producer.submission import Submission
 from ingine.worker.queue import Queue
+from tests.contract.fair_order import MAX_COST
 from tests.contract.model import MAX_DEATHS
 from tests.contract.snapshot import SILENT_MS, take_snapshot
 from tests.served_models import TINY
@@ -99,6 +100,7 @@ class Calls:
                 TINY,
                 result_ttl_s=RESULT_TTL_S,
                 max_deaths=MAX_DEATHS,
+                max_cost=MAX_COST,
                 model_wait_s=SILENT_MS / 1000,
             )
         return self._queues[worker]

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field, replace
 
 from ingine.contract.keys import RELEASED, WAITING
 
+MAX_CHOICES, MAX_COST = 128, 20
+"""The highest number of choices that an entry counts for, and the highest cost of each."""
+
 LOST = "nobody"
 """Holder of an entry that was delivered and is pending with no consumer."""
 
@@ -24,6 +27,12 @@ class Entry:
     silent: bool = False
     """True if it was idle for a lease: its holder has died, or released it."""
 
+    @property
+    def num_choices(self) -> int:
+        """The places that it takes in a worker."""
+        is_count = self.choices.isdecimal() and len(self.choices) <= 15
+        return max(1, min(int(self.choices), MAX_CHOICES)) if is_count else 1
+
     def under(self, entry_id: str) -> "Entry":
         """The same entry, added again under another id."""
         return replace(self, id=entry_id, holder=None, silent=False)
@@ -43,13 +52,13 @@ class FairOrder:
     def add(self, entry: Entry, weight: float) -> None:
         start = max(self.now or 0.0, self.ends.get(entry.tenant, 0.0))
         cost = len(entry.raw) / 4 if entry.cost is None else entry.cost
-        self.ends[entry.tenant] = start + max(1, cost) / weight
+        cost = max(1, min(cost, MAX_COST * entry.num_choices))
+        self.ends[entry.tenant] = start + cost / weight
         self.starts[entry.id] = start
 
-    def pop(self, count: int) -> list[str]:
-        first = sorted(self.starts, key=lambda entry_id: (self.starts[entry_id], entry_id))[:count]
-        for entry_id in first:
-            self.now = self.starts.pop(entry_id)
+    def pop(self) -> str:
+        first = min(self.starts, key=lambda entry_id: (self.starts[entry_id], entry_id))
+        self.now = self.starts.pop(first)
         self.ends = {tenant: end for tenant, end in self.ends.items() if end >= (self.now or 0.0)}
         return first
 
@@ -77,24 +86,25 @@ class JobsStream:
     def held_by(self, consumer: str | None) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.holder == consumer]
 
-    def take(self, worker: str, count: int, weights: dict[str, float]) -> list[str]:
-        """Put new entries into the order, then give the first `count` to the worker."""
+    def take(self, worker: str, num_places: int, weights: dict[str, float]) -> list[str]:
+        """Put new entries into the order, then give the first to the worker while it has a free place."""
         if new := self.held_by(None):
             for entry in new:
                 entry.holder = WAITING
         for entry in new or (self.held_by(WAITING) if not self.order.starts else []):
             self.order.add(entry, weights.get(entry.tenant, 1.0))
         taken: list[str] = []
-        while len(taken) < count:
-            popped = self.order.pop(count - len(taken))
-            if not popped:
+        while self.num_choices(taken) < num_places:
+            if not self.order.starts:
                 self.order.forget()
                 break
-            for entry_id in popped:
-                if entry_id in self.entries:
-                    self.give(entry_id, worker)
-                    taken.append(entry_id)
+            if (entry_id := self.order.pop()) in self.entries:
+                self.give(entry_id, worker)
+                taken.append(entry_id)
         return taken
+
+    def num_choices(self, entry_ids: list[str]) -> int:
+        return sum(self.entries[entry_id].num_choices for entry_id in entry_ids)
 
     def take_new(self, worker: str) -> list[str]:
         """Give the worker the oldest unread entry, bypassing the order: only a worker that waited for it does

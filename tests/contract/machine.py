@@ -28,6 +28,9 @@ DEEDS = [
 ]
 """Possible next steps of a worker with a job: the rule, and its arguments."""
 
+PLENTY = 10**6
+"""Free places of a worker that takes everything."""
+
 
 class Contract(Producing, Working):
     @initialize(target=Working.attempts, num_jobs=st.integers(1, 3), num_deaths=st.integers(0, 2))
@@ -81,7 +84,7 @@ class Contract(Producing, Working):
 
     def _die(self, worker: str, heir: str, alone: bool = True) -> list[Attempt]:
         self.fall_silent(worker)
-        begun = [self._begin(delivered, alone) for delivered in self._claim(heir, 100)]
+        begun = [self._begin(delivered, alone) for delivered in self._claim(heir, PLENTY)]
         return [attempt for attempt in begun if attempt]
 
     @rule(target=Working.attempts, delivered=Working.delivered, heir=workers, deed=st.sampled_from(DEEDS))
@@ -189,7 +192,7 @@ class Contract(Producing, Working):
             for job_id in self.model.delayed:
                 self._make_due(job_id)
             self._promote()
-            for delivered in [*self._claim("w1", 100), *self._take("w1", 100)]:
+            for delivered in [*self._claim("w1", PLENTY), *self._take("w1", PLENTY)]:
                 if attempt := self._begin(delivered, alone=True):
                     self._run(attempt)
                 self.bury(delivered)

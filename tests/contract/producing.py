@@ -82,15 +82,19 @@ class Producing(Machine):
         raw = encode_job(Job(id=job_id, prompt="x", reply_to=reply_to))
         self.model.streams[priority].add(Entry(self.calls.xadd(priority, raw), job_id, raw))
 
-    @rule(priority=priorities, tenant=tenants, costs=st.lists(st.integers(1, 9), min_size=2, max_size=4))
-    def flood(self, priority, tenant, costs):
-        """Submit jobs with tenant and cost, as `submit` does."""
+    @rule(
+        priority=priorities, tenant=tenants, costs=st.lists(st.integers(1, 70), min_size=2, max_size=4),
+        choices=st.sampled_from(["", "", "2", "3", "0", "129", "9" * 15, "9" * 16, "-2", "2.0", "x", "\xff"]),
+    )  # fmt: skip
+    def flood(self, priority, tenant, costs, choices=""):
+        """Submit jobs with tenant, cost and choices, as `submit` does. The last may be wrong."""
         for cost in costs:
             self.num_new += 1
             job_id = f"new-{self.num_new}"
             raw = encode_job(Job(id=job_id, prompt="x"))
-            entry_id = self.calls.xadd(priority, raw, tenant=tenant or "", cost=cost)
-            self.model.streams[priority].add(Entry(entry_id, job_id, raw, tenant or "", cost))
+            fields = {"choices": choices} if choices else {}
+            entry_id = self.calls.xadd(priority, raw, tenant=tenant or "", cost=cost, **fields)
+            self.model.streams[priority].add(Entry(entry_id, job_id, raw, tenant or "", cost, choices))
 
     @rule(priority=priorities, raw=st.sampled_from([b"", b"\xc1", b"\x01"]))
     def submit_rubbish(self, priority, raw):

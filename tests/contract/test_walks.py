@@ -245,3 +245,35 @@ def test_an_entry_says_how_many_choices_its_job_has_wherever_it_goes(walk, delay
         machine.let_the_result_expire(0)
         machine.requeue(0)
         assert entry().choices == "3"
+
+
+def test_entries_are_delivered_while_a_place_is_free(walk):
+    with walk() as machine:
+        machine.flood(NORMAL, None, [1, 1, 1, 1], choices="3")
+        assert [len(machine._take("w1", 4)) for _ in range(3)] == [2, 2, 0]
+        machine.fall_silent("w1")
+        assert [len(machine._claim("w2", num_places)) for num_places in (1, 3, 4)] == [1, 1, 2]
+
+
+def test_the_most_urgent_entries_fill_the_places_first(walk):
+    with walk() as machine:
+        machine.flood(Priority.LOW, None, [1, 1])
+        machine.flood(NORMAL, None, [1, 1], choices="3")
+        machine.flood(Priority.HIGH, None, [1, 1], choices="2")
+        taken = [delivered.entry.priority for delivered in machine._take("w1", 5)]
+        assert taken == [Priority.HIGH, Priority.HIGH, NORMAL]
+
+
+@pytest.mark.parametrize("wrong", ["0", "-2", "2.0", "x", "9" * 16])
+def test_a_wrong_number_of_choices_is_one(walk, wrong):
+    with walk() as machine:
+        machine.flood(NORMAL, None, [1, 1, 1], choices=wrong)
+        assert len(machine._take("w1", 2)) == 2
+
+
+def test_no_number_of_choices_keeps_an_entry_from_being_taken(walk):
+    """A forged number ends the read, and the next read goes on."""
+    with walk() as machine:
+        machine.flood(NORMAL, "flood", [1, 1], choices="9" * 15)
+        machine.flood(NORMAL, "gold", [1, 1])
+        assert [len(machine._take("w1", 4)) for _ in range(2)] == [1, 3]

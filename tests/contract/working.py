@@ -20,7 +20,7 @@ FAR_MS = 2**45
 """A due time beyond the end of any test."""
 
 workers = st.sampled_from(WORKERS)
-counts = st.integers(1, 4)
+places = st.integers(1, 6)
 offsets = st.sampled_from([0, 0, 0, 0, -1, 1])
 """Distance of a worker's position from the log's end, which is 0 most often."""
 endings = st.sampled_from([JobStatus.FINISHED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED])
@@ -35,20 +35,23 @@ class Working(Machine):
     # ------------------------------------------------------------------------------------- intake
 
     @precondition(lambda self: self.model.num_jobs)
-    @rule(target=delivered, worker=workers, count=counts)
-    def take(self, worker, count):
-        return multiple(*self._take(worker, count))
+    @rule(target=delivered, worker=workers, num_places=places)
+    def take(self, worker, num_places):
+        return multiple(*self._take(worker, num_places))
 
-    def _take(self, worker: str, count: int) -> list[Delivered]:
-        entries = self.calls.run(self.calls.queue(worker).take(count))
+    def _take(self, worker: str, num_places: int) -> list[Delivered]:
+        entries = self.calls.run(self.calls.queue(worker).take(num_places))
         self.num_reads[worker] += 1
         order = list(Priority)
         if self.num_reads[worker] % LOW_FIRST_EVERY == 0:
             order.reverse()
         taken: list[str] = []
         for priority in order:
-            if len(taken) < count:
-                taken += self.model.streams[priority].take(worker, count - len(taken), self.model.weights)
+            if num_places > 0:
+                stream = self.model.streams[priority]
+                of_stream = stream.take(worker, num_places, self.model.weights)
+                num_places -= stream.num_choices(of_stream)
+                taken += of_stream
         if self.real:
             assert [entry.id for entry in entries] == taken
         assert {entry.id for entry in entries} == set(taken)
@@ -63,18 +66,21 @@ class Working(Machine):
         return multiple(*self._deliver(worker, entries))
 
     @precondition(lambda self: any(stream.claimable() for stream in self.model.streams.values()))
-    @rule(target=delivered, worker=workers, count=counts)
-    def claim(self, worker, count):
-        return multiple(*self._claim(worker, count))
+    @rule(target=delivered, worker=workers, num_places=places)
+    def claim(self, worker, num_places):
+        return multiple(*self._claim(worker, num_places))
 
-    def _claim(self, worker: str, count: int) -> list[Delivered]:
+    def _claim(self, worker: str, num_places: int) -> list[Delivered]:
         """Claim entries, urgent ones first; within a stream no order is promised."""
-        entries = self.calls.run(self.calls.queue(worker).claim_idle(3600, count))
+        entries = self.calls.run(self.calls.queue(worker).claim_idle(3600, num_places))
         for priority, stream in self.model.streams.items():
-            claimable, room = stream.claimable(), count
+            claimable = stream.claimable()
             claimed = [entry.id for entry in entries if entry.priority is priority]
-            assert len(claimed) == min(len(claimable), room) and set(claimed) <= set(claimable)
-            count -= len(claimed)
+            assert set(claimed) <= set(claimable) and len(set(claimed)) == len(claimed)
+            if claimed:
+                assert stream.num_choices(claimed[:-1]) < num_places, "the last found a free place"
+            num_places -= stream.num_choices(claimed)
+            assert num_places <= 0 or len(claimed) == len(claimable), "no place is free, or nothing is left"
             for entry_id in claimed:
                 stream.give(entry_id, worker)
         return self._deliver(worker, entries)

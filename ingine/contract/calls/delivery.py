@@ -2,6 +2,9 @@
 
 Entries that wait in the fair order, are released, or are parked for a model are pending under consumers that
 are no workers.
+
+Each choice of a job takes one place in a worker. `take`, `claim` and `unpark` deliver entries while one of
+`num_places` is free, so the last entry may have more choices than are free.
 """
 
 from collections.abc import Sequence
@@ -27,18 +30,18 @@ def take(
     priority: Priority,
     *,
     worker_id: str,
-    count: int,
+    num_places: int,
     max_ordered: int,
     take_anyway: bool,
     max_cost: int,
 ) -> ScriptCall[Taken]:
-    """Take up to `count` waiting entries in fair order.
+    """Take waiting entries in fair order, for `num_places` choices.
 
     max_ordered: most new entries that the call puts into that order. take_anyway: take entries even if there
-    may be more new ones. max_cost: most tokens that one job counts for.
+    may be more new ones. max_cost: most tokens that one choice counts for.
     """
     touched = [keys.jobs(priority), keys.fair(priority), keys.ends(priority), keys.settings]
-    args = [GROUP, worker_id, count, WAITING, max_ordered, int(take_anyway), max_cost, MAX_ENTRY_BYTES]
+    args = [GROUP, worker_id, num_places, WAITING, max_ordered, int(take_anyway), max_cost, MAX_ENTRY_BYTES]
 
     def read(reply: list) -> Taken:
         entries, more = reply
@@ -48,10 +51,10 @@ def take(
 
 
 def claim(
-    keys: Keys, priority: Priority, *, worker_id: str, min_idle_ms: int, count: int
+    keys: Keys, priority: Priority, *, worker_id: str, min_idle_ms: int, num_places: int
 ) -> ScriptCall[list[Entry]]:
-    """Claim up to `count` entries that are released, or whose holders were silent for `min_idle_ms`."""
-    args = [GROUP, worker_id, min_idle_ms, count, WAITING, PARKED_PREFIX, MAX_ENTRY_BYTES]
+    """Claim entries that are released, or whose holders were silent for `min_idle_ms`."""
+    args = [GROUP, worker_id, min_idle_ms, num_places, WAITING, PARKED_PREFIX, MAX_ENTRY_BYTES]
     return ScriptCall(
         read_script("claim"), [keys.jobs(priority)], args, lambda reply: read_entries(priority, reply)
     )
@@ -62,18 +65,18 @@ def unpark(
     priority: Priority,
     *,
     worker_id: str,
-    count: int,
+    num_places: int,
     abandoned_after_ms: int,
     ours: Sequence[str],
     others: Sequence[str],
 ) -> ScriptCall[list[Entry]]:
-    """Claim up to `count` parked entries: those for the worker's model, then those of models not served.
+    """Claim parked entries: those for the worker's model, then those of models not served.
 
     ours: consumers of the entries that are parked for the worker. others: consumers of those that are parked
     for other workers. Entries of any further consumer are abandoned once they are parked for
     `abandoned_after_ms`, and are returned with `Entry.abandoned` set.
     """
-    args = [GROUP, worker_id, count, PARKED_PREFIX, abandoned_after_ms, len(ours), MAX_ENTRY_BYTES]
+    args = [GROUP, worker_id, num_places, PARKED_PREFIX, abandoned_after_ms, len(ours), MAX_ENTRY_BYTES]
 
     def read(reply: list) -> list[Entry]:
         for_us, abandoned = (read_entries(priority, entries) for entries in reply)

@@ -2,11 +2,14 @@
 -- Goyal et al. 1996).
 --
 -- KEYS  1 jobs stream  2 fair order  3 virtual ends  4 queue settings
--- ARGV  1 group  2 worker  3 count  4 consumer of waiting entries  5 most new entries to put in order in this call
---       6 1: take entries even if there are more new ones, which may belong before them  7 highest cost of a job
---       8 most bytes of an entry
+-- ARGV  1 group  2 worker  3 free places  4 consumer of waiting entries  5 most new entries to put in order in this call
+--       6 1: take entries even if there are more new ones, which may belong before them
+--       7 highest cost of a choice  8 most bytes of an entry
 -- returns {entries as XRANGE does, and of one that has more bytes, its id and number of bytes;
 --          1 if nothing was taken, since there may be more new entries, else 0}
+--
+-- Each choice of a job takes one place: entries are taken while one is free, so the last may have more choices than
+-- there are free places.
 --
 -- A new entry becomes pending with the consumer `waiting`, and gets its place in the order: a virtual start time. The
 -- starts of one tenant's entries are apart by what they cost, so a tenant that submits many is far ahead in virtual
@@ -17,6 +20,8 @@
 -- entries.
 
 -- include: within.lua
+-- include: count.lua
+-- include: choices.lua
 
 local MAX_TENANT = 128
 
@@ -37,12 +42,12 @@ local function finite(text)
 end
 
 -- The cost in tokens. If the entry has no valid one, it is estimated from the job's bytes.
-local function cost_of(fields)
+local function cost_of(fields, entry)
   local cost = finite(fields.cost)
   if not cost or cost < 0 then
     cost = #(fields.job or '') / 4
   end
-  return math.max(1, math.min(cost, tonumber(ARGV[7])))
+  return math.max(1, math.min(cost, tonumber(ARGV[7]) * num_choices(entry)))
 end
 
 local function weight_of(tenant)
@@ -63,7 +68,7 @@ local function index(entries)
     local tenant = fields.tenant and #fields.tenant <= MAX_TENANT and fields.tenant or ''
     local member = 'tenant:' .. tenant
     local start = math.max(now, ends[member] or finite(redis.call('ZSCORE', KEYS[3], member) or 0) or 0)
-    ends[member] = start + cost_of(fields) / weight_of(tenant)
+    ends[member] = start + cost_of(fields, entry) / weight_of(tenant)
     redis.call('ZADD', KEYS[2], score(start), entry[1])
   end
   for member, value in pairs(ends) do
@@ -85,24 +90,27 @@ elseif redis.call('EXISTS', KEYS[2]) == 0 then
   end
 end
 
-local taken = {}
-while #taken < tonumber(ARGV[3]) do
-  local first = redis.call('ZPOPMIN', KEYS[2], ARGV[3] - #taken)
+local taken, left = {}, tonumber(ARGV[3])
+local now
+while left > 0 do
+  local first = redis.call('ZPOPMIN', KEYS[2])
   if not first[1] then
     redis.call('DEL', KEYS[3])
+    now = nil
     break
   end
-  local ids = {}
-  for i = 1, #first, 2 do
-    ids[#ids + 1] = first[i]
-  end
-  redis.call('ZADD', KEYS[3], first[#first], 'now')
-  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. first[#first])
+  now = first[2]
   -- XCLAIM claims nothing for an entry that was cancelled while it waited, or for an id of no entry. FORCE also claims
   -- an entry that is pending with no consumer, since the consumer `waiting` was deleted.
-  for _, id in ipairs(ids) do
-    local claimed = redis.pcall('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', 1, 'FORCE')
-    taken[#taken + 1] = not claimed.err and claimed[1] and within(ARGV[8], claimed[1]) or nil
+  local claimed = redis.pcall('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, first[1], 'RETRYCOUNT', 1, 'FORCE')
+  local entry = not claimed.err and claimed[1] and within(ARGV[8], claimed[1])
+  if entry then
+    taken[#taken + 1] = entry
+    left = left - num_choices(entry)
   end
+end
+if now then
+  redis.call('ZADD', KEYS[3], now, 'now')
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. now)
 end
 return {taken, 0}
