@@ -277,3 +277,13 @@ def test_no_number_of_choices_keeps_an_entry_from_being_taken(walk):
         machine.flood(NORMAL, "flood", [1, 1], choices="9" * 15)
         machine.flood(NORMAL, "gold", [1, 1])
         assert [len(machine._take("w1", 4)) for _ in range(2)] == [1, 3]
+
+
+def test_a_worker_reads_its_own_entries_in_pages(walk):
+    """Each page has entries of all priorities that have any left."""
+    with walk() as machine:
+        machine.flood(Priority.LOW, None, [1])
+        for _ in range(3):
+            machine.flood(Priority.HIGH, None, [1, 1, 1, 1])
+        assert len(machine._take("w1", 100)) == 13
+        machine.read_own_pending("w1")
