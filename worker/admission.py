@@ -63,7 +63,7 @@ class Admission:
         is_full = stats.num_waiting > stats.num_compiling
         if self.stopping or self.num_suspects or is_full or self.is_for_one_alone:
             return 0
-        num_taken = self._jobs.num_choices + len(self._preparation) + self._num_reserved
+        num_taken = self._jobs.num_places + self._preparation.num_places + self._num_reserved
         return max(0, self._max_num_jobs - num_taken)
 
     @property

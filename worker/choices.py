@@ -30,6 +30,11 @@ class Choice:
     last_commit: float | None = None
     """When its latest tokens were committed, by `time.monotonic`."""
 
+    @property
+    def has_ended(self) -> bool:
+        """The choice has no sequence in the engine any more, even if the server has lost its last event."""
+        return self.finish_reason is not None or self.last_output is not None
+
     def resume(self, committed: CommittedChoice) -> None:
         """Continue after the tokens of an earlier attempt."""
         self.sent = self.committed = len(committed.token_ids)

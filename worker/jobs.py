@@ -11,6 +11,7 @@ from ingine.contract.calls.begin import Begun
 from ingine.contract.entries import Entry
 from ingine.contract.jobs import Job
 from ingine.contract.record import JobStatus
+from ingine.engine.outputs import SeqOutput
 from ingine.worker.choices import Choice
 from ingine.worker.queue import SUSPECT_DEATHS, Queue
 from ingine.worker.sent import Sent
@@ -86,6 +87,12 @@ class RunningJob:
         return self.job.sampling.n
 
     @property
+    def num_places(self) -> int:
+        """Places that it takes in the worker: one for each choice that has not ended, and at least one until
+        the end of the job is written."""
+        return max(1, sum(not choice.has_ended for choice in self.choices))
+
+    @property
     def as_begun(self) -> BegunJob:
         job = self.job
         return BegunJob(self.queue, self.entry, self.begun, job.id, job.reply_to, job.metadata)
@@ -135,15 +142,15 @@ class JobTable:
         self._beginning: set[RunningJob] = set()
         self._entries: set[Entry] = set()
         self._shares = Shares()
-        self.num_choices = 0
-        """Choices of all running jobs: the most sequences that they can have in the engine."""
+        self.num_places = 0
+        """Places that the running jobs take together."""
 
     def add(self, job: RunningJob) -> None:
         """Add a job, and set its `arrival`, which depends on the tokens of its tenant's jobs here."""
         weight = job.queue.weights.get(job.tenant, 1.0)
         job.arrival = self._shares.enter(job.share_key, job.num_tokens, job.submitted, weight)
         self._by_seq[job.seq_id] = job
-        self.num_choices += job.num_choices
+        self.num_places += job.num_places
         self._by_id[job.id] = job
         self._entries.add(job.entry)
 
@@ -152,10 +159,17 @@ class JobTable:
             job.expiry.cancel()
         if self._by_seq.pop(job.seq_id, None):
             self._shares.leave(job.share_key, job.num_tokens)
-            self.num_choices -= job.num_choices
+            self.num_places -= job.num_places
         self._entries.discard(job.entry)
         if self._by_id.get(job.id) is job:
             del self._by_id[job.id]
+
+    def end_choice(self, job: RunningJob, output: SeqOutput) -> None:
+        """Free the place of a choice, with the last output that the engine has of it."""
+        num_places = job.num_places
+        job.choices[output.index].last_output = output
+        if self._by_seq.get(job.seq_id) is job:
+            self.num_places += job.num_places - num_places
 
     @contextmanager
     def beginning(self, job: RunningJob) -> Iterator[None]:

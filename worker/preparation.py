@@ -68,6 +68,11 @@ class Preparation:
         return len(self._tasks)
 
     @property
+    def num_places(self) -> int:
+        """Places for the choices of the jobs that are prepared in tasks."""
+        return sum(job.num_choices for job in self._tasks)
+
+    @property
     def rests(self) -> bool:
         """Whether a prompt could not be read here in the last `REST_S`: no job is to be taken, so that a peer
         takes that one."""

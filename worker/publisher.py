@@ -62,7 +62,7 @@ class Publisher:
         calls: dict[Queue, list[tuple[RunningJob, Append]]] = defaultdict(list)
         for job, output in held:
             if job.choices and output.finish_reason is not None:
-                job.choices[output.index].last_output = output
+                self._jobs.end_choice(job, output)
             # A cancelled job takes no more tokens; its abort is in flight.
             if output.token_ids and job.ending is not JobStatus.CANCELLED:
                 append = Append(job.id, job.attempt, tokens_event(job, output), job.job.stream)

@@ -63,7 +63,7 @@ async def test_each_choice_is_what_a_lone_job_generates(harness, tiny_engine, sa
     assert end.usage["num_prompt_tokens"] == len("Once upon a time") and end.usage["num_cached_tokens"] == 0
     assert worker.worker._metrics.output_tokens._value.get() == end.position
     assert worker.worker._metrics.prompt_tokens._value.get() == len("Once upon a time")
-    assert worker.worker._jobs.num_choices == 0
+    assert worker.worker._jobs.num_places == 0
 
 
 @pytest.mark.parametrize("share", [0.3, 0.8, 1.0])
@@ -236,6 +236,6 @@ async def test_a_job_counts_with_all_its_choices_for_room_and_shares(harness):
     await wait_until_async(lambda: worker.position("a"), what="tokens")
     [job] = worker.worker._jobs
     assert job.num_tokens == 3 + N * 450
-    assert worker.worker._jobs.num_choices == N
+    assert worker.worker._jobs.num_places == N
     await ask_to_cancel(worker, "a")
     await worker.end("a")

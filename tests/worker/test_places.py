@@ -1,13 +1,24 @@
 """Places of a worker: each choice of a job takes one, in what is delivered and in what a worker has."""
 
+import asyncio
+
 import pytest
 
-from ingine.contract.entries import count_choices
+import ingine.worker.job_streams
+from ingine.contract.calls.begin import Begun
+from ingine.contract.entries import Entry, count_choices
+from ingine.contract.events import TokensEvent
 from ingine.contract.jobs import Job, decode_job, encode_job
 from ingine.contract.keys import Priority
+from ingine.producer import AsyncClient
+from ingine.sampling_params import SamplingParams
+from ingine.worker.jobs import RunningJob
 from ingine.worker.queue import Queue
 from tests.served_models import OTHER, TINY
+from tests.waiting import wait_until_async
+from tests.worker.test_choices import UNEVEN
 from tests.worker.test_intake import intake_of
+from tests.worker.test_worker import leave_behind
 
 
 async def add(client, keys, name: str, priority: Priority = Priority.NORMAL, **fields: object) -> None:
@@ -129,3 +140,118 @@ async def test_what_a_read_has_beyond_its_places_is_reserved_until_it_is_admitte
     monkeypatch.setattr(admission, "admit", observed)
     assert await intake._take()
     assert rooms == [1] and admission.room == 6
+
+
+# ----------------------------------------------------------------------------------------- workers
+
+LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+WIDE = LONG.model_copy(update={"n": 4})
+
+
+async def submit(worker, name: str, sampling: SamplingParams, priority: Priority = Priority.NORMAL) -> None:
+    """Submit as the producer library does."""
+    async with AsyncClient(queue=worker.keys.queue, redis=worker.redis) as client:
+        await client.submit("x", job_id=name, sampling=sampling, priority=priority)
+
+
+async def began_at(worker, name: str) -> int:
+    return int(await worker.redis.hget(worker.keys.job(name), "began_at") or 0)
+
+
+async def hold(worker, monkeypatch) -> asyncio.Event:
+    """Let no job get a token until the event is set: then nothing that runs ends meanwhile."""
+    append, go_on = worker.queue.append, asyncio.Event()
+
+    async def held(appends):
+        await go_on.wait()
+        return await append(appends)
+
+    monkeypatch.setattr(worker.queue, "append", held)
+    return go_on
+
+
+def places_at_begin(worker, monkeypatch) -> dict[str, int]:
+    """Places that were taken when each job began."""
+    table, places = worker.worker._jobs, {}
+    add = table.add
+
+    def observed(job) -> None:
+        places[job.id] = table.num_places
+        add(job)
+
+    monkeypatch.setattr(table, "add", observed)
+    return places
+
+
+async def test_a_worker_takes_jobs_of_several_choices_one_after_the_other(harness, tiny_engine, monkeypatch):
+    """An urgent job that is submitted meanwhile is the next to begin, though wide jobs are older."""
+    monkeypatch.setattr(ingine.worker.job_streams, "LOW_FIRST_EVERY", 10**9)
+    worker = await harness(tiny_engine(max_num_seqs=4))
+    go_on, places = await hold(worker, monkeypatch), places_at_begin(worker, monkeypatch)
+    for number in range(3):
+        await submit(worker, f"wide-{number}", WIDE)
+    await wait_until_async(lambda: "wide-0" in places, what="the first job")
+    assert worker.worker._admission.room == 0
+    await submit(worker, "urgent", LONG, Priority.HIGH)
+    go_on.set()
+    for name in ("wide-0", "wide-1", "wide-2", "urgent"):
+        assert (await worker.end(name)).status == "finished"
+    assert set(places) == {"wide-0", "wide-1", "wide-2", "urgent"}
+    assert max(places.values()) < 4, "a place was free whenever a job began"
+    assert await began_at(worker, "urgent") <= await began_at(worker, "wide-1")
+    assert worker.worker._jobs.num_places == 0
+
+
+async def test_a_job_begins_with_fewer_places_than_choices(harness, tiny_engine, monkeypatch):
+    """Three places are free for a job of four: one of its choices waits, and no other job is taken."""
+    worker = await harness(tiny_engine(max_num_seqs=4))
+    go_on, places = await hold(worker, monkeypatch), places_at_begin(worker, monkeypatch)
+    await submit(worker, "small", LONG)
+    await wait_until_async(lambda: "small" in places, what="the small job")
+    for number in range(2):
+        await submit(worker, f"wide-{number}", WIDE)
+    await wait_until_async(lambda: "wide-0" in places, what="the wide job")
+    assert (worker.worker._jobs.num_places, worker.worker._admission.room) == (5, 0)
+    go_on.set()
+    for name in ("small", "wide-0", "wide-1"):
+        assert (await worker.end(name)).status == "finished"
+    assert max(places.values()) < 4
+
+
+async def test_a_choice_that_ends_frees_its_place(harness, tiny_engine, monkeypatch):
+    worker = await harness(tiny_engine(max_num_seqs=4))
+    table, places = worker.worker._jobs, []
+    end_choice = table.end_choice
+
+    def observed(job, output) -> None:
+        end_choice(job, output)
+        places.append(table.num_places)
+
+    monkeypatch.setattr(table, "end_choice", observed)
+    await submit(worker, "a", UNEVEN)
+    await worker.end("a")
+    assert places == [2, 1, 1], "the last is free once the job's end is written"
+    assert table.num_places == 0
+
+
+async def test_a_choice_that_ended_in_an_earlier_attempt_takes_no_place(harness, tiny_engine, monkeypatch):
+    worker = await harness(tiny_engine(max_num_seqs=2))
+    job = Job(id="a", prompt="Once", sampling=LONG.model_copy(update={"n": 2, "max_tokens": 400}))
+    go_on = await hold(worker, monkeypatch)
+    await leave_behind(worker, job, [TokensEvent(2, [72, 73], "HI", None, 0, 2, "stop", 73)])
+    await wait_until_async(lambda: worker.worker._jobs.by_id("a"), what="the job is resumed")
+    assert worker.worker._jobs.num_places == 1
+    await submit(worker, "b", LONG)
+    await wait_until_async(lambda: worker.worker._jobs.by_id("b"), what="the job beside it")
+    go_on.set()
+    assert (await worker.end("b")).status == "finished"
+    assert (await worker.end("a")).status == "finished"
+
+
+async def test_a_job_that_is_prepared_takes_a_place_for_each_choice(client, keys, make_queue):
+    _, admission = intake_of(make_queue("w1"), room=9)
+    job = Job(id="a", prompt="x", sampling=WIDE)
+    entry = Entry(Priority.NORMAL, "1-0", encode_job(job))
+    running = RunningJob(make_queue("w1"), job, entry, Begun("run", attempt=1), position=0)
+    admission._preparation._tasks[running] = None
+    assert admission.room == 5
