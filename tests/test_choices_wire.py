@@ -71,7 +71,7 @@ def test_a_number_of_choices_comes_back_as_it_went_and_one_is_as_if_not_given():
 
 def test_the_cost_counts_the_prompt_once_and_the_output_of_each_choice():
     assert token_cost(10, 7, 4) == 38
-    assert token_cost(10, 10**9, MAX_CHOICES) == MAX_TOKEN_COST
+    assert token_cost(10, 10**9, MAX_CHOICES) == MAX_CHOICES * MAX_TOKEN_COST
 
 
 def test_jobs_and_events_of_one_choice_keep_their_bytes():

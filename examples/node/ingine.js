@@ -35,7 +35,9 @@ async function partitionOf(redis, queue, id) {
 export async function submit(redis, queue, job, priority = "normal") {
   const id = job.id ?? randomUUID();
   const [place] = await partitionOf(redis, queue, id);
-  await redis.xAdd(key(place, `jobs:${priority}`), "*", { job: packed({ v: 1, id, ...job }) });
+  const numChoices = job.sampling?.n ?? 1;
+  const fields = { job: packed({ v: 1, id, ...job }), ...(numChoices > 1 && { choices: String(numChoices) }) };
+  await redis.xAdd(key(place, `jobs:${priority}`), "*", fields);
   return id;
 }
 
@@ -71,8 +73,9 @@ export async function submitChecked(redis, queue, job, priority = "normal") {
   return id;
 }
 
-const costOf = ({ prompt = "", sampling }) =>
-  Math.min(Math.floor(Buffer.byteLength(prompt) / BYTES_PER_TOKEN) + (sampling?.max_tokens ?? EXPECTED_TOKENS), MAX_COST);
+/** Estimate a job's tokens: its prompt once, and the output of each choice. */
+const costOf = ({ prompt = "", sampling: { n = 1, max_tokens = EXPECTED_TOKENS } = {} }) =>
+  Math.min(Math.floor(Buffer.byteLength(prompt) / BYTES_PER_TOKEN) + n * max_tokens, n * MAX_COST);
 
 const packed = (value) => Buffer.from(encode(value));
 

@@ -50,7 +50,8 @@ MAX_METADATA_BYTES = 16 << 10
 EXPECTED_OUTPUT_TOKENS = 256
 """Output tokens that a job without `max_tokens` counts for in fair shares."""
 MAX_TOKEN_COST = 1 << 20
-"""No model has longer sequences. Clients set `max_tokens` to 10^9 to mean "no limit"."""
+"""The most tokens that a choice counts for: no model has longer sequences. Clients set `max_tokens` to 10^9
+to mean "no limit"."""
 
 JOB_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
@@ -174,7 +175,7 @@ def decode_job(
 def token_cost(num_prompt_tokens: int, max_tokens: int | None, num_choices: int = 1) -> int:
     """Estimate the tokens of a job, for its tenant's fair share: the prompt once, all choices' output."""
     num_output_tokens = EXPECTED_OUTPUT_TOKENS if max_tokens is None else max_tokens
-    return min(num_prompt_tokens + num_choices * num_output_tokens, MAX_TOKEN_COST)
+    return min(num_prompt_tokens + num_choices * num_output_tokens, num_choices * MAX_TOKEN_COST)
 
 
 def read_job_id(raw: bytes) -> str | None:

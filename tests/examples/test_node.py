@@ -16,6 +16,7 @@ from ingine.contract.events import TerminalEvent, TokensEvent, encode_event
 from ingine.contract.keys import Keys, keys_of
 from ingine.contract.record import JobStatus
 from ingine.producer import Client
+from ingine.producer.submission import build_submission
 from tests.examples.conftest import EXAMPLES, QUEUE
 from tests.waiting import HANGS_S, wait_until
 
@@ -107,6 +108,27 @@ def test_submit_prints_what_the_python_client_gets(node, client, how):
     # Greedy, so the same job gives the same text.
     again = client.submit(PROMPT, max_tokens=64, temperature=0).result(timeout=HANGS_S)
     assert ended.text == again.text + "\n" != "\n"
+
+
+@pytest.mark.parametrize("how", ["submit", "submitChecked"])
+def test_an_entry_says_how_many_choices_its_job_has(node_example, redis_url, queue, how):
+    """Beside the job; the checked way also says what it costs, as the Python client does."""
+    code = (
+        f'import {{ connect, {how} }} from "./ingine.js";'
+        "const [url, queue] = process.argv.slice(1);"
+        "const redis = await connect(url);"
+        "for (const n of [1, 3])"
+        f'  await {how}(redis, queue, {{ prompt: "{PROMPT}", sampling: {{ n, max_tokens: 5 }} }});'
+        "redis.destroy();"
+    )
+    command = ["node", "--input-type=module", "-e", code, redis_url, queue]
+    subprocess.run(command, cwd=node_example, check=True, timeout=HANGS_S)
+    with redis.Redis.from_url(redis_url) as connection:
+        entries = [fields for _, fields in connection.xrange(Keys(queue).jobs("normal"))]
+    assert [fields.get(b"choices") for fields in entries] == [None, b"3"]
+    if how == "submitChecked":
+        costs = [build_submission(PROMPT, n=n, max_tokens=5).cost for n in (1, 3)]
+        assert [int(fields[b"cost"]) for fields in entries] == costs
 
 
 def test_attach_to_a_job_that_runs(node, client):

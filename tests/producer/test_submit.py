@@ -90,6 +90,8 @@ async def test_what_was_set_is_sent_and_nothing_else(client: AsyncClient, redis:
         ({"messages": [{"role": "user", "content": "x" * 200}] * 2, "max_tokens": 7}, 107),
         ({"prompt": [1], "max_tokens": 10**9}, MAX_TOKEN_COST),
         ({"prompt": [1], "max_tokens": 2**64 - 1}, MAX_TOKEN_COST),
+        ({"prompt": [1] * 100, "max_tokens": 7, "n": 8}, 100 + 8 * 7),
+        ({"prompt": [1], "max_tokens": 10**9, "n": 8}, 8 * MAX_TOKEN_COST),
     ],
 )
 async def test_a_job_is_charged_with_what_it_may_take(
