@@ -35,7 +35,7 @@ class Admission:
         preparation: Preparation,
         metrics: Metrics,
         *,
-        max_num_jobs: int,
+        num_places: int,
         max_deaths: int,
     ):
         self._jobs = jobs
@@ -43,7 +43,7 @@ class Admission:
         self._finisher = finisher
         self._preparation = preparation
         self._metrics = metrics
-        self._max_num_jobs = max_num_jobs
+        self._num_places = num_places
         self._max_deaths = max_deaths
         self._decoding = asyncio.Lock()
         self._num_reserved = 0
@@ -64,7 +64,7 @@ class Admission:
         if self.stopping or self.num_suspects or is_full or self.is_for_one_alone:
             return 0
         num_taken = self._jobs.num_places + self._preparation.num_places + self._num_reserved
-        return max(0, self._max_num_jobs - num_taken)
+        return max(0, self._num_places - num_taken)
 
     @property
     def is_for_one_alone(self) -> bool:

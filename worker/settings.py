@@ -63,7 +63,7 @@ class WorkerSettings(BaseSettings):
     max_model_len: int | None = Field(
         None, ge=1, description="Tokens of prompt + output. Unset: the model's."
     )
-    max_num_seqs: int | None = Field(None, ge=1, description="Sequences per step, and jobs held at a time.")
+    max_num_seqs: int | None = Field(None, ge=1, description="Sequences per step, and choices of jobs held.")
     max_num_batched_tokens: int | None = Field(None, ge=1, description="Token budget of a step.")
     block_size: int = Field(16, ge=1, description="Tokens in a KV block.")
     kv_cache_bytes: Bytes | None = Field(None, ge=1, description="Such as 8GiB. Unset: what the device has.")

@@ -75,7 +75,7 @@ class Worker:
             finisher,
             preparation,
             metrics,
-            max_num_jobs=engine.max_num_seqs,
+            num_places=engine.max_num_seqs,
             max_deaths=settings.max_deaths,
         )
         self._partitions: list[Partition] = []

@@ -35,7 +35,7 @@ class Door(Admission):
         engine = SimpleNamespace(stats=self.stats, limits=SimpleNamespace(max_num_tokens=512))
         jobs = JobTable()
         preparation = Preparation(jobs, engine, None, None, None, expire=lambda job: None)
-        super().__init__(jobs, engine, None, preparation, None, max_num_jobs=room, max_deaths=3)
+        super().__init__(jobs, engine, None, preparation, None, num_places=room, max_deaths=3)
         self.admitted, self.broken, self.suspects = [], set(), set()
 
     async def admit(self, queue, entry, max_job_bytes, *, alone=False) -> bool:

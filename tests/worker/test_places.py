@@ -133,7 +133,7 @@ async def test_what_a_read_has_beyond_its_places_is_reserved_until_it_is_admitte
     admit, rooms = admission.admit, []
 
     async def observed(*args, **options) -> bool:
-        admission._max_num_jobs = 6
+        admission._num_places = 6
         rooms.append(admission.room)
         return await admit(*args, **options)
 
