@@ -290,6 +290,10 @@ OUTPUTS = {
         choice="required",
     ),
     "required, no format": Output(None, f"\n[ {NOW} ]\n", calls=(("now", "{}"),), choice="required"),
+    "required, cut off between calls": Output(
+        None, f'[{NOW}, {{"na', calls=(("now", "{}"),), choice="required"
+    ),
+    "required, cut off before a call": Output(None, '[{"na', '[{"na', choice="required"),
     "required, not kept": Output(None, "I [cannot]", "I [cannot]", choice="required"),
     "named": Output(
         "hermes", f" {TRICKY}\n", calls=(("get_weather", TRICKY + "\n"),), choice=NamedFunction("get_weather")

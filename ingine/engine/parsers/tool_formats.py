@@ -118,10 +118,15 @@ def _unmarked(reader: Reader, writer: Writer, functions: Functions) -> Parsing[N
         yield from call_objects(reader, writer, functions)
 
 
-def _array(reader: Reader, writer: Writer, functions: Functions) -> Parsing[None]:
+def _required(reader: Reader, writer: Writer, functions: Functions) -> Parsing[None]:
+    """An array of calls. Behind the first one nothing is content: if a text is cut off between two calls, it
+    would be characters of the array."""
     yield from reader.skip_space()
     if (yield from reader.look(1)) == "[":
         yield from call_array(reader, writer, functions)
+    if writer.num_calls:
+        reader.forget()
+        yield from reader.rest(lambda text: None)
 
 
 TOOL_FORMATS: Mapping[str, ToolFormat] = {
@@ -143,5 +148,5 @@ TOOL_FORMATS: Mapping[str, ToolFormat] = {
 """Names are vLLM's. `llama3_json` has calls without a marker where an object begins the content or a line.
 `generic` understands all of the others, and a content that begins with an array of objects."""
 
-REQUIRED = ToolFormat({}, at_start=_array)
+REQUIRED = ToolFormat({}, at_start=_required)
 """What a grammar makes a model write that has to call: an array of objects and nothing else."""
