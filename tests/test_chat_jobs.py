@@ -160,7 +160,7 @@ INVALID = {
     "a choice of an unknown function": (
         chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "g"}}),
         "invalid_shape",
-        "a function that is not among the tools",
+        "names 'g', a function that is not among the tools",
     ),
     "a reserved variable": (
         chat(chat_template_kwargs={"messages": []}),

@@ -194,8 +194,11 @@ class ChatFields(BaseModel):
             raise ValueError("two tools have the same name")
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice needs `tools`")
-        if isinstance(self.tool_choice, NamedToolChoice) and self.tool_choice.function.name not in names:
-            raise ValueError("tool_choice names a function that is not among the tools")
+        if (
+            isinstance(self.tool_choice, NamedToolChoice)
+            and (name := self.tool_choice.function.name) not in names
+        ):
+            raise ValueError(f"tool_choice names {name!r:.140}, a function that is not among the tools")
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message needs add_generation_prompt=false")
         return self

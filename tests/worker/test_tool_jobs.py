@@ -92,7 +92,7 @@ REFUSED = {
     "both": (
         {"tool_choice": "required", "structured_outputs": {"json_object": True}},
         ErrorCode.INVALID_PARAMETER,
-        "structured_outputs",
+        "structured_outputs: the choice of tools",
     ),
     "keyword": (
         {
@@ -121,11 +121,11 @@ REFUSED = {
         ErrorCode.GRAMMAR_TOO_COSTLY,
         "'bad'",
     ),
-    "strict": ({"tools": STRICT, "tool_parser": "generic"}, ErrorCode.UNSUPPORTED_GRAMMAR, "strict"),
+    "strict": ({"tools": STRICT, "tool_parser": "generic"}, ErrorCode.UNSUPPORTED_GRAMMAR, "leave it out"),
     "parallel": (
         {"parallel_tool_calls": False, "tool_parser": "qwen3_coder"},
         ErrorCode.INVALID_PARAMETER,
-        "parallel_tool_calls",
+        "hermes, mistral: leave it out",
     ),
 }
 

@@ -45,7 +45,9 @@ class ToolConstraint(NamedTuple):
     def added_to(self, params: SamplingParams) -> SamplingParams:
         """Return `params` with this constraint. Raises InvalidRequest if they have one."""
         if params.structured_outputs is not None:
-            message = "structured_outputs: the request's tools constrain its output already"
+            message = (
+                "structured_outputs: the choice of tools constrains the output already: leave out one of them"
+            )
             raise _refused(ErrorCode.INVALID_PARAMETER, message)
         return params.model_copy(update={"structured_outputs": self.params})
 
@@ -168,7 +170,9 @@ def _object_schema(name: str, schema: Any) -> Any:
     """The schema of an object that satisfies `schema`."""
     kind = schema.get("type", "object") if isinstance(schema, Mapping) else None
     if not (kind == "object" or (isinstance(kind, list | tuple) and "object" in kind)):
-        message = f"tools: the parameters of {name!r:.140} are not the schema of an object"
+        message = (
+            f"tools: the parameters of {name!r:.140} are not the schema of an object: set type to object"
+        )
         raise _refused(ErrorCode.INVALID_GRAMMAR, message)
     # The library's own options could make it write what is not JSON.
     schema = {key: value for key, value in schema.items() if key != "x-guidance"}
@@ -237,9 +241,10 @@ def _no_grammar(tool_format: str | None, *, is_strict: bool) -> InvalidRequest:
     enforced = ", ".join(sorted(_FORMATS))
     if is_strict:
         message = f"tools: strict is not supported in the format of this model's tool calls, {tool_format}"
-        return _refused(ErrorCode.UNSUPPORTED_GRAMMAR, f"{message}; it is in {enforced}")
+        advice = "leave it out, or set tool_choice to required or a function"
+        return _refused(ErrorCode.UNSUPPORTED_GRAMMAR, f"{message}; it is in {enforced}: {advice}")
     message = f"parallel_tool_calls: false is not supported in this model's format, {tool_format}"
-    return _refused(ErrorCode.INVALID_PARAMETER, f"{message}; it is in {enforced}")
+    return _refused(ErrorCode.INVALID_PARAMETER, f"{message}; it is in {enforced}: leave it out")
 
 
 def _refused(code: ErrorCode, message: str) -> InvalidRequest:
