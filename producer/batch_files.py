@@ -105,8 +105,12 @@ class RowFile:
             ) from None
 
     def clear(self) -> None:
-        """Remove all rows: either all or none, if this process is killed meanwhile."""
+        """Remove all rows: either all or none, if this process is killed meanwhile.
+
+        They do not come back after a crash of the machine, when their lines may have rows in the output.
+        """
         os.ftruncate(self._fd, 0)
+        os.fsync(self._fd)
         self._size = 0
 
     def close(self) -> None:

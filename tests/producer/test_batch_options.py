@@ -91,7 +91,7 @@ async def test_a_retry_that_is_killed_is_resumed_without_the_option(
 async def test_ordered_rows_are_in_the_order_of_the_input(
     client: AsyncClient, worker: FakeWorker, files: Files
 ):
-    """The worker answers the jobs of each window backwards."""
+    """The worker answers the jobs that it can have backwards."""
     window = 5
     lines = [request(n, prompt="fail" if n % 7 == 3 else f"prompt {n}") for n in range(20)]
     files.write(*lines[:8], "not json", *lines[8:])
@@ -99,7 +99,8 @@ async def test_ordered_rows_are_in_the_order_of_the_input(
 
     async def answer_backwards(worker: FakeWorker, job: Job) -> None:
         held.append(job)
-        if len(held) == window - 1:  # one place of the window may be taken by the line that is refused
+        num_submitted = await worker.redis.xlen(worker.keys.jobs("low"))  # and not answered
+        if len(held) in (num_submitted, window - 1):
             while held:
                 await answer(worker, held.pop())
 
@@ -120,8 +121,8 @@ async def test_ordered_lines_wait_within_the_window(client: AsyncClient, worker:
     async def answer_the_first_last(worker: FakeWorker, job: Job) -> None:
         if job.prompt == "prompt 0":
             tasks.append(asyncio.create_task(answer_later(worker, job)))
-            return
-        await answer(worker, job)
+        else:
+            await answer(worker, job)
         if len(jobs) == 4:
             others_answered.set()
 
