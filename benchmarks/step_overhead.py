@@ -140,7 +140,7 @@ def parts_of_a_step(engine: Engine) -> dict[str, float]:
     clock.watch(ingine.engine.run.model_runner, "sample", "sample")
     clock.watch(engine._scheduler, "advance", "advance")
     clock.watch(engine._scheduler, "settle", "settle")
-    clock.watch(engine, "_append", "append, text, output")
+    clock.watch(engine._appender, "append", "append, text, output")
     for _ in range(NUM_STEPS):
         engine.step()
     ingine.engine.run.model_runner.pack, ingine.engine.run.model_runner.sample = pack, sample
