@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import cache
 from itertools import count, product
 from pathlib import Path
 
@@ -90,9 +91,20 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(model) -> dict[str, Uninterrupted]:
-    engine = Engine(EngineConfig(model=str(model), dtype="float32", device="cpu"))
-    return {name: killing.uninterrupted(engine, job) for name, job in JOBS.items()}
+def uninterrupted_in(model) -> Callable[[str], dict[str, Uninterrupted]]:
+    """What the jobs generate in a number format."""
+
+    @cache
+    def generate(dtype: str) -> dict[str, Uninterrupted]:
+        engine = Engine(EngineConfig(model=str(model), dtype=dtype, device="cpu"))
+        return {name: killing.uninterrupted(engine, job) for name, job in JOBS.items()}
+
+    return generate
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(uninterrupted_in) -> dict[str, Uninterrupted]:
+    return uninterrupted_in("float32")
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -114,16 +126,18 @@ async def test_the_jobs_are_what_they_are_to_be(uninterrupted):
     assert any(text.startswith("<think>") and "</think>" in text for text in marked)
 
 
-async def one_round(kills: Killing, name: str, number: int, when: str, expected: Uninterrupted) -> bool:
+async def one_round(
+    kills: Killing, name: str, number: int, when: str, expected: Uninterrupted, dtype: str
+) -> bool:
     """Kill a worker at a commit, and let another one end the job. Returns whether the first one died."""
-    queue = f"{name}-{number}-{when}"
+    queue = f"{name}-{number}-{when}-{dtype}"
     async with kills.client(queue) as client:
         job = await client.submit(**JOBS[name])
         live, parts = (asyncio.create_task(each(job)) for each in (killing.stream, killing.stream_in_parts))
         fate = {"crash": ("append", number, when), "step_s": STEP_S}
-        victim = await kills.worker(queue, "victim", fate=fate, async_scheduling=True)
+        victim = await kills.worker(queue, "victim", fate=fate, dtype=dtype, async_scheduling=True)
         died = await kills.ended_first(victim, job)  # the job may have fewer commits
-        heir = await kills.worker(queue, "heir", fate={})
+        heir = await kills.worker(queue, "heir", fate={}, dtype=dtype)
         early = {"live": await live, "in parts": await parts}
         received = await killing.received(job, early, HANGS_S)
     kills.end(victim, heir)
@@ -133,14 +147,15 @@ async def one_round(kills: Killing, name: str, number: int, when: str, expected:
     return died
 
 
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.wide)])
 @pytest.mark.parametrize("name", JOBS)
-async def test_kill_9_at_every_commit(kills, uninterrupted, name):
-    expected = uninterrupted[name]
+async def test_kill_9_at_every_commit(kills, uninterrupted_in, name, dtype):
+    expected = uninterrupted_in(dtype)[name]
     slots = asyncio.Semaphore(NUM_ROUNDS_AT_ONCE)
 
     async def in_turn(number: int, when: str) -> bool:
         async with slots:
-            return await one_round(kills, name, number, when, expected)
+            return await one_round(kills, name, number, when, expected, dtype)
 
     # A step has one token of each choice, except the first one, which computes the prompt for choice 0.
     rounds = list(product(range(1, expected.num_tokens + 2), ("amid", "after")))
