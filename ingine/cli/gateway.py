@@ -1,35 +1,23 @@
 """The command `ingine gateway`. Its flags are made from `ingine.gateway.settings`."""
 
-import inspect
-from functools import cached_property
+from collections.abc import Callable
 
 import typer
-import typer.core
-import typer.main
+
+from ingine.cli.settings_command import SettingsCommand
 
 
-class GatewayCommand(typer.core.TyperCommand):
-    """Makes its options when they are needed: they come from the settings, which load pydantic."""
-
-    @cached_property
-    def _with_flags(self) -> typer.core.TyperCommand:
+class GatewayCommand(SettingsCommand):
+    @staticmethod
+    def make() -> Callable[..., None]:
         from ingine.cli.settings_flags import with_flags
         from ingine.gateway.settings import FIELD_PREFIX, GatewaySettings
 
-        app = typer.Typer(add_completion=False)
-        app.command()(with_flags(gateway, GatewaySettings, without_prefix=FIELD_PREFIX))
-        return typer.main.get_command(app)
-
-    def get_params(self, context: typer.Context) -> list:
-        return self._with_flags.get_params(context)
-
-    def invoke(self, context: typer.Context) -> None:
-        self._with_flags.invoke(context)
+        return with_flags(gateway, GatewaySettings, without_prefix=FIELD_PREFIX)
 
 
 def register(app: typer.Typer) -> None:
-    # The function is not called: `GatewayCommand` has its own.
-    app.command("gateway", cls=GatewayCommand, help=inspect.getdoc(gateway))(lambda: None)
+    GatewayCommand.register(app, gateway)
 
 
 def gateway(**flags: object) -> None:

@@ -1,19 +1,17 @@
 """The command `ingine worker`. Its flags are made from `ingine.worker.settings`."""
 
 import gc
-import inspect
 import itertools
 import logging
 import os
 import signal
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-import typer.core
-import typer.main
 
+from ingine.cli.settings_command import SettingsCommand
 from ingine.worker.frozen_imports import frozen_imports
 
 if TYPE_CHECKING:
@@ -30,28 +28,17 @@ EXIT_NOW = 130
 """Exit status after a second signal, at which a worker exits without a hand-over."""
 
 
-class WorkerCommand(typer.core.TyperCommand):
-    """Makes its options when they are needed: they come from the settings, which load pydantic."""
-
-    @cached_property
-    def _with_flags(self) -> typer.core.TyperCommand:
+class WorkerCommand(SettingsCommand):
+    @staticmethod
+    def make() -> Callable[..., None]:
         from ingine.cli.settings_flags import with_flags
         from ingine.worker.settings import WorkerSettings
 
-        app = typer.Typer(add_completion=False)
-        app.command()(with_flags(worker, WorkerSettings))
-        return typer.main.get_command(app)
-
-    def get_params(self, context: typer.Context) -> list:
-        return self._with_flags.get_params(context)
-
-    def invoke(self, context: typer.Context) -> None:
-        self._with_flags.invoke(context)
+        return with_flags(worker, WorkerSettings)
 
 
 def register(app: typer.Typer) -> None:
-    # The function is not called: `WorkerCommand` has its own.
-    app.command("worker", cls=WorkerCommand, help=inspect.getdoc(worker))(lambda: None)
+    WorkerCommand.register(app, worker)
 
 
 def worker(**flags: object) -> None:
