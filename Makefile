@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 3
+GATEWAY_PORT ?= 8000
 REDIS_SERVER ?= redis-server
 # A file is tested by one process, as its tests share servers and models. On two cores three are faster than two,
 # since tests wait for processes to start and to die.
@@ -23,11 +24,11 @@ help: ## Show this list
 demo: $(STAMP) ## The main job end to end: server, two workers, one killed, no token lost
 	@$(BIN)/ingine demo $(ARGS)
 
-gateway: $(STAMP) ## OpenAI's HTTP API on port 8000, with a worker and a server; ARGS="--port 8001"
+gateway: $(STAMP) ## OpenAI's HTTP API on port 8000, with a worker and a server; GATEWAY_PORT=8001 for another
 	@echo "Once the worker is ready:" && \
-	echo "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\" && \
+	echo "curl http://localhost:$(GATEWAY_PORT)/v1/chat/completions -H 'Content-Type: application/json' \\" && \
 	echo "  -d '{\"model\": \"SmolLM2-135M-Instruct\", \"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'"
-	@$(BIN)/ingine worker & worker=$$!; trap "kill $$worker; wait" EXIT; $(BIN)/ingine gateway $(ARGS)
+	@$(BIN)/ingine worker & worker=$$!; trap "kill $$worker; wait" EXIT; $(BIN)/ingine gateway --port $(GATEWAY_PORT) $(ARGS)
 
 test: $(STAMP) ## Every promise and every kind of test; ARGS="-k name" for a part of it
 	@$(PYTEST) $(ARGS)
